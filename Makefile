@@ -1,0 +1,42 @@
+# make quickstart   run the main job: shipped model, shipped real data, a table and a report
+# make test         run the tests
+# make check        lint, types, layers
+# make clean        remove the environment and run folders
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test check clean
+
+quickstart: $(VENV)/run
+	$(BIN)/fedloom run quickstart
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_layers.py
+
+# torch comes first and by itself: what is installed after it finds it there and asks for no other build.
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch and what fedloom needs; this takes a minute or two."
+	$(PIP) install -c constraints.txt torch
+	@touch $@
+
+$(VENV)/run: $(VENV)/torch pyproject.toml
+	$(PIP) install -c constraints.txt -e ".[eval]"
+	@touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(PIP) install -c constraints.txt -e ".[eval,dev]"
+	@touch $@ $(VENV)/run
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,47 @@
+"""Pretrain the shipped model, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
+
+    vision     encoder on pictures (dense labels)          40 minutes on one core
+    language   tokenizer and decoder on words              30 minutes on one core
+    align      connector and decoder on pictured questions 40 minutes on two cores
+    export     the committed model folder in bfloat16
+    score      zero-shot scores by question type, beside the prior
+
+Needs the Debian packages openclipart-png and wordnet-base. Each stage keeps its last weights in the work
+folder; `vision` and `language` may run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("vision", "language", "align", "export", "score"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
+    parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    if arguments.stage == "vision":
+        from pretrain import vision
+
+        vision.train(arguments.work, arguments.minutes)
+    elif arguments.stage == "language":
+        from pretrain import language
+
+        language.train(arguments.work, arguments.minutes)
+    else:
+        from pretrain import align
+
+        {"align": align.train, "export": align.export, "score": align.score}[arguments.stage](
+            arguments.work, arguments.minutes
+        )
+
+
+if __name__ == "__main__":
+    main()

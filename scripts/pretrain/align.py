@@ -1,0 +1,232 @@
+"""Put encoder and decoder together: train connector and decoder on pictured questions, encoder frozen.
+
+Questions ask for names, WordNet classes and hypernyms, words that go with a picture, and about drawn
+scenes; the federated question (which of Unicode's groups?) is never asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pretrain import corpus, language, vision
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+)
+
+from fedloom.data.emoji import pretraining_records
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import answer_loss
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import SHIPPED, Vlm
+from fedloom.seeds import stream, torch_stream
+from fedloom.tasks import TASKS
+from fedloom.types import Conversation, Example, Presence
+
+BATCH = 48
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An augmented picture, used once."""
+
+    key: str
+    array: NDArray[np.uint8]
+
+    def pixels(self) -> NDArray[np.uint8]:
+        return self.array
+
+
+def assemble(work: Path) -> Vlm:
+    """Join the trained encoder and decoder with a fresh connector."""
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(**vision.CONFIG),
+        text_config=LlamaConfig(**language.CONFIG),
+        image_token_id=tokenizer.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=16,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(vision.trained(work).state_dict())
+    model.model.language_model.load_state_dict(language.trained(work).model.state_dict())
+    images = SiglipImageProcessor(size={"height": 64, "width": 64}, resample=3)
+    processor = LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=language.TEMPLATE,
+    )
+    with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
+        sample = torch.cat([vision.unit(corpus.emoji().pixels[:64])])
+        spread = FAMILIES["llava"].encode(model, sample).std()
+        model.model.multi_modal_projector.linear_1.weight.div_(spread)
+    model.requires_grad_(False).eval()
+    return Vlm("shipped", model, processor, FAMILIES["llava"], "")
+
+
+class Meanings:
+    """Classes and hypernyms of nouns, by their most frequent sense."""
+
+    def __init__(self, senses: list[corpus.Sense]) -> None:
+        self.by_word: dict[str, corpus.Sense] = {}
+        best: dict[str, int] = {}
+        for sense in senses:
+            if sense.lexname in language.NOUN_CLASSES:
+                for word, count in zip(sense.words, sense.counts, strict=True):
+                    if count > best.get(word, -1):
+                        self.by_word[word], best[word] = sense, count
+
+    def head(self, name: str) -> corpus.Sense | None:
+        """Find the sense of a name's last noun before "with", "in", "of" or a colon."""
+        core = name.lower().split(":")[0]
+        for joint in (" with ", " in ", " of ", " on ", " and "):
+            core = core.split(joint)[0]
+        words = core.split()
+        for start in range(len(words)):
+            found = self.by_word.get(" ".join(words[start:]))
+            if found is not None:
+                return found
+        return None
+
+
+def picture_questions(
+    source: corpus.Pictured, texts: list[str], meanings: Meanings, rng: np.random.Generator, index: int
+) -> tuple[str, str, bool]:
+    """Choose a question about one picture: (question, answer, whether the words may be shown as text)."""
+    name, words = source.names[index], source.words[index]
+    sense = meanings.head(name)
+    kind = rng.random()
+    if sense is not None and kind < 0.3:
+        return "What class is it?", sense.lexname, True
+    if sense is not None and kind < 0.5 and sense.hypernyms:
+        return "What kind of thing is it?", ", ".join(sense.hypernyms[: int(rng.integers(1, 4))]), True
+    if kind < 0.75 and name:
+        return "What is its name?", name, bool(texts[index] != name)
+    chosen = sorted(words[k] for k in rng.permutation(len(words))[:5])
+    return "Which words go with it?", ", ".join(chosen) or name, False
+
+
+def make_batch(
+    sources: list[tuple[corpus.Pictured, list[str], float]],
+    senses: tuple[list[corpus.Sense], NDArray[np.float64]],
+    meanings: Meanings,
+    step: int,
+) -> list[Conversation]:
+    """Draw one batch of conversations from pictures, drawn scenes and words."""
+    rng, generator = stream(0, "align", step=step), torch_stream(0, "align", step=step)
+    render: Callable[..., Conversation] = TASKS["vqa"].render
+    batch: list[Conversation] = []
+    for number, (source, texts, share) in enumerate(sources):
+        picks = rng.integers(len(source.kinds), size=round(share * BATCH))
+        moved = vision.augment(vision.unit(source.pixels[picks]), generator)
+        arrays = ((moved + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        for place, index in enumerate(picks):
+            question, answer, may_read = picture_questions(source, texts, meanings, rng, int(index))
+            seen = rng.random()
+            present = Presence(seen < 0.75 or not may_read, may_read and seen > 0.4)
+            picture = Shown(f"{step}/{number}/{place}", arrays[place])
+            example = Example("", question, answer, picture, texts[index], task="vqa")
+            batch.append(render(example, present, agnostic=bool(rng.random() < 0.3), answer_form="text"))
+    kinds = list(MAKERS)
+    for _ in range(10):
+        example = MAKERS[kinds[rng.integers(len(kinds))]](rng, "", "pretrain")
+        batch.append(render(example, Presence(True, False), agnostic=bool(rng.random() < 0.3), answer_form="text"))
+    while len(batch) < BATCH:
+        sense = senses[0][min(int(np.searchsorted(senses[1], rng.random())), len(senses[0]) - 1)]
+        batch.append(Conversation(*language.exercise(sense, rng)))
+    return batch
+
+
+def train(work: Path, minutes: float, steps: int = 6000) -> None:
+    """Train connector and decoder until `steps` or `minutes` are used up."""
+    vlm = assemble(work)
+    words = corpus.wordnet()
+    weight = np.array([(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words])
+    meanings = Meanings(words)
+    emo, art = corpus.emoji(), corpus.clip_art(work)
+    records = pretraining_records()
+    sources = [
+        (emo, [", ".join(record["keywords"]) for record in records], 0.42),
+        (art, [", ".join(found) for found in art.words], 0.2),
+    ]
+    model = vlm.model
+    groups = [
+        {"params": list(model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
+        {"params": list(model.model.language_model.parameters()), "peak": 8e-4},
+    ]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    begun, step, losses = time.time(), 0, []
+    while True:
+        done = max(step / steps, (time.time() - begun) / 60 / minutes)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            falling = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = group["peak"] * min(1, (step + 1) / 150) * falling
+        batch = make_batch(sources, (words, np.cumsum(weight / weight.sum())), meanings, step)
+        vlm.features.clear(), vlm.tokens.clear()
+        # By length in two halves: questions with a picture are longer, and padding costs time.
+        batch.sort(key=lambda one: (one.picture is not None) * 100 + len(one.user) / 4 + len(one.answer) / 4)
+        optimizer.zero_grad()
+        for half in (batch[: BATCH // 2], batch[BATCH // 2 :]):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = answer_loss(vlm, half) / 2
+            loss.backward()
+            losses.append(float(loss))
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            recent = 2 * np.mean(losses[-100:])
+            print(f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {recent:.3f}", flush=True)
+        if step % 200 == 0:
+            save(vlm, work)
+    save(vlm, work)
+    (work / "align.json").write_text(json.dumps({"steps": step, "minutes": (time.time() - begun) / 60}))
+
+
+def save(vlm: Vlm, work: Path) -> None:
+    """Keep the whole model, and the last one if the writing is cut short."""
+    tensors = {name: value for name, value in vlm.model.state_dict().items() if name != "lm_head.weight"}
+    temporary = work / "align.tmp"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+    temporary.replace(work / "align.safetensors")
+
+
+def export(work: Path, minutes: float) -> None:
+    """Write the shipped folder in bfloat16."""
+    del minutes
+    vlm = assemble(work)
+    vlm.model.load_state_dict(load_file(work / "align.safetensors"), strict=False)
+    vlm.model.generation_config.eos_token_id = 2
+    vlm.model.to(torch.bfloat16).save_pretrained(SHIPPED)
+    vlm.processor.save_pretrained(SHIPPED)
+    print({file.name: file.stat().st_size for file in sorted(SHIPPED.iterdir())})

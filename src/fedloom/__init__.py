@@ -1,0 +1,59 @@
+"""Fine-tune vision-language models across clients whose data cannot be pooled.
+
+    import fedloom
+    result = fedloom.run(fedloom.Experiment(name="mine", train={"rounds": 2}))
+
+Importing the package loads neither torch nor pydantic; they come with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedloom.experiment import Experiment, load_experiment
+
+__all__ = ["Experiment", "__version__", "load_experiment", "run"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Experiment", "load_experiment"):
+        from fedloom import experiment
+
+        return getattr(experiment, name)
+    raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
+
+
+def run(experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False) -> dict[str, Any]:
+    """Run an experiment, go on with one that was interrupted, or read the result of one that is finished.
+
+    Args:
+        experiment: What to run.
+        out: The run folder; None takes `runs/<name>-<first 8 of the digest>`.
+        quiet: Show no progress.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        UserError: The folder holds something else, or the experiment cannot run as it is.
+    """
+    import json
+
+    from fedloom.runner import resume_run, run_experiment
+    from fedloom.folder import default_folder, folder_state
+    from fedloom.progress import make_progress
+
+    folder = default_folder(experiment) if out is None else Path(out)
+    state = folder_state(folder, experiment)
+    if state == "finished":
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    progress = make_progress(quiet)
+    try:
+        if state == "unfinished":
+            return resume_run(folder, progress)
+        return run_experiment(experiment, folder, progress)
+    finally:
+        progress.close()

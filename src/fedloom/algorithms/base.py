@@ -1,0 +1,155 @@
+"""What a federated algorithm is: four pure functions for the server and three for the client.
+
+The server half never calls a client; it maps a state and updates to a state. The client half changes
+gradients while the client trains. Both act on flat vectors, so a page reads like its paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite, sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedloom.params import Params
+from fedloom.types import Broadcast, ClientUpdate, Tensors
+
+Diagnostics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that a server remembers between rounds.
+
+    Attributes:
+        params: The global parameters.
+        round: Number of rounds applied so far.
+        slots: Named tensors of the algorithm (momenta, control variates); saved as they are.
+    """
+
+    params: Params
+    round: int = 0
+    slots: Tensors = field(default_factory=dict[str, Tensor])
+
+
+class LocalRule(NamedTuple):
+    """What an algorithm does inside a client's training; `carry` is a dict of tensors passed along.
+
+    Attributes:
+        begin: (broadcast, memory) → carry. `memory` is what this client kept from its last round, or {}.
+        correct: (grads, params, carry) → (grads, carry), called at every step after clipping. `grads`
+            and `params` are flat, shape [P] or [K, P]; the result is what the local optimiser sees.
+        finish: (carry, steps) → (extras, memory): what to send besides the delta, and what to keep.
+            `steps` is the number of optimiser steps taken, at least 1.
+    """
+
+    begin: Callable[[Broadcast, Tensors], Tensors]
+    correct: Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
+    finish: Callable[[Tensors, int], tuple[Tensors, Tensors]]
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm as a value.
+
+    Attributes:
+        init: Global parameters → state before the first round.
+        broadcast: State → what every client of the round receives; `.params` is the model to evaluate.
+        apply: (state, updates) → (state, diagnostics). Takes updates in any order, sums in client-id
+            order, changes nothing it was given, and raises ValueError for no update at all, for a
+            layout other than the state's, and for a weight that is not finite and positive.
+        local: The client half.
+    """
+
+    init: Callable[[Params], ServerState]
+    broadcast: Callable[[ServerState], Broadcast]
+    apply: Callable[[ServerState, Iterable[ClientUpdate]], tuple[ServerState, Diagnostics]]
+    local: LocalRule
+
+
+def _begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
+    return {}
+
+
+def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+    return grads, carry
+
+
+def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    return {}, {}
+
+
+PLAIN = LocalRule(_begin, _correct, _finish)
+"""The rule that leaves local training alone."""
+
+
+def chain(first: LocalRule, second: LocalRule) -> LocalRule:
+    """Apply two rules one after the other, keeping what each carries, sends and remembers apart.
+
+    Example:
+        >>> chain(PLAIN, PLAIN).finish({}, 1)
+        ({}, {})
+    """
+    rules = {"0": first, "1": second}
+
+    def part(tensors: Tensors, key: str) -> Tensors:
+        return {name[2:]: value for name, value in tensors.items() if name.startswith(f"{key}.")}
+
+    def joined(parts: Mapping[str, Tensors]) -> Tensors:
+        return {f"{key}.{name}": value for key, tensors in parts.items() for name, value in tensors.items()}
+
+    def begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
+        return joined({key: rule.begin(broadcast, part(memory, key)) for key, rule in rules.items()})
+
+    def correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+        carries: dict[str, Tensors] = {}
+        for key, rule in rules.items():
+            grads, carries[key] = rule.correct(grads, params, part(carry, key))
+        return grads, joined(carries)
+
+    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        ends = {key: rule.finish(part(carry, key), steps) for key, rule in rules.items()}
+        # Extras keep their plain names: the server half that reads them knows nothing of the chain.
+        extras = {name: value for sent, _ in ends.values() for name, value in sent.items()}
+        return extras, joined({key: memory for key, (_, memory) in ends.items()})
+
+    return LocalRule(begin, correct, finish)
+
+
+def with_rule(algorithm: FederatedAlgorithm, rule: LocalRule) -> FederatedAlgorithm:
+    """Add a local rule to an algorithm, after the algorithm's own."""
+    return algorithm._replace(local=chain(algorithm.local, rule))
+
+
+def positive(**values: float) -> None:
+    """Check settings by name.
+
+    Raises:
+        ValueError: One is not finite and above zero.
+    """
+    for name, value in values.items():
+        if not (isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}; it must be a positive number")
+
+
+def fraction(**values: float) -> None:
+    """Check settings by name.
+
+    Raises:
+        ValueError: One is not at least 0 and below 1.
+    """
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+def norm(vector: Tensor) -> float:
+    """Return the Euclidean norm of a flat vector, for a diagnostic."""
+    return sqrt(float(vector.dot(vector)))
+
+
+def zeros_like(params: Params) -> Tensor:
+    """Return zeros of shape [P] for a slot."""
+    return torch.zeros_like(params.flat)

@@ -1,0 +1,54 @@
+"""FedAvg: average what clients learnt, weighted by how many examples they hold.
+
+    x ← x + η · Σ_k (n_k / n) · Δ_k,   Δ_k = x_k − x
+
+with x the global parameters (`state.params`), x_k client k's after its local epochs, n_k its number of
+examples (`update.weight`), η the server step (`lr`).
+
+Reference: H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-Efficient
+Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorithm 1.
+
+Differs from the paper: averages deltas instead of parameters, which is the same at η = 1; n is the number
+of examples of the round's cohort (the corrected reading of line 8, as in later versions of the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fedloom.algorithms.aggregate import mean_delta, ordered
+from fedloom.algorithms.base import (
+    PLAIN,
+    Diagnostics,
+    FederatedAlgorithm,
+    LocalRule,
+    ServerState,
+    norm,
+    positive,
+)
+from fedloom.params import Params
+from fedloom.types import Broadcast, ClientUpdate
+
+
+def fedavg(*, lr: float = 1.0, uniform: bool = False, local: LocalRule = PLAIN) -> FederatedAlgorithm:
+    """Make FedAvg.
+
+    Args:
+        lr: Server step η, > 0; 1 is the paper's.
+        uniform: Weigh all clients alike instead of by number of examples.
+        local: The client half.
+    """
+    positive(lr=lr)
+
+    def init(params: Params) -> ServerState:
+        return ServerState(params)
+
+    def broadcast(state: ServerState) -> Broadcast:
+        return Broadcast(state.params)
+
+    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+        delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
+        params = state.params.with_flat(state.params.flat + lr * delta)
+        return ServerState(params, state.round + 1), {"delta_norm": norm(delta)}
+
+    return FederatedAlgorithm(init, broadcast, apply, local)

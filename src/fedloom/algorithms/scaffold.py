@@ -1,0 +1,89 @@
+"""SCAFFOLD: control variates that take the clients' disagreement out of every local step.
+
+    local step      w ← w − η_l (g − c_i + c)
+    client's next   c_i⁺ = mean of its g over the local steps
+    server          x ← x + η_g · mean_{i∈S} Δ_i,      c ← c + (|S| / N) · mean_{i∈S} (c_i⁺ − c_i)
+
+with x the global parameters, g a client's gradient, c_i what client i remembers (memory `control`, zero
+at first), c the server's (slot and extra `control`), S the cohort, N the number of all clients
+(`clients`), η_g the server step (`lr`). A client sends c_i⁺ − c_i as extra `control`.
+
+Reference: S. P. Karimireddy, S. Kale, M. Mohri, S. J. Reddi, S. U. Stich, A. T. Suresh, "SCAFFOLD:
+Stochastic Controlled Averaging for Federated Learning", arXiv 1910.06378v4, Algorithm 1.
+
+Differs from the paper: c_i⁺ is the mean of the client's own gradients along its path. Under plain SGD with
+a constant step η_l and K steps that is exactly option II, c_i − c + (x − w) / (K η_l); unlike option II it
+stays a gradient when the local optimiser is AdamW, decays weights or follows a schedule. Gradients are
+those after clipping. Under AdamW the corrected gradient passes through the optimiser's own scaling, which
+the paper's analysis does not cover. With `uniform=False` both means go by number of examples, so that the
+objective is FedAvg's; with partial cohorts c is then only roughly the weighted mean of all c_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.aggregate import extra, mean_delta, ordered, shares, weighted_sum
+from fedloom.algorithms.base import (
+    Diagnostics,
+    FederatedAlgorithm,
+    LocalRule,
+    ServerState,
+    norm,
+    positive,
+    zeros_like,
+)
+from fedloom.params import Params
+from fedloom.types import Broadcast, ClientUpdate, Tensors
+
+
+def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> FederatedAlgorithm:
+    """Make SCAFFOLD.
+
+    Args:
+        clients: Number N of all clients, in the cohort or not, ≥ 1.
+        lr: Server step η_g, > 0.
+        uniform: Weigh all clients alike, as the paper does, instead of by number of examples.
+    """
+    positive(clients=clients, lr=lr)
+
+    def init(params: Params) -> ServerState:
+        return ServerState(params, slots={"control": zeros_like(params)})
+
+    def broadcast(state: ServerState) -> Broadcast:
+        return Broadcast(state.params, {"control": state.slots["control"]})
+
+    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+        found = ordered(updates, state.params.layout)
+        if len(found) > clients:
+            raise ValueError(f"a cohort of {len(found)} clients, but there are only {clients} in all")
+        shape = (state.params.layout.size,)
+        delta = mean_delta(found, uniform=uniform)
+        change = weighted_sum(
+            found, shares(found, uniform=uniform), lambda update: extra(update, "control", shape)
+        )
+        params = state.params.with_flat(state.params.flat + lr * delta)
+        control = state.slots["control"] + len(found) / clients * change
+        diagnostics = {"delta_norm": norm(delta), "control_norm": norm(control)}
+        return ServerState(params, state.round + 1, {"control": control}), diagnostics
+
+    return FederatedAlgorithm(init, broadcast, apply, LocalRule(_begin, _correct, _finish))
+
+
+def _begin(sent: Broadcast, memory: Tensors) -> Tensors:
+    server = sent.extras["control"]
+    zeros = torch.zeros_like(server)
+    own = memory.get("control", zeros)
+    return {"own": own, "shift": server - own, "total": zeros}
+
+
+def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+    return grads + carry["shift"], {**carry, "total": carry["total"] + grads}
+
+
+def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    own = carry["total"] / steps
+    return {"control": own - carry["own"]}, {"control": own}

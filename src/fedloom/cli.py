@@ -1,0 +1,318 @@
+"""The command `fedloom`. It imports what a command needs when that command runs, so that help is quick."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedloom import __version__
+from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.experiment import Experiment
+    from fedloom.progress import Progress
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="fedloom",
+    help="Fine-tune vision-language models across clients whose data cannot be pooled.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from fedloom.experiment import recipes
+
+    return [name for name in recipes() if name.startswith(incomplete)]
+
+
+def _complete_key(incomplete: str) -> list[str]:
+    from fedloom.document import dotted
+    from fedloom.experiment import Experiment
+    from fedloom.mistakes import key_descriptions
+
+    keys = (dotted(path) for path, _ in key_descriptions(Experiment.model_json_schema()))
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe's name or a YAML or JSON file.", autocompletion=_complete_recipe
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key, e.g. train.lr=3e-4; may be given often.",
+        autocompletion=_complete_key,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")]
+
+
+@contextmanager
+def _courteous(debug: bool) -> Iterator[None]:
+    """Tell a user's mistake in its own words, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"fedloom: {error}", err=True)
+        raise typer.Exit(USER_ERROR) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedloom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment and show its table."""
+    with _courteous(debug):
+        from fedloom.experiment import load_experiment
+        from fedloom.folder import default_folder, folder_state
+
+        experiment = load_experiment(recipe, changes or ())
+        folder = default_folder(experiment) if out is None else out
+        state = folder_state(folder, experiment)
+        if state == "unfinished":
+            raise UserError(
+                f"{folder} holds this experiment, interrupted; go on with `fedloom resume {folder}`"
+            )
+        if state == "finished":
+            _show_finished(folder, as_json)
+        else:
+            _show(_work(folder, quiet, experiment), folder, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an interrupted run.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with an interrupted run."""
+    with _courteous(debug):
+        _check_run(folder)
+        if (folder / "result.json").is_file():
+            _show_finished(folder, as_json)
+        else:
+            _show(_work(folder, quiet, None), folder, as_json)
+
+
+def _work(folder: Path, quiet: bool, experiment: Experiment | None) -> dict[str, Any]:
+    """Run an experiment, or resume the folder's where none is given."""
+    from fedloom.runner import resume_run, run_experiment
+    from fedloom.progress import make_progress
+
+    progress: Progress = make_progress(quiet)
+    try:
+        if experiment is None:
+            return resume_run(folder, progress)
+        return run_experiment(experiment, folder, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        begun = (folder / "experiment.json").is_file()
+        told = f"`fedloom resume {folder}` goes on from there" if begun else "nothing was begun"
+        typer.echo(f"fedloom: interrupted; {told}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.close()
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "experiment.json").is_file():
+        raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
+
+
+def _show_finished(folder: Path, as_json: bool) -> None:
+    told = f"{folder} is finished; to run it again, delete the folder or choose another with --out"
+    typer.echo(f"fedloom: {told}", err=True)
+    _show(json.loads((folder / "result.json").read_text(encoding="utf-8")), folder, as_json)
+
+
+def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False, sort_keys=True))
+        return
+    from fedloom.report.tables import terminal_table
+
+    typer.echo(terminal_table(dict(result)))
+    for what in ("report", "adapter"):
+        if result.get(what) and (folder / result[what]).exists():
+            typer.echo(f"{what.capitalize() + ':':9}{folder / result[what]}")
+
+
+@app.command()
+def validate(recipe: Recipe, changes: Changes = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Check an experiment without running it; --json writes it with every default."""
+    with _courteous(debug):
+        from fedloom.experiment import load_experiment
+        from fedloom.folder import default_folder
+
+        experiment = load_experiment(recipe, changes or ())
+        if as_json:
+            typer.echo(experiment.to_json(), nl=False)
+        else:
+            typer.echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
+
+
+@app.command()
+def show(recipe: Recipe, debug: Debug = False) -> None:
+    """Print a recipe, ready to be copied into a file of your own."""
+    with _courteous(debug):
+        from fedloom.experiment import experiment_text
+
+        typer.echo(experiment_text(recipe)[0], nl=False)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; the default is DIR/report.html, for several runs comparison.html."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run, or compare several on one page."""
+    with _courteous(debug):
+        from fedloom.report.page import write_report
+
+        for folder in folders:
+            _check_run(folder)
+        page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
+        write_report(folders, page)
+        typer.echo(f"Report: {page}")
+
+
+def _about(value: Any) -> str:
+    """Return the first line of a docstring, without its pointer to other code."""
+    return (inspect.getdoc(value) or "").partition("\n")[0].partition(" See `")[0]
+
+
+def _recipes() -> dict[str, str]:
+    from fedloom.experiment import recipes
+
+    first_lines = {
+        name: file.read_text(encoding="utf-8").partition("\n")[0] for name, file in recipes().items()
+    }
+    return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
+
+
+def _algorithms() -> dict[str, str]:
+    from fedloom.algorithms import ALGORITHMS
+
+    # The first line of a factory says "Make X."; the first line of its page says what X does.
+    return {name: _about(inspect.getmodule(make)) for name, make in ALGORITHMS.items()}
+
+
+def _datasets() -> dict[str, str]:
+    from fedloom.data import DATASETS
+
+    return {name: _about(inspect.getmodule(load)) for name, load in DATASETS.items()}
+
+
+def _models() -> dict[str, str]:
+    from fedloom.models.families import FAMILIES
+
+    shipped = {"shipped": "The small model that comes with fedloom; needs no download."}
+    return shipped | {name: family.summary for name, family in FAMILIES.items()}
+
+
+def _strategies() -> dict[str, str]:
+    from fedloom.tuning.strategy import STRATEGIES
+
+    ways = {"full": "in full", "lora": "by low-rank adapters"}
+    return {
+        name: f"Train {' and '.join(f'the {part} {ways[way]}' for part, way in parts.items())}."
+        for name, parts in STRATEGIES.items()
+    }
+
+
+def _scenarios() -> dict[str, str]:
+    from fedloom.scenarios import PARTITIONS, PATTERNS
+
+    sides = {"partition": PARTITIONS, "pattern": PATTERNS}
+    return {f"{side}={name}": _about(draw) for side, draws in sides.items() for name, draw in draws.items()}
+
+
+def _methods() -> dict[str, str]:
+    from fedloom.methods import ABOUT
+
+    return ABOUT | _algorithms()
+
+
+_LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "recipes": _recipes,
+    "algorithms": _algorithms,
+    "datasets": _datasets,
+    "models": _models,
+    "strategies": _strategies,
+    "scenarios": _scenarios,
+    "methods": _methods,
+}
+
+
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in _LISTS if kind.startswith(incomplete)]
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_LISTS)}.", autocompletion=_complete_kind)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what there is to choose from."""
+    with _courteous(debug):
+        if kind not in _LISTS:
+            from fedloom.mistakes import unknown
+
+            raise UserError(unknown("list", kind, list(_LISTS)))
+        rows = _LISTS[kind]()
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+            return
+        width = max(map(len, rows))
+        for name, about in rows.items():
+            typer.echo(f"{name:{width}}  {about}".rstrip())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

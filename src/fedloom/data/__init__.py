@@ -1,0 +1,61 @@
+"""Data sets by name, and the one way to load them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedloom.data.base import DataSettings, Loader, thin
+from fedloom.data.digits import load_digits
+from fedloom.data.emoji import load_emoji
+from fedloom.data.folder import load_folder
+from fedloom.data.shapes import load_shapes
+from fedloom.types import DataSet, UserError
+
+__all__ = ["DATASETS", "DataSettings", "Loader", "load_data"]
+
+DATASETS: dict[str, Loader] = {
+    "emoji": load_emoji,
+    "digits": load_digits,
+    "shapes": load_shapes,
+    "folder": load_folder,
+}
+
+
+def load_data(settings: DataSettings, seed: int) -> DataSet:
+    """Load the data set that the settings name, check it, and keep at most `limit` training examples.
+
+    Args:
+        settings: The `data` section of an experiment.
+        seed: The experiment's seed; draws come from its streams "split" and "limit".
+
+    Raises:
+        UserError: An unknown name, too many bad records, or nothing left to train or test on.
+    """
+    if settings.name not in DATASETS:
+        raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(DATASETS)}")
+    data = DATASETS[settings.name](settings, seed)
+    _check_rejected(data, settings.max_rejected)
+    for part, examples in (("training", data.train), ("test", data.test)):
+        if not examples:
+            where = settings.root or settings.name
+            counts = f"{len(data.train)} to train, {len(data.test)} to test, {len(data.rejected)} bad"
+            raise UserError(
+                f"data: no {part} example is left of {where} ({counts}); "
+                "add records, or change data.test_share or their split"
+            )
+    if settings.limit is not None:
+        data = replace(data, train=thin(data.train, settings.limit, seed))
+    return data
+
+
+def _check_rejected(data: DataSet, cap: float) -> None:
+    count = len(data.rejected)
+    total = count + len(data.train) + len(data.test)
+    if count and count / total > cap:
+        first = "".join(f"\n  {bad}" for bad in data.rejected[:5])
+        more = f"\n  and {count - 5} more" if count > 5 else ""
+        raise UserError(
+            f"data.max_rejected: {count} of {total} records ({count / total:.1%}) are bad, "
+            f"more than the {cap:.1%} allowed:{first}{more}\n"
+            "Mend them, or allow a larger share with data.max_rejected."
+        )

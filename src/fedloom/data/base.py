@@ -1,0 +1,130 @@
+"""What a data set's loader is given, and how examples are divided without parting twins."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from numpy.random import Generator
+
+from fedloom.seeds import stream
+from fedloom.types import DataSet, Example
+
+FILES = Path(__file__).parent / "files"
+"""Where the shipped data sets lie."""
+
+
+class DataSettings(Protocol):
+    """The `data` section of an experiment, as far as loaders read it."""
+
+    @property
+    def name(self) -> str:
+        """A key of `fedloom.data.DATASETS`."""
+        ...
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of the user's own data."""
+        ...
+
+    @property
+    def test_share(self) -> float:
+        """Share of examples held out, between 0 and 1 exclusive."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """At most this many training examples."""
+        ...
+
+    @property
+    def max_rejected(self) -> float:
+        """The share of records that may be set aside before loading fails."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Which tasks to make, for data sets that offer several."""
+        ...
+
+
+Loader = Callable[[DataSettings, int], DataSet]
+"""(settings, seed) → data set."""
+
+
+def divide(
+    examples: Sequence[Example], twins: Sequence[Sequence[Hashable]], share: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Divide examples into train and test, alike in answers and with twins on one side.
+
+    Args:
+        examples: What to divide; both parts keep this order.
+        twins: For each example the things it must not be parted over (a picture's key, a base); two
+            examples that have one in common, directly or through others, stay together.
+        share: Share of test examples, 0..1 exclusive; met as closely as twins allow.
+        seed: The experiment's seed; draws come from its stream "split".
+
+    Returns:
+        (train, test). One side is empty only where all examples hang together.
+    """
+    count = min(max(round(share * len(examples)), 1), len(examples) - 1)
+    chosen = _spread(examples, _families(twins), count, stream(seed, "split"))
+    return (
+        tuple(example for index, example in enumerate(examples) if index not in chosen),
+        tuple(example for index, example in enumerate(examples) if index in chosen),
+    )
+
+
+def thin(examples: Sequence[Example], limit: int, seed: int) -> tuple[Example, ...]:
+    """Keep exactly min(limit, all) examples in order, alike in answers, from the stream "limit"."""
+    families = [[index] for index in range(len(examples))]
+    chosen = _spread(examples, families, min(limit, len(examples)), stream(seed, "limit"))
+    return tuple(examples[index] for index in sorted(chosen))
+
+
+def _stratum(example: Example) -> str:
+    return example.answer if example.options else example.group or ""
+
+
+def _spread(
+    examples: Sequence[Example], families: Sequence[Sequence[int]], count: int, rng: Generator
+) -> set[int]:
+    """Choose at most `count` indices in whole families, from every stratum in proportion."""
+    strata: dict[str, list[Sequence[int]]] = defaultdict(list)
+    for family in families:
+        strata[_stratum(examples[family[0]])].append(family)
+    names = sorted(strata)
+    chosen: set[int] = set()
+    seen = 0
+    for at in rng.permutation(len(names)):
+        stratum = strata[names[at]]
+        seen += sum(map(len, stratum))
+        # The target is cumulative, so that what one stratum could not give the next one makes up for.
+        target = round(count * seen / len(examples))
+        for index in rng.permutation(len(stratum)):
+            if len(chosen) + len(stratum[index]) <= target:
+                chosen.update(stratum[index])
+    return chosen
+
+
+def _families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """Group indices that are connected by shared keys, each family and the list in index order."""
+    parent = list(range(len(twins)))
+
+    def head(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[Hashable, int] = {}
+    for index, keys in enumerate(twins):
+        for key in keys:
+            low, high = sorted((head(first.setdefault(key, index)), head(index)))
+            parent[high] = low
+    families: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(twins)):
+        families[head(index)].append(index)
+    return list(families.values())

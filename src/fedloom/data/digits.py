@@ -1,0 +1,42 @@
+"""Digits: 1,797 handwritten digits of 8 × 8 pixels, no text; small enough to check an idea in seconds.
+
+Reference: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, 1998 (the test part, as scikit-learn ships it). scripts/make_digits.py makes both files.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fedloom.data.base import FILES, DataSettings, divide
+from fedloom.data.pictures import ZipPicture
+from fedloom.types import DataSet, Example
+
+QUESTION = "Which digit is shown?"
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def load_digits(settings: DataSettings, seed: int) -> DataSet:
+    """Load the digits; pictures that are equal to the last pixel stay on one side.
+
+    Args:
+        settings: `test_share` is read.
+        seed: Decides the division.
+    """
+    with open(FILES / "digits.jsonl", encoding="utf-8") as lines:
+        examples = [_example(**json.loads(line)) for line in lines]
+    twins = [(example.image.key,) if example.image else () for example in examples]
+    train, test = divide(examples, twins, settings.test_share, seed)
+    return DataSet("digits", train, test)
+
+
+def _example(id: str, digit: int) -> Example:
+    return Example(
+        id=id,
+        question=QUESTION,
+        answer=DIGITS[digit],
+        image=ZipPicture(FILES / "digits.zip", f"{id}.png"),
+        label=digit,
+        group=DIGITS[digit],
+        options=DIGITS,
+    )

@@ -1,0 +1,149 @@
+"""Records from files that nobody checked: JSON lines, or one JSON list. Bad ones are told, never lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from fedloom.types import Rejected, UserError
+
+MAX_LINE = 1_000_000
+"""Most bytes of one line; what is longer is skipped without being held in memory."""
+
+_BOM = b"\xef\xbb\xbf"
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One JSON object and where it stands.
+
+    Attributes:
+        file: The file's name.
+        unit: "line", or "entry" of a JSON list.
+        number: Which line or entry, counted from 1.
+        values: The object.
+    """
+
+    file: str
+    unit: str
+    number: int
+    values: dict[str, Any]
+
+    def rejected(self, reason: str) -> Rejected:
+        """Set this record aside."""
+        return _rejected(self.file, self.unit, self.number, reason)
+
+
+def read_records(path: Path) -> Iterator[Raw | Rejected]:
+    """Yield the records of a `.jsonl` file, or else of a JSON list, in their order.
+
+    Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
+    Python's habit, are NaN, Infinity and an object that names a key twice.
+
+    Raises:
+        UserError: A JSON list as a whole cannot be read; in JSON lines only the bad line is lost.
+    """
+    return _json_lines(path) if path.suffix.lower() == ".jsonl" else _json_list(path)
+
+
+def kind(value: Any) -> str:
+    """Say in words what kind of JSON value this is.
+
+    Example:
+        >>> kind([]), kind(True), kind(1.5)
+        ('a list', 'true or false', 'a number')
+    """
+    return _KINDS.get(type(value), "a number")
+
+
+def shown(value: str) -> str:
+    """Quote a text for a message: short, on one line, printable."""
+    return repr(value if len(value) <= 80 else value[:79] + "…")
+
+
+def _json_lines(path: Path) -> Iterator[Raw | Rejected]:
+    name = _printable(path.name)
+    with open(path, "rb") as file:
+        for line, content in _lines(file):
+            if content is None:
+                yield Rejected(name, line, f"line is longer than {MAX_LINE:,} bytes")
+            elif content.strip():
+                try:
+                    yield _raw(_parsed(content.rstrip()), name, "line", line)
+                except ValueError as error:
+                    yield Rejected(name, line, str(error))
+
+
+def _json_list(path: Path) -> Iterator[Raw | Rejected]:
+    name = _printable(path.name)
+    try:
+        entries = _parsed(path.read_bytes().removeprefix(_BOM))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: a .json file holds a list of entries, not {kind(entries)}")
+    for number, entry in enumerate(entries, 1):
+        yield _raw(entry, name, "entry", number)
+
+
+def _raw(value: Any, name: str, unit: str, number: int) -> Raw | Rejected:
+    if not isinstance(value, dict):
+        return _rejected(name, unit, number, f"{kind(value)} instead of an object")
+    return Raw(name, unit, number, value)
+
+
+def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
+    return (
+        Rejected(file, number, reason)
+        if unit == "line"
+        else Rejected(file, None, f"entry {number}: {reason}")
+    )
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (line number, content); None stands for a line that is too long."""
+    number = 0
+    while content := file.readline(MAX_LINE + 1):
+        number += 1
+        if number == 1:
+            content = content.removeprefix(_BOM)
+        if len(content) <= MAX_LINE or content.endswith(b"\n"):
+            yield number, content
+            continue
+        while content and not content.endswith(b"\n"):
+            content = file.readline(MAX_LINE)
+        yield number, None
+
+
+def _parsed(content: bytes) -> Any:
+    """Parse strict JSON, or raise ValueError with the reason."""
+    try:
+        return json.loads(content.decode(), parse_constant=_no_constant, object_pairs_hook=_distinct)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"bad JSON at {line}column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("bad JSON: nested too deeply") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"bad JSON: {name} is not a JSON number")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"bad JSON: key {shown(key)} appears twice")
+        found[key] = value
+    return found
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()

@@ -1,0 +1,240 @@
+"""Drawn scenes with exact answers, in any number, for four kinds of task.
+
+A scene is a 64 px picture with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
+eight shapes, eight colours and two sizes. Everything is drawn from named random streams, so scene number
+i of a seed is the same whoever asks for it, and no file is needed.
+
+    task             question                         answer
+    classification   Which shape is shown?            one of eight shapes (options)
+    vqa              What color is the big circle?    red
+    captioning       Describe the picture.            a big red circle in row 1, column 2
+    grounding        Where is the red circle?         [18, 2, 30, 14]   (x0, y0, x1, y1 in pixels, ends included)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi, sin
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from fedloom.seeds import stream
+from fedloom.types import DataSet, Example
+
+if TYPE_CHECKING:
+    from fedloom.data import DataSettings
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "bar")
+COLORS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 90, 200),
+    "yellow": (240, 210, 30),
+    "orange": (255, 127, 14),
+    "purple": (130, 70, 180),
+    "brown": (120, 75, 50),
+    "black": (20, 20, 20),
+}
+SIZES = ("small", "big")
+RADIUS = {"small": 4, "big": 7}
+SIDE, CELL, LATTICE = 64, 16, 4
+BACKGROUND = (245, 245, 245)
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object: where its centre is (pixels) and what it looks like."""
+
+    x: int
+    y: int
+    shape: str
+    color: str
+    size: str
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The outermost pixels (x0, y0, x1, y1), ends included."""
+        r = RADIUS[self.size]
+        half = r // 2 if self.shape == "bar" else r
+        return self.x - r, self.y - half, self.x + r, self.y + half
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Row and column on the lattice, counted from 1."""
+        return self.y // CELL + 1, self.x // CELL + 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.size} {self.color} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture that is drawn when its pixels are asked for."""
+
+    things: tuple[Thing, ...]
+
+    @property
+    def key(self) -> str:
+        return "scene-" + hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]
+
+    def pixels(self) -> NDArray[np.uint8]:
+        zoom = 2  # drawn at twice the size and shrunk, for smooth edges
+        canvas = Image.new("RGB", (SIDE * zoom, SIDE * zoom), BACKGROUND)
+        draw = ImageDraw.Draw(canvas)
+        for thing in self.things:
+            _draw(draw, thing, zoom)
+        return np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def _draw(draw: ImageDraw.ImageDraw, thing: Thing, zoom: int) -> None:
+    color = COLORS[thing.color]
+    x0, y0, x1, y1 = (value * zoom for value in thing.box)
+    x1, y1 = x1 + zoom - 1, y1 + zoom - 1
+    cx, cy, r = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
+    if thing.shape == "circle":
+        draw.ellipse((x0, y0, x1, y1), fill=color)
+    elif thing.shape == "ring":
+        draw.ellipse((x0, y0, x1, y1), outline=color, width=max(2, round(r / 2.5)))
+    elif thing.shape in ("square", "bar"):
+        draw.rectangle((x0, y0, x1, y1), fill=color)
+    elif thing.shape == "triangle":
+        draw.polygon([(cx, y0), (x1, y1), (x0, y1)], fill=color)
+    elif thing.shape == "diamond":
+        draw.polygon([(cx, y0), (x1, cy), (cx, y1), (x0, cy)], fill=color)
+    elif thing.shape == "cross":
+        arm = r / 3
+        draw.rectangle((cx - arm, y0, cx + arm, y1), fill=color)
+        draw.rectangle((x0, cy - arm, x1, cy + arm), fill=color)
+    else:
+        angles = [(k * pi / 5, r if k % 2 == 0 else 0.42 * r) for k in range(10)]
+        draw.polygon([(cx + d * sin(a), cy - d * cos(a)) for a, d in angles], fill=color)
+
+
+def draw_scene(rng: np.random.Generator, count: int, pool: str) -> Scene:
+    """Draw `count` objects, no two of one shape and color, into different cells of a scene of `pool`.
+
+    Half of all scenes, told by their key, belong to the pool "pretrain" and half to "federated", so that
+    the shipped model never saw a scene that a federated run trains or tests on.
+    """
+    while True:
+        scene = _draw_any(rng, count)
+        if pool == ("pretrain" if scene.key[-1] in "01234567" else "federated"):
+            return scene
+
+
+def _draw_any(rng: np.random.Generator, count: int) -> Scene:
+    cells = rng.permutation(LATTICE * LATTICE)[:count]
+    things: list[Thing] = []
+    for cell in cells:
+        while True:
+            shape = SHAPES[rng.integers(len(SHAPES))]
+            color = list(COLORS)[rng.integers(len(COLORS))]
+            size = SIZES[rng.integers(len(SIZES))]
+            if all((thing.shape, thing.color) != (shape, color) for thing in things):
+                break
+        jitter = rng.integers(-1, 1, size=2)  # a big object still stays inside its cell
+        x = int(cell) % LATTICE * CELL + CELL // 2 + int(jitter[0])
+        y = int(cell) // LATTICE * CELL + CELL // 2 + int(jitter[1])
+        things.append(Thing(x, y, shape, color, size))
+    return Scene(tuple(things))
+
+
+def _pick(rng: np.random.Generator, scene: Scene) -> Thing:
+    return scene.things[rng.integers(len(scene.things))]
+
+
+def _only(scene: Scene, **wanted: str) -> bool:
+    return sum(all(getattr(thing, key) == value for key, value in wanted.items()) for thing in scene.things) == 1
+
+
+def classification(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
+    """Ask for the shape of a single object; non-IID partitions go by its color."""
+    scene = draw_scene(rng, 1, pool)
+    thing = scene.things[0]
+    label = SHAPES.index(thing.shape)
+    return Example(name, "Which shape is shown?", thing.shape, scene, None, label, thing.color, SHAPES, "choice")
+
+
+def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
+    """Ask for color, shape, size, number, place or presence; every question has one right answer."""
+    scene = draw_scene(rng, int(rng.integers(1, 5)), pool)
+    thing = _pick(rng, scene)
+    kind = ("color", "shape", "size", "count", "where", "exist")[rng.integers(6)]
+    row, column = thing.cell
+    if kind == "color" and _only(scene, shape=thing.shape):
+        question, answer = f"What color is the {thing.shape}?", thing.color
+    elif kind == "shape" and _only(scene, color=thing.color):
+        question, answer = f"What shape is the {thing.color} object?", thing.shape
+    elif kind == "size":
+        question, answer = f"What size is the {thing.color} {thing.shape}?", thing.size
+    elif kind == "where":
+        question, answer = f"In which row and column is the {thing.color} {thing.shape}?", f"row {row}, column {column}"
+    elif kind == "exist":
+        if rng.integers(2):
+            other = thing
+        else:
+            other = draw_scene(rng, 1, pool).things[0]
+        there = any((one.shape, one.color) == (other.shape, other.color) for one in scene.things)
+        question, answer = f"Is there a {other.color} {other.shape}?", "yes" if there else "no"
+    else:
+        kind, question, answer = "count", "How many objects are there?", str(len(scene.things))
+    return Example(name, question, answer, scene, None, None, kind, (), "vqa")
+
+
+def captioning(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
+    """Ask for a description: the objects in reading order, with row and column."""
+    scene = draw_scene(rng, int(rng.integers(1, 4)), pool)
+    things = sorted(scene.things, key=lambda thing: thing.cell)
+    phrases = [f"a {thing.name} in row {thing.cell[0]}, column {thing.cell[1]}" for thing in things]
+    return Example(
+        name, "Describe the picture.", " and ".join(phrases), scene, None, None, str(len(things)), (), "caption"
+    )
+
+
+def grounding(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
+    """Ask for the box around one object."""
+    scene = draw_scene(rng, int(rng.integers(1, 5)), pool)
+    thing = _pick(rng, scene)
+    question = f"Where is the {thing.color} {thing.shape}?"
+    return Example(name, question, str(list(thing.box)), scene, None, None, thing.shape, (), "grounding")
+
+
+MAKERS: dict[str, Callable[..., Example]] = {
+    "classification": classification,
+    "vqa": vqa,
+    "captioning": captioning,
+    "grounding": grounding,
+}
+
+
+def load_shapes(settings: DataSettings, seed: int) -> DataSet:
+    """Draw `limit` training scenes (1,000 if unset) and `test_share` / (1 − `test_share`) as many test scenes.
+
+    With task "all" the four kinds take turns. No test scene equals a training scene.
+    """
+    wanted = settings.limit or 1000
+    tests = max(1, round(wanted * settings.test_share / (1 - settings.test_share)))
+    kinds = list(MAKERS) if settings.task == "all" else [settings.task]
+    seen: set[str] = set()
+
+    def draw(part: str, count: int) -> tuple[Example, ...]:
+        found: list[Example] = []
+        number = 0
+        while len(found) < count:
+            kind = kinds[len(found) % len(kinds)]
+            example = MAKERS[kind](stream(seed, f"shapes/{part}", step=number), f"shapes-{part}-{number}")
+            number += 1
+            assert example.image is not None
+            if part == "train" or example.image.key not in seen:
+                found.append(example)
+            if part == "train":
+                seen.add(example.image.key)
+        return tuple(found)
+
+    return DataSet("shapes", draw("train", wanted), draw("test", tests))

@@ -1,0 +1,253 @@
+"""Read YAML or JSON so that every value knows where it stands, and mistakes are collected instead of raised.
+
+Numbers follow YAML 1.2 and JSON (`3e-4` is a number, `yes` is text). Anchors, aliases, tags of other types
+and repeated keys are refused: an experiment is plain data, and each value is written where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+from yaml.composer import ComposerError
+
+KeyPath = tuple[str | int, ...]
+
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 20
+
+
+class Place(NamedTuple):
+    """Where something stands: a file with line and column from 1, or an override (line 0)."""
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+class Mistake(NamedTuple):
+    """Something the user has to change: where it stands, and what is wrong."""
+
+    place: Place
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A value read from text, the place of every key and value in it, and the mistakes met while reading.
+
+    Attributes:
+        source: The file's name as the user wrote it.
+        value: Mappings, lists, text, numbers, booleans and None.
+        keys: Key path → place of the key.
+        values: Key path → place of the value.
+        mistakes: What could not be read.
+    """
+
+    source: str
+    value: Any
+    keys: Mapping[KeyPath, Place] = field(default_factory=dict)
+    values: Mapping[KeyPath, Place] = field(default_factory=dict)
+    mistakes: tuple[Mistake, ...] = ()
+
+    def place(self, path: KeyPath, *, of_key: bool = False) -> Place:
+        """Return where `path` stands, or where the nearest thing around it does."""
+        found = (self.keys.get(path) if of_key else None) or self.values.get(path)
+        return found or (self.place(path[:-1]) if path else Place(self.source, 1, 1))
+
+
+def dotted(path: KeyPath) -> str:
+    """Write a key path as text.
+
+    Example:
+        >>> dotted(("methods", 2)), dotted(("train", "lr"))
+        ('methods[2]', 'train.lr')
+    """
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2, without anchors, and with bounded nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            problem = "anchors and aliases (& and *) are not allowed; write the value out"
+            raise ComposerError(None, None, problem, event.start_mark)
+        if self.depth == MAX_DEPTH:
+            raise ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {}
+_TAG = "tag:yaml.org,2002:"
+_RESOLVERS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]{1,30}", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+for _name, (_pattern, _first) in _RESOLVERS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "null": lambda _: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": int,
+    "float": _float,
+    "str": str,
+}
+
+
+class _Reader:
+    """Turns nodes into values, writing down places and mistakes on the way."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.keys: dict[KeyPath, Place] = {}
+        self.values: dict[KeyPath, Place] = {}
+        self.mistakes: list[Mistake] = []
+
+    def place(self, mark: Any) -> Place:
+        return Place(self.source, mark.line + 1, mark.column + 1)
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.values[path] = self.place(node.start_mark)
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            try:
+                return _SCALARS[kind](node.value)
+            except (KeyError, ValueError):
+                pass
+        self.mistakes.append(Mistake(self.values[path], f"{dotted(path)} cannot be read as {node.tag}"))
+        return None
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            place = self.place(key_node.start_mark)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.mistakes.append(Mistake(place, "a key must be a single word"))
+                continue
+            key = (*path, key_node.value)
+            if key in self.keys:
+                message = f"{dotted(key)} is given twice; the first is on line {self.keys[key].line}"
+                self.mistakes.append(Mistake(place, message))
+                continue
+            self.keys[key] = place
+            found[key_node.value] = self.value(value_node, key)
+        return found
+
+
+def read(text: str, source: str) -> Document:
+    """Read one YAML or JSON document.
+
+    Args:
+        text: The document, at most a million characters.
+        source: The name to give in places.
+
+    Returns:
+        The document; where the text cannot be read at all its value is None and `mistakes` says why.
+
+    Example:
+        >>> document = read("train:\\n  lr: 3e-4\\n", "mine.yaml")
+        >>> document.value, str(document.place(("train", "lr")))
+        ({'train': {'lr': 0.0003}}, 'mine.yaml:2:7')
+    """
+    reader = _Reader(source)
+    if len(text) > MAX_CHARACTERS:
+        return _unread(Place(source, 1, 1), f"longer than {MAX_CHARACTERS} characters; this is no experiment")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = reader.place(mark) if mark else Place(source, 1, 1)
+        return _unread(place, ", ".join(part for part in (error.context, error.problem) if part))
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        column = error.position - before.rfind("\n")
+        place = Place(source, before.count("\n") + 1, column)
+        return _unread(place, f"character {error.character!r} is not allowed")
+    value = None if node is None else reader.value(node, ())
+    return Document(source, value, reader.keys, reader.values, tuple(reader.mistakes))
+
+
+def _unread(place: Place, message: str) -> Document:
+    return Document(place.source, None, mistakes=(Mistake(place, message),))
+
+
+def override(document: Document, text: str, is_text: Callable[[KeyPath], bool]) -> Document:
+    """Set one value of a document from `key.path=value`.
+
+    Args:
+        document: What to change; it is left as it was.
+        text: For example `train.lr=3e-4` or `methods=[zero-shot, fedavg]`.
+        is_text: Whether a key takes text, so that `name=2024` need not be quoted.
+
+    Returns:
+        The changed document, in which the new value stands at `--set key.path`.
+    """
+    key, equals, raw = text.partition("=")
+    path: KeyPath = tuple(key.strip().split("."))
+    place = Place(f"--set {key.strip()}")
+    if not equals or not all(path):
+        message = "must look like key=value, for example --set train.lr=3e-4"
+        return _noting(document, Mistake(Place(f"--set {text}"), message))
+    given = read(raw, place.source)
+    if given.mistakes:
+        return _noting(document, *(Mistake(place, mistake.message) for mistake in given.mistakes))
+    value = raw.strip() if isinstance(given.value, bool | int | float) and is_text(path) else given.value
+    try:
+        changed = _with(document.value, path, value)
+    except TypeError:
+        message = f"{dotted(path[:-1])} has no keys; set it as a whole, as in --set {path[0]}=[a, b]"
+        return _noting(document, Mistake(place, message))
+    inner = {path + below: place for below in given.values}
+    around = {path[:end]: place for end in range(1, len(path)) if path[:end] not in document.values}
+    keys, values = (
+        {other: where for other, where in places.items() if other[: len(path)] != path} | around | inner
+        for places in (document.keys, document.values)
+    )
+    return Document(document.source, changed, keys, values, document.mistakes)
+
+
+def _noting(document: Document, *mistakes: Mistake) -> Document:
+    return Document(
+        document.source, document.value, document.keys, document.values, (*document.mistakes, *mistakes)
+    )
+
+
+def _with(value: Any, path: KeyPath, new: Any) -> Any:
+    """Return `value` with `new` at `path`; a mapping that is missing on the way is made."""
+    if not path:
+        return new
+    if value is not None and not isinstance(value, dict):
+        raise TypeError
+    inner = value or {}
+    return {**inner, path[0]: _with(inner.get(path[0]), path[1:], new)}

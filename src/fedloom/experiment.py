@@ -1,0 +1,276 @@
+"""An experiment: every choice of a run as one frozen, validated value, and how it is read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from fedloom.document import KeyPath, override, read
+from fedloom.methods import (
+    DEFAULT_METHODS,
+    MODIFIERS,
+    REFERENCES,
+    Method,
+    algorithm_names,
+    parse_method,
+)
+from fedloom.mistakes import (
+    Conflict,
+    choice_error,
+    did_you_mean,
+    explain,
+    refusal,
+    resolve,
+    schema_at,
+    unknown,
+)
+from fedloom.sections import (
+    Adaptive,
+    Argument,
+    Data,
+    Evaluate,
+    Gate,
+    Index,
+    MethodName,
+    Model,
+    Scenario,
+    Section,
+    Strategy,
+    Text,
+    Train,
+)
+from fedloom.types import UserError
+
+__all__ = [
+    "MODIFIERS",
+    "REFERENCES",
+    "Adaptive",
+    "Data",
+    "Evaluate",
+    "Experiment",
+    "Gate",
+    "Method",
+    "Model",
+    "Scenario",
+    "Strategy",
+    "Train",
+    "experiment_text",
+    "load_experiment",
+    "parse_method",
+    "recipes",
+]
+
+
+class Experiment(Section):
+    """Every choice of a run.
+
+    Example:
+        >>> experiment = Experiment(name="mine", train={"rounds": 2})
+        >>> Experiment.from_json(experiment.to_json()) == experiment
+        True
+    """
+
+    name: Text = Field(default="experiment", description="Name of the run folder; changes nothing else.")
+    seed: Index = Field(default=0, description="Seed of every random draw.")
+    data: Data = Data()
+    scenario: Scenario = Scenario()
+    model: Model = Model()
+    strategy: Strategy = Strategy()
+    train: Train = Train()
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+        default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
+    )
+    main: Text | None = Field(
+        default=None, description="Method whose adapter is exported; null is the first federated one."
+    )
+    algorithms: Mapping[Text, Mapping[Text, Argument]] = Field(
+        default={}, description="Arguments of algorithms and modifiers, by name."
+    )
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+            raise choice_error(
+                f'"{name}" cannot name a folder; use at most 80 letters, digits, ".", "_" and "-"'
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _nothing_conflicts(self) -> Experiment:
+        if conflicts := list(_conflicts(self)):
+            raise refusal(conflicts)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but the name, as hexadecimal text: equal experiments have equal digests."""
+        values = self.model_dump(mode="json", exclude={"name"})
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def exported(self) -> str | None:
+        """The method whose adapter is exported, or None where no method is federated."""
+        federated = (name for name in self.methods if parse_method(name).federated)
+        return self.main or next(federated, None)
+
+    @property
+    def adaptive(self) -> Adaptive:
+        """The arguments of the modifier `adaptive`."""
+        return Adaptive.model_validate(self.algorithms.get("adaptive", {}))
+
+    def to_json(self) -> str:
+        """Write every value, defaults too, as indented JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str, source: str = "experiment.json") -> Experiment:
+        """Read what `to_json` wrote, or any other experiment in YAML or JSON.
+
+        Args:
+            text: The document.
+            source: Its name in error messages.
+
+        Raises:
+            UserError: Every mistake in it, one a line.
+        """
+        return resolve(Experiment, read(text, source))
+
+
+def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
+    clients, federated = (
+        scenario.clients,
+        [name for name in experiment.methods if parse_method(name).federated],
+    )
+    if data.name == "folder" and data.root is None:
+        message = (
+            "data.root is missing; data.name folder needs the path of the folder that holds the examples"
+        )
+        yield Conflict(("data", "root"), message, (("data", "name"),))
+    if data.name != "shapes" and data.task != "classification":
+        message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
+        yield Conflict(("data", "task"), message, (("data", "name"),))
+    count = (("scenario", "clients"),)
+    if cohort is not None and cohort > clients:
+        message = (
+            f"train.cohort is {cohort}, but scenario.clients is {clients}; a round has at most all clients"
+        )
+        yield Conflict(("train", "cohort"), message, count)
+    if scenario.image_clients is not None and scenario.image_clients > clients:
+        message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
+        yield Conflict(("scenario", "image_clients"), message, count)
+    if experiment.main is not None and experiment.main not in federated:
+        hint = did_you_mean(experiment.main, federated)
+        message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
+        told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
+        yield Conflict(("main",), told, (("methods",),))
+    yield from _repeats(experiment.methods)
+    for name, arguments in experiment.algorithms.items():
+        yield from _argument_conflicts(name, arguments, clients)
+
+
+def _repeats(names: Sequence[str]) -> Iterator[Conflict]:
+    methods = [parse_method(name) for name in names]
+    for index, method in enumerate(methods):
+        first = methods.index(method)
+        if first < index:
+            yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
+
+
+def _argument_conflicts(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
+    """Check the arguments of one algorithm or modifier."""
+    path: KeyPath = ("algorithms", name)
+    if name == "adaptive":
+        try:
+            Adaptive.model_validate(arguments)
+        except ValidationError as error:
+            for row in error.errors(include_url=False):
+                message = explain(Adaptive.model_json_schema(), row["loc"], row, arguments, above=path)
+                yield Conflict((*path, *row["loc"]), message)
+    elif name == "prompt":
+        yield from (Conflict((*path, key), "algorithms.prompt takes no arguments") for key in arguments)
+    elif name not in (names := algorithm_names()):
+        yield Conflict(path, f"algorithms: {unknown('algorithm or modifier', name, [*names, *MODIFIERS])}")
+    else:
+        yield from _refused_arguments(name, arguments, clients)
+
+
+def _refused_arguments(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
+    """Try each argument alone, so that each mistake has its place, and then all together."""
+    from fedloom.algorithms import make
+
+    path, fine = ("algorithms", name), True
+    for key, value in arguments.items():
+        try:
+            make(name, clients, {key: value})
+        except UserError as error:
+            fine = False
+            yield Conflict((*path, key), str(error))
+    try:
+        make(name, clients, arguments if fine else {})
+    except UserError as error:
+        yield Conflict(path, str(error), (("scenario", "clients"),))
+
+
+def recipes() -> dict[str, Traversable]:
+    """Return the shipped experiments, name → file, in alphabetical order."""
+    files = resources.files("fedloom").joinpath("recipes").iterdir()
+    found = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
+
+
+def experiment_text(path_or_recipe: str) -> tuple[str, str]:
+    """Return the text of a recipe or of a file, and the name it goes by in messages.
+
+    Raises:
+        UserError: There is neither a recipe nor a readable file of that name.
+    """
+    shipped = recipes()
+    if path_or_recipe in shipped:
+        return shipped[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
+    path = Path(path_or_recipe)
+    try:
+        return path.read_text(encoding="utf-8-sig"), path_or_recipe
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path_or_recipe} is not text in UTF-8: byte {error.start} cannot be read") from None
+    except FileNotFoundError:
+        hint = did_you_mean(path_or_recipe, list(shipped))
+        names = ", ".join(shipped)
+        raise UserError(
+            f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path_or_recipe} cannot be read: {error.strerror}") from None
+
+
+def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from a recipe or a YAML or JSON file.
+
+    Args:
+        path_or_recipe: The name of a shipped recipe, or a path.
+        overrides: Changes such as `train.lr=3e-4`, applied in order.
+
+    Raises:
+        UserError: Every mistake, with file, line, column and key.
+    """
+    document = read(*experiment_text(path_or_recipe))
+    schema = Experiment.model_json_schema()
+    for change in overrides:
+        document = override(document, change, lambda path: _takes_text(schema_at(schema, path)))
+    return resolve(Experiment, document)
+
+
+def _takes_text(part: Mapping[str, Any]) -> bool:
+    return {option.get("type") for option in part.get("anyOf", [part])} in ({"string"}, {"string", "null"})

@@ -1,0 +1,260 @@
+"""Check a document against a pydantic model and tell every mistake at once, in words a user can act on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from fedloom.document import Document, KeyPath, Mistake, dotted
+from fedloom.types import UserError
+
+Schema = Mapping[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Conflict(NamedTuple):
+    """Values that are fine by themselves but not together.
+
+    Attributes:
+        path: The key the user should look at first.
+        message: What is wrong and what would be right, naming the key.
+        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not told.
+    """
+
+    path: KeyPath
+    message: str
+    others: tuple[KeyPath, ...] = ()
+
+
+def refusal(conflicts: Sequence[Conflict]) -> PydanticCustomError:
+    """Make the error by which a model's validator reports conflicts."""
+    told = "; ".join(conflict.message for conflict in conflicts).replace("{", "(").replace("}", ")")
+    return PydanticCustomError("conflict", told, {"conflicts": list(conflicts)})  # type: ignore[arg-type]
+
+
+def resolve(model: type[Model], document: Document) -> Model:
+    """Make a model from a document.
+
+    A model stops at the first layer of mistakes, so each pass takes out what is wrong and tries again with
+    defaults in its place, until nothing new is found.
+
+    Raises:
+        UserError: One line for every mistake, in the order of the file.
+    """
+    mistakes, wrong = list(document.mistakes), set[KeyPath]()
+    unread = {mistake.place for mistake in mistakes if mistake.place.line}
+    value = document.value
+    if value is None and not mistakes:
+        mistakes.append(Mistake(document.place(()), "there is nothing in it; write at least `name: my-run`"))
+    value = {} if value is None else value
+    found: Model | None = None
+    while found is None:
+        try:
+            found = model.model_validate(value)
+        except ValidationError as error:
+            new, paths = _mistakes(model, document, value, error, wrong)
+            mistakes += [mistake for mistake in new if mistake.place not in unread]
+            if not paths - wrong:
+                break
+            wrong |= paths
+            for path in paths:
+                value = _without(value, path)
+    if mistakes or found is None:
+        raise UserError(_told(document.source, mistakes))
+    return found
+
+
+def _told(source: str, mistakes: Sequence[Mistake]) -> str:
+    # Lines of the file first, from the top; overrides (line 0) after them.
+    ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
+    count = "one mistake" if len(ordered) == 1 else f"{len(ordered)} mistakes"
+    return "\n  ".join([f"{count} in {source}", *map(str, ordered)])
+
+
+def _mistakes(
+    model: type[BaseModel], document: Document, value: Any, error: ValidationError, wrong: set[KeyPath]
+) -> tuple[list[Mistake], set[KeyPath]]:
+    """Return what one pass found, and the keys to leave out in the next."""
+    schema, found, paths = model.model_json_schema(), [], set[KeyPath]()
+    rows = error.errors(include_url=False)
+    for row in rows:
+        if row["type"] == "conflict":
+            for path, message, others in row.get("ctx", {})["conflicts"]:
+                if not any(key[: len(bad)] == bad for key in (path, *others) for bad in wrong):
+                    found.append(Mistake(document.place(path, of_key=True), message))
+            continue
+        path: KeyPath = row["loc"]
+        if any(other["loc"] != path and other["loc"][: len(path)] == path for other in rows):
+            continue  # a list whose items are wrong also counts as too short
+        unknown = row["type"] == "extra_forbidden"
+        found.append(Mistake(document.place(path, of_key=unknown), explain(schema, path, row, value)))
+        # A list with a bad item is left out whole, so that the places of its other items stay true.
+        paths.add(path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))])
+    return found, paths
+
+
+def _without(value: Any, path: KeyPath) -> Any:
+    if not path or not isinstance(value, dict):
+        return {}
+    inner = dict(value)
+    below = inner.pop(path[0], None)
+    return inner if len(path) == 1 else {**inner, path[0]: _without(below, path[1:])}
+
+
+def explain(schema: Schema, path: KeyPath, row: Mapping[str, Any], value: Any, *, above: KeyPath = ()) -> str:
+    """Say what one row of a `ValidationError` means.
+
+    Args:
+        schema: The model's JSON schema.
+        path: The key path of the row.
+        row: One of `ValidationError.errors()`.
+        value: The whole value that was checked.
+        above: The key path at which that value stands.
+    """
+    key = dotted((*above, *path)) or "the experiment"
+    if row["type"] == "extra_forbidden":
+        here = list(_properties(schema, schema_at(schema, path[:-1])))
+        meant = _meant_key(schema, path, here)
+        hint = f". Did you mean {dotted((*above, *meant))}?" if meant else "."
+        return f"{key} is not a known key{hint} Allowed here: {', '.join(here)}"
+    if row["type"] == "choice":
+        return f"{key}: {row['msg']}"
+    for part in path:
+        value = value[part]
+    wanted = schema_at(schema, path)
+    choices = [choice for choice in _choices(wanted) if isinstance(choice, str)]
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    return f"{key} is {_shown(value)}, but must be {expected(schema, wanted)}{hint}"
+
+
+def choice_error(message: str) -> PydanticCustomError:
+    """Make the error by which a field's validator tells a complete message of its own."""
+    return PydanticCustomError("choice", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
+
+
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """Return the likeliest intended one of `choices`, or None where none is near.
+
+    Example:
+        >>> nearest("fedavgg", ["fedadam", "fedavg"]), nearest("x", ["fedavg"])
+        ('fedavg', None)
+    """
+    rated = [(SequenceMatcher(None, word.lower(), choice.lower()).ratio(), choice) for choice in choices]
+    ratio, choice = max(rated, default=(0.0, ""), key=lambda pair: pair[0])
+    return choice if ratio >= 0.5 else None
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return `. Did you mean …?`, or nothing where no choice is near."""
+    choice = nearest(word, choices)
+    return f". Did you mean {choice}?" if choice else ""
+
+
+def unknown(kind: str, name: str, allowed: Sequence[str]) -> str:
+    """Say that `name` is none of `allowed`, and which of them was likely meant.
+
+    Example:
+        >>> unknown("colour", "gren", ["red", "green"])
+        '"gren" is not a known colour. Did you mean green? Allowed: red, green'
+    """
+    return f'"{name}" is not a known {kind}{did_you_mean(name, allowed) or "."} Allowed: {", ".join(allowed)}'
+
+
+def _meant_key(schema: Schema, path: KeyPath, here: Sequence[str]) -> KeyPath | None:
+    """Guess a key: the same word elsewhere, a near word here, or one whose description has the words."""
+    word, around = str(path[-1]), path[:-1]
+    descriptions = dict(key_descriptions(schema))
+    elsewhere = [key for key in descriptions if key[-1] == word]
+    if elsewhere:
+        return elsewhere[0]
+    near = nearest(word, here)
+    if near:
+        return (*around, near)
+    spoken = set(word.lower().split("_"))
+    described = [key for key, text in descriptions.items() if spoken <= _words(text)]
+    return min(described, key=lambda key: key[:-1] != around, default=None)
+
+
+def _words(text: str) -> set[str]:
+    return set(text.lower().replace(",", " ").replace(".", " ").split())
+
+
+def _resolved(schema: Schema, part: Schema) -> Schema:
+    """Follow a reference to the definition of a section."""
+    reference = part.get("$ref")
+    return schema["$defs"][reference.rpartition("/")[2]] if reference else part
+
+
+def _properties(schema: Schema, part: Schema) -> Mapping[str, Schema]:
+    return _resolved(schema, part).get("properties", {})
+
+
+def schema_at(schema: Schema, path: KeyPath) -> Schema:
+    """Return the part of a JSON schema that describes `path`; empty where nothing does."""
+    part: Schema = schema
+    for key in path:
+        inner = _resolved(schema, part)
+        if isinstance(key, int):
+            part = inner.get("items", {})
+        else:
+            part = inner.get("properties", {}).get(key) or inner.get("additionalProperties") or {}
+    return part
+
+
+def key_descriptions(schema: Schema, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every key path of a JSON schema with its description, sections before their keys."""
+    for key, part in _properties(schema, schema_at(schema, path)).items():
+        yield (*path, key), part.get("description") or _resolved(schema, part).get("description", "")
+        yield from key_descriptions(schema, (*path, key))
+
+
+def _choices(part: Schema) -> list[Any]:
+    if "anyOf" in part:
+        return [choice for option in part["anyOf"] for choice in _choices(option)]
+    return part.get("enum", [])
+
+
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def expected(schema: Schema, part: Schema) -> str:
+    """Say in words which values a part of a JSON schema allows.
+
+    Example:
+        >>> expected({}, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})
+        'a number > 0 or null'
+    """
+    part = _resolved(schema, part)
+    if "anyOf" in part:
+        return " or ".join(expected(schema, option) for option in part["anyOf"])
+    if "enum" in part:
+        return f"one of {', '.join(map(str, part['enum']))}"
+    if part.get("type") == "object" and "properties" in part:
+        return f"a mapping with keys from {', '.join(part['properties'])}"
+    if part.get("type") == "object":
+        return "a mapping from names to values"
+    if part.get("type") == "array":
+        return f"a list, each item {expected(schema, part['items'])}, and not empty"
+    bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
+    return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

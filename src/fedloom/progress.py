@@ -1,0 +1,138 @@
+"""How far a run has come: a bar with the time left on a terminal, otherwise now and then a plain line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO, final
+
+
+@final
+class Progress:
+    """Tells of one stage after another; beginning a stage ends the one before.
+
+    Args:
+        stream: Where to write, or None to write nothing.
+        bar: Draw a bar with rich instead of writing lines.
+        every: Seconds between lines of a stage, besides its first and last.
+        clock: Seconds from any fixed point.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        *,
+        bar: bool = False,
+        every: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._bar = _make_bar(stream) if bar else None
+        self._every = every
+        self._clock = clock
+        self._name: str | None = None
+        self._task: Any = None
+        self._done = self._total = 0
+        self._begun = self._told = 0.0
+        self._figures: dict[str, float] = {}
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of `total` steps."""
+        self._end_stage()
+        self._name, self._done, self._total, self._figures = name, 0, total, {}
+        self._begun = self._told = self._clock()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, figures="")
+        else:
+            self._line(f"{name}: begins, {total} steps")
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        """Count `n` steps as done and show figures such as the loss."""
+        self._done += n
+        self._figures.update(figures)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, figures=self._shown())
+        elif self._clock() - self._told >= self._every and self._done < self._total:
+            self._told = self._clock()
+            left = (self._told - self._begun) / max(self._done, 1) * (self._total - self._done)
+            parts = (f"{self._done} of {self._total}", self._shown(), f"about {duration(left)} left")
+            self._line(f"{self._name}: {', '.join(part for part in parts if part)}")
+
+    def message(self, text: str) -> None:
+        """Write a line of text."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            self._line(text)
+
+    def close(self) -> None:
+        """End the last stage and give the terminal back."""
+        self._end_stage()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _end_stage(self) -> None:
+        if self._name is None:
+            return
+        finished = self._done >= self._total
+        if self._bar is not None:
+            self._bar.stop_task(self._task)
+        else:
+            state = "done" if finished else f"stopped at {self._done} of {self._total},"
+            parts = (f"{state} in {duration(self._clock() - self._begun)}", self._shown())
+            self._line(f"{self._name}: {', '.join(part for part in parts if part)}")
+        self._name = None
+
+    def _shown(self) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
+
+    def _line(self, text: str) -> None:
+        if self._stream is not None:
+            print(text, file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    Example:
+        >>> duration(7.4), duration(200), duration(7300)
+        ('7 s', '3 min 20 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _make_bar(stream: TextIO | None) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=Console(file=stream),
+    )
+
+
+def make_progress(quiet: bool) -> Progress:
+    """Return what suits standard error: nothing if quiet, a bar on a terminal, plain lines elsewhere."""
+    if quiet:
+        return Progress(None)
+    return Progress(sys.stderr, bar=sys.stderr.isatty() and os.environ.get("TERM") != "dumb")

@@ -1,0 +1,57 @@
+"""What a run wrote down: an append-only file of JSON lines, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it, and sync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+
+class Record:
+    """The run's log: one JSON object a line, only ever appended to.
+
+    A line cut short by a crash is dropped when the file is opened again; whole lines are never changed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                write_atomic(path, whole)
+
+    def append(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add one line `{"kind": kind, …}` and flush it to the operating system."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.path.exists():
+            # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
+            with open(self.path, encoding="utf-8", newline="\n") as file:
+                yield from map(json.loads, file)

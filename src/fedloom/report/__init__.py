@@ -1,0 +1,8 @@
+"""Reports from run folders: tables, charts and one HTML page. Reads what a run wrote; imports no torch."""
+
+from fedloom.report.page import write_report
+from fedloom.report.prose import finding
+from fedloom.report.records import Run, read_run
+from fedloom.report.tables import Table, score_table, terminal_table
+
+__all__ = ["Run", "Table", "finding", "read_run", "score_table", "terminal_table", "write_report"]

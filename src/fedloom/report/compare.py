@@ -1,0 +1,109 @@
+"""Several runs side by side: runs that differ only by seed become one row with mean and deviation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+
+from fedloom.report.prose import gap_share
+from fedloom.report.records import Json, Run, number
+from fedloom.report.tables import MISSING, Table, federated, label, percent
+
+UNSET = "not set"
+NOT_SETTINGS = ("seed", "name")  # a name is a label, and seeds are what is averaged over
+
+
+def settings(experiment: Json) -> dict[str, str]:
+    """Flatten an experiment into dotted keys, without its seed and name.
+
+    Example:
+        >>> settings({"seed": 1, "train": {"rounds": 6}})
+        {'train.rounds': '6'}
+    """
+    return dict(_leaves({key: value for key, value in experiment.items() if key not in NOT_SETTINGS}))
+
+
+def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs of the same experiment, apart from the seed, together; in order of first appearance."""
+    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(sorted(settings(run.experiment).items())), []).append(run)
+    return list(found.values())
+
+
+def differences(together: Sequence[Sequence[Run]]) -> list[str]:
+    """Name each group by the settings in which the groups differ; a single group has nothing to name."""
+    values = [settings(group[0].experiment) for group in together]
+    keys = list(dict.fromkeys(key for found in values for key in found))
+    varying = [key for key in keys if len({found.get(key, UNSET) for found in values}) > 1]
+    return [", ".join(f"{key} = {found.get(key, UNSET)}" for key in varying) for found in values]
+
+
+def mean_deviation(values: Sequence[float | None]) -> str:
+    """Write mean ± sample standard deviation in percent, leaving out what is missing.
+
+    Example:
+        >>> mean_deviation([0.7, 0.8]), mean_deviation([0.7]), mean_deviation([None])
+        ('75.0 ± 7.1', '70.0', '—')
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return MISSING
+    return percent(fmean(known)) + (f" ± {percent(stdev(known))}" if len(known) > 1 else "")
+
+
+def names(together: Sequence[Sequence[Run]]) -> list[str]:
+    """Name each group by its experiment, and by its settings where that alone would not tell them apart."""
+    plain = [str(group[0].experiment["name"]) for group in together]
+    if len(set(plain)) == len(plain):
+        return plain
+    return [f"{name}: {setting}" for name, setting in zip(plain, differences(together), strict=True)]
+
+
+def experiments_table(together: Sequence[Sequence[Run]]) -> Table:
+    """Make the table of accuracies, one row for each group of runs and one column for each method."""
+    methods = list(dict.fromkeys(method for group in together for run in group for method in run.scores))
+    rows = tuple(
+        (name, *(_over(group, method, "accuracy") for method in methods))
+        for name, group in zip(names(together), together, strict=True)
+    )
+    note = "Accuracy in percent: mean ± sample standard deviation over seeds."
+    return Table(("Experiment", *map(label, methods)), rows, note)
+
+
+def seeds_table(group: Sequence[Run]) -> Table:
+    """Make the table of one group's scores, averaged over its runs, one row for each method."""
+    methods = dict.fromkeys(method for run in group for method in run.scores)
+    rows = tuple(
+        (
+            label(method),
+            _over(group, method, "accuracy"),
+            _over(group, method, "macro_f1"),
+            _over(group, method, "slices", "image", "accuracy"),
+            _over(group, method, "slices", "text", "accuracy"),
+            mean_deviation([gap_share(run.result, method) for run in group])
+            if federated(method)
+            else MISSING,
+        )
+        for method in methods
+    )
+    seeds = ", ".join(str(run.experiment.get("seed", MISSING)) for run in group)
+    spread = "mean ± sample standard deviation over seeds" if len(group) > 1 else "one run, seed"
+    note = (
+        f"In percent; {spread} {seeds}. Gap closed: how much of the way from mean local to centralised "
+        "accuracy a federated method goes."
+    )
+    return Table(("Method", "Accuracy", "Macro F1", "Image only", "Text only", "Gap closed"), rows, note)
+
+
+def _over(group: Sequence[Run], method: str, *keys: str) -> str:
+    return mean_deviation([number(run.scores.get(method), *keys) for run in group])

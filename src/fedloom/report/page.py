@@ -1,0 +1,227 @@
+"""One self-contained HTML file that tells what was run, what came out, and how to do it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from fedloom.record import write_atomic
+from fedloom.report import clients, figures, prose
+from fedloom.report.compare import experiments_table, groups, names, seeds_table
+from fedloom.report.records import Json, Run, at, number, read_run
+from fedloom.report.tables import (
+    MISSING,
+    Table,
+    client_table,
+    cost_table,
+    federated,
+    label,
+    score_table,
+    seconds,
+)
+
+WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
+MOST_SLIM = 4  # runs; with more, charts come in one width to keep the page small, and narrow screens scroll
+MOST_REJECTED = 100  # lines printed for each run; the record has all
+
+HARDWARE = (
+    ("version", "fedloom"),
+    ("python", "Python"),
+    ("torch", "PyTorch"),
+    ("transformers", "Transformers"),
+    ("machine", "Machine"),
+    ("threads", "Threads"),
+    ("started", "Started"),
+)
+
+LOAD = """\
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+adapter = {folder!r}
+base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter)
+processor = AutoProcessor.from_pretrained(base)"""
+
+
+TRAINED = {"lora": "LoRA, rank {rank}", "both": "LoRA, rank {rank}, and connector"}
+
+
+CHARTS: dict[str, Callable[[Run, float], Markup]] = {
+    "curves": figures.learning_curves,
+    "slices": figures.slice_bars,
+    "dots": figures.client_dots,
+    "holdings": clients.holdings,
+    "losses": partial(clients.training_panels, "loss"),
+    "norms": partial(clients.training_panels, "norm"),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart in two widths, of which the style sheet shows the one that fits; `slim` may be empty."""
+
+    wide: Markup
+    slim: Markup
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write the report of one run, or of several side by side, as one HTML file without outside requests.
+
+    Args:
+        folders: Run folders, in the order in which they shall appear; at least one.
+        out: The file to write; it appears whole or not at all.
+
+    Raises:
+        UserError: A run folder lacks a file, or a file is broken.
+        ValueError: No folder is given.
+    """
+    if not folders:
+        raise ValueError("a report needs at least one run folder")
+    write_atomic(out, render([read_run(folder) for folder in folders]).encode())
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Render the page for runs that were read."""
+    one = len(runs) == 1
+    title = str(runs[0].experiment["name"]) if one else f"{len(runs)} runs compared"
+    together = groups(runs)
+    headings = {
+        id(run): f"{name}, seed {run.experiment.get('seed', MISSING)}"
+        for name, group in zip(names(together), together, strict=True)
+        for run in group
+    }
+    return _template().render(
+        title=title,
+        runs=[
+            _section(run, f"run-{place}", slim=len(runs) <= MOST_SLIM) | {"heading": headings[id(run)]}
+            for place, run in enumerate(runs, start=1)
+        ],
+        groups=[] if one else list(zip(names(together), map(seeds_table, together), strict=True)),
+        overview=experiments_table(together) if len(together) > 1 else None,
+        methods=list(dict.fromkeys(entry for run in runs for entry in prose.glossary(run))),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _figure(draw: Callable[[Run, float], Markup], run: Run, slim: bool) -> Figure | None:
+    drawn = Figure(draw(run, WIDE), draw(run, SLIM) if slim else Markup())
+    return drawn if drawn.wide else None
+
+
+def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
+    """Gather what the template shows of one run; `slim` tells whether charts come in a narrow form too."""
+    questions = _questions(run)
+    first, *others = prose.finding(run.result, questions)
+    ids = [str(client["id"]) for client in run.clients]
+    return {
+        "anchor": anchor,
+        "facts": facts(run),
+        "purpose": prose.PURPOSE,
+        "introduction": prose.introduction(run),
+        "glossary": prose.glossary(run),
+        "finding": first,
+        "more_findings": others,
+        "scores": score_table(run.result),
+        "hidden_clients": max(len(ids) - clients.SHOWN, 0),
+        **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
+        "per_client": client_table(run.result, ids),
+        "costs": cost_table(run.result),
+        **_set_aside(run),
+        **_refused(run),
+        "provenance": provenance(run),
+        "command": f"fedloom run {shlex.quote(f'{run.folder.name}/experiment.json')}",
+        "load": LOAD.format(folder=f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"),
+        "main": label(str(run.result["main"])) if run.result.get("main") else None,
+    }
+
+
+def _questions(run: Run) -> float | None:
+    """Return how many questions a final score with all evidence rests on."""
+    counts = [number(entry, "examples") for entry in run.evaluations if entry["slice"] == "both"]
+    known = [count for count in counts if count]
+    return min(known) if known else number((run.of_kind("data") or [{}])[-1], "test")
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Return the few settings that tell runs apart at a glance."""
+    experiment = run.experiment
+    scenario, model = at(experiment, "scenario") or {}, at(experiment, "model", "path")
+    partition = str(at(scenario, "partition"))
+    alpha = f", α = {at(scenario, 'alpha')}" if partition == "dirichlet" else ""
+    extent = {"missing": "rate", "hybrid": "p"}.get(str(at(scenario, "pattern")))
+    strategy = str(at(experiment, "strategy", "name"))
+    degree = f", {extent} = {at(scenario, extent)}" if extent else ""
+    found = [
+        ("Data", at(experiment, "data", "name")),
+        ("Clients", len(run.clients)),
+        ("Partition", partition.replace("_", " ") + alpha),
+        ("Modalities", f"{at(scenario, 'pattern')}{degree}"),
+        ("Model", model),
+        (
+            "Trained",
+            TRAINED.get(strategy, strategy).replace("{rank}", str(at(experiment, "strategy", "rank"))),
+        ),
+        ("Rounds", at(experiment, "train", "rounds")),
+        ("Seed", at(experiment, "seed")),
+    ]
+    return [(name, MISSING if value is None else str(value)) for name, value in found]
+
+
+def _set_aside(run: Run) -> dict[str, Any]:
+    """Return the records that could not be used: how many, and the first of them with their reasons."""
+    found = at((run.of_kind("data") or [{}])[-1], "rejected")
+    reasons = [str(reason) for reason in found] if isinstance(found, list) else []
+    return {"rejected": len(reasons), "reasons": reasons[:MOST_REJECTED]}
+
+
+def _refused(run: Run) -> dict[str, Any]:
+    """Return the client updates that the server did not take in, and how many it did."""
+    rounds = [entry for entry in run.rounds if federated(entry["method"])]
+    rows = [
+        (
+            label(entry["method"]),
+            str(at(entry, "round") + 1),
+            str(at(refusal, "client")),
+            str(at(refusal, "reason")),
+        )
+        for entry in rounds
+        for refusal in at(entry, "refused") or []
+    ]
+    table = Table(("Method", "Round", "Client", "Reason"), tuple(rows), left=4)
+    return {"refused": table, "accepted": sum(len(at(entry, "clients") or []) for entry in rounds)}
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Return what identifies the run: digests, seed, mode, versions, machine and time."""
+    starts: list[Json] = run.of_kind("start")
+    first: Mapping[str, Any] = starts[0] if starts else {}
+    end = (run.of_kind("end") or [{}])[-1]
+    found = [
+        ("Experiment digest", run.result.get("digest")),
+        ("Plan digest", run.plan.get("digest")),
+        ("Seed", run.experiment.get("seed")),
+        ("Mode", "corrected: what the papers say, where their published code does something else"),
+        *((name, first.get(key)) for key, name in HARDWARE),
+        ("Resumed", f"{len(starts) - 1} times" if len(starts) > 1 else None),
+        ("Wall-clock seconds", seconds(number(end, "seconds"))),
+    ]
+    return [(name, str(value)) for name, value in found if value is not None]

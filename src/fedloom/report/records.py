@@ -1,0 +1,176 @@
+"""Read a run folder back: four files in, one frozen value out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from fedloom.types import UserError
+
+Json = Mapping[str, Any]
+
+FILES = ("experiment.json", "plan.json", "record.jsonl", "result.json")
+
+REQUIRED: dict[str, dict[str, type]] = {
+    "round": {"method": str, "round": int},
+    "evaluation": {"method": str, "round": int, "slice": str, "scores": dict},
+}
+"""What a line of the record needs before it can be drawn; other kinds are shown as far as they go."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote down, as it was read.
+
+    Attributes:
+        folder: Where it was read from.
+        experiment: Every choice of the run, defaults filled in.
+        plan: Which client holds which examples, and which modalities of them it sees.
+        record: The lines of the log, in order.
+        result: Final scores and costs; `scores` is in the order of the experiment's methods.
+    """
+
+    folder: Path
+    experiment: Json
+    plan: Json
+    record: tuple[Json, ...]
+    result: Json
+
+    def of_kind(self, kind: str) -> list[Json]:
+        """Return the lines of one kind, in order."""
+        return [line for line in self.record if line["kind"] == kind]
+
+    @cached_property
+    def rounds(self) -> list[Json]:
+        """The round lines; of a round that was done again after a crash, only the last one."""
+        return _latest(self.of_kind("round"), ("method", "client", "round"))
+
+    @cached_property
+    def evaluations(self) -> list[Json]:
+        """The evaluation lines; of one that was done again, only the last one."""
+        return _latest(self.of_kind("evaluation"), ("method", "client", "round", "slice"))
+
+    @property
+    def clients(self) -> list[Json]:
+        """The clients of the plan."""
+        return list(self.plan["clients"])
+
+    @property
+    def scores(self) -> dict[str, Json]:
+        """Method → its scores, in the order of the experiment's methods."""
+        return dict(self.result["scores"])
+
+
+def _latest(lines: list[Json], keys: tuple[str, ...]) -> list[Json]:
+    return list({tuple(str(line.get(key)) for key in keys): line for line in lines}.values())
+
+
+def at(value: Any, *keys: Any) -> Any:
+    """Follow keys into nested mappings and lists; None where the way ends.
+
+    Example:
+        >>> at({"a": [1, {"b": 2}]}, "a", 1, "b"), at({"a": 1}, "a", "b")
+        (2, None)
+    """
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def number(value: Any, *keys: Any) -> float | None:
+    """Follow keys to a finite number; None for anything else, NaN and infinity included.
+
+    Example:
+        >>> number({"auc": None}, "auc"), number({"auc": 0.5}, "auc"), number(float("nan"))
+        (None, 0.5, None)
+    """
+    found = at(value, *keys)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
+        return None
+    return float(found)
+
+
+def read_run(folder: Path) -> Run:
+    """Read the four files of a finished run.
+
+    Raises:
+        UserError: A file is missing, is not JSON, or lacks what a report needs; file and line are named.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; a finished run holds {', '.join(FILES)}")
+    experiment, plan, result = (_document(folder / name) for name in FILES if name.endswith(".json"))
+    record = _lines(folder / "record.jsonl")
+    _expect(folder / "experiment.json", experiment, "name", str)
+    _expect(folder / "result.json", result, "scores", dict)
+    for method, scores in result["scores"].items():
+        if not isinstance(scores, dict):
+            raise UserError(f'{folder / "result.json"}: "scores", {method!r}: expected an object')
+    for index, client in enumerate(_expect(folder / "plan.json", plan, "clients", list)):
+        if not isinstance(client, dict) or "id" not in client:
+            raise UserError(f'{folder / "plan.json"}: "clients", entry {index}: expected an object with "id"')
+    return Run(folder, experiment, plan, record, {**result, "scores": _in_order(result, experiment)})
+
+
+def _in_order(result: Json, experiment: Json) -> dict[str, Json]:
+    """Put scores in the order in which the user named the methods; JSON written with sorted keys loses it."""
+    named = at(experiment, "methods") or []
+    rank = {method: place for place, method in enumerate(named)}
+    return dict(sorted(result["scores"].items(), key=lambda item: rank.get(item[0], len(rank))))
+
+
+def _expect(place: Path | str, value: Json, key: str, kind: type) -> Any:
+    if not isinstance(value.get(key), kind):
+        wanted = {dict: "an object", list: "a list", str: "text", int: "a whole number"}[kind]
+        raise UserError(f'{place}: key "{key}" is missing or is not {wanted}')
+    return value[key]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text") from error
+
+
+def _parse(path: Path, text: str, first_line: int) -> Json:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}, line {first_line}: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, line {first_line}: expected a JSON object")
+    return value
+
+
+def _document(path: Path) -> Json:
+    return _parse(path, _text(path), 1)
+
+
+def _lines(path: Path) -> tuple[Json, ...]:
+    found = []
+    # Not splitlines(): JSON strings may hold U+2028 and its kin, which that would take for line ends.
+    for place, text in enumerate(_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        line = _parse(path, text, place)
+        where = f"{path}, line {place}"
+        kind = _expect(where, line, "kind", str)
+        for key, wanted in REQUIRED.get(kind, {}).items():
+            _expect(where, line, key, wanted)
+        found.append(line)
+    return tuple(found)

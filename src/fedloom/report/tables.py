@@ -1,0 +1,293 @@
+"""Tables as values: made once from a result, written as plain text, Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedloom.report.records import Json, at, number
+
+MISSING = "—"
+
+REFERENCES = {
+    "zero-shot": "zero-shot",
+    "linear": "linear reference",
+    "local": "local (mean)",
+    "centralised": "centralised",
+}
+"""Methods that are not federated, and how they are shown."""
+
+ALGORITHMS = {
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fedavgm": "FedAvgM",
+    "fedadagrad": "FedAdagrad",
+    "fedyogi": "FedYogi",
+    "fedadam": "FedAdam",
+    "scaffold": "SCAFFOLD",
+    "fednova": "FedNova",
+}
+
+MODIFIERS = {"prompt": "prompt", "adaptive": "adaptive regulariser"}
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "—": "---",
+        "–": "--",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "\u00a0": "~",
+        "\n": " ",
+    }
+)
+
+
+def base(method: str) -> str:
+    """Return a method's name without its modifiers."""
+    return method.split("+")[0]
+
+
+def federated(method: str) -> bool:
+    """Tell whether a method is a federated algorithm rather than a reference."""
+    return base(method) not in REFERENCES
+
+
+def label(method: str) -> str:
+    """Return a method's name for readers; a name that is not known is shown as it is.
+
+    Example:
+        >>> label("fedavg+prompt+adaptive"), label("local"), label("mine")
+        ('FedAvg + prompt + adaptive regulariser', 'local (mean)', 'mine')
+    """
+    first, *modifiers = method.split("+")
+    return " + ".join(
+        [{**REFERENCES, **ALGORITHMS}.get(first, first), *(MODIFIERS.get(m, m) for m in modifiers)]
+    )
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a fraction as a percentage without the sign; an em dash where there is none.
+
+    Example:
+        >>> percent(0.7134), percent(None)
+        ('71.3', '—')
+    """
+    return MISSING if value is None else f"{100 * value:.{digits}f}"
+
+
+def size(count: float | None) -> str:
+    """Write a number of bytes in powers of 1000.
+
+    Example:
+        >>> size(0), size(12_345_678), size(None)
+        ('0 B', '12.3 MB', '—')
+    """
+    if count is None:
+        return MISSING
+    if count < 1000:
+        return f"{count:.0f}\u00a0B"
+    power = next((power for power in (1, 2, 3) if count < 999.95 * 1000**power), 4)
+    return f"{count / 1000**power:,.1f}\u00a0{('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def seconds(value: float | None) -> str:
+    """Write a duration in seconds, with a decimal only below ten.
+
+    Example:
+        >>> seconds(3.14159), seconds(1234.5), seconds(None)
+        ('3.1', '1,234', '—')
+    """
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column names.
+
+    Attributes:
+        columns: The heads.
+        rows: Cells as text; `MISSING` where there is no figure.
+        note: What a reader must know, or "".
+        left: How many leading columns hold words and stand left; the others hold figures and stand right.
+
+    Raises:
+        ValueError: A row has more or fewer cells than there are columns.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    left: int = 1
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} cells for {len(self.columns)} columns: {row}")
+
+    def text(self, width: int = 80) -> str:
+        """Write for a terminal: no line longer than `width`, which is at least 4 for each column."""
+        widths = _fit(self, width)
+        lines: list[str] = []
+        for row in (self.columns, *self.rows):
+            cells = [_wrap(cell, space) for cell, space in zip(row, widths, strict=True)]
+            for depth in range(max(map(len, cells))):
+                pieces = [cell[depth] if depth < len(cell) else "" for cell in cells]
+                lines.append("  ".join(_aligned(pieces, widths, self.left)).rstrip())
+            if row is self.columns:
+                lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
+        if self.note:
+            lines += ["", *_wrap(self.note, width)]
+        return "\n".join(lines) + "\n"
+
+    def markdown(self) -> str:
+        """Write as a Markdown table."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
+
+        rule = ["---" if place < self.left else "---:" for place in range(len(self.columns))]
+        return "\n".join([line(self.columns), "| " + " | ".join(rule) + " |", *map(line, self.rows)]) + "\n"
+
+    def latex(self) -> str:
+        """Write as a LaTeX tabular with the rules of the booktabs package."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+
+        kinds = "l" * self.left + "r" * (len(self.columns) - self.left)
+        top = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(self.columns), r"\midrule"]
+        return "\n".join([*top, *map(line, self.rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def csv(self) -> str:
+        """Write as comma-separated values; a missing figure is an empty field."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        for row in (self.columns, *self.rows):
+            writer.writerow(["" if cell == MISSING else cell.replace("\u00a0", " ") for cell in row])
+        return file.getvalue()
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    pairs = enumerate(zip(cells, widths, strict=True))
+    return [cell.ljust(space) if place < left else cell.rjust(space) for place, (cell, space) in pairs]
+
+
+def _wrap(cell: str, width: int) -> list[str]:
+    """Break a cell into lines; control characters become spaces, so that no label can steer the terminal."""
+    plain = "".join(
+        character if character.isprintable() or character == "\u00a0" else " " for character in cell
+    )
+    return textwrap.wrap(plain, width, break_on_hyphens=False) or [""]
+
+
+def _markdown(cell: str) -> str:
+    for character in "\\|<*_`[":
+        cell = cell.replace(character, "\\" + character)
+    return cell.replace("\n", " ")
+
+
+def _fit(table: Table, width: int) -> list[int]:
+    """Choose column widths: natural ones if they fit, else figures wrap at spaces and words take the rest."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    room = width - 2 * (len(columns) - 1)
+    widths = [max(1, *map(len, column)) for column in columns]
+    if sum(widths) > room:
+        words = [max(1, *(len(word) for cell in column for word in cell.split(" "))) for column in columns]
+        widths = widths[: table.left] + words[table.left :]
+    while sum(widths) > room and max(widths) > 1:
+        widest = widths.index(max(widths))
+        widths[widest] -= 1
+    return widths
+
+
+def score_table(result: Json) -> Table:
+    """Make the table of final scores and costs, one row a method, in the order of `result["scores"]`."""
+    columns = ("Method", "Accuracy", "Macro F1", "AUC", "Image only", "Text only", "Sent", "Seconds")
+    rows = tuple(_score_row(result, method, scores) for method, scores in result["scores"].items())
+    note = "Scores in percent. Image only and text only: accuracy when just that is shown."
+    if any(base(method) == "local" for method in result["scores"]):
+        note += " Local: mean over clients, best and worst client in brackets."
+    unread = {method: number(scores, "unparsed") for method, scores in result["scores"].items()}
+    shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
+    if shown:
+        note += f" Answers that could not be read, counted as wrong: {', '.join(shown)}."
+    return Table(columns, rows, note)
+
+
+def _score_row(result: Json, method: str, scores: Json) -> tuple[str, ...]:
+    accuracy = percent(number(scores, "accuracy"))
+    best, worst = number(scores, "best"), number(scores, "worst")
+    if best is not None and worst is not None:
+        accuracy += f" ({percent(best)}–{percent(worst)})"
+    return (
+        label(method),
+        accuracy,
+        percent(number(scores, "macro_f1")),
+        percent(number(scores, "auc")),
+        percent(number(scores, "slices", "image", "accuracy")),
+        percent(number(scores, "slices", "text", "accuracy")),
+        size(sent(result, method)),
+        seconds(number(result, "seconds", method)),
+    )
+
+
+def sent(result: Json, method: str) -> float | None:
+    """Return the bytes a method sent, up and down together; None where they were not recorded."""
+    up, down = (number(result, "bytes", method, way) for way in ("up", "down"))
+    return None if up is None or down is None else up + down
+
+
+def cost_table(result: Json) -> Table:
+    """Make the table of what each method sent and how long it took."""
+    columns = ("Method", "Clients to server", "Server to clients", "Together", "Seconds")
+    rows = tuple(
+        (
+            label(method),
+            size(number(result, "bytes", method, "up")),
+            size(number(result, "bytes", method, "down")),
+            size(sent(result, method)),
+            seconds(number(result, "seconds", method)),
+        )
+        for method in result["scores"]
+    )
+    return Table(
+        columns, rows, "1 MB = 1,000,000 bytes. Seconds are wall-clock time on the machine named below."
+    )
+
+
+def client_table(result: Json, clients: Sequence[str]) -> Table | None:
+    """Make the table of every client's score under every method; None where no method has one."""
+    found = {method: at(scores, "clients") for method, scores in result["scores"].items()}
+    rows = []
+    for method, values in found.items():
+        if isinstance(values, list):
+            known = [value for index in range(len(clients)) if (value := number(values, index)) is not None]
+            worst = min(known) if known else None
+            mean = sum(known) / len(known) if known else None
+            cells = [percent(number(values, index)) for index in range(len(clients))]
+            rows.append((label(method), *cells, percent(mean), percent(worst)))
+    if not rows:
+        return None
+    return Table(
+        ("Method", *(f"Client {name}" for name in clients), "Mean", "Worst"), tuple(rows), "In percent."
+    )
+
+
+def terminal_table(result: Json) -> str:
+    """Write the table of final scores for a terminal of 80 columns, without colour."""
+    return score_table(result).text(80)

@@ -1,0 +1,339 @@
+"""Run an experiment from data to report: every method of it, each resumable at every round."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedloom.algorithms import configured, make
+from fedloom.algorithms.base import FederatedAlgorithm, with_rule
+from fedloom.algorithms.wrap import adaptive
+from fedloom.client.evaluate import Judged, render, score
+from fedloom.client.train import learning_rate
+from fedloom.data import load_data
+from fedloom.engine.in_process import InProcess
+from fedloom.engine.rounds import Schedule, Standing, run_rounds
+from fedloom.engine.store import commit, last_commit
+from fedloom.experiment import Experiment
+from fedloom.measure import answer_slice, figures, slices_of
+from fedloom.methods import Method, parse_method
+from fedloom.models.load import Vlm, load_vlm
+from fedloom.params import Params
+from fedloom.progress import Progress
+from fedloom.record import Record, write_atomic, write_json
+from fedloom.report.page import write_report
+from fedloom.scenarios.plan import Plan, Share, build_plan, pooled
+from fedloom.tasks.linear import linear_reference
+from fedloom.tuning.adapters import Tuned, export_adapter, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all methods of a run share."""
+
+    experiment: Experiment
+    folder: Path
+    data: DataSet
+    plan: Plan
+    tuned: Tuned
+    record: Record
+    progress: Progress
+
+    @property
+    def vlm(self) -> Vlm:
+        """The model."""
+        return self.tuned.vlm
+
+
+def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> dict[str, Any]:
+    """Run an experiment into a new folder.
+
+    Args:
+        experiment: Every choice.
+        out: The run folder; made if missing.
+        progress: Told how far the run has come.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        UserError: The folder holds another experiment, or the experiment cannot be run.
+    """
+    file = out / "experiment.json"
+    if file.exists() and Experiment.from_json(file.read_text(encoding="utf-8"), str(file)) != experiment:
+        raise UserError(f"{out} holds another experiment; choose another folder with --out")
+    write_atomic(file, experiment.to_json().encode())
+    return _run(experiment, out, progress)
+
+
+def resume_run(folder: Path, progress: Progress) -> dict[str, Any]:
+    """Continue a run from its last committed round; a finished run returns its result.
+
+    Raises:
+        UserError: There is no run in the folder, or its data changed since it began.
+    """
+    file = folder / "experiment.json"
+    if not file.exists():
+        raise UserError(f"{folder} holds no run: there is no experiment.json in it")
+    return _run(Experiment.from_json(file.read_text(encoding="utf-8"), str(file)), folder, progress)
+
+
+def _run(experiment: Experiment, folder: Path, progress: Progress) -> dict[str, Any]:
+    result_file = folder / "result.json"
+    if result_file.exists():
+        if not (folder / "report.html").exists():
+            write_report([folder], folder / "report.html")
+        return json.loads(result_file.read_text(encoding="utf-8"))
+    begun = time.perf_counter()
+    setting = _prepare(experiment, folder, progress)
+    results = {name: _method(setting, name) for name in experiment.methods}
+    main = experiment.exported
+    if main is not None:
+        _export(setting, main)
+    result = {
+        "name": experiment.name,
+        "digest": experiment.digest,
+        "main": main,
+        "scores": {name: one["scores"] for name, one in results.items()},
+        "bytes": {name: one["bytes"] for name, one in results.items()},
+        "seconds": {name: one["seconds"] for name, one in results.items()},
+        "adapter": "adapter" if main is not None else None,
+        "report": "report.html",
+    }
+    setting.record.append("end", {"seconds": time.perf_counter() - begun})
+    write_json(result_file, result)
+    write_report([folder], folder / "report.html")
+    return result
+
+
+def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Setting:
+    import torch
+    import transformers
+
+    import fedloom
+
+    if experiment.model.threads is not None:
+        torch.set_num_threads(experiment.model.threads)
+    data = load_data(experiment.data, experiment.seed)
+    plan = build_plan(data.train, experiment.scenario, experiment.seed)
+    _check_plan(folder / "plan.json", plan, data)
+    vlm = load_vlm(experiment.model.path, network=experiment.model.network)
+    lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
+    tuned = prepare(vlm, stage(experiment.strategy.name, lora), experiment.seed)
+    record = Record(folder / "record.jsonl")
+    record.append(
+        "start",
+        {
+            "digest": experiment.digest,
+            "version": fedloom.__version__,
+            "seed": experiment.seed,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "model": vlm.digest,
+            "trained": tuned.layout.size,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    rejected = [str(one) for one in data.rejected]
+    record.append(
+        "data", {"name": data.name, "train": len(data.train), "test": len(data.test), "rejected": rejected}
+    )
+    return Setting(experiment, folder, data, plan, tuned, record, progress)
+
+
+def _check_plan(file: Path, plan: Plan, data: DataSet) -> None:
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))["digest"]
+        if before != plan.digest:
+            raise UserError(f"{file}: the data changed since this run began; start a new run with another --out")
+    else:
+        write_json(file, plan.to_json(data.train))
+
+
+def _method(setting: Setting, name: str) -> dict[str, Any]:
+    """Run one method, or read what it came to if it is finished."""
+    file = setting.folder / "methods" / name / "result.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    begun = time.perf_counter()
+    method = parse_method(name)
+    scores, up, down = RUNS.get(method.base, _federated)(setting, method, name)
+    if not method.federated:
+        up = down = 0  # nothing travels: data are pooled, or stay with a client that trains alone
+    seconds = time.perf_counter() - begun
+    value = {"scores": scores, "bytes": {"up": up, "down": down}, "seconds": seconds}
+    write_json(file, value)
+    return value
+
+
+Outcome = tuple[dict[str, Any], int, int]
+
+
+def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
+    setting.progress.stage(name, len(slices_of(setting.data.test)))
+    return _scores(setting, setting.tuned.start, method, name), 0, 0
+
+
+def _linear(setting: Setting, method: Method, name: str) -> Outcome:
+    """Train the linear references on what clients see, pooled."""
+    setting.progress.stage(name, 1)
+    data = setting.data
+    chances = linear_reference(_visible(data, setting.plan), data.test)
+    answers = {
+        part: Judged(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
+    }
+    ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
+    found = figures(data.train, data.test, setting.plan, ordered)
+    setting.progress.advance(1)
+    return found, 0, 0
+
+
+def _visible(data: DataSet, plan: Plan) -> list[Any]:
+    found = []
+    for share in plan.clients:
+        for index, image, text in zip(share.indices, share.image, share.text, strict=True):
+            example = data.train[index]
+            found.append(replace(example, image=example.image if image else None, text=example.text if text else None))
+    return found
+
+
+def _federated(setting: Setting, method: Method, name: str) -> Outcome:
+    clients = tuple(range(len(setting.plan.clients)))
+    standing = _train(setting, method, name, setting.plan, clients, None)
+    params = _algorithm(setting, method).broadcast(standing.state).params
+    return _scores(setting, params, method, name), standing.up, standing.down
+
+
+def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
+    standing = _train(setting, method, name, pooled(setting.plan), (0,), None)
+    return _scores(setting, standing.state.params, method, name), 0, 0
+
+
+def _local(setting: Setting, method: Method, name: str) -> Outcome:
+    """Let every client train alone; report the mean over clients, the best and the worst."""
+    found: list[dict[str, Any]] = []
+    for client in range(len(setting.plan.clients)):
+        standing = _train(setting, method, name, setting.plan, (client,), client)
+        found.append(_scores(setting, standing.state.params, method, name, client))
+    accuracies = [one["accuracy"] for one in found]
+    mean = _mean_of([{key: value for key, value in one.items() if key != "clients"} for one in found])
+    # A client's own model, judged on data like its own.
+    own = [one["clients"][client] for client, one in enumerate(found)]
+    return {**mean, "clients": own, "best": max(accuracies), "worst": min(accuracies)}, 0, 0
+
+
+def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average nested figures entry by entry; an entry unknown anywhere is unknown."""
+    mean: dict[str, Any] = {}
+    for key, first in values[0].items():
+        found = [value[key] for value in values]
+        if isinstance(first, dict):
+            mean[key] = _mean_of(found)
+        else:
+            mean[key] = None if any(value is None for value in found) else sum(found) / len(found)
+    return mean
+
+
+RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
+    "zero-shot": _zero_shot,
+    "linear": _linear,
+    "local": _local,
+    "centralised": _centralised,
+}
+"""How each reference runs; every other name is a federated algorithm."""
+
+
+def _algorithm(setting: Setting, method: Method) -> FederatedAlgorithm:
+    """Make a method's algorithm; references train with plain FedAvg over their one client."""
+    arguments = setting.experiment.algorithms
+    base = method.base if method.federated else "fedavg"
+    algorithm = make(base, len(setting.plan.clients), arguments.get(base) if method.federated else None)
+    if "adaptive" in method.modifiers:
+        rule = partial(adaptive, setting.tuned.layout)
+        chosen = setting.experiment.adaptive.model_dump()
+        algorithm = with_rule(algorithm, configured("algorithms.adaptive", rule, chosen))
+    return algorithm
+
+
+def _conversations(setting: Setting, share: Share, method: Method) -> list[Conversation]:
+    examples = [setting.data.train[index] for index in share.indices]
+    presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
+    answer = setting.experiment.evaluate.answer
+    return render(examples, presence, answer, agnostic="prompt" in method.modifiers)
+
+
+def _train(
+    setting: Setting, method: Method, name: str, plan: Plan, clients: tuple[int, ...], alone: int | None
+) -> Standing:
+    """Run the rounds of one training, from its last commit if there is one."""
+    experiment, tuned = setting.experiment, setting.tuned
+    folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
+    algorithm = _algorithm(setting, method)
+    cohort = experiment.train.cohort if method.federated else None
+    schedule = Schedule(experiment.train.rounds, clients, cohort, experiment.seed)
+    standing = last_commit(folder, tuned.layout) or Standing(algorithm.init(tuned.start))
+    label = name if alone is None else f"{name}, client {alone}"
+    per_round = min(cohort or len(clients), len(clients))
+    setting.progress.stage(label, (schedule.rounds - standing.state.round) * per_round)
+
+    def trained(update: ClientUpdate) -> None:
+        setting.progress.advance(1, loss=update.metrics["loss"])
+
+    def committed(now: Standing, log: dict[str, Any]) -> None:
+        done, every = now.state.round, experiment.evaluate.every
+        setting.record.append("round", {"method": name, "client": alone, "lr": learning_rate(experiment.train, done - 1), **log})
+        if every and alone is None and done < schedule.rounds and done % every == 0:
+            full = slices_of(setting.data.test)[0]
+            _answers(setting, algorithm.broadcast(now.state).params, method, name, alone, done, full)
+        commit(folder, now)
+
+    conversations = {client: _conversations(setting, plan.clients[client], method) for client in clients}
+    backend = InProcess(tuned, algorithm.local, conversations, experiment.train, experiment.seed, trained)
+    return run_rounds(algorithm, backend, standing, schedule, experiment.gate, committed)
+
+
+def _answers(
+    setting: Setting, params: Params, method: Method, name: str, client: int | None, round: int, part: str
+) -> Judged:
+    """Answer the test set with one slice's evidence and write the scores down."""
+    setting.tuned.write(params)
+    test = setting.data.test
+    judged = answer_slice(
+        setting.vlm, test, part, setting.experiment.evaluate, agnostic="prompt" in method.modifiers
+    )
+    row = {"method": name, "client": client, "round": round, "slice": part, "examples": len(test)}
+    setting.record.append("evaluation", {**row, "scores": score(test, judged)})
+    return judged
+
+
+def _scores(
+    setting: Setting, params: Params, method: Method, name: str, client: int | None = None
+) -> dict[str, Any]:
+    """Score final parameters on every slice."""
+    rounds = 0 if method.base == "zero-shot" else setting.experiment.train.rounds
+    answers: dict[str, Judged] = {}
+    for part in slices_of(setting.data.test):
+        answers[part] = _answers(setting, params, method, name, client, rounds, part)
+        if method.base == "zero-shot":
+            setting.progress.advance(1)
+    return figures(setting.data.train, setting.data.test, setting.plan, answers)
+
+
+def _export(setting: Setting, main: str) -> None:
+    standing = last_commit(setting.folder / "methods" / main, setting.tuned.layout)
+    if standing is None:
+        raise UserError(f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again")
+    params = _algorithm(setting, parse_method(main)).broadcast(standing.state).params
+    export_adapter(setting.tuned, params, setting.folder / "adapter")

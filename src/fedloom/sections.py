@@ -1,0 +1,190 @@
+"""The sections of an experiment: their keys, what each allows, its default, and one sentence about it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    field_validator,
+)
+
+from fedloom.methods import parse_method
+from fedloom.mistakes import choice_error, unknown
+from fedloom.types import UserError
+
+
+def _argument(value: Any) -> bool | int | float | str:
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise choice_error("an argument must be a finite number, text, true or false")
+
+
+def _name_of_method(name: str) -> str:
+    try:
+        parse_method(name)
+    except UserError as error:
+        raise choice_error(str(error)) from None
+    return name
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1)]
+PathText = Annotated[
+    Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path)
+]
+MethodName = Annotated[Text, AfterValidator(_name_of_method)]
+Number = Annotated[float, Field(strict=True)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Argument = Annotated[
+    bool | int | float | str, PlainValidator(_argument, json_schema_input_type=bool | int | float | str)
+]
+
+
+class Section(BaseModel):
+    """What all parts of an experiment have in common: they are frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Data(Section):
+    """Which examples there are."""
+
+    name: Text = Field(default="emoji", description="Data set, as listed by `fedloom list datasets`.")
+    root: PathText | None = Field(
+        default=None, description="Folder of the data, needed where the name is folder."
+    )
+    test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        default=0.25, description="Share held out for testing."
+    )
+    limit: Count | None = Field(
+        default=None, description="At most this many training examples; null takes all."
+    )
+    max_rejected: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Share of bad records above which a run does not start."
+    )
+    task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
+        default="classification", description="Kind of question asked about the shapes data set."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        from fedloom.data import DATASETS
+
+        if name not in DATASETS:
+            raise choice_error(unknown("data set", name, tuple(DATASETS)))
+        return name
+
+
+class Scenario(Section):
+    """Which client holds which example, and which modalities of it."""
+
+    clients: Count = Field(default=5, description="Number of clients.")
+    partition: Literal["iid", "dirichlet", "by_group"] = Field(
+        default="iid", description="Who holds which example."
+    )
+    alpha: Positive = Field(
+        default=0.5, description="Concentration of dirichlet; a small one makes clients differ more."
+    )
+    pattern: Literal["aligned", "missing", "cross", "hybrid"] = Field(
+        default="aligned", description="Which modalities of their examples clients see."
+    )
+    rate: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.3, description="Share of examples that lose a modality, per modality, under missing."
+    )
+    image_clients: Index | None = Field(
+        default=None,
+        description="Clients that hold only images under cross, the others only text; null is half.",
+    )
+    p: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.7, description="Probability that a client holds a modality under hybrid."
+    )
+
+
+class Model(Section):
+    """Which vision-language model is fine-tuned."""
+
+    path: PathText = Field(
+        default="shipped", description="The model: shipped, a folder, or a name on a model hub."
+    )
+    network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
+    threads: Count | None = Field(
+        default=None, description="Processor threads; null leaves the choice to torch."
+    )
+
+
+class Strategy(Section):
+    """Which parts of the model are trained."""
+
+    name: Literal["lora", "connector", "both"] = Field(default="both", description="Parts that are trained.")
+    rank: Count = Field(default=8, description="Rank of the LoRA matrices.")
+    alpha: Positive = Field(
+        default=16.0, description="Scale of LoRA; the adapter is multiplied by alpha / rank."
+    )
+    targets: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="Names of the linear layers of the language model that get LoRA.",
+    )
+
+
+class Train(Section):
+    """How clients train, and how often."""
+
+    rounds: Count = Field(default=6, description="Number of rounds.")
+    cohort: Count | None = Field(default=None, description="Clients in each round; null is all of them.")
+    epochs: Count = Field(default=1, description="Passes of a client over its examples in each round.")
+    batch_size: Count = Field(default=8, description="Examples in each optimiser step.")
+    lr: Positive = Field(default=1e-3, description="Learning rate of the clients.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate over the rounds."
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Optimiser of the clients.")
+    weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimiser.")
+    clip: Positive | None = Field(default=1.0, description="Largest gradient norm; null does not clip.")
+
+
+class Evaluate(Section):
+    """How answers are found and scored."""
+
+    answer: Literal["text", "letter"] = Field(
+        default="text", description="Answer with the option or with its letter."
+    )
+    scoring: Literal["likelihood", "generate"] = Field(
+        default="likelihood", description="Compare the options' likelihoods, or parse generated text."
+    )
+    every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
+
+
+class Gate(Section):
+    """Which client updates are refused."""
+
+    max_norm: Positive | None = Field(
+        default=None, description="Largest norm of an update; null sets no bound."
+    )
+    max_ratio: Positive = Field(
+        default=20.0, description="Largest norm as a multiple of the median of accepted updates."
+    )
+
+
+class Adaptive(Section):
+    """Arguments of the modifier `adaptive`; see `fedloom.algorithms.wrap`."""
+
+    mu: NotNegative = Field(
+        default=0.01, description="Strength of the pull towards the broadcast parameters."
+    )
+    weight: NotNegative = Field(
+        default=0.1, description="Factor of mu; the smaller, the more clients differ."
+    )
+    skip: Index = Field(default=1, description="Layers left free at either end of the language model.")

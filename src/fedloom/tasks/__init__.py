@@ -1,0 +1,21 @@
+"""Tasks: render a question, parse an answer, score it."""
+
+from fedloom.tasks.base import AGNOSTIC, UNPARSED, Answer, AnswerForm, Metric, Task, Unparsed, clean_text
+from fedloom.tasks.caption import CAPTION
+from fedloom.tasks.choice import CHOICE
+from fedloom.tasks.grounding import GROUNDING
+from fedloom.tasks.vqa import VQA
+
+TASKS: dict[str, Task] = {"choice": CHOICE, "vqa": VQA, "caption": CAPTION, "grounding": GROUNDING}
+
+__all__ = [
+    "AGNOSTIC",
+    "TASKS",
+    "UNPARSED",
+    "Answer",
+    "AnswerForm",
+    "Metric",
+    "Task",
+    "Unparsed",
+    "clean_text",
+]

@@ -1,0 +1,157 @@
+"""What a task is: render an example as a conversation, parse a reply, score it; and what all tasks share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.types import Conversation, Example, Presence
+
+AnswerForm = Literal["text", "letter"]
+Box = tuple[int, int, int, int]
+Answer = int | str | Box
+"""An option's label (choice), a normalised text (vqa, caption), or a box in pixels (grounding)."""
+
+
+class Unparsed(Enum):
+    """The type of `UNPARSED`."""
+
+    UNPARSED = "unparsed"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNPARSED: Final = Unparsed.UNPARSED
+"""Stands for a reply in which no answer could be found; never right, and always counted."""
+
+State = tuple[Any, ...]
+Scores = dict[str, float | None]
+
+
+class Metric(NamedTuple):
+    """A monoid of judged answers: add one at a time, merge parts, take the result at the end.
+
+    Attributes:
+        zero: The state before the first answer.
+        add: (state, example, answer, probabilities or None) → state. Probabilities are those of the
+            example's options, shape [options]; the given state is not changed.
+        merge: (state, state) → state; associative, with `zero` neutral.
+        result: State → score names to fractions 0..1, None where a score is undefined. Every metric has
+            "accuracy" and "unparsed", the share of replies without an answer.
+    """
+
+    zero: State
+    add: Callable[[State, Example, Answer | Unparsed, NDArray[np.floating] | None], State]
+    merge: Callable[[State, State], State]
+    result: Callable[[State], Scores]
+
+
+class Render(Protocol):
+    """Make the user turn and the right answer to it."""
+
+    def __call__(
+        self, example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm
+    ) -> Conversation:
+        """Render an example.
+
+        Args:
+            example: What is asked.
+            present: Which modalities may be seen; one that the example lacks stays absent.
+            agnostic: Use the modality-agnostic prompt (`AGNOSTIC`) instead of naming the evidence.
+            answer_form: For multiple choice, whether the answer is the option's text or "(A) text".
+        """
+        ...
+
+
+class Parse(Protocol):
+    """Find the answer in a reply."""
+
+    def __call__(self, reply: str, example: Example, *, answer_form: AnswerForm) -> Answer | Unparsed:
+        """Return the one answer the reply gives, or `UNPARSED` where there is none or more than one."""
+        ...
+
+
+class Task(NamedTuple):
+    """A kind of question as a value. The right answer, rendered, parses to itself and scores best."""
+
+    render: Render
+    parse: Parse
+    metrics: Metric
+
+
+AGNOSTIC: Final = "Whatever kinds of evidence there are"
+"""The constant clause of the modality-agnostic prompt, the same whichever modality is present.
+
+Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
+2411.14717v2, prompt strategy.
+
+Differs from the paper: our own words, which say the same.
+"""
+
+_EVIDENCE = {
+    (True, True): "Given the picture and the text",
+    (True, False): "Given the picture",
+    (False, True): "Given the text",
+    (False, False): "",
+}
+
+
+def evidence(example: Example, present: Presence, *, agnostic: bool) -> str:
+    """Say what the answer is to be based on; empty where nothing is shown and the prompt is not agnostic."""
+    return AGNOSTIC if agnostic else _EVIDENCE[shows_image(example, present), shows_text(example, present)]
+
+
+def shows_image(example: Example, present: Presence) -> bool:
+    """Tell whether the image exists and may be seen."""
+    return present.image and example.image is not None
+
+
+def shows_text(example: Example, present: Presence) -> bool:
+    """Tell whether the text exists and may be seen."""
+    return present.text and example.text is not None
+
+
+def ask(example: Example, present: Presence, *, agnostic: bool) -> str:
+    """Write the short user turn that all tasks share: the text, if seen, then evidence phrase and question.
+
+    Example:
+        >>> cat = Example("1", "Which group does it belong to?", "animals", text="cat, pet")
+        >>> print(ask(cat, Presence(image=False, text=True), agnostic=False))
+        Text: cat, pet
+        Given the text: Which group does it belong to?
+    """
+    phrase = evidence(example, present, agnostic=agnostic)
+    question = clean_text(example.question)
+    lines = [f"Text: {clean_text(example.text or '')}"] if shows_text(example, present) else []
+    return "\n".join([*lines, f"{phrase}: {question}" if phrase else question])
+
+
+def free_answer(
+    example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm = "text"
+) -> Conversation:
+    """Render a question whose answer is free text; the answer form makes no difference. See `Render`."""
+    del answer_form
+    picture = example.image if shows_image(example, present) else None
+    return Conversation(ask(example, present, agnostic=agnostic), clean_text(example.answer), picture)
+
+
+_SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")
+
+
+def clean_text(text: str) -> str:
+    """Write user text on one line in which no tokenizer finds a special token.
+
+    A space after every "<", and inside brackets around a single word, breaks the tokens of all model
+    families, such as `<image>`, `</s>`, `<|im_start|>` and `[INST]`; runs of white space become one space.
+
+    Example:
+        >>> clean_text("a <image> of 1 < 2  [INST] [1, 2]")
+        'a < image> of 1 < 2 [ INST] [1, 2]'
+    """
+    return " ".join(_SPECIAL.sub(lambda match: match.group() + " ", text).split())

@@ -1,0 +1,126 @@
+"""Multiple choice, answered by an option's text or by its letter.
+
+The text form is short, for small models: options are not listed, the model learns them. The letter form
+has the parts of FedMLLM's prompt in its order: instruction, text, question, options, how to reply.
+
+Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
+2411.14717v2.
+
+Differs from the paper: our own words; a reply is parsed strictly, where the published code takes the first
+capital letter, also one inside a word, and counts a reply without any as the last answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from fedloom.tasks.base import UNPARSED, AnswerForm, Task, Unparsed, ask, clean_text, evidence, shows_image
+from fedloom.tasks.metrics import classification
+from fedloom.types import Conversation, Example, Presence, UserError
+
+
+def render(
+    example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm = "text"
+) -> Conversation:
+    """Render a multiple-choice question; see `fedloom.tasks.base.Render`.
+
+    Raises:
+        UserError: The answer is no option, or there are more options than letters.
+    """
+    options = answers(example, answer_form)
+    user = ask(example, present, agnostic=agnostic)
+    if answer_form == "letter":
+        phrase = evidence(example, present, agnostic=agnostic)
+        pick = "pick the best of the options." if phrase else "Pick the best of the options."
+        start = f"{phrase}, {pick}" if phrase else pick
+        user = "\n".join([start, user, "Options:", *options, "Reply with the letter of the option."])
+    picture = example.image if shows_image(example, present) else None
+    return Conversation(user, options[label_of(example)], picture, options)
+
+
+def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> int | Unparsed:
+    """Return the label of the option that a reply names, or `UNPARSED`.
+
+    In either form, first an answer word for word. Then, in the text form, the option equal up to case,
+    punctuation and white space, else the only option named in the reply (the longest where one contains
+    another); in the letter form, the only letter in brackets, else the only capital that stands alone.
+    """
+    reply = clean_text(reply)
+    exact = _where(reply, answers(example, answer_form))
+    if exact:
+        return _single(exact)
+    return _letter(reply, len(example.options)) if answer_form == "letter" else _named(reply, example.options)
+
+
+def answers(example: Example, answer_form: AnswerForm) -> tuple[str, ...]:
+    """Return what a model has to say for each option, in label order."""
+    options = tuple(clean_text(option) for option in example.options)
+    if answer_form == "text":
+        return options
+    if len(options) > len(ascii_uppercase):
+        raise UserError(
+            f"example {example.id!r} has {len(options)} options, more than letters; use answer: text"
+        )
+    return tuple(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+
+
+def label_of(example: Example) -> int:
+    """Return the index of the right option.
+
+    Raises:
+        UserError: The example has no valid label and its answer is no option.
+    """
+    label = example.label
+    if label is None and example.options.count(example.answer) == 1:
+        label = example.options.index(example.answer)
+    if label is None or not 0 <= label < len(example.options):
+        raise UserError(
+            f"example {example.id!r}: the answer {example.answer!r} is not one of its options: "
+            f"{', '.join(example.options) or 'there are none'}"
+        )
+    return label
+
+
+def _where(word: str, words: Sequence[str]) -> list[int]:
+    return [place for place, other in enumerate(words) if other == word]
+
+
+def _single(found: Sequence[int]) -> int | Unparsed:
+    return found[0] if len(found) == 1 else UNPARSED
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+
+
+def _named(reply: str, options: Sequence[str]) -> int | Unparsed:
+    rest, plain = f" {_plain(reply)} ", [_plain(option) for option in options]
+    if rest.strip() in plain:
+        return _single(_where(rest.strip(), plain)) if rest.strip() else UNPARSED
+    found: list[int] = []
+    for option in sorted(set(plain) - {""}, key=len, reverse=True):
+        # Taken out where found, so that a shorter option inside this one is not found as well.
+        rest, times = re.subn(rf"(?<= ){re.escape(option)}(?= )", "|", rest)
+        if times:
+            found += _where(option, plain)
+    return _single(found)
+
+
+_BRACKETED = re.compile(r"\(([A-Z])\)")
+_ALONE = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
+# "A" and "I" before a word may be English: no answer themselves, but they put other letters in doubt.
+_SURE = re.compile(r"(?<![\w'’])(?:[B-HJ-Z]|[AI](?! \w))(?![\w'’])")
+
+
+def _letter(reply: str, options: int) -> int | Unparsed:
+    def found(pattern: re.Pattern[str]) -> list[int]:
+        letters = {ascii_uppercase.index(letter) for letter in pattern.findall(reply)}
+        return sorted(letter for letter in letters if letter < options)
+
+    alone = found(_ALONE)
+    return _single(found(_BRACKETED) or (alone if alone == found(_SURE) else []))
+
+
+CHOICE = Task(render, parse, classification(label_of))

@@ -1,0 +1,176 @@
+"""Scores as monoids: collect what was judged, merge parts in any grouping, compute at the end.
+
+A state is a tuple with one row for each answer, so that merging is exactly associative and nothing is
+rounded on the way. An unparsed answer is never right and never left out.
+
+Shape legend: N = number of answers, C = number of options.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from math import fsum
+from operator import index
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.tasks.base import UNPARSED, Answer, Metric, Scores, State, Unparsed
+from fedloom.types import Example
+
+Row = Callable[[Example, Answer | Unparsed, NDArray[np.floating] | None], Any]
+MISSING = -1
+"""The prediction that stands for an unparsed answer in `macro_f1`."""
+
+
+def collect(row: Row, result: Callable[[State], Scores]) -> Metric:
+    """Make a metric that keeps one row for each answer."""
+
+    def add(
+        state: State, example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
+    ) -> State:
+        return (*state, row(example, answer, scores))
+
+    def merge(first: State, second: State) -> State:
+        return first + second
+
+    return Metric((), add, merge, result)
+
+
+def graded(**grades: Callable[[Example, Answer], float]) -> Metric:
+    """Make a metric of mean grades, each a function (example, answer) → 0..1; an unparsed answer gets 0."""
+
+    def row(
+        example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
+    ) -> tuple[float, ...] | None:
+        del scores
+        return None if answer is UNPARSED else tuple(grade(example, answer) for grade in grades.values())
+
+    def result(state: State) -> Scores:
+        rows = [(0.0,) * len(grades) if row is None else row for row in state]
+        means = {name: _mean([row[place] for row in rows]) for place, name in enumerate(grades)}
+        return {**means, "unparsed": _mean([float(row is None) for row in state])}
+
+    return collect(row, result)
+
+
+class Judged(NamedTuple):
+    """One multiple-choice answer: right label, given label or `MISSING`, number of options, probabilities."""
+
+    label: int
+    prediction: int
+    options: int
+    scores: tuple[float, ...] | None
+
+
+def classification(label: Callable[[Example], int]) -> Metric:
+    """Make the metric of multiple choice: accuracy, macro_f1, auc, unparsed.
+
+    Args:
+        label: Finds the right label of an example.
+    """
+
+    def row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> Judged:
+        prediction = MISSING if answer is UNPARSED else index(cast(int, answer))
+        kept = None if scores is None else tuple(float(score) for score in scores)
+        return Judged(label(example), prediction, len(example.options), kept)
+
+    def result(state: State) -> Scores:
+        if not state:
+            return dict.fromkeys(("accuracy", "macro_f1", "auc", "unparsed"))
+        truth = np.array([judged.label for judged in state])
+        given = np.array([judged.prediction for judged in state])
+        return {
+            "accuracy": float(np.mean(truth == given)),
+            "macro_f1": macro_f1(truth, given, max(judged.options for judged in state)),
+            "auc": _auc_of(state, truth),
+            "unparsed": float(np.mean(given == MISSING)),
+        }
+
+    return collect(row, result)
+
+
+def _auc_of(state: State, truth: NDArray[np.int64]) -> float | None:
+    rows = [judged.scores for judged in state]
+    if any(row is None or len(row) != len(rows[0] or ()) for row in rows):
+        return None
+    return auc(truth, np.array(rows, dtype=np.float64))
+
+
+def macro_f1(truth: NDArray[np.int64], given: NDArray[np.int64], options: int) -> float:
+    """Average F1 over the classes that occur in the truth or among the answers.
+
+    Without unparsed answers this is scikit-learn's `f1_score(average="macro")`. An unparsed answer (−1) is
+    no class of its own; it counts as if it named every wrong option at once, which is scikit-learn's score
+    of the one-hot matrices. Any milder rule would reward silence: with an answer left out, the class it
+    wrongly named gains precision, and the average can rise.
+
+    Args:
+        truth: Right labels, shape [N], N > 0.
+        given: Answers, shape [N]; −1 where unparsed.
+        options: Number of options C.
+    """
+    silent = given == MISSING
+    classes = np.arange(options) if silent.any() else np.union1d(truth, given)
+    is_true = truth[:, None] == classes  # [N, C]
+    is_given = np.where(silent[:, None], ~is_true, given[:, None] == classes)  # [N, C]
+    hits = (is_true & is_given).sum(axis=0)  # [C]
+    named = is_true.sum(axis=0) + is_given.sum(axis=0)  # [C], none of them 0
+    return float(np.mean(2 * hits / named))
+
+
+def auc(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
+    """Average the one-vs-rest areas under the ROC curve; ties count half.
+
+    AUC_c = (Σ ranks of class c − n(n + 1)/2) / (n · m), with midranks of the scores of class c, n examples
+    of the class and m others (Mann–Whitney). With two options it is the area of option 1.
+
+    Args:
+        truth: Right labels, shape [N].
+        scores: Probabilities of the options, shape [N, C].
+
+    Returns:
+        The mean over classes that have both examples and others; None if there is no such class or a
+        score is not finite.
+
+    Example:
+        >>> auc(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]]))
+        0.75
+    """
+    if not np.isfinite(scores).all():
+        return None
+    classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
+    areas = [_area(truth == label, scores[:, label]) for label in classes]
+    return _mean([area for area in areas if area is not None])
+
+
+def _area(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | None:
+    count, others = int(positive.sum()), int((~positive).sum())
+    if not count or not others:
+        return None
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(ties) - (ties - 1) / 2  # the middle of each run of equal scores, counted from 1
+    return float((ranks[place][positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def token_f1(given: str, right: str) -> float:
+    """Return the F1 of two texts as bags of words; 1 if both are empty.
+
+    Reference: P. Rajpurkar, J. Zhang, K. Lopyrev, P. Liang, "SQuAD: 100,000+ Questions for Machine
+    Comprehension of Text", arXiv 1606.05250v3, Section 5.
+
+    Example:
+        >>> token_f1("a big red circle", "red circle")
+        0.6666666666666666
+    """
+    ours, theirs = given.split(), right.split()
+    if not ours and not theirs:
+        return 1.0
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def _mean(values: list[float]) -> float | None:
+    return fsum(values) / len(values) if values else None

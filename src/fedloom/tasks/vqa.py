@@ -1,0 +1,54 @@
+"""Questions about a picture with short free answers, compared after normalisation.
+
+Reference: S. Antol et al., "VQA: Visual Question Answering", arXiv 1505.00468v7, and the normalisation of
+its evaluation code.
+
+Differs from the paper: one right answer instead of ten, so a score is 0 or 1; apostrophes are dropped
+instead of put back into contractions; an answer of which nothing would be left is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Task, Unparsed, clean_text, free_answer
+from fedloom.tasks.metrics import graded, token_f1
+from fedloom.types import Example
+
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
+ARTICLES = {"a", "an", "the"}
+
+
+def normalise(text: str) -> str:
+    """Lower the case, drop punctuation and articles, write number words as digits.
+
+    Example:
+        >>> normalise("The two cats."), normalise("1,000.5 km"), normalise("Don't know!"), normalise("A")
+        ('2 cats', '1000.5 km', 'dont know', 'a')
+    """
+    lower = clean_text(text).lower()
+    plain = re.sub(r"['’`]|(?<=\d),(?=\d)", "", lower)
+    plain = re.sub(r"(?!(?<=\d)\.(?=\d))[\W_]", " ", plain)
+    words = [NUMBERS.get(word, word) for word in plain.split()]
+    return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or lower
+
+
+def free_text(normalise: Callable[[str], str]) -> Task:
+    """Make a task of free answers that are compared after `normalise`; an empty reply is unparsed."""
+
+    def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
+        del example, answer_form
+        return normalise(reply) or UNPARSED
+
+    def exact(example: Example, answer: Answer) -> float:
+        return float(answer == normalise(example.answer))
+
+    def overlap(example: Example, answer: Answer) -> float:
+        return token_f1(str(answer), normalise(example.answer))
+
+    return Task(free_answer, parse, graded(accuracy=exact, token_f1=overlap))
+
+
+VQA = free_text(normalise)

@@ -1,0 +1,143 @@
+"""The vocabulary: what an example is, what a client is told, what it sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedloom.params import Params
+
+
+class Picture(Protocol):
+    """An image that stays where it is until a batch needs its pixels."""
+
+    @property
+    def key(self) -> str:
+        """A name that is equal for equal pixels, used to cache what a frozen encoder makes of them."""
+        ...
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Read or draw the image, shape [height, width, 3], values 0–255."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its answer and the evidence for it.
+
+    Attributes:
+        id: Unique within its data set.
+        question: What is asked, without evidence and without options.
+        answer: The right answer as text; for multiple choice, one of `options`.
+        image: The picture, or None.
+        text: The written evidence, or None.
+        label: Index of the right option, or None where there are no options.
+        group: What non-IID partitions go by (a topic, a site, a label name).
+        options: The possible answers of a multiple-choice question, else empty.
+        task: A key of `fedloom.tasks.TASKS`.
+    """
+
+    id: str
+    question: str
+    answer: str
+    image: Picture | None = None
+    text: str | None = None
+    label: int | None = None
+    group: str | None = None
+    options: tuple[str, ...] = ()
+    task: str = "choice"
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Which modalities of an example its client may see."""
+
+    image: bool
+    text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One user turn and the answer to it, ready for a chat template.
+
+    Attributes:
+        user: The text of the user turn; an image, if any, comes before it.
+        answer: The text the model is trained to give.
+        picture: The image shown, or None.
+        options: The texts whose likelihoods are compared, in label order; empty for free answers.
+    """
+
+    user: str
+    answer: str
+    picture: Picture | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A bad record that was set aside: where it stands and what is wrong with it."""
+
+    file: str
+    line: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}, line {self.line}"
+        return f"{place}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Examples for training and testing, and what was set aside while reading them.
+
+    Attributes:
+        name: A key of `fedloom.data.DATASETS`.
+        train: Examples that are divided among clients.
+        test: Held-out examples; shares no picture and no variant of one with `train`.
+        rejected: Records set aside, with file, line and reason.
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+
+Tensors = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends to every client of a round."""
+
+    params: Params
+    extras: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client sends back.
+
+    Attributes:
+        client: The client's number; sums run in this order.
+        delta: Local parameters minus broadcast parameters.
+        weight: Number of training examples, positive.
+        extras: What an algorithm sends besides the delta.
+        metrics: Plain numbers for the record: loss, steps, seconds.
+    """
+
+    client: int
+    delta: Params
+    weight: float
+    extras: Tensors = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one message without a traceback: what, where, and what would be right."""

@@ -1,0 +1,42 @@
+"""Local optimisers agree with torch.optim."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedloom.client.optimizers import OPTIMIZERS, clip
+
+STOCK = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_agrees_with_torch(name: str, decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=generator)
+    ours, slots = start.clone(), {}
+    theirs = torch.nn.Parameter(start.clone())
+    stock = STOCK[name]([theirs], lr=0.05, weight_decay=decay)
+    for step in range(1, 8):
+        grads = torch.randn(50, generator=generator)
+        OPTIMIZERS[name](ours, grads, slots, step, 0.05, decay)
+        theirs.grad = grads.clone()
+        stock.step()
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_clip_agrees_with_torch(scale: float) -> None:
+    grads = scale * torch.arange(1.0, 9.0)
+    parameter = torch.nn.Parameter(torch.zeros(8))
+    parameter.grad = grads.clone()
+    torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+    clip(grads, 1.0)
+    torch.testing.assert_close(grads, parameter.grad)
+
+
+def test_no_limit_clips_nothing() -> None:
+    grads = torch.full((3,), 1e6)
+    clip(grads, None)
+    assert torch.equal(grads, torch.full((3,), 1e6))

@@ -1,0 +1,366 @@
+"""The user's own folder: what is read, what is set aside and why, and that nothing is lost between."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from fedloom.data import load_data
+from fedloom.data.folder import load_folder
+from fedloom.data.records import MAX_LINE
+from fedloom.types import Rejected, UserError
+
+GOOD = {"question": "Which?", "answer": "yes", "text": "evidence"}
+
+
+def line(**changes):
+    """Return a good record with changes, as one line; a key that is set to ... is left out."""
+    record = {key: value for key, value in (GOOD | changes).items() if value is not ...}
+    return json.dumps(record).encode()
+
+
+@pytest.fixture
+def load(tmp_path, settings):
+    """Return a function that writes lines to data.jsonl and loads the folder."""
+
+    def loaded(*lines, **changes):
+        (tmp_path / "data.jsonl").write_bytes(b"\n".join(lines))
+        return load_folder(settings(root=tmp_path, **changes), 0)
+
+    return loaded
+
+
+def examples_of(data):
+    return sorted((*data.train, *data.test), key=lambda example: example.id)
+
+
+DEEP = b'{"question": "q", "answer": "a", "text": "t", "more": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+TYPES = [(5, "a number"), (True, "true or false"), ([], "a list"), ({}, "an object"), (0.5, "a number")]
+UGLY = [
+    (b'{"question": "q", "answer" "a"}', "bad JSON at column 28: Expecting ':' delimiter"),
+    (b'{"question": "q"', "bad JSON at column 17: Expecting ',' delimiter"),
+    (b"{} {}", "bad JSON at column 4: Extra data"),
+    (b"\xff\xfe{}", "not UTF-8 text (byte 1)"),
+    (b"[1, 2]", "a list instead of an object"),
+    (b"null", "null instead of an object"),
+    (b'"text"', "text instead of an object"),
+    (b'{"question": NaN}', "bad JSON: NaN is not a JSON number"),
+    (b'{"question": -Infinity}', "bad JSON: -Infinity is not a JSON number"),
+    (b'{"answer": "a", "answer": "b"}', "bad JSON: key 'answer' appears twice"),
+    (DEEP, "bad JSON: nested too deeply"),
+    (line(text="x" * MAX_LINE), "line is longer than 1,000,000 bytes"),
+    (line(question=...), "question is missing"),
+    (line(question=None), "question is missing"),
+    (line(question=" \t"), "question is empty"),
+    (line(answer=...), "answer is missing"),
+    (line(answer=""), "answer is empty"),
+    *[(line(answer=value), f"answer is {kind}, not text") for value, kind in TYPES],
+    *[(line(image=value), f"image is {kind}, not text") for value, kind in TYPES],
+    (line(text=["a"]), "text is a list, not text"),
+    (line(text="half \ud83d"), "text holds half of a surrogate pair"),
+    (line(id=1.5), "id is a number, not text"),
+    (line(id=True), "id is true or false, not text"),
+    (line(group=[1]), "group is a list, not text"),
+    (line(split="dev"), 'split is \'dev\', not "train" or "test"'),
+    (line(text=...), "neither image nor text"),
+    (line(text="", image=""), "neither image nor text"),
+    (line(options="yes"), "options is text, not a list"),
+    (line(options=["yes"]), "options are not at least two different texts"),
+    (line(options=["yes", "yes"]), "options are not at least two different texts"),
+    (line(options=["yes", 1]), "an option is a number, not text"),
+    (line(options=["no", "maybe"]), "answer 'yes' is not among the options"),
+    (line(image="absent.png"), "image 'absent.png' is missing"),
+    (line(image="empty.png"), "image 'empty.png' is empty (0 bytes)"),
+    (line(image="cut.png"), "image 'cut.png' is damaged or cut short"),
+    (line(image="data.jsonl"), "image 'data.jsonl' is not a PNG, JPEG or WebP picture"),
+    (line(image="moving.gif"), "image 'moving.gif' is not a PNG, JPEG or WebP picture"),
+    (line(image="folder"), "image 'folder' is not a file"),
+    (line(image="loop"), "image 'loop' is unreadable (Too many levels of symbolic links)"),
+    (line(image="x" * 300), f"image '{'x' * 79}…' is unreadable (File name too long)"),
+    (line(conversations=5), "conversations is not a list of objects"),
+    (line(conversations=[]), 'conversations does not alternate between "human" and "gpt"'),
+    (line(conversations=[{"from": "human"}]), 'conversations does not alternate between "human" and "gpt"'),
+    (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "question is missing"),
+]
+ESCAPES = [
+    ("{outside}", "is an absolute path"),
+    ("../outside.png", "leaves the folder"),
+    ("folder/../../outside.png", "leaves the folder"),
+    ("..", "leaves the folder"),
+    ("link.png", "leaves the folder through a link"),
+    ("linked/outside.png", "leaves the folder through a link"),
+    ("..\\outside.png", "holds a backslash"),
+    ("\\\\server\\share\\outside.png", "holds a backslash"),
+    ("//server/share/outside.png", "is an absolute path"),
+    ("C:/outside.png", "is a URL or names a drive"),
+    ("file:///outside.png", "is a URL or names a drive"),
+    ("https://example.org/outside.png", "is a URL or names a drive"),
+    ("good.png\0.jpg", "holds a NUL character"),
+]
+
+
+@pytest.fixture
+def filled(tmp_path, encoded):
+    """Fill the folder with good and bad pictures."""
+    (tmp_path / "good.png").write_bytes(encoded(1))
+    (tmp_path / "cut.png").write_bytes(encoded(1)[:-40])
+    (tmp_path / "moving.gif").write_bytes(encoded(1, "GIF"))
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    return tmp_path
+
+
+def test_each_ugly_line_gives_its_reason_and_no_other_is_lost(filled, load):
+    lines, expected = [], []
+    for content, reason in UGLY:
+        lines += [line(id=f"before {len(lines)}"), content]
+        expected.append(Rejected("data.jsonl", len(lines), reason))
+    lines += [line(image="good.png", id="last"), line(id="last"), b"", b"  \r"]
+    expected.append(
+        Rejected(
+            "data.jsonl", len(lines) - 2, f"id 'last' was used before (data.jsonl, line {len(lines) - 3})"
+        )
+    )
+    data = load(*lines)
+    assert list(data.rejected) == expected
+    assert len(examples_of(data)) == len(UGLY) + 1
+    for rejected in data.rejected:
+        str(rejected).encode()  # can be written to a log
+
+
+OPENED: list[str] | None = None
+
+
+def _watch(event, arguments):
+    if event == "open" and OPENED is not None:
+        OPENED.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else "")
+
+
+sys.addaudithook(_watch)
+
+
+def test_paths_that_escape_are_never_opened(filled, load, tmp_path_factory, encoded, monkeypatch):
+    outside = tmp_path_factory.mktemp("elsewhere") / "outside.png"
+    outside.write_bytes(encoded(7))
+    (filled.parent / "outside.png").write_bytes(encoded(7))
+    (filled / "link.png").symlink_to(outside)
+    (filled / "linked").symlink_to(outside.parent)
+    names = [(name.format(outside=outside), reason) for name, reason in ESCAPES]
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", [])
+    data = load(*(line(image=name) for name, _ in names), line(image="good.png"), line(image="./good.png"))
+    opened = list(OPENED)
+    monkeypatch.undo()
+    for rejected, (number, (_, reason)) in zip(data.rejected, enumerate(names, 1), strict=True):
+        assert rejected.line == number
+        assert rejected.reason.endswith(f" {reason}")
+    assert len(examples_of(data)) == 2
+    assert any(name.endswith("good.png") for name in opened)
+    assert not [name for name in opened if "outside" in name or "link" in name]
+
+
+def test_a_link_that_stays_inside_is_followed(filled, load):
+    (filled / "alias.png").symlink_to("good.png")
+    data = load(line(image="alias.png"), line(image="good.png"))
+    assert not data.rejected
+    assert len({example.image.key for example in examples_of(data)}) == 1
+
+
+FRAGMENTS = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [line(), line(id=1), line(answer=...), b"{", b"[]", b"", b"\r", b"\xef\xbb\xbf", b"NaN", b"\x0b"]
+    ),
+    st.builds(
+        lambda record: json.dumps(record).encode(),
+        st.dictionaries(
+            st.sampled_from(["question", "answer", "text", "image", "options", "group", "id", "split"]),
+            st.one_of(
+                st.none(), st.text(max_size=5), st.integers(), st.floats(), st.lists(st.text(max_size=2))
+            ),
+        ),
+    ),
+)
+
+
+@profile(deadline=None, max_examples=300)
+@given(st.lists(FRAGMENTS), st.booleans())
+def test_arbitrary_bytes_never_crash_and_every_line_is_accounted_for(settings, fragments, marked):
+    content = b"\n".join(fragments)
+    lines = [part for part in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if part.strip()]
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "data.jsonl").write_bytes(
+            b"\xef\xbb\xbf" * (marked and content[:3] != b"\xef\xbb\xbf") + content
+        )
+        data = load_folder(settings(root=Path(root)), 0)
+    assert len(data.train) + len(data.test) + len(data.rejected) == len(lines)
+    assert len({example.id for example in examples_of(data)}) == len(examples_of(data))
+    for rejected in data.rejected:
+        str(rejected).encode()
+
+
+def test_mark_and_windows_line_ends_are_no_fault(load):
+    data = load(b"\xef\xbb\xbf" + line(id="a") + b"\r", line(id="b") + b"\r", b"\r", line(id=3))
+    assert [example.id for example in examples_of(data)] == ["3", "a", "b"]
+    assert not data.rejected
+
+
+def test_the_longest_line_is_read_and_one_byte_more_is_not(load):
+    room = MAX_LINE - len(line(text=""))
+    data = load(line(text="x" * room), line(text="x" * (room + 1)), line(text="x" * (3 * MAX_LINE)), line())
+    assert [rejected.line for rejected in data.rejected] == [2, 3]
+    assert [example.id for example in examples_of(data)] == ["data.jsonl:1", "data.jsonl:4"]
+
+
+def test_options_of_a_record_give_its_label(load):
+    data = load(*(line(answer=answer, options=["no", "yes", "maybe"]) for answer in ("yes", "no", "maybe")))
+    assert [(e.answer, e.label, e.group, e.task) for e in examples_of(data)] == [
+        ("yes", 1, "yes", "choice"), ("no", 0, "no", "choice"), ("maybe", 2, "maybe", "choice")
+    ]  # fmt: skip
+
+
+def test_few_answers_make_a_closed_question(load):
+    data = load(
+        *(
+            line(answer=answer, group=group)
+            for answer, group in (("no", 1), ("yes", "site b"), (" no ", None))
+        )
+    )
+    assert [(e.answer, e.options, e.label, e.group, e.task) for e in examples_of(data)] == [
+        ("no", ("no", "yes"), 0, "1", "choice"),
+        ("yes", ("no", "yes"), 1, "site b", "choice"),
+        ("no", ("no", "yes"), 0, "no", "choice"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "closed"),
+    [([str(n) for n in range(50)], True), ([str(n) for n in range(51)], False), (["same"] * 3, False)],
+)
+def test_many_answers_or_a_single_one_are_free(load, answers, closed):
+    for example in examples_of(load(*(line(answer=answer) for answer in answers))):
+        if closed:
+            assert (example.options, example.task) == (tuple(sorted(answers)), "choice")
+        else:
+            assert (example.options, example.label, example.task, example.group) == ((), None, "vqa", None)
+
+
+def test_a_record_without_options_among_others_is_free(load):
+    with_options, free = examples_of(load(line(options=["yes", "no"]), line(answer="because")))
+    assert (with_options.label, with_options.task) == (0, "choice")
+    assert (free.label, free.task) == (None, "vqa")
+
+
+def test_records_with_one_picture_stay_on_one_side(tmp_path, load, encoded):
+    for number in range(40):  # every picture lies there twice, under two names
+        for copy in "ab":
+            (tmp_path / f"{number}{copy}.png").write_bytes(encoded(number))
+    names = [f"{number}{copy}.png" for number in range(40) for copy in "aab"]
+    data = load(*(line(image=name, answer=str(at % 2)) for at, name in enumerate(names)))
+    train, test = ({example.image.key for example in part} for part in (data.train, data.test))
+    assert not train & test
+    assert len(train | test) == 40
+    assert len(data.test) == 30
+
+
+def test_split_of_records_decides_and_leaks_are_set_aside(tmp_path, load, encoded):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    (tmp_path / "copy.png").write_bytes(encoded(0))
+    data = load(
+        line(split="train", image="0.png"),
+        line(split="test", image="1.png"),
+        line(split="test", image="copy.png"),
+        line(split="train", image="0.png"),
+        line(),
+    )
+    assert [example.id for example in data.train] == ["data.jsonl:1", "data.jsonl:4"]
+    assert [example.id for example in data.test] == ["data.jsonl:2"]
+    assert data.rejected == (
+        Rejected("data.jsonl", 3, "its picture is also in the training part"),
+        Rejected("data.jsonl", 5, "split is missing, though other records have one"),
+    )
+
+
+def test_files_named_train_and_test_decide(tmp_path, settings):
+    (tmp_path / "train.jsonl").write_bytes(line(id="a") + b"\n" + line(id="b", split="test"))
+    (tmp_path / "test.jsonl").write_bytes(line(id="c") + b"\n" + line(id="a"))
+    (tmp_path / "data.jsonl").write_bytes(line(id="not read"))
+    data = load_folder(settings(root=tmp_path), 0)
+    assert [[example.id for example in part] for part in (data.train, data.test)] == [["a", "b"], ["c"]]
+    assert data.rejected == (Rejected("test.jsonl", 2, "id 'a' was used before (train.jsonl, line 1)"),)
+
+
+def test_llava_conversations_become_one_example_a_pair(filled, settings):
+    def talk(*values):
+        return [{"from": ("human", "gpt")[at % 2], "value": value} for at, value in enumerate(values)]
+
+    entries = [
+        {"id": 7, "image": "good.png", "conversations": talk("<image>\nWhat is it?", "a cat")},
+        {"id": "x", "image": "good.png", "conversations": talk("Where?\n<image>", "here", "Why?", "because")},
+        {"image": "good.png", "conversations": talk("<image>A?", "b", "<image>", "d")},
+        {"id": "y", "conversations": talk("What is it?", "a cat")},
+        {"id": "z", "image": "good.png", "conversations": talk("What is it?")},
+        {"id": "plain", "text": "evidence", "question": "q", "answer": "a"},
+        "none",
+    ]
+    (filled / "any.json").write_text(json.dumps(entries, indent=1))
+    data = load_folder(settings(root=filled), 0)
+    assert [(e.id, e.question, e.answer) for e in examples_of(data)] == [
+        ("7", "What is it?", "a cat"),
+        ("any.json:3#1", "A?", "b"),
+        ("plain", "q", "a"),
+        ("x#1", "Where?", "here"),
+        ("x#2", "Why?", "because"),
+    ]
+    assert data.rejected == (
+        Rejected("any.json", None, "entry 3: question is empty"),
+        Rejected("any.json", None, "entry 4: neither image nor text"),
+        Rejected("any.json", None, 'entry 5: conversations does not alternate between "human" and "gpt"'),
+        Rejected("any.json", None, "entry 7: text instead of an object"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[\n{,}]", r"any\.json: bad JSON at line 2, column 2"),
+        ('{"a": 1}', r"any\.json: a \.json file holds a list of entries, not an object"),
+        ("[NaN]", "NaN is not a JSON number"),
+        ("[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_json_file_that_cannot_be_read_is_named(tmp_path, settings, content, message):
+    (tmp_path / "any.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_folder(settings(root=tmp_path), 0)
+
+
+def test_missing_and_ambiguous_files_are_named(tmp_path, settings):
+    with pytest.raises(UserError, match=r"data\.root: the data set folder needs"):
+        load_folder(settings(), 0)
+    with pytest.raises(UserError, match=r"data\.root: .*absent is not a folder"):
+        load_folder(settings(root=tmp_path / "absent"), 0)
+    with pytest.raises(UserError, match="holds no file of records"):
+        load_folder(settings(root=tmp_path), 0)
+    for name in ("b.jsonl", "a.jsonl"):
+        (tmp_path / name).write_bytes(line(id=name))
+    with pytest.raises(UserError, match=r"holds a\.jsonl, b\.jsonl; name one data\.jsonl"):
+        load_folder(settings(root=tmp_path), 0)
+    (tmp_path / "data.jsonl").write_bytes(line(id="chosen"))
+    assert [example.id for example in examples_of(load_folder(settings(root=tmp_path), 0))] == ["chosen"]
+
+
+def test_loading_does_not_depend_on_where_the_folder_lies(tmp_path, settings):
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.jsonl").write_bytes(b"\n".join(line(answer=str(n % 3)) for n in range(30)))
+        found.append(load_data(settings(root=tmp_path / name), 1))
+    assert found[0] == found[1]

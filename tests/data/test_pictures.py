@@ -1,0 +1,204 @@
+"""Which pictures are refused and why, and what the accepted ones look like."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import struct
+import zipfile
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from fedloom.data.pictures import FilePicture, Limits, ZipPicture, check_picture
+from fedloom.types import UserError
+
+DAMAGED = "damaged or cut short"
+UNKNOWN = "not a PNG, JPEG or WebP picture"
+TOO_MANY = "too large (more than 50,000,000 pixels)"
+
+
+def png_header(width, height):
+    """Return a PNG that declares a size and holds hardly any data."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def saved(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats_are_read(tmp_path, encoded, format):
+    content = encoded(1, format)
+    path = tmp_path / "picture"
+    path.write_bytes(content)
+    assert check_picture(content) is None
+    assert check_picture(path) is None
+    pixels = FilePicture(path).pixels()
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
+    assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((12, 13, 3), np.uint8, True)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_not(encoded, format):
+    assert check_picture(encoded(1, format)) == UNKNOWN
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_every_truncation_is_found(encoded, format):
+    content = encoded(2, format, side=16)
+    # The last four bytes of a PNG are the checksum of its empty end mark.
+    cuts = range(1, len(content) - (4 if format == "PNG" else 0))
+    assert {check_picture(content[:cut]) for cut in cuts} <= {DAMAGED, UNKNOWN}
+    assert {check_picture(content[:cut]) for cut in cuts[16:]} == {DAMAGED}
+
+
+def test_every_flipped_bit_of_png_data_is_found(encoded):
+    content = encoded(3, side=8)
+    data = content.index(b"IDAT") + 4
+    for at in range(data, len(content) - 16):
+        broken = bytearray(content)
+        broken[at] ^= 1
+        assert check_picture(bytes(broken)) == DAMAGED
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_500, 8_000), (10_000, 6_000)])
+def test_bombs_are_refused_before_decoding(monkeypatch, size):
+    """The three sizes are an error of Pillow's, a warning of Pillow's, and below both."""
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
+    assert check_picture(png_header(*size)) == TOO_MANY
+    assert not decoded
+
+
+def test_a_larger_limit_does_not_lift_pillows_bound():
+    reason = check_picture(png_header(12_500, 8_000), Limits(pixels=10**9))
+    assert reason == f"too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels)"
+
+
+def test_limits_are_exact(encoded):
+    content = encoded(4)  # 12 × 13 pixels
+    assert check_picture(content, Limits(pixels=156)) is None
+    assert check_picture(content, Limits(pixels=155)) == "too large (more than 155 pixels)"
+    size = len(content)
+    assert check_picture(content, Limits(bytes=size)) is None
+    assert check_picture(content, Limits(bytes=size - 1)) == f"too large (more than {size - 1:,} bytes)"
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("hello")
+    os.mkfifo(tmp_path / "pipe")  # opening it would never return
+    assert check_picture(tmp_path / "absent.png") == "missing"
+    assert check_picture(tmp_path / "nul\0.png") == "missing"
+    assert check_picture(tmp_path / "empty") == "empty (0 bytes)"
+    assert check_picture(tmp_path / "text") == UNKNOWN
+    assert check_picture(tmp_path / "pipe") == "not a file"
+    assert check_picture(tmp_path) == "not a file"
+    assert check_picture(tmp_path / ("x" * 5000)).startswith("unreadable")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBP"]),
+)
+def test_arbitrary_bytes_never_crash(content, signature):
+    assert check_picture(signature + content) is not None
+
+
+def test_transparency_becomes_white(tmp_path):
+    values = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [0, 0, 0, 51]]], np.uint8)
+    path = tmp_path / "clear.png"
+    path.write_bytes(saved(Image.fromarray(values)))
+    # 51 / 255 is a fifth: black at a fifth on white leaves four fifths of 255.
+    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255], [255, 0, 0], [204, 204, 204]]]
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 9, 9])
+    path.write_bytes(saved(palette, transparency=0))
+    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255]]]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    values = np.zeros((2, 3, 3), np.uint8)
+    values[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90° clockwise to see it upright
+    path = tmp_path / "turned.png"
+    path.write_bytes(saved(Image.fromarray(values), exif=exif))
+    np.testing.assert_array_equal(FilePicture(path).pixels(), np.rot90(values, k=-1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_animations_show_their_first_frame(tmp_path, format):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "green")]
+    path = tmp_path / "moving"
+    path.write_bytes(saved(frames[0], format, save_all=True, append_images=frames[1:], lossless=True))
+    assert FilePicture(path).pixels().reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    path = tmp_path / "deep.png"
+    path.write_bytes(saved(Image.fromarray(np.array([[0, 257, 65535 // 2, 65535]], np.uint16))))
+    assert FilePicture(path).pixels()[0, :, 0].tolist() == [0, 1, 127, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "picture.png"
+    path.write_bytes(saved(Image.new(mode, (3, 2))))
+    assert check_picture(path) is None
+    assert FilePicture(path).pixels().shape == (2, 3, 3)
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    path = tmp_path / "print.jpg"
+    path.write_bytes(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))
+    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255]] * 8] * 8
+
+
+def test_keys_are_equal_for_equal_files_only(tmp_path, encoded):
+    for name, number in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).write_bytes(encoded(number))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a", "inside.png")
+    a, b, c = (FilePicture(tmp_path / name) for name in "abc")
+    assert a.key == b.key == ZipPicture(tmp_path / "all.zip", "inside.png").key
+    assert a.key != c.key
+
+
+def test_a_picture_that_went_bad_is_named(tmp_path):
+    picture = FilePicture(tmp_path / "scan.png")
+    with pytest.raises(UserError, match=r"scan\.png: the picture is missing"):
+        picture.pixels()
+    (tmp_path / "scan.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"scan\.png: the picture is not a PNG"):
+        picture.pixels()
+
+
+def digest(picture):
+    return hashlib.sha256(picture.pixels().tobytes()).hexdigest()
+
+
+def test_forked_processes_read_one_archive_at_once(tmp_path, encoded):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for number in range(60):
+            archive.writestr(f"{number}.png", encoded(number))
+    pictures = [ZipPicture(tmp_path / "all.zip", f"{number % 60}.png") for number in range(240)]
+    expected = [digest(picture) for picture in pictures]  # leaves the archive open in this process
+    with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
+        assert list(pool.map(digest, pictures, chunksize=5)) == expected

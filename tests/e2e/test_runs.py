@@ -1,0 +1,176 @@
+"""Whole runs on a tiny random model: same bytes twice, after kills, and whatever modalities there are."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedloom.algorithms import ALGORITHMS
+from fedloom.experiment import Experiment, load_experiment, recipes
+from fedloom.progress import make_progress
+from fedloom.runner import resume_run, run_experiment
+from fedloom.types import UserError
+
+
+def experiment(tiny_model: Path, **changes: object) -> Experiment:
+    values: dict[str, object] = {
+        "name": "e2e",
+        "data": {"name": "emoji", "limit": 18, "test_share": 0.03},
+        "scenario": {"clients": 3, "partition": "iid", "pattern": "hybrid"},
+        "model": {"path": str(tiny_model), "threads": 1},
+        "strategy": {"name": "both", "rank": 2},
+        "train": {"rounds": 3, "batch_size": 4},
+        "methods": ["scaffold", "fedadam+prompt+adaptive"],
+        "algorithms": {"adaptive": {"skip": 1}},
+        "evaluate": {"every": 0},
+    }
+    return Experiment.from_json(json.dumps({**values, **changes}))
+
+
+def run(value: Experiment, folder: Path) -> dict[str, object]:
+    return run_experiment(value, folder, make_progress(quiet=True))
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def timeless(result: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(experiment(tiny_model), folder)
+    return folder
+
+
+def test_the_same_experiment_gives_the_same_bytes(tiny_model: Path, undisturbed: Path, tmp_path: Path) -> None:
+    again = run(experiment(tiny_model), tmp_path / "again")
+    assert adapter(tmp_path / "again") == adapter(undisturbed)
+    assert timeless(again) == timeless(json.loads((undisturbed / "result.json").read_text()))
+
+
+def test_another_seed_gives_other_bytes(tiny_model: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run(experiment(tiny_model, seed=1), tmp_path / "other")
+    assert adapter(tmp_path / "other") != adapter(undisturbed)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from fedloom.experiment import Experiment
+from fedloom.progress import make_progress
+from fedloom import runner
+import torch
+torch.set_num_threads(1)
+folder, point, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after"
+real, count = os.replace, 0
+def replace(source, target):
+    global count
+    count += 1
+    if count == point and not after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+    if count == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+experiment = Experiment.from_json((folder.parent / "wanted.json").read_text())
+runner.run_experiment(experiment, folder, make_progress(quiet=True))
+"""
+
+
+# The run renames some twenty files into place; these points fall before, between and after its commits.
+@pytest.mark.parametrize("point, when", [(2, "after"), (4, "before"), (5, "after"), (9, "before"), (14, "after")])
+def test_a_run_killed_at_any_commit_ends_with_the_same_bytes(
+    point: int, when: str, tiny_model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wanted.json").write_text(experiment(tiny_model).to_json())
+    folder = tmp_path / "run"
+    killed = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), str(point), when], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (folder / "result.json").exists()
+    result = resume_run(folder, make_progress(quiet=True))
+    assert adapter(folder) == adapter(undisturbed)
+    assert timeless(result) == timeless(json.loads((undisturbed / "result.json").read_text()))
+
+
+def test_resuming_a_finished_run_returns_its_result(undisturbed: Path) -> None:
+    before = adapter(undisturbed)
+    result = resume_run(undisturbed, make_progress(quiet=True))
+    assert result == json.loads((undisturbed / "result.json").read_text())
+    assert adapter(undisturbed) == before
+
+
+def test_changed_data_stops_a_resumed_run(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(experiment(tiny_model, methods=["zero-shot"]), folder)
+    (folder / "result.json").unlink()
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "digest": "0" * 64}))
+    with pytest.raises(UserError, match="data changed"):
+        resume_run(folder, make_progress(quiet=True))
+
+
+@pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])
+def test_every_pattern_of_modalities_trains(pattern: str, tiny_model: Path, tmp_path: Path) -> None:
+    scenario = {"clients": 3, "partition": "by_group", "pattern": pattern, "image_clients": 1}
+    value = experiment(tiny_model, scenario=scenario, methods=["fedavg"], train={"rounds": 1, "batch_size": 4})
+    result = run(value, tmp_path / "run")
+    assert set(result["scores"]["fedavg"]["slices"]) == {"both", "image", "text"}
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert sum(client["size"] for client in plan["clients"]) == 18
+
+
+@pytest.mark.parametrize("task", ["classification", "vqa", "captioning", "grounding", "all"])
+def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_path: Path) -> None:
+    value = experiment(
+        tiny_model, data={"name": "shapes", "limit": 12, "task": task, "test_share": 0.3},
+        methods=["zero-shot", "local", "fedavg", "centralised"], train={"rounds": 1},
+    )  # fmt: skip
+    result = run(value, tmp_path / "run")
+    for scores in result["scores"].values():
+        assert 0 <= scores["accuracy"] <= 1
+        assert 0 <= scores["unparsed"] <= 1
+    assert result["scores"]["local"]["worst"] <= result["scores"]["local"]["best"]
+    assert (tmp_path / "run/report.html").stat().st_size < 2_500_000
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    value = experiment(tiny_model, methods=[name], train={"rounds": 2, "batch_size": 4, "optimizer": "sgd"})
+    result = run(value, tmp_path / "run")
+    assert result["bytes"][name]["up"] > 0
+    rounds = [json.loads(line) for line in (tmp_path / "run/record.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rounds if row["kind"] == "round"] == [0, 1]
+
+
+def test_generated_letters_are_scored_too(tiny_model: Path, tmp_path: Path) -> None:
+    value = experiment(tiny_model, methods=["zero-shot"], evaluate={"answer": "letter", "scoring": "generate"})
+    scores = run(value, tmp_path / "run")["scores"]["zero-shot"]
+    assert scores["auc"] is None
+    assert 0 <= scores["unparsed"] <= 1
+
+
+def test_a_run_opens_no_socket(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a run tried to open a network connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    run(experiment(tiny_model, methods=["fedavg"], train={"rounds": 1}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_resolves(name: str) -> None:
+    overrides = ["data.root=."] if name == "own-data" else []
+    value = load_experiment(name, overrides)
+    assert Experiment.from_json(value.to_json()) == value

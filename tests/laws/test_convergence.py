@@ -1,0 +1,171 @@
+"""Where algorithms lead on problems whose answer is known: f_i(x) = ½ Σ_j a_ij (x_j − b_ij)²."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fedloom.algorithms import make
+from fedloom.params import Layout, Params
+from fedloom.types import ClientUpdate
+
+LAYOUT = Layout.of({"x": (2,)})
+START = torch.tensor([0.5, -1.0])
+
+
+@dataclass
+class Client:
+    curve: torch.Tensor
+    centre: torch.Tensor
+    weight: float
+    steps: int
+
+
+def clients(steps=(3, 3), weights=(1.0, 1.0)):
+    return [
+        Client(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), weights[0], steps[0]),
+        Client(torch.tensor([4.0, 0.5]), torch.tensor([3.0, -2.0]), weights[1], steps[1]),
+    ]
+
+
+def train(algorithm, cohort, rounds, lr=0.1):
+    """Run rounds of plain SGD with exact gradients; return the global parameters."""
+    state, memory = algorithm.init(Params(LAYOUT, START)), [{} for _ in cohort]
+    for _ in range(rounds):
+        sent, updates = algorithm.broadcast(state), []
+        for k, client in enumerate(cohort):
+            local, carry = sent.params.flat, algorithm.local.begin(sent, memory[k])
+            for _ in range(client.steps):
+                grads, carry = algorithm.local.correct(client.curve * (local - client.centre), local, carry)
+                local = local - lr * grads
+            extras, memory[k] = algorithm.local.finish(carry, client.steps)
+            delta = sent.params.with_flat(local - sent.params.flat)
+            updates.append(ClientUpdate(k, delta, client.weight, extras))
+        state, _ = algorithm.apply(state, updates)
+    return state.params.flat
+
+
+def optimum(cohort, shares):
+    """Minimise Σ share_i f_i in closed form."""
+    total = sum(share * client.curve for share, client in zip(shares, cohort, strict=True))
+    pull = sum(share * client.curve * client.centre for share, client in zip(shares, cohort, strict=True))
+    return pull / total
+
+
+def close(left, right):
+    return torch.allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "cohort", "rounds", "same"),
+    [
+        (("fedprox", {"mu": 0.0}), ("fedavg", {}), clients((2, 5), (1, 3)), 4, True),
+        (("fedprox", {"mu": 0.5}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
+        (("fedavgm", {"momentum": 0.0}), ("fedavg", {}), clients((2, 5), (1, 3)), 4, True),
+        (("fedavgm", {"momentum": 0.5}), ("fedavg", {}), clients(), 1, True),
+        (("fedavgm", {"momentum": 0.5}), ("fedavg", {}), clients(), 2, False),
+        (("fedavgm", {"published": True}), ("fedavgm", {}), clients(), 1, True),
+        (("fedavgm", {"published": True}), ("fedavgm", {}), clients(), 2, False),
+        (("scaffold", {}), ("fedavg", {"uniform": True}), clients((2, 5), (1, 3)), 1, True),
+        (("scaffold", {}), ("fedavg", {"uniform": True}), clients((2, 5), (1, 3)), 2, False),
+        (("scaffold", {"uniform": False}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, True),
+        (("scaffold", {"uniform": False}), ("scaffold", {}), clients((3, 3), (2, 2)), 4, True),
+        (("fednova", {}), ("fedavg", {}), clients((4, 4), (1, 3)), 4, True),
+        (("fednova", {}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
+        (("fedavg", {"uniform": True}), ("fedavg", {}), clients((2, 5), (2, 2)), 4, True),
+        (("fedavg", {"uniform": True}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
+        # Without any memory of squares Yogi adds a square that exceeds v, as Adagrad does.
+        (("fedyogi", {"beta1": 0.0, "beta2": 0.0}), ("fedadagrad", {}), clients(), 1, True),
+        (("fedyogi", {"tau": 0.5}), ("fedadam", {"tau": 0.5}), clients(), 2, False),
+        (("fedadam", {"published": True}), ("fedadam", {}), clients(), 1, False),
+        (("fedadam", {"published": True, "beta1": 0.0}), ("fedadam", {"beta1": 0.0}), clients(), 3, True),
+    ],
+)
+def test_degenerate_cases_coincide_and_others_differ(left, right, cohort, rounds, same):
+    found = train(make(left[0], 2, left[1]), cohort, rounds)
+    expected = train(make(right[0], 2, right[1]), cohort, rounds)
+    assert close(found, expected) == same
+
+
+def test_scaffold_reaches_the_optimum_that_fedavg_misses():
+    cohort = clients(steps=(2, 7))
+    best = optimum(cohort, (0.5, 0.5))
+    torch.testing.assert_close(train(make("scaffold", 2), cohort, 300), best, rtol=0, atol=1e-4)
+    assert (train(make("fedavg", 2), cohort, 300) - best).norm() > 0.1
+
+
+def test_weighted_scaffold_reaches_the_weighted_optimum():
+    cohort = clients(steps=(2, 7), weights=(1.0, 4.0))
+    best = optimum(cohort, (0.2, 0.8))
+    found = train(make("scaffold", 2, {"uniform": False}), cohort, 300)
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-4)
+    assert (train(make("scaffold", 2), cohort, 300) - best).norm() > 0.1
+
+
+def test_fednova_heads_for_the_objective_and_fedavg_for_another():
+    cohort = clients(steps=(1, 8), weights=(3.0, 1.0))
+    best, other = optimum(cohort, (0.75, 0.25)), optimum(cohort, (0.75 * 1, 0.25 * 8))
+    # A constant local step leaves a drift proportional to it, so the claim is about the limit.
+    nova = [(train(make("fednova", 2), cohort, 1500, lr) - best).norm() for lr in (0.02, 0.005)]
+    average = [(train(make("fedavg", 2), cohort, 1500, lr) - other).norm() for lr in (0.02, 0.005)]
+    assert nova[1] < 0.3 * nova[0] and average[1] < 0.3 * average[0]
+    assert 10 * nova[1] < (best - other).norm()
+
+
+def test_scaffolds_memory_is_the_papers_option_two_under_sgd():
+    rule, lr, steps = make("scaffold", 2).local, 0.1, 5
+    state = make("scaffold", 2).init(Params(LAYOUT, START))
+    server, own = torch.tensor([0.3, -0.2]), torch.tensor([1.0, 0.4])
+    sent = make("scaffold", 2).broadcast(type(state)(state.params, 0, {"control": server}))
+    client = clients()[1]
+    local, carry = START, rule.begin(sent, {"control": own})
+    for _ in range(steps):
+        grads, carry = rule.correct(client.curve * (local - client.centre), local, carry)
+        local = local - lr * grads
+    extras, memory = rule.finish(carry, steps)
+    expected = own - server + (START - local) / (steps * lr)
+    torch.testing.assert_close(memory["control"], expected)
+    torch.testing.assert_close(extras["control"], expected - own)
+
+
+def test_proximal_training_stays_nearer_to_the_start():
+    cohort = clients(steps=(20, 20))
+    moves = [(train(make("fedprox", 2, {"mu": mu}), cohort, 1) - START).norm() for mu in (0.0, 0.5, 2.0)]
+    assert moves[0] > moves[1] > moves[2] > 0
+
+
+TORCH = {
+    "fedavgm": (
+        {"momentum": 0.7, "lr": 0.5},
+        lambda p: torch.optim.SGD([p], lr=0.5, momentum=0.7),
+    ),
+    "fedadagrad": (
+        {"lr": 0.1, "tau": 0.2},
+        lambda p: torch.optim.Adagrad([p], lr=0.1, initial_accumulator_value=0.2**2, eps=0.2),
+    ),
+    "fedadam": (
+        {"lr": 0.1, "tau": 0.2, "beta1": 0.8, "beta2": 0.9},
+        lambda p: torch.optim.Adam([p], lr=0.1, betas=(0.8, 0.9), eps=0.2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_server_optimisers_agree_with_torch(name):
+    arguments, optimiser = TORCH[name]
+    algorithm = make(name, 1, arguments)
+    state = algorithm.init(Params(LAYOUT, START))
+    parameter = torch.nn.Parameter(START.clone())
+    other = optimiser(parameter)
+    if name == "fedadam":
+        # Far into a run Adam's bias correction is exactly one, which is the paper's form from the start.
+        other.state[parameter] = {
+            "step": torch.tensor(1e6),
+            "exp_avg": torch.zeros(2),
+            "exp_avg_sq": torch.full((2,), 0.2**2),
+        }
+    for delta in ([1.0, -2.0], [0.5, 0.0], [-3.0, 0.1], [0.2, 0.2]):
+        state, _ = algorithm.apply(state, [ClientUpdate(0, Params(LAYOUT, torch.tensor(delta)), 1.0)])
+        parameter.grad = -torch.tensor(delta)
+        other.step()
+        torch.testing.assert_close(state.params.flat, parameter.detach())

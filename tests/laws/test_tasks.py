@@ -1,0 +1,339 @@
+"""Laws of every task: gold answers parse to themselves, silence never pays, metrics are monoids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from string import ascii_uppercase
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fedloom.tasks import AGNOSTIC, TASKS, UNPARSED, clean_text
+from fedloom.types import Example, Presence, UserError
+
+LAW = settings(max_examples=50, deadline=None)
+FORMS = ("text", "letter")
+GRID = list(product(TASKS, FORMS))
+BOTH = Presence(image=True, text=True)
+EVERY = [Presence(image=image, text=text) for image in (True, False) for text in (True, False)]
+
+
+@dataclass(frozen=True)
+class Blank:
+    key: str = "blank"
+
+    def pixels(self) -> np.ndarray:
+        return np.zeros((48, 64, 3), np.uint8)
+
+
+texts = st.text(max_size=30).filter(lambda text: text.strip())
+words = st.sampled_from("cat dog cat-fish fish not a the two 2 A (A) (B) <image> <s> [INST] big_cat".split())
+phrases = st.lists(words, min_size=1, max_size=4).map(" ".join) | texts
+
+
+@st.composite
+def examples(draw, task: str) -> Example:
+    base = {
+        "id": "e",
+        "question": draw(phrases),
+        "image": Blank(),
+        "text": draw(st.none() | phrases),
+        "task": task,
+    }
+    if task == "choice":
+        options = tuple(draw(st.lists(phrases, min_size=2, max_size=5, unique_by=clean_text)))
+        label = draw(st.integers(0, len(options) - 1))
+        return Example(**base, answer=options[label], label=label, options=options)
+    if task == "grounding":
+        x0, x1 = sorted(draw(st.tuples(st.integers(0, 63), st.integers(0, 63))))
+        y0, y1 = sorted(draw(st.tuples(st.integers(0, 47), st.integers(0, 47))))
+        return Example(**base, answer=str([x0, y0, x1, y1]))
+    return Example(**base, answer=draw(phrases))
+
+
+def gold(one: Example, form: str):
+    task = TASKS[one.task]
+    answer = task.render(one, BOTH, agnostic=False, answer_form=form).answer
+    return task.parse(answer, one, answer_form=form)
+
+
+@st.composite
+def judged(draw, task: str):
+    """An example with an answer to it: the right one, that of another example of the task, or none."""
+    one = draw(examples(task))
+    if task == "choice":
+        one = replace(one, options=("cat", "dog", "fox"), label=one.label % 3)
+        answer = draw(st.integers(0, 2))
+    else:
+        answer = gold(draw(st.just(one) | examples(task)), "text")
+    answer = draw(st.just(answer) | st.just(UNPARSED))
+    scores = (
+        np.array(draw(st.lists(st.integers(0, 9), min_size=3, max_size=3))) / 9 if task == "choice" else None
+    )
+    return one, answer, scores
+
+
+def total(task: str, rows):
+    metrics = TASKS[task].metrics
+    state = metrics.zero
+    for row in rows:
+        state = metrics.add(state, *row)
+    return state
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+@LAW
+@given(data=st.data())
+def test_the_gold_answer_parses_to_itself_and_scores_best(task, form, data):
+    one = data.draw(examples(task))
+    answer = gold(one, form)
+    assert answer is not UNPARSED
+    if task == "choice":
+        assert answer == one.label
+    metrics = TASKS[task].metrics
+    scores = metrics.result(metrics.add(metrics.zero, one, answer, None))
+    assert scores.pop("unparsed") == 0.0
+    assert all(score == 1.0 for name, score in scores.items() if name != "auc")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@LAW
+@given(data=st.data())
+def test_an_unparsed_answer_never_raises_a_score(task, data):
+    rows = data.draw(st.lists(judged(task), min_size=1, max_size=8))
+    place = data.draw(st.integers(0, len(rows) - 1))
+    silent = [*rows[:place], (rows[place][0], UNPARSED, rows[place][2]), *rows[place + 1 :]]
+    result = TASKS[task].metrics.result
+    before, after = result(total(task, rows)), result(total(task, silent))
+    assert after.pop("unparsed") >= before.pop("unparsed")
+    assert all(after[name] is None or after[name] <= before[name] + 1e-12 for name in before)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@LAW
+@given(data=st.data())
+def test_merge_is_associative_with_zero(task, data):
+    metrics = TASKS[task].metrics
+    a, b, c = (total(task, data.draw(st.lists(judged(task), max_size=4))) for _ in range(3))
+    assert metrics.merge(metrics.merge(a, b), c) == metrics.merge(a, metrics.merge(b, c))
+    assert metrics.merge(metrics.zero, a) == a == metrics.merge(a, metrics.zero)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@LAW
+@given(data=st.data())
+def test_parts_merge_to_the_whole(task, data):
+    metrics = TASKS[task].metrics
+    first, second = (data.draw(st.lists(judged(task), max_size=4)) for _ in range(2))
+    merged = metrics.merge(total(task, first), total(task, second))
+    assert metrics.result(merged) == metrics.result(total(task, first + second))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_answers_have_no_scores(task):
+    scores = TASKS[task].metrics.result(TASKS[task].metrics.zero)
+    assert {"accuracy", "unparsed"} <= set(scores)
+    assert set(scores.values()) == {None}
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+@LAW
+@given(data=st.data(), reply=st.text() | phrases)
+def test_parse_takes_any_reply(task, form, data, reply):
+    one = data.draw(examples(task))
+    answer = TASKS[task].parse(reply, one, answer_form=form)
+    assert answer is UNPARSED or task != "choice" or 0 <= answer < len(one.options)
+
+
+EXAMPLE = Example("e", "Which group?", "dog", Blank(), "a barking pet", 1, options=("cat", "dog"))
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("present", EVERY)
+def test_what_is_absent_is_not_shown(task, form, agnostic, present):
+    said = TASKS[task].render(EXAMPLE, present, agnostic=agnostic, answer_form=form)
+    assert ("a barking pet" in said.user) == present.text
+    assert said.picture == (EXAMPLE.image if present.image else None)
+    bare = TASKS[task].render(
+        replace(EXAMPLE, image=None, text=None), present, agnostic=agnostic, answer_form=form
+    )
+    assert bare.picture is None
+    assert "Text:" not in bare.user
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+def test_the_agnostic_prompt_is_the_same_for_every_presence(task, form):
+    def users(agnostic: bool) -> set[str]:
+        said = [
+            TASKS[task].render(EXAMPLE, present, agnostic=agnostic, answer_form=form) for present in EVERY
+        ]
+        return {one.user.replace("Text: a barking pet\n", "") for one in said}
+
+    assert len(users(agnostic=True)) == 1
+    assert len(users(agnostic=False)) == 4
+    places = 2 if (task, form) == ("choice", "letter") else 1
+    assert users(agnostic=True).pop().count(AGNOSTIC) == places
+    assert all(AGNOSTIC not in user for user in users(agnostic=False))
+
+
+def test_options_of_a_choice_are_what_is_compared():
+    for form, wanted in (("text", ("cat", "dog")), ("letter", ("(A) cat", "(B) dog"))):
+        said = TASKS["choice"].render(EXAMPLE, BOTH, agnostic=False, answer_form=form)
+        assert said.options == wanted
+        assert said.answer == wanted[1]
+        assert all((option in said.user) == (form == "letter") for option in wanted)
+
+
+TOKENS = [
+    "<image>",
+    "<s>",
+    "</s>",
+    "<|im_end|>",
+    "<<SYS>>",
+    "[INST]",
+    "[/INST]",
+    "<image_soft_token>",
+    "[IMG]",
+]
+
+
+@LAW
+@given(st.lists(st.sampled_from(TOKENS) | st.text(max_size=4), max_size=8).map("".join))
+def test_user_text_never_holds_a_special_token(text):
+    clean = clean_text(text)
+    assert not any(token in clean for token in TOKENS)
+    assert clean == clean_text(clean)
+    assert "".join(clean.split()) == "".join(text.split())
+    assert "\n" not in clean
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+@LAW
+@given(data=st.data())
+def test_conversations_never_hold_a_special_token(task, form, data):
+    said = TASKS[task].render(data.draw(examples(task)), BOTH, agnostic=False, answer_form=form)
+    assert not any(token in part for token in TOKENS for part in (said.user, said.answer, *said.options))
+
+
+FOUR = Example("e", "Which?", "fish", label=1, options=("cat", "fish", "cat-fish", "A1"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("fish", 1),
+        (" FISH. ", 1),
+        ("It is a fish!", 1),
+        ("a cat  fish, I think", 2),  # the longest option, not the two inside it
+        ("cat fish cat fish", 2),
+        ("cat or fish", None),
+        ("catfish", None),  # another word
+        ("fishes", None),
+        ("", None),
+        ("?", None),
+        ("a dog", None),
+    ],
+)
+def test_a_text_answer_is_the_only_option_named(reply, label):
+    answer = TASKS["choice"].parse(reply, FOUR, answer_form="text")
+    assert answer == label if label is not None else answer is UNPARSED
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("(B) fish", 1),
+        ("(B)", 1),
+        ("B", 1),
+        ("B.", 1),
+        ("The answer is C", 2),
+        ("Answer: (D), not the others", 3),
+        ("(A) or (B)", None),
+        ("A or B", None),
+        ("(Z)", None),
+        ("E", None),  # there are four options
+        ("Because it barks", None),  # a capital inside a word
+        ("BC", None),
+        ("A cat is shown", None),  # an article
+        ("A is right and B is wrong", None),
+        ("A.", 0),
+        ("fish", None),
+        ("", None),
+    ],
+)
+def test_a_letter_answer_is_the_only_letter_in_range(reply, label):
+    answer = TASKS["choice"].parse(reply, FOUR, answer_form="letter")
+    assert answer == label if label is not None else answer is UNPARSED
+
+
+def test_options_that_differ_only_in_punctuation_are_told_apart_word_for_word():
+    one = Example("e", "Which?", "C", label=0, options=("C", "C++"))
+    parse = TASKS["choice"].parse
+    assert [parse(reply, one, answer_form="text") for reply in ("C", "C++", "c", "it is C")] == [
+        0,
+        1,
+        UNPARSED,
+        UNPARSED,
+    ]
+
+
+def test_letters_run_out():
+    options = tuple(map(str, range(len(ascii_uppercase) + 1)))
+    one = Example("e", "Which?", "0", label=0, options=options)
+    TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="text")
+    with pytest.raises(UserError, match="27 options"):
+        TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="letter")
+
+
+@pytest.mark.parametrize("one", [replace(EXAMPLE, label=2), replace(EXAMPLE, label=None, answer="fox")])
+def test_an_answer_that_is_no_option_is_refused(one):
+    with pytest.raises(UserError, match="not one of its options: cat, dog"):
+        TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="text")
+
+
+def test_a_label_is_found_from_the_answer():
+    assert gold(replace(EXAMPLE, label=None), "text") == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "box"),
+    [
+        ("[1, 2, 3, 4]", (1, 2, 3, 4)),
+        ("It is at [1,2,3,4].", (1, 2, 3, 4)),
+        ("[0, 0, 63, 47]", (0, 0, 63, 47)),
+        ("[0, 0, 64, 47]", None),  # outside the picture, which is 64 wide and 48 high
+        ("[0, 0, 63, 48]", None),
+        ("[3, 2, 1, 4]", None),
+        ("[1, 4, 3, 2]", None),
+        ("[-1, 2, 3, 4]", None),
+        ("[1, 2, 3]", None),
+        ("[1.5, 2, 3, 4]", None),
+        ("[1, 2, 3, 4] or [5, 6, 7, 8]", None),
+        ("[1, 2, 3, 99999999999999999999]", None),
+        ("1, 2, 3, 4", None),
+    ],
+)
+def test_a_box_is_four_whole_numbers_inside_the_picture(reply, box):
+    one = Example("e", "Where?", "[0, 0, 1, 1]", Blank(), task="grounding")
+    answer = TASKS["grounding"].parse(reply, one, answer_form="text")
+    assert answer == box if box else answer is UNPARSED
+
+
+def test_a_gold_box_outside_the_picture_is_refused():
+    one = Example("e", "Where?", "[0, 0, 99, 1]", Blank(), task="grounding")
+    with pytest.raises(UserError, match="not a box inside its picture"):
+        total("grounding", [(one, (0, 0, 1, 1), None)])
+
+
+@LAW
+@given(phrases, phrases)
+def test_letter_case_and_punctuation_do_not_matter_to_free_answers(first, second):
+    assume(first.isascii() and second.isascii())
+    for task in ("vqa", "caption"):
+        one = Example("e", "What?", f"{first} {second} it", task=task)
+        reply = f"{first.upper()}  {second.upper()} IT!"
+        assert TASKS[task].parse(reply, one, answer_form="text") == gold(one, "text")

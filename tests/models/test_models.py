@@ -1,0 +1,157 @@
+"""Models: parts cover everything once, and fast paths give what the plain path gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import answer_loss, encode, expand, generate, option_scores
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import SHIPPED, Vlm, load_vlm
+from fedloom.models.parts import PARTS, Parts
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.types import Conversation, Presence, UserError
+
+
+@pytest.fixture
+def vlm(tiny_model: Path) -> Vlm:
+    return load_vlm(str(tiny_model))
+
+
+def pictured(count: int, kind: str = "classification") -> list[Conversation]:
+    found = []
+    for index in range(count):
+        example = MAKERS[kind](stream(7, kind, step=index), str(index))
+        example = replace(example, text=" ".join(["word"] * index) or None)
+        found.append(
+            TASKS[example.task].render(
+                example, Presence(index % 3 != 2, True), agnostic=bool(index % 2), answer_form="text"
+            )
+        )
+    return found
+
+
+def test_parts_cover_every_parameter_once(vlm: Vlm) -> None:
+    names = [name for name, _ in vlm.model.named_parameters()]
+    split = vlm.family.parts.split(names)
+    assert sorted(name for part in PARTS for name in split[part]) == sorted(names)
+    assert all(split[part] for part in PARTS)
+
+
+def test_the_longest_prefix_wins_and_strangers_are_refused() -> None:
+    parts = Parts(("visual",), ("visual.merger",), ("text",))
+    assert parts.part_of("visual.blocks.0") == "encoder"
+    assert parts.part_of("visual.merger.0") == "connector"
+    with pytest.raises(ValueError, match="mergers"):
+        Parts((), ("visual.merger",), ("text",)).part_of("visual.mergers")
+
+
+def test_everything_is_frozen_after_loading(vlm: Vlm) -> None:
+    assert not any(parameter.requires_grad for parameter in vlm.model.parameters())
+    assert not vlm.model.training
+
+
+def test_loss_is_the_stock_models_loss(vlm: Vlm) -> None:
+    """Our forward pass (cached features, head at answers only) against transformers' own, one by one."""
+    conversations = pictured(5)
+    ours, stock = answer_loss(vlm, conversations), []
+    for conversation in conversations:
+        encoded = encode(vlm, conversation, [conversation.answer])
+        prompt = expand(vlm, encoded, conversation)
+        ids = torch.tensor([[*prompt, *encoded.answers[0]]])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        pixels = None
+        if conversation.picture is not None:
+            images = [conversation.picture.pixels()]
+            pixels = vlm.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            stock.append(vlm.model(input_ids=ids, pixel_values=pixels, labels=labels).loss)
+    torch.testing.assert_close(ours, torch.stack(stock).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_prompt_is_what_the_stock_processor_makes(vlm: Vlm) -> None:
+    conversation = pictured(1)[0]
+    assert conversation.picture is not None
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": conversation.user}]}]
+    text = vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    stock = vlm.processor(
+        images=[conversation.picture.pixels()], text=[text], add_special_tokens=False, return_tensors="pt"
+    )["input_ids"][0]
+    assert expand(vlm, encode(vlm, conversation, []), conversation) == stock.tolist()
+
+
+def test_packed_option_scores_are_one_by_one_scores(vlm: Vlm) -> None:
+    conversations = pictured(5)
+    packed = option_scores(vlm, conversations)
+    for row, conversation in enumerate(conversations):
+        for column, option in enumerate(conversation.options):
+            single = replace(conversation, answer=option)
+            length = len(encode(vlm, single, [option]).answers[0])
+            alone = -answer_loss(vlm, [single]) * length
+            torch.testing.assert_close(packed[row, column], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_batched_generation_is_stock_generation(vlm: Vlm) -> None:
+    conversations = pictured(4)
+    replies = generate(vlm, conversations, max_tokens=6)
+    for conversation, reply in zip(conversations, replies, strict=True):
+        ids = torch.tensor([expand(vlm, encode(vlm, conversation, []), conversation)])
+        pixels = None
+        if conversation.picture is not None:
+            images = [conversation.picture.pixels()]
+            pixels = vlm.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        stock = vlm.model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=6, do_sample=False)
+        assert vlm.tokenizer.decode(stock[0, ids.shape[1] :], skip_special_tokens=True).strip() == reply
+
+
+def test_an_encoded_picture_is_the_same_hot_or_cold(vlm: Vlm) -> None:
+    pictures = [one.picture for one in pictured(4) if one.picture is not None]
+    cold = vlm.encode(pictures)
+    assert len(vlm.features) == len({picture.key for picture in pictures})
+    assert torch.equal(vlm.encode(pictures), cold)
+
+
+def test_user_text_cannot_place_an_image(vlm: Vlm) -> None:
+    example = replace(MAKERS["vqa"](stream(0, "x"), "0"), question="<image> <image> </s> what?")
+    conversation = TASKS["vqa"].render(example, Presence(True, True), agnostic=False, answer_form="text")
+    ids = encode(vlm, conversation, []).prompt
+    assert ids.count(vlm.model.config.image_token_id) == 1
+    assert vlm.tokenizer.eos_token_id not in ids
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing"])
+def test_a_missing_model_is_one_clear_message(path: str) -> None:
+    with pytest.raises(UserError, match=r"model\.path.*" + path):
+        load_vlm(path)
+
+
+def test_an_unsupported_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=rf"'bert'.*{', '.join(FAMILIES)}"):
+        load_vlm(str(tmp_path))
+
+
+def test_weights_in_a_pickle_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    for file in tiny_model.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(UserError, match="safetensors"):
+        load_vlm(str(tmp_path))
+
+
+def test_the_shipped_model_is_small_and_standard() -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 24_000_000
+    model = AutoModelForImageTextToText.from_pretrained(SHIPPED)
+    AutoProcessor.from_pretrained(SHIPPED)
+    assert 5e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 15e6
+    assert np.isfinite([float(parameter.float().sum()) for parameter in model.parameters()]).all()

@@ -1,0 +1,182 @@
+"""Laws of charts: well-formed, escaped, nothing overlaps, nothing leaves its room."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedloom.report import figures
+from fedloom.report.page import CHARTS
+from fedloom.report.records import read_run
+from fedloom.report.svg import clip, interval, legend, measure, scale, spread, tag, thin, ticks, words
+from fedloom.report.tables import federated, label, percent
+
+POSITIONS = st.lists(st.floats(-100, 400), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("width", [400, 760])
+def test_charts_are_well_formed_named_and_described(run_folder, chart, width):
+    root = ElementTree.fromstring(CHARTS[chart](read_run(run_folder()), width))
+    assert root.get("role") == "img" and root.get("aria-label")
+    assert [child.tag for child in root][:2] == ["title", "desc"]
+    assert all(child.text for child in list(root)[:2])
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_charts_escape_names(run_folder, chart):
+    hostile = "<script>alert(1)</script>&\"'"
+    run = read_run(run_folder(names=[hostile, 1], labels=[hostile, "b"]))
+    drawn = CHARTS[chart](run, 760)
+    assert "<script" not in drawn
+    ElementTree.fromstring(drawn)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("width", [400, 760])
+def test_no_coordinate_is_beyond_the_image_to_the_right(run_folder, chart, width):
+    drawn = CHARTS[chart](read_run(run_folder(names=range(60), rounds=3)), width)
+    root = ElementTree.fromstring(drawn)
+    box = [float(side) for side in root.attrib["viewBox"].split()]
+    assert box[2] == width
+
+    def rightmost(element, moved):
+        if element.tag == "g" and "translate" in element.get("transform", ""):
+            moved += float(element.attrib["transform"][len("translate(") :].split()[0])
+        for key in ("x", "cx", "x2"):
+            if element.get(key):
+                yield moved + float(element.attrib[key]) + float(element.get("width", 0))
+        for child in element:
+            yield from rightmost(child, moved)
+
+    assert max(rightmost(root, 0.0)) <= width + 0.5
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_run_with_nothing_to_draw_gives_no_chart_and_no_error(run_folder, chart):
+    folder = run_folder(methods=["zero-shot"], names=[])
+    (folder / "record.jsonl").write_text("")
+    (folder / "result.json").write_text('{"scores": {"zero-shot": {}}}')
+    assert CHARTS[chart](read_run(folder), 760) == ""
+
+
+def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_each_reference(run_folder):
+    run = read_run(run_folder())
+    drawn = figures.curves(run)
+    assert set(drawn) == {method for method in run.scores if federated(method)}
+    text = figures.learning_curves(run, 760)
+    for method in run.scores:
+        assert label(method) in text
+        assert percent(figures.full_accuracy(run, method)) in text or method in drawn
+
+
+def test_curves_hold_what_was_recorded(run_folder):
+    run = read_run(run_folder())
+    wanted = [
+        (entry["round"], entry["scores"]["accuracy"])
+        for entry in run.evaluations
+        if entry["method"] == "fedavg" and entry["slice"] == "both"
+    ]
+    assert figures.curves(run)["fedavg"] == sorted(wanted)
+
+
+def test_one_evaluation_at_the_end_still_draws(run_folder):
+    ElementTree.fromstring(figures.learning_curves(read_run(run_folder(rounds=1)), 760))
+
+
+def test_methods_keep_colours_apart(run_folder):
+    methods = [
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "scaffold",
+        "fednova",
+        "fedyogi",
+        "local",
+        "centralised",
+    ]
+    assert len({figures.paint(method, methods) for method in methods}) == len(methods)
+
+
+@given(POSITIONS, st.floats(0, 40), st.floats(0, 50), st.floats(0, 300))
+def test_spread_keeps_labels_apart_in_order_and_in_their_room(wanted, gap, low, room):
+    found = spread(wanted, gap, low, low + room)
+    kept = min(gap, room / max(len(wanted) - 1, 1))
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    assert all(found[b] - found[a] >= kept - 1e-6 for a, b in zip(order, order[1:], strict=False))
+    assert all(low - 1e-6 <= place <= low + room + 1e-6 for place in found)
+
+
+@given(POSITIONS, st.floats(0, 40))
+def test_spread_moves_nothing_that_is_far_enough_apart(wanted, gap):
+    apart = [index * (gap + 1) for index in range(len(wanted))]
+    assert spread(apart, gap, 0, apart[-1]) == pytest.approx(apart)
+
+
+def test_spread_by_hand():
+    # Two labels that want the same place with a gap of 10 part by 5 each; one far away stays.
+    assert spread([50, 50, 90], 10, 0, 100) == pytest.approx([45, 55, 90])
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(3, 10))
+def test_ticks_are_even_and_enclose_the_range(low, span, most):
+    marks = ticks(low, low + span, most)
+    steps = {round((b - a) / (marks[1] - marks[0]), 3) for a, b in zip(marks, marks[1:], strict=False)}
+    slack = 1e-6 * max(abs(low), span)
+    assert steps == {1.0}
+    assert marks[0] <= low + slack and marks[-1] >= low + span - slack
+    assert len(marks) <= most + 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=400), st.integers(2, 60))
+def test_thinning_keeps_the_ends_and_the_order(points, most):
+    kept = thin(points, most)
+    assert len(kept) == min(len(points), most)
+    assert kept[0] == points[0] and kept[-1] == points[-1]
+    places = iter(points)
+    assert all(any(point == other for other in places) for point in kept)
+
+
+@given(st.text(max_size=40), st.floats(20, 200))
+def test_clipped_text_fits(text, width):
+    shown = clip(text, width)
+    assert measure(shown) <= width
+    assert shown == text or shown.endswith("…")
+
+
+@given(st.floats(0, 1), st.integers(1, 10**6))
+def test_intervals_hold_the_share_and_lie_between_none_and_all(share, count):
+    low, high = interval(share, count)
+    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+
+
+def test_interval_agrees_with_the_equation_it_solves():
+    # The ends of Wilson's interval are the p with |share − p| = z · sqrt(p (1 − p) / n).
+    for end in interval(0.3, 50):
+        assert abs(0.3 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 50))
+
+
+def test_tags_escape_text_and_attributes_but_not_markup():
+    assert (
+        tag("g", words(1, 2, "a<b"), class_='"x"')
+        == '<g class="&#34;x&#34;"><text x="1" y="2">a&lt;b</text></g>'
+    )
+
+
+def test_an_empty_range_maps_to_the_middle():
+    assert scale(3, 3, 0, 10)(3) == 5
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=10), st.floats(300, 800))
+def test_legend_rows_fit(names, width):
+    drawn, height = legend([(tag("g"), name) for name in names], width)
+    root = ElementTree.fromstring(f"<svg>{drawn}</svg>") if all(map(str.isprintable, names)) else None
+    assert height > 0
+    if root is not None:
+        ends = [float(text.attrib["x"]) + measure(text.text or "") for text in root.iter("text")]
+        assert max(ends) <= width + 0.1

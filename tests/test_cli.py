@@ -1,0 +1,237 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom.cli import _complete_key, _complete_recipe, app
+from fedloom.experiment import Experiment, load_experiment, recipes
+from fedloom.types import UserError
+
+LISTS = ["recipes", "algorithms", "datasets", "models", "strategies", "scenarios", "methods"]
+RESULT = {
+    "name": "smoke",
+    "main": "fedavg",
+    "scores": {"fedavg": {"accuracy": 0.4375, "macro_f1": 0.4, "auc": None, "unparsed": 0.0, "slices": {}}},
+    "bytes": {"fedavg": {"up": 1000, "down": 1000}},
+    "seconds": {"fedavg": 1.5},
+    "report": "report.html",
+    "adapter": "adapter",
+}
+
+
+class Engine:
+    """Stands in for the engine: writes what a run folder must hold, and can be interrupted."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Path]] = []
+        self.stop: BaseException | None = None
+
+    def run_experiment(self, experiment, out, progress):
+        out.mkdir(parents=True)
+        (out / "experiment.json").write_text(experiment.to_json())
+        return self.finish("run", out, progress)
+
+    def resume_run(self, folder, progress):
+        return self.finish("resume", folder, progress)
+
+    def finish(self, what, out, progress):
+        self.calls.append((what, out))
+        progress.stage("fedavg", 1)
+        if self.stop:
+            raise self.stop
+        progress.advance()
+        for name, text in {"result.json": json.dumps(RESULT), "report.html": ""}.items():
+            (out / name).write_text(text)
+        return RESULT
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fake, module = Engine(), ModuleType("fedloom.runner")
+    module.run_experiment, module.resume_run = fake.run_experiment, fake.resume_run
+    monkeypatch.setitem(sys.modules, "fedloom.runner", module)
+    return fake
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_every_list_names_each_thing_and_says_what_it_is(kind):
+    rows = json.loads(call("list", kind, "--json").stdout)
+    lines = call("list", kind).stdout.splitlines()
+    assert len(lines) == len(rows) > 0
+    for line, (name, about) in zip(lines, rows.items(), strict=True):
+        assert about
+        assert line.split() == [*name.split(), *about.split()]
+
+
+def test_lists_hold_what_an_experiment_can_name():
+    assert set(json.loads(call("list", "recipes", "--json").stdout)) == set(recipes())
+    for row in json.loads(call("list", "scenarios", "--json").stdout):
+        load_experiment("smoke", [f"scenario.{row}"])
+    for row in json.loads(call("list", "strategies", "--json").stdout):
+        load_experiment("smoke", [f"strategy.name={row}"])
+    for row in json.loads(call("list", "datasets", "--json").stdout):
+        load_experiment("smoke", [f"data.name={row}", "data.root=somewhere"])
+    methods = json.loads(call("list", "methods", "--json").stdout)
+    for row in methods:
+        load_experiment("smoke", [f"methods=[{'fedavg' if row[0] == '+' else ''}{row}]"])
+    assert set(json.loads(call("list", "algorithms", "--json").stdout)) <= set(methods)
+
+
+def test_an_unknown_list_is_guessed():
+    result = call("list", "recipies")
+    assert result.exit_code == 2
+    assert "Did you mean recipes?" in result.stderr
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_show_prints_a_recipe_that_can_be_used_as_a_file(name, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(call("show", name).stdout, encoding="utf-8")
+    root = ["data.root=somewhere"]
+    assert load_experiment(str(path), root) == load_experiment(name, root)
+
+
+def test_validate_says_yes_or_everything_that_is_wrong(tmp_path):
+    good = call("validate", "smoke")
+    assert good.exit_code == 0
+    assert load_experiment("smoke").digest[:8] in good.stdout
+    path = tmp_path / "mine.yaml"
+    path.write_text("sede: 1\ntrain: {lrr: 2}\n")
+    bad = call("validate", str(path), "--set", "train.lr=0")
+    assert bad.exit_code == 2
+    assert bad.stdout == ""
+    assert "Traceback" not in bad.stderr
+    for words in (f"{path}:1:1: sede", f"{path}:2:9: train.lrr", "--set train.lr: train.lr is 0"):
+        assert words in bad.stderr
+
+
+def test_validate_writes_the_resolved_experiment():
+    text = call("validate", "smoke", "--set", "train.lr=3e-4", "--json").stdout
+    assert Experiment.from_json(text) == load_experiment("smoke", ["train.lr=3e-4"])
+    assert json.loads(text)["train"]["lr"] == 3e-4
+
+
+def test_debug_shows_where_a_mistake_was_noticed():
+    assert isinstance(call("validate", "nope", "--debug").exception, UserError)
+    assert isinstance(call("validate", "nope").exception, SystemExit)
+
+
+def test_run_shows_the_table_and_where_things_lie(engine):
+    result = call("run", "smoke")
+    folder = Path("runs") / f"smoke-{load_experiment('smoke').digest[:8]}"
+    assert result.exit_code == 0, result.output
+    assert engine.calls == [("run", folder)]
+    assert "43.8" in result.stdout
+    assert str(folder / "report.html") in result.stdout
+    assert "Adapter:" not in result.stdout  # none was written
+    assert "fedavg: begins" in result.stderr
+
+
+def test_run_can_be_quiet_and_write_json(engine):
+    result = call("run", "smoke", "--quiet", "--json", "--out", "here")
+    assert json.loads(result.stdout) == RESULT
+    assert result.stderr == ""
+    assert engine.calls == [("run", Path("here"))]
+
+
+def test_an_interrupted_run_is_resumed_and_never_overwritten(engine):
+    engine.stop = KeyboardInterrupt()
+    broken = call("run", "smoke", "--out", "here")
+    assert broken.exit_code == 130
+    assert "fedloom resume here" in broken.stderr
+    engine.stop = None
+    again = call("run", "smoke", "--out", "here")
+    assert again.exit_code == 2
+    assert "fedloom resume here" in again.stderr
+    resumed = call("resume", "here")
+    assert resumed.exit_code == 0
+    assert "43.8" in resumed.stdout
+    assert [what for what, _ in engine.calls] == ["run", "resume"]
+
+
+@pytest.mark.parametrize("command", [("run", "smoke", "--out", "here"), ("resume", "here")])
+def test_a_finished_run_is_shown_and_left_alone(engine, command):
+    call("run", "smoke", "--out", "here")
+    again = call(*command)
+    assert again.exit_code == 0
+    assert "here is finished" in again.stderr
+    assert "43.8" in again.stdout
+    assert len(engine.calls) == 1
+
+
+def test_a_folder_that_holds_something_else_is_refused(engine):
+    call("run", "smoke", "--out", "here")
+    other = call("run", "smoke", "--set", "seed=1", "--out", "here")
+    Path("full").mkdir()
+    Path("full/thesis.tex").touch()
+    full = call("run", "smoke", "--out", "full")
+    file = call("run", "smoke", "--out", "full/thesis.tex")
+    assert (other.exit_code, full.exit_code, file.exit_code) == (2, 2, 2)
+    assert "another experiment" in other.stderr
+    assert "is not empty" in full.stderr
+    assert "--out" in file.stderr
+    assert len(engine.calls) == 1
+
+
+def test_a_mistake_met_while_running_has_no_traceback(engine):
+    engine.stop = UserError("data: the folder is empty")
+    result = call("run", "smoke")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("fedloom: data: the folder is empty\n")
+
+
+@pytest.mark.parametrize("command", ["resume", "report"])
+def test_a_folder_without_a_run_is_refused(command, tmp_path):
+    result = call(command, str(tmp_path))
+    assert result.exit_code == 2
+    assert "is not a run folder" in result.stderr
+
+
+def test_python_runs_resumes_and_reads(engine):
+    experiment = load_experiment("smoke")
+    engine.stop = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        fedloom.run(experiment, "here", quiet=True)
+    engine.stop = None
+    assert fedloom.run(experiment, "here", quiet=True) == RESULT
+    assert fedloom.run(experiment, "here", quiet=True) == RESULT
+    assert [what for what, _ in engine.calls] == ["run", "resume"]
+    with pytest.raises(UserError):
+        fedloom.run(Experiment(seed=9), "here")
+
+
+def test_completion_offers_recipes_and_keys():
+    assert _complete_recipe("qu") == ["quickstart"]
+    assert _complete_key("train.l") == ["train.lr="]
+
+
+def test_help_version_and_bad_keys_load_no_torch():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from fedloom.cli import app\n"
+        "for words, code in ((['--help'], 0), (['run', '--help'], 0), (['--version'], 0),\n"
+        "                    (['list', 'recipes'], 0),\n"
+        "                    (['validate', 'quickstart', '--set', 'train.lrr=1'], 2)):\n"
+        "    result = CliRunner().invoke(app, words)\n"
+        "    assert result.exit_code == code, result.output\n"
+        "    assert not {'torch', 'transformers', 'peft'} & set(sys.modules), words\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_is_the_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "fedloom", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"fedloom {fedloom.__version__}\n"

@@ -1,0 +1,108 @@
+"""Imports go down only, and a third-party library is used behind its own door."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src/fedloom"
+
+LAYERS = {
+    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes"},
+    1: {"algorithms", "scenarios", "data", "methods"},
+    2: {"tasks", "models", "tuning"},
+    3: {"client"},
+    4: {"engine", "measure"},
+    5: {"report", "sections", "experiment", "folder", "runner"},
+    6: {"cli", "__init__", "__main__"},
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+
+# library → the modules that may import it; all others may not.
+DOORS = {
+    "PIL": {"data"},
+    "transformers": {"models", "runner"},
+    "peft": {"tuning"},
+    "sklearn": {"tasks"},
+    "pydantic": {"mistakes", "sections", "experiment"},
+    "yaml": {"document"},
+    "typer": {"cli"},
+    "rich": {"progress"},
+    "jinja2": {"report"},
+    "pickle": set(),
+    "flwr": set(),
+}
+
+
+def files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def top(path: Path) -> str:
+    """The module or package right below fedloom that a file belongs to."""
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "fedloom":
+                yield from (f"fedloom.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {top(path) for path in files()} <= set(LAYER_OF)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path: Path) -> None:
+    here = LAYER_OF[top(path)]
+    for name in imports(path):
+        if name.startswith("fedloom."):
+            other = name.split(".")[1]
+            if other in LAYER_OF:  # a name such as fedloom.__version__ is no module
+                assert LAYER_OF[other] <= here, f"{path.name} (layer {here}) imports {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_libraries_stay_behind_their_doors(path: Path) -> None:
+    for name in imports(path):
+        library = name.split(".")[0]
+        if library in DOORS:
+            assert top(path) in DOORS[library], f"{path.name} imports {library}"
+
+
+def test_the_report_needs_no_torch() -> None:
+    for path in (SOURCE / "report").glob("*.py"):
+        assert "torch" not in {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "torch.save", "eval", "exec", "np.load", "pickle.loads"}, called
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_global_random_state_is_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for drawn in ("np.random.seed", "np.random.rand", "torch.manual_seed", "random.random(", "import random"):
+        assert drawn not in text
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 80, node.name

@@ -1,0 +1,129 @@
+"""Flat buffers and layouts."""
+
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedloom.params import Layout, Params
+
+SHAPES = st.dictionaries(
+    st.text(min_size=1, max_size=12),
+    st.lists(st.integers(1, 4), max_size=3).map(tuple),
+    min_size=1,
+    max_size=6,
+)
+
+
+def values(shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(prod(shape), generator=generator).view(shape) for name, shape in shapes.items()}
+
+
+@given(SHAPES)
+def test_slices_follow_one_another_and_cover_the_buffer(shapes):
+    layout = Layout.of(shapes)
+    end = 0
+    for name in layout.names:
+        found = layout.slice(name)
+        assert found.start == end and found.stop - found.start == prod(shapes[name])
+        end = found.stop
+    assert end == layout.size == sum(prod(shape) for shape in shapes.values())
+
+
+@given(SHAPES, st.randoms(use_true_random=False))
+def test_a_layout_does_not_depend_on_insertion_order(shapes, rng):
+    items = list(shapes.items())
+    rng.shuffle(items)
+    assert Layout.of(dict(items)) == Layout.of(shapes)
+
+
+@given(SHAPES)
+def test_a_layout_survives_json(shapes):
+    layout = Layout.of(shapes)
+    again = Layout.from_json(layout.to_json())
+    assert again == layout and again.to_json() == layout.to_json()
+
+
+@given(SHAPES)
+def test_named_tensors_survive_flattening(shapes):
+    tensors = values(shapes)
+    params = Params.of(tensors)
+    found = dict(params.items())
+    assert list(found) == sorted(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor) and torch.equal(params[name], tensor)
+        assert found[name].shape == tensor.shape
+    again = Params.of(found)
+    assert torch.equal(again.flat, params.flat) and again.digest() == params.digest()
+
+
+@given(SHAPES, st.integers(1, 3))
+def test_a_cohort_is_viewed_row_by_row(shapes, clients):
+    rows = [Params.of(values(shapes, seed)) for seed in range(clients)]
+    stack = Params(rows[0].layout, torch.stack([row.flat for row in rows]))
+    for name, view in stack.items():
+        assert view.shape == (clients, *shapes[name])
+        assert torch.equal(view, torch.stack([row[name] for row in rows]))
+
+
+@given(SHAPES)
+def test_masks_of_a_name_and_of_the_others_add_up_to_one(shapes):
+    layout = Layout.of(shapes)
+    chosen = layout.names[0]
+    inside, outside = layout.mask(lambda name: name == chosen), layout.mask(lambda name: name != chosen)
+    assert inside.dtype == torch.float32 and inside.sum() == prod(shapes[chosen])
+    assert torch.equal(inside + outside, torch.ones(layout.size))
+    assert inside[layout.slice(chosen)].all()
+
+
+def test_a_name_is_a_view_and_a_new_buffer_is_a_copy():
+    source = {"a": torch.zeros(2, 2), "b": torch.zeros(3)}
+    params = Params.of(source)
+    params["a"][1, 1] = 5.0
+    assert params.flat.tolist() == [0, 0, 0, 5, 0, 0, 0]
+    assert not source["a"].any()
+    single = torch.zeros(3)
+    Params.of({"only": single}).flat.fill_(1.0)
+    assert not single.any()
+
+
+def test_with_flat_keeps_the_layout_and_leaves_the_original():
+    params = Params.of({"a": torch.zeros(3)})
+    other = params.with_flat(torch.ones(3))
+    assert other.layout is params.layout and other["a"].tolist() == [1, 1, 1]
+    assert not params.flat.any()
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes"), [(("b", "a"), ((1,), (1,))), (("a", "a"), ((1,), (1,))), (("a",), ((1,), (1,)))]
+)
+def test_bad_layouts_are_refused(names, shapes):
+    with pytest.raises(ValueError):
+        Layout(names, shapes)
+
+
+@pytest.mark.parametrize(
+    "flat", [torch.zeros(4), torch.zeros(1, 1, 3), torch.zeros(3).double(), torch.zeros(3, 1)]
+)
+def test_bad_buffers_are_refused(flat):
+    with pytest.raises(ValueError, match="buffer"):
+        Params(Layout.of({"a": (3,)}), flat)
+
+
+def test_a_digest_tells_values_names_and_shapes_apart():
+    base = {"a": torch.tensor([1.0, 2.0])}
+    digests = {
+        Params.of(tensors).digest()
+        for tensors in (
+            base,
+            {"b": base["a"]},
+            {"a": base["a"].view(1, 2)},
+            {"a": torch.tensor([1.0, 2.0000002])},
+            {"a": base["a"][:1], "b": base["a"][1:]},
+        )
+    }
+    assert len(digests) == 5
+    assert Params.of(base).digest() == Params.of({"a": base["a"].clone()}).digest()

@@ -1,0 +1,81 @@
+import io
+
+from fedloom.progress import Progress, make_progress
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().splitlines()
+
+
+def test_lines_come_at_the_beginning_at_the_end_and_now_and_then():
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, every=5.0, clock=clock)
+    progress.stage("fedavg", 10)
+    for step in range(10):
+        clock.now += 2.0
+        progress.advance(loss=float(step))
+    progress.close()
+    assert lines(stream) == [
+        "fedavg: begins, 10 steps",
+        "fedavg: 3 of 10, loss 2, about 14 s left",
+        "fedavg: 6 of 10, loss 5, about 8 s left",
+        "fedavg: 9 of 10, loss 8, about 2 s left",
+        "fedavg: done in 20 s, loss 9",
+    ]
+
+
+def test_a_stage_ends_the_one_before_and_closing_twice_is_harmless():
+    stream = io.StringIO()
+    progress = Progress(stream, clock=Clock())
+    progress.stage("a", 2)
+    progress.advance()
+    progress.stage("b", 0)
+    progress.message("[not markup]")
+    progress.close()
+    progress.close()
+    assert lines(stream) == [
+        "a: begins, 2 steps",
+        "a: stopped at 1 of 2, in 0 s",
+        "b: begins, 0 steps",
+        "[not markup]",
+        "b: done in 0 s",
+    ]
+
+
+def test_quiet_writes_nothing(capsys):
+    progress = make_progress(quiet=True)
+    progress.stage("a", 1)
+    progress.advance(loss=1.0)
+    progress.message("text")
+    progress.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_gets_plain_lines_on_standard_error(capsys):
+    progress = make_progress(quiet=False)
+    progress.stage("a", 1)
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("a: begins")
+
+
+def test_a_bar_shows_names_counts_and_figures():
+    stream = io.StringIO()
+    progress = Progress(stream, bar=True)
+    progress.stage("fedavg [5]", 4)
+    progress.advance(4, loss=0.25)
+    progress.message("[not markup]")
+    progress.close()
+    shown = stream.getvalue()
+    for word in ("fedavg [5]", "4/4", "loss 0.25", "[not markup]"):
+        assert word in shown

@@ -1,0 +1,189 @@
+"""Adapters: views of one buffer, frozen parts untouched, files that stock PEFT loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import answer_loss
+from fedloom.models.load import Vlm, load_vlm
+from fedloom.params import Params
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare
+from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
+from fedloom.types import Conversation, Presence, UserError
+
+PRESENT = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}
+
+
+def tune(folder: Path, strategy: str, lora: LoRA | None = None) -> Tuned:
+    return prepare(load_vlm(str(folder)), stage(strategy, lora or LoRA(rank=3, alpha=5.0)), seed=0)
+
+
+def conversations(present: Presence, count: int = 3) -> list[Conversation]:
+    examples = [MAKERS["classification"](stream(1, "t", step=k), str(k)) for k in range(count)]
+    return [
+        TASKS["choice"].render(replace(example, text="a hint"), present, agnostic=False, answer_form="text")
+        for example in examples
+    ]
+
+
+def moved(tuned: Tuned) -> Params:
+    """Parameters with every value changed, so that B is not zero."""
+    noise = torch.randn(tuned.layout.size, generator=torch.Generator().manual_seed(5))
+    return Params(tuned.layout, tuned.start.flat + 0.1 * noise)
+
+
+def stock_logits(model: torch.nn.Module, vlm: Vlm, conversation: Conversation) -> torch.Tensor:
+    content = [{"type": "image"}, {"type": "text", "text": conversation.user}]
+    text = vlm.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert conversation.picture is not None
+    inputs = vlm.processor(images=[conversation.picture.pixels()], text=[text], return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_write_then_read_is_the_identity(tiny_model: Path, strategy: str) -> None:
+    tuned = tune(tiny_model, strategy)
+    params = moved(tuned)
+    tuned.write(params)
+    assert torch.equal(tuned.read().flat, params.flat)
+    tuned.write(tuned.read())
+    assert torch.equal(tuned.read().flat, params.flat)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_start_changes_no_answer(tiny_model: Path, strategy: str) -> None:
+    plain = load_vlm(str(tiny_model))
+    tuned = tune(tiny_model, strategy)
+    batch = conversations(PRESENT["both"])
+    assert torch.equal(answer_loss(plain, batch), answer_loss(tuned.vlm, batch).detach())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("present", PRESENT)
+def test_every_kind_of_batch_trains_what_it_can_reach(tiny_model: Path, strategy: str, present: str) -> None:
+    tuned = tune(tiny_model, strategy)
+    loss = answer_loss(tuned.vlm, conversations(PRESENT[present]))
+    if strategy == "connector" and present == "text":
+        assert not loss.requires_grad  # nothing that is trained takes part
+        return
+    loss.backward()
+    reached = {name for name, value in Params(tuned.layout, tuned.grads).items() if bool(value.any())}
+    expected = {
+        name
+        for name in tuned.layout.names
+        # While B is zero, A has no gradient; without an image the connector has none.
+        if not name.endswith(":lora_a") and not (present == "text" and name.startswith("connector/"))
+    }
+    assert reached == expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_frozen_parts_stay_as_they_are(tiny_model: Path, strategy: str) -> None:
+    tuned = tune(tiny_model, strategy)
+    live = {p.data_ptr() for p in tuned.vlm.model.parameters() if p.requires_grad}
+    frozen = {n: p.clone() for n, p in tuned.vlm.model.named_parameters() if p.data_ptr() not in live}
+    assert frozen
+    before = tuned.read()
+    answer_loss(tuned.vlm, conversations(PRESENT["both"])).backward()
+    with torch.no_grad():
+        tuned.flat.sub_(tuned.grads, alpha=0.1)
+    now = dict(tuned.vlm.model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in frozen.items())
+    assert not torch.equal(tuned.read().flat, before.flat)
+
+
+def test_the_flat_gradient_is_the_gradient(tiny_model: Path) -> None:
+    """Finite differences along the flat buffer agree with what backward put into `grads`."""
+    tuned = tune(tiny_model, "both")
+    tuned.write(moved(tuned))
+    batch = conversations(PRESENT["both"])
+    answer_loss(tuned.vlm, batch).backward()
+    gradient, start, step = tuned.grads.clone(), tuned.flat.clone(), 1e-2
+    direction = gradient / gradient.norm()
+    losses = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            tuned.flat.copy_(start + sign * step * direction)
+            losses.append(answer_loss(tuned.vlm, batch).double())
+    slope = float((losses[0] - losses[1]) / (2 * step))
+    assert slope == pytest.approx(float(gradient.norm()), rel=0.02)
+
+
+def test_stock_peft_loads_the_adapter_and_gives_the_same_logits(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    for strategy in ("lora", "both"):
+        tuned = tune(tiny_model, strategy)
+        params = moved(tuned)
+        folder = tmp_path / strategy
+        export_adapter(tuned, params, folder)
+        base = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32)
+        stock = PeftModel.from_pretrained(base, folder).eval()
+        result = stock.load_adapter(str(folder), "again")
+        assert not result.missing_keys
+        assert not result.unexpected_keys
+        tuned.write(params)
+        conversation = conversations(PRESENT["both"], 1)[0]
+        ours, theirs = (stock_logits(model, tuned.vlm, conversation) for model in (tuned.vlm.model, stock))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        assert not torch.allclose(ours, stock_logits(base.get_base_model() if hasattr(base, "get_base_model") else load_vlm(str(tiny_model)).model, tuned.vlm, conversation))  # noqa: E501
+
+
+def test_what_peft_writes_we_read(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    tuned = tune(tiny_model, "both")
+    params = moved(tuned)
+    export_adapter(tuned, params, tmp_path / "ours")
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32)
+    PeftModel.from_pretrained(base, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    assert torch.equal(import_adapter(tuned, tmp_path / "theirs").flat, params.flat)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_export_then_import_is_the_identity(tiny_model: Path, tmp_path: Path, strategy: str) -> None:
+    tuned = tune(tiny_model, strategy)
+    params = moved(tuned)
+    export_adapter(tuned, params, tmp_path)
+    assert torch.equal(import_adapter(tuned, tmp_path).flat, params.flat)
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
+def test_a_damaged_adapter_is_refused(tiny_model: Path, tmp_path: Path, damage: str) -> None:
+    tuned = tune(tiny_model, "both")
+    export_adapter(tuned, tuned.start, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    first = sorted(tensors)[0]
+    if damage == "missing":
+        del tensors[first]
+    elif damage == "extra":
+        tensors["stranger"] = torch.zeros(1)
+    else:
+        tensors[first] = torch.zeros(1)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="stranger" if damage == "extra" else first.replace(".", r"\.")):
+        import_adapter(tuned, tmp_path)
+
+
+def test_the_adapter_names_no_layer_of_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
+    tuned = tune(tiny_model, "lora")
+    export_adapter(tuned, tuned.start, tmp_path)
+    assert not any("vision" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] is None
+
+
+def test_targets_that_match_nothing_are_named(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="qkv_proj"):
+        tune(tiny_model, "lora", LoRA(targets=("qkv_proj",)))
