@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pretrain import corpus, language, vision
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -28,16 +28,22 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from fedloom.client.evaluate import judge, right
+from fedloom.data import load_data
 from fedloom.data.emoji import pretraining_records
 from fedloom.data.shapes import MAKERS
+from fedloom.measure import SLICES
 from fedloom.models.batch import answer_loss
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import SHIPPED, Vlm
+from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, Example, Presence
+from pretrain import corpus, language, vision
 
 BATCH = 48
+LAYER = -2
+"""Which hidden state of the encoder the connector reads; the last one is shaped by its throw-away heads."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def assemble(work: Path) -> Vlm:
         vision_config=SiglipVisionConfig(**vision.CONFIG),
         text_config=LlamaConfig(**language.CONFIG),
         image_token_id=tokenizer.image_token_id,
-        vision_feature_layer=-1,
+        vision_feature_layer=LAYER,
         vision_feature_select_strategy="full",
         image_seq_length=16,
         projector_hidden_act="gelu",
@@ -168,12 +174,10 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
     words = corpus.wordnet()
     weight = np.array([(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words])
     meanings = Meanings(words)
-    emo, art = corpus.emoji(), corpus.clip_art(work)
-    records = pretraining_records()
-    sources = [
-        (emo, [", ".join(record["keywords"]) for record in records], 0.42),
-        (art, [", ".join(found) for found in art.words], 0.2),
-    ]
+    drawn = [corpus.drawings(root, work) for root in (corpus.CLIP_ART, corpus.STAMPS)]
+    keywords = [", ".join(record["keywords"]) for record in pretraining_records()]
+    sources = [(corpus.emoji(), keywords, 0.42)]
+    sources += [(one, [", ".join(w) for w in one.words], share) for one, share in zip(drawn, (0.13, 0.1), strict=True)]
     model = vlm.model
     groups = [
         {"params": list(model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
@@ -226,7 +230,45 @@ def export(work: Path, minutes: float) -> None:
     del minutes
     vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "align.safetensors"), strict=False)
-    vlm.model.generation_config.eos_token_id = 2
     vlm.model.to(torch.bfloat16).save_pretrained(SHIPPED)
     vlm.processor.save_pretrained(SHIPPED)
     print({file.name: file.stat().st_size for file in sorted(SHIPPED.iterdir())})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loaders and the judge read."""
+
+    name: str
+    task: str = "classification"
+    root: None = None
+    test_share: float = 0.5
+    limit: int | None = None
+    max_rejected: float = 0.0
+    answer: str = "text"
+    scoring: str = "likelihood"
+
+
+def score(work: Path, minutes: float) -> None:
+    """Print the shipped model's zero-shot accuracy by question type beside the most frequent answer's share."""
+    del work, minutes
+    vlm = load_vlm()
+    print("| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |")
+    emoji = load_data(Settings("emoji"), 0)
+    for name in SLICES:
+        _row(vlm, "which of Unicode's eight groups (federated emoji)", name, [*emoji.train, *emoji.test])
+    digits = load_data(Settings("digits"), 0)
+    _row(vlm, "which digit is shown", "image", digits.test)
+    for task in ("classification", "vqa", "captioning", "grounding"):
+        found = load_data(Settings("shapes", task, limit=300), 0).test
+        kinds = sorted({example.group or "" for example in found}) if task == "vqa" else [None]
+        for kind in kinds:
+            some = [example for example in found if kind is None or example.group == kind]
+            _row(vlm, f"drawn scenes: {task}{f', {kind}' if kind else ''}", "image", some)
+
+
+def _row(vlm: Vlm, title: str, name: str, examples: Sequence[Example]) -> None:
+    judged = judge(vlm, examples, [SLICES[name]] * len(examples), Settings(""))
+    accuracy = float(right(examples, judged).mean())
+    prior = Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
+    print(f"| {title} | {name} | {len(examples)} | {prior:.3f} | {accuracy:.3f} |", flush=True)

@@ -3,6 +3,8 @@
     emoji     pictures, names and keywords of the pool "pretrain" of the shipped emoji file
     clip art  public-domain drawings with folder and file names (Debian package openclipart-png), without
               national flags, because those show what flag emoji show
+    stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without
+              flags and letters
     words     WordNet 3.0 nouns, verbs and adjectives: glosses, hypernyms, classes (Debian package wordnet-base)
     scenes    drawn shapes of the pool "pretrain" (fedloom.data.shapes)
 """
@@ -23,11 +25,15 @@ from safetensors.torch import load_file, save_file
 from fedloom.data.emoji import picture_of, pretraining_records
 
 CLIP_ART = Path("/usr/share/openclipart/png")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
 WORDNET = Path("/usr/share/wordnet")
 # Folders with hundreds of near-equal pictures give at most this many each.
 PER_FOLDER = 120
 # National flags stay out; buttons, gradients and patterns show nothing with a name.
-LEFT_OUT = ("signs_and_symbols/flags", "special", "computer/buttons", "shapes/flowchart", "unsorted", "logos")
+LEFT_OUT = (
+    *("signs_and_symbols/flags", "special", "computer/buttons", "shapes/flowchart", "unsorted", "logos"),
+    *("town/flags", "symbols/alphabets"),
+)
 # Words in file names that say who drew it or how, not what.
 NOISE = set(
     "01 02 03 04 05 architetto francesco franc frances archite bw arc svg icon icons clipart drawn with the a of "
@@ -70,14 +76,14 @@ def split_words(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in found if word not in NOISE))
 
 
-def clip_art(work: Path) -> Pictured:
-    """Read the clip art once and keep it in the work folder."""
-    tensors, texts = work / "clip-art.safetensors", work / "clip-art.json"
+def drawings(root: Path, work: Path) -> Pictured:
+    """Read a tree of named pictures once and keep it in the work folder."""
+    tensors, texts = work / f"{root.name}.safetensors", work / f"{root.name}.json"
     if not tensors.exists():
         pixels, rows, per_folder = [], [], Counter()
-        for path in sorted(CLIP_ART.rglob("*.png")):
-            folder = str(path.parent.relative_to(CLIP_ART))
-            if folder.startswith(LEFT_OUT) or per_folder[folder] >= PER_FOLDER:
+        for path in sorted(root.rglob("*.png")):
+            folder = "/".join(path.parent.relative_to(root).parts[:2])
+            if folder.startswith(LEFT_OUT) or per_folder[folder] >= PER_FOLDER or path.stem.endswith("_mirror"):
                 continue
             try:
                 with Image.open(path) as image:
@@ -98,9 +104,8 @@ def clip_art(work: Path) -> Pictured:
             places.setdefault(word, set()).add(folder.split("/")[0])
     rows = [[folder, [word for word in found if len(places[word]) < 7]] for folder, found in rows]
     words = [list(dict.fromkeys([*split_words(folder.replace("/", " ")), *found])) for folder, found in rows]
-    return Pictured(
-        load_file(tensors)["pixels"], [row[0] for row in rows], words, [" ".join(row[1]) for row in rows]
-    )
+    kinds = [f"{root.name}/{row[0]}" for row in rows]
+    return Pictured(load_file(tensors)["pixels"], kinds, words, [" ".join(row[1]) for row in rows])
 
 
 def emoji() -> Pictured:

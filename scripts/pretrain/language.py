@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pretrain import corpus
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedloom.data.shapes import MAKERS
 from fedloom.seeds import stream
+from pretrain import corpus
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>"]
 CONFIG = dict(

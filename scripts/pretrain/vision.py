@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pretrain import corpus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from fedloom.data.shapes import COLORS, SHAPES, SIZES, Scene, draw_scene
 from fedloom.seeds import stream, torch_stream
+from pretrain import corpus
 
 CONFIG = dict(
     hidden_size=256,
@@ -122,34 +122,37 @@ def unit(pixels: Tensor) -> Tensor:
 
 
 def train(work: Path, minutes: float, steps: int = 12_000) -> None:
-    """Train until `steps` or `minutes` are used up; the learning rate falls with whichever is nearer."""
-    art, emo = corpus.clip_art(work), corpus.emoji()
-    kinds = {kind: number for number, kind in enumerate(sorted({*art.kinds, *emo.kinds}))}
-    frequency = Counter(word for source in (art, emo) for words in source.words for word in words)
+    """Train until `steps` or `minutes` are used up; the learning rate falls with whichever is nearer.
+
+    Goes on from `vision.safetensors` if there is one, at a lower rate and with other draws.
+    """
+    pictured = [corpus.emoji(), corpus.drawings(corpus.CLIP_ART, work), corpus.drawings(corpus.STAMPS, work)]
+    kinds = {kind: number for number, kind in enumerate(sorted({k for source in pictured for k in source.kinds}))}
+    frequency = Counter(word for source in pictured for words in source.words for word in words)
     vocabulary = {word: n for n, word in enumerate(sorted(word for word, c in frequency.items() if c >= 4))}
     sources = []
-    for source in (emo, art):
+    for source in pictured:
         labels = torch.tensor([kinds[kind] for kind in source.kinds])
         targets = torch.zeros(len(labels), len(vocabulary))
         for row, words in enumerate(source.words):
             targets[row, [vocabulary[word] for word in words if word in vocabulary]] = 1
         sources.append((unit(source.pixels), labels, targets))
-    print(f"{len(emo.kinds)} emoji, {len(art.kinds)} clip art, {len(kinds)} kinds, {len(vocabulary)} words", flush=True)
-
-    encoder = build()
+    print(f"{[len(source.kinds) for source in pictured]} pictures, {len(kinds)} kinds, {len(vocabulary)} words", flush=True)
+    again = (work / "vision.safetensors").exists()
+    encoder, peak, purpose = (trained(work).train(), 5e-4, "vision/2") if again else (build(), 1e-3, "vision")
     with torch.random.fork_rng():
         torch.manual_seed(1)
         heads = Heads(len(kinds), len(vocabulary), CONFIG["hidden_size"])
     parameters = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
     begun, step, shown = time.time(), 0, []
     while True:
         done = max(step / steps, (time.time() - begun) / 60 / minutes)
         if done >= 1:
             break
-        rng, generator = stream(0, "vision", step=step), torch_stream(0, "vision", step=step)
-        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        picks = [torch.from_numpy(rng.integers(len(sources[k][0]), size=size)) for k, size in ((0, 28), (1, 24))]
+        rng, generator = stream(0, purpose, step=step), torch_stream(0, purpose, step=step)
+        optimizer.param_groups[0]["lr"] = peak * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        picks = [torch.from_numpy(rng.integers(len(sources[k][0]), size=size)) for k, size in ((0, 26), (1, 16), (2, 12))]
         images = torch.cat([source[0][pick] for source, pick in zip(sources, picks, strict=True)])
         labels = torch.cat([source[1][pick] for source, pick in zip(sources, picks, strict=True)])
         targets = torch.cat([source[2][pick] for source, pick in zip(sources, picks, strict=True)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedloom.tasks import AGNOSTIC, TASKS, UNPARSED, clean_text
 from fedloom.types import Example, Presence, UserError
 
-LAW = settings(max_examples=50, deadline=None)
+LAW = settings(max_examples=40, deadline=None)
 FORMS = ("text", "letter")
 GRID = list(product(TASKS, FORMS))
 BOTH = Presence(image=True, text=True)

@@ -8,12 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report.records import FILES, number, read_run
 from fedloom.types import UserError
 
+LAW = settings(max_examples=60, deadline=None)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -113,6 +114,7 @@ def test_a_round_that_was_done_again_counts_once_and_the_last_one_counts(run_fol
     assert 123.0 in [line["loss"] for line in after.rounds]
 
 
+@LAW
 @given(JSON, st.lists(st.text() | st.integers(-3, 3), max_size=3))
 def test_number_gives_finite_floats_or_none_whatever_the_value(value, keys):
     found = number(value, *keys)

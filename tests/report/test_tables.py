@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report.compare import experiments_table, groups, mean_deviation, seeds_table
@@ -23,6 +23,7 @@ from fedloom.report.tables import (
     terminal_table,
 )
 
+LAW = settings(max_examples=60, deadline=None)
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30)
 
 
@@ -33,6 +34,7 @@ def tables(draw) -> Table:
     return Table(draw(row), tuple(draw(st.lists(row, max_size=5))), draw(CELLS), draw(st.integers(0, width)))
 
 
+@LAW
 @given(tables(), st.integers(24, 120))
 def test_text_keeps_to_its_width_and_holds_no_control_characters(table, width):
     lines = table.text(width).split("\n")
@@ -40,6 +42,7 @@ def test_text_keeps_to_its_width_and_holds_no_control_characters(table, width):
     assert all(character.isprintable() or character == "\u00a0" for line in lines for character in line)
 
 
+@LAW
 @given(tables())
 def test_all_formats_have_one_row_for_each_row(table):
     fields = list(csv.reader(io.StringIO(table.csv(), newline="")))
@@ -49,6 +52,7 @@ def test_all_formats_have_one_row_for_each_row(table):
     assert body.count(r" \\" + "\n") == len(table.rows)
 
 
+@LAW
 @given(tables())
 def test_csv_gives_the_cells_back(table):
     fields = list(csv.reader(io.StringIO(table.csv(), newline="")))
@@ -122,6 +126,7 @@ def test_the_terminal_table_fits_80_columns(run_folder):
     assert "\x1b" not in text
 
 
+@LAW
 @given(st.integers(0, 10**15))
 def test_sizes_keep_three_digits_or_more_of_what_they_shorten(count):
     shown, unit = size(count).split("\u00a0")
@@ -132,6 +137,7 @@ def test_sizes_keep_three_digits_or_more_of_what_they_shorten(count):
     assert float(shown.replace(",", "")) < 1000 or unit == "TB"
 
 
+@LAW
 @given(st.floats(0, 1))
 def test_percentages_are_the_nearest_tenth(value):
     assert float(percent(value)) == pytest.approx(100 * value, abs=0.0501)

@@ -14,7 +14,7 @@ from fedloom.tasks.metrics import auc, classification, macro_f1, token_f1
 from fedloom.tasks.vqa import VQA
 from fedloom.types import Example
 
-LAW = settings(max_examples=100, deadline=None)
+LAW = settings(max_examples=60, deadline=None)
 C = 4
 METRIC = classification(lambda example: example.label or 0)
 labels = st.integers(0, C - 1)

@@ -108,7 +108,7 @@ def test_the_flat_gradient_is_the_gradient(tiny_model: Path) -> None:
     tuned.write(moved(tuned))
     batch = conversations(PRESENT["both"])
     answer_loss(tuned.vlm, batch).backward()
-    gradient, start, step = tuned.grads.clone(), tuned.flat.clone(), 1e-2
+    gradient, start, step = tuned.grads.clone(), tuned.flat.clone(), 1e-3
     direction = gradient / gradient.norm()
     losses = []
     with torch.no_grad():
@@ -137,7 +137,8 @@ def test_stock_peft_loads_the_adapter_and_gives_the_same_logits(tiny_model: Path
         conversation = conversations(PRESENT["both"], 1)[0]
         ours, theirs = (stock_logits(model, tuned.vlm, conversation) for model in (tuned.vlm.model, stock))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-        assert not torch.allclose(ours, stock_logits(base.get_base_model() if hasattr(base, "get_base_model") else load_vlm(str(tiny_model)).model, tuned.vlm, conversation))  # noqa: E501
+        untuned = load_vlm(str(tiny_model)).model
+        assert not torch.allclose(ours, stock_logits(untuned, tuned.vlm, conversation))
 
 
 def test_what_peft_writes_we_read(tiny_model: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def paint(method: str, methods: Sequence[str]) -> str:
 
 def full_accuracy(run: Run, method: str) -> float | None:
     """Return the final accuracy with all evidence shown."""
-    found = number(run.scores[method], "slices", "both", "accuracy")
+    found = number(run.scores[method], "slices", run.fullest, "accuracy")
     return number(run.scores[method], "accuracy") if found is None else found
 
 
@@ -69,7 +69,7 @@ def curves(run: Run) -> dict[str, Curve]:
     found: dict[str, dict[float, list[float]]] = {}
     for entry in run.evaluations:
         value, done = number(entry, "scores", "accuracy"), number(entry, "round")
-        if entry["slice"] == "both" and value is not None and done is not None:
+        if entry["slice"] == run.fullest and value is not None and done is not None:
             found.setdefault(entry["method"], {}).setdefault(done, []).append(value)
     return {
         method: sorted((done, fmean(values)) for done, values in found[method].items())
@@ -219,19 +219,13 @@ def _panel(
             continue
         end = x(value)
         drawn = [rect(0, top + 3, end, row - 9, "bar")]
-        count = _questions(run, method, name)
+        count = run.questions(name)
         if count and base(method) != "local" and 0 <= value <= 1:
             low, high = map(x, interval(value, count))
             drawn.append(line(low, top + row / 2 - 1.5, high, top + row / 2 - 1.5, "whisker"))
             end = high
         pieces += [tag("g", *drawn, style=style), words(end + 6, top + 15, percent(value))]
     return Markup("").join(pieces)
-
-
-def _questions(run: Run, method: str, name: str) -> float | None:
-    """Return how many test questions a final score rests on."""
-    found = [entry for entry in run.evaluations if entry["method"] == method and entry["slice"] == name]
-    return number(found[-1], "examples") if found else None
 
 
 # ---- scores of each client ---------------------------------------------------------------------------
@@ -255,44 +249,37 @@ def client_dots(run: Run, width: float) -> Markup:
     x = scale(marks[0], max(marks[-1], max(seen)), left, width - 16)
     body, top = [], 8.0
     for method, dots in rows.items():
-        step = 2 * radius + 1
-        lanes = _lanes([x(value) for value, _ in dots], step, 5 if radius > 6 else 9)
-        above, below = step * ((max(lanes) + 1) // 2), step * (max(lanes) // 2)
-        middle = top + above + radius + (7 if wide else 24)
-        height = above + below + 2 * radius + (14 if wide else 30)
-        name = (
-            words(left - 26, middle + 4, clip(brief(method), 190), None, "end")
-            if wide
-            else words(0, top + 14, brief(method))
-        )
-        mean = x(fmean(value for value, _ in dots))
-        body += [
-            name,
-            line(left, middle, width - 16, middle, "grid"),
-            line(mean, middle - 13, mean, middle + 13, "mean"),
-        ]
-        drawn = [
-            _client_dot(x(value), middle + step * _offset(lane), radius, client, value)
-            for (value, client), lane in zip(dots, lanes, strict=True)
-        ]
-        body.append(tag("g", *drawn, style=paint(method, list(run.scores))))
-        top += height
-    body += [words(x(mark), top + 20, percent(mark, 0), "muted", "middle") for mark in marks]
-    body += [
-        words(
-            (left + width - 16) / 2,
-            top + 40,
-            "Score, %; each dot is a client, the bar their mean",
-            "muted",
-            "middle",
-        )
-    ]
+        name = clip(brief(method), 190 if wide else width)
+        strip, height = _strip(dots, x, radius)
+        middle = top + height / 2 + (0 if wide else 16)
+        at_side = words(left - 26, middle + 4, name, None, "end") if wide else words(0, top + 16, name)
+        row = [line(left, 0, width - 16, 0, "grid"), strip]
+        body += [at_side, shift(0, middle, tag("g", *row, style=paint(method, list(run.scores))))]
+        top += height + (0 if wide else 16)
+    axis = [words(x(mark), top + 20, percent(mark, 0), "muted", "middle") for mark in marks]
+    said_below = "Accuracy, %; each dot is a client, the bar their mean"
+    axis.append(words((left + width - 16) / 2, top + 40, said_below, "muted", "middle"))
     grid = [line(x(mark), 4, x(mark), top + 6, "grid") for mark in marks]
     said = "; ".join(
         f"{label(method)} {percent(min(dots)[0])} to {percent(max(dots)[0])}" for method, dots in rows.items()
     )
-    title = "Score of each client under each method"
-    return drawing(title, f"Worst to best client, in percent: {said}.", width, top + 48, *grid, *body)
+    title = "Accuracy for each client under each method"
+    described = f"Worst to best client, in percent: {said}."
+    return drawing(title, described, width, top + 48, *grid, *body, *axis)
+
+
+def _strip(dots: Sequence[tuple[float, str]], x: Scale, radius: float) -> tuple[Markup, float]:
+    """Draw one method's dots around y = 0, side by side where they would cover each other; return the height."""
+    step = 2 * radius + 1
+    lanes = _lanes([x(value) for value, _ in dots], step, 5 if radius > 6 else 9)
+    # With an even number of lanes one more lies above than below; half a step puts the lot in the middle.
+    moved = step / 2 if max(lanes) % 2 else 0.0
+    mean = x(fmean(value for value, _ in dots))
+    drawn = [
+        _client_dot(x(value), moved + step * _offset(lane), radius, client, value)
+        for (value, client), lane in zip(dots, lanes, strict=True)
+    ]
+    return Markup("").join([line(mean, -14, mean, 14, "mean"), *drawn]), step * (max(lanes) + 1) + 15
 
 
 def _client_dot(x: float, y: float, radius: float, client: str, value: float) -> Markup:

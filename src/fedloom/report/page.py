@@ -38,6 +38,8 @@ HARDWARE = (
     ("transformers", "Transformers"),
     ("machine", "Machine"),
     ("threads", "Threads"),
+    ("model", "Model digest"),
+    ("trained", "Trained values"),
     ("started", "Started"),
 )
 
@@ -46,9 +48,10 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 adapter = {folder!r}
-base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter)
-processor = AutoProcessor.from_pretrained(base)"""
+name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+base = AutoModelForImageTextToText.from_pretrained(name)
+model = PeftModel.from_pretrained(base, adapter)
+processor = AutoProcessor.from_pretrained(name)"""
 
 
 TRAINED = {"lora": "LoRA, rank {rank}", "both": "LoRA, rank {rank}, and connector"}
@@ -85,7 +88,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     if not folders:
         raise ValueError("a report needs at least one run folder")
-    write_atomic(out, render([read_run(folder) for folder in folders]).encode())
+    write_atomic(out, render([read_run(folder) for folder in folders]).encode(errors="replace"))
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -129,7 +132,7 @@ def _figure(draw: Callable[[Run, float], Markup], run: Run, slim: bool) -> Figur
 
 def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
     """Gather what the template shows of one run; `slim` tells whether charts come in a narrow form too."""
-    questions = _questions(run)
+    questions = run.questions(run.fullest)
     first, *others = prose.finding(run.result, questions)
     ids = [str(client["id"]) for client in run.clients]
     return {
@@ -152,13 +155,6 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "load": LOAD.format(folder=f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"),
         "main": label(str(run.result["main"])) if run.result.get("main") else None,
     }
-
-
-def _questions(run: Run) -> float | None:
-    """Return how many questions a final score with all evidence rests on."""
-    counts = [number(entry, "examples") for entry in run.evaluations if entry["slice"] == "both"]
-    known = [count for count in counts if count]
-    return min(known) if known else number((run.of_kind("data") or [{}])[-1], "test")
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -195,19 +191,16 @@ def _set_aside(run: Run) -> dict[str, Any]:
 
 def _refused(run: Run) -> dict[str, Any]:
     """Return the client updates that the server did not take in, and how many it did."""
-    rounds = [entry for entry in run.rounds if federated(entry["method"])]
-    rows = [
-        (
-            label(entry["method"]),
-            str(at(entry, "round") + 1),
-            str(at(refusal, "client")),
-            str(at(refusal, "reason")),
-        )
-        for entry in rounds
-        for refusal in at(entry, "refused") or []
-    ]
+    rows, accepted = [], 0
+    for entry in run.rounds:
+        if federated(entry["method"]):
+            refused = at(entry, "refused") or []
+            place = (label(entry["method"]), str(entry["round"] + 1))
+            rows += [(*place, str(at(one, "client")), str(at(one, "reason"))) for one in refused]
+            names = [at(one, "client") for one in refused]
+            accepted += sum(at(one, "client") not in names for one in at(entry, "clients") or [])
     table = Table(("Method", "Round", "Client", "Reason"), tuple(rows), left=4)
-    return {"refused": table, "accepted": sum(len(at(entry, "clients") or []) for entry in rounds)}
+    return {"refused": table, "accepted": accepted}
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:

@@ -216,10 +216,10 @@ def _best_sentence(result: Json, value: float) -> list[str]:
     if known[best] <= value:
         return [f"None of the other {len(known) - 1} federated methods does better."]
     share = gap_share(result, best)
-    part = "" if share is None else f" ({percent(share, 0)}% of the gap)"
+    score = f"{percent(known[best])}%" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
     return [
-        f"The best of the {len(known)} federated methods is {label(best)} with {percent(known[best])}%{part}; it "
-        "was picked by looking at these scores, so its lead is flattered."
+        f"The best of the {len(known)} federated methods is {label(best)} with {score}; "
+        "picked by looking at these very scores, it is flattered by them."
     ]
 
 

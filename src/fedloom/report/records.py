@@ -56,6 +56,17 @@ class Run:
         return _latest(self.of_kind("evaluation"), ("method", "client", "round", "slice"))
 
     @property
+    def fullest(self) -> str:
+        """The slice with all evidence that the test examples have: "both", unless all lack the same modality."""
+        seen = {entry["slice"] for entry in self.evaluations}
+        return next((name for name in ("both", "image", "text") if name in seen), "both")
+
+    def questions(self, name: str) -> float | None:
+        """Return how many test questions the scores of a slice rest on."""
+        counts = [number(entry, "examples") for entry in self.evaluations if entry["slice"] == name]
+        return next((count for count in counts if count), None)
+
+    @property
     def clients(self) -> list[Json]:
         """The clients of the plan."""
         return list(self.plan["clients"])

@@ -92,8 +92,8 @@ def size(count: float | None) -> str:
     """Write a number of bytes in powers of 1000.
 
     Example:
-        >>> size(0), size(12_345_678), size(None)
-        ('0 B', '12.3 MB', '—')
+        >>> print(size(0), size(12_345_678), size(None), sep=", ")  # with no-break spaces
+        0 B, 12.3 MB, —
     """
     if count is None:
         return MISSING
