@@ -167,7 +167,7 @@ def _show_finished(folder: Path, as_json: bool) -> None:
 
 def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False, sort_keys=True))
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
     from fedloom.report.tables import terminal_table
 

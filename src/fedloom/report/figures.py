@@ -178,7 +178,7 @@ def slice_bars(run: Run, width: float) -> Markup:
     }
     if not panels:
         return Markup()
-    names = min(max(measure(brief(method)) for method in run.scores), 190) + 10
+    names = min(max(measure(brief(method)) for method in run.scores), 210) + 10
     across = len(panels) if width >= NARROW else 1
     step = (width - (names if across > 1 else 0)) / across
     row, head = 25.0, 30.0
@@ -243,13 +243,13 @@ def client_dots(run: Run, width: float) -> Markup:
         return Markup()
     radius = 8.5 if len(ids) <= 12 and max(map(len, ids)) <= 2 else 4.0
     wide = width >= NARROW
-    left = min(max(measure(brief(method)) for method in rows), 190) + 26 if wide else 14.0
+    left = min(max(measure(brief(method)) for method in rows), 210) + 26 if wide else 14.0
     seen = [value for dots in rows.values() for value, _ in dots]
     marks = [mark for mark in ticks(min(seen), max(seen)) if mark < 1.001]
     x = scale(marks[0], max(marks[-1], max(seen)), left, width - 16)
     body, top = [], 8.0
     for method, dots in rows.items():
-        name = clip(brief(method), 190 if wide else width)
+        name = clip(brief(method), 210 if wide else width)
         strip, height = _strip(dots, x, radius)
         middle = top + height / 2 + (0 if wide else 16)
         at_side = words(left - 26, middle + 4, name, None, "end") if wide else words(0, top + 16, name)
@@ -269,7 +269,7 @@ def client_dots(run: Run, width: float) -> Markup:
 
 
 def _strip(dots: Sequence[tuple[float, str]], x: Scale, radius: float) -> tuple[Markup, float]:
-    """Draw one method's dots around y = 0, side by side where they would cover each other; return the height."""
+    """Draw one method's dots around y = 0, moved apart where they would overlap; return the height."""
     step = 2 * radius + 1
     lanes = _lanes([x(value) for value, _ in dots], step, 5 if radius > 6 else 9)
     # With an even number of lanes one more lies above than below; half a step puts the lot in the middle.

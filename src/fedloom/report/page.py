@@ -44,14 +44,14 @@ HARDWARE = (
 )
 
 LOAD = """\
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-adapter = {folder!r}
-name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-base = AutoModelForImageTextToText.from_pretrained(name)
-model = PeftModel.from_pretrained(base, adapter)
+{where}
+base = AutoModelForImageTextToText.from_pretrained(name, dtype="float32")
+model = PeftModel.from_pretrained(base, {folder!r})
 processor = AutoProcessor.from_pretrained(name)"""
+SHIPPED = "from fedloom.models.load import SHIPPED as name"
 
 
 TRAINED = {"lora": "LoRA, rank {rank}", "both": "LoRA, rank {rank}, and connector"}
@@ -152,9 +152,15 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         **_refused(run),
         "provenance": provenance(run),
         "command": f"fedloom run {shlex.quote(f'{run.folder.name}/experiment.json')}",
-        "load": LOAD.format(folder=f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"),
+        "load": _load(run),
         "main": label(str(run.result["main"])) if run.result.get("main") else None,
     }
+
+
+def _load(run: Run) -> str:
+    path = run.experiment.get("model", {}).get("path", "shipped")
+    folder = f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"
+    return LOAD.format(where=SHIPPED if path == "shipped" else f"name = {path!r}", folder=folder)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -214,7 +214,7 @@ def _best_sentence(result: Json, value: float) -> list[str]:
     if len(known) == 1:
         return []
     if known[best] <= value:
-        return [f"None of the other {len(known) - 1} federated methods does better."]
+        return ["No other federated method does better."]
     share = gap_share(result, best)
     score = f"{percent(known[best])}%" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
     return [

@@ -283,9 +283,8 @@ def client_table(result: Json, clients: Sequence[str]) -> Table | None:
             rows.append((label(method), *cells, percent(mean), percent(worst)))
     if not rows:
         return None
-    return Table(
-        ("Method", *(f"Client {name}" for name in clients), "Mean", "Worst"), tuple(rows), "In percent."
-    )
+    columns = ("Method", *(f"Client {name}" for name in clients), "Mean", "Worst")
+    return Table(columns, tuple(rows), "Accuracy in percent.")
 
 
 def terminal_table(result: Json) -> str:
