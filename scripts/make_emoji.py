@@ -116,7 +116,9 @@ def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     if not 100 <= right - left <= 140 or bottom <= top:  # several glyphs: the font lacks the combination
         return None
     canvas = Image.new("RGB", (136, 136), "white")
-    ImageDraw.Draw(canvas).text((68 - (left + right) / 2, 68 - (top + bottom) / 2), text, font=font, embedded_color=True)
+    ImageDraw.Draw(canvas).text(
+        (68 - (left + right) / 2, 68 - (top + bottom) / 2), text, font=font, embedded_color=True
+    )
     if canvas.getextrema() == ((255, 255),) * 3:
         return None
     return canvas.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -141,18 +143,22 @@ def main() -> None:
             picture.save(buffer, "PNG", optimize=True)
             # A fixed date keeps the archive's bytes the same at every regeneration.
             archive.writestr(zipfile.ZipInfo(f"{identifier}.png", (2022, 8, 12, 0, 0, 0)), buffer.getvalue())
-            records.append({
-                "id": identifier,
-                "base": base,
-                "pool": "pretrain" if share < PRETRAIN_SHARE else "federated",
-                "group": GROUPS[group],
-                "subgroup": subgroup,
-                "name": names.get(key, name),
-                "keywords": keywords[key],
-            })
+            records.append(
+                {
+                    "id": identifier,
+                    "base": base,
+                    "pool": "pretrain" if share < PRETRAIN_SHARE else "federated",
+                    "group": GROUPS[group],
+                    "subgroup": subgroup,
+                    "name": names.get(key, name),
+                    "keywords": keywords[key],
+                }
+            )
     with open(FILES / "emoji.jsonl", "w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    print(f"{len(records)} pictures, {len(skipped)} left out (no single glyph or no keywords): {skipped[:12]} …")
+    print(
+        f"{len(records)} pictures, {len(skipped)} left out (no single glyph or no keywords): {skipped[:12]} …"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def poisoned_generators() -> None:
     """Put the global generators into another state for every test: results must not depend on them."""
     entropy = random.SystemRandom().randrange(2**31)
     random.seed(entropy)
-    np.random.seed(entropy)
+    np.random.seed(entropy)  # noqa: NPY002
     torch.manual_seed(entropy)
 
 

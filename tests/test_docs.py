@@ -20,7 +20,9 @@ from fedloom.types import ClientUpdate
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = [
-    module.name for module in pkgutil.walk_packages(fedloom.__path__, "fedloom.") if "__main__" not in module.name
+    module.name
+    for module in pkgutil.walk_packages(fedloom.__path__, "fedloom.")
+    if "__main__" not in module.name
 ]
 
 

@@ -89,7 +89,9 @@ def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"torch.load", "torch.save", "eval", "exec", "np.load", "pickle.loads"}, called
+            assert called not in {"torch.load", "torch.save", "eval", "exec", "np.load", "pickle.loads"}, (
+                called
+            )
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))

@@ -19,7 +19,9 @@ import torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("vision", "language", "align", "export", "score"))
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
     parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")

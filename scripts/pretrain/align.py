@@ -42,8 +42,8 @@ from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, language, vision
 
 BATCH = 48
-LAYER = -2
-"""Which hidden state of the encoder the connector reads; the last one is shaped by its throw-away heads."""
+LAYERS = [3, 6]
+"""Which hidden states of the encoder the connector reads: edges and colors in the middle, kinds at the end."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def assemble(work: Path) -> Vlm:
         vision_config=SiglipVisionConfig(**vision.CONFIG),
         text_config=LlamaConfig(**language.CONFIG),
         image_token_id=tokenizer.image_token_id,
-        vision_feature_layer=LAYER,
+        vision_feature_layer=LAYERS,
         vision_feature_select_strategy="full",
         image_seq_length=16,
         projector_hidden_act="gelu",
@@ -161,7 +161,9 @@ def make_batch(
     kinds = list(MAKERS)
     for _ in range(10):
         example = MAKERS[kinds[rng.integers(len(kinds))]](rng, "", "pretrain")
-        batch.append(render(example, Presence(True, False), agnostic=bool(rng.random() < 0.3), answer_form="text"))
+        batch.append(
+            render(example, Presence(True, False), agnostic=bool(rng.random() < 0.3), answer_form="text")
+        )
     while len(batch) < BATCH:
         sense = senses[0][min(int(np.searchsorted(senses[1], rng.random())), len(senses[0]) - 1)]
         batch.append(Conversation(*language.exercise(sense, rng)))
@@ -172,12 +174,16 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
     """Train connector and decoder until `steps` or `minutes` are used up."""
     vlm = assemble(work)
     words = corpus.wordnet()
-    weight = np.array([(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words])
+    weight = np.array(
+        [(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words]
+    )
     meanings = Meanings(words)
     drawn = [corpus.drawings(root, work) for root in (corpus.CLIP_ART, corpus.STAMPS)]
     keywords = [", ".join(record["keywords"]) for record in pretraining_records()]
     sources = [(corpus.emoji(), keywords, 0.42)]
-    sources += [(one, [", ".join(w) for w in one.words], share) for one, share in zip(drawn, (0.13, 0.1), strict=True)]
+    sources += [
+        (one, [", ".join(w) for w in one.words], share) for one, share in zip(drawn, (0.13, 0.1), strict=True)
+    ]
     model = vlm.model
     groups = [
         {"params": list(model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
@@ -210,7 +216,9 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
         step += 1
         if step % 50 == 0:
             recent = 2 * np.mean(losses[-100:])
-            print(f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {recent:.3f}", flush=True)
+            print(
+                f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {recent:.3f}", flush=True
+            )
         if step % 200 == 0:
             save(vlm, work)
     save(vlm, work)
@@ -253,7 +261,9 @@ def score(work: Path, minutes: float) -> None:
     """Print the shipped model's zero-shot accuracy by question type beside the most frequent answer's share."""
     del work, minutes
     vlm = load_vlm()
-    print("| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |"
+    )
     emoji = load_data(Settings("emoji"), 0)
     for name in SLICES:
         _row(vlm, "which of Unicode's eight groups (federated emoji)", name, [*emoji.train, *emoji.test])

@@ -1,12 +1,12 @@
 """Gather what the shipped model is pretrained on; none of it is in a federated training or test set.
 
-    emoji     pictures, names and keywords of the pool "pretrain" of the shipped emoji file
-    clip art  public-domain drawings with folder and file names (Debian package openclipart-png), without
-              national flags, because those show what flag emoji show
-    stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without
-              flags and letters
-    words     WordNet 3.0 nouns, verbs and adjectives: glosses, hypernyms, classes (Debian package wordnet-base)
-    scenes    drawn shapes of the pool "pretrain" (fedloom.data.shapes)
+emoji     pictures, names and keywords of the pool "pretrain" of the shipped emoji file
+clip art  public-domain drawings with folder and file names (Debian package openclipart-png), without
+          national flags, because those show what flag emoji show
+stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without
+          flags and letters
+words     WordNet 3.0 nouns, verbs and adjectives: glosses, hypernyms, classes (Debian package wordnet-base)
+scenes    drawn shapes of the pool "pretrain" (fedloom.data.shapes)
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def drawings(root: Path, work: Path) -> Pictured:
         pixels, rows, per_folder = [], [], Counter()
         for path in sorted(root.rglob("*.png")):
             folder = "/".join(path.parent.relative_to(root).parts[:2])
-            if folder.startswith(LEFT_OUT) or per_folder[folder] >= PER_FOLDER or path.stem.endswith("_mirror"):
+            if (
+                folder.startswith(LEFT_OUT)
+                or per_folder[folder] >= PER_FOLDER
+                or path.stem.endswith("_mirror")
+            ):
                 continue
             try:
                 with Image.open(path) as image:
@@ -146,10 +150,17 @@ def wordnet() -> list[Sense]:
             head, _, gloss = line.partition(" | ")
             fields = head.split()
             number = int(fields[3], 16)
-            keys = [f"{fields[4 + 2 * k].lower()}%{kind}:{fields[1]}:{int(fields[5 + 2 * k], 16):02}" for k in range(number)]
-            words = tuple(re.sub(r"\(.*?\)", "", fields[4 + 2 * k]).replace("_", " ").lower() for k in range(number))
+            keys = [
+                f"{fields[4 + 2 * k].lower()}%{kind}:{fields[1]}:{int(fields[5 + 2 * k], 16):02}"
+                for k in range(number)
+            ]
+            words = tuple(
+                re.sub(r"\(.*?\)", "", fields[4 + 2 * k]).replace("_", " ").lower() for k in range(number)
+            )
             pointers = fields[4 + 2 * number + 1 :]
-            above = next((pointers[k + 1] for k in range(0, len(pointers) - 3, 4) if pointers[k] in ("@", "@i")), None)
+            above = next(
+                (pointers[k + 1] for k in range(0, len(pointers) - 3, 4) if pointers[k] in ("@", "@i")), None
+            )
             raw[part[0] + fields[0]] = (
                 words,
                 LEXNAMES[int(fields[1])].split(".")[1],

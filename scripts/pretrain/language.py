@@ -23,19 +23,19 @@ from fedloom.seeds import stream
 from pretrain import corpus
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>"]
-CONFIG = dict(
-    vocab_size=4096,
-    hidden_size=256,
-    intermediate_size=768,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+CONFIG = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<user>' if message['role'] == 'user' else '<assistant>' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -43,7 +43,9 @@ TEMPLATE = (
     "{% endif %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-STOP = set("a an the of or and to in for with that is by as on used from at who which it one its not be are etc e g".split())
+STOP = set(
+    "a an the of or and to in for with that is by as on used from at who which it one its not be are etc e g".split()
+)
 
 
 def build() -> LlamaForCausalLM:
@@ -97,7 +99,9 @@ def exercise(sense: corpus.Sense, rng: np.random.Generator) -> tuple[str, str]:
     """Make one question with its answer from one sense of a word."""
     likely = np.array(sense.counts) + 0.3
     word = sense.words[rng.choice(len(sense.words), p=likely / likely.sum())]
-    pool = list(dict.fromkeys([word, *sense.words[:2], *content_words(sense.gloss)[:8], *sense.hypernyms[:2]]))
+    pool = list(
+        dict.fromkeys([word, *sense.words[:2], *content_words(sense.gloss)[:8], *sense.hypernyms[:2]])
+    )
     count = min(len(pool), int(rng.integers(1, 7)))
     keywords = sorted(pool[k] for k in rng.permutation(len(pool))[:count])
     text = f"Text: {', '.join(keywords)}.\n"
@@ -106,15 +110,21 @@ def exercise(sense: corpus.Sense, rng: np.random.Generator) -> tuple[str, str]:
     if kind < 0.45:
         return f"{text}{phrase}What class is it?", sense.lexname
     if kind < 0.6 and sense.hypernyms:
-        return f"{text}{phrase}What kind of thing is it?", ", ".join(sense.hypernyms[: int(rng.integers(1, 4))])
+        return f"{text}{phrase}What kind of thing is it?", ", ".join(
+            sense.hypernyms[: int(rng.integers(1, 4))]
+        )
     if kind < 0.75:
         return f"Text: {sense.gloss}.\n{phrase}Which word is it?", word
     if kind < 0.9:
         return f"What is {word}?", f"{sense.gloss} ({sense.lexname})"
-    return f"Text: {word}.\n{phrase}Which words go with it?", ", ".join(key for key in keywords if key != word) or word
+    return f"Text: {word}.\n{phrase}Which words go with it?", ", ".join(
+        key for key in keywords if key != word
+    ) or word
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, question: str, answer: str, weight: float) -> tuple[list[int], list[float]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, question: str, answer: str, weight: float
+) -> tuple[list[int], list[float]]:
     """Turn a question and answer into token ids and loss weights."""
     user = tokenizer(question, add_special_tokens=False)["input_ids"]
     reply = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -151,7 +161,9 @@ def train(work: Path, minutes: float, steps: int = 10_000) -> None:
             order = rng.permutation(4)
         batch = rows[80 * order[step % 4] : 80 * (order[step % 4] + 1)]
         ids, weights = pad(batch)
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        optimizer.param_groups[0]["lr"] = (
+            2e-3 * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
@@ -166,8 +178,11 @@ def train(work: Path, minutes: float, steps: int = 10_000) -> None:
         hits.append(float((logits[:, :-1].argmax(2) == ids[:, 1:])[answers].float().mean()))
         step += 1
         if step % 100 == 0:
-            print(f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {np.mean(losses[-100:]):.3f} "
-                  f"answer tokens right {np.mean(hits[-100:]):.3f}", flush=True)
+            print(
+                f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {np.mean(losses[-100:]):.3f} "
+                f"answer tokens right {np.mean(hits[-100:]):.3f}",
+                flush=True,
+            )
         if step % 300 == 0:
             save(model, work)
     save(model, work)

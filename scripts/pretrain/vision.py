@@ -26,15 +26,15 @@ from fedloom.data.shapes import COLORS, SHAPES, SIZES, Scene, draw_scene
 from fedloom.seeds import stream, torch_stream
 from pretrain import corpus
 
-CONFIG = dict(
-    hidden_size=256,
-    intermediate_size=1024,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    image_size=64,
-    patch_size=16,
-    vision_use_head=False,
-)
+CONFIG = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "image_size": 64,
+    "patch_size": 16,
+    "vision_use_head": False,
+}
 GRID = 4
 
 
@@ -56,10 +56,17 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack(
-        [torch.stack([cos * flip, -sin, uniform(-0.2, 0.2)], 1), torch.stack([sin * flip, cos, uniform(-0.2, 0.2)], 1)], 1
+        [
+            torch.stack([cos * flip, -sin, uniform(-0.2, 0.2)], 1),
+            torch.stack([sin * flip, cos, uniform(-0.2, 0.2)], 1),
+        ],
+        1,
     )
     moved = F.grid_sample(
-        pixels, F.affine_grid(theta, list(pixels.shape), align_corners=False), padding_mode="border", align_corners=False
+        pixels,
+        F.affine_grid(theta, list(pixels.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
     )
     gain, bias = uniform(0.75, 1.15, 3, 1, 1), uniform(-0.15, 0.15, 3, 1, 1)
     moved = (moved * gain + bias + 0.04 * torch.randn(moved.shape, generator=generator)).clamp(-1, 1)
@@ -81,7 +88,11 @@ def patch_targets(pixels: Tensor) -> Tensor:
     edges = torch.zeros(len(pixels), 8, 64, 64).scatter_(1, sector, strength)
     edges = F.avg_pool2d(edges, 8) * 4  # [B, 8, 8, 8]
     split = [
-        maps.unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
+        maps.unflatten(3, (GRID, -1))
+        .unflatten(2, (GRID, -1))
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(1, 2)
+        .flatten(2)
         for maps in (colors, edges)
     ]
     return torch.cat(split, 2)
@@ -127,7 +138,9 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
     Goes on from `vision.safetensors` if there is one, at a lower rate and with other draws.
     """
     pictured = [corpus.emoji(), corpus.drawings(corpus.CLIP_ART, work), corpus.drawings(corpus.STAMPS, work)]
-    kinds = {kind: number for number, kind in enumerate(sorted({k for source in pictured for k in source.kinds}))}
+    kinds = {
+        kind: number for number, kind in enumerate(sorted({k for source in pictured for k in source.kinds}))
+    }
     frequency = Counter(word for source in pictured for words in source.words for word in words)
     vocabulary = {word: n for n, word in enumerate(sorted(word for word, c in frequency.items() if c >= 4))}
     sources = []
@@ -137,7 +150,10 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
         for row, words in enumerate(source.words):
             targets[row, [vocabulary[word] for word in words if word in vocabulary]] = 1
         sources.append((unit(source.pixels), labels, targets))
-    print(f"{[len(source.kinds) for source in pictured]} pictures, {len(kinds)} kinds, {len(vocabulary)} words", flush=True)
+    print(
+        f"{[len(source.kinds) for source in pictured]} pictures, {len(kinds)} kinds, {len(vocabulary)} words",
+        flush=True,
+    )
     again = (work / "vision.safetensors").exists()
     encoder, peak, purpose = (trained(work).train(), 5e-4, "vision/2") if again else (build(), 1e-3, "vision")
     with torch.random.fork_rng():
@@ -151,8 +167,13 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
         if done >= 1:
             break
         rng, generator = stream(0, purpose, step=step), torch_stream(0, purpose, step=step)
-        optimizer.param_groups[0]["lr"] = peak * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        picks = [torch.from_numpy(rng.integers(len(sources[k][0]), size=size)) for k, size in ((0, 26), (1, 16), (2, 12))]
+        optimizer.param_groups[0]["lr"] = (
+            peak * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        )
+        picks = [
+            torch.from_numpy(rng.integers(len(sources[k][0]), size=size))
+            for k, size in ((0, 26), (1, 16), (2, 12))
+        ]
         images = torch.cat([source[0][pick] for source, pick in zip(sources, picks, strict=True)])
         labels = torch.cat([source[1][pick] for source, pick in zip(sources, picks, strict=True)])
         targets = torch.cat([source[2][pick] for source, pick in zip(sources, picks, strict=True)])
@@ -179,17 +200,25 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
         optimizer.step()
         with torch.no_grad():
             on = shape > 0
-            shown.append([
-                *(float(part) for part in parts.values()),
-                float((heads.kind(summary).argmax(1) == labels).float().mean()),
-                float((cells[..., :9].argmax(2) == shape)[on].float().mean()),
-                float((cells[..., 9:18].argmax(2) == color)[on].float().mean()),
-            ])
+            shown.append(
+                [
+                    *(float(part) for part in parts.values()),
+                    float((heads.kind(summary).argmax(1) == labels).float().mean()),
+                    float((cells[..., :9].argmax(2) == shape)[on].float().mean()),
+                    float((cells[..., 9:18].argmax(2) == color)[on].float().mean()),
+                ]
+            )
         step += 1
         if step % 100 == 0:
             mean = torch.tensor(shown[-100:]).mean(0)
-            figures = " ".join(f"{name} {value:.3f}" for name, value in zip(
-                ("kind", "words", "patch", "cell", "| kind acc", "shape acc", "color acc"), mean.tolist(), strict=True))
+            figures = " ".join(
+                f"{name} {value:.3f}"
+                for name, value in zip(
+                    ("kind", "words", "patch", "cell", "| kind acc", "shape acc", "color acc"),
+                    mean.tolist(),
+                    strict=True,
+                )
+            )
             print(f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) {figures}", flush=True)
         if step % 300 == 0:
             save(encoder, work)

@@ -42,9 +42,9 @@ def run(experiment: Experiment, out: Path | str | None = None, *, quiet: bool = 
     """
     import json
 
-    from fedloom.runner import resume_run, run_experiment
     from fedloom.folder import default_folder, folder_state
     from fedloom.progress import make_progress
+    from fedloom.runner import resume_run, run_experiment
 
     folder = default_folder(experiment) if out is None else Path(out)
     state = folder_state(folder, experiment)

@@ -136,8 +136,8 @@ def resume(
 
 def _work(folder: Path, quiet: bool, experiment: Experiment | None) -> dict[str, Any]:
     """Run an experiment, or resume the folder's where none is given."""
-    from fedloom.runner import resume_run, run_experiment
     from fedloom.progress import make_progress
+    from fedloom.runner import resume_run, run_experiment
 
     progress: Progress = make_progress(quiet)
     try:

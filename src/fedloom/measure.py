@@ -50,7 +50,10 @@ def figures(
 
 
 def expected_accuracy(
-    share: Share, train: Sequence[Example], test: Sequence[Example], correct: Mapping[str, NDArray[np.float64]]
+    share: Share,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    correct: Mapping[str, NDArray[np.float64]],
 ) -> float | None:
     """Estimate a model's accuracy on data like one client's own.
 

@@ -50,7 +50,8 @@ class Layout:
 
     @cached_property
     def _slices(self) -> dict[str, slice]:
-        found, start = {}, 0
+        found: dict[str, slice] = {}
+        start = 0
         for name, shape in zip(self.names, self.shapes, strict=True):
             found[name] = slice(start, start + prod(shape))
             start += prod(shape)

@@ -30,7 +30,7 @@ from fedloom.progress import Progress
 from fedloom.record import Record, write_atomic, write_json
 from fedloom.report.page import write_report
 from fedloom.scenarios.plan import Plan, Share, build_plan, pooled
-from fedloom.tasks.linear import linear_reference
+from fedloom.tasks.linear import linear_reference, require_choice
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, UserError
@@ -124,6 +124,8 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     if experiment.model.threads is not None:
         torch.set_num_threads(experiment.model.threads)
     data = load_data(experiment.data, experiment.seed)
+    if "linear" in experiment.methods:
+        require_choice([*data.train, *data.test])
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
     vlm = load_vlm(experiment.model.path, network=experiment.model.network)
@@ -157,7 +159,9 @@ def _check_plan(file: Path, plan: Plan, data: DataSet) -> None:
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))["digest"]
         if before != plan.digest:
-            raise UserError(f"{file}: the data changed since this run began; start a new run with another --out")
+            raise UserError(
+                f"{file}: the data changed since this run began; start a new run with another --out"
+            )
     else:
         write_json(file, plan.to_json(data.train))
 
@@ -205,7 +209,9 @@ def _visible(data: DataSet, plan: Plan) -> list[Any]:
     for share in plan.clients:
         for index, image, text in zip(share.indices, share.image, share.text, strict=True):
             example = data.train[index]
-            found.append(replace(example, image=example.image if image else None, text=example.text if text else None))
+            found.append(
+                replace(example, image=example.image if image else None, text=example.text if text else None)
+            )
     return found
 
 
@@ -293,7 +299,9 @@ def _train(
 
     def committed(now: Standing, log: dict[str, Any]) -> None:
         done, every = now.state.round, experiment.evaluate.every
-        setting.record.append("round", {"method": name, "client": alone, "lr": learning_rate(experiment.train, done - 1), **log})
+        setting.record.append(
+            "round", {"method": name, "client": alone, "lr": learning_rate(experiment.train, done - 1), **log}
+        )
         if every and alone is None and done < schedule.rounds and done % every == 0:
             full = slices_of(setting.data.test)[0]
             _answers(setting, algorithm.broadcast(now.state).params, method, name, alone, done, full)
@@ -334,6 +342,8 @@ def _scores(
 def _export(setting: Setting, main: str) -> None:
     standing = last_commit(setting.folder / "methods" / main, setting.tuned.layout)
     if standing is None:
-        raise UserError(f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again")
+        raise UserError(
+            f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again"
+        )
     params = _algorithm(setting, parse_method(main)).broadcast(standing.state).params
     export_adapter(setting.tuned, params, setting.folder / "adapter")

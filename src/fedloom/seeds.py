@@ -20,7 +20,9 @@ def _key(seed: int, purpose: str, round: int, client: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
 
 
-def stream(seed: int, purpose: str, *, round: int = -1, client: int = -1, step: int = -1) -> np.random.Generator:
+def stream(
+    seed: int, purpose: str, *, round: int = -1, client: int = -1, step: int = -1
+) -> np.random.Generator:
     """Return the numpy generator of one purpose; equal arguments give equal draws.
 
     Args:

@@ -112,12 +112,20 @@ class DataSet:
 Tensors = Mapping[str, "Tensor"]
 
 
+def _no_tensors() -> Tensors:
+    return {}
+
+
+def _no_figures() -> Mapping[str, float]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Broadcast:
     """What the server sends to every client of a round."""
 
     params: Params
-    extras: Tensors = field(default_factory=dict)
+    extras: Tensors = field(default_factory=_no_tensors)
 
 
 @dataclass(frozen=True)
@@ -135,8 +143,8 @@ class ClientUpdate:
     client: int
     delta: Params
     weight: float
-    extras: Tensors = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Tensors = field(default_factory=_no_tensors)
+    metrics: Mapping[str, float] = field(default_factory=_no_figures)
 
 
 class UserError(Exception):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment, load_experiment, recipes
@@ -52,7 +53,9 @@ def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_the_same_experiment_gives_the_same_bytes(tiny_model: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_the_same_experiment_gives_the_same_bytes(
+    tiny_model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     again = run(experiment(tiny_model), tmp_path / "again")
     assert adapter(tmp_path / "again") == adapter(undisturbed)
     assert timeless(again) == timeless(json.loads((undisturbed / "result.json").read_text()))
@@ -88,7 +91,9 @@ runner.run_experiment(experiment, folder, make_progress(quiet=True))
 
 
 # The run renames some twenty files into place; these points fall before, between and after its commits.
-@pytest.mark.parametrize("point, when", [(2, "after"), (4, "before"), (5, "after"), (9, "before"), (14, "after")])
+@pytest.mark.parametrize(
+    "point, when", [(2, "after"), (4, "before"), (5, "after"), (9, "before"), (14, "after")]
+)
 def test_a_run_killed_at_any_commit_ends_with_the_same_bytes(
     point: int, when: str, tiny_model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -124,7 +129,9 @@ def test_changed_data_stops_a_resumed_run(tiny_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])
 def test_every_pattern_of_modalities_trains(pattern: str, tiny_model: Path, tmp_path: Path) -> None:
     scenario = {"clients": 3, "partition": "by_group", "pattern": pattern, "image_clients": 1}
-    value = experiment(tiny_model, scenario=scenario, methods=["fedavg"], train={"rounds": 1, "batch_size": 4})
+    value = experiment(
+        tiny_model, scenario=scenario, methods=["fedavg"], train={"rounds": 1, "batch_size": 4}
+    )
     result = run(value, tmp_path / "run")
     assert set(result["scores"]["fedavg"]["slices"]) == {"both", "image", "text"}
     plan = json.loads((tmp_path / "run/plan.json").read_text())
@@ -145,6 +152,50 @@ def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_pa
     assert (tmp_path / "run/report.html").stat().st_size < 2_500_000
 
 
+def own_folder(folder: Path, rows: list[dict[str, object]]) -> None:
+    folder.mkdir()
+    for number in range(len(rows)):
+        Image.new("RGB", (20 + number, 30), (10 * number, 99, 50)).save(folder / f"{number}.png")
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_own_data_runs_and_bad_records_are_reported(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "image": f"{n}.png",
+            "text": f"note {n}",
+            "question": "Which?",
+            "answer": "ab"[n % 2],
+            "group": "s" * (n % 3),
+        }
+        for n in range(16)
+    ]
+    rows[3]["image"] = "../outside.png"
+    own_folder(tmp_path / "own", rows)
+    data = {"name": "folder", "root": str(tmp_path / "own"), "max_rejected": 0.1}
+    methods = ["zero-shot", "linear", "fedavg"]
+    value = experiment(tiny_model, data=data, methods=methods, train={"rounds": 1, "batch_size": 4})
+    result = run(value, tmp_path / "run")
+    assert set(result["scores"]) == set(methods)
+    told = next(json.loads(line) for line in (tmp_path / "run/record.jsonl").open() if '"data"' in line)
+    assert told["train"] + told["test"] == 15
+    assert len(told["rejected"]) == 1
+    assert "line 4" in told["rejected"][0]
+    assert "outside.png" in (tmp_path / "run/report.html").read_text()
+    strict = experiment(tiny_model, data={**data, "max_rejected": 0.01}, methods=methods)
+    with pytest.raises(UserError, match=r"data\.max_rejected.*\n.*line 4"):
+        run(strict, tmp_path / "strict")
+
+
+def test_linear_is_refused_before_training_where_there_are_no_options(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data = {"name": "shapes", "task": "captioning", "limit": 8}
+    with pytest.raises(UserError, match=r"methods: linear .*no options"):
+        run(experiment(tiny_model, data=data, methods=["fedavg", "linear"]), tmp_path / "run")
+    assert not (tmp_path / "run/methods").exists()
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(tiny_model, methods=[name], train={"rounds": 2, "batch_size": 4, "optimizer": "sgd"})
@@ -155,7 +206,9 @@ def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path:
 
 
 def test_generated_letters_are_scored_too(tiny_model: Path, tmp_path: Path) -> None:
-    value = experiment(tiny_model, methods=["zero-shot"], evaluate={"answer": "letter", "scoring": "generate"})
+    value = experiment(
+        tiny_model, methods=["zero-shot"], evaluate={"answer": "letter", "scoring": "generate"}
+    )
     scores = run(value, tmp_path / "run")["scores"]["zero-shot"]
     assert scores["auc"] is None
     assert 0 <= scores["unparsed"] <= 1

@@ -83,9 +83,16 @@ def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
         lambda now, log: logs.append(log),
     )  # fmt: skip
     first = run_rounds(
-        algorithm, Pull(algorithm), start("fedavg"), Schedule(1, (0, 1, 2, 3), None, 0), Limits(), lambda *_: None
+        algorithm,
+        Pull(algorithm),
+        start("fedavg"),
+        Schedule(1, (0, 1, 2, 3), None, 0),
+        Limits(),
+        lambda *_: None,
     )
-    second = run_rounds(algorithm, Pull(algorithm), first, Schedule(2, (0, 1, 3), None, 0), Limits(), lambda *_: None)
+    second = run_rounds(
+        algorithm, Pull(algorithm), first, Schedule(2, (0, 1, 3), None, 0), Limits(), lambda *_: None
+    )
     assert torch.equal(with_bad.state.params.flat, second.state.params.flat)
     assert [row["client"] for row in logs[1]["refused"]] == [2]
     assert logs[0]["refused"] == []
@@ -103,7 +110,12 @@ def test_a_run_stops_when_nobody_is_left() -> None:
 def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
     algorithm = make("scaffold", 4)
     run_rounds(
-        algorithm, Pull(algorithm), start("scaffold"), SCHEDULE, Limits(), lambda now, _: commit(tmp_path, now)
+        algorithm,
+        Pull(algorithm),
+        start("scaffold"),
+        SCHEDULE,
+        Limits(),
+        lambda now, _: commit(tmp_path, now),
     )
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
@@ -126,7 +138,9 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_pat
 
 def test_only_two_commits_are_kept(tmp_path: Path) -> None:
     algorithm = make("fedavg", 4)
-    run_rounds(algorithm, Pull(algorithm), start("fedavg"), SCHEDULE, Limits(), lambda now, _: commit(tmp_path, now))
+    run_rounds(
+        algorithm, Pull(algorithm), start("fedavg"), SCHEDULE, Limits(), lambda now, _: commit(tmp_path, now)
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]

@@ -98,7 +98,7 @@ def test_a_single_class_is_always_answered():
 
 
 def test_other_options_are_refused():
-    with pytest.raises(UserError, match="'100' has 0 options"):
+    with pytest.raises(UserError, match="'100' has no options"):
         linear_reference(TRAIN, [replace(TEST[0], options=())])
 
 

@@ -29,7 +29,7 @@ class EvaluateSettings(Protocol):
 
     @property
     def scoring(self) -> str:
-        """ "likelihood" compares options; "generate" parses what the model says."""
+        """How options are chosen: "likelihood" compares them, "generate" parses what the model says."""
         ...
 
 
@@ -74,7 +74,8 @@ def judge(
     probabilities: list[NDArray[np.float64] | None] = [None] * len(examples)
     scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
     order = sorted(
-        range(len(examples)), key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k)
+        range(len(examples)),
+        key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
     )
     for start in range(0, len(order), BATCH_SIZE):
         for kind in (False, True):
@@ -88,7 +89,9 @@ def judge(
                     answers[k], probabilities[k] = int(chances.argmax()), chances
             else:
                 for k, reply in zip(places, generate(vlm, batch, max_tokens=_room(vlm, batch)), strict=True):
-                    answers[k] = TASKS[examples[k].task].parse(reply, examples[k], answer_form=settings.answer)
+                    answers[k] = TASKS[examples[k].task].parse(
+                        reply, examples[k], answer_form=settings.answer
+                    )
     return Judged(tuple(answers), tuple(probabilities))
 
 
@@ -110,11 +113,16 @@ def score(examples: Sequence[Example], judged: Judged) -> Scores:
         by_task[task] = metric.result(state)
     if len(by_task) == 1:
         return next(iter(by_task.values()))
-    return {**_means(by_task), **{f"{task}/{name}": v for task, found in by_task.items() for name, v in found.items()}}
+    return {
+        **_means(by_task),
+        **{f"{task}/{name}": v for task, found in by_task.items() for name, v in found.items()},
+    }
 
 
 def _means(by_task: dict[str, Scores]) -> Scores:
-    shared = [name for name in next(iter(by_task.values())) if all(name in found for found in by_task.values())]
+    shared = [
+        name for name in next(iter(by_task.values())) if all(name in found for found in by_task.values())
+    ]
     means: Scores = {}
     for name in shared:
         values = [found[name] for found in by_task.values()]

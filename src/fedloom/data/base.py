@@ -25,7 +25,7 @@ class DataSettings(Protocol):
         ...
 
     @property
-    def root(self) -> Path | None:
+    def root(self) -> Path | str | None:
         """The folder of the user's own data."""
         ...
 

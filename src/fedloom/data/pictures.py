@@ -104,7 +104,7 @@ class ZipPicture:
 
 
 @lru_cache(maxsize=16)
-def _opened(archive: Path, process: int) -> zipfile.ZipFile:  # noqa: ARG001
+def _opened(archive: Path, process: int) -> zipfile.ZipFile:
     # The process id is part of the cache's key: a forked worker that went on with its parent's open file
     # would share the file position with it and read garbage.
     return zipfile.ZipFile(archive)

@@ -70,6 +70,7 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """Size, color and shape in words."""
         return f"{self.size} {self.color} {self.shape}"
 
 
@@ -81,9 +82,11 @@ class Scene:
 
     @property
     def key(self) -> str:
+        """A name that is equal for equal scenes."""
         return "scene-" + hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]
 
     def pixels(self) -> NDArray[np.uint8]:
+        """Draw the scene, shape [64, 64, 3]."""
         zoom = 2  # drawn at twice the size and shrunk, for smooth edges
         canvas = Image.new("RGB", (SIDE * zoom, SIDE * zoom), BACKGROUND)
         draw = ImageDraw.Draw(canvas)
@@ -150,7 +153,9 @@ def _pick(rng: np.random.Generator, scene: Scene) -> Thing:
 
 
 def _only(scene: Scene, **wanted: str) -> bool:
-    return sum(all(getattr(thing, key) == value for key, value in wanted.items()) for thing in scene.things) == 1
+    return (
+        sum(all(getattr(thing, key) == value for key, value in wanted.items()) for thing in scene.things) == 1
+    )
 
 
 def classification(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
@@ -158,7 +163,9 @@ def classification(rng: np.random.Generator, name: str, pool: str = "federated")
     scene = draw_scene(rng, 1, pool)
     thing = scene.things[0]
     label = SHAPES.index(thing.shape)
-    return Example(name, "Which shape is shown?", thing.shape, scene, None, label, thing.color, SHAPES, "choice")
+    return Example(
+        name, "Which shape is shown?", thing.shape, scene, None, label, thing.color, SHAPES, "choice"
+    )
 
 
 def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
@@ -174,7 +181,10 @@ def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example
     elif kind == "size":
         question, answer = f"What size is the {thing.color} {thing.shape}?", thing.size
     elif kind == "where":
-        question, answer = f"In which row and column is the {thing.color} {thing.shape}?", f"row {row}, column {column}"
+        question, answer = (
+            f"In which row and column is the {thing.color} {thing.shape}?",
+            f"row {row}, column {column}",
+        )
     elif kind == "exist":
         if rng.integers(2):
             other = thing
@@ -193,7 +203,15 @@ def captioning(rng: np.random.Generator, name: str, pool: str = "federated") -> 
     things = sorted(scene.things, key=lambda thing: thing.cell)
     phrases = [f"a {thing.name} in row {thing.cell[0]}, column {thing.cell[1]}" for thing in things]
     return Example(
-        name, "Describe the picture.", " and ".join(phrases), scene, None, None, str(len(things)), (), "caption"
+        name,
+        "Describe the picture.",
+        " and ".join(phrases),
+        scene,
+        None,
+        None,
+        str(len(things)),
+        (),
+        "caption",
     )
 
 

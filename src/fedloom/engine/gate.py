@@ -31,7 +31,9 @@ def malformed(update: ClientUpdate, layout: Layout) -> str | None:
     """Say what is wrong with an update by itself, or None: names, shapes, weight, finite values."""
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
-        return f"names differ from the global model's, first {odd[0]!r}" if odd else "names are in another order"
+        return (
+            f"names differ from the global model's, first {odd[0]!r}" if odd else "names are in another order"
+        )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
     if not (isfinite(update.weight) and update.weight > 0):
@@ -71,5 +73,7 @@ def refuse(
         if settings.max_norm is not None and norm > settings.max_norm:
             reasons[client] = f"norm {norm:.4g} is above gate.max_norm {settings.max_norm:.4g}"
         elif usual > 0 and norm > settings.max_ratio * usual:
-            reasons[client] = f"norm {norm:.4g} is {norm / usual:.1f} times the median; gate.max_ratio is {settings.max_ratio:.4g}"
+            reasons[client] = (
+                f"norm {norm:.4g} is {norm / usual:.1f} times the median; gate.max_ratio is {settings.max_ratio:.4g}"
+            )
     return reasons

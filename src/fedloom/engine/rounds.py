@@ -108,7 +108,11 @@ def run_rounds(
 
 
 def one_round(
-    algorithm: FederatedAlgorithm, backend: Backend, standing: Standing, cohort: Sequence[int], gate: GateSettings
+    algorithm: FederatedAlgorithm,
+    backend: Backend,
+    standing: Standing,
+    cohort: Sequence[int],
+    gate: GateSettings,
 ) -> tuple[Standing, dict[str, Any]]:
     """Run one round and return where the run stands then, with the round's figures."""
     begun = time.perf_counter()
@@ -120,10 +124,14 @@ def one_round(
     kept = [update for update in updates if update.client not in reasons]
     if not kept:
         said = "; ".join(f"client {client}: {reason}" for client, reason in sorted(reasons.items()))
-        raise UserError(f"round {state.round}: every client's update was refused, so the run stops here ({said})")
+        raise UserError(
+            f"round {state.round}: every client's update was refused, so the run stops here ({said})"
+        )
     after, diagnostics = algorithm.apply(state, kept)
-    memories = {client: memory for client, memory in standing.memories.items()}
-    memories.update({update.client: memory for update, memory in results if memory and update.client not in reasons})
+    memories = dict(standing.memories)
+    memories.update(
+        {update.client: memory for update, memory in results if memory and update.client not in reasons}
+    )
     down = len(cohort) * (payload({"params": broadcast.params.flat}) + payload(broadcast.extras))
     up = sum(payload({"delta": update.delta.flat}) + payload(update.extras) for update in updates)
     seconds = time.perf_counter() - begun
@@ -135,7 +143,9 @@ def one_round(
         "bytes_down": down,
         "seconds": seconds,
         "diagnostics": dict(diagnostics),
-        "clients": [{"client": update.client, "weight": update.weight, **update.metrics} for update in updates],
+        "clients": [
+            {"client": update.client, "weight": update.weight, **update.metrics} for update in updates
+        ],
         "refused": [{"client": client, "reason": reason} for client, reason in sorted(reasons.items())],
     }
     moved = replace(

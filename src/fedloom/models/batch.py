@@ -90,15 +90,21 @@ def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     The head is applied at answer positions only; question, padding and image tokens carry no loss.
     """
     encoded = [encode(vlm, one, [one.answer]) for one in conversations]
-    prompts = [expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)]
+    prompts = [
+        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
+    ]
     rows = [[*prompt, *one.answers[0]] for prompt, one in zip(prompts, encoded, strict=True)]
     ids, mask = pad(vlm, rows)
-    states = vlm.decoder(inputs_embeds=embed(vlm, ids, conversations), attention_mask=mask, use_cache=False)[0]
+    states = vlm.decoder(inputs_embeds=embed(vlm, ids, conversations), attention_mask=mask, use_cache=False)[
+        0
+    ]
     row = torch.cat([torch.full((len(one.answers[0]),), k) for k, one in enumerate(encoded)])  # [N]
-    column = torch.cat([
-        torch.arange(len(prompt) - 1, len(prompt) - 1 + len(one.answers[0]))
-        for prompt, one in zip(prompts, encoded, strict=True)
-    ])
+    column = torch.cat(
+        [
+            torch.arange(len(prompt) - 1, len(prompt) - 1 + len(one.answers[0]))
+            for prompt, one in zip(prompts, encoded, strict=True)
+        ]
+    )
     logits = vlm.model.get_output_embeddings()(states[row, column])  # [N, vocabulary]
     losses = F.cross_entropy(logits.float(), ids[row, column + 1], reduction="none")
     lengths = torch.tensor([len(one.answers[0]) for one in encoded])
@@ -108,7 +114,9 @@ def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
 def pad(vlm: Vlm, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Pad token ids on the right (or left): ids [B, L] and mask [B, L] with 1 on real tokens."""
     width = max(len(row) for row in rows)
-    filler = vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else vlm.tokenizer.eos_token_id
+    filler = (
+        vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else vlm.tokenizer.eos_token_id
+    )
     ids = torch.full((len(rows), width), filler)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
@@ -127,7 +135,9 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     per option would give, at the cost of one prompt.
     """
     encoded = [encode(vlm, one, one.options) for one in conversations]
-    prompts = [expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)]
+    prompts = [
+        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
+    ]
     rows = [[*p, *(t for answer in e.answers for t in answer)] for p, e in zip(prompts, encoded, strict=True)]
     ids, _ = pad(vlm, rows)
     width = ids.shape[1]
@@ -149,13 +159,18 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     allowed = (causal & seen & (segment[:, None, :] >= 0)) | torch.eye(width, dtype=torch.bool)
     bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     states = vlm.decoder(
-        inputs_embeds=embed(vlm, ids, conversations), attention_mask=bias[:, None], position_ids=position, use_cache=False
+        inputs_embeds=embed(vlm, ids, conversations),
+        attention_mask=bias[:, None],
+        position_ids=position,
+        use_cache=False,
     )[0]
     row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
     logits = vlm.model.get_output_embeddings()(states[row, before[row, column]])
     gained = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
     options = max(len(one.answers) for one in encoded)
-    scores = torch.zeros(len(rows), options).index_put_((row, segment[row, column] - 1), gained, accumulate=True)
+    scores = torch.zeros(len(rows), options).index_put_(
+        (row, segment[row, column] - 1), gained, accumulate=True
+    )
     return scores
 
 
@@ -163,7 +178,9 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
 def generate(vlm: Vlm, conversations: Sequence[Conversation], *, max_tokens: int = 32) -> list[str]:
     """Answer each conversation greedily, in one padded batch with a key-value cache."""
     encoded = [encode(vlm, one, []) for one in conversations]
-    prompts = [expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)]
+    prompts = [
+        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
+    ]
     ids, mask = pad(vlm, prompts, left=True)
     replies = vlm.model.generate(
         inputs_embeds=embed(vlm, ids, conversations),

@@ -37,7 +37,9 @@ def _llava_encode(model: Any, pixel_values: Tensor) -> Tensor:
     """Pick the hidden states LLaVA's configuration names; they stand before the tower's last norm."""
     states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     layers = model.config.vision_feature_layer
-    start = 1 if model.config.vision_feature_select_strategy == "default" else 0  # "default" drops the class token
+    start = (
+        1 if model.config.vision_feature_select_strategy == "default" else 0
+    )  # "default" drops the class token
     chosen = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
     return torch.cat(chosen, dim=-1)
 

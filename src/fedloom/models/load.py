@@ -59,7 +59,9 @@ class Vlm:
         todo = list(missing.values())
         for start in range(0, len(todo), batch_size):
             some = todo[start : start + batch_size]
-            inputs = self.processor.image_processor(images=[one.pixels() for one in some], return_tensors="pt")
+            inputs = self.processor.image_processor(
+                images=[one.pixels() for one in some], return_tensors="pt"
+            )
             encoded = self.family.encode(self.model, inputs["pixel_values"].to(self.model.dtype))
             self.features.update({one.key: row.clone() for one, row in zip(some, encoded, strict=True)})
         return torch.stack([self.features[picture.key] for picture in pictures])
@@ -81,22 +83,31 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its warnings speak to programmers: a missing torchvision is meant to be missing
     place = SHIPPED if path == "shipped" else Path(path)
     source = str(place) if place.exists() else path
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=not network, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         hint = "" if network else "; a hub is only contacted with model.network: true"
-        raise UserError(f"model.path: cannot read a model at {path!r}{hint} ({_first_line(error)})") from error
+        raise UserError(
+            f"model.path: cannot read a model at {path!r}{hint} ({_first_line(error)})"
+        ) from error
     if config.model_type not in FAMILIES:
         raise UserError(
             f"model.path: {path!r} is of family {config.model_type!r}; supported families: {', '.join(FAMILIES)}"
         )
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=torch.float32, local_files_only=not network, use_safetensors=True, trust_remote_code=False
+            source,
+            dtype=torch.float32,
+            local_files_only=not network,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-        processor = AutoProcessor.from_pretrained(source, local_files_only=not network, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(
+            source, local_files_only=not network, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: cannot load {path!r}: {_first_line(error)}") from error
     model.requires_grad_(False).eval()

@@ -51,13 +51,8 @@ def linear_reference(train: Sequence[Example], test: Sequence[Example]) -> dict[
     Raises:
         UserError: scikit-learn is not installed, or an example is not multiple choice with these options.
     """
-    options = len(train[0].options) if train else 0
-    for example in (*train, *test):
-        if not options or len(example.options) != options:
-            raise UserError(
-                f"example {example.id!r} has {len(example.options)} options; "
-                f"the linear reference needs multiple choice with the same options everywhere"
-            )
+    require_choice([*train, *test])
+    options = len(test[0].options)
     slices: dict[str, Floats] = {}
     for name, features, strength in (("image", image_features, IMAGE_C), ("text", text_features, TEXT_C)):
         seen, asked = _having(train, name), _having(test, name)
@@ -70,6 +65,21 @@ def linear_reference(train: Sequence[Example], test: Sequence[Example]) -> dict[
         product = slices["image"] * slices["text"]
         slices["both"] = product / product.sum(axis=1, keepdims=True)
     return slices
+
+
+def require_choice(examples: Sequence[Example]) -> None:
+    """Check that linear references can be trained, before anything else takes time.
+
+    Raises:
+        UserError: scikit-learn is not installed, or the examples do not all have the same number of options.
+    """
+    _sklearn()
+    for example in examples:
+        if not example.options or len(example.options) != len(examples[0].options):
+            raise UserError(
+                f"methods: linear needs multiple choice with the same options everywhere, but example "
+                f"{example.id!r} has {len(example.options) or 'no'} options; leave linear out"
+            )
 
 
 def _having(examples: Sequence[Example], modality: str) -> NDArray[np.int64]:

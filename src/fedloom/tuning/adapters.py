@@ -126,7 +126,9 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
         and vlm.family.parts.part_of(name) == part
     ]
     if not found:
-        raise UserError(f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}")
+        raise UserError(
+            f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}"
+        )
     return found
 
 
@@ -135,7 +137,9 @@ def _tie(tuned: Tuned, places: dict[str, tuple[str, str]]) -> None:
     values, grads = Params(tuned.layout, tuned.flat), Params(tuned.layout, tuned.grads)
     for name, (module, attribute) in places.items():
         parameter = nn.Parameter(values[name])
-        parameter.grad = grads[name]  # backward adds into it in place, so the flat gradient needs no gathering
+        parameter.grad = grads[
+            name
+        ]  # backward adds into it in place, so the flat gradient needs no gathering
         parameters.setdefault(module, {})[attribute] = parameter
     model = tuned.vlm.model
     lora = tuned.stage.lora
@@ -181,7 +185,9 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
         target_modules=rf"({prefixes})\..*\.({linears})" if lora else None,
         modules_to_save=list(parts.connector) if "connector" in tuned.stage.train else None,
     )
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
 
 
 def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:
@@ -215,7 +221,9 @@ def import_adapter(tuned: Tuned, folder: Path) -> Params:
         names = _peft_names(tuned.layout)
     found = load_file(file)
     shapes = dict(zip(tuned.layout.names, tuned.layout.shapes, strict=True))
-    wrong = [key for name, key in names.items() if key not in found or tuple(found[key].shape) != shapes[name]]
+    wrong = [
+        key for name, key in names.items() if key not in found or tuple(found[key].shape) != shapes[name]
+    ]
     wrong += sorted(set(found) - set(names.values()))
     if wrong:
         raise UserError(f"{file}: {len(wrong)} tensors are missing, extra or misshapen, first {wrong[0]!r}")

@@ -1,0 +1,97 @@
+"""The local loop does what a plain PyTorch loop over the same batches does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.fedprox import proximal
+from fedloom.client.train import Place, learning_rate, train_client
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import answer_loss
+from fedloom.models.load import load_vlm
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Broadcast, Conversation, Presence
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: int = 4
+    epochs: int = 2
+    batch_size: int = 3
+    lr: float = 1e-2
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
+
+
+def conversations(count: int = 7) -> list[Conversation]:
+    examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(count)]
+    present = Presence(True, True)
+    return [TASKS["vqa"].render(one, present, agnostic=False, answer_form="text") for one in examples]
+
+
+def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
+    settings, place, examples = Settings(), Place(seed=3, round=1, client=5), conversations()
+    update, memory = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, examples, settings, place)
+    plain = torch.nn.Parameter(tuned.start.flat.clone())
+    stock = torch.optim.AdamW([plain], lr=learning_rate(settings, 1), weight_decay=0.01)
+    for epoch in range(2):
+        order = stream(3, "batches", round=1, client=5, step=epoch).permutation(7)
+        for begin in range(0, 7, 3):
+            tuned.flat.copy_(plain.detach())
+            tuned.grads.zero_()
+            answer_loss(tuned.vlm, [examples[k] for k in order[begin : begin + 3]]).backward()
+            plain.grad = tuned.grads.clone()
+            torch.nn.utils.clip_grad_norm_([plain], 1.0)
+            stock.step()
+    torch.testing.assert_close(update.delta.flat, plain.detach() - tuned.start.flat, rtol=1e-4, atol=1e-6)
+    assert (update.client, update.weight, memory) == (5, 7.0, {})
+    assert update.metrics["steps"] == 6
+
+
+def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:
+    before = tuned.start.flat.clone()
+    train_client(tuned, proximal(0.1), Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 0))
+    assert torch.equal(tuned.start.flat, before)
+
+
+def test_what_ran_before_changes_nothing(tuned: Tuned) -> None:
+    first, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1))
+    train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(4), Settings(), Place(0, 0, 2))
+    again, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1))
+    other, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 1, 1))
+    assert torch.equal(first.delta.flat, again.delta.flat)
+    assert not torch.equal(first.delta.flat, other.delta.flat)
+
+
+def test_a_strong_pull_keeps_a_client_near_the_global_model(tuned: Tuned) -> None:
+    settings = replace(Settings(), optimizer="sgd", lr=0.1, weight_decay=0.0)
+    norms = []
+    for mu in (0.0, 2.0):
+        update, _ = train_client(
+            tuned, proximal(mu), Broadcast(tuned.start), {}, conversations(), settings, Place(0, 0, 0)
+        )
+        norms.append(float(update.delta.flat.norm()))
+    assert norms[1] < norms[0]
+
+
+def test_the_learning_rate_falls_over_rounds() -> None:
+    rates = [learning_rate(Settings(), round) for round in range(4)]
+    assert rates[0] == Settings().lr
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
+    assert learning_rate(replace(Settings(), schedule="constant"), 3) == Settings().lr
