@@ -127,8 +127,10 @@ def resume(
 ) -> None:
     """Go on with an interrupted run."""
     with _courteous(debug):
+        from fedloom.folder import finished
+
         _check_run(folder)
-        if (folder / "result.json").is_file():
+        if finished(folder):
             _show_finished(folder, as_json)
         else:
             _show(_work(folder, quiet, None), folder, as_json)

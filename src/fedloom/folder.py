@@ -29,4 +29,9 @@ def folder_state(folder: Path, experiment: Experiment) -> Literal["new", "unfini
     if digest != experiment.digest:
         message = f"{folder} holds another experiment ({digest[:8]}, not {experiment.digest[:8]})"
         raise UserError(f"{message}; choose another folder with --out")
-    return "finished" if (folder / "result.json").is_file() else "unfinished"
+    return "finished" if finished(folder) else "unfinished"
+
+
+def finished(folder: Path) -> bool:
+    """Say whether a run wrote all it had to; the report comes last."""
+    return (folder / "result.json").is_file() and (folder / "report.html").is_file()

@@ -47,7 +47,7 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(name, total=total, figures="")
         else:
-            self._line(f"{name}: begins, {total} steps")
+            self._line(f"{name}: begins, {total} step{'' if total == 1 else 's'}")
 
     def advance(self, n: int = 1, **figures: float) -> None:
         """Count `n` steps as done and show figures such as the loss."""
