@@ -29,17 +29,18 @@ FILES = Path(__file__).resolve().parent.parent / "src/fedloom/data/files"
 SIDE = 64
 PRETRAIN_SHARE = 0.42
 
-# Unicode's nine groups merged into eight: "Activities" (85 pictures) are mostly things one holds.
+# Unicode's nine groups merged into eight and named by one plain word each, which a language model knows:
+# "Activities" (85 pictures) are mostly things one holds.
 GROUPS = {
-    "Smileys & Emotion": "smileys",
-    "People & Body": "people",
-    "Animals & Nature": "animals",
+    "Smileys & Emotion": "face",
+    "People & Body": "person",
+    "Animals & Nature": "animal",
     "Food & Drink": "food",
-    "Travel & Places": "travel",
-    "Activities": "objects",
-    "Objects": "objects",
-    "Symbols": "symbols",
-    "Flags": "flags",
+    "Travel & Places": "place",
+    "Activities": "object",
+    "Objects": "object",
+    "Symbols": "symbol",
+    "Flags": "flag",
 }
 
 SKIN_TONES = range(0x1F3FB, 0x1F3FF + 1)

@@ -45,7 +45,7 @@ def code_form(identifier):
 
 
 def name_form(record):
-    if record["group"] != "people":
+    if record["group"] != "person":
         return record["name"]
     return " ".join(PEOPLE_WORDS.sub(" ", record["name"].lower()).split())
 
@@ -71,7 +71,7 @@ def test_the_forms_join_what_they_should():
     assert code_form("1f9d1-200d-1f680") == code_form("1f469-1f3fd-200d-1f680") != code_form("1f680")
     assert code_form("1f1e6-1f1fa") != code_form("1f1fa-1f1e6")
     name = "woman in steamy room"
-    assert name_form({"group": "people", "name": name}) == name_form({"group": "people", "name": name[2:]})
+    assert name_form({"group": "person", "name": name}) == name_form({"group": "person", "name": name[2:]})
 
 
 def test_no_variant_and_no_equal_picture_is_on_two_sides(splits, records, pixels):

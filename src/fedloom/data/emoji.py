@@ -15,7 +15,7 @@ from fedloom.data.pictures import ZipPicture
 from fedloom.types import DataSet, Example
 
 QUESTION = "Which group does it belong to?"
-GROUPS = ("smileys", "people", "animals", "food", "travel", "objects", "symbols", "flags")
+GROUPS = ("face", "person", "animal", "food", "place", "object", "symbol", "flag")
 
 
 def load_emoji(settings: DataSettings, seed: int) -> DataSet:
