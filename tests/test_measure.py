@@ -16,7 +16,11 @@ def example(answer: str, *, image: object = "x", text: str | None = "t") -> Exam
 
 TEST = [example(answer) for answer in "aabb"]
 # Right on: both evidences a 1.0, b 0.5; image only a 0.5, b 0.0; text only a 0.0, b 1.0.
-CORRECT = {"both": np.array([1, 1, 1, 0.0]), "image": np.array([1, 0, 0, 0.0]), "text": np.array([0, 0, 1, 1.0])}
+CORRECT = {
+    "both": np.array([1, 1, 1, 0.0]),
+    "image": np.array([1, 0, 0, 0.0]),
+    "text": np.array([0, 0, 1, 1.0]),
+}
 
 
 @pytest.mark.parametrize(

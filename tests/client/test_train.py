@@ -65,15 +65,23 @@ def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
 
 def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:
     before = tuned.start.flat.clone()
-    train_client(tuned, proximal(0.1), Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 0))
+    train_client(
+        tuned, proximal(0.1), Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 0)
+    )
     assert torch.equal(tuned.start.flat, before)
 
 
 def test_what_ran_before_changes_nothing(tuned: Tuned) -> None:
-    first, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1))
+    first, _ = train_client(
+        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1)
+    )
     train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(4), Settings(), Place(0, 0, 2))
-    again, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1))
-    other, _ = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 1, 1))
+    again, _ = train_client(
+        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1)
+    )
+    other, _ = train_client(
+        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 1, 1)
+    )
     assert torch.equal(first.delta.flat, again.delta.flat)
     assert not torch.equal(first.delta.flat, other.delta.flat)
 
