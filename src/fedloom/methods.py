@@ -10,7 +10,7 @@ from fedloom.types import UserError
 
 ABOUT = {
     "zero-shot": "The model as it is, without any training.",
-    "linear": "A linear classifier trained on all data pooled, to show how hard the task is.",
+    "linear": "A linear classifier on edges, colors and words, trained on the clients' data pooled.",
     "local": "Each client trains alone; its figures are means over clients.",
     "centralised": "One training run on all data pooled: what federated training is measured against.",
     "+prompt": "Added to a trained method: FedMLLM's modality-agnostic prompt.",
