@@ -222,7 +222,7 @@ def test_help_version_and_bad_keys_load_no_torch():
         "from fedloom.cli import app\n"
         "for words, code in ((['--help'], 0), (['run', '--help'], 0), (['--version'], 0),\n"
         "                    (['list', 'recipes'], 0),\n"
-        "                    (['validate', 'quickstart', '--set', 'train.lrr=1'], 2)):\n"
+        "                    (['validate', 'smoke', '--set', 'train.lrr=1'], 2)):\n"
         "    result = CliRunner().invoke(app, words)\n"
         "    assert result.exit_code == code, result.output\n"
         "    assert not {'torch', 'transformers', 'peft'} & set(sys.modules), words\n"

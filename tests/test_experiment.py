@@ -326,10 +326,10 @@ def test_neither_the_package_nor_a_bad_key_loads_torch():
         "import sys, fedloom\n"
         "assert not {'torch', 'pydantic', 'yaml'} & set(sys.modules)\n"
         "from fedloom.types import UserError\n"
-        "try: fedloom.load_experiment('quickstart', ['train.lrr=1'])\n"
+        "try: fedloom.load_experiment('smoke', ['train.lrr=1'])\n"
         "except UserError: pass\n"
         "else: raise SystemExit('no error')\n"
-        "assert fedloom.load_experiment('quickstart').digest\n"
+        "assert fedloom.load_experiment('smoke').digest\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
