@@ -6,8 +6,8 @@
     export     the committed model folder in bfloat16
     score      zero-shot scores by question type, beside the prior
 
-Needs the Debian packages openclipart-png and wordnet-base. Each stage keeps its last weights in the work
-folder; `vision` and `language` may run side by side.
+Needs the Debian packages openclipart-png, tuxpaint-stamps-default and wordnet-base. Each stage keeps its
+last weights in the work folder; `vision` and `language` may run side by side.
 """
 
 from __future__ import annotations

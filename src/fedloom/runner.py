@@ -33,7 +33,7 @@ from fedloom.scenarios.plan import Plan, Share, build_plan, pooled
 from fedloom.tasks.linear import linear_reference, require_choice
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, UserError
+from fedloom.types import ClientUpdate, Conversation, DataSet, Example, Presence, UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +174,6 @@ def _method(setting: Setting, name: str) -> dict[str, Any]:
     begun = time.perf_counter()
     method = parse_method(name)
     scores, up, down = RUNS.get(method.base, _federated)(setting, method, name)
-    if not method.federated:
-        up = down = 0  # nothing travels: data are pooled, or stay with a client that trains alone
     seconds = time.perf_counter() - begun
     value = {"scores": scores, "bytes": {"up": up, "down": down}, "seconds": seconds}
     write_json(file, value)
@@ -183,6 +181,7 @@ def _method(setting: Setting, name: str) -> dict[str, Any]:
 
 
 Outcome = tuple[dict[str, Any], int, int]
+"""Scores, bytes sent up, bytes sent down. References send nothing: data are pooled, or stay where they are."""
 
 
 def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
@@ -204,8 +203,8 @@ def _linear(setting: Setting, method: Method, name: str) -> Outcome:
     return found, 0, 0
 
 
-def _visible(data: DataSet, plan: Plan) -> list[Any]:
-    found = []
+def _visible(data: DataSet, plan: Plan) -> list[Example]:
+    found: list[Example] = []
     for share in plan.clients:
         for index, image, text in zip(share.indices, share.image, share.text, strict=True):
             example = data.train[index]
@@ -287,11 +286,10 @@ def _train(
     experiment, tuned = setting.experiment, setting.tuned
     folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
     algorithm = _algorithm(setting, method)
-    cohort = experiment.train.cohort if method.federated else None
-    schedule = Schedule(experiment.train.rounds, clients, cohort, experiment.seed)
+    schedule = Schedule(experiment.train.rounds, clients, experiment.train.cohort, experiment.seed)
     standing = last_commit(folder, tuned.layout) or Standing(algorithm.init(tuned.start))
     label = name if alone is None else f"{name}, client {alone}"
-    per_round = min(cohort or len(clients), len(clients))
+    per_round = min(schedule.cohort or len(clients), len(clients))
     setting.progress.stage(label, (schedule.rounds - standing.state.round) * per_round)
 
     def trained(update: ClientUpdate) -> None:

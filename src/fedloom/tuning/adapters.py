@@ -137,9 +137,8 @@ def _tie(tuned: Tuned, places: dict[str, tuple[str, str]]) -> None:
     values, grads = Params(tuned.layout, tuned.flat), Params(tuned.layout, tuned.grads)
     for name, (module, attribute) in places.items():
         parameter = nn.Parameter(values[name])
-        parameter.grad = grads[
-            name
-        ]  # backward adds into it in place, so the flat gradient needs no gathering
+        # Backward adds into the view in place, so the flat gradient needs no gathering.
+        parameter.grad = grads[name]
         parameters.setdefault(module, {})[attribute] = parameter
     model = tuned.vlm.model
     lora = tuned.stage.lora
