@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def poisoned_generators() -> None:
     random.seed(entropy)
     np.random.seed(entropy)  # noqa: NPY002
     torch.manual_seed(entropy)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what tests cache out of the user's folder."""
+    os.environ["FEDLOOM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -263,7 +263,8 @@ def test_the_digest_sees_every_key(path):
     section, key = path
     base = {"data": {"name": "shapes"}}
     changed = {**base, section: {**base.get(section, {}), key: another(path)}}
-    assert Experiment(**changed).digest != Experiment(**base).digest
+    differs = Experiment(**changed).digest != Experiment(**base).digest
+    assert differs is (section != "engine")  # how fast a run is does not make it another
 
 
 def test_an_experiment_is_frozen_and_checked_in_python_too():

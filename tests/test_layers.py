@@ -16,7 +16,7 @@ LAYERS = {
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "experiment", "folder", "runner"},
+    5: {"report", "sections", "experiment", "folder", "training", "runner"},
     6: {"cli", "__init__", "__main__"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

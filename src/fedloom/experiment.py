@@ -36,6 +36,7 @@ from fedloom.sections import (
     Adaptive,
     Argument,
     Data,
+    Engine,
     Evaluate,
     Gate,
     Index,
@@ -54,6 +55,7 @@ __all__ = [
     "REFERENCES",
     "Adaptive",
     "Data",
+    "Engine",
     "Evaluate",
     "Experiment",
     "Gate",
@@ -96,6 +98,7 @@ class Experiment(Section):
     )
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    engine: Engine = Engine()
 
     @field_validator("name")
     @classmethod
@@ -114,8 +117,8 @@ class Experiment(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but the name, as hexadecimal text: equal experiments have equal digests."""
-        values = self.model_dump(mode="json", exclude={"name"})
+        """SHA-256 of everything but the name and how fast it is done, as hexadecimal text."""
+        values = self.model_dump(mode="json", exclude={"name", "engine"})
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

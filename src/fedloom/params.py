@@ -57,7 +57,11 @@ class Layout:
             start += prod(shape)
         return found
 
-    @property
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(zip(self.names, self.shapes, strict=True))
+
+    @cached_property
     def size(self) -> int:
         """The number P of values."""
         return sum(prod(shape) for shape in self.shapes)
@@ -65,6 +69,10 @@ class Layout:
     def slice(self, name: str) -> slice:
         """Return where `name` stands in the buffer."""
         return self._slices[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of `name`."""
+        return self._shapes[name]
 
     def mask(self, keep: Callable[[str], bool]) -> Tensor:
         """Return 1.0 where `keep(name)` holds and 0.0 elsewhere, shape [P], float32."""
@@ -122,9 +130,8 @@ class Params:
         )
 
     def __getitem__(self, name: str) -> Tensor:
-        index = self.layout.names.index(name)
         stretch = self.flat[..., self.layout.slice(name)]
-        return stretch.view((*self.flat.shape[:-1], *self.layout.shapes[index]))
+        return stretch.view((*self.flat.shape[:-1], *self.layout.shape(name)))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, view) in layout order."""

@@ -1,12 +1,40 @@
-"""What a run wrote down: an append-only file of JSON lines, and files that appear whole or not at all."""
+"""What a run wrote down: an append-only file of JSON lines, files that appear whole or not at all, and where time went."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+class Clock:
+    """Where time goes: every stretch of it belongs to the name it ended under, so the names add up to the whole.
+
+    Example:
+        >>> clock = Clock()
+        >>> clock.lap("forward")
+        >>> list(clock.seconds)
+        ['forward']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Return seconds by name since the last `take`, and start afresh."""
+        taken, self.seconds = self.seconds, {}
+        self._last = time.perf_counter()
+        return taken
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -6,52 +6,29 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedloom.algorithms import configured, make
-from fedloom.algorithms.base import FederatedAlgorithm, with_rule
-from fedloom.algorithms.wrap import adaptive
-from fedloom.client.evaluate import Judged, render, score
-from fedloom.client.train import learning_rate
+from fedloom.client.evaluate import Judged
 from fedloom.data import load_data
-from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Schedule, Standing, run_rounds
-from fedloom.engine.store import commit, last_commit
+from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
-from fedloom.measure import answer_slice, figures, slices_of
+from fedloom.measure import figures, slices_of
 from fedloom.methods import Method, parse_method
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.features import cache_folder
+from fedloom.models.load import load_vlm, with_store
 from fedloom.params import Params
 from fedloom.progress import Progress
-from fedloom.record import Record, write_atomic, write_json
+from fedloom.record import Clock, Record, write_atomic, write_json
 from fedloom.report.page import write_report
-from fedloom.scenarios.plan import Plan, Share, build_plan, pooled
+from fedloom.scenarios.plan import Plan, build_plan, pooled
 from fedloom.tasks.linear import linear_reference, require_choice
-from fedloom.tuning.adapters import Tuned, export_adapter, prepare
+from fedloom.training import Setting, algorithm_of, answers_of, train_method
+from fedloom.tuning.adapters import export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import ClientUpdate, Conversation, DataSet, Example, Presence, UserError
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What all methods of a run share."""
-
-    experiment: Experiment
-    folder: Path
-    data: DataSet
-    plan: Plan
-    tuned: Tuned
-    record: Record
-    progress: Progress
-
-    @property
-    def vlm(self) -> Vlm:
-        """The model."""
-        return self.tuned.vlm
+from fedloom.types import DataSet, Example, UserError
 
 
 def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> dict[str, Any]:
@@ -129,6 +106,8 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
     vlm = load_vlm(experiment.model.path, network=experiment.model.network)
+    if experiment.engine.cache:
+        vlm = with_store(vlm, cache_folder() / "features", int(experiment.engine.cache_gigabytes * 1e9))
     lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
     tuned = prepare(vlm, stage(experiment.strategy.name, lora), experiment.seed)
     record = Record(folder / "record.jsonl")
@@ -151,6 +130,19 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     rejected = [str(one) for one in data.rejected]
     record.append(
         "data", {"name": data.name, "train": len(data.train), "test": len(data.test), "rejected": rejected}
+    )
+    pictures = [one.image for one in (*data.train, *data.test) if one.image is not None]
+    clock = Clock()
+    computed = vlm.warm(pictures)
+    clock.lap("vision")
+    record.append(
+        "vision",
+        {
+            "pictures": len({one.key for one in pictures}),
+            "computed": computed,
+            "seconds": clock.seconds["vision"],
+            "damaged": vlm.store.damaged if vlm.store else [],
+        },
     )
     return Setting(experiment, folder, data, plan, tuned, record, progress)
 
@@ -215,23 +207,25 @@ def _visible(data: DataSet, plan: Plan) -> list[Example]:
 
 
 def _federated(setting: Setting, method: Method, name: str) -> Outcome:
-    clients = tuple(range(len(setting.plan.clients)))
-    standing = _train(setting, method, name, setting.plan, clients, None)
-    params = _algorithm(setting, method).broadcast(standing.state).params
+    clients = range(len(setting.plan.clients))
+    (standing,) = train_method(setting, method, name, setting.plan, [(None, clients)])
+    params = algorithm_of(setting, method).broadcast(standing.state).params
     return _scores(setting, params, method, name), standing.up, standing.down
 
 
 def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
-    standing = _train(setting, method, name, pooled(setting.plan), (0,), None)
+    (standing,) = train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
     return _scores(setting, standing.state.params, method, name), 0, 0
 
 
 def _local(setting: Setting, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
-    found: list[dict[str, Any]] = []
-    for client in range(len(setting.plan.clients)):
-        standing = _train(setting, method, name, setting.plan, (client,), client)
-        found.append(_scores(setting, standing.state.params, method, name, client))
+    alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
+    standings = train_method(setting, method, name, setting.plan, alone)
+    found = [
+        _scores(setting, standing.state.params, method, name, client)
+        for (client, _), standing in zip(alone, standings, strict=True)
+    ]
     accuracies = [one["accuracy"] for one in found]
     mean = _mean_of([{key: value for key, value in one.items() if key != "clients"} for one in found])
     # A client's own model, judged on data like its own.
@@ -260,70 +254,6 @@ RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
 """How each reference runs; every other name is a federated algorithm."""
 
 
-def _algorithm(setting: Setting, method: Method) -> FederatedAlgorithm:
-    """Make a method's algorithm; references train with plain FedAvg over their one client."""
-    arguments = setting.experiment.algorithms
-    base = method.base if method.federated else "fedavg"
-    algorithm = make(base, len(setting.plan.clients), arguments.get(base) if method.federated else None)
-    if "adaptive" in method.modifiers:
-        rule = partial(adaptive, setting.tuned.layout)
-        chosen = setting.experiment.adaptive.model_dump()
-        algorithm = with_rule(algorithm, configured("algorithms.adaptive", rule, chosen))
-    return algorithm
-
-
-def _conversations(setting: Setting, share: Share, method: Method) -> list[Conversation]:
-    examples = [setting.data.train[index] for index in share.indices]
-    presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-    answer = setting.experiment.evaluate.answer
-    return render(examples, presence, answer, agnostic="prompt" in method.modifiers)
-
-
-def _train(
-    setting: Setting, method: Method, name: str, plan: Plan, clients: tuple[int, ...], alone: int | None
-) -> Standing:
-    """Run the rounds of one training, from its last commit if there is one."""
-    experiment, tuned = setting.experiment, setting.tuned
-    folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
-    algorithm = _algorithm(setting, method)
-    schedule = Schedule(experiment.train.rounds, clients, experiment.train.cohort, experiment.seed)
-    standing = last_commit(folder, tuned.layout) or Standing(algorithm.init(tuned.start))
-    label = name if alone is None else f"{name}, client {alone}"
-    per_round = min(schedule.cohort or len(clients), len(clients))
-    setting.progress.stage(label, (schedule.rounds - standing.state.round) * per_round)
-
-    def trained(update: ClientUpdate) -> None:
-        setting.progress.advance(1, loss=update.metrics["loss"])
-
-    def committed(now: Standing, log: dict[str, Any]) -> None:
-        done, every = now.state.round, experiment.evaluate.every
-        setting.record.append(
-            "round", {"method": name, "client": alone, "lr": learning_rate(experiment.train, done - 1), **log}
-        )
-        if every and alone is None and done < schedule.rounds and done % every == 0:
-            full = slices_of(setting.data.test)[0]
-            _answers(setting, algorithm.broadcast(now.state).params, method, name, alone, done, full)
-        commit(folder, now)
-
-    conversations = {client: _conversations(setting, plan.clients[client], method) for client in clients}
-    backend = InProcess(tuned, algorithm.local, conversations, experiment.train, experiment.seed, trained)
-    return run_rounds(algorithm, backend, standing, schedule, experiment.gate, committed)
-
-
-def _answers(
-    setting: Setting, params: Params, method: Method, name: str, client: int | None, round: int, part: str
-) -> Judged:
-    """Answer the test set with one slice's evidence and write the scores down."""
-    setting.tuned.write(params)
-    test = setting.data.test
-    judged = answer_slice(
-        setting.vlm, test, part, setting.experiment.evaluate, agnostic="prompt" in method.modifiers
-    )
-    row = {"method": name, "client": client, "round": round, "slice": part, "examples": len(test)}
-    setting.record.append("evaluation", {**row, "scores": score(test, judged)})
-    return judged
-
-
 def _scores(
     setting: Setting, params: Params, method: Method, name: str, client: int | None = None
 ) -> dict[str, Any]:
@@ -331,7 +261,7 @@ def _scores(
     rounds = 0 if method.base == "zero-shot" else setting.experiment.train.rounds
     answers: dict[str, Judged] = {}
     for part in slices_of(setting.data.test):
-        answers[part] = _answers(setting, params, method, name, client, rounds, part)
+        answers[part] = answers_of(setting, params, method, name, client, rounds, part)
         if method.base == "zero-shot":
             setting.progress.advance(1)
     return figures(setting.data.train, setting.data.test, setting.plan, answers)
@@ -343,5 +273,5 @@ def _export(setting: Setting, main: str) -> None:
         raise UserError(
             f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again"
         )
-    params = _algorithm(setting, parse_method(main)).broadcast(standing.state).params
+    params = algorithm_of(setting, parse_method(main)).broadcast(standing.state).params
     export_adapter(setting.tuned, params, setting.folder / "adapter")

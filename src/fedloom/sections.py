@@ -167,6 +167,21 @@ class Evaluate(Section):
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
 
 
+class Engine(Section):
+    """How the work is done; changes how fast a run is and the last bits of its numbers, not what it computes."""
+
+    side_by_side: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Clients trained at once over the shared model; auto measures what pays on this machine.",
+    )
+    cache: Flag = Field(
+        default=True, description="Whether what the frozen encoder makes of pictures is kept between runs."
+    )
+    cache_gigabytes: Positive = Field(
+        default=4.0, description="Most disk space for that, over all models and runs."
+    )
+
+
 class Gate(Section):
     """Which client updates are refused."""
 

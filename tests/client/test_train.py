@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.base import PLAIN, LocalRule
 from fedloom.algorithms.fedprox import proximal
-from fedloom.client.train import Place, learning_rate, train_client
+from fedloom.client.train import Result, Work, learning_rate, train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
 from fedloom.models.load import load_vlm
@@ -44,9 +44,20 @@ def conversations(count: int = 7) -> list[Conversation]:
     return [TASKS["vqa"].render(one, present, agnostic=False, answer_form="text") for one in examples]
 
 
+def train_client(
+    tuned: Tuned,
+    rule: LocalRule,
+    examples: list[Conversation],
+    settings: Settings,
+    place: tuple[int, int, int],
+) -> Result:
+    seed, round, client = place
+    return train(tuned, [Work(client, round, seed, rule, Broadcast(tuned.start), {}, examples, settings)])[0]
+
+
 def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
-    settings, place, examples = Settings(), Place(seed=3, round=1, client=5), conversations()
-    update, memory = train_client(tuned, PLAIN, Broadcast(tuned.start), {}, examples, settings, place)
+    settings, examples = Settings(), conversations()
+    update, memory = train_client(tuned, PLAIN, examples, settings, (3, 1, 5))
     plain = torch.nn.Parameter(tuned.start.flat.clone())
     stock = torch.optim.AdamW([plain], lr=learning_rate(settings, 1), weight_decay=0.01)
     for epoch in range(2):
@@ -55,7 +66,7 @@ def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
             tuned.flat.copy_(plain.detach())
             tuned.grads.zero_()
             answer_loss(tuned.vlm, [examples[k] for k in order[begin : begin + 3]]).backward()
-            plain.grad = tuned.grads.clone()
+            plain.grad = tuned.grads[0].clone()
             torch.nn.utils.clip_grad_norm_([plain], 1.0)
             stock.step()
     torch.testing.assert_close(update.delta.flat, plain.detach() - tuned.start.flat, rtol=1e-4, atol=1e-6)
@@ -65,23 +76,15 @@ def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
 
 def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:
     before = tuned.start.flat.clone()
-    train_client(
-        tuned, proximal(0.1), Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 0)
-    )
+    train_client(tuned, proximal(0.1), conversations(), Settings(), (0, 0, 0))
     assert torch.equal(tuned.start.flat, before)
 
 
 def test_what_ran_before_changes_nothing(tuned: Tuned) -> None:
-    first, _ = train_client(
-        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1)
-    )
-    train_client(tuned, PLAIN, Broadcast(tuned.start), {}, conversations(4), Settings(), Place(0, 0, 2))
-    again, _ = train_client(
-        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 0, 1)
-    )
-    other, _ = train_client(
-        tuned, PLAIN, Broadcast(tuned.start), {}, conversations(), Settings(), Place(0, 1, 1)
-    )
+    first, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 0, 1))
+    train_client(tuned, PLAIN, conversations(4), Settings(), (0, 0, 2))
+    again, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 0, 1))
+    other, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 1, 1))
     assert torch.equal(first.delta.flat, again.delta.flat)
     assert not torch.equal(first.delta.flat, other.delta.flat)
 
@@ -90,9 +93,7 @@ def test_a_strong_pull_keeps_a_client_near_the_global_model(tuned: Tuned) -> Non
     settings = replace(Settings(), optimizer="sgd", lr=0.1, weight_decay=0.0)
     norms = []
     for mu in (0.0, 2.0):
-        update, _ = train_client(
-            tuned, proximal(mu), Broadcast(tuned.start), {}, conversations(), settings, Place(0, 0, 0)
-        )
+        update, _ = train_client(tuned, proximal(mu), conversations(), settings, (0, 0, 0))
         norms.append(float(update.delta.flat.norm()))
     assert norms[1] < norms[0]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from fedloom.algorithms import ALGORITHMS, make
-from fedloom.engine.rounds import Memories, Schedule, Standing, draw_cohort, run_rounds
-from fedloom.engine.store import commit, last_commit
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.client.train import Result, Work
+from fedloom.engine.rounds import Committed, Run, Schedule, Standing, draw_cohort, keep, run_rounds
+from fedloom.engine.store import Stored, commit, last_commit
 from fedloom.params import Layout, Params
-from fedloom.types import Broadcast, ClientUpdate, Tensors, UserError
+from fedloom.record import Clock
+from fedloom.types import ClientUpdate, Tensors, UserError
 
 LAYOUT = Layout.of({"w": (6,)})
 
@@ -28,27 +32,36 @@ class Limits:
 class Pull:
     """Client k takes three gradient steps towards k; a client named in `bad` sends NaN in round 1."""
 
-    algorithm: object
     bad: tuple[int, ...] = ()
 
-    def map(
-        self, broadcast: Broadcast, cohort: Sequence[int], round: int, memories: Memories
-    ) -> Iterator[tuple[ClientUpdate, Tensors]]:
-        rule = self.algorithm.local  # type: ignore[attr-defined]
-        for client in cohort:
-            carry, flat = rule.begin(broadcast, memories.get(client, {})), broadcast.params.flat.clone()
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+        for work in works:
+            client, rule, start = work.client, work.rule, work.broadcast.params.flat
+            carry, flat = rule.begin(work.broadcast, work.memory), start.clone()
             for _ in range(3):
                 grads, carry = rule.correct(flat - client, flat, carry)
                 flat = flat - 0.1 * grads
             extras, memory = rule.finish(carry, 3)
-            delta = flat - broadcast.params.flat
-            if client in self.bad and round == 1:
+            delta = flat - start
+            if client in self.bad and work.round == 1:
                 delta = delta * float("nan")
+            clock.lap("step")
             yield ClientUpdate(client, Params(LAYOUT, delta), client + 1.0, extras, {"loss": 1.0}), memory
 
 
 def start(name: str) -> Standing:
     return Standing(make(name, 4).init(Params(LAYOUT, torch.linspace(-1, 1, 6))))
+
+
+def whole_run(
+    algorithm: FederatedAlgorithm,
+    backend: Pull,
+    standing: Standing,
+    schedule: Schedule,
+    committed: Committed = keep,
+) -> Standing:
+    run = Run(algorithm, standing, schedule, lambda client: [], None, Limits(), committed)
+    return run_rounds([run], backend)[0]
 
 
 SCHEDULE = Schedule(rounds=4, clients=(0, 1, 2, 3), cohort=None, seed=0)
@@ -58,19 +71,20 @@ SCHEDULE = Schedule(rounds=4, clients=(0, 1, 2, 3), cohort=None, seed=0)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_and_going_on_from_a_commit_changes_no_bit(name: str, stop: int, tmp_path: Path) -> None:
     algorithm = make(name, 4)
-    whole = run_rounds(algorithm, Pull(algorithm), start(name), SCHEDULE, Limits(), lambda *_: None)
+    whole = whole_run(algorithm, Pull(), start(name), SCHEDULE)
 
-    def committed(now: Standing, log: dict[str, object]) -> None:
-        commit(tmp_path, now)
+    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
+        now = commit(tmp_path, now, changed)
         if now.state.round == stop:
             raise KeyboardInterrupt
+        return now
 
     with pytest.raises(KeyboardInterrupt):
-        run_rounds(algorithm, Pull(algorithm), start(name), SCHEDULE, Limits(), committed)
+        whole_run(algorithm, Pull(), start(name), SCHEDULE, committed)
     back = last_commit(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
-    rest = run_rounds(algorithm, Pull(algorithm), back, SCHEDULE, Limits(), lambda *_: None)
+    rest = whole_run(algorithm, Pull(), back, SCHEDULE)
     assert torch.equal(rest.state.params.flat, whole.state.params.flat)
     assert rest.norms == whole.norms
     assert (rest.up, rest.down) == (whole.up, whole.down)
@@ -78,21 +92,16 @@ def test_stopping_and_going_on_from_a_commit_changes_no_bit(name: str, stop: int
 
 def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
     algorithm, logs = make("fedavg", 4), []
-    with_bad = run_rounds(
-        algorithm, Pull(algorithm, bad=(2,)), start("fedavg"), Schedule(2, (0, 1, 2, 3), None, 0), Limits(),
-        lambda now, log: logs.append(log),
-    )  # fmt: skip
-    first = run_rounds(
-        algorithm,
-        Pull(algorithm),
-        start("fedavg"),
-        Schedule(1, (0, 1, 2, 3), None, 0),
-        Limits(),
-        lambda *_: None,
+
+    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
+        logs.append(log)
+        return keep(now, log, changed)
+
+    with_bad = whole_run(
+        algorithm, Pull(bad=(2,)), start("fedavg"), Schedule(2, (0, 1, 2, 3), None, 0), committed
     )
-    second = run_rounds(
-        algorithm, Pull(algorithm), first, Schedule(2, (0, 1, 3), None, 0), Limits(), lambda *_: None
-    )
+    first = whole_run(algorithm, Pull(), start("fedavg"), Schedule(1, (0, 1, 2, 3), None, 0))
+    second = whole_run(algorithm, Pull(), first, Schedule(2, (0, 1, 3), None, 0))
     assert torch.equal(with_bad.state.params.flat, second.state.params.flat)
     assert [row["client"] for row in logs[1]["refused"]] == [2]
     assert logs[0]["refused"] == []
@@ -101,21 +110,18 @@ def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
 def test_a_run_stops_when_nobody_is_left() -> None:
     algorithm = make("fedavg", 4)
     with pytest.raises(UserError, match=r"round 1: every client.*client 3: delta"):
-        run_rounds(
-            algorithm, Pull(algorithm, bad=(0, 1, 2, 3)), start("fedavg"), SCHEDULE, Limits(), lambda *_: None
-        )
+        whole_run(algorithm, Pull(bad=(0, 1, 2, 3)), start("fedavg"), SCHEDULE)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no tensors", "half json"])
 def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
     algorithm = make("scaffold", 4)
-    run_rounds(
+    whole_run(
         algorithm,
-        Pull(algorithm),
+        Pull(),
         start("scaffold"),
         SCHEDULE,
-        Limits(),
-        lambda now, _: commit(tmp_path, now),
+        lambda now, _, changed: commit(tmp_path, now, changed),
     )
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
@@ -131,15 +137,15 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_pat
     back = last_commit(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == 3
-    rest = run_rounds(algorithm, Pull(algorithm), back, SCHEDULE, Limits(), lambda *_: None)
-    whole = run_rounds(algorithm, Pull(algorithm), start("scaffold"), SCHEDULE, Limits(), lambda *_: None)
+    rest = whole_run(algorithm, Pull(), back, SCHEDULE)
+    whole = whole_run(algorithm, Pull(), start("scaffold"), SCHEDULE)
     assert torch.equal(rest.state.params.flat, whole.state.params.flat)
 
 
 def test_only_two_commits_are_kept(tmp_path: Path) -> None:
     algorithm = make("fedavg", 4)
-    run_rounds(
-        algorithm, Pull(algorithm), start("fedavg"), SCHEDULE, Limits(), lambda now, _: commit(tmp_path, now)
+    whole_run(
+        algorithm, Pull(), start("fedavg"), SCHEDULE, lambda now, _, changed: commit(tmp_path, now, changed)
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
@@ -147,7 +153,7 @@ def test_only_two_commits_are_kept(tmp_path: Path) -> None:
 
 
 def test_another_layout_reads_no_commit(tmp_path: Path) -> None:
-    commit(tmp_path, start("fedavg"))
+    commit(tmp_path, start("fedavg"), {})
     assert last_commit(tmp_path, Layout.of({"v": (6,)})) is None
 
 
@@ -162,5 +168,90 @@ def test_cohorts_depend_on_the_seed_and_round_alone() -> None:
 
 def test_bytes_are_what_travels() -> None:
     algorithm = make("fedavg", 4)
-    end = run_rounds(algorithm, Pull(algorithm), start("fedavg"), SCHEDULE, Limits(), lambda *_: None)
+    end = whole_run(algorithm, Pull(), start("fedavg"), SCHEDULE)
     assert end.up == end.down == 4 * 4 * LAYOUT.size * 4  # rounds × clients × values × bytes
+
+
+def test_several_runs_in_step_are_the_runs_by_themselves() -> None:
+    runs = [
+        Run(
+            make(name, 4),
+            start(name),
+            Schedule(rounds, (0, 1, 2, 3), cohort, seed),
+            lambda client: [],
+            None,
+            Limits(),
+        )
+        for name, rounds, cohort, seed in (
+            ("fedavg", 3, None, 0),
+            ("scaffold", 4, 2, 1),
+            ("fedadam", 2, 3, 2),
+        )
+    ]
+    together = run_rounds(runs, Pull())
+    for run, found in zip(runs, together, strict=True):
+        alone = run_rounds([run], Pull())[0]
+        assert torch.equal(found.state.params.flat, alone.state.params.flat)
+        assert (found.norms, found.up, found.down) == (alone.norms, alone.up, alone.down)
+
+
+def test_the_timers_explain_the_round() -> None:
+    logs: list[dict] = []
+
+    def committed(now: Standing, log: dict, changed: dict[int, Tensors]) -> Standing:
+        logs.append(log)
+        return keep(now, log, changed)
+
+    whole_run(make("fedavg", 4), Pull(), start("fedavg"), SCHEDULE, committed)
+    for log in logs:
+        assert set(log["timers"]) == {"step", "aggregate"}
+        assert sum(log["timers"].values()) == pytest.approx(log["seconds"])
+
+
+def test_a_round_holds_few_updates_however_many_clients_there_are() -> None:
+    class Counting:
+        alive = most = 0
+
+        def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+            for work in works:
+                flat = torch.ones(LAYOUT.size)
+                self.alive += 1
+                self.most = max(self.most, self.alive)
+                weakref.finalize(flat, self.gone)
+                yield ClientUpdate(work.client, Params(LAYOUT, flat), 1.0), {}
+                del flat
+
+        def gone(self) -> None:
+            self.alive -= 1
+
+    counting = Counting()
+    whole_run(make("fedavg", 500), counting, start("fedavg"), Schedule(1, range(500), None, 0))
+    assert counting.most < 64
+
+
+@pytest.mark.parametrize("name", ["scaffold"])
+def test_what_clients_keep_lies_in_files_and_is_bounded(name: str, tmp_path: Path) -> None:
+    algorithm = make(name, 4)
+
+    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
+        return commit(tmp_path, now, changed)
+
+    schedule = Schedule(5, (0, 1, 2, 3), 2, seed=3)
+    stored = whole_run(algorithm, Pull(), start(name), schedule, committed)
+    kept = whole_run(algorithm, Pull(), start(name), schedule)
+    assert isinstance(stored.memories, Stored)
+    assert list(stored.memories) == sorted(kept.memories)
+    for client, memory in kept.memories.items():
+        assert all(torch.equal(stored.memories[client][key], value) for key, value in memory.items())
+        assert len(list((tmp_path / "memory/0" / str(client)).iterdir())) <= 2
+
+
+def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, 1)
+    stored.write(3, {"control": torch.ones(4)})
+    file = next(tmp_path.rglob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="client 3"):
+        stored[3]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from fedloom.algorithms import ALGORITHMS, configured, make
-from fedloom.algorithms.aggregate import mean_delta, ordered
+from fedloom.algorithms.aggregate import mean_delta, ordered, totals
 from fedloom.algorithms.base import PLAIN, ServerState, chain, with_rule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.wrap import adaptive
@@ -88,9 +88,25 @@ def test_arrival_order_does_not_matter(algorithm):
     updates = cohort(algorithm, state, seed=7)
     expected, report = algorithm.apply(state, updates)
     for order in permutations(updates):
-        found, other = algorithm.apply(state, iter(order))
+        found, other = algorithm.apply(state, order)
         assert_same(tensors(found), tensors(expected))
         assert other == report
+
+
+def test_a_stream_is_summed_as_a_list_is(algorithm):
+    state = after(algorithm)
+    updates = cohort(algorithm, state, seed=7)
+    expected, report = algorithm.apply(state, updates)
+    found, other = algorithm.apply(state, iter(sorted(updates, key=lambda update: update.client)))
+    assert_same(tensors(found), tensors(expected))
+    assert other == report
+
+
+def test_a_stream_out_of_order_is_refused(algorithm):
+    state = after(algorithm)
+    updates = sorted(cohort(algorithm, state, seed=7), key=lambda update: -update.client)
+    with pytest.raises(ValueError, match="goes by client id"):
+        algorithm.apply(state, iter(updates))
 
 
 def test_apply_changes_nothing_it_was_given(algorithm):
@@ -280,6 +296,7 @@ def test_a_rule_added_to_fedavg_is_fedprox():
 # Weighted means -------------------------------------------------------------------------------------
 
 VECTOR = Layout.of({"x": (3,)})
+SEVEN = Layout.of({"x": (7,)})
 NUMBERS = st.floats(-100, 100, width=32)
 ROWS = st.lists(
     st.tuples(st.lists(NUMBERS, min_size=3, max_size=3), st.floats(0.01, 1000)), min_size=1, max_size=6
@@ -316,6 +333,24 @@ def test_a_mean_lies_between_its_rows(rows, uniform):
     found = mean_delta(updates, uniform=uniform)
     values = torch.stack([each.delta.flat for each in updates])
     assert (found >= values.amin(0) - 1e-4).all() and (found <= values.amax(0) + 1e-4).all()
+
+
+@given(st.integers(1, 40), st.booleans(), st.integers(0, 3))
+def test_sums_in_blocks_are_the_sum(count, together, seed):
+    """Updates that share one buffer are summed without a copy; the result is the same."""
+    rows = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed))
+    values = list(rows) if together else [row.clone() for row in rows]
+    updates = [ClientUpdate(k, Params(SEVEN, value), 1.0 + k) for k, value in enumerate(values)]
+    weights = torch.arange(1.0, count + 1, dtype=torch.float64)
+    expected = (weights @ rows.double() / weights.sum()).float()
+    torch.testing.assert_close(mean_delta(updates), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_many_equal_updates_average_to_themselves():
+    one = ClientUpdate(0, Params(SEVEN, torch.full((7,), 0.1)), 3.0)
+    found = totals((one for _ in range(100_000)), lambda update: (update.weight, update.delta.flat))
+    assert found.clients == 100_000
+    torch.testing.assert_close(found.mean(), one.delta.flat, rtol=1e-6, atol=0)
 
 
 # Making algorithms from what a user wrote -------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Weighted sums of updates, in client-id order and float64, so that arrival order cannot matter."""
+"""Weighted sums of updates in client-id order, so that arrival order cannot matter, in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -12,18 +13,23 @@ from fedloom.params import Layout
 from fedloom.types import ClientUpdate
 
 
-def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> list[ClientUpdate]:
-    """Check updates against the layout and sort them by client id.
+def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> Iterator[ClientUpdate]:
+    """Check updates against the layout and put them in client-id order.
+
+    A list is sorted; anything else is a stream, which is not held back and has to come in order.
 
     Raises:
-        ValueError: No updates, a repeated client, another layout, or a bad weight; the client is named.
+        ValueError: No updates, a repeated client, a stream out of order, another layout, or a bad weight;
+            the client is named. Errors come when the update does.
     """
-    found = sorted(updates, key=lambda update: update.client)
-    if not found:
-        raise ValueError("a round needs at least one client update")
-    for before, update in zip([None, *found], found, strict=False):
-        if before is not None and before.client == update.client:
+    if isinstance(updates, Sequence):
+        updates = sorted(updates, key=lambda update: update.client)
+    before: int | None = None
+    for update in updates:
+        if before is not None and before == update.client:
             raise ValueError(f"client {update.client} sent two updates")
+        if before is not None and before > update.client:
+            raise ValueError(f"client {update.client} came after client {before}; a stream goes by client id")
         if update.delta.layout != layout:
             raise ValueError(
                 f"client {update.client} sent names or shapes that differ from the global model's"
@@ -32,24 +38,129 @@ def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> list[ClientUpdat
             raise ValueError(
                 f"client {update.client} has weight {update.weight}; a weight is finite and positive"
             )
-    return found
+        before = update.client
+        yield update
+    if before is None:
+        raise ValueError("a round needs at least one client update")
 
 
-def shares(updates: Sequence[ClientUpdate], *, uniform: bool = False) -> list[float]:
-    """Return each update's share of the sum: by number of examples, or equal; they add up to one."""
-    weights = [1.0 if uniform else update.weight for update in updates]
-    total = sum(weights)
-    return [weight / total for weight in weights]
+Term = Callable[[ClientUpdate], tuple[float, Tensor]]
+"""Update → (weight > 0, value): one entry of a weighted sum."""
+
+HELD = 14
+"""Updates that are summed at once."""
+
+FOLD = 256
+"""Updates after which float32 sums are added to the float64 total."""
+
+CHUNK = 16_384
+"""Values of separate updates that are put side by side at once: few enough to stay in the cache."""
 
 
-def weighted_sum(
-    updates: Sequence[ClientUpdate], weights: Sequence[float], value: Callable[[ClientUpdate], Tensor]
-) -> Tensor:
-    """Sum `weight · value(update)` in the given order; float64 inside, float32 result, shape [P]."""
-    total = torch.zeros(value(updates[0]).shape, dtype=torch.float64)
-    for update, weight in zip(updates, weights, strict=True):
-        total.add_(value(update), alpha=weight)
-    return total.float()
+@dataclass(frozen=True)
+class Totals:
+    """Weighted sums over a round.
+
+    Attributes:
+        clients: Number of updates.
+        weights: Each term's sum of weights, as multiples of the first update's.
+        sums: Each term's Σ weight · value, in the same multiples.
+    """
+
+    clients: int
+    weights: tuple[float, ...]
+    sums: tuple[Tensor, ...]
+
+    def mean(self, term: int = 0) -> Tensor:
+        """Return one term's weighted mean, float32, shaped as its values."""
+        return (self.sums[term] / self.weights[term]).float()
+
+
+def totals(updates: Iterable[ClientUpdate], *terms: Term) -> Totals:
+    """Form several weighted sums in one pass over a stream, in its order, holding few updates at a time.
+
+    Sums run in float32 over `FOLD` updates and in float64 over those, so a million clients lose no
+    accuracy. Memory is that of `HELD` updates and a few vectors, whatever the number of clients.
+
+    Args:
+        updates: At least one, in client-id order.
+        terms: What is summed.
+    """
+    sums = [_Sum() for _ in terms]
+    first: list[float] = []
+    weights = [0.0] * len(terms)
+    clients = 0
+    for update in updates:
+        found = [term(update) for term in terms]
+        first = first or [weight for weight, _ in found]
+        for k, (weight, value) in enumerate(found):
+            sums[k].add(weight / first[k], value)
+            weights[k] += weight / first[k]
+        clients += 1
+    return Totals(clients, tuple(weights), tuple(one.total() for one in sums))
+
+
+class _Sum:
+    """A weighted sum that grows; the values it is given must not change until they are summed."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[float, Tensor]] = []
+        self._short: Tensor | None = None  # float32, of the last updates
+        self._long: Tensor | None = None  # float64, of those before
+        self._count = 0
+
+    def add(self, weight: float, value: Tensor) -> None:
+        self._held.append((weight, value))
+        self._count += 1
+        if len(self._held) == HELD or self._count % FOLD == 0:
+            self._flush()
+        if self._count % FOLD == 0 and self._short is not None:
+            self._long = self._short.double() if self._long is None else self._long.add_(self._short)
+            self._short = None
+
+    def total(self) -> Tensor:
+        self._flush()
+        if self._long is None:
+            assert self._short is not None
+            return self._short
+        return self._long if self._short is None else self._long + self._short
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        values = [value for _, value in self._held]
+        weights = torch.tensor([weight for weight, _ in self._held], dtype=values[0].dtype)
+        block = _weighted(values, weights).view(values[0].shape)
+        self._short = block if self._short is None else self._short.add_(block)
+        self._held.clear()
+
+
+def _weighted(values: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return Σ weight · value of tensors of one shape, flat."""
+    rows = _as_rows(values)
+    if rows is not None:
+        return torch.mv(rows.T, weights)
+    flat = [value.reshape(-1) for value in values]
+    size = flat[0].shape[0]
+    parts = [
+        torch.mv(torch.stack([row[start : start + CHUNK] for row in flat]).T, weights)
+        for start in range(0, size, CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def _as_rows(values: Sequence[Tensor]) -> Tensor | None:
+    """See vectors that lie evenly spaced in one buffer as the rows of a matrix, without a copy."""
+    first = values[0]
+    if len(values) < 2 or first.dim() != 1 or first.stride() != (1,):
+        return None
+    step = values[1].storage_offset() - first.storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for k, value in enumerate(values):
+        same = value.untyped_storage().data_ptr() == storage and value.stride() == (1,)
+        if not same or value.storage_offset() - first.storage_offset() != k * step:
+            return None
+    return first.as_strided((len(values), first.shape[0]), (step, 1)) if step >= first.shape[0] else None
 
 
 def extra(update: ClientUpdate, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -68,6 +179,11 @@ def extra(update: ClientUpdate, name: str, shape: tuple[int, ...]) -> Tensor:
     return value
 
 
-def mean_delta(updates: Sequence[ClientUpdate], *, uniform: bool = False) -> Tensor:
+def by_size(update: ClientUpdate, *, uniform: bool = False) -> float:
+    """Return what an update counts: its number of examples, or 1 if `uniform`."""
+    return 1.0 if uniform else update.weight
+
+
+def mean_delta(updates: Iterable[ClientUpdate], *, uniform: bool = False) -> Tensor:
     """Average the deltas, weighted by number of examples unless `uniform`."""
-    return weighted_sum(updates, shares(updates, uniform=uniform), lambda update: update.delta.flat)
+    return totals(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).mean()

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 import torch
 
-from fedloom.algorithms.aggregate import extra, ordered, shares, weighted_sum
+from fedloom.algorithms.aggregate import by_size, extra, ordered, totals
 from fedloom.algorithms.base import PLAIN, Diagnostics, FederatedAlgorithm, ServerState, norm, positive
 from fedloom.params import Params
 from fedloom.types import Broadcast, ClientUpdate, Tensors
@@ -45,12 +45,13 @@ def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
         return Broadcast(state.params)
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
-        found = ordered(updates, state.params.layout)
-        parts = shares(found, uniform=uniform)
-        steps = [_steps(update) for update in found]
-        effective = sum(part * count for part, count in zip(parts, steps, strict=True))
-        weights = [effective * part / count for part, count in zip(parts, steps, strict=True)]
-        delta = weighted_sum(found, weights, lambda update: update.delta.flat)
+        sums = totals(
+            ordered(updates, state.params.layout),
+            lambda update: (by_size(update, uniform=uniform), update.delta.flat / _steps(update)),
+            lambda update: (by_size(update, uniform=uniform), extra(update, "steps", ())),
+        )
+        effective = float(sums.mean(1))
+        delta = effective * sums.mean(0)
         params = state.params.with_flat(state.params.flat + lr * delta)
         diagnostics = {"delta_norm": norm(delta), "effective_steps": effective}
         return ServerState(params, state.round + 1), diagnostics

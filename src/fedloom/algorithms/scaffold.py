@@ -26,7 +26,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import extra, mean_delta, ordered, shares, weighted_sum
+from fedloom.algorithms.aggregate import by_size, extra, ordered, totals
 from fedloom.algorithms.base import (
     Diagnostics,
     FederatedAlgorithm,
@@ -57,16 +57,17 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
         return Broadcast(state.params, {"control": state.slots["control"]})
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
-        found = ordered(updates, state.params.layout)
-        if len(found) > clients:
-            raise ValueError(f"a cohort of {len(found)} clients, but there are only {clients} in all")
         shape = (state.params.layout.size,)
-        delta = mean_delta(found, uniform=uniform)
-        change = weighted_sum(
-            found, shares(found, uniform=uniform), lambda update: extra(update, "control", shape)
+        sums = totals(
+            ordered(updates, state.params.layout),
+            lambda update: (by_size(update, uniform=uniform), update.delta.flat),
+            lambda update: (by_size(update, uniform=uniform), extra(update, "control", shape)),
         )
+        if sums.clients > clients:
+            raise ValueError(f"a cohort of {sums.clients} clients, but there are only {clients} in all")
+        delta, change = sums.mean(0), sums.mean(1)
         params = state.params.with_flat(state.params.flat + lr * delta)
-        control = state.slots["control"] + len(found) / clients * change
+        control = state.slots["control"] + sums.clients / clients * change
         diagnostics = {"delta_norm": norm(delta), "control_norm": norm(control)}
         return ServerState(params, state.round + 1, {"control": control}), diagnostics
 

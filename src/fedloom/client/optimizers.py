@@ -1,19 +1,30 @@
 """Local optimisers as functions on flat buffers; slots are plain tensors, zero at the start of a round.
 
-Shape legend: P trained values.
+Everything here is elementwise or goes row by row, so clients side by side do not touch each other.
+
+Shape legend: P trained values, K clients side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-Slots = dict[str, Tensor]
+Slots = Mapping[str, Tensor]
 Step = Callable[[Tensor, Tensor, Slots, int, float, float], None]
 """(params, grads, slots, step, lr, weight decay) → None; changes params and slots in place. Steps count from 1."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """A local optimiser: its step, and the buffers it needs, each like the parameters."""
+
+    step: Step
+    slots: tuple[str, ...] = ()
 
 
 def adamw(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weight_decay: float) -> None:
@@ -22,8 +33,7 @@ def adamw(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, wei
     Reference: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101v3,
     Algorithm 2. Agrees with torch.optim.AdamW.
     """
-    m = slots.setdefault("m", torch.zeros_like(params))
-    v = slots.setdefault("v", torch.zeros_like(params))
+    m, v = slots["m"], slots["v"]
     params.mul_(1 - lr * weight_decay)
     m.lerp_(grads, 1 - 0.9)
     v.mul_(0.999).addcmul_(grads, grads, value=1 - 0.999)
@@ -36,11 +46,12 @@ def sgd(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weigh
     params.add_(grads + weight_decay * params if weight_decay else grads, alpha=-lr)
 
 
-OPTIMIZERS: dict[str, Step] = {"adamw": adamw, "sgd": sgd}
+OPTIMIZERS: dict[str, Optimizer] = {"adamw": Optimizer(adamw, ("m", "v")), "sgd": Optimizer(sgd)}
 
 
 def clip(grads: Tensor, largest: float | None) -> None:
-    """Scale a gradient in place so that its norm is at most `largest`; None leaves it alone."""
+    """Scale each client's gradient, shape [K, P], in place so that its norm is at most `largest`; None leaves it alone."""
     if largest is not None:
-        norm = torch.linalg.vector_norm(grads)
-        grads.mul_(torch.clamp(largest / (norm + 1e-6), max=1.0))
+        # One row at a time: a norm over several rows at once may add up in another order.
+        for row in grads:
+            row.mul_(torch.clamp(largest / (torch.linalg.vector_norm(row) + 1e-6), max=1.0))

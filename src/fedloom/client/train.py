@@ -1,4 +1,4 @@
-"""One client's work in one round: start from the broadcast, take local steps, send the difference.
+"""Clients' work in one round: start from the broadcast, take local steps, send the difference.
 
 This is the whole local loop; there is no trainer behind it.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedloom.algorithms.base import LocalRule
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.models.batch import answer_loss
+from fedloom.models.batch import answer_losses, collate
+from fedloom.record import Clock
 from fedloom.seeds import stream
-from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
 
 
@@ -65,15 +67,6 @@ class TrainSettings(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where and when a client trains: what its random streams are named by."""
-
-    seed: int
-    round: int
-    client: int
-
-
 def learning_rate(settings: TrainSettings, round: int) -> float:
     """Return the learning rate of a round: constant inside it, falling from round to round if "cosine"."""
     if settings.schedule == "constant":
@@ -81,55 +74,122 @@ def learning_rate(settings: TrainSettings, round: int) -> float:
     return settings.lr * (1 + math.cos(math.pi * round / settings.rounds)) / 2
 
 
-def train_client(
-    tuned: Tuned,
-    rule: LocalRule,
-    broadcast: Broadcast,
-    memory: Tensors,
-    conversations: Sequence[Conversation],
-    settings: TrainSettings,
-    place: Place,
-) -> tuple[ClientUpdate, Tensors]:
-    """Train on a client's conversations, starting from the broadcast.
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What one client is to do in one round.
 
-    Args:
-        tuned: The model; its live values are overwritten.
+    Attributes:
+        client: The client's number; with `seed` and `round` it names the client's random streams.
+        round: The round's number.
+        seed: The experiment's seed.
         rule: The client half of the algorithm.
         broadcast: Parameters and extras from the server.
         memory: What this client kept from its last round, or {}.
         conversations: The client's rendered examples, at least one.
         settings: Epochs, batch size, optimiser.
-        place: Names the client's random streams.
+    """
+
+    client: int
+    round: int
+    seed: int
+    rule: LocalRule
+    broadcast: Broadcast
+    memory: Tensors
+    conversations: Sequence[Conversation]
+    settings: TrainSettings
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps this takes."""
+        return self.settings.epochs * math.ceil(len(self.conversations) / self.settings.batch_size)
+
+    def batches(self) -> Iterator[list[Conversation]]:
+        """Draw the batches: each epoch's examples in a random order, cut into pieces."""
+        for epoch in range(self.settings.epochs):
+            draw = stream(self.seed, "batches", round=self.round, client=self.client, step=epoch)
+            order = draw.permutation(len(self.conversations))
+            for start in range(0, len(order), self.settings.batch_size):
+                yield [self.conversations[k] for k in order[start : start + self.settings.batch_size]]
+
+
+Result = tuple[ClientUpdate, Tensors]
+"""A client's update, and what the client keeps."""
+
+
+def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> list[Result]:
+    """Train one client, or several side by side over the shared frozen model.
+
+    Side by side, each client's adapters are one row of a stack: one forward and one backward pass serve all
+    of them. Rows never mix: the loss is each client's own mean, summed; norms for clipping, local rules and
+    random streams are each client's own; a client that has taken its steps leaves the stack. So the updates
+    are those of training one client after the other.
+
+    Args:
+        tuned: The model with one row; its live values are overwritten.
+        works: What each client is to do; all with the same settings and round.
+        clock: Told where the time goes.
 
     Returns:
-        The update and what the client keeps.
+        Updates in the order of `works`.
+
+    Raises:
+        ValueError: Settings or rounds differ between works, so their rows could not step together.
     """
-    begun = time.perf_counter()
-    tuned.write(broadcast.params)
-    carry = rule.begin(broadcast, memory)
-    lr, optimize = learning_rate(settings, place.round), OPTIMIZERS[settings.optimizer]
-    slots: dict[str, torch.Tensor] = {}
-    step, losses = 0, 0.0
-    for epoch in range(settings.epochs):
-        order = stream(place.seed, "batches", round=place.round, client=place.client, step=epoch).permutation(
-            len(conversations)
-        )
-        for start in range(0, len(order), settings.batch_size):
-            batch = [conversations[index] for index in order[start : start + settings.batch_size]]
-            tuned.grads.zero_()
-            loss = answer_loss(tuned.vlm, batch)
-            loss.backward()
-            clip(tuned.grads, settings.clip)
-            grads, carry = rule.correct(tuned.grads, tuned.flat, carry)
-            step += 1
-            optimize(tuned.flat, grads, slots, step, lr, settings.weight_decay)
-            losses += loss.item()
-    extras, kept = rule.finish(carry, step)
-    delta = broadcast.params.with_flat(tuned.flat - broadcast.params.flat)
+    settings, round = works[0].settings, works[0].round
+    if any(work.settings != settings or work.round != round for work in works):
+        raise ValueError("clients that train side by side need the same settings and round")
+    begun, clock = time.perf_counter(), clock or Clock()
+    lr, optimizer = learning_rate(settings, round), OPTIMIZERS[settings.optimizer]
+    # Clients with most steps first: those still at work are always the first rows.
+    order = sorted(range(len(works)), key=lambda k: -works[k].steps)
+    rows = [works[k] for k in order]
+    batches = [work.batches() for work in rows]
+    losses = torch.zeros(len(rows), dtype=torch.float64)
+    with side_by_side(tuned, len(rows)) as stack:
+        for k, work in enumerate(rows):
+            stack.write(work.broadcast.params, k)
+        carries = [work.rule.begin(work.broadcast, work.memory) for work in rows]
+        slots, tied = stack.zeroed(optimizer.slots), len(rows)
+        clock.lap("load")
+        for step in range(rows[0].steps):
+            active = sum(work.steps > step for work in rows)
+            if active < tied:
+                stack.tie(active)
+                tied = active
+            batch = collate(stack.vlm, [next(batches[k]) for k in range(active)], clock)
+            flat, grads = stack.flat[:active], stack.grads[:active]
+            grads.zero_()
+            found = answer_losses(stack.vlm, batch, stack.connect)
+            losses[:active] += found.detach()
+            clock.lap("forward")
+            if found.requires_grad:  # it does not where only the connector is trained and no picture is shown
+                found.sum().backward()
+            clock.lap("backward")
+            clip(grads, settings.clip)
+            for k, (grad, values) in enumerate(zip(grads, flat, strict=True)):
+                corrected, carries[k] = rows[k].rule.correct(grad, values, carries[k])
+                if corrected is not grad:
+                    grad.copy_(corrected)
+            held = {name: value[:active] for name, value in slots.items()}
+            optimizer.step(flat, grads, held, step + 1, lr, settings.weight_decay)
+            clock.lap("step")
+        deltas = [stack.flat[k] - work.broadcast.params.flat for k, work in enumerate(rows)]
+    seconds = (time.perf_counter() - begun) / len(rows)
+    results = [
+        _result(work, delta, carry, float(loss), seconds)
+        for work, delta, carry, loss in zip(rows, deltas, carries, losses, strict=True)
+    ]
+    clock.lap("load")
+    return [results[order.index(k)] for k in range(len(works))]
+
+
+def _result(work: Work, delta: Tensor, carry: Tensors, losses: float, seconds: float) -> Result:
+    extras, kept = work.rule.finish(carry, work.steps)
     metrics = {
-        "loss": losses / step,
-        "steps": float(step),
-        "norm": float(torch.linalg.vector_norm(delta.flat)),
-        "seconds": time.perf_counter() - begun,
+        "loss": losses / work.steps,
+        "steps": float(work.steps),
+        "norm": float(torch.linalg.vector_norm(delta)),
+        "seconds": seconds,
     }
-    return ClientUpdate(place.client, delta, float(len(conversations)), extras, metrics), kept
+    weight = float(len(work.conversations))
+    return ClientUpdate(work.client, work.broadcast.params.with_flat(delta), weight, extras, metrics), kept

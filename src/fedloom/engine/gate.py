@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from math import isfinite
 from statistics import median
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedloom.params import Layout
-from fedloom.types import ClientUpdate
+from fedloom.types import ClientUpdate, Tensors
+
+FIRST = 32
+"""Updates of a round that have a say in what is usual."""
+
+REMEMBERED = 1024
+"""Accepted norms that are kept."""
 
 
 class GateSettings(Protocol):
@@ -23,7 +32,7 @@ class GateSettings(Protocol):
 
     @property
     def max_ratio(self) -> float:
-        """Largest norm as a multiple of the median norm of this round and of all accepted before."""
+        """Largest norm as a multiple of the usual norm; see `Gate`."""
         ...
 
 
@@ -41,39 +50,64 @@ def malformed(update: ClientUpdate, layout: Layout) -> str | None:
     for name, value in (("delta", update.delta.flat), *update.extras.items()):
         if not value.is_floating_point():
             return f"{name} holds {value.dtype}, not floating-point values"
-        if not bool(torch.isfinite(value).all()):
+        # A sum is finite unless a value is not, or it overflows: then every value is looked at.
+        if not (isfinite(float(value.sum())) or bool(torch.isfinite(value).all())):
             return f"{name} holds values that are not finite"
     return None
 
 
-def refuse(
-    updates: Sequence[ClientUpdate], layout: Layout, accepted: Sequence[float], settings: GateSettings
-) -> dict[int, str]:
-    """Decide which updates of a round to leave out.
+class Gate:
+    """Decides which updates of one round are let through, while they stream by in client-id order.
+
+    The usual norm is the median over the updates accepted in earlier rounds and the well-formed ones among
+    the first `FIRST` of this round, so the judgement needs no more than those in memory.
 
     Args:
-        updates: All updates of the round.
         layout: The global model's.
-        accepted: Norms of all updates accepted in earlier rounds.
+        norms: Norms of updates accepted in earlier rounds.
         settings: Limits on norms.
 
-    Returns:
-        Client → reason, for the refused ones only.
+    Attributes:
+        norms: Norms accepted last, this round's included; at most `REMEMBERED`.
     """
-    reasons: dict[int, str] = {}
-    norms: dict[int, float] = {}
-    for update in updates:
-        reason = malformed(update, layout)
-        if reason is not None:
-            reasons[update.client] = reason
-        else:
-            norms[update.client] = float(torch.linalg.vector_norm(update.delta.flat.double()))
-    usual = median([*accepted, *norms.values()]) if norms else 0.0
-    for client, norm in norms.items():
-        if settings.max_norm is not None and norm > settings.max_norm:
-            reasons[client] = f"norm {norm:.4g} is above gate.max_norm {settings.max_norm:.4g}"
-        elif usual > 0 and norm > settings.max_ratio * usual:
-            reasons[client] = (
-                f"norm {norm:.4g} is {norm / usual:.1f} times the median; gate.max_ratio is {settings.max_ratio:.4g}"
-            )
-    return reasons
+
+    def __init__(self, layout: Layout, norms: Sequence[float], settings: GateSettings) -> None:
+        self._layout, self._settings = layout, settings
+        self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Norms of the updates accepted last."""
+        return tuple(self._norms)
+
+    def judge(
+        self, results: Iterable[tuple[ClientUpdate, Tensors]]
+    ) -> Iterator[tuple[ClientUpdate, Tensors, str | None]]:
+        """Yield each update, what its client keeps, and why it is refused, or None."""
+        coming = iter(results)
+        first = [(update, memory, *self._measure(update)) for update, memory in islice(coming, FIRST)]
+        usual = median([*self._norms, *(norm for *_, norm, reason in first if reason is None)] or [0.0])
+        rest = ((update, memory, *self._measure(update)) for update, memory in coming)
+        for update, memory, norm, reason in chain(first, rest):
+            why = reason or self._outsized(norm, usual)
+            if why is None:
+                self._norms.append(norm)
+            yield update, memory, why
+
+    def _measure(self, update: ClientUpdate) -> tuple[float, str | None]:
+        reason = malformed(update, self._layout)
+        return (0.0, reason) if reason else (_norm(update.delta.flat), None)
+
+    def _outsized(self, norm: float, usual: float) -> str | None:
+        most, ratio = self._settings.max_norm, self._settings.max_ratio
+        if most is not None and norm > most:
+            return f"norm {norm:.4g} is above gate.max_norm {most:.4g}"
+        if usual > 0 and norm > ratio * usual:
+            return f"norm {norm:.4g} is {norm / usual:.1f} times the median; gate.max_ratio is {ratio:.4g}"
+        return None
+
+
+def _norm(flat: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(flat))
+    # Squares of huge or tiny float32 values leave its range; then float64 decides.
+    return norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(flat.double()))

@@ -1,50 +1,78 @@
-"""Clients one after the other in this process, sharing one frozen model: the reference backend."""
+"""Clients in this process over one frozen model: one after the other, or several side by side.
+
+One after the other is the reference; side by side gives the same updates and wins where a client's batch
+is too small to keep the processor busy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from fedloom.algorithms.base import LocalRule
-from fedloom.client.train import Place, TrainSettings, train_client
-from fedloom.engine.rounds import Memories
+from fedloom.client.train import Result, TrainSettings, Work, train
+from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
+from fedloom.types import ClientUpdate
+
+WINDOW = 4
+"""How many blocks of clients are looked at together to put alike ones side by side."""
+
+
+def _ignore(update: ClientUpdate) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """A backend that swaps each client's parameters into one model.
+    """A backend that swaps clients' parameters into one model.
 
     Attributes:
         tuned: The model.
-        rule: The algorithm's client half.
-        conversations: Each client's rendered examples.
-        settings: How clients train.
-        seed: Names clients' random streams.
+        rows: Number of clients that train side by side, ≥ 1; 1 is one after the other.
         trained: Called with every update, for progress.
     """
 
     tuned: Tuned
-    rule: LocalRule
-    conversations: Mapping[int, Sequence[Conversation]]
-    settings: TrainSettings
-    seed: int
-    trained: Callable[[ClientUpdate], None]
+    rows: int = 1
+    trained: Callable[[ClientUpdate], None] = _ignore
 
-    def map(
-        self, broadcast: Broadcast, cohort: Sequence[int], round: int, memories: Memories
-    ) -> Iterator[tuple[ClientUpdate, Tensors]]:
-        """Train the cohort in client-id order."""
-        for client in sorted(cohort):
-            update, memory = train_client(
-                self.tuned,
-                self.rule,
-                broadcast,
-                memories.get(client, {}),
-                self.conversations[client],
-                self.settings,
-                Place(self.seed, round, client),
-            )
-            self.trained(update)
-            yield update, memory
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+        """Train clients and yield their updates in the order of `works`."""
+        coming = iter(works)
+        while window := list(islice(coming, self.rows * WINDOW if self.rows > 1 else 1)):
+            done: dict[int, Result] = {}
+            for block in blocks(window, self.rows):
+                found = train(self.tuned, [window[k] for k in block], clock)
+                for k, result in zip(block, found, strict=True):
+                    self.trained(result[0])
+                    done[k] = result
+            yield from (done[k] for k in range(len(window)))
+
+
+def blocks(works: Sequence[Work], rows: int) -> list[list[int]]:
+    """Put works side by side that take as many steps and show alike evidence, so that few rows stand idle.
+
+    Returns:
+        Blocks of at most `rows` positions in `works`; together they hold every position once.
+    """
+    kinds: list[tuple[TrainSettings, int, list[int]]] = []
+    for k, work in enumerate(works):
+        for settings, round, found in kinds:
+            if settings == work.settings and round == work.round:
+                found.append(k)
+                break
+        else:
+            kinds.append((work.settings, work.round, [k]))
+    cut: list[list[int]] = []
+    for _, _, found in kinds:
+        found.sort(key=lambda k: (*_shape(works[k]), k))
+        cut += [found[start : start + rows] for start in range(0, len(found), rows)]
+    return cut
+
+
+def _shape(work: Work) -> tuple[int, float, float]:
+    """Return steps, share of conversations with a picture, and mean length of text."""
+    count = len(work.conversations)
+    pictures = sum(one.picture is not None for one in work.conversations)
+    return work.steps, pictures / count, sum(len(one.user) for one in work.conversations) / count

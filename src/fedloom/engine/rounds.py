@@ -1,29 +1,34 @@
-"""The round loop: broadcast, train a cohort, refuse what is broken, apply the rest, commit."""
+"""The round loop: broadcast, train a cohort, refuse what is broken, apply the rest, commit.
+
+Updates stream from the clients through the gate into the aggregator; none is kept, so a round takes the
+memory of a few updates, whatever the size of its cohort.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any, Protocol
 
-import torch
-
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
-from fedloom.engine.gate import GateSettings, refuse
+from fedloom.client.train import Result, TrainSettings, Work
+from fedloom.engine.gate import Gate, GateSettings
+from fedloom.record import Clock
 from fedloom.seeds import stream
-from fedloom.types import Broadcast, ClientUpdate, Tensors, UserError
+from fedloom.types import ClientUpdate, Conversation, Tensors, UserError
 
 Memories = Mapping[int, Tensors]
+
+LISTED = 1000
+"""Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
 
 
 class Backend(Protocol):
     """Where clients run. In-process, side by side, or at other sites: all give the same updates."""
 
-    def map(
-        self, broadcast: Broadcast, cohort: Sequence[int], round: int, memories: Memories
-    ) -> Iterator[tuple[ClientUpdate, Tensors]]:
-        """Train the cohort and yield (update, what the client keeps) in client-id order."""
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+        """Do the work and yield (update, what the client keeps) in the order of `works`."""
         ...
 
 
@@ -34,7 +39,7 @@ class Standing:
     Attributes:
         state: The server's state; `state.round` rounds are done.
         memories: What clients keep, by client.
-        norms: Norms of all updates accepted so far.
+        norms: Norms of the updates accepted last, at most `gate.REMEMBERED`.
         up: Bytes sent by clients so far.
         down: Bytes sent to clients so far.
         seconds: Time spent in rounds so far.
@@ -60,12 +65,12 @@ class Schedule:
     """
 
     rounds: int
-    clients: tuple[int, ...]
+    clients: Sequence[int]
     cohort: int | None
     seed: int
 
 
-def draw_cohort(schedule: Schedule, round: int) -> tuple[int, ...]:
+def draw_cohort(schedule: Schedule, round: int) -> Sequence[int]:
     """Draw the clients of a round, without replacement, in ascending order."""
     if schedule.cohort is None or schedule.cohort >= len(schedule.clients):
         return schedule.clients
@@ -80,86 +85,152 @@ def payload(tensors: Tensors) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
-def run_rounds(
-    algorithm: FederatedAlgorithm,
-    backend: Backend,
-    standing: Standing,
-    schedule: Schedule,
-    gate: GateSettings,
-    committed: Callable[[Standing, dict[str, Any]], None],
-) -> Standing:
-    """Run the rounds that are left.
+Committed = Callable[[Standing, dict[str, Any], dict[int, Tensors]], Standing]
+"""(standing, the round's figures, memories changed in it) → the standing to go on with.
 
-    Args:
+Called after each round. The standing it is given holds the memories from before the round."""
+
+
+def keep(standing: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:
+    """Keep clients' memories in memory: the `Committed` of runs that need no file."""
+    return replace(standing, memories={**standing.memories, **changed})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a server, its clients, and where it stands.
+
+    Attributes:
         algorithm: Server and client half.
-        backend: Where clients run.
-        standing: Where to start.
+        standing: Where it stands.
         schedule: Rounds and cohorts.
+        conversations: Each client's rendered examples, by client; may render them when asked.
+        settings: How clients train.
         gate: Which updates are refused.
-        committed: Called after each round with where the run now stands and what to write down.
+        committed: Called after each round.
+    """
+
+    algorithm: FederatedAlgorithm
+    standing: Standing
+    schedule: Schedule
+    conversations: Callable[[int], Sequence[Conversation]]
+    settings: TrainSettings
+    gate: GateSettings
+    committed: Committed = keep
+
+    @property
+    def round(self) -> int:
+        """The next round."""
+        return self.standing.state.round
+
+
+def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
+    """Run the rounds that are left of one training, or of several in step over the same frozen model.
+
+    Several trainings share nothing but the model; together their clients may train side by side.
 
     Raises:
         UserError: Every update of a round was refused; nothing of that round is kept.
     """
-    for round in range(standing.state.round, schedule.rounds):
-        standing, log = one_round(algorithm, backend, standing, draw_cohort(schedule, round), gate)
-        committed(standing, log)
-    return standing
+    now = list(runs)
+    while left := [k for k, run in enumerate(now) if run.round < run.schedule.rounds]:
+        # Runs that are behind go first, so that those which train together are in the same round.
+        first = min(now[k].round for k in left)
+        together = [k for k in left if now[k].round == first]
+        clock = Clock()
+        cohorts = [draw_cohort(now[k].schedule, first) for k in together]
+        works = [works_of(now[k], cohort) for k, cohort in zip(together, cohorts, strict=True)]
+        results = backend.map(chain.from_iterable(works), clock)
+        for k, cohort in zip(together, cohorts, strict=True):
+            standing, log, changed = _close(now[k], cohort, islice(results, len(cohort)), clock)
+            now[k] = replace(now[k], standing=now[k].committed(standing, log, changed))
+            clock.take()  # what `committed` took is no part of a round
+    return [run.standing for run in now]
 
 
-def one_round(
-    algorithm: FederatedAlgorithm,
-    backend: Backend,
-    standing: Standing,
-    cohort: Sequence[int],
-    gate: GateSettings,
-) -> tuple[Standing, dict[str, Any]]:
-    """Run one round and return where the run stands then, with the round's figures."""
-    begun = time.perf_counter()
-    state = standing.state
-    broadcast = algorithm.broadcast(state)
-    results = list(backend.map(broadcast, cohort, state.round, standing.memories))
-    updates = [update for update, _ in results]
-    reasons = refuse(updates, state.params.layout, standing.norms, gate)
-    kept = [update for update in updates if update.client not in reasons]
-    if not kept:
-        said = "; ".join(f"client {client}: {reason}" for client, reason in sorted(reasons.items()))
-        raise UserError(
-            f"round {state.round}: every client's update was refused, so the run stops here ({said})"
+def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
+    """Say what each client of the next round's cohort is to do, one at a time."""
+    cohort = draw_cohort(run.schedule, run.round) if cohort is None else cohort
+    state, broadcast = run.standing.state, run.algorithm.broadcast(run.standing.state)
+    for client in cohort:
+        yield Work(
+            client,
+            state.round,
+            run.schedule.seed,
+            run.algorithm.local,
+            broadcast,
+            run.standing.memories.get(client, {}),
+            run.conversations(client),
+            run.settings,
         )
-    after, diagnostics = algorithm.apply(state, kept)
-    memories = dict(standing.memories)
-    memories.update(
-        {update.client: memory for update, memory in results if memory and update.client not in reasons}
-    )
+
+
+def _close(
+    run: Run, cohort: Sequence[int], results: Iterator[Result], clock: Clock
+) -> tuple[Standing, dict[str, Any], dict[int, Tensors]]:
+    """Take in a round's results; return where the run stands then, the round's figures, and new memories."""
+    before = run.standing
+    tally = _Tally(Gate(before.state.params.layout, before.norms, run.gate))
+    accepted = tally.accepted(results, clock)
+    first = next(accepted, None)
+    if first is None:
+        said = "; ".join(f"client {client}: {reason}" for client, reason in sorted(tally.refused.items()))
+        raise UserError(
+            f"round {before.state.round}: every client's update was refused, so the run stops here ({said})"
+        )
+    after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+    clock.lap("aggregate")
+    broadcast = run.algorithm.broadcast(before.state)
     down = len(cohort) * (payload({"params": broadcast.params.flat}) + payload(broadcast.extras))
-    up = sum(payload({"delta": update.delta.flat}) + payload(update.extras) for update in updates)
-    seconds = time.perf_counter() - begun
-    norms = tuple(float(torch.linalg.vector_norm(update.delta.flat.double())) for update in kept)
+    timers = clock.take()
+    seconds = sum(timers.values())
     log = {
-        "round": state.round,
-        "loss": _mean_loss(kept),
-        "bytes_up": up,
+        "round": before.state.round,
+        "loss": tally.loss / tally.weight,
+        "bytes_up": tally.up,
         "bytes_down": down,
         "seconds": seconds,
+        "timers": timers,
         "diagnostics": dict(diagnostics),
-        "clients": [
-            {"client": update.client, "weight": update.weight, **update.metrics} for update in updates
-        ],
-        "refused": [{"client": client, "reason": reason} for client, reason in sorted(reasons.items())],
+        "cohort": len(cohort),
+        "clients": tally.clients,
+        "refused": [{"client": client, "reason": why} for client, why in sorted(tally.refused.items())],
     }
     moved = replace(
-        standing,
+        before,
         state=after,
-        memories=memories,
-        norms=(*standing.norms, *norms),
-        up=standing.up + up,
-        down=standing.down + down,
-        seconds=standing.seconds + seconds,
+        norms=tally.gate.norms,
+        up=before.up + tally.up,
+        down=before.down + down,
+        seconds=before.seconds + seconds,
     )
-    return moved, log
+    return moved, log, tally.changed
 
 
-def _mean_loss(updates: Sequence[ClientUpdate]) -> float:
-    total = sum(update.weight for update in updates)
-    return sum(update.weight * update.metrics.get("loss", 0.0) for update in updates) / total
+class _Tally:
+    """What is counted while a round's updates stream by."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.up = 0
+        self.loss = 0.0
+        self.weight = 0.0
+        self.clients: list[dict[str, Any]] = []
+        self.refused: dict[int, str] = {}
+        self.changed: dict[int, Tensors] = {}
+
+    def accepted(self, results: Iterator[Result], clock: Clock) -> Iterator[ClientUpdate]:
+        """Pass on the updates that the gate lets through."""
+        for update, memory, reason in self.gate.judge(results):
+            self.up += payload({"delta": update.delta.flat}) + payload(update.extras)
+            if len(self.clients) < LISTED:
+                self.clients.append({"client": update.client, "weight": update.weight, **update.metrics})
+            if reason is not None:
+                self.refused[update.client] = reason
+                continue
+            self.loss += update.weight * update.metrics.get("loss", 0.0)
+            self.weight += update.weight
+            if memory:
+                self.changed[update.client] = memory
+            clock.lap("aggregate")
+            yield update

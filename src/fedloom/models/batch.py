@@ -1,12 +1,12 @@
 """From conversations to padded batches, and from batches to likelihoods of answers.
 
-Shape legend: B conversations, L tokens in the longest, T image tokens per picture, D model width, O options,
+Shape legend: K clients side by side, B conversations of each, L tokens in the longest, T image tokens per picture, D model width, O options,
 N answer tokens in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.models.load import Vlm
+from fedloom.record import Clock
 from fedloom.types import Conversation, UserError
 
 
@@ -61,15 +62,35 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
     return Encoded(tuple(ids), tuple(ends))
 
 
-def embed(vlm: Vlm, ids: Tensor, conversations: Sequence[Conversation]) -> Tensor:
-    """Look up token embeddings and put connected image features where the placeholders are: [B, L, D]."""
+Connect = Callable[[int, Tensor], Tensor]
+"""(client's row, encoder features [B, T, E]) → token embeddings [B, T, D]."""
+
+
+def embed(vlm: Vlm, ids: Tensor, features: Sequence[Tensor | None], connect: Connect | None = None) -> Tensor:
+    """Look up token embeddings and put connected image features where the placeholders are: [B, L, D].
+
+    Args:
+        vlm: The model.
+        ids: Token ids, shape [B, L], the rows of one client after those of the other.
+        features: Each client's encoder features [pictures, T, E], or None where it shows no picture.
+        connect: Each client's connector; None is the model's own.
+    """
     embeddings = vlm.model.get_input_embeddings()(ids)
-    pictures = [one.picture for one in conversations if one.picture is not None]
-    if pictures:
-        tokens = vlm.family.connect(vlm.model, vlm.encode(pictures))  # [pictures, T, D]
+    tokens = [
+        connect(row, some) if connect else vlm.family.connect(vlm.model, some)
+        for row, some in enumerate(features)
+        if some is not None
+    ]
+    if tokens:
         place = (ids == vlm.model.config.image_token_id)[..., None].expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(place, tokens.to(embeddings.dtype))
+        embeddings = embeddings.masked_scatter(place, torch.cat(tokens).to(embeddings.dtype))
     return embeddings
+
+
+def see(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor | None:
+    """Return encoder features of the pictures shown, shape [pictures, T, E], or None without any."""
+    pictures = [one.picture for one in conversations if one.picture is not None]
+    return vlm.encode(pictures) if pictures else None
 
 
 def expand(vlm: Vlm, encoded: Encoded, conversation: Conversation) -> list[int]:
@@ -84,40 +105,79 @@ def expand(vlm: Vlm, encoded: Encoded, conversation: Conversation) -> list[int]:
     return [*encoded.prompt[:where], *[image] * count, *encoded.prompt[where + 1 :]]
 
 
-def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens, each conversation counting alike.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one training step of one or several clients needs.
 
-    The head is applied at answer positions only; question, padding and image tokens carry no loss.
+    Attributes:
+        ids: Token ids, shape [K·B, L], padded on the right; a client with fewer than B conversations has
+            rows of padding, which bear no loss.
+        mask: 1 on tokens that are seen, shape [K·B, L].
+        features: Each client's encoder features, or None.
+        row: Row of each answer token, shape [N].
+        column: Position before each answer token, whose state predicts it, shape [N].
+        weight: What each answer token counts in its client's loss, shape [N].
+        sizes: Number of answer tokens of each client.
     """
-    encoded = [encode(vlm, one, [one.answer]) for one in conversations]
-    prompts = [
-        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
-    ]
-    rows = [[*prompt, *one.answers[0]] for prompt, one in zip(prompts, encoded, strict=True)]
+
+    ids: Tensor
+    mask: Tensor
+    features: tuple[Tensor | None, ...]
+    row: Tensor
+    column: Tensor
+    weight: Tensor
+    sizes: tuple[int, ...]
+
+
+def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None) -> Batch:
+    """Encode the conversations of one training step, each client's as one group."""
+    clock = clock or Clock()
+    features = tuple(see(vlm, group) for group in groups)
+    clock.lap("vision")
+    height = max(len(group) for group in groups)
+    rows: list[list[int]] = []
+    row, column, weight, sizes = [], [], [], []
+    for group in groups:
+        before = len(row)
+        for conversation in group:
+            one = encode(vlm, conversation, [conversation.answer])
+            prompt, answer = expand(vlm, one, conversation), one.answers[0]
+            row += [len(rows)] * len(answer)
+            column += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
+            weight += [1 / (len(answer) * len(group))] * len(answer)
+            rows.append([*prompt, *answer])
+        rows += [[vlm.filler]] * (height - len(group))
+        sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
-    states = vlm.decoder(inputs_embeds=embed(vlm, ids, conversations), attention_mask=mask, use_cache=False)[
-        0
-    ]
-    row = torch.cat([torch.full((len(one.answers[0]),), k) for k, one in enumerate(encoded)])  # [N]
-    column = torch.cat(
-        [
-            torch.arange(len(prompt) - 1, len(prompt) - 1 + len(one.answers[0]))
-            for prompt, one in zip(prompts, encoded, strict=True)
-        ]
+    batch = Batch(
+        ids, mask, features, torch.tensor(row), torch.tensor(column), torch.tensor(weight), tuple(sizes)
     )
-    logits = vlm.model.get_output_embeddings()(states[row, column])  # [N, vocabulary]
-    losses = F.cross_entropy(logits.float(), ids[row, column + 1], reduction="none")
-    lengths = torch.tensor([len(one.answers[0]) for one in encoded])
-    return (losses / lengths[row]).sum() / len(conversations)
+    clock.lap("data")
+    return batch
+
+
+def answer_losses(vlm: Vlm, batch: Batch, connect: Connect | None = None) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens for each client, shape [K].
+
+    A client's conversations count alike, whatever the length of their answers. The head is applied at
+    answer positions only; question, padding and image tokens carry no loss.
+    """
+    embeddings = embed(vlm, batch.ids, batch.features, connect)
+    states = vlm.decoder(inputs_embeds=embeddings, attention_mask=batch.mask, use_cache=False)[0]
+    logits = vlm.model.get_output_embeddings()(states[batch.row, batch.column])  # [N, vocabulary]
+    losses = F.cross_entropy(logits.float(), batch.ids[batch.row, batch.column + 1], reduction="none")
+    return torch.stack([part.sum() for part in (losses * batch.weight).split(batch.sizes)])
+
+
+def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
+    """Mean negative log-likelihood of the answers of one client's conversations, a scalar."""
+    return answer_losses(vlm, collate(vlm, [conversations]))[0]
 
 
 def pad(vlm: Vlm, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Pad token ids on the right (or left): ids [B, L] and mask [B, L] with 1 on real tokens."""
     width = max(len(row) for row in rows)
-    filler = (
-        vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else vlm.tokenizer.eos_token_id
-    )
-    ids = torch.full((len(rows), width), filler)
+    ids = torch.full((len(rows), width), vlm.filler)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
         where = slice(width - len(row), width) if left else slice(0, len(row))
@@ -159,7 +219,7 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     allowed = (causal & seen & (segment[:, None, :] >= 0)) | torch.eye(width, dtype=torch.bool)
     bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     states = vlm.decoder(
-        inputs_embeds=embed(vlm, ids, conversations),
+        inputs_embeds=embed(vlm, ids, [see(vlm, conversations)]),
         attention_mask=bias[:, None],
         position_ids=position,
         use_cache=False,
@@ -183,7 +243,7 @@ def generate(vlm: Vlm, conversations: Sequence[Conversation], *, max_tokens: int
     ]
     ids, mask = pad(vlm, prompts, left=True)
     replies = vlm.model.generate(
-        inputs_embeds=embed(vlm, ids, conversations),
+        inputs_embeds=embed(vlm, ids, [see(vlm, conversations)]),
         attention_mask=mask,
         max_new_tokens=max_tokens,
         do_sample=False,

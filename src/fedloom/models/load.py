@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.models.families import FAMILIES, Family
+from fedloom.models.features import FeatureStore
 from fedloom.types import Picture, UserError
 
 SHIPPED = Path(__file__).parent / "shipped"
+
+SHARD = 512
+"""Pictures whose features go into one file."""
+
+HELD = 2**30
+"""Bytes of features that are held in memory; the rest is read again or computed again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +36,9 @@ class Vlm:
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
         digest: SHA-256 over configuration and weights.
-        features: Encoder features by picture key. The encoder is frozen in every strategy, so this is a
-            memo, not state: a cold one gives the same numbers.
+        store: Encoder features on disk, shared between runs, or None.
+        features: Encoder features by picture key, as many as `HELD` bytes hold. The encoder is frozen in
+            every strategy, so this is a memo, not state: a cold one gives the same numbers.
         tokens: Token ids by conversation text, a memo likewise.
     """
 
@@ -39,6 +47,7 @@ class Vlm:
     processor: Any
     family: Family
     digest: str
+    store: FeatureStore | None = field(default=None, repr=False)
     features: dict[str, Tensor] = field(default_factory=dict, repr=False)
     tokens: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -48,23 +57,106 @@ class Vlm:
         return self.processor.tokenizer
 
     @property
+    def filler(self) -> int:
+        """The token that pads a batch; it is masked, so which one it is makes no difference."""
+        tokenizer = self.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @property
     def decoder(self) -> nn.Module:
         """The language model without embeddings' lookup and head: embeddings in, hidden states out."""
         return self.model.get_decoder()
 
-    @torch.no_grad()
-    def encode(self, pictures: Sequence[Picture], batch_size: int = 32) -> Tensor:
+    def encode(self, pictures: Sequence[Picture]) -> Tensor:
         """Return encoder features of pictures, shape [B, T, E]; each picture is encoded once."""
-        missing = {picture.key: picture for picture in pictures if picture.key not in self.features}
+        found = {picture.key: self._known(picture.key) for picture in pictures}
+        missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
         todo = list(missing.values())
-        for start in range(0, len(todo), batch_size):
-            some = todo[start : start + batch_size]
+        for start in range(0, len(todo), SHARD):
+            fresh = self._compute(todo[start : start + SHARD])
+            if self.store is not None:
+                self.store.write(fresh)
+            for key, value in fresh.items():
+                found[key] = value
+                self._hold(key, value)
+        return torch.stack([value for picture in pictures if (value := found[picture.key]) is not None])
+
+    def warm(self, pictures: Iterable[Picture]) -> int:
+        """Encode all pictures that are not known yet, so that no client waits for it; return how many."""
+        missing = {one.key: one for one in pictures if one.key not in self.features}
+        if self.store is not None:
+            missing = {key: one for key, one in missing.items() if key not in self.store}
+        todo = list(missing.values())
+        for start in range(0, len(todo), SHARD):
+            self.encode(todo[start : start + SHARD])
+        return len(todo)
+
+    def _known(self, key: str) -> Tensor | None:
+        value = self.features.get(key)
+        if value is None and self.store is not None:
+            value = self.store.read(key)
+            if value is not None:
+                self._hold(key, value)
+        return value
+
+    def _hold(self, key: str, value: Tensor) -> None:
+        if (len(self.features) + 1) * value.numel() * value.element_size() <= HELD:
+            self.features[key] = value
+
+    @torch.no_grad()
+    def _compute(self, pictures: Sequence[Picture], batch_size: int = 32) -> dict[str, Tensor]:
+        fresh: dict[str, Tensor] = {}
+        for start in range(0, len(pictures), batch_size):
+            some = pictures[start : start + batch_size]
             inputs = self.processor.image_processor(
                 images=[one.pixels() for one in some], return_tensors="pt"
             )
             encoded = self.family.encode(self.model, inputs["pixel_values"].to(self.model.dtype))
-            self.features.update({one.key: row.clone() for one, row in zip(some, encoded, strict=True)})
-        return torch.stack([self.features[picture.key] for picture in pictures])
+            fresh.update({one.key: row.clone() for one, row in zip(some, encoded, strict=True)})
+        return fresh
+
+
+def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
+    """Keep a model's encoder features in files below `folder`, at most `limit` bytes of them.
+
+    Raises:
+        UserError: Features could differ from one time to the next, so that kept ones would be wrong.
+    """
+    reason = not_storable(vlm)
+    if reason is not None:
+        raise UserError(f"engine.cache: features cannot be kept, because {reason}")
+    return replace(vlm, store=FeatureStore(folder, encoder_identity(vlm), limit))
+
+
+def not_storable(vlm: Vlm) -> str | None:
+    """Say why kept features could be wrong, or None: the encoder is trained, or drops values at random."""
+    parts = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())
+    for name in parts["encoder"]:
+        if vlm.model.get_parameter(name).requires_grad:
+            return f"the encoder is trained ({name})"
+    for name, module in vlm.model.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0 and _inside(vlm, name):
+            return f"the encoder drops values at random ({name})"
+    return None
+
+
+def _inside(vlm: Vlm, name: str) -> bool:
+    return any(name.startswith(prefix) for prefix in vlm.family.parts.encoder)
+
+
+def encoder_identity(vlm: Vlm) -> dict[str, Any]:
+    """Say what encoder features depend on besides the picture: weights, configuration, processor, precision."""
+    sha = hashlib.sha256()
+    for name in sorted(vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]):
+        sha.update(name.encode())
+        sha.update(vlm.model.get_parameter(name).detach().cpu().float().contiguous().numpy().tobytes())
+    return {
+        "encoder": sha.hexdigest(),
+        "config": vlm.model.config.to_dict(),
+        "processor": vlm.processor.image_processor.to_dict(),
+        "dtype": str(vlm.model.dtype),
+        "format": 1,
+    }
 
 
 def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:

@@ -1,6 +1,6 @@
 """Trained tensors as views of one flat buffer, and their files in PEFT's format.
 
-Shape legend: P trained values, I and O a linear layer's inputs and outputs, R rank.
+Shape legend: P trained values, K clients side by side, I and O a linear layer's inputs and outputs, R rank.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,22 @@ from fedloom.seeds import torch_stream
 from fedloom.tuning.strategy import LoRA, Stage
 from fedloom.types import UserError
 
+# Gradients are meant to lie in rows of one buffer; autograd tells once that it would rather own them.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
 PEFT_PREFIX = "base_model.model."
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a low-rank update: y = W x + b + (alpha / rank) · B A x.
 
+    With K clients side by side, A and B have a leading dimension and the batch consists of K equal groups of
+    rows, one client's after the other's; W x is one product for all of them.
+
     Args:
         base: The frozen layer.
-        lora_a: A, shape [R, I].
-        lora_b: B, shape [O, R].
+        lora_a: A, shape [R, I] or [K, R, I].
+        lora_b: B, shape [O, R] or [K, O, R].
         scale: alpha / rank.
     """
 
@@ -43,7 +52,20 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
         """Apply layer and update."""
-        return self.base(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
+        y, a, b = self.base(x), self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+        if a.dim() == 2:
+            return y + F.linear(F.linear(x, a), b) * self.scale
+        rows = x.reshape(a.shape[0], -1, x.shape[-1])  # [K, tokens, I]
+        update = torch.bmm(torch.bmm(rows, a.mT), b.mT)  # [K, tokens, O]
+        return y + update.view_as(y) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a trained tensor sits in the model: a module and the attribute's name there."""
+
+    module: str
+    attribute: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,30 +76,107 @@ class Tuned:
         vlm: The model.
         stage: What is trained.
         start: The parameters before training: A random, B zero, connector as loaded.
-        flat: The live values, shape [P]; writing to it changes the model.
-        grads: Where `backward` adds gradients, shape [P].
+        spots: Canonical name → place in the model.
+        flat: The live values, shape [K, P], one row for each client side by side; outside `side_by_side`
+            K is 1. Writing to it changes the model.
+        grads: Where `backward` adds gradients, shape [K, P].
+        slots: Buffers of the local optimiser, shape [K, P] each, made when first asked for.
     """
 
     vlm: Vlm
     stage: Stage
     start: Params
+    spots: Mapping[str, Spot]
     flat: Tensor
     grads: Tensor
+    slots: dict[str, Tensor]
 
     @property
     def layout(self) -> Layout:
         """Names and shapes of the trained tensors."""
         return self.start.layout
 
-    def write(self, params: Params) -> None:
-        """Put parameters into the model: one copy."""
+    @property
+    def rows(self) -> int:
+        """The number K of clients there is room for."""
+        return self.flat.shape[0]
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several clients can train side by side: only adapters and the connector can be stacked."""
+        return all(
+            (isinstance(how, LoRA) and part == "llm") or part == "connector"
+            for part, how in self.stage.train.items()
+        )
+
+    def write(self, params: Params, row: int = 0) -> None:
+        """Put parameters into one row of the model: one copy."""
         if params.layout != self.layout:
             raise ValueError("these parameters were made for another model or strategy")
-        self.flat.copy_(params.flat)
+        self.flat[row].copy_(params.flat)
 
-    def read(self) -> Params:
-        """Copy the live parameters out."""
-        return Params(self.layout, self.flat.clone())
+    def read(self, row: int = 0) -> Params:
+        """Copy the live parameters of one row out."""
+        return Params(self.layout, self.flat[row].clone())
+
+    def connect(self, row: int, features: Tensor) -> Tensor:
+        """Turn encoder features [B, T, E] into token embeddings [B, T, D] with one row's connector."""
+        if self.rows > 1:
+            self._place(self._whole(), row)
+        return self.vlm.family.connect(self.vlm.model, features)
+
+    def zeroed(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the optimiser's buffers, filled with zeros."""
+        for name in names:
+            if name not in self.slots:
+                self.slots[name] = torch.zeros_like(self.flat)
+            self.slots[name].zero_()
+        return {name: self.slots[name] for name in names}
+
+    def tie(self, rows: int = 1) -> None:
+        """Make the first `rows` rows the model's own parameters; adapters are stacked where it is not one."""
+        adapters = [name for name in self.layout.names if _is_adapter(name)]
+        if rows == 1:
+            self._place([*adapters, *self._whole()], 0)
+        else:
+            self._place(adapters, slice(0, rows))
+
+    def _whole(self) -> list[str]:
+        return [name for name in self.layout.names if not _is_adapter(name)]
+
+    def _place(self, names: Sequence[str], rows: int | slice) -> None:
+        """Put views of some rows into the model."""
+        values, grads = Params(self.layout, self.flat[rows]), Params(self.layout, self.grads[rows])
+        for name in names:
+            parameter = nn.Parameter(values[name])
+            # Backward adds into the view in place, so the flat gradient needs no gathering.
+            parameter.grad = grads[name]
+            spot = self.spots[name]
+            setattr(self.vlm.model.get_submodule(spot.module), spot.attribute, parameter)
+
+
+def _is_adapter(name: str) -> bool:
+    return name.endswith((":lora_a", ":lora_b"))
+
+
+@contextmanager
+def side_by_side(tuned: Tuned, rows: int) -> Iterator[Tuned]:
+    """Give a model room for several clients at once, and put its single row back afterwards.
+
+    Args:
+        tuned: The model with one row; its `flat` is left as it is.
+        rows: Number K of clients; for one the model itself is handed out.
+    """
+    if rows == 1:
+        yield tuned
+        return
+    shape = (rows, tuned.layout.size)
+    wide = replace(tuned, flat=torch.empty(shape), grads=torch.zeros(shape), slots={})
+    wide.tie(rows)
+    try:
+        yield wide
+    finally:
+        tuned.tie()
 
 
 def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
@@ -92,10 +191,12 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         UserError: The stage names a part the model lacks, or no layer matches its targets.
     """
     tensors: dict[str, Tensor] = {}
-    places: dict[str, tuple[str, str]] = {}  # canonical name → (module, attribute)
+    spots: dict[str, Spot] = {}
     for part, how in stage.train.items():
         if not getattr(vlm.family.parts, part):
             raise UserError(f"strategy: this model has no {part}, so it cannot be trained")
+        if part == "encoder":
+            raise UserError("strategy: the encoder stays frozen; what it makes of a picture is computed once")
         if isinstance(how, LoRA):
             for name in _targets(vlm, part, how):
                 layer = vlm.model.get_submodule(name)
@@ -103,17 +204,31 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
                 generator = torch_stream(seed, f"lora/{name}")
                 drawn = torch.rand(how.rank, layer.in_features, generator=generator) * 2 * bound - bound
                 for key, value in (("lora_a", drawn), ("lora_b", torch.zeros(layer.out_features, how.rank))):
-                    tensors[f"{part}/{name}:{key}"], places[f"{part}/{name}:{key}"] = value, (name, key)
+                    tensors[f"{part}/{name}:{key}"], spots[f"{part}/{name}:{key}"] = value, Spot(name, key)
         else:
             names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]
             for name in names:
                 module, _, attribute = name.rpartition(".")
                 tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach()
-                places[f"{part}/{name}"] = (module, attribute)
+                spots[f"{part}/{name}"] = Spot(module, attribute)
     start = Params.of(tensors)
-    tuned = Tuned(vlm, stage, start, start.flat.clone(), torch.zeros(start.layout.size))
-    _tie(tuned, places)
+    flat = start.flat.clone()[None]
+    tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
+    _insert(tuned)
+    tuned.tie()
     return tuned
+
+
+def release(tuned: Tuned) -> None:
+    """Take the adapters out of the model again and put the connector back as it was loaded."""
+    model, start = tuned.vlm.model, tuned.start
+    for name in tuned.layout.names:
+        spot = tuned.spots[name]
+        layer = model.get_submodule(spot.module)
+        if not _is_adapter(name):
+            setattr(layer, spot.attribute, nn.Parameter(start[name].clone(), requires_grad=False))
+        elif isinstance(layer, LoRALinear):
+            _swap(model, spot.module, layer.base)
 
 
 def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
@@ -132,27 +247,22 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
     return found
 
 
-def _tie(tuned: Tuned, places: dict[str, tuple[str, str]]) -> None:
-    parameters: dict[str, dict[str, nn.Parameter]] = {}
-    values, grads = Params(tuned.layout, tuned.flat), Params(tuned.layout, tuned.grads)
-    for name, (module, attribute) in places.items():
-        parameter = nn.Parameter(values[name])
-        # Backward adds into the view in place, so the flat gradient needs no gathering.
-        parameter.grad = grads[name]
-        parameters.setdefault(module, {})[attribute] = parameter
-    model = tuned.vlm.model
-    lora = tuned.stage.lora
-    for name, found in parameters.items():
-        if "lora_a" in found:
-            assert lora is not None
-            layer = LoRALinear(
-                model.get_submodule(name), found["lora_a"], found["lora_b"], lora.alpha / lora.rank
-            )
-            above, _, last = name.rpartition(".")
-            setattr(model.get_submodule(above), last, layer)
-        else:
-            for attribute, parameter in found.items():
-                setattr(model.get_submodule(name), attribute, parameter)
+def _insert(tuned: Tuned) -> None:
+    """Wrap every layer that gets an adapter."""
+    lora, model = tuned.stage.lora, tuned.vlm.model
+    for name in {spot.module for key, spot in tuned.spots.items() if _is_adapter(key)}:
+        assert lora is not None
+        empty = nn.Parameter(torch.empty(0))
+        _swap(
+            model,
+            name,
+            LoRALinear(model.get_submodule(name), empty, nn.Parameter(empty), lora.alpha / lora.rank),
+        )
+
+
+def _swap(model: nn.Module, name: str, layer: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(model.get_submodule(above), last, layer)
 
 
 def _peft_names(layout: Layout) -> dict[str, str]:

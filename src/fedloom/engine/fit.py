@@ -1,0 +1,143 @@
+"""How many clients to train side by side: as many as memory holds, if that is faster than one by one.
+
+What is faster depends on the machine, so it is measured once and remembered there; a run writes down what
+it chose and keeps to it when it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedloom.client.train import Work
+from fedloom.models.batch import answer_losses, collate
+from fedloom.record import write_json
+from fedloom.tuning.adapters import Tuned, side_by_side
+
+MOST = 8
+"""Rows beyond which the gain no longer grows on the machines that were measured."""
+
+WORTHWHILE = 1.05
+"""Gain below which clients train one by one: less is noise."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was chosen, and what for.
+
+    Attributes:
+        rows: Clients that train side by side.
+        gain: Measured speed of `tried` rows over one, or None where there was nothing to measure.
+        tried: Rows that were measured.
+        room: Rows that memory holds.
+    """
+
+    rows: int
+    gain: float | None = None
+    tried: int = 1
+    room: int = MOST
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as JSON can write it."""
+        return asdict(self)
+
+
+def fit(tuned: Tuned, works: Sequence[Work], free: int | None = None) -> Fit:
+    """Choose the number of rows for works like these.
+
+    Times one forward and backward pass of one client and of several, twice each, alternating; nothing is
+    learnt from it.
+
+    Args:
+        tuned: The model with one row.
+        works: Some of a round's works.
+        free: Bytes that may be used; None asks the system.
+    """
+    if len(works) < 2 or not tuned.stackable:
+        return Fit(1)
+    free = free_memory() if free is None else free
+    needed = saved_bytes(tuned, works[0])
+    # Half of what is free, since backward needs about as much again as forward saved.
+    room = MOST if free is None or not needed else max(1, min(MOST, int(free / 2 / needed)))
+    tried = min(room, len(works))
+    if tried < 2:
+        return Fit(1, room=room)
+    _seconds(tuned, works[:1])  # the first pass of all is slower
+    alone, together = [], []
+    for _ in range(2):
+        alone.append(_seconds(tuned, works[:1]))
+        together.append(_seconds(tuned, works[:tried]))
+    gain = min(alone) * tried / min(together)
+    return Fit(tried if gain >= WORTHWHILE else 1, round(gain, 3), tried, room)
+
+
+def remembered(file: Path, tuned: Tuned, works: Sequence[Work]) -> Fit:
+    """Return the choice this machine made before for such works, or make it and remember it in `file`."""
+    settings = works[0].settings
+    key = hashlib.sha256(
+        f"{tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(len(works), MOST)} "
+        f"{torch.get_num_threads()} {torch.__version__}".encode()
+    ).hexdigest()
+    known: dict[str, Any] = {}
+    try:
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+        return Fit(**known[key])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not there, damaged, or of another version: measured again
+    found = fit(tuned, works)
+    write_json(file, {**known, key: found.to_json()})
+    return found
+
+
+def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
+    with side_by_side(tuned, len(works)) as stack:
+        for row, work in enumerate(works):
+            stack.write(work.broadcast.params, row)
+        batch = collate(stack.vlm, [next(work.batches()) for work in works])
+        begun = time.perf_counter()
+        losses = answer_losses(stack.vlm, batch, stack.connect)
+        if losses.requires_grad:
+            losses.sum().backward()
+        return time.perf_counter() - begun
+
+
+def saved_bytes(tuned: Tuned, work: Work) -> int:
+    """Count the bytes that one client's step keeps for its backward pass; shared weights do not count."""
+    own = {value.untyped_storage().data_ptr() for value in tuned.vlm.model.state_dict().values()}
+    own.add(tuned.flat.untyped_storage().data_ptr())
+    seen: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    tuned.write(work.broadcast.params)
+    batch = collate(tuned.vlm, [next(work.batches())])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        # The losses are held until all is counted, so that no address is used twice.
+        losses = answer_losses(tuned.vlm, batch, tuned.connect)
+    del losses
+    return sum(seen.values())
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that are free, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None

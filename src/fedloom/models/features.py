@@ -1,0 +1,124 @@
+"""What a frozen encoder makes of pictures, kept in files: computed once for every client, round and run.
+
+A shard is a safetensors file: `features` [pictures, T, E], and in its metadata the pictures' keys and the
+SHA-256 of each row. Shards of one encoder lie in a folder named by everything that the features depend
+on besides the picture: weights, processor, precision. Files appear whole or not at all, so processes may
+share the folder.
+
+Shape legend: T image tokens of a picture, E encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedloom.record import write_atomic
+
+
+def cache_folder() -> Path:
+    """Return where fedloom keeps what can be computed again: `$FEDLOOM_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("FEDLOOM_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
+
+
+class FeatureStore:
+    """Features of one encoder on disk, read through a memory map.
+
+    Args:
+        folder: Where all encoders' shards lie.
+        identity: What the features depend on besides the picture, as JSON can write it.
+        limit: Bytes that all shards in `folder` may take; the ones used longest ago go first.
+
+    Attributes:
+        damaged: Shards that were found damaged and removed, with the reason.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], limit: int) -> None:
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        self.folder, self._root, self._limit = folder / name, folder, limit
+        self.damaged: list[str] = []
+        self._rows: dict[str, tuple[Path, int, str]] = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            self._open(file)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def read(self, key: str) -> Tensor | None:
+        """Return a picture's features [T, E], or None where they are not kept or were damaged."""
+        place = self._rows.get(key)
+        if place is None:
+            return None
+        file, row, digest = place
+        try:
+            with safe_open(file, "pt") as shard:
+                value = shard.get_slice("features")[row]
+        except (OSError, SafetensorError):
+            return self._drop(file, "it cannot be read")
+        if _digest(value) != digest:
+            return self._drop(file, "its content does not match its SHA-256")
+        return value
+
+    def write(self, features: Mapping[str, Tensor]) -> None:
+        """Keep the features of some pictures, all of one shape, as one shard; then see to the limit."""
+        fresh = {key: value for key, value in features.items() if key not in self._rows}
+        if not fresh:
+            return
+        rows = torch.stack([value.cpu() for value in fresh.values()]).contiguous()
+        told = {"keys": json.dumps(list(fresh)), "sha256": json.dumps([_digest(row) for row in rows])}
+        content = save({"features": rows}, metadata=told)
+        if len(content) > self._limit:
+            return
+        file = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+        write_atomic(file, content)
+        self._open(file)
+        self._make_room(file)
+
+    def _open(self, file: Path) -> None:
+        try:
+            with safe_open(file, "pt") as shard:
+                told = shard.metadata() or {}
+                count = shard.get_slice("features").get_shape()[0]
+            keys, digests = json.loads(told["keys"]), json.loads(told["sha256"])
+            if not count == len(keys) == len(digests):
+                raise ValueError("rows, keys and digests differ in number")
+            os.utime(file)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            self._drop(file, str(error))
+            return
+        for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
+            self._rows[key] = (file, row, digest)
+
+    def _drop(self, file: Path, reason: str) -> None:
+        self.damaged.append(f"{file}: {reason}")
+        file.unlink(missing_ok=True)
+        self._rows = {key: place for key, place in self._rows.items() if place[0] != file}
+
+    def _make_room(self, newest: Path) -> None:
+        found = [
+            (file.stat().st_mtime, file.stat().st_size, file) for file in self._root.glob("*/*.safetensors")
+        ]
+        total = sum(size for _, size, _ in found)
+        for _, size, file in sorted(found):
+            if total <= self._limit:
+                return
+            if file != newest:
+                file.unlink(missing_ok=True)
+                self._rows = {key: place for key, place in self._rows.items() if place[0] != file}
+                total -= size
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

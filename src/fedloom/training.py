@@ -1,0 +1,158 @@
+"""Train one method of a run: its rounds, its commits, its learning curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from fedloom.algorithms import configured, make
+from fedloom.algorithms.base import FederatedAlgorithm, with_rule
+from fedloom.algorithms.wrap import adaptive
+from fedloom.client.evaluate import Judged, render, score
+from fedloom.client.train import learning_rate
+from fedloom.engine.fit import MOST, remembered
+from fedloom.engine.in_process import InProcess
+from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, run_rounds, works_of
+from fedloom.engine.store import commit, last_commit
+from fedloom.experiment import Experiment
+from fedloom.measure import answer_slice, slices_of
+from fedloom.methods import Method
+from fedloom.models.features import cache_folder
+from fedloom.models.load import Vlm
+from fedloom.params import Params
+from fedloom.progress import Progress
+from fedloom.record import Clock, Record, write_json
+from fedloom.scenarios.plan import Plan, Share
+from fedloom.tuning.adapters import Tuned
+from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, Tensors
+
+CLIENTS_HELD = 1024
+"""Clients whose rendered examples are kept from round to round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all methods of a run share."""
+
+    experiment: Experiment
+    folder: Path
+    data: DataSet
+    plan: Plan
+    tuned: Tuned
+    record: Record
+    progress: Progress
+
+    @property
+    def vlm(self) -> Vlm:
+        """The model."""
+        return self.tuned.vlm
+
+
+def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
+    """Make a method's algorithm; references train with plain FedAvg over their one client."""
+    arguments = setting.experiment.algorithms
+    base = method.base if method.federated else "fedavg"
+    algorithm = make(base, len(setting.plan.clients), arguments.get(base) if method.federated else None)
+    if "adaptive" in method.modifiers:
+        rule = partial(adaptive, setting.tuned.layout)
+        chosen = setting.experiment.adaptive.model_dump()
+        algorithm = with_rule(algorithm, configured("algorithms.adaptive", rule, chosen))
+    return algorithm
+
+
+def conversations_of(setting: Setting, share: Share, method: Method) -> list[Conversation]:
+    """Render a client's examples, showing what it holds, with the method's prompt."""
+    examples = [setting.data.train[index] for index in share.indices]
+    presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
+    answer = setting.experiment.evaluate.answer
+    return render(examples, presence, answer, agnostic="prompt" in method.modifiers)
+
+
+def train_method(
+    setting: Setting, method: Method, name: str, plan: Plan, servers: Sequence[tuple[int | None, range]]
+) -> list[Standing]:
+    """Run the rounds of one or several trainings in step, each from its last commit if there is one.
+
+    Args:
+        setting: What all methods share.
+        method: The method.
+        name: Its name.
+        plan: Who holds what.
+        servers: For each training the client that trains alone, or None, and the training's clients.
+    """
+
+    @lru_cache(maxsize=CLIENTS_HELD)
+    def conversations(client: int) -> list[Conversation]:
+        return conversations_of(setting, plan.clients[client], method)
+
+    def trained(update: ClientUpdate) -> None:
+        setting.progress.advance(1, loss=update.metrics["loss"])
+
+    runs = [_training(setting, method, name, conversations, clients, alone) for alone, clients in servers]
+    left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
+    setting.progress.stage(name, sum(left))
+    rows = _rows(setting, runs) if any(left) else 1
+    return run_rounds(runs, InProcess(setting.tuned, rows, trained))
+
+
+def _training(
+    setting: Setting,
+    method: Method,
+    name: str,
+    conversations: Callable[[int], Sequence[Conversation]],
+    clients: range,
+    alone: int | None,
+) -> Run:
+    experiment, layout = setting.experiment, setting.tuned.layout
+    folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
+    algorithm = algorithm_of(setting, method)
+    schedule = Schedule(experiment.train.rounds, clients, experiment.train.cohort, experiment.seed)
+    standing = last_commit(folder, layout) or Standing(algorithm.init(setting.tuned.start))
+
+    def committed(now: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:
+        done, every = now.state.round, experiment.evaluate.every
+        lr = learning_rate(experiment.train, done - 1)
+        setting.record.append("round", {"method": name, "client": alone, "lr": lr, **log})
+        if every and alone is None and done < schedule.rounds and done % every == 0:
+            full = slices_of(setting.data.test)[0]
+            answers_of(setting, algorithm.broadcast(now.state).params, method, name, alone, done, full)
+        return commit(folder, now, changed)
+
+    return Run(algorithm, standing, schedule, conversations, experiment.train, experiment.gate, committed)
+
+
+def _rows(setting: Setting, runs: Sequence[Run]) -> int:
+    """Say how many clients train side by side: as the experiment says, as this run did before, or measured."""
+    chosen = setting.experiment.engine.side_by_side
+    file = setting.folder / "engine.json"
+    works = list(islice(chain.from_iterable(works_of(run) for run in runs), MOST))
+    if len(works) < 2 or not setting.tuned.stackable:
+        return 1
+    if chosen != "auto":
+        return chosen
+    if not file.exists():
+        found = remembered(cache_folder() / "side-by-side.json", setting.tuned, works)
+        write_json(file, found.to_json())
+        setting.record.append("engine", found.to_json())
+    return json.loads(file.read_text(encoding="utf-8"))["rows"]
+
+
+def answers_of(
+    setting: Setting, params: Params, method: Method, name: str, client: int | None, round: int, part: str
+) -> Judged:
+    """Answer the test set with one slice's evidence and write the scores down."""
+    setting.tuned.write(params)
+    test, clock = setting.data.test, Clock()
+    judged = answer_slice(
+        setting.vlm, test, part, setting.experiment.evaluate, agnostic="prompt" in method.modifiers
+    )
+    clock.lap("evaluate")
+    row = {"method": name, "client": client, "round": round, "slice": part, "examples": len(test)}
+    row["seconds"] = clock.seconds["evaluate"]
+    setting.record.append("evaluation", {**row, "scores": score(test, judged)})
+    return judged

@@ -1,0 +1,152 @@
+"""Clients side by side get the updates they get one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms.base import PLAIN, LocalRule, chain
+from fedloom.algorithms.fedprox import proximal
+from fedloom.client.train import Result, Work, train
+from fedloom.data.shapes import MAKERS
+from fedloom.engine.in_process import InProcess, blocks
+from fedloom.models.load import load_vlm
+from fedloom.record import Clock
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
+from fedloom.types import Broadcast, Conversation, Presence
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: int = 4
+    epochs: int = 2
+    batch_size: int = 2
+    lr: float = 1e-2
+    schedule: str = "constant"
+    optimizer: str = "sgd"
+    weight_decay: float = 0.01
+    clip: float | None = 0.5
+
+
+BOTH, IMAGE, TEXT = Presence(True, True), Presence(True, False), Presence(False, True)
+
+
+def conversations(client: int, count: int, present: Presence) -> list[Conversation]:
+    examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(count)]
+    return [TASKS["vqa"].render(one, present, agnostic=False, answer_form="text") for one in examples]
+
+
+# client → (examples, what it sees): other numbers of steps, other lengths, other modalities
+COHORT = {0: (5, BOTH), 1: (2, TEXT), 2: (6, IMAGE), 3: (1, TEXT), 4: (5, TEXT)}
+
+
+def works(tuned: Tuned, settings: Settings, rule: LocalRule = PLAIN, name: str = "fedavg") -> list[Work]:
+    algorithm = make(name, len(COHORT))
+    broadcast = algorithm.broadcast(algorithm.init(tuned.start))
+    return [
+        Work(k, 0, 7, chain(algorithm.local, rule), broadcast, {}, conversations(k, *holds), settings)
+        for k, holds in COHORT.items()
+    ]
+
+
+def one_by_one(tuned: Tuned, todo: list[Work]) -> list[Result]:
+    return [train(tuned, [work])[0] for work in todo]
+
+
+def assert_alike(found: list[Result], expected: list[Result], tolerance: float) -> None:
+    for (mine, kept), (theirs, remembered) in zip(found, expected, strict=True):
+        assert (mine.client, mine.weight) == (theirs.client, theirs.weight)
+        assert mine.metrics["steps"] == theirs.metrics["steps"]
+        assert mine.metrics["loss"] == pytest.approx(theirs.metrics["loss"], rel=1e-5)
+        size = float(theirs.delta.flat.norm())
+        assert float((mine.delta.flat - theirs.delta.flat).norm()) <= tolerance * size
+        assert kept.keys() == remembered.keys()
+        for key, value in kept.items():
+            torch.testing.assert_close(value, remembered[key], rtol=1e-3, atol=1e-5)
+
+
+def tune(path: Path, strategy: str = "both") -> Tuned:
+    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2)), seed=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_every_strategy(strategy: str, clip: float | None, tiny_model: Path) -> None:
+    tuned = tune(tiny_model, strategy)
+    todo = works(tuned, replace(Settings(), clip=clip))
+    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-5)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_local_rule(name: str, tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    todo = works(tuned, Settings(), proximal(0.3), name)
+    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-5)
+
+
+def test_adam_too(tiny_model: Path) -> None:
+    """Adam blows a gradient that is nothing but rounding up to a full step, so the bound is wider."""
+    tuned = tune(tiny_model)
+    todo = works(tuned, replace(Settings(), optimizer="adamw"))
+    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_equal_lengths_give_equal_bits(optimizer: str, tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    settings = replace(Settings(), optimizer=optimizer, epochs=1)
+    broadcast = Broadcast(tuned.start)
+    told = conversations(0, 4, BOTH)
+    todo = [Work(k, 0, 7, PLAIN, broadcast, {}, [told[k]] * 4, settings) for k in (0, 0, 0)]
+    for (mine, _), (theirs, _) in zip(train(tuned, todo), one_by_one(tuned, todo), strict=True):
+        torch.testing.assert_close(mine.delta.flat, theirs.delta.flat, rtol=0, atol=1e-6)
+
+
+def test_rows_do_not_touch_each_other(tiny_model: Path) -> None:
+    """A neighbour with other data changes nothing but the last bits."""
+    tuned = tune(tiny_model)
+    todo = works(tuned, Settings())
+    changed = [*todo[:-1], replace(todo[-1], conversations=conversations(99, 5, BOTH))]
+    assert_alike(train(tuned, todo)[:-1], train(tuned, changed)[:-1], 1e-5)
+
+
+def test_the_model_has_one_row_again_afterwards(tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    alone = one_by_one(tuned, works(tuned, Settings()))
+    train(tuned, works(tuned, Settings()))
+    again = one_by_one(tuned, works(tuned, Settings()))
+    for (mine, _), (theirs, _) in zip(again, alone, strict=True):
+        assert torch.equal(mine.delta.flat, theirs.delta.flat)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_the_backend_keeps_the_order(rows: int, tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    todo = works(tuned, Settings())
+    found = list(InProcess(tuned, rows).map(iter(todo), Clock()))
+    assert_alike(found, one_by_one(tuned, todo), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_blocks_hold_every_work_once(rows: int, tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    todo = works(tuned, Settings()) + works(tuned, replace(Settings(), lr=1.0))
+    found = blocks(todo, rows)
+    assert sorted(k for block in found for k in block) == list(range(len(todo)))
+    for block in found:
+        assert len(block) <= rows
+        assert len({todo[k].settings for k in block}) == 1
+
+
+def test_works_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    one, two, *_ = works(tuned, Settings())
+    with pytest.raises(ValueError, match="same settings and round"):
+        train(tuned, [one, replace(two, settings=replace(Settings(), lr=1.0))])

@@ -1,0 +1,124 @@
+"""Kept features are the computed ones, bounded, and never wrong without a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fedloom.models.features import FeatureStore
+from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
+from fedloom.types import UserError
+
+LIMIT = 2**24
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A picture that may be asked for its pixels only as often as `left` says."""
+
+    number: int
+    left: list[int]
+
+    @property
+    def key(self) -> str:
+        return f"dots-{self.number}"
+
+    def pixels(self) -> NDArray[np.uint8]:
+        self.left[0] -= 1
+        assert self.left[0] >= 0, "encoded again"
+        return np.random.default_rng(self.number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def dots(count: int, left: int) -> list[Dots]:
+    counter = [left]
+    return [Dots(number, counter) for number in range(count)]
+
+
+@pytest.fixture
+def vlm(tiny_model: Path) -> Vlm:
+    return load_vlm(str(tiny_model))
+
+
+def test_another_process_reads_the_same_bits_and_encodes_nothing(vlm: Vlm, tmp_path: Path) -> None:
+    plain = vlm.encode(dots(5, left=5))
+    first = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    assert first.warm(dots(5, left=5)) == 5
+    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    assert later.warm(dots(5, left=0)) == 0
+    assert torch.equal(later.encode(dots(5, left=0)), plain)
+
+
+def test_shards_of_several_calls_are_all_found(vlm: Vlm, tmp_path: Path) -> None:
+    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    pictures = dots(6, left=6)
+    stored.encode(pictures[:2])
+    stored.encode(pictures)
+    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    assert torch.equal(later.encode(pictures), stored.encode(pictures))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "header"])
+def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) -> None:
+    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    right = stored.encode(dots(3, left=3))
+    file = next(tmp_path.rglob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 64
+    elif damage == "truncate":
+        content = content[:-8]
+    else:
+        content[3] ^= 255
+    file.write_bytes(content)
+    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    assert torch.equal(later.encode(dots(3, left=3)), right)
+    assert later.store is not None
+    assert len(later.store.damaged) == 1
+    assert str(file) in later.store.damaged[0]
+
+
+def test_the_store_keeps_to_its_limit(tmp_path: Path) -> None:
+    limit = 20_000
+    for number in range(10):
+        store = FeatureStore(tmp_path, {"encoder": number % 2}, limit)
+        store.write({f"{number}-{k}": torch.full((4, 32), float(k)) for k in range(10)})
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) <= limit
+        assert torch.equal(store.read(f"{number}-3"), torch.full((4, 32), 3.0))
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, {}, 100)
+    store.write({"a": torch.zeros(100)})
+    assert store.read("a") is None
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_everything_that_changes_features_changes_the_identity(vlm: Vlm) -> None:
+    before = encoder_identity(vlm)
+    name = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"][0]
+    with torch.no_grad():
+        vlm.model.get_parameter(name).flatten()[0] += 1
+    assert encoder_identity(vlm)["encoder"] != before["encoder"]
+    vlm.processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+    assert encoder_identity(vlm)["processor"] != before["processor"]
+
+
+def test_a_trained_encoder_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
+    assert not_storable(vlm) is None
+    name = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"][0]
+    vlm.model.get_parameter(name).requires_grad_(True)
+    with pytest.raises(UserError, match=f"the encoder is trained .{name}"):
+        with_store(vlm, tmp_path, LIMIT)
+
+
+def test_dropout_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
+    tower = vlm.model.get_submodule(vlm.family.parts.encoder[0])
+    tower.add_module("drop", torch.nn.Dropout(0.1))
+    tower.train()
+    with pytest.raises(UserError, match="drops values at random"):
+        with_store(vlm, tmp_path, LIMIT)
