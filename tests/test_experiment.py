@@ -252,7 +252,7 @@ def another(path):
     if "boolean" in kinds:
         return not default
     if "integer" in kinds:
-        return (default or 0) + 1
+        return (default if isinstance(default, int) else 0) + 1
     if "number" in kinds:
         return (default or 0.5) / 2
     return ["q_proj"] if "array" in kinds else "digits"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.client.evaluate import EvaluateSettings, Judged, judge, right, score
+from fedloom.client.evaluate import EvaluateSettings, Judged, judge_rows, right, score
+from fedloom.models.batch import Connect
 from fedloom.models.load import Vlm
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.types import Example, Presence
@@ -26,10 +27,17 @@ def slices_of(examples: Sequence[Example]) -> list[str]:
 
 
 def answer_slice(
-    vlm: Vlm, examples: Sequence[Example], name: str, settings: EvaluateSettings, *, agnostic: bool
-) -> Judged:
-    """Answer all test examples with the evidence of one slice."""
-    return judge(vlm, examples, [SLICES[name]] * len(examples), settings, agnostic=agnostic)
+    vlm: Vlm,
+    connects: Sequence[Connect],
+    examples: Sequence[Example],
+    name: str,
+    settings: EvaluateSettings,
+    *,
+    agnostic: bool,
+) -> list[Judged]:
+    """Answer all test examples with the evidence of one slice, with each client's adapters."""
+    presence = [SLICES[name]] * len(examples)
+    return judge_rows(vlm, connects, examples, presence, settings, agnostic=agnostic)
 
 
 def figures(

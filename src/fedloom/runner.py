@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from fedloom.experiment import Experiment
 from fedloom.measure import figures, slices_of
 from fedloom.methods import Method, parse_method
 from fedloom.models.features import cache_folder
-from fedloom.models.load import load_vlm, with_store
+from fedloom.models.load import load_vlm, placed, with_store
 from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_atomic, write_json
@@ -29,6 +29,9 @@ from fedloom.training import Setting, algorithm_of, answers_of, train_method
 from fedloom.tuning.adapters import export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import DataSet, Example, UserError
+
+SCORED_TOGETHER = 4
+"""Clients' own models that answer the test questions in one pass."""
 
 
 def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> dict[str, Any]:
@@ -106,6 +109,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
     vlm = load_vlm(experiment.model.path, network=experiment.model.network)
+    vlm = placed(vlm, experiment.model.device, experiment.model.precision)
     if experiment.engine.cache:
         vlm = with_store(vlm, cache_folder() / "features", int(experiment.engine.cache_gigabytes * 1e9))
     lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
@@ -178,7 +182,7 @@ Outcome = tuple[dict[str, Any], int, int]
 
 def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
     setting.progress.stage(name, len(slices_of(setting.data.test)))
-    return _scores(setting, setting.tuned.start, method, name), 0, 0
+    return _scores(setting, {None: setting.tuned.start}, method, name)[0], 0, 0
 
 
 def _linear(setting: Setting, method: Method, name: str) -> Outcome:
@@ -210,22 +214,23 @@ def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     clients = range(len(setting.plan.clients))
     (standing,) = train_method(setting, method, name, setting.plan, [(None, clients)])
     params = algorithm_of(setting, method).broadcast(standing.state).params
-    return _scores(setting, params, method, name), standing.up, standing.down
+    return _scores(setting, {None: params}, method, name)[0], standing.up, standing.down
 
 
 def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
     (standing,) = train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
-    return _scores(setting, standing.state.params, method, name), 0, 0
+    return _scores(setting, {None: standing.state.params}, method, name)[0], 0, 0
 
 
 def _local(setting: Setting, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
     standings = train_method(setting, method, name, setting.plan, alone)
-    found = [
-        _scores(setting, standing.state.params, method, name, client)
-        for (client, _), standing in zip(alone, standings, strict=True)
-    ]
+    models = {client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)}
+    found: list[dict[str, Any]] = []
+    together = SCORED_TOGETHER if setting.tuned.stackable else 1
+    for start in range(0, len(models), together):
+        found += _scores(setting, dict(list(models.items())[start : start + together]), method, name)
     accuracies = [one["accuracy"] for one in found]
     mean = _mean_of([{key: value for key, value in one.items() if key != "clients"} for one in found])
     # A client's own model, judged on data like its own.
@@ -255,16 +260,19 @@ RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
 
 
 def _scores(
-    setting: Setting, params: Params, method: Method, name: str, client: int | None = None
-) -> dict[str, Any]:
-    """Score final parameters on every slice."""
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+) -> list[dict[str, Any]]:
+    """Score final parameters on every slice, several models at once; a global model's key is None."""
     rounds = 0 if method.base == "zero-shot" else setting.experiment.train.rounds
-    answers: dict[str, Judged] = {}
+    answers: list[dict[str, Judged]] = [{} for _ in models]
     for part in slices_of(setting.data.test):
-        answers[part] = answers_of(setting, params, method, name, client, rounds, part)
+        judged = answers_of(setting, models, method, name, rounds, part)
+        for found, one in zip(answers, judged, strict=True):
+            found[part] = one
         if method.base == "zero-shot":
             setting.progress.advance(1)
-    return figures(setting.data.train, setting.data.test, setting.plan, answers)
+    data, plan = setting.data, setting.plan
+    return [figures(data.train, data.test, plan, found) for found in answers]
 
 
 def _export(setting: Setting, main: str) -> None:

@@ -120,6 +120,12 @@ class Model(Section):
         default="shipped", description="The model: shipped, a folder, or a name on a model hub."
     )
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where it computes; auto is cuda where there is one."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="What the language model computes in; adapters are always float32."
+    )
     threads: Count | None = Field(
         default=None, description="Processor threads; null leaves the choice to torch."
     )

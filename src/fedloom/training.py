@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -28,7 +28,7 @@ from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_json
 from fedloom.scenarios.plan import Plan, Share
-from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, Tensors
 
 CLIENTS_HELD = 1024
@@ -96,7 +96,7 @@ def train_method(
     runs = [_training(setting, method, name, conversations, clients, alone) for alone, clients in servers]
     left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
     setting.progress.stage(name, sum(left))
-    rows = _rows(setting, runs) if any(left) else 1
+    rows = rows_of(setting, runs) if any(left) else 1
     return run_rounds(runs, InProcess(setting.tuned, rows, trained))
 
 
@@ -120,13 +120,13 @@ def _training(
         setting.record.append("round", {"method": name, "client": alone, "lr": lr, **log})
         if every and alone is None and done < schedule.rounds and done % every == 0:
             full = slices_of(setting.data.test)[0]
-            answers_of(setting, algorithm.broadcast(now.state).params, method, name, alone, done, full)
+            answers_of(setting, {None: algorithm.broadcast(now.state).params}, method, name, done, full)
         return commit(folder, now, changed)
 
     return Run(algorithm, standing, schedule, conversations, experiment.train, experiment.gate, committed)
 
 
-def _rows(setting: Setting, runs: Sequence[Run]) -> int:
+def rows_of(setting: Setting, runs: Sequence[Run]) -> int:
     """Say how many clients train side by side: as the experiment says, as this run did before, or measured."""
     chosen = setting.experiment.engine.side_by_side
     file = setting.folder / "engine.json"
@@ -143,16 +143,47 @@ def _rows(setting: Setting, runs: Sequence[Run]) -> int:
 
 
 def answers_of(
-    setting: Setting, params: Params, method: Method, name: str, client: int | None, round: int, part: str
-) -> Judged:
-    """Answer the test set with one slice's evidence and write the scores down."""
-    setting.tuned.write(params)
-    test, clock = setting.data.test, Clock()
-    judged = answer_slice(
-        setting.vlm, test, part, setting.experiment.evaluate, agnostic="prompt" in method.modifiers
-    )
+    setting: Setting,
+    models: Mapping[int | None, Params],
+    method: Method,
+    name: str,
+    round: int,
+    part: str,
+) -> list[Judged]:
+    """Answer the test set with one slice's evidence, with several models at once, and write the scores down.
+
+    Args:
+        setting: What all methods share.
+        models: Parameters by the client they belong to, or None for the global model.
+        method: The method.
+        name: Its name.
+        round: Rounds these models were trained for.
+        part: The slice.
+    """
+    test, clock, agnostic = setting.data.test, Clock(), "prompt" in method.modifiers
+    with side_by_side(setting.tuned, len(models)) as stack:
+        for row, params in enumerate(models.values()):
+            stack.write(params, row)
+        judged = answer_slice(
+            stack.vlm,
+            stack.connects(len(models)),
+            test,
+            part,
+            setting.experiment.evaluate,
+            agnostic=agnostic,
+        )
     clock.lap("evaluate")
-    row = {"method": name, "client": client, "round": round, "slice": part, "examples": len(test)}
-    row["seconds"] = clock.seconds["evaluate"]
-    setting.record.append("evaluation", {**row, "scores": score(test, judged)})
+    for client, found in zip(models, judged, strict=True):
+        setting.record.append(
+            "evaluation",
+            {
+                "method": name,
+                "client": client,
+                "round": round,
+                "slice": part,
+                "examples": len(test),
+                "seconds": clock.seconds["evaluate"] / len(models),
+                "scores": score(test, found),
+            },
+        )
     return judged

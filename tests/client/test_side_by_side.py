@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import PLAIN, LocalRule, chain
 from fedloom.algorithms.fedprox import proximal
+from fedloom.client.evaluate import judge, judge_rows
 from fedloom.client.train import Result, Work, train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.models.load import load_vlm
+from fedloom.models.load import load_vlm, placed
 from fedloom.record import Clock
+from fedloom.sections import Evaluate
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
 from fedloom.types import Broadcast, Conversation, Presence
 
@@ -150,3 +153,40 @@ def test_works_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
     one, two, *_ = works(tuned, Settings())
     with pytest.raises(ValueError, match="same settings and round"):
         train(tuned, [one, replace(two, settings=replace(Settings(), lr=1.0))])
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "generate"])
+def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: Path) -> None:
+    tuned = tune(tiny_model)
+    examples = [MAKERS["vqa"](stream(1, "t", step=k), str(k)) for k in range(5)]
+    presence = [BOTH, TEXT, IMAGE, BOTH, TEXT]
+    settings = Evaluate(scoring=scoring)
+    models = [
+        tuned.start.with_flat(torch.randn(tuned.layout.size, generator=torch.Generator().manual_seed(k)) / 9)
+        for k in range(3)
+    ]
+    alone = []
+    for model in models:
+        tuned.write(model)
+        alone.append(judge(tuned.vlm, examples, presence, settings))
+    with side_by_side(tuned, 3) as stack:
+        for row, model in enumerate(models):
+            stack.write(model, row)
+        together = judge_rows(stack.vlm, stack.connects(3), examples, presence, settings)
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine.answers == theirs.answers
+        for left, right in zip(mine.probabilities, theirs.probabilities, strict=True):
+            if left is not None and right is not None:
+                np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_lower_precision_is_near(tiny_model: Path) -> None:
+    """Half the bits in the frozen model: updates point the same way."""
+    settings = replace(Settings(), epochs=1)
+    full, half = tune(tiny_model), placed(load_vlm(str(tiny_model)), "cpu", "bfloat16")
+    tuned = prepare(half, stage("both", LoRA(rank=2)), seed=0)
+    for (mine, _), (theirs, _) in zip(
+        train(tuned, works(tuned, settings)), train(full, works(full, settings)), strict=True
+    ):
+        assert mine.delta.flat.dtype == torch.float32
+        assert torch.cosine_similarity(mine.delta.flat, theirs.delta.flat, dim=0) > 0.98

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedloom.models.batch import generate, option_scores
+from fedloom.models.batch import Connect, generate, option_scores
 from fedloom.models.load import Vlm
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
 from fedloom.tasks.base import AnswerForm, Scores
 from fedloom.types import Conversation, Example, Presence
 
 BATCH_SIZE = 32
+"""Conversations in one pass, over all clients that answer side by side."""
 
 
 class EvaluateSettings(Protocol):
@@ -64,35 +65,63 @@ def judge(
     *,
     agnostic: bool = False,
 ) -> Judged:
-    """Answer every example with the live model.
+    """Answer every example with the live model; see `judge_rows`."""
+    return judge_rows(vlm, [vlm.connect], examples, presence, settings, agnostic=agnostic)[0]
+
+
+def judge_rows(
+    vlm: Vlm,
+    connects: Sequence[Connect],
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+    settings: EvaluateSettings,
+    *,
+    agnostic: bool = False,
+) -> list[Judged]:
+    """Answer every example with each of K clients' adapters that stand side by side in the model.
 
     Examples with options are scored by likelihood unless the settings say "generate"; all others are
     generated. Batches go by length, which changes no answer.
+
+    Args:
+        vlm: The model.
+        connects: The K clients' connectors.
+        examples: The questions.
+        presence: What of its evidence each example shows.
+        settings: Form of the answer and way of choosing it.
+        agnostic: Whether prompts leave out which modalities are there.
+
+    Returns:
+        Each client's answers.
     """
     conversations = render(examples, presence, settings.answer, agnostic=agnostic)
-    answers: list[Answer | Unparsed] = [UNPARSED] * len(examples)
-    probabilities: list[NDArray[np.float64] | None] = [None] * len(examples)
+    rows = range(len(connects))
+    answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
+    probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
     scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
     order = sorted(
         range(len(examples)),
         key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
     )
-    for start in range(0, len(order), BATCH_SIZE):
+    size = max(1, BATCH_SIZE // len(connects))
+    for start in range(0, len(order), size):
         for kind in (False, True):
-            places = [k for k in order[start : start + BATCH_SIZE] if scored[k] is kind]
+            places = [k for k in order[start : start + size] if scored[k] is kind]
             if not places:
                 continue
             batch = [conversations[k] for k in places]
+            asked = [(row, k) for row in rows for k in places]
             if kind:
-                for k, scores in zip(places, option_scores(vlm, batch), strict=True):
+                for (row, k), scores in zip(asked, option_scores(vlm, batch, connects), strict=True):
                     chances = torch.softmax(scores[: len(conversations[k].options)].double(), 0).numpy()
-                    answers[k], probabilities[k] = int(chances.argmax()), chances
+                    answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
             else:
-                for k, reply in zip(places, generate(vlm, batch, max_tokens=_room(vlm, batch)), strict=True):
-                    answers[k] = TASKS[examples[k].task].parse(
+                replies = generate(vlm, batch, connects, max_tokens=_room(vlm, batch))
+                for (row, k), reply in zip(asked, replies, strict=True):
+                    answers[row][k] = TASKS[examples[k].task].parse(
                         reply, examples[k], answer_form=settings.answer
                     )
-    return Judged(tuple(answers), tuple(probabilities))
+    return [Judged(tuple(answers[row]), tuple(probabilities[row])) for row in rows]
 
 
 def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:

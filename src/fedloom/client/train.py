@@ -144,11 +144,12 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
     order = sorted(range(len(works)), key=lambda k: -works[k].steps)
     rows = [works[k] for k in order]
     batches = [work.batches() for work in rows]
-    losses = torch.zeros(len(rows), dtype=torch.float64)
+    losses = torch.zeros(len(rows), dtype=torch.float64, device=tuned.flat.device)
     with side_by_side(tuned, len(rows)) as stack:
         for k, work in enumerate(rows):
             stack.write(work.broadcast.params, k)
-        carries = [work.rule.begin(work.broadcast, work.memory) for work in rows]
+        where = stack.flat.device
+        carries = [work.rule.begin(_at(work.broadcast, where), _put(work.memory, where)) for work in rows]
         slots, tied = stack.zeroed(optimizer.slots), len(rows)
         clock.lap("load")
         for step in range(rows[0].steps):
@@ -159,7 +160,7 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
             batch = collate(stack.vlm, [next(batches[k]) for k in range(active)], clock)
             flat, grads = stack.flat[:active], stack.grads[:active]
             grads.zero_()
-            found = answer_losses(stack.vlm, batch, stack.connect)
+            found = answer_losses(stack.vlm, batch, stack.connects(active))
             losses[:active] += found.detach()
             clock.lap("forward")
             if found.requires_grad:  # it does not where only the connector is trained and no picture is shown
@@ -173,18 +174,18 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
             held = {name: value[:active] for name, value in slots.items()}
             optimizer.step(flat, grads, held, step + 1, lr, settings.weight_decay)
             clock.lap("step")
-        deltas = [stack.flat[k] - work.broadcast.params.flat for k, work in enumerate(rows)]
+        deltas = [stack.flat[k].cpu() - work.broadcast.params.flat for k, work in enumerate(rows)]
     seconds = (time.perf_counter() - begun) / len(rows)
     results = [
-        _result(work, delta, carry, float(loss), seconds)
-        for work, delta, carry, loss in zip(rows, deltas, carries, losses, strict=True)
+        _result(work, delta, carry, loss, seconds)
+        for work, delta, carry, loss in zip(rows, deltas, carries, losses.tolist(), strict=True)
     ]
     clock.lap("load")
     return [results[order.index(k)] for k in range(len(works))]
 
 
 def _result(work: Work, delta: Tensor, carry: Tensors, losses: float, seconds: float) -> Result:
-    extras, kept = work.rule.finish(carry, work.steps)
+    extras, kept = (_put(tensors, "cpu") for tensors in work.rule.finish(carry, work.steps))
     metrics = {
         "loss": losses / work.steps,
         "steps": float(work.steps),
@@ -193,3 +194,13 @@ def _result(work: Work, delta: Tensor, carry: Tensors, losses: float, seconds: f
     }
     weight = float(len(work.conversations))
     return ClientUpdate(work.client, work.broadcast.params.with_flat(delta), weight, extras, metrics), kept
+
+
+def _put(tensors: Tensors, where: torch.device | str) -> Tensors:
+    """Move named tensors to a device; those that are there stay as they are."""
+    return {name: value.to(where) for name, value in tensors.items()}
+
+
+def _at(broadcast: Broadcast, where: torch.device) -> Broadcast:
+    params = broadcast.params.with_flat(broadcast.params.flat.to(where))
+    return Broadcast(params, _put(broadcast.extras, where))

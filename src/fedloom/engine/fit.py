@@ -104,7 +104,7 @@ def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
             stack.write(work.broadcast.params, row)
         batch = collate(stack.vlm, [next(work.batches()) for work in works])
         begun = time.perf_counter()
-        losses = answer_losses(stack.vlm, batch, stack.connect)
+        losses = answer_losses(stack.vlm, batch, stack.connects(len(works)))
         if losses.requires_grad:
             losses.sum().backward()
         return time.perf_counter() - begun
@@ -126,7 +126,7 @@ def saved_bytes(tuned: Tuned, work: Work) -> int:
     batch = collate(tuned.vlm, [next(work.batches())])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         # The losses are held until all is counted, so that no address is used twice.
-        losses = answer_losses(tuned.vlm, batch, tuned.connect)
+        losses = answer_losses(tuned.vlm, batch)
     del losses
     return sum(seen.values())
 

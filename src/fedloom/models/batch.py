@@ -62,25 +62,24 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
     return Encoded(tuple(ids), tuple(ends))
 
 
-Connect = Callable[[int, Tensor], Tensor]
-"""(client's row, encoder features [B, T, E]) → token embeddings [B, T, D]."""
+Connect = Callable[[Tensor], Tensor]
+"""Encoder features [B, T, E] → token embeddings [B, T, D]: the model's connector, or one client's."""
 
 
-def embed(vlm: Vlm, ids: Tensor, features: Sequence[Tensor | None], connect: Connect | None = None) -> Tensor:
+def embed(
+    vlm: Vlm, ids: Tensor, features: Sequence[Tensor | None], connects: Sequence[Connect] | None = None
+) -> Tensor:
     """Look up token embeddings and put connected image features where the placeholders are: [B, L, D].
 
     Args:
         vlm: The model.
         ids: Token ids, shape [B, L], the rows of one client after those of the other.
         features: Each client's encoder features [pictures, T, E], or None where it shows no picture.
-        connect: Each client's connector; None is the model's own.
+        connects: Each client's connector; None is the model's own for all.
     """
     embeddings = vlm.model.get_input_embeddings()(ids)
-    tokens = [
-        connect(row, some) if connect else vlm.family.connect(vlm.model, some)
-        for row, some in enumerate(features)
-        if some is not None
-    ]
+    connects = connects or [vlm.connect] * len(features)
+    tokens = [connect(some) for connect, some in zip(connects, features, strict=True) if some is not None]
     if tokens:
         place = (ids == vlm.model.config.image_token_id)[..., None].expand_as(embeddings)
         embeddings = embeddings.masked_scatter(place, torch.cat(tokens).to(embeddings.dtype))
@@ -90,7 +89,7 @@ def embed(vlm: Vlm, ids: Tensor, features: Sequence[Tensor | None], connect: Con
 def see(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor | None:
     """Return encoder features of the pictures shown, shape [pictures, T, E], or None without any."""
     pictures = [one.picture for one in conversations if one.picture is not None]
-    return vlm.encode(pictures) if pictures else None
+    return vlm.encode(pictures).to(vlm.device) if pictures else None
 
 
 def expand(vlm: Vlm, encoded: Encoded, conversation: Conversation) -> list[int]:
@@ -149,20 +148,27 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         rows += [[vlm.filler]] * (height - len(group))
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
+    where = vlm.device
     batch = Batch(
-        ids, mask, features, torch.tensor(row), torch.tensor(column), torch.tensor(weight), tuple(sizes)
+        ids.to(where),
+        mask.to(where),
+        features,
+        torch.tensor(row, device=where),
+        torch.tensor(column, device=where),
+        torch.tensor(weight, device=where),
+        tuple(sizes),
     )
     clock.lap("data")
     return batch
 
 
-def answer_losses(vlm: Vlm, batch: Batch, connect: Connect | None = None) -> Tensor:
+def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens for each client, shape [K].
 
     A client's conversations count alike, whatever the length of their answers. The head is applied at
     answer positions only; question, padding and image tokens carry no loss.
     """
-    embeddings = embed(vlm, batch.ids, batch.features, connect)
+    embeddings = embed(vlm, batch.ids, batch.features, connects)
     states = vlm.decoder(inputs_embeds=embeddings, attention_mask=batch.mask, use_cache=False)[0]
     logits = vlm.model.get_output_embeddings()(states[batch.row, batch.column])  # [N, vocabulary]
     losses = F.cross_entropy(logits.float(), batch.ids[batch.row, batch.column + 1], reduction="none")
@@ -187,13 +193,24 @@ def pad(vlm: Vlm, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple
 
 
 @torch.no_grad()
-def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
-    """Score every option by the log-likelihood of its tokens after the prompt, shape [B, O].
+def option_scores(
+    vlm: Vlm, conversations: Sequence[Conversation], connects: Sequence[Connect] | None = None
+) -> Tensor:
+    """Score every option by the log-likelihood of its tokens after the prompt, shape [K·B, O].
 
     One forward pass: a prompt is followed by all its options, and the attention mask lets an option see the
     prompt and itself only, with positions counted as if it stood there alone. That gives what one pass
-    per option would give, at the cost of one prompt.
+    per option would give, at the cost of one prompt. With K clients' adapters side by side each of them
+    answers every conversation, in the same pass.
+
+    Args:
+        vlm: The model.
+        conversations: B of them, with options.
+        connects: The K clients' connectors; None stands for the model as it is, K = 1.
     """
+    connects = connects or [vlm.connect]
+    features = [see(vlm, conversations)] * len(connects)
+    conversations = [*conversations] * len(connects)
     encoded = [encode(vlm, one, one.options) for one in conversations]
     prompts = [
         expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
@@ -217,9 +234,11 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, L, L]
     allowed = (causal & seen & (segment[:, None, :] >= 0)) | torch.eye(width, dtype=torch.bool)
-    bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    where, dtype = vlm.device, vlm.precision
+    bias = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min).to(where)
+    ids, position, segment, before = (one.to(where) for one in (ids, position, segment, before))
     states = vlm.decoder(
-        inputs_embeds=embed(vlm, ids, [see(vlm, conversations)]),
+        inputs_embeds=embed(vlm, ids, features, connects),
         attention_mask=bias[:, None],
         position_ids=position,
         use_cache=False,
@@ -228,22 +247,30 @@ def option_scores(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     logits = vlm.model.get_output_embeddings()(states[row, before[row, column]])
     gained = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
     options = max(len(one.answers) for one in encoded)
-    scores = torch.zeros(len(rows), options).index_put_(
-        (row, segment[row, column] - 1), gained, accumulate=True
-    )
-    return scores
+    scores = torch.zeros(len(rows), options, device=where)
+    return scores.index_put_((row, segment[row, column] - 1), gained, accumulate=True).cpu()
 
 
 @torch.no_grad()
-def generate(vlm: Vlm, conversations: Sequence[Conversation], *, max_tokens: int = 32) -> list[str]:
-    """Answer each conversation greedily, in one padded batch with a key-value cache."""
+def generate(
+    vlm: Vlm,
+    conversations: Sequence[Conversation],
+    connects: Sequence[Connect] | None = None,
+    *,
+    max_tokens: int = 32,
+) -> list[str]:
+    """Answer each conversation greedily, in one padded batch with a key-value cache; see `option_scores`."""
+    connects = connects or [vlm.connect]
+    features = [see(vlm, conversations)] * len(connects)
+    conversations = [*conversations] * len(connects)
     encoded = [encode(vlm, one, []) for one in conversations]
     prompts = [
         expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
     ]
     ids, mask = pad(vlm, prompts, left=True)
+    ids, mask = ids.to(vlm.device), mask.to(vlm.device)
     replies = vlm.model.generate(
-        inputs_embeds=embed(vlm, ids, [see(vlm, conversations)]),
+        inputs_embeds=embed(vlm, ids, features, connects),
         attention_mask=mask,
         max_new_tokens=max_tokens,
         do_sample=False,

@@ -57,6 +57,20 @@ class Vlm:
         return self.processor.tokenizer
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the language model computes in."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def connect(self, features: Tensor) -> Tensor:
+        """Turn encoder features [B, T, E] into token embeddings [B, T, D] with the model's connector."""
+        return self.family.connect(self.model, features)
+
+    @property
     def filler(self) -> int:
         """The token that pads a batch; it is masked, so which one it is makes no difference."""
         tokenizer = self.tokenizer
@@ -111,7 +125,8 @@ class Vlm:
             inputs = self.processor.image_processor(
                 images=[one.pixels() for one in some], return_tensors="pt"
             )
-            encoded = self.family.encode(self.model, inputs["pixel_values"].to(self.model.dtype))
+            pixels = inputs["pixel_values"].to(self.device, self.model.dtype)
+            encoded = self.family.encode(self.model, pixels).cpu()
             fresh.update({one.key: row.clone() for one, row in zip(some, encoded, strict=True)})
         return fresh
 
@@ -204,6 +219,26 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(f"model.path: cannot load {path!r}: {_first_line(error)}") from error
     model.requires_grad_(False).eval()
     return Vlm(path, model, processor, FAMILIES[config.model_type], model_digest(model))
+
+
+def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
+    """Move a model to a device and let its language model compute in another precision, in place.
+
+    Args:
+        vlm: The model.
+        device: "cpu", "cuda", or "auto" for cuda where there is one.
+        precision: "float32" or "bfloat16". Encoder and connector stay in float32.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device: there is no cuda device here; choose cpu or auto")
+    for prefix in vlm.family.parts.llm:
+        vlm.model.get_submodule(prefix).to(getattr(torch, precision))
+    if device != "cpu" and torch.cuda.is_available():
+        vlm.model.to("cuda")
+    return vlm
 
 
 def model_digest(model: Any) -> str:

@@ -9,9 +9,10 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,16 @@ class Tuned:
 
     def read(self, row: int = 0) -> Params:
         """Copy the live parameters of one row out."""
-        return Params(self.layout, self.flat[row].clone())
+        return Params(self.layout, self.flat[row].cpu().clone())
 
-    def connect(self, row: int, features: Tensor) -> Tensor:
-        """Turn encoder features [B, T, E] into token embeddings [B, T, D] with one row's connector."""
+    def connects(self, rows: int) -> list[Callable[[Tensor], Tensor]]:
+        """Return the connectors of the first `rows` rows; call each right before its result is used."""
+        return [partial(self._connect, row) for row in range(rows)]
+
+    def _connect(self, row: int, features: Tensor) -> Tensor:
         if self.rows > 1:
             self._place(self._whole(), row)
-        return self.vlm.family.connect(self.vlm.model, features)
+        return self.vlm.connect(features)
 
     def zeroed(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the optimiser's buffers, filled with zeros."""
@@ -171,7 +175,8 @@ def side_by_side(tuned: Tuned, rows: int) -> Iterator[Tuned]:
         yield tuned
         return
     shape = (rows, tuned.layout.size)
-    wide = replace(tuned, flat=torch.empty(shape), grads=torch.zeros(shape), slots={})
+    flat, grads = tuned.flat.new_empty(shape), tuned.flat.new_zeros(shape)
+    wide = replace(tuned, flat=flat, grads=grads, slots={})
     wide.tie(rows)
     try:
         yield wide
@@ -209,10 +214,10 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
             names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]
             for name in names:
                 module, _, attribute = name.rpartition(".")
-                tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach()
+                tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach().cpu()
                 spots[f"{part}/{name}"] = Spot(module, attribute)
     start = Params.of(tensors)
-    flat = start.flat.clone()[None]
+    flat = start.flat.clone()[None].to(vlm.device)
     tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
     _insert(tuned)
     tuned.tie()
