@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fedloom.record import write_atomic
-from fedloom.report import clients, figures, prose
+from fedloom.report import clients, figures, prose, timing
 from fedloom.report.compare import experiments_table, groups, names, seeds_table
 from fedloom.report.records import Json, Run, at, number, read_run
 from fedloom.report.tables import (
@@ -64,6 +64,7 @@ CHARTS: dict[str, Callable[[Run, float], Markup]] = {
     "holdings": clients.holdings,
     "losses": partial(clients.training_panels, "loss"),
     "norms": partial(clients.training_panels, "norm"),
+    "times": timing.time_bars,
 }
 
 
