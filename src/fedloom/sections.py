@@ -77,6 +77,9 @@ class Data(Section):
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about the shapes data set."
     )
+    variant: Text | None = Field(
+        default=None, description="Task or language of a published data set; null takes its first."
+    )
 
     @field_validator("name")
     @classmethod

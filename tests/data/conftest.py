@@ -1,5 +1,6 @@
 """Settings as an experiment gives them, and a writer of small pictures."""
 
+import importlib.util
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ class Settings:
     limit: int | None = None
     max_rejected: float = 0.01
     task: str = "classification"
+    variant: str | None = None
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,12 @@ def encoded():
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def trees():
+    """Return the module that writes folders in the layouts in which data sets are shipped."""
+    spec = importlib.util.spec_from_file_location("trees", Path(__file__).parent / "trees.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -5,20 +5,44 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedloom.data.base import DataSettings, Loader, thin
+from fedloom.data.crisis_mmd import CRISIS_MMD
 from fedloom.data.digits import load_digits
 from fedloom.data.emoji import load_emoji
+from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.folder import load_folder
+from fedloom.data.hateful_memes import HATEFUL_MEMES
+from fedloom.data.medical import MEDICAL
+from fedloom.data.prepared import PREPARED
 from fedloom.data.shapes import load_shapes
+from fedloom.data.slake import SLAKE
+from fedloom.data.source import Source
+from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "DataSettings", "Loader", "load_data"]
+__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "variants"]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,
     "digits": load_digits,
     "shapes": load_shapes,
     "folder": load_folder,
+    "hateful-memes": HATEFUL_MEMES,
+    "crisis-mmd": CRISIS_MMD,
+    "vqa-rad": VQA_RAD,
+    "flashcards": FLASHCARDS,
+    "slake": SLAKE,
+    "medical": MEDICAL,
+    "fedmllm-prepared": PREPARED,
 }
+
+SHIPPED = ("emoji", "digits", "shapes")
+"""The data sets that need no folder."""
+
+
+def variants(name: str) -> tuple[str, ...]:
+    """Return the variants of a data set, the default first; empty where it has none."""
+    load = DATASETS[name]
+    return load.variants if isinstance(load, Source) else ()
 
 
 def load_data(settings: DataSettings, seed: int) -> DataSet:
