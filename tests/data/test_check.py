@@ -192,8 +192,7 @@ def test_json_holds_everything(trees, memes):
 @pytest.mark.parametrize("name", SOURCES)
 def test_text_fits_a_terminal(name, trees, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    writer = getattr(trees, {"fedmllm-prepared": "prepared"}.get(name, name.replace("-", "_")))
-    root = (writer(tmp_path) if name == "flashcards" else writer(tmp_path, encoded)) or tmp_path
+    root = trees.write(name, tmp_path, encoded)
     result = call(name, "--root", root.relative_to(tmp_path))
     assert result.exit_code == 0
     long = [line for line in result.stdout.splitlines() if len(line) > 80]

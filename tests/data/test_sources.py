@@ -28,12 +28,7 @@ def load(settings, tmp_path):
 def roots(trees, encoded, tmp_path):
     """Return a function from a data set's name to a root that holds it, written in a place of its own."""
 
-    def written(name):
-        root = tmp_path / name
-        writer = getattr(trees, {"fedmllm-prepared": "prepared"}.get(name, name.replace("-", "_")))
-        return (writer(root) if name == "flashcards" else writer(root, encoded)) or root
-
-    return written
+    return lambda name: trees.write(name, tmp_path / name, encoded)
 
 
 def reasons(data):

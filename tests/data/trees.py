@@ -167,3 +167,167 @@ def prepared(root, encoded):
         for number in numbers:
             put(home / f"raw_data/img/{number:05}.png", encoded(number))
     return clients
+
+
+def talk(question, answer):
+    return [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+
+
+SAID = (
+    ("What is it?", "The answer to the question is liver."),
+    ("Describe it.", "The caption is A cat sits on a mat."),
+    ("Where is it?", "The coordinates are [1.0, 2.0, 4.0, 3.5]"),
+    ("Which class?", "The classification is dog."),
+)
+
+
+def fedvlmbench_prepared(root, encoded):
+    """Write a data set and return its folder of clients."""
+    numbers = iter(range(100))
+    for name in ("train/client_0", "train/client_1", "test/test"):
+        records = []
+        for question, answer in SAID:
+            number = next(numbers)
+            put(root / f"images/a/{number}.png", encoded(number))
+            records.append({"id": 7, "image": f"a/{number}.png", "conversations": talk(question, answer)})
+        put(root / f"clients/{name}.json", json.dumps(records))
+    return root / "clients"
+
+
+def fgvc_aircraft(root, encoded):
+    classes = {"variant": ["707-320", "A300B4", "DH-82"], "family": ["A300", "Boeing 707"]}
+    classes["manufacturer"] = ["Airbus", "Boeing", "de Havilland"]
+    plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}
+    for level, names in classes.items():
+        put(root / f"data/{plural[level]}.txt", "\n".join(names) + "\n")
+        for at, part in enumerate(("train", "val", "test")):
+            lines = [f"{100 * at + n:07} {names[n % len(names)]}\n" for n in range(4)]
+            put(root / f"data/images_{level}_{part}.txt", "".join(lines))
+    for number in (100 * at + n for at in range(3) for n in range(4)):
+        put(root / f"data/images/{number:07}.jpg", encoded(number, "JPEG"))
+
+
+def problem(number, split, **changes):
+    return {
+        "question": f"Which is {number}?",
+        "choices": ["this one", "that one", "neither"],
+        "answer": number % 3,
+        "hint": "Look." if number % 2 else "",
+        "image": None if number % 4 == 3 else "image.png",
+        "task": "closed choice",
+        "grade": "grade4",
+        "subject": "natural science",
+        "topic": ("biology", "physics")[number % 2],
+        "category": "c",
+        "skill": "s",
+        "lecture": "",
+        "solution": "",
+        "split": split,
+    } | changes
+
+
+def science_qa(root, encoded):
+    splits = {number: ("train", "val", "test")[number // 4 % 3] for number in range(1, 25)}
+    problems = {str(number): problem(number, split) for number, split in splits.items()}
+    put(root / "problems.json", json.dumps(problems))
+    captions = {pid: f"a drawing of {pid}" for pid, one in problems.items() if one["image"]}
+    put(root / "captions.json", json.dumps({"captions": captions}))
+    for pid in captions:
+        put(root / f"images/{splits[int(pid)]}/{pid}/image.png", encoded(int(pid)))
+
+
+def photograph(number, split):
+    return f"COCO_{split}2014_{number:012}.jpg"
+
+
+def coco_captions(root, encoded):
+    for at, split in enumerate(("train", "val")):
+        numbers = [10 * at + n for n in range(3)]
+        images = [{"id": n, "file_name": photograph(n, split), "height": 12, "width": 13} for n in numbers]
+        captions = [
+            {"id": 100 * n + which, "image_id": n, "caption": f"caption {which} of {n}"}
+            for which in range(2)
+            for n in numbers
+        ]
+        put(
+            root / f"annotations/captions_{split}2014.json",
+            json.dumps({"info": {}, "images": images, "annotations": captions}),
+        )
+        for n in numbers:
+            put(root / f"{split}2014/{photograph(n, split)}", encoded(n, "JPEG"))
+
+
+def coco_qa(root, encoded):
+    for at, part in enumerate(("train", "test")):
+        numbers = [10 * at + n for n in range(4)]
+        columns = {
+            "questions": [f"what is in {n} ?" for n in numbers],
+            "answers": ["cat", "two", "red", "kitchen"],
+            "types": ["0", "1", "2", "3"],
+            "img_ids": [str(n) for n in numbers],
+        }
+        for name, lines in columns.items():
+            put(root / f"{part}/{name}.txt", "".join(f"{line}\n" for line in lines))
+        for n in numbers:
+            split = ("train", "val")[n % 2]
+            put(root / f"{split}2014/{photograph(n, split)}", encoded(n, "JPEG"))
+
+
+def reference(number, split, **changes):
+    sentences = [
+        {"sent_id": 2 * number + n, "sent": f"the thing {n}", "raw": "", "tokens": []} for n in range(2)
+    ]
+    return {
+        "ref_id": number,
+        "ann_id": 50 + number,
+        "image_id": number,
+        "file_name": f"COCO_train2014_{number:012}_7.jpg",
+        "category_id": 1,
+        "split": split,
+        "sentences": sentences,
+        "sent_ids": [],
+    } | changes
+
+
+def refcoco(root, encoded, boxes=None):
+    splits = ("train", "train", "val", "testA", "testB")
+    put(root / "refs(unc).json", json.dumps([reference(n, split) for n, split in enumerate(splits)]))
+    images = [{"id": n, "file_name": photograph(n, "train")} for n in range(len(splits))]
+    annotations = [
+        {"id": 50 + n, "bbox": (boxes or {}).get(n, [1.5, 2, 5, 6.25])} for n in range(len(splits))
+    ]
+    put(root / "instances.json", json.dumps({"images": images, "annotations": annotations}))
+    for n in range(len(splits)):
+        put(root / f"train2014/{photograph(n, 'train')}", encoded(n, "JPEG"))
+
+
+REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ FINDINGS:
+
+ The lungs of {} are clear.  There is
+ no effusion.
+
+ IMPRESSION:
+
+ No acute process.
+"""
+
+
+def mimic_cxr(root, encoded):
+    rows = ["dicom_id,study_id,subject_id,split"]
+    for number, split in enumerate(("train", "train", "train", "validate", "test")):
+        subject, study = 10000000 + number, 50000000 + number
+        rows += [f"d{number}-{view},{study},{subject},{split}" for view in range(2)]
+        put(root / f"files/p10/p{subject}/s{study}.txt", REPORT.format(number))
+        put(root / f"files/p10/p{subject}/s{study}/d{number}-0.jpg", encoded(number, "JPEG"))
+    put(root / "mimic-cxr-2.0.0-split.csv", "\n".join(rows) + "\n")
+
+
+def write(name, root, encoded):
+    """Write the data set of a name below `root` and return the folder to load."""
+    if name == "flashcards":
+        return flashcards(root)
+    writer = globals()[{"fedmllm-prepared": "prepared"}.get(name, name.replace("-", "_"))]
+    return writer(root, encoded) or root

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fedloom.data.aircraft import AIRCRAFT
 from fedloom.data.base import DataSettings, Loader, thin
+from fedloom.data.clients import CLIENTS
+from fedloom.data.coco import COCO
+from fedloom.data.coco_qa import COCO_QA
 from fedloom.data.crisis_mmd import CRISIS_MMD
 from fedloom.data.digits import load_digits
 from fedloom.data.emoji import load_emoji
@@ -12,7 +16,10 @@ from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.folder import load_folder
 from fedloom.data.hateful_memes import HATEFUL_MEMES
 from fedloom.data.medical import MEDICAL
+from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.prepared import PREPARED
+from fedloom.data.refcoco import REFCOCO
+from fedloom.data.science_qa import SCIENCE_QA
 from fedloom.data.shapes import load_shapes
 from fedloom.data.slake import SLAKE
 from fedloom.data.source import Source
@@ -33,6 +40,13 @@ DATASETS: dict[str, Loader] = {
     "slake": SLAKE,
     "medical": MEDICAL,
     "fedmllm-prepared": PREPARED,
+    "fgvc-aircraft": AIRCRAFT,
+    "science-qa": SCIENCE_QA,
+    "coco-captions": COCO,
+    "coco-qa": COCO_QA,
+    "refcoco": REFCOCO,
+    "mimic-cxr": MIMIC_CXR,
+    "fedvlmbench-prepared": CLIENTS,
 }
 
 SHIPPED = ("emoji", "digits", "shapes")

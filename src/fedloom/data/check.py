@@ -184,7 +184,7 @@ def _gather(source: Source, root: Path, variant: str) -> _Found:
     found = _Found()
     ids: dict[str, str] = {}
     for table in source.used(variant):
-        for row in source.rows(table, root, variant, whole=True):
+        for row in source.rows(table, root, variant, PARTS, whole=True):
             if isinstance(row, Row):
                 row = row.once(ids)
             if isinstance(row, Rejected):

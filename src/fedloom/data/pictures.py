@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedloom.types import UserError
 
@@ -87,6 +87,21 @@ class FilePicture:
     @cached_property
     def _key(self) -> str:
         return hashlib.sha256(_readable(self.path)).hexdigest()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, as `pixels` has them but from the file's header alone; read once."""
+        return self._size
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        try:
+            with Image.open(self.path, formats=FORMATS) as image:
+                width, height = image.size
+                lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except Exception:  # whatever a decoder makes of hostile bytes, as in `_decode`
+            raise UserError(f"{self.path}: the picture is damaged or cut short") from None
+        return (height, width) if lying else (width, height)
 
     def pixels(self) -> NDArray[np.uint8]:
         """Read the picture, shape [H, W, 3]; see `_rgb` for how transparency and rotation are settled."""

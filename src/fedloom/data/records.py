@@ -23,7 +23,7 @@ class Raw:
 
     Attributes:
         file: The file, as messages call it.
-        unit: "line", or "entry" of a JSON list.
+        unit: "line", "entry" of a JSON list, or what else the file calls it.
         number: Which line or entry, counted from 1.
         values: The object; of a row, texts.
     """
@@ -84,11 +84,20 @@ def _json_lines(path: Path, name: str) -> Iterator[Raw | Rejected]:
                     yield Rejected(name, line, str(error))
 
 
-def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
+def read_json(path: Path) -> Any:
+    """Read a whole file of strict JSON; see `read_records`.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
-        entries = _parsed(path.read_bytes().removeprefix(_BOM))
+        return _parsed(path.read_bytes().removeprefix(_BOM))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise UserError(f"{path}: a .json file holds a list of entries, not {kind(entries)}")
     for number, entry in enumerate(entries, 1):
@@ -128,7 +137,7 @@ def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
     return (
         Rejected(file, number, reason)
         if unit == "line"
-        else Rejected(file, None, f"entry {number}: {reason}")
+        else Rejected(file, None, f"{unit} {number}: {reason}")
     )
 
 

@@ -5,7 +5,7 @@ One value serves twice: called, it is a loader like any other; `fedloom.data.che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -48,9 +48,11 @@ class Table:
         files: Where they may lie below the root, as patterns; the first that finds anything counts. In them
             "{variant}" stands for the variant.
         make: Makes an example of a record.
-        pictures: Where their pictures may lie below the root; the first folder there is counts. Empty for none.
+        pictures: Where their pictures may lie below the root; the first folder there is counts. Empty for
+            none. "{variant}" is as in `files`.
         variants: The variants that have these files; empty for all.
         optional: Whether the data set can be used without them.
+        spare: Name of a file that is left out where there are others.
         read: Reads one file, given its path and its name below the root.
     """
 
@@ -60,6 +62,7 @@ class Table:
     pictures: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     optional: bool = False
+    spare: str = ""
     read: Callable[[Path, str], Iterator[Raw | Rejected]] = read_records
 
 
@@ -140,7 +143,7 @@ class Source:
         rejected: list[Rejected] = []
         ids: dict[str, str] = {}
         for table in self.used(variant):
-            for row in self.rows(table, root, variant) if table.part != "dev" else ():
+            for row in self.rows(table, root, variant, tuple(parts)):
                 row = row.once(ids) if isinstance(row, Row) else row
                 rejected.append(row) if isinstance(row, Rejected) else parts[row.part].append(row.example)
         train, test = tuple(parts["train"]), tuple(parts["test"])
@@ -169,7 +172,7 @@ class Source:
         return any(found(table, root, variant) for table in known)
 
     def rows(
-        self, table: Table, root: Path, variant: str, *, whole: bool = False
+        self, table: Table, root: Path, variant: str, parts: Sequence[str], *, whole: bool = False
     ) -> Iterator[Row | Rejected]:
         """Read the files of a table.
 
@@ -177,21 +180,24 @@ class Source:
             table: One of `tables`.
             root: The folder.
             variant: One of `variants`, or "".
+            parts: Which parts are wanted; records of others are passed over.
             whole: Whether to decode every picture to its last pixel instead of glancing at it.
 
         Raises:
             UserError: A needed file or the folder of pictures is not there.
         """
+        if isinstance(table.part, str) and table.part not in parts:
+            return
         paths = found(table, root, variant)
         if not paths and not table.optional:
             raise UserError(f"data.root: {self.missing(root, variant)}")
         if not paths:
             return
         check = check_picture if whole else glance_at_picture
-        reading = Reading(variant, locator(self._pictures(table, root), check))
+        reading = Reading(variant, locator(self._pictures(table, root, variant), check))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
         for record in chain.from_iterable(records):
-            row = _row(record, table, reading) if isinstance(record, Raw) else record
+            row = _row(record, table, reading, parts) if isinstance(record, Raw) else record
             if row is not None:
                 yield row
 
@@ -207,11 +213,11 @@ class Source:
         names = " and ".join(dict.fromkeys(table.files[0].format(variant=variant) for table in lost))
         return f"{root} is not the folder of {self.name}: it holds no {names}. {self.home}"
 
-    def _pictures(self, table: Table, root: Path) -> Path:
-        folders = [root / name for name in table.pictures]
+    def _pictures(self, table: Table, root: Path, variant: str) -> Path:
+        folders = [root / name.format(variant=variant) for name in table.pictures]
         there = [folder for folder in folders if folder.is_dir()]
         if folders and not there:
-            names = " and no ".join(table.pictures)
+            names = " and no ".join(table.pictures).format(variant=variant)
             raise UserError(f"data.root: {root} holds no folder {names} with the pictures of {self.name}")
         return there[0] if there else root
 
@@ -220,15 +226,16 @@ def found(table: Table, root: Path, variant: str) -> list[Path]:
     """Find the files of a table, in the order of their names with numbers read as numbers."""
     for pattern in table.files:
         paths = [path for path in root.glob(pattern.format(variant=variant)) if path.is_file()]
-        if paths:
+        others = [path for path in paths if path.name != table.spare]
+        if paths := others or paths:
             return sorted(paths, key=lambda path: (len(path.name), path.name))
     return []
 
 
-def _row(record: Raw, table: Table, reading: Reading) -> Row | Rejected | None:
+def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> Row | Rejected | None:
     try:
         part = table.part if isinstance(table.part, str) else table.part(record.values)
-        example = None if part is None else table.make(record, reading)
+        example = table.make(record, reading) if part in parts else None
     except Bad as bad:
         return record.rejected(str(bad))
     return Row(record, example, part) if part and example else None
