@@ -63,7 +63,8 @@ class Data(Section):
 
     name: Text = Field(default="emoji", description="Data set, as listed by `fedloom list datasets`.")
     root: PathText | None = Field(
-        default=None, description="Folder of the data, needed where the name is folder."
+        default=None,
+        description="Folder of the data; needed by every data set that does not come with fedloom.",
     )
     test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         default=0.25, description="Share held out for testing."

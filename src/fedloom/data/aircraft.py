@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedloom.data.fields import one_of
-from fedloom.data.records import Raw
+from fedloom.data.records import Raw, read_lines
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.types import Example, Rejected
 
 QUESTIONS = {
     "variant": "Which variant of aircraft is shown?",
@@ -36,22 +36,13 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     Raises:
         UserError: The list of classes is not there, or a file is not UTF-8 text.
     """
-    classes = _lines(path.with_name(_CLASSES[path.name.split("_")[1]]))
-    for number, line in enumerate(_lines(path), 1):
+    classes = read_lines(path.with_name(_CLASSES[path.name.split("_")[1]]))
+    for number, line in enumerate(read_lines(path), 1):
         if line:
             image, _, label = line.partition(" ")
             yield Raw(
                 name, "line", number, {"image": image, "class": label.strip(), "classes": tuple(classes)}
             )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; it ships with FGVC-Aircraft") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start + 1})") from None
 
 
 def make(raw: Raw, reading: Reading) -> Example:

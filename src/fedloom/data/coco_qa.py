@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedloom.data.fields import Bad, needed, one_of
 from fedloom.data.pictures import FilePicture
-from fedloom.data.records import Raw
+from fedloom.data.records import Raw, read_lines
 from fedloom.data.source import Count, Reading, Source, Table
 from fedloom.types import Example, Rejected, UserError
 
@@ -34,21 +34,12 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     Raises:
         UserError: One of the files is missing, not UTF-8 text, or of another length.
     """
-    columns = [_lines(path.with_name(f"{column}.txt")) for column in COLUMNS]
+    columns = [read_lines(path.with_name(f"{column}.txt")) for column in COLUMNS]
     if len(set(map(len, columns))) > 1:
         told = ", ".join(f"{name} {len(lines):,}" for name, lines in zip(COLUMNS, columns, strict=True))
         raise UserError(f"{path.parent}: the files differ in their number of lines ({told})")
     for number, cells in enumerate(zip_longest(*columns), 1):
         yield Raw(name, "line", number, dict(zip(COLUMNS, cells, strict=True)))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; it ships with COCO-QA") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start + 1})") from None
 
 
 def make(raw: Raw, reading: Reading) -> Example:

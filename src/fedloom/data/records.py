@@ -96,6 +96,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: {error}") from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read a text file as lines without space at their ends; see `read_records` for what is accepted.
+
+    Raises:
+        UserError: It is missing, or not UTF-8 text.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it ships with the data set") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start + 1})") from None
+    lines = [line.strip() for line in content.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
     entries = read_json(path)
     if not isinstance(entries, list):
