@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,8 @@ def check(
             from fedloom.mistakes import unknown
 
             raise UserError(unknown("data set", name, list(DATASETS)))
+        if root is not None and sys.stderr.isatty():
+            typer.echo("Decoding every picture; for large data sets that takes minutes.", err=True)
         report = checked(name, root, variant)
     except UserError as error:
         typer.echo(f"fedloom: {error}", err=True)

@@ -421,3 +421,27 @@ def test_a_file_that_is_no_csv_is_refused(write, load, tmp_path):
     (tmp_path / "mimic-cxr-2.0.0-split.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"split\.csv: not a readable CSV file"):
         load("mimic-cxr")
+
+
+def test_nature_has_three_tasks_over_the_same_photographs(write, load):
+    write("nature")
+    data = load("nature")
+    assert Counter((example.group, example.task) for example in data.train) == {
+        ("caption", "caption"): 3,
+        ("grounding", "grounding"): 4,
+        ("vqa", "vqa"): 4,
+    }
+    assert {example.id.rsplit("-", 1)[0] for example in data.test if example.task == "vqa"} == {
+        "coco-qa-test"
+    }
+    assert {example.image.path.parent.parent.name for example in data.train} == {
+        data.train[0].image.path.parent.parent.name
+    }
+
+
+def test_radiology_joins_questions_of_two_sources_and_reports(write, load):
+    write("radiology")
+    data = load("radiology")
+    assert Counter(example.group for example in data.train) == {"vqa": 3 + 4, "report": 3}
+    assert {example.kind for example in data.test if example.group == "vqa"} == {"open", "closed"}
+    assert all(example.answer != "健康" for example in data.train)  # SLAKE in English alone

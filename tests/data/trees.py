@@ -325,9 +325,27 @@ def mimic_cxr(root, encoded):
     put(root / "mimic-cxr-2.0.0-split.csv", "\n".join(rows) + "\n")
 
 
+def nature(root, encoded):
+    coco_captions(root, encoded)
+    for name, writer in (("refcoco", refcoco), ("cocoqa", coco_qa)):
+        writer(root / name, encoded)
+        for split in ("train2014", "val2014"):
+            for photo in sorted((root / name / split).glob("*.jpg")):
+                put(root / split / photo.name, photo.read_bytes())
+                photo.unlink()
+
+
+def radiology_tasks(root, encoded):
+    for name, writer in (("slake", slake), ("vqa-rad", vqa_rad), ("mimic-cxr", mimic_cxr)):
+        writer(root / name, encoded)
+
+
+WRITERS = {"fedmllm-prepared": prepared, "radiology": radiology_tasks}
+
+
 def write(name, root, encoded):
     """Write the data set of a name below `root` and return the folder to load."""
     if name == "flashcards":
         return flashcards(root)
-    writer = globals()[{"fedmllm-prepared": "prepared"}.get(name, name.replace("-", "_"))]
+    writer = WRITERS.get(name) or globals()[name.replace("-", "_")]
     return writer(root, encoded) or root

@@ -17,6 +17,7 @@ from fedloom.data.folder import load_folder
 from fedloom.data.hateful_memes import HATEFUL_MEMES
 from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
+from fedloom.data.multitask import NATURE, RADIOLOGY
 from fedloom.data.prepared import PREPARED
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
@@ -46,6 +47,8 @@ DATASETS: dict[str, Loader] = {
     "coco-qa": COCO_QA,
     "refcoco": REFCOCO,
     "mimic-cxr": MIMIC_CXR,
+    "nature": NATURE,
+    "radiology": RADIOLOGY,
     "fedvlmbench-prepared": CLIENTS,
 }
 

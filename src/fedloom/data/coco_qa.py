@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fedloom.data.fields import Bad, needed, one_of
 from fedloom.data.pictures import FilePicture
@@ -47,7 +47,7 @@ def make(raw: Raw, reading: Reading) -> Example:
     record = raw.values
     kind = TYPES[int(one_of(record, "types", tuple(map(str, range(len(TYPES))))))]
     return Example(
-        id=raw.file.removesuffix("questions.txt").strip("/").replace("/", "-") + f"-{raw.number}",
+        id=f"{PurePath(raw.file).parent.name}-{raw.number}",
         question=needed(record, "questions"),
         answer=needed(record, "answers"),
         image=_photograph(needed(record, "img_ids"), reading),

@@ -12,32 +12,11 @@ Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Hete
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-from fedloom.data import flashcards, slake, vqa_rad
-from fedloom.data.records import Raw
-from fedloom.data.source import Count, Make, Reading, Source, Table
-from fedloom.types import Example
-
-
-def _of(name: str, make: Make) -> Make:
-    """Make examples whose id and group tell their source."""
-
-    def marked(raw: Raw, reading: Reading) -> Example | None:
-        example = make(raw, reading)
-        return example and replace(example, id=f"{name}-{example.id}", group=name)
-
-    return marked
-
-
-def _train_only(record: dict[str, Any]) -> str | None:
-    part = vqa_rad.part_of(record)
-    return part if part == "train" else None
-
-
-_RADIOLOGY = _of("vqa-rad", vqa_rad.make)
-_RADIOLOGY_FOLDERS = vqa_rad.FOLDERS[::-1]
+from fedloom.data.flashcards import FLASHCARDS
+from fedloom.data.joined import below
+from fedloom.data.slake import SLAKE
+from fedloom.data.source import Count, Source
+from fedloom.data.vqa_rad import VQA_RAD
 
 MEDICAL = Source(
     name="medical",
@@ -49,17 +28,17 @@ MEDICAL = Source(
         "(https://www.med-vqa.com/slake/). The root is the folder with all of them."
     ),
     tables=(
-        Table(vqa_rad.part_of, vqa_rad.FILES, _RADIOLOGY, _RADIOLOGY_FOLDERS, variants=("vqa-rad",)),
-        Table(_train_only, vqa_rad.FILES, _RADIOLOGY, _RADIOLOGY_FOLDERS, variants=("slake",)),
-        Table("train", flashcards.FILES, _of("flashcards", flashcards.make)),
-        Table("test", ("Slake1.0/test.json",), _of("slake", slake.make), ("Slake1.0/imgs",), ("slake",)),
+        *below(VQA_RAD, ".", variants=("vqa-rad",)),
+        *below(VQA_RAD, ".", parts=("train",), variants=("slake",)),
+        *below(FLASHCARDS, "."),
+        *below(SLAKE, "Slake1.0", parts=("test",), variants=("slake",)),
     ),
     counts=(
         Count("train", 1797 + 33955),
-        *(count._replace(variant="vqa-rad") for count in vqa_rad.COUNTS if count.part == "test"),
+        *(count._replace(variant="vqa-rad") for count in VQA_RAD.counts if count.part == "test"),
         *(
             count._replace(variant="slake")
-            for count in slake.COUNTS
+            for count in SLAKE.counts
             if (count.part, count.variant) == ("test", "all")
         ),
     ),
