@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 WIDTH = 80
 SHOWN = 5
 """So many bad records are listed; --json lists all."""
+CLASSES = 12
+"""Up to so many answers of a part are counted one by one; --json has all."""
 
 data = typer.Typer(
     name="data",
@@ -113,11 +116,18 @@ def _wrapped(text: str, bullet: str) -> list[str]:
 
 
 def _table(numbers: tuple[Number, ...]) -> Iterator[str]:
-    names = [number.part if number.of is None else f"  {number.of}" for number in numbers]
+    # A long list of classes that nobody published numbers of would bury the rest.
+    unpublished = Counter(number.part for number in numbers if number.of and number.published is None)
+    rows = [
+        number
+        for number in numbers
+        if not number.of or number.published is not None or unpublished[number.part] <= CLASSES
+    ]
+    names = [number.part if number.of is None else f"  {number.of}" for number in rows]
     width = max(map(len, names))
-    published = any(number.published is not None for number in numbers)
+    published = any(number.published is not None for number in rows)
     yield f"{'':{width}}  {'found':>7}" + ("  published" if published else "")
-    for name, number in zip(names, numbers, strict=True):
+    for name, number in zip(names, rows, strict=True):
         line = f"{name:{width}}  {number.found:>7,}"
         if number.published is not None:
             less = number.published - number.found

@@ -222,3 +222,18 @@ def test_an_unknown_name_or_variant_is_a_mistake(memes):
 def test_a_variant_of_python_is_refused_like_the_commands(memes):
     with pytest.raises(UserError, match=r"data\.variant"):
         check("slake", memes, "fr")
+
+
+def test_many_classes_without_published_numbers_are_left_to_json(trees, encoded, tmp_path):
+    trees.fgvc_aircraft(tmp_path, encoded)
+    names = [f"class-{n}" for n in range(40)]
+    trees.put(tmp_path / "data/variants.txt", "\n".join(names))
+    for number in range(40):
+        trees.put(tmp_path / f"data/images/{number:07}.jpg", encoded(number, "JPEG"))
+    trees.put(tmp_path / "data/images_variant_train.txt", "".join(f"{n:07} class-{n}\n" for n in range(40)))
+    trees.put(tmp_path / "data/images_variant_val.txt", "")
+    trees.put(tmp_path / "data/images_variant_test.txt", "0000200 class-1\n")
+    told, found = (call("fgvc-aircraft", "--root", tmp_path, *more).stdout for more in ((), ("--json",)))
+    assert "class-7" not in told
+    assert "class-1" in told  # of the test part, which has one class
+    assert '"class-7"' in found

@@ -11,7 +11,6 @@ Reference: M. Ren, R. Kiros, R. Zemel, "Exploring Models and Data for Image Ques
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path, PurePath
 
 from fedloom.data.fields import Bad, needed, one_of
@@ -38,7 +37,7 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     if len(set(map(len, columns))) > 1:
         told = ", ".join(f"{name} {len(lines):,}" for name, lines in zip(COLUMNS, columns, strict=True))
         raise UserError(f"{path.parent}: the files differ in their number of lines ({told})")
-    for number, cells in enumerate(zip_longest(*columns), 1):
+    for number, cells in enumerate(zip(*columns, strict=True), 1):
         yield Raw(name, "line", number, dict(zip(COLUMNS, cells, strict=True)))
 
 
