@@ -419,3 +419,26 @@ def test_a_list_that_is_not_one_is_refused(trees, roots, load):
         UserError, match=re.escape(f"{path}: a .json file holds a list of entries, not an object")
     ):
         load("vqa-rad", root)
+
+
+def test_the_folder_of_pictures_may_be_a_link_but_a_picture_may_not_lead_out_of_it(
+    roots, load, encoded, tmp_path
+):
+    root = roots("hateful-memes")
+    (root / "img").rename(tmp_path / "elsewhere")
+    (root / "img").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "outside.png").write_bytes(encoded(1))
+    (tmp_path / "elsewhere/00001.png").unlink()
+    (tmp_path / "elsewhere/00001.png").symlink_to(tmp_path / "outside.png")
+    data = load("hateful-memes", root)
+    assert reasons(data) == ["image '00001.png' leaves the folder through a link"]
+    assert len(data.train) == 5
+
+
+def test_pictures_are_looked_for_in_every_folder_there_is(roots, load):
+    root = roots("vqa-rad")
+    (root / "images").mkdir()
+    (root / "VQA_RAD Image Folder/synpic0.jpg").rename(root / "images/synpic0.jpg")
+    data = load("vqa-rad", root)
+    assert data.rejected == ()
+    assert {example.image.path.parent.name for example in data.train} == {"images", "VQA_RAD Image Folder"}

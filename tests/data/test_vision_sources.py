@@ -326,7 +326,7 @@ def test_coco_qa_ugly_lines(write, load, trees, tmp_path):
     assert [(bad.line, bad.reason) for bad in load("coco-qa", test_share=0.5).rejected] == [
         (2, "types is '4', not one of 0, 1, 2, 3"),
         (3, "img_ids is 'x', not a number"),
-        (4, "image 'val2014/COCO_val2014_000000000555.jpg' is missing"),
+        (4, "image 'COCO_val2014_000000000555.jpg' is missing"),
     ]
     trees.put(tmp_path / "train/types.txt", "0\n")
     with pytest.raises(

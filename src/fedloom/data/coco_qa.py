@@ -57,10 +57,10 @@ def make(raw: Raw, reading: Reading) -> Example:
 
 
 def _photograph(number: str, reading: Reading) -> FilePicture:
-    """Find a photograph by its number; it is in one of two folders."""
+    """Find a photograph by its number, which does not tell whether it is one of train or of val."""
     if not number.isdecimal():
         raise Bad(f"img_ids is {number!r}, not a number")
-    names = [f"{split}2014/COCO_{split}2014_{int(number):012}.jpg" for split in ("train", "val")]
+    names = [f"COCO_{split}2014_{int(number):012}.jpg" for split in ("train", "val")]
     try:
         return reading.picture(names[0])
     except Bad:
@@ -73,7 +73,7 @@ def _table(part: str) -> Table:
         f"cocoqa/{part}/questions.txt",
         f"cocoqa-2015-05-17/{part}/questions.txt",
     )
-    return Table(part, files, make, (".",), read=read)
+    return Table(part, files, make, ("train2014", "val2014"), read=read)
 
 
 COCO_QA = Source(

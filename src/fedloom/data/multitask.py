@@ -33,7 +33,9 @@ from fedloom.data.vqa_rad import VQA_RAD
 _REFCOCO = replace(
     REFCOCO, tables=tuple(replace(table, pictures=("../train2014",)) for table in REFCOCO.tables)
 )
-_COCO_QA = replace(COCO_QA, tables=tuple(replace(table, pictures=("..",)) for table in COCO_QA.tables))
+_COCO_QA = replace(
+    COCO_QA, tables=tuple(replace(table, pictures=("../train2014", "../val2014")) for table in COCO_QA.tables)
+)
 
 NATURE = Source(
     name="nature",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedloom.data.base import DataSettings, divide
 from fedloom.data.fields import Bad, Locate, locator
-from fedloom.data.pictures import check_picture, glance_at_picture
+from fedloom.data.pictures import FilePicture, check_picture, glance_at_picture
 from fedloom.data.records import Raw, read_records, shown
 from fedloom.types import DataSet, Example, Rejected, UserError
 
@@ -48,8 +48,8 @@ class Table:
         files: Where they may lie below the root, as patterns; the first that finds anything counts. In them
             "{variant}" stands for the variant.
         make: Makes an example of a record.
-        pictures: Where their pictures may lie below the root; the first folder there is counts. Empty for
-            none. "{variant}" is as in `files`.
+        pictures: Folders below the root in which pictures are looked for, one after another; at least one
+            must be there. Empty for none; "{variant}" is as in `files`.
         variants: The variants that have these files; empty for all.
         optional: Whether the data set can be used without them.
         spare: Name of a file that is left out where there are others.
@@ -194,7 +194,8 @@ class Source:
         if not paths:
             return
         check = check_picture if whole else glance_at_picture
-        reading = Reading(variant, locator(self._pictures(table, root, variant), check))
+        folders = self._folders(table, root, variant)
+        reading = Reading(variant, _search([locator(folder, check) for folder in folders]))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
         for record in chain.from_iterable(records):
             row = _row(record, table, reading, parts) if isinstance(record, Raw) else record
@@ -213,17 +214,32 @@ class Source:
         names = " and ".join(dict.fromkeys(table.files[0].format(variant=variant) for table in lost))
         return f"{root} is not the folder of {self.name}: it holds no {names}. {self.home}"
 
-    def _pictures(self, table: Table, root: Path, variant: str) -> Path:
-        folders = [root / name.format(variant=variant) for name in table.pictures]
-        there = [folder for folder in folders if folder.is_dir()]
-        if folders and not there:
-            names = " and no ".join(table.pictures).format(variant=variant)
-            raise UserError(f"data.root: {root} holds no folder {names} with the pictures of {self.name}")
-        return there[0] if there else root
+    def _folders(self, table: Table, root: Path, variant: str) -> list[Path]:
+        names = [name.format(variant=variant) for name in table.pictures]
+        there = [root / name for name in names if (root / name).is_dir()]
+        if names and not there:
+            told = " and no ".join(names)
+            raise UserError(f"data.root: {root} holds no folder {told} with the pictures of {self.name}")
+        return there or [root]
+
+
+def _search(places: Sequence[Locate]) -> Locate:
+    """Look for a picture in one place after another; what is wrong is told of the first."""
+
+    def picture(name: str) -> FilePicture:
+        reasons: list[Bad] = []
+        for locate in places:
+            try:
+                return locate(name)
+            except Bad as bad:
+                reasons.append(bad)
+        raise reasons[0]
+
+    return picture
 
 
 def found(table: Table, root: Path, variant: str) -> list[Path]:
-    """Find the files of a table, in the order of their names with numbers read as numbers."""
+    """Find the files of a table, shorter names first, so that client_2 comes before client_10."""
     for pattern in table.files:
         paths = [path for path in root.glob(pattern.format(variant=variant)) if path.is_file()]
         others = [path for path in paths if path.name != table.spare]
