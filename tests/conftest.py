@@ -1,14 +1,19 @@
-"""What many tests need: a tiny random model in a folder, and a global state that nobody may read."""
+"""What many tests need: a tiny random model, small data sets, and a global state that nobody may read."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -64,3 +69,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoded() -> Callable[..., bytes]:
+    """Return a function from a number to the bytes of a small picture, different for each number."""
+
+    def encode(number: int, format: str = "PNG", side: int = 12) -> bytes:
+        values = np.random.default_rng(number).integers(0, 256, (side, side + 1, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, format)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def trees() -> ModuleType:
+    """Return the module that writes folders in the layouts in which data sets are shipped."""
+    spec = importlib.util.spec_from_file_location("trees", Path(__file__).parent / "trees.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

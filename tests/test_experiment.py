@@ -65,6 +65,15 @@ MISTAKES = {
         "scenario.image_clients is 6, but scenario.clients is 5",
     ),
     "folder without root": ("data:\n  name: folder\n", ":2:3: data.root is missing"),
+    "published data without root": ("data:\n  name: slake\n", "data.name slake needs the path"),
+    "variant of no data set": (
+        "data: {name: slake, root: x, variant: de}\n",
+        "data.variant is de, but of the data set slake it must be one of all, en, zh",
+    ),
+    "variant where there are none": (
+        "data: {variant: en}\n",
+        "data.variant is en, but of the data set emoji it must be left out, for it has none",
+    ),
     "task of another data set": ("data: {task: vqa}\n", "only the data set shapes has tasks"),
     "main is not compared": ("main: fedprox\n", 'main is "fedprox", but must be null or a federated method'),
     "main is not federated": ("main: local\n", 'main is "local", but must be null or a federated method'),
@@ -261,8 +270,9 @@ def another(path):
 @pytest.mark.parametrize("path", [path for path in KEYS if len(path) == 2], ids=".".join)
 def test_the_digest_sees_every_key(path):
     section, key = path
-    base = {"data": {"name": "shapes"}}
-    changed = {**base, section: {**base.get(section, {}), key: another(path)}}
+    # No data set has both tasks and variants.
+    base = {"data": {"name": "slake", "root": "x"} if key == "variant" else {"name": "shapes"}}
+    changed = {**base, section: {**base.get(section, {}), key: "en" if key == "variant" else another(path)}}
     differs = Experiment(**changed).digest != Experiment(**base).digest
     assert differs is (section != "engine")  # how fast a run is does not make it another
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedloom import __version__
+from fedloom.cli_data import data
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data)
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
@@ -244,9 +246,12 @@ def _algorithms() -> dict[str, str]:
 
 
 def _datasets() -> dict[str, str]:
-    from fedloom.data import DATASETS
+    from fedloom.data import DATASETS, Source
 
-    return {name: _about(inspect.getmodule(load)) for name, load in DATASETS.items()}
+    return {
+        name: load.title if isinstance(load, Source) else _about(inspect.getmodule(load))
+        for name, load in DATASETS.items()
+    }
 
 
 def _models() -> dict[str, str]:

@@ -152,16 +152,21 @@ class Experiment(Section):
 
 
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    from fedloom.data import SHIPPED, variants
+
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
         [name for name in experiment.methods if parse_method(name).federated],
     )
-    if data.name == "folder" and data.root is None:
-        message = (
-            "data.root is missing; data.name folder needs the path of the folder that holds the examples"
-        )
+    if data.name not in SHIPPED and data.root is None:
+        message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
+    known = variants(data.name)
+    if data.variant is not None and data.variant not in known:
+        told = f"one of {', '.join(known)}" if known else "left out, for it has none"
+        message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
+        yield Conflict(("data", "variant"), message, (("data", "name"),))
     if data.name != "shapes" and data.task != "classification":
         message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
         yield Conflict(("data", "task"), message, (("data", "name"),))

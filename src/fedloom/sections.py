@@ -63,7 +63,8 @@ class Data(Section):
 
     name: Text = Field(default="emoji", description="Data set, as listed by `fedloom list datasets`.")
     root: PathText | None = Field(
-        default=None, description="Folder of the data, needed where the name is folder."
+        default=None,
+        description="Folder of the data; needed by every data set that does not come with fedloom.",
     )
     test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         default=0.25, description="Share held out for testing."
@@ -76,6 +77,9 @@ class Data(Section):
     )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about the shapes data set."
+    )
+    variant: Text | None = Field(
+        default=None, description="Task or language of a published data set; null takes its first."
     )
 
     @field_validator("name")

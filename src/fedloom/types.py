@@ -41,6 +41,7 @@ class Example:
         group: What non-IID partitions go by (a topic, a site, a label name).
         options: The possible answers of a multiple-choice question, else empty.
         task: A key of `fedloom.tasks.TASKS`.
+        kind: What kind of answer is asked for, e.g. "open" or "closed"; scores are also reported by it.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Example:
     group: str | None = None
     options: tuple[str, ...] = ()
     task: str = "choice"
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class DataSet:
     Attributes:
         name: A key of `fedloom.data.DATASETS`.
         train: Examples that are divided among clients.
-        test: Held-out examples; shares no picture and no variant of one with `train`.
+        test: Held-out examples. Where fedloom makes the division, no picture and no variant of one is also in
+            `train`; a published division is kept as it is (`fedloom data check` tells what it repeats).
         rejected: Records set aside, with file, line and reason.
     """
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from fedloom.data.pictures import FilePicture, Limits, ZipPicture, check_picture
+from fedloom.data.pictures import FilePicture, Limits, ZipPicture, check_picture, glance_at_picture
 from fedloom.types import UserError
 
 DAMAGED = "damaged or cut short"
@@ -202,3 +202,34 @@ def test_forked_processes_read_one_archive_at_once(tmp_path, encoded):
     expected = [digest(picture) for picture in pictures]  # leaves the archive open in this process
     with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
         assert list(pool.map(digest, pictures, chunksize=5)) == expected
+
+
+def test_a_glance_sees_what_cannot_be_a_picture_and_no_more(tmp_path, encoded):
+    whole, cut, other, empty = (
+        tmp_path / name for name in ("whole.png", "cut.png", "other.png", "empty.png")
+    )
+    whole.write_bytes(encoded(1))
+    cut.write_bytes(encoded(1)[:-40])
+    other.write_bytes(b"GIF89a and more")
+    empty.touch()
+    assert [glance_at_picture(path) for path in (whole, cut)] == [None, None]
+    assert [check_picture(path) for path in (whole, cut)] == [None, "damaged or cut short"]
+    for path in (other, empty, tmp_path, tmp_path / "absent.png"):
+        assert glance_at_picture(path) == check_picture(path) is not None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (24, 16)).save(path, exif=exif)
+    picture = FilePicture(path)
+    height, width = picture.pixels().shape[:2]
+    assert picture.size == (width, height)
+
+
+def test_the_size_of_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(UserError, match=r"a\.png: the picture is damaged"):
+        _ = FilePicture(tmp_path / "a.png").size

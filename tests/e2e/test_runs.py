@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -150,6 +152,22 @@ def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_pa
         assert 0 <= scores["unparsed"] <= 1
     assert result["scores"]["local"]["worst"] <= result["scores"]["local"]["best"]
     assert (tmp_path / "run/report.html").stat().st_size < 2_500_000
+
+
+@pytest.mark.parametrize("name", ["medical", "nature"])
+def test_published_data_sets_run(
+    name: str, trees: ModuleType, encoded: Callable[..., bytes], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Questions without any evidence, captions, boxes and answers by kind, each client with a task of its own."""
+    data = {"name": name, "root": str(trees.write(name, tmp_path / "data", encoded))}
+    value = experiment(
+        tiny_model, data=data, methods=["zero-shot", "fedavg"], train={"rounds": 1},
+        scenario={"clients": 2, "partition": "by_group", "pattern": "aligned"},
+    )  # fmt: skip
+    result = run(value, tmp_path / "run")
+    assert set(result["scores"]) == {"zero-shot", "fedavg"}
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert sum(client["size"] for client in plan["clients"]) == {"medical": 12, "nature": 11}[name]
 
 
 def own_folder(folder: Path, rows: list[dict[str, object]]) -> None:

@@ -4,21 +4,62 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fedloom.data.aircraft import AIRCRAFT
 from fedloom.data.base import DataSettings, Loader, thin
+from fedloom.data.clients import CLIENTS
+from fedloom.data.coco import COCO
+from fedloom.data.coco_qa import COCO_QA
+from fedloom.data.crisis_mmd import CRISIS_MMD
 from fedloom.data.digits import load_digits
 from fedloom.data.emoji import load_emoji
+from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.folder import load_folder
+from fedloom.data.hateful_memes import HATEFUL_MEMES
+from fedloom.data.medical import MEDICAL
+from fedloom.data.mimic_cxr import MIMIC_CXR
+from fedloom.data.multitask import NATURE, RADIOLOGY
+from fedloom.data.prepared import PREPARED
+from fedloom.data.refcoco import REFCOCO
+from fedloom.data.science_qa import SCIENCE_QA
 from fedloom.data.shapes import load_shapes
+from fedloom.data.slake import SLAKE
+from fedloom.data.source import Source
+from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "DataSettings", "Loader", "load_data"]
+__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "variants"]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,
     "digits": load_digits,
     "shapes": load_shapes,
     "folder": load_folder,
+    "hateful-memes": HATEFUL_MEMES,
+    "crisis-mmd": CRISIS_MMD,
+    "vqa-rad": VQA_RAD,
+    "flashcards": FLASHCARDS,
+    "slake": SLAKE,
+    "medical": MEDICAL,
+    "fedmllm-prepared": PREPARED,
+    "fgvc-aircraft": AIRCRAFT,
+    "science-qa": SCIENCE_QA,
+    "coco-captions": COCO,
+    "coco-qa": COCO_QA,
+    "refcoco": REFCOCO,
+    "mimic-cxr": MIMIC_CXR,
+    "nature": NATURE,
+    "radiology": RADIOLOGY,
+    "fedvlmbench-prepared": CLIENTS,
 }
+
+SHIPPED = ("emoji", "digits", "shapes")
+"""The data sets that need no folder."""
+
+
+def variants(name: str) -> tuple[str, ...]:
+    """Return the variants of a data set, the default first; empty where it has none."""
+    load = DATASETS[name]
+    return load.variants if isinstance(load, Source) else ()
 
 
 def load_data(settings: DataSettings, seed: int) -> DataSet:

@@ -49,6 +49,11 @@ class DataSettings(Protocol):
         """Which tasks to make, for data sets that offer several."""
         ...
 
+    @property
+    def variant(self) -> str | None:
+        """Which variant of a published data set; None is its first."""
+        ...
+
 
 Loader = Callable[[DataSettings, int], DataSet]
 """(settings, seed) → data set."""

@@ -33,16 +33,13 @@ picture nor text is bad too: a benchmark of modalities has no place for it; put 
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fedloom.data.base import DataSettings, divide
-from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.data.fields import Bad, Locate, locator, needed, text, word
 from fedloom.data.records import Raw, kind, read_records, shown
 from fedloom.types import DataSet, Example, Rejected, UserError
 
@@ -52,16 +49,6 @@ MAX_CLOSED = 50
 SUFFIXES = (".jsonl", ".json")
 SPLITS = ("train", "test")
 
-_ESCAPES = (
-    (re.compile(r"\0"), "holds a NUL character"),
-    (re.compile(r"\\"), "holds a backslash"),
-    (re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:"), "is a URL or names a drive"),
-    (re.compile(r"^/"), "is an absolute path"),
-    (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
-)
-
-_Locate = Callable[[str], FilePicture]
-
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -70,10 +57,6 @@ class _Row:
     raw: Raw
     example: Example
     split: str | None
-
-
-class _Bad(Exception):
-    """The reason a record is set aside."""
 
 
 def load_folder(settings: DataSettings, seed: int) -> DataSet:
@@ -92,7 +75,7 @@ def load_folder(settings: DataSettings, seed: int) -> DataSet:
     root = Path(settings.root)
     rows: list[_Row] = []
     rejected: list[Rejected] = []
-    locate, ids = _locator(root), dict[str, Raw]()
+    locate, ids = locator(root), dict[str, Raw]()
     for split, path in _files(root):
         for record in read_records(path):
             for raw in _pairs(record) if isinstance(record, Raw) else [record]:
@@ -152,104 +135,54 @@ def _pairs(raw: Raw) -> Iterator[Raw | Rejected]:
         yield replace(raw, values=values)
 
 
-def _row(raw: Raw, split: str | None, locate: _Locate, ids: dict[str, Raw]) -> _Row | Rejected:
+def _row(raw: Raw, split: str | None, locate: Locate, ids: dict[str, Raw]) -> _Row | Rejected:
     """Check one record; `ids` remembers what was accepted."""
     try:
         example = _example(raw, locate)
         if example.id in ids:
             before = ids[example.id]
-            raise _Bad(
+            raise Bad(
                 f"id {shown(example.id)} was used before ({before.file}, {before.unit} {before.number})"
             )
-        own = split or _text(raw.values, "split")
+        own = split or text(raw.values, "split")
         if own not in (None, *SPLITS):
-            raise _Bad(f'split is {shown(own)}, not "train" or "test"')
-    except _Bad as bad:
+            raise Bad(f'split is {shown(own)}, not "train" or "test"')
+    except Bad as bad:
         return raw.rejected(str(bad))
     ids[example.id] = raw
     return _Row(raw, example, own)
 
 
-def _example(raw: Raw, locate: _Locate) -> Example:
+def _example(raw: Raw, locate: Locate) -> Example:
     record = raw.values
-    question, answer = _needed(record, "question"), _needed(record, "answer")
+    question, answer = needed(record, "question"), needed(record, "answer")
     options = _options(record)
     if options and answer not in options:
-        raise _Bad(f"answer {shown(answer)} is not among the options")
-    image, text = _text(record, "image"), _text(record, "text")
-    if image is None and text is None:
-        raise _Bad("neither image nor text")
+        raise Bad(f"answer {shown(answer)} is not among the options")
+    image, evidence = text(record, "image"), text(record, "text")
+    if image is None and evidence is None:
+        raise Bad("neither image nor text")
     return Example(
-        id=_word(record, "id") or f"{raw.file}:{raw.number}",
+        id=word(record, "id") or f"{raw.file}:{raw.number}",
         question=question,
         answer=answer,
         image=None if image is None else locate(image),
-        text=text,
+        text=evidence,
         label=options.index(answer) if options else None,
-        group=_word(record, "group") or (answer if options else None),
+        group=word(record, "group") or (answer if options else None),
         options=options,
         task="choice" if options else "vqa",
     )
 
 
-def _text(record: dict[str, Any], key: str) -> str | None:
-    """Return a value without surrounding space; absent, null and empty are None."""
-    value = record.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise _Bad(f"{key} is {kind(value)}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON may escape half of a character, which no file and no tokenizer takes
-        raise _Bad(f"{key} holds half of a surrogate pair") from None
-    return value.strip() or None
-
-
-def _needed(record: dict[str, Any], key: str) -> str:
-    value = _text(record, key)
-    if value is None:
-        raise _Bad(f"{key} is empty" if record.get(key) is not None else f"{key} is missing")
-    return value
-
-
-def _word(record: dict[str, Any], key: str) -> str | None:
-    value = record.get(key)
-    return str(value) if type(value) is int else _text(record, key)
-
-
 def _options(record: dict[str, Any]) -> tuple[str, ...]:
     value = record.get("options") or []
     if not isinstance(value, list):
-        raise _Bad(f"options is {kind(value)}, not a list")
-    options = tuple(_needed({"an option": option}, "an option") for option in value)
+        raise Bad(f"options is {kind(value)}, not a list")
+    options = tuple(needed({"an option": option}, "an option") for option in value)
     if len(options) == 1 or len(set(options)) < len(options):
-        raise _Bad("options are not at least two different texts")
+        raise Bad("options are not at least two different texts")
     return options
-
-
-def _locator(root: Path) -> _Locate:
-    """Return a function from a record's `image` to a checked picture; each file is read and checked once."""
-    real_root = os.path.realpath(root)
-
-    @cache
-    def found(name: str) -> FilePicture | str:
-        for pattern, reason in _ESCAPES:
-            if pattern.search(name):
-                return reason
-        path = Path(os.path.realpath(os.path.join(real_root, name)))
-        if not path.is_relative_to(real_root):
-            return "leaves the folder through a link"
-        reason = check_picture(path)
-        return FilePicture(path) if reason is None else f"is {reason}"
-
-    def locate(name: str) -> FilePicture:
-        picture = found(name)
-        if isinstance(picture, str):
-            raise _Bad(f"image {shown(name)} {picture}")
-        return picture
-
-    return locate
 
 
 def _with_options(rows: list[_Row]) -> list[_Row]:

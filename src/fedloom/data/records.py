@@ -1,4 +1,4 @@
-"""Records from files that nobody checked: JSON lines, or one JSON list. Bad ones are told, never lost."""
+"""Records from files that nobody checked: JSON lines, a JSON list, or tab-separated. None is lost untold."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false",
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One JSON object and where it stands.
+    """One JSON object, or one row with the names of its columns, and where it stands.
 
     Attributes:
-        file: The file's name.
-        unit: "line", or "entry" of a JSON list.
+        file: The file, as messages call it.
+        unit: "line", "entry" of a JSON list, or what else the file calls it.
         number: Which line or entry, counted from 1.
-        values: The object.
+        values: The object; of a row, texts.
     """
 
     file: str
@@ -38,16 +38,23 @@ class Raw:
         return _rejected(self.file, self.unit, self.number, reason)
 
 
-def read_records(path: Path) -> Iterator[Raw | Rejected]:
-    """Yield the records of a `.jsonl` file, or else of a JSON list, in their order.
+def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected]:
+    """Yield the records of a `.jsonl` or `.tsv` file, or else of a JSON list, in their order.
 
     Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
-    Python's habit, are NaN, Infinity and an object that names a key twice.
+    Python's habit, are NaN, Infinity and an object that names a key twice. The first line of a `.tsv` file
+    names the columns; a quotation mark means nothing but itself.
+
+    Args:
+        path: The file.
+        name: What to call it in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole cannot be read; in JSON lines only the bad line is lost.
+        UserError: A JSON list as a whole cannot be read, or a `.tsv` file's columns; in lines only the bad
+            one is lost.
     """
-    return _json_lines(path) if path.suffix.lower() == ".jsonl" else _json_list(path)
+    read = {".jsonl": _json_lines, ".tsv": _tsv}.get(path.suffix.lower(), _json_list)
+    return read(path, _printable(name or path.name))
 
 
 def kind(value: Any) -> str:
@@ -65,8 +72,7 @@ def shown(value: str) -> str:
     return repr(value if len(value) <= 80 else value[:79] + "…")
 
 
-def _json_lines(path: Path) -> Iterator[Raw | Rejected]:
-    name = _printable(path.name)
+def _json_lines(path: Path, name: str) -> Iterator[Raw | Rejected]:
     with open(path, "rb") as file:
         for line, content in _lines(file):
             if content is None:
@@ -78,16 +84,63 @@ def _json_lines(path: Path) -> Iterator[Raw | Rejected]:
                     yield Rejected(name, line, str(error))
 
 
-def _json_list(path: Path) -> Iterator[Raw | Rejected]:
-    name = _printable(path.name)
+def read_json(path: Path) -> Any:
+    """Read a whole file of strict JSON; see `read_records`.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
-        entries = _parsed(path.read_bytes().removeprefix(_BOM))
+        return _parsed(path.read_bytes().removeprefix(_BOM))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a text file as lines without space at their ends; see `read_records` for what is accepted.
+
+    Raises:
+        UserError: It is missing, or not UTF-8 text.
+    """
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it ships with the data set") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start + 1})") from None
+    lines = [line.strip() for line in content.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise UserError(f"{path}: a .json file holds a list of entries, not {kind(entries)}")
     for number, entry in enumerate(entries, 1):
         yield _raw(entry, name, "entry", number)
+
+
+def _tsv(path: Path, name: str) -> Iterator[Raw | Rejected]:
+    columns: list[str] = []
+    with open(path, "rb") as file:
+        for line, content in _lines(file):
+            if content is None or not content.strip():
+                if content is None:
+                    yield Rejected(name, line, f"line is longer than {MAX_LINE:,} bytes")
+                continue
+            try:
+                cells = content.decode().rstrip("\r\n").split("\t")
+            except UnicodeDecodeError as error:
+                yield Rejected(name, line, f"not UTF-8 text (byte {error.start + 1})")
+                continue
+            if not columns:
+                columns = cells
+                if len(set(columns)) < len(columns):
+                    raise UserError(f"{path}: the first line names a column twice")
+            elif len(cells) != len(columns):
+                yield Rejected(name, line, f"{len(cells)} columns instead of {len(columns)}")
+            else:
+                yield Raw(name, "line", line, dict(zip(columns, cells, strict=True)))
 
 
 def _raw(value: Any, name: str, unit: str, number: int) -> Raw | Rejected:
@@ -100,7 +153,7 @@ def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
     return (
         Rejected(file, number, reason)
         if unit == "line"
-        else Rejected(file, None, f"entry {number}: {reason}")
+        else Rejected(file, None, f"{unit} {number}: {reason}")
     )
 
 

@@ -1,0 +1,148 @@
+"""The command `fedloom data`: whether a data set is there, and is what its owners ship."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.data.check import Number, Repeat, Report
+
+WIDTH = 80
+SHOWN = 5
+"""So many bad records are listed; --json lists all."""
+CLASSES = 12
+"""Up to so many answers of a part are counted one by one; --json has all."""
+
+data = typer.Typer(
+    name="data",
+    help="Check data sets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@data.callback()
+def _data() -> None:
+    """Check data sets."""
+
+
+def _complete_name(incomplete: str) -> list[str]:
+    from fedloom.data import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+@data.command()
+def check(
+    name: Annotated[
+        str, typer.Argument(help="As listed by `fedloom list datasets`.", autocompletion=_complete_name)
+    ],
+    root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which variant of it, like data.variant.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
+) -> None:
+    """Say where to get a data set, and whether a folder holds it; exit code 1 if it cannot be used."""
+    from fedloom.data import DATASETS
+    from fedloom.data.check import check as checked
+
+    try:
+        if name not in DATASETS:
+            from fedloom.mistakes import unknown
+
+            raise UserError(unknown("data set", name, list(DATASETS)))
+        if root is not None and sys.stderr.isatty():
+            typer.echo("Decoding every picture; for large data sets that takes minutes.", err=True)
+        report = checked(name, root, variant)
+    except UserError as error:
+        typer.echo(f"fedloom: {error}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(lines(report)))
+    raise typer.Exit(0 if report.usable else 1)
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Write a report for people, at most 80 columns wide where names allow."""
+    where = f" in {report.root}" if report.root is not None else ""
+    variant = f" ({report.variant})" if report.variant else ""
+    yield f"{report.name}{variant}{where}: {'can be used' if report.usable else 'cannot be used'}"
+    published = [number for number in report.numbers if number.published is not None]
+    other = sum(number.found != number.published for number in published)
+    if other:
+        yield f"{other} of {len(published)} published numbers differ from what is there."
+    for fault in report.faults:
+        yield from _wrapped(fault, "- ")
+    if report.numbers:
+        yield ""
+        yield from _table(report.numbers)
+    if report.repeats:
+        yield ""
+        yield from _repeats(report)
+    if report.rejected:
+        count = len(report.rejected)
+        yield ""
+        yield f"Set aside: {count:,} {'record' if count == 1 else 'records'}"
+        for bad in report.rejected[:SHOWN]:
+            yield from _wrapped(str(bad), "- ")
+        if count > SHOWN:
+            yield f"- and {count - SHOWN:,} more; --json lists all"
+    if report.home not in " ".join(report.faults):
+        yield ""
+        yield from _wrapped(f"Where to get it: {report.home}", "")
+
+
+def _wrapped(text: str, bullet: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=bullet,
+        subsequent_indent=" " * len(bullet),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _table(numbers: tuple[Number, ...]) -> Iterator[str]:
+    # A long list of classes that nobody published numbers of would bury the rest.
+    unpublished = Counter(number.part for number in numbers if number.of and number.published is None)
+    rows = [
+        number
+        for number in numbers
+        if not number.of or number.published is not None or unpublished[number.part] <= CLASSES
+    ]
+    names = [number.part if number.of is None else f"  {number.of}" for number in rows]
+    width = max(map(len, names))
+    published = any(number.published is not None for number in rows)
+    yield f"{'':{width}}  {'found':>7}" + ("  published" if published else "")
+    for name, number in zip(names, rows, strict=True):
+        line = f"{name:{width}}  {number.found:>7,}"
+        if number.published is not None:
+            less = number.published - number.found
+            told = f"  {abs(less):,} {'fewer' if less > 0 else 'more'}" if less else ""
+            line += f"  {number.published:>9,}{told}"
+        yield line
+
+
+def _repeats(report: Report) -> Iterator[str]:
+    groups: dict[tuple[str, str, str], list[Repeat]] = {}
+    for repeat in report.repeats:
+        groups.setdefault((repeat.what, repeat.part, repeat.before_part), []).append(repeat)
+    yield "In more than one part:"
+    for (what, part, before), group in groups.items():
+        first = group[0]
+        count = f"{len(group):,} of {part} have" if len(group) > 1 else f"1 of {part} has"
+        example = f"{first.place} and {first.before}"
+        yield from _wrapped(f"{count} a {what} that {before} has too (first {example})", "- ")

@@ -1,0 +1,110 @@
+"""What loaders ask of a record: its texts, numbers and picture, or the reason it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.data.records import kind, shown
+
+_ESCAPES = (
+    (re.compile(r"\0"), "holds a NUL character"),
+    (re.compile(r"\\"), "holds a backslash"),
+    (re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:"), "is a URL or names a drive"),
+    (re.compile(r"^/"), "is an absolute path"),
+    (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
+)
+
+Locate = Callable[[str], FilePicture]
+"""Picture's name in a record → the picture; raises `Bad`."""
+
+
+class Bad(Exception):
+    """The reason a record is set aside."""
+
+
+def text(record: dict[str, Any], key: str) -> str | None:
+    """Return a value without surrounding space; absent, null and empty are None.
+
+    Raises:
+        Bad: The value is no text, or one that cannot be encoded.
+    """
+    value = record.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise Bad(f"{key} is {kind(value)}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON may escape half of a character, which no file and no tokenizer takes
+        raise Bad(f"{key} holds half of a surrogate pair") from None
+    return value.strip() or None
+
+
+def word(record: dict[str, Any], key: str) -> str | None:
+    """Return a value that is a text or a whole number, as text; see `text`."""
+    value = record.get(key)
+    return str(value) if type(value) is int else text(record, key)
+
+
+def needed(record: dict[str, Any], key: str, get: Callable[[dict[str, Any], str], str | None] = text) -> str:
+    """Return a value that a record must have.
+
+    Args:
+        record: The record.
+        key: The value's name.
+        get: How to read it: `text` or `word`.
+
+    Raises:
+        Bad: It is missing or empty, or `get` refuses it.
+    """
+    value = get(record, key)
+    if value is None:
+        raise Bad(f"{key} is empty" if record.get(key) is not None else f"{key} is missing")
+    return value
+
+
+def one_of(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+    """Return a value that must be one of a few.
+
+    Raises:
+        Bad: It is missing or none of them.
+    """
+    value = needed(record, key)
+    if value not in allowed:
+        raise Bad(f"{key} is {shown(value)}, not one of {', '.join(allowed)}")
+    return value
+
+
+def locator(root: Path, check: Callable[[Path], str | None] = check_picture) -> Locate:
+    """Return a function from a record's picture to a checked one; each file is read and checked once.
+
+    Args:
+        root: The folder that pictures are named relative to, and that none may leave.
+        check: Returns the reason a file is no good, or None.
+    """
+    real_root = os.path.realpath(root)
+
+    @cache
+    def found(name: str) -> FilePicture | str:
+        for pattern, reason in _ESCAPES:
+            if pattern.search(name):
+                return reason
+        path = Path(os.path.realpath(os.path.join(real_root, name)))
+        if not path.is_relative_to(real_root):
+            return "leaves the folder through a link"
+        reason = check(path)
+        return FilePicture(path) if reason is None else f"is {reason}"
+
+    def locate(name: str) -> FilePicture:
+        picture = found(name)
+        if isinstance(picture, str):
+            raise Bad(f"image {shown(name)} {picture}")
+        return picture
+
+    return locate

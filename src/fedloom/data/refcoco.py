@@ -1,0 +1,112 @@
+"""RefCOCO: find the object in a photograph that a phrase means.
+
+The folder holds `refs(unc).json`, `instances.json` with the boxes, and COCO's pictures in `train2014`. The
+owners ship the first as a pickle, which may run code when it is opened and which fedloom does not read; this
+turns it into JSON:
+
+    python -c "import json, pickle; json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))"
+
+Of a reference are read ref_id, ann_id, image_id, split and sentences, a list of {"sent_id", "sent"}; each
+sentence is an example. The parts testA (people) and testB (other things) are tested on, and told apart by
+the kind. A box is in whole pixels.
+
+Reference: L. Yu et al., "Modeling Context in Referring Expressions", arXiv 1608.00272v3; used by FedVLMBench
+(arXiv 2506.09638), which uses 6,000 and does not say which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedloom.data.boxes import in_pixels
+from fedloom.data.coco import file_names, listed
+from fedloom.data.fields import Bad, needed, one_of, word
+from fedloom.data.records import Raw, read_json, read_records
+from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.types import Example, Rejected, UserError
+
+PARTS = {"train": "train", "val": "dev", "testA": "test", "testB": "test"}
+
+
+def part_of(record: dict[str, Any]) -> str:
+    """Return the part a reference belongs to; see `fedloom.data.source.PartOf`."""
+    return PARTS[one_of(record, "split", tuple(PARTS))]
+
+
+def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
+    """Yield every sentence of every reference, with its box and the picture's file name.
+
+    Raises:
+        UserError: There is no `instances.json`, or a file cannot be read.
+    """
+    instances = path.with_name("instances.json")
+    if not instances.is_file():
+        raise UserError(f"{instances} is missing; it ships with RefCOCO")
+    value = read_json(instances)
+    names = file_names(value, instances)
+    boxes = {
+        entry.get("id"): entry.get("bbox")
+        for entry in listed(value, "annotations", instances)
+        if isinstance(entry, dict)
+    }
+    for record in read_records(path, name):
+        sentences = record.values.get("sentences") if isinstance(record, Raw) else None
+        if isinstance(record, Rejected):
+            yield record
+        elif not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
+            yield record.rejected("sentences is not a list of objects")
+        else:
+            more = {
+                "bbox": boxes.get(record.values.get("ann_id")),
+                "file_name": names.get(record.values.get("image_id")),
+            }
+            for sentence in sentences:
+                yield Raw(name, record.unit, record.number, record.values | more | sentence)
+
+
+def make(raw: Raw, reading: Reading) -> Example:
+    """Make an example of a sentence; see `fedloom.data.source.Make`."""
+    record = raw.values
+    if record["bbox"] is None:
+        raise Bad("instances.json has no box of its ann_id")
+    picture = reading.picture(needed(record, "file_name"))
+    split = needed(record, "split")
+    return Example(
+        id=f"{needed(record, 'ref_id', word)}-{needed(record, 'sent_id', word)}",
+        question=f"Where is {needed(record, 'sent')}?",
+        answer=in_pixels(record["bbox"], picture),
+        image=picture,
+        task="grounding",
+        kind=split if split.startswith("test") else None,
+    )
+
+
+_FILES = ("refs(unc).json", "refcoco/refs(unc).json")
+_FOLDERS = (
+    "train2014",
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "../images/mscoco/images/train2014",
+)
+
+REFCOCO = Source(
+    name="refcoco",
+    title="RefCOCO: find the object in a photograph that a phrase means.",
+    home=(
+        "Get refcoco.zip from https://github.com/lichengunc/refer and the images train2014 from "
+        "https://cocodataset.org/#download. Turn the owners' pickle into refs(unc).json, which fedloom does not do "
+        'because a pickle may run code: python -c "import json, pickle; '
+        "json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))\". The root is the folder "
+        "with refs(unc).json, instances.json and train2014."
+    ),
+    tables=(Table(part_of, _FILES, make, _FOLDERS, read=read),),
+    counts=(
+        Count("train", 120624),
+        Count("dev", 10834),
+        Count("test", 5657 + 5095),
+        Count("test", 5657, "testA"),
+        Count("test", 5095, "testB"),
+    ),
+)
