@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedloom import __version__
+from fedloom.cli_split import split
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -220,6 +221,9 @@ def report(
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
         write_report(folders, page)
         typer.echo(f"Report: {page}")
+
+
+app.command()(split)
 
 
 def _about(value: Any) -> str:

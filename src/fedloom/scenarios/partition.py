@@ -231,7 +231,9 @@ def _enough(pieces: list[Indices], wanted: int) -> list[Indices]:
     heapify(largest)
     kept = dict(enumerate(pieces))
     for place in range(len(pieces), 2 * wanted - len(pieces), 2):
-        for new, half in enumerate(np.array_split(kept.pop(heappop(largest)[1]), 2), start=place):
+        whole = kept.pop(heappop(largest)[1])
+        middle = (len(whole) + 1) // 2
+        for new, half in enumerate((whole[:middle], whole[middle:]), start=place):
             kept[new] = half
             heappush(largest, (-len(half), new))
     return list(kept.values())

@@ -103,10 +103,15 @@ def label_parts(pool: Pool, alpha: float, repair: str | None) -> Parts:
         alpha: Concentration α, > 0.
         repair: "first" to let clients without examples of a label take one for the first label only, as
             for CrisisMMD; else for each label, as for Hateful-Memes.
+
+    Raises:
+        UserError: α is so small that the published generator's draw is not a number.
     """
     clients = len(pool.holds)
     found = _first_seen(kinds(pool.labels, pool.groups))
     shares = np.random.RandomState(SEED).dirichlet([alpha] * clients, len(found))
+    if not np.isfinite(shares).all():
+        raise UserError(f"scenario.alpha is {alpha:g}, too small for the published draw; take 0.01 or more")
     parts: Parts = [[] for _ in range(clients)]
     for number, members in enumerate(found):
         counts = (shares[number] * len(members)).astype(np.int64)
