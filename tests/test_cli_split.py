@@ -174,3 +174,18 @@ def test_a_mistake_has_one_message_and_no_traceback(words, told):
     assert "Traceback" not in result.stderr
     assert not result.stdout
     assert len(result.stderr.strip().splitlines()) <= 2
+
+
+def test_medical_data_are_divided_by_source(monkeypatch):
+    def medical(settings, seed):
+        rows = [
+            Example(f"p{n}", "What?", "this", image=Blank(), group="vqa-rad", task="vqa") for n in range(30)
+        ]
+        rows += [Example(f"w{n}", "Why?", "so", group="flashcards", task="vqa") for n in range(70)]
+        return DataSet("medical", tuple(rows), tuple(rows[:2]))
+
+    monkeypatch.setitem(data_module.DATASETS, "medical", medical)
+    words = ("--scenario", "cross", "--mode", "published", "--set", "image_clients=3", "--json")
+    clients = json.loads(call("medical", "--root", "anywhere", *words).stdout)["clients"]
+    assert [client["id"] for client in clients if client["modalities"] == "I"] == [3, 5, 6]
+    assert all(client["size"] == 10 for client in clients)

@@ -104,9 +104,13 @@ def experiment_of(
     from fedloom.document import Document, KeyPath, Place, override
     from fedloom.experiment import Experiment
     from fedloom.mistakes import resolve
+    from fedloom.scenarios.published import TWO_SOURCES
 
-    value: dict[str, dict[str, Any]] = {"scenario": {"clients": CLIENTS, "partition": "dirichlet"}}
-    value["train"] = {"cohort": COHORT}
+    sources = given.get("data.name", ("", None))[1] in TWO_SOURCES
+    value: dict[str, dict[str, Any]] = {
+        "scenario": {"clients": CLIENTS, "partition": "by_source" if sources else "dirichlet"},
+        "train": {"cohort": COHORT},
+    }
     places: dict[KeyPath, Place] = {}
     for key, (option, chosen) in given.items():
         section, name = key.split(".")

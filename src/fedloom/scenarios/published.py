@@ -34,6 +34,9 @@ SEED, TWO_SOURCE_SEED = 42, 41
 REPAIR = {"crisis-mmd": "first"}
 """Whose labels the published code repairs, by data set: "first" is the first seen; for others "each"."""
 
+TWO_SOURCES = ("medical",)
+"""Data sets that the published code divides by source instead of by label."""
+
 Parts = list[list[int]]
 """The examples of each client, in its order; K lists."""
 
