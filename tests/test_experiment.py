@@ -255,9 +255,10 @@ def test_a_whole_number_where_a_number_is_asked_gives_the_same_digest():
 def another(path):
     """Return a legal value for a key that is not its default."""
     part = schema_at(SCHEMA, path)
-    default, kinds = part["default"], {kind.get("type") for kind in part.get("anyOf", [part])}
-    if "enum" in part:
-        return next(choice for choice in part["enum"] if choice != default)
+    options = part.get("anyOf", [part])
+    default, kinds = part["default"], {kind.get("type") for kind in options}
+    if choices := [choice for option in options for choice in option.get("enum", ())]:
+        return next(choice for choice in choices if choice != default)
     if "boolean" in kinds:
         return not default
     if "integer" in kinds:

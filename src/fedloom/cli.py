@@ -13,6 +13,7 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
+from fedloom.cli_split import split
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -222,6 +223,9 @@ def report(
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
         write_report(folders, page)
         typer.echo(f"Report: {page}")
+
+
+app.command()(split)
 
 
 def _about(value: Any) -> str:

@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedloom.document import KeyPath, override, read
 from fedloom.methods import (
@@ -32,6 +32,7 @@ from fedloom.mistakes import (
     schema_at,
     unknown,
 )
+from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
     Adaptive,
     Argument,
@@ -109,6 +110,14 @@ class Experiment(Section):
             )
         return name
 
+    @field_validator("scenario")
+    @classmethod
+    def _repaired_as_published(cls, scenario: Scenario, info: ValidationInfo) -> Scenario:
+        """Write down which labels published mode repairs, so that the record does not leave it open."""
+        if scenario.mode == "corrected" or scenario.repair is not None or "data" not in info.data:
+            return scenario
+        return scenario.model_copy(update={"repair": REPAIR.get(info.data["data"].name, "each")})
+
     @model_validator(mode="after")
     def _nothing_conflicts(self) -> Experiment:
         if conflicts := list(_conflicts(self)):
@@ -179,6 +188,8 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if scenario.image_clients is not None and scenario.image_clients > clients:
         message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
         yield Conflict(("scenario", "image_clients"), message, count)
+    if scenario.mode == "published" and (reason := unpublished(scenario)):
+        yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
     if experiment.main is not None and experiment.main not in federated:
         hint = did_you_mean(experiment.main, federated)
         message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'

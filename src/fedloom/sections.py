@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainValidator,
     field_validator,
+    model_validator,
 )
 
 from fedloom.methods import parse_method
@@ -47,6 +48,7 @@ MethodName = Annotated[Text, AfterValidator(_name_of_method)]
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Argument = Annotated[
     bool | int | float | str, PlainValidator(_argument, json_schema_input_type=bool | int | float | str)
 ]
@@ -72,7 +74,7 @@ class Data(Section):
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
     )
-    max_rejected: Annotated[Number, Field(ge=0, le=1)] = Field(
+    max_rejected: Share = Field(
         default=0.01, description="Share of bad records above which a run does not start."
     )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
@@ -95,26 +97,44 @@ class Data(Section):
 class Scenario(Section):
     """Which client holds which example, and which modalities of it."""
 
+    mode: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="Draws of our own by seed, or draw for draw those of FedMLLM's published code.",
+    )
     clients: Count = Field(default=5, description="Number of clients.")
-    partition: Literal["iid", "dirichlet", "by_group"] = Field(
-        default="iid", description="Who holds which example."
+    partition: Literal["iid", "dirichlet", "by_group", "by_source"] = Field(
+        default="iid", description="Who holds which example; in published mode the default is dirichlet."
     )
     alpha: Positive = Field(
         default=0.5, description="Concentration of dirichlet; a small one makes clients differ more."
     )
+    repair: Literal["each", "first"] | None = Field(
+        default=None,
+        description="Labels that every client gets an example of in published mode: each, the first, or null, "
+        "which is as published for the data set.",
+    )
     pattern: Literal["aligned", "missing", "cross", "hybrid"] = Field(
         default="aligned", description="Which modalities of their examples clients see."
     )
-    rate: Annotated[Number, Field(ge=0, lt=1)] = Field(
+    rate: Share = Field(
         default=0.3, description="Share of examples that lose a modality, per modality, under missing."
+    )
+    lose_all: Flag = Field(
+        default=False,
+        description="Whether an example may lose both modalities under missing; in published mode it may.",
     )
     image_clients: Index | None = Field(
         default=None,
         description="Clients that hold only images under cross, the others only text; null is half.",
     )
-    p: Annotated[Number, Field(gt=0, le=1)] = Field(
-        default=0.7, description="Probability that a client holds a modality under hybrid."
-    )
+    p: Share = Field(default=0.7, description="Probability that a client holds a modality under hybrid.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_by_label(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("mode") == "published":
+            return {"partition": "dirichlet", **value}
+        return value
 
 
 class Model(Section):
@@ -154,6 +174,10 @@ class Train(Section):
 
     rounds: Count = Field(default=6, description="Number of rounds.")
     cohort: Count | None = Field(default=None, description="Clients in each round; null is all of them.")
+    sampler: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="Draw the cohorts by seed, or as FedMLLM's published code does, the same for every seed.",
+    )
     epochs: Count = Field(default=1, description="Passes of a client over its examples in each round.")
     batch_size: Count = Field(default=8, description="Examples in each optimiser step.")
     lr: Positive = Field(default=1e-3, description="Learning rate of the clients.")

@@ -111,7 +111,8 @@ def _training(
     experiment, layout = setting.experiment, setting.tuned.layout
     folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
     algorithm = algorithm_of(setting, method)
-    schedule = Schedule(experiment.train.rounds, clients, experiment.train.cohort, experiment.seed)
+    train = experiment.train
+    schedule = Schedule(train.rounds, clients, train.cohort, experiment.seed, train.sampler)
     standing = last_commit(folder, layout) or Standing(algorithm.init(setting.tuned.start))
 
     def committed(now: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:

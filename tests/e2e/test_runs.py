@@ -18,6 +18,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment, load_experiment, recipes
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
+from fedloom.scenarios import published_cohort
 from fedloom.types import UserError
 
 
@@ -138,6 +139,23 @@ def test_every_pattern_of_modalities_trains(pattern: str, tiny_model: Path, tmp_
     assert set(result["scores"]["fedavg"]["slices"]) == {"both", "image", "text"}
     plan = json.loads((tmp_path / "run/plan.json").read_text())
     assert sum(client["size"] for client in plan["clients"]) == 18
+
+
+@pytest.mark.parametrize("pattern", ["missing", "cross"])
+def test_published_splits_and_cohorts_train_and_the_report_names_them(
+    pattern: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    scenario = {"mode": "published", "clients": 3, "pattern": pattern, "rate": 0.6}
+    train = {"rounds": 2, "batch_size": 4, "cohort": 2, "sampler": "published"}
+    value = experiment(tiny_model, seed=7, scenario=scenario, methods=["fedavg", "linear"], train=train)
+    run(value, tmp_path / "run")
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert (plan["card"]["modalities"]["examples"]["none"] > 0) == (pattern == "missing")
+    lines = [json.loads(line) for line in (tmp_path / "run/record.jsonl").read_text().splitlines()]
+    rounds = [[row["client"] for row in line["clients"]] for line in lines if line["kind"] == "round"]
+    assert rounds == [list(published_cohort(round, 3, 2)) for round in range(2)]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "published: the draws of FedMLLM" in page and "published: the clients of a round" in page
 
 
 @pytest.mark.parametrize("task", ["classification", "vqa", "captioning", "grounding", "all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pooled
+from fedloom.scenarios.partition import Pool
 from fedloom.scenarios.pattern import coins
 from fedloom.types import Example, UserError
 
 LAW = settings(max_examples=25, deadline=None)
-GRID = list(product(PARTITIONS, PATTERNS))
+FREE = [name for name in PARTITIONS if name != "by_source"]  # those that any examples can be divided by
+GRID = list(product(FREE, PATTERNS))
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Settings:
     rate: float = 0.3
     image_clients: int | None = None
     p: float = 0.7
+    mode: str = "corrected"
+    repair: str | None = None
+    lose_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,14 @@ def cases(draw):
     settings = Settings(
         clients=clients,
         alpha=draw(st.sampled_from([0.01, 0.5, 100.0])),
-        rate=draw(st.sampled_from([0.0, 0.5, 0.99])),
+        rate=draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
         image_clients=draw(st.none() | st.integers(0, clients)),
-        p=draw(st.sampled_from([0.01, 0.5, 1.0])),
+        p=draw(st.sampled_from([0.0, 0.01, 0.5, 1.0])),
     )
     return examples, settings, draw(st.integers(0, 2**32))
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("partition", FREE)
 @LAW
 @given(
     labels=st.lists(st.integers(-1, 3), min_size=1, max_size=60),
@@ -104,10 +110,55 @@ def test_partitions_are_disjoint_and_covering_and_leave_no_client_empty(
 ):
     clients = 1 + int(share * (len(labels) - 1))
     groups = [f"g{label}" for label in labels]
-    parts = PARTITIONS[partition](np.array(labels), groups, clients, np.random.default_rng(seed), alpha)
-    assert len(parts) == clients
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
-    assert all(len(part) for part in parts)
+    pool = Pool(np.array(labels), groups, np.ones(len(labels), bool), np.ones((clients, 2), bool))
+    client_of = PARTITIONS[partition](pool, np.random.default_rng(seed), alpha)
+    assert client_of.shape == (len(labels),)
+    assert sorted(set(client_of.tolist())) == list(range(clients))
+
+
+@LAW
+@given(
+    pictured=st.lists(st.booleans(), min_size=1, max_size=60),
+    holds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
+    seed=st.integers(0, 1000),
+)
+def test_by_source_gives_each_source_to_those_that_hold_its_modality_in_equal_parts(pictured, holds, seed):
+    pool = Pool(np.zeros(len(pictured), int), [None] * len(pictured), np.array(pictured), np.array(holds))
+    try:
+        client_of = PARTITIONS["by_source"](pool, np.random.default_rng(seed), 1.0)
+    except UserError:
+        needed = [sum(a and not b for a, b in holds), sum(b and not a for a, b in holds)]
+        available = [sum(pictured), len(pictured) - sum(pictured)]
+        enough = all(have >= len(holds) for have in available)
+        nobody = not all(any(row[side] for row in holds) for side in (0, 1))
+        assert not enough or nobody, (needed, available)
+        return
+    for side, members in enumerate((pool.pictured, ~pool.pictured)):
+        counts = np.bincount(client_of[members], minlength=len(holds))
+        takers = [
+            client for client, row in enumerate(holds) if row[side] or (not any(row) and counts[client])
+        ]
+        assert not np.delete(counts, takers).any()
+        assert np.ptp(counts[takers]) <= 1 if takers else not members.any()
+    assert set(client_of.tolist()) == set(range(len(holds)))
+
+
+def test_by_source_says_which_source_is_missing():
+    with pytest.raises(UserError, match="12 training examples have an image while 0 have none, but client"):
+        build_plan(many(12), Settings(partition="by_source", pattern="cross"), 0)
+    mixed = [example(number, image=number < 6, text=number >= 6) for number in range(12)]
+    with pytest.raises(UserError, match="one of the two would have no client"):
+        build_plan(mixed, Settings(partition="by_source", pattern="cross", image_clients=4), 0)
+
+
+@pytest.mark.parametrize("pattern", ["cross", "hybrid"])
+def test_by_source_shows_every_example_as_it_is(pattern):
+    mixed = [example(number, image=number % 4 == 0, text=number % 4 != 0) for number in range(80)]
+    settings = Settings(partition="by_source", pattern=pattern, clients=6, image_clients=2)
+    plan = build_plan(mixed, settings, 1)
+    assert flags(plan).tolist() == [[number % 4 == 0, number % 4 != 0] for number in range(80)]
+    if pattern == "cross":
+        assert sorted(len(share) for share in plan.clients if share.image.any()) == [10, 10]
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
@@ -165,7 +216,8 @@ def test_by_group_needs_groups():
 def test_nobody_gains_a_modality_and_nobody_loses_all(pattern, case):
     examples, settings, seed = case
     present = flags(build_plan(examples, Settings(**{**vars(settings), "pattern": pattern}), seed))
-    held = np.array([(one.image is not None, one.text is not None) for one in examples])
+    # A question with no evidence besides is itself a text.
+    held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in examples])
     assert not (present & ~held).any()
     assert (present.any(axis=1) == held.any(axis=1)).all()
 
@@ -307,3 +359,69 @@ def test_a_share_cannot_be_changed():
     share = build_plan(many(10), Settings(), 0).clients[0]
     with pytest.raises(ValueError, match="read-only"):
         share.image[0] = False
+
+
+def test_examples_may_lose_everything_where_that_is_asked_for():
+    count, rate = 4000, 0.4
+    settings = Settings(pattern="missing", rate=rate, lose_all=True)
+    lost = ~flags(build_plan(many(count), settings, 0))
+    for modality in (0, 1):
+        assert within(int(lost[:, modality].sum()), count, rate)
+    assert within(int(lost.all(axis=1).sum()), count, rate**2)
+
+
+def test_losing_everything_takes_nothing_from_those_who_keep_something():
+    examples = many(200)
+    kept = flags(build_plan(examples, Settings(), 0))
+    lost = flags(build_plan(examples, Settings(lose_all=True), 0))
+    gone = ~lost.any(axis=1)
+    assert gone.any() and (kept[gone].sum(axis=1) == 1).all()
+    assert (kept[~gone] == lost[~gone]).all()
+
+
+@pytest.mark.parametrize(("partition", "pattern"), GRID)
+@LAW
+@given(case=cases())
+def test_shares_are_views_of_the_plans_arrays(partition, pattern, case):
+    examples, settings, seed = case
+    plan = build_plan(
+        examples, Settings(**{**vars(settings), "partition": partition, "pattern": pattern}), seed
+    )
+    assert len(plan.clients) == settings.clients == len(plan.offsets) - 1
+    for name in ("indices", "image", "text"):
+        parts = [getattr(share, name) for share in plan.clients]
+        assert np.array_equal(np.concatenate(parts), getattr(plan, name))
+        assert all(np.shares_memory(part, getattr(plan, name)) for part in parts)
+    assert plan.clients[-1].indices.tolist() == plan.clients[settings.clients - 1].indices.tolist()
+    assert [share.indices.tolist() for share in plan.clients[1:3]] == [
+        share.indices.tolist() for share in list(plan.clients)[1:3]
+    ]
+    with pytest.raises(IndexError):
+        plan.clients[settings.clients]
+
+
+def test_a_plan_of_very_many_clients_is_written_as_arrays_and_read_back():
+    examples = many(10_050)
+    plan = build_plan(examples, Settings(clients=10_001, partition="iid", pattern="hybrid"), 0)
+    value = json.loads(json.dumps(plan.to_json(examples)))
+    assert value["count"] == 10_001 and len(value["clients"]) == 100
+    again = Plan.from_json(value, examples)
+    assert again.to_json(examples) == value
+    for name in ("indices", "offsets", "image", "text"):
+        assert np.array_equal(getattr(again, name), getattr(plan, name))
+
+
+def test_the_digest_is_that_of_compact_json():
+    examples = [example(number, text=number % 2 == 0) for number in range(9)] + [
+        Example('é"\n', "Which?", "cat", text="words", options=OPTIONS)
+    ]
+    plan = build_plan(examples, Settings(clients=3), 0)
+    rows = [[[id, int(image), int(text)] for id, image, text in share] for share in content(plan, examples)]
+    text = json.dumps(rows, separators=(",", ":"))
+    assert plan.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_question_without_evidence_is_a_text():
+    examples = [Example(str(number), "Why?", "so", task="vqa") for number in range(4)]
+    plan = build_plan(examples, Settings(clients=2, partition="iid", pattern="aligned"), 0)
+    assert [row["text_only"] for row in plan.to_json(examples)["clients"]] == [2, 2]

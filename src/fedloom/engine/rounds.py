@@ -15,6 +15,7 @@ from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.client.train import Result, TrainSettings, Work
 from fedloom.engine.gate import Gate, GateSettings
 from fedloom.record import Clock
+from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
 from fedloom.types import ClientUpdate, Conversation, Tensors, UserError
 
@@ -62,18 +63,23 @@ class Schedule:
         clients: Client numbers to draw from, ascending.
         cohort: How many of them train in a round; None means all.
         seed: Names the draws.
+        sampler: corrected, or published: the cohorts of FedMLLM's code, which are the same for every seed.
     """
 
     rounds: int
     clients: Sequence[int]
     cohort: int | None
     seed: int
+    sampler: str = "corrected"
 
 
 def draw_cohort(schedule: Schedule, round: int) -> Sequence[int]:
     """Draw the clients of a round, without replacement, in ascending order."""
     if schedule.cohort is None or schedule.cohort >= len(schedule.clients):
         return schedule.clients
+    if schedule.sampler == "published":
+        places = published_cohort(round, len(schedule.clients), schedule.cohort)
+        return tuple(schedule.clients[place] for place in places)
     drawn = stream(schedule.seed, "cohort", round=round).choice(
         len(schedule.clients), schedule.cohort, replace=False
     )

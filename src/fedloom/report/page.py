@@ -145,7 +145,7 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),
-        "hidden_clients": max(len(ids) - clients.SHOWN, 0),
+        "hidden_clients": max(run.client_count - clients.SHOWN, 0),
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, ids),
         "costs": cost_table(run.result),
@@ -170,14 +170,16 @@ def facts(run: Run) -> list[tuple[str, str]]:
     scenario, model = at(experiment, "scenario") or {}, at(experiment, "model", "path")
     partition = str(at(scenario, "partition"))
     alpha = f", α = {at(scenario, 'alpha')}" if partition == "dirichlet" else ""
-    extent = {"missing": "rate", "hybrid": "p"}.get(str(at(scenario, "pattern")))
+    extent = {"missing": "rate", "cross": "image_clients", "hybrid": "p"}.get(str(at(scenario, "pattern")))
     strategy = str(at(experiment, "strategy", "name"))
-    degree = f", {extent} = {at(scenario, extent)}" if extent else ""
+    known = None if extent is None else at(scenario, extent)
+    degree = "" if extent is None or known is None else f", {extent.replace('_', ' ')} = {known}"
     found = [
         ("Data", at(experiment, "data", "name")),
-        ("Clients", len(run.clients)),
+        ("Clients", run.client_count),
         ("Partition", partition.replace("_", " ") + alpha),
         ("Modalities", f"{at(scenario, 'pattern')}{degree}"),
+        ("Scenario mode", at(scenario, "mode") or "corrected"),
         ("Model", model),
         (
             "Trained",
@@ -210,6 +212,16 @@ def _refused(run: Run) -> dict[str, Any]:
     return {"refused": table, "accepted": accepted}
 
 
+SCENARIO_MODES = {
+    "corrected": "corrected: drawn by the experiment's seed; no example loses everything unless that is asked for",
+    "published": "published: the draws of FedMLLM's code, the same for every seed",
+}
+SAMPLERS = {
+    "corrected": "corrected: the clients of a round are drawn by the experiment's seed",
+    "published": "published: the clients of a round are those of FedMLLM's code, the same for every seed",
+}
+
+
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Return what identifies the run: digests, seed, mode, versions, machine and time."""
     starts: list[Json] = run.of_kind("start")
@@ -219,6 +231,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Experiment digest", run.result.get("digest")),
         ("Plan digest", run.plan.get("digest")),
         ("Seed", run.experiment.get("seed")),
+        ("Scenario mode", SCENARIO_MODES[str(at(run.experiment, "scenario", "mode") or "corrected")]),
+        ("Sampler", SAMPLERS[str(at(run.experiment, "train", "sampler") or "corrected")]),
         ("Mode", "corrected: what the papers say, where their published code does something else"),
         *((name, first.get(key)) for key, name in HARDWARE),
         ("Resumed", f"{len(starts) - 1} times" if len(starts) > 1 else None),

@@ -26,6 +26,8 @@ PARTITIONS = {
     "dirichlet": "Clients differ in what they hold: the mix of labels was drawn from a "
     "Dirichlet distribution with α = {alpha} (the smaller, the more uneven).",
     "by_group": "Clients differ in what they hold: examples were divided by group (topic, site or label).",
+    "by_source": "Clients differ in what they hold: examples with an image went to clients that hold images, "
+    "the others to clients that hold text.",
 }
 
 TRAINED = {
@@ -83,7 +85,8 @@ def introduction(run: Run) -> str:
     strategy, train = at(experiment, "strategy") or {}, at(experiment, "train") or {}
     pattern = PATTERNS.get(str(at(scenario, "pattern")))
     part = TRAINED.get(str(at(strategy, "name")), "a part of the model")
-    cohort, clients = at(train, "cohort"), len(run.clients)
+    cohort, clients = at(train, "cohort"), run.client_count
+    published = at(scenario, "mode") == "published"
     who = "every client" if cohort is None else f"{cohort} of the clients"
     pieces = [
         f"The data set is {DATA.get(name, name)}.",
@@ -92,6 +95,7 @@ def introduction(run: Run) -> str:
         f"{_count(data, 'test', 'the')} held-out questions that no client trained on.",
         _fill(PARTITIONS.get(str(at(scenario, "partition")), ""), scenario),
         f"As to evidence, {_fill(pattern, scenario)}." if pattern else "",
+        "All that is drawn as FedMLLM's published code draws it, alike for every seed." if published else "",
         f"{_model(run)} Training changed only {_fill(part, strategy)}.",
         f"In each of {at(train, 'rounds')} rounds, {who} trained {_times(at(train, 'epochs'))}.",
         f"All random draws follow from the seed {at(experiment, 'seed')}, so the run can be repeated.",

@@ -68,8 +68,13 @@ class Run:
 
     @property
     def clients(self) -> list[Json]:
-        """The clients of the plan."""
+        """The clients of the plan; of very many, the first ones only."""
         return list(self.plan["clients"])
+
+    @property
+    def client_count(self) -> int:
+        """How many clients the plan has."""
+        return int(number(self.plan, "count") or len(self.clients))
 
     @property
     def scores(self) -> dict[str, Json]:

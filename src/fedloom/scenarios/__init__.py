@@ -1,7 +1,22 @@
 """A scenario is a partition (who holds which example) times a pattern (which modalities of it are seen)."""
 
+from fedloom.scenarios.card import card, survey
 from fedloom.scenarios.partition import PARTITIONS
 from fedloom.scenarios.pattern import PATTERNS
-from fedloom.scenarios.plan import Plan, ScenarioSettings, Share, build_plan, only, pooled
+from fedloom.scenarios.plan import Plan, Share, build_plan, only, pooled
+from fedloom.scenarios.published import published_cohort
+from fedloom.scenarios.settings import ScenarioSettings
 
-__all__ = ["PARTITIONS", "PATTERNS", "Plan", "ScenarioSettings", "Share", "build_plan", "only", "pooled"]
+__all__ = [
+    "PARTITIONS",
+    "PATTERNS",
+    "Plan",
+    "ScenarioSettings",
+    "Share",
+    "build_plan",
+    "card",
+    "only",
+    "pooled",
+    "published_cohort",
+    "survey",
+]

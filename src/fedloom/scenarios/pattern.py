@@ -1,8 +1,8 @@
 """Which modalities of its examples a client sees: aligned, missing, cross, hybrid.
 
-A pattern says what each example would keep; one repair, the same for all patterns, then makes sure that no
-example loses everything: one that would lose both modalities keeps one chosen by a fair coin, and one that
-has a single modality keeps it.
+A pattern says which modalities each client holds, and at which rate examples lose one besides. One repair,
+the same for all patterns, then makes sure that no example loses everything: one that would lose both
+modalities keeps one chosen by a fair coin, and one that has a single modality keeps it.
 
 Draws for an example come from its id and the seed, draws for a client from a named stream, so neither the
 listing order nor other examples matter.
@@ -13,54 +13,25 @@ Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Hete
 arXiv 2411.14717v2, scenarios of multimodal heterogeneity.
 
 Differs from the paper: the published code lets an example of `missing` lose both modalities, draws from one
-generator in directory order, and draws the same clients for every seed.
+generator in directory order, and draws the same clients for every seed; `published` does as it did.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedloom.scenarios.settings import ScenarioSettings
 from fedloom.types import UserError
 
 Flags = NDArray[np.bool_]
 
 
-class PatternSettings(Protocol):
-    """What patterns read of the `scenario` section."""
-
-    @property
-    def clients(self) -> int:
-        """Number of clients K."""
-        ...
-
-    @property
-    def rate(self) -> float:
-        """For `missing`: probability that an example loses a modality, each by itself, 0 ≤ rate < 1."""
-        ...
-
-    @property
-    def image_clients(self) -> int | None:
-        """For `cross`: number of image-only clients; None for half of them, rounded down."""
-        ...
-
-    @property
-    def p(self) -> float:
-        """For `hybrid`: probability that a client holds a modality, 0 < p ≤ 1."""
-        ...
-
-
-Pattern = Callable[
-    [NDArray[np.int64], Flags, NDArray[np.float64], np.random.Generator, PatternSettings], Flags
-]
-"""(client of each example [N], held [N, 2], coins [N, 3], generator, settings) → present [N, 2].
-
-`held` says which modalities an example has at all; `coins` are its own uniform draws, see `coins`.
-"""
+Pattern = Callable[[ScenarioSettings, np.random.Generator], Flags]
+"""(settings, generator) → whether each client holds images and texts, [K, 2]."""
 
 
 def coins(ids: Sequence[str], seed: int) -> NDArray[np.float64]:
@@ -70,41 +41,25 @@ def coins(ids: Sequence[str], seed: int) -> NDArray[np.float64]:
     return (np.frombuffer(digests, dtype=">u8") >> 11).astype(np.float64).reshape(-1, 3) * 2.0**-53
 
 
-def aligned(
-    client_of: NDArray[np.int64],
-    held: Flags,
-    coins: NDArray[np.float64],
-    rng: np.random.Generator,
-    settings: PatternSettings,
-) -> Flags:
+def aligned(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     """Let every client see all its examples have. See `Pattern`."""
-    del client_of, coins, rng, settings
-    return held.copy()
+    del rng
+    return np.ones((settings.clients, 2), bool)
 
 
-def missing(
-    client_of: NDArray[np.int64],
-    held: Flags,
-    coins: NDArray[np.float64],
-    rng: np.random.Generator,
-    settings: PatternSettings,
-) -> Flags:
+def missing(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     """Drop image and text of each example independently with probability `rate`. See `Pattern`.
 
     Because no example loses both, an example that has both loses a given one with probability
-    rate − rate² / 2, and any at all with probability 2 · rate − rate².
+    rate − rate² / 2, and any at all with probability 2 · rate − rate². Where `lose_all` is set these are
+    rate and, again, 2 · rate − rate², and an example loses all it has with probability rate² or, if it has
+    one modality, rate.
     """
-    del client_of, rng
-    return _repaired(coins[:, :2] >= settings.rate, held, coins)
+    del rng
+    return np.ones((settings.clients, 2), bool)
 
 
-def cross(
-    client_of: NDArray[np.int64],
-    held: Flags,
-    coins: NDArray[np.float64],
-    rng: np.random.Generator,
-    settings: PatternSettings,
-) -> Flags:
+def cross(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     """Let `image_clients` random clients see only images and the others only text. See `Pattern`.
 
     With the same seed a larger `image_clients` adds image clients and changes no other.
@@ -112,32 +67,49 @@ def cross(
     Raises:
         UserError: `image_clients` is negative or larger than the number of clients.
     """
-    clients, wanted = settings.clients, settings.image_clients
-    wanted = clients // 2 if wanted is None else wanted
-    if not 0 <= wanted <= clients:
-        raise UserError(
-            f"scenario.image_clients is {wanted}, but must be between 0 and the {clients} clients"
-        )
-    image_only = np.isin(np.arange(clients), rng.permutation(clients)[:wanted])
-    return _repaired(np.stack([image_only, ~image_only], axis=1)[client_of], held, coins)
+    image_only = np.isin(
+        np.arange(settings.clients), rng.permutation(settings.clients)[: image_count(settings)]
+    )
+    return np.stack([image_only, ~image_only], axis=1)
 
 
-def hybrid(
-    client_of: NDArray[np.int64],
-    held: Flags,
-    coins: NDArray[np.float64],
-    rng: np.random.Generator,
-    settings: PatternSettings,
-) -> Flags:
+def hybrid(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     """Let each client hold images with probability `p`, and texts likewise. See `Pattern`.
 
     At a client that holds neither, a coin for each example decides which one is seen.
     """
-    holds = rng.random((settings.clients, 2)) < settings.p
-    return _repaired(holds[client_of], held, coins)
+    return rng.random((settings.clients, 2)) < settings.p
 
 
 PATTERNS: dict[str, Pattern] = {"aligned": aligned, "missing": missing, "cross": cross, "hybrid": hybrid}
+
+
+def image_count(settings: ScenarioSettings) -> int:
+    """Return the number of image-only clients of `cross`.
+
+    Raises:
+        UserError: It is negative or larger than the number of clients.
+    """
+    clients, found = settings.clients, settings.image_clients
+    found = clients // 2 if found is None else found
+    if not 0 <= found <= clients:
+        raise UserError(f"scenario.image_clients is {found}, but must be between 0 and the {clients} clients")
+    return found
+
+
+def present(held: Flags, holds: Flags, draws: NDArray[np.float64], settings: ScenarioSettings) -> Flags:
+    """Return which modalities of each example are seen, shape [N, 2].
+
+    Args:
+        held: Which modalities each example has at all, shape [N, 2].
+        holds: Which of them its client holds, shape [N, 2].
+        draws: The example's own uniform draws, see `coins`, shape [N, 3].
+        settings: `pattern` is read, and `rate` and `lose_all` under `missing`.
+    """
+    if settings.pattern != "missing":
+        return _repaired(holds, held, draws)
+    kept = draws[:, :2] >= settings.rate
+    return kept & held if settings.lose_all else _repaired(kept, held, draws)
 
 
 def _repaired(kept: Flags, held: Flags, coins: NDArray[np.float64]) -> Flags:

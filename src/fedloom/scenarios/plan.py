@@ -1,52 +1,43 @@
-"""A plan: who holds which example and which modalities of it are seen, with a digest to compare it by."""
+"""A plan: who holds which example and which modalities of it are seen, with a digest to compare it by.
+
+A plan is four flat arrays, so that a million clients take no more room than a million examples; a client's
+share is a view of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.scenarios.partition import PARTITIONS
-from fedloom.scenarios.pattern import PATTERNS, PatternSettings, coins
+from fedloom.scenarios.card import card, rows, survey
+from fedloom.scenarios.partition import PARTITIONS, Pool
+from fedloom.scenarios.pattern import PATTERNS, Flags, coins, present
+from fedloom.scenarios.published import published_draws
+from fedloom.scenarios.settings import FIELDS, ScenarioSettings
 from fedloom.seeds import stream
 from fedloom.types import Example, UserError
 
+ROWS = 10_000
+"""Up to this many clients `Plan.to_json` has a row for each; beyond, only for the first `SHOWN`."""
 
-class ScenarioSettings(PatternSettings, Protocol):
-    """The `scenario` section of an experiment."""
+SHOWN = 100
 
-    @property
-    def partition(self) -> str:
-        """A key of `PARTITIONS`."""
-        ...
-
-    @property
-    def alpha(self) -> float:
-        """Concentration of the Dirichlet partition, > 0."""
-        ...
-
-    @property
-    def pattern(self) -> str:
-        """A key of `PATTERNS`."""
-        ...
-
-
-FIELDS = ("clients", "partition", "alpha", "pattern", "rate", "image_clients", "p")
+_ARRAYS = (("indices", np.int64), ("image", np.bool_), ("text", np.bool_))
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one client holds, in the order of example ids; the arrays are read-only.
+    """What one client holds; the arrays are read-only, and in published mode their order is that of the draw.
 
     Attributes:
-        indices: Places in the list of training examples, shape [n], int64.
+        indices: Places in the list of training examples, in the order of example ids, shape [n], int64.
         image: Whether the client sees the image of each, shape [n], bool.
         text: Whether it sees the text, shape [n], bool.
     """
@@ -56,13 +47,33 @@ class Share:
     text: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        for name, kind in (("indices", np.int64), ("image", np.bool_), ("text", np.bool_)):
-            array = np.array(getattr(self, name), dtype=kind)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+        for name, kind in _ARRAYS:
+            object.__setattr__(self, name, _frozen(getattr(self, name), kind))
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+class Shares(Sequence[Share]):
+    """The clients of a plan: each share is made from the plan's arrays when it is asked for."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan.offsets) - 1
+
+    @overload
+    def __getitem__(self, client: int) -> Share: ...
+    @overload
+    def __getitem__(self, client: slice) -> tuple[Share, ...]: ...
+    def __getitem__(self, client: int | slice) -> Share | tuple[Share, ...]:
+        places = range(len(self))[client]
+        if isinstance(places, range):
+            return tuple(self[place] for place in places)
+        plan = self._plan
+        part = slice(plan.offsets[places], plan.offsets[places + 1])
+        return Share(plan.indices[part], plan.image[part], plan.text[part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +81,64 @@ class Plan:
     """The outcome of a scenario; client k of a run holds `clients[k]`.
 
     Attributes:
-        clients: One share for each client.
+        indices: The examples of client 0, then of client 1, and so on, shape [N], int64.
+        offsets: Where each client's begin, and at the end N, shape [K + 1], int64.
+        image: Whether its client sees the image of each, shape [N], bool.
+        text: Whether its client sees the text of each, shape [N], bool.
         digest: SHA-256 of who holds which example ids with which modalities; equal plans have equal digests.
         scenario: The settings it came from, as plain values.
     """
 
-    clients: tuple[Share, ...]
+    indices: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    image: NDArray[np.bool_]
+    text: NDArray[np.bool_]
     digest: str
     scenario: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, kind in (*_ARRAYS, ("offsets", np.int64)):
+            object.__setattr__(self, name, _frozen(getattr(self, name), kind))
+
+    @property
+    def clients(self) -> Shares:
+        """One share for each client."""
+        return Shares(self)
+
     def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return the plan as plain values, with counts of modalities and answers for each client.
+        """Return the plan as plain values, with its heterogeneity card and what each client holds.
+
+        Of more than `ROWS` clients only the first `SHOWN` are told one by one, and the arrays stand at the
+        end as texts: sizes and indices in decimal, presence as a digit for each example.
 
         Args:
             examples: The list the plan was built for.
         """
-        clients = [_share_json(number, share, examples) for number, share in enumerate(self.clients)]
-        return {"digest": self.digest, "scenario": dict(self.scenario), "clients": clients}
+        count, found = len(self.clients), survey(self, examples)
+        told = [
+            {
+                **row,
+                "indices": share.indices.tolist(),
+                "image": share.image.astype(int).tolist(),
+                "text": share.text.astype(int).tolist(),
+            }
+            for row, share in zip(rows(found, count if count <= ROWS else SHOWN), self.clients, strict=False)
+        ]
+        value = {
+            "digest": self.digest,
+            "scenario": dict(self.scenario),
+            "count": count,
+            "card": card(found),
+            "clients": told,
+        }
+        if count > ROWS:
+            value["arrays"] = {
+                "sizes": " ".join(map(str, np.diff(self.offsets).tolist())),
+                "indices": " ".join(map(str, self.indices.tolist())),
+                "image": "".join("01"[seen] for seen in self.image.tolist()),
+                "text": "".join("01"[seen] for seen in self.text.tolist()),
+            }
+        return value
 
     @staticmethod
     def from_json(value: Mapping[str, Any], examples: Sequence[Example] | None = None) -> Plan:
@@ -95,11 +147,11 @@ class Plan:
         Raises:
             UserError: The digest does not fit the examples.
         """
-        shares = tuple(Share(row["indices"], row["image"], row["text"]) for row in value["clients"])
-        plan = Plan(shares, value["digest"], value["scenario"])
+        sizes, indices, image, text = _arrays(value)
+        plan = Plan(indices, _offsets(sizes), image, text, value["digest"], value["scenario"])
         if examples is not None:
-            inside = all(share.indices.max(initial=-1) < len(examples) for share in shares)
-            if not inside or _digest(shares, examples) != plan.digest:
+            inside = plan.indices.max(initial=-1) < len(examples)
+            if not inside or _digest(plan, examples) != plan.digest:
                 raise UserError(
                     f"the plan {plan.digest[:12]} was made for other data: its digest does not fit"
                 )
@@ -109,7 +161,10 @@ class Plan:
 def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: int) -> Plan:
     """Divide examples among clients and decide which modalities each client sees.
 
-    The plan depends on the settings, the seed and the set of examples, but not on their order.
+    In corrected mode the plan depends on the settings, the seed and the set of examples, but not on their
+    order; in published mode on their order, but not on the seed.
+
+    An example with neither image nor text counts as one that has text: its question.
 
     Args:
         examples: Training examples with unique ids.
@@ -120,71 +175,104 @@ def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: in
         UserError: Ids repeat, more clients than examples, or a setting that the data cannot meet.
     """
     order = sorted(range(len(examples)), key=lambda index: examples[index].id)
-    found = [examples[index] for index in order]
-    ids = [example.id for example in found]
-    for before, after in pairwise(ids):
-        if before == after:
-            raise UserError(f"two training examples have the id {after!r}; ids must be unique")
-    labels = np.array([-1 if example.label is None else example.label for example in found], dtype=np.int64)
-    groups = [example.group for example in found]
-    divide, hide = PARTITIONS[settings.partition], PATTERNS[settings.pattern]
-    parts = divide(labels, groups, settings.clients, stream(seed, "partition"), settings.alpha)
-    client_of = np.empty(len(found), dtype=np.int64)
-    for client, part in enumerate(parts):
-        client_of[part] = client
-    held = np.array([(example.image is not None, example.text is not None) for example in found])
-    present = hide(client_of, held, coins(ids, seed), stream(seed, "pattern"), settings)
-    places = np.array(order, dtype=np.int64)
-    shares = tuple(Share(places[part], present[part, 0], present[part, 1]) for part in parts)
-    return Plan(shares, _digest(shares, examples), {name: getattr(settings, name) for name in FIELDS})
+    for before, after in pairwise(order):
+        if examples[before].id == examples[after].id:
+            raise UserError(f"two training examples have the id {examples[after].id!r}; ids must be unique")
+    published = settings.mode == "published"
+    places = np.arange(len(order)) if published else np.array(order, np.int64)
+    found = [examples[place] for place in places.tolist()]
+    held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in found])
+    pool = Pool(
+        labels=np.array([-1 if one.label is None else one.label for one in found], np.int64),
+        groups=[one.group for one in found],
+        pictured=held[:, 0],
+        holds=_holds(settings, seed, published),
+    )
+    if published:
+        parts, seen = published_draws(pool, held, settings)
+        sizes = np.array([len(part) for part in parts], np.int64)
+        dealt = np.array([*chain.from_iterable(parts)], np.int64)
+    else:
+        client_of = PARTITIONS[settings.partition](pool, stream(seed, "partition"), settings.alpha)
+        draws = coins([one.id for one in found], seed)
+        seen = present(held, pool.holds[client_of], draws, settings)
+        sizes = np.bincount(client_of, minlength=settings.clients)
+        dealt = np.argsort(client_of, kind="stable")
+    scenario = {name: getattr(settings, name) for name in FIELDS}
+    return _signed(places[dealt], _offsets(sizes), seen[dealt], examples, scenario)
+
+
+def _holds(settings: ScenarioSettings, seed: int, published: bool) -> Flags:
+    """Draw which modalities each client holds, shape [K, 2]; published mode has draws of its own."""
+    if published:
+        return np.ones((settings.clients, 2), bool)
+    return PATTERNS[settings.pattern](settings, stream(seed, "pattern"))
 
 
 def pooled(plan: Plan) -> Plan:
     """Return a plan with one client that holds everything, with the same modalities seen."""
-    union = Share(
-        np.concatenate([share.indices for share in plan.clients]),
-        np.concatenate([share.image for share in plan.clients]),
-        np.concatenate([share.text for share in plan.clients]),
-    )
-    return Plan((union,), _derived(plan, "pooled"), plan.scenario)
+    whole = np.array([0, len(plan.indices)])
+    return Plan(plan.indices, whole, plan.image, plan.text, _derived(plan, "pooled"), plan.scenario)
 
 
 def only(plan: Plan, client: int) -> Plan:
     """Return a plan whose one client, number 0, holds what `client` holds in `plan`."""
-    return Plan((plan.clients[client],), _derived(plan, f"only {client}"), plan.scenario)
+    share = plan.clients[client]
+    whole = np.array([0, len(share)])
+    digest = _derived(plan, f"only {client}")
+    return Plan(share.indices, whole, share.image, share.text, digest, plan.scenario)
 
 
 def _derived(plan: Plan, how: str) -> str:
     return hashlib.sha256(f"{how}/{plan.digest}".encode()).hexdigest()
 
 
-def _digest(shares: Iterable[Share], examples: Sequence[Example]) -> str:
-    rows = [
-        [
-            [examples[index].id, int(image), int(text)]
-            for index, image, text in zip(share.indices, share.image, share.text, strict=True)
-        ]
-        for share in shares
-    ]
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+def _signed(
+    indices: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    seen: Flags,
+    examples: Sequence[Example],
+    scenario: Mapping[str, Any],
+) -> Plan:
+    plan = Plan(indices, offsets, seen[:, 0], seen[:, 1], "", scenario)
+    return replace(plan, digest=_digest(plan, examples))
 
 
-def _share_json(number: int, share: Share, examples: Sequence[Example]) -> dict[str, Any]:
-    labels = Counter(_label(examples[index]) for index in share.indices)
-    return {
-        "id": number,
-        "indices": share.indices.tolist(),
-        "image": share.image.astype(int).tolist(),
-        "text": share.text.astype(int).tolist(),
-        "size": len(share),
-        "both": int((share.image & share.text).sum()),
-        "image_only": int((share.image & ~share.text).sum()),
-        "text_only": int((~share.image & share.text).sum()),
-        "none": int((~share.image & ~share.text).sum()),
-        "labels": dict(sorted(labels.items())),
-    }
+def _arrays(value: Mapping[str, Any]) -> list[NDArray[Any]]:
+    """Return the sizes [K], indices, image and text [N] of a plan that `Plan.to_json` wrote."""
+    if "arrays" in value:
+        found = value["arrays"]
+        numbers = [np.array(found[key].split(), np.int64) for key in ("sizes", "indices")]
+        flags = [np.frombuffer(found[key].encode(), np.uint8) == ord("1") for key in ("image", "text")]
+        return [*numbers, *flags]
+    clients = value["clients"]
+    sizes = np.array([len(row["indices"]) for row in clients], np.int64)
+    flat = [[*chain.from_iterable(row[key] for row in clients)] for key, _ in _ARRAYS]
+    return [sizes, *(np.array(values, kind) for values, (_, kind) in zip(flat, _ARRAYS, strict=True))]
 
 
-def _label(example: Example) -> str:
-    # Free answers are nearly all different; counting them would tell nothing.
-    return example.answer if example.options else example.group or example.task
+def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _frozen(values: Any, kind: type[np.generic]) -> NDArray[Any]:
+    """Return a read-only array; one that is read-only already is not copied."""
+    array = np.asarray(values, dtype=kind)
+    if array.flags.writeable:
+        array = array.copy()
+        array.setflags(write=False)
+    return array
+
+
+def _digest(plan: Plan, examples: Sequence[Example]) -> str:
+    """Hash the compact JSON text of [[[id, image, text], …] for each client], made a client at a time."""
+    found = hashlib.sha256(b"[")
+    flat = zip(plan.indices.tolist(), plan.image.tolist(), plan.text.tolist(), strict=True)
+    for client, size in enumerate(np.diff(plan.offsets).tolist()):
+        triples = (
+            f"[{json.dumps(examples[index].id)},{image:d},{text:d}]"
+            for index, image, text in islice(flat, size)
+        )
+        found.update(f"{',' if client else ''}[{','.join(triples)}]".encode())
+    found.update(b"]")
+    return found.hexdigest()

@@ -1,0 +1,167 @@
+"""The command `fedloom split`: who would hold what, without a model and without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.experiment import Experiment
+
+CLIENTS, COHORT = 10, 2
+"""Those of FedMLLM; an experiment has defaults of its own."""
+
+OWN = {"missing": ("rate", "lose_all"), "cross": ("image_clients",), "hybrid": ("p",)}
+"""Keys of the `scenario` section that only one scenario reads."""
+
+COMMAND = "the command fedloom split"
+
+
+def _complete_data(incomplete: str) -> list[str]:
+    from fedloom.data import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+def _complete_scenario(incomplete: str) -> list[str]:
+    from fedloom.scenarios import PATTERNS
+
+    return [name for name in PATTERNS if name.startswith(incomplete)]
+
+
+def split(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(help="As listed by `fedloom list datasets`.", autocompletion=_complete_data),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
+    scenario: Annotated[
+        str, typer.Option(help="aligned, missing, cross or hybrid.", autocompletion=_complete_scenario)
+    ] = "aligned",
+    mode: Annotated[str, typer.Option(help="corrected, or published: FedMLLM's own draws.")] = "corrected",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key, e.g. alpha=0.1; may be given often."
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Show the clients of each round instead, drawn as corrected or published."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How many rounds to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")
+    ] = False,
+) -> None:
+    """Show who would hold what, and how much the clients would differ."""
+    from fedloom.cli import _courteous
+
+    with _courteous(debug):
+        from fedloom.report.split import cohorts_table, split_text
+
+        if (dataset is None) == (sampler is None):
+            raise UserError("fedloom split takes a data set (`fedloom list datasets`), or else --sampler")
+        if sampler is not None:
+            given = {"train.sampler": ("--sampler", sampler), "train.rounds": ("--rounds", rounds)}
+            found = cohorts(experiment_of(given, changes or ()))
+            typer.echo(_json({"rounds": found}) if as_json else cohorts_table(found).text(), nl=as_json)
+            return
+        given = {
+            "data.name": ("DATASET", dataset),
+            "data.root": ("--root", root),
+            "scenario.pattern": ("--scenario", scenario),
+            "scenario.mode": ("--mode", mode),
+        }
+        value = divided(experiment_of(given, changes or (), scenario))
+        typer.echo(_json(value) if as_json else split_text(value), nl=as_json)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def experiment_of(
+    given: dict[str, tuple[str, Any]], changes: Sequence[str], scenario: str | None = None
+) -> Experiment:
+    """Make an experiment of options and changes; a key of the `scenario` section goes by its last word.
+
+    Args:
+        given: Key → the option's name, for messages, and its value.
+        changes: Texts such as `alpha=0.5`, as `--set` takes them.
+        scenario: Where given, a key that only another scenario reads is refused.
+
+    Raises:
+        UserError: Every mistake, with the option it stands in.
+    """
+    from fedloom.document import Document, KeyPath, Place, override
+    from fedloom.experiment import Experiment
+    from fedloom.mistakes import resolve
+    from fedloom.scenarios.published import TWO_SOURCES
+
+    sources = given.get("data.name", ("", None))[1] in TWO_SOURCES
+    value: dict[str, dict[str, Any]] = {
+        "scenario": {"clients": CLIENTS, "partition": "by_source" if sources else "dirichlet"},
+        "train": {"cohort": COHORT},
+    }
+    places: dict[KeyPath, Place] = {}
+    for key, (option, chosen) in given.items():
+        section, name = key.split(".")
+        value.setdefault(section, {})[name] = chosen
+        places[section, name] = Place(option)
+    document = Document(COMMAND, value, places, places)
+    for change in _whole_keys(changes, scenario):
+        document = override(document, change, lambda _: False)
+    return resolve(Experiment, document)
+
+
+def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
+    """Complete `alpha=0.5` to `scenario.alpha=0.5`."""
+    for change in changes:
+        key, equals, text = change.partition("=")
+        key = key.strip().removeprefix("scenario.")
+        readers = [name for name, keys in OWN.items() if key in keys]
+        if scenario is not None and readers and scenario not in readers:
+            reads = OWN.get(scenario, ("alpha",))[0]
+            raise UserError(
+                f"--set {change}: {key} is read by the scenario {readers[0]} only, and --scenario is "
+                f"{scenario}. Did you mean {reads}, or --scenario {readers[0]}?"
+            )
+        whole = key if "." in key or key == "seed" else f"{'train' if key == 'cohort' else 'scenario'}.{key}"
+        yield f"{whole}{equals}{text}"
+
+
+def divided(experiment: Experiment) -> dict[str, Any]:
+    """Load the data and divide them; returns what --json prints."""
+    from fedloom.data import load_data
+    from fedloom.scenarios import build_plan, card, survey
+    from fedloom.scenarios.card import rows
+
+    data = load_data(experiment.data, experiment.seed)
+    plan = build_plan(data.train, experiment.scenario, experiment.seed)
+    found = survey(plan, data.train)
+    return {
+        "digest": plan.digest,
+        "data": data.name,
+        "scenario": dict(plan.scenario),
+        "seed": experiment.seed,
+        "card": card(found),
+        "clients": rows(found),
+    }
+
+
+def cohorts(experiment: Experiment) -> list[dict[str, Any]]:
+    """Draw the clients of each round."""
+    from fedloom.engine.rounds import Schedule, draw_cohort
+
+    train = experiment.train
+    everyone = tuple(range(experiment.scenario.clients))
+    schedule = Schedule(train.rounds, everyone, train.cohort, experiment.seed, train.sampler)
+    return [{"round": round, "clients": list(draw_cohort(schedule, round))} for round in range(train.rounds)]

@@ -1,0 +1,201 @@
+"""What the clients of a plan hold, counted, and how much they differ: the heterogeneity card.
+
+Shape legend: N = number of examples, K = number of clients, L = number of labels, M = number of pairs of a
+client and a label it has. Only these M pairs are kept, so that many clients with many labels stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.types import Example
+
+if TYPE_CHECKING:
+    from fedloom.scenarios.plan import Plan
+
+Counts = NDArray[np.int64]
+Reals = NDArray[np.float64]
+
+KINDS = ("both", "image_only", "text_only", "none")
+"""What of its evidence an example shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Counts of a plan.
+
+    Attributes:
+        sizes: Examples of each client, shape [K].
+        kinds: Examples of each client by `KINDS`, shape [K, 4].
+        labels: The names of the labels in the order of the alphabet; L names.
+        owners: The client of each pair, ascending, shape [M].
+        numbers: The label of each pair, shape [M].
+        counts: The examples of each pair, shape [M].
+        words: Mean number of words of the texts a client sees, NaN where it sees none, shape [K].
+        texts: How many texts each client sees, shape [K].
+    """
+
+    sizes: Counts
+    kinds: Counts
+    labels: tuple[str, ...]
+    owners: Counts
+    numbers: Counts
+    counts: Counts
+    words: Reals
+    texts: Counts
+
+
+def survey(plan: Plan, examples: Sequence[Example]) -> Survey:
+    """Count what each client of a plan holds.
+
+    Args:
+        plan: The plan.
+        examples: The list it was built for.
+    """
+    sizes = np.diff(plan.offsets)
+    clients, places = len(sizes), plan.indices.tolist()
+    owners = np.repeat(np.arange(clients), sizes)
+    kind = np.where(plan.image, np.where(plan.text, 0, 1), np.where(plan.text, 2, 3))
+    names = [_label(examples[place]) for place in places]
+    labels = tuple(sorted(set(names)))
+    number_of = {name: number for number, name in enumerate(labels)}
+    numbers = np.array([number_of[name] for name in names], np.int64)
+    pairs, counts = np.unique(owners * len(labels) + numbers, return_counts=True)
+    texts = [
+        examples[place].text if seen else None for place, seen in zip(places, plan.text.tolist(), strict=True)
+    ]
+    shown = np.array([text is not None for text in texts], bool)
+    words = np.array([len((text or "").split()) for text in texts], np.float64)
+    seen = np.bincount(owners[shown], minlength=clients)
+    total = np.bincount(owners[shown], weights=words[shown], minlength=clients)
+    return Survey(
+        sizes=sizes,
+        kinds=np.bincount(owners * len(KINDS) + kind, minlength=clients * len(KINDS)).reshape(clients, -1),
+        labels=labels,
+        owners=pairs // max(len(labels), 1),
+        numbers=pairs % max(len(labels), 1),
+        counts=counts,
+        words=np.divide(total, seen, out=np.full(clients, np.nan), where=seen > 0),
+        texts=seen,
+    )
+
+
+def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
+    """Tell what each client holds, in plain values; of the first clients only where `first` is given.
+
+    `modalities` has an I where the client sees any image and a T where it sees any text.
+    """
+    clients = len(found.sizes) if first is None else min(first, len(found.sizes))
+    ends = np.searchsorted(found.owners, np.arange(clients), side="right").tolist()
+    told, start = [], 0
+    for client, end in enumerate(ends):
+        kinds = dict(zip(KINDS, found.kinds[client].tolist(), strict=True))
+        labels = zip(found.numbers[start:end].tolist(), found.counts[start:end].tolist(), strict=True)
+        told.append(
+            {
+                "id": client,
+                "size": int(found.sizes[client]),
+                "modalities": _letters(
+                    kinds["both"] + kinds["image_only"], kinds["both"] + kinds["text_only"]
+                ),
+                **kinds,
+                "words": None if np.isnan(found.words[client]) else float(found.words[client]),
+                "labels": {found.labels[number]: count for number, count in labels},
+            }
+        )
+        start = end
+    return told
+
+
+def card(found: Survey) -> dict[str, Any]:
+    """Say how much the clients of a plan differ, in plain values.
+
+    * `labels`: how many there are; `effective`, 2 to the entropy in bits of the pooled examples' labels, and
+      `effective_per_client`, the mean of the same over clients; the means over clients of two distances
+      between a client's label distribution p and the pooled one q, both 0 (alike) to 1 (nothing in common):
+      `total_variation`, ½ Σ_c |p_c − q_c|, and `jensen_shannon`, the square root of the Jensen-Shannon
+      divergence in bits. Every client counts alike, however many examples it has.
+    * `modalities`: clients by what they see of any of their examples, and examples by what they show.
+    * `sizes`: the smallest, median and largest client, the share of all examples that the largest holds, and
+      `effective_clients`, (Σ_k n_k)² / Σ_k n_k², which is K where clients are of one size.
+    * `words`: of the texts that are seen; the mean over texts, and the least and the most of clients' means.
+    """
+    sizes, clients = found.sizes, len(found.sizes)
+    total = int(sizes.sum())
+    total_variation, jensen_shannon, effective = distances(found)
+    pool = np.bincount(found.numbers, weights=found.counts, minlength=1) / max(total, 1)
+    images, texts = found.kinds[:, :2].any(axis=1), found.kinds[:, [0, 2]].any(axis=1)
+    known = found.words[found.texts > 0]
+    return {
+        "clients": clients,
+        "examples": total,
+        "labels": {
+            "count": len(found.labels),
+            "effective": float(2 ** -_plogp(pool).sum()),
+            "effective_per_client": float(effective.mean()),
+            "total_variation": float(total_variation.mean()),
+            "jensen_shannon": float(jensen_shannon.mean()),
+        },
+        "modalities": {
+            "clients": {
+                _letters(image, text): int(((images == image) & (texts == text)).sum())
+                for image, text in ((True, True), (True, False), (False, True), (False, False))
+            },
+            "examples": dict(zip(KINDS, found.kinds.sum(axis=0).tolist(), strict=True)),
+        },
+        "sizes": {
+            "smallest": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "largest": int(sizes.max()),
+            "largest_share": float(sizes.max() / max(total, 1)),
+            "effective_clients": float(total**2 / max(float((sizes.astype(np.float64) ** 2).sum()), 1.0)),
+        },
+        "words": {
+            "mean": float((known * found.texts[found.texts > 0]).sum() / found.texts.sum()),
+            "least": float(known.min()),
+            "most": float(known.max()),
+        }
+        if len(known)
+        else None,
+    }
+
+
+def distances(found: Survey) -> tuple[Reals, Reals, Reals]:
+    """Compare every client's label distribution with the pooled one.
+
+    Returns:
+        Total variation, Jensen-Shannon distance, and effective number of labels of each client, shape [K].
+    """
+    owners, clients = found.owners, len(found.sizes)
+    pool = np.bincount(found.numbers, weights=found.counts, minlength=1)
+    p = found.counts / found.sizes[owners]  # of the labels that the client has, [M]
+    q = (pool / max(pool.sum(), 1.0))[found.numbers]  # of the same labels, [M]
+
+    def by_client(values: Reals) -> Reals:
+        return np.bincount(owners, weights=values, minlength=clients).astype(np.float64)
+
+    middle = (p + q) / 2
+    # A label the client lacks has p = 0: it adds nothing to Σ max(p − q, 0), and q · log₂(q / ½q) = q.
+    absent = 1 - by_client(q)
+    divergence = (by_client(p * np.log2(p / middle) + q * np.log2(q / middle)) + absent) / 2
+    variation = by_client(np.maximum(p - q, 0))
+    return variation, np.sqrt(np.maximum(divergence, 0)), 2 ** -by_client(_plogp(p))
+
+
+def _plogp(shares: Reals) -> Reals:
+    """Return p · log₂ p, 0 where p is 0."""
+    return shares * np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+
+
+def _letters(image: Any, text: Any) -> str:
+    return ("I" if image else "") + ("T" if text else "")
+
+
+def _label(example: Example) -> str:
+    # Free answers are nearly all different; counting them would tell nothing.
+    return example.answer if example.options else example.group or example.task
