@@ -209,6 +209,16 @@ def _refused(run: Run) -> dict[str, Any]:
     return {"refused": table, "accepted": accepted}
 
 
+def mode(experiment: Json) -> str:
+    """Tell whether algorithms were run as their papers say or as published code does it."""
+    if at(experiment, "mode") == "published":
+        return "published: algorithms with the faults and the figures of FedMLLM's code"
+    corrected = "corrected: what the papers say, where their published code does something else"
+    arguments = at(experiment, "algorithms")
+    names = [name for name, given in arguments.items() if at(given, "published") is True] if arguments else []
+    return f"{corrected}; but as published: {', '.join(map(label, names))}" if names else corrected
+
+
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Return what identifies the run: digests, seed, mode, versions, machine and time."""
     starts: list[Json] = run.of_kind("start")
@@ -218,7 +228,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Experiment digest", run.result.get("digest")),
         ("Plan digest", run.plan.get("digest")),
         ("Seed", run.experiment.get("seed")),
-        ("Mode", "corrected: what the papers say, where their published code does something else"),
+        ("Mode", mode(run.experiment)),
         *((name, first.get(key)) for key, name in HARDWARE),
         ("Resumed", f"{len(starts) - 1} times" if len(starts) > 1 else None),
         ("Wall-clock seconds", seconds(number(end, "seconds"))),
