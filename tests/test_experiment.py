@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedloom.experiment import MODIFIERS, REFERENCES, Experiment, load_experiment, parse_method, recipes
-from fedloom.methods import DEFAULT_METHODS
+from fedloom.methods import DEFAULT_METHODS, PUBLISHED
 from fedloom.mistakes import key_descriptions, schema_at
-from fedloom.sections import Data, Scenario, Strategy
+from fedloom.sections import Data, Evaluate, Prompt, Scenario, Strategy
+from fedloom.tasks import PROMPTS
 from fedloom.types import UserError
 
 SCHEMA = Experiment.model_json_schema()
@@ -90,7 +91,15 @@ MISTAKES = {
         "algorithms: {adaptive: {skip: 0.5}}\n",
         "algorithms.adaptive.skip is 0.5, but must be",
     ),
-    "argument of prompt": ("algorithms: {prompt: {x: 1}}\n", "algorithms.prompt takes no arguments"),
+    "argument of prompt": (
+        "algorithms: {prompt: {varient: none}}\n",
+        "Did you mean algorithms.prompt.variant?",
+    ),
+    "variant of prompt": (
+        "algorithms: {prompt: {variant: strickt}}\n",
+        ":1:23: algorithms.prompt.variant is",
+    ),
+    "prompt": ("evaluate: {prompt: relax}\n", "Did you mean relaxed?"),
     "not a mapping": ("- 1\n", "the experiment is a list, but must be a mapping"),
     "nothing": ("# all commented out\n", "there is nothing in it"),
 }
@@ -345,3 +354,25 @@ def test_neither_the_package_nor_a_bad_key_loads_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_prompts_of_an_experiment_are_those_of_the_tasks():
+    assert choices(Evaluate, "prompt") == choices(Prompt, "variant") == set(PROMPTS)
+    assert Experiment().prompt.variant == "agnostic"
+    assert Experiment(algorithms={"prompt": {"variant": "strict"}}).prompt.variant == "strict"
+
+
+def test_the_mode_gives_arguments_that_the_experiment_does_not():
+    given = {"algorithms": {"fedadam": {"lr": 0.5}, "adaptive": {"skip": 1}}}
+    corrected, published = Experiment(**given), Experiment(**given, mode="published")
+    assert corrected.arguments("fedadam") == {"lr": 0.5}
+    assert corrected.arguments("fedyogi") == {}
+    assert published.arguments("fedadam") == {**PUBLISHED["fedadam"], "lr": 0.5}
+    assert published.arguments("scaffold") == {}
+    assert (corrected.adaptive.published, published.adaptive.published) == (False, True)
+    assert published.adaptive.skip == 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_arguments_are_arguments(name):
+    Experiment(mode="published", algorithms={name: PUBLISHED[name]})

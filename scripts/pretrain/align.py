@@ -37,7 +37,7 @@ from fedloom.models.batch import answer_loss
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
-from fedloom.tasks import TASKS
+from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, language, vision
 
@@ -157,13 +157,13 @@ def make_batch(
             present = Presence(seen < 0.75 or not may_read, may_read and seen > 0.4)
             picture = Shown(f"{step}/{number}/{place}", arrays[place])
             example = Example("", question, answer, picture, texts[index], task="vqa")
-            batch.append(render(example, present, agnostic=bool(rng.random() < 0.3), answer_form="text"))
+            clause = AGNOSTIC if rng.random() < 0.3 else None
+            batch.append(render(example, present, clause=clause, answer_form="text"))
     kinds = list(MAKERS)
     for _ in range(10):
         example = MAKERS[kinds[rng.integers(len(kinds))]](rng, "", "pretrain")
-        batch.append(
-            render(example, Presence(True, False), agnostic=bool(rng.random() < 0.3), answer_form="text")
-        )
+        clause = AGNOSTIC if rng.random() < 0.3 else None
+        batch.append(render(example, Presence(True, False), clause=clause, answer_form="text"))
     while len(batch) < BATCH:
         sense = senses[0][min(int(np.searchsorted(senses[1], rng.random())), len(senses[0]) - 1)]
         batch.append(Conversation(*language.exercise(sense, rng)))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from fedloom.document import KeyPath, override, read
 from fedloom.methods import (
     DEFAULT_METHODS,
     MODIFIERS,
+    PUBLISHED,
     REFERENCES,
     Method,
     algorithm_names,
@@ -43,6 +44,7 @@ from fedloom.sections import (
     Index,
     MethodName,
     Model,
+    Prompt,
     Scenario,
     Section,
     Strategy,
@@ -62,6 +64,7 @@ __all__ = [
     "Gate",
     "Method",
     "Model",
+    "Prompt",
     "Scenario",
     "Strategy",
     "Train",
@@ -83,6 +86,10 @@ class Experiment(Section):
 
     name: Text = Field(default="experiment", description="Name of the run folder; changes nothing else.")
     seed: Index = Field(default=0, description="Seed of every random draw.")
+    mode: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="Algorithms as their papers say, or with the faults and figures of FedMLLM's code.",
+    )
     data: Data = Data()
     scenario: Scenario = Scenario()
     model: Model = Model()
@@ -137,10 +144,20 @@ class Experiment(Section):
         federated = (name for name in self.methods if parse_method(name).federated)
         return self.main or next(federated, None)
 
+    def arguments(self, name: str) -> Mapping[str, Argument]:
+        """Return the arguments of an algorithm or modifier: those given, over what the mode has of its own."""
+        own = PUBLISHED.get(name, {}) if self.mode == "published" else {}
+        return {**own, **self.algorithms.get(name, {})}
+
     @property
     def adaptive(self) -> Adaptive:
         """The arguments of the modifier `adaptive`."""
-        return Adaptive.model_validate(self.algorithms.get("adaptive", {}))
+        return Adaptive.model_validate(self.arguments("adaptive"))
+
+    @property
+    def prompt(self) -> Prompt:
+        """The arguments of the modifier `prompt`."""
+        return Prompt.model_validate(self.arguments("prompt"))
 
     def to_json(self) -> str:
         """Write every value, defaults too, as indented JSON."""
@@ -208,18 +225,20 @@ def _repeats(names: Sequence[str]) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
+_ARGUMENTS_OF: dict[str, type[Section]] = {"adaptive": Adaptive, "prompt": Prompt}
+
+
 def _argument_conflicts(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
     """Check the arguments of one algorithm or modifier."""
     path: KeyPath = ("algorithms", name)
-    if name == "adaptive":
+    if name in _ARGUMENTS_OF:
+        section = _ARGUMENTS_OF[name]
         try:
-            Adaptive.model_validate(arguments)
+            section.model_validate(arguments)
         except ValidationError as error:
             for row in error.errors(include_url=False):
-                message = explain(Adaptive.model_json_schema(), row["loc"], row, arguments, above=path)
+                message = explain(section.model_json_schema(), row["loc"], row, arguments, above=path)
                 yield Conflict((*path, *row["loc"]), message)
-    elif name == "prompt":
-        yield from (Conflict((*path, key), "algorithms.prompt takes no arguments") for key in arguments)
     elif name not in (names := algorithm_names()):
         yield Conflict(path, f"algorithms: {unknown('algorithm or modifier', name, [*names, *MODIFIERS])}")
     else:

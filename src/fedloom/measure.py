@@ -33,11 +33,11 @@ def answer_slice(
     name: str,
     settings: EvaluateSettings,
     *,
-    agnostic: bool,
+    clause: str | None,
 ) -> list[Judged]:
     """Answer all test examples with the evidence of one slice, with each client's adapters."""
     presence = [SLICES[name]] * len(examples)
-    return judge_rows(vlm, connects, examples, presence, settings, agnostic=agnostic)
+    return judge_rows(vlm, connects, examples, presence, settings, clause=clause)
 
 
 def figures(

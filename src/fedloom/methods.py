@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedloom.mistakes import unknown
@@ -13,7 +13,7 @@ ABOUT = {
     "linear": "A linear classifier on edges, colors and words, trained on the clients' data pooled.",
     "local": "Each client trains alone; its figures are means over clients.",
     "centralised": "One training run on all data pooled: what federated training is measured against.",
-    "+prompt": "Added to a trained method: FedMLLM's modality-agnostic prompt.",
+    "+prompt": "Added to a trained method: FedMLLM's modality-agnostic prompt, or a variant of it.",
     "+adaptive": "Added to a trained method: FedMLLM's adaptive regulariser of the middle layers.",
 }
 """What references and modifiers are, in one sentence each."""
@@ -30,6 +30,22 @@ DEFAULT_METHODS = (
     "fedavg+prompt+adaptive",
     "centralised",
 )
+
+
+PUBLISHED: Mapping[str, Mapping[str, bool | int | float]] = {
+    "fedavg": {"published": True},
+    "fedprox": {"published": True, "mu": 0.01},
+    "fedavgm": {"published": True, "momentum": 0.9, "lr": 1.0},
+    "fedadagrad": {"published": True, "lr": 1e-3, "tau": 1e-3},
+    "fedyogi": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    "fedadam": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    "adaptive": {"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},
+}
+"""What `mode: published` takes for arguments that an experiment does not give: FedMLLM's code and its figures.
+
+FedVLMBench (arXiv 2506.09638) has the same server optimisers with the same figures. Algorithms that are not
+named here are the same in either mode.
+"""
 
 
 class Method(NamedTuple):

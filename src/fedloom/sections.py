@@ -49,6 +49,7 @@ Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+Wording = Literal["present", "original", "relaxed", "agnostic", "strict", "none"]
 Argument = Annotated[
     bool | int | float | str, PlainValidator(_argument, json_schema_input_type=bool | int | float | str)
 ]
@@ -181,8 +182,9 @@ class Train(Section):
     epochs: Count = Field(default=1, description="Passes of a client over its examples in each round.")
     batch_size: Count = Field(default=8, description="Examples in each optimiser step.")
     lr: Positive = Field(default=1e-3, description="Learning rate of the clients.")
-    schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="Learning rate over the rounds."
+    schedule: Literal["cosine", "constant", "published"] = Field(
+        default="cosine",
+        description="Learning rate over the rounds; published is FedMLLM's, too high in its first round.",
     )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Optimiser of the clients.")
     weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimiser.")
@@ -194,6 +196,10 @@ class Evaluate(Section):
 
     answer: Literal["text", "letter"] = Field(
         default="text", description="Answer with the option or with its letter."
+    )
+    prompt: Wording = Field(
+        default="present",
+        description="What prompts say of the evidence: present names what is there; see `+prompt` for the others.",
     )
     scoring: Literal["likelihood", "generate"] = Field(
         default="likelihood", description="Compare the options' likelihoods, or parse generated text."
@@ -227,13 +233,21 @@ class Gate(Section):
     )
 
 
+class Prompt(Section):
+    """Arguments of the modifier `prompt`; see `fedloom.tasks.base.PROMPTS`."""
+
+    variant: Wording = Field(
+        default="agnostic",
+        description="What prompts say of the evidence: agnostic is FedMLLM's strategy, the others its ablation.",
+    )
+
+
 class Adaptive(Section):
     """Arguments of the modifier `adaptive`; see `fedloom.algorithms.wrap`."""
 
     mu: NotNegative = Field(
         default=0.01, description="Strength of the pull towards the broadcast parameters."
     )
-    weight: NotNegative = Field(
-        default=0.1, description="Factor of mu; the smaller, the more clients differ."
-    )
+    weight: NotNegative = Field(default=0.1, description="Factor of mu; the larger, the more clients differ.")
     skip: Index = Field(default=1, description="Layers left free at either end of the language model.")
+    published: Flag = Field(default=False, description="Take every model to have 28 layers, as FedMLLM does.")

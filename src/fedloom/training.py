@@ -28,7 +28,9 @@ from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_json
 from fedloom.scenarios.plan import Plan, Share
+from fedloom.tasks import PROMPTS
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.svd import svd_start
 from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, Tensors
 
 CLIENTS_HELD = 1024
@@ -55,9 +57,9 @@ class Setting:
 
 def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
     """Make a method's algorithm; references train with plain FedAvg over their one client."""
-    arguments = setting.experiment.algorithms
     base = method.base if method.federated else "fedavg"
-    algorithm = make(base, len(setting.plan.clients), arguments.get(base) if method.federated else None)
+    arguments = setting.experiment.arguments(base) if method.federated else {}
+    algorithm = make(base, len(setting.plan.clients), arguments)
     if "adaptive" in method.modifiers:
         rule = partial(adaptive, setting.tuned.layout)
         chosen = setting.experiment.adaptive.model_dump()
@@ -65,12 +67,22 @@ def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
     return algorithm
 
 
+def _start(tuned: Tuned, method: Method) -> Params:
+    """Return what a method's first round broadcasts: YOCO's adapters come from the weights they adapt."""
+    return svd_start(tuned) if method.base == "yoco" else tuned.start
+
+
 def conversations_of(setting: Setting, share: Share, method: Method) -> list[Conversation]:
     """Render a client's examples, showing what it holds, with the method's prompt."""
     examples = [setting.data.train[index] for index in share.indices]
     presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
     answer = setting.experiment.evaluate.answer
-    return render(examples, presence, answer, agnostic="prompt" in method.modifiers)
+    return render(examples, presence, answer, clause=_clause(setting, method))
+
+
+def _clause(setting: Setting, method: Method) -> str | None:
+    experiment = setting.experiment
+    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
 
 
 def train_method(
@@ -113,7 +125,7 @@ def _training(
     algorithm = algorithm_of(setting, method)
     train = experiment.train
     schedule = Schedule(train.rounds, clients, train.cohort, experiment.seed, train.sampler)
-    standing = last_commit(folder, layout) or Standing(algorithm.init(setting.tuned.start))
+    standing = last_commit(folder, layout) or Standing(algorithm.init(_start(setting.tuned, method)))
 
     def committed(now: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:
         done, every = now.state.round, experiment.evaluate.every
@@ -161,7 +173,7 @@ def answers_of(
         round: Rounds these models were trained for.
         part: The slice.
     """
-    test, clock, agnostic = setting.data.test, Clock(), "prompt" in method.modifiers
+    test, clock = setting.data.test, Clock()
     with side_by_side(setting.tuned, len(models)) as stack:
         for row, params in enumerate(models.values()):
             stack.write(params, row)
@@ -171,7 +183,7 @@ def answers_of(
             test,
             part,
             setting.experiment.evaluate,
-            agnostic=agnostic,
+            clause=_clause(setting, method),
         )
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):

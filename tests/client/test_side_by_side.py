@@ -43,7 +43,7 @@ BOTH, IMAGE, TEXT = Presence(True, True), Presence(True, False), Presence(False,
 
 def conversations(client: int, count: int, present: Presence) -> list[Conversation]:
     examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(count)]
-    return [TASKS["vqa"].render(one, present, agnostic=False, answer_form="text") for one in examples]
+    return [TASKS["vqa"].render(one, present, answer_form="text") for one in examples]
 
 
 # client → (examples, what it sees): other numbers of steps, other lengths, other modalities

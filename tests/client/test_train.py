@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def tuned(tiny_model: Path) -> Tuned:
 def conversations(count: int = 7) -> list[Conversation]:
     examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(count)]
     present = Presence(True, True)
-    return [TASKS["vqa"].render(one, present, agnostic=False, answer_form="text") for one in examples]
+    return [TASKS["vqa"].render(one, present, answer_form="text") for one in examples]
 
 
 def train_client(
@@ -104,3 +105,22 @@ def test_the_learning_rate_falls_over_rounds() -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > 0
     assert learning_rate(replace(Settings(), schedule="constant"), 3) == Settings().lr
+
+
+@pytest.mark.parametrize(("rounds", "times"), [(25, 4.0), (40, 2.5), (50, 2.0), (100, 1.0)])
+def test_the_published_schedule_starts_too_high(rounds: int, times: float) -> None:
+    settings = replace(Settings(), rounds=rounds, schedule="published")
+    rates = [learning_rate(settings, round) for round in range(rounds)]
+    assert rates[0] == pytest.approx(times * settings.lr)
+    # From the second round on it is the cosine that was meant, shifted by a hundredth of the rounds.
+    assert rates[1] <= settings.lr
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    middle = rounds // 2
+    shifted = (middle - 0.01 * rounds) / (0.99 * rounds)
+    assert rates[middle] == pytest.approx(settings.lr * math.cos(math.pi / 2 * shifted) ** 2)
+
+
+def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None:
+    settings = replace(Settings(), rounds=400, schedule="published")
+    rates = [learning_rate(settings, round) / settings.lr for round in range(5)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])

@@ -12,13 +12,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from PIL import Image
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment, load_experiment, recipes
+from fedloom.methods import PUBLISHED
+from fedloom.models.load import load_vlm
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
+from fedloom.tuning.adapters import import_adapter, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.svd import svd_start
 from fedloom.types import UserError
 
 
@@ -263,3 +269,33 @@ def test_every_recipe_resolves(name: str) -> None:
     overrides = ["data.root=."] if name == "own-data" else []
     value = load_experiment(name, overrides)
     assert Experiment.from_json(value.to_json()) == value
+
+
+def test_a_prompt_is_the_same_as_a_modifier_and_as_a_setting(tiny_model: Path, tmp_path: Path) -> None:
+    train = {"train": {"rounds": 1}}
+    modified = {"methods": ["fedavg+prompt"], "algorithms": {"prompt": {"variant": "strict"}}}
+    run(experiment(tiny_model, **train, **modified), tmp_path / "modifier")
+    evaluate = {"prompt": "strict", "every": 0}
+    run(experiment(tiny_model, **train, methods=["fedavg"], evaluate=evaluate), tmp_path / "setting")
+    run(experiment(tiny_model, **train, methods=["fedavg"]), tmp_path / "neither")
+    assert adapter(tmp_path / "modifier") == adapter(tmp_path / "setting")
+    assert adapter(tmp_path / "modifier") != adapter(tmp_path / "neither")
+
+
+def test_the_published_mode_is_what_its_arguments_are(tiny_model: Path, tmp_path: Path) -> None:
+    train = {"train": {"rounds": 2}, "methods": ["fedyogi"]}
+    run(experiment(tiny_model, **train, mode="published"), tmp_path / "mode")
+    run(experiment(tiny_model, **train, algorithms={"fedyogi": PUBLISHED["fedyogi"]}), tmp_path / "arguments")
+    corrected = {**PUBLISHED["fedyogi"], "published": False}
+    run(experiment(tiny_model, **train, algorithms={"fedyogi": corrected}), tmp_path / "corrected")
+    assert adapter(tmp_path / "mode") == adapter(tmp_path / "arguments")
+    assert adapter(tmp_path / "mode") != adapter(tmp_path / "corrected")
+
+
+def test_yoco_starts_from_the_weights_it_adapts(tiny_model: Path, tmp_path: Path) -> None:
+    still = {"yoco": {"lr": 1e-30}}  # the server does not move, so that the start is what is exported
+    strategy = {"name": "lora", "rank": 2, "targets": ["q_proj"]}
+    value = experiment(tiny_model, methods=["yoco"], train={"rounds": 1}, strategy=strategy, algorithms=still)
+    run(value, tmp_path / "run")
+    tuned = prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(2, 16.0, ("q_proj",))), seed=0)
+    assert torch.equal(import_adapter(tuned, tmp_path / "run/adapter").flat, svd_start(tuned).flat)

@@ -25,7 +25,9 @@ CASES = {
     **{name: (name, {}) for name in ALGORITHMS},
     "fedavg uniform": ("fedavg", {"uniform": True, "lr": 0.5}),
     "fedavgm published": ("fedavgm", {"published": True}),
+    "fedadagrad published": ("fedadagrad", {"published": True}),
     "fedadam published": ("fedadam", {"published": True}),
+    "fedyogi published": ("fedyogi", {"published": True}),
     "scaffold weighted": ("scaffold", {"uniform": False}),
 }
 
@@ -189,7 +191,7 @@ def test_one_client_or_several_that_agree_give_the_same(algorithm):
     assert close(alone, together)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold", "fednova"])
+@pytest.mark.parametrize("name", ["fedavg", "fedmean", "fedprox", "scaffold", "fednova", "yoco"])
 def test_averaging_clients_that_agree_gives_that_client(name):
     algorithm = make(name, CLIENTS)
     state = algorithm.init(Params(LAYOUT, random("start")))
@@ -371,6 +373,8 @@ def test_many_equal_updates_average_to_themselves():
         ("fedadam", {"tau": 0.0}, "tau is 0.0.*positive"),
         ("fedavg", {"uniform": 1}, "true or false"),
         ("fedprox", {"mu": -0.1}, "mu is -0.1"),
+        ("yoco", {"sparse": -0.1}, "sparse is -0.1"),
+        ("yoco", {"sharpness": 0.0}, "sharpness is 0.0.*positive"),
         *[(name, {"lr": -1.0}, "lr is -1.0.*positive") for name in ALGORITHMS],
     ],
 )

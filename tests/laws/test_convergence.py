@@ -72,6 +72,10 @@ def close(left, right):
         (("scaffold", {"uniform": False}), ("scaffold", {}), clients((3, 3), (2, 2)), 4, True),
         (("fednova", {}), ("fedavg", {}), clients((4, 4), (1, 3)), 4, True),
         (("fednova", {}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
+        (("fedmean", {}), ("fedavg", {"uniform": True}), clients((2, 5), (1, 3)), 4, True),
+        (("fedmean", {}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
+        (("yoco", {}), ("fedmean", {}), clients((2, 5), (1, 3)), 4, True),  # without factors A and B
+        (("fedavg", {"published": True}), ("fedavg", {}), clients(), 4, True),  # one tensor, the first
         (("fedavg", {"uniform": True}), ("fedavg", {}), clients((2, 5), (2, 2)), 4, True),
         (("fedavg", {"uniform": True}), ("fedavg", {}), clients((2, 5), (1, 3)), 1, False),
         # Without any memory of squares Yogi adds a square that exceeds v, as Adagrad does.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fedloom.tasks import AGNOSTIC, TASKS, UNPARSED, clean_text
+from fedloom.tasks import PROMPTS, TASKS, UNPARSED, clean_text
 from fedloom.types import Example, Presence, UserError
 
 LAW = settings(max_examples=40, deadline=None)
@@ -56,7 +56,7 @@ def examples(draw, task: str) -> Example:
 
 def gold(one: Example, form: str):
     task = TASKS[one.task]
-    answer = task.render(one, BOTH, agnostic=False, answer_form=form).answer
+    answer = task.render(one, BOTH, answer_form=form).answer
     return task.parse(answer, one, answer_form=form)
 
 
@@ -152,37 +152,74 @@ EXAMPLE = Example("e", "Which group?", "dog", Blank(), "a barking pet", 1, optio
 
 
 @pytest.mark.parametrize(("task", "form"), GRID)
-@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("present", EVERY)
-def test_what_is_absent_is_not_shown(task, form, agnostic, present):
-    said = TASKS[task].render(EXAMPLE, present, agnostic=agnostic, answer_form=form)
+def test_what_is_absent_is_not_shown(task, form, prompt, present):
+    said = TASKS[task].render(EXAMPLE, present, clause=PROMPTS[prompt], answer_form=form)
     assert ("a barking pet" in said.user) == present.text
     assert said.picture == (EXAMPLE.image if present.image else None)
     bare = TASKS[task].render(
-        replace(EXAMPLE, image=None, text=None), present, agnostic=agnostic, answer_form=form
+        replace(EXAMPLE, image=None, text=None), present, clause=PROMPTS[prompt], answer_form=form
     )
     assert bare.picture is None
     assert "Text:" not in bare.user
 
 
-@pytest.mark.parametrize(("task", "form"), GRID)
-def test_the_agnostic_prompt_is_the_same_for_every_presence(task, form):
-    def users(agnostic: bool) -> set[str]:
-        said = [
-            TASKS[task].render(EXAMPLE, present, agnostic=agnostic, answer_form=form) for present in EVERY
-        ]
-        return {one.user.replace("Text: a barking pet\n", "") for one in said}
+def users(task: str, form: str, clause: str | None) -> set[str]:
+    """What the model is asked, without the text shown, over all cases of presence."""
+    said = [TASKS[task].render(EXAMPLE, present, clause=clause, answer_form=form) for present in EVERY]
+    return {one.user.replace("Text: a barking pet\n", "") for one in said}
 
-    assert len(users(agnostic=True)) == 1
-    assert len(users(agnostic=False)) == 4
-    places = 2 if (task, form) == ("choice", "letter") else 1
-    assert users(agnostic=True).pop().count(AGNOSTIC) == places
-    assert all(AGNOSTIC not in user for user in users(agnostic=False))
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+def test_only_the_ordinary_prompt_tells_what_is_present(task, form):
+    asked = {name: users(task, form, clause) for name, clause in PROMPTS.items()}
+    assert len(asked.pop("present")) == 4
+    assert all(len(said) == 1 for said in asked.values())
+    # No two variants of the ablation ask alike, so that each row of it is a case of its own.
+    assert len(set.union(*asked.values())) == len(asked) == 5
+
+
+@pytest.mark.parametrize(("task", "form"), GRID)
+@pytest.mark.parametrize("prompt", ["original", "relaxed", "agnostic", "strict"])
+def test_a_clause_stands_wherever_the_evidence_is_named(task, form, prompt):
+    (asked,) = users(task, form, PROMPTS[prompt])
+    assert asked.count(PROMPTS[prompt]) == (2 if (task, form) == ("choice", "letter") else 1)
+    assert all(PROMPTS[prompt] not in user for user in users(task, form, PROMPTS["none"]))
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption", "grounding"])
+@pytest.mark.parametrize("image", [True, False])
+def test_without_a_clause_a_free_question_is_asked_as_it_stands(task, image):
+    said = TASKS[task].render(EXAMPLE, Presence(image, False), clause=PROMPTS["none"], answer_form="text")
+    assert (said.user, said.answer) == (EXAMPLE.question, EXAMPLE.answer)
+
+
+@pytest.mark.parametrize("present", EVERY)
+def test_the_letter_form_has_the_published_parts_in_their_order(present):
+    said = TASKS["choice"].render(EXAMPLE, present, answer_form="letter")
+    instruction, *text, question, head, first, second, reply = said.user.split("\n")
+    assert "best of the options" in instruction
+    assert text == (["Text: a barking pet"] if present.text else [])
+    assert question.endswith("Which group?")
+    assert (head, first, second) == ("Options:", "(A) cat", "(B) dog")
+    assert "letter" in reply
+    assert said.answer == "(B) dog"
+    # The same words name the evidence in both places, and none do where there is none.
+    named = {
+        (True, True): "the picture and the text",
+        (True, False): "the picture",
+        (False, True): "the text",
+    }
+    phrase = named.get((present.image, present.text))
+    for line in (instruction, question):
+        assert ("Given" in line) == (phrase is not None)
+        assert phrase is None or f"Given {phrase}" in line
 
 
 def test_options_of_a_choice_are_what_is_compared():
     for form, wanted in (("text", ("cat", "dog")), ("letter", ("(A) cat", "(B) dog"))):
-        said = TASKS["choice"].render(EXAMPLE, BOTH, agnostic=False, answer_form=form)
+        said = TASKS["choice"].render(EXAMPLE, BOTH, answer_form=form)
         assert said.options == wanted
         assert said.answer == wanted[1]
         assert all((option in said.user) == (form == "letter") for option in wanted)
@@ -215,7 +252,7 @@ def test_user_text_never_holds_a_special_token(text):
 @LAW
 @given(data=st.data())
 def test_conversations_never_hold_a_special_token(task, form, data):
-    said = TASKS[task].render(data.draw(examples(task)), BOTH, agnostic=False, answer_form=form)
+    said = TASKS[task].render(data.draw(examples(task)), BOTH, answer_form=form)
     assert not any(token in part for token in TOKENS for part in (said.user, said.answer, *said.options))
 
 
@@ -284,15 +321,15 @@ def test_options_that_differ_only_in_punctuation_are_told_apart_word_for_word():
 def test_letters_run_out():
     options = tuple(map(str, range(len(ascii_uppercase) + 1)))
     one = Example("e", "Which?", "0", label=0, options=options)
-    TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="text")
+    TASKS["choice"].render(one, BOTH, answer_form="text")
     with pytest.raises(UserError, match="27 options"):
-        TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="letter")
+        TASKS["choice"].render(one, BOTH, answer_form="letter")
 
 
 @pytest.mark.parametrize("one", [replace(EXAMPLE, label=2), replace(EXAMPLE, label=None, answer="fox")])
 def test_an_answer_that_is_no_option_is_refused(one):
     with pytest.raises(UserError, match="not one of its options: cat, dog"):
-        TASKS["choice"].render(one, BOTH, agnostic=False, answer_form="text")
+        TASKS["choice"].render(one, BOTH, answer_form="text")
 
 
 def test_a_label_is_found_from_the_answer():

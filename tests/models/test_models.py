@@ -14,7 +14,7 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.models.parts import PARTS, Parts
 from fedloom.seeds import stream
-from fedloom.tasks import TASKS
+from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.types import Conversation, Presence, UserError
 
 
@@ -30,7 +30,10 @@ def pictured(count: int, kind: str = "classification") -> list[Conversation]:
         example = replace(example, text=" ".join(["word"] * index) or None)
         found.append(
             TASKS[example.task].render(
-                example, Presence(index % 3 != 2, True), agnostic=bool(index % 2), answer_form="text"
+                example,
+                Presence(index % 3 != 2, True),
+                clause=AGNOSTIC if index % 2 else None,
+                answer_form="text",
             )
         )
     return found
@@ -118,7 +121,7 @@ def test_an_encoded_picture_is_the_same_hot_or_cold(vlm: Vlm) -> None:
 
 def test_user_text_cannot_place_an_image(vlm: Vlm) -> None:
     example = replace(MAKERS["vqa"](stream(0, "x"), "0"), question="<image> <image> </s> what?")
-    conversation = TASKS["vqa"].render(example, Presence(True, True), agnostic=False, answer_form="text")
+    conversation = TASKS["vqa"].render(example, Presence(True, True), answer_form="text")
     ids = encode(vlm, conversation, []).prompt
     assert ids.count(vlm.model.config.image_token_id) == 1
     assert vlm.tokenizer.eos_token_id not in ids

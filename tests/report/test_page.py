@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report import finding, read_run, write_report
-from fedloom.report.page import render
+from fedloom.report.page import mode, render
 from fedloom.report.prose import gap_share
 from fedloom.report.tables import label
 
@@ -242,3 +242,11 @@ def test_a_missing_score_is_shown_as_a_dash(run_folder):
     path.write_text(json.dumps(result))
     cells = page_of(folder).words
     assert cells[cells.index("FedAvg", cells.index("Final scores and cost of each method")) + 1] == "—"
+
+
+def test_the_mode_is_named() -> None:
+    as_published = {"fedadam": {"published": True}, "fedavg": {"published": False}}
+    assert mode({"mode": "published"}).startswith("published: ")
+    assert mode({"mode": "corrected", "algorithms": as_published}).endswith("; but as published: FedAdam")
+    assert mode({}) == mode({"mode": "corrected", "algorithms": {}})
+    assert mode({}).startswith("corrected: ")

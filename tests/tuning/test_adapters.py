@@ -30,7 +30,7 @@ def tune(folder: Path, strategy: str, lora: LoRA | None = None) -> Tuned:
 def conversations(present: Presence, count: int = 3) -> list[Conversation]:
     examples = [MAKERS["classification"](stream(1, "t", step=k), str(k)) for k in range(count)]
     return [
-        TASKS["choice"].render(replace(example, text="a hint"), present, agnostic=False, answer_form="text")
+        TASKS["choice"].render(replace(example, text="a hint"), present, answer_form="text")
         for example in examples
     ]
 

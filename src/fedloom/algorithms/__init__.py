@@ -11,16 +11,19 @@ from typing import Any, TypeVar
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.algorithms.fedavgm import fedavgm
+from fedloom.algorithms.fedmean import fedmean
 from fedloom.algorithms.fednova import fednova
 from fedloom.algorithms.fedopt import fedadagrad, fedadam, fedyogi
 from fedloom.algorithms.fedprox import fedprox
 from fedloom.algorithms.scaffold import scaffold
+from fedloom.algorithms.yoco import yoco
 from fedloom.types import UserError
 
 T = TypeVar("T")
 
 ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fedavg": fedavg,
+    "fedmean": fedmean,
     "fedprox": fedprox,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
@@ -28,6 +31,7 @@ ALGORITHMS: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fedadam": fedadam,
     "scaffold": scaffold,
     "fednova": fednova,
+    "yoco": yoco,
 }
 
 
@@ -47,7 +51,7 @@ def make(name: str, clients: int, arguments: Mapping[str, Any] | None = None) ->
         Traceback (most recent call last):
             ...
         fedloom.types.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
-Known are fedavg, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova
+Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco
     """
     if name not in ALGORITHMS:
         raise UserError(_unknown("algorithms", name, list(ALGORITHMS)))

@@ -10,11 +10,17 @@ Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorith
 
 Differs from the paper: averages deltas instead of parameters, which is the same at η = 1; n is the number
 of examples of the round's cohort (the corrected reading of line 8, as in later versions of the paper).
+`published=True` does what FedMLLM's code (arXiv 2411.14717) does instead: the average of the clients'
+parameters is meant to replace the old ones, but is added to them in every tensor except the first, so
+x ← 2 x + Δ there and weights about double with every round. First is here the first name of the layout.
+It is kept to show what the fault does; nothing is learnt with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta, ordered
 from fedloom.algorithms.base import (
@@ -30,12 +36,15 @@ from fedloom.params import Params
 from fedloom.types import Broadcast, ClientUpdate
 
 
-def fedavg(*, lr: float = 1.0, uniform: bool = False, local: LocalRule = PLAIN) -> FederatedAlgorithm:
+def fedavg(
+    *, lr: float = 1.0, uniform: bool = False, published: bool = False, local: LocalRule = PLAIN
+) -> FederatedAlgorithm:
     """Make FedAvg.
 
     Args:
         lr: Server step η, > 0; 1 is the paper's.
         uniform: Weigh all clients alike instead of by number of examples.
+        published: Add the average to the old parameters, as FedMLLM's code does.
         local: The client half.
     """
     positive(lr=lr)
@@ -48,7 +57,13 @@ def fedavg(*, lr: float = 1.0, uniform: bool = False, local: LocalRule = PLAIN) 
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
-        params = state.params.with_flat(state.params.flat + lr * delta)
+        old = _doubled(state.params) if published else state.params.flat
+        params = state.params.with_flat(old + lr * delta)
         return ServerState(params, state.round + 1), {"delta_norm": norm(delta)}
 
     return FederatedAlgorithm(init, broadcast, apply, local)
+
+
+def _doubled(params: Params) -> Tensor:
+    first = params.layout.names[:1]
+    return params.flat * (1 + params.layout.mask(lambda name: name not in first))

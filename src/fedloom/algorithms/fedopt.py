@@ -18,8 +18,9 @@ Reference: S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný
 
 Differs from the paper: the mean is weighted by number of examples unless `uniform` (Algorithm 2 weighs
 clients alike), so that a comparison with FedAvg changes the server step and nothing else. `published=True`
-does what FedMLLM's code (arXiv 2411.14717) does: an unweighted mean, and the whole first Δ as first m,
-without the factor 1 − β₁. FedAdagrad there is `uniform=True`.
+does what FedMLLM's code (arXiv 2411.14717) does: an unweighted mean; the whole first Δ as first m, without
+the factor 1 − β₁; and m² in place of Δ² in every line for v, so that v follows the momentum. FedAdagrad
+there has no momentum, so only the mean differs.
 """
 
 from __future__ import annotations
@@ -44,11 +45,16 @@ from fedloom.params import Params
 from fedloom.types import Broadcast, ClientUpdate
 
 SecondMoment = Callable[[Tensor, Tensor], Tensor]
-"""(v, Δ²) → the next v."""
+"""(v, the square) → the next v."""
 
 
 def fedadagrad(
-    *, lr: float = 0.01, beta1: float = 0.0, tau: float = 1e-3, uniform: bool = False
+    *,
+    lr: float = 0.01,
+    beta1: float = 0.0,
+    tau: float = 1e-3,
+    uniform: bool = False,
+    published: bool = False,
 ) -> FederatedAlgorithm:
     """Make FedAdagrad, whose steps only ever shrink.
 
@@ -57,8 +63,9 @@ def fedadagrad(
         beta1: Momentum β₁ in [0, 1); the paper's experiments use none here.
         tau: Adaptivity τ, > 0: the smaller, the more steps ignore the size of Δ.
         uniform: Weigh all clients alike instead of by number of examples.
+        published: Start, average and take squares as FedMLLM's code does.
     """
-    return _fedopt(lambda v, square: v + square, lr, beta1, tau, uniform, False)
+    return _fedopt(lambda v, square: v + square, lr, beta1, tau, uniform, published)
 
 
 def fedyogi(
@@ -78,7 +85,7 @@ def fedyogi(
         beta2: Memory β₂ of the squares, in [0, 1).
         tau: Adaptivity τ, > 0.
         uniform: Weigh all clients alike instead of by number of examples.
-        published: Start and average as FedMLLM's code does.
+        published: Start, average and take squares as FedMLLM's code does.
     """
     fraction(beta2=beta2)
 
@@ -119,7 +126,7 @@ def _fedopt(
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform or published)
         entering = 1.0 if published and state.round == 0 else 1 - beta1
         m = beta1 * state.slots["m"] + entering * delta
-        v = second(state.slots["v"], delta.square())
+        v = second(state.slots["v"], (m if published else delta).square())
         step = lr * m / (v.sqrt() + tau)
         params = state.params.with_flat(state.params.flat + step)
         diagnostics = {"delta_norm": norm(delta), "step_norm": norm(step)}

@@ -10,7 +10,7 @@ Heterogeneous Networks", arXiv 1812.06127v5, Algorithm 2.
 Differs from the paper: the cohort is not drawn by size, so the average is weighted by number of examples
 instead (the paper draws client k with probability p_k and averages uniformly); the pull is added to the
 gradient in closed form after clipping, so clipping never weakens it; γ-inexact local solutions are simply
-a fixed amount of local work.
+a fixed amount of local work. `published=True` averages as FedMLLM's code does; see `fedavg`.
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ def proximal(mu: float, mask: Tensor | None = None) -> LocalRule:
     return LocalRule(begin, correct, finish)
 
 
-def fedprox(*, mu: float = 0.01, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
+def fedprox(
+    *, mu: float = 0.01, lr: float = 1.0, uniform: bool = False, published: bool = False
+) -> FederatedAlgorithm:
     """Make FedProx.
 
     Args:
         mu: Strength μ of the pull, ≥ 0; 0 is FedAvg.
         lr: Server step, > 0.
         uniform: Weigh all clients alike instead of by number of examples.
+        published: Add the average to the old parameters, as FedMLLM's code does.
     """
-    return fedavg(lr=lr, uniform=uniform, local=proximal(mu))
+    return fedavg(lr=lr, uniform=uniform, published=published, local=proximal(mu))

@@ -4,13 +4,17 @@
 
 with θ_l the trained parameters of the language model's layer l, L its number of layers, and μ, w, s the
 arguments `mu`, `weight`, `skip`. It holds the middle layers back and lets the first and last s adapt.
-w = 1, s = 0 is the paper's base variant; the paper chooses w and s by hand for each scenario.
+w = 1, s = 0 is the paper's base variant. The paper chooses w and s by hand for each scenario, the stronger,
+the more its clients differ: aligned below missing below cross and hybrid. What has no layer number (the
+connector, embeddings, the head) is never held.
 
 Reference: B. Xu, X. Shu, H. Mei, G. Xie, B. Fernando, J. Tang, "FedMLLM: Federated Fine-tuning MLLM on
 Multimodal Heterogeneity Data", arXiv 2411.14717v2, and its public code.
 
-Differs from the paper's code: L is the layout's; the code takes 28 for every model and so never
-regularises the last four of 32 layers. The gradient is added in closed form after clipping.
+Differs from the paper's code: L is the layout's, one more than the last layer that is trained;
+`published=True` takes 28 for every model as the code does, which never holds the last four of 32 layers, in
+the base variant neither, and frees no last layers at all where there are fewer. The gradient is added in
+closed form after clipping.
 """
 
 from __future__ import annotations
@@ -21,15 +25,21 @@ from fedloom.algorithms.base import LocalRule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.params import Layout
 
+PUBLISHED_LAYERS = 28
+"""The number of layers that FedMLLM's code takes for granted: Qwen2-7B's."""
 
-def adaptive(layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int = 4) -> LocalRule:
+
+def adaptive(
+    layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int = 4, published: bool = False
+) -> LocalRule:
     """Make the adaptive regulariser for the parameters of one layout.
 
     Args:
         layout: Names of what is trained; layers are told by `layers.<number>.` in names under `llm/`.
         mu: Strength μ, ≥ 0.
-        weight: Factor w, ≥ 0: the smaller, the more heterogeneous the scenario.
+        weight: Factor w, ≥ 0: the larger, the more heterogeneous the scenario.
         skip: Number s of layers left free at either end, ≥ 0.
+        published: Take `PUBLISHED_LAYERS` for the number of layers.
 
     Raises:
         ValueError: No layer is left, or an argument is negative.
@@ -48,7 +58,8 @@ def adaptive(layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int
         raise ValueError(f"skip is {skip}; it must be zero or positive")
     layers = {name: layer for name in layout.names if (layer := _layer(name)) is not None}
     count = max(layers.values(), default=-1) + 1
-    held = {name for name, layer in layers.items() if skip <= layer <= count - 1 - skip}
+    last = (PUBLISHED_LAYERS if published else count) - 1 - skip
+    held = {name for name, layer in layers.items() if skip <= layer <= last}
     if not held:
         raise ValueError(
             f"skip is {skip}, which leaves none of the language model's {count} trained layers to regularise"

@@ -48,11 +48,15 @@ class Judged:
 
 
 def render(
-    examples: Sequence[Example], presence: Sequence[Presence], answer: AnswerForm, *, agnostic: bool
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+    answer: AnswerForm,
+    *,
+    clause: str | None = None,
 ) -> list[Conversation]:
-    """Turn examples into conversations, showing only what is present."""
+    """Turn examples into conversations, showing only what is present; see `fedloom.tasks.base.Render`."""
     return [
-        TASKS[example.task].render(example, present, agnostic=agnostic, answer_form=answer)
+        TASKS[example.task].render(example, present, clause=clause, answer_form=answer)
         for example, present in zip(examples, presence, strict=True)
     ]
 
@@ -63,10 +67,10 @@ def judge(
     presence: Sequence[Presence],
     settings: EvaluateSettings,
     *,
-    agnostic: bool = False,
+    clause: str | None = None,
 ) -> Judged:
     """Answer every example with the live model; see `judge_rows`."""
-    return judge_rows(vlm, [vlm.connect], examples, presence, settings, agnostic=agnostic)[0]
+    return judge_rows(vlm, [vlm.connect], examples, presence, settings, clause=clause)[0]
 
 
 def judge_rows(
@@ -76,7 +80,7 @@ def judge_rows(
     presence: Sequence[Presence],
     settings: EvaluateSettings,
     *,
-    agnostic: bool = False,
+    clause: str | None = None,
 ) -> list[Judged]:
     """Answer every example with each of K clients' adapters that stand side by side in the model.
 
@@ -89,12 +93,12 @@ def judge_rows(
         examples: The questions.
         presence: What of its evidence each example shows.
         settings: Form of the answer and way of choosing it.
-        agnostic: Whether prompts leave out which modalities are there.
+        clause: What prompts say of the evidence; None names what is present.
 
     Returns:
         Each client's answers.
     """
-    conversations = render(examples, presence, settings.answer, agnostic=agnostic)
+    conversations = render(examples, presence, settings.answer, clause=clause)
     rows = range(len(connects))
     answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
     probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]

@@ -48,7 +48,7 @@ class TrainSettings(Protocol):
 
     @property
     def schedule(self) -> str:
-        """How the learning rate changes from round to round: "cosine" or "constant"."""
+        """How the learning rate changes from round to round: "cosine", "constant" or "published"."""
         ...
 
     @property
@@ -68,10 +68,18 @@ class TrainSettings(Protocol):
 
 
 def learning_rate(settings: TrainSettings, round: int) -> float:
-    """Return the learning rate of a round: constant inside it, falling from round to round if "cosine"."""
+    """Return the learning rate of a round: constant inside it, falling from round to round if "cosine".
+
+    "published" is FedMLLM's cosine (arXiv 2411.14717, public code), which warms up over a hundredth of the
+    rounds, lr · (round + 1) / warm. With fewer than 100 rounds that is less than one round, so the first has
+    lr · 100 / rounds: four times the rate that was meant, at 25.
+    """
     if settings.schedule == "constant":
         return settings.lr
-    return settings.lr * (1 + math.cos(math.pi * round / settings.rounds)) / 2
+    warm = 0.01 * settings.rounds if settings.schedule == "published" else 0.0
+    if round < warm:
+        return settings.lr * (round + 1) / warm
+    return settings.lr * (1 + math.cos(math.pi * (round - warm) / (settings.rounds - warm))) / 2
 
 
 @dataclass(frozen=True, eq=False)

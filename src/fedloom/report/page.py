@@ -222,6 +222,16 @@ SAMPLERS = {
 }
 
 
+def mode(experiment: Json) -> str:
+    """Tell whether algorithms were run as their papers say or as published code does it."""
+    if at(experiment, "mode") == "published":
+        return "published: algorithms with the faults and the figures of FedMLLM's code"
+    corrected = "corrected: what the papers say, where their published code does something else"
+    arguments = at(experiment, "algorithms")
+    names = [name for name, given in arguments.items() if at(given, "published") is True] if arguments else []
+    return f"{corrected}; but as published: {', '.join(map(label, names))}" if names else corrected
+
+
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Return what identifies the run: digests, seed, mode, versions, machine and time."""
     starts: list[Json] = run.of_kind("start")
@@ -233,7 +243,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Seed", run.experiment.get("seed")),
         ("Scenario mode", SCENARIO_MODES[str(at(run.experiment, "scenario", "mode") or "corrected")]),
         ("Sampler", SAMPLERS[str(at(run.experiment, "train", "sampler") or "corrected")]),
-        ("Mode", "corrected: what the papers say, where their published code does something else"),
+        ("Mode", mode(run.experiment)),
         *((name, first.get(key)) for key, name in HARDWARE),
         ("Resumed", f"{len(starts) - 1} times" if len(starts) > 1 else None),
         ("Wall-clock seconds", seconds(number(end, "seconds"))),

@@ -47,6 +47,7 @@ GLOSSARY = {
     "An upper mark for what sharing can reach.",
     "fedavg": "Federated averaging: clients train, and the server averages their changes, "
     "weighted by number of examples.",
+    "fedmean": "As FedAvg, with every client counting alike however many examples it holds.",
     "fedprox": "As FedAvg, with a pull that keeps each client near the shared model while it trains.",
     "fedavgm": "As FedAvg, with momentum at the server.",
     "fedadagrad": "As FedAvg, with Adagrad as the server's optimiser: step sizes adapt to each parameter.",
@@ -54,6 +55,8 @@ GLOSSARY = {
     "fedadam": "As FedAvg, with Adam as the server's optimiser: step sizes adapt to each parameter.",
     "scaffold": "As FedAvg, with control variates that correct each client's drift from the others.",
     "fednova": "As FedAvg, with changes normalised by how many steps each client took.",
+    "yoco": "One-shot: adapters start from the model's own weights, clients keep the signs of one factor and "
+    "keep the other sparse, and the server weighs clients by how far they agree.",
     "prompt": "The instruction uses the same words whatever evidence is there, instead of naming the image "
     "or the text (FedMLLM).",
     "adaptive": "While a client trains, the middle layers of its language model are held near the shared "

@@ -22,6 +22,7 @@ REFERENCES = {
 
 ALGORITHMS = {
     "fedavg": "FedAvg",
+    "fedmean": "FedMean",
     "fedprox": "FedProx",
     "fedavgm": "FedAvgM",
     "fedadagrad": "FedAdagrad",
@@ -29,6 +30,7 @@ ALGORITHMS = {
     "fedadam": "FedAdam",
     "scaffold": "SCAFFOLD",
     "fednova": "FedNova",
+    "yoco": "YOCO",
 }
 
 MODIFIERS = {"prompt": "prompt", "adaptive": "adaptive regulariser"}

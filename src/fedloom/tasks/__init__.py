@@ -1,6 +1,16 @@
 """Tasks: render a question, parse an answer, score it."""
 
-from fedloom.tasks.base import AGNOSTIC, UNPARSED, Answer, AnswerForm, Metric, Task, Unparsed, clean_text
+from fedloom.tasks.base import (
+    AGNOSTIC,
+    PROMPTS,
+    UNPARSED,
+    Answer,
+    AnswerForm,
+    Metric,
+    Task,
+    Unparsed,
+    clean_text,
+)
 from fedloom.tasks.caption import CAPTION
 from fedloom.tasks.choice import CHOICE
 from fedloom.tasks.grounding import GROUNDING
@@ -10,6 +20,7 @@ TASKS: dict[str, Task] = {"choice": CHOICE, "vqa": VQA, "caption": CAPTION, "gro
 
 __all__ = [
     "AGNOSTIC",
+    "PROMPTS",
     "TASKS",
     "UNPARSED",
     "Answer",

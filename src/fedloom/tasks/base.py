@@ -56,14 +56,14 @@ class Render(Protocol):
     """Make the user turn and the right answer to it."""
 
     def __call__(
-        self, example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm
+        self, example: Example, present: Presence, *, clause: str | None = None, answer_form: AnswerForm
     ) -> Conversation:
         """Render an example.
 
         Args:
             example: What is asked.
             present: Which modalities may be seen; one that the example lacks stays absent.
-            agnostic: Use the modality-agnostic prompt (`AGNOSTIC`) instead of naming the evidence.
+            clause: What the prompt says of the evidence, a value of `PROMPTS`; None names what is present.
             answer_form: For multiple choice, whether the answer is the option's text or "(A) text".
         """
         ...
@@ -86,12 +86,27 @@ class Task(NamedTuple):
 
 
 AGNOSTIC: Final = "Whatever kinds of evidence there are"
-"""The constant clause of the modality-agnostic prompt, the same whichever modality is present.
+"""The constant clause of the modality-agnostic prompt, the same whichever modality is present."""
+
+PROMPTS: Final[dict[str, str | None]] = {
+    "present": None,
+    "original": "Given the picture and the text",
+    "relaxed": "Given what there is of picture and text",
+    "agnostic": AGNOSTIC,
+    "strict": "Given all the evidence, whatever kind it is of",
+    "none": "",
+}
+"""What a prompt says of the evidence, by name: both in its instruction, if it has one, and before its question.
+
+`present` names what an example shows (picture and text, one of them, or nothing), as FedMLLM's prompts do.
+The other five are its ablation of the prompt strategy: each says the same whatever is shown, `agnostic`
+being the strategy itself. With `none` a free question is asked as it stands, as FedMLLM asks medical ones.
 
 Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
-2411.14717v2, prompt strategy.
+2411.14717v2, prompt strategy, and the files for its prompt ablation in its public code.
 
-Differs from the paper: our own words, which say the same.
+Differs from the paper: our own words, which say the same; the evidence is named before the question
+instead of after it.
 """
 
 _EVIDENCE = {
@@ -102,9 +117,11 @@ _EVIDENCE = {
 }
 
 
-def evidence(example: Example, present: Presence, *, agnostic: bool) -> str:
-    """Say what the answer is to be based on; empty where nothing is shown and the prompt is not agnostic."""
-    return AGNOSTIC if agnostic else _EVIDENCE[shows_image(example, present), shows_text(example, present)]
+def evidence(example: Example, present: Presence, clause: str | None = None) -> str:
+    """Say what the answer is to be based on: the clause, else what is shown; empty where that is nothing."""
+    if clause is not None:
+        return clause
+    return _EVIDENCE[shows_image(example, present), shows_text(example, present)]
 
 
 def shows_image(example: Example, present: Presence) -> bool:
@@ -117,28 +134,28 @@ def shows_text(example: Example, present: Presence) -> bool:
     return present.text and example.text is not None
 
 
-def ask(example: Example, present: Presence, *, agnostic: bool) -> str:
+def ask(example: Example, present: Presence, clause: str | None = None) -> str:
     """Write the short user turn that all tasks share: the text, if seen, then evidence phrase and question.
 
     Example:
         >>> cat = Example("1", "Which group does it belong to?", "animals", text="cat, pet")
-        >>> print(ask(cat, Presence(image=False, text=True), agnostic=False))
+        >>> print(ask(cat, Presence(image=False, text=True)))
         Text: cat, pet
         Given the text: Which group does it belong to?
     """
-    phrase = evidence(example, present, agnostic=agnostic)
+    phrase = evidence(example, present, clause)
     question = clean_text(example.question)
     lines = [f"Text: {clean_text(example.text or '')}"] if shows_text(example, present) else []
     return "\n".join([*lines, f"{phrase}: {question}" if phrase else question])
 
 
 def free_answer(
-    example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm = "text"
+    example: Example, present: Presence, *, clause: str | None = None, answer_form: AnswerForm = "text"
 ) -> Conversation:
     """Render a question whose answer is free text; the answer form makes no difference. See `Render`."""
     del answer_form
     picture = example.image if shows_image(example, present) else None
-    return Conversation(ask(example, present, agnostic=agnostic), clean_text(example.answer), picture)
+    return Conversation(ask(example, present, clause), clean_text(example.answer), picture)
 
 
 _SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")

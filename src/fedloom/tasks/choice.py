@@ -22,7 +22,7 @@ from fedloom.types import Conversation, Example, Presence, UserError
 
 
 def render(
-    example: Example, present: Presence, *, agnostic: bool, answer_form: AnswerForm = "text"
+    example: Example, present: Presence, *, clause: str | None = None, answer_form: AnswerForm = "text"
 ) -> Conversation:
     """Render a multiple-choice question; see `fedloom.tasks.base.Render`.
 
@@ -30,9 +30,9 @@ def render(
         UserError: The answer is no option, or there are more options than letters.
     """
     options = answers(example, answer_form)
-    user = ask(example, present, agnostic=agnostic)
+    user = ask(example, present, clause)
     if answer_form == "letter":
-        phrase = evidence(example, present, agnostic=agnostic)
+        phrase = evidence(example, present, clause)
         pick = "pick the best of the options." if phrase else "Pick the best of the options."
         start = f"{phrase}, {pick}" if phrase else pick
         user = "\n".join([start, user, "Options:", *options, "Reply with the letter of the option."])
