@@ -161,8 +161,13 @@ class Evaluate(Section):
     answer: Literal["text", "letter"] = Field(
         default="text", description="Answer with the option or with its letter."
     )
-    scoring: Literal["likelihood", "generate"] = Field(
-        default="likelihood", description="Compare the options' likelihoods, or parse generated text."
+    scoring: Literal["likelihood", "generate", "teacher-forced"] = Field(
+        default="likelihood",
+        description="Compare the options' likelihoods, parse generated text, or parse teacher-forced text.",
+    )
+    judge: PathText | None = Field(
+        default=None,
+        description="Folder of a local language model that also judges free answers at the end; null is none.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
 

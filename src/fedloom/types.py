@@ -41,6 +41,7 @@ class Example:
         group: What non-IID partitions go by (a topic, a site, a label name).
         options: The possible answers of a multiple-choice question, else empty.
         task: A key of `fedloom.tasks.TASKS`.
+        kind: What kind of answer is asked for, e.g. "open" or "closed"; scores are also reported by it.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Example:
     group: str | None = None
     options: tuple[str, ...] = ()
     task: str = "choice"
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
