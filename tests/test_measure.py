@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedloom.measure import expected_accuracy, slices_of
+from fedloom.measure import expected_score, slices_of
 from fedloom.scenarios.plan import Share
 from fedloom.types import Example
 
@@ -38,16 +38,16 @@ def test_it_weighs_classes_and_evidence_as_the_client_holds_them(
 ) -> None:
     train = [example(answer) for answer in answers]
     share = Share(np.arange(len(train)), np.array(image, bool), np.array(text, bool))
-    assert expected_accuracy(share, train, TEST, CORRECT) == pytest.approx(expected)
+    assert expected_score(share, train, TEST, CORRECT) == pytest.approx(expected)
 
 
 def test_classes_that_are_not_tested_are_left_out() -> None:
     train = [example("a"), example("b")]
     share = Share(np.arange(2), np.ones(2, bool), np.ones(2, bool))
     only_a = {name: values[:2] for name, values in CORRECT.items()}
-    assert expected_accuracy(share, train, TEST[:2], only_a) == 1.0
+    assert expected_score(share, train, TEST[:2], only_a) == 1.0
     nothing = {name: values[:0] for name, values in CORRECT.items()}
-    assert expected_accuracy(share, train, [], nothing) is None
+    assert expected_score(share, train, [], nothing) is None
 
 
 def test_slices_follow_what_the_data_have() -> None:

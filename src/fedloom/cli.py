@@ -174,7 +174,7 @@ def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
-    from fedloom.report.tables import terminal_table
+    from fedloom.report.scores import terminal_table
 
     typer.echo(terminal_table(dict(result)))
     for what in ("report", "adapter"):

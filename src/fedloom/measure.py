@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.client.evaluate import EvaluateSettings, Judged, judge_rows, right, score
+from fedloom.client.evaluate import EvaluateSettings, judge_rows
 from fedloom.models.batch import Connect
 from fedloom.models.load import Vlm
 from fedloom.scenarios.plan import Plan, Share
+from fedloom.tasks.scoring import HEADLINES, Judged, each, score, tasks_of
+from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
 from fedloom.types import Example, Presence
 
 SLICES = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}
@@ -41,7 +43,11 @@ def answer_slice(
 
 
 def figures(
-    train: Sequence[Example], test: Sequence[Example], plan: Plan, answers: Mapping[str, Judged]
+    train: Sequence[Example],
+    test: Sequence[Example],
+    plan: Plan,
+    answers: Mapping[str, Judged],
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Gather the scores of one model: the fullest slice on top, every slice, and every client.
 
@@ -50,41 +56,119 @@ def figures(
         test: Test examples.
         plan: Who holds what.
         answers: Judged answers to `test` by slice, the fullest first.
+        judge: Also asked about free answers, on the fullest slice; None asks nobody.
+
+    Returns:
+        What `score` returns, and under "clients" a number for each client: the headline of the only task,
+        or the accuracy where there are several. Under "client_tasks" the headline of each of its tasks.
     """
     scores = {name: score(test, judged) for name, judged in answers.items()}
-    correct = {name: right(test, judged) for name, judged in answers.items()}
-    clients = [expected_accuracy(share, train, test, correct) for share in plan.clients]
-    return {**scores[next(iter(scores))], "slices": scores, "clients": clients}
+    if judge is not None:
+        full = next(iter(scores))
+        scores[full] = with_verdicts(judge, test, answers[full], scores[full])
+    headlines = {name: each(test, judged, headline=True) for name, judged in answers.items()}
+    tasks = tasks_of(test)
+    by_task = [
+        {
+            task: expected_score(share, train, test, headlines, task)
+            for task in tasks_of([train[index] for index in share.indices])
+        }
+        for share in plan.clients
+    ]
+    if len(tasks) > 1:
+        shared = {name: each(test, judged, headline=False) for name, judged in answers.items()}
+        clients = [expected_score(share, train, test, shared) for share in plan.clients]
+    else:
+        clients = [next(iter(found.values()), None) for found in by_task]
+    return {
+        **scores[next(iter(scores))],
+        "slices": scores,
+        "clients": clients,
+        "client_tasks": by_task,
+    }
 
 
-def expected_accuracy(
+def with_verdicts(
+    judge: Judge, test: Sequence[Example], judged: Judged, scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add what a judge says of free answers to the scores of their tasks, and on top if there is only one."""
+    tasks: dict[str, Any] = dict(scores["tasks"])
+    more: dict[str, Any] = {}
+    for task in (task for task in JUDGED_TASKS if task in tasks and judged.replies):
+        places = [place for place, example in enumerate(test) if example.task == task]
+        more = judged_scores(judge, [test[k] for k in places], [judged.replies[k] for k in places])
+        tasks[task] = {**tasks[task], **more}
+    return {**scores, **(more if len(tasks) == 1 else {}), "tasks": tasks}
+
+
+def headline(found: Mapping[str, Any]) -> float | None:
+    """Return the one number for what `score` returned: the only task's headline, else the mean accuracy."""
+    tasks = list(found["tasks"])
+    return found[HEADLINES[tasks[0]]] if len(tasks) == 1 else found["accuracy"]
+
+
+def own_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Gather what each client's own model reaches on data like its own.
+
+    Args:
+        found: For each client, what `figures` returned for its own model.
+
+    Returns:
+        "clients", "client_tasks", and "tasks": each task's scores, averaged over the clients that hold it.
+    """
+    by_task = [one["client_tasks"][client] for client, one in enumerate(found)]
+    tasks: dict[str, Any] = {}
+    for task in found[0]["tasks"]:
+        holders = [one["tasks"][task] for one, held in zip(found, by_task, strict=True) if task in held]
+        if holders:
+            tasks[task] = {name: _mean([one[name] for one in holders]) for name in holders[0]}
+    clients = [one["clients"][client] for client, one in enumerate(found)]
+    return {"clients": clients, "client_tasks": by_task, "tasks": tasks}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def expected_score(
     share: Share,
     train: Sequence[Example],
     test: Sequence[Example],
-    correct: Mapping[str, NDArray[np.float64]],
+    scores: Mapping[str, NDArray[np.float64]],
+    task: str | None = None,
 ) -> float | None:
-    """Estimate a model's accuracy on data like one client's own.
+    """Estimate a model's score on data like one client's own.
 
-    Σ_{c, s} p_k(c, s) · accuracy(c, s), with p_k(c, s) the share of client k's training examples of class c
-    that show the evidence s, and accuracy(c, s) measured on all test examples of class c. That uses the
+    Σ_{c, s} p_k(c, s) · score(c, s), with p_k(c, s) the share of client k's training examples of class c
+    that show the evidence s, and score(c, s) measured on all test examples of class c. That uses the
     whole test set for every client. Classes without a test example are left out of the sum and the rest is
     scaled up; None if none is left.
+
+    Args:
+        share: What the client holds of `train`.
+        train: Training examples.
+        test: Test examples.
+        scores: Slice → each test example's score, shape [test examples].
+        task: The only task to look at; None for all.
     """
-    kinds = np.array([_kind(example) for example in test])
-    wanted: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, example in enumerate(test):
+        places.setdefault(_kind(example), []).append(place)
+    wanted: Counter[tuple[tuple[str, str], str]] = Counter()
     for index, image, text in zip(share.indices, share.image, share.text, strict=True):
-        wanted[_kind(train[index]), _slice(bool(image), bool(text), correct)] += 1
+        if task in (None, train[index].task):
+            wanted[_kind(train[index]), _slice(bool(image), bool(text), scores)] += 1
     total, gained = 0, 0.0
     for (kind, name), count in sorted(wanted.items()):
-        places = kinds == kind
-        if places.any():
+        if kind in places:
             total += count
-            gained += count * float(correct[name][places].mean())
+            gained += count * float(scores[name][places[kind]].mean())
     return gained / total if total else None
 
 
-def _kind(example: Example) -> str:
-    return example.answer if example.options else example.group or example.task
+def _kind(example: Example) -> tuple[str, str]:
+    return example.task, example.answer if example.options else example.group or ""
 
 
 def _slice(image: bool, text: bool, known: Mapping[str, Any]) -> str:

@@ -11,20 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedloom.client.evaluate import Judged
 from fedloom.data import load_data
 from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
-from fedloom.measure import figures, slices_of
+from fedloom.measure import figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
 from fedloom.models.features import cache_folder
+from fedloom.models.judge import load_judge
 from fedloom.models.load import load_vlm, placed, with_store
 from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_atomic, write_json
+from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.plan import Plan, build_plan, pooled
 from fedloom.tasks.linear import linear_reference, require_choice
+from fedloom.tasks.scoring import Judged
 from fedloom.training import Setting, algorithm_of, answers_of, train_method
 from fedloom.tuning.adapters import export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
@@ -84,6 +86,8 @@ def _run(experiment: Experiment, folder: Path, progress: Progress) -> dict[str, 
         "digest": experiment.digest,
         "main": main,
         "scores": {name: one["scores"] for name, one in results.items()},
+        "scoring": experiment.evaluate.scoring,
+        "comparison": comparison({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
         "adapter": "adapter" if main is not None else None,
@@ -108,6 +112,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
         require_choice([*data.train, *data.test])
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
+    judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge)
     vlm = load_vlm(experiment.model.path, network=experiment.model.network)
     vlm = placed(vlm, experiment.model.device, experiment.model.precision)
     if experiment.engine.cache:
@@ -148,7 +153,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
             "damaged": vlm.store.damaged if vlm.store else [],
         },
     )
-    return Setting(experiment, folder, data, plan, tuned, record, progress)
+    return Setting(experiment, folder, data, plan, tuned, record, progress, judge)
 
 
 def _check_plan(file: Path, plan: Plan, data: DataSet) -> None:
@@ -231,11 +236,10 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     together = SCORED_TOGETHER if setting.tuned.stackable else 1
     for start in range(0, len(models), together):
         found += _scores(setting, dict(list(models.items())[start : start + together]), method, name)
-    accuracies = [one["accuracy"] for one in found]
-    mean = _mean_of([{key: value for key, value in one.items() if key != "clients"} for one in found])
-    # A client's own model, judged on data like its own.
-    own = [one["clients"][client] for client, one in enumerate(found)]
-    return {**mean, "clients": own, "best": max(accuracies), "worst": min(accuracies)}, 0, 0
+    reached = [headline(one) or 0.0 for one in found]
+    own = own_figures(found)
+    mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
+    return {**mean, **own, "best": max(reached), "worst": min(reached)}, 0, 0
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -272,7 +276,7 @@ def _scores(
         if method.base == "zero-shot":
             setting.progress.advance(1)
     data, plan = setting.data, setting.plan
-    return [figures(data.train, data.test, plan, found) for found in answers]
+    return [figures(data.train, data.test, plan, found, setting.judge) for found in answers]
 
 
 def _export(setting: Setting, main: str) -> None:

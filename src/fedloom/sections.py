@@ -201,8 +201,13 @@ class Evaluate(Section):
         default="present",
         description="What prompts say of the evidence: present names what is there; see `+prompt` for the others.",
     )
-    scoring: Literal["likelihood", "generate"] = Field(
-        default="likelihood", description="Compare the options' likelihoods, or parse generated text."
+    scoring: Literal["likelihood", "generate", "teacher-forced"] = Field(
+        default="likelihood",
+        description="Compare the options' likelihoods, parse generated text, or parse teacher-forced text.",
+    )
+    judge: PathText | None = Field(
+        default=None,
+        description="Folder of a local language model that also judges free answers at the end; null is none.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
 

@@ -13,7 +13,7 @@ from typing import Any
 from fedloom.algorithms import configured, make
 from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
-from fedloom.client.evaluate import Judged, render, score
+from fedloom.client.evaluate import render
 from fedloom.client.train import learning_rate
 from fedloom.engine.fit import MOST, remembered
 from fedloom.engine.in_process import InProcess
@@ -29,6 +29,8 @@ from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_json
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks import PROMPTS
+from fedloom.tasks.scoring import Judged, score
+from fedloom.tasks.verdict import Judge
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.svd import svd_start
 from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, Tensors
@@ -48,6 +50,7 @@ class Setting:
     tuned: Tuned
     record: Record
     progress: Progress
+    judge: Judge | None = None
 
     @property
     def vlm(self) -> Vlm:

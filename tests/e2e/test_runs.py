@@ -299,3 +299,33 @@ def test_yoco_starts_from_the_weights_it_adapts(tiny_model: Path, tmp_path: Path
     run(value, tmp_path / "run")
     tuned = prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(2, 16.0, ("q_proj",))), seed=0)
     assert torch.equal(import_adapter(tuned, tmp_path / "run/adapter").flat, svd_start(tuned).flat)
+
+
+@pytest.mark.parametrize("scoring", ["generate", "teacher-forced"])
+def test_several_tasks_are_scored_and_compared_by_task(
+    tiny_model: Path, tmp_path: Path, scoring: str
+) -> None:
+    changes = {
+        "data": {"name": "shapes", "task": "all", "limit": 16},
+        "methods": ["local", "fedavg"],
+        "scenario": {"clients": 2},
+        "train": {"rounds": 1, "batch_size": 4},
+        "evaluate": {"every": 0, "scoring": scoring},
+    }
+    result = run(experiment(tiny_model, algorithms={}, **changes), tmp_path)
+    compared = result["comparison"]
+    assert compared["headlines"] == {
+        "choice": "accuracy", "vqa": "accuracy", "caption": "cider", "grounding": "iou"
+    }  # fmt: skip
+    assert sum(compared["mean_rank"].values()) == pytest.approx(3)  # ranks 1 and 2, in each task
+    assert list(compared["gain"]) == ["fedavg"] and len(compared["gain"]["fedavg"]) == 2
+    assert result["scoring"] == scoring
+    for scores in result["scores"].values():
+        assert scores["tasks"]["grounding"]["iou"] is not None
+        assert set(scores["client_tasks"][0]) <= set(compared["headlines"])
+
+
+def test_a_judge_that_cannot_be_loaded_stops_a_run_before_it_trains(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.judge"):
+        run(experiment(tiny_model, evaluate={"judge": str(tmp_path / "none")}), tmp_path / "run")
+    assert not (tmp_path / "run/methods").exists()

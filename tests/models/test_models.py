@@ -13,6 +13,7 @@ from fedloom.models.batch import answer_loss, encode, expand, generate, option_s
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.models.parts import PARTS, Parts
+from fedloom.models.published import teacher_forced
 from fedloom.seeds import stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.types import Conversation, Presence, UserError
@@ -110,6 +111,22 @@ def test_batched_generation_is_stock_generation(vlm: Vlm) -> None:
             seen = vlm.processor.image_processor(images=[conversation.picture.pixels()], return_tensors="pt")
         stock = vlm.model.generate(input_ids=ids, **seen, max_new_tokens=6, do_sample=False)
         assert vlm.tokenizer.decode(stock[0, ids.shape[1] :], skip_special_tokens=True).strip() == reply
+
+
+def test_teacher_forced_text_is_the_stock_models_best_token_after_each_right_one(vlm: Vlm) -> None:
+    conversations = pictured(4)
+    replies = teacher_forced(vlm, conversations)
+    for conversation, reply in zip(conversations, replies, strict=True):
+        encoded = encode(vlm, conversation, [conversation.answer])
+        prompt = expand(vlm, encoded, conversation)
+        ids = torch.tensor([[*prompt, *encoded.answers[0]]])
+        seen = {}
+        if conversation.picture is not None:
+            seen = vlm.processor.image_processor(images=[conversation.picture.pixels()], return_tensors="pt")
+        with torch.no_grad():
+            best = vlm.model(input_ids=ids, **seen).logits[0, len(prompt) - 1 : -1].argmax(-1)
+        assert len(best) == len(encoded.answers[0])
+        assert vlm.tokenizer.decode(best, skip_special_tokens=True).strip() == reply
 
 
 def test_an_encoded_picture_is_the_same_hot_or_cold(vlm: Vlm) -> None:

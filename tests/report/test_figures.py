@@ -73,7 +73,7 @@ def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_e
     text = figures.learning_curves(run, 760)
     for method in run.scores:
         assert label(method) in text
-        assert percent(figures.full_accuracy(run, method)) in text or method in drawn
+        assert percent(figures.full_score(run, method)) in text or method in drawn
 
 
 def test_curves_hold_what_was_recorded(run_folder):
@@ -198,5 +198,5 @@ def test_data_without_text_are_drawn_by_what_they_have(run_folder):
     path.write_text("\n".join(lines).replace('"slice": "text"', '"slice": "image"'), encoding="utf-8")
     run = read_run(folder)
     assert run.fullest == "image"
-    assert figures.full_accuracy(run, "fedavg") == run.scores["fedavg"]["slices"]["image"]["accuracy"]
+    assert figures.full_score(run, "fedavg") == run.scores["fedavg"]["slices"]["image"]["accuracy"]
     assert set(figures.curves(run)) == {method for method in run.scores if federated(method)}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedloom.report.compare import experiments_table, groups, mean_deviation, seeds_table
 from fedloom.report.records import read_run
+from fedloom.report.scores import score_table, terminal_table
 from fedloom.report.tables import (
     MISSING,
     Table,
@@ -18,9 +19,7 @@ from fedloom.report.tables import (
     cost_table,
     label,
     percent,
-    score_table,
     size,
-    terminal_table,
 )
 
 LAW = settings(max_examples=60, deadline=None)

@@ -159,7 +159,8 @@ def test_boxes_count_as_right_from_one_half_and_unparsed_ones_as_nothing():
     for answer in ((0, 0, 9, 9), (0, 0, 9, 4), (0, 0, 9, 3), UNPARSED):
         state = GROUNDING.metrics.add(state, one, answer, None)
     scores = GROUNDING.metrics.result(state)
-    assert scores == {"accuracy": 0.5, "iou": pytest.approx((1 + 0.5 + 0.4) / 4), "unparsed": 0.25}
+    hits = {"accuracy": 0.5, "accuracy@0.25": 0.75, "accuracy@0.75": 0.25}
+    assert scores == {**hits, "iou": pytest.approx((1 + 0.5 + 0.4) / 4), "unparsed": 0.25}
 
 
 @pytest.mark.parametrize(

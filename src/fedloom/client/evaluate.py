@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 
 from fedloom.models.batch import Connect, generate, option_scores
 from fedloom.models.load import Vlm
+from fedloom.models.published import teacher_forced
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
-from fedloom.tasks.base import AnswerForm, Scores
+from fedloom.tasks.base import AnswerForm
+from fedloom.tasks.scoring import Judged
 from fedloom.types import Conversation, Example, Presence
 
 BATCH_SIZE = 32
@@ -30,21 +31,10 @@ class EvaluateSettings(Protocol):
 
     @property
     def scoring(self) -> str:
-        """How options are chosen: "likelihood" compares them, "generate" parses what the model says."""
+        """How answers are found: "likelihood" compares options, "generate" parses what the model says, and
+        "teacher-forced" parses what it says when shown the right answer word by word.
+        """
         ...
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Answers to a list of examples, in their order.
-
-    Attributes:
-        answers: What was answered: a label, a text, a box, or `UNPARSED`.
-        probabilities: Of each example's options; None where the answer was generated.
-    """
-
-    answers: tuple[Answer | Unparsed, ...]
-    probabilities: tuple[NDArray[np.float64] | None, ...]
 
 
 def render(
@@ -85,7 +75,7 @@ def judge_rows(
     """Answer every example with each of K clients' adapters that stand side by side in the model.
 
     Examples with options are scored by likelihood unless the settings say "generate"; all others are
-    generated. Batches go by length, which changes no answer.
+    generated, or teacher-forced if the settings say so. Batches go by length, which changes no answer.
 
     Args:
         vlm: The model.
@@ -101,6 +91,7 @@ def judge_rows(
     conversations = render(examples, presence, settings.answer, clause=clause)
     rows = range(len(connects))
     answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
+    replies: list[list[str | None]] = [[None] * len(examples) for _ in rows]
     probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
     scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
     order = sorted(
@@ -120,54 +111,27 @@ def judge_rows(
                     chances = torch.softmax(scores[: len(conversations[k].options)].double(), 0).numpy()
                     answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
             else:
-                replies = generate(vlm, batch, connects, max_tokens=_room(vlm, batch))
-                for (row, k), reply in zip(asked, replies, strict=True):
+                told = _replies(vlm, connects, batch, settings)
+                for (row, k), reply in zip(asked, told, strict=True):
+                    replies[row][k] = reply
                     answers[row][k] = TASKS[examples[k].task].parse(
                         reply, examples[k], answer_form=settings.answer
                     )
-    return [Judged(tuple(answers[row]), tuple(probabilities[row])) for row in rows]
+    return [
+        Judged(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
+        for row in rows
+    ]
+
+
+def _replies(
+    vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: EvaluateSettings
+) -> list[str]:
+    if settings.scoring == "teacher-forced":
+        return teacher_forced(vlm, batch, connects)
+    return generate(vlm, batch, connects, max_tokens=_room(vlm, batch))
 
 
 def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:
     """Allow half as many tokens again as the longest right answer has, and a few more."""
     longest = max(len(vlm.tokenizer(one.answer)["input_ids"]) for one in batch)
     return longest + longest // 2 + 4
-
-
-def score(examples: Sequence[Example], judged: Judged) -> Scores:
-    """Compute the metrics of answers; with several tasks, each task's under `task/metric` and the means on top."""
-    by_task: dict[str, Scores] = {}
-    for task in dict.fromkeys(example.task for example in examples):
-        metric = TASKS[task].metrics
-        state = metric.zero
-        for example, answer, chances in zip(examples, judged.answers, judged.probabilities, strict=True):
-            if example.task == task:
-                state = metric.add(state, example, answer, chances)
-        by_task[task] = metric.result(state)
-    if len(by_task) == 1:
-        return next(iter(by_task.values()))
-    return {
-        **_means(by_task),
-        **{f"{task}/{name}": v for task, found in by_task.items() for name, v in found.items()},
-    }
-
-
-def _means(by_task: dict[str, Scores]) -> Scores:
-    shared = [
-        name for name in next(iter(by_task.values())) if all(name in found for found in by_task.values())
-    ]
-    means: Scores = {}
-    for name in shared:
-        values = [found[name] for found in by_task.values()]
-        known = [value for value in values if value is not None]
-        means[name] = sum(known) / len(known) if len(known) == len(values) else None
-    return means
-
-
-def right(examples: Sequence[Example], judged: Judged) -> NDArray[np.float64]:
-    """Return each example's accuracy as its own task counts it, shape [examples]."""
-    found = []
-    for example, answer in zip(examples, judged.answers, strict=True):
-        metric = TASKS[example.task].metrics
-        found.append(metric.result(metric.add(metric.zero, example, answer, None))["accuracy"] or 0.0)
-    return np.array(found)

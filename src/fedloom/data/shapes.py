@@ -194,7 +194,8 @@ def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example
         question, answer = f"Is there a {other.color} {other.shape}?", "yes" if there else "no"
     else:
         kind, question, answer = "count", "How many objects are there?", str(len(scene.things))
-    return Example(name, question, answer, scene, None, None, kind, (), "vqa")
+    asked = "closed" if answer in ("yes", "no") else "open"
+    return Example(name, question, answer, scene, None, None, kind, (), "vqa", asked)
 
 
 def captioning(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:

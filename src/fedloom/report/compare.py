@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
+from fedloom.report.gain import comparison, main_score
 from fedloom.report.prose import gap_share
-from fedloom.report.records import Json, Run, number
-from fedloom.report.tables import MISSING, Table, federated, label, percent
+from fedloom.report.records import Json, Run, at, number
+from fedloom.report.scores import task_heads
+from fedloom.report.tables import MISSING, Table, federated, label, percent, title
 
 UNSET = "not set"
 NOT_SETTINGS = ("seed", "name")  # a name is a label, and seeds are what is averaged over
@@ -48,8 +50,8 @@ def differences(together: Sequence[Sequence[Run]]) -> list[str]:
     return [", ".join(f"{key} = {found.get(key, UNSET)}" for key in varying) for found in values]
 
 
-def mean_deviation(values: Sequence[float | None]) -> str:
-    """Write mean ± sample standard deviation in percent, leaving out what is missing.
+def mean_deviation(values: Sequence[float | None], write: Callable[[float], str] = percent) -> str:
+    """Write mean ± sample standard deviation, in percent unless told else, leaving out what is missing.
 
     Example:
         >>> mean_deviation([0.7, 0.8]), mean_deviation([0.7]), mean_deviation([None])
@@ -58,7 +60,7 @@ def mean_deviation(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return MISSING
-    return percent(fmean(known)) + (f" ± {percent(stdev(known))}" if len(known) > 1 else "")
+    return write(fmean(known)) + (f" ± {write(stdev(known))}" if len(known) > 1 else "")
 
 
 def names(together: Sequence[Sequence[Run]]) -> list[str]:
@@ -70,39 +72,80 @@ def names(together: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def experiments_table(together: Sequence[Sequence[Run]]) -> Table:
-    """Make the table of accuracies, one row for each group of runs and one column for each method."""
+    """Make the table of main scores, one row for each group of runs and one column for each method."""
     methods = list(dict.fromkeys(method for group in together for run in group for method in run.scores))
     rows = tuple(
-        (name, *(_over(group, method, "accuracy") for method in methods))
+        (name, *(_over(group, method, main_score(group[0].result)) for method in methods))
         for name, group in zip(names(together), together, strict=True)
     )
-    note = "Accuracy in percent: mean ± sample standard deviation over seeds."
+    found = dict.fromkeys(title(main_score(group[0].result)) for group in together)
+    note = f"{', '.join(found)} in percent: mean ± sample standard deviation over seeds."
     return Table(("Experiment", *map(label, methods)), rows, note)
 
 
 def seeds_table(group: Sequence[Run]) -> Table:
     """Make the table of one group's scores, averaged over its runs, one row for each method."""
     methods = dict.fromkeys(method for run in group for method in run.scores)
+    columns = _by_task(group) if len(task_heads(group[0].result)) > 1 else _of_one_task(group)
     rows = tuple(
         (
             label(method),
-            _over(group, method, "accuracy"),
-            _over(group, method, "macro_f1"),
-            _over(group, method, "slices", "image", "accuracy"),
-            _over(group, method, "slices", "text", "accuracy"),
-            mean_deviation([gap_share(run.result, method) for run in group])
-            if federated(method)
-            else MISSING,
+            *(
+                mean_deviation([value(run, method) for run in group], write)
+                for value, write in columns.values()
+            ),
         )
         for method in methods
     )
     seeds = ", ".join(str(run.experiment.get("seed", MISSING)) for run in group)
     spread = "mean ± sample standard deviation over seeds" if len(group) > 1 else "one run, seed"
-    note = (
-        f"In percent; {spread} {seeds}. Gap closed: how much of the way from mean local to centralised "
-        "accuracy a federated method goes."
+    note = f"In percent; {spread} {seeds}. " + (
+        "Gap closed: how much of the way from mean local to centralised training a federated method goes."
+        if GAP in columns
+        else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
     )
-    return Table(("Method", "Accuracy", "Macro F1", "Image only", "Text only", "Gap closed"), rows, note)
+    return Table(("Method", *columns), rows, note)
+
+
+GAP = "Gap closed"
+Column = tuple[Callable[[Run, str], float | None], Callable[[float], str]]
+"""How a figure is found from a run and a method, and how it is written."""
+
+
+def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
+    main = main_score(group[0].result)
+    paths = {
+        title(main): (main,),
+        "Macro F1": ("macro_f1",),
+        "Image only": ("slices", "image", main),
+        "Text only": ("slices", "text", main),
+    }
+
+    def found(*path: str) -> Column:
+        return lambda run, method: number(run.scores.get(method), *path), percent
+
+    def closed(run: Run, method: str) -> float | None:
+        return gap_share(run.result, method) if federated(method) else None
+
+    return {head: found(*path) for head, path in paths.items()} | {GAP: (closed, percent)}
+
+
+def _by_task(group: Sequence[Run]) -> dict[str, Column]:
+    compared = {run.folder: comparison(run.scores) for run in group}
+
+    def score(task: str) -> Column:
+        return lambda run, method: number(compared[run.folder], "tasks", method, task), percent
+
+    def rank(run: Run, method: str) -> float | None:
+        return number(compared[run.folder], "mean_rank", method)
+
+    def gain(run: Run, method: str) -> float | None:
+        gains = at(compared[run.folder], "gain", method) or []
+        known = [gain for gain in gains if gain is not None]
+        return fmean(known) if known else None
+
+    scores = {head: score(task) for task, head in task_heads(group[0].result).items()}
+    return {**scores, "Mean rank": (rank, "{:.2f}".format), "Gain over local": (gain, percent)}
 
 
 def _over(group: Sequence[Run], method: str, *keys: str) -> str:

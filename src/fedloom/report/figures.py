@@ -11,6 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from fedloom.report.gain import main_score
 from fedloom.report.records import Run, number
 from fedloom.report.svg import (
     Point,
@@ -31,6 +32,7 @@ from fedloom.report.svg import (
     words,
 )
 from fedloom.report.tables import base, federated, label, percent
+from fedloom.report.tables import title as title_of
 
 NARROW = 560
 BOLD = 14.0  # bold text of 12 pixels is as wide as plain text of this size
@@ -47,6 +49,16 @@ def brief(method: str) -> str:
     return label(method).replace(" regulariser", "").replace(" reference", "").replace(" (mean)", "")
 
 
+def named_score(run: Run) -> str:
+    """Return the name of the score that stands for a run."""
+    return title_of(main_score(run.result))
+
+
+def axis_title(run: Run) -> str:
+    """Return the name and unit of the score that stands for a run."""
+    return named_score(run) + (" × 100" if main_score(run.result) == "cider" else ", %")
+
+
 def paint(method: str, methods: Sequence[str]) -> str:
     """Return the style that gives a method its colour: one for each reference, the others in turn."""
     if not federated(method):
@@ -54,21 +66,23 @@ def paint(method: str, methods: Sequence[str]) -> str:
     return f"--c:var(--s{[name for name in methods if federated(name)].index(method) % SERIES + 1})"
 
 
-def full_accuracy(run: Run, method: str) -> float | None:
-    """Return the final accuracy with all evidence shown."""
-    found = number(run.scores[method], "slices", run.fullest, "accuracy")
-    return number(run.scores[method], "accuracy") if found is None else found
+def full_score(run: Run, method: str) -> float | None:
+    """Return the final main score with all evidence shown."""
+    main = main_score(run.result)
+    found = number(run.scores[method], "slices", run.fullest, main)
+    return number(run.scores[method], main) if found is None else found
 
 
 def curves(run: Run) -> dict[str, Curve]:
-    """Return method → (rounds done, accuracy with all evidence) for methods that go by rounds.
+    """Return method → (rounds done, main score with all evidence) for methods that go by rounds.
 
     The points of `local` are means over its clients. Methods evaluated only once, such as zero-shot, and
     centralised training are references: they have a level and no curve.
     """
     found: dict[str, dict[float, list[float]]] = {}
+    main = main_score(run.result)
     for entry in run.evaluations:
-        value, done = number(entry, "scores", "accuracy"), number(entry, "round")
+        value, done = number(entry, "scores", main), number(entry, "round")
         if entry["slice"] == run.fullest and value is not None and done is not None:
             found.setdefault(entry["method"], {}).setdefault(done, []).append(value)
     return {
@@ -78,13 +92,13 @@ def curves(run: Run) -> dict[str, Curve]:
     }
 
 
-# ---- accuracy by round -------------------------------------------------------------------------------
+# ---- score by round ----------------------------------------------------------------------------------
 
 
 def learning_curves(run: Run, width: float) -> Markup:
-    """Draw accuracy by round: a line for each federated method, a dashed level for each reference."""
+    """Draw the main score by round: a line for each federated method, a dashed level for each reference."""
     lines = curves(run)
-    finals = {method: full_accuracy(run, method) for method in run.scores if method not in lines}
+    finals = {method: full_score(run, method) for method in run.scores if method not in lines}
     levels = {method: value for method, value in finals.items() if value is not None}
     if not lines:
         return Markup()
@@ -102,7 +116,7 @@ def learning_curves(run: Run, width: float) -> Markup:
     low, high = _room(seen)
     marks = [mark for mark in ticks(low, high, 7) if low <= mark <= high]
     x, y = scale(first if first < last else 0, last, left + 8, right), scale(low, high, bottom, top)
-    body = [words(0, top - 14, "Accuracy, %", "muted"), _rows(y, marks, left, right)]
+    body = [words(0, top - 14, axis_title(run), "muted"), _rows(y, marks, left, right)]
     body.append(_rounds(x, (first, last), (left, right), bottom))
     body += [_level(method, y(value), (left, right), methods) for method, value in levels.items()]
     body += [_curve(method, points, x, y, methods) for method, points in lines.items()]
@@ -113,7 +127,7 @@ def learning_curves(run: Run, width: float) -> Markup:
         named = words(right + 17, place + 4, names[method], "name")
         body.append(tag("g", leader, named, style=paint(method, methods)))
     said = "; ".join(f"{label(method)} {percent(value)}" for method, value in ends.items())
-    title = "Accuracy on the test questions after each round"
+    title = f"{named_score(run)} on the test questions after each round"
     return drawing(title, f"At the end, in percent: {said}.", width, bottom + 42, head, *body)
 
 
@@ -145,7 +159,7 @@ def _curve(method: str, points: Curve, x: Scale, y: Scale, methods: Sequence[str
 
 
 def _room(values: Sequence[float]) -> Point:
-    """Return the range of an axis for accuracies: what is to be shown and a little more."""
+    """Return the range of an axis for scores: what is to be shown and a little more."""
     more = max(0.06 * (max(values) - min(values)), 0.01)
     return max(min(values) - more, 0.0), max(values) + more
 
@@ -164,13 +178,14 @@ def _rounds(x: Scale, span: Point, ends: Point, bottom: float) -> Markup:
     return Markup("").join([line(ends[0], bottom, ends[1], bottom, "axis"), *pieces, name])
 
 
-# ---- final accuracy by what is shown -----------------------------------------------------------------
+# ---- final score by what  is shown -----------------------------------------------------------------
 
 
 def slice_bars(run: Run, width: float) -> Markup:
-    """Draw final accuracy with both modalities, the image only, and the text only, a bar for each method."""
+    """Draw the final main score with both modalities, the image only, and the text only, a bar for each method."""
+    main = main_score(run.result)
     panels = {
-        name: {method: number(scores, "slices", name, "accuracy") for method, scores in run.scores.items()}
+        name: {method: number(scores, "slices", name, main) for method, scores in run.scores.items()}
         for name in SLICES
     }
     panels = {
@@ -201,14 +216,20 @@ def slice_bars(run: Run, width: float) -> Markup:
         for method in run.scores
     )
     return drawing(
-        "Final accuracy by what the model is shown", f"In percent. {said}.", width, total + 6, *body
+        f"Final {named_score(run)} by what the model is shown",
+        f"In percent. {said}.",
+        width,
+        total + 6,
+        *body,
     )
 
 
 def _panel(
     run: Run, name: str, bars: Mapping[str, float | None], room: float, row: float, head: float
 ) -> Markup:
-    x, methods = scale(0, 1, 0, room), list(run.scores)
+    main, methods = main_score(run.result), list(run.scores)
+    seen = [number(scores, "slices", part, main) or 0.0 for scores in run.scores.values() for part in SLICES]
+    x = scale(0, max(1.0, *seen), 0, room)  # CIDEr may exceed 1
     pieces = [words(0, 12, SLICES[name], "strong")]
     for mark in (0, 0.5, 1):
         pieces.append(line(x(mark), head - 6, x(mark), head + row * len(bars), "grid"))
@@ -220,7 +241,7 @@ def _panel(
         end = x(value)
         drawn = [rect(0, top + 3, end, row - 9, "bar")]
         count = run.questions(name)
-        if count and base(method) != "local" and 0 <= value <= 1:
+        if count and base(method) != "local" and 0 <= value <= 1 and main == "accuracy":
             low, high = map(x, interval(value, count))
             drawn.append(line(low, top + row / 2 - 1.5, high, top + row / 2 - 1.5, "whisker"))
             end = high
@@ -245,7 +266,7 @@ def client_dots(run: Run, width: float) -> Markup:
     wide = width >= NARROW
     left = min(max(measure(brief(method)) for method in rows), 210) + 26 if wide else 14.0
     seen = [value for dots in rows.values() for value, _ in dots]
-    marks = [mark for mark in ticks(min(seen), max(seen)) if mark < 1.001]
+    marks = [mark for mark in ticks(min(seen), max(seen)) if mark < max(1.0, *seen) + 0.001]
     x = scale(marks[0], max(marks[-1], max(seen)), left, width - 16)
     body, top = [], 8.0
     for method, dots in rows.items():
@@ -257,13 +278,13 @@ def client_dots(run: Run, width: float) -> Markup:
         body += [at_side, shift(0, middle, tag("g", *row, style=paint(method, list(run.scores))))]
         top += height + (0 if wide else 16)
     axis = [words(x(mark), top + 20, percent(mark, 0), "muted", "middle") for mark in marks]
-    said_below = "Accuracy, %; each dot is a client, the bar their mean"
+    said_below = f"{axis_title(run)}; each dot is a client, the bar their mean"
     axis.append(words((left + width - 16) / 2, top + 40, said_below, "muted", "middle"))
     grid = [line(x(mark), 4, x(mark), top + 6, "grid") for mark in marks]
     said = "; ".join(
         f"{label(method)} {percent(min(dots)[0])} to {percent(max(dots)[0])}" for method, dots in rows.items()
     )
-    title = "Accuracy for each client under each method"
+    title = f"{named_score(run)} for each client under each method"
     described = f"Worst to best client, in percent: {said}."
     return drawing(title, described, width, top + 48, *grid, *body, *axis)
 

@@ -15,7 +15,9 @@ from markupsafe import Markup
 from fedloom.record import write_atomic
 from fedloom.report import clients, figures, prose, timing
 from fedloom.report.compare import experiments_table, groups, names, seeds_table
+from fedloom.report.gain import main_score
 from fedloom.report.records import Json, Run, at, number, read_run
+from fedloom.report.scores import gain_table, published_tables, score_table, task_tables
 from fedloom.report.tables import (
     MISSING,
     Table,
@@ -23,8 +25,8 @@ from fedloom.report.tables import (
     cost_table,
     federated,
     label,
-    score_table,
     seconds,
+    title,
 )
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
@@ -145,6 +147,10 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),
+        "score_name": title(main_score(run.result)),
+        "task_scores": task_tables(run.result),
+        "published": published_tables(run.result),
+        "gains": gain_table(run.result, ids),
         "hidden_clients": max(run.client_count - clients.SHOWN, 0),
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, ids),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import sqrt
 
+from fedloom.report.gain import comparison, main_score, task_scores
 from fedloom.report.records import Json, Run, at, number
-from fedloom.report.tables import MODIFIERS, base, federated, label, percent
+from fedloom.report.tables import MODIFIERS, base, federated, label, percent, title
 
 DATA = {
     "emoji": "emoji, small images with words that describe them; the question is to which group one belongs",
@@ -138,13 +139,13 @@ def headline_method(result: Json) -> str | None:
 
 
 def gap(result: Json) -> tuple[float, float] | None:
-    """Return the accuracies of mean local and of centralised training; None where either is missing."""
+    """Return the main scores of mean local and of centralised training; None where either is missing."""
     ends = [
         next(
             (
                 value
                 for method, scores in result["scores"].items()
-                if base(method) == name and (value := number(scores, "accuracy")) is not None
+                if base(method) == name and (value := number(scores, main_score(result))) is not None
             ),
             None,
         )
@@ -154,12 +155,12 @@ def gap(result: Json) -> tuple[float, float] | None:
 
 
 def gap_share(result: Json, method: str) -> float | None:
-    """Return how much of the way from mean local to centralised accuracy a method goes.
+    """Return how much of the way from mean local to centralised training a method goes.
 
-    (a − l) / (c − l) with a, l and c the accuracies of the method, of local training (mean over clients)
+    (a − l) / (c − l) with a, l and c the main scores of the method, of local training (mean over clients)
     and of centralised training; None where one is missing or c ≤ l.
     """
-    ends, value = gap(result), number(result["scores"].get(method), "accuracy")
+    ends, value = gap(result), number(result["scores"].get(method), main_score(result))
     if ends is None or value is None or ends[1] <= ends[0]:
         return None
     return (value - ends[0]) / (ends[1] - ends[0])
@@ -179,10 +180,14 @@ def finding(result: Json, questions: float | None = None) -> list[str]:
         questions: Number of test questions, if known; differences are then judged against chance.
     """
     method = headline_method(result)
-    value = number(result["scores"].get(method), "accuracy") if method else None
+    value = number(result["scores"].get(method), main_score(result)) if method else None
     if method is None or value is None:
         return ["No federated method was scored in this run, so there is no gain from federation to report."]
+    main = main_score(result)
+    if main != "accuracy":
+        questions = None  # how far chance goes is known for shares of right answers only
     said = [_gap_sentence(result, method, value, questions)]
+    said += _gain_sentences(result, method)
     said += _best_sentence(result, value)
     said += _linear_sentence(result, questions)
     if questions:
@@ -196,13 +201,16 @@ def finding(result: Json, questions: float | None = None) -> list[str]:
 
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
     name, ends, between = label(method), gap(result), "the gap between local and centralised training"
-    reached = f"{name} reaches {percent(value)}%"
+    main = main_score(result)
+    score = "" if main == "accuracy" else f"a {title(main)} of "
+    if len(task_scores(result)[method]) > 1:
+        score = "a mean accuracy over tasks of "
+    reached = f"{name} reaches {score}{_said(result, value)}"
     if ends is None:
         return f"{reached}. How much of {between} it closes cannot be computed: the run lacks one of the two."
     local, central = ends
-    marks = (
-        f"clients on their own reach {percent(local)}% on average and pooled data reaches {percent(central)}%"
-    )
+    alone, together = _said(result, local), _said(result, central)
+    marks = f"clients on their own reach {alone} on average and pooled data reaches {together}"
     if central <= local:
         return f"{reached}. Pooling the data brought no gain here ({marks}), so there is no gap to close."
     if questions and central - local < margin(local, central, questions):
@@ -212,18 +220,18 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
         )
     share = (value - local) / (central - local)
     part = "none" if share <= 0 else "all" if share >= 1 else f"{percent(share, 0)}%"
-    return f"{name} closes {part} of {between}: it reaches {percent(value)}%, while {marks}."
+    return f"{name} closes {part} of {between}: it reaches {score}{_said(result, value)}, while {marks}."
 
 
 def _best_sentence(result: Json, value: float) -> list[str]:
-    known = _federated_accuracies(result)
+    known = _federated_scores(result)
     best = max(known, key=lambda name: known[name])
     if len(known) == 1:
         return []
     if known[best] <= value:
         return ["No other federated method does better."]
     share = gap_share(result, best)
-    score = f"{percent(known[best])}%" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
+    score = f"{_said(result, known[best])}" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
     return [
         f"The best of the {len(known)} federated methods is {label(best)} with {score}; "
         "picked by looking at these very scores, it is flattered by them."
@@ -231,16 +239,34 @@ def _best_sentence(result: Json, value: float) -> list[str]:
 
 
 def _linear_sentence(result: Json, questions: float | None) -> list[str]:
-    linear = number(result["scores"].get("linear"), "accuracy")
+    linear = number(result["scores"].get("linear"), main_score(result))
     if linear is None:
         return []
-    best = max(_federated_accuracies(result).values())
+    best = max(_federated_scores(result).values())
     how = "below" if linear < best else "above" if linear > best else "level with"
     close = questions and linear != best and abs(best - linear) < margin(best, linear, questions)
     tail = ", though the difference is within chance" if close else ""
-    return [f"The linear reference reaches {percent(linear)}%, {how} the best federated method{tail}."]
+    return [f"The linear reference reaches {_said(result, linear)}, {how} the best federated method{tail}."]
 
 
-def _federated_accuracies(result: Json) -> dict[str, float]:
-    found = {name: number(scores, "accuracy") for name, scores in result["scores"].items() if federated(name)}
-    return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
+def _federated_scores(result: Json) -> dict[str, float]:
+    main = main_score(result)
+    found = {name: number(scores, main) for name, scores in result["scores"].items() if federated(name)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _said(result: Json, value: float) -> str:
+    """Write a main score; CIDEr is no share and has no percent sign."""
+    return percent(value) + ("" if main_score(result) == "cider" else "%")
+
+
+def _gain_sentences(result: Json, method: str) -> list[str]:
+    gains = comparison(result["scores"])["gain"].get(method, [])
+    known = [gain for gain in gains if gain is not None]
+    if not known:
+        return []
+    helped, hurt = sum(gain > 0 for gain in known), sum(gain < 0 for gain in known)
+    return [
+        f"Compared with its own model trained alone, the model of {label(method)} serves {helped} of "
+        f"{len(known)} clients better and {hurt} worse, each on data like its own."
+    ]

@@ -35,6 +35,24 @@ ALGORITHMS = {
 
 MODIFIERS = {"prompt": "prompt", "adaptive": "adaptive regulariser"}
 
+TITLES = {
+    "accuracy": "Accuracy",
+    "accuracy@0.25": "Acc@0.25",
+    "accuracy@0.5": "Acc@0.5",
+    "accuracy@0.75": "Acc@0.75",
+    "accuracy_judged": "Accuracy, judged",
+    "macro_f1": "Macro F1",
+    "auc": "AUC",
+    "token_f1": "Token F1",
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+    **{f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
+    "iou": "Mean IoU",
+    "unparsed": "Unreadable",
+    "dropped": "Left out",
+    "unjudged": "Verdict unreadable",
+}
+
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -78,6 +96,22 @@ def label(method: str) -> str:
     return " + ".join(
         [{**REFERENCES, **ALGORITHMS}.get(first, first), *(MODIFIERS.get(m, m) for m in modifiers)]
     )
+
+
+def title(name: str) -> str:
+    """Return a score's name for readers; what follows a known name is told apart by a comma.
+
+    Example:
+        >>> title("bleu_4"), title("accuracy_open"), title("auc_published"), title("mine")
+        ('BLEU-4', 'Accuracy, open', 'AUC (published)', 'mine')
+    """
+    plain = name.removesuffix("_published")
+    end = " (published)" if plain != name else ""
+    known = next((key for key in (plain, plain.rpartition("_")[0]) if key in TITLES), None)
+    if known is None:
+        return plain + end
+    rest = plain[len(known) :].strip("_")
+    return TITLES[known] + (f", {rest}" if rest else "") + end
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -217,37 +251,6 @@ def _fit(table: Table, width: int) -> list[int]:
     return widths
 
 
-def score_table(result: Json) -> Table:
-    """Make the table of final scores and costs, one row a method, in the order of `result["scores"]`."""
-    columns = ("Method", "Accuracy", "Macro F1", "AUC", "Image only", "Text only", "Sent", "Seconds")
-    rows = tuple(_score_row(result, method, scores) for method, scores in result["scores"].items())
-    note = "Scores in percent. Image only and text only: accuracy when just that is shown."
-    if any(base(method) == "local" for method in result["scores"]):
-        note += " Local: mean over clients, best and worst client in brackets."
-    unread = {method: number(scores, "unparsed") for method, scores in result["scores"].items()}
-    shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
-    if shown:
-        note += f" Answers that could not be read, counted as wrong: {', '.join(shown)}."
-    return Table(columns, rows, note)
-
-
-def _score_row(result: Json, method: str, scores: Json) -> tuple[str, ...]:
-    accuracy = percent(number(scores, "accuracy"))
-    best, worst = number(scores, "best"), number(scores, "worst")
-    if best is not None and worst is not None:
-        accuracy += f" ({percent(best)}–{percent(worst)})"
-    return (
-        label(method),
-        accuracy,
-        percent(number(scores, "macro_f1")),
-        percent(number(scores, "auc")),
-        percent(number(scores, "slices", "image", "accuracy")),
-        percent(number(scores, "slices", "text", "accuracy")),
-        size(sent(result, method)),
-        seconds(number(result, "seconds", method)),
-    )
-
-
 def sent(result: Json, method: str) -> float | None:
     """Return the bytes a method sent, up and down together; None where they were not recorded."""
     up, down = (number(result, "bytes", method, way) for way in ("up", "down"))
@@ -286,9 +289,4 @@ def client_table(result: Json, clients: Sequence[str]) -> Table | None:
     if not rows:
         return None
     columns = ("Method", *(f"Client {name}" for name in clients), "Mean", "Worst")
-    return Table(columns, tuple(rows), "Accuracy in percent.")
-
-
-def terminal_table(result: Json) -> str:
-    """Write the table of final scores for a terminal of 80 columns, without colour."""
-    return score_table(result).text(80)
+    return Table(columns, tuple(rows), "In percent.")

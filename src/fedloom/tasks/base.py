@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fedloom.types import Conversation, Example, Presence
 
 AnswerForm = Literal["text", "letter"]
-Box = tuple[int, int, int, int]
+Box = tuple[float, float, float, float]
 Answer = int | str | Box
-"""An option's label (choice), a normalised text (vqa, caption), or a box in pixels (grounding)."""
+"""An option's label (choice), a normalised text (vqa, caption), or a box (grounding)."""
 
 
 class Unparsed(Enum):
@@ -30,7 +30,52 @@ class Unparsed(Enum):
 UNPARSED: Final = Unparsed.UNPARSED
 """Stands for a reply in which no answer could be found; never right, and always counted."""
 
-State = tuple[Any, ...]
+
+class Rows:
+    """Rows in order, one for each answer: what a metric's state holds.
+
+    Nobody who holds rows sees them change, yet adding to the latest takes constant time: several `Rows` may
+    share one list, of which each sees a beginning. Only growing the same rows twice copies them.
+
+    Example:
+        >>> one = Rows([1])
+        >>> list(one.plus([2])), list(one.plus([3])), list(one)
+        ([1, 2], [1, 3], [1])
+    """
+
+    __slots__ = ("_count", "_shared")
+
+    def __init__(self, rows: Iterable[Any] = ()) -> None:
+        self._shared = list(rows)
+        self._count = len(self._shared)
+
+    def plus(self, rows: Iterable[Any]) -> Rows:
+        """Return these rows followed by others."""
+        more = list(rows)
+        grown = Rows()
+        # Empty rows never share, so that a zero which lives as long as the program keeps nothing alive.
+        alone = self._count == 0 or self._count < len(self._shared)
+        grown._shared = self._shared[: self._count] if alone else self._shared
+        grown._shared.extend(more)
+        grown._count = self._count + len(more)
+        return grown
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._shared[: self._count])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Rows({list(self)!r})"
+
+
+State = Rows
 Scores = dict[str, float | None]
 
 
@@ -42,14 +87,20 @@ class Metric(NamedTuple):
         add: (state, example, answer, probabilities or None) → state. Probabilities are those of the
             example's options, shape [options]; the given state is not changed.
         merge: (state, state) → state; associative, with `zero` neutral.
-        result: State → score names to fractions 0..1, None where a score is undefined. Every metric has
-            "accuracy" and "unparsed", the share of replies without an answer.
+        result: State → score names to numbers, None where a score is undefined. All are fractions 0..1 but
+            "cider", which is 0..10. Every metric of a task has "accuracy" and "unparsed", the share of
+            replies without an answer.
+        each: State → score names to the scores of the answers one by one, in order; the mean is the
+            score of that name. Has "accuracy" and the headline.
+        headline: The name of the one score that stands for the task.
     """
 
     zero: State
     add: Callable[[State, Example, Answer | Unparsed, NDArray[np.floating] | None], State]
     merge: Callable[[State, State], State]
     result: Callable[[State], Scores]
+    each: Callable[[State], dict[str, list[float]]]
+    headline: str = "accuracy"
 
 
 class Render(Protocol):
@@ -77,12 +128,26 @@ class Parse(Protocol):
         ...
 
 
+class Published(NamedTuple):
+    """How a paper's published code reads and scores replies, for comparison with its tables.
+
+    Attributes:
+        parse: As the code finds an answer; it may be milder or harsher than the task's own.
+        metrics: As the code scores; every name ends in "_published". The laws of scores do not hold: an
+            unparsed answer may pay.
+    """
+
+    parse: Parse
+    metrics: Metric
+
+
 class Task(NamedTuple):
     """A kind of question as a value. The right answer, rendered, parses to itself and scores best."""
 
     render: Render
     parse: Parse
     metrics: Metric
+    published: Published
 
 
 AGNOSTIC: Final = "Whatever kinds of evidence there are"
@@ -159,6 +224,19 @@ def free_answer(
 
 
 _SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")
+
+
+def after_is(text: str) -> str | None:
+    """Return what follows the last word "is" or "are"; None where there is neither.
+
+    FedVLMBench trains on answers such as "The organ is the liver." and scores only what follows.
+
+    Example:
+        >>> after_is("The answer is two cats."), after_is("this")
+        ('two cats.', None)
+    """
+    found = re.split(r"\b(?:is|are)\b", text)
+    return found[-1].strip() if len(found) > 1 else None
 
 
 def clean_text(text: str) -> str:

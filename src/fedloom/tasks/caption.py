@@ -1,11 +1,33 @@
-"""Descriptions of a picture, compared word by word after lowering the case and dropping punctuation."""
+"""Descriptions of a picture, compared run of words by run of words; also reports on a scan.
+
+Lower case and no punctuation before words are compared; see `fedloom.tasks.overlap` for the scores.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
-from fedloom.tasks.base import clean_text
-from fedloom.tasks.vqa import free_text
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.tasks.base import (
+    UNPARSED,
+    Answer,
+    AnswerForm,
+    Metric,
+    Published,
+    Rows,
+    Scores,
+    Task,
+    Unparsed,
+    after_is,
+    clean_text,
+    free_answer,
+)
+from fedloom.tasks.metrics import collect, mean, token_f1
+from fedloom.tasks.overlap import bleu, cider, rouge_l
+from fedloom.types import Example
 
 
 def normalise(text: str) -> str:
@@ -19,4 +41,83 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", lower).split()) or lower
 
 
-CAPTION = free_text(normalise)
+def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
+    """Return a reply normalised; an empty one is `UNPARSED`."""
+    del example, answer_form
+    return normalise(reply) or UNPARSED
+
+
+def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
+    """Return what follows "is", normalised; a reply without one is `UNPARSED` (FedVLMBench).
+
+    Where the right answer holds no "is", as in data without that benchmark's templates, the whole reply.
+    """
+    del answer_form
+    rest = reply if after_is(example.answer) is None else after_is(reply)
+    return normalise(rest or "") or UNPARSED
+
+
+class Described(NamedTuple):
+    """One description, None if unparsed, and the right one; both normalised."""
+
+    given: str | None
+    right: str
+
+
+def _row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> Described:
+    del scores
+    return Described(None if answer is UNPARSED else str(answer), normalise(example.answer))
+
+
+def _published_row(
+    example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
+) -> Described:
+    given = _row(example, answer, scores).given
+    return Described(given, normalise(after_is(example.answer) or example.answer))
+
+
+def _split(rows: list[Described]) -> tuple[list[list[str] | None], list[list[str]]]:
+    return [None if row.given is None else row.given.split() for row in rows], [
+        row.right.split() for row in rows
+    ]
+
+
+def _each(state: Rows) -> dict[str, list[float]]:
+    rows: list[Described] = list(state)
+    answers, references = _split(rows)
+    pairs = list(zip(answers, references, strict=True))
+    return {
+        "cider": cider(answers, references),
+        "rouge_l": [0.0 if given is None else rouge_l(given, right) for given, right in pairs],
+        "token_f1": [0.0 if row.given is None else token_f1(row.given, row.right) for row in rows],
+        "accuracy": [float(row.given == row.right) for row in rows],
+    }
+
+
+def _result(state: Rows) -> Scores:
+    rows: list[Described] = list(state)
+    return {
+        **{name: mean(found) for name, found in _each(state).items()},
+        **{f"bleu_{order}": score for order, score in enumerate(bleu(*_split(rows)), start=1)},
+        "unparsed": mean([float(row.given is None) for row in rows]),
+    }
+
+
+def _read(state: Rows) -> Rows:
+    return Rows(row for row in state if row.given is not None)
+
+
+def _published_result(state: Rows) -> Scores:
+    kept = ("cider", "bleu", "rouge")
+    return {f"{name}_published": x for name, x in _result(_read(state)).items() if name.startswith(kept)}
+
+
+def _published_each(state: Rows) -> dict[str, list[float]]:
+    return {"cider_published": _each(_read(state))["cider"]}
+
+
+METRICS: Metric = collect(_row, _result, _each, "cider")
+PUBLISHED: Metric = collect(_published_row, _published_result, _published_each, "cider_published")
+"""The same scores with every reply left out that cannot be read, as FedVLMBench's code has it."""
+
+CAPTION = Task(free_answer, parse, METRICS, Published(published_parse, PUBLISHED))

@@ -7,7 +7,7 @@ Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Hete
 2411.14717v2.
 
 Differs from the paper: our own words; a reply is parsed strictly, where the published code takes the first
-capital letter, also one inside a word, and counts a reply without any as the last answer.
+capital letter, also one inside a word. What that code makes of a reply is scored beside it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,19 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from fedloom.tasks.base import UNPARSED, AnswerForm, Task, Unparsed, ask, clean_text, evidence, shows_image
+from fedloom.tasks.base import (
+    UNPARSED,
+    AnswerForm,
+    Published,
+    Task,
+    Unparsed,
+    ask,
+    clean_text,
+    evidence,
+    shows_image,
+)
 from fedloom.tasks.metrics import classification
+from fedloom.tasks.published import first_character, first_letter, published_classification
 from fedloom.types import Conversation, Example, Presence, UserError
 
 
@@ -123,4 +134,21 @@ def _letter(reply: str, options: int) -> int | Unparsed:
     return _single(found(_BRACKETED) or (alone if alone == found(_SURE) else []))
 
 
-CHOICE = Task(render, parse, classification(label_of))
+def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> int | Unparsed:
+    """Return the label that published code reads from a reply, or `UNPARSED`.
+
+    In the letter form that is FedMLLM's first capital letter. In the text form it is FedVLMBench's first
+    character, which is right whenever the right option starts with it, however many others do.
+    """
+    if answer_form == "letter":
+        return first_letter(reply, len(example.options))
+    start, right = first_character(reply), label_of(example)
+    starts = [first_character(option) for option in example.options]
+    if start is UNPARSED or start not in starts:
+        return UNPARSED
+    return right if starts[right] == start else starts.index(start)
+
+
+CHOICE = Task(
+    render, parse, classification(label_of), Published(published_parse, published_classification(label_of))
+)

@@ -1,50 +1,111 @@
-"""Where is it? The answer is a box "[x0, y0, x1, y1]" in whole pixels, ends included."""
+"""Where is it? The answer is a box "[x0, y0, x1, y1]", in whole pixels or in fractions of the picture.
+
+The right answer states the unit. Whole numbers are pixels, and both ends belong to the box; numbers with a
+decimal point are fractions 0..1 of the picture's width and height. A reply has to use the same unit.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Box, Task, Unparsed, free_answer
-from fedloom.tasks.metrics import graded
-from fedloom.types import Example, UserError
+from fedloom.tasks.base import (
+    UNPARSED,
+    Answer,
+    AnswerForm,
+    Box,
+    Metric,
+    Published,
+    Rows,
+    Scores,
+    Task,
+    Unparsed,
+    free_answer,
+)
+from fedloom.tasks.metrics import collect, graded_row, mean
+from fedloom.types import Example, Picture, UserError
 
-_NUMBER = r"\s*([0-9]{1,6})\s*"
-_BOX = re.compile(rf"\[{','.join([_NUMBER] * 4)}\]")
-ENOUGH = 0.5
-"""The IoU from which a box counts as right."""
+PIXELS = r"\s*([0-9]{1,6})\s*"
+FRACTIONS = r"\s*([0-9]{1,6}(?:\.[0-9]{0,12})?)\s*"
+THRESHOLDS = {"accuracy": 0.5, "accuracy@0.25": 0.25, "accuracy@0.75": 0.75}
+"""Score → the IoU from which it counts a box as right."""
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> Box | Unparsed:
     """Return the only box in a reply, or `UNPARSED` if there is none or it is not one inside the picture."""
     del answer_form
-    found = _BOX.findall(reply)
+    fractions = in_fractions(example)
+    found = boxes(reply, fractions=fractions)
     if len(found) != 1:
         return UNPARSED
-    x0, y0, x1, y1 = (int(number) for number in found[0])
+    x0, y0, x1, y1 = box = found[0]
+    if fractions:
+        return box if x0 < x1 <= 1 and y0 < y1 <= 1 else UNPARSED
     if x0 > x1 or y0 > y1:
         return UNPARSED
     if example.image is not None:
-        height, width = example.image.pixels().shape[:2]
+        height, width = _size(example.image)
         if x1 >= width or y1 >= height:
             return UNPARSED
-    return x0, y0, x1, y1
+    return box
 
 
-def iou(first: Box, second: Box) -> float:
-    """Return the area that two boxes share, divided by the area that they cover; ends included.
+@lru_cache(maxsize=2**16)
+def _size(picture: Picture) -> tuple[int, int]:
+    """Return height and width; remembered, since every answer and every right box asks."""
+    height, width = picture.pixels().shape[:2]
+    return height, width
+
+
+def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> Box | Unparsed:
+    """Return the first four numbers in brackets, whether or not they are a box inside the picture."""
+    del answer_form
+    found = boxes(reply, fractions=in_fractions(example))
+    return found[0] if found else UNPARSED
+
+
+def boxes(text: str, *, fractions: bool) -> list[Box]:
+    """Find all groups of four numbers in brackets; pixels are whole.
 
     Example:
-        >>> iou((0, 0, 1, 1), (1, 0, 2, 1))
-        0.3333333333333333
+        >>> boxes("at [1, 2, 3, 4]", fractions=False), boxes("[0.1, 0, .5]", fractions=True)
+        ([(1, 2, 3, 4)], [])
     """
-    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
-    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
+    number, kind = (FRACTIONS, float) if fractions else (PIXELS, int)
+    return [
+        (kind(x0), kind(y0), kind(x1), kind(y1))
+        for x0, y0, x1, y1 in re.findall(rf"\[{','.join([number] * 4)}\]", text)
+    ]
+
+
+def in_fractions(example: Example) -> bool:
+    """Tell whether an example's boxes are fractions of the picture rather than pixels."""
+    return "." in example.answer
+
+
+def iou(first: Box, second: Box, *, ends: int = 1) -> float:
+    """Return the area that two boxes share, divided by the area that they cover.
+
+    Args:
+        first: x0, y0, x1, y1.
+        second: Likewise.
+        ends: 1 if the last row and column belong to a box (pixels), 0 if not (fractions).
+
+    Returns:
+        0..1; 0 for a box without area.
+
+    Example:
+        >>> iou((0, 0, 1, 1), (1, 0, 2, 1)), iou((0.0, 0.0, 0.5, 0.5), (0.0, 0.0, 0.5, 1.0), ends=0)
+        (0.3333333333333333, 0.5)
+    """
+    width = min(first[2], second[2]) - max(first[0], second[0]) + ends
+    height = min(first[3], second[3]) - max(first[1], second[1]) + ends
     shared = max(width, 0) * max(height, 0)
-    return shared / (_area(first) + _area(second) - shared)
+    return shared / (_area(first, ends) + _area(second, ends) - shared) if shared else 0.0
 
 
-def _area(box: Box) -> int:
-    return (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+def _area(box: Box, ends: int) -> float:
+    return max(box[2] - box[0] + ends, 0) * max(box[3] - box[1] + ends, 0)
 
 
 def overlap(example: Example, answer: Answer) -> float:
@@ -58,12 +119,35 @@ def overlap(example: Example, answer: Answer) -> float:
         raise UserError(
             f"example {example.id!r}: the answer {example.answer!r} is not a box inside its picture"
         )
-    return iou(answer, right) if isinstance(answer, tuple) else 0.0
+    return iou(answer, right, ends=int(not in_fractions(example))) if isinstance(answer, tuple) else 0.0
 
 
-def hit(example: Example, answer: Answer) -> float:
-    """Return 1 if the IoU is at least one half, else 0."""
-    return float(overlap(example, answer) >= ENOUGH)
+def _each(state: Rows) -> dict[str, list[float]]:
+    found = [0.0 if row is None else row[0] for row in state]
+    hits = {name: [float(value >= enough) for value in found] for name, enough in THRESHOLDS.items()}
+    return {"iou": found, **hits}
 
 
-GROUNDING = Task(free_answer, parse, graded(accuracy=hit, iou=overlap))
+def _result(state: Rows) -> Scores:
+    unparsed = [float(row is None) for row in state]
+    return {**{name: mean(found) for name, found in _each(state).items()}, "unparsed": mean(unparsed)}
+
+
+def _published_result(state: Rows) -> Scores:
+    dropped = [float(row is None) for row in state]
+    return {"iou_published": mean(_read(state)["iou_published"]), "dropped_published": mean(dropped)}
+
+
+def _read(state: Rows) -> dict[str, list[float]]:
+    return {"iou_published": [row[0] for row in state if row is not None]}
+
+
+PUBLISHED: Metric = collect(graded_row(overlap), _published_result, _read, "iou_published")
+"""The mean IoU of the replies that hold a box; the others are left out (FedVLMBench)."""
+
+GROUNDING = Task(
+    free_answer,
+    parse,
+    collect(graded_row(overlap), _result, _each, "iou"),
+    Published(published_parse, PUBLISHED),
+)

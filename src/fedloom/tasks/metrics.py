@@ -1,7 +1,7 @@
 """Scores as monoids: collect what was judged, merge parts in any grouping, compute at the end.
 
-A state is a tuple with one row for each answer, so that merging is exactly associative and nothing is
-rounded on the way. An unparsed answer is never right and never left out.
+A state holds one row for each answer, so that merging is exactly associative and nothing is rounded on the
+way. An unparsed answer is never right and never left out.
 
 Shape legend: N = number of answers, C = number of options.
 """
@@ -9,7 +9,7 @@ Shape legend: N = number of answers, C = number of options.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import fsum
 from operator import index
 from typing import Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.tasks.base import UNPARSED, Answer, Metric, Scores, State, Unparsed
+from fedloom.tasks.base import UNPARSED, Answer, Metric, Rows, Scores, Unparsed
 from fedloom.types import Example
 
 Row = Callable[[Example, Answer | Unparsed, NDArray[np.floating] | None], Any]
@@ -25,35 +25,52 @@ MISSING = -1
 """The prediction that stands for an unparsed answer in `macro_f1`."""
 
 
-def collect(row: Row, result: Callable[[State], Scores]) -> Metric:
-    """Make a metric that keeps one row for each answer."""
+def collect(
+    row: Row,
+    result: Callable[[Rows], Scores],
+    each: Callable[[Rows], dict[str, list[float]]],
+    headline: str = "accuracy",
+) -> Metric:
+    """Make a metric that keeps one row for each answer; see `Metric` for the other arguments."""
 
     def add(
-        state: State, example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
-    ) -> State:
-        return (*state, row(example, answer, scores))
+        state: Rows, example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
+    ) -> Rows:
+        return state.plus([row(example, answer, scores)])
 
-    def merge(first: State, second: State) -> State:
-        return first + second
-
-    return Metric((), add, merge, result)
+    return Metric(Rows(), add, Rows.plus, result, each, headline)
 
 
-def graded(**grades: Callable[[Example, Answer], float]) -> Metric:
-    """Make a metric of mean grades, each a function (example, answer) → 0..1; an unparsed answer gets 0."""
+def graded_row(*grades: Callable[[Example, Answer], float]) -> Row:
+    """Make the function that turns one answer into a row of its grades, None if unparsed."""
 
     def row(
         example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
     ) -> tuple[float, ...] | None:
         del scores
-        return None if answer is UNPARSED else tuple(grade(example, answer) for grade in grades.values())
+        return None if answer is UNPARSED else tuple(grade(example, answer) for grade in grades)
 
-    def result(state: State) -> Scores:
+    return row
+
+
+def graded(headline: str, suffix: str = "", **grades: Callable[[Example, Answer], float]) -> Metric:
+    """Make a metric of mean grades, each a function (example, answer) → 0..1; an unparsed answer gets 0.
+
+    Args:
+        headline: The grade that stands for the task.
+        suffix: Put behind every name.
+        grades: Name → grade.
+    """
+
+    def each(state: Rows) -> dict[str, list[float]]:
         rows = [(0.0,) * len(grades) if row is None else row for row in state]
-        means = {name: _mean([row[place] for row in rows]) for place, name in enumerate(grades)}
-        return {**means, "unparsed": _mean([float(row is None) for row in state])}
+        return {name + suffix: [row[place] for row in rows] for place, name in enumerate(grades)}
 
-    return collect(row, result)
+    def result(state: Rows) -> Scores:
+        means = {name: mean(found) for name, found in each(state).items()}
+        return {**means, f"unparsed{suffix}": mean([float(row is None) for row in state])}
+
+    return collect(graded_row(*grades.values()), result, each, headline + suffix)
 
 
 class Judged(NamedTuple):
@@ -72,31 +89,47 @@ def classification(label: Callable[[Example], int]) -> Metric:
         label: Finds the right label of an example.
     """
 
+    def result(state: Rows) -> Scores:
+        rows: list[Judged] = list(state)
+        if not rows:
+            return dict.fromkeys(("accuracy", "macro_f1", "auc", "unparsed"))
+        truth, given = labels(rows)
+        return {
+            "accuracy": float(np.mean(truth == given)),
+            "macro_f1": macro_f1(truth, given, max(judged.options for judged in rows)),
+            "auc": _auc_of(rows, truth),
+            "unparsed": float(np.mean(given == MISSING)),
+        }
+
+    return collect(choice_row(label), result, lambda state: {"accuracy": hits(state)})
+
+
+def choice_row(label: Callable[[Example], int]) -> Row:
+    """Make the function that turns one multiple-choice answer into a row."""
+
     def row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> Judged:
         prediction = MISSING if answer is UNPARSED else index(cast(int, answer))
         kept = None if scores is None else tuple(float(score) for score in scores)
         return Judged(label(example), prediction, len(example.options), kept)
 
-    def result(state: State) -> Scores:
-        if not state:
-            return dict.fromkeys(("accuracy", "macro_f1", "auc", "unparsed"))
-        truth = np.array([judged.label for judged in state])
-        given = np.array([judged.prediction for judged in state])
-        return {
-            "accuracy": float(np.mean(truth == given)),
-            "macro_f1": macro_f1(truth, given, max(judged.options for judged in state)),
-            "auc": _auc_of(state, truth),
-            "unparsed": float(np.mean(given == MISSING)),
-        }
-
-    return collect(row, result)
+    return row
 
 
-def _auc_of(state: State, truth: NDArray[np.int64]) -> float | None:
-    rows = [judged.scores for judged in state]
-    if any(row is None or len(row) != len(rows[0] or ()) for row in rows):
+def hits(state: Rows) -> list[float]:
+    """Return 1 for every right multiple-choice answer and 0 for every other."""
+    return [float(judged.label == judged.prediction) for judged in state]
+
+
+def labels(rows: Sequence[Judged]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return right and given labels, shape [N] each."""
+    return np.array([one.label for one in rows]), np.array([one.prediction for one in rows])
+
+
+def _auc_of(rows: Sequence[Judged], truth: NDArray[np.int64]) -> float | None:
+    scores = [judged.scores for judged in rows]
+    if any(row is None or len(row) != len(scores[0] or ()) for row in scores):
         return None
-    return auc(truth, np.array(rows, dtype=np.float64))
+    return auc(truth, np.array(scores, dtype=np.float64))
 
 
 def macro_f1(truth: NDArray[np.int64], given: NDArray[np.int64], options: int) -> float:
@@ -142,11 +175,12 @@ def auc(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
     if not np.isfinite(scores).all():
         return None
     classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
-    areas = [_area(truth == label, scores[:, label]) for label in classes]
-    return _mean([area for area in areas if area is not None])
+    areas = [area_under_curve(truth == label, scores[:, label]) for label in classes]
+    return mean([area for area in areas if area is not None])
 
 
-def _area(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | None:
+def area_under_curve(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | None:
+    """Return the area under the ROC curve, shapes [N]; None without examples of either class."""
     count, others = int(positive.sum()), int((~positive).sum())
     if not count or not others:
         return None
@@ -172,5 +206,6 @@ def token_f1(given: str, right: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
-def _mean(values: list[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None of nothing."""
     return fsum(values) / len(values) if values else None

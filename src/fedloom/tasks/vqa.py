@@ -10,10 +10,19 @@ instead of put back into contractions; an answer of which nothing would be left 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Task, Unparsed, clean_text, free_answer
+from fedloom.tasks.base import (
+    UNPARSED,
+    Answer,
+    AnswerForm,
+    Published,
+    Task,
+    Unparsed,
+    clean_text,
+    free_answer,
+)
 from fedloom.tasks.metrics import graded, token_f1
+from fedloom.tasks.published import STARTS, first_character
 from fedloom.types import Example
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -35,20 +44,31 @@ def normalise(text: str) -> str:
     return " ".join(word for word in words if word not in ARTICLES) or " ".join(words) or lower
 
 
-def free_text(normalise: Callable[[str], str]) -> Task:
-    """Make a task of free answers that are compared after `normalise`; an empty reply is unparsed."""
-
-    def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-        del example, answer_form
-        return normalise(reply) or UNPARSED
-
-    def exact(example: Example, answer: Answer) -> float:
-        return float(answer == normalise(example.answer))
-
-    def overlap(example: Example, answer: Answer) -> float:
-        return token_f1(str(answer), normalise(example.answer))
-
-    return Task(free_answer, parse, graded(accuracy=exact, token_f1=overlap))
+def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
+    """Return a reply normalised; an empty one is `UNPARSED`."""
+    del example, answer_form
+    return normalise(reply) or UNPARSED
 
 
-VQA = free_text(normalise)
+def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
+    """Return the first character, as FedVLMBench's code reads replies; an empty one is `UNPARSED`."""
+    del example, answer_form
+    return first_character(reply)
+
+
+def exact(example: Example, answer: Answer) -> float:
+    """Return 1 if the answer is the right one after normalisation, else 0."""
+    return float(answer == normalise(example.answer))
+
+
+def overlap(example: Example, answer: Answer) -> float:
+    """Return the F1 of the answer's words and the right words, after normalisation."""
+    return token_f1(str(answer), normalise(example.answer))
+
+
+VQA = Task(
+    free_answer,
+    parse,
+    graded("accuracy", accuracy=exact, token_f1=overlap),
+    Published(published_parse, STARTS),
+)

@@ -1,0 +1,82 @@
+"""A local causal language model that answers prompts, for judging what others said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedloom.tasks.verdict import Judge
+from fedloom.types import UserError
+
+BATCH_SIZE = 16
+ROOM = 8
+"""Tokens a verdict may take."""
+
+
+def load_judge(path: str) -> Judge:
+    """Load a causal language model from this machine as a judge that decodes greedily.
+
+    A chat template is used where the tokenizer has one; else the prompt is continued after a line break.
+
+    Args:
+        path: A local folder in the Hugging Face layout, or a name in the local hub cache; never the network.
+
+    Raises:
+        UserError: There is no causal language model with safetensors weights at `path`.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **place)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, **place
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        kind = "folder" if Path(path).exists() else "missing folder"
+        raise UserError(
+            f"evaluate.judge: cannot load a causal language model from the {kind} {path!r} ({reason}); "
+            "give a local folder with safetensors weights, or null for no judge"
+        ) from error
+    model.requires_grad_(False).eval()
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+
+    @torch.no_grad()
+    def judge(prompts: Sequence[str]) -> list[str]:
+        texts, said = [_framed(tokenizer, prompt) for prompt in prompts], [""] * len(prompts)
+        # Texts of like length together waste the least on padding.
+        order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+        for start in range(0, len(order), BATCH_SIZE):
+            places = order[start : start + BATCH_SIZE]
+            inputs = tokenizer(
+                [texts[place] for place in places],
+                return_tensors="pt",
+                padding=True,
+                add_special_tokens=tokenizer.chat_template is None,  # a template writes them itself
+            )
+            ids = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=ROOM,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for place, text in zip(places, new, strict=True):
+                said[place] = text.strip()
+        return said
+
+    return judge
+
+
+def _framed(tokenizer: Any, prompt: str) -> str:
+    if tokenizer.chat_template is None:
+        return f"{prompt}\n"
+    turn = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)

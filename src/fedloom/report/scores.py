@@ -1,0 +1,231 @@
+"""Tables of what came out: final scores, scores as published code has them, and what federation brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from fedloom.report.gain import comparison, main_score
+from fedloom.report.records import Json, at, number
+from fedloom.report.tables import MISSING, Table, base, label, percent, seconds, sent, size, title
+
+TASKS = {"choice": "Choice", "vqa": "VQA", "caption": "Caption", "grounding": "Grounding"}
+SHOWN = {
+    "choice": ("accuracy", "macro_f1", "auc"),
+    "vqa": ("accuracy", "accuracy_open", "accuracy_closed", "accuracy_judged", "token_f1"),
+    "caption": ("cider", "bleu_4", "rouge_l"),
+    "grounding": ("iou", "accuracy", "accuracy@0.75"),
+}
+"""Task → the scores that the main table shows where it is the only task; the headline comes first."""
+
+PUBLISHED = "_published"
+READING = {
+    "choice": "In percent. Published: as the papers' code scores the same answers. A letter is the first capital "
+    "in range, anywhere in the reply; AUC and macro F1 are those of hard labels, with replies that cannot be "
+    "read as the third option (FedMLLM). Without letters the first character of the reply counts (FedVLMBench).",
+    "vqa": "In percent. Published: only the first character of the reply is compared (FedVLMBench).",
+    "caption": "In percent. Published: replies that cannot be read are left out, and where right answers have "
+    'the form "… is …", so are replies without "is" (FedVLMBench).',
+    "grounding": "In percent. Published: replies without a box are left out (FedVLMBench).",
+}
+"""Task → what its published scores are."""
+
+SCORING = {
+    "likelihood": "Options were compared by likelihood, all other answers generated freely.",
+    "generate": "All answers were generated freely.",
+    "teacher-forced": "Answers are teacher-forced, the published scoring of FedVLMBench: every token was "
+    "predicted from the right ones before it. They cannot be compared to generated answers.",
+}
+
+
+def score_table(result: Json) -> Table:
+    """Make the table of final scores and costs, one row a method, in the order of `result["scores"]`.
+
+    A run of one task shows that task's scores; one of several shows each task's headline and the mean rank.
+    """
+    compared = comparison(result["scores"])
+    several = len(compared["headlines"]) > 1
+    heads, cells = _by_task(compared) if several else _of_one_task(result, compared)
+    costs = {method: (size(sent(result, method)), _time(result, method)) for method in result["scores"]}
+    rows = tuple((label(method), *cells[method], *costs[method]) for method in result["scores"])
+    return Table(("Method", *heads, "Sent", "Seconds"), rows, _note(result, several))
+
+
+Cells = dict[str, tuple[str, ...]]
+
+
+def _tasks(result: Json) -> list[str]:
+    return list(comparison(result["scores"])["headlines"]) or ["choice"]
+
+
+def task_heads(result: Json) -> dict[str, str]:
+    """Return task → head of the column of its headline score."""
+    return _heads(comparison(result["scores"]))
+
+
+def _heads(compared: Json) -> dict[str, str]:
+    return {task: f"{_name(task)}: {_title(task, name)}" for task, name in compared["headlines"].items()}
+
+
+def _by_task(compared: Json) -> tuple[tuple[str, ...], Cells]:
+    """Return column heads and method → cells of a run with several tasks."""
+    cells = {
+        method: (*map(percent, scores.values()), _plain(compared["mean_rank"][method]))
+        for method, scores in compared["tasks"].items()
+    }
+    return (*_heads(compared).values(), "Mean rank"), cells
+
+
+def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
+    scores, main = result["scores"], main_score(result)
+    task = next(iter(compared["headlines"]), "choice")
+    paths = {_title(task, name): (name,) for name in SHOWN.get(task, ("accuracy",))}
+    if task != "choice":
+        paths = {head: path for head, path in paths.items() if _known(result, *path)}
+    slices = {"Image only": ("slices", "image", main), "Text only": ("slices", "text", main)}
+    if _withheld(result):
+        paths |= slices
+    cells = {
+        method: tuple(percent(number(found, *path)) for path in paths.values())
+        for method, found in scores.items()
+    }
+    for method, found in scores.items():
+        best, worst = number(found, "best"), number(found, "worst")
+        if best is not None and worst is not None and cells[method]:
+            first, *others = cells[method]
+            cells[method] = (f"{first} ({percent(best)}–{percent(worst)})", *others)
+    return tuple(paths), cells
+
+
+def _name(task: str) -> str:
+    return TASKS.get(task, task)
+
+
+def _title(task: str, name: str) -> str:
+    """Return a score's name for readers; an accuracy of boxes is told by its threshold."""
+    return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
+
+
+def _withheld(result: Json) -> bool:
+    """Tell whether scores with one modality withheld say more than those with all there is."""
+    return "choice" in _tasks(result) or all(
+        _known(result, "slices", name, main_score(result)) for name in ("image", "text")
+    )
+
+
+def _known(result: Json, *path: str) -> bool:
+    return any(number(found, *path) is not None for found in result["scores"].values())
+
+
+def _plain(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _time(result: Json, method: str) -> str:
+    return seconds(number(result, "seconds", method))
+
+
+def _note(result: Json, several: bool) -> str:
+    scores, main = result["scores"], main_score(result)
+    said = ["Scores in percent."]
+    if any(at(found, "tasks", "caption") for found in scores.values()):
+        said.append("CIDEr may exceed 100.")
+    if several:
+        said.append("Mean rank: over tasks, 1 is best.")
+    elif _withheld(result):
+        said.append(f"Image only and text only: {_in_text(main)} when just that is shown.")
+    if any(base(method) == "local" for method in scores):
+        best = "" if several else ", best and worst client in brackets"
+        said.append(f"Local: mean over clients{best}.")
+    if (how := str(result.get("scoring"))) in SCORING:
+        said.append(SCORING[how])
+    unread = {method: number(found, "unparsed") for method, found in scores.items()}
+    shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
+    if shown:
+        said.append(f"Answers that could not be read, counted as wrong: {', '.join(shown)}.")
+    return " ".join(said)
+
+
+def _in_text(name: str) -> str:
+    return "accuracy" if name == "accuracy" else title(name)
+
+
+def task_tables(result: Json) -> list[tuple[str, Table]]:
+    """Make a table of all scores of each task, unless the only task is multiple choice."""
+    found = comparison(result["scores"])["headlines"]
+    return [
+        (_name(task), _task_table(result, task, _names(result, task), "In percent."))
+        for task in found
+        if set(found) != {"choice"}
+    ]
+
+
+def published_tables(result: Json) -> list[tuple[str, Table]]:
+    """Make a table for each task of its scores as published code computes them, each beside ours."""
+    tables: list[tuple[str, Table]] = []
+    for task in comparison(result["scores"])["headlines"]:
+        ours = _names(result, task)
+        pairs = [(name.removesuffix(PUBLISHED), name) for name in _names(result, task, published=True)]
+        columns = [name for pair in pairs for name in pair if name in ours or name.endswith(PUBLISHED)]
+        if columns:
+            tables.append((_name(task), _task_table(result, task, columns, READING.get(task, ""))))
+    return tables
+
+
+def _names(result: Json, task: str, *, published: bool = False) -> list[str]:
+    """List the scores of a task that are known for some method."""
+    names = dict.fromkeys(
+        name for scores in result["scores"].values() for name in at(scores, "tasks", task) or {}
+    )
+    return [
+        name
+        for name in names
+        if name.endswith(PUBLISHED) == published and _known(result, "tasks", task, name)
+    ]
+
+
+def _task_table(result: Json, task: str, names: Sequence[str], note: str) -> Table:
+    rows = tuple(
+        (label(method), *(percent(number(found, "tasks", task, name)) for name in names))
+        for method, found in result["scores"].items()
+    )
+    return Table(("Method", *(_title(task, name) for name in names)), rows, note)
+
+
+def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
+    """Make the table of each client's gain over training alone; None for a run without local training.
+
+    Args:
+        result: The content of result.json.
+        clients: Names of the clients that get a column each; none for the summary alone.
+    """
+    gains = comparison(result["scores"])["gain"]
+    rows = [
+        (label(method), *_summary(found), *(_signed(number(found, place)) for place in range(len(clients))))
+        for method, found in gains.items()
+        if any(gain is not None for gain in found)
+    ]
+    if not rows:
+        return None
+    heads = ("Mean gain", "Best", "Worst", "Helped", "Hurt", *(f"Client {name}" for name in clients))
+    note = (
+        "Gain over local, in percent: how much better each client fares than with its own model trained alone, "
+        "on data like its own. Helped and hurt: number of clients."
+    )
+    return Table(("Method", *heads), tuple(rows), note)
+
+
+def _summary(gains: Sequence[float | None]) -> tuple[str, ...]:
+    known = [gain for gain in gains if gain is not None]
+    ends = (_signed(fmean(known)), _signed(max(known)), _signed(min(known)))
+    return (*ends, str(sum(gain > 0 for gain in known)), str(sum(gain < 0 for gain in known)))
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def terminal_table(result: Json) -> str:
+    """Write final scores and gains for a terminal of 80 columns, without colour."""
+    gains = gain_table(result)
+    return score_table(result).text(80) + (f"\n{gains.text(80)}" if gains else "")

@@ -1,0 +1,144 @@
+"""Tables of scores by task, beside published ones, and of gains; and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedloom.report.compare import seeds_table
+from fedloom.report.page import write_report
+from fedloom.report.prose import finding
+from fedloom.report.records import read_run
+from fedloom.report.scores import gain_table, published_tables, score_table, task_tables, terminal_table
+from fedloom.report.tables import MISSING, title
+
+
+def made(tasks, clients=(), **top):
+    """Scores of one method, as a run writes them down."""
+    (first, *others) = tasks.values()
+    flat = {"accuracy": 0.25, "unparsed": 0.0} if others else dict(first)
+    return {**flat, "tasks": tasks, "client_tasks": list(clients), "slices": {}, **top}
+
+
+CAPTION = {"cider": 1.25, "bleu_4": 0.2, "rouge_l": 0.5, "accuracy": 0.1, "unparsed": 0.0}
+BOXES = {"iou": 0.4, "accuracy": 0.3, "accuracy@0.75": 0.1, "unparsed": 0.5, "iou_published": 0.8}
+VQA = {"accuracy": 0.6, "accuracy_open": 0.5, "accuracy_closed": 0.75, "token_f1": 0.7, "unparsed": 0.0}
+
+
+def columns(table):
+    return {head: [row[place] for row in table.rows] for place, head in enumerate(table.columns)}
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "wanted"),
+    [
+        ("caption", CAPTION, {"CIDEr": "125.0", "BLEU-4": "20.0", "ROUGE-L": "50.0"}),
+        ("grounding", BOXES, {"Mean IoU": "40.0", "Acc@0.5": "30.0", "Acc@0.75": "10.0"}),
+        ("vqa", VQA, {"Accuracy": "60.0", "Accuracy, open": "50.0", "Accuracy, closed": "75.0"}),
+    ],
+)
+def test_a_run_of_one_task_shows_that_tasks_scores(task, scores, wanted):
+    found = columns(score_table({"scores": {"fedavg": made({task: scores})}}))
+    assert {head: found[head] for head in wanted} == {head: [value] for head, value in wanted.items()}
+    assert next(iter(wanted)) == list(found)[1] and "Image only" not in found
+
+
+def test_a_run_of_several_tasks_shows_each_headline_and_the_mean_rank():
+    better = {**CAPTION, "cider": 2.0}
+    result = {
+        "scores": {
+            "local": made({"vqa": VQA, "caption": CAPTION}),
+            "fedavg": made({"vqa": VQA, "caption": better}),
+        }
+    }
+    found = columns(score_table(result))
+    assert found["VQA: Accuracy"] == ["60.0", "60.0"] and found["Caption: CIDEr"] == ["125.0", "200.0"]
+    assert found["Mean rank"] == ["1.75", "1.25"]  # the first task is shared: 1.5 each
+    assert [name for name, _ in task_tables(result)] == ["VQA", "Caption"]
+
+
+@pytest.mark.parametrize(
+    ("scoring", "said"),
+    [("likelihood", "likelihood"), ("generate", "freely"), ("teacher-forced", "cannot be compared")],
+)
+def test_tables_tell_how_answers_were_found(scoring, said):
+    assert said in score_table({"scores": {"fedavg": made({"vqa": VQA})}, "scoring": scoring}).note
+
+
+def test_published_scores_stand_beside_ours_and_are_labelled():
+    ((name, table),) = published_tables({"scores": {"fedavg": made({"grounding": BOXES})}})
+    found = columns(table)
+    assert name == "Grounding" and "left out" in table.note
+    assert (found["Mean IoU"], found["Mean IoU (published)"]) == (["40.0"], ["80.0"])
+    assert title("auc_published") == "AUC (published)"
+    assert published_tables({"scores": {"fedavg": {"accuracy": 0.5}}}) == []
+
+
+def test_gains_tell_whom_federation_helps():
+    local = made({"vqa": VQA}, [{"vqa": 0.5}, {"vqa": 0.5}, {"vqa": 0.0}])
+    fedavg = made({"vqa": VQA}, [{"vqa": 0.75}, {"vqa": 0.25}, {"vqa": 0.1}])
+    table = gain_table({"scores": {"local": local, "fedavg": fedavg}}, ["a", "b", "c"])
+    assert table is not None
+    assert table.rows == (("FedAvg", "+0.0", "+50.0", "−50.0", "1", "1", "+50.0", "−50.0", MISSING),)
+    assert gain_table({"scores": {"fedavg": fedavg}}) is None
+    text = terminal_table({"scores": {"local": local, "fedavg": fedavg}})
+    assert "Helped" in text and max(map(len, text.split("\n"))) <= 80
+
+
+def test_a_finding_about_captions_speaks_of_their_score_and_not_of_chance():
+    scores = {
+        name: made({"caption": {**CAPTION, "cider": level}})
+        for name, level in (("local", 0.5), ("centralised", 1.5), ("fedavg", 1.0))
+    }
+    first = finding({"scores": scores}, 100)
+    assert "CIDEr of 100.0," in first[0] and "50%" in first[0]
+    assert not any("chance" in sentence for sentence in first)
+
+
+def test_the_page_shows_tasks_published_scores_and_gains(run_folder, tmp_path):
+    folder = run_folder(methods=("local", "fedavg"), names=(0, 1))
+    file = folder / "result.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    for method, level in (("local", 0.5), ("fedavg", 1.0)):
+        scores = result["scores"][method]
+        scores |= {"tasks": {"caption": CAPTION, "grounding": BOXES}}
+        scores |= {"client_tasks": [{"caption": level}, {"grounding": 0.4}]}
+    file.write_text(json.dumps(result), encoding="utf-8")
+    write_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for said in (
+        "All scores of each task",
+        "Mean IoU (published)",
+        "Does federation help each client?",
+        "+100.0",
+    ):
+        assert said in page
+    for scores in result["scores"].values():
+        scores |= {"tasks": {"caption": CAPTION}, **CAPTION, "clients": [7.5, 1.0]}
+    file.write_text(json.dumps(result), encoding="utf-8")
+    write_report([folder], tmp_path / "captions.html")
+    page = (tmp_path / "captions.html").read_text(encoding="utf-8")
+    assert "CIDEr for each client under each method" in page and "CIDEr after each round" not in page
+    assert read_run(folder).result["scores"]["fedavg"]["cider"] == 1.25
+
+
+def test_runs_of_several_tasks_are_averaged_by_task(run_folder):
+    runs = []
+    for seed, cider in ((0, 1.0), (1, 2.0)):
+        folder = run_folder(f"s{seed}", seed=seed, methods=("local", "fedavg"), names=(0, 1))
+        file = folder / "result.json"
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for method, scores in result["scores"].items():
+            level = cider if method == "fedavg" else 1.5
+            scores |= {"tasks": {"vqa": VQA, "caption": {**CAPTION, "cider": level}}}
+            scores |= {"client_tasks": [{"vqa": 0.5}, {"caption": level}]}
+        file.write_text(json.dumps(result), encoding="utf-8")
+        runs.append(read_run(folder))
+    found = columns(seeds_table(runs))
+    place = found["Method"].index("FedAvg")
+    # Of 1 and 2 the mean is 1.5 and the deviation the root of one half; ranks are 1.75 and 1.25.
+    assert found["Caption: CIDEr"][place] == "150.0 ± 70.7"
+    assert found["VQA: Accuracy"][place] == "60.0 ± 0.0"
+    assert found["Mean rank"][place] == "1.50 ± 0.35"
+    assert found["Gain over local"][place].startswith("0.0 ± ")
