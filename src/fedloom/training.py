@@ -18,7 +18,7 @@ from fedloom.client.train import learning_rate
 from fedloom.engine.fit import MOST, remembered
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, run_rounds, works_of
-from fedloom.engine.store import commit, last_commit
+from fedloom.engine.store import commit, last_commit, opened
 from fedloom.experiment import Experiment
 from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
@@ -33,7 +33,7 @@ from fedloom.tasks.scoring import Judged, score
 from fedloom.tasks.verdict import Judge
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.svd import svd_start
-from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, Tensors
+from fedloom.types import ClientUpdate, Conversation, DataSet, Presence
 
 CLIENTS_HELD = 1024
 """Clients whose rendered examples are kept from round to round."""
@@ -130,16 +130,25 @@ def _training(
     schedule = Schedule(train.rounds, clients, train.cohort, experiment.seed, train.sampler)
     standing = last_commit(folder, layout) or Standing(algorithm.init(_start(setting.tuned, method)))
 
-    def committed(now: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:
+    def committed(now: Standing, log: dict[str, Any]) -> None:
         done, every = now.state.round, experiment.evaluate.every
         lr = learning_rate(experiment.train, done - 1)
         setting.record.append("round", {"method": name, "client": alone, "lr": lr, **log})
         if every and alone is None and done < schedule.rounds and done % every == 0:
             full = slices_of(setting.data.test)[0]
             answers_of(setting, {None: algorithm.broadcast(now.state).params}, method, name, done, full)
-        return commit(folder, now, changed)
+        commit(folder, now)
 
-    return Run(algorithm, standing, schedule, conversations, experiment.train, experiment.gate, committed)
+    return Run(
+        algorithm,
+        standing,
+        schedule,
+        conversations,
+        experiment.train,
+        experiment.gate,
+        partial(opened, folder),
+        committed,
+    )
 
 
 def rows_of(setting: Setting, runs: Sequence[Run]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ import torch
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.client.train import Result, Work
-from fedloom.engine.rounds import Committed, Run, Schedule, Standing, draw_cohort, keep, run_rounds
-from fedloom.engine.store import Stored, commit, last_commit
+from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, in_memory, run_rounds
+from fedloom.engine.store import Stored, commit, last_commit, opened
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
-from fedloom.types import ClientUpdate, Tensors, UserError
+from fedloom.types import ClientUpdate, UserError
 
 LAYOUT = Layout.of({"w": (6,)})
 
@@ -58,9 +59,11 @@ def whole_run(
     backend: Pull,
     standing: Standing,
     schedule: Schedule,
-    committed: Committed = keep,
+    committed: Callable[[Standing, dict], None] = lambda now, log: None,
+    folder: Path | None = None,
 ) -> Standing:
-    run = Run(algorithm, standing, schedule, lambda client: [], None, Limits(), committed)
+    keep = in_memory if folder is None else partial(opened, folder)
+    run = Run(algorithm, standing, schedule, lambda client: [], None, Limits(), keep, committed)
     return run_rounds([run], backend)[0]
 
 
@@ -73,14 +76,13 @@ def test_stopping_and_going_on_from_a_commit_changes_no_bit(name: str, stop: int
     algorithm = make(name, 4)
     whole = whole_run(algorithm, Pull(), start(name), SCHEDULE)
 
-    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
-        now = commit(tmp_path, now, changed)
+    def committed(now: Standing, log: dict[str, object]) -> None:
+        commit(tmp_path, now)
         if now.state.round == stop:
             raise KeyboardInterrupt
-        return now
 
     with pytest.raises(KeyboardInterrupt):
-        whole_run(algorithm, Pull(), start(name), SCHEDULE, committed)
+        whole_run(algorithm, Pull(), start(name), SCHEDULE, committed, tmp_path)
     back = last_commit(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
@@ -93,9 +95,8 @@ def test_stopping_and_going_on_from_a_commit_changes_no_bit(name: str, stop: int
 def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
     algorithm, logs = make("fedavg", 4), []
 
-    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
+    def committed(now: Standing, log: dict[str, object]) -> None:
         logs.append(log)
-        return keep(now, log, changed)
 
     with_bad = whole_run(
         algorithm, Pull(bad=(2,)), start("fedavg"), Schedule(2, (0, 1, 2, 3), None, 0), committed
@@ -121,7 +122,8 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_pat
         Pull(),
         start("scaffold"),
         SCHEDULE,
-        lambda now, _, changed: commit(tmp_path, now, changed),
+        lambda now, _: commit(tmp_path, now),
+        tmp_path,
     )
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
@@ -144,16 +146,14 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_pat
 
 def test_only_two_commits_are_kept(tmp_path: Path) -> None:
     algorithm = make("fedavg", 4)
-    whole_run(
-        algorithm, Pull(), start("fedavg"), SCHEDULE, lambda now, _, changed: commit(tmp_path, now, changed)
-    )
+    whole_run(algorithm, Pull(), start("fedavg"), SCHEDULE, lambda now, _: commit(tmp_path, now))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]
 
 
 def test_another_layout_reads_no_commit(tmp_path: Path) -> None:
-    commit(tmp_path, start("fedavg"), {})
+    commit(tmp_path, start("fedavg"))
     assert last_commit(tmp_path, Layout.of({"v": (6,)})) is None
 
 
@@ -198,9 +198,8 @@ def test_several_runs_in_step_are_the_runs_by_themselves() -> None:
 def test_the_timers_explain_the_round() -> None:
     logs: list[dict] = []
 
-    def committed(now: Standing, log: dict, changed: dict[int, Tensors]) -> Standing:
+    def committed(now: Standing, log: dict) -> None:
         logs.append(log)
-        return keep(now, log, changed)
 
     whole_run(make("fedavg", 4), Pull(), start("fedavg"), SCHEDULE, committed)
     for log in logs:
@@ -233,22 +232,22 @@ def test_a_round_holds_few_updates_however_many_clients_there_are() -> None:
 def test_what_clients_keep_lies_in_files_and_is_bounded(name: str, tmp_path: Path) -> None:
     algorithm = make(name, 4)
 
-    def committed(now: Standing, log: dict[str, object], changed: dict[int, Tensors]) -> Standing:
-        return commit(tmp_path, now, changed)
+    def committed(now: Standing, log: dict[str, object]) -> None:
+        commit(tmp_path, now)
 
     schedule = Schedule(5, (0, 1, 2, 3), 2, seed=3)
-    stored = whole_run(algorithm, Pull(), start(name), schedule, committed)
+    stored = whole_run(algorithm, Pull(), start(name), schedule, committed, tmp_path)
     kept = whole_run(algorithm, Pull(), start(name), schedule)
     assert isinstance(stored.memories, Stored)
     assert list(stored.memories) == sorted(kept.memories)
     for client, memory in kept.memories.items():
         assert all(torch.equal(stored.memories[client][key], value) for key, value in memory.items())
-        assert len(list((tmp_path / "memory/0" / str(client)).iterdir())) <= 2
+        assert len(list((tmp_path / "memory/0" / str(client)).iterdir())) <= 3
 
 
 def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
     stored = Stored(tmp_path, 1)
-    stored.write(3, {"control": torch.ones(4)})
+    stored[3] = {"control": torch.ones(4)}
     file = next(tmp_path.rglob("*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

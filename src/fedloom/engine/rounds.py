@@ -19,7 +19,18 @@ from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
 from fedloom.types import ClientUpdate, Conversation, Tensors, UserError
 
-Memories = Mapping[int, Tensors]
+
+class Memories(Protocol):
+    """What clients keep, by client: a dict, or files."""
+
+    def get(self, client: int, default: Tensors, /) -> Tensors:
+        """Return what a client keeps."""
+        ...
+
+    def __setitem__(self, client: int, memory: Tensors, /) -> None:
+        """Keep what a client found in this round."""
+        ...
+
 
 LISTED = 1000
 """Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
@@ -47,7 +58,7 @@ class Standing:
     """
 
     state: ServerState
-    memories: Memories = field(default_factory=dict)
+    memories: Memories = field(default_factory=dict[int, Tensors])
     norms: tuple[float, ...] = ()
     up: int = 0
     down: int = 0
@@ -91,15 +102,13 @@ def payload(tensors: Tensors) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
-Committed = Callable[[Standing, dict[str, Any], dict[int, Tensors]], Standing]
-"""(standing, the round's figures, memories changed in it) → the standing to go on with.
+def in_memory(standing: Standing) -> Memories:
+    """Open a copy of clients' memories for the next round, in memory."""
+    return dict(standing.memories.items()) if isinstance(standing.memories, Mapping) else {}
 
-Called after each round. The standing it is given holds the memories from before the round."""
 
-
-def keep(standing: Standing, log: dict[str, Any], changed: dict[int, Tensors]) -> Standing:
-    """Keep clients' memories in memory: the `Committed` of runs that need no file."""
-    return replace(standing, memories={**standing.memories, **changed})
+def _nothing(standing: Standing, log: dict[str, Any]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,9 @@ class Run:
         conversations: Each client's rendered examples, by client; may render them when asked.
         settings: How clients train.
         gate: Which updates are refused.
-        committed: Called after each round.
+        opened: Makes the memories that the next round's clients write to, from where the run stands; those
+            of before stay as they are.
+        committed: Called after each round with where the run then stands and the round's figures.
     """
 
     algorithm: FederatedAlgorithm
@@ -122,7 +133,8 @@ class Run:
     conversations: Callable[[int], Sequence[Conversation]]
     settings: TrainSettings
     gate: GateSettings
-    committed: Committed = keep
+    opened: Callable[[Standing], Memories] = in_memory
+    committed: Callable[[Standing, dict[str, Any]], None] = _nothing
 
     @property
     def round(self) -> int:
@@ -148,8 +160,9 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
         works = [works_of(now[k], cohort) for k, cohort in zip(together, cohorts, strict=True)]
         results = backend.map(chain.from_iterable(works), clock)
         for k, cohort in zip(together, cohorts, strict=True):
-            standing, log, changed = _close(now[k], cohort, islice(results, len(cohort)), clock)
-            now[k] = replace(now[k], standing=now[k].committed(standing, log, changed))
+            standing, log = _close(now[k], cohort, islice(results, len(cohort)), clock)
+            now[k].committed(standing, log)
+            now[k] = replace(now[k], standing=standing)
             clock.take()  # what `committed` took is no part of a round
     return [run.standing for run in now]
 
@@ -173,10 +186,10 @@ def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
 
 def _close(
     run: Run, cohort: Sequence[int], results: Iterator[Result], clock: Clock
-) -> tuple[Standing, dict[str, Any], dict[int, Tensors]]:
-    """Take in a round's results; return where the run stands then, the round's figures, and new memories."""
+) -> tuple[Standing, dict[str, Any]]:
+    """Take in a round's results; return where the run stands then, and the round's figures."""
     before = run.standing
-    tally = _Tally(Gate(before.state.params.layout, before.norms, run.gate))
+    tally = _Tally(Gate(before.state.params.layout, before.norms, run.gate), run.opened(before))
     accepted = tally.accepted(results, clock)
     first = next(accepted, None)
     if first is None:
@@ -205,25 +218,25 @@ def _close(
     moved = replace(
         before,
         state=after,
+        memories=tally.memories,
         norms=tally.gate.norms,
         up=before.up + tally.up,
         down=before.down + down,
         seconds=before.seconds + seconds,
     )
-    return moved, log, tally.changed
+    return moved, log
 
 
 class _Tally:
     """What is counted while a round's updates stream by."""
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+    def __init__(self, gate: Gate, memories: Memories) -> None:
+        self.gate, self.memories = gate, memories
         self.up = 0
         self.loss = 0.0
         self.weight = 0.0
         self.clients: list[dict[str, Any]] = []
         self.refused: dict[int, str] = {}
-        self.changed: dict[int, Tensors] = {}
 
     def accepted(self, results: Iterator[Result], clock: Clock) -> Iterator[ClientUpdate]:
         """Pass on the updates that the gate lets through."""
@@ -237,6 +250,6 @@ class _Tally:
             self.loss += update.weight * update.metrics.get("loss", 0.0)
             self.weight += update.weight
             if memory:
-                self.changed[update.client] = memory
+                self.memories[update.client] = memory
             clock.lap("aggregate")
             yield update

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedloom.algorithms.base import ServerState
-from fedloom.engine.rounds import Memories, Standing
+from fedloom.engine.rounds import Standing
 from fedloom.params import Layout, Params
 from fedloom.record import write_atomic, write_json
 from fedloom.types import Tensors, UserError
@@ -29,20 +29,16 @@ from fedloom.types import Tensors, UserError
 KEPT = 2
 
 
-def commit(folder: Path, standing: Standing, changed: Memories) -> Standing:
+def opened(folder: Path, standing: Standing) -> Stored:
+    """Open the files that the next round's clients write what they keep to."""
+    return Stored(folder / "memory", standing.state.round + 1)
+
+
+def commit(folder: Path, standing: Standing) -> None:
     """Write where a run stands after a round, and drop commits older than the last two.
 
-    Args:
-        folder: Where commits lie.
-        standing: State and figures after the round; its memories are those from before.
-        changed: What the round's clients keep.
-
-    Returns:
-        The same standing with memories as they now lie in the folder.
+    What clients keep is in files already; see `opened`.
     """
-    stored = Stored(folder / "memory", standing.state.round)
-    for client, memory in changed.items():
-        stored.write(client, memory)
     tensors: dict[str, Tensor] = {"params": standing.state.params.flat}
     tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
     content = save({name: value.contiguous() for name, value in tensors.items()})
@@ -61,14 +57,14 @@ def commit(folder: Path, standing: Standing, changed: Memories) -> Standing:
     for old in sorted(folder.glob("round-*.json"))[:-KEPT]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
-    for client in changed:
-        stored.prune(client)
-    return replace(standing, memories=stored)
 
 
 @dataclass(frozen=True)
 class Stored(Mapping[int, Tensors]):
     """What clients keep, as it was after some round: read from files when asked for.
+
+    Writing adds a file for this round; those of earlier rounds stay until a third is written, so that a run
+    can go on from either of its last two commits.
 
     Attributes:
         folder: Where the files lie.
@@ -99,15 +95,11 @@ class Stored(Mapping[int, Tensors]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def write(self, client: int, memory: Tensors) -> None:
-        """Write what a client keeps after this round."""
+    def __setitem__(self, client: int, memory: Tensors) -> None:
         tensors = {name: value.contiguous() for name, value in memory.items()}
         content = save(tensors, metadata={"sha256": _digest(tensors)})
         write_atomic(self._place(client) / f"round-{self.round:04}.safetensors", content)
-
-    def prune(self, client: int) -> None:
-        """Drop a client's files older than the last two."""
-        for old in self._files(client)[:-KEPT]:
+        for old in self._files(client)[: -KEPT - 1]:
             old.unlink()
 
     def _place(self, client: int) -> Path:
