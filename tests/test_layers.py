@@ -18,8 +18,8 @@ LAYERS = {
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "experiment", "folder", "training", "runner"},
-    6: {"cli", "cli_data", "cli_split", "__init__", "__main__"},
+    5: {"report", "sections", "experiment", "axes", "grid", "folder", "training", "runner", "sweep"},
+    6: {"cli", "cli_data", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
@@ -31,7 +31,7 @@ DOORS = {
     "sklearn": {"tasks"},
     "pydantic": {"mistakes", "sections", "experiment"},
     "yaml": {"document"},
-    "typer": {"cli", "cli_data", "cli_split"},
+    "typer": {"cli", "cli_data", "cli_options", "cli_split", "cli_sweep"},
     "rich": {"progress"},
     "jinja2": {"report"},
     "pickle": set(),

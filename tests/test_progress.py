@@ -1,6 +1,6 @@
 import io
 
-from fedloom.progress import Progress, make_progress
+from fedloom.progress import Progress, make_passing_progress, make_progress
 
 
 class Clock:
@@ -79,3 +79,12 @@ def test_a_bar_shows_names_counts_and_figures():
     shown = stream.getvalue()
     for word in ("fedavg [5]", "4/4", "loss 0.25", "[not markup]"):
         assert word in shown
+
+
+def test_passing_progress_writes_nothing_where_no_bar_can_be_drawn(capsys):
+    for quiet in (True, False):
+        progress = make_passing_progress(quiet)
+        progress.stage("fedavg", 2)
+        progress.advance(2, loss=0.5)
+        progress.close()
+    assert capsys.readouterr() == ("", "")

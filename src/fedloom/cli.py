@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +12,14 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
+from fedloom.cli_options import INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, courteous
 from fedloom.cli_split import split
+from fedloom.cli_sweep import report_sweep, sweep, validate_grid
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
     from fedloom.progress import Progress
-
-USER_ERROR, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="fedloom",
@@ -30,53 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data)
-
-
-def _complete_recipe(incomplete: str) -> list[str]:
-    from fedloom.experiment import recipes
-
-    return [name for name in recipes() if name.startswith(incomplete)]
-
-
-def _complete_key(incomplete: str) -> list[str]:
-    from fedloom.document import dotted
-    from fedloom.experiment import Experiment
-    from fedloom.mistakes import key_descriptions
-
-    keys = (dotted(path) for path, _ in key_descriptions(Experiment.model_json_schema()))
-    return [f"{key}=" for key in keys if key.startswith(incomplete)]
-
-
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE", help="A recipe's name or a YAML or JSON file.", autocompletion=_complete_recipe
-    ),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one key, e.g. train.lr=3e-4; may be given often.",
-        autocompletion=_complete_key,
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")]
-
-
-@contextmanager
-def _courteous(debug: bool) -> Iterator[None]:
-    """Tell a user's mistake in its own words, without a traceback."""
-    try:
-        yield
-    except UserError as error:
-        if debug:
-            raise
-        typer.echo(f"fedloom: {error}", err=True)
-        raise typer.Exit(USER_ERROR) from None
 
 
 def _print_version(wanted: bool) -> None:
@@ -104,7 +56,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment and show its table."""
-    with _courteous(debug):
+    with courteous(debug):
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, folder_state
 
@@ -129,7 +81,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Go on with an interrupted run."""
-    with _courteous(debug):
+    with courteous(debug):
         from fedloom.folder import finished
 
         _check_run(folder)
@@ -160,6 +112,10 @@ def _work(folder: Path, quiet: bool, experiment: Experiment | None) -> dict[str,
 
 
 def _check_run(folder: Path) -> None:
+    if (folder / "sweep.json").is_file():
+        raise UserError(
+            f"{folder} is a sweep; its `fedloom sweep` command goes on, and `fedloom report` reports"
+        )
     if not (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
 
@@ -182,13 +138,19 @@ def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
             typer.echo(f"{what.capitalize() + ':':9}{folder / result[what]}")
 
 
+app.command()(sweep)
+
+
 @app.command()
 def validate(recipe: Recipe, changes: Changes = None, as_json: Json = False, debug: Debug = False) -> None:
     """Check an experiment without running it; --json writes it with every default."""
-    with _courteous(debug):
-        from fedloom.experiment import load_experiment
+    with courteous(debug):
+        from fedloom.experiment import load_experiment, sweep_keys
         from fedloom.folder import default_folder
 
+        if keys := sweep_keys(recipe):
+            validate_grid(recipe, changes or (), as_json, quick="quick" in keys)
+            return
         experiment = load_experiment(recipe, changes or ())
         if as_json:
             typer.echo(experiment.to_json(), nl=False)
@@ -199,7 +161,7 @@ def validate(recipe: Recipe, changes: Changes = None, as_json: Json = False, deb
 @app.command()
 def show(recipe: Recipe, debug: Debug = False) -> None:
     """Print a recipe, ready to be copied into a file of your own."""
-    with _courteous(debug):
+    with courteous(debug):
         from fedloom.experiment import experiment_text
 
         typer.echo(experiment_text(recipe)[0], nl=False)
@@ -207,7 +169,9 @@ def show(recipe: Recipe, debug: Debug = False) -> None:
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs, or of one sweep.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The page; the default is DIR/report.html, for several runs comparison.html."),
@@ -215,9 +179,12 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write the report of a run, or compare several on one page."""
-    with _courteous(debug):
+    with courteous(debug):
         from fedloom.report.page import write_report
 
+        if (folders[0] / "sweep.json").is_file():
+            report_sweep(folders, out)
+            return
         for folder in folders:
             _check_run(folder)
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
@@ -310,7 +277,7 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
-    with _courteous(debug):
+    with courteous(debug):
         if kind not in _LISTS:
             from fedloom.mistakes import unknown
 

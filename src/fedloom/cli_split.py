@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedloom.cli_options import courteous
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def split(
     ] = False,
 ) -> None:
     """Show who would hold what, and how much the clients would differ."""
-    from fedloom.cli import _courteous
-
-    with _courteous(debug):
+    with courteous(debug):
         from fedloom.report.split import cohorts_table, split_text
 
         if (dataset is None) == (sampler is None):

@@ -7,7 +7,7 @@ and repeated keys are refused: an experiment is plain data, and each value is wr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -213,26 +213,63 @@ def override(document: Document, text: str, is_text: Callable[[KeyPath], bool]) 
     Returns:
         The changed document, in which the new value stands at `--set key.path`.
     """
+    path, branch = read_change(text, is_text)
+    return graft(document, path, branch) if not branch.mistakes else _noting(document, *branch.mistakes)
+
+
+def read_change(text: str, is_text: Callable[[KeyPath], bool]) -> tuple[KeyPath, Document]:
+    """Take `key.path=value` apart; what is wrong with it is among the value's mistakes. See `override`."""
     key, equals, raw = text.partition("=")
     path: KeyPath = tuple(key.strip().split("."))
     place = Place(f"--set {key.strip()}")
     if not equals or not all(path):
         message = "must look like key=value, for example --set train.lr=3e-4"
-        return _noting(document, Mistake(Place(f"--set {text}"), message))
+        return path, _unread(Place(f"--set {text}"), message)
     given = read(raw, place.source)
-    if given.mistakes:
-        return _noting(document, *(Mistake(place, mistake.message) for mistake in given.mistakes))
     value = raw.strip() if isinstance(given.value, bool | int | float) and is_text(path) else given.value
+    places = dict.fromkeys(given.values, place)
+    mistakes = tuple(Mistake(place, mistake.message) for mistake in given.mistakes)
+    return path, Document(place.source, value, places, places, mistakes)
+
+
+def part(document: Document, path: KeyPath) -> Document:
+    """Return what stands at a path as a document of its own, its places kept."""
+    value = document.value
+    for key in path:
+        value = value[key]
+    keys, values = (
+        {inner[len(path) :]: place for inner, place in places.items() if inner[: len(path)] == path}
+        for places in (document.keys, document.values)
+    )
+    return Document(document.source, value, keys, values)
+
+
+def without(document: Document, names: Collection[str]) -> Document:
+    """Return a document that lacks some of its outermost keys."""
+    if not isinstance(document.value, dict):
+        return document
+    value = {key: inner for key, inner in document.value.items() if key not in names}
+    keys, values = (
+        {path: place for path, place in places.items() if not path or path[0] not in names}
+        for places in (document.keys, document.values)
+    )
+    return Document(document.source, value, keys, values, document.mistakes)
+
+
+def graft(document: Document, path: KeyPath, branch: Document) -> Document:
+    """Put the value of another document at a path, in place of what stands there; its places come along."""
     try:
-        changed = _with(document.value, path, value)
+        changed = _with(document.value, path, branch.value)
     except TypeError:
         message = f"{dotted(path[:-1])} has no keys; set it as a whole, as in --set {path[0]}=[a, b]"
-        return _noting(document, Mistake(place, message))
-    inner = {path + below: place for below in given.values}
-    around = {path[:end]: place for end in range(1, len(path)) if path[:end] not in document.values}
+        return _noting(document, Mistake(branch.place(()), message))
+    begins = branch.place(())
+    around = {path[:end]: begins for end in range(1, len(path)) if path[:end] not in document.values}
     keys, values = (
-        {other: where for other, where in places.items() if other[: len(path)] != path} | around | inner
-        for places in (document.keys, document.values)
+        {other: where for other, where in old.items() if other[: len(path)] != path}
+        | around
+        | {path + below: where for below, where in new.items()}
+        for old, new in ((document.keys, branch.keys), (document.values, branch.values))
     )
     return Document(document.source, changed, keys, values, document.mistakes)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedloom.document import KeyPath, override, read
+from fedloom.document import Document, KeyPath, override, read
 from fedloom.methods import (
     DEFAULT_METHODS,
     MODIFIERS,
@@ -31,6 +31,7 @@ from fedloom.mistakes import (
     refusal,
     resolve,
     schema_at,
+    schema_of,
     unknown,
 )
 from fedloom.scenarios.published import REPAIR, unpublished
@@ -263,10 +264,16 @@ def _refused_arguments(name: str, arguments: Mapping[str, Argument], clients: in
 
 
 def recipes() -> dict[str, Traversable]:
-    """Return the shipped experiments, name → file, in alphabetical order."""
-    files = resources.files("fedloom").joinpath("recipes").iterdir()
-    found = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
-    return dict(sorted(found.items()))
+    """Return the shipped experiments, name → file, in alphabetical order; names have folders in them."""
+    return dict(sorted(_recipes(resources.files("fedloom").joinpath("recipes"))))
+
+
+def _recipes(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    for file in folder.iterdir():
+        if file.is_dir():
+            yield from _recipes(file, f"{prefix}{file.name}/")
+        elif file.name.endswith(".yaml"):
+            yield prefix + file.name.removesuffix(".yaml"), file
 
 
 def experiment_text(path_or_recipe: str) -> tuple[str, str]:
@@ -293,6 +300,10 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
         raise UserError(f"{path_or_recipe} cannot be read: {error.strerror}") from None
 
 
+SWEEP_KEYS = ("grid", "quick", "published")
+"""Keys of a recipe that describes many experiments; see `fedloom.grid`."""
+
+
 def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment from a recipe or a YAML or JSON file.
 
@@ -301,14 +312,27 @@ def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Exper
         overrides: Changes such as `train.lr=3e-4`, applied in order.
 
     Raises:
-        UserError: Every mistake, with file, line, column and key.
+        UserError: Every mistake, with file, line, column and key; or it is a grid of experiments.
     """
     document = read(*experiment_text(path_or_recipe))
-    schema = Experiment.model_json_schema()
+    if _sweep_keys(document):
+        told = f"it holds a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
+        raise UserError(f"{document.source}: {told}")
     for change in overrides:
-        document = override(document, change, lambda path: _takes_text(schema_at(schema, path)))
+        document = override(document, change, takes_text)
     return resolve(Experiment, document)
 
 
-def _takes_text(part: Mapping[str, Any]) -> bool:
+def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:
+    """Return the keys of a recipe that only a sweep understands; none where it is a single experiment."""
+    return _sweep_keys(read(*experiment_text(path_or_recipe)))
+
+
+def _sweep_keys(document: Document) -> tuple[str, ...]:
+    return tuple(key for key in SWEEP_KEYS if isinstance(document.value, dict) and key in document.value)
+
+
+def takes_text(path: KeyPath) -> bool:
+    """Say whether the value of an experiment's key is text."""
+    part = schema_at(schema_of(Experiment), path)
     return {option.get("type") for option in part.get("anyOf", [part])} in ({"string"}, {"string", "null"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -40,11 +41,23 @@ def refusal(conflicts: Sequence[Conflict]) -> PydanticCustomError:
 def resolve(model: type[Model], document: Document) -> Model:
     """Make a model from a document.
 
+    Raises:
+        UserError: One line for every mistake, in the order of the file.
+    """
+    found, mistakes = check(model, document)
+    if mistakes or found is None:
+        raise UserError(told(document.source, mistakes))
+    return found
+
+
+def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mistake]]:
+    """Make a model from a document, or find every mistake in it.
+
     A model stops at the first layer of mistakes, so each pass takes out what is wrong and tries again with
     defaults in its place, until nothing new is found.
 
-    Raises:
-        UserError: One line for every mistake, in the order of the file.
+    Returns:
+        The model, without what was wrong, and the mistakes; the model is None where too little was right.
     """
     mistakes, wrong = list(document.mistakes), set[KeyPath]()
     unread = {mistake.place for mistake in mistakes if mistake.place.line}
@@ -64,12 +77,11 @@ def resolve(model: type[Model], document: Document) -> Model:
             wrong |= paths
             for path in paths:
                 value = _without(value, path)
-    if mistakes or found is None:
-        raise UserError(_told(document.source, mistakes))
-    return found
+    return found, mistakes
 
 
-def _told(source: str, mistakes: Sequence[Mistake]) -> str:
+def told(source: str, mistakes: Sequence[Mistake]) -> str:
+    """Write mistakes as a user sees them: how many, then one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
     count = "one mistake" if len(ordered) == 1 else f"{len(ordered)} mistakes"
@@ -80,7 +92,7 @@ def _mistakes(
     model: type[BaseModel], document: Document, value: Any, error: ValidationError, wrong: set[KeyPath]
 ) -> tuple[list[Mistake], set[KeyPath]]:
     """Return what one pass found, and the keys to leave out in the next."""
-    schema, found, paths = model.model_json_schema(), [], set[KeyPath]()
+    schema, found, paths = schema_of(model), [], set[KeyPath]()
     rows = error.errors(include_url=False)
     for row in rows:
         if row["type"] == "conflict":
@@ -96,6 +108,12 @@ def _mistakes(
         # A list with a bad item is left out whole, so that the places of its other items stay true.
         paths.add(path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))])
     return found, paths
+
+
+@cache
+def schema_of(model: type[BaseModel]) -> Schema:
+    """Return a model's JSON schema, made once; not to be changed."""
+    return model.model_json_schema()
 
 
 def _without(value: Any, path: KeyPath) -> Any:
@@ -124,9 +142,11 @@ def explain(schema: Schema, path: KeyPath, row: Mapping[str, Any], value: Any, *
         return f"{key} is not a known key{hint} Allowed here: {', '.join(here)}"
     if row["type"] == "choice":
         return f"{key}: {row['msg']}"
+    wanted = schema_at(schema, path)
+    if row["type"] == "missing":
+        return f"{key} is missing; it must be {expected(schema, wanted)}"
     for part in path:
         value = value[part]
-    wanted = schema_at(schema, path)
     choices = [choice for choice in _choices(wanted) if isinstance(choice, str)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     return f"{key} is {_shown(value)}, but must be {expected(schema, wanted)}{hint}"

@@ -16,6 +16,7 @@ class Progress:
     Args:
         stream: Where to write, or None to write nothing.
         bar: Draw a bar with rich instead of writing lines.
+        passing: Take the bar away at the end.
         every: Seconds between lines of a stage, besides its first and last.
         clock: Seconds from any fixed point.
     """
@@ -25,11 +26,12 @@ class Progress:
         stream: TextIO | None,
         *,
         bar: bool = False,
+        passing: bool = False,
         every: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
-        self._bar = _make_bar(stream) if bar else None
+        self._bar = _make_bar(stream, passing) if bar else None
         self._every = every
         self._clock = clock
         self._name: str | None = None
@@ -109,7 +111,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _make_bar(stream: TextIO | None) -> Any:
+def _make_bar(stream: TextIO | None, passing: bool) -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -128,11 +130,19 @@ def _make_bar(stream: TextIO | None) -> Any:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
         console=Console(file=stream),
+        transient=passing,
     )
 
 
 def make_progress(quiet: bool) -> Progress:
     """Return what suits standard error: nothing if quiet, a bar on a terminal, plain lines elsewhere."""
-    if quiet:
-        return Progress(None)
-    return Progress(sys.stderr, bar=sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+    return Progress(None) if quiet else Progress(sys.stderr, bar=_draws())
+
+
+def make_passing_progress(quiet: bool) -> Progress:
+    """Return a bar that goes away at the end, and nothing where no bar can be drawn."""
+    return Progress(sys.stderr, bar=True, passing=True) if _draws() and not quiet else Progress(None)
+
+
+def _draws() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -18,7 +18,7 @@ from fedloom.measure import figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
 from fedloom.models.features import cache_folder
 from fedloom.models.judge import load_judge
-from fedloom.models.load import load_vlm, placed, with_store
+from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_atomic, write_json
@@ -28,21 +28,27 @@ from fedloom.scenarios.plan import Plan, build_plan, pooled
 from fedloom.tasks.linear import linear_reference, require_choice
 from fedloom.tasks.scoring import Judged
 from fedloom.training import Setting, algorithm_of, answers_of, train_method
-from fedloom.tuning.adapters import export_adapter, prepare
+from fedloom.tuning.adapters import export_adapter, prepare, release
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import DataSet, Example, UserError
 
 SCORED_TOGETHER = 4
 """Clients' own models that answer the test questions in one pass."""
 
+Models = dict[str, Vlm]
+"""Loaded models by the settings they were loaded with; they remember what they made of pictures and texts."""
 
-def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> dict[str, Any]:
+
+def run_experiment(
+    experiment: Experiment, out: Path, progress: Progress, models: Models | None = None
+) -> dict[str, Any]:
     """Run an experiment into a new folder.
 
     Args:
         experiment: Every choice.
         out: The run folder; made if missing.
         progress: Told how far the run has come.
+        models: Models to use again, and where to put one that is loaded; changes no result.
 
     Returns:
         What `result.json` holds.
@@ -54,11 +60,13 @@ def run_experiment(experiment: Experiment, out: Path, progress: Progress) -> dic
     if file.exists() and Experiment.from_json(file.read_text(encoding="utf-8"), str(file)) != experiment:
         raise UserError(f"{out} holds another experiment; choose another folder with --out")
     write_atomic(file, experiment.to_json().encode())
-    return _run(experiment, out, progress)
+    return _run(experiment, out, progress, {} if models is None else models)
 
 
-def resume_run(folder: Path, progress: Progress) -> dict[str, Any]:
+def resume_run(folder: Path, progress: Progress, models: Models | None = None) -> dict[str, Any]:
     """Continue a run from its last committed round; a finished run returns its result.
+
+    The arguments are those of `run_experiment`.
 
     Raises:
         UserError: There is no run in the folder, or its data changed since it began.
@@ -66,21 +74,25 @@ def resume_run(folder: Path, progress: Progress) -> dict[str, Any]:
     file = folder / "experiment.json"
     if not file.exists():
         raise UserError(f"{folder} holds no run: there is no experiment.json in it")
-    return _run(Experiment.from_json(file.read_text(encoding="utf-8"), str(file)), folder, progress)
+    experiment = Experiment.from_json(file.read_text(encoding="utf-8"), str(file))
+    return _run(experiment, folder, progress, {} if models is None else models)
 
 
-def _run(experiment: Experiment, folder: Path, progress: Progress) -> dict[str, Any]:
+def _run(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> dict[str, Any]:
     result_file = folder / "result.json"
     if result_file.exists():
         if not (folder / "report.html").exists():
             write_report([folder], folder / "report.html")
         return json.loads(result_file.read_text(encoding="utf-8"))
     begun = time.perf_counter()
-    setting = _prepare(experiment, folder, progress)
-    results = {name: _method(setting, name) for name in experiment.methods}
+    setting = _prepare(experiment, folder, progress, models)
     main = experiment.exported
-    if main is not None:
-        _export(setting, main)
+    try:
+        results = {name: _method(setting, name) for name in experiment.methods}
+        if main is not None:
+            _export(setting, main)
+    finally:
+        release(setting.tuned)
     result = {
         "name": experiment.name,
         "digest": experiment.digest,
@@ -99,7 +111,7 @@ def _run(experiment: Experiment, folder: Path, progress: Progress) -> dict[str, 
     return result
 
 
-def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Setting:
+def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Setting:
     import torch
     import transformers
 
@@ -113,10 +125,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
     judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge)
-    vlm = load_vlm(experiment.model.path, network=experiment.model.network)
-    vlm = placed(vlm, experiment.model.device, experiment.model.precision)
-    if experiment.engine.cache:
-        vlm = with_store(vlm, cache_folder() / "features", int(experiment.engine.cache_gigabytes * 1e9))
+    vlm = _loaded(experiment, models)
     lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
     tuned = prepare(vlm, stage(experiment.strategy.name, lora), experiment.seed)
     record = Record(folder / "record.jsonl")
@@ -154,6 +163,18 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
         },
     )
     return Setting(experiment, folder, data, plan, tuned, record, progress, judge)
+
+
+def _loaded(experiment: Experiment, models: Models) -> Vlm:
+    """Load an experiment's model, or take the one that was loaded with the same settings before."""
+    settings, engine = experiment.model, experiment.engine
+    key = settings.model_dump_json(exclude={"threads"})
+    if key not in models:
+        vlm = load_vlm(settings.path, network=settings.network)
+        models[key] = placed(vlm, settings.device, settings.precision)
+    if not engine.cache:
+        return models[key]
+    return with_store(models[key], cache_folder() / "features", int(engine.cache_gigabytes * 1e9))
 
 
 def _check_plan(file: Path, plan: Plan, data: DataSet) -> None:

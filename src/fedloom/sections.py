@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -256,3 +257,15 @@ class Adaptive(Section):
     weight: NotNegative = Field(default=0.1, description="Factor of mu; the larger, the more clients differ.")
     skip: Index = Field(default=1, description="Layers left free at either end of the language model.")
     published: Flag = Field(default=False, description="Take every model to have 28 layers, as FedMLLM does.")
+
+
+class Published(Section):
+    """Figures that others have published, which the report of a sweep shows beside ours."""
+
+    source: Text = Field(description="Where the figures come from.")
+    metric: Literal["accuracy", "macro_f1", "auc"] = Field(
+        default="accuracy", description="What the figures are, in percent."
+    )
+    scores: Mapping[Text, Mapping[Text, Number]] = Field(
+        description="Label of an axis → method → figure in percent."
+    )

@@ -16,7 +16,7 @@ from fedloom.models.load import Vlm, load_vlm
 from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare
+from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, release
 from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence, UserError
 
@@ -188,3 +188,20 @@ def test_the_adapter_names_no_layer_of_the_encoder(tiny_model: Path, tmp_path: P
 def test_targets_that_match_nothing_are_named(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="qkv_proj"):
         tune(tiny_model, "lora", LoRA(targets=("qkv_proj",)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_release_gives_the_model_back_as_it_was_loaded(tiny_model: Path, strategy: str) -> None:
+    vlm = load_vlm(str(tiny_model))
+    before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+    modules = [name for name, _ in vlm.model.named_modules()]
+    tuned = prepare(vlm, stage(strategy, LoRA(rank=3, alpha=5.0)), seed=0)
+    tuned.write(moved(tuned))
+    release(tuned)
+    after = vlm.model.state_dict()
+    assert list(after) == list(before)
+    assert [name for name, _ in vlm.model.named_modules()] == modules
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(value.requires_grad for value in vlm.model.parameters())
+    tuned.flat.zero_()  # the buffer is the model's no more
+    assert all(torch.equal(after[name], value) for name, value in before.items())

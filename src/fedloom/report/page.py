@@ -104,7 +104,7 @@ def render(runs: Sequence[Run]) -> str:
         for name, group in zip(names(together), together, strict=True)
         for run in group
     }
-    return _template().render(
+    return template("page.html.j2").render(
         title=title,
         runs=[
             _section(run, f"run-{place}", slim=len(runs) <= MOST_SLIM) | {"heading": headings[id(run)]}
@@ -112,12 +112,13 @@ def render(runs: Sequence[Run]) -> str:
         ],
         groups=[] if one else list(zip(names(together), map(seeds_table, together), strict=True)),
         overview=experiments_table(together) if len(together) > 1 else None,
-        methods=list(dict.fromkeys(entry for run in runs for entry in prose.glossary(run))),
+        methods=list(dict.fromkeys(entry for run in runs for entry in prose.glossary(list(run.scores)))),
     )
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return one of the templates beside this module."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -125,7 +126,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _figure(draw: Callable[[Run, float], Markup], run: Run, slim: bool) -> Figure | None:
@@ -143,7 +144,7 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "facts": facts(run),
         "purpose": prose.PURPOSE,
         "introduction": prose.introduction(run),
-        "glossary": prose.glossary(run),
+        "glossary": prose.glossary(list(run.scores)),
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 from fedloom.report.gain import comparison, main_score, task_scores
@@ -67,9 +68,9 @@ GLOSSARY = {
 Z = 1.959964
 
 
-def glossary(run: Run) -> list[tuple[str, str]]:
-    """Explain every method and modifier of a run that has an explanation, in the order of the methods."""
-    parts = dict.fromkeys(part for method in run.scores for part in method.split("+"))
+def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Explain every method and modifier that has an explanation, in the order of the methods."""
+    parts = dict.fromkeys(part for method in methods for part in method.split("+"))
     names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
     return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
 

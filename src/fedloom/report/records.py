@@ -125,14 +125,14 @@ def read_run(folder: Path) -> Run:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; a finished run holds {', '.join(FILES)}")
-    experiment, plan, result = (_document(folder / name) for name in FILES if name.endswith(".json"))
+    experiment, plan, result = (read_object(folder / name) for name in FILES if name.endswith(".json"))
     record = _lines(folder / "record.jsonl")
-    _expect(folder / "experiment.json", experiment, "name", str)
-    _expect(folder / "result.json", result, "scores", dict)
+    expect(folder / "experiment.json", experiment, "name", str)
+    expect(folder / "result.json", result, "scores", dict)
     for method, scores in result["scores"].items():
         if not isinstance(scores, dict):
             raise UserError(f'{folder / "result.json"}: "scores", {method!r}: expected an object')
-    for index, client in enumerate(_expect(folder / "plan.json", plan, "clients", list)):
+    for index, client in enumerate(expect(folder / "plan.json", plan, "clients", list)):
         if not isinstance(client, dict) or "id" not in client:
             raise UserError(f'{folder / "plan.json"}: "clients", entry {index}: expected an object with "id"')
     return Run(folder, experiment, plan, record, {**result, "scores": _in_order(result, experiment)})
@@ -145,7 +145,12 @@ def _in_order(result: Json, experiment: Json) -> dict[str, Json]:
     return dict(sorted(result["scores"].items(), key=lambda item: rank.get(item[0], len(rank))))
 
 
-def _expect(place: Path | str, value: Json, key: str, kind: type) -> Any:
+def expect(place: Path | str, value: Json, key: str, kind: type) -> Any:
+    """Return the value of a key, which must be there and of a kind.
+
+    Raises:
+        UserError: It is not.
+    """
     if not isinstance(value.get(key), kind):
         wanted = {dict: "an object", list: "a list", str: "text", int: "a whole number"}[kind]
         raise UserError(f'{place}: key "{key}" is missing or is not {wanted}')
@@ -173,7 +178,12 @@ def _parse(path: Path, text: str, first_line: int) -> Json:
     return value
 
 
-def _document(path: Path) -> Json:
+def read_object(path: Path) -> Json:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: It is not UTF-8, not JSON, or no object.
+    """
     return _parse(path, _text(path), 1)
 
 
@@ -185,8 +195,8 @@ def _lines(path: Path) -> tuple[Json, ...]:
             continue
         line = _parse(path, text, place)
         where = f"{path}, line {place}"
-        kind = _expect(where, line, "kind", str)
+        kind = expect(where, line, "kind", str)
         for key, wanted in REQUIRED.get(kind, {}).items():
-            _expect(where, line, key, wanted)
+            expect(where, line, key, wanted)
         found.append(line)
     return tuple(found)

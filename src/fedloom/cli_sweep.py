@@ -1,0 +1,92 @@
+"""The command `fedloom sweep`, and what other commands do where they meet a grid or a sweep."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedloom.cli_options import FAILED, INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, courteous
+from fedloom.types import UserError
+
+
+def sweep(
+    recipe: Recipe,
+    changes: Changes = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's quick form.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run every experiment of a grid; the same command goes on after an interruption."""
+    with courteous(debug):
+        from fedloom.grid import load_grid
+        from fedloom.progress import make_passing_progress
+        from fedloom.sweep import default_sweep_folder, run_sweep
+
+        grid = load_grid(recipe, changes or (), quick=quick)
+        folder = default_sweep_folder(grid) if out is None else out
+
+        def tell(line: str) -> None:
+            if not quiet:
+                typer.echo(line, err=True)
+
+        tell(f"{len(grid.cells)} cells in {folder}")
+        try:
+            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet))
+        except KeyboardInterrupt:
+            again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
+            again += [word for change in changes or () for word in ("--set", change)]
+            again += ["--out", str(folder)]
+            typer.echo(f"fedloom: interrupted; `{shlex.join(again)}` goes on from there", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        _show(result, folder, as_json)
+
+
+def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Show the table and where the report lies; exit with 1 where a cell failed."""
+    failed = [cell for cell in result["cells"] if cell["state"] == "failed"]
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        from fedloom.report.sweep_tables import terminal_tables
+        from fedloom.report.sweeps import read_sweep
+
+        typer.echo(terminal_tables(read_sweep(folder)))
+        typer.echo(f"Report:  {folder / 'report.html'}")
+    for cell in failed:
+        typer.echo(f"fedloom: {cell['name']} failed: {cell['error']}", err=True)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def validate_grid(recipe: str, changes: Sequence[str], as_json: bool, *, quick: bool) -> None:
+    """Check a grid, and its quick form if it has one; as JSON, write every cell's experiment."""
+    from fedloom.grid import load_grid
+    from fedloom.sweep import default_sweep_folder
+
+    grid = load_grid(recipe, changes)
+    if quick:
+        load_grid(recipe, changes, quick=True)
+    if as_json:
+        cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
+        typer.echo(json.dumps(cells, indent=2, ensure_ascii=False))
+    else:
+        axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
+        told = f"{recipe} is valid: {len(grid.cells)} cells ({axes})"
+        typer.echo(f"{told}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
+
+
+def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
+    """Write the report of a sweep again."""
+    if len(folders) > 1 or out is not None:
+        raise UserError(f"{folders[0]} is a sweep: give it alone and without --out")
+    from fedloom.report.sweep_page import write_sweep_report
+
+    write_sweep_report(folders[0])
+    typer.echo(f"Report: {folders[0] / 'report.html'}")

@@ -1,0 +1,255 @@
+"""A grid: one recipe for many experiments, expanded into cells and checked as a whole before any of them runs.
+
+    grid:                                    # every entry is an axis; a cell takes one value of each
+      scenario:                              # an axis of named points, each setting several keys
+        - {name: aligned-5, scenario.alpha: 5.0}
+        - {name: missing-30, scenario.pattern: missing, scenario.rate: 0.3}
+      algorithms.fedadam.lr: [0.01, 0.1]     # an axis named by a key is a list of its values
+      seed: [0, 1, 2]                        # reports average over this one; the last axis turns fastest
+    quick:                                   # what `fedloom sweep --quick` changes
+      train.rounds: 2
+      grid: {scenario: [missing-30], seed: [0]}    # these values instead; a point goes by its name
+    published:                               # figures of others, shown beside ours
+      source: "where they come from"
+      metric: auc
+      scores: {missing-30: {fedadam: 76.82}}
+
+All other keys are the experiment that the cells have in common. `--set grid.seed=[0, 1]` changes an axis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.axes import Axis, Change, Point, changes_of, overlaps, read_axes
+from fedloom.document import Document, KeyPath, Mistake, dotted, graft, part, read, read_change, without
+from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
+from fedloom.methods import parse_method
+from fedloom.mistakes import check, did_you_mean, told
+from fedloom.sections import Published, Section
+from fedloom.types import UserError
+
+MOST_CELLS = 10_000
+MOST_FOLDER = 60  # characters of a cell's name in its folder's
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid.
+
+    Attributes:
+        name: Made of the labels, such as "missing-30, seed=0".
+        values: Axis → label.
+        experiment: What is run.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    experiment: Experiment
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's run folder; the digest in it keeps apart what only looks alike."""
+        return f"{slug(self.name)}-{self.experiment.digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A recipe with all its cells.
+
+    Attributes:
+        name: The name of the base experiment.
+        quick: Whether this is the quick form.
+        axes: Axis → labels.
+        cells: All combinations; the last axis turns fastest.
+        published: Figures to show beside ours.
+    """
+
+    name: str
+    quick: bool
+    axes: Mapping[str, tuple[Any, ...]]
+    cells: tuple[Cell, ...]
+    published: Published | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the cells' names and experiments."""
+        rows = [[cell.name, cell.experiment.digest] for cell in self.cells]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+class _Extra(Section):
+    published: Published
+
+
+def slug(name: str) -> str:
+    """Return a name as folders may be called.
+
+    Example:
+        >>> slug("missing 30 %, seed=0")
+        'missing_30_seed-0'
+    """
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", name.replace("=", "-"))
+    return plain.strip("_.-")[:MOST_FOLDER] or "cell"
+
+
+def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Grid:
+    """Read a grid from a recipe or a YAML or JSON file.
+
+    Args:
+        path_or_recipe: The name of a shipped recipe, or a path.
+        overrides: Changes such as `train.lr=3e-4` or `grid.seed=[0, 1]`, applied in order.
+        quick: Whether to apply the recipe's `quick` section; `overrides` come after it.
+
+    Raises:
+        UserError: Every mistake in the base, in the grid or in any cell, each once.
+    """
+    document = read(*experiment_text(path_or_recipe))
+    if document.mistakes or not isinstance(document.value, dict):
+        raise UserError(told(document.source, check(Experiment, document)[1]))
+    mistakes: list[Mistake] = []
+    fewer, changes = _quick(document, mistakes) if quick else ({}, ())
+    base, set_by_hand = without(document, SWEEP_KEYS), list[tuple[KeyPath, Document]]()
+    for path, branch in changes:
+        base = graft(base, path, branch)
+    for text in overrides:
+        path, branch = read_change(text, takes_text)
+        mistakes += branch.mistakes
+        if path[0] == "grid" and len(path) > 1:
+            fewer[dotted(path[1:])] = branch
+        elif not branch.mistakes:
+            base = graft(base, path, branch)
+            set_by_hand.append((path, branch))
+    axes, whole = read_axes(document, fewer, mistakes)
+    mistakes += overlaps(axes, set_by_hand)
+    published = _published(document, [label for axis in whole for label in axis.labels], mistakes)
+    if not axes and not mistakes:
+        message = "there is no grid in it; add one, for example with --set grid.seed=[0,1,2]"
+        raise UserError(f"{path_or_recipe}: {message}")
+    cells = _cells(base, axes, mistakes)
+    if mistakes:
+        raise UserError(told(document.source, list(dict.fromkeys(mistakes))))
+    name = base.value.get("name", Experiment.model_fields["name"].default)
+    return Grid(name, quick, {axis.name: axis.labels for axis in axes}, cells, published)
+
+
+def _quick(document: Document, mistakes: list[Mistake]) -> tuple[dict[str, Document], tuple[Change, ...]]:
+    """Return the axes that the quick form replaces, and what else it changes."""
+    if "quick" not in document.value:
+        place = document.place((), of_key=True)
+        mistakes.append(Mistake(place, "--quick needs a section `quick` that says what to leave out"))
+        return {}, ()
+    section = part(document, ("quick",))
+    if not isinstance(section.value, dict):
+        mistakes.append(Mistake(section.place(()), "quick must be a mapping from keys to values"))
+        return {}, ()
+    axes = part(section, ("grid",)) if "grid" in section.value else Document(document.source, {})
+    if not isinstance(axes.value, dict):
+        mistakes.append(Mistake(axes.place(()), "quick.grid must be a mapping from axes to lists"))
+        return {}, ()
+    fewer = {name: part(axes, (name,)) for name in axes.value}
+    return fewer, tuple(changes_of(without(section, ("grid",))))
+
+
+def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake]) -> Published | None:
+    """Read the figures of others; every label must be one of the grid's."""
+    if "published" not in document.value:
+        return None
+    others = [key for key in document.value if key != "published"]
+    found, wrong = check(_Extra, without(document, others))
+    mistakes += wrong
+    published = found.published if found else None
+    names = [str(label) for label in labels]
+    for label, figures in published.scores.items() if published else ():
+        path: KeyPath = ("published", "scores", label)
+        if names.count(label) != 1:
+            hint = did_you_mean(label, names) or f". Allowed: {', '.join(dict.fromkeys(names))}"
+            message = f'published.scores: "{label}" is not the label of one point of the grid{hint}'
+            mistakes.append(Mistake(document.place(path, of_key=True), message))
+        for method in figures:
+            try:
+                parse_method(method)
+            except UserError as error:
+                message = f"{dotted(path)}: {error}"
+                mistakes.append(Mistake(document.place((*path, method), of_key=True), message))
+    return published
+
+
+def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[Cell, ...]:
+    """Make every combination; a mistake is told once, with the values that it takes to make it."""
+    count = 1
+    for axis in axes:
+        count *= len(axis.points)
+    if count > MOST_CELLS:
+        message = f"the grid has {count:,} cells; at most {MOST_CELLS:,} are possible"
+        mistakes.append(Mistake(base.place(()), message))
+        return ()
+    cells, found = list[Cell](), dict[Mistake, list[tuple[Point, ...]]]()
+    for points in itertools.product(*(axis.points for axis in axes)):
+        document = base
+        for point in points:
+            for path, branch in point.changes:
+                document = graft(document, path, branch)
+        experiment, wrong = check(Experiment, document)
+        for mistake in dict.fromkeys(wrong):
+            found.setdefault(mistake, []).append(points)
+        if experiment is not None and not wrong:
+            cells.append(_cell(axes, points, experiment))
+    mistakes += [
+        Mistake(place, message + _where(axes, combinations, Mistake(place, message), count))
+        for (place, message), combinations in found.items()
+    ]
+    return tuple(cells)
+
+
+def _cell(axes: Sequence[Axis], points: Sequence[Point], experiment: Experiment) -> Cell:
+    values = {axis.name: point.label for axis, point in zip(axes, points, strict=True)}
+    name = ", ".join(
+        str(point.label) if axis.named else f"{short}={_text(point.label)}"
+        for axis, point, short in zip(axes, points, short_names([axis.name for axis in axes]), strict=True)
+    )
+    titled = experiment.model_copy(update={"name": f"{experiment.name}-{slug(name)}"[:80]})
+    return Cell(name, values, titled)
+
+
+def _text(label: Any) -> str:
+    return label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the last words of dotted keys, where those tell them apart.
+
+    Example:
+        >>> short_names(["seed", "train.lr"]), short_names(["train.lr", "algorithms.fedadam.lr"])
+        (['seed', 'lr'], ['train.lr', 'algorithms.fedadam.lr'])
+    """
+    last = [name.rpartition(".")[2] for name in names]
+    counts = Counter(last)
+    return [word if counts[word] == 1 else name for word, name in zip(last, names, strict=True)]
+
+
+def _where(
+    axes: Sequence[Axis], combinations: Sequence[tuple[Point, ...]], mistake: Mistake, count: int
+) -> str:
+    """Name the values of the axes that a mistake depends on; nothing where it stands in the base."""
+    named = []
+    for index, axis in enumerate(axes):
+        labels = list(dict.fromkeys(_text(points[index].label) for points in combinations))
+        set_here = any(
+            branch.place(()) == mistake.place
+            for points in combinations
+            for _, branch in points[index].changes
+        )
+        if set_here or len(labels) < len(axis.points):
+            named.append(f"{axis.name}: {', '.join(labels)}")
+    if not named and len(combinations) < count:
+        labels = [_text(point.label) for point in combinations[0]]
+        named = [f"for example {', '.join(labels)}"]
+    return f" (in the grid with {'; '.join(named)})" if named else ""

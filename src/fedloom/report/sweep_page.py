@@ -1,0 +1,111 @@
+"""The report of a sweep: one self-contained HTML file, and `result.json` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedloom.record import write_atomic, write_json
+from fedloom.report import prose
+from fedloom.report.page import SLIM, WIDE, Figure, template
+from fedloom.report.sweep_figures import axis_chart
+from fedloom.report.sweep_tables import gain_table, mean_table, modifier_table, published_table
+from fedloom.report.sweeps import SEED, SweepRun, difference, headline, read_sweep, rows_of, summary
+from fedloom.report.tables import MISSING, base, federated, label, title
+
+
+def write_sweep_report(folder: Path) -> dict[str, Any]:
+    """Write `report.html` and `result.json` of a sweep from what its cells wrote down.
+
+    Args:
+        folder: The sweep folder; cells that are not done are named and left out.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        UserError: There is no sweep in the folder, or a file is broken.
+    """
+    sweep = read_sweep(folder)
+    result = summary(sweep)
+    write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
+    write_json(folder / "result.json", result)
+    return result
+
+
+def render_sweep(sweep: SweepRun) -> str:
+    """Render the page for a sweep that was read."""
+    done = [cell for cell in sweep.cells if cell.state == "done"]
+    return template("sweep.html.j2").render(
+        title=sweep.name,
+        level=2,
+        purpose=prose.PURPOSE,
+        facts=_facts(sweep, len(done)),
+        findings=findings(sweep),
+        scores=mean_table(sweep),
+        latex=mean_table(sweep).latex(),
+        metric=title(sweep.metric),
+        metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[1:]],
+        gains=gain_table(sweep),
+        modifiers=modifier_table(sweep),
+        published=published_table(sweep),
+        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _figure(sweep, axis))],
+        glossary_entries=prose.glossary(sweep.methods),
+        cells=[
+            (
+                cell.name,
+                cell.folder,
+                cell.state,
+                headline(cell.result) if cell.result else cell.error or MISSING,
+            )
+            for cell in sweep.cells
+        ],
+    )
+
+
+def findings(sweep: SweepRun) -> list[str]:
+    """Say in how many settings federation beats local training, and each modifier its own method."""
+    local = next((method for method in sweep.methods if base(method) == "local"), None)
+    plain = next((method for method in sweep.methods if federated(method)), None)
+    pairs = [(plain, local)] if plain and local else []
+    pairs += [
+        (method, base(method))
+        for method in sweep.methods
+        if method != base(method) and base(method) in sweep.methods
+    ]
+    return [_comparison(sweep, method, other) for method, other in pairs]
+
+
+def _comparison(sweep: SweepRun, method: str, other: str) -> str:
+    found = [difference(cells, method, other, sweep.metric) for cells in rows_of(sweep).values()]
+    known = [one for one in found if one is not None]
+    better = sum(one.mean > 0 for one in known)
+    sure = [one.mean > 0 for one in known if one.half is not None and abs(one.mean) > one.half]
+    told = f"{label(method)} is ahead of {label(other)} in {better} of {len(known)} settings"
+    if all(one.half is None for one in known):
+        return f"{told}; one seed cannot tell whether by chance."
+    return (
+        f"{told}: clearly so in {sum(sure)}, clearly behind in {len(sure) - sum(sure)}, else within chance."
+    )
+
+
+def _charted(sweep: SweepRun) -> list[str | None]:
+    return [axis for axis in sweep.settings if len(sweep.axes[axis]) > 1] or [None]
+
+
+def _figure(sweep: SweepRun, axis: str | None) -> Figure | None:
+    drawn = Figure(axis_chart(sweep, axis, WIDE), axis_chart(sweep, axis, SLIM))
+    return drawn if drawn.wide else None
+
+
+def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
+    seeds = sweep.axes.get(SEED)
+    found = [
+        ("Form", "quick" if sweep.quick else None),
+        ("Cells", f"{done} of {len(sweep.cells)} done" if done < len(sweep.cells) else str(done)),
+        *((axis, f"{len(sweep.axes[axis])} values") for axis in sweep.settings),
+        ("Seeds", ", ".join(map(str, seeds)) if seeds else None),
+        ("Methods", str(len(sweep.methods))),
+        ("Sweep digest", sweep.digest[:16]),
+    ]
+    return [(name, value) for name, value in found if value]

@@ -1,0 +1,233 @@
+"""Read a sweep folder back and average its cells over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from fedloom.report.gain import main_score
+from fedloom.report.prose import headline_method
+from fedloom.report.records import Json, at, expect, number, read_object
+from fedloom.report.tables import base, federated, percent
+from fedloom.types import UserError
+
+SEED = "seed"
+"""The axis that is averaged over."""
+
+NO_SCORES = ("best", "worst", "unparsed")
+"""Figures beside a method's scores that tell something else."""
+
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""97.5 % points of Student's t distribution with 1, 2, … 30 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """One cell as it was read.
+
+    Attributes:
+        name: Made of its labels.
+        values: Axis → label.
+        digest: Of its experiment.
+        folder: Its run folder, relative to the sweep's.
+        state: "waiting", "begun", "done" or "failed".
+        error: Why it failed, or None.
+        result: What its result.json holds; None unless it is done.
+    """
+
+    name: str
+    values: Json
+    digest: str
+    folder: str
+    state: str
+    error: str | None
+    result: Json | None
+
+    @property
+    def scores(self) -> Json:
+        """Method → scores; empty unless the cell is done."""
+        return (self.result or {}).get("scores", {})
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A sweep as it was read: its axes with their labels, its cells, and figures of others or None."""
+
+    name: str
+    digest: str
+    quick: bool
+    axes: Mapping[str, Sequence[Any]]
+    cells: tuple[CellRun, ...]
+    published: Json | None
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods of all cells, in order of first appearance."""
+        return list(dict.fromkeys(method for cell in self.cells for method in cell.scores))
+
+    @property
+    def metric(self) -> str:
+        """The score that stands for a cell."""
+        return next((main_score(cell.result) for cell in self.cells if cell.result), "accuracy")
+
+    @property
+    def metrics(self) -> list[str]:
+        """All scores that some cell has, that one first."""
+        found = (name for cell in self.cells for scores in cell.scores.values() for name in scores_of(scores))
+        return list(dict.fromkeys([self.metric, *found]))
+
+    @property
+    def settings(self) -> list[str]:
+        """The axes that are not averaged over."""
+        return [axis for axis in self.axes if axis != SEED]
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, half the width of its 95 % interval (None from one seed), and how many seeds."""
+
+    mean: float
+    half: float | None
+    seeds: int
+
+
+def read_sweep(folder: Path) -> SweepRun:
+    """Read `sweep.json` and the results of the cells that are done.
+
+    Raises:
+        UserError: There is no sweep in the folder, or a file is broken.
+    """
+    file = folder / "sweep.json"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no sweep: there is no sweep.json in it")
+    value = read_object(file)
+    cells = []
+    for row in expect(file, value, "cells", list):
+        if not isinstance(row, dict):
+            raise UserError(f'{file}: "cells" holds something that is no object')
+        state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
+        result = read_object(folder / place / "result.json") if state == "done" else None
+        values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
+        cells.append(
+            CellRun(expect(file, row, "name", str), values, digest, place, state, row.get("error"), result)
+        )
+    name, axes = expect(file, value, "name", str), expect(file, value, "axes", dict)
+    digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
+    return SweepRun(name, digest, quick, axes, tuple(cells), value.get("published"))
+
+
+def scores_of(found: Json) -> list[str]:
+    """Return the names of a method's scores, without what belongs to one of its clients or is no score."""
+    return [name for name in found if number(found, name) is not None and name not in NO_SCORES]
+
+
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """Return mean and t-interval of independent values; None of none.
+
+    The interval is mean ± t · s / √n with the sample standard deviation s and the 97.5 % point t of Student's
+    distribution with n − 1 degrees of freedom (above 30, that of 30, which is a little too wide).
+
+    Reference: Student, "The Probable Error of a Mean", Biometrika 6 (1908).
+
+    Example:
+        >>> print(estimate([0.5]), estimate([]))
+        Estimate(mean=0.5, half=None, seeds=1) None
+    """
+    known = list(values)
+    if not known:
+        return None
+    count = len(known)
+    half = T_975[min(count - 1, len(T_975)) - 1] * stdev(known) / sqrt(count) if count > 1 else None
+    return Estimate(fmean(known), half, count)
+
+
+def rows_of(sweep: SweepRun) -> dict[str, list[CellRun]]:
+    """Put cells together that differ by their seed only; label → cells, in the sweep's order."""
+    found: dict[str, list[CellRun]] = {}
+    for cell in sweep.cells:
+        words = [str(cell.values[axis]) for axis in sweep.settings]
+        found.setdefault(", ".join(words) or sweep.name, []).append(cell)
+    return found
+
+
+def along(sweep: SweepRun, axis: str) -> dict[str, list[CellRun]]:
+    """Put cells together that have the same value on one axis; label → cells, in the axis' order."""
+    return {
+        str(value): [cell for cell in sweep.cells if cell.values[axis] == value] for value in sweep.axes[axis]
+    }
+
+
+def by_seed(cells: Sequence[CellRun], method: str, metric: str) -> dict[Any, float]:
+    """Return seed → score of a method, averaged over the cells with that seed; cells without it are left out."""
+    found: dict[Any, list[float]] = {}
+    for cell in cells:
+        value = number(cell.scores.get(method), metric)
+        if value is not None:
+            found.setdefault(cell.values.get(SEED), []).append(value)
+    return {seed: fmean(values) for seed, values in found.items()}
+
+
+def over_seeds(cells: Sequence[CellRun], method: str, metric: str) -> Estimate | None:
+    """Return a method's mean score with its interval over seeds; None where no cell has one."""
+    return estimate(by_seed(cells, method, metric).values())
+
+
+def difference(cells: Sequence[CellRun], method: str, other: str, metric: str) -> Estimate | None:
+    """Return how much better a method is than another, paired by seed, so that what seeds share cancels out."""
+    ours, theirs = by_seed(cells, method, metric), by_seed(cells, other, metric)
+    return estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+
+
+def best_federated(scores: Mapping[str, float | None]) -> str | None:
+    """Return the federated method with the highest score, the first of equals; None where there is none."""
+    known = {method: value for method, value in scores.items() if federated(method) and value is not None}
+    return max(known, key=lambda method: known[method], default=None)
+
+
+def headline(result: Json) -> str:
+    """Tell a run in a few figures: local training, one federated method, and the best one if it is another."""
+    main = main_score(result)
+    reached = {method: number(scores, main) for method, scores in result["scores"].items()}
+    best = best_federated(reached)
+    local = next((method for method in reached if base(method) == "local"), None)
+    told = [method for method in (local, headline_method(result), best) if method]
+    shown = list(dict.fromkeys(told)) or list(reached)[:3]
+    return ", ".join(f"{method} {percent(reached[method])}" for method in shown)
+
+
+def summary(sweep: SweepRun) -> dict[str, Any]:
+    """Return what the sweep's `result.json` holds: every cell's scores, and every row's means over seeds."""
+    rows = [
+        {
+            "row": name,
+            "methods": {
+                method: {"mean": found.mean, "half": found.half, "seeds": found.seeds}
+                for method in sweep.methods
+                if (found := over_seeds(cells, method, sweep.metric))
+            },
+        }
+        for name, cells in rows_of(sweep).items()
+    ]
+    cells = [
+        {
+            "name": cell.name,
+            "values": dict(cell.values),
+            "digest": cell.digest,
+            "folder": cell.folder,
+            "state": cell.state,
+            "error": cell.error,
+            "scores": dict(cell.scores),
+            "bytes": at(cell.result, "bytes"),
+            "seconds": at(cell.result, "seconds"),
+        }
+        for cell in sweep.cells
+    ]
+    head = {"name": sweep.name, "digest": sweep.digest, "quick": sweep.quick}
+    return head | {"axes": dict(sweep.axes), "metric": sweep.metric, "rows": rows, "cells": cells}

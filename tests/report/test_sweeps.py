@@ -1,0 +1,313 @@
+"""Sweeps as tables, charts and a page: means and intervals as statistics has them, nothing left out silently."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedloom.report.sweep_figures import axis_chart, shape_of
+from fedloom.report.sweep_page import findings, render_sweep, write_sweep_report
+from fedloom.report.sweep_tables import (
+    BEST,
+    blocks_of,
+    gain_table,
+    mean_table,
+    modifier_table,
+    published_table,
+    terminal_tables,
+)
+from fedloom.report.sweeps import (
+    T_975,
+    Estimate,
+    along,
+    difference,
+    estimate,
+    over_seeds,
+    read_sweep,
+    rows_of,
+)
+from fedloom.report.tables import MISSING
+from fedloom.types import UserError
+
+AXES = {"scenario": ["even", "gaps"], "train.lr": [0.1, 0.2], "seed": [0, 1, 2]}
+Score = Callable[[Mapping[str, Any], str], float | None]
+
+
+def make_sweep(
+    folder: Path, axes: Mapping[str, list[Any]], methods: list[str], score: Score, **more: Any
+) -> Path:
+    """Write a sweep whose scores are a function of a cell's values and the method; None fails the cell."""
+    cells: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = [{}]
+    for axis, labels in axes.items():
+        points = [{**point, axis: label} for point in points for label in labels]
+    for place, values in enumerate(points):
+        found = {method: score(values, method) for method in methods}
+        row = {
+            "name": f"cell {place}",
+            "values": values,
+            "digest": f"{place:064x}",
+            "folder": f"cells/{place}",
+        }
+        if None in found.values():
+            cells.append({**row, "state": "failed", "error": "a <reason>"})
+            continue
+        cells.append({**row, "state": "done"})
+        scores = {method: {"accuracy": value, "auc": 0.9, "macro_f1": 0.5} for method, value in found.items()}
+        result = {"scores": scores, "main": methods[0], "seconds": {}, "bytes": {}}
+        (folder / f"cells/{place}").mkdir(parents=True)
+        (folder / f"cells/{place}/result.json").write_text(json.dumps(result))
+    head = {"name": "made-up", "digest": "ab" * 32, "quick": False, "axes": dict(axes), "published": None}
+    (folder / "sweep.json").write_text(json.dumps({**head, "cells": cells, **more}))
+    return folder
+
+
+LEVELS = {"zero-shot": 0.3, "local": 0.4, "fedavg": 0.6, "fedavg+prompt": 0.65, "fedadam": 0.5}
+
+
+def level(values: Mapping[str, Any], method: str) -> float:
+    return LEVELS[method] + 0.01 * values["seed"] - 0.1 * (values["scenario"] == "gaps")
+
+
+def test_t_points_are_those_of_students_distribution() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for freedom, point in enumerate(T_975, start=1):
+        assert point == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=31))
+def test_intervals_are_those_of_scipy(values: list[float]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    found = estimate(values)
+    assert found is not None and found.half is not None
+    wanted = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    assert (found.mean, found.seeds) == (pytest.approx(fmean(values)), len(values))
+    assert found.half == pytest.approx(wanted, rel=1e-3, abs=1e-12)
+
+
+def test_an_interval_by_hand() -> None:
+    """Of 1, 2, 3: s = 1, so the half-width is 4.303 / √3 = 2.484; one value has none, and no value nothing."""
+    found = estimate([1.0, 2.0, 3.0])
+    assert found == Estimate(2.0, pytest.approx(2.484, abs=1e-3), 3)
+    assert estimate([0.7]) == Estimate(0.7, None, 1)
+    assert estimate([]) is None
+
+
+def test_cells_are_averaged_over_other_axes_first_and_then_over_seeds(tmp_path: Path) -> None:
+    def score(values: Mapping[str, Any], method: str) -> float:
+        return 0.1 * values["seed"] + values["train.lr"]
+
+    sweep = read_sweep(make_sweep(tmp_path, AXES, ["fedavg"], score))
+    assert list(rows_of(sweep)) == ["even, 0.1", "even, 0.2", "gaps, 0.1", "gaps, 0.2"]
+    assert list(along(sweep, "scenario")) == ["even", "gaps"]
+    found = over_seeds(along(sweep, "scenario")["even"], "fedavg", "accuracy")
+    assert found is not None
+    assert (found.mean, found.seeds) == (pytest.approx(0.25), 3)  # 12 cells are 3 seeds, not 12
+    assert found.half == pytest.approx(T_975[1] * 0.1 / 3**0.5)
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    """Seeds differ by 10 points, but the methods by exactly 5 for each seed, so the interval has no width."""
+
+    def score(values: Mapping[str, Any], method: str) -> float:
+        return 0.1 * values["seed"] + (0.05 if method == "fedavg" else 0)
+
+    sweep = read_sweep(make_sweep(tmp_path, {"seed": [0, 1, 2]}, ["local", "fedavg"], score))
+    found = difference(sweep.cells, "fedavg", "local", "accuracy")
+    assert found is not None
+    assert found.mean == pytest.approx(0.05)
+    assert found.half == pytest.approx(0, abs=1e-12)
+    assert found.seeds == 3
+
+
+def test_the_best_federated_method_of_each_row_is_marked(tmp_path: Path) -> None:
+    sweep = read_sweep(
+        make_sweep(tmp_path, AXES, [*LEVELS, "centralised"], lambda v, m: level(v, m) if m in LEVELS else 0.9)
+    )
+    table = mean_table(sweep)
+    for row in table.rows:
+        marked = [column for column, cell in zip(table.columns, row, strict=True) if cell.endswith(BEST)]
+        assert marked == ["FedAvg + prompt"]
+        assert row[-1] == "3"
+
+
+def test_gains_and_modifiers_are_differences_of_the_means(tmp_path: Path) -> None:
+    sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
+    gains, added = gain_table(sweep), modifier_table(sweep)
+    assert gains is not None and added is not None
+    assert gains.columns[1:] == ("FedAvg", "FedAvg + prompt", "FedAdam")
+    assert {row[1:] for row in gains.rows} == {("+20.0±0.0*", "+25.0±0.0*", "+10.0±0.0*")}
+    assert {row[1:] for row in added.rows} == {("+5.0±0.0*",)}
+    without = read_sweep(make_sweep(tmp_path / "b", {"seed": [0]}, ["fedavg", "fedadam"], lambda v, m: 0.5))
+    assert gain_table(without) is None
+    assert modifier_table(without) is None
+    assert findings(without) == []
+
+
+def test_a_failed_cell_is_named_and_its_seed_left_out(tmp_path: Path) -> None:
+    def score(values: Mapping[str, Any], method: str) -> float | None:
+        return None if (values["scenario"], values["seed"]) == ("gaps", 1) else level(values, method)
+
+    axes = {"scenario": ["even", "gaps"], "seed": [0, 1, 2]}
+    folder = make_sweep(tmp_path, axes, list(LEVELS), score)
+    assert [row[-1] for row in mean_table(read_sweep(folder)).rows] == ["3", "2"]
+    page = render_sweep(read_sweep(folder))
+    assert "a &lt;reason&gt;" in page
+    assert "5 of 6 done" in page
+    result = write_sweep_report(folder)
+    assert result == json.loads((folder / "result.json").read_text())
+    assert [cell["state"] for cell in result["cells"]].count("failed") == 1
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    axes = {"scenario": ["even", "gaps"], "seed": [0]}
+    sweep = read_sweep(make_sweep(tmp_path, axes, list(LEVELS), level))
+    table = mean_table(sweep)
+    assert "±" not in "".join(cell for row in table.rows for cell in row)
+    assert "one seed, so no interval" in table.note
+    assert all("one seed cannot tell" in sentence for sentence in findings(sweep))
+
+
+def test_a_sweep_without_any_score_still_has_a_page(tmp_path: Path) -> None:
+    sweep = read_sweep(make_sweep(tmp_path, {"seed": [0, 1]}, ["fedavg"], lambda values, method: None))
+    assert "0 of 2 done" in render_sweep(sweep)
+    assert axis_chart(sweep, None, 760) == ""
+
+
+def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
+    published = {
+        "source": "a <paper>",
+        "metric": "auc",
+        "scores": {"gaps": {"fedavg": 76.82, "fedyogi": 70.0}, "even": {"fedavg": 71.0}},
+    }
+    sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level, published=published))
+    table = published_table(sweep)
+    assert table is not None
+    assert table.columns == ("Scenario, lr", "FedAvg, ours", "published", "FedYogi, ours", "published")
+    assert table.rows == (
+        ("even", "90.0±0.0", "71.0", MISSING, MISSING),
+        ("gaps", "90.0±0.0", "76.8", MISSING, "70.0"),
+    )
+    assert "a &lt;paper&gt;" in render_sweep(sweep)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["fedavg", "fedadam", "fedyogi+prompt+adaptive", "local", "zero-shot", "x" * 30]),
+        min_size=1,
+        unique=True,
+    ),
+    st.integers(1, 45),
+)
+def test_terminal_tables_fit_and_break_no_figure(methods: list[str], size: int) -> None:
+    from fedloom.report.sweeps import CellRun, SweepRun
+
+    label = "name " * (size // 5) + "x"
+    cells = tuple(
+        CellRun("c", {"how": label, "seed": seed}, "", "", "done", None, {"scores": {m: {"accuracy": 0.5 + seed / 10} for m in methods}})
+        for seed in (0, 1)
+    )  # fmt: skip
+    sweep = SweepRun("s", "", False, {"how": [label], "seed": [0, 1]}, cells, None)
+    text = terminal_tables(sweep)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("55.0±63.5") == len(methods)
+    blocks = blocks_of(mean_table(sweep), 80)
+    assert [name for block in blocks for name in block.columns[1:]] == list(mean_table(sweep).columns[1:])
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and its links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag in {"script", "img", "link", "iframe", "object"} or "src" in found:
+            self.loads.append(tag)
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        if tag not in {"meta", "line", "rect", "circle", "path", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, AXES, list(LEVELS), level)
+    write_sweep_report(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.loads == []
+    assert len(page.links) == 12
+    assert all((folder / link).parent.is_dir() for link in page.links)
+    assert not re.findall(r"url\(|@import|https?://(?!www\.w3\.org)", text)
+    for axis in ("scenario", "train.lr"):
+        assert f"Accuracy by {axis}" in text
+    again = render_sweep(read_sweep(folder))
+    assert again == text
+
+
+def test_a_chart_marks_every_method_at_every_value(tmp_path: Path) -> None:
+    sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
+    for width in (760, 400):
+        drawn = str(axis_chart(sweep, "scenario", width))
+        assert drawn.count(", n = 3</title>") == 2 * len(LEVELS)
+        assert drawn.count('class="whisker"') == 2 * len(LEVELS)
+
+
+def test_methods_of_one_colour_differ_in_shape() -> None:
+    methods = [f"fed{place}" for place in range(21)]
+    for place in range(7):
+        assert len({shape_of(methods[place + more], methods) for more in (0, 7, 14)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, "holds no sweep"),
+        ("{", "not JSON"),
+        ('{"cells": 1}', '"cells" is missing or is not a list'),
+        ('{"cells": [{"state": 1}]}', '"state" is missing or is not text'),
+    ],
+)
+def test_a_broken_sweep_is_told(text: str | None, wanted: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        read_sweep(tmp_path)
+
+
+def test_what_has_no_accuracy_is_told_by_another_score(tmp_path: Path) -> None:
+    def swap(file: Path) -> None:
+        value = json.loads(file.read_text())
+        for scores in value["scores"].values():
+            scores |= {"cider": 1 + scores.pop("accuracy"), "tasks": {"caption": {"cider": 1.25}}}
+        file.write_text(json.dumps(value))
+
+    folder = make_sweep(tmp_path, {"seed": [0, 1]}, ["local", "fedavg"], lambda values, method: 0.25)
+    for file in folder.glob("cells/*/result.json"):
+        swap(file)
+    sweep = read_sweep(folder)
+    assert sweep.metrics == ["cider", "auc", "macro_f1"]
+    assert mean_table(sweep).rows == (("made-up", "125.0±0.0", "125.0±0.0*", "2"),)
+    assert "CIDEr in percent" in mean_table(sweep).note
+    assert write_sweep_report(folder)["metric"] == "cider"

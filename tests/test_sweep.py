@@ -1,0 +1,263 @@
+"""Sweeps: every cell runs once, whatever stops it on the way, and shared models change no byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fedloom import runner
+from fedloom.cli import app
+from fedloom.experiment import Experiment
+from fedloom.grid import load_grid
+from fedloom.progress import Progress
+from fedloom.runner import run_experiment
+from fedloom.sweep import run_sweep
+from fedloom.types import UserError
+
+RECIPE = """\
+name: mine
+methods: [fedavg, local]
+grid:
+  scenario:
+    - {name: even, scenario.partition: iid}
+    - {name: gaps, scenario.pattern: missing}
+  seed: [0, 1]
+quick: {grid: {seed: [0]}}
+"""
+
+
+class Engine:
+    """Stands in for the runner: writes what a run folder must hold; `stop` says what happens to which call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.stop: dict[int, BaseException] = {}
+
+    def run_experiment(self, experiment: Experiment, out: Path, progress: Progress, models: object) -> None:
+        out.mkdir(parents=True)
+        (out / "experiment.json").write_text(experiment.to_json())
+        self.work("run", out)
+
+    def resume_run(self, folder: Path, progress: Progress, models: object) -> None:
+        self.work("resume", folder)
+
+    def work(self, what: str, folder: Path) -> None:
+        self.calls.append((what, folder.name.rpartition("-")[0]))
+        if stop := self.stop.get(len(self.calls)):
+            raise stop
+        scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
+        (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
+        (folder / "report.html").touch()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    fake = Engine()
+    monkeypatch.setattr(runner, "run_experiment", fake.run_experiment)
+    monkeypatch.setattr(runner, "resume_run", fake.resume_run)
+    return fake
+
+
+def sweep(*words: str) -> Result:
+    return CliRunner().invoke(app, ["sweep", "mine.yaml", "--out", "all", *words])
+
+
+def states() -> list[str]:
+    return [cell["state"] for cell in json.loads(Path("all/sweep.json").read_text())["cells"]]
+
+
+CELLS = ["even_seed-0", "even_seed-1", "gaps_seed-0", "gaps_seed-1"]
+
+
+def test_every_cell_runs_once_and_tells_a_line(engine: Engine) -> None:
+    first = sweep()
+    assert first.exit_code == 0, first.output
+    assert engine.calls == [("run", name) for name in CELLS]
+    lines = [line for line in first.stderr.splitlines() if line.startswith("[")]
+    assert len(lines) == 4
+    assert lines[0].startswith("[1/4] even, seed=0: local 50.0, fedavg 75.0; about")
+    assert "left" not in lines[-1]
+    assert states() == ["done"] * 4
+    again = sweep()
+    assert again.exit_code == 0
+    assert len(engine.calls) == 4
+    assert "4 of 4 cells are done already" in again.stderr
+    assert again.stdout == first.stdout
+
+
+def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
+    result = sweep("--quiet", "--json")
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert found == json.loads(Path("all/result.json").read_text())
+    assert [cell["scores"]["fedavg"]["accuracy"] for cell in found["cells"]] == [0.75] * 4
+    assert [row["methods"]["local"]["seeds"] for row in found["rows"]] == [2, 2]
+
+
+def test_the_quick_form_goes_to_a_folder_of_its_own(engine: Engine) -> None:
+    result = CliRunner().invoke(app, ["sweep", "mine.yaml", "--quick"])
+    assert result.exit_code == 0, result.output
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("mine-quick-")
+    assert [name for _, name in engine.calls] == ["even_seed-0", "gaps_seed-0"]
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(engine: Engine) -> None:
+    engine.stop[2] = KeyboardInterrupt()
+    stopped = sweep("--set", "train.lr=0.5")
+    assert stopped.exit_code == 130
+    assert "`fedloom sweep mine.yaml --set train.lr=0.5 --out all` goes on from there" in stopped.stderr
+    assert states() == ["done", "begun", "waiting", "waiting"]
+    assert sweep("--set", "train.lr=0.5").exit_code == 0
+    assert engine.calls[1:] == [("run", CELLS[1]), ("resume", CELLS[1]), ("run", CELLS[2]), ("run", CELLS[3])]
+    assert states() == ["done"] * 4
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(engine: Engine) -> None:
+    engine.stop[2] = UserError("round 0: every client's update was refused")
+    result = sweep()
+    assert result.exit_code == 1
+    assert states() == ["done", "failed", "done", "done"]
+    assert "even, seed=1 failed: round 0: every client's update was refused" in result.stderr
+    assert "every client&#39;s update was refused" in Path("all/report.html").read_text()
+    assert json.loads(Path("all/result.json").read_text())["rows"][0]["methods"]["fedavg"]["seeds"] == 1
+    assert sweep().exit_code == 0  # tried again, and now it works
+    assert engine.calls[-1] == ("resume", CELLS[1])
+
+
+def test_a_cell_done_under_another_name_is_not_run_again(engine: Engine) -> None:
+    sweep()
+    text = RECIPE.replace("name: even", "name: level").replace("[0, 1]", "[0, 1, 2]")
+    Path("mine.yaml").write_text(text)
+    assert sweep().exit_code == 0
+    assert engine.calls[4:] == [("run", "level_seed-2"), ("run", "gaps_seed-2")]
+    os.rename("all/cells", "all/kept")
+    os.mkdir("all/cells")
+    for place, folder in enumerate(sorted(Path("all/kept").iterdir())):
+        os.rename(folder, f"all/cells/{place}")
+    assert sweep().exit_code == 0
+    assert len(engine.calls) == 6
+
+
+def test_the_same_experiment_twice_in_a_grid_runs_once(engine: Engine) -> None:
+    Path("mine.yaml").write_text("grid: {x: [{name: a, seed: 1}, {name: b, seed: 1}, {name: c, seed: 2}]}\n")
+    assert sweep().exit_code == 0
+    assert [name for _, name in engine.calls] == ["a", "c"]
+    assert states() == ["done"] * 3
+
+
+def test_only_a_folder_for_sweeps_is_written_to(engine: Engine) -> None:
+    Path("all").mkdir()
+    Path("all/thesis.tex").touch()
+    result = sweep()
+    assert result.exit_code == 2
+    assert "all is not empty and holds no sweep" in result.stderr
+    assert engine.calls == []
+
+
+def test_other_commands_know_grids_and_sweeps(engine: Engine) -> None:
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(app, list(words))
+
+    assert "fedloom sweep mine.yaml" in call("run", "mine.yaml").stderr
+    assert "mine.yaml is valid: 4 cells (2 scenario × 2 seed)" in call("validate", "mine.yaml").stdout
+    cells = json.loads(call("validate", "mine.yaml", "--json").stdout)
+    assert cells["gaps, seed=1"]["scenario"]["pattern"] == "missing"
+    sweep()
+    page = Path("all/report.html").read_bytes()
+    Path("all/report.html").unlink()
+    assert call("report", "all").exit_code == 0
+    assert Path("all/report.html").read_bytes() == page
+    for words in (("report", "all", "all"), ("report", "all", "--out", "x.html"), ("resume", "all")):
+        refused = call(*words)
+        assert refused.exit_code == 2
+        assert "all is a sweep" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def real(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose cells insert other adapters into the same tiny model."""
+    recipe = tmp_path_factory.mktemp("real") / "real.yaml"
+    recipe.write_text(
+        "data: {name: emoji, limit: 12, test_share: 0.03}\n"
+        f"model: {{path: {tiny_model}, threads: 1}}\n"
+        "scenario: {clients: 2}\n"
+        "train: {rounds: 1, batch_size: 4}\n"
+        "evaluate: {every: 0}\n"
+        "methods: [fedavg]\n"
+        "grid:\n"
+        "  how:\n"
+        "    - {name: both, strategy: {name: both, rank: 2}}\n"
+        "    - {name: lora, strategy: {name: lora, rank: 3}, seed: 1}\n"
+        "    - {name: again, strategy: {name: both, rank: 2}, train.lr: 0.01}\n"
+    )
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a sweep that nothing stopped."""
+    folder = real.parent / "all"
+    return folder, run_sweep(load_grid(str(real)), folder, lambda line: None, lambda: Progress(None))
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_what_cells_share_changes_no_byte(
+    real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, result = undisturbed
+    for cell, row in zip(load_grid(str(real)).cells, result["cells"], strict=True):
+        place = tmp_path / cell.values["how"]
+        alone = run_experiment(cell.experiment, place, Progress(None))
+        assert row["scores"] == alone["scores"]
+        assert adapter(folder / row["folder"]) == adapter(place)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from fedloom.grid import load_grid
+from fedloom.progress import Progress
+from fedloom.sweep import run_sweep
+import torch
+torch.set_num_threads(1)
+real = os.replace
+def replace(source, target):
+    if "cells/lora-" in str(target) and str(target).endswith("methods/fedavg/result.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = replace
+run_sweep(load_grid(sys.argv[1]), Path(sys.argv[2]), lambda line: None, lambda: Progress(None))
+"""
+
+
+def test_a_sweep_killed_in_its_second_cell_ends_with_the_same_bytes(
+    real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "all"
+    killed = subprocess.run(
+        [sys.executable, "-c", CHILD, str(real), str(folder)], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    states = [cell["state"] for cell in json.loads((folder / "sweep.json").read_text())["cells"]]
+    assert states == ["done", "begun", "waiting"]
+    told: list[str] = []
+    result = run_sweep(load_grid(str(real)), folder, told.append, lambda: Progress(None))
+    assert told[0] == "1 of 3 cells are done already"
+    assert len(told) == 3
+    for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
+        assert row["scores"] == wanted["scores"]
+        assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])
