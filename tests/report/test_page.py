@@ -250,3 +250,21 @@ def test_the_mode_is_named() -> None:
     assert mode({"mode": "corrected", "algorithms": as_published}).endswith("; but as published: FedAdam")
     assert mode({}) == mode({"mode": "corrected", "algorithms": {}})
     assert mode({}).startswith("corrected: ")
+
+
+def test_a_plan_that_tells_of_its_first_clients_only_still_counts_all(run_folder):
+    folder = run_folder()
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    (folder / "plan.json").write_text(json.dumps({**plan, "count": 20_000}), encoding="utf-8")
+    assert "divided among 20000 clients" in page_of(folder).text
+
+
+def test_the_modes_of_split_and_sampler_are_named(run_folder):
+    folder = run_folder()
+    assert "corrected: drawn by the experiment's seed" in page_of(folder).text
+    settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    settings["scenario"]["mode"] = settings["train"]["sampler"] = "published"
+    (folder / "experiment.json").write_text(json.dumps(settings), encoding="utf-8")
+    text = page_of(folder).text
+    assert "published: the draws of FedMLLM's code" in text
+    assert "published: the clients of a round are those of FedMLLM's code" in text
