@@ -112,9 +112,9 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress) -> Settin
         require_choice([*data.train, *data.test])
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     _check_plan(folder / "plan.json", plan, data)
-    judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge)
     vlm = load_vlm(experiment.model.path, network=experiment.model.network)
     vlm = placed(vlm, experiment.model.device, experiment.model.precision)
+    judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge, vlm.device)
     if experiment.engine.cache:
         vlm = with_store(vlm, cache_folder() / "features", int(experiment.engine.cache_gigabytes * 1e9))
     lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
