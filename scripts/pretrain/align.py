@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from fedloom.client.evaluate import judge, right
+from fedloom.client.evaluate import judge
 from fedloom.data import load_data
 from fedloom.data.emoji import pretraining_records
 from fedloom.data.shapes import MAKERS
@@ -38,6 +38,7 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
+from fedloom.tasks.scoring import each
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, language, vision
 
@@ -279,6 +280,6 @@ def score(work: Path, minutes: float) -> None:
 
 def _row(vlm: Vlm, title: str, name: str, examples: Sequence[Example]) -> None:
     judged = judge(vlm, examples, [SLICES[name]] * len(examples), Settings(""))
-    accuracy = float(right(examples, judged).mean())
+    accuracy = float(each(examples, judged, headline=False).mean())
     prior = Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     print(f"| {title} | {name} | {len(examples)} | {prior:.3f} | {accuracy:.3f} |", flush=True)

@@ -155,7 +155,7 @@ def test_works_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
         train(tuned, [one, replace(two, settings=replace(Settings(), lr=1.0))])
 
 
-@pytest.mark.parametrize("scoring", ["likelihood", "generate"])
+@pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
 def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     examples = [MAKERS["vqa"](stream(1, "t", step=k), str(k)) for k in range(5)]
@@ -174,7 +174,7 @@ def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: 
             stack.write(model, row)
         together = judge_rows(stack.vlm, stack.connects(3), examples, presence, settings)
     for mine, theirs in zip(together, alone, strict=True):
-        assert mine.answers == theirs.answers
+        assert (mine.answers, mine.replies) == (theirs.answers, theirs.replies)
         for left, right in zip(mine.probabilities, theirs.probabilities, strict=True):
             if left is not None and right is not None:
                 np.testing.assert_allclose(left, right, atol=1e-4)

@@ -16,13 +16,14 @@ ROOM = 8
 """Tokens a verdict may take."""
 
 
-def load_judge(path: str) -> Judge:
+def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
     """Load a causal language model from this machine as a judge that decodes greedily.
 
     A chat template is used where the tokenizer has one; else the prompt is continued after a line break.
 
     Args:
         path: A local folder in the Hugging Face layout, or a name in the local hub cache; never the network.
+        device: Where it runs.
 
     Raises:
         UserError: There is no causal language model with safetensors weights at `path`.
@@ -42,7 +43,7 @@ def load_judge(path: str) -> Judge:
             f"evaluate.judge: cannot load a causal language model from the {kind} {path!r} ({reason}); "
             "give a local folder with safetensors weights, or null for no judge"
         ) from error
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -60,6 +61,7 @@ def load_judge(path: str) -> Judge:
                 padding=True,
                 add_special_tokens=tokenizer.chat_template is None,  # a template writes them itself
             )
+            inputs = inputs.to(device)
             ids = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
