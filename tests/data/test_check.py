@@ -90,6 +90,7 @@ def test_what_is_in_two_parts_is_told_with_both_places(trees, encoded, memes):
     )
     report = check("hateful-memes", memes)
     assert [tuple(repeat) for repeat in report.repeats] == [
+        ("id", "test", "test_seen.jsonl, line 1", "train", "train.jsonl, line 3"),
         ("text", "test", "test_seen.jsonl, line 2", "train", "train.jsonl, line 5"),
         ("picture", "test", "test_seen.jsonl, line 3", "train", "train.jsonl, line 4"),
     ]
@@ -183,7 +184,7 @@ def test_json_holds_everything(trees, memes):
     assert found["usable"] is False
     assert (found["name"], found["root"], found["variant"]) == ("hateful-memes", str(memes), "")
     assert {"part": "train", "of": "hateful", "found": 3, "published": 3050} in found["numbers"]
-    assert found["repeats"][0]["before"] == "train.jsonl, line 5"
+    assert found["repeats"][-1]["before"] == "train.jsonl, line 5"
     assert found["rejected"] == [{"file": "test_seen.jsonl", "line": 2, "reason": "label is '7', not 0 or 1"}]
     assert found["faults"]
     assert "ai.meta.com" in found["home"]
