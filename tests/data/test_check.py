@@ -1,6 +1,8 @@
 """What `fedloom data check` finds, says, and exits with."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -238,3 +240,11 @@ def test_many_classes_without_published_numbers_are_left_to_json(trees, encoded,
     assert "class-7" not in told
     assert "class-1" in told  # of the test part, which has one class
     assert '"class-7"' in found
+
+
+def test_the_page_lists_every_published_data_set_with_its_variants():
+    page = (Path(__file__).parent.parent.parent / "docs/data-sets.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(SOURCES)
+    for name, row in rows.items():
+        assert re.findall("`([^`]*)`", row.split("|")[3]) == list(DATASETS[name].variants)
