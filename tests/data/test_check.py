@@ -1,6 +1,8 @@
 """What `fedloom data check` finds, says, and exits with."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -90,6 +92,7 @@ def test_what_is_in_two_parts_is_told_with_both_places(trees, encoded, memes):
     )
     report = check("hateful-memes", memes)
     assert [tuple(repeat) for repeat in report.repeats] == [
+        ("id", "test", "test_seen.jsonl, line 1", "train", "train.jsonl, line 3"),
         ("text", "test", "test_seen.jsonl, line 2", "train", "train.jsonl, line 5"),
         ("picture", "test", "test_seen.jsonl, line 3", "train", "train.jsonl, line 4"),
     ]
@@ -183,7 +186,7 @@ def test_json_holds_everything(trees, memes):
     assert found["usable"] is False
     assert (found["name"], found["root"], found["variant"]) == ("hateful-memes", str(memes), "")
     assert {"part": "train", "of": "hateful", "found": 3, "published": 3050} in found["numbers"]
-    assert found["repeats"][0]["before"] == "train.jsonl, line 5"
+    assert found["repeats"][-1]["before"] == "train.jsonl, line 5"
     assert found["rejected"] == [{"file": "test_seen.jsonl", "line": 2, "reason": "label is '7', not 0 or 1"}]
     assert found["faults"]
     assert "ai.meta.com" in found["home"]
@@ -237,3 +240,11 @@ def test_many_classes_without_published_numbers_are_left_to_json(trees, encoded,
     assert "class-7" not in told
     assert "class-1" in told  # of the test part, which has one class
     assert '"class-7"' in found
+
+
+def test_the_page_lists_every_published_data_set_with_its_variants():
+    page = (Path(__file__).parent.parent.parent / "docs/data-sets.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(SOURCES)
+    for name, row in rows.items():
+        assert re.findall("`([^`]*)`", row.split("|")[3]) == list(DATASETS[name].variants)

@@ -445,3 +445,38 @@ def test_radiology_joins_questions_of_two_sources_and_reports(write, load):
     assert Counter(example.group for example in data.train) == {"vqa": 3 + 4, "report": 3}
     assert {example.kind for example in data.test if example.group == "vqa"} == {"open", "closed"}
     assert all(example.answer != "健康" for example in data.train)  # SLAKE in English alone
+
+
+def test_ids_that_are_no_ids_break_nothing(write, load, trees, tmp_path):
+    write("refcoco")
+    value = json.loads((tmp_path / "instances.json").read_text())
+    value["images"].append({"id": [1], "file_name": {}})
+    value["annotations"] += [{"id": {"a": 1}, "bbox": 5}, None]
+    (tmp_path / "instances.json").write_text(json.dumps(value))
+    references = [
+        trees.reference(0, "train", ann_id=[]),
+        trees.reference(1, "train", image_id={}, sentences=5),
+    ]
+    references += [
+        trees.reference(2, "train"),
+        trees.reference(3, "testA", sentences=[{"sent_id": 1}]),
+        "text",
+    ]
+    (tmp_path / "refs(unc).json").write_text(json.dumps([*references, trees.reference(4, "testB")]))
+    assert reasons(load("refcoco")) == [
+        *["entry 1: instances.json has no box of its ann_id"] * 2,
+        "entry 2: sentences is not a list of objects",
+        "entry 4: sent is missing",
+        "entry 5: text instead of an object",
+    ]
+
+
+def test_captions_of_another_form_are_missing_captions(write, load, tmp_path):
+    root = write("science-qa")
+    for wrong in ('{"captions": []}', '{"1": "a cell"}', '{"captions": {"1": ["a cell"]}}'):
+        (tmp_path / "captions.json").write_text(wrong)
+        with pytest.raises(UserError, match="no training example is left"):
+            load("science-qa", root)
+    (tmp_path / "captions.json").write_text("[]")
+    with pytest.raises(UserError, match=r"captions\.json: holds a list instead of an object"):
+        load("science-qa", root)

@@ -70,8 +70,8 @@ AIRCRAFT = Source(
     name="fgvc-aircraft",
     title="FGVC-Aircraft: which aircraft is shown, by variant, family or manufacturer.",
     home=(
-        "Get fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ and unpack it. "
-        "The root is the folder fgvc-aircraft-2013b."
+        "Get fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ and unpack "
+        "it. The root is the folder fgvc-aircraft-2013b."
     ),
     tables=(_table("train", "train"), _table("train", "val"), _table("test", "test")),
     counts=(Count("train", 6667), Count("test", 3333)),

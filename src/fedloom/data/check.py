@@ -107,12 +107,13 @@ class Report:
 
 @dataclass(frozen=True)
 class _Found:
-    """Examples by part, each with its place, and what was set aside."""
+    """Examples by part, each with its place; what was set aside; and ids of more than one part."""
 
     parts: Mapping[str, list[tuple[str, Example]]] = field(
         default_factory=lambda: {part: [] for part in PARTS}
     )
     rejected: list[Rejected] = field(default_factory=list)
+    repeats: list[Repeat] = field(default_factory=list)
 
 
 def check(name: str, root: Path | None, variant: str | None = None, max_rejected: float = 0.01) -> Report:
@@ -144,7 +145,7 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
         report,
         faults=tuple(_faults(found, max_rejected, needs_test=source.tests(root, chosen))),
         numbers=tuple(_numbers(source, found, chosen)),
-        repeats=tuple(_repeats(found)),
+        repeats=(*found.repeats, *_repeats(found)),
         rejected=tuple(found.rejected),
     )
 
@@ -157,7 +158,7 @@ def _check_other(settings: Settings) -> Report:
     try:
         data = DATASETS[settings.name](settings, 0)
     except UserError as error:
-        return replace(report, faults=(str(error),))
+        return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))
     for part in ("train", "test"):
         found.parts[part].extend((f"example {shown(one.id)}", one) for one in getattr(data, part))
@@ -183,9 +184,13 @@ def _looks_like(root: Path, name: str) -> Iterator[str]:
 def _gather(source: Source, root: Path, variant: str) -> _Found:
     found = _Found()
     ids: dict[str, str] = {}
+    first: dict[str, Row] = {}
     for table in source.used(variant):
         for row in source.rows(table, root, variant, PARTS, whole=True):
             if isinstance(row, Row):
+                before = first.setdefault(row.example.id, row)
+                if before.part != row.part:
+                    found.repeats.append(Repeat("id", row.part, row.place, before.part, before.place))
                 row = row.once(ids)
             if isinstance(row, Rejected):
                 found.rejected.append(row)

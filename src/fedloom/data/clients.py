@@ -51,7 +51,9 @@ TASKS = {
     "coordinates": "grounding",
     "box": "grounding",
 }
-_FRAME = re.compile(rf"(?i:[^.:\[]*?\b({'|'.join(TASKS)})\b[^.:\[]*?\b(?:is|are)\b)\s*:?\s*(.*)", re.DOTALL)
+_FRAME = re.compile(
+    rf"(?i:[^.:\[]{{0,80}}?\b({'|'.join(TASKS)})\b[^.:\[]{{0,80}}?\b(?:is|are)\b)\s*:?\s*(.*)", re.DOTALL
+)
 
 
 def take_off_frame(answer: str) -> tuple[str, str]:
@@ -114,9 +116,9 @@ CLIENTS = Source(
     name="fedvlmbench-prepared",
     title="Folders of clients as FedVLMBench ships them: train/client_0.json and so on, and test.",
     home=(
-        "Get one of the data sets of https://www.kaggle.com/datasets/robinlin2002/fedvlmbench, and the pictures "
-        "from their owners, as https://github.com/Arise-zwy/FedVLMBench says. The root is its folder clients, "
-        "with train/client_0.json and so on, beside the folder images."
+        "Get one of the data sets of https://www.kaggle.com/datasets/robinlin2002/fedvlmbench, and the "
+        "pictures from their owners, as https://github.com/Arise-zwy/FedVLMBench says. The root is its "
+        "folder clients, with train/client_0.json and so on, beside the folder images."
     ),
     tables=(
         Table("train", ("train/client_*.json", "clients/train/client_*.json"), make, _PICTURES),

@@ -37,22 +37,21 @@ def listed(value: Any, key: str, path: Path) -> list[Any]:
     return found
 
 
-def file_names(value: Any, path: Path) -> dict[Any, Any]:
-    """Return the file names of an annotation file by picture id."""
-    images = listed(value, "images", path)
-    return {image.get("id"): image.get("file_name") for image in images if isinstance(image, dict)}
+def by_id(value: Any, key: str, wanted: str, path: Path) -> dict[str, Any]:
+    """Return one value of each object in a list of an annotation file, by the object's id as text."""
+    return {str(one.get("id")): one.get(wanted) for one in listed(value, key, path) if isinstance(one, dict)}
 
 
 def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     """Yield the first caption of every picture, with the picture's file name."""
     value = read_json(path)
-    names, seen = file_names(value, path), set[Any]()
+    names, seen = by_id(value, "images", "file_name", path), set[str]()
     for number, entry in enumerate(listed(value, "annotations", path), 1):
         if not isinstance(entry, dict):
             yield Rejected(name, None, f"annotation {number}: {kind(entry)} instead of an object")
         elif (image := str(entry.get("image_id"))) not in seen:
             seen.add(image)
-            yield Raw(name, "annotation", number, entry | {"file_name": names.get(entry.get("image_id"))})
+            yield Raw(name, "annotation", number, entry | {"file_name": names.get(image)})
 
 
 def make(raw: Raw, reading: Reading) -> Example:
@@ -77,8 +76,8 @@ COCO = Source(
     title="COCO captions: describe a photograph.",
     home=(
         "Get the train and val images and the train/val annotations of 2014 or 2017 from "
-        "https://cocodataset.org/#download and unpack them side by side. The root is the folder with annotations, "
-        "train2014 and val2014."
+        "https://cocodataset.org/#download and unpack them side by side. The root is the folder with "
+        "annotations, train2014 and val2014."
     ),
     tables=(_table("train", "train"), _table("test", "val")),
     counts=(

@@ -80,9 +80,9 @@ COCO_QA = Source(
     name="coco-qa",
     title="COCO-QA: questions about COCO's photographs with an answer of one word.",
     home=(
-        "Get cocoqa-2015-05-17.zip from https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa/ and the "
-        "images train2014 and val2014 from https://cocodataset.org/#download. The root is the folder with train, "
-        "test, train2014 and val2014."
+        "Get cocoqa-2015-05-17.zip from https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa/ "
+        "and the images train2014 and val2014 from https://cocodataset.org/#download. The root is the folder "
+        "with train, test, train2014 and val2014."
     ),
     tables=(_table("train"), _table("test")),
     counts=(Count("train", 78736), Count("test", 38948)),

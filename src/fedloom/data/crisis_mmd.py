@@ -90,9 +90,9 @@ CRISIS_MMD = Source(
     name="crisis-mmd",
     title="CrisisMMD v2.0: what a tweet and its picture tell of a disaster.",
     home=(
-        "Get CrisisMMD_v2.0.tar.gz and crisismmd_datasplit_all.zip from https://crisisnlp.qcri.org/crisismmd and "
-        "unpack the second inside the folder of the first. The root is the folder with crisismmd_datasplit_all "
-        "and data_image."
+        "Get CrisisMMD_v2.0.tar.gz and crisismmd_datasplit_all.zip from https://crisisnlp.qcri.org/crisismmd "
+        "and unpack the second inside the folder of the first. The root is the folder with "
+        "crisismmd_datasplit_all and data_image."
     ),
     tables=(_table("train"), _table("dev", optional=True), _table("test")),
     counts=(

@@ -3,7 +3,7 @@
 The folder holds `train.jsonl`, `dev.jsonl` or `dev_seen.jsonl`, `test_seen.jsonl` with labels, and the
 pictures in `img`. A line is
 
-    {"id": 42953, "img": "img/42953.png", "label": 0, "text": "its their character not their color that matters"}
+    {"id": 42953, "img": "img/42953.png", "label": 0, "text": "what is written on the picture"}
 
 Reference: D. Kiela et al., "The Hateful Memes Challenge: Detecting Hate Speech in Multimodal Memes",
 arXiv 2005.04790v3; posed as multiple choice like FedMLLM (arXiv 2411.14717v2).
@@ -45,9 +45,9 @@ HATEFUL_MEMES = Source(
     name="hateful-memes",
     title="Hateful-Memes: whether a meme, a picture with text on it, is hateful.",
     home=(
-        "Accept the licence at https://ai.meta.com/tools/hatefulmemes/ and unpack the archive. Its test file has "
-        "no labels; the copy at https://www.kaggle.com/datasets/williamberrios/hateful-memes has them. The root "
-        "is the folder with train.jsonl, test_seen.jsonl and img."
+        "Accept the licence at https://ai.meta.com/tools/hatefulmemes/ and unpack the archive. Its test file "
+        "has no labels; the copy at https://www.kaggle.com/datasets/williamberrios/hateful-memes has them. "
+        "The root is the folder with train.jsonl, test_seen.jsonl and img."
     ),
     tables=(
         Table("train", ("train.jsonl",), make, ("img",)),

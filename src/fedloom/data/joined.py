@@ -1,7 +1,7 @@
 """Several published data sets side by side in one folder, as one.
 
-Reference: "FedVLMBench: Benchmarking Federated Fine-Tuning of Vision-Language Models", arXiv 2506.09638, whose
-multi-task settings give each task a client of its own.
+Reference: "FedVLMBench: Benchmarking Federated Fine-Tuning of Vision-Language Models", arXiv 2506.09638,
+whose multi-task settings give each task a client of its own.
 """
 
 from __future__ import annotations

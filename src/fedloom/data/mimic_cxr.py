@@ -114,9 +114,9 @@ MIMIC_CXR = Source(
     name="mimic-cxr",
     title="MIMIC-CXR: write the report of a chest X-ray.",
     home=(
-        "Become a credentialed user at https://physionet.org and get MIMIC-CXR-JPG 2.1.0 and, from MIMIC-CXR 2.1.0, "
-        "mimic-cxr-reports.zip; unpack the reports inside the folder of the first. The root is the folder with "
-        "mimic-cxr-2.0.0-split.csv and files."
+        "Become a credentialed user at https://physionet.org and get MIMIC-CXR-JPG 2.1.0 and, from MIMIC-CXR "
+        "2.1.0, mimic-cxr-reports.zip; unpack the reports inside the folder of the first. The root is the "
+        "folder with mimic-cxr-2.0.0-split.csv and files."
     ),
     tables=(Table(part_of, _FILES, make, ("files",), read=read),),
     counts=(Count("train", 222758), Count("dev", 1808), Count("test", 3269)),

@@ -41,9 +41,9 @@ NATURE = Source(
     name="nature",
     title="FedVLMBench's Fed-Nature from its sources: captions, grounding and questions on COCO.",
     home=(
-        "Unpack side by side train2014, val2014 and annotations of https://cocodataset.org/#download, RefCOCO in "
-        "refcoco (see `fedloom data check refcoco`) and COCO-QA in cocoqa (see `fedloom data check coco-qa`). "
-        "The root is the folder with all of them."
+        "Unpack side by side train2014, val2014 and annotations of https://cocodataset.org/#download, "
+        "RefCOCO in refcoco (see `fedloom data check refcoco`) and COCO-QA in cocoqa (see `fedloom data check "
+        "coco-qa`). The root is the folder with all of them."
     ),
     tables=(
         *below(COCO, ".", group="caption", variant="2014"),
@@ -56,8 +56,8 @@ RADIOLOGY = Source(
     name="radiology",
     title="FedVLMBench's Fed-Med from its sources: SLAKE and VQA-RAD questions, MIMIC-CXR reports.",
     home=(
-        "Put SLAKE in slake, VQA-RAD in vqa-rad and MIMIC-CXR in mimic-cxr; `fedloom data check` of each says "
-        "where to get it, MIMIC-CXR at https://physionet.org. The root is the folder with the three."
+        "Put SLAKE in slake, VQA-RAD in vqa-rad and MIMIC-CXR in mimic-cxr; `fedloom data check` of each "
+        "says where to get it, MIMIC-CXR at https://physionet.org. The root is the folder with the three."
     ),
     tables=(
         *below(SLAKE, "slake", group="vqa", variant="en"),

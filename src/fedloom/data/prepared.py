@@ -31,7 +31,8 @@ from fedloom.data.source import Reading, Source, Table
 from fedloom.types import Example
 
 _CHOICE = re.compile(
-    r"[^\n]+\n(?:(?P<text>.*)\n)?(?P<question>[^\n]+)\nOptions:\n(?P<options>(?:\([A-Z]\) [^\n]+\n){2,})[^\n]*",
+    r"[^\n]+\n(?:(?P<text>.*)\n)?(?P<question>[^\n]+)\n"
+    r"Options:\n(?P<options>(?:\([A-Z]\) [^\n]+\n){2,})[^\n]*",
     re.DOTALL,
 )
 _MODALITIES = re.compile(r"(?:,| based on)[^?]*(?=\?$)")
@@ -50,8 +51,8 @@ def take_apart(content: str) -> Asked:
     """Take a prepared user turn apart.
 
     Example:
-        >>> take_apart("Pick.\\nlook\\nat me\\nIs it hateful based on the text?\\nOptions:\\n(A) no\\n(B) yes\\nAnswer.")
-        Asked(question='Is it hateful?', text='look\\nat me', options=('no', 'yes'))
+        >>> take_apart("Pick.\\nlook!\\nIs it, based on the text?\\nOptions:\\n(A) no\\n(B) yes\\nAnswer.")
+        Asked(question='Is it?', text='look!', options=('no', 'yes'))
         >>> take_apart("<image>\\nIs there a fracture?").question
         'Is there a fracture?'
     """

@@ -4,7 +4,8 @@ The folder holds `refs(unc).json`, `instances.json` with the boxes, and COCO's p
 owners ship the first as a pickle, which may run code when it is opened and which fedloom does not read; this
 turns it into JSON:
 
-    python -c "import json, pickle; json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))"
+    python -c "import json, pickle
+    json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))"
 
 Of a reference are read ref_id, ann_id, image_id, split and sentences, a list of {"sent_id", "sent"}; each
 sentence is an example. The parts testA (people) and testB (other things) are tested on, and told apart by
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.boxes import in_pixels
-from fedloom.data.coco import file_names, listed
+from fedloom.data.coco import by_id
 from fedloom.data.fields import Bad, needed, one_of, word
 from fedloom.data.records import Raw, read_json, read_records
 from fedloom.data.source import Count, Reading, Source, Table
@@ -45,12 +46,8 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     if not instances.is_file():
         raise UserError(f"{instances} is missing; it ships with RefCOCO")
     value = read_json(instances)
-    names = file_names(value, instances)
-    boxes = {
-        entry.get("id"): entry.get("bbox")
-        for entry in listed(value, "annotations", instances)
-        if isinstance(entry, dict)
-    }
+    names = by_id(value, "images", "file_name", instances)
+    boxes = by_id(value, "annotations", "bbox", instances)
     for record in read_records(path, name):
         sentences = record.values.get("sentences") if isinstance(record, Raw) else None
         if isinstance(record, Rejected):
@@ -59,8 +56,8 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
             yield record.rejected("sentences is not a list of objects")
         else:
             more = {
-                "bbox": boxes.get(record.values.get("ann_id")),
-                "file_name": names.get(record.values.get("image_id")),
+                "bbox": boxes.get(str(record.values.get("ann_id"))),
+                "file_name": names.get(str(record.values.get("image_id"))),
             }
             for sentence in sentences:
                 yield Raw(name, record.unit, record.number, record.values | more | sentence)
@@ -96,10 +93,10 @@ REFCOCO = Source(
     title="RefCOCO: find the object in a photograph that a phrase means.",
     home=(
         "Get refcoco.zip from https://github.com/lichengunc/refer and the images train2014 from "
-        "https://cocodataset.org/#download. Turn the owners' pickle into refs(unc).json, which fedloom does not do "
-        'because a pickle may run code: python -c "import json, pickle; '
-        "json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))\". The root is the folder "
-        "with refs(unc).json, instances.json and train2014."
+        "https://cocodataset.org/#download. Turn the owners' pickle into refs(unc).json, which fedloom does "
+        'not do because a pickle may run code: python -c "import json, pickle; '
+        "json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))\". The root is the "
+        "folder with refs(unc).json, instances.json and train2014."
     ),
     tables=(Table(part_of, _FILES, make, _FOLDERS, read=read),),
     counts=(

@@ -43,8 +43,8 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     found = next(
         (folder / "captions.json" for folder in folders if (folder / "captions.json").is_file()), None
     )
-    captions = _object(found) if found else {}
-    captions = captions.get("captions", captions)
+    captions = _object(found).get("captions") if found else None
+    captions = captions if isinstance(captions, dict) else {}
     for number, (pid, problem) in enumerate(problems.items(), 1):
         if isinstance(problem, dict):
             yield Raw(name, "entry", number, problem | {"pid": pid, "caption": captions.get(pid)})
@@ -95,8 +95,8 @@ SCIENCE_QA = Source(
     name="science-qa",
     title="ScienceQA: captions of the pictures of school questions, or the questions themselves.",
     home=(
-        "Get problems.json and captions.json from the folder data of https://github.com/lupantech/ScienceQA and "
-        "the pictures with its tools/download.sh. The root is the folder with problems.json and images."
+        "Get problems.json and captions.json from the folder data of https://github.com/lupantech/ScienceQA "
+        "and the pictures with its tools/download.sh. The root is the folder with problems.json and images."
     ),
     tables=(Table(part_of, _FILES, make, _FOLDERS, read=read),),
     counts=(

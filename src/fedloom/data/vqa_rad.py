@@ -72,8 +72,8 @@ VQA_RAD = Source(
     name="vqa-rad",
     title="VQA-RAD: questions of clinicians about radiological pictures.",
     home=(
-        "Get VQA_RAD Dataset Public.json and VQA_RAD Image Folder from https://osf.io/89kps/. The root is the "
-        "folder with both."
+        "Get VQA_RAD Dataset Public.json and VQA_RAD Image Folder from https://osf.io/89kps/. The root is "
+        "the folder with both."
     ),
     tables=(Table(part_of, FILES, make, FOLDERS),),
     counts=COUNTS,
