@@ -182,6 +182,10 @@ class Train(Section):
     )
     epochs: Count = Field(default=1, description="Passes of a client over its examples in each round.")
     batch_size: Count = Field(default=8, description="Examples in each optimiser step.")
+    batches: Literal["shuffled", "bucketed"] = Field(
+        default="shuffled",
+        description="Batches of examples at random, or of ones alike in modality and length, which pads less.",
+    )
     lr: Positive = Field(default=1e-3, description="Learning rate of the clients.")
     schedule: Literal["cosine", "constant", "published"] = Field(
         default="cosine",
@@ -219,6 +223,10 @@ class Engine(Section):
     side_by_side: Count | Literal["auto"] = Field(
         default="auto",
         description="Clients trained at once over the shared model; auto measures what pays on this machine.",
+    )
+    recompute: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether the backward pass computes layers again to save memory; auto where it is short.",
     )
     cache: Flag = Field(
         default=True, description="Whether what the frozen encoder makes of pictures is kept between runs."

@@ -15,7 +15,7 @@ from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
 from fedloom.client.evaluate import render
 from fedloom.client.train import learning_rate
-from fedloom.engine.fit import MOST, remembered
+from fedloom.engine.fit import MOST, remembered, short_of_memory
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.store import commit, last_commit, opened
@@ -24,6 +24,7 @@ from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
 from fedloom.models.features import cache_folder
 from fedloom.models.load import Vlm
+from fedloom.models.recompute import recomputing
 from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_json
@@ -111,8 +112,16 @@ def train_method(
     runs = [_training(setting, method, name, conversations, clients, alone) for alone, clients in servers]
     left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
     setting.progress.stage(name, sum(left))
-    rows = rows_of(setting, runs) if any(left) else 1
-    return run_rounds(runs, InProcess(setting.tuned, rows, trained))
+    if not any(left):
+        return [run.standing for run in runs]
+    with recomputing(setting.vlm, _recompute(setting, runs)):
+        return run_rounds(runs, InProcess(setting.tuned, rows_of(setting, runs), trained))
+
+
+def _recompute(setting: Setting, runs: Sequence[Run]) -> bool:
+    chosen = setting.experiment.engine.recompute
+    first = next(chain.from_iterable(works_of(run) for run in runs))
+    return chosen == "always" or (chosen == "auto" and short_of_memory(setting.tuned, first))
 
 
 def _training(

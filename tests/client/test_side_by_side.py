@@ -35,6 +35,7 @@ class Settings:
     schedule: str = "constant"
     optimizer: str = "sgd"
     weight_decay: float = 0.01
+    batches: str = "shuffled"
     clip: float | None = 0.5
 
 

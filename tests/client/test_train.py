@@ -11,7 +11,7 @@ import torch
 
 from fedloom.algorithms.base import PLAIN, LocalRule
 from fedloom.algorithms.fedprox import proximal
-from fedloom.client.train import Result, Work, learning_rate, train
+from fedloom.client.train import Result, Work, draw_batches, learning_rate, train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
 from fedloom.models.load import load_vlm
@@ -31,6 +31,7 @@ class Settings:
     schedule: str = "cosine"
     optimizer: str = "adamw"
     weight_decay: float = 0.01
+    batches: str = "shuffled"
     clip: float | None = 1.0
 
 
@@ -124,3 +125,37 @@ def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None
     settings = replace(Settings(), rounds=400, schedule="published")
     rates = [learning_rate(settings, round) / settings.lr for round in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def mixed(count: int) -> list[Conversation]:
+    """Half with a picture and a long text, half short and without."""
+    long = [replace(one, user="what is that " * (3 + k % 4)) for k, one in enumerate(conversations(count))]
+    return [
+        replace(one, picture=None, user="what" * (1 + k % 3)) if k % 2 else one for k, one in enumerate(long)
+    ]
+
+
+def padding(examples: list[Conversation], batches: list[list[int]]) -> float:
+    sizes = [
+        [len(examples[k].user) + (100 if examples[k].picture else 0) for k in batch] for batch in batches
+    ]
+    return sum(max(found) * len(found) for found in sizes) / sum(map(sum, sizes))
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "bucketed"])
+@pytest.mark.parametrize("count", [1, 3, 4, 50, 300])
+def test_every_example_is_in_one_batch(kind: str, count: int) -> None:
+    found = draw_batches((mixed(4) * 75)[:count], 4, kind, stream(0, "t"))
+    assert sorted(k for batch in found for k in batch) == list(range(count))
+    assert len(found) == -(-count // 4)
+    assert sorted(map(len, found))[1:] == [4] * (len(found) - 1)
+
+
+def test_buckets_pad_less_and_still_change_from_epoch_to_epoch() -> None:
+    examples = mixed(8) * 20
+    shuffled, bucketed = (
+        draw_batches(examples, 4, kind, stream(0, "t")) for kind in ("shuffled", "bucketed")
+    )
+    assert padding(examples, bucketed) < 1.1 < padding(examples, shuffled)
+    assert bucketed != draw_batches(examples, 4, "bucketed", stream(1, "t"))
+    assert bucketed == draw_batches(examples, 4, "bucketed", stream(0, "t"))

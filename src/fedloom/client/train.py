@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,11 @@ class TrainSettings(Protocol):
         """Largest gradient norm, or None."""
         ...
 
+    @property
+    def batches(self) -> str:
+        """How examples come together: "shuffled", or "bucketed" by modality and length; see `draw_batches`."""
+        ...
+
 
 def learning_rate(settings: TrainSettings, round: int) -> float:
     """Return the learning rate of a round: constant inside it, falling from round to round if "cosine".
@@ -112,12 +118,48 @@ class Work:
         return self.settings.epochs * math.ceil(len(self.conversations) / self.settings.batch_size)
 
     def batches(self) -> Iterator[list[Conversation]]:
-        """Draw the batches: each epoch's examples in a random order, cut into pieces."""
+        """Draw the batches of all epochs, each from a random stream of its own."""
         for epoch in range(self.settings.epochs):
             draw = stream(self.seed, "batches", round=self.round, client=self.client, step=epoch)
-            order = draw.permutation(len(self.conversations))
-            for start in range(0, len(order), self.settings.batch_size):
-                yield [self.conversations[k] for k in order[start : start + self.settings.batch_size]]
+            for batch in draw_batches(
+                self.conversations, self.settings.batch_size, self.settings.batches, draw
+            ):
+                yield [self.conversations[k] for k in batch]
+
+
+BUCKETED = 32
+"""Batches in whose examples those that are alike are looked for."""
+
+
+def draw_batches(
+    conversations: Sequence[Conversation], size: int, batches: str, draw: np.random.Generator
+) -> list[list[int]]:
+    """Cut one epoch's examples into batches; each example is in one of them.
+
+    Args:
+        conversations: The examples.
+        size: Examples in a batch, ≥ 1; the last one drawn may be smaller.
+        batches: "shuffled" cuts a random order into pieces. "bucketed" sorts the pieces of `BUCKETED`
+            batches by modality and length first and shuffles the batches afterwards: little padding, but
+            batches are no longer independent draws.
+        draw: The random stream.
+
+    Returns:
+        Positions in `conversations`, batch by batch.
+    """
+    order = [int(k) for k in draw.permutation(len(conversations))]
+    if batches == "shuffled":
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def shape(k: int) -> tuple[bool, int]:
+        one = conversations[k]
+        return one.picture is None, len(one.user) + len(one.answer)
+
+    cut: list[list[int]] = []
+    for start in range(0, len(order), BUCKETED * size):
+        window = sorted(order[start : start + BUCKETED * size], key=shape)
+        cut += [window[at : at + size] for at in range(0, len(window), size)]
+    return [cut[k] for k in draw.permutation(len(cut))]
 
 
 Result = tuple[ClientUpdate, Tensors]

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,20 @@ def saved_bytes(tuned: Tuned, work: Work) -> int:
     return sum(seen.values())
 
 
+def short_of_memory(tuned: Tuned, work: Work, free: int | None = None) -> bool:
+    """Tell whether one client's step would take more than half of the memory that is free.
+
+    Reckoned from a single example, so that finding out does not take the memory itself.
+    """
+    free = free_memory() if free is None else free
+    one = saved_bytes(tuned, replace(work, conversations=work.conversations[:1]))
+    return free is not None and 2 * one * work.settings.batch_size > free / 2
+
+
 def free_memory() -> int | None:
-    """Return the bytes of memory that are free, or None where the system does not say."""
+    """Return the bytes of memory that are free where the model is, or None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

@@ -1,0 +1,101 @@
+"""How many clients train side by side: bounded by memory, measured once, remembered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.algorithms.base import PLAIN
+from fedloom.client.train import Work, train
+from fedloom.data.shapes import MAKERS
+from fedloom.engine import fit as module
+from fedloom.engine.fit import MOST, Fit, fit, remembered, saved_bytes, short_of_memory
+from fedloom.models.load import load_vlm
+from fedloom.models.recompute import recomputing
+from fedloom.sections import Train
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Broadcast, Presence
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
+
+
+def works(tuned: Tuned, count: int, batch_size: int = 2) -> list[Work]:
+    examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(4)]
+    told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
+    settings = Train(batch_size=batch_size)
+    return [Work(k, 0, 0, PLAIN, Broadcast(tuned.start), {}, told, settings) for k in range(count)]
+
+
+def test_one_client_needs_no_measurement(tuned: Tuned) -> None:
+    assert fit(tuned, works(tuned, 1)) == Fit(1)
+
+
+def test_what_was_tried_fits_memory_and_cohort(tuned: Tuned) -> None:
+    needed = saved_bytes(tuned, works(tuned, 1)[0])
+    assert fit(tuned, works(tuned, 3), free=10**12).tried == 3
+    assert fit(tuned, works(tuned, 20), free=10**12).tried == MOST
+    tight = fit(tuned, works(tuned, 20), free=needed * 2 * 3)
+    assert (tight.room, tight.tried) == (3, 3)
+    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, room=1)
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(1.0, 4), (3.9, 1), (8.0, 1)])
+def test_side_by_side_only_where_it_is_faster(
+    seconds: float, rows: int, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda _, some: 1.0 if len(some) == 1 else seconds)
+    found = fit(tuned, works(tuned, 4), free=10**12)
+    assert (found.rows, found.gain) == (rows, round(4 / seconds, 3))
+
+
+def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:
+    small, large = (saved_bytes(tuned, works(tuned, 1, size)[0]) for size in (1, 4))
+    assert 3 * small < large < 6 * small
+
+
+def test_measuring_changes_nothing(tuned: Tuned) -> None:
+    before = train(tuned, works(tuned, 1))[0][0].delta.flat
+    fit(tuned, works(tuned, 4), free=10**12)
+    assert torch.equal(train(tuned, works(tuned, 1))[0][0].delta.flat, before)
+
+
+def test_a_choice_is_remembered_until_the_work_is_another(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(module, "fit", lambda _, some: made.append(len(some)) or Fit(2, 1.5, 2))
+    file = tmp_path / "choices.json"
+    assert remembered(file, tuned, works(tuned, 3)) == remembered(file, tuned, works(tuned, 3))
+    assert made == [3]
+    remembered(file, tuned, works(tuned, 3, batch_size=1))
+    assert made == [3, 3]
+    file.write_text("{")
+    remembered(file, tuned, works(tuned, 3))
+    assert made == [3, 3, 3]
+
+
+def test_recomputing_gives_the_same_bits_and_keeps_less(tuned: Tuned) -> None:
+    (work,) = works(tuned, 1)
+    plain, kept = train(tuned, [work])[0][0].delta.flat, saved_bytes(tuned, work)
+    with recomputing(tuned.vlm):
+        assert torch.equal(train(tuned, [work])[0][0].delta.flat, plain)
+        assert saved_bytes(tuned, work) < kept / 2
+    assert saved_bytes(tuned, work) == kept
+    with recomputing(tuned.vlm, wanted=False):
+        assert saved_bytes(tuned, work) == kept
+
+
+def test_memory_is_short_when_a_step_would_take_more_than_half(tuned: Tuned) -> None:
+    (work,) = works(tuned, 1)
+    one = saved_bytes(tuned, replace(work, conversations=work.conversations[:1]))
+    assert short_of_memory(tuned, work, free=one)
+    assert not short_of_memory(tuned, work, free=100 * one)
