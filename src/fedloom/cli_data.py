@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedloom.cli_options import FAILED, Debug, Json, courteous
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -50,13 +51,14 @@ def check(
     ],
     root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
     variant: Annotated[str | None, typer.Option(help="Which variant of it, like data.variant.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Say where to get a data set, and whether a folder holds it; exit code 1 if it cannot be used."""
-    from fedloom.data import DATASETS
-    from fedloom.data.check import check as checked
+    with courteous(debug):
+        from fedloom.data import DATASETS
+        from fedloom.data.check import check as checked
 
-    try:
         if name not in DATASETS:
             from fedloom.mistakes import unknown
 
@@ -64,14 +66,11 @@ def check(
         if root is not None and sys.stderr.isatty():
             typer.echo("Decoding every picture; for large data sets that takes minutes.", err=True)
         report = checked(name, root, variant)
-    except UserError as error:
-        typer.echo(f"fedloom: {error}", err=True)
-        raise typer.Exit(2) from None
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         typer.echo("\n".join(lines(report)))
-    raise typer.Exit(0 if report.usable else 1)
+    raise typer.Exit(0 if report.usable else FAILED)
 
 
 def lines(report: Report) -> Iterator[str]:
