@@ -3,11 +3,13 @@
     vision     encoder on pictures (dense labels)          40 minutes on one core
     language   tokenizer and decoder on words              30 minutes on one core
     align      connector and decoder on pictured questions 40 minutes on two cores
+    free       a model without an encoder, from the language stage: DIR/free
     export     the committed model folder in bfloat16
     score      zero-shot scores by question type, beside the prior
 
 Needs the Debian packages openclipart-png, tuxpaint-stamps-default and wordnet-base. Each stage keeps its
-last weights in the work folder; `vision` and `language` may run side by side.
+last weights in the work folder; `vision` and `language` may run side by side. `align` and `free` go on from their
+checkpoint when they are started again, until the minutes of all sittings reach --minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("vision", "language", "align", "export", "score"))
+    parser.add_argument("stage", choices=("vision", "language", "align", "free", "export", "score"))
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
     parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")
     parser.add_argument("--threads", type=int, default=1)
@@ -37,6 +39,10 @@ def main() -> None:
         from pretrain import language
 
         language.train(arguments.work, arguments.minutes)
+    elif arguments.stage == "free":
+        from pretrain import free
+
+        free.train(arguments.work, arguments.minutes)
     else:
         from pretrain import align
 

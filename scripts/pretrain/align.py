@@ -6,9 +6,6 @@ scenes; the federated question (which of Unicode's groups?) is never asked.
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -33,7 +30,6 @@ from fedloom.data import load_data
 from fedloom.data.emoji import pretraining_records
 from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
-from fedloom.models.batch import answer_loss
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
@@ -41,6 +37,7 @@ from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, language, vision
+from pretrain.fit import Budget, fit
 
 BATCH = 48
 LAYERS = [3, 6]
@@ -90,7 +87,7 @@ def assemble(work: Path) -> Vlm:
     )
     with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
         sample = torch.cat([vision.unit(corpus.emoji().pixels[:64])])
-        spread = FAMILIES["llava"].encode(model, sample).std()
+        spread = FAMILIES["llava"].encode(model, {"pixel_values": sample}).std()
         model.model.multi_modal_projector.linear_1.weight.div_(spread)
     model.requires_grad_(False).eval()
     return Vlm("shipped", model, processor, FAMILIES["llava"], "")
@@ -171,67 +168,30 @@ def make_batch(
     return batch
 
 
-def train(work: Path, minutes: float, steps: int = 6000) -> None:
-    """Train connector and decoder until `steps` or `minutes` are used up."""
-    vlm = assemble(work)
+def batches(work: Path) -> Callable[[int], list[Conversation]]:
+    """Gather all sources and return the batch of each step."""
     words = corpus.wordnet()
     weight = np.array(
         [(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words]
     )
-    meanings = Meanings(words)
+    senses, meanings = (words, np.cumsum(weight / weight.sum())), Meanings(words)
     drawn = [corpus.drawings(root, work) for root in (corpus.CLIP_ART, corpus.STAMPS)]
     keywords = [", ".join(record["keywords"]) for record in pretraining_records()]
     sources = [(corpus.emoji(), keywords, 0.42)]
     sources += [
         (one, [", ".join(w) for w in one.words], share) for one, share in zip(drawn, (0.13, 0.1), strict=True)
     ]
-    model = vlm.model
+    return lambda step: make_batch(sources, senses, meanings, step)
+
+
+def train(work: Path, minutes: float, steps: int = 6000) -> None:
+    """Train connector and decoder until `steps` or `minutes` are used up."""
+    vlm = assemble(work)
     groups = [
-        {"params": list(model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
-        {"params": list(model.model.language_model.parameters()), "peak": 8e-4},
+        {"params": list(vlm.model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
+        {"params": list(vlm.model.model.language_model.parameters()), "peak": 8e-4},
     ]
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    begun, step, losses = time.time(), 0, []
-    while True:
-        done = max(step / steps, (time.time() - begun) / 60 / minutes)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            falling = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
-            group["lr"] = group["peak"] * min(1, (step + 1) / 150) * falling
-        batch = make_batch(sources, (words, np.cumsum(weight / weight.sum())), meanings, step)
-        vlm.features.clear(), vlm.tokens.clear()
-        # By length in two halves: questions with a picture are longer, and padding costs time.
-        batch.sort(key=lambda one: (one.picture is not None) * 100 + len(one.user) / 4 + len(one.answer) / 4)
-        optimizer.zero_grad()
-        for half in (batch[: BATCH // 2], batch[BATCH // 2 :]):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = answer_loss(vlm, half) / 2
-            loss.backward()
-            losses.append(float(loss))
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        if step % 50 == 0:
-            recent = 2 * np.mean(losses[-100:])
-            print(
-                f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {recent:.3f}", flush=True
-            )
-        if step % 200 == 0:
-            save(vlm, work)
-    save(vlm, work)
-    (work / "align.json").write_text(json.dumps({"steps": step, "minutes": (time.time() - begun) / 60}))
-
-
-def save(vlm: Vlm, work: Path) -> None:
-    """Keep the whole model, and the last one if the writing is cut short."""
-    tensors = {name: value for name, value in vlm.model.state_dict().items() if name != "lm_head.weight"}
-    temporary = work / "align.tmp"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(work / "align.safetensors")
+    fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps))
 
 
 def export(work: Path, minutes: float) -> None:

@@ -197,6 +197,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if data.name != "shapes" and data.task != "classification":
         message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
         yield Conflict(("data", "task"), message, (("data", "name"),))
+    yield from _model_conflicts(experiment.model)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
         message = (
@@ -216,6 +217,18 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     yield from _repeats(experiment.methods)
     for name, arguments in experiment.algorithms.items():
         yield from _argument_conflicts(name, arguments, clients)
+
+
+def _model_conflicts(model: Model) -> Iterator[Conflict]:
+    for key, other in (("encoder", "llm"), ("llm", "encoder")):
+        if getattr(model, key) is not None and getattr(model, other) is None:
+            message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
+            yield Conflict(("model", other), message, (("model", key),))
+    if model.encoder is not None and model.path != "shipped":
+        message = (
+            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
+        )
+        yield Conflict(("model", "path"), message, (("model", "encoder"),))
 
 
 def _repeats(names: Sequence[str]) -> Iterator[Conflict]:

@@ -16,9 +16,10 @@ from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
 from fedloom.measure import figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
+from fedloom.models.assemble import load_model
 from fedloom.models.features import cache_folder
 from fedloom.models.judge import load_judge
-from fedloom.models.load import Vlm, load_vlm, placed, with_store
+from fedloom.models.load import Vlm, placed, with_store
 from fedloom.params import Params
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_atomic, write_json
@@ -168,9 +169,11 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: M
 def _loaded(experiment: Experiment, models: Models) -> Vlm:
     """Load an experiment's model, or take the one that was loaded with the same settings before."""
     settings, engine = experiment.model, experiment.engine
-    key = settings.model_dump_json(exclude={"threads"})
+    # A fresh connector depends on the seed.
+    seed = experiment.seed if settings.connector or settings.encoder else None
+    key = f"{settings.model_dump_json(exclude={'threads'})} {seed}"
     if key not in models:
-        vlm = load_vlm(settings.path, network=settings.network)
+        vlm = load_model(settings, experiment.seed)
         models[key] = placed(vlm, settings.device, settings.precision)
     if not engine.cache:
         return models[key]

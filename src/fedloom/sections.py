@@ -145,6 +145,16 @@ class Model(Section):
     path: PathText = Field(
         default="shipped", description="The model: shipped, a folder, or a name on a model hub."
     )
+    encoder: PathText | None = Field(
+        default=None,
+        description="CLIP or SigLIP encoder of an assembled model, which takes the place of path.",
+    )
+    llm: PathText | None = Field(default=None, description="Language model of an assembled model.")
+    connector: Literal["linear", "mlp2", "mlp6", "resampler"] | None = Field(
+        default=None,
+        description="Fresh connector; null is the model's own, and mlp2 in an assembled model.",
+    )
+    queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it computes; auto is cuda where there is one."

@@ -73,12 +73,19 @@ class Conversation:
         answer: The text the model is trained to give.
         picture: The image shown, or None.
         options: The texts whose likelihoods are compared, in label order; empty for free answers.
+        more: Further images, shown after the first.
     """
 
     user: str
     answer: str
     picture: Picture | None = None
     options: tuple[str, ...] = ()
+    more: tuple[Picture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All images, in the order in which they are shown."""
+        return (*(() if self.picture is None else (self.picture,)), *self.more)
 
 
 @dataclass(frozen=True, slots=True)

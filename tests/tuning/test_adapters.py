@@ -42,10 +42,13 @@ def moved(tuned: Tuned) -> Params:
 
 
 def stock_logits(model: torch.nn.Module, vlm: Vlm, conversation: Conversation) -> torch.Tensor:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(vlm.name)
     content = [{"type": "image"}, {"type": "text", "text": conversation.user}]
-    text = vlm.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     assert conversation.picture is not None
-    inputs = vlm.processor(images=[conversation.picture.pixels()], text=[text], return_tensors="pt")
+    inputs = processor(images=[conversation.picture.pixels()], text=[text], return_tensors="pt")
     with torch.no_grad():
         return model(**inputs).logits
 

@@ -1,18 +1,28 @@
 """From conversations to padded batches, and from batches to likelihoods of answers.
 
-Shape legend: K clients side by side, B conversations of each, L tokens in the longest, T image tokens per picture, D model width, O options,
-N answer tokens in the batch.
+Shape legend: K clients side by side, B conversations of each, L tokens in the longest, D model width, E encoder
+width, O options, N answer tokens in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedloom.models.family import Grid
+from fedloom.models.inputs import (
+    Connect,
+    Rows,
+    attention,
+    connected,
+    decoder_inputs,
+    next_positions,
+    slides,
+)
 from fedloom.models.load import Vlm
 from fedloom.record import Clock
 from fedloom.types import Conversation, UserError
@@ -22,7 +32,7 @@ from fedloom.types import Conversation, UserError
 class Encoded:
     """Token ids of one conversation: the prompt up to where the answer starts, and possible answers.
 
-    `prompt` holds one image placeholder per picture; `answers` end with the end-of-sequence token.
+    `prompt` holds an image token for every feature of a picture; `answers` end with the end-of-sequence token.
     """
 
     prompt: tuple[int, ...]
@@ -33,19 +43,25 @@ def encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enco
     """Put a conversation into the model's chat template and tokenise it.
 
     Raises:
-        UserError: The chat template changes the prompt once an answer follows it.
+        UserError: The chat template changes the prompt once an answer follows it, or does not show every
+            picture once.
     """
-    key = (conversation.user, conversation.picture is None, tuple(answers))
+    grids = tuple(vlm.grids(conversation.pictures))
+    key = (conversation.user, grids, tuple(answers))
     if key not in vlm.tokens:
-        vlm.tokens[key] = _encode(vlm, conversation, answers)
+        vlm.tokens[key] = _encode(vlm, conversation, grids, answers)
     return vlm.tokens[key]
 
 
-def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Encoded:
-    content = [{"type": "text", "text": conversation.user}]
-    if conversation.picture is not None:
-        content.insert(0, {"type": "image"})
-    turn = [{"role": "user", "content": content}]
+def _spelled(vlm: Vlm, grid: Grid) -> str:
+    if grid not in vlm.tokens:
+        vlm.tokens[grid] = vlm.family.spell(vlm.model, vlm.tokenizer, grid)
+    return vlm.tokens[grid]
+
+
+def _encode(vlm: Vlm, conversation: Conversation, grids: Sequence[Grid], answers: Sequence[str]) -> Encoded:
+    images = [{"type": "image"} for _ in grids]
+    turn = [{"role": "user", "content": [*images, {"type": "text", "text": conversation.user}]}]
     tokenizer = vlm.tokenizer
     prompt = vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     ends: list[tuple[int, ...]] = []
@@ -56,52 +72,16 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
             raise UserError(f"the chat template of {vlm.name!r} changes the prompt once an answer follows it")
         ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
         ends.append((*ids, *(() if ids and ids[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,))))
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if tokenizer.bos_token_id is not None and (not ids or ids[0] != tokenizer.bos_token_id):
+    before, *after = prompt.split(placeholder := vlm.family.placeholder(vlm.model, tokenizer))
+    if len(after) != len(grids):
+        raise UserError(
+            f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} pictures"
+        )
+    spelled = [_spelled(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
+    ids = tokenizer(before + "".join(spelled), add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None and tokenizer.bos_token_id not in ids:
         ids = [tokenizer.bos_token_id, *ids]
     return Encoded(tuple(ids), tuple(ends))
-
-
-Connect = Callable[[Tensor], Tensor]
-"""Encoder features [B, T, E] → token embeddings [B, T, D]: the model's connector, or one client's."""
-
-
-def embed(
-    vlm: Vlm, ids: Tensor, features: Sequence[Tensor | None], connects: Sequence[Connect] | None = None
-) -> Tensor:
-    """Look up token embeddings and put connected image features where the placeholders are: [B, L, D].
-
-    Args:
-        vlm: The model.
-        ids: Token ids, shape [B, L], the rows of one client after those of the other.
-        features: Each client's encoder features [pictures, T, E], or None where it shows no picture.
-        connects: Each client's connector; None is the model's own for all.
-    """
-    embeddings = vlm.model.get_input_embeddings()(ids)
-    connects = connects or [vlm.connect] * len(features)
-    tokens = [connect(some) for connect, some in zip(connects, features, strict=True) if some is not None]
-    if tokens:
-        place = (ids == vlm.model.config.image_token_id)[..., None].expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(place, torch.cat(tokens).to(embeddings.dtype))
-    return embeddings
-
-
-def see(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor | None:
-    """Return encoder features of the pictures shown, shape [pictures, T, E], or None without any."""
-    pictures = [one.picture for one in conversations if one.picture is not None]
-    return vlm.encode(pictures).to(vlm.device) if pictures else None
-
-
-def expand(vlm: Vlm, encoded: Encoded, conversation: Conversation) -> list[int]:
-    """Repeat the image placeholder once for every image token."""
-    if conversation.picture is None:
-        return list(encoded.prompt)
-    count = vlm.encode([conversation.picture]).shape[1]
-    image = vlm.model.config.image_token_id
-    if encoded.prompt.count(image) != 1:
-        raise UserError(f"the prompt holds {encoded.prompt.count(image)} image placeholders for one picture")
-    where = encoded.prompt.index(image)
-    return [*encoded.prompt[:where], *[image] * count, *encoded.prompt[where + 1 :]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +92,9 @@ class Batch:
         ids: Token ids, shape [K·B, L], padded on the right; a client with fewer than B conversations has
             rows of padding, which bear no loss.
         mask: 1 on tokens that are seen, shape [K·B, L].
-        features: Each client's encoder features, or None.
+        features: Each client's encoder features, picture by picture, [*grid, E] each.
+        lengths: Tokens of each row's prompt; 0 in rows of padding.
+        grids: Grids of each row's pictures.
         row: Row of each answer token, shape [N].
         column: Position before each answer token, whose state predicts it, shape [N].
         weight: What each answer token counts in its client's loss, shape [N].
@@ -121,7 +103,9 @@ class Batch:
 
     ids: Tensor
     mask: Tensor
-    features: tuple[Tensor | None, ...]
+    features: tuple[tuple[Tensor, ...], ...]
+    lengths: tuple[int, ...]
+    grids: tuple[tuple[Grid, ...], ...]
     row: Tensor
     column: Tensor
     weight: Tensor
@@ -131,35 +115,50 @@ class Batch:
 def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None) -> Batch:
     """Encode the conversations of one training step, each client's as one group."""
     clock = clock or Clock()
-    features = tuple(see(vlm, group) for group in groups)
+    features = tuple(
+        tuple(vlm.look([picture for one in group for picture in one.pictures])) for group in groups
+    )
     clock.lap("vision")
     height = max(len(group) for group in groups)
     rows: list[list[int]] = []
+    lengths: list[int] = []
+    grids: list[tuple[Grid, ...]] = []
     row, column, weight, sizes = [], [], [], []
     for group in groups:
         before = len(row)
         for conversation in group:
             one = encode(vlm, conversation, [conversation.answer])
-            prompt, answer = expand(vlm, one, conversation), one.answers[0]
+            prompt, answer = one.prompt, one.answers[0]
             row += [len(rows)] * len(answer)
             column += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
             weight += [1 / (len(answer) * len(group))] * len(answer)
             rows.append([*prompt, *answer])
-        rows += [[vlm.filler]] * (height - len(group))
+            lengths.append(len(prompt))
+            grids.append(vlm.grids(conversation.pictures))
+        spare = height - len(group)
+        rows, lengths, grids = rows + [[vlm.filler]] * spare, lengths + [0] * spare, grids + [()] * spare
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
-    where = vlm.device
     batch = Batch(
-        ids.to(where),
-        mask.to(where),
+        ids.to(vlm.device),
+        mask.to(vlm.device),
         features,
-        torch.tensor(row, device=where),
-        torch.tensor(column, device=where),
-        torch.tensor(weight, device=where),
+        tuple(lengths),
+        tuple(grids),
+        torch.tensor(row, device=vlm.device),
+        torch.tensor(column, device=vlm.device),
+        torch.tensor(weight, device=vlm.device),
         tuple(sizes),
     )
     clock.lap("data")
     return batch
+
+
+def answer_states(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
+    """Return the hidden states that predict the answers' tokens, shape [N, D]."""
+    tokens = connected(vlm, batch.features, connects)
+    rows = Rows(batch.ids, batch.mask, batch.lengths, batch.grids)
+    return vlm.decoder(**decoder_inputs(vlm, rows, tokens), use_cache=False)[0][batch.row, batch.column]
 
 
 def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
@@ -168,9 +167,7 @@ def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     A client's conversations count alike, whatever the length of their answers. The head is applied at
     answer positions only; question, padding and image tokens carry no loss.
     """
-    embeddings = embed(vlm, batch.ids, batch.features, connects)
-    states = vlm.decoder(inputs_embeds=embeddings, attention_mask=batch.mask, use_cache=False)[0]
-    logits = vlm.model.get_output_embeddings()(states[batch.row, batch.column])  # [N, vocabulary]
+    logits = vlm.family.head(vlm.model, answer_states(vlm, batch, connects))  # [N, vocabulary]
     losses = F.cross_entropy(logits.float(), batch.ids[batch.row, batch.column + 1], reduction="none")
     return torch.stack([part.sum() for part in (losses * batch.weight).split(batch.sizes)])
 
@@ -180,16 +177,26 @@ def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
     return answer_losses(vlm, collate(vlm, [conversations]))[0]
 
 
-def pad(vlm: Vlm, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the right (or left): ids [B, L] and mask [B, L] with 1 on real tokens."""
+def pad(vlm: Vlm, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the right: ids [B, L] and mask [B, L] with 1 on real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), vlm.filler)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, where] = torch.tensor(row)
-        mask[index, where] = 1
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
     return ids, mask
+
+
+def _rows(
+    vlm: Vlm,
+    ids: Tensor,
+    mask: Tensor,
+    prompts: Sequence[Sequence[int]],
+    conversations: Sequence[Conversation],
+) -> Rows:
+    lengths = tuple(len(prompt) for prompt in prompts)
+    return Rows(ids, mask, lengths, tuple(vlm.grids(one.pictures) for one in conversations))
 
 
 @torch.no_grad()
@@ -209,14 +216,12 @@ def option_scores(
         connects: The K clients' connectors; None stands for the model as it is, K = 1.
     """
     connects = connects or [vlm.connect]
-    features = [see(vlm, conversations)] * len(connects)
+    features = [vlm.look([picture for one in conversations for picture in one.pictures])] * len(connects)
     conversations = [*conversations] * len(connects)
     encoded = [encode(vlm, one, one.options) for one in conversations]
-    prompts = [
-        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
-    ]
-    rows = [[*p, *(t for answer in e.answers for t in answer)] for p, e in zip(prompts, encoded, strict=True)]
-    ids, _ = pad(vlm, rows)
+    prompts = [one.prompt for one in encoded]
+    rows = [[*one.prompt, *(token for answer in one.answers for token in answer)] for one in encoded]
+    ids, mask = pad(vlm, rows)
     width = ids.shape[1]
     segment = torch.full((len(rows), width), -1)  # −1 padding, 0 prompt, 1… option
     position = torch.zeros(len(rows), width, dtype=torch.long)
@@ -233,21 +238,19 @@ def option_scores(
             start = stop
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, L, L]
-    allowed = (causal & seen & (segment[:, None, :] >= 0)) | torch.eye(width, dtype=torch.bool)
-    where, dtype = vlm.device, vlm.precision
-    bias = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min).to(where)
-    ids, position, segment, before = (one.to(where) for one in (ids, position, segment, before))
-    states = vlm.decoder(
-        inputs_embeds=embed(vlm, ids, features, connects),
-        attention_mask=bias[:, None],
-        position_ids=position,
-        use_cache=False,
-    )[0]
+    allowed = causal & seen & (segment[:, None, :] >= 0)
+    ids, mask, position, segment, before, allowed = (
+        one.to(vlm.device) for one in (ids, mask, position, segment, before, allowed)
+    )
+    padded = _rows(vlm, ids, mask, prompts, conversations)
+    tokens = connected(vlm, features, connects)
+    inputs = decoder_inputs(vlm, padded, tokens, allowed=allowed, position=position)
+    states = vlm.decoder(**inputs, use_cache=False)[0]
     row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
-    logits = vlm.model.get_output_embeddings()(states[row, before[row, column]])
+    logits = vlm.family.head(vlm.model, states[row, before[row, column]])
     gained = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
     options = max(len(one.answers) for one in encoded)
-    scores = torch.zeros(len(rows), options, device=where)
+    scores = torch.zeros(len(rows), options, device=vlm.device)
     return scores.index_put_((row, segment[row, column] - 1), gained, accumulate=True).cpu()
 
 
@@ -259,22 +262,47 @@ def generate(
     *,
     max_tokens: int = 32,
 ) -> list[str]:
-    """Answer each conversation greedily, in one padded batch with a key-value cache; see `option_scores`."""
+    """Answer each conversation greedily, in one padded batch with a key-value cache; see `option_scores`.
+
+    Prompts are padded on the right: new tokens follow the padding in the cache, which no token sees, and are
+    counted on from their prompt's end.
+    """
+    from transformers import DynamicCache
+
     connects = connects or [vlm.connect]
-    features = [see(vlm, conversations)] * len(connects)
+    features = [vlm.look([picture for one in conversations for picture in one.pictures])] * len(connects)
     conversations = [*conversations] * len(connects)
-    encoded = [encode(vlm, one, []) for one in conversations]
-    prompts = [
-        expand(vlm, one, conversation) for one, conversation in zip(encoded, conversations, strict=True)
-    ]
-    ids, mask = pad(vlm, prompts, left=True)
-    ids, mask = ids.to(vlm.device), mask.to(vlm.device)
-    replies = vlm.model.generate(
-        inputs_embeds=embed(vlm, ids, features, connects),
-        attention_mask=mask,
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=vlm.tokenizer.pad_token_id,
-    )
+    prompts = [encode(vlm, one, []).prompt for one in conversations]
+    ids, mask = (one.to(vlm.device) for one in pad(vlm, prompts))
+    rows, cache = _rows(vlm, ids, mask, prompts, conversations), DynamicCache()
+    inputs = decoder_inputs(vlm, rows, connected(vlm, features, connects))
+    states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]
+    states = states[torch.arange(len(prompts), device=vlm.device), mask.sum(1) - 1]  # [B, D]
+    later, position = vlm.family.later(inputs), next_positions(vlm, inputs, rows)
+    places = torch.arange(ids.shape[1], device=vlm.device).expand(
+        len(prompts), -1
+    )  # [B, L], in tokens; of padding any
+    ends = torch.tensor(_ends(vlm), device=vlm.device)
+    tokens, done = [], torch.zeros(len(prompts), dtype=torch.bool, device=vlm.device)
+    while True:
+        token = vlm.family.head(vlm.model, states).argmax(1)  # [B]
+        done |= torch.isin(token, ends)
+        tokens.append(token.masked_fill(done, int(ends[0])))
+        if bool(done.all()) or len(tokens) == max_tokens:
+            break
+        places = torch.cat((places, mask.sum(1, keepdim=True)), 1)
+        mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), 1)
+        seen = attention(vlm, mask[:, None].bool(), places) if slides(vlm) else mask
+        embeddings = vlm.model.get_input_embeddings()(token[:, None])
+        step = {"inputs_embeds": embeddings, "attention_mask": seen, "position_ids": position, **later}
+        states = vlm.decoder(**step, past_key_values=cache, use_cache=True)[0][:, 0]
+        position = position + 1
+    replies = torch.stack(tokens, 1)
     return [text.strip() for text in vlm.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+
+
+def _ends(vlm: Vlm) -> list[int]:
+    """Return the tokens that end an answer: those of the model's generation settings and the tokenizer's."""
+    known = vlm.model.generation_config.eos_token_id
+    listed = known if isinstance(known, list) else [known]
+    return list(dict.fromkeys(one for one in (vlm.tokenizer.eos_token_id, *listed) if one is not None))

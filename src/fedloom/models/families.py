@@ -1,58 +1,100 @@
-"""One row per model family: where its parts are and how an image becomes token embeddings.
-
-Shape legend: B pictures, T image tokens each, E encoder width, D language-model width.
-"""
+"""One row per model family: where its parts are and how an image becomes token embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
+from fedloom.models import crossed, grids, patches, towers
+from fedloom.models.family import Family
 from fedloom.models.parts import Parts
 
+__all__ = ["FAMILIES", "Family"]
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What fedloom must know of a family.
-
-    Attributes:
-        summary: One line for `fedloom list models`.
-        parts: Module prefixes.
-        encode: (model, pixel values) → encoder features [B, T, E]; frozen in every strategy, so they are
-            computed once per picture.
-        connect: (model, features) → token embeddings [B, T, D].
-    """
-
-    summary: str
-    parts: Parts
-    encode: Callable[[Any, Tensor], Tensor]
-    connect: Callable[[Any, Tensor], Tensor]
-
-
-def _llava_encode(model: Any, pixel_values: Tensor) -> Tensor:
-    """Pick the hidden states LLaVA's configuration names; they stand before the tower's last norm."""
-    states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-    layers = model.config.vision_feature_layer
-    start = (
-        1 if model.config.vision_feature_select_strategy == "default" else 0
-    )  # "default" drops the class token
-    chosen = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
-    return torch.cat(chosen, dim=-1)
-
-
-def _llava_connect(model: Any, features: Tensor) -> Tensor:
-    return model.model.multi_modal_projector(features)
-
+_HEAD = ("model.language_model", "lm_head")
+_LLAVA = Parts(("model.vision_tower",), ("model.multi_modal_projector",), _HEAD)
+# The mark that ends a row of patches is an embedding of the language model's, which no strategy trains.
+_ANYRES = Parts(_LLAVA.encoder, _LLAVA.connector, (*_HEAD, "model.image_newline"))
+_IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
+_QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), _HEAD)
+_PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality_projection"
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(
-        "LLaVA: vision encoder, MLP connector, decoder (the shipped model, LLaVA 1.5 and its like)",
-        Parts(("model.vision_tower",), ("model.multi_modal_projector",), ("model.language_model", "lm_head")),
-        _llava_encode,
-        _llava_connect,
+        summary="LLaVA: vision encoder, MLP connector, decoder (the shipped model, LLaVA 1.5 and its like)",
+        parts=_LLAVA, encode=towers.llava_encode, connect=towers.project, swap=_PROJECTOR,
     ),
-}
+    "llava_next": Family(
+        summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger pictures",
+        parts=_ANYRES, encode=towers.anyres_encode, connect=towers.anyres_connect,
+        spell=towers.anyres_spell,
+    ),
+    "llava_onevision": Family(
+        summary="LLaVA-OneVision: as LLaVA-NeXT, with a bound on image tokens",
+        parts=_ANYRES, encode=towers.anyres_encode, connect=towers.anyres_connect,
+        spell=towers.anyres_spell,
+    ),
+    "idefics3": Family(
+        summary="Idefics3: tiles, four or more patches in one token",
+        parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
+        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+    ),
+    "smolvlm": Family(
+        summary="SmolVLM: Idefics3 with a small decoder",
+        parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
+        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+    ),
+    "internvl": Family(
+        summary="InternVL 2.5 and 3 (their transformers checkpoints, named -hf): tiles, four patches in one token",
+        parts=_LLAVA, encode=towers.internvl_encode, connect=towers.project,
+        spell=towers.internvl_spell, settings={"crop_to_patches": True},
+    ),
+    "qwen2_vl": Family(
+        summary="Qwen2-VL: pictures of any size",
+        parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, positions=grids.qwen_positions,
+    ),
+    "qwen2_5_vl": Family(
+        summary="Qwen2.5-VL: as Qwen2-VL, with an encoder that looks at windows",
+        parts=_QWEN, encode=grids.windowed_encode, connect=grids.qwen_connect,
+        positions=grids.qwen_positions,
+    ),
+    "qwen3_vl": Family(
+        summary="Qwen3-VL: as Qwen2-VL, with features of several layers of the encoder",
+        parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
+        positions=grids.qwen_positions,
+    ),
+    "paligemma": Family(
+        summary="PaliGemma 1 and 2: linear connector, a prompt that sees itself in both directions",
+        parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.paligemma_spell,
+        blocks=towers.prefix_block, swap=_PROJECTOR,
+    ),
+    "gemma3": Family(
+        summary="Gemma 3: pooled features, pictures that see themselves in both directions",
+        parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.gemma_spell,
+        placeholder=towers.gemma_placeholder, blocks=towers.gemma_blocks,
+    ),
+    "mllama": Family(
+        summary="Mllama (Llama 3.2 Vision): layers of the decoder attend to the picture",
+        parts=Parts(("model.vision_model",), _LLAVA.connector, _HEAD),
+        encode=crossed.crossed_encode, connect=towers.project, spell=crossed.crossed_spell,
+        place=crossed.crossed_place, later=crossed.crossed_later,
+    ),
+    "fuyu": Family(
+        summary="Fuyu: no encoder, patches of pixels go straight into the decoder",
+        parts=Parts((), ("model.vision_embed_tokens",), _HEAD),
+        encode=patches.fuyu_encode, connect=patches.fuyu_connect, spell=patches.fuyu_spell,
+        swap="model.vision_embed_tokens",
+    ),
+    "chameleon": Family(
+        summary="Chameleon: no encoder, pictures become words of the decoder",
+        parts=Parts(
+            ("model.vqmodel",), (), ("model.embed_tokens", "model.layers", "model.norm", "lm_head")
+        ),
+        encode=patches.chameleon_encode, connect=patches.looked_up, spell=patches.chameleon_spell,
+        head=patches.chameleon_head,
+    ),
+    "emu3": Family(
+        summary="Emu3: no encoder, pictures of any size become words of the decoder",
+        parts=Parts(("model.vqmodel",), (), ("model.text_model", "lm_head")),
+        encode=patches.emu_encode, connect=patches.looked_up, spell=patches.emu_spell,
+    ),
+}  # fmt: skip
+"""By `model_type` of the configuration. An encoder that is only a frozen tokenizer of pictures (Chameleon, Emu3) is
+an encoder here as in memory, but has no connector."""

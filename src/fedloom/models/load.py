@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,17 +12,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.families import FAMILIES, Family
+from fedloom.models.families import FAMILIES
+from fedloom.models.family import PLAIN, Family, Grid
 from fedloom.models.features import FeatureStore
+from fedloom.models.source import SHIPPED, Source
 from fedloom.types import Picture, UserError
 
-SHIPPED = Path(__file__).parent / "shipped"
+__all__ = [
+    "SHIPPED",
+    "Processor",
+    "Vlm",
+    "check_decoder",
+    "encoder_identity",
+    "load_vlm",
+    "model_digest",
+    "not_storable",
+    "placed",
+    "with_store",
+]
+
+Turn = dict[str, Any]
 
 SHARD = 512
 """Pictures whose features go into one file."""
 
 HELD = 2**30
 """Bytes of features that are held in memory; the rest is read again or computed again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """A tokenizer and an image processor.
+
+    transformers' own processors do the same and more, but those that also take videos cannot be made without
+    torchvision.
+
+    Attributes:
+        tokenizer: With the chat template, if the model has one.
+        image_processor: Pictures to tensors.
+        template: The chat template of a model that has none.
+        image: What stands for a picture in a prompt.
+        flat: Whether the chat template takes text only, as those of plain language models do.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    template: str = PLAIN
+    image: str = ""
+    flat: bool = False
+
+    def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
+        """Write turns as text; choices are those of the tokenizer's method of this name."""
+        if self.flat:
+            turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
+        template = self.tokenizer.chat_template or self.template
+        return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
+
+    def _flat(self, content: Sequence[dict[str, str]]) -> str:
+        return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +85,7 @@ class Vlm:
         store: Encoder features on disk, shared between runs, or None.
         features: Encoder features by picture key, as many as `HELD` bytes hold. The encoder is frozen in
             every strategy, so this is a memo, not state: a cold one gives the same numbers.
+        grids_known: Shapes of features without E by picture key, a memo likewise.
         tokens: Token ids by conversation text, a memo likewise.
     """
 
@@ -49,6 +96,7 @@ class Vlm:
     digest: str
     store: FeatureStore | None = field(default=None, repr=False)
     features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    grids_known: dict[str, Grid] = field(default_factory=dict, repr=False)
     tokens: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -67,7 +115,7 @@ class Vlm:
         return self.model.get_input_embeddings().weight.dtype
 
     def connect(self, features: Tensor) -> Tensor:
-        """Turn encoder features [B, T, E] into token embeddings [B, T, D] with the model's connector."""
+        """Turn encoder features [B, *grid, E] into token embeddings [B, T, D] with the model's connector."""
         return self.family.connect(self.model, features)
 
     @property
@@ -82,18 +130,30 @@ class Vlm:
         return self.model.get_decoder()
 
     def encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Return encoder features of pictures, shape [B, T, E]; each picture is encoded once."""
+        """Return encoder features of pictures of one grid, shape [B, *grid, E]; each picture is encoded once."""
+        return torch.stack(self.look(pictures))
+
+    def grids(self, pictures: Sequence[Picture]) -> tuple[Grid, ...]:
+        """Return the grid of each picture's features: their shape without E."""
+        self.look([picture for picture in pictures if picture.key not in self.grids_known])
+        return tuple(self.grids_known[picture.key] for picture in pictures)
+
+    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Return the encoder features of each picture, shape [*grid, E]; each picture is encoded once."""
         found = {picture.key: self._known(picture.key) for picture in pictures}
         missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
         todo = list(missing.values())
         for start in range(0, len(todo), SHARD):
             fresh = self._compute(todo[start : start + SHARD])
             if self.store is not None:
-                self.store.write(fresh)
+                for shape in {value.shape for value in fresh.values()}:
+                    self.store.write({key: value for key, value in fresh.items() if value.shape == shape})
             for key, value in fresh.items():
                 found[key] = value
                 self._hold(key, value)
-        return torch.stack([value for picture in pictures if (value := found[picture.key]) is not None])
+        known = {key: value for key, value in found.items() if value is not None}
+        self.grids_known.update({key: tuple(value.shape[:-1]) for key, value in known.items()})
+        return [known[picture.key] for picture in pictures]
 
     def warm(self, pictures: Iterable[Picture]) -> int:
         """Encode all pictures that are not known yet, so that no client waits for it; return how many."""
@@ -102,7 +162,7 @@ class Vlm:
             missing = {key: one for key, one in missing.items() if key not in self.store}
         todo = list(missing.values())
         for start in range(0, len(todo), SHARD):
-            self.encode(todo[start : start + SHARD])
+            self.look(todo[start : start + SHARD])
         return len(todo)
 
     def _known(self, key: str) -> Tensor | None:
@@ -122,12 +182,14 @@ class Vlm:
         fresh: dict[str, Tensor] = {}
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
-            inputs = self.processor.image_processor(
-                images=[one.pixels() for one in some], return_tensors="pt"
-            )
-            pixels = inputs["pixel_values"].to(self.device, self.model.dtype)
-            encoded = self.family.encode(self.model, pixels).cpu()
-            fresh.update({one.key: row.clone() for one, row in zip(some, encoded, strict=True)})
+            images = [[one.pixels()] for one in some]
+            inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
+            there = {
+                key: value.to(self.device) if isinstance(value, Tensor) else value
+                for key, value in inputs.items()
+            }
+            encoded = self.family.encode(self.model, there)
+            fresh.update({one.key: row.cpu().clone() for one, row in zip(some, encoded, strict=True)})
         return fresh
 
 
@@ -184,41 +246,21 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     Raises:
         UserError: Nothing at `path`, a family that is not in `FAMILIES`, or weights that are not safetensors.
     """
-    if not network:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # its warnings speak to programmers: a missing torchvision is meant to be missing
-    place = SHIPPED if path == "shipped" else Path(path)
-    source = str(place) if place.exists() else path
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=not network, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        hint = "" if network else "; a hub is only contacted with model.network: true"
+    source = Source("model.path", path, network)
+    kind = source.read(AutoConfig).model_type
+    if kind not in FAMILIES:
         raise UserError(
-            f"model.path: cannot read a model at {path!r}{hint} ({_first_line(error)})"
-        ) from error
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            f"model.path: {path!r} is of family {config.model_type!r}; supported families: {', '.join(FAMILIES)}"
+            f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            dtype=torch.float32,
-            local_files_only=not network,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        processor = AutoProcessor.from_pretrained(
-            source, local_files_only=not network, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load {path!r}: {_first_line(error)}") from error
+    model = source.read(AutoModelForImageTextToText, dtype=torch.float32, use_safetensors=True)
+    check_decoder(source, model)
+    tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
     model.requires_grad_(False).eval()
-    return Vlm(path, model, processor, FAMILIES[config.model_type], model_digest(model))
+    family = FAMILIES[kind]
+    processor = Processor(tokenizer, images, family.template, family.placeholder(model, tokenizer))
+    return Vlm(path, model, processor, family, model_digest(model))
 
 
 def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
@@ -234,11 +276,32 @@ def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: there is no cuda device here; choose cpu or auto")
+    modules, dtype = dict(vlm.model.named_modules()), getattr(torch, precision)
     for prefix in vlm.family.parts.llm:
-        vlm.model.get_submodule(prefix).to(getattr(torch, precision))
+        if prefix in modules:
+            modules[prefix].to(dtype)
+        else:  # a tensor by itself, such as the mark at the end of a row of patches
+            alone = vlm.model.get_parameter(prefix)
+            alone.data = alone.data.to(dtype)
     if device != "cpu" and torch.cuda.is_available():
         vlm.model.to("cuda")
     return vlm
+
+
+def check_decoder(source: Source, model: Any) -> None:
+    """Refuse decoders that carry a state from token to token, because answers are scored side by side.
+
+    Raises:
+        UserError: There are layers of another kind than attention.
+    """
+    config = model.config.get_text_config()
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if other or getattr(model.get_decoder(), "_is_stateful", False):
+        kinds = ", ".join(sorted(other)) or config.model_type
+        raise UserError(
+            f"{source.key}: the decoder of {source.path!r} has layers other than attention ({kinds}); choose a model "
+            "whose decoder has attention only"
+        )
 
 
 def model_digest(model: Any) -> str:
@@ -248,7 +311,3 @@ def model_digest(model: Any) -> str:
         sha.update(name.encode())
         sha.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return sha.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fedloom.models.batch import Connect, collate, embed
+from fedloom.models.batch import answer_states, collate
+from fedloom.models.inputs import Connect
 from fedloom.models.load import Vlm
 from fedloom.types import Conversation
 
@@ -30,8 +31,6 @@ def teacher_forced(
     """
     connects = connects or [vlm.connect]
     batch = collate(vlm, [conversations] * len(connects))
-    inputs = embed(vlm, batch.ids, batch.features, connects)  # [K·B, L, D]
-    states = vlm.decoder(inputs_embeds=inputs, attention_mask=batch.mask, use_cache=False)[0]  # [K·B, L, D]
-    best = vlm.model.get_output_embeddings()(states[batch.row, batch.column]).argmax(-1)  # [N]
+    best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1)  # [N]
     said = [best[batch.row == row] for row in range(len(batch.ids))]
     return [text.strip() for text in vlm.tokenizer.batch_decode(said, skip_special_tokens=True)]

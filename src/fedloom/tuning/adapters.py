@@ -236,18 +236,48 @@ def release(tuned: Tuned) -> None:
             _swap(model, spot.module, layer.base)
 
 
+@torch.no_grad()
+def settle(tuned: Tuned, params: Params) -> None:
+    """Make the outcome of a stage part of the model, for a next stage to start from.
+
+    The connector stays as it was trained, and adapters are added to their layers: W ← W + (alpha / rank) · B A.
+
+    Args:
+        tuned: The finished stage; of no use afterwards.
+        params: Its outcome.
+
+    Raises:
+        ValueError: The parameters were made for another model or strategy.
+    """
+    if params.layout != tuned.layout:
+        raise ValueError("these parameters were made for another model or strategy")
+    release(tuned)
+    model, lora = tuned.vlm.model, tuned.stage.lora
+    for name, value in params.items():
+        spot = tuned.spots[name]
+        layer = model.get_submodule(spot.module)
+        if not _is_adapter(name):
+            getattr(layer, spot.attribute).copy_(value)
+        elif spot.attribute == "lora_b":
+            assert lora is not None
+            a = params[f"{name.removesuffix('lora_b')}lora_a"]
+            layer.weight.add_(value @ a, alpha=lora.alpha / lora.rank)
+
+
 def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
-    found = [
+    linears = [
         name
         for name, module in vlm.model.named_modules()
         if isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in how.targets
         and any(name.startswith(prefix + ".") for prefix in getattr(vlm.family.parts, part))
         and vlm.family.parts.part_of(name) == part
     ]
+    found = [name for name in linears if name.rpartition(".")[2] in how.targets]
     if not found:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
         raise UserError(
-            f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}"
+            f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}; "
+            f"there are {there}"
         )
     return found
 
@@ -297,11 +327,23 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
         bias="none",
         # A regular expression, because encoders name their layers as decoders do.
         target_modules=rf"({prefixes})\..*\.({linears})" if lora else None,
-        modules_to_save=list(parts.connector) if "connector" in tuned.stage.train else None,
+        modules_to_save=_saved_modules(tuned.vlm) if "connector" in tuned.stage.train else None,
     )
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }
+
+
+def _saved_modules(vlm: Vlm) -> list[str]:
+    """Name the connector's modules; PEFT takes the members of a list, not the list."""
+    found: list[str] = []
+    for prefix in vlm.family.parts.connector:
+        module = dict(vlm.model.named_modules()).get(prefix)
+        if isinstance(module, nn.ModuleList):
+            found += [f"{prefix}.{number}" for number in range(len(module))]
+        elif module is not None:
+            found.append(prefix)
+    return found
 
 
 def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:

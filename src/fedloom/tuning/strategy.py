@@ -1,15 +1,25 @@
-"""Fine-tuning strategies: which parts of a model are trained, and how.
+"""Fine-tuning strategies: which parts of a model are trained, how, in which order, and what clients keep.
 
-    connector   the connector, in full                       (F-C of FedVLMBench, arXiv 2506.09638)
-    lora        low-rank adapters on the language model      (F-L)
-    both        connector and adapters at once               (F-CL)
+    connector         the connector, in full                              (F-C of FedVLMBench, arXiv 2506.09638)
+    lora              low-rank adapters on the language model             (F-L)
+    both              connector and adapters at once                      (F-CL)
+    two-stage         the connector first, then adapters behind it        (F-2stage)
+    share-connector   both at once; each client keeps its own adapters
+    share-lora        both at once; each client keeps its own connector
 
-Parts that a strategy does not name are frozen and never leave the server.
+Parts that a stage does not name are frozen and never leave the server; parts that are personal never leave their
+client. A strategy is a sequence of stages, each with its own rounds and a fresh state of the server.
+
+Shape legend: P trained values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedloom.params import Layout, Params
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -36,9 +46,21 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Stage:
-    """How each trained part is trained; parts not named are frozen."""
+    """How each trained part is trained; parts not named are frozen.
+
+    Attributes:
+        train: Part → how.
+        personal: Those of them that each client keeps to itself.
+    """
 
     train: dict[str, Full | LoRA]
+    personal: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.personal) - set(self.train)):
+            raise ValueError(f"personal parts that are not trained: {', '.join(unknown)}")
+        if set(self.personal) == set(self.train):
+            raise ValueError("nothing is exchanged: every trained part is personal")
 
     @property
     def lora(self) -> LoRA | None:
@@ -56,3 +78,39 @@ STRATEGIES: dict[str, dict[str, str]] = {
     "lora": {"llm": "lora"},
     "both": {"connector": "full", "llm": "lora"},
 }
+
+SEQUENCES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    **{name: ((name, ()),) for name in STRATEGIES},
+    "two-stage": (("connector", ()), ("lora", ())),
+    "share-connector": (("both", ("llm",)),),
+    "share-lora": (("both", ("connector",)),),
+}
+"""Strategy → its stages in order: what is trained (a key of `STRATEGIES`), and which parts of it are personal."""
+
+Strategy = tuple[Stage, ...]
+
+
+def strategy(name: str, lora: LoRA) -> Strategy:
+    """Make a strategy by its name in `SEQUENCES`.
+
+    Example:
+        >>> [tuple(one.train) for one in strategy("two-stage", LoRA())]
+        [('connector',), ('llm',)]
+    """
+    return tuple(Stage(stage(what, lora).train, personal) for what, personal in SEQUENCES[name])
+
+
+def shared_mask(layout: Layout, stage: Stage) -> Tensor:
+    """Return 1.0 for values that are exchanged and 0.0 for personal ones, shape [P]."""
+    return layout.mask(lambda name: name.partition("/")[0] not in stage.personal)
+
+
+def own_start(broadcast: Params, own: Params, mask: Tensor) -> Params:
+    """Return what a client starts a round from: the broadcast where values are exchanged, its own elsewhere.
+
+    Args:
+        broadcast: What the server sent.
+        own: What the client ended its last round with.
+        mask: Of `shared_mask`.
+    """
+    return broadcast.with_flat(broadcast.flat.where(mask.bool(), own.flat))

@@ -1,0 +1,143 @@
+"""Train a whole model on conversations, in steps that can be taken up again where they were cut short."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fedloom.models.batch import answer_loss
+from fedloom.models.load import Vlm
+from fedloom.types import Conversation
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: until steps or minutes are used up, whichever comes first.
+
+    Minutes count over all sittings. The learning rate rises over `warmup` steps and falls along a cosine.
+    """
+
+    minutes: float
+    steps: int
+    warmup: int = 150
+    every: int = 200
+
+
+def fit(
+    vlm: Vlm,
+    groups: Sequence[dict],
+    batch: Callable[[int], list[Conversation]],
+    place: tuple[Path, str],
+    budget: Budget,
+) -> None:
+    """Train groups of parameters, each with its `peak` learning rate, and keep the model as `NAME.safetensors`.
+
+    Args:
+        vlm: The model, changed in place.
+        groups: AdamW's groups of parameters.
+        batch: Step → conversations; called once a step.
+        place: Work folder and NAME. A checkpoint of that name is taken up.
+        budget: When to stop.
+    """
+    work, name = place
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(list(groups), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    checkpoint = work / f"{name}.checkpoint"
+    step, spent = _resume(vlm, optimizer, parameters, checkpoint) if checkpoint.exists() else (0, 0.0)
+    begun, losses = time.time() - 60 * spent, []
+    while (done := max(step / budget.steps, (time.time() - begun) / 60 / budget.minutes)) < 1:
+        for group in optimizer.param_groups:
+            falling = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = group["peak"] * min(1, (step + 1) / budget.warmup) * falling
+        losses.append(_step(vlm, optimizer, parameters, batch(step)))
+        step += 1
+        if step % 50 == 0:
+            minutes = (time.time() - begun) / 60
+            print(f"step {step} {minutes:.1f} min ({done:.0%}) loss {np.mean(losses[-50:]):.3f}", flush=True)
+        if step % budget.every == 0:
+            _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+    _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+    _write({key: value.contiguous() for key, value in _weights(vlm).items()}, work / f"{name}.safetensors")
+    minutes = (time.time() - begun) / 60
+    (work / f"{name}.json").write_text(json.dumps({"steps": step, "minutes": minutes}))
+
+
+def _step(
+    vlm: Vlm,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    batch: list[Conversation],
+) -> float:
+    vlm.features.clear(), vlm.tokens.clear()
+    # By length in two halves: questions with a picture are longer, and padding costs time.
+    batch.sort(key=lambda one: (one.picture is not None) * 100 + len(one.user) / 4 + len(one.answer) / 4)
+    half, total = (len(batch) + 1) // 2, 0.0
+    optimizer.zero_grad()
+    for part in (batch[:half], batch[half:]):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = answer_loss(vlm, part) * (len(part) / len(batch))
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return total
+
+
+def _weights(vlm: Vlm) -> dict[str, torch.Tensor]:
+    """All values of the model; a tied head has none of its own."""
+    tied = vlm.model.config.tie_word_embeddings
+    return {
+        key: value for key, value in vlm.model.state_dict().items() if not (tied and key == "lm_head.weight")
+    }
+
+
+def _save(
+    vlm: Vlm,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    file: Path,
+    step: int,
+    minutes: float,
+) -> None:
+    tensors = {f"model/{key}": value.contiguous() for key, value in _weights(vlm).items()}
+    for number, parameter in enumerate(parameters):
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"adamw/{number}/{key}"] = optimizer.state[parameter][key]
+    _write(tensors, file, {"step": str(step), "minutes": str(minutes)})
+
+
+def _write(tensors: dict[str, torch.Tensor], file: Path, told: dict[str, str] | None = None) -> None:
+    """Write a file whole or not at all, so that the last one stays if the writing is cut short."""
+    temporary = file.with_name(file.name + ".tmp")
+    save_file(tensors, temporary, told)
+    temporary.replace(file)
+
+
+def _resume(
+    vlm: Vlm, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], file: Path
+) -> tuple[int, float]:
+    """Put a checkpoint into model and optimiser; return its steps and minutes."""
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata()
+    step = int(told["step"])
+    weights = {
+        key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")
+    }
+    vlm.model.load_state_dict(weights, strict=False)
+    for number, parameter in enumerate(parameters):
+        moments = {key: tensors[f"adamw/{number}/{key}"] for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    print(f"taken up at step {step}", flush=True)
+    return step, float(told["minutes"])

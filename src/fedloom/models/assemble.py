@@ -1,0 +1,211 @@
+"""Choose the model an experiment names: as it is, with a fresh connector, or assembled from parts.
+
+Assembled models follow FedVLMBench (arXiv 2506.09638), which joins CLIP ViT-B/32 and LLaMA-3.2-3B by a connector with
+random weights: pictures of 224 px become the 49 patch tokens of the encoder's last layer but one, without its class
+token.
+
+Differs from the paper: pictures are prepared as the encoder's own image processor prepares them (CLIP's cuts out the
+middle square), not padded to a square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedloom.models.connectors import fresh
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm, model_digest
+from fedloom.models.source import Source
+from fedloom.types import UserError
+
+ENCODERS = {
+    "clip_vision_model": ("CLIPVisionModel", "default"),
+    "siglip_vision_model": ("SiglipVisionModel", "full"),
+}
+"""Encoders that can be assembled, by `model_type`: the class, and whether its first token is left out ("default")."""
+
+IMAGE = "<image>"
+
+
+class ModelSettings(Protocol):
+    """The `model` section of an experiment, as far as loading reads it."""
+
+    @property
+    def path(self) -> str:
+        """The model: "shipped", a folder, or a hub id."""
+        ...
+
+    @property
+    def encoder(self) -> str | None:
+        """The encoder of an assembled model, or None."""
+        ...
+
+    @property
+    def llm(self) -> str | None:
+        """The language model of an assembled model, or None."""
+        ...
+
+    @property
+    def connector(self) -> str | None:
+        """A key of `CONNECTORS`, or None for the model's own; an assembled model's own is "mlp2"."""
+        ...
+
+    @property
+    def queries(self) -> int:
+        """Image tokens that a resampler gives."""
+        ...
+
+    @property
+    def network(self) -> bool:
+        """Whether a hub may be contacted."""
+        ...
+
+
+def load_model(settings: ModelSettings, seed: int) -> Vlm:
+    """Load the model of an experiment.
+
+    Args:
+        settings: What to load.
+        seed: Names the random streams of a fresh connector.
+
+    Raises:
+        UserError: Something cannot be loaded or does not fit.
+    """
+    if settings.encoder is not None and settings.llm is not None:
+        return assemble(settings.encoder, settings.llm, settings, seed)
+    vlm = load_vlm(settings.path, network=settings.network)
+    if settings.connector is None:
+        return vlm
+    return replace_connector(vlm, settings.connector, seed, settings.queries)
+
+
+def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
+    """Put a fresh connector into a model; changes `vlm.model` in place.
+
+    A connector of the model that has the same form is kept and gets the fresh values, so that the names of its
+    tensors stay those that the stock model knows.
+
+    Args:
+        vlm: A model of a family with a place for it (`Family.swap`).
+        name: A key of `CONNECTORS`.
+        seed: Names the random streams.
+        queries: Image tokens that a resampler gives.
+
+    Raises:
+        UserError: The family's connector has a form of its own.
+    """
+    place = vlm.family.swap
+    if not place:
+        fitting = ", ".join(name for name, row in FAMILIES.items() if row.swap)
+        raise UserError(
+            f"model.connector: the family of {vlm.name!r} has a connector of a form of its own, or none; leave the key "
+            f"out. Families whose connector can be replaced: {fitting}"
+        )
+    own = vlm.model.get_submodule(place)
+    linears = [layer for layer in own.modules() if isinstance(layer, nn.Linear)]
+    made = fresh(name, linears[0].in_features, linears[-1].out_features, seed, queries)
+    if not _takes_over(own, made, linears[0].in_features):
+        above, _, last = place.rpartition(".")
+        setattr(vlm.model.get_submodule(above), last, made.eval())
+    return replace(vlm, digest=model_digest(vlm.model), features={}, tokens={})
+
+
+@torch.no_grad()
+def _takes_over(own: nn.Module, made: nn.Module, width: int) -> bool:
+    """Copy fresh values into a model's own connector and tell whether it then does what the fresh one does."""
+    ours, fresh_ones = list(own.parameters()), list(made.parameters())
+    if [one.shape for one in ours] != [one.shape for one in fresh_ones]:
+        return False
+    for mine, value in zip(ours, fresh_ones, strict=True):
+        mine.copy_(value)
+    probe = torch.linspace(-2, 2, 3 * width).view(1, 3, width)
+    return torch.allclose(own(probe), made(probe), atol=1e-5)
+
+
+def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
+    """Join an encoder and a language model by a fresh connector, as a LLaVA.
+
+    Args:
+        encoder: A CLIP or SigLIP model, or the vision half of one: a folder or a hub id.
+        llm: A causal language model with a plain linear head: a folder or a hub id.
+        settings: Connector, queries, network.
+        seed: Names the random streams of the connector.
+
+    Raises:
+        UserError: One of them cannot be loaded, is of another kind, or the encoder's image processor makes pictures
+            of another size than the encoder takes.
+    """
+    from transformers import AutoImageProcessor, AutoModelForCausalLM, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    at_encoder = Source("model.encoder", encoder, settings.network)
+    at_llm = Source("model.llm", llm, settings.network)
+    tower, select = _tower(at_encoder)
+    images = at_encoder.read(AutoImageProcessor)
+    _check_size(encoder, images, tower.config.image_size)
+    decoder = at_llm.read(AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True)
+    check_decoder(at_llm, decoder)
+    tokenizer = at_llm.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    _make_room(decoder, image + 1)
+    choices: dict[str, Any] = {
+        "vision_config": tower.config.to_dict(),
+        "text_config": decoder.config.to_dict(),
+        "image_token_id": image,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": select,
+        "image_seq_length": (tower.config.image_size // tower.config.patch_size) ** 2,
+        "tie_word_embeddings": decoder.config.tie_word_embeddings,
+    }
+    with torch.device("meta"):  # without values: every part is put in or filled below
+        model: Any = Llava(LlavaConfig(**choices))
+    model.model.vision_tower, model.model.language_model = tower, decoder.get_decoder()
+    model.lm_head, model.generation_config = decoder.get_output_embeddings(), decoder.generation_config
+    model.model.multi_modal_projector.to_empty(device="cpu")
+    model.requires_grad_(False).eval()
+    family = FAMILIES["llava"]
+    flat = tokenizer.chat_template is not None
+    processor = Processor(tokenizer, images, family.template, IMAGE, flat)
+    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, "")
+    return replace_connector(vlm, settings.connector or "mlp2", seed, settings.queries)
+
+
+def _tower(source: Source) -> tuple[Any, str]:
+    """Read a vision encoder, alone or out of a model of pictures and text."""
+    import transformers
+
+    config = source.read(transformers.AutoConfig)
+    kind = getattr(config, "vision_config", config).model_type
+    if kind not in ENCODERS:
+        raise UserError(
+            f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"
+        )
+    name, select = ENCODERS[kind]
+    return source.read(getattr(transformers, name), dtype=torch.float32, use_safetensors=True), select
+
+
+def _check_size(encoder: str, images: Any, size: int) -> None:
+    blank = np.zeros((2 * size, size, 3), np.uint8)
+    height, width = images([blank], return_tensors="pt")["pixel_values"].shape[-2:]
+    if (height, width) != (size, size):
+        raise UserError(
+            f"model.encoder: the image processor of {encoder!r} makes pictures of {width} × {height} pixels, but the "
+            f"encoder takes {size} × {size}"
+        )
+
+
+@torch.no_grad()
+def _make_room(decoder: Any, tokens: int) -> None:
+    """Give the vocabulary room for new tokens; they start as the mean of the others."""
+    known = decoder.get_input_embeddings().num_embeddings
+    if tokens <= known:
+        return
+    decoder.resize_token_embeddings(tokens, mean_resizing=False)
+    for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        layer.weight[known:] = layer.weight[:known].mean(0)

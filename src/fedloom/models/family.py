@@ -1,0 +1,116 @@
+"""What fedloom must know of a model family, and what most families have in common.
+
+Shape legend: B conversations (for `encode` and `connect`: pictures), L tokens, T image tokens of a picture,
+E encoder width, D language-model width, A axes of positions, V vocabulary. A *grid* is what stands before E in
+the features of one picture: (16,) for sixteen patches in a row, (4, 6, 16) for tiles of sixteen patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedloom.models.connectors import tokens_out
+from fedloom.models.parts import Parts
+from fedloom.types import UserError
+
+Grid = tuple[int, ...]
+
+PLAIN = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ image if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""The chat template of a model that has none: image, question, line break, answer."""
+
+
+def image_token(model: Any, tokenizer: Any) -> str:
+    """Name the token at whose places image embeddings go."""
+    return tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+
+
+def one_each(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Stand for a picture by one image token for each feature, or as many as a resampler gives."""
+    return image_token(model, tokenizer) * tokens_out(model, prod(grid))
+
+
+def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
+    """Put image embeddings where the image tokens are.
+
+    Args:
+        model: The model.
+        ids: Token ids, shape [B, L].
+        embeddings: Their embeddings, shape [B, L, D].
+        tokens: Connected features of all pictures in reading order, shape [T, D] each.
+
+    Returns:
+        Arguments of the decoder.
+
+    Raises:
+        UserError: There are more or fewer image tokens than image embeddings.
+    """
+    if not tokens:
+        return {"inputs_embeds": embeddings}
+    place, together = ids == model.config.image_token_id, torch.cat(list(tokens))
+    if int(place.sum()) != len(together):
+        raise UserError(
+            f"model: the prompts hold {int(place.sum())} image tokens, but encoder and connector give "
+            f"{len(together)}; the tokenizer and the image processor belong to another model"
+        )
+    spread = place[..., None].expand_as(embeddings)
+    return {"inputs_embeds": embeddings.masked_scatter(spread, together.to(embeddings.dtype))}
+
+
+def plain_head(model: Any, states: Tensor) -> Tensor:
+    """Turn hidden states [..., D] into logits [..., V]."""
+    return model.get_output_embeddings()(states)
+
+
+def nothing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep no argument of the first call for the tokens that follow one by one."""
+    del arguments
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What fedloom must know of a family; what is not given is as in LLaVA.
+
+    Attributes:
+        summary: One line for `fedloom list models`.
+        parts: Module prefixes.
+        encode: (model, what the image processor returns) → the features of each picture, shape [*grid, E].
+            Only frozen modules take part, so features are computed once per picture.
+        connect: (model, features [B, *grid, E]) → token embeddings [B, T, D].
+        spell: (model, tokenizer, grid) → the text that stands for a picture in the prompt.
+        placeholder: (model, tokenizer) → what the chat template writes for a picture; `spell` replaces it.
+        place: (model, ids, embeddings, connected features) → arguments of the decoder, see `scatter`.
+        later: What of these arguments the tokens after the first call need, in generation.
+        positions: (model, ids of a prompt [L], grids of its pictures) → positions [A, L]; None counts tokens.
+        blocks: (model, ids of a prompt [L]) → block numbers [L]; tokens of a block see each other in both
+            directions, −1 sees backwards only. None: every token sees backwards only.
+        head: (model, hidden states) → logits.
+        settings: Arguments of the image processor.
+        template: The chat template of models that have none.
+        swap: The module that a fresh connector may replace; empty where none may.
+    """
+
+    summary: str
+    parts: Parts
+    encode: Callable[[Any, Mapping[str, Any]], Sequence[Tensor] | Tensor]
+    connect: Callable[[Any, Tensor], Tensor]
+    spell: Callable[[Any, Any, Grid], str] = one_each
+    placeholder: Callable[[Any, Any], str] = image_token
+    place: Callable[[Any, Tensor, Tensor, Sequence[Tensor]], dict[str, Any]] = scatter
+    later: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
+    positions: Callable[[Any, Tensor, Sequence[Grid]], Tensor] | None = None
+    blocks: Callable[[Any, Tensor], Tensor] | None = None
+    head: Callable[[Any, Tensor], Tensor] = plain_head
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    template: str = PLAIN
+    swap: str = ""

@@ -1,0 +1,189 @@
+"""Families with a vision tower: features of patches, perhaps of several tiles, and a connector after them.
+
+Shape legend: B pictures, N tiles of all pictures, T patches of a tile, E encoder width, D language-model
+width, R and C rows and columns of tiles or patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedloom.models.connectors import tokens_out
+from fedloom.models.family import Grid, image_token, one_each
+
+
+def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
+    """Return the hidden states that LLaVA's configuration names, [N, T, E]; they stand before the last norm."""
+    config = model.config
+    states = model.model.vision_tower(pixel_values.to(model.dtype), output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    start = 1 if config.vision_feature_select_strategy == "default" else 0  # "default" drops the class token
+    chosen = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
+    return torch.cat(chosen, dim=-1)
+
+
+def llava_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Encode pictures of one tile each: [B, T, E]."""
+    return chosen_layers(model, inputs["pixel_values"])
+
+
+def last_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the tower's last hidden states, after its last norm: [B, T, E]."""
+    return model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+
+
+def project(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, *grid, E] to [B, T, D] with the projector; tiles follow each other."""
+    return model.model.multi_modal_projector(features.flatten(1, -2))
+
+
+def anyres_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode pictures that are cut into tiles beside a small view of the whole.
+
+    The tiles' patches are put together to one picture of R × C patches and the padding is cut away. The T
+    features of the whole follow in further rows, filled up with zeros: [R + ⌈T / C⌉, C, E].
+    """
+    from transformers.models.llava_next.modeling_llava_next import (
+        get_anyres_image_grid_shape,
+        unpad_image,
+    )
+
+    config, found = model.config, []
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
+        pinpoints, pixels_each = config.image_grid_pinpoints, config.vision_config.image_size
+        rows, columns = get_anyres_image_grid_shape(size, pinpoints, pixels_each)
+        states = chosen_layers(model, pixels[: rows * columns + 1])  # [N, T, E]
+        tiles = states[1:].view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
+        grid = unpad_image(tiles.flatten(1, 2).flatten(2, 3), size).permute(1, 2, 0)  # [R, C, E]
+        width = grid.shape[1]
+        whole = F.pad(states[0], (0, 0, 0, -states.shape[1] % width))
+        found.append(torch.cat((grid, whole.view(-1, width, whole.shape[-1]))))
+    return found
+
+
+def _anyres_sizes(model: Any, grid: Grid) -> tuple[int, int, int, int]:
+    """Return T, R, and the rows and columns that are left of R × C when there may not be so many tokens."""
+    config = model.config
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    rows, columns = grid[0] - ceil(side**2 / grid[1]), grid[1]
+    most = getattr(config, "vision_aspect_ratio", None)  # "anyres_max_9": at most nine tiles' worth of tokens
+    ratio = sqrt(rows * columns / (int(most.removeprefix("anyres_max_")) * side**2)) if most else 0.0
+    if ratio > 1.1:
+        return side**2, rows, int(rows // ratio), int(columns // ratio)
+    return side**2, rows, rows, columns
+
+
+def anyres_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect what `anyres_encode` gives: the whole, then the tiles' rows, each ended by a learned mark."""
+    whole, rows, height, width = _anyres_sizes(model, tuple(features.shape[1:-1]))
+    tokens = model.model.multi_modal_projector(features)  # [B, R + …, C, D]
+    grid = tokens[:, :rows]
+    if (height, width) != tuple(grid.shape[1:3]):
+        smaller = F.interpolate(grid.permute(0, 3, 1, 2), [height, width], mode="bilinear")
+        grid = smaller.permute(0, 2, 3, 1)
+    end = model.model.image_newline.to(grid).expand(*grid.shape[:2], 1, -1)
+    return torch.cat((tokens[:, rows:].flatten(1, 2)[:, :whole], torch.cat((grid, end), 2).flatten(1, 2)), 1)
+
+
+def anyres_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each patch and each end of a row."""
+    whole, _, height, width = _anyres_sizes(model, grid)
+    return image_token(model, tokenizer) * (whole + height * (width + 1))
+
+
+def internvl_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Encode the tiles of each picture and lay neighbouring patches over each other: [N, T / 4, 4 · E]."""
+    config = model.config
+    outputs = model.model.vision_tower(inputs["pixel_values"].to(model.dtype), output_hidden_states=True)
+    layer = config.vision_feature_layer
+    states = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+    if config.vision_feature_select_strategy == "default":
+        states = states[:, 1:]
+    side = int(states.shape[1] ** 0.5)
+    shuffled = model.model.pixel_shuffle(
+        states.reshape(len(states), side, side, -1), scale_factor=config.downsample_ratio
+    ).flatten(1, 2)
+    return shuffled.split([int(count) for count in inputs["num_patches"]])
+
+
+def internvl_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each feature between start and end of the image."""
+    return f"{tokenizer.start_image_token}{image_token(model, tokenizer) * (grid[0] * grid[1])}{tokenizer.end_image_token}"
+
+
+def idefics_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode R × C tiles and the whole of each picture: [R + 1, C, T, E], the whole first in the last row."""
+    patch, found = model.config.vision_config.patch_size, []
+    masks = inputs["pixel_attention_mask"]
+    for pixels, mask, rows, columns in zip(
+        inputs["pixel_values"], masks, _flat(inputs["rows"]), _flat(inputs["cols"]), strict=True
+    ):
+        count = rows * columns + 1
+        squares = mask[:count].unfold(1, patch, patch).unfold(2, patch, patch)
+        seen = squares.sum((-1, -2)) > 0  # a patch counts if any of it shows the picture
+        outputs = model.model.vision_model(pixels[:count].to(model.dtype), patch_attention_mask=seen)
+        states = outputs.last_hidden_state  # [N, T, E]
+        empty = states.new_zeros(max(columns, 1) - 1, *states.shape[1:])
+        found.append(torch.cat((states, empty)).unflatten(0, (rows + 1, -1)))
+    return found
+
+
+def _flat(nested: Any) -> list[int]:
+    return [int(value) for value in torch.as_tensor(nested).flatten()]
+
+
+def idefics_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect tile by tile, leaving out what only fills the last row."""
+    rows, columns = features.shape[1] - 1, features.shape[2]
+    real = features.flatten(1, 2)[:, : rows * columns + 1]  # [B, N, T, E]
+    return model.model.connector(real.flatten(0, 1)).unflatten(0, real.shape[:2]).flatten(1, 2)
+
+
+def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write tiles by row and column, then the whole, as Idefics3's processor does."""
+    edge, image = "<fake_token_around_image>", image_token(model, tokenizer)
+    tile = image * tokens_out(model, grid[2] // model.config.scale_factor**2)
+    rows, columns = grid[0] - 1, grid[1]
+    lines = [
+        "".join(f"{edge}<row_{row + 1}_col_{column + 1}>{tile}" for column in range(columns)) + "\n"
+        for row in range(rows)
+    ]
+    return "".join(lines) + ("\n" if rows else "") + f"{edge}<global-img>{tile}{edge}"
+
+
+def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write as many image tokens as the projector pools features to, with marks and blank lines around."""
+    del grid
+    tokens = image_token(model, tokenizer) * model.config.mm_tokens_per_image
+    return f"\n\n{tokenizer.boi_token}{tokens}{tokenizer.eoi_token}\n\n"
+
+
+def gemma_placeholder(model: Any, tokenizer: Any) -> str:
+    """Name what Gemma 3's chat template writes for a picture: the start of an image."""
+    del model
+    return tokenizer.boi_token
+
+
+def gemma_blocks(model: Any, ids: Tensor) -> Tensor:
+    """Let the tokens of a picture see each other: one block for each run of image tokens."""
+    image = ids == model.config.image_token_id
+    begins = image & ~F.pad(image, (1, 0))[:-1]
+    return torch.where(image, begins.cumsum(0) - 1, -1)
+
+
+def paligemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each patch; the sequence begins after them."""
+    return one_each(model, tokenizer, grid) + (tokenizer.bos_token or "")
+
+
+def prefix_block(model: Any, ids: Tensor) -> Tensor:
+    """Let the whole prompt see itself."""
+    del model
+    return torch.zeros_like(ids)

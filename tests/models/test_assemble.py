@@ -1,0 +1,215 @@
+"""Assembled models: any encoder, any language model, a fresh connector; wrong parts are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from fedloom.experiment import Experiment
+from fedloom.models.assemble import load_model
+from fedloom.models.batch import answer_loss, encode, generate, option_scores
+from fedloom.models.load import Vlm
+from fedloom.tuning.adapters import prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Conversation, UserError
+
+from .tiny import CLIP, SIGLIP, Drawn, tokenizer
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].strip() }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+WORDS = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {**WORDS, "vocab_size": 50, "max_position_embeddings": 16}
+SMALL = {"height": 16, "width": 16}
+LLMS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "roomy": (Qwen2ForCausalLM, Qwen2Config, {"vocab_size": 300}),
+}
+
+
+def clip_images(size: int = 16) -> Any:
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+@pytest.fixture
+def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "encoder"
+    vision = {key: value for key, value in CLIP.items() if key != "model_type"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made: dict[str, Any] = {
+            "clip": lambda: (CLIPModel(CLIPConfig(vision_config=CLIP, text_config=TEXT)), clip_images()),
+            "clip alone": lambda: (CLIPVisionModel(CLIPVisionConfig(**vision)), clip_images()),
+            "siglip": lambda: (
+                SiglipModel(SiglipConfig(vision_config=SIGLIP, text_config={**TEXT, "projection_size": 16})),
+                SiglipImageProcessor(size=SMALL),
+            ),
+        }
+        model, images = made[getattr(request, "param", "clip")]()
+    model.save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def llm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "llm"
+    kind, config, more = LLMS[getattr(request, "param", "llama")]
+    words = tokenizer("<other>", [], {}, CHAT)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        size = {"vocab_size": len(words), **more}
+        model = kind(config(**WORDS, **size, num_key_value_heads=2, eos_token_id=5, pad_token_id=0))
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The `model` section of an experiment."""
+
+    encoder: str | None
+    llm: str | None
+    connector: str | None = None
+    path: str = "shipped"
+    queries: int = 16
+    network: bool = False
+
+
+def load(encoder: Path, llm: Path, connector: str | None = None, seed: int = 0) -> Vlm:
+    return load_model(Chosen(str(encoder), str(llm), connector), seed)
+
+
+PICTURED = Conversation("Which?", "yes", Drawn("a"), ("yes", "no"))
+WRITTEN = Conversation("Which?", "no", None, ("yes", "no"))
+
+
+@pytest.mark.parametrize("encoder", ["clip", "clip alone", "siglip"], indirect=True)
+@pytest.mark.parametrize("llm", LLMS, indirect=True)
+def test_an_assembled_model_is_a_llava_that_trains(encoder: Path, llm: Path) -> None:
+    vlm = load(encoder, llm)
+    assert not any(parameter.is_meta for parameter in vlm.model.parameters())
+    assert not any(buffer.is_meta for buffer in vlm.model.buffers())
+    prompt = encode(vlm, PICTURED, []).prompt
+    assert (
+        prompt.count(vlm.model.config.image_token_id) == 4
+    )  # 16 px in patches of 8, without the class token
+    tuned = prepare(vlm, stage("both", LoRA(rank=2)), seed=0)
+    answer_loss(vlm, [PICTURED, WRITTEN]).backward()
+    reached = {name for name, grad in tuned.start.with_flat(tuned.grads).items() if grad.any()}
+    assert reached == {name for name in tuned.layout.names if not name.endswith("lora_a")}
+    assert option_scores(vlm, [PICTURED, WRITTEN]).shape == (2, 2)
+    assert len(generate(vlm, [PICTURED, WRITTEN], max_tokens=2)) == 2
+
+
+def test_its_parts_are_the_given_ones(encoder: Path, llm: Path) -> None:
+    vlm = load(encoder, llm, "linear")
+    state = vlm.model.state_dict()
+    tower = CLIPVisionModel.from_pretrained(encoder).state_dict()
+    words = LlamaForCausalLM.from_pretrained(llm)
+    assert all(torch.equal(state[f"model.vision_tower.{name}"], value) for name, value in tower.items())
+    layers = words.model.layers.state_dict()
+    assert all(torch.equal(state[f"model.language_model.layers.{name}"], one) for name, one in layers.items())
+    known = words.config.vocab_size
+    assert torch.equal(state["lm_head.weight"][:known], words.lm_head.weight)
+    assert len(state["lm_head.weight"]) == known + 1
+
+
+def test_without_a_picture_it_says_what_the_language_model_says(encoder: Path, llm: Path) -> None:
+    vlm, words = load(encoder, llm), LlamaForCausalLM.from_pretrained(llm)
+    ids = torch.tensor([encode(vlm, WRITTEN, []).prompt])
+    with torch.no_grad():
+        ours, theirs = vlm.model(input_ids=ids).logits, words(input_ids=ids).logits
+    torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs)
+
+
+def test_the_features_are_those_of_the_last_layer_but_one(encoder: Path, llm: Path) -> None:
+    vlm, tower = load(encoder, llm), CLIPVisionModel.from_pretrained(encoder).eval()
+    pixels = vlm.processor.image_processor([Drawn("a").pixels()], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        states = tower(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(vlm.encode([Drawn("a")]), states[-2][:, 1:])
+
+
+def test_the_connector_depends_on_the_seed_and_nothing_else_does(encoder: Path, llm: Path) -> None:
+    one, again, other = (load(encoder, llm, seed=seed) for seed in (1, 1, 2))
+    assert one.digest == again.digest != other.digest
+    changed = {
+        name
+        for name, value in one.model.state_dict().items()
+        if not torch.equal(value, other.model.state_dict()[name])
+    }
+    assert {one.family.parts.part_of(name) for name in changed} == {"connector"}
+
+
+def test_an_assembled_model_can_be_saved_and_loaded_by_transformers(
+    encoder: Path, llm: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    vlm = load(encoder, llm)
+    vlm.model.save_pretrained(tmp_path / "whole")
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    ids = torch.tensor([encode(vlm, PICTURED, []).prompt])
+    pixels = vlm.processor.image_processor([Drawn("a").pixels()], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=ids, pixel_values=pixels).logits for model in (vlm.model, stock))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_language_model_is_no_encoder(encoder: Path, llm: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.encoder.*'llama'.*clip_vision_model"):
+        load(llm, llm)
+    with pytest.raises(UserError, match=r"model\.llm"):
+        load(encoder, encoder)
+
+
+def test_a_decoder_that_carries_a_state_is_told(encoder: Path, llm: Path) -> None:
+    kinds = ["conv", "full_attention"]
+    Lfm2ForCausalLM(
+        Lfm2Config(**{**WORDS, "vocab_size": 300}, num_key_value_heads=2, layer_types=kinds)
+    ).save_pretrained(llm)
+    with pytest.raises(UserError, match=r"model\.llm.*\(conv\)"):
+        load(encoder, llm)
+
+
+def test_pictures_of_another_size_than_the_encoder_takes_are_told(encoder: Path, llm: Path) -> None:
+    clip_images(24).save_pretrained(encoder)
+    with pytest.raises(UserError, match=r"model\.encoder.*24 × 24.*16 × 16"):
+        load(encoder, llm)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"encoder": "a"}, r"model\.llm is missing"),
+        ({"llm": "a"}, r"model\.encoder is missing"),
+        ({"encoder": "a", "llm": "b", "path": "c"}, r"model\.path"),
+        ({"connector": "mlp3"}, r"model\.connector"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told(model: dict[str, str], told: str) -> None:
+    import json
+
+    with pytest.raises(UserError, match=told):
+        Experiment.from_json(json.dumps({"model": model}))

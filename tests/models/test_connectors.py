@@ -1,0 +1,126 @@
+"""Connectors: published sizes, fresh values by name, and their place in models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedloom.models.assemble import replace_connector
+from fedloom.models.batch import answer_loss, encode
+from fedloom.models.connectors import CONNECTORS, Resampler, fresh, mlp, places
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import load_vlm
+from fedloom.tuning.adapters import export_adapter, import_adapter, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Conversation, UserError
+
+from .tiny import Drawn, save
+
+ONE = Conversation("Which?", "yes", Drawn("a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("linear", 2_362_368), ("mlp2", 11_802_624), ("mlp6", 49_563_648)]
+)
+def test_sizes_are_the_published_ones(name: str, count: int) -> None:
+    """CLIP ViT-B/32 (768) to LLaMA-3.2-3B (3,072), FedVLMBench."""
+    with torch.device("meta"):
+        connector = CONNECTORS[name](768, 3072, 16)
+    assert sum(parameter.numel() for parameter in connector.parameters()) == count
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+def test_fresh_values_depend_on_the_seed_only(name: str) -> None:
+    one, again, other = (fresh(name, 6, 8, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    tokens = one(torch.randn(3, 5, 6))
+    assert tokens.shape == (3, 16 if name == "resampler" else 5, 8)
+    assert bool(torch.isfinite(tokens).all())
+
+
+def test_an_mlp_is_matrices_with_gelus_between() -> None:
+    connector, x = mlp(4, 3, 0, layers=2), torch.randn(2, 5, 4)
+    first, _, second = connector
+    by_hand = nn.functional.gelu(x @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(connector(x), by_hand)
+
+
+def test_a_resampler_attends_as_torch_does() -> None:
+    connector, x = fresh("resampler", 6, 8, 0, queries=3), torch.randn(2, 5, 6)
+    assert isinstance(connector, Resampler)
+    stock = nn.MultiheadAttention(8, connector.heads, batch_first=True)
+    layers = (connector.query, connector.key, connector.value)
+    with torch.no_grad():
+        stock.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
+        stock.in_proj_bias.copy_(torch.cat([layer.bias for layer in layers]))
+        stock.out_proj.weight.copy_(torch.eye(8))
+        stock.out_proj.bias.zero_()
+    seen = connector.norm_features(connector.features(x))
+    asked = connector.norm_queries(connector.queries).expand(2, -1, -1)
+    found, _ = stock(asked, seen + places(5, 8), seen)
+    torch.testing.assert_close(connector(x), connector.out(connector.norm(found)))
+
+
+def test_the_order_of_features_matters_to_a_resampler() -> None:
+    connector, x = fresh("resampler", 6, 8, 0), torch.randn(1, 5, 6)
+    assert not torch.allclose(connector(x), connector(x.flip(1)))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return lambda name: save(name, tmp_path_factory.mktemp(name) / "model")
+
+
+@pytest.mark.parametrize("connector", CONNECTORS)
+@pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if row.swap))
+def test_a_fresh_connector_trains_and_travels(
+    saved: Callable[[str], Path], tmp_path: Path, family: str, connector: str
+) -> None:
+    from peft import PeftModel
+
+    folder = saved(family)
+    own = load_vlm(str(folder))
+    vlm = replace_connector(load_vlm(str(folder)), connector, seed=3, queries=5)
+    assert vlm.digest != own.digest
+    assert vlm.digest == replace_connector(load_vlm(str(folder)), connector, seed=3, queries=5).digest
+    tuned = prepare(vlm, stage("both", LoRA(rank=2, targets=("q_proj", "query_key_value"))), seed=0)
+    answer_loss(vlm, [ONE]).backward()
+    touched = [
+        name
+        for name, grad in tuned.start.with_flat(tuned.grads).items()
+        if name.startswith("connector/") and grad.any()
+    ]
+    assert len(touched) == sum(name.startswith("connector/") for name in tuned.layout.names)
+    params = tuned.start.with_flat(tuned.start.flat + 0.1)
+    export_adapter(tuned, params, tmp_path)
+    assert torch.equal(import_adapter(tuned, tmp_path).flat, params.flat)
+    tuned.write(params)
+    base = replace_connector(load_vlm(str(folder)), connector, seed=3, queries=5)
+    stock = PeftModel.from_pretrained(base.model, tmp_path)
+    result = stock.load_adapter(str(tmp_path), "again")
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+
+
+def test_a_resampler_sets_the_number_of_image_tokens(tiny_model: Path) -> None:
+    vlm = replace_connector(load_vlm(str(tiny_model)), "resampler", seed=0, queries=5)
+    assert encode(vlm, ONE, []).prompt.count(vlm.model.config.image_token_id) == 5
+
+
+def test_a_connector_of_the_same_form_keeps_its_names(tiny_model: Path) -> None:
+    """So that what is trained fits the stock model."""
+    own = load_vlm(str(tiny_model)).model.state_dict()
+    vlm = replace_connector(load_vlm(str(tiny_model)), "mlp2", seed=0)
+    assert list(vlm.model.state_dict()) == list(own)
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(vlm.model.state_dict()[name], own[name])
+
+
+def test_a_family_with_a_connector_of_its_own_form_says_so(saved: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=r"model\.connector.*llava, "):
+        replace_connector(load_vlm(str(saved("qwen2_vl"))), "linear", seed=0)

@@ -1,0 +1,271 @@
+"""Every family: our way through the model is the stock model's, parts are parts, and adapters come and go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedloom.models.batch import answer_loss, answer_losses, collate, encode, generate, option_scores
+from fedloom.models.families import FAMILIES
+from fedloom.models.family import image_token
+from fedloom.models.load import Vlm, load_vlm, with_store
+from fedloom.models.parts import PARTS
+from fedloom.params import Params
+from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
+from fedloom.tuning.strategy import LINEARS, LoRA, stage
+from fedloom.types import Conversation, UserError
+
+from .tiny import TINY, Drawn, save
+
+FUSED = ("query_key_value", "dense")  # Persimmon, the decoder of Fuyu
+OPTIONS = ("yes", "no way")
+CONVERSATIONS = {
+    "image and text": Conversation("Which of these is it?", "yes", Drawn("a"), OPTIONS),
+    "text only": Conversation("Which?", "no way", None, OPTIONS),
+    "image only": Conversation("", "no way", Drawn("b", 16, 40), OPTIONS),
+    "several images": Conversation("Same?", "yes", Drawn("c"), OPTIONS, more=(Drawn("a"),)),
+}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write each family's tiny variant once."""
+    found: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in found:
+            found[name] = save(name, tmp_path_factory.mktemp(name) / "model")
+        return found[name]
+
+    return get
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def folder(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Path:
+    return saved(request.param)
+
+
+@pytest.fixture
+def vlm(folder: Path) -> Vlm:
+    return load_vlm(str(folder))
+
+
+def stock_inputs(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) -> dict[str, Any]:
+    """Make the stock model's inputs for one conversation and an answer."""
+    prompt = encode(vlm, conversation, []).prompt
+    ids = torch.tensor([[*prompt, *answer]])
+    images: dict[str, Any] = {}
+    if conversation.pictures:
+        pixels = [one.pixels() for one in conversation.pictures]
+        images = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings))
+    given = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(prompt), images)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
+
+
+@torch.no_grad()
+def stock_losses(vlm: Vlm, conversation: Conversation, answer: str) -> torch.Tensor:
+    """Negative log-likelihood of each token of an answer, from the stock model."""
+    (tokens,) = encode(vlm, conversation, [answer]).answers
+    logits = vlm.model(**stock_inputs(vlm, conversation, tokens)).logits[0, -len(tokens) - 1 : -1]
+    return F.cross_entropy(logits, torch.tensor(tokens), reduction="none")
+
+
+def tune(vlm: Vlm) -> Tuned:
+    """Train all that the family has: its connector in full, and adapters on its decoder."""
+    name = "both" if vlm.family.parts.connector else "lora"
+    return prepare(vlm, stage(name, LoRA(rank=2, targets=("q_proj", "o_proj", "up_proj", *FUSED))), seed=0)
+
+
+def moved(tuned: Tuned, seed: int = 5) -> Params:
+    noise = torch.randn(tuned.layout.size, generator=torch.Generator().manual_seed(seed))
+    return tuned.start.with_flat(tuned.start.flat + 0.1 * noise)
+
+
+def test_every_family_has_a_row_and_a_tiny_variant() -> None:
+    assert set(TINY) == set(FAMILIES)
+    assert len(FAMILIES) >= 15
+
+
+def test_parts_are_disjoint_and_cover_every_parameter(vlm: Vlm) -> None:
+    names = [name for name, _ in vlm.model.named_parameters()]
+    split = vlm.family.parts.split(names)
+    assert sorted(name for part in PARTS for name in split[part]) == sorted(names)
+    for part in PARTS:
+        assert bool(split[part]) is bool(getattr(vlm.family.parts, part))
+
+
+def test_the_loss_is_the_stock_models(vlm: Vlm) -> None:
+    """All kinds of conversations in one padded batch, against the stock model one by one."""
+    batch = list(CONVERSATIONS.values())
+    stock = torch.stack([stock_losses(vlm, one, one.answer).mean() for one in batch])
+    torch.testing.assert_close(answer_loss(vlm, batch), stock.mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(vlm: Vlm, tmp_path: Path) -> None:
+    pictures = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
+    computed = vlm.look(pictures)
+    assert with_store(vlm, tmp_path, 2**24).warm(pictures) == 0  # held in memory
+    with_store(replace(vlm, features={}), tmp_path, 2**24).warm(pictures)
+    read = with_store(replace(vlm, features={}), tmp_path, 2**24)
+    assert read.store is not None
+    assert all(picture.key in read.store for picture in pictures)
+    assert all(torch.equal(a, b) for a, b in zip(read.look(pictures), computed, strict=True))
+
+
+def test_image_tokens_that_disagree_with_the_encoder_are_told(vlm: Vlm) -> None:
+    if vlm.model.config.model_type == "mllama":
+        return  # its pictures are no tokens
+    spell = vlm.family.spell
+    longer = replace(vlm.family, spell=lambda *given: spell(*given) + image_token(vlm.model, vlm.tokenizer))
+    with pytest.raises(UserError, match="image tokens, but encoder and connector give"):
+        answer_loss(replace(vlm, family=longer), [CONVERSATIONS["image and text"]])
+
+
+def test_a_chat_template_that_hides_the_picture_is_told(vlm: Vlm) -> None:
+    vlm.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(UserError, match=r"chat template.*0 times for 1 pictures"):
+        answer_loss(vlm, [CONVERSATIONS["image and text"]])
+
+
+def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: Path) -> None:
+    """Older checkpoints keep it beside the processor, where the tokenizer does not look."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    text = "{% for m in messages %}Q{% endfor %}"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+    assert load_vlm(str(tmp_path)).tokenizer.chat_template == text
+
+
+def test_pictures_change_the_loss(vlm: Vlm) -> None:
+    one, other = (Conversation("Which?", "yes", Drawn(key)) for key in "ab")
+    assert answer_loss(vlm, [one]) != answer_loss(vlm, [other])
+
+
+def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
+    batch = list(CONVERSATIONS.values())
+    scores = option_scores(vlm, batch)
+    for row, conversation in zip(scores, batch, strict=True):
+        stock = torch.stack([-stock_losses(vlm, conversation, option).sum() for option in OPTIONS])
+        torch.testing.assert_close(row, stock, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
+    batch = list(CONVERSATIONS.values())
+    for conversation, reply in zip(batch, generate(vlm, batch, max_tokens=4), strict=True):
+        said: list[int] = []
+        while len(said) < 4:
+            logits = vlm.model(**stock_inputs(vlm, conversation, tuple(said))).logits[0, -1]
+            if int(logits.argmax()) == vlm.tokenizer.eos_token_id:
+                break
+            said.append(int(logits.argmax()))
+        assert vlm.tokenizer.decode(said, skip_special_tokens=True).strip() == reply
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(vlm: Vlm, kind: str) -> None:
+    tuned = tune(vlm)
+    tuned.write(moved(tuned))
+    live = {p.data_ptr() for p in vlm.model.parameters() if p.requires_grad}
+    frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if p.data_ptr() not in live}
+    before = tuned.read()
+    answer_loss(vlm, [CONVERSATIONS[kind]]).backward()
+    reached = {
+        name.partition("/")[0] for name, grad in tuned.start.with_flat(tuned.grads).items() if grad.any()
+    }
+    expected = {"llm"} if kind == "text only" else set(tuned.stage.train)
+    assert reached == expected
+    with torch.no_grad():
+        tuned.flat.sub_(tuned.grads, alpha=0.1)
+    now = dict(vlm.model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in frozen.items())
+    assert not torch.equal(tuned.read().flat, before.flat)
+
+
+def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm) -> None:
+    """Three clients, with other parameters, other numbers of conversations and other pictures."""
+    tuned, every = tune(vlm), list(CONVERSATIONS.values())
+    groups = [every, [CONVERSATIONS["text only"]], every[:2]]
+    found = []
+    with side_by_side(tuned, len(groups)) as stack:
+        for row in range(len(groups)):
+            stack.write(moved(tuned, seed=row), row)
+        losses = answer_losses(vlm, collate(vlm, groups), stack.connects(len(groups)))
+        losses.sum().backward()
+        found = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
+    for row, (group, (loss, grad)) in enumerate(zip(groups, found, strict=True)):
+        tuned.write(moved(tuned, seed=row))
+        tuned.grads.zero_()
+        alone = answer_loss(vlm, group)
+        alone.backward()
+        torch.testing.assert_close(loss, alone.detach(), rtol=1e-5, atol=1e-5)
+        assert float((grad - tuned.grads[0]).norm()) <= 1e-4 * float(grad.norm())
+
+
+def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    tuned = tune(load_vlm(str(folder)))
+    params = moved(tuned)
+    export_adapter(tuned, params, tmp_path)
+    assert torch.equal(import_adapter(tuned, tmp_path).flat, params.flat)
+    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(base, tmp_path).eval()
+    result = stock.load_adapter(str(tmp_path), "again")
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    tuned.write(params)
+    inputs = stock_inputs(tuned.vlm, CONVERSATIONS["image and text"], (7, 8))
+    with torch.no_grad():
+        ours, theirs = tuned.vlm.model(**inputs).logits, stock(**inputs).logits
+        plain = load_vlm(str(folder)).model(**inputs).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours, plain)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in FAMILIES.items() if not row.parts.connector))
+def test_a_family_without_a_connector_says_so(saved: Callable[[str], Path], name: str) -> None:
+    with pytest.raises(UserError, match="no connector"):
+        prepare(load_vlm(str(saved(name))), stage("connector", LoRA()), seed=0)
+
+
+def on_meta(text: dict[str, Any]) -> Vlm:
+    """A LLaVA around a decoder of a real model's size, without values."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(LlavaConfig(text_config=text))
+    return Vlm("meta", model, None, FAMILIES["llava"], "")
+
+
+QWEN2_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 151666,
+}  # fmt: skip
+LLAMA_3B = {
+    "model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128256, "head_dim": 128,
+}  # fmt: skip
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@pytest.mark.parametrize(
+    ("text", "targets", "count"),
+    [
+        pytest.param(QWEN2_7B, ATTENTION, 5_046_272, id="FedMLLM, MiniCPM-V-2.6"),
+        pytest.param(LLAMA_3B, LINEARS, 12_156_928, id="FedVLMBench, LLaMA-3.2-3B"),
+    ],
+)
+def test_adapters_are_as_large_as_published(
+    text: dict[str, Any], targets: tuple[str, ...], count: int
+) -> None:
+    assert prepare(on_meta(text), stage("lora", LoRA(rank=8, targets=targets)), seed=0).layout.size == count

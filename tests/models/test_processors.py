@@ -1,0 +1,90 @@
+"""Our prompts are those of transformers' own processors, for every family whose processor can be made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from fedloom.models.batch import encode
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import load_vlm
+from fedloom.types import Conversation
+
+from .tiny import Drawn, save
+
+PLAIN = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "patch_size": 8}
+
+
+class AnyVideoProcessor:
+    """Stands for a class that transformers cannot name without torchvision; never asked for a video."""
+
+    model_input_names: list[str] = []
+    merge_size = temporal_patch_size = 2
+
+
+NO_VIDEO = {"video_processor": AnyVideoProcessor()}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llava": ("LlavaProcessor", PLAIN),
+    "llava_next": ("LlavaNextProcessor", PLAIN),
+    "llava_onevision": (
+        "LlavaOnevisionProcessor",
+        {"num_image_tokens": 4, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_1", **NO_VIDEO},
+    ),
+    "idefics3": ("Idefics3Processor", {"image_seq_len": 4}),
+    "internvl": ("InternVLProcessor", {"image_seq_length": 4, **NO_VIDEO}),
+    "qwen2_vl": ("Qwen2VLProcessor", NO_VIDEO),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", NO_VIDEO),
+    "qwen3_vl": ("Qwen3VLProcessor", NO_VIDEO),
+    "paligemma": ("PaliGemmaProcessor", {}),
+    "gemma3": ("Gemma3Processor", {"image_seq_length": 4}),
+    "mllama": ("MllamaProcessor", {}),
+    "chameleon": ("ChameleonProcessor", {"image_seq_length": 16}),
+    "emu3": ("Emu3Processor", {}),
+}  # fmt: skip
+# SmolVLM's processor needs num2words and writes what Idefics3's writes; Fuyu's takes away the first image token
+# unless the tokenizer puts a space before it.
+LEFT_OUT = {"smolvlm", "fuyu"}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Make a stock processor, also one with a place for videos, which needs torchvision otherwise."""
+    module = transformers.processing_utils.transformers_module
+    monkeypatch.setattr(module, "VideoProcessorMixin", AnyVideoProcessor, raising=False)
+
+    def make(name: str, words: Any, images: Any) -> Any:
+        kind, choices = PROCESSORS[name]
+        images.image_seq_length = 4  # read by PaliGemma's
+        return getattr(transformers, kind)(image_processor=images, tokenizer=words, **choices)
+
+    return make
+
+
+@pytest.mark.parametrize("picture", [Drawn("a"), Drawn("b", 16, 40)], ids=["square", "wide"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_prompt_is_the_stock_processors(
+    made: Callable[..., Any], tmp_path: Path, name: str, picture: Drawn
+) -> None:
+    vlm = load_vlm(str(save(name, tmp_path)))
+    ours = list(encode(vlm, Conversation("Which is it?", "", picture), []).prompt)
+    processor = made(name, vlm.tokenizer, vlm.processor.image_processor)
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which is it?"}]}]
+    text = vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    if vlm.tokenizer.chat_template is None:
+        text = "Which is it?"  # PaliGemma's processor puts the picture before it
+    more = {"return_for_text_completion": True} if name == "chameleon" else {}
+    theirs = processor(text=[text], images=[[picture.pixels()]], return_tensors="pt", **more)["input_ids"][
+        0
+    ].tolist()
+    begin = vlm.tokenizer.bos_token_id
+    if theirs[0] != begin and ours[0] == begin:
+        theirs = [begin, *theirs]  # a byte tokenizer adds none by itself
+    assert ours == theirs
+
+
+def test_every_family_is_compared_or_left_out() -> None:
+    assert set(PROCESSORS) | LEFT_OUT == set(FAMILIES)

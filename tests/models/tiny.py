@@ -1,0 +1,451 @@
+"""A tiny random variant of every family: the real classes with a tiny configuration and a byte tokenizer.
+
+Pictures are a few dozen pixels wide, so that tiles, windows and merged patches all occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonImageProcessor,
+    CLIPImageProcessor,
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3ImageProcessor,
+    FuyuConfig,
+    FuyuForCausalLM,
+    FuyuImageProcessor,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    GotOcr2ImageProcessor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaImageProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    SiglipImageProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+)
+
+BASE = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "<end>"]
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
+    "{{ 'IMAGE' if part['type'] == 'image' else part['text'] }}{% endfor %}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer(image: str, more: list[str], named: dict[str, str], template: str | None) -> Any:
+    """Make a tokenizer of bytes and special tokens."""
+    names = [*BASE, *dict.fromkeys([image, *more])]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*names, *alphabet])}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="<end>", pad_token="<pad>",
+        extra_special_tokens={"image_token": image, **named},
+    )  # fmt: skip
+    wrapped.chat_template = template
+    return wrapped
+
+
+Stock = Callable[[Any, torch.Tensor, int, dict[str, Any]], dict[str, Any]]
+"""(model, ids [1, L], length of the prompt, what the image processor gave) → inputs of the stock model."""
+
+
+def as_given(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Hand the stock model what the image processor returns, without what only its processor reads."""
+    dropped = ("rows", "cols", "num_patches", "num_crops", "num_tiles")
+    return {name: value for name, value in images.items() if name not in dropped}
+
+
+def image_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Mark image tokens, as Qwen's processors do."""
+    return {**images, "mm_token_type_ids": (ids == model.config.image_token_id).int()}
+
+
+def gemma_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Mark image tokens, as Gemma 3's processor does."""
+    given = as_given(model, ids, prompt, images)
+    return {**given, "token_type_ids": (ids == model.config.image_token_id).int()}
+
+
+def suffix_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Mark what follows the prompt, as PaliGemma's processor does."""
+    return {**images, "token_type_ids": (torch.arange(ids.shape[1]) >= prompt).int()[None]}
+
+
+def crossed(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Say which tokens see which picture, as Mllama's processor does."""
+    if not images:
+        return {}
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    ranges = get_cross_attention_token_mask(ids[0].tolist(), model.config.image_token_id)
+    tiles = [[int(count) for count in images["aspect_ratio_mask"][0].sum(1)]]
+    dense = convert_sparse_cross_attention_mask_to_dense([ranges], tiles, 4, ids.shape[1])
+    return {**as_given(model, ids, prompt, images), "cross_attention_mask": torch.tensor(dense)}
+
+
+def patched(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Cut pictures into patches, as Fuyu's processor does."""
+    if not images:
+        return {}
+    processor, found = FuyuImageProcessor(patch_size={"height": 8, "width": 8}), []
+    pictures = [one for nested in images["images"] for one in nested]
+    heights, widths = (
+        [int(torch.as_tensor(one).flatten()[0]) for one in images[f"image_unpadded_{side}"]]
+        for side in ("heights", "widths")
+    )
+    for picture, height, width in zip(pictures, heights, widths, strict=True):
+        cut = np.asarray(picture)[:, : -(-height // 8) * 8, : -(-width // 8) * 8]
+        found.append(torch.as_tensor(processor.patchify_image(cut)))
+    return {"pixel_values": torch.cat(found)[None].float()}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family's tiny variant is made.
+
+    Attributes:
+        build: Vocabulary (token → id) and image token id → model.
+        images: The image processor.
+        image: The image token.
+        more: Further special tokens.
+        named: Names of special tokens that processors ask for.
+        shown: What the chat template writes for a picture; None for families without a chat template.
+        stock: How the stock model's inputs are made.
+    """
+
+    build: Callable[[dict[str, int], int], Any]
+    images: Callable[[], Any]
+    image: str = "<image>"
+    more: list[str] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
+    shown: str | None = "<image>"
+    stock: Stock = as_given
+
+
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+SIGLIP = {**CLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+def text(vocabulary: dict[str, int], kind: str = "llama", **more: Any) -> dict[str, Any]:
+    """Describe a tiny decoder."""
+    return {
+        "model_type": kind, "vocab_size": len(vocabulary), "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 5, "max_position_embeddings": 512, **more,
+    }  # fmt: skip
+
+
+def llava(vocabulary: dict[str, int], image: int) -> Any:
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=CLIP, text_config=text(vocabulary), image_token_id=image)
+    )
+
+
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+
+
+def llava_next(vocabulary: dict[str, int], image: int) -> Any:
+    config = LlavaNextConfig(
+        vision_config=CLIP, text_config=text(vocabulary), image_token_id=image, image_grid_pinpoints=PINPOINTS
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def llava_onevision(vocabulary: dict[str, int], image: int) -> Any:
+    config = LlavaOnevisionConfig(
+        vision_config=SIGLIP, text_config=text(vocabulary, "qwen2"), image_token_id=image,
+        image_grid_pinpoints=PINPOINTS, vision_aspect_ratio="anyres_max_1",
+    )  # fmt: skip
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+IDEFICS = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+ROWS = [f"<row_{row + 1}_col_{column + 1}>" for row in range(3) for column in range(3)]
+EDGES = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *ROWS]
+
+
+def idefics3(vocabulary: dict[str, int], image: int) -> Any:
+    config = Idefics3Config(
+        vision_config=IDEFICS,
+        text_config=text(vocabulary),
+        image_token_id=image,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
+def smolvlm(vocabulary: dict[str, int], image: int) -> Any:
+    config = SmolVLMConfig(
+        vision_config=IDEFICS,
+        text_config=text(vocabulary),
+        image_token_id=image,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
+def internvl(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": [16, 16], "patch_size": [4, 4],
+    }  # fmt: skip
+    return InternVLForConditionalGeneration(
+        InternVLConfig(vision_config=vision, text_config=text(vocabulary, "qwen2"), image_token_id=image)
+    )
+
+
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+QWEN = {"image": "<|image_pad|>", "more": ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"],
+        "shown": "<|vision_start|><|image_pad|><|vision_end|>", "stock": image_types}  # fmt: skip
+
+
+def qwen(
+    kind: type, config: type, vision: dict[str, Any], which: str
+) -> Callable[[dict[str, int], int], Any]:
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        marks = {f"{name}_token_id": vocabulary[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
+        return kind(
+            config(
+                vision_config=vision, image_token_id=image, video_token_id=vocabulary["<|video_pad|>"], **marks,
+                text_config=text(vocabulary, which, rope_parameters=ROPE, head_dim=8),
+            )
+        )  # fmt: skip
+
+    return build
+
+
+def paligemma(vocabulary: dict[str, int], image: int) -> Any:
+    return PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config={**SIGLIP, "projection_dim": 16}, image_token_id=image, projection_dim=16,
+            text_config=text(vocabulary, "gemma", head_dim=8),
+        )
+    )  # fmt: skip
+
+
+def gemma3(vocabulary: dict[str, int], image: int) -> Any:
+    decoder = text(vocabulary, "gemma3_text", head_dim=8, sliding_window=8, query_pre_attn_scalar=8,
+                   layer_types=["sliding_attention", "full_attention", "sliding_attention"])  # fmt: skip
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(vision_config={**SIGLIP, "image_size": 32}, text_config=decoder, image_token_id=image,
+                     mm_tokens_per_image=4)
+    )  # fmt: skip
+    # Its projection starts at zero, which would hide what the encoder does.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+    return model
+
+
+def mllama(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_global_layers": 1,
+        "attention_heads": 2, "image_size": 16, "patch_size": 8, "vision_output_dim": 32, "max_num_tiles": 4,
+        "intermediate_layers_indices": [0],
+    }  # fmt: skip
+    decoder = text(
+        vocabulary, "mllama_text_model", cross_attention_layers=[1],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    model = MllamaForConditionalGeneration(
+        MllamaConfig(vision_config=vision, text_config=decoder, image_token_index=image)
+    )
+    with torch.no_grad():  # gates start at zero, which would hide the picture
+        for name, value in model.named_parameters():
+            if "gate" in name and value.numel() == 1:
+                value.fill_(0.7)
+    return model
+
+
+def fuyu(vocabulary: dict[str, int], image: int) -> Any:
+    decoder = text(vocabulary, "persimmon")
+    return FuyuForCausalLM(FuyuConfig(text_config=decoder, image_token_id=image, patch_size=8, image_size=16))
+
+
+CODES = 16
+
+
+def chameleon(vocabulary: dict[str, int], image: int) -> Any:
+    vq = {
+        "embed_dim": 8, "num_embeddings": CODES, "latent_channels": 8, "resolution": 16, "base_channels": 32,
+        "channel_multiplier": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [],
+    }  # fmt: skip
+    decoder = text(vocabulary)
+    decoder.pop("model_type")
+    return ChameleonForConditionalGeneration(
+        ChameleonConfig(**decoder, vq_config=vq, vocabulary_map=vocabulary)
+    )
+
+
+def emu3(vocabulary: dict[str, int], image: int) -> Any:
+    vq = {
+        "codebook_size": CODES, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "hidden_size": 32,
+        "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "num_attention_heads": 1,
+    }  # fmt: skip
+    return Emu3ForConditionalGeneration(
+        Emu3Config(vq_config=vq, text_config=text(vocabulary, "emu3_text_model"), vocabulary_map=vocabulary)
+    )
+
+
+def letters(code: int) -> str:
+    """Write a number as Chameleon's vocabulary does: A for 0, B for 1, …"""
+    return "".join(chr(ord("A") + int(digit)) for digit in str(code))
+
+
+SMALL = {"height": 16, "width": 16}
+VISION2 = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+VISION25 = {
+    "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4, "out_hidden_size": 16,
+    "window_size": 16, "fullatt_block_indexes": [1],
+}  # fmt: skip
+VISION3 = {
+    "depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4, "out_hidden_size": 16,
+    "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+}  # fmt: skip
+
+
+def qwen_images() -> Any:
+    return Qwen2VLImageProcessor(patch_size=4, min_pixels=64, max_pixels=40 * 40)
+
+
+TINY: dict[str, Tiny] = {
+    "llava": Tiny(llava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
+    "llava_next": Tiny(
+        llava_next,
+        lambda: LlavaNextImageProcessor(
+            size={"shortest_edge": 16}, crop_size=SMALL, image_grid_pinpoints=PINPOINTS
+        ),
+    ),
+    "llava_onevision": Tiny(
+        llava_onevision, lambda: LlavaOnevisionImageProcessor(size=SMALL, image_grid_pinpoints=PINPOINTS)
+    ),
+    "idefics3": Tiny(
+        idefics3,
+        lambda: Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16}),
+        more=EDGES,
+    ),
+    "smolvlm": Tiny(
+        smolvlm,
+        lambda: SmolVLMImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16}),
+        more=EDGES,
+    ),
+    "internvl": Tiny(
+        internvl, lambda: GotOcr2ImageProcessor(size=SMALL, min_patches=1, max_patches=4),
+        image="<IMG_CONTEXT>", more=["<img>", "</img>", "<video>"],
+        named={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+               "video_token": "<video>"},
+        shown="<IMG_CONTEXT>\n",
+    ),
+    "qwen2_vl": Tiny(
+        qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, VISION2, "qwen2_vl_text"), qwen_images, **QWEN
+    ),
+    "qwen2_5_vl": Tiny(
+        qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, VISION25, "qwen2_5_vl_text"), qwen_images,
+        **QWEN,
+    ),
+    "qwen3_vl": Tiny(
+        qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, VISION3, "qwen3_vl_text"), qwen_images, **QWEN
+    ),
+    "paligemma": Tiny(paligemma, lambda: SiglipImageProcessor(size=SMALL), shown=None, stock=suffix_types),
+    "gemma3": Tiny(
+        gemma3, lambda: Gemma3ImageProcessor(size={"height": 32, "width": 32}), image="<image_soft_token>",
+        more=["<start_of_image>", "<end_of_image>"],
+        named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}, shown="<start_of_image>",
+        stock=gemma_types,
+    ),
+    "mllama": Tiny(
+        mllama, lambda: MllamaImageProcessor(size=SMALL, max_image_tiles=4), image="<|image|>",
+        shown="<|image|>", stock=crossed,
+    ),
+    "fuyu": Tiny(
+        fuyu, lambda: FuyuImageProcessor(size={"height": 32, "width": 32}, patch_size={"height": 8, "width": 8}),
+        image="|SPEAKER|", more=["|NEWLINE|"], shown=None, stock=patched,
+    ),
+    "chameleon": Tiny(
+        chameleon, lambda: ChameleonImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL),
+        more=["<racm3:break>", "<eoss>", *[f"IMGIMG{letters(code)}Z" for code in range(CODES)]],
+        named={"boi_token": "<racm3:break>", "eoi_token": "<eoss>"},
+    ),
+    "emu3": Tiny(
+        emu3, lambda: Emu3ImageProcessor(min_pixels=16 * 16, max_pixels=32 * 32),
+        more=["<boi>", "<eoi>", "<img>", "<eof>", "<|extra_200|>",
+              *[f"<|visual token {code:06}|>" for code in range(CODES)]],
+        named={"boi_token": "<boi>", "eoi_token": "<eoi>", "image_wrapper_token": "<img>", "eof_token": "<eof>"},
+    ),
+}  # fmt: skip
+
+
+def save(name: str, folder: Path) -> Path:
+    """Write a family's tiny variant in the standard layout."""
+    tiny = TINY[name]
+    template = TEMPLATE.replace("IMAGE", tiny.shown.replace("\n", "\\n")) if tiny.shown else None
+    words = tokenizer(tiny.image, tiny.more, tiny.named, template)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny.build(words.get_vocab(), words.convert_tokens_to_ids(tiny.image))
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    tiny.images().save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of random pixels."""
+
+    key: str
+    height: int = 20
+    width: int = 20
+
+    def pixels(self) -> np.ndarray:
+        generator = np.random.default_rng(sum(self.key.encode()))
+        return generator.integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)

@@ -1,0 +1,110 @@
+"""The encoder-free stage: it starts from the decoder's weights, can be cut short, and writes a stock model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import answer_loss, encode, generate, option_scores
+from fedloom.models.load import SHIPPED, load_vlm
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.types import Conversation, Presence
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from pretrain.fit import Budget, fit
+
+from pretrain import free, language
+
+
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the language stage leaves behind, untrained."""
+    from transformers import AutoTokenizer
+
+    work = tmp_path_factory.mktemp("language")
+    AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(work / "tokenizer")
+    language.save(language.build(), work)
+    return work
+
+
+@pytest.fixture
+def work(languages: Path, tmp_path: Path) -> Path:
+    for source in languages.rglob("*"):
+        if source.is_file():
+            target = tmp_path / source.relative_to(languages)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    return tmp_path
+
+
+def questions(step: int) -> list[Conversation]:
+    """Four questions about drawn scenes, one of them without its picture."""
+    found = []
+    for number in range(4):
+        example = MAKERS["classification"](stream(0, "free", step=step, client=number), str(number))
+        shown = Presence(number > 0, True)
+        found.append(TASKS["choice"].render(example, shown, clause=None, answer_form="text"))
+    return found
+
+
+def train(
+    work: Path, batch: Callable[[int], list[Conversation]], steps: int, every: int = 100
+) -> dict[str, torch.Tensor]:
+    vlm = free.assemble(work)
+    fit(vlm, free.groups(vlm), batch, (work, "free"), Budget(60, steps, every=every))
+    return {name: value.clone() for name, value in vlm.model.state_dict().items()}
+
+
+def test_the_decoder_starts_as_the_language_stage_left_it(work: Path) -> None:
+    state, known = free.assemble(work).model.state_dict(), language.trained(work).model.state_dict()
+    for name, value in known.items():
+        assert torch.equal(state[f"model.language_model.{name}"][: len(value)], value)
+
+
+def test_cut_short_and_taken_up_is_uninterrupted(work: Path) -> None:
+    class Cut(Exception):
+        pass
+
+    def broken(step: int) -> list[Conversation]:
+        if step == 3:
+            raise Cut
+        return questions(step)
+
+    whole = train(work, questions, 4)
+    (work / "free.checkpoint").unlink()
+    with pytest.raises(Cut):
+        train(work, broken, 4, every=2)
+    again = train(work, questions, 4, every=2)
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_training_changes_all_of_it_and_the_folder_is_a_stock_model(work: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    before = free.assemble(work).model.state_dict()
+    after = train(work, questions, 2)
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+    free.export(work)
+    vlm = load_vlm(str(work / "free"))
+    assert not vlm.family.parts.encoder
+    stock = AutoModelForImageTextToText.from_pretrained(work / "free", dtype=torch.float32)
+    batch = questions(9)
+    pictured = batch[1]
+    prompt = encode(vlm, pictured, []).prompt
+    assert prompt.count(vlm.model.config.image_token_id) == 16
+    assert prompt.count(vlm.tokenizer.bos_token_id) == 1
+    ids, (answer,) = torch.tensor([prompt]), encode(vlm, pictured, [pictured.answer]).answers
+    ids = torch.tensor([[*prompt, *answer]])
+    labels = torch.tensor([[*[-100] * len(prompt), *answer]])
+    patches = vlm.encode([pictured.picture]).flatten(1, 2)
+    with torch.no_grad():
+        loss = stock(input_ids=ids, pixel_values=patches, labels=labels).loss
+    torch.testing.assert_close(answer_loss(vlm, [pictured]), loss, rtol=1e-5, atol=1e-5)
+    assert option_scores(vlm, batch).shape[0] == len(generate(vlm, batch, max_tokens=2)) == 4
