@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fedloom.models.batch import answer_loss, answer_losses, collate, encode, generate, option_scores
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import image_token
-from fedloom.models.load import Vlm, load_vlm, with_store
+from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.models.parts import PARTS
 from fedloom.params import Params
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
@@ -269,3 +269,13 @@ def test_adapters_are_as_large_as_published(
     text: dict[str, Any], targets: tuple[str, ...], count: int
 ) -> None:
     assert prepare(on_meta(text), stage("lora", LoRA(rank=8, targets=targets)), seed=0).layout.size == count
+
+
+def test_a_decoder_in_bfloat16_gives_nearly_the_same_loss(vlm: Vlm) -> None:
+    batch = list(CONVERSATIONS.values())
+    exact = answer_loss(vlm, batch)
+    coarse = answer_loss(placed(vlm, "cpu", "bfloat16"), batch)
+    assert vlm.precision == torch.bfloat16
+    torch.testing.assert_close(coarse, exact, rtol=0.02, atol=0)
+    assert option_scores(vlm, batch).shape == (4, 2)
+    assert len(generate(vlm, batch, max_tokens=2)) == 4
