@@ -25,7 +25,11 @@ ENVIRONMENT = {
 GROUPS = (
     "p01_overhead",
     "p02_seeds",
+    "p03_flower",
+    "p03_pfl",
     "p06_aggregation",
+    "p07_growth",
+    "p08_evaluation",
     "p09_startup",
     "p10_head",
 )

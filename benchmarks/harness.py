@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from fedloom.record import write_json
 
 Clock = Callable[[], float]
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
 LEAST = 5  # pairs, however slow
 PACKAGES = ("torch", "transformers", "peft", "numpy", "accelerate", "flwr", "ray", "pfl")
 
@@ -184,6 +186,17 @@ def agree(what: str, difference: float, tolerance: float) -> None:
         raise Disagreement(f"{what} differ by {difference:.3g}; at most {tolerance:.3g} is allowed")
 
 
+def needs(*libraries: str) -> None:
+    """Check that a rival's libraries are installed.
+
+    Raises:
+        Missing: One is not.
+    """
+    for name in libraries:
+        if find_spec(name) is None:
+            raise Missing(f"{name} is not installed; `make bench` builds an environment that has it")
+
+
 def child(module: str, *arguments: str, timeout: float = 300) -> dict[str, Any]:
     """Run `python -m benchmarks.<module>` in a fresh process and read the JSON on its last line.
 
@@ -191,7 +204,16 @@ def child(module: str, *arguments: str, timeout: float = 300) -> dict[str, Any]:
         RuntimeError: It failed; the message ends with what it said last.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]

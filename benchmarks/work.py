@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,12 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Backend, Standing, one_round
+from fedloom.engine.rounds import Backend, Memories, Standing, one_round
 from fedloom.models.batch import encode
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 from fedloom.seeds import stream
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import ClientUpdate, Conversation
+from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
 
 SEED = 0
 
@@ -109,6 +109,9 @@ def in_process(work: Work) -> InProcess:
     return InProcess(work.tuned, algorithm.local, work.clients, work.settings, SEED, ignore)
 
 
+BACKENDS: dict[str, Callable[[Work], Backend]] = {"sequential": in_process}
+
+
 def run_round(
     algorithm: FederatedAlgorithm, backend: Backend, start: Params, cohort: Sequence[int]
 ) -> Params:
@@ -161,7 +164,40 @@ def trained(tuned: Tuned) -> list[torch.nn.Parameter]:
 
 def deltas(work: Work, cohort: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """Each client's delta as the engine computes it."""
-    from fedloom.types import Broadcast
-
     for update, _ in in_process(work).map(Broadcast(work.tuned.start), cohort, 0, {}):
         yield update.client, update.delta.flat.clone()
+
+
+@dataclass(frozen=True, eq=False)
+class NoOp:
+    """A backend whose clients only add a small constant: what is left is the engine's own cost.
+
+    Attributes:
+        layout: Names and shapes of what is exchanged.
+        live: The model's values, shape [P]; every client's parameters are loaded into it.
+    """
+
+    layout: Layout
+    live: Tensor
+
+    @staticmethod
+    def of(tensors: int, values: int) -> NoOp:
+        """Make one for `tensors` tensors of `values` values each."""
+        layout = Layout.of({f"layer.{number:03d}": (values,) for number in range(tensors)})
+        return NoOp(layout, torch.zeros(layout.size))
+
+    def map(
+        self, broadcast: Broadcast, cohort: Sequence[int], round: int, memories: Memories
+    ) -> Iterator[tuple[ClientUpdate, Tensors]]:
+        """Load, nudge and read back, client by client."""
+        del round, memories
+        for client in sorted(cohort):
+            self.live.copy_(broadcast.params.flat)
+            self.live.add_(nudge(client))
+            delta = broadcast.params.with_flat(self.live - broadcast.params.flat)
+            yield ClientUpdate(client, delta, 1.0), {}
+
+
+def nudge(client: int) -> float:
+    """What a no-op client adds to every value."""
+    return 1e-3 * (1 + client % 7)
