@@ -32,6 +32,7 @@ GROUPS = (
     "p08_evaluation",
     "p09_startup",
     "p10_head",
+    "p11_wire",
 )
 
 
