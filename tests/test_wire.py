@@ -156,6 +156,15 @@ def test_checksum_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
+def test_long_buffers_are_coded_block_by_block(codec: str) -> None:
+    # Blocks know nothing of each other, so a long buffer decodes to what its stretches decode to.
+    stretch = 64 * INT8
+    values = torch.randn(5 * stretch + 3, generator=torch.Generator().manual_seed(0))
+    parts = [decode(encode(part, codec)) for part in values.split(stretch)]
+    assert torch.equal(decode(encode(values, codec)), torch.cat(parts))
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(codec: str, bad: float) -> None:
     with pytest.raises(ValueError, match="finite"):

@@ -43,6 +43,7 @@ HEADER = HEAD.size + CHECK.size  # bytes before the payload
 LARGEST = 2.0**120  # of a value that is sent in fewer bits: its scaled level stays finite
 SMALLEST = 2.0**-100  # of a block's largest value; below it a scale would lose its own bits
 INT8, INT4, TOP = 1024, 64, 16  # values in a block
+PIECE = 2**17  # values packed at a time, so that what lies between fits a cache; a multiple of every block
 WORDS = 64  # of 8 bytes in a row of the checksum
 MULTIPLIER = 6364136223846793005  # odd, so that a changed word always changes its row's figure
 
@@ -151,15 +152,20 @@ def _count(values: int, size: int) -> int:
     return -(-values // size)
 
 
-def _scaled(values: Tensor, size: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Divide blocks by their scales and round: levels [B, S] as float32, scales [B] as bf16."""
-    blocks = _blocks(values, size)
-    largest = torch.maximum(-blocks.amin(1), blocks.amax(1))  # several times faster than aminmax
-    # Adding 0xFFFF before the lower half of the bits is cut off rounds a positive float32 up to bf16.
-    bits = (largest / levels).view(torch.int32).add_(0xFFFF).bitwise_right_shift_(16)
-    scales = torch.where(largest < SMALLEST, 0, bits).to(torch.int16).view(torch.bfloat16)
-    divisors = torch.where(largest < SMALLEST, torch.inf, scales.float())
-    return (blocks / divisors[:, None]).round_(), scales
+def _scaled(values: Tensor, size: int, levels: int, pack: Callable[[Tensor], Tensor]) -> Tensor:
+    """Divide blocks by their scales, round and pack: all scales as bf16, then all levels, as uint8."""
+    scales: list[Tensor] = []
+    packed: list[Tensor] = []
+    for piece in values.split(PIECE):
+        blocks = _blocks(piece, size)
+        largest = torch.maximum(-blocks.amin(1), blocks.amax(1))  # several times faster than aminmax
+        # Adding 0xFFFF before the lower half of the bits is cut off rounds a positive float32 up to bf16.
+        bits = (largest / levels).view(torch.int32).add_(0xFFFF).bitwise_right_shift_(16)
+        scale = torch.where(largest < SMALLEST, 0, bits).to(torch.int16).view(torch.bfloat16)
+        divisor = torch.where(largest < SMALLEST, torch.inf, scale.float())
+        scales.append(scale.view(torch.uint8))
+        packed.append(pack((blocks / divisor[:, None]).round_()))
+    return torch.cat([*scales, *packed])
 
 
 def _fp32(values: Tensor) -> Tensor:
@@ -179,9 +185,8 @@ def _from_bf16(payload: Tensor, count: int) -> Tensor:
 
 
 def _int8(values: Tensor) -> Tensor:
-    levels, scales = _scaled(values, INT8, 127)
-    found = levels.to(torch.int8).view(-1)[: values.numel()]
-    return torch.cat([scales.view(torch.uint8), found.view(torch.uint8)])
+    found = _scaled(values, INT8, 127, lambda levels: levels.to(torch.int8).view(torch.uint8).view(-1))
+    return found[: values.numel() + 2 * _count(values.numel(), INT8)]
 
 
 def _from_int8(payload: Tensor, count: int) -> Tensor:
@@ -192,11 +197,13 @@ def _from_int8(payload: Tensor, count: int) -> Tensor:
 
 
 def _int4(values: Tensor) -> Tensor:
-    """Two levels a byte: a block's first half in the lower four bits, its second half in the upper."""
-    levels, scales = _scaled(values, INT4, 7)
+    return _scaled(values, INT4, 7, _nibbles)
+
+
+def _nibbles(levels: Tensor) -> Tensor:
+    """Put two levels in a byte: a block's first half in the lower four bits, its second in the upper."""
     halves = levels.add_(8).to(torch.uint8).view(-1, 2, INT4 // 2)
-    nibbles = halves[:, 0] | (halves[:, 1] << 4)
-    return torch.cat([scales.view(torch.uint8), nibbles.view(-1)])
+    return (halves[:, 0] | (halves[:, 1] << 4)).view(-1)
 
 
 def _from_int4(payload: Tensor, count: int) -> Tensor:
