@@ -11,11 +11,11 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks.harness import HEAD, RESULTS, Bench, chosen, line, machine, measured, save
+from benchmarks.harness import HEAD, RESULTS, THREADS, Bench, chosen, line, machine, measured, save
 
 ENVIRONMENT = {
     # One thread, set before torch is loaded: what CPU time can be compared on.
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    **dict.fromkeys(THREADS, "1"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -33,6 +33,7 @@ GROUPS = (
     "p09_startup",
     "p10_head",
     "p11_wire",
+    "headline",
 )
 
 

@@ -115,10 +115,44 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=RecordDict(content), reply_to=message)
 
 
+HEADLINE = ClientApp()
+
+
+@HEADLINE.train()
+def train_recipe(message: Message, context: Context) -> Message:
+    """Answer one message of the headline run."""
+    from benchmarks.headline_sides import client_parameters, run_of
+
+    config, sent = message.content["config"], message.content["arrays"]
+    assert isinstance(config, ConfigRecord) and isinstance(sent, ArrayRecord)
+    recipe, client = str(config["recipe"]), int(context.node_config["partition-id"])
+    run = run_of(recipe)
+    done = client_parameters(recipe, client, int(str(config["round"])), unpack(sent, run.tuned.start))
+    weight = float(len(run.clients[client]))
+    arrays = pack(run.tuned.start.with_flat(done), whole=False)
+    content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": weight})}
+    return Message(content=RecordDict(content), reply_to=message)
+
+
 def our_round(name: str, way: str) -> Params:
     """The same round in one process."""
     backend = noop_of(name) if CASES[name].tensors else BACKENDS[way](work_of(name))
     return run_round(fedavg(), backend, start_of(name), range(CASES[name].clients))
+
+
+def ray_simulation(server: ServerApp, client: ClientApp, clients: int) -> None:
+    """Run Flower's simulation on two Ray workers of one processor each."""
+    from flwr.simulation import run_simulation
+
+    run_simulation(
+        server,
+        client,
+        num_supernodes=clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": ACTORS, "logging_level": logging.ERROR, "log_to_driver": False},
+        },
+    )
 
 
 def simulate(
@@ -135,8 +169,6 @@ def simulate(
     Returns:
         Wall seconds of Flower's rounds and of ours, and how far the averages lie apart.
     """
-    from flwr.simulation import run_simulation
-
     logging.getLogger("flwr").setLevel(logging.ERROR)
     case, app = CASES[name], ServerApp()
     found: dict[str, Any] = {"rival": [], "ours": [[] for _ in ours], "away": 0.0}
@@ -165,15 +197,7 @@ def simulate(
                 away = (mine.flat - theirs).norm() / (theirs - like.flat).norm()
                 found["away"] = max(found["away"], float(away))
 
-    run_simulation(
-        app,
-        CLIENT,
-        num_supernodes=case.clients,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": ACTORS, "logging_level": logging.ERROR, "log_to_driver": False},
-        },
-    )
+    ray_simulation(app, CLIENT, case.clients)
     if len(found["rival"]) < rounds:
         raise RuntimeError("Flower's simulation ended before its rounds were done")
     return found

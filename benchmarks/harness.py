@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from fedloom.record import write_json
 Clock = Callable[[], float]
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LEAST = 5  # pairs, however slow
 PACKAGES = ("torch", "transformers", "peft", "numpy", "accelerate", "flwr", "ray", "pfl")
 
@@ -71,6 +72,7 @@ class Bench:
         measure: Checks that both sides agree, then measures them.
         higher: Whether a larger figure is better.
         unit: What the figure counts; "x" for ratios.
+        on_demand: Whether the row runs only if it is named.
     """
 
     title: str
@@ -79,6 +81,7 @@ class Bench:
     measure: Callable[[], Measured]
     higher: bool = True
     unit: str = "x"
+    on_demand: bool = False
 
     def reaches(self, figure: float | None, limit: float | None) -> bool:
         """Whether a figure is at least as good as a limit; no figure reaches no limit."""
@@ -197,14 +200,21 @@ def needs(*libraries: str) -> None:
             raise Missing(f"{name} is not installed; `make bench` builds an environment that has it")
 
 
-def child(module: str, *arguments: str, timeout: float = 300) -> dict[str, Any]:
+def child(module: str, *arguments: str, timeout: float = 300, threads: int | None = 1) -> dict[str, Any]:
     """Run `python -m benchmarks.<module>` in a fresh process and read the JSON on its last line.
+
+    Without `threads` the process takes as many as its libraries choose.
 
     Raises:
         RuntimeError: It failed; the message ends with what it said last.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    for name in THREADS:
+        environment.pop(name, None)
+        if threads is not None:
+            environment[name] = str(threads)
     done = subprocess.run(
         command,
         capture_output=True,
@@ -212,7 +222,7 @@ def child(module: str, *arguments: str, timeout: float = 300) -> dict[str, Any]:
         timeout=timeout,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment,
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -302,17 +312,18 @@ def save(rows: Mapping[str, Row], about: Mapping[str, Any], file: Path = RESULTS
     write_json(file, {**known, "machine": dict(about), **stamped})
 
 
-def chosen(keys: Iterable[str], only: Sequence[str]) -> list[str]:
-    """Keep the keys that are named, or that belong to a named group: P4 names P4-T16 but not P4g.
+def chosen(benches: Mapping[str, Bench], only: Sequence[str]) -> list[str]:
+    """Name the rows to run: those that are named or belong to a named group (P4 names P4-T16 but not P4g).
 
     Raises:
-        SystemExit: A name fits no key.
+        SystemExit: A name fits no row.
     """
-    keys = list(keys)
     for name in only:
-        if not any(_belongs(key, name) for key in keys):
-            raise SystemExit(f"no benchmark is called {name!r}; there are {', '.join(keys)}")
-    return [key for key in keys if not only or any(_belongs(key, name) for name in only)]
+        if not any(_belongs(key, name) for key in benches):
+            raise SystemExit(f"no benchmark is called {name!r}; there are {', '.join(benches)}")
+    if not only:
+        return [key for key, bench in benches.items() if not bench.on_demand]
+    return [key for key in benches if any(_belongs(key, name) for name in only)]
 
 
 def _belongs(key: str, name: str) -> bool:
