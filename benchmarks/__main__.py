@@ -27,12 +27,15 @@ GROUPS = (
     "p02_seeds",
     "p03_flower",
     "p03_pfl",
+    "p04_cohort",
+    "p05_cache",
     "p06_aggregation",
     "p07_growth",
     "p08_evaluation",
     "p09_startup",
     "p10_head",
     "p11_wire",
+    "p12_padding",
     "headline",
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,9 +21,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from benchmarks.models import SMALL, TINY, Size
-from benchmarks.work import BACKENDS, SEED, NoOp, Work, make_work, nudge, run_round
-from fedloom.algorithms.fedavg import fedavg
-from fedloom.client.train import Place, train_client
+from benchmarks.work import Clients, NoOp, apart, make_clients, nudge, round_of, run_round
+from fedloom.client.train import train
 from fedloom.params import Params
 from fedloom.types import Broadcast
 
@@ -51,12 +50,12 @@ CASES = {
 
 
 @cache
-def work_of(name: str) -> Work:
+def work_of(name: str) -> Clients:
     """Build a training case once per process: the model stays in the Ray actor between messages."""
     torch.set_num_threads(1)
     case = CASES[name]
     assert case.size is not None
-    return make_work(
+    return make_clients(
         case.size, clients=case.clients, steps=case.steps, batch_size=1, tokens=case.tokens, alike=True
     )
 
@@ -80,10 +79,9 @@ def local(name: str, client: int, flat: Tensor) -> Tensor:
     """What a client does with the parameters it is sent, in both frameworks; shape [P] → [P]."""
     if CASES[name].tensors:
         return flat + nudge(client)
-    work = work_of(name)
-    sent = Broadcast(Params(work.tuned.layout, flat))
-    place = Place(SEED, 0, client)
-    update, _ = train_client(work.tuned, fedavg().local, sent, {}, work.clients[client], work.settings, place)
+    made = work_of(name)
+    work = replace(made.work(client), broadcast=Broadcast(made.tuned.start.with_flat(flat)))
+    update, _ = train(made.tuned, [work])[0]
     return flat + update.delta.flat
 
 
@@ -104,7 +102,7 @@ CLIENT = ClientApp()
 
 
 @CLIENT.train()
-def train(message: Message, context: Context) -> Message:
+def answer(message: Message, context: Context) -> Message:
     """Answer one message: load, work, send back parameters and a weight."""
     config, sent = message.content["config"], message.content["arrays"]
     assert isinstance(config, ConfigRecord) and isinstance(sent, ArrayRecord)
@@ -119,7 +117,7 @@ HEADLINE = ClientApp()
 
 
 @HEADLINE.train()
-def train_recipe(message: Message, context: Context) -> Message:
+def answer_recipe(message: Message, context: Context) -> Message:
     """Answer one message of the headline run."""
     from benchmarks.headline_sides import client_parameters, run_of
 
@@ -136,8 +134,15 @@ def train_recipe(message: Message, context: Context) -> Message:
 
 def our_round(name: str, way: str) -> Params:
     """The same round in one process."""
-    backend = noop_of(name) if CASES[name].tensors else BACKENDS[way](work_of(name))
-    return run_round(fedavg(), backend, start_of(name), range(CASES[name].clients))
+    if CASES[name].tensors:
+        return run_round(noop_of(name), start_of(name), range(CASES[name].clients))
+    return our_training(name, way)()
+
+
+@cache
+def our_training(name: str, way: str) -> Callable[[], Params]:
+    """The round of a training case; choosing how many clients go side by side happens once."""
+    return round_of(work_of(name), way)
 
 
 def ray_simulation(server: ServerApp, client: ClientApp, clients: int) -> None:
@@ -194,8 +199,7 @@ def simulate(
                 mine = way()
                 if number:
                     times.append(time.perf_counter() - begun)
-                away = (mine.flat - theirs).norm() / (theirs - like.flat).norm()
-                found["away"] = max(found["away"], float(away))
+                found["away"] = max(found["away"], apart(mine.flat, theirs, like.flat))
 
     ray_simulation(app, CLIENT, case.clients)
     if len(found["rival"]) < rounds:

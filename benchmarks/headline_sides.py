@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -22,17 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
-from fedloom.algorithms.fedavg import fedavg
+from fedloom.algorithms.base import PLAIN
 from fedloom.client.evaluate import render
-from fedloom.client.train import Place, learning_rate, train_client
+from fedloom.client.train import Work, learning_rate, train
 from fedloom.data import load_data
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.measure import SLICES, answer_slice, slices_of
 from fedloom.models.batch import encode, expand, pad
 from fedloom.models.load import Vlm, load_vlm
-from fedloom.params import Params
 from fedloom.scenarios.plan import build_plan
-from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
@@ -52,6 +50,11 @@ class Run:
     def vlm(self) -> Vlm:
         """The model."""
         return self.tuned.vlm
+
+    def work(self, client: int, round: int) -> Work:
+        """What a client is to do in a round."""
+        experiment, sent = self.experiment, Broadcast(self.tuned.start)
+        return Work(client, round, experiment.seed, PLAIN, sent, {}, self.clients[client], experiment.train)
 
     def evaluated(self, done: int) -> list[str]:
         """The slices of the test set that are answered after `done` rounds."""
@@ -87,14 +90,8 @@ class Batches(torch.utils.data.Dataset):
     """A client's batches of one round, in fedloom's order; pictures and text are prepared when asked for."""
 
     def __init__(self, run: Run, client: int, round: int) -> None:
-        held, train = run.clients[client], run.experiment.train
         self.vlm = run.vlm
-        self.batches: list[list[Conversation]] = []
-        for epoch in range(train.epochs):
-            names = {"round": round, "client": client, "step": epoch}
-            order = stream(run.experiment.seed, "batches", **names).permutation(len(held))
-            for start in range(0, len(order), train.batch_size):
-                self.batches.append([held[k] for k in order[start : start + train.batch_size]])
+        self.batches = list(run.work(client, round).batches())
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -206,15 +203,9 @@ def _generated(run: Run, model: Any, name: str) -> float:
 def client_parameters(recipe: str, client: int, round: int, flat: Tensor) -> Tensor:
     """What a client sends back over Flower: its parameters after training, shape [P]."""
     run = run_of(recipe)
-    update, _ = train_client(
-        run.tuned,
-        fedavg().local,
-        Broadcast(Params(run.tuned.layout, flat)),
-        {},
-        run.clients[client],
-        run.experiment.train,
-        Place(run.experiment.seed, round, client),
-    )
+    update, _ = train(
+        run.tuned, [replace(run.work(client, round), broadcast=Broadcast(run.tuned.start.with_flat(flat)))]
+    )[0]
     return flat + update.delta.flat
 
 

@@ -6,8 +6,8 @@ from itertools import cycle
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import SMALL, TINY, Size
-from benchmarks.work import Work, bare_client, deltas, in_process, make_work, run_round, tensors
-from fedloom.algorithms.fedavg import fedavg
+from benchmarks.work import Batch, Clients, apart, bare_client, make_clients, round_of, tensors
+from fedloom.client.train import train
 
 COHORT = 2  # clients of one timed round; a round of all eight would leave time for too few pairs
 
@@ -16,30 +16,29 @@ def overhead(
     size: Size, *, clients: int, steps: int, batch_size: int, tokens: int, cohort: int, count: int
 ) -> Measured:
     """Measure rounds of the engine against a bare loop over the same clients."""
-    work = make_work(size, clients=clients, steps=steps, batch_size=batch_size, tokens=tokens)
-    tuned, start, algorithm, backend = work.tuned, work.tuned.start, fedavg(), in_process(work)
-    held = {client: [tensors(work, one) for one in batches] for client, batches in work.batches.items()}
-    _check(work, held)
+    made = make_clients(size, clients=clients, steps=steps, batch_size=batch_size, tokens=tokens)
+    tuned, lr = made.tuned, made.settings.lr
+    held = {client: [tensors(tuned, batch) for batch in made.work(client).batches()] for client in made.held}
+    _check(made, held)
     groups = [range(first, first + cohort) for first in range(0, clients, cohort)]
-    turns = cycle(groups), cycle(groups)
-
-    def ours() -> None:
-        run_round(algorithm, backend, start, next(turns[0]))
+    rounds, turns = cycle([round_of(made, cohort=group) for group in groups]), cycle(groups)
 
     def rival() -> None:
-        for client in next(turns[1]):
-            bare_client(tuned, start, held[client], work.settings.lr)
+        for client in next(turns):
+            bare_client(tuned, tuned.start, held[client], lr)
 
-    measured = pairs(ours, rival, count)
+    measured = pairs(lambda: next(rounds)(), rival, count)
     return measured.cost, measured.said(rival="bare loop", per=cohort * steps) + " a step"
 
 
-def _check(work: Work, held: dict[int, list]) -> None:
-    for client, delta in deltas(work, [0, 1]):
-        bare_client(work.tuned, work.tuned.start, held[client], work.settings.lr)
-        moved = work.tuned.flat - work.tuned.start.flat
+def _check(made: Clients, held: dict[int, list[Batch]]) -> None:
+    start = made.tuned.start
+    for client in (0, 1):
+        update, _ = train(made.tuned, [made.work(client)])[0]
+        bare_client(made.tuned, start, held[client], made.settings.lr)
         # Both sides take the same steps; AdamW turns rounding in tiny gradients into parts of a step.
-        agree(f"client {client}'s parameters", float((moved - delta).norm() / delta.norm()), 1e-3)
+        away = apart(start.flat + update.delta.flat, made.tuned.flat[0], start.flat)
+        agree(f"client {client}'s parameters", away, 1e-3)
 
 
 def p1() -> Measured:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import SMALL, TINY, Size, random_model
-from benchmarks.work import Work, in_process, make_work, run_round, tensors
-from fedloom.algorithms.fedavg import fedavg
+from benchmarks.work import Clients, apart, make_clients, round_of, tensors
 from fedloom.tuning.adapters import PEFT_PREFIX
 from fedloom.tuning.strategy import LINEARS
 
@@ -41,7 +40,7 @@ def peft_names(names: Iterable[str]) -> dict[str, str]:
     return {name: PEFT_PREFIX + name.partition("/")[2][:-7] + ends[name[-7:]] for name in names}
 
 
-def peft_model(size: Size, work: Work) -> Any:
+def peft_model(size: Size, work: Clients) -> Any:
     """Wrap the same random model with PEFT and give it the same adapters."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
@@ -58,7 +57,7 @@ def peft_model(size: Size, work: Work) -> Any:
     return model
 
 
-def train(model: Any, examples: Examples, work: Work, folder: str) -> None:
+def train(model: Any, examples: Examples, work: Clients, folder: str) -> None:
     """Train one client with a Trainer of its own."""
     from transformers import Trainer, TrainingArguments
 
@@ -82,7 +81,7 @@ def train(model: Any, examples: Examples, work: Work, folder: str) -> None:
 
 
 def seeds_round(
-    model: Any, held: Mapping[int, Examples], work: Work, start: Mapping[str, Tensor], folder: str
+    model: Any, held: Mapping[int, Examples], work: Clients, start: Mapping[str, Tensor], folder: str
 ) -> dict[str, Tensor]:
     """One round as FedMLLM and FedVLMBench run it."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -105,32 +104,27 @@ def against_seeds(size: Size, steps: int, batch_size: int, tokens: int, count: i
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        work = make_work(size, clients=CLIENTS, steps=steps, batch_size=batch_size, tokens=tokens, alike=True)
+        work = make_clients(
+            size, clients=CLIENTS, steps=steps, batch_size=batch_size, tokens=tokens, alike=True
+        )
         model = peft_model(size, work)
         start = copy.deepcopy(get_peft_model_state_dict(model))
-        held = {client: Examples(_rows(work, client)) for client in work.clients}
-        algorithm, backend = fedavg(), in_process(work)
-        names = peft_names(work.tuned.layout.names)
+        held = {client: Examples(_rows(work, client)) for client in work.held}
+        ours, names = round_of(work), peft_names(work.tuned.layout.names)
         with tempfile.TemporaryDirectory() as folder:
             theirs = seeds_round(model, held, work, start, folder)
-            mine = run_round(algorithm, backend, work.tuned.start, list(work.clients))
-            moved = mine.flat - work.tuned.start.flat
-            away = mine.flat - torch.cat([theirs[names[name]].reshape(-1) for name in mine.layout.names])
-            agree("averaged adapters", float(away.norm() / moved.norm()), 1e-3)
-            found = pairs(
-                lambda: run_round(algorithm, backend, work.tuned.start, list(work.clients)),
-                lambda: seeds_round(model, held, work, start, folder),
-                count,
-            )
+            flat = torch.cat([theirs[name].reshape(-1) for name in names.values()])
+            agree("averaged adapters", apart(ours().flat, flat, work.tuned.start.flat), 1e-3)
+            found = pairs(ours, lambda: seeds_round(model, held, work, start, folder), count)
         return found.gain, found.said(rival="Trainer", per=CLIENTS) + " a client"
 
     return measure
 
 
-def _rows(work: Work, client: int) -> list[dict[str, Tensor]]:
+def _rows(work: Clients, client: int) -> list[dict[str, Tensor]]:
     found = []
-    for one in work.clients[client]:
-        batch = tensors(work, [one])
+    for one in work.held[client]:
+        batch = tensors(work.tuned, [one])
         mask = torch.ones_like(batch.ids[0])
         found.append({"input_ids": batch.ids[0], "labels": batch.labels[0], "attention_mask": mask})
     return found

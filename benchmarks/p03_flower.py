@@ -69,6 +69,8 @@ ROWS = {
     "P3-h64-flat": Bench("  one array a message", 1, 1, per_round("h64", whole=True)),
     "P3-h256": Bench("vs Flower, h256x4 steps", 3, 1.5, per_round("h256")),
     "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True)),
+    "P3-h256-cohort": Bench("  side by side", 6, 3, per_round("h256", way="cohort")),
+    "P3-h64-cohort": Bench("  h64, side by side", 12, 6, per_round("h64", way="cohort")),
     "P3-command": Bench("vs Flower, whole command", 9, 4.5, command),
 }
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Bench, Measured, agree, needs, pairs
 from benchmarks.models import SMALL, TINY, Size, tuned_model
-from benchmarks.work import BACKENDS, Batch, Work, answer_states_loss, make_work, run_round, tensors
-from fedloom.algorithms.fedavg import fedavg
+from benchmarks.work import Batch, Clients, apart, bare_loss, make_clients, round_of, tensors
 from fedloom.tuning.adapters import Tuned
 
 CLIENTS = 8
@@ -31,7 +30,7 @@ class Loss(nn.Module):
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch."""
-        return answer_states_loss(self.tuned, Batch(ids, labels))
+        return bare_loss(self.tuned, Batch(ids, labels))
 
     def metrics(self, ids: Tensor, labels: Tensor) -> dict[str, Any]:
         """Return nothing: the benchmark evaluates nothing."""
@@ -39,7 +38,7 @@ class Loss(nn.Module):
         return {}
 
 
-def pfl_rounds(work: Work, tuned: Tuned) -> Callable[[int], None]:
+def pfl_rounds(work: Clients, tuned: Tuned) -> Callable[[int], None]:
     """Set up pfl's FedAvg over the same clients; the result runs a number of rounds."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
@@ -58,7 +57,7 @@ def pfl_rounds(work: Work, tuned: Tuned) -> Callable[[int], None]:
 
     loss = Loss(tuned)
     model = PyTorchModel(loss, local, torch.optim.SGD(trained(loss.parameters()), lr=1.0))
-    held = {client: _tensors(work, client) for client in work.clients}
+    held = {client: _tensors(work, client) for client in work.held}
     sampler = get_user_sampler("minimize_reuse", list(held))
     data = FederatedDataset(lambda client: Dataset(held[client]), sampler)
     backend = SimulatedBackend(training_data=data, val_data=data)
@@ -80,8 +79,8 @@ def pfl_rounds(work: Work, tuned: Tuned) -> Callable[[int], None]:
     return run
 
 
-def _tensors(work: Work, client: int) -> tuple[Tensor, Tensor]:
-    batch = tensors(work, work.clients[client])
+def _tensors(work: Clients, client: int) -> tuple[Tensor, Tensor]:
+    batch = tensors(work.tuned, work.held[client])
     return batch.ids, batch.labels
 
 
@@ -90,15 +89,12 @@ def against_pfl(size: Size, tokens: int, way: str) -> Callable[[], Measured]:
 
     def measure() -> Measured:
         needs("pfl")
-        work = make_work(size, clients=CLIENTS, steps=4, batch_size=1, tokens=tokens, alike=True)
+        work = make_clients(size, clients=CLIENTS, steps=4, batch_size=1, tokens=tokens, alike=True)
         theirs = tuned_model(size)
-        run, algorithm, backend = pfl_rounds(work, theirs), fedavg(), BACKENDS[way](work)
-        cohort = list(work.clients)
+        run, ours = pfl_rounds(work, theirs), round_of(work, way)
         run(1)
-        mine = run_round(algorithm, backend, work.tuned.start, cohort)
-        away = (mine.flat - theirs.flat).norm() / (mine.flat - work.tuned.start.flat).norm()
-        agree("averaged adapters", float(away), 1e-3)
-        found = pairs(lambda: run_round(algorithm, backend, work.tuned.start, cohort), lambda: run(1), 15)
+        agree("averaged adapters", apart(ours().flat, theirs.flat[0], work.tuned.start.flat), 1e-3)
+        found = pairs(ours, lambda: run(1), 15)
         return found.gain, found.said(rival="pfl", per=CLIENTS) + " a client"
 
     return measure

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Disagreement, Measured, child, peak_memory, span
 from benchmarks.work import NoOp, nudge, run_round
-from fedloom.algorithms.fedavg import fedavg
 from fedloom.params import Params
 
 TENSORS, VALUES = 120, 4_000  # 0.48 million values
@@ -26,7 +25,7 @@ ROOM = 6 * 2**30  # bytes of memory a side may take; more ends it with a reason
 def engine(clients: int) -> Tensor:
     """A round of no-op clients through the engine."""
     backend = NoOp.of(TENSORS, VALUES)
-    return run_round(fedavg(), backend, Params.zeros(backend.layout), range(clients)).flat
+    return run_round(backend, Params.zeros(backend.layout), range(clients)).flat
 
 
 def keep_all(clients: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import Size
-from benchmarks.work import make_work, tensors
+from benchmarks.work import make_clients, tensors
 from fedloom.models.batch import answer_loss
 
 SIZE = Size(width=256, layers=6, vocabulary=49_280)
@@ -14,9 +14,9 @@ SIZE = Size(width=256, layers=6, vocabulary=49_280)
 
 def head() -> Measured:
     """Compare one forward and backward of a step, 96 tokens of which 8 are answer."""
-    work = make_work(SIZE, clients=1, steps=1, batch_size=1, tokens=96, answer=8)
-    tuned, batch = work.tuned, work.batches[0][0]
-    held = tensors(work, batch)
+    work = make_clients(SIZE, clients=1, steps=1, batch_size=1, tokens=96, answer=8)
+    tuned, batch = work.tuned, work.held[0]
+    held = tensors(tuned, batch)
     losses: dict[str, torch.Tensor] = {}
 
     def ours() -> None:

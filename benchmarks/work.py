@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import Size, conversation, tuned_model
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.base import PLAIN
 from fedloom.algorithms.fedavg import fedavg
+from fedloom.client.train import Result, Work
+from fedloom.engine.fit import fit
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Backend, Memories, Standing, one_round
+from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
-from fedloom.seeds import stream
+from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
+from fedloom.types import Broadcast, ClientUpdate, Conversation
 
 SEED = 0
+ROWS = 8  # clients side by side
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Limits:
     """A gate that lets every finite update through."""
 
     max_norm: float | None = None
@@ -46,33 +50,26 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """Clients with `steps` batches each for one model.
+class Clients:
+    """Clients with some batches each, for one model.
 
     Attributes:
         tuned: The model with its adapters.
-        clients: Each client's conversations.
+        held: Each client's conversations.
         settings: How they train.
     """
 
     tuned: Tuned
-    clients: Mapping[int, Sequence[Conversation]]
+    held: Mapping[int, Sequence[Conversation]]
     settings: Settings
 
-    @property
-    def batches(self) -> dict[int, list[list[Conversation]]]:
-        """Each client's batches of round 0 in the order in which the engine draws them."""
-        found = {}
-        for client, held in self.clients.items():
-            order = stream(SEED, "batches", round=0, client=client, step=0).permutation(len(held))
-            size = self.settings.batch_size
-            found[client] = [
-                [held[k] for k in order[start : start + size]] for start in range(0, len(order), size)
-            ]
-        return found
+    def work(self, client: int) -> Work:
+        """What a client is to do in round 0."""
+        sent = Broadcast(self.tuned.start)
+        return Work(client, 0, SEED, PLAIN, sent, {}, self.held[client], self.settings)
 
 
-def make_work(
+def make_clients(
     size: Size,
     *,
     clients: int,
@@ -81,43 +78,74 @@ def make_work(
     tokens: int,
     answer: int = 4,
     alike: bool = False,
-) -> Work:
+) -> Clients:
     """Make clients whose conversations all have `tokens` tokens, `answer` of them trained on.
 
     With `alike` a client holds one conversation many times, so that a rival which draws its batches in
     another order still trains on the same ones.
     """
-    tuned = tuned_model(size)
-    held = {
-        client: [
-            conversation(tuned.vlm, tokens, answer, client if alike else client * steps * batch_size + k)
-            for k in range(1 if alike else steps * batch_size)
-        ]
-        * (steps * batch_size if alike else 1)
-        for client in range(clients)
-    }
-    return Work(tuned, held, Settings(batch_size))
+    tuned, count = tuned_model(size), steps * batch_size
+    held: dict[int, list[Conversation]] = {}
+    for client in range(clients):
+        if alike:
+            held[client] = [conversation(tuned.vlm, tokens, answer, client)] * count
+        else:
+            held[client] = [conversation(tuned.vlm, tokens, answer, client * count + k) for k in range(count)]
+    return Clients(tuned, held, Settings(batch_size))
 
 
-def ignore(update: ClientUpdate) -> None:
-    """Take an update and do nothing: the progress callback of a benchmark."""
+def sequential(clients: Clients) -> InProcess:
+    """One client after the other."""
+    return InProcess(clients.tuned)
 
 
-def in_process(work: Work) -> InProcess:
-    """The sequential backend."""
-    algorithm = fedavg()
-    return InProcess(work.tuned, algorithm.local, work.clients, work.settings, SEED, ignore)
+def cohort(clients: Clients) -> InProcess:
+    """Eight clients side by side."""
+    return InProcess(clients.tuned, ROWS)
 
 
-BACKENDS: dict[str, Callable[[Work], Backend]] = {"sequential": in_process}
+def automatic(clients: Clients) -> InProcess:
+    """As many clients side by side as a short measurement finds worthwhile."""
+    works = [clients.work(client) for client in list(clients.held)[:ROWS]]
+    return InProcess(clients.tuned, fit(clients.tuned, works).rows)
+
+
+BACKENDS: dict[str, Callable[[Clients], InProcess]] = {
+    "sequential": sequential,
+    "cohort": cohort,
+    "auto": automatic,
+}
+
+
+def _nothing(client: int) -> list[Conversation]:
+    return []
 
 
 def run_round(
-    algorithm: FederatedAlgorithm, backend: Backend, start: Params, cohort: Sequence[int]
+    backend: Backend,
+    start: Params,
+    cohort: Sequence[int],
+    clients: Clients | None = None,
 ) -> Params:
-    """Run round 0 through the whole engine: broadcast, clients, gate, aggregation."""
-    standing = Standing(algorithm.init(start))
-    return one_round(algorithm, backend, standing, cohort, Gate())[0].state.params
+    """Run round 0 of FedAvg through the whole engine: broadcast, clients, gate, aggregation."""
+    algorithm = fedavg()
+    run = Run(
+        algorithm,
+        Standing(algorithm.init(start)),
+        Schedule(1, cohort, None, SEED),
+        clients.held.__getitem__ if clients else _nothing,
+        clients.settings if clients else Settings(1),
+        Limits(),
+    )
+    return run_rounds([run], backend)[0].state.params
+
+
+def round_of(
+    clients: Clients, way: str = "sequential", cohort: Sequence[int] | None = None
+) -> Callable[[], Params]:
+    """Make a function that runs round 0 with some clients, all if not said."""
+    whole = list(clients.held) if cohort is None else cohort
+    return partial(run_round, BACKENDS[way](clients), clients.tuned.start, whole, clients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,16 +156,16 @@ class Batch:
     labels: Tensor
 
 
-def tensors(work: Work, batch: Sequence[Conversation]) -> Batch:
+def tensors(tuned: Tuned, batch: Sequence[Conversation]) -> Batch:
     """Tokenise a batch of conversations of equal length."""
-    encoded = [encode(work.tuned.vlm, one, [one.answer]) for one in batch]
+    encoded = [encode(tuned.vlm, one, [one.answer]) for one in batch]
     ids = torch.tensor([[*one.prompt, *one.answers[0]] for one in encoded])
     labels = ids.clone()
     labels[:, : len(encoded[0].prompt)] = -100
     return Batch(ids, labels)
 
 
-def answer_states_loss(tuned: Tuned, batch: Batch) -> Tensor:
+def bare_loss(tuned: Tuned, batch: Batch) -> Tensor:
     """The loss as a bare loop writes it, with the head at answer positions only."""
     embedded = tuned.vlm.model.get_input_embeddings()(batch.ids)
     states = tuned.vlm.decoder(inputs_embeds=embedded, use_cache=False)[0]
@@ -149,23 +177,17 @@ def answer_states_loss(tuned: Tuned, batch: Batch) -> Tensor:
 def bare_client(tuned: Tuned, start: Params, batches: Sequence[Batch], lr: float) -> None:
     """Train one client as a plain loop does: set the parameters, then forward, backward, step."""
     tuned.write(start)
-    parameters = trained(tuned)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+    trained = [one for one in tuned.vlm.model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=True)
     for batch in batches:
         optimizer.zero_grad(set_to_none=False)
-        answer_states_loss(tuned, batch).backward()
+        bare_loss(tuned, batch).backward()
         optimizer.step()
 
 
-def trained(tuned: Tuned) -> list[torch.nn.Parameter]:
-    """The model's trained parameters."""
-    return [one for one in tuned.vlm.model.parameters() if one.requires_grad]
-
-
-def deltas(work: Work, cohort: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-    """Each client's delta as the engine computes it."""
-    for update, _ in in_process(work).map(Broadcast(work.tuned.start), cohort, 0, {}):
-        yield update.client, update.delta.flat.clone()
+def apart(one: Tensor, other: Tensor, start: Tensor) -> float:
+    """How far two results lie apart, over how far the second moved from where both began."""
+    return float((one - other).norm() / (other - start).norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,16 +208,14 @@ class NoOp:
         layout = Layout.of({f"layer.{number:03d}": (values,) for number in range(tensors)})
         return NoOp(layout, torch.zeros(layout.size))
 
-    def map(
-        self, broadcast: Broadcast, cohort: Sequence[int], round: int, memories: Memories
-    ) -> Iterator[tuple[ClientUpdate, Tensors]]:
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
         """Load, nudge and read back, client by client."""
-        del round, memories
-        for client in sorted(cohort):
-            self.live.copy_(broadcast.params.flat)
-            self.live.add_(nudge(client))
-            delta = broadcast.params.with_flat(self.live - broadcast.params.flat)
-            yield ClientUpdate(client, delta, 1.0), {}
+        for work in works:
+            sent = work.broadcast.params
+            self.live.copy_(sent.flat)
+            self.live.add_(nudge(work.client))
+            clock.lap("load")
+            yield ClientUpdate(work.client, sent.with_flat(self.live - sent.flat), 1.0), {}
 
 
 def nudge(client: int) -> float:
