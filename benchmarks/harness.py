@@ -285,7 +285,7 @@ def span(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-HEAD = f"{'row':<19}{'what':<27}{'median':>8}{'min':>7}{'max':>7}{'target':>8}  ok"
+HEAD = f"{'row':<19}{'what':<26}{'median':>8}{'min':>7}{'max':>7}{'target':>8}  ok"
 
 
 def line(key: str, row: Row) -> str:
@@ -296,7 +296,7 @@ def line(key: str, row: Row) -> str:
     )
     figures = (row.ratio, min(row.ratios), max(row.ratios)) if row.ratios else (None, None, None)
     middle, low, high = map(_short, figures)
-    return f"{key:<19}{row.bench.title:<27}{middle:>8}{low:>7}{high:>7}{target:>8}  {verdict}"
+    return f"{key:<19}{row.bench.title:<26}{middle:>8}{low:>7}{high:>7}{target:>8}  {verdict}"
 
 
 def _short(value: float | None) -> str:

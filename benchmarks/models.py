@@ -97,6 +97,7 @@ def random_vlm(size: Size) -> Vlm:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(SHIPPED)
+    processor.image_processor.size = {"height": size.picture, "width": size.picture}
     return Vlm("random", random_model(size), processor, FAMILIES["llava"], "random")
 
 
