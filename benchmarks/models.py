@@ -22,11 +22,18 @@ WORD = " cat"
 
 @dataclass(frozen=True)
 class Size:
-    """A language model of `layers` × `width` with heads of 64, behind a tower of `tower_layers` × `tower_width`."""
+    """A language model of `layers` × `width` behind a tower of `tower_layers` × `tower_width`.
+
+    Zeros stand for the shipped model's proportions: heads of 64, all with keys of their own, three times as
+    wide inside.
+    """
 
     width: int = 256
     layers: int = 6
     vocabulary: int = 4096
+    heads: int = 0
+    key_heads: int = 0
+    inner: int = 0
     tower_width: int = 32
     tower_layers: int = 1
     picture: int = 64
@@ -42,8 +49,8 @@ TINY = Size(width=64, layers=4)
 SMALL = Size(width=256, layers=6)
 
 
-def random_model(size: Size) -> Any:
-    """Build a LLaVA of a size with random weights, float32, frozen, in evaluation mode."""
+def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Build a LLaVA of a size with random weights on a device, frozen, in evaluation mode."""
     from transformers import (
         AutoConfig,
         LlamaConfig,
@@ -53,7 +60,7 @@ def random_model(size: Size) -> Any:
     )
 
     shipped: Any = AutoConfig.from_pretrained(SHIPPED)
-    heads = max(1, size.width // 64)
+    heads = size.heads or max(1, size.width // 64)
     vision = SiglipVisionConfig(
         hidden_size=size.tower_width,
         intermediate_size=4 * size.tower_width,
@@ -65,10 +72,10 @@ def random_model(size: Size) -> Any:
     )
     text = LlamaConfig(
         hidden_size=size.width,
-        intermediate_size=3 * size.width,
+        intermediate_size=size.inner or 3 * size.width,
         num_hidden_layers=size.layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=size.key_heads or heads,
         head_dim=size.width // heads,
         vocab_size=size.vocabulary,
         max_position_embeddings=4096,
@@ -86,19 +93,23 @@ def random_model(size: Size) -> Any:
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config)
+    torch.set_default_dtype(dtype)  # so that no float32 copy is made on the way
+    try:
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(0)
+            model = LlavaForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
     return model.requires_grad_(False).eval()
 
 
-def random_vlm(size: Size) -> Vlm:
+def random_vlm(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Vlm:
     """Wrap a random model as fedloom loads one."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(SHIPPED)
     processor.image_processor.size = {"height": size.picture, "width": size.picture}
-    return Vlm("random", random_model(size), processor, FAMILIES["llava"], "random")
+    return Vlm("random", random_model(size, device, dtype), processor, FAMILIES["llava"], "random")
 
 
 def tuned_model(size: Size, *, rank: int = 8) -> Tuned:

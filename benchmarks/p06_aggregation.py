@@ -123,8 +123,8 @@ def main() -> None:
 
 ROWS = {
     "P6-floor": Bench("average / reading once", 1.15, 1.4, floor, higher=False),
-    "P6-flower-messages": Bench("vs Flower's message average", 18, 12, against(flower_messages, "Flower", 5)),
-    "P6-flower-arrays": Bench("vs Flower's array average", 4.5, 3, against(flower_arrays, "Flower")),
+    "P6-flower-messages": Bench("vs Flower's messages", 18, 12, against(flower_messages, "Flower", 5)),
+    "P6-flower-arrays": Bench("vs Flower's arrays", 4.5, 3, against(flower_arrays, "Flower")),
     "P6-seeds": Bench("vs the published loop", 4, 3, against(seeds_loop, "loop")),
     "P6-memory": Bench("peak memory, in updates", 18, None, memory, higher=False, unit="updates"),
 }

@@ -78,7 +78,6 @@ def make_clients(
     tokens: int,
     answer: int = 4,
     alike: bool = False,
-    lr: float = 1e-3,
 ) -> Clients:
     """Make clients whose conversations all have `tokens` tokens, `answer` of them trained on.
 
@@ -92,7 +91,7 @@ def make_clients(
             held[client] = [conversation(tuned.vlm, tokens, answer, client)] * count
         else:
             held[client] = [conversation(tuned.vlm, tokens, answer, client * count + k) for k in range(count)]
-    return Clients(tuned, held, Settings(batch_size, lr=lr))
+    return Clients(tuned, held, Settings(batch_size))
 
 
 def sequential(clients: Clients) -> InProcess:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.__main__ import benches
 from benchmarks.harness import (
     HEAD,
@@ -118,10 +119,32 @@ def test_every_row_of_the_table_is_there_and_fits_it() -> None:
     for key, one in known.items():
         text = line(key, Row(one, (one.target,) * 3, ""))
         assert len(text) <= 80, text
-        assert len(text.split("  ")[0]) < HEAD.index("what"), text
+        assert len(key) < HEAD.index("what") and len(one.title) < 26, text
         assert one.gate is None or one.reaches(one.target, one.gate), f"{key}: the gate is above the target"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.5e-5, "25 us"), (0.0125, "12.5 ms"), (3.25, "3.25 s")])
 def test_durations(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_the_gpu_script_runs_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu
+
+    assert gpu.main(["--tiny", "--results", str(tmp_path / "gpu.json")]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"][0]
+    assert set(found["rows"]) == {"1", "4"}
+    assert all(row["utilisation"] > 0 for row in found["rows"].values())
+    assert "tiny" in capsys.readouterr().out
+    assert all(len(text) <= 80 for text in gpu.table([found]).splitlines())
+
+
+def test_step_operations_by_hand() -> None:
+    from benchmarks.gpu import TINY, on_device, step_flops
+    from benchmarks.models import Size
+
+    size: Size = TINY["tiny"]
+    tuned = on_device(size, "cpu", torch.float32)
+    # Two layers: four 64 × 64 attention matrices and three 64 × 192 of the MLP each; 10 tokens.
+    weights = 2 * (4 * 64 * 64 + 3 * 64 * 192)
+    assert step_flops(tuned, size, 10) == 4 * weights * 10 + 6 * 2 * 64 * 10**2
