@@ -80,10 +80,10 @@ def main(side: str, recipe: str, out: str) -> None:
 
 ROWS = {
     "headline-published": Bench(
-        "vs the published way", 3, None, whole_command("published", "accelerate"), on_demand=True
+        "vs the published way", 1, None, whole_command("published", "accelerate"), on_demand=True
     ),
     "headline-flower": Bench(
-        "vs Flower's simulation", 3, None, whole_command("flower", "flwr", "ray"), on_demand=True
+        "vs Flower's simulation", 1, None, whole_command("flower", "flwr", "ray"), on_demand=True
     ),
 }
 

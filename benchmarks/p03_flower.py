@@ -36,7 +36,7 @@ def command() -> Measured:
     times = []
     for side in ("ours", "flower"):
         begun = time.perf_counter()
-        child("p03_flower", side, "h64", "tensors", "sequential")
+        child("p03_flower", side, "h64", "tensors", "auto")
         times.append(time.perf_counter() - begun)
     return [times[1] / times[0]], f"fedloom {span(times[0])}, Flower {span(times[1])}, each once"
 
@@ -65,12 +65,12 @@ ROWS = {
     "P3-noop-flat": Bench("  one array a message", 1, 1, per_round("noop", whole=True)),
     "P3-19MB": Bench("vs Flower, no-op 19 MB", 10, 5, per_round("19MB")),
     "P3-19MB-flat": Bench("  one array a message", 1, 1, per_round("19MB", whole=True)),
-    "P3-h64": Bench("vs Flower, h64 training", 12, 6, per_round("h64")),
-    "P3-h64-flat": Bench("  one array a message", 1, 1, per_round("h64", whole=True)),
+    "P3-h64": Bench("vs Flower, h64 training", 12, 6, per_round("h64", way="auto")),
+    "P3-h64-sequential": Bench("  one client at a time", 1, 1, per_round("h64")),
+    "P3-h64-flat": Bench("  one array a message", 1, 1, per_round("h64", whole=True, way="auto")),
     "P3-h256": Bench("vs Flower, h256x4 steps", 3, 1.5, per_round("h256")),
-    "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True)),
     "P3-h256-cohort": Bench("  side by side", 6, 3, per_round("h256", way="cohort")),
-    "P3-h64-cohort": Bench("  h64, side by side", 12, 6, per_round("h64", way="cohort")),
+    "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True)),
     "P3-command": Bench("vs Flower, whole command", 9, 4.5, command),
 }
 
