@@ -23,15 +23,15 @@ from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
 from fedloom.algorithms.base import PLAIN
-from fedloom.client.evaluate import render
+from fedloom.client.evaluate import judge, render
 from fedloom.client.train import Work, learning_rate, train
 from fedloom.data import load_data
 from fedloom.experiment import Experiment, load_experiment
-from fedloom.measure import SLICES, answer_slice, slices_of
+from fedloom.measure import SLICES, slices_of
 from fedloom.models.batch import encode, expand, pad
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.scenarios.plan import build_plan
-from fedloom.tasks import TASKS
+from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Broadcast, Conversation, DataSet, Presence
@@ -50,6 +50,11 @@ class Run:
     def vlm(self) -> Vlm:
         """The model."""
         return self.tuned.vlm
+
+    @property
+    def clause(self) -> str | None:
+        """What prompts say of the evidence."""
+        return PROMPTS[self.experiment.evaluate.prompt]
 
     def work(self, client: int, round: int) -> Work:
         """What a client is to do in a round."""
@@ -78,7 +83,7 @@ def run_of(recipe: str) -> Run:
                 [data.train[index] for index in share.indices],
                 [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)],
                 experiment.evaluate.answer,
-                agnostic=False,
+                clause=PROMPTS[experiment.evaluate.prompt],
             )
         )
         for share in plan.clients
@@ -189,7 +194,7 @@ def _trainer(run: Run, model: Any, client: int, round: int) -> None:
 def _generated(run: Run, model: Any, name: str) -> float:
     model.eval()
     test, form = run.data.test, run.experiment.evaluate.answer
-    asked = render(test, [SLICES[name]] * len(test), form, agnostic=False)
+    asked = render(test, [SLICES[name]] * len(test), form, clause=run.clause)
     room = max(len(run.vlm.tokenizer(one.answer)["input_ids"]) for one in asked) + 4
     right = 0
     for example, one in zip(test, asked, strict=True):
@@ -234,7 +239,8 @@ def flower(recipe: str, out: Path) -> dict[str, float]:
             params = params.with_flat(unpack(averaged, params))
             run.tuned.write(params)
             for name in run.evaluated(round + 1):
-                judged = answer_slice(run.vlm, run.data.test, name, run.experiment.evaluate, agnostic=False)
+                shown = [SLICES[name]] * len(run.data.test)
+                judged = judge(run.vlm, run.data.test, shown, run.experiment.evaluate, clause=run.clause)
                 hits = [a == e.label for a, e in zip(judged.answers, run.data.test, strict=True)]
                 scores[name] = sum(hits) / len(hits)
         export_adapter(run.tuned, params, out)
