@@ -1,15 +1,17 @@
 # make quickstart   run the main job: shipped model, shipped real data, a table and a report
 # make test         run the tests
 # make check        lint, types, layers
+# make bench [ONLY="P4 P6"]  compare with plain loops and other frameworks; see benchmarks/README.md
 # make clean        remove the environment and run folders
 PYTHON ?= python3
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/fedloom run quickstart
@@ -38,5 +40,17 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 	$(PIP) install -c constraints.txt -e ".[eval,dev]"
 	@touch $@ $(VENV)/run
 
+bench: $(BENCH)/ready
+	$(BENCH)/bin/python -m benchmarks $(ONLY)
+
+# Flower asks for older typer and rich than constraints.txt, so what benchmarks compare with lives apart.
+$(BENCH)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	@echo "Installing what benchmarks compare with; this takes a few minutes."
+	grep -vE '^(typer|rich)==' constraints.txt > $(BENCH)/constraints.txt
+	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c $(BENCH)/constraints.txt torch
+	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c $(BENCH)/constraints.txt -e ".[eval,bench]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BENCH) runs

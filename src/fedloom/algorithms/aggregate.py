@@ -50,7 +50,7 @@ Term = Callable[[ClientUpdate], tuple[float, Tensor]]
 HELD = 14
 """Updates that are summed at once."""
 
-FOLD = 256
+FOLD = 4 * HELD
 """Updates after which float32 sums are added to the float64 total."""
 
 CHUNK = 16_384
@@ -130,23 +130,25 @@ class _Sum:
             return
         values = [value for _, value in self._held]
         weights = torch.tensor([weight for weight, _ in self._held], dtype=values[0].dtype)
-        block = _weighted(values, weights).view(values[0].shape)
-        self._short = block if self._short is None else self._short.add_(block)
+        if self._short is None:
+            self._short = torch.empty_like(values[0], memory_format=torch.contiguous_format)
+            _accumulate(self._short.view(-1), values, weights, afresh=True)
+        else:
+            _accumulate(self._short.view(-1), values, weights)
         self._held.clear()
 
 
-def _weighted(values: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return Σ weight · value of tensors of one shape, flat."""
+def _accumulate(total: Tensor, values: Sequence[Tensor], weights: Tensor, *, afresh: bool = False) -> None:
+    """Add Σ weight · value of tensors of one shape to a flat total, or write it there."""
+    kept = 0 if afresh else 1
     rows = _as_rows(values)
     if rows is not None:
-        return torch.mv(rows.T, weights)
+        total.addmv_(rows.T, weights, beta=kept)
+        return
     flat = [value.reshape(-1) for value in values]
-    size = flat[0].shape[0]
-    parts = [
-        torch.mv(torch.stack([row[start : start + CHUNK] for row in flat]).T, weights)
-        for start in range(0, size, CHUNK)
-    ]
-    return torch.cat(parts)
+    for start in range(0, total.shape[0], CHUNK):
+        part = slice(start, start + CHUNK)
+        total[part].addmv_(torch.stack([row[part] for row in flat]).T, weights, beta=kept)
 
 
 def _as_rows(values: Sequence[Tensor]) -> Tensor | None:

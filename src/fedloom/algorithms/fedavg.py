@@ -58,7 +58,7 @@ def fedavg(
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
         old = _doubled(state.params) if published else state.params.flat
-        params = state.params.with_flat(old + lr * delta)
+        params = state.params.with_flat(old.add(delta, alpha=lr))  # one pass, no product in between
         return ServerState(params, state.round + 1), {"delta_norm": norm(delta)}
 
     return FederatedAlgorithm(init, broadcast, apply, local)

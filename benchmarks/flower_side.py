@@ -1,0 +1,207 @@
+"""Flower's side of P3: a ServerApp and a ClientApp for Ray's simulation, with our client function inside.
+
+The module stands apart from its benchmark so that Ray's workers import it by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from benchmarks.models import SMALL, TINY, Size
+from benchmarks.work import Clients, NoOp, apart, make_clients, nudge, round_of, run_round
+from fedloom.client.train import train
+from fedloom.params import Params
+from fedloom.types import Broadcast
+
+ACTORS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What clients do: train `size` for some steps, or nothing to `tensors` tensors of `values` values."""
+
+    clients: int
+    size: Size | None = None
+    steps: int = 0
+    tokens: int = 0
+    tensors: int = 0
+    values: int = 0
+
+
+CASES = {
+    "noop": Case(20, tensors=120, values=1_000),  # 0.48 MB
+    "19MB": Case(10, tensors=420, values=11_428),
+    "h64": Case(20, size=TINY, steps=2, tokens=16),
+    "h256": Case(8, size=SMALL, steps=4, tokens=32),
+}
+
+
+@cache
+def work_of(name: str) -> Clients:
+    """Build a training case once per process: the model stays in the Ray actor between messages."""
+    torch.set_num_threads(1)
+    case = CASES[name]
+    assert case.size is not None
+    return make_clients(
+        case.size, clients=case.clients, steps=case.steps, batch_size=1, tokens=case.tokens, alike=True
+    )
+
+
+@cache
+def noop_of(name: str) -> NoOp:
+    """Build a no-op case."""
+    return NoOp.of(CASES[name].tensors, CASES[name].values)
+
+
+def start_of(name: str) -> Params:
+    """The parameters every round starts from."""
+    return (
+        Params(noop_of(name).layout, noop_of(name).live * 0)
+        if CASES[name].tensors
+        else work_of(name).tuned.start
+    )
+
+
+def local(name: str, client: int, flat: Tensor) -> Tensor:
+    """What a client does with the parameters it is sent, in both frameworks; shape [P] → [P]."""
+    if CASES[name].tensors:
+        return flat + nudge(client)
+    made = work_of(name)
+    work = replace(made.work(client), broadcast=Broadcast(made.tuned.start.with_flat(flat)))
+    update, _ = train(made.tuned, [work])[0]
+    return flat + update.delta.flat
+
+
+def pack(params: Params, whole: bool) -> ArrayRecord:
+    """Put parameters into Flower's record: one array, or one for each tensor as its examples do."""
+    if whole:
+        return ArrayRecord({"flat": Array(params.flat.numpy())})
+    return ArrayRecord({name: Array(view.numpy()) for name, view in params.items()})
+
+
+def unpack(record: ArrayRecord, like: Params) -> Tensor:
+    """Take parameters out of Flower's record, shape [P]."""
+    names = ["flat"] if "flat" in record else like.layout.names
+    return torch.from_numpy(np.concatenate([record[name].numpy().reshape(-1) for name in names]))
+
+
+CLIENT = ClientApp()
+
+
+@CLIENT.train()
+def answer(message: Message, context: Context) -> Message:
+    """Answer one message: load, work, send back parameters and a weight."""
+    config, sent = message.content["config"], message.content["arrays"]
+    assert isinstance(config, ConfigRecord) and isinstance(sent, ArrayRecord)
+    name, whole = str(config["case"]), bool(config["whole"])
+    like = start_of(name)
+    done = local(name, int(context.node_config["partition-id"]), unpack(sent, like))
+    content = {"arrays": pack(like.with_flat(done), whole), "metrics": MetricRecord({"num-examples": 1.0})}
+    return Message(content=RecordDict(content), reply_to=message)
+
+
+HEADLINE = ClientApp()
+
+
+@HEADLINE.train()
+def answer_recipe(message: Message, context: Context) -> Message:
+    """Answer one message of the headline run."""
+    from benchmarks.headline_sides import client_parameters, run_of
+
+    config, sent = message.content["config"], message.content["arrays"]
+    assert isinstance(config, ConfigRecord) and isinstance(sent, ArrayRecord)
+    recipe, client = str(config["recipe"]), int(context.node_config["partition-id"])
+    run = run_of(recipe)
+    done = client_parameters(recipe, client, int(str(config["round"])), unpack(sent, run.tuned.start))
+    weight = float(len(run.clients[client]))
+    arrays = pack(run.tuned.start.with_flat(done), whole=False)
+    content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": weight})}
+    return Message(content=RecordDict(content), reply_to=message)
+
+
+def our_round(name: str, way: str) -> Params:
+    """The same round in one process."""
+    if CASES[name].tensors:
+        return run_round(noop_of(name), start_of(name), range(CASES[name].clients))
+    return our_training(name, way)()
+
+
+@cache
+def our_training(name: str, way: str) -> Callable[[], Params]:
+    """The round of a training case; choosing how many clients go side by side happens once."""
+    return round_of(work_of(name), way)
+
+
+def ray_simulation(server: ServerApp, client: ClientApp, clients: int) -> None:
+    """Run Flower's simulation on two Ray workers of one processor each."""
+    from flwr.simulation import run_simulation
+
+    run_simulation(
+        server,
+        client,
+        num_supernodes=clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": ACTORS, "logging_level": logging.ERROR, "log_to_driver": False},
+        },
+    )
+
+
+def simulate(
+    name: str, rounds: int, *, whole: bool, ours: Sequence[Callable[[], Params]] = ()
+) -> dict[str, Any]:
+    """Run rounds in Flower's simulation, each followed by the same round in this process.
+
+    Args:
+        name: A key of `CASES`.
+        rounds: Timed rounds, after one untimed one in which actors start and build their model.
+        whole: Send one array instead of one per tensor.
+        ours: Our ways of running the round; each is timed after every round of Flower's.
+
+    Returns:
+        Wall seconds of Flower's rounds and of ours, and how far the averages lie apart.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    case, app = CASES[name], ServerApp()
+    found: dict[str, Any] = {"rival": [], "ours": [[] for _ in ours], "away": 0.0}
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = FedAvg(
+            fraction_evaluate=0.0, min_train_nodes=case.clients, min_available_nodes=case.clients
+        )
+        like = start_of(name)
+        for number in range(rounds + 1):
+            begun = time.perf_counter()
+            config = ConfigRecord({"case": name, "whole": whole})
+            sent = strategy.configure_train(number + 1, pack(like, whole), config, grid)
+            averaged, _ = strategy.aggregate_train(number + 1, grid.send_and_receive(sent, timeout=300))
+            if averaged is None:
+                raise RuntimeError("Flower's clients failed")
+            if number:
+                found["rival"].append(time.perf_counter() - begun)
+            theirs = unpack(averaged, like)
+            for way, times in zip(ours, found["ours"], strict=True):
+                begun = time.perf_counter()
+                mine = way()
+                if number:
+                    times.append(time.perf_counter() - begun)
+                found["away"] = max(found["away"], apart(mine.flat, theirs, like.flat))
+
+    ray_simulation(app, CLIENT, case.clients)
+    if len(found["rival"]) < rounds:
+        raise RuntimeError("Flower's simulation ended before its rounds were done")
+    return found

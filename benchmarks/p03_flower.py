@@ -1,0 +1,80 @@
+"""P3: rounds in one process against Flower's Ray simulation of the same clients, on the wall clock.
+
+Flower uses two worker processes and so both cores; our side uses one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from benchmarks.harness import Bench, Measured, Pairs, agree, child, needs, span
+
+ROUNDS = 5
+
+
+def per_round(case: str, *, whole: bool = False, way: str = "sequential") -> Callable[[], Measured]:
+    """Compare rounds, start-up left out."""
+
+    def measure() -> Measured:
+        needs("flwr", "ray")
+        found = child("p03_flower", "both", case, "flat" if whole else "tensors", way)
+        agree("averaged parameters", found["away"], 1e-4)
+        measured = Pairs(tuple(found["ours"][0]), tuple(found["rival"]))
+        return measured.gain, measured.said(rival="Flower", per=found["clients"]) + " a client"
+
+    return measure
+
+
+def command() -> Measured:
+    """Compare whole commands, from starting Python to the last of two rounds; one pair, as it takes long."""
+    needs("flwr", "ray")
+    times = []
+    for side in ("ours", "flower"):
+        begun = time.perf_counter()
+        child("p03_flower", side, "h64", "tensors", "auto")
+        times.append(time.perf_counter() - begun)
+    return [times[1] / times[0]], f"fedloom {span(times[0])}, Flower {span(times[1])}, each once"
+
+
+def main(side: str, name: str, packing: str, way: str) -> None:
+    """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
+    from benchmarks.flower_side import CASES, our_round, simulate
+
+    def ours():
+        return our_round(name, way)
+
+    if side == "ours":
+        for _ in range(2):
+            ours()
+        print(json.dumps({}))
+        return
+    whole = packing == "flat"
+    found = (
+        simulate(name, ROUNDS, whole=whole, ours=[ours]) if side == "both" else simulate(name, 1, whole=whole)
+    )
+    print(json.dumps({**found, "clients": CASES[name].clients}))
+
+
+ROWS = {
+    "P3-noop": Bench("vs Flower, no-op 0.5 MB", 80, 40, per_round("noop")),
+    "P3-noop-flat": Bench("  one array a message", 1, 1, per_round("noop", whole=True)),
+    "P3-19MB": Bench("vs Flower, no-op 19 MB", 10, 5, per_round("19MB")),
+    "P3-19MB-flat": Bench("  one array a message", 1, 1, per_round("19MB", whole=True)),
+    "P3-h64": Bench("vs Flower, h64 training", 12, 6, per_round("h64", way="auto")),
+    "P3-h64-sequential": Bench("  one client at a time", 1, 1, per_round("h64")),
+    "P3-h64-flat": Bench("  one array a message", 1, 1, per_round("h64", whole=True, way="auto")),
+    "P3-h256": Bench("vs Flower, h256x4 steps", 3, 1.5, per_round("h256")),
+    "P3-h256-cohort": Bench("  side by side", 6, 3, per_round("h256", way="cohort")),
+    "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True)),
+    "P3-command": Bench("vs Flower, whole command", 9, 4.5, command),
+}
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["FLWR_HOME"] = home
+        main(*sys.argv[1:])

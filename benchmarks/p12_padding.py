@@ -1,0 +1,37 @@
+"""P12: padded over real tokens in the engine's own batches, half the examples without a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.harness import Bench, Measured
+from benchmarks.models import Size, conversation, tuned_model
+from benchmarks.p05_cache import Noise
+from benchmarks.work import SEED, Clients, Settings
+from fedloom.models.batch import collate
+
+SIZE = Size(width=64, layers=1, picture=128)  # 64 image tokens
+CLIENTS, HELD, BATCH = 4, 128, 8
+
+
+def padding() -> Measured:
+    """One figure for each client: tokens of its batches, padding included, over tokens that are seen."""
+    vlm = tuned_model(SIZE)
+    generator = np.random.default_rng(SEED)
+    held = {}
+    for client in range(CLIENTS):
+        lengths = np.clip(np.exp(generator.normal(3.4, 0.4, HELD)), 16, 120).astype(int)
+        shown = generator.random(HELD) < 0.5
+        held[client] = [
+            conversation(vlm.vlm, int(length), 4, k, picture=Noise(k, SIZE.picture) if image else None)
+            for k, (length, image) in enumerate(zip(lengths, shown, strict=True))
+        ]
+    made = Clients(vlm, held, Settings(BATCH))
+    ratios = []
+    for client in held:
+        masks = [collate(vlm.vlm, [batch]).mask for batch in made.work(client).batches()]
+        ratios.append(sum(mask.numel() for mask in masks) / sum(int(mask.sum()) for mask in masks))
+    return ratios, f"{CLIENTS} clients with {HELD} conversations, batches of {BATCH}, 64 image tokens"
+
+
+ROWS = {"P12": Bench("padded / real tokens", 1.10, 1.25, padding, higher=False)}

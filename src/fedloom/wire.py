@@ -1,0 +1,245 @@
+"""Flat buffers as bytes on the wire, whole or in fewer bits, and back.
+
+    codec   bytes per value   what is lost, m being the largest |value| of a block
+    fp32    4                 nothing
+    bf16    2                 at most |value| / 256
+    int8    1 + 2/1024        at most m / 252 (blocks of 1024)
+    int4    1/2 + 2/64        at most m / 13.8 (blocks of 64)
+    top16   5/32              of 16 values all but the largest; that one at most |value| / 256
+
+int8 and int4 scale a block so that its largest value takes the largest level; the scale is rounded up to bf16,
+so nothing is clipped. A block whose m is below 2⁻¹⁰⁰ becomes zeros, and bf16 loses up to 2⁻¹²⁶ of values as small
+as that. top16 keeps the largest of each 16 values, which it tells apart to 2⁻¹⁹ of their size.
+
+    header = magic "FLW1" · codec (1 byte) · 3 zero bytes · P (8) · payload bytes (8) · checksum (8), little-endian
+
+The checksum is a CRC-32 over the header before it and one 64-bit figure for every 512 bytes of payload:
+Σ_j w_j · g^j mod 2⁶⁴ over their 64 words w_j, for an odd g. Any change within one word changes its figure. It finds accidents at the speed of memory, which
+SHA-256 does not reach; it is no defence against forgery, for which a transport has its own means.
+
+Shape legend: P values, B blocks, S values in a block.
+
+Reference: block-wise scales as in T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer, "8-bit Optimizers via
+Block-wise Quantization", arXiv 2110.02861v2, section 2.1.
+
+Differs from the paper: levels are evenly spaced, not dynamic, and blocks are smaller.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAGIC = b"FLW1"
+HEAD = struct.Struct("<4sB3xQQ")
+CHECK = struct.Struct("<Q")
+HEADER = HEAD.size + CHECK.size  # bytes before the payload
+LARGEST = 2.0**120  # of a value that is sent in fewer bits: its scaled level stays finite
+SMALLEST = 2.0**-100  # of a block's largest value; below it a scale would lose its own bits
+INT8, INT4, TOP = 1024, 64, 16  # values in a block
+PIECE = 2**17  # values packed at a time, so that what lies between fits a cache; a multiple of every block
+WORDS = 64  # of 8 bytes in a row of the checksum
+MULTIPLIER = 6364136223846793005  # odd, so that a changed word always changes its row's figure
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One way of writing values.
+
+    Attributes:
+        code: Its number in the header.
+        size: P → bytes of payload.
+        pack: values [P] → payload, uint8.
+        unpack: (payload, P) → values [P], float32.
+    """
+
+    code: int
+    size: Callable[[int], int]
+    pack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor, int], Tensor]
+
+
+def encode(flat: Tensor, codec: str = "fp32") -> bytes:
+    """Write a flat buffer as bytes that `decode` reads.
+
+    Args:
+        flat: float32 values, shape [P], P ≥ 1, finite, and at most 2¹²⁰ unless the codec is "fp32".
+        codec: A key of `CODECS`.
+
+    Raises:
+        ValueError: Another dtype or shape, no values, values out of range, or an unknown codec.
+
+    Example:
+        >>> decode(encode(torch.tensor([1.0, -2.0]), "bf16"))
+        tensor([ 1., -2.])
+    """
+    if codec not in CODECS:
+        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(CODECS)}")
+    if flat.dtype != torch.float32 or flat.dim() != 1 or not flat.numel():
+        raise ValueError(
+            f"a flat buffer is float32 of shape [P], P ≥ 1, not {flat.dtype} of {tuple(flat.shape)}"
+        )
+    values = flat.detach().cpu().contiguous()
+    low, high = (float(value) for value in torch.aminmax(values))
+    limit = torch.finfo(torch.float32).max if codec == "fp32" else LARGEST
+    if not (-limit <= low and high <= limit):  # NaN, too, is not within
+        raise ValueError(f"values from {low} to {high}: {codec} takes finite values up to {limit:.4g}")
+    chosen = CODECS[codec]
+    payload = chosen.pack(values)
+    head = HEAD.pack(MAGIC, chosen.code, values.numel(), payload.numel())
+    return b"".join((head, CHECK.pack(checksum(payload, head)), payload.numpy().data))
+
+
+def decode(data: bytes | bytearray | memoryview) -> Tensor:
+    """Read what `encode` wrote: float32 values, shape [P].
+
+    With "fp32" the values are a view of `data` where that can be written to (a bytearray), else a copy.
+
+    Raises:
+        ValueError: The bytes are cut short, too long, damaged or of another format.
+    """
+    if len(data) < HEADER:
+        raise ValueError(f"an encoded buffer has at least {HEADER} bytes, here are {len(data)}")
+    magic, code, count, length = HEAD.unpack_from(data)
+    chosen = next((one for one in CODECS.values() if one.code == code), None)
+    if magic != MAGIC or any(data[5:8]) or chosen is None:
+        raise ValueError("these bytes do not begin as an encoded buffer does")
+    if not count or length != chosen.size(count):
+        raise ValueError(f"the header is damaged: {count} values do not take {length} bytes")
+    if len(data) != HEADER + length:
+        raise ValueError(f"{len(data) - HEADER} bytes follow the header, which announces {length}")
+    # torch wants memory that can be written to, and a copy keeps immutable bytes immutable.
+    held = bytearray(data) if memoryview(data).readonly else data
+    payload = torch.frombuffer(held, dtype=torch.uint8, offset=HEADER)
+    if checksum(payload, bytes(data[: HEAD.size])) != CHECK.unpack_from(data, HEAD.size)[0]:
+        raise ValueError("the checksum does not fit: the bytes were damaged on the way")
+    return chosen.unpack(payload, count)
+
+
+def checksum(payload: Tensor, head: bytes) -> int:
+    """Compute the checksum of a payload, uint8 of shape [n], and of the header before it."""
+    whole = payload.numel() // (8 * WORDS) * 8 * WORDS
+    rows = payload[:whole].view(torch.int64).view(-1, WORDS)
+    rest = F.pad(payload[whole:], (0, 8 * WORDS - (payload.numel() - whole))).view(torch.int64)
+    figures = torch.cat([torch.mv(rows, _POWERS), (rest * _POWERS).sum()[None]])
+    return zlib.crc32(figures.numpy().data, zlib.crc32(head))
+
+
+def _powers() -> Tensor:
+    power, found = 1, []
+    for _ in range(WORDS):
+        found.append(power - 2**64 if power >= 2**63 else power)  # as int64 reads the same bits
+        power = power * MULTIPLIER % 2**64
+    return torch.tensor(found)
+
+
+_POWERS = _powers()
+
+
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """Fill up with zeros to whole blocks: [P] → [B, S]."""
+    missing = -values.numel() % size
+    return (F.pad(values, (0, missing)) if missing else values).view(-1, size)
+
+
+def _count(values: int, size: int) -> int:
+    return -(-values // size)
+
+
+def _scaled(values: Tensor, size: int, levels: int, pack: Callable[[Tensor], Tensor]) -> Tensor:
+    """Divide blocks by their scales, round and pack: all scales as bf16, then all levels, as uint8."""
+    scales: list[Tensor] = []
+    packed: list[Tensor] = []
+    for piece in values.split(PIECE):
+        blocks = _blocks(piece, size)
+        largest = torch.maximum(-blocks.amin(1), blocks.amax(1))  # several times faster than aminmax
+        # Adding 0xFFFF before the lower half of the bits is cut off rounds a positive float32 up to bf16.
+        bits = (largest / levels).view(torch.int32).add_(0xFFFF).bitwise_right_shift_(16)
+        scale = torch.where(largest < SMALLEST, 0, bits).to(torch.int16).view(torch.bfloat16)
+        divisor = torch.where(largest < SMALLEST, torch.inf, scale.float())
+        scales.append(scale.view(torch.uint8))
+        packed.append(pack((blocks / divisor[:, None]).round_()))
+    return torch.cat([*scales, *packed])
+
+
+def _fp32(values: Tensor) -> Tensor:
+    return values.view(torch.uint8)
+
+
+def _from_fp32(payload: Tensor, count: int) -> Tensor:
+    return payload.view(torch.float32)
+
+
+def _bf16(values: Tensor) -> Tensor:
+    return values.to(torch.bfloat16).view(torch.uint8)
+
+
+def _from_bf16(payload: Tensor, count: int) -> Tensor:
+    return payload.view(torch.bfloat16).float()
+
+
+def _int8(values: Tensor) -> Tensor:
+    found = _scaled(values, INT8, 127, lambda levels: levels.to(torch.int8).view(torch.uint8).view(-1))
+    return found[: values.numel() + 2 * _count(values.numel(), INT8)]
+
+
+def _from_int8(payload: Tensor, count: int) -> Tensor:
+    ends = 2 * _count(count, INT8)
+    scales = payload[:ends].view(torch.bfloat16).float()
+    levels = payload[ends:].view(torch.int8).float()
+    return _blocks(levels, INT8).mul_(scales[:, None]).view(-1)[:count]
+
+
+def _int4(values: Tensor) -> Tensor:
+    return _scaled(values, INT4, 7, _nibbles)
+
+
+def _nibbles(levels: Tensor) -> Tensor:
+    """Put two levels in a byte: a block's first half in the lower four bits, its second in the upper."""
+    halves = levels.add_(8).to(torch.uint8).view(-1, 2, INT4 // 2)
+    return (halves[:, 0] | (halves[:, 1] << 4)).view(-1)
+
+
+def _from_int4(payload: Tensor, count: int) -> Tensor:
+    blocks = _count(count, INT4)
+    scales = payload[: 2 * blocks].view(torch.bfloat16).float()
+    nibbles = payload[2 * blocks :].view(blocks, INT4 // 2)
+    levels = torch.empty(blocks, 2, INT4 // 2)
+    levels[:, 0] = nibbles & 15
+    levels[:, 1] = nibbles >> 4
+    return levels.sub_(8).mul_(scales[:, None, None]).view(-1)[:count]
+
+
+def _top16(values: Tensor) -> Tensor:
+    """Kept values as bf16, then their places of four bits, two a byte."""
+    blocks = _blocks(values, 2 * TOP).view(-1, TOP)
+    # The bits of |value| order as the values do; the last four give way to the place.
+    keys = blocks.view(torch.int32).bitwise_and(0x7FFFFFF0).bitwise_or_(torch.arange(TOP, dtype=torch.int32))
+    places = keys.amax(1).bitwise_and_(TOP - 1)
+    kept = blocks.gather(1, places[:, None].long()).to(torch.bfloat16)
+    pairs = places.to(torch.uint8).view(-1, 2)
+    return torch.cat([kept.view(torch.uint8).view(-1), pairs[:, 0] | (pairs[:, 1] << 4)])
+
+
+def _from_top16(payload: Tensor, count: int) -> Tensor:
+    blocks = 2 * _count(count, 2 * TOP)
+    kept = payload[: 2 * blocks].view(torch.bfloat16).float()
+    pairs = payload[2 * blocks :]
+    places = torch.stack([pairs & 15, pairs >> 4], 1).view(-1, 1).long()
+    return torch.zeros(blocks, TOP).scatter_(1, places, kept[:, None]).view(-1)[:count]
+
+
+CODECS: dict[str, Codec] = {
+    "fp32": Codec(0, lambda count: 4 * count, _fp32, _from_fp32),
+    "bf16": Codec(1, lambda count: 2 * count, _bf16, _from_bf16),
+    "int8": Codec(2, lambda count: count + 2 * _count(count, INT8), _int8, _from_int8),
+    "int4": Codec(3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4),
+    "top16": Codec(4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16),
+}
+"""Every codec by its name; codes in headers never change their meaning."""
