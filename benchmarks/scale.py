@@ -1,0 +1,137 @@
+"""Cost per client and peak memory as the number of clients grows: `python -m benchmarks.scale`.
+
+Three kinds of client, all of a cohort in one round through the whole engine:
+
+    train      one AdamW step of a 64 × 4 language model on 16 tokens, FedAvg
+    keep       a trivial client that keeps a vector between rounds (SCAFFOLD), written to files
+    trivial    a client that adds a number to 4,096 values, FedAvg
+
+Each size runs in a process of its own. Results go to `results/scale.json`; docs/scale.md reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import ROOT, child, machine, peak_memory
+from benchmarks.models import TINY
+from benchmarks.work import Limits, Settings, make_clients, run_round, sequential
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.fedavg import fedavg
+from fedloom.algorithms.scaffold import scaffold
+from fedloom.client.train import Result, Work
+from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
+from fedloom.engine.store import commit, opened
+from fedloom.params import Layout, Params
+from fedloom.record import Clock, write_json
+from fedloom.types import ClientUpdate, Conversation
+
+RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
+LAYOUT = Layout.of({"w": (4096,)})
+SIZES = {
+    "train": (10, 100, 1_000, 10_000),
+    "keep": (10, 100, 1_000, 10_000),
+    "trivial": (10, 100, 1_000, 10_000, 100_000, 1_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Trivial:
+    """A backend whose clients add a number to every value."""
+
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+        """Go through what a client does without training."""
+        for work in works:
+            carry = work.rule.begin(work.broadcast, work.memory)
+            start = work.broadcast.params.flat
+            _, carry = work.rule.correct(torch.zeros_like(start), start, carry)
+            extras, kept = work.rule.finish(carry, 1)
+            delta = torch.full_like(start, 1e-3 * (work.client % 7))
+            yield ClientUpdate(work.client, work.broadcast.params.with_flat(delta), 1.0, extras), kept
+            clock.lap("step")
+
+
+def _holds(client: int) -> list[Conversation]:
+    return []
+
+
+def _round(algorithm: FederatedAlgorithm, clients: int, **files: Any) -> None:
+    start, schedule = Standing(algorithm.init(Params.zeros(LAYOUT))), Schedule(1, range(clients), None, 0)
+    run_rounds([Run(algorithm, start, schedule, _holds, Settings(1), Limits(), **files)], Trivial())
+
+
+def trivial(clients: int) -> None:
+    """A round of FedAvg with trivial clients."""
+    _round(fedavg(), clients)
+
+
+def keep(clients: int) -> None:
+    """A round of SCAFFOLD with trivial clients, whose control variates go to files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def committed(now: Standing, log: dict[str, Any]) -> None:
+            commit(folder, now)
+
+        _round(scaffold(clients=clients), clients, opened=partial(opened, folder), committed=committed)
+
+
+def train(clients: int) -> None:
+    """A round of FedAvg with clients that train, one after the other."""
+    few = make_clients(TINY, clients=8, steps=1, batch_size=1, tokens=16)
+    held = {client: few.held[client % 8] for client in range(clients)}
+    everyone = type(few)(few.tuned, held, few.settings)
+    run_round(sequential(everyone), few.tuned.start, range(clients), everyone)
+
+
+KINDS: dict[str, Callable[[int], None]] = {"train": train, "keep": keep, "trivial": trivial}
+
+
+def measure(kind: str, clients: int) -> None:
+    """In a fresh process: one small round to warm up, then the round that counts."""
+    torch.set_num_threads(1)
+    KINDS[kind](2)
+    before, begun, used = peak_memory(), time.perf_counter(), time.process_time()
+    KINDS[kind](clients)
+    print(
+        json.dumps(
+            {
+                "clients": clients,
+                "ms_per_client": 1e3 * (time.process_time() - used) / clients,
+                "seconds": time.perf_counter() - begun,
+                "peak_mb": peak_memory() / 1e6,
+                "grown_mb": (peak_memory() - before) / 1e6,
+            }
+        )
+    )
+
+
+def main() -> None:
+    """Measure all sizes, print a table, and write the results."""
+    found: dict[str, Any] = {"machine": machine()}
+    print(f"{'clients':>10} {'kind':8} {'ms/client':>10} {'wall s':>8} {'peak MB':>8} {'grown MB':>9}")
+    for kind, sizes in SIZES.items():
+        found[kind] = []
+        for clients in sizes:
+            row = child("scale", kind, str(clients))
+            found[kind].append(row)
+            print(
+                f"{clients:10,} {kind:8} {row['ms_per_client']:10.3f} {row['seconds']:8.1f} "
+                f"{row['peak_mb']:8.0f} {row['grown_mb']:9.1f}",
+                flush=True,
+            )
+    write_json(RESULTS, found)
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1], int(sys.argv[2])) if len(sys.argv) == 3 else main()
