@@ -128,8 +128,9 @@ def inputs(vlm: Vlm, conversations: Sequence[Conversation], *, answers: bool) ->
 def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """Average over the answer tokens of each conversation, then over conversations, as fedloom does."""
     logits, wanted = outputs["logits"][:, :-1], labels[:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-    return (losses.sum(1) / (wanted != -100).sum(1)).mean()
+    learnt = wanted != -100
+    shares = (learnt / learnt.sum(1, keepdim=True))[learnt]
+    return (F.cross_entropy(logits[learnt], wanted[learnt], reduction="none") * shares).sum() / len(labels)
 
 
 def published(recipe: str, out: Path) -> dict[str, float]:
