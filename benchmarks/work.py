@@ -39,6 +39,7 @@ class Settings:
     optimizer: str = "adamw"
     weight_decay: float = 0.0
     clip: float | None = None
+    batches: str = "shuffled"
 
 
 @dataclass(frozen=True)
