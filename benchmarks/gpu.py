@@ -13,7 +13,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from benchmarks.work import Clients, Settings
 from fedloom.client.train import train
 from fedloom.engine.fit import saved_bytes
 from fedloom.models.batch import option_scores
-from fedloom.params import Params
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
@@ -42,12 +40,8 @@ OPTIONS = ("cat", "dog", "red sun", "blue tree")
 
 
 def on_device(size: Size, device: str, dtype: torch.dtype) -> Tuned:
-    """Build a model on a device and move its adapters there."""
-    tuned = prepare(random_vlm(size, device, dtype), stage("lora", LoRA()), seed=0)
-    start = Params(tuned.layout, tuned.start.flat.to(device))
-    moved = replace(tuned, start=start, flat=tuned.flat.to(device), grads=tuned.grads.to(device), slots={})
-    moved.tie()
-    return moved
+    """Build a model with adapters on a device."""
+    return prepare(random_vlm(size, device, dtype), stage("lora", LoRA()), seed=0)
 
 
 def clients_of(tuned: Tuned, count: int, tokens: int, steps: int) -> Clients:
@@ -106,27 +100,24 @@ def measure(
     steps, peak = 2, peak_flops(device, dtype)
     found: dict[str, Any] = {"model": name, "tokens": tokens, "peak_tflops": peak / 1e12, "rows": {}}
     weights = sum(one.numel() * one.element_size() for one in tuned.vlm.model.parameters())
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32), torch.device(device):
-        made = clients_of(tuned, max(rows), tokens, steps)
-        works = [made.work(client) for client in made.held]
-        kept = saved_bytes(tuned, works[0])
-        for count in rows:
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            took = seconds(lambda count=count: train(tuned, works[:count]), device, 3) / (count * steps)
-            # Weights, what forward keeps for each row, and four vectors a row: values, gradients, two slots.
-            predicted = weights + count * (kept + 16 * tuned.layout.size)
-            used = torch.cuda.max_memory_allocated() if device == "cuda" else None
-            found["rows"][str(count)] = {
-                "ms_per_client_step": took * 1e3,
-                "utilisation": step_flops(tuned, size, tokens) / took / peak,
-                "predicted_bytes": predicted,
-                "peak_bytes": used,
-            }
-        asked = [conversation(tuned.vlm, tokens, 4, k, options=OPTIONS) for k in range(32)]
-        found["evaluations_per_second"] = len(asked) / seconds(
-            lambda: option_scores(tuned.vlm, asked), device, 3
-        )
+    made = clients_of(tuned, max(rows), tokens, steps)
+    works = [made.work(client) for client in made.held]
+    kept = saved_bytes(tuned, works[0])
+    for count in rows:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        took = seconds(lambda count=count: train(tuned, works[:count]), device, 3) / (count * steps)
+        # Weights, what forward keeps for each row, and four vectors a row: values, gradients, two slots.
+        predicted = weights + count * (kept + 16 * tuned.layout.size)
+        used = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        found["rows"][str(count)] = {
+            "ms_per_client_step": took * 1e3,
+            "utilisation": step_flops(tuned, size, tokens) / took / peak,
+            "predicted_bytes": predicted,
+            "peak_bytes": used,
+        }
+    asked = [conversation(tuned.vlm, tokens, 4, k, options=OPTIONS) for k in range(32)]
+    found["evaluations_per_second"] = len(asked) / seconds(lambda: option_scores(tuned.vlm, asked), device, 3)
     return found
 
 

@@ -28,7 +28,7 @@ from fedloom.client.train import Work, learning_rate, train
 from fedloom.data import load_data
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.measure import SLICES, slices_of
-from fedloom.models.batch import encode, expand, pad
+from fedloom.models.batch import encode, pad
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.scenarios.plan import build_plan
 from fedloom.tasks import PROMPTS, TASKS
@@ -108,11 +108,11 @@ class Batches(torch.utils.data.Dataset):
 def inputs(vlm: Vlm, conversations: Sequence[Conversation], *, answers: bool) -> dict[str, Tensor]:
     """Prepare a batch for transformers' own forward pass: ids, mask, pixels, labels."""
     encoded = [encode(vlm, one, [one.answer]) for one in conversations]
-    prompts = [expand(vlm, e, one) for e, one in zip(encoded, conversations, strict=True)]
+    prompts = [one.prompt for one in encoded]
     ends = [one.answers[0] if answers else () for one in encoded]
     ids, mask = pad(vlm, [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)])
     found = {"input_ids": ids, "attention_mask": mask}
-    pictures = [one.picture.pixels() for one in conversations if one.picture is not None]
+    pictures = [picture.pixels() for one in conversations for picture in one.pictures]
     if pictures:
         found["pixel_values"] = vlm.processor.image_processor(images=pictures, return_tensors="pt")[
             "pixel_values"
@@ -128,8 +128,9 @@ def inputs(vlm: Vlm, conversations: Sequence[Conversation], *, answers: bool) ->
 def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """Average over the answer tokens of each conversation, then over conversations, as fedloom does."""
     logits, wanted = outputs["logits"][:, :-1], labels[:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-    return (losses.sum(1) / (wanted != -100).sum(1)).mean()
+    learnt = wanted != -100
+    shares = (learnt / learnt.sum(1, keepdim=True))[learnt]
+    return (F.cross_entropy(logits[learnt], wanted[learnt], reduction="none") * shares).sum() / len(labels)
 
 
 def published(recipe: str, out: Path) -> dict[str, float]:

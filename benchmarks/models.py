@@ -126,7 +126,7 @@ def conversation(vlm: Vlm, tokens: int, answer_tokens: int, which: int = 0, **mo
 
     Args:
         vlm: Its tokenizer counts.
-        tokens: Length of the whole; a picture's placeholder counts as one.
+        tokens: Length of the whole, a picture's tokens included.
         answer_tokens: How many of them the model is trained to give, ≥ 2.
         which: Varies the text: conversations of different numbers differ in one token.
         more: A picture, or options.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import Size, conversation, tuned_model
-from fedloom.models.batch import answer_loss, see
+from fedloom.models.batch import answer_loss
 from fedloom.tuning.adapters import Tuned
 from fedloom.types import Conversation
 
@@ -43,8 +43,7 @@ class Noise:
 def batch_of(size: Size, tokens: int, count: int) -> tuple[Tuned, list[Conversation]]:
     """Make a model and a batch of conversations with `tokens` tokens each, their image tokens included."""
     tuned = tuned_model(size)
-    text = tokens - size.image_tokens + 1  # the placeholder stands for all image tokens
-    shown = [conversation(tuned.vlm, text, 4, k, picture=Noise(k, size.picture)) for k in range(count)]
+    shown = [conversation(tuned.vlm, tokens, 4, k, picture=Noise(k, size.picture)) for k in range(count)]
     return tuned, shown
 
 
@@ -77,7 +76,8 @@ def hit() -> Measured:
     """What finding kept features costs, as a share of a step."""
     tuned, batch = batch_of(SMOLVLM, 80, 4)
     step(tuned, batch)
-    found = pairs(lambda: see(tuned.vlm, batch), lambda: step(tuned, batch), 25)
+    pictures = [picture for one in batch for picture in one.pictures]
+    found = pairs(lambda: tuned.vlm.look(pictures), lambda: step(tuned, batch), 25)
     return found.cost, found.said(ours="finding", rival="step")
 
 

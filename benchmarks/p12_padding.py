@@ -23,10 +23,16 @@ def padding() -> Measured:
         lengths = np.clip(np.exp(generator.normal(3.4, 0.4, HELD)), 16, 120).astype(int)
         shown = generator.random(HELD) < 0.5
         held[client] = [
-            conversation(vlm.vlm, int(length), 4, k, picture=Noise(k, SIZE.picture) if image else None)
+            conversation(
+                vlm.vlm,
+                int(length) + image * SIZE.image_tokens,
+                4,
+                k,
+                picture=Noise(k, SIZE.picture) if image else None,
+            )
             for k, (length, image) in enumerate(zip(lengths, shown, strict=True))
         ]
-    made = Clients(vlm, held, Settings(BATCH))
+    made = Clients(vlm, held, Settings(BATCH, batches="bucketed"))
     ratios = []
     for client in held:
         masks = [collate(vlm.vlm, [batch]).mask for batch in made.work(client).batches()]
