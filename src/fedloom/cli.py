@@ -233,12 +233,16 @@ def _models() -> dict[str, str]:
 
 
 def _strategies() -> dict[str, str]:
-    from fedloom.tuning.strategy import STRATEGIES
+    from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
 
     ways = {"full": "in full", "lora": "by low-rank adapters"}
+
+    def said(what: str, personal: tuple[str, ...]) -> str:
+        parts = " and ".join(f"the {part} {ways[way]}" for part, way in STRATEGIES[what].items())
+        return f"{parts}; each client keeps its own {' and '.join(personal)}" if personal else parts
+
     return {
-        name: f"Train {' and '.join(f'the {part} {ways[way]}' for part, way in parts.items())}."
-        for name, parts in STRATEGIES.items()
+        name: f"Train {', then '.join(said(*one) for one in stages)}." for name, stages in SEQUENCES.items()
     }
 
 

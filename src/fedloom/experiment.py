@@ -198,6 +198,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
+    yield from _stage_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
         message = (
@@ -217,6 +218,22 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     yield from _repeats(experiment.methods)
     for name, arguments in experiment.algorithms.items():
         yield from _argument_conflicts(name, arguments, clients)
+
+
+def _stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    from fedloom.tuning.strategy import SEQUENCES
+
+    name, given = experiment.strategy.name, experiment.strategy.stage_rounds
+    stages = len(SEQUENCES[name])
+    where = (("strategy", "name"),)
+    if given is not None and len(given) != stages:
+        message = (
+            f"strategy.stage_rounds has {len(given)} numbers, but the strategy {name} has {stages} stages"
+        )
+        yield Conflict(("strategy", "stage_rounds"), message, where)
+    if given is None and experiment.train.rounds < stages:
+        message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
+        yield Conflict(("train", "rounds"), message, where)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:

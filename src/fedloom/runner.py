@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedloom.client.train import OWN
 from fedloom.data import load_data
+from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
 from fedloom.measure import figures, headline, own_figures, slices_of
@@ -30,7 +32,8 @@ from fedloom.tasks.linear import linear_reference, require_choice
 from fedloom.tasks.scoring import Judged
 from fedloom.training import Setting, algorithm_of, answers_of, train_method
 from fedloom.tuning.adapters import export_adapter, prepare, release
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.masks import own_start, shared_mask
+from fedloom.tuning.strategy import LoRA, strategy, whole
 from fedloom.types import DataSet, Example, UserError
 
 SCORED_TOGETHER = 4
@@ -128,7 +131,8 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: M
     vlm = _loaded(experiment, models)
     judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge, vlm.device)
     lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
-    tuned = prepare(vlm, stage(experiment.strategy.name, lora), experiment.seed)
+    stages = strategy(experiment.strategy.name, lora)
+    tuned = prepare(vlm, whole(stages), experiment.seed)
     record = Record(folder / "record.jsonl")
     record.append(
         "start",
@@ -163,7 +167,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: M
             "damaged": vlm.store.damaged if vlm.store else [],
         },
     )
-    return Setting(experiment, folder, data, plan, tuned, record, progress, judge)
+    return Setting(experiment, folder, data, plan, tuned, stages, record, progress, judge)
 
 
 def _loaded(experiment: Experiment, models: Models) -> Vlm:
@@ -242,8 +246,22 @@ def _visible(data: DataSet, plan: Plan) -> list[Example]:
 def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     clients = range(len(setting.plan.clients))
     (standing,) = train_method(setting, method, name, setting.plan, [(None, clients)])
+    models = _models_of(setting, method, standing)
+    if None in models:
+        return _scores(setting, models, method, name)[0], standing.up, standing.down
+    return _own_scores(setting, models, method, name), standing.up, standing.down
+
+
+def _models_of(setting: Setting, method: Method, standing: Standing) -> dict[int | None, Params]:
+    """Return the global model, or each client's own where parts are personal."""
     params = algorithm_of(setting, method).broadcast(standing.state).params
-    return _scores(setting, {None: params}, method, name)[0], standing.up, standing.down
+    shared = shared_mask(setting.tuned.layout, setting.stages[-1])
+    if shared is None:
+        return {None: params}
+    return {
+        client: own_start(params, standing.memories.get(client, {}).get(OWN), shared)
+        for client in range(len(setting.plan.clients))
+    }
 
 
 def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
@@ -256,6 +274,13 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
     standings = train_method(setting, method, name, setting.plan, alone)
     models = {client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)}
+    return _own_scores(setting, models, method, name), 0, 0
+
+
+def _own_scores(
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+) -> dict[str, Any]:
+    """Score each client's own model: the mean over clients, the best and the worst."""
     found: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if setting.tuned.stackable else 1
     for start in range(0, len(models), together):
@@ -263,7 +288,7 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     reached = [headline(one) or 0.0 for one in found]
     own = own_figures(found)
     mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
-    return {**mean, **own, "best": max(reached), "worst": min(reached)}, 0, 0
+    return {**mean, **own, "best": max(reached), "worst": min(reached)}
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -291,7 +316,7 @@ def _scores(
     setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
 ) -> list[dict[str, Any]]:
     """Score final parameters on every slice, several models at once; a global model's key is None."""
-    rounds = 0 if method.base == "zero-shot" else setting.experiment.train.rounds
+    rounds = 0 if method.base == "zero-shot" else sum(setting.rounds)
     answers: list[dict[str, Judged]] = [{} for _ in models]
     for part in slices_of(setting.data.test):
         judged = answers_of(setting, models, method, name, rounds, part)
@@ -309,5 +334,6 @@ def _export(setting: Setting, main: str) -> None:
         raise UserError(
             f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again"
         )
-    params = algorithm_of(setting, parse_method(main)).broadcast(standing.state).params
-    export_adapter(setting.tuned, params, setting.folder / "adapter")
+    for client, params in _models_of(setting, parse_method(main), standing).items():
+        folder = setting.folder / "adapter"
+        export_adapter(setting.tuned, params, folder if client is None else folder / f"client-{client}")

@@ -170,7 +170,13 @@ class Model(Section):
 class Strategy(Section):
     """Which parts of the model are trained."""
 
-    name: Literal["lora", "connector", "both"] = Field(default="both", description="Parts that are trained.")
+    name: Literal["lora", "connector", "both", "two-stage", "share-connector", "share-lora"] = Field(
+        default="both", description="Parts that are trained, in which order, and what clients keep."
+    )
+    stage_rounds: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Rounds of each stage of a strategy with several; null shares train.rounds out evenly.",
+    )
     rank: Count = Field(default=8, description="Rank of the LoRA matrices.")
     alpha: Positive = Field(
         default=16.0, description="Scale of LoRA; the adapter is multiplied by alpha / rank."

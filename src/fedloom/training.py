@@ -33,6 +33,8 @@ from fedloom.tasks import PROMPTS
 from fedloom.tasks.scoring import Judged, score
 from fedloom.tasks.verdict import Judge
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.masks import shared_mask, trained_mask
+from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
 from fedloom.types import ClientUpdate, Conversation, DataSet, Presence
 
@@ -49,6 +51,7 @@ class Setting:
     data: DataSet
     plan: Plan
     tuned: Tuned
+    stages: Strategy
     record: Record
     progress: Progress
     judge: Judge | None = None
@@ -57,6 +60,16 @@ class Setting:
     def vlm(self) -> Vlm:
         """The model."""
         return self.tuned.vlm
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Rounds of each stage of the strategy."""
+        given, total, count = (
+            self.experiment.strategy.stage_rounds,
+            self.experiment.train.rounds,
+            len(self.stages),
+        )
+        return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
 
 
 def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
@@ -109,13 +122,20 @@ def train_method(
     def trained(update: ClientUpdate) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
-    runs = [_training(setting, method, name, conversations, clients, alone) for alone, clients in servers]
-    left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
-    setting.progress.stage(name, sum(left))
-    if not any(left):
-        return [run.standing for run in runs]
-    with recomputing(setting.vlm, _recompute(setting, runs)):
-        return run_rounds(runs, InProcess(setting.tuned, rows_of(setting, runs), trained))
+    standings: list[Standing] = []
+    for number in range(len(setting.stages)):
+        runs = [
+            _training(setting, method, name, conversations, server, number, before)
+            for server, before in zip(servers, standings or [None] * len(servers), strict=True)
+        ]
+        left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
+        label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
+        setting.progress.stage(label, sum(left))
+        standings = [run.standing for run in runs]
+        if any(left):
+            with recomputing(setting.vlm, _recompute(setting, runs)):
+                standings = run_rounds(runs, InProcess(setting.tuned, rows_of(setting, runs), trained))
+    return standings
 
 
 def _recompute(setting: Setting, runs: Sequence[Run]) -> bool:
@@ -129,23 +149,39 @@ def _training(
     method: Method,
     name: str,
     conversations: Callable[[int], Sequence[Conversation]],
-    clients: range,
-    alone: int | None,
+    server: tuple[int | None, range],
+    number: int,
+    before: Standing | None,
 ) -> Run:
-    experiment, layout = setting.experiment, setting.tuned.layout
+    """Set up one stage of one training: from its last commit, from the stage before, or from the start."""
+    (alone, clients), layout, stage = server, setting.tuned.layout, setting.stages[number]
+    last = number == len(setting.stages) - 1
     folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
+    folder = folder if last else folder / f"stage-{number + 1}"
     algorithm = algorithm_of(setting, method)
-    train = experiment.train
-    schedule = Schedule(train.rounds, clients, train.cohort, experiment.seed, train.sampler)
-    standing = last_commit(folder, layout) or Standing(algorithm.init(_start(setting.tuned, method)))
+    train = setting.experiment.train.model_copy(update={"rounds": setting.rounds[number]})
+    seed, done_before = setting.experiment.seed, sum(setting.rounds[:number])
+    schedule = Schedule(train.rounds, clients, train.cohort, seed, train.sampler)
+    standing = last_commit(folder, layout)
+    if standing is None and before is None:
+        standing = Standing(algorithm.init(_start(setting.tuned, method)))
+    elif standing is None and before is not None:  # a stage has a fresh server; what was sent adds up
+        params = algorithm.broadcast(before.state).params
+        standing = Standing(algorithm.init(params), up=before.up, down=before.down, seconds=before.seconds)
+    assert standing is not None
+    # Who trains alone, or on all data, has nobody to keep anything from.
+    shared = shared_mask(layout, stage) if method.federated else None
 
     def committed(now: Standing, log: dict[str, Any]) -> None:
-        done, every = now.state.round, experiment.evaluate.every
-        lr = learning_rate(experiment.train, done - 1)
-        setting.record.append("round", {"method": name, "client": alone, "lr": lr, **log})
-        if every and alone is None and done < schedule.rounds and done % every == 0:
+        done, every = now.state.round, setting.experiment.evaluate.every
+        lr = learning_rate(train, done - 1)
+        row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
+        setting.record.append("round", row)
+        final = last and done == schedule.rounds
+        if every and alone is None and shared is None and not final and done % every == 0:
             full = slices_of(setting.data.test)[0]
-            answers_of(setting, {None: algorithm.broadcast(now.state).params}, method, name, done, full)
+            params = algorithm.broadcast(now.state).params
+            answers_of(setting, {None: params}, method, name, done + done_before, full)
         commit(folder, now)
 
     return Run(
@@ -153,10 +189,13 @@ def _training(
         standing,
         schedule,
         conversations,
-        experiment.train,
-        experiment.gate,
+        train,
+        setting.experiment.gate,
         partial(opened, folder),
         committed,
+        number,
+        trained_mask(layout, stage),
+        shared,
     )
 
 

@@ -19,6 +19,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.methods import PUBLISHED
 from fedloom.models.load import load_vlm
+from fedloom.params import Params
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
@@ -329,3 +330,60 @@ def test_a_judge_that_cannot_be_loaded_stops_a_run_before_it_trains(tiny_model: 
     with pytest.raises(UserError, match=r"evaluate\.judge"):
         run(experiment(tiny_model, evaluate={"judge": str(tmp_path / "none")}), tmp_path / "run")
     assert not (tmp_path / "run/methods").exists()
+
+
+def flat(folder: Path, tiny_model: Path, inside: str = "adapter") -> Params:
+    tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(2)), seed=0)
+    return import_adapter(tuned, folder / inside)
+
+
+def test_two_stages_train_one_part_after_the_other(tiny_model: Path, tmp_path: Path) -> None:
+    """The first stage's connector is what training the connector alone gives; the second leaves it alone."""
+    stages = {"name": "two-stage", "rank": 2, "stage_rounds": [1, 2]}
+    train = {"rounds": 9, "weight_decay": 0.5, "schedule": "constant"}
+    two = run(experiment(tiny_model, methods=["fedavg"], strategy=stages, train=train), tmp_path / "two")
+    alone = {"name": "connector"}
+    run(
+        experiment(tiny_model, methods=["fedavg"], strategy=alone, train={**train, "rounds": 1}),
+        tmp_path / "alone",
+    )
+    from safetensors.torch import load_file
+
+    connector = load_file(tmp_path / "alone/adapter/connector.safetensors")
+    found = dict(flat(tmp_path / "two", tiny_model).items())
+    start = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(2)), seed=0).start
+    for name, value in found.items():
+        if name.startswith("connector/"):
+            torch.testing.assert_close(value, connector[name.partition("/")[2]], rtol=1e-5, atol=1e-6)
+        elif name.endswith("lora_b"):
+            assert not torch.equal(value, start[name])
+    rounds = [
+        json.loads(line)["round"]
+        for line in (tmp_path / "two/record.jsonl").read_text().splitlines()
+        if '"kind": "round"' in line
+    ]
+    assert rounds == [0, 1, 2]
+    size = {
+        key: sum(v.numel() for n, v in found.items() if n.startswith(key)) for key in ("connector", "llm")
+    }
+    clients = len(two["scores"]["fedavg"]["clients"])
+    assert two["bytes"]["fedavg"]["up"] == clients * 4 * (size["connector"] + 2 * size["llm"])
+
+
+@pytest.mark.parametrize(("name", "kept"), [("share-connector", "llm"), ("share-lora", "connector")])
+def test_personal_parts_stay_with_their_client(
+    name: str, kept: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    value = experiment(
+        tiny_model, methods=["scaffold"], strategy={"name": name, "rank": 2}, train={"rounds": 2}
+    )
+    result = run(value, tmp_path / "whole")
+    clients = range(len(result["scores"]["scaffold"]["clients"]))
+    models = [dict(flat(tmp_path / "whole", tiny_model, f"adapter/client-{k}").items()) for k in clients]
+    for key in models[0]:
+        same = all(torch.equal(models[0][key], other[key]) for other in models[1:])
+        assert same is not key.startswith(kept)
+    shared = sum(v.numel() for k, v in models[0].items() if not k.startswith(kept))
+    control = sum(v.numel() for v in models[0].values())  # SCAFFOLD also sends a control variate
+    assert result["bytes"]["scaffold"]["up"] == 2 * len(clients) * 4 * (shared + control)
+    assert result["scores"]["scaffold"]["worst"] <= result["scores"]["scaffold"]["best"]

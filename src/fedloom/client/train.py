@@ -21,6 +21,7 @@ from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
 from fedloom.seeds import stream
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.masks import own_start
 from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
 
 
@@ -88,6 +89,10 @@ def learning_rate(settings: TrainSettings, round: int) -> float:
     return settings.lr * (1 + math.cos(math.pi * (round - warm) / (settings.rounds - warm))) / 2
 
 
+OWN = "personal"
+"""What a client calls its own values in its memory, beside what its algorithm's rule keeps."""
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """What one client is to do in one round.
@@ -101,6 +106,9 @@ class Work:
         memory: What this client kept from its last round, or {}.
         conversations: The client's rendered examples, at least one.
         settings: Epochs, batch size, optimiser.
+        stage: Number of the strategy's stage; with `round` it names the client's random streams.
+        trained: 1 for values that this stage trains and 0 for others, shape [P]; None is all.
+        shared: 1 for values that are exchanged and 0 for those the client keeps, shape [P]; None is all.
     """
 
     client: int
@@ -111,6 +119,15 @@ class Work:
     memory: Tensors
     conversations: Sequence[Conversation]
     settings: TrainSettings
+    stage: int = 0
+    trained: Tensor | None = None
+    shared: Tensor | None = None
+
+    @property
+    def start(self) -> Broadcast:
+        """What the client begins with: the broadcast, and its own values where they are not exchanged."""
+        params = own_start(self.broadcast.params, self.memory.get(OWN), self.shared)
+        return Broadcast(params, self.broadcast.extras)
 
     @property
     def steps(self) -> int:
@@ -120,7 +137,8 @@ class Work:
     def batches(self) -> Iterator[list[Conversation]]:
         """Draw the batches of all epochs, each from a random stream of its own."""
         for epoch in range(self.settings.epochs):
-            draw = stream(self.seed, "batches", round=self.round, client=self.client, step=epoch)
+            purpose = f"batches of stage {self.stage}" if self.stage else "batches"
+            draw = stream(self.seed, purpose, round=self.round, client=self.client, step=epoch)
             for batch in draw_batches(
                 self.conversations, self.settings.batch_size, self.settings.batches, draw
             ):
@@ -196,10 +214,14 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
     batches = [work.batches() for work in rows]
     losses = torch.zeros(len(rows), dtype=torch.float64, device=tuned.flat.device)
     with side_by_side(tuned, len(rows)) as stack:
-        for k, work in enumerate(rows):
-            stack.write(work.broadcast.params, k)
         where = stack.flat.device
-        carries = [work.rule.begin(_at(work.broadcast, where), _put(work.memory, where)) for work in rows]
+        starts = [_at(work.start, where) for work in rows]
+        for k, start in enumerate(starts):
+            stack.write(start.params, k)
+        carries = [
+            work.rule.begin(start, _put(work.memory, where)) for work, start in zip(rows, starts, strict=True)
+        ]
+        held_back = [None if work.trained is None else work.trained.to(where).bool() for work in rows]
         slots, tied = stack.zeroed(optimizer.slots), len(rows)
         clock.lap("load")
         for step in range(rows[0].steps):
@@ -216,6 +238,9 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
             if found.requires_grad:  # it does not where only the connector is trained and no picture is shown
                 found.sum().backward()
             clock.lap("backward")
+            for grad, mask in zip(grads, held_back, strict=False):
+                if mask is not None:
+                    grad.mul_(mask)
             clip(grads, settings.clip)
             for k, (grad, values) in enumerate(zip(grads, flat, strict=True)):
                 corrected, carries[k] = rows[k].rule.correct(grad, values, carries[k])
@@ -223,19 +248,25 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
                     grad.copy_(corrected)
             held = {name: value[:active] for name, value in slots.items()}
             optimizer.step(flat, grads, held, step + 1, lr, settings.weight_decay)
+            for values, start, mask in zip(flat, starts, held_back, strict=False):
+                if mask is not None:  # an optimiser moves a value without gradient too: it decays it
+                    values.copy_(torch.where(mask, values, start.params.flat))
             clock.lap("step")
-        deltas = [stack.flat[k].cpu() - work.broadcast.params.flat for k, work in enumerate(rows)]
+        ends = [stack.flat[k].cpu().clone() for k in range(len(rows))]
     seconds = (time.perf_counter() - begun) / len(rows)
     results = [
-        _result(work, delta, carry, loss, seconds)
-        for work, delta, carry, loss in zip(rows, deltas, carries, losses.tolist(), strict=True)
+        _result(work, end, carry, loss, seconds)
+        for work, end, carry, loss in zip(rows, ends, carries, losses.tolist(), strict=True)
     ]
     clock.lap("load")
     return [results[order.index(k)] for k in range(len(works))]
 
 
-def _result(work: Work, delta: Tensor, carry: Tensors, losses: float, seconds: float) -> Result:
+def _result(work: Work, end: Tensor, carry: Tensors, losses: float, seconds: float) -> Result:
     extras, kept = (_put(tensors, "cpu") for tensors in work.rule.finish(carry, work.steps))
+    delta = end - work.start.params.flat
+    if work.shared is not None:
+        delta, kept = delta * work.shared, {**kept, OWN: end}
     metrics = {
         "loss": losses / work.steps,
         "steps": float(work.steps),

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.client.train import Result, TrainSettings, Work
 from fedloom.engine.gate import Gate, GateSettings
@@ -125,6 +128,9 @@ class Run:
         opened: Makes the memories that the next round's clients write to, from where the run stands; those
             of before stay as they are.
         committed: Called after each round with where the run then stands and the round's figures.
+        stage: Number of the strategy's stage.
+        trained: Mask of the values this stage trains, or None; see `Work`.
+        shared: Mask of the values that are exchanged, or None.
     """
 
     algorithm: FederatedAlgorithm
@@ -135,11 +141,22 @@ class Run:
     gate: GateSettings
     opened: Callable[[Standing], Memories] = in_memory
     committed: Callable[[Standing, dict[str, Any]], None] = _nothing
+    stage: int = 0
+    trained: Tensor | None = None
+    shared: Tensor | None = None
 
     @property
     def round(self) -> int:
         """The next round."""
         return self.standing.state.round
+
+    @property
+    def exchanged(self) -> int:
+        """Bytes of the values that go one way: those that this stage trains and clients do not keep."""
+        masks = [mask for mask in (self.trained, self.shared) if mask is not None]
+        if not masks:
+            return payload({"params": self.standing.state.params.flat})
+        return 4 * int(torch.stack(masks).prod(0).sum())
 
 
 def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
@@ -181,6 +198,9 @@ def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
             run.standing.memories.get(client, {}),
             run.conversations(client),
             run.settings,
+            run.stage,
+            run.trained,
+            run.shared,
         )
 
 
@@ -189,7 +209,8 @@ def _close(
 ) -> tuple[Standing, dict[str, Any]]:
     """Take in a round's results; return where the run stands then, and the round's figures."""
     before = run.standing
-    tally = _Tally(Gate(before.state.params.layout, before.norms, run.gate), run.opened(before))
+    gate = Gate(before.state.params.layout, before.norms, run.gate)
+    tally = _Tally(gate, run.opened(before), run.exchanged)
     accepted = tally.accepted(results, clock)
     first = next(accepted, None)
     if first is None:
@@ -200,7 +221,7 @@ def _close(
     after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
     clock.lap("aggregate")
     broadcast = run.algorithm.broadcast(before.state)
-    down = len(cohort) * (payload({"params": broadcast.params.flat}) + payload(broadcast.extras))
+    down = len(cohort) * (run.exchanged + payload(broadcast.extras))
     timers = clock.take()
     seconds = sum(timers.values())
     log = {
@@ -230,8 +251,8 @@ def _close(
 class _Tally:
     """What is counted while a round's updates stream by."""
 
-    def __init__(self, gate: Gate, memories: Memories) -> None:
-        self.gate, self.memories = gate, memories
+    def __init__(self, gate: Gate, memories: Memories, exchanged: int) -> None:
+        self.gate, self.memories, self.exchanged = gate, memories, exchanged
         self.up = 0
         self.loss = 0.0
         self.weight = 0.0
@@ -241,7 +262,7 @@ class _Tally:
     def accepted(self, results: Iterator[Result], clock: Clock) -> Iterator[ClientUpdate]:
         """Pass on the updates that the gate lets through."""
         for update, memory, reason in self.gate.judge(results):
-            self.up += payload({"delta": update.delta.flat}) + payload(update.extras)
+            self.up += self.exchanged + payload(update.extras)
             if len(self.clients) < LISTED:
                 self.clients.append({"client": update.client, "weight": update.weight, **update.metrics})
             if reason is not None:

@@ -56,7 +56,13 @@ processor = AutoProcessor.from_pretrained(name)"""
 SHIPPED = "from fedloom.models.load import SHIPPED as name"
 
 
-TRAINED = {"lora": "LoRA, rank {rank}", "both": "LoRA, rank {rank}, and connector"}
+TRAINED = {
+    "lora": "LoRA, rank {rank}",
+    "both": "LoRA, rank {rank}, and connector",
+    "two-stage": "connector, then LoRA, rank {rank}",
+    "share-connector": "connector shared, LoRA, rank {rank}, kept",
+    "share-lora": "LoRA, rank {rank}, shared, connector kept",
+}
 
 
 CHARTS: dict[str, Callable[[Run, float], Markup]] = {

@@ -236,34 +236,6 @@ def release(tuned: Tuned) -> None:
             _swap(model, spot.module, layer.base)
 
 
-@torch.no_grad()
-def settle(tuned: Tuned, params: Params) -> None:
-    """Make the outcome of a stage part of the model, for a next stage to start from.
-
-    The connector stays as it was trained, and adapters are added to their layers: W ← W + (alpha / rank) · B A.
-
-    Args:
-        tuned: The finished stage; of no use afterwards.
-        params: Its outcome.
-
-    Raises:
-        ValueError: The parameters were made for another model or strategy.
-    """
-    if params.layout != tuned.layout:
-        raise ValueError("these parameters were made for another model or strategy")
-    release(tuned)
-    model, lora = tuned.vlm.model, tuned.stage.lora
-    for name, value in params.items():
-        spot = tuned.spots[name]
-        layer = model.get_submodule(spot.module)
-        if not _is_adapter(name):
-            getattr(layer, spot.attribute).copy_(value)
-        elif spot.attribute == "lora_b":
-            assert lora is not None
-            a = params[f"{name.removesuffix('lora_b')}lora_a"]
-            layer.weight.add_(value @ a, alpha=lora.alpha / lora.rank)
-
-
 def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
     linears = [
         name

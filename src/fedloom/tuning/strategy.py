@@ -9,17 +9,11 @@
 
 Parts that a stage does not name are frozen and never leave the server; parts that are personal never leave their
 client. A strategy is a sequence of stages, each with its own rounds and a fresh state of the server.
-
-Shape legend: P trained values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
-
-from fedloom.params import Layout, Params
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -100,17 +94,6 @@ def strategy(name: str, lora: LoRA) -> Strategy:
     return tuple(Stage(stage(what, lora).train, personal) for what, personal in SEQUENCES[name])
 
 
-def shared_mask(layout: Layout, stage: Stage) -> Tensor:
-    """Return 1.0 for values that are exchanged and 0.0 for personal ones, shape [P]."""
-    return layout.mask(lambda name: name.partition("/")[0] not in stage.personal)
-
-
-def own_start(broadcast: Params, own: Params, mask: Tensor) -> Params:
-    """Return what a client starts a round from: the broadcast where values are exchanged, its own elsewhere.
-
-    Args:
-        broadcast: What the server sent.
-        own: What the client ended its last round with.
-        mask: Of `shared_mask`.
-    """
-    return broadcast.with_flat(broadcast.flat.where(mask.bool(), own.flat))
+def whole(strategy: Strategy) -> Stage:
+    """Return all that a strategy trains at one time or another, as one stage: the layout of a run."""
+    return Stage({part: how for one in strategy for part, how in one.train.items()})
