@@ -45,7 +45,7 @@ def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> Iterator[ClientU
 
 
 Term = Callable[[ClientUpdate], tuple[float, Tensor]]
-"""Update → (weight > 0, value): one entry of a weighted sum."""
+"""Update → (weight > 0, value): one entry of a weighted mean."""
 
 HELD = 14
 """Updates that are summed at once."""
@@ -58,36 +58,30 @@ CHUNK = 16_384
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Weighted sums over a round.
+class Means:
+    """Weighted means over a round.
 
     Attributes:
         clients: Number of updates.
-        weights: Each term's sum of weights, as multiples of the first update's.
-        sums: Each term's Σ weight · value, in the same multiples.
+        values: Each term's Σ weight · value / Σ weight, float32, shaped as its values.
     """
 
     clients: int
-    weights: tuple[float, ...]
-    sums: tuple[Tensor, ...]
-
-    def mean(self, term: int = 0) -> Tensor:
-        """Return one term's weighted mean, float32, shaped as its values."""
-        return (self.sums[term] / self.weights[term]).float()
+    values: tuple[Tensor, ...]
 
 
-def totals(updates: Iterable[ClientUpdate], *terms: Term) -> Totals:
-    """Form several weighted sums in one pass over a stream, in its order, holding few updates at a time.
+def means(updates: Iterable[ClientUpdate], *terms: Term) -> Means:
+    """Form several weighted means in one pass over a stream, in its order, holding few updates at a time.
 
     Sums run in float32 over `FOLD` updates and in float64 over those, so a million clients lose no
     accuracy. Memory is that of `HELD` updates and a few vectors, whatever the number of clients.
 
     Args:
         updates: At least one, in client-id order.
-        terms: What is summed.
+        terms: What is averaged.
     """
     sums = [_Sum() for _ in terms]
-    first: list[float] = []
+    first: list[float] = []  # weights go in multiples of the first, so that equal ones multiply nothing
     weights = [0.0] * len(terms)
     clients = 0
     for update in updates:
@@ -97,7 +91,8 @@ def totals(updates: Iterable[ClientUpdate], *terms: Term) -> Totals:
             sums[k].add(weight / first[k], value)
             weights[k] += weight / first[k]
         clients += 1
-    return Totals(clients, tuple(weights), tuple(one.total() for one in sums))
+    values = (one.total().div_(weight).float() for one, weight in zip(sums, weights, strict=True))
+    return Means(clients, tuple(values))
 
 
 class _Sum:
@@ -188,4 +183,4 @@ def by_size(update: ClientUpdate, *, uniform: bool = False) -> float:
 
 def mean_delta(updates: Iterable[ClientUpdate], *, uniform: bool = False) -> Tensor:
     """Average the deltas, weighted by number of examples unless `uniform`."""
-    return totals(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).mean()
+    return means(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).values[0]

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 import torch
 
-from fedloom.algorithms.aggregate import by_size, extra, ordered, totals
+from fedloom.algorithms.aggregate import by_size, extra, means, ordered
 from fedloom.algorithms.base import PLAIN, Diagnostics, FederatedAlgorithm, ServerState, norm, positive
 from fedloom.params import Params
 from fedloom.types import Broadcast, ClientUpdate, Tensors
@@ -45,13 +45,13 @@ def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
         return Broadcast(state.params)
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
-        sums = totals(
+        found = means(
             ordered(updates, state.params.layout),
             lambda update: (by_size(update, uniform=uniform), update.delta.flat / _steps(update)),
             lambda update: (by_size(update, uniform=uniform), extra(update, "steps", ())),
         )
-        effective = float(sums.mean(1))
-        delta = effective * sums.mean(0)
+        effective = float(found.values[1])
+        delta = effective * found.values[0]
         params = state.params.with_flat(state.params.flat + lr * delta)
         diagnostics = {"delta_norm": norm(delta), "effective_steps": effective}
         return ServerState(params, state.round + 1), diagnostics

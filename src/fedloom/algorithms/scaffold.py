@@ -26,7 +26,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import by_size, extra, ordered, totals
+from fedloom.algorithms.aggregate import by_size, extra, means, ordered
 from fedloom.algorithms.base import (
     Diagnostics,
     FederatedAlgorithm,
@@ -58,16 +58,16 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         shape = (state.params.layout.size,)
-        sums = totals(
+        found = means(
             ordered(updates, state.params.layout),
             lambda update: (by_size(update, uniform=uniform), update.delta.flat),
             lambda update: (by_size(update, uniform=uniform), extra(update, "control", shape)),
         )
-        if sums.clients > clients:
-            raise ValueError(f"a cohort of {sums.clients} clients, but there are only {clients} in all")
-        delta, change = sums.mean(0), sums.mean(1)
+        if found.clients > clients:
+            raise ValueError(f"a cohort of {found.clients} clients, but there are only {clients} in all")
+        delta, change = found.values
         params = state.params.with_flat(state.params.flat + lr * delta)
-        control = state.slots["control"] + sums.clients / clients * change
+        control = state.slots["control"] + found.clients / clients * change
         diagnostics = {"delta_norm": norm(delta), "control_norm": norm(control)}
         return ServerState(params, state.round + 1, {"control": control}), diagnostics
 
