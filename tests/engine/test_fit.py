@@ -13,6 +13,8 @@ from fedloom.client.train import Work, train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import fit as module
 from fedloom.engine.fit import MOST, Fit, fit, remembered, saved_bytes, short_of_memory
+from fedloom.models import batch as batches
+from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
 from fedloom.models.recompute import recomputing
 from fedloom.sections import Train
@@ -99,3 +101,20 @@ def test_memory_is_short_when_a_step_would_take_more_than_half(tuned: Tuned) -> 
     one = saved_bytes(tuned, replace(work, conversations=work.conversations[:1]))
     assert short_of_memory(tuned, work, free=one)
     assert not short_of_memory(tuned, work, free=100 * one)
+
+
+def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
+    tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work,) = works(tuned, 1)
+    batch = collate(tuned.vlm, [next(work.batches())])
+    found = []
+    for logits in (batches.LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
+        monkeypatch.setattr(batches, "LOGITS", logits)
+        tuned.grads.zero_()
+        losses = answer_losses(tuned.vlm, batch)
+        losses.sum().backward()
+        found.append((losses.detach().clone(), tuned.grads.clone()))
+    assert len(batch.row) > 2  # so that there are pieces
+    for left, right in zip(*found, strict=True):
+        assert float((left - right).norm()) <= 1e-5 * float(right.norm())

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fedloom.models.family import Grid
 from fedloom.models.inputs import (
@@ -26,6 +28,9 @@ from fedloom.models.inputs import (
 from fedloom.models.load import Vlm
 from fedloom.record import Clock
 from fedloom.types import Conversation, UserError
+
+LOGITS = 2**26
+"""Logits that are computed at once in training; more answer tokens go in pieces."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +172,26 @@ def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     A client's conversations count alike, whatever the length of their answers. The head is applied at
     answer positions only; question, padding and image tokens carry no loss.
     """
-    logits = vlm.family.head(vlm.model, answer_states(vlm, batch, connects))  # [N, vocabulary]
-    losses = F.cross_entropy(logits.float(), batch.ids[batch.row, batch.column + 1], reduction="none")
+    states, targets = (
+        answer_states(vlm, batch, connects),
+        batch.ids[batch.row, batch.column + 1],
+    )  # [N, D], [N]
+    size = max(1, LOGITS // vlm.model.get_input_embeddings().num_embeddings)
+    if len(targets) <= size:
+        losses = _token_losses(vlm, states, targets)
+    else:  # the backward pass computes each piece's logits again, so that only one piece's are there at a time
+        losses = torch.cat(
+            [
+                checkpoint(partial(_token_losses, vlm), *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in zip(states.split(size), targets.split(size), strict=True)
+            ]
+        )
     return torch.stack([part.sum() for part in (losses * batch.weight).split(batch.sizes)])
+
+
+def _token_losses(vlm: Vlm, states: Tensor, targets: Tensor) -> Tensor:  # [N, D], [N] → [N]
+    logits = vlm.family.head(vlm.model, states)  # [N, vocabulary]
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
