@@ -236,10 +236,13 @@ def _strategies() -> dict[str, str]:
     from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
 
     ways = {"full": "in full", "lora": "by low-rank adapters"}
+    names = {"connector": "connector", "llm": "language model"}
+    kept = {"connector": "connector", "llm": "adapters"}
 
     def said(what: str, personal: tuple[str, ...]) -> str:
-        parts = " and ".join(f"the {part} {ways[way]}" for part, way in STRATEGIES[what].items())
-        return f"{parts}; each client keeps its own {' and '.join(personal)}" if personal else parts
+        parts = " and ".join(f"the {names[part]} {ways[way]}" for part, way in STRATEGIES[what].items())
+        own = " and ".join(kept[part] for part in personal)
+        return f"{parts}; each client keeps its own {own}" if personal else parts
 
     return {
         name: f"Train {', then '.join(said(*one) for one in stages)}." for name, stages in SEQUENCES.items()
