@@ -1,6 +1,6 @@
 """P3: rounds in one process against Flower's Ray simulation of the same clients, on the wall clock.
 
-Flower uses two worker processes and so both cores; our side uses one thread.
+Both sides have both cores: Flower as two worker processes of one thread, we as one process of two threads.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ def command() -> Measured:
 
 def main(side: str, name: str, packing: str, way: str) -> None:
     """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
-    from benchmarks.flower_side import CASES, our_round, simulate
+    import torch
+
+    from benchmarks.flower_side import ACTORS, CASES, our_round, simulate
 
     def ours():
+        torch.set_num_threads(ACTORS)
         return our_round(name, way)
 
     if side == "ours":

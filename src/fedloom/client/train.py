@@ -252,7 +252,7 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
                 if mask is not None:  # an optimiser moves a value without gradient too: it decays it
                     values.copy_(torch.where(mask, values, start.params.flat))
             clock.lap("step")
-        ends = [stack.flat[k].cpu().clone() for k in range(len(rows))]
+        ends = [stack.flat[k].cpu() for k in range(len(rows))]
     seconds = (time.perf_counter() - begun) / len(rows)
     results = [
         _result(work, end, carry, loss, seconds)
@@ -266,7 +266,7 @@ def _result(work: Work, end: Tensor, carry: Tensors, losses: float, seconds: flo
     extras, kept = (_put(tensors, "cpu") for tensors in work.rule.finish(carry, work.steps))
     delta = end - work.start.params.flat
     if work.shared is not None:
-        delta, kept = delta * work.shared, {**kept, OWN: end}
+        delta, kept = delta * work.shared, {**kept, OWN: end.clone()}
     metrics = {
         "loss": losses / work.steps,
         "steps": float(work.steps),

@@ -37,7 +37,7 @@ class GateSettings(Protocol):
 
 
 def malformed(update: ClientUpdate, layout: Layout) -> str | None:
-    """Say what is wrong with an update by itself, or None: names, shapes, weight, finite values."""
+    """Say what is wrong with an update by itself but for its delta's values, or None."""
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
         return (
@@ -47,11 +47,10 @@ def malformed(update: ClientUpdate, layout: Layout) -> str | None:
         return "shapes differ from the global model's"
     if not (isfinite(update.weight) and update.weight > 0):
         return f"weight {update.weight} is not finite and positive"
-    for name, value in (("delta", update.delta.flat), *update.extras.items()):
+    for name, value in update.extras.items():
         if not value.is_floating_point():
             return f"{name} holds {value.dtype}, not floating-point values"
-        # A sum is finite unless a value is not, or it overflows: then every value is looked at.
-        if not (isfinite(float(value.sum())) or bool(torch.isfinite(value).all())):
+        if not isfinite(_norm(value)):
             return f"{name} holds values that are not finite"
     return None
 
@@ -96,7 +95,8 @@ class Gate:
 
     def _measure(self, update: ClientUpdate) -> tuple[float, str | None]:
         reason = malformed(update, self._layout)
-        return (0.0, reason) if reason else (_norm(update.delta.flat), None)
+        norm = 0.0 if reason else _norm(update.delta.flat)
+        return norm, reason or (None if isfinite(norm) else "delta holds values that are not finite")
 
     def _outsized(self, norm: float, usual: float) -> str | None:
         most, ratio = self._settings.max_norm, self._settings.max_ratio
@@ -107,7 +107,8 @@ class Gate:
         return None
 
 
-def _norm(flat: Tensor) -> float:
-    norm = float(torch.linalg.vector_norm(flat))
+def _norm(values: Tensor) -> float:
+    """Return the Euclidean norm; it is finite exactly when all values are."""
+    norm = float(torch.linalg.vector_norm(values))
     # Squares of huge or tiny float32 values leave its range; then float64 decides.
-    return norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(flat.double()))
+    return norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(values.double()))
