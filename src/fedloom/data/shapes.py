@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi, sin
 from typing import TYPE_CHECKING
 
@@ -235,7 +235,8 @@ MAKERS: dict[str, Callable[..., Example]] = {
 def load_shapes(settings: DataSettings, seed: int) -> DataSet:
     """Draw `limit` training scenes (1,000 if unset) and `test_share` / (1 − `test_share`) as many test scenes.
 
-    With task "all" the four kinds take turns. No test scene equals a training scene.
+    With task "all" the four kinds take turns, and the group is the kind, so that the partition by_group gives
+    each of four clients one task. No test scene equals a training scene.
     """
     wanted = settings.limit or 1000
     tests = max(1, round(wanted * settings.test_share / (1 - settings.test_share)))
@@ -251,7 +252,7 @@ def load_shapes(settings: DataSettings, seed: int) -> DataSet:
             number += 1
             assert example.image is not None
             if part == "train" or example.image.key not in seen:
-                found.append(example)
+                found.append(replace(example, group=example.task) if len(kinds) > 1 else example)
             if part == "train":
                 seen.add(example.image.key)
         return tuple(found)
