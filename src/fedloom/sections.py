@@ -183,7 +183,8 @@ class Strategy(Section):
     )
     targets: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="Names of the linear layers of the language model that get LoRA.",
+        description="Linear layers of the language model that get LoRA, by last name, or by the last parts of "
+        "the name, such as layers.27.self_attn.q_proj.",
     )
 
 

@@ -188,6 +188,21 @@ def test_the_adapter_names_no_layer_of_the_encoder(tiny_model: Path, tmp_path: P
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] is None
 
 
+def test_a_target_can_be_one_layer_and_stock_peft_finds_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    tuned = tune(tiny_model, "lora", LoRA(targets=("layers.3.self_attn.q_proj",)))
+    (ours,) = {spot.module for spot in tuned.spots.values()}
+    assert ours.endswith(".layers.3.self_attn.q_proj")
+    export_adapter(tuned, tuned.start, tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32)
+    names = [name for name, _ in PeftModel.from_pretrained(base, tmp_path).named_modules()]
+    (theirs,) = (name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A"))
+    assert theirs.endswith(".layers.3.self_attn.q_proj")
+    assert "vision" not in theirs
+
+
 def test_targets_that_match_nothing_are_named(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="qkv_proj"):
         tune(tiny_model, "lora", LoRA(targets=("qkv_proj",)))

@@ -244,7 +244,7 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
         and any(name.startswith(prefix + ".") for prefix in getattr(vlm.family.parts, part))
         and vlm.family.parts.part_of(name) == part
     ]
-    found = [name for name in linears if name.rpartition(".")[2] in how.targets]
+    found = [name for name in linears if how.takes(name)]
     if not found:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
         raise UserError(
@@ -287,7 +287,7 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
-    linears = "|".join(lora.targets) if lora else ""
+    linears = "|".join(map(re.escape, lora.targets)) if lora else ""
     prefixes = "|".join(re.escape(prefix) for prefix in parts.llm)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -298,7 +298,7 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
         lora_dropout=0.0,
         bias="none",
         # A regular expression, because encoders name their layers as decoders do.
-        target_modules=rf"({prefixes})\..*\.({linears})" if lora else None,
+        target_modules=rf"({prefixes})\.(.*\.)?({linears})" if lora else None,
         modules_to_save=_saved_modules(tuned.vlm) if "connector" in tuned.stage.train else None,
     )
     return {

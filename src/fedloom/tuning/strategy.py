@@ -30,12 +30,23 @@ class LoRA:
     Attributes:
         rank: Rank r of the update B·A, ≥ 1.
         alpha: Scale: the update is multiplied by alpha / rank.
-        targets: Last names of the linear layers that get an adapter.
+        targets: Which linear layers get an adapter, by the ends of their dotted names: `q_proj` is that of
+            every layer, `layers.27.self_attn.q_proj` that of one.
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = LINEARS
+
+    def takes(self, name: str) -> bool:
+        """Say whether a linear layer gets an adapter.
+
+        Example:
+            >>> one = LoRA(targets=("7.self_attn.q_proj",))
+            >>> one.takes("model.layers.7.self_attn.q_proj"), one.takes("model.layers.27.self_attn.q_proj")
+            (True, False)
+        """
+        return any(f".{name}".endswith(f".{target}") for target in self.targets)
 
 
 @dataclass(frozen=True)
