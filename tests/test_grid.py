@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.data import load_data
+from fedloom.data import SHIPPED, load_data
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.grid import MOST_FOLDER, load_grid, short_names, slug
 from fedloom.scenarios.plan import build_plan
@@ -29,6 +29,8 @@ quick:
   grid: {seed: [7], scenario: [gaps]}
 """
 SWEEPS = [name for name in recipes() if sweep_keys(name)]
+ROOT = ["data.root=somewhere"]  # recipes of data that do not come with fedloom leave the folder open
+OUTSIDE = [name for name in SWEEPS if load_grid(name, ROOT).cells[0].experiment.data.name not in SHIPPED]
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -235,7 +237,7 @@ def test_a_folder_can_be_called_by_any_slug(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_shipped_grid_resolves_in_both_forms(name: str) -> None:
-    full, quick = load_grid(name), load_grid(name, quick=True)
+    full, quick = load_grid(name, ROOT), load_grid(name, ROOT, quick=True)
     assert len(quick.cells) < len(full.cells)
     assert full.name == quick.name == name.replace("/", "-")
     assert full.axes["seed"] == (0, 1, 2)
@@ -245,7 +247,13 @@ def test_every_shipped_grid_resolves_in_both_forms(name: str) -> None:
     assert first.endswith(".")
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_grid_on_data_from_outside_asks_for_their_folder(name: str) -> None:
+    with pytest.raises(UserError, match=r"one mistake in .*\n.* data\.root is missing; data\.name"):
+        load_grid(name)
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name not in OUTSIDE])
 def test_every_cell_of_a_shipped_grid_can_divide_its_data(name: str) -> None:
     for cell in load_grid(name).cells:
         experiment = cell.experiment
@@ -255,8 +263,15 @@ def test_every_cell_of_a_shipped_grid_can_divide_its_data(name: str) -> None:
         assert min(map(len, plan.clients)) > 0
 
 
-def test_the_emoji_grid_holds_the_twelve_published_types() -> None:
-    cells = {cell.values["scenario"]: cell.experiment.scenario for cell in load_grid("fedmllm/emoji").cells}
+TWELVE = ["emoji", "hateful-memes", "crisis-mmd", "one-shot", "one-shot-crisis"]
+
+
+@pytest.mark.parametrize("name", TWELVE)
+def test_grids_hold_the_twelve_published_types(name: str) -> None:
+    grid = load_grid(f"fedmllm/{name}", ROOT)
+    cells = {cell.values["scenario"]: cell.experiment.scenario for cell in grid.cells}
+    assert len(grid.cells) == 36
+    assert len(cells) == 12
     assert {one.clients for one in cells.values()} == {10}
     assert {one.partition for one in cells.values()} == {"dirichlet"}
     aligned = [one.alpha for one in cells.values() if one.pattern == "aligned"]
@@ -265,13 +280,30 @@ def test_the_emoji_grid_holds_the_twelve_published_types() -> None:
     assert [one.rate for one in cells.values() if one.pattern == "missing"] == [0.3, 0.4, 0.5]
     assert [one.image_clients for one in cells.values() if one.pattern == "cross"] == [3, 5, 7]
     assert [one.p for one in cells.values() if one.pattern == "hybrid"] == [0.8, 0.7, 0.6]
-    quick = load_grid("fedmllm/emoji", quick=True)
+    quick = load_grid(f"fedmllm/{name}", ROOT, quick=True)
     assert [cell.experiment.scenario.pattern for cell in quick.cells] == [
         "aligned",
         "missing",
         "cross",
         "hybrid",
     ]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_grids_beside_published_tables_are_run_as_published(name: str) -> None:
+    grid = load_grid(name, ROOT)
+    assert grid.published is not None
+    for cell in grid.cells:
+        experiment = cell.experiment
+        assert (experiment.mode, experiment.scenario.mode) == ("published", "published")
+        assert experiment.train.sampler == "published"
+        assert not experiment.model.network
+    # Every figure stands beside one of ours, and every point has one.
+    assert {method for row in grid.published.scores.values() for method in row} <= set(
+        grid.cells[0].experiment.methods
+    )
+    (points,) = (labels for axis, labels in grid.axes.items() if axis != "seed")
+    assert set(grid.published.scores) == set(points)
 
 
 def test_the_recipe_of_the_guide_is_a_grid(tmp_path: Path) -> None:

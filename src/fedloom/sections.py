@@ -288,8 +288,8 @@ class Published(Section):
     """Figures that others have published, which the report of a sweep shows beside ours."""
 
     source: Text = Field(description="Where the figures come from.")
-    metric: Literal["accuracy", "macro_f1", "auc"] = Field(
-        default="accuracy", description="What the figures are, in percent."
+    metric: Literal["accuracy", "macro_f1", "auc", "macro_f1_published", "auc_published"] = Field(
+        default="accuracy", description="What the figures are, in percent, by the name of our score."
     )
     scores: Mapping[Text, Mapping[Text, Number]] = Field(
         description="Label of an axis → method → figure in percent."
