@@ -273,7 +273,9 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
     standings = train_method(setting, method, name, setting.plan, alone)
-    models = {client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)}
+    models: dict[int | None, Params] = {
+        client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)
+    }
     return _own_scores(setting, models, method, name), 0, 0
 
 

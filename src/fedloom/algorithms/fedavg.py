@@ -57,9 +57,11 @@ def fedavg(
 
     def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
+        diagnostics = {"delta_norm": norm(delta)}
         old = _doubled(state.params) if published else state.params.flat
-        params = state.params.with_flat(old.add(delta, alpha=lr))  # one pass, no product in between
-        return ServerState(params, state.round + 1), {"delta_norm": norm(delta)}
+        # The mean is nobody else's, so the new parameters take its place: no further buffer to fill.
+        params = state.params.with_flat(delta.mul_(lr).add_(old))
+        return ServerState(params, state.round + 1), diagnostics
 
     return FederatedAlgorithm(init, broadcast, apply, local)
 
