@@ -249,7 +249,7 @@ def test_every_shipped_grid_resolves_in_both_forms(name: str) -> None:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_grid_on_data_from_outside_asks_for_their_folder(name: str) -> None:
-    with pytest.raises(UserError, match=r"one mistake in .*\n.* data\.root is missing; data\.name"):
+    with pytest.raises(UserError, match=r"mistakes? in .*\n.* data\.root is missing; data\.name"):
         load_grid(name)
 
 
