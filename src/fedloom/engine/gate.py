@@ -15,7 +15,7 @@ from torch import Tensor
 from fedloom.params import Layout
 from fedloom.types import ClientUpdate, Tensors
 
-FIRST = 32
+FIRST = 16
 """Updates of a round that have a say in what is usual."""
 
 REMEMBERED = 1024
@@ -84,10 +84,12 @@ class Gate:
     ) -> Iterator[tuple[ClientUpdate, Tensors, str | None]]:
         """Yield each update, what its client keeps, and why it is refused, or None."""
         coming = iter(results)
-        first = [(update, memory, *self._measure(update)) for update, memory in islice(coming, FIRST)]
+        first = deque((update, memory, *self._measure(update)) for update, memory in islice(coming, FIRST))
         usual = median([*self._norms, *(norm for *_, norm, reason in first if reason is None)] or [0.0])
         rest = ((update, memory, *self._measure(update)) for update, memory in coming)
-        for update, memory, norm, reason in chain(first, rest):
+        # Taken out one by one, so that nobody holds what was judged.
+        waiting = (first.popleft() for _ in range(len(first)))
+        for update, memory, norm, reason in chain(waiting, rest):
             why = reason or self._outsized(norm, usual)
             if why is None:
                 self._norms.append(norm)
