@@ -79,7 +79,7 @@ def test_lists_hold_what_an_experiment_can_name():
     for row in json.loads(call("list", "scenarios", "--json").stdout):
         load_experiment("smoke", [f"scenario.{row}"])
     for row in json.loads(call("list", "strategies", "--json").stdout):
-        load_experiment("smoke", [f"strategy.name={row}"])
+        load_experiment("smoke", [f"strategy.name={row}", "train.rounds=2"])
     for row in json.loads(call("list", "datasets", "--json").stdout):
         load_experiment("smoke", [f"data.name={row}", "data.root=somewhere"])
     methods = json.loads(call("list", "methods", "--json").stdout)

@@ -50,7 +50,14 @@ MISTAKES = {
     "out of range": ("data: {test_share: 1.0}\n", "data.test_share is 1.0, but must be a number > 0 and < 1"),
     "out of range or null": ("train: {clip: 0}\n", "train.clip is 0, but must be a number > 0 or null"),
     "not finite": ("train: {lr: .inf}\n", "train.lr is Infinity, but must be a number > 0"),
-    "choice": ("strategy: {name: loar}\n", "one of lora, connector, both. Did you mean lora?"),
+    "choice": (
+        "strategy: {name: loar}\n",
+        "one of lora, connector, both, two-stage, share-connector, share-lora. Did you mean lora?",
+    ),
+    "rounds of stages there are not": (
+        "strategy: {name: two-stage, stage_rounds: [1]}\n",
+        "strategy.stage_rounds needs one number for each of the 2 stages of two-stage, not 1",
+    ),
     "section that is none": ("strategy: both\n", "strategy is"),
     "empty section": ("gate:\n", "gate is null, but must be a mapping with keys from max_norm, max_ratio"),
     "list that is none": ("methods: fedavg\n", 'methods is "fedavg", but must be a list'),
@@ -282,7 +289,10 @@ def another(path):
         return (default if isinstance(default, int) else 0) + 1
     if "number" in kinds:
         return (default or 0.5) / 2
-    return ["q_proj"] if "array" in kinds else "digits"
+    if "array" in kinds:
+        items = next(option["items"] for option in options if option.get("type") == "array")
+        return [1] if items["type"] == "integer" else ["q_proj"]
+    return "digits"
 
 
 @pytest.mark.parametrize("path", [path for path in KEYS if len(path) == 2], ids=".".join)
@@ -341,11 +351,11 @@ def test_choices_are_what_the_packages_offer():
     from fedloom.algorithms import ALGORITHMS
     from fedloom.data import DATASETS
     from fedloom.scenarios import PARTITIONS, PATTERNS
-    from fedloom.tuning.strategy import LINEARS, STRATEGIES
+    from fedloom.tuning.strategy import LINEARS, SEQUENCES
 
     assert choices(Scenario, "partition") == set(PARTITIONS)
     assert choices(Scenario, "pattern") == set(PATTERNS)
-    assert choices(Strategy, "name") == set(STRATEGIES)
+    assert choices(Strategy, "name") == set(SEQUENCES)
     assert Strategy().targets == LINEARS
     assert Data().name in DATASETS
     assert {parse_method(name).base for name in DEFAULT_METHODS} <= {*REFERENCES, *ALGORITHMS}
