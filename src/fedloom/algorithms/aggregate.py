@@ -53,8 +53,8 @@ HELD = 14
 FOLD = 4 * HELD
 """Updates after which float32 sums are added to the float64 total."""
 
-CHUNK = 16_384
-"""Values of separate updates that are put side by side at once: few enough to stay in the cache."""
+CHUNK = 2**18
+"""Values of the total that separate updates are added to one after the other: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,11 @@ def _accumulate(total: Tensor, values: Sequence[Tensor], weights: Tensor, *, afr
         return
     flat = [value.reshape(-1) for value in values]
     for start in range(0, total.shape[0], CHUNK):
-        part = slice(start, start + CHUNK)
-        total[part].addmv_(torch.stack([row[part] for row in flat]).T, weights, beta=kept)
+        part = total[start : start + CHUNK]
+        if afresh:
+            part.zero_()
+        for value, weight in zip(flat, weights.tolist(), strict=True):
+            part.add_(value[start : start + CHUNK], alpha=weight)
 
 
 def _as_rows(values: Sequence[Tensor]) -> Tensor | None:
