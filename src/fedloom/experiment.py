@@ -227,9 +227,7 @@ def _stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     stages = len(SEQUENCES[name])
     where = (("strategy", "name"),)
     if given is not None and len(given) != stages:
-        message = (
-            f"strategy.stage_rounds has {len(given)} numbers, but the strategy {name} has {stages} stages"
-        )
+        message = f"strategy.stage_rounds needs one number for each of the {stages} stages of {name}, not {len(given)}"
         yield Conflict(("strategy", "stage_rounds"), message, where)
     if given is None and experiment.train.rounds < stages:
         message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
