@@ -124,7 +124,7 @@ class _Sum:
         if not self._held:
             return
         values = [value for _, value in self._held]
-        weights = torch.tensor([weight for weight, _ in self._held], dtype=values[0].dtype)
+        weights = [weight for weight, _ in self._held]
         if self._short is None:
             self._short = torch.empty_like(values[0], memory_format=torch.contiguous_format)
             _accumulate(self._short.view(-1), values, weights, afresh=True)
@@ -133,19 +133,20 @@ class _Sum:
         self._held.clear()
 
 
-def _accumulate(total: Tensor, values: Sequence[Tensor], weights: Tensor, *, afresh: bool = False) -> None:
+def _accumulate(
+    total: Tensor, values: Sequence[Tensor], weights: Sequence[float], *, afresh: bool = False
+) -> None:
     """Add Σ weight · value of tensors of one shape to a flat total, or write it there."""
-    kept = 0 if afresh else 1
     rows = _as_rows(values)
     if rows is not None:
-        total.addmv_(rows.T, weights, beta=kept)
+        total.addmv_(rows.T, torch.tensor(weights, dtype=rows.dtype), beta=0 if afresh else 1)
         return
     flat = [value.reshape(-1) for value in values]
     for start in range(0, total.shape[0], CHUNK):
         part = total[start : start + CHUNK]
         if afresh:
             part.zero_()
-        for value, weight in zip(flat, weights.tolist(), strict=True):
+        for value, weight in zip(flat, weights, strict=True):
             part.add_(value[start : start + CHUNK], alpha=weight)
 
 
