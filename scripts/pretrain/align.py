@@ -27,7 +27,6 @@ from transformers import (
 
 from fedloom.client.evaluate import judge
 from fedloom.data import load_data
-from fedloom.data.emoji import pretraining_records
 from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
 from fedloom.models.families import FAMILIES
@@ -40,6 +39,8 @@ from pretrain import corpus, language, vision
 from pretrain.fit import Budget, fit
 
 BATCH = 48
+SHARES = (0.22, 0.18, 0.1, 0.07, 0.08)
+"""Of a batch, for each source of `corpus.pictured`; ten questions more are about drawn scenes, the rest about words."""
 LAYERS = [3, 6]
 """Which hidden states of the encoder the connector reads: edges and colors in the middle, kinds at the end."""
 
@@ -93,33 +94,8 @@ def assemble(work: Path) -> Vlm:
     return Vlm("shipped", model, processor, FAMILIES["llava"], "")
 
 
-class Meanings:
-    """Classes and hypernyms of nouns, by their most frequent sense."""
-
-    def __init__(self, senses: list[corpus.Sense]) -> None:
-        self.by_word: dict[str, corpus.Sense] = {}
-        best: dict[str, int] = {}
-        for sense in senses:
-            if sense.lexname in language.NOUN_CLASSES:
-                for word, count in zip(sense.words, sense.counts, strict=True):
-                    if count > best.get(word, -1):
-                        self.by_word[word], best[word] = sense, count
-
-    def head(self, name: str) -> corpus.Sense | None:
-        """Find the sense of a name's last noun before "with", "in", "of" or a colon."""
-        core = name.lower().split(":")[0]
-        for joint in (" with ", " in ", " of ", " on ", " and "):
-            core = core.split(joint)[0]
-        words = core.split()
-        for start in range(len(words)):
-            found = self.by_word.get(" ".join(words[start:]))
-            if found is not None:
-                return found
-        return None
-
-
 def picture_questions(
-    source: corpus.Pictured, texts: list[str], meanings: Meanings, rng: np.random.Generator, index: int
+    source: corpus.Pictured, meanings: corpus.Meanings, rng: np.random.Generator, index: int
 ) -> tuple[str, str, bool]:
     """Choose a question about one picture: (question, answer, whether the words may be shown as text)."""
     name, words = source.names[index], source.words[index]
@@ -130,31 +106,31 @@ def picture_questions(
     if sense is not None and kind < 0.5 and sense.hypernyms:
         return "What kind of thing is it?", ", ".join(sense.hypernyms[: int(rng.integers(1, 4))]), True
     if kind < 0.75 and name:
-        return "What is its name?", name, bool(texts[index] != name)
+        return "What is its name?", name, bool(source.texts[index] != name)
     chosen = sorted(words[k] for k in rng.permutation(len(words))[:5])
     return "Which words go with it?", ", ".join(chosen) or name, False
 
 
 def make_batch(
-    sources: list[tuple[corpus.Pictured, list[str], float]],
+    sources: list[tuple[corpus.Pictured, float]],
     senses: tuple[list[corpus.Sense], NDArray[np.float64]],
-    meanings: Meanings,
+    meanings: corpus.Meanings,
     step: int,
 ) -> list[Conversation]:
     """Draw one batch of conversations from pictures, drawn scenes and words."""
     rng, generator = stream(0, "align", step=step), torch_stream(0, "align", step=step)
     render: Callable[..., Conversation] = TASKS["vqa"].render
     batch: list[Conversation] = []
-    for number, (source, texts, share) in enumerate(sources):
+    for number, (source, share) in enumerate(sources):
         picks = rng.integers(len(source.kinds), size=round(share * BATCH))
         moved = vision.augment(vision.unit(source.pixels[picks]), generator)
         arrays = ((moved + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(picks):
-            question, answer, may_read = picture_questions(source, texts, meanings, rng, int(index))
+            question, answer, may_read = picture_questions(source, meanings, rng, int(index))
             seen = rng.random()
             present = Presence(seen < 0.75 or not may_read, may_read and seen > 0.4)
             picture = Shown(f"{step}/{number}/{place}", arrays[place])
-            example = Example("", question, answer, picture, texts[index], task="vqa")
+            example = Example("", question, answer, picture, source.texts[index], task="vqa")
             clause = AGNOSTIC if rng.random() < 0.3 else None
             batch.append(render(example, present, clause=clause, answer_form="text"))
     kinds = list(MAKERS)
@@ -172,15 +148,10 @@ def batches(work: Path) -> Callable[[int], list[Conversation]]:
     """Gather all sources and return the batch of each step."""
     words = corpus.wordnet()
     weight = np.array(
-        [(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in language.NOUN_CLASSES else 0.35) for s in words]
+        [(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in corpus.NOUN_CLASSES else 0.35) for s in words]
     )
-    senses, meanings = (words, np.cumsum(weight / weight.sum())), Meanings(words)
-    drawn = [corpus.drawings(root, work) for root in (corpus.CLIP_ART, corpus.STAMPS)]
-    keywords = [", ".join(record["keywords"]) for record in pretraining_records()]
-    sources = [(corpus.emoji(), keywords, 0.42)]
-    sources += [
-        (one, [", ".join(w) for w in one.words], share) for one, share in zip(drawn, (0.13, 0.1), strict=True)
-    ]
+    senses, meanings = (words, np.cumsum(weight / weight.sum())), corpus.Meanings(words)
+    sources = list(zip(corpus.pictured(work), SHARES, strict=True))
     return lambda step: make_batch(sources, senses, meanings, step)
 
 

@@ -5,28 +5,42 @@ clip art  public-domain drawings with folder and file names (Debian package open
           national flags, because those show what flag emoji show
 stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without
           flags and letters
+styles    the same pool's emoji as five other artists draw them (Twemoji, Fluent twice, EmojiOne, Noto 1)
+icons     symbols with names from eight icon sets
 words     WordNet 3.0 nouns, verbs and adjectives: glosses, hypernyms, classes (Debian package wordnet-base)
 scenes    drawn shapes of the pool "pretrain" (fedloom.data.shapes)
+
+Styles and icons are the npm packages `@iconify-json/NAME` of STYLES and ICONS, installed in the work folder
+with `npm install --prefix DIR`, and drawn by rsvg-convert (Debian package librsvg2-bin).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fedloom.data.emoji import picture_of, pretraining_records
+from fedloom.data.emoji import picture_of, pool
 
 CLIP_ART = Path("/usr/share/openclipart/png")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 WORDNET = Path("/usr/share/wordnet")
+STYLES = ("twemoji", "fluent-emoji-flat", "fluent-emoji", "emojione", "noto-v1")
+ICONS = (
+    *("game-icons", "icon-park", "flat-color-icons", "streamline-ultimate-color", "streamline-plump-color"),
+    *("streamline-kameleon-color", "streamline-stickies-color", "streamline-freehand-color"),
+)
 # Folders with hundreds of near-equal pictures give at most this many each.
 PER_FOLDER = 120
 # National flags stay out; buttons, gradients and patterns show nothing with a name.
@@ -53,12 +67,21 @@ LEXNAMES = (
 
 @dataclass(frozen=True)
 class Pictured:
-    """Pictures of one source: pixels [N, 64, 64, 3] uint8, and what is known of each."""
+    """Pictures of one source: pixels [N, 64, 64, 3] uint8, and what is known of each.
+
+    `texts` is what may stand beside a picture: an emoji's keywords, or the words of a name.
+    """
 
     pixels: torch.Tensor
     kinds: list[str]
     words: list[list[str]]
     names: list[str]
+    texts: list[str]
+
+
+def pictured(work: Path) -> list[Pictured]:
+    """Gather emoji, the same in other styles, clip art, stamps and icons, in this order."""
+    return [emoji(), styles(work), *(drawings(root, work) for root in (CLIP_ART, STAMPS)), icons(work)]
 
 
 def square(image: Image.Image, side: int = 64) -> np.ndarray:
@@ -109,15 +132,88 @@ def drawings(root: Path, work: Path) -> Pictured:
     rows = [[folder, [word for word in found if len(places[word]) < 7]] for folder, found in rows]
     words = [list(dict.fromkeys([*split_words(folder.replace("/", " ")), *found])) for folder, found in rows]
     kinds = [f"{root.name}/{row[0]}" for row in rows]
-    return Pictured(load_file(tensors)["pixels"], kinds, words, [" ".join(row[1]) for row in rows])
+    names = [" ".join(row[1]) for row in rows]
+    return Pictured(load_file(tensors)["pixels"], kinds, words, names, [", ".join(found) for found in words])
 
 
 def emoji() -> Pictured:
     """Read the emoji of the pretraining pool."""
-    records = pretraining_records()
+    records = pool("pretrain")
     pixels = torch.from_numpy(np.stack([picture_of(record).pixels() for record in records]))
+    return described(pixels, records)
+
+
+def described(pixels: torch.Tensor, records: list[dict[str, Any]]) -> Pictured:
+    """Put pictures beside what Unicode says of their emoji."""
     words = [split_words(" ".join([record["name"], *record["keywords"]])) for record in records]
-    return Pictured(pixels, [record["subgroup"] for record in records], words, [r["name"] for r in records])
+    kinds, names, texts = zip(
+        *((one["subgroup"], one["name"], ", ".join(one["keywords"])) for one in records), strict=True
+    )
+    return Pictured(pixels, list(kinds), words, list(names), list(texts))
+
+
+def icon_sets(
+    names: tuple[str, ...], file: Path, wanted: frozenset[str] | None
+) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    """Draw icon sets once and keep them in `file`: pixels [N, 64, 64, 3], (set, icon) of each.
+
+    Args:
+        names: The sets, installed in the folder of `file`.
+        file: `NAME.safetensors`, kept beside `NAME.json`.
+        wanted: Which icons; None for all of them.
+    """
+    if not file.exists():
+        drawings = [
+            (name, icon, _svg(body, found))
+            for name in names
+            for found in [
+                json.loads((file.parent / f"node_modules/@iconify-json/{name}/icons.json").read_text())
+            ]
+            for icon, body in sorted(found["icons"].items())
+            if (wanted is None or icon in wanted) and not body.get("hidden")
+        ]
+        with ThreadPoolExecutor(2) as workers:
+            pixels = list(workers.map(_drawn, (svg for _, _, svg in drawings)))
+        save_file({"pixels": torch.from_numpy(np.stack(pixels))}, file)
+        file.with_suffix(".json").write_text(json.dumps([(name, icon) for name, icon, _ in drawings]))
+    return load_file(file)["pixels"], json.loads(file.with_suffix(".json").read_text())
+
+
+def _svg(icon: dict[str, Any], found: dict[str, Any]) -> str:
+    width, height = (icon.get(side, found.get(side, 16)) for side in ("width", "height"))
+    left, top = icon.get("left", found.get("left", 0)), icon.get("top", found.get("top", 0))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" color="black" '
+        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
+
+
+def _drawn(svg: str) -> np.ndarray:
+    command = ["rsvg-convert", "--width=64", "--height=64", "--keep-aspect-ratio", "--background-color=white"]
+    png = subprocess.run(command, input=svg.encode(), capture_output=True, check=True).stdout
+    with Image.open(io.BytesIO(png)) as image:
+        return square(image)
+
+
+def styles(work: Path) -> Pictured:
+    """Draw the emoji of the pretraining pool, and no other, as other artists see them."""
+    records = {slug(record["name"]): record for record in pool("pretrain")}
+    wanted = frozenset(records.keys() - {slug(record["name"]) for record in pool("federated")})
+    pixels, drawn = icon_sets(STYLES, work / "styles.safetensors", wanted)
+    return described(pixels, [records[icon] for _, icon in drawn])
+
+
+def icons(work: Path) -> Pictured:
+    """Draw the icons of all sets; an icon's kind is its set, its words are those of its name."""
+    pixels, drawn = icon_sets(ICONS, work / "icons.safetensors", None)
+    names = [re.sub(r"[\d-]+", " ", icon).strip() for _, icon in drawn]
+    words = [split_words(name) for name in names]
+    return Pictured(pixels, [name for name, _ in drawn], words, names, [", ".join(found) for found in words])
+
+
+def slug(name: str) -> str:
+    """Write an emoji's name as icon sets do: "red apple" is `red-apple`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -176,3 +272,31 @@ def wordnet() -> list[Sense]:
             above = raw[above][3]
         senses.append(Sense(words[:4], used[:4], lexname, gloss, tuple(chain)))
     return senses
+
+
+NOUN_CLASSES = {name.split(".")[1] for name in LEXNAMES if name.startswith("noun.")}
+
+
+class Meanings:
+    """Classes and hypernyms of nouns, by their most frequent sense."""
+
+    def __init__(self, senses: list[Sense]) -> None:
+        self.by_word: dict[str, Sense] = {}
+        best: dict[str, int] = {}
+        for sense in senses:
+            if sense.lexname in NOUN_CLASSES:
+                for word, count in zip(sense.words, sense.counts, strict=True):
+                    if count > best.get(word, -1):
+                        self.by_word[word], best[word] = sense, count
+
+    def head(self, name: str) -> Sense | None:
+        """Find the sense of a name's last noun before "with", "in", "of" or a colon."""
+        core = name.lower().split(":")[0]
+        for joint in (" with ", " in ", " of ", " on ", " and "):
+            core = core.split(joint)[0]
+        words = core.split()
+        for start in range(len(words)):
+            found = self.by_word.get(" ".join(words[start:]))
+            if found is not None:
+                return found
+        return None

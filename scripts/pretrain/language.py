@@ -143,7 +143,7 @@ def train(work: Path, minutes: float, steps: int = 10_000) -> None:
     """Train until `steps` or `minutes` are used up."""
     senses = corpus.wordnet()
     tokenizer = train_tokenizer(senses, work)
-    nouns = np.array([sense.lexname in NOUN_CLASSES for sense in senses])
+    nouns = np.array([sense.lexname in corpus.NOUN_CLASSES for sense in senses])
     weight = np.array([(sense.count + 0.3) ** 0.6 for sense in senses]) * np.where(nouns, 1.0, 0.35)
     cumulative = np.cumsum(weight / weight.sum())
     model = build()
@@ -187,9 +187,6 @@ def train(work: Path, minutes: float, steps: int = 10_000) -> None:
             save(model, work)
     save(model, work)
     (work / "language.json").write_text(json.dumps({"steps": step, "minutes": (time.time() - begun) / 60}))
-
-
-NOUN_CLASSES = {name.split(".")[1] for name in corpus.LEXNAMES if name.startswith("noun.")}
 
 
 def save(model: LlamaForCausalLM, work: Path) -> None:

@@ -1,7 +1,7 @@
 """Train the vision encoder from scratch: what is it, which words belong to it, what do its patches look like.
 
-Four losses on one ViT: kind (emoji subgroup, clip-art folder; cross-entropy), words (binary
-cross-entropy), shape / color / size of the object in each patch of a drawn scene (cross-entropy), and for
+Five losses on one ViT: kind (emoji subgroup, clip-art folder, icon set; cross-entropy), class (WordNet's, of the
+name, where it has one; cross-entropy), words (binary cross-entropy), shape / color / size of the object in each patch of a drawn scene (cross-entropy), and for
 every patch its colors and edge directions (regression; the target of MaskFeat, Wei et al., arXiv
 2112.09133, without masking).
 
@@ -36,6 +36,12 @@ CONFIG = {
     "vision_use_head": False,
 }
 GRID = 4
+CLASSES = sorted(corpus.NOUN_CLASSES)
+BATCH = (22, 22, 10, 6, 12)
+"""Pictures of each source of `corpus.pictured` in a step."""
+SCENES = 8
+UNKNOWN = -100
+"""The class of what has none; cross-entropy leaves it out."""
 
 
 def build() -> SiglipVisionModel:
@@ -112,11 +118,12 @@ def scene_targets(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Heads(nn.Module):
-    """The linear heads of the four losses, thrown away afterwards."""
+    """The linear heads of the losses, thrown away afterwards."""
 
     def __init__(self, kinds: int, words: int, hidden: int) -> None:
         super().__init__()
         self.kind = nn.Linear(2 * hidden, kinds)
+        self.sense = nn.Linear(2 * hidden, len(CLASSES))
         self.words = nn.Linear(2 * hidden, words)
         self.patch = nn.Linear(hidden, 80)
         self.cell = nn.Linear(hidden, 9 + 9 + 3)
@@ -137,7 +144,7 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
 
     Goes on from `vision.safetensors` if there is one, at a lower rate and with other draws.
     """
-    pictured = [corpus.emoji(), corpus.drawings(corpus.CLIP_ART, work), corpus.drawings(corpus.STAMPS, work)]
+    pictured, meanings = corpus.pictured(work), corpus.Meanings(corpus.wordnet())
     kinds = {
         kind: number for number, kind in enumerate(sorted({k for source in pictured for k in source.kinds}))
     }
@@ -149,7 +156,9 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
         targets = torch.zeros(len(labels), len(vocabulary))
         for row, words in enumerate(source.words):
             targets[row, [vocabulary[word] for word in words if word in vocabulary]] = 1
-        sources.append((unit(source.pixels), labels, targets))
+        heads_of = [meanings.head(name) for name in source.names]
+        classes = [UNKNOWN if sense is None else CLASSES.index(sense.lexname) for sense in heads_of]
+        sources.append((source.pixels, labels, torch.tensor(classes), targets))
     print(
         f"{[len(source.kinds) for source in pictured]} pictures, {len(kinds)} kinds, {len(vocabulary)} words",
         flush=True,
@@ -171,13 +180,15 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
             peak * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
         )
         picks = [
-            torch.from_numpy(rng.integers(len(sources[k][0]), size=size))
-            for k, size in ((0, 26), (1, 16), (2, 12))
+            torch.from_numpy(rng.integers(len(source[0]), size=size))
+            for source, size in zip(sources, BATCH, strict=True)
         ]
-        images = torch.cat([source[0][pick] for source, pick in zip(sources, picks, strict=True)])
-        labels = torch.cat([source[1][pick] for source, pick in zip(sources, picks, strict=True)])
-        targets = torch.cat([source[2][pick] for source, pick in zip(sources, picks, strict=True)])
-        scenes = [draw_scene(rng, int(rng.integers(1, 7)), "pretrain") for _ in range(12)]
+        pixels, labels, classes, targets = (
+            torch.cat([source[part][pick] for source, pick in zip(sources, picks, strict=True)])
+            for part in range(4)
+        )
+        images = unit(pixels)
+        scenes = [draw_scene(rng, int(rng.integers(1, 7)), "pretrain") for _ in range(SCENES)]
         drawn = unit(torch.stack([torch.from_numpy(scene.pixels().copy()) for scene in scenes]))
         batch = torch.cat([augment(images, generator), drawn])
         with torch.autocast("cpu", torch.bfloat16):
@@ -187,6 +198,7 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
         shape, color, size = scene_targets(scenes)
         parts = {
             "kind": F.cross_entropy(heads.kind(summary), labels, label_smoothing=0.1),
+            "class": F.cross_entropy(heads.sense(summary), classes, label_smoothing=0.1),
             "words": 20 * F.binary_cross_entropy_with_logits(heads.words(summary), targets),
             "patch": 4 * F.mse_loss(heads.patch(tokens), patch_targets(batch)),
             "cell": sum(
@@ -214,7 +226,7 @@ def train(work: Path, minutes: float, steps: int = 12_000) -> None:
             figures = " ".join(
                 f"{name} {value:.3f}"
                 for name, value in zip(
-                    ("kind", "words", "patch", "cell", "| kind acc", "shape acc", "color acc"),
+                    ("kind", "class", "words", "patch", "cell", "| kind acc", "shape acc", "color acc"),
                     mean.tolist(),
                     strict=True,
                 )

@@ -12,7 +12,7 @@ import pytest
 
 from fedloom.data import load_data
 from fedloom.data.base import FILES
-from fedloom.data.emoji import GROUPS, picture_of, pretraining_records
+from fedloom.data.emoji import GROUPS, picture_of, pool
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make_emoji.py"
 SEEDS = range(5)
@@ -76,7 +76,7 @@ def test_the_forms_join_what_they_should():
 
 def test_no_variant_and_no_equal_picture_is_on_two_sides(splits, records, pixels):
     forms = (code_form, lambda id: name_form(records[id]), pixels.__getitem__)
-    pretrained = [record["id"] for record in pretraining_records()]
+    pretrained = [record["id"] for record in pool("pretrain")]
     for data in splits:
         sides = (pretrained, [e.id for e in data.train], [e.id for e in data.test])
         for form in forms:
@@ -86,7 +86,7 @@ def test_no_variant_and_no_equal_picture_is_on_two_sides(splits, records, pixels
 
 
 def test_every_example_appears_once_and_none_is_lost(splits, records, pixels):
-    pretrained = {pixels[record["id"]] for record in pretraining_records()}
+    pretrained = {pixels[record["id"]] for record in pool("pretrain")}
     federated = [id for id, record in records.items() if record["pool"] == "federated"]
     expected = [id for id in federated if pixels[id] not in pretrained]
     assert len(expected) > 0.99 * len(federated)
@@ -118,11 +118,11 @@ def test_examples_say_what_the_records_say(splits, records):
         assert example.image.pixels().shape == (64, 64, 3)
 
 
-def test_pretraining_records_are_copies(records):
-    first = pretraining_records()
+def test_pool_are_copies(records):
+    first = pool("pretrain")
     assert {r["id"] for r in first} == {id for id, r in records.items() if r["pool"] == "pretrain"}
     first[0]["group"] = "changed"
-    assert pretraining_records()[0]["group"] != "changed"
+    assert pool("pretrain")[0]["group"] != "changed"
 
 
 def script():

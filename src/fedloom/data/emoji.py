@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.data.base import FILES, DataSettings, divide
 from fedloom.data.pictures import ZipPicture
@@ -29,8 +29,8 @@ def load_emoji(settings: DataSettings, seed: int) -> DataSet:
         settings: `test_share` is read.
         seed: Decides the division.
     """
-    seen = {picture_of(record).key for record in pretraining_records()}
-    found = [(record, picture_of(record)) for record in _records() if record["pool"] == "federated"]
+    seen = {picture_of(record).key for record in pool("pretrain")}
+    found = [(record, picture_of(record)) for record in pool("federated")]
     found = [(record, picture) for record, picture in found if picture.key not in seen]
     examples = [_example(record, picture) for record, picture in found]
     twins = [(record["base"], picture.key) for record, picture in found]
@@ -38,9 +38,9 @@ def load_emoji(settings: DataSettings, seed: int) -> DataSet:
     return DataSet("emoji", train, test)
 
 
-def pretraining_records() -> list[dict[str, Any]]:
-    """Return the records of the pool "pretrain": `id`, `base`, `group`, `subgroup`, `name`, `keywords`."""
-    return [dict(record) for record in _records() if record["pool"] == "pretrain"]
+def pool(name: Literal["pretrain", "federated"]) -> list[dict[str, Any]]:
+    """Return the records of a pool: `id`, `base`, `group`, `subgroup`, `name`, `keywords`."""
+    return [dict(record) for record in _records() if record["pool"] == name]
 
 
 def picture_of(record: dict[str, Any]) -> ZipPicture:
