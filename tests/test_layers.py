@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
 
 LAYERS = {
-    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire"},
+    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire", "processes"},
     1: {"algorithms", "scenarios", "data", "methods"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},

@@ -36,10 +36,11 @@ def answer_slice(
     settings: EvaluateSettings,
     *,
     clause: str | None,
+    workers: int = 1,
 ) -> list[Judged]:
-    """Answer all test examples with the evidence of one slice, with each client's adapters."""
+    """Answer all test examples with the evidence of one slice, with each client's adapters; see `judge_rows`."""
     presence = [SLICES[name]] * len(examples)
-    return judge_rows(vlm, connects, examples, presence, settings, clause=clause)
+    return judge_rows(vlm, connects, examples, presence, settings, clause=clause, workers=workers)
 
 
 def figures(

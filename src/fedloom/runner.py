@@ -13,6 +13,7 @@ from typing import Any
 
 from fedloom.client.train import OWN
 from fedloom.data import load_data
+from fedloom.engine.memory import keep_freed
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
@@ -121,6 +122,7 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: M
 
     import fedloom
 
+    keep_freed()
     if experiment.model.threads is not None:
         torch.set_num_threads(experiment.model.threads)
     data = load_data(experiment.data, experiment.seed)

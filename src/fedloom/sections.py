@@ -241,6 +241,10 @@ class Engine(Section):
         default="auto",
         description="Clients trained at once over the shared model; auto measures what pays on this machine.",
     )
+    workers: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Processes that train a cohort's clients at once; auto takes one for each thread, where it can.",
+    )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether the backward pass computes layers again to save memory; auto where it is short.",

@@ -15,10 +15,11 @@ from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
 from fedloom.client.evaluate import render
 from fedloom.client.train import learning_rate
-from fedloom.engine.fit import MOST, remembered, short_of_memory
+from fedloom.engine.fit import MOST, Fit, cores, remembered, short_of_memory
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, run_rounds, works_of
+from fedloom.engine.rounds import Backend, Run, Schedule, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.store import commit, last_commit, opened
+from fedloom.engine.workers import Workers
 from fedloom.experiment import Experiment
 from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
@@ -26,6 +27,7 @@ from fedloom.models.features import cache_folder
 from fedloom.models.load import Vlm
 from fedloom.models.recompute import recomputing
 from fedloom.params import Params
+from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_json
 from fedloom.scenarios.plan import Plan, Share
@@ -36,7 +38,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.masks import shared_mask, trained_mask
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
-from fedloom.types import ClientUpdate, Conversation, DataSet, Presence
+from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, UserError
 
 CLIENTS_HELD = 1024
 """Clients whose rendered examples are kept from round to round."""
@@ -134,7 +136,7 @@ def train_method(
         standings = [run.standing for run in runs]
         if any(left):
             with recomputing(setting.vlm, _recompute(setting, runs)):
-                standings = run_rounds(runs, InProcess(setting.tuned, rows_of(setting, runs), trained))
+                standings = run_rounds(runs, backend_of(setting, runs, trained))
     return standings
 
 
@@ -199,20 +201,38 @@ def _training(
     )
 
 
-def rows_of(setting: Setting, runs: Sequence[Run]) -> int:
-    """Say how many clients train side by side: as the experiment says, as this run did before, or measured."""
-    chosen = setting.experiment.engine.side_by_side
+def backend_of(setting: Setting, runs: Sequence[Run], trained: Callable[[ClientUpdate], None]) -> Backend:
+    """Say where clients train: as the experiment says, as this run did before, or as measured."""
+    chosen, tuned = setting.experiment.engine, setting.tuned
     file = setting.folder / "engine.json"
     works = list(islice(chain.from_iterable(works_of(run) for run in runs), MOST))
-    if len(works) < 2 or not setting.tuned.stackable:
-        return 1
-    if chosen != "auto":
-        return chosen
-    if not file.exists():
-        found = remembered(cache_folder() / "side-by-side.json", setting.tuned, works)
+    if len(works) < 2:
+        return InProcess(tuned, 1, trained)
+    if "auto" in (chosen.side_by_side, chosen.workers) and not file.exists():
+        cohort = sum(len(draw_cohort(run.schedule, run.round)) for run in runs)
+        known_here = cache_folder() / "side-by-side.json"
+        found = remembered(known_here, tuned, works, cohort, workers_of(setting))
         write_json(file, found.to_json())
         setting.record.append("engine", found.to_json())
-    return json.loads(file.read_text(encoding="utf-8"))["rows"]
+    known = Fit(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Fit(1)
+    rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
+    workers = known.workers if chosen.workers == "auto" else workers_of(setting)
+    inner = InProcess(tuned, rows if tuned.stackable else 1, trained)
+    return inner if workers == 1 else Workers(inner, workers)
+
+
+def workers_of(setting: Setting) -> int:
+    """Return how many processes may work at once.
+
+    Raises:
+        UserError: The experiment wants several where a process cannot be copied.
+    """
+    chosen, possible = setting.experiment.engine.workers, cores(setting.tuned)
+    if chosen == "auto":
+        return possible
+    if chosen > 1 and not (can_fork() and setting.vlm.device.type == "cpu"):
+        raise UserError("engine.workers: several processes need Linux and a model on the CPU; set it to 1")
+    return chosen
 
 
 def answers_of(
@@ -244,6 +264,7 @@ def answers_of(
             part,
             setting.experiment.evaluate,
             clause=_clause(setting, method),
+            workers=workers_of(setting),
         )
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):

@@ -74,14 +74,14 @@ def test_a_choice_is_remembered_until_the_work_is_another(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    monkeypatch.setattr(module, "fit", lambda _, some: made.append(len(some)) or Fit(2, 1.5, 2))
+    monkeypatch.setattr(module, "fit", lambda _, some, *more: made.append(len(some)) or Fit(2, 1.5, 2))
     file = tmp_path / "choices.json"
-    assert remembered(file, tuned, works(tuned, 3)) == remembered(file, tuned, works(tuned, 3))
+    assert remembered(file, tuned, works(tuned, 3), 3, 1) == remembered(file, tuned, works(tuned, 3), 3, 1)
     assert made == [3]
-    remembered(file, tuned, works(tuned, 3, batch_size=1))
+    remembered(file, tuned, works(tuned, 3, batch_size=1), 3, 1)
     assert made == [3, 3]
     file.write_text("{")
-    remembered(file, tuned, works(tuned, 3))
+    remembered(file, tuned, works(tuned, 3), 3, 1)
     assert made == [3, 3, 3]
 
 

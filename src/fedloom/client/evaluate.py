@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedloom.models.batch import Connect, generate, option_scores
+from fedloom.models.batch import Connect, encode, generate, option_scores
 from fedloom.models.load import Vlm
 from fedloom.models.published import teacher_forced
+from fedloom.processes import forked
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
 from fedloom.tasks.base import AnswerForm
 from fedloom.tasks.scoring import Judged
@@ -71,6 +74,7 @@ def judge_rows(
     settings: EvaluateSettings,
     *,
     clause: str | None = None,
+    workers: int = 1,
 ) -> list[Judged]:
     """Answer every example with each of K clients' adapters that stand side by side in the model.
 
@@ -84,6 +88,7 @@ def judge_rows(
         presence: What of its evidence each example shows.
         settings: Form of the answer and way of choosing it.
         clause: What prompts say of the evidence; None names what is present.
+        workers: Processes that ask at once; more than one needs `fedloom.processes.can_fork`.
 
     Returns:
         Each client's answers.
@@ -93,34 +98,70 @@ def judge_rows(
     answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
     replies: list[list[str | None]] = [[None] * len(examples) for _ in rows]
     probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
-    scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
-    order = sorted(
-        range(len(examples)),
-        key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
-    )
-    size = max(1, BATCH_SIZE // len(connects))
-    for start in range(0, len(order), size):
-        for kind in (False, True):
-            places = [k for k in order[start : start + size] if scored[k] is kind]
-            if not places:
-                continue
-            batch = [conversations[k] for k in places]
-            asked = [(row, k) for row in rows for k in places]
-            if kind:
-                for (row, k), scores in zip(asked, option_scores(vlm, batch, connects), strict=True):
-                    chances = torch.softmax(scores[: len(conversations[k].options)].double(), 0).numpy()
-                    answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
-            else:
-                told = _replies(vlm, connects, batch, settings)
-                for (row, k), reply in zip(asked, told, strict=True):
-                    replies[row][k] = reply
-                    answers[row][k] = TASKS[examples[k].task].parse(
-                        reply, examples[k], answer_form=settings.answer
-                    )
+    for row, k, found in _asked(vlm, connects, conversations, settings, workers):
+        if isinstance(found, str):
+            replies[row][k] = found
+            answers[row][k] = TASKS[examples[k].task].parse(found, examples[k], answer_form=settings.answer)
+        else:
+            chances = np.array(found)
+            answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
     return [
         Judged(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
         for row in rows
     ]
+
+
+Found = tuple[int, int, str | list[float]]
+"""Client's row, number of the question, and what was found: a reply, or the chances of the options."""
+
+
+def _asked(
+    vlm: Vlm,
+    connects: Sequence[Connect],
+    conversations: Sequence[Conversation],
+    settings: EvaluateSettings,
+    workers: int,
+) -> Iterator[Found]:
+    """Ask all questions in batches by length, here or in several processes."""
+    scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
+    order = sorted(
+        range(len(conversations)),
+        key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
+    )
+    size = max(1, BATCH_SIZE // len(connects))
+    batches = [
+        [k for k in order[start : start + size] if scored[k] is kind]
+        for start in range(0, len(order), size)
+        for kind in (False, True)
+    ]
+    batches = [places for places in batches if places]
+
+    def answered(places: Sequence[int]) -> list[Found]:
+        batch = [conversations[k] for k in places]
+        asked = [(row, k) for row in range(len(connects)) for k in places]
+        if not scored[places[0]]:
+            told = _replies(vlm, connects, batch, settings)
+            return [(row, k, reply) for (row, k), reply in zip(asked, told, strict=True)]
+        scores = [
+            one[: len(conversations[k].options)].double()
+            for (_, k), one in zip(asked, option_scores(vlm, batch, connects), strict=True)
+        ]
+        return [(row, k, torch.softmax(one, 0).tolist()) for (row, k), one in zip(asked, scores, strict=True)]
+
+    def share(number: int) -> Iterator[bytes]:
+        yield from (json.dumps(answered(places)).encode() for places in batches[number::workers])
+
+    workers = min(workers, len(batches))
+    if workers > 1:
+        for one, likely in zip(conversations, scored, strict=True):
+            if likely:  # tokenised here once, and not in every copy again
+                encode(vlm, one, one.options)
+        parts = [partial(share, number) for number in range(workers)]
+        for _, message in forked(parts, max(1, torch.get_num_threads() // workers)):
+            yield from (tuple(found) for found in json.loads(message))
+    else:
+        for places in batches:
+            yield from answered(places)
 
 
 def _replies(

@@ -1,4 +1,4 @@
-"""How many clients to train side by side: as many as memory holds, if that is faster than one by one.
+"""How many clients to train at once, in processes and side by side: as many as memory holds, if it is faster.
 
 What is faster depends on the machine, so it is measured once and remembered there; a run writes down what
 it chose and keeps to it when it goes on.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fedloom.client.train import Work
 from fedloom.models.batch import answer_losses, collate
+from fedloom.processes import can_fork
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, side_by_side
 
@@ -38,54 +40,76 @@ class Fit:
         rows: Clients that train side by side.
         gain: Measured speed of `tried` rows over one, or None where there was nothing to measure.
         tried: Rows that were measured.
-        room: Rows that memory holds.
+        room: Clients that memory holds at once.
+        workers: Processes that train clients at once, each with its share of the threads.
     """
 
     rows: int
     gain: float | None = None
     tried: int = 1
     room: int = MOST
+    workers: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON can write it."""
         return asdict(self)
 
 
-def fit(tuned: Tuned, works: Sequence[Work], free: int | None = None) -> Fit:
-    """Choose the number of rows for works like these.
+def cores(tuned: Tuned) -> int:
+    """Return how many processes may train clients at once: one for each thread, where processes can be copied."""
+    return torch.get_num_threads() if tuned.vlm.device.type == "cpu" and can_fork() else 1
 
-    Times one forward and backward pass of one client and of several, twice each, alternating; nothing is
-    learnt from it.
+
+def fit(
+    tuned: Tuned,
+    works: Sequence[Work],
+    cohort: int | None = None,
+    workers: int = 1,
+    free: int | None = None,
+) -> Fit:
+    """Choose the number of workers and of rows for works like these.
+
+    Clients are dealt out to workers first, since processes never wait for each other. Then one forward and
+    backward pass of one client and of several are timed, twice each, alternating, with a worker's threads;
+    nothing is learnt from it.
 
     Args:
         tuned: The model with one row.
         works: Some of a round's works.
+        cohort: How many works a round has; None means these.
+        workers: The most workers to take.
         free: Bytes that may be used; None asks the system.
     """
-    if len(works) < 2 or not tuned.stackable:
+    if len(works) < 2:
         return Fit(1)
+    cohort = len(works) if cohort is None else cohort
     free = free_memory() if free is None else free
     needed = saved_bytes(tuned, works[0])
     # Half of what is free, since backward needs about as much again as forward saved.
-    room = MOST if free is None or not needed else max(1, min(MOST, int(free / 2 / needed)))
-    tried = min(room, len(works))
-    if tried < 2:
-        return Fit(1, room=room)
+    room = MOST * workers if free is None or not needed else max(1, int(free / 2 / needed))
+    workers = min(workers, room, cohort)
+    room = min(room, MOST * workers)
+    tried = min(room // workers, math.ceil(cohort / workers), len(works))
+    if tried < 2 or not tuned.stackable:
+        return Fit(1, room=room, workers=workers)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
     _seconds(tuned, works[:1])  # the first pass of all is slower
     alone, together = [], []
     for _ in range(2):
         alone.append(_seconds(tuned, works[:1]))
         together.append(_seconds(tuned, works[:tried]))
+    torch.set_num_threads(threads)
     gain = min(alone) * tried / min(together)
-    return Fit(tried if gain >= WORTHWHILE else 1, round(gain, 3), tried, room)
+    return Fit(tried if gain >= WORTHWHILE else 1, round(gain, 3), tried, room, workers)
 
 
-def remembered(file: Path, tuned: Tuned, works: Sequence[Work]) -> Fit:
+def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int) -> Fit:
     """Return the choice this machine made before for such works, or make it and remember it in `file`."""
     settings = works[0].settings
     key = hashlib.sha256(
-        f"{tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(len(works), MOST)} "
-        f"{torch.get_num_threads()} {torch.__version__}".encode()
+        f"{tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
+        f"{workers} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}
     try:
@@ -93,7 +117,7 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work]) -> Fit:
         return Fit(**known[key])
     except (OSError, ValueError, TypeError, KeyError):
         pass  # not there, damaged, or of another version: measured again
-    found = fit(tuned, works)
+    found = fit(tuned, works, cohort, workers)
     write_json(file, {**known, key: found.to_json()})
     return found
 

@@ -1,0 +1,146 @@
+"""Work in several processes, each a copy of this one made when the work is known: only what they find travels.
+
+A copy shares the memory of its original until either writes to it, so models and data are there without being
+loaded or sent. Linux only, and not once an accelerator is in use, which no copy can share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import struct
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+import torch
+
+from fedloom.types import UserError
+
+Part = Callable[[], Iterator[bytes]]
+"""One process's work: what it yields is sent to the original."""
+
+FRAME = struct.Struct("<BQ")
+"""Kind of a message, and its bytes."""
+MESSAGE, FAILURE, END = 0, 1, 2
+PIPE = 2**20
+"""Bytes that may wait between two processes."""
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of prctl."""
+
+
+def can_fork() -> bool:
+    """Tell whether this process can be copied: on Linux, and as long as it uses no accelerator."""
+    return sys.platform == "linux" and not torch.cuda.is_initialized()
+
+
+def forked(parts: Sequence[Part], threads: int) -> Iterator[tuple[int, bytes]]:
+    """Do each part in a process of its own.
+
+    Args:
+        parts: What to do.
+        threads: Threads of each process, ≥ 1.
+
+    Yields:
+        (number of the part, message), in the order of messages within a part and as they come between parts.
+
+    Raises:
+        UserError: A part raised it, or a process was killed.
+        RuntimeError: A part raised something else; the message holds its traceback.
+    """
+    running: dict[int, int] = {}
+    pipes: list[int] = []
+    try:
+        for part in parts:
+            read, write = os.pipe()
+            pid = _fork()
+            if pid == 0:
+                for other in (read, *pipes):
+                    os.close(other)
+                _work(part, write, threads)
+            os.close(write)
+            pipes.append(read)
+            running[read] = pid
+        yield from _messages(pipes, running)
+    finally:
+        for read, pid in running.items():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(read)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python warns of threads that hold locks; a progress bar's is the only one, and no part prints.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _work(part: Part, write: int, threads: int) -> NoReturn:
+    """Do a part in the copy; never return into the original's code."""
+    try:
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the original hears it too and ends its copies
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE)
+        torch.set_num_threads(threads)
+        for message in part():
+            _send(write, MESSAGE, message)
+        _send(write, END, b"")
+    except BrokenPipeError:
+        pass  # nobody listens any more
+    except BaseException as error:
+        mistake = isinstance(error, UserError)
+        said = str(error) if mistake else traceback.format_exc()
+        _send(write, FAILURE, json.dumps([mistake, said]).encode())
+    finally:
+        os._exit(0)
+
+
+def _send(write: int, kind: int, message: bytes) -> None:
+    rest = memoryview(FRAME.pack(kind, len(message)) + message)
+    while rest:
+        rest = rest[os.write(write, rest) :]
+
+
+def _messages(pipes: Sequence[int], running: dict[int, int]) -> Iterator[tuple[int, bytes]]:
+    """Read what comes until every process has said that it is done."""
+    waiting = {read: bytearray() for read in pipes}
+    with selectors.DefaultSelector() as selector:
+        for read in pipes:
+            selector.register(read, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                read = key.fd
+                piece = os.read(read, PIPE)
+                if not piece:
+                    raise UserError(
+                        "a worker process was killed, perhaps because memory ran out; try --set engine.workers=1"
+                    )
+                waiting[read] += piece
+                for kind, message in _frames(waiting[read]):
+                    if kind == FAILURE:
+                        mistake, said = json.loads(message)
+                        raise UserError(said) if mistake else RuntimeError(f"in a worker process:\n{said}")
+                    if kind == END:
+                        selector.unregister(read)
+                        os.waitpid(running.pop(read), 0)
+                        os.close(read)
+                    else:
+                        yield pipes.index(read), message
+
+
+def _frames(waiting: bytearray) -> Iterator[tuple[int, bytes]]:
+    """Take whole messages off the front of what has come."""
+    while len(waiting) >= FRAME.size:
+        kind, length = FRAME.unpack_from(waiting)
+        if len(waiting) < FRAME.size + length:
+            return
+        message = bytes(waiting[FRAME.size : FRAME.size + length])
+        del waiting[: FRAME.size + length]
+        yield kind, message

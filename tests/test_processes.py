@@ -1,0 +1,96 @@
+"""Work in copies of this process: order, failures, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedloom.processes import PIPE, can_fork, forked
+from fedloom.types import UserError
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+
+
+def say(messages: list[bytes]) -> Iterator[bytes]:
+    yield from messages
+
+
+def processes() -> set[int]:
+    """Our children that still run or wait to be asked for."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return set()
+    return {1}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=50), max_size=5), min_size=1, max_size=4))
+def test_every_message_comes_in_the_order_of_its_part(parts: list[list[bytes]]) -> None:
+    found: list[list[bytes]] = [[] for _ in parts]
+    for number, message in forked([partial(say, part) for part in parts], 1):
+        found[number].append(message)
+    assert found == parts
+    assert not processes()
+
+
+def test_messages_larger_than_a_pipe_come_whole() -> None:
+    large = os.urandom(3 * PIPE + 1)
+    assert list(forked([partial(say, [large, b"", large])], 1)) == [(0, large), (0, b""), (0, large)]
+
+
+def test_a_part_sees_what_was_here_and_changes_nothing_here() -> None:
+    values = [1]
+
+    def change() -> Iterator[bytes]:
+        values.append(2)
+        yield str(values).encode()
+        yield str(torch.get_num_threads()).encode()
+
+    assert [message for _, message in forked([change], 1)] == [b"[1, 2]", b"1"]
+    assert values == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [(UserError("no such file"), UserError, "^no such file$"), (KeyError("x"), RuntimeError, "KeyError")],
+)
+def test_what_a_part_raises_is_raised_here(error: Exception, kind: type[Exception], said: str) -> None:
+    def fail() -> Iterator[bytes]:
+        yield b"first"
+        raise error
+
+    with pytest.raises(kind, match=said):
+        list(forked([fail, partial(time_out, 60)], 1))
+    assert not processes()
+
+
+def time_out(seconds: float) -> Iterator[bytes]:
+    time.sleep(seconds)
+    yield b""
+
+
+def test_a_killed_process_is_told_and_the_others_end() -> None:
+    def killed() -> Iterator[bytes]:
+        yield b""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"killed.*engine\.workers=1"):
+        list(forked([killed, partial(time_out, 60)], 1))
+    assert not processes()
+
+
+def test_who_stops_listening_ends_all() -> None:
+    coming = forked([partial(say, [b"a"]), partial(time_out, 60)], 1)
+    assert next(coming) == (0, b"a")
+    coming.close()
+    assert not processes()
