@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fedloom.engine.memory import keep_freed
 from fedloom.record import write_json
 
 Clock = Callable[[], float]
@@ -139,7 +140,8 @@ class Row:
 
 
 def measured(bench: Bench) -> Row:
-    """Run one benchmark; what goes wrong becomes a row without a figure, with the reason."""
+    """Run one benchmark, both sides with a run's memory policy; what goes wrong becomes a row without a figure."""
+    keep_freed()
     try:
         ratios, detail = bench.measure()
     except Missing as reason:

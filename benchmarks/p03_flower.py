@@ -1,6 +1,7 @@
 """P3: rounds in one process against Flower's Ray simulation of the same clients, on the wall clock.
 
-Both sides have both cores: Flower as two worker processes of one thread, we as one process of two threads.
+Both sides have both cores: Flower as two worker processes of one thread, we as one process of two threads or as two
+copies of it of one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def main(side: str, name: str, packing: str, way: str) -> None:
     import torch
 
     from benchmarks.flower_side import ACTORS, CASES, our_round, simulate
+    from fedloom.engine.memory import keep_freed
+
+    keep_freed()
 
     def ours():
         torch.set_num_threads(ACTORS)
@@ -71,9 +75,9 @@ ROWS = {
     "P3-h64": Bench("vs Flower, h64 training", 12, 6, per_round("h64", way="auto")),
     "P3-h64-sequential": Bench("  one client at a time", 1, 1, per_round("h64")),
     "P3-h64-flat": Bench("  one array a message", 1, 1, per_round("h64", whole=True, way="auto")),
-    "P3-h256": Bench("vs Flower, h256x4 steps", 3, 1.5, per_round("h256")),
-    "P3-h256-cohort": Bench("  side by side", 6, 3, per_round("h256", way="cohort")),
-    "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True)),
+    "P3-h256": Bench("vs Flower, h256x4 steps", 3, 1.5, per_round("h256", way="workers")),
+    "P3-h256-cohort": Bench("  as a run chooses", 6, 3, per_round("h256", way="auto")),
+    "P3-h256-flat": Bench("  one array a message", 1, 1, per_round("h256", whole=True, way="workers")),
     "P3-command": Bench("vs Flower, whole command", 9, 4.5, command),
 }
 

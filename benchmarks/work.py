@@ -14,9 +14,10 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.base import PLAIN
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.train import Result, Work
-from fedloom.engine.fit import fit
+from fedloom.engine.fit import cores, fit
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
+from fedloom.engine.workers import Workers
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
@@ -105,14 +106,22 @@ def cohort(clients: Clients) -> InProcess:
     return InProcess(clients.tuned, ROWS)
 
 
-def automatic(clients: Clients) -> InProcess:
-    """As many clients side by side as a short measurement finds worthwhile."""
+def workers(clients: Clients) -> Backend:
+    """One client after the other in each of as many processes as there are threads."""
+    return Workers(InProcess(clients.tuned), cores(clients.tuned))
+
+
+def automatic(clients: Clients) -> Backend:
+    """What a run chooses by itself: processes, and clients side by side, by a short measurement."""
     works = [clients.work(client) for client in list(clients.held)[:ROWS]]
-    return InProcess(clients.tuned, fit(clients.tuned, works).rows)
+    found = fit(clients.tuned, works, len(clients.held), cores(clients.tuned))
+    inner = InProcess(clients.tuned, found.rows)
+    return inner if found.workers == 1 else Workers(inner, found.workers)
 
 
-BACKENDS: dict[str, Callable[[Clients], InProcess]] = {
+BACKENDS: dict[str, Callable[[Clients], Backend]] = {
     "sequential": sequential,
+    "workers": workers,
     "cohort": cohort,
     "auto": automatic,
 }

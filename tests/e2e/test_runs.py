@@ -20,6 +20,7 @@ from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.methods import PUBLISHED
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
+from fedloom.processes import can_fork
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
@@ -69,6 +70,24 @@ def test_the_same_experiment_gives_the_same_bytes(
     again = run(experiment(tiny_model), tmp_path / "again")
     assert adapter(tmp_path / "again") == adapter(undisturbed)
     assert timeless(again) == timeless(json.loads((undisturbed / "result.json").read_text()))
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+def test_several_processes_give_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    one, several = (
+        run(experiment(tiny_model, engine={"workers": count, "side_by_side": 1}), tmp_path / str(count))
+        for count in (1, 2)
+    )
+    assert adapter(tmp_path / "2") == adapter(tmp_path / "1")
+    assert timeless(several) == timeless(one)
+
+
+def test_more_processes_than_the_system_can_copy_are_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedloom.training.can_fork", lambda: False)
+    with pytest.raises(UserError, match=r"engine\.workers: .* set it to 1"):
+        run(experiment(tiny_model, engine={"workers": 2}), tmp_path / "run")
 
 
 def test_another_seed_gives_other_bytes(tiny_model: Path, undisturbed: Path, tmp_path: Path) -> None:

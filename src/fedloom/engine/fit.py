@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.client.train import Work
 from fedloom.models.batch import answer_losses, collate
-from fedloom.processes import can_fork
+from fedloom.processes import can_fork, forked
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, side_by_side
 
@@ -30,6 +30,9 @@ MOST = 8
 
 WORTHWHILE = 1.05
 """Gain below which clients train one by one: less is noise."""
+
+OVERHEAD = 0.1
+"""Share of a round that copying the process may take; beyond it one process does the round."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def fit(
 ) -> Fit:
     """Choose the number of workers and of rows for works like these.
 
-    Clients are dealt out to workers first, since processes never wait for each other. Then one forward and
+    Clients are dealt out to workers first, unless a round is too short for it. Then one forward and
     backward pass of one client and of several are timed, twice each, alternating, with a worker's threads;
     nothing is learnt from it.
 
@@ -88,6 +91,8 @@ def fit(
     # Half of what is free, since backward needs about as much again as forward saved.
     room = MOST * workers if free is None or not needed else max(1, int(free / 2 / needed))
     workers = min(workers, room, cohort)
+    if workers > 1 and _copying(workers) > OVERHEAD * cohort * works[0].steps * _seconds(tuned, works[:1]):
+        workers = 1
     room = min(room, MOST * workers)
     tried = min(room // workers, math.ceil(cohort / workers), len(works))
     if tried < 2 or not tuned.stackable:
@@ -120,6 +125,14 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, wor
     found = fit(tuned, works, cohort, workers)
     write_json(file, {**known, key: found.to_json()})
     return found
+
+
+def _copying(workers: int) -> float:
+    """Return the seconds it takes to make copies of this process that do nothing."""
+    begun = time.perf_counter()
+    for _ in forked([lambda: iter(())] * workers, 1):
+        pass
+    return time.perf_counter() - begun
 
 
 def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
