@@ -7,7 +7,8 @@
     export     the committed model folder in bfloat16
     score      zero-shot scores by question type, beside the prior
 
-Needs the Debian packages openclipart-png, tuxpaint-stamps-default and wordnet-base. Each stage keeps its
+Needs the Debian packages openclipart-png, tuxpaint-stamps-default, wordnet-base and librsvg2-bin, and in DIR the
+npm packages that `pretrain.corpus` lists (`npm install --prefix DIR @iconify-json/twemoji …`). Each stage keeps its
 last weights in the work folder; `vision` and `language` may run side by side. `align` and `free` go on from their
 checkpoint when they are started again, until the minutes of all sittings reach --minutes.
 """

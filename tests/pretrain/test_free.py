@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from pretrain.fit import Budget, fit
 
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
@@ -15,11 +15,6 @@ from fedloom.models.load import SHIPPED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, Presence
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from pretrain.fit import Budget, fit
-
 from pretrain import free, language
 
 
