@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain.fit import Budget, fit
 
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
@@ -16,6 +15,7 @@ from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, Presence
 from pretrain import free, language
+from pretrain.fit import Budget, fit
 
 
 @pytest.fixture(scope="module")
