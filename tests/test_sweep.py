@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,28 @@ def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
     assert found == json.loads(Path("all/result.json").read_text())
     assert [cell["scores"]["fedavg"]["accuracy"] for cell in found["cells"]] == [0.75] * 4
     assert [row["methods"]["local"]["seeds"] for row in found["rows"]] == [2, 2]
+
+
+def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
+    told = sweep().stdout
+    assert "What the grid says, in points" in told
+    assert "scenario against even: gaps +0.0±0.0" in told.replace(" (Accuracy)", "")
+    assert "local −25.0±0.0*" in told
+    found = json.loads(Path("all/result.json").read_text())["comparisons"]
+    assert [(one["value"], one["verdict"]) for one in found if one["factor"] == "method"][0] == (
+        "local",
+        "worse",
+    )
+
+
+def test_one_cell_is_told_in_the_singular(engine: Engine) -> None:
+    Path("mine.yaml").write_text("methods: [fedavg]\ngrid: {scenario.alpha: [0.5], seed: [0]}\n")
+    assert sweep().stderr.startswith("1 cell in all\n")
+    assert "1 of 1 cell is done already" in sweep().stderr
+    assert "is valid: 1 cell (" in CliRunner().invoke(app, ["validate", "mine.yaml"]).stdout
+    page = Path("all/report.html").read_text()
+    assert "1 value<" in page
+    assert not re.search(r"\b1 (cells|values|seeds|settings|intervals)\b", page)
 
 
 def test_the_quick_form_goes_to_a_folder_of_its_own(engine: Engine) -> None:
@@ -256,7 +279,7 @@ def test_a_sweep_killed_in_its_second_cell_ends_with_the_same_bytes(
     assert states == ["done", "begun", "waiting"]
     told: list[str] = []
     result = run_sweep(load_grid(str(real)), folder, told.append, lambda: Progress(None))
-    assert told[0] == "1 of 3 cells are done already"
+    assert told[0] == "1 of 3 cells is done already"
     assert len(told) == 3
     for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
         assert row["scores"] == wanted["scores"]

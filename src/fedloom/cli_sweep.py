@@ -27,6 +27,7 @@ def sweep(
     with courteous(debug):
         from fedloom.grid import load_grid
         from fedloom.progress import make_passing_progress
+        from fedloom.report.tables import counted
         from fedloom.sweep import default_sweep_folder, run_sweep
 
         grid = load_grid(recipe, changes or (), quick=quick)
@@ -36,7 +37,7 @@ def sweep(
             if not quiet:
                 typer.echo(line, err=True)
 
-        tell(f"{len(grid.cells)} cells in {folder}")
+        tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
             result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet))
         except KeyboardInterrupt:
@@ -54,10 +55,14 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
+        from fedloom.report.paired_tables import by_factor, terminal_lines
         from fedloom.report.sweep_tables import terminal_tables
         from fedloom.report.sweeps import read_sweep
 
-        typer.echo(terminal_tables(read_sweep(folder)))
+        found = read_sweep(folder)
+        typer.echo(terminal_tables(found))
+        if lines := terminal_lines(by_factor(found)):
+            typer.echo(f"{lines}\n")
         typer.echo(f"Report:  {folder / 'report.html'}")
     for cell in failed:
         typer.echo(f"fedloom: {cell['name']} failed: {cell['error']}", err=True)
@@ -68,6 +73,7 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
 def validate_grid(recipe: str, changes: Sequence[str], as_json: bool, *, quick: bool) -> None:
     """Check a grid, and its quick form if it has one; as JSON, write every cell's experiment."""
     from fedloom.grid import load_grid
+    from fedloom.report.tables import counted
     from fedloom.sweep import default_sweep_folder
 
     grid = load_grid(recipe, changes)
@@ -78,7 +84,7 @@ def validate_grid(recipe: str, changes: Sequence[str], as_json: bool, *, quick: 
         typer.echo(json.dumps(cells, indent=2, ensure_ascii=False))
     else:
         axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
-        told = f"{recipe} is valid: {len(grid.cells)} cells ({axes})"
+        told = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
         typer.echo(f"{told}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
 
 

@@ -17,6 +17,7 @@ from fedloom.progress import Progress, duration
 from fedloom.record import write_json
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
+from fedloom.report.tables import counted
 from fedloom.types import UserError
 
 State = Literal["waiting", "begun", "done", "failed"]
@@ -69,7 +70,7 @@ def run_sweep(
     rows = _begin(grid, folder)
     done = sum(row.state == "done" for row in rows)
     if done:
-        tell(f"{done} of {len(rows)} cells are done already")
+        tell(f"{done} of {counted(len(rows), 'cell')} {'is' if done == 1 else 'are'} done already")
     models: dict[Any, Any] = {}
     spent = list[float]()
     for index in range(len(rows)):

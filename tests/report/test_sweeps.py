@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedloom.report.paired import T_975, Estimate, estimate
 from fedloom.report.sweep_figures import axis_chart, shape_of
 from fedloom.report.sweep_page import findings, render_sweep, write_sweep_report
 from fedloom.report.sweep_tables import (
@@ -26,11 +27,8 @@ from fedloom.report.sweep_tables import (
     terminal_tables,
 )
 from fedloom.report.sweeps import (
-    T_975,
-    Estimate,
     along,
     difference,
-    estimate,
     over_seeds,
     read_sweep,
     rows_of,
@@ -84,6 +82,7 @@ def test_t_points_are_those_of_students_distribution() -> None:
         assert point == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
 
 
+@settings(deadline=None)  # the first case imports SciPy
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=31))
 def test_intervals_are_those_of_scipy(values: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")

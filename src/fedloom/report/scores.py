@@ -64,7 +64,17 @@ def task_heads(result: Json) -> dict[str, str]:
 
 
 def _heads(compared: Json) -> dict[str, str]:
-    return {task: f"{_name(task)}: {_title(task, name)}" for task, name in compared["headlines"].items()}
+    return {task: headline_title(task, name) for task, name in compared["headlines"].items()}
+
+
+def headline_title(task: str, name: str) -> str:
+    """Return the name of a task and of its headline score for readers; the task may be "", not recorded.
+
+    Example:
+        >>> headline_title("caption", "cider"), headline_title("", "accuracy")
+        ('Caption: CIDEr', 'Accuracy')
+    """
+    return f"{_name(task)}: {_title(task, name)}" if task else title(name)
 
 
 def _by_task(compared: Json) -> tuple[tuple[str, ...], Cells]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.report.records import Json
-from fedloom.report.tables import MISSING, Table, percent
+from fedloom.report.tables import MISSING, Table, counted, percent
 
 SHOWN = 40  # clients that get a row
 TOLD = 2  # labels that a row names
@@ -25,7 +25,8 @@ def split_text(value: Json, width: int = 80) -> str:
     head = [
         f"{value['data']}, {scenario['mode']} mode",
         _scenario(scenario),
-        f"{card['examples']:,} examples among {_of(card['clients'], 'client')}; plan {value['digest'][:12]}",
+        f"{counted(card['examples'], 'example')} among {counted(card['clients'], 'client')}; "
+        f"plan {value['digest'][:12]}",
     ]
     return "\n".join([*head, "", client_rows(value).text(width), card_rows(card).text(width)])
 
@@ -105,16 +106,14 @@ def card_rows(card: Json) -> Table:
 
 
 def _clients_by_modality(counts: Mapping[str, int]) -> str:
-    return "; ".join(f"{_of(count, 'client')}: {SEES[letters]}" for letters, count in counts.items() if count)
+    return "; ".join(
+        f"{counted(count, 'client')}: {SEES[letters]}" for letters, count in counts.items() if count
+    )
 
 
 def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
     shares = (f"{KINDS[kind].lower()} {count / total:.0%}" for kind, count in counts.items() if count)
     return f"examples: {', '.join(shares)}"
-
-
-def _of(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def cohorts_table(rounds: list[dict[str, Any]]) -> Table:

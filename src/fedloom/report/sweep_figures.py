@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from fedloom.report.figures import NARROW, SERIES, brief, paint
+from fedloom.report.paired import Estimate
 from fedloom.report.svg import clip, drawing, legend, line, measure, scale, shift, tag, ticks, words
 from fedloom.report.sweep_tables import shown
-from fedloom.report.sweeps import CellRun, Estimate, SweepRun, along, over_seeds, rows_of
+from fedloom.report.sweeps import CellRun, SweepRun, along, over_seeds, rows_of
 from fedloom.report.tables import REFERENCES, base, federated, label, percent, title
 
 LANE, GAP = 9.0, 14.0  # pixels for one method, and between two values of the axis

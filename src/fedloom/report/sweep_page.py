@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from fedloom.record import write_atomic, write_json
 from fedloom.report import prose
 from fedloom.report.page import SLIM, WIDE, Figure, template
+from fedloom.report.paired_figures import paired_chart
+from fedloom.report.paired_sweep import as_json, comparisons, factors
+from fedloom.report.paired_tables import (
+    Compared,
+    by_factor,
+    explanation,
+    factor_title,
+    overall_table,
+    split_tables,
+    value_title,
+)
 from fedloom.report.sweep_figures import axis_chart
 from fedloom.report.sweep_tables import gain_table, mean_table, modifier_table, published_table
 from fedloom.report.sweeps import SEED, SweepRun, difference, headline, read_sweep, rows_of, summary
-from fedloom.report.tables import MISSING, base, federated, label, title
+from fedloom.report.tables import MISSING, base, counted, federated, label, title
+
+MOST_OPEN = 12  # rows of the tables of one factor that stand open
 
 
 def write_sweep_report(folder: Path) -> dict[str, Any]:
@@ -27,7 +43,7 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
         UserError: There is no sweep in the folder, or a file is broken.
     """
     sweep = read_sweep(folder)
-    result = summary(sweep)
+    result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(sweep)]}
     write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
     write_json(folder / "result.json", result)
     return result
@@ -36,6 +52,7 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
 def render_sweep(sweep: SweepRun) -> str:
     """Render the page for a sweep that was read."""
     done = [cell for cell in sweep.cells if cell.state == "done"]
+    groups = by_factor(sweep)
     return template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
@@ -48,8 +65,11 @@ def render_sweep(sweep: SweepRun) -> str:
         metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[1:]],
         gains=gain_table(sweep),
         modifiers=modifier_table(sweep),
+        paired=[_paired(compared) for compared in groups],
+        explanation=explanation(groups),
+        unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
-        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _figure(sweep, axis))],
+        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
         glossary_entries=prose.glossary(sweep.methods),
         cells=[
             (
@@ -80,8 +100,8 @@ def _comparison(sweep: SweepRun, method: str, other: str) -> str:
     found = [difference(cells, method, other, sweep.metric) for cells in rows_of(sweep).values()]
     known = [one for one in found if one is not None]
     better = sum(one.mean > 0 for one in known)
-    sure = [one.mean > 0 for one in known if one.half is not None and abs(one.mean) > one.half]
-    told = f"{label(method)} is ahead of {label(other)} in {better} of {len(known)} settings"
+    sure = [one.mean > 0 for one in known if one.sure]
+    told = f"{label(method)} is ahead of {label(other)} in {better} of {counted(len(known), 'setting')}"
     if all(one.half is None for one in known):
         return f"{told}; one seed cannot tell whether by chance."
     return (
@@ -89,13 +109,36 @@ def _comparison(sweep: SweepRun, method: str, other: str) -> str:
     )
 
 
+def _paired(compared: Compared) -> dict[str, Any]:
+    """Return what the page shows of one factor."""
+    splits, factor = split_tables(compared), compared[0].factor
+    return {
+        "title": factor_title(factor),
+        "reference": value_title(factor, factor.reference),
+        "table": overall_table(compared),
+        "figure": _both(lambda width: paired_chart(compared, width)),
+        "splits": splits,
+        "open": sum(len(table.rows) for _, table in splits) <= MOST_OPEN,
+    }
+
+
+def _unpaired(sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
+    """Name the factors whose values cannot be compared."""
+    told = {compared[0].factor.name for compared in groups}
+    return [factor_title(factor) for factor in factors(sweep) if factor.name not in told]
+
+
+def _both(draw: Callable[[float], Markup]) -> Figure | None:
+    drawn = Figure(draw(WIDE), draw(SLIM))
+    return drawn if drawn.wide else None
+
+
 def _charted(sweep: SweepRun) -> list[str | None]:
     return [axis for axis in sweep.settings if len(sweep.axes[axis]) > 1] or [None]
 
 
-def _figure(sweep: SweepRun, axis: str | None) -> Figure | None:
-    drawn = Figure(axis_chart(sweep, axis, WIDE), axis_chart(sweep, axis, SLIM))
-    return drawn if drawn.wide else None
+def _chart(sweep: SweepRun, axis: str | None) -> Figure | None:
+    return _both(lambda width: axis_chart(sweep, axis, width))
 
 
 def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
@@ -103,7 +146,7 @@ def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
     found = [
         ("Form", "quick" if sweep.quick else None),
         ("Cells", f"{done} of {len(sweep.cells)} done" if done < len(sweep.cells) else str(done)),
-        *((axis, f"{len(sweep.axes[axis])} values") for axis in sweep.settings),
+        *((axis, counted(len(sweep.axes[axis]), "value")) for axis in sweep.settings),
         ("Seeds", ", ".join(map(str, seeds)) if seeds else None),
         ("Methods", str(len(sweep.methods))),
         ("Sweep digest", sweep.digest[:16]),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedloom.report.figures import brief
+from fedloom.report.paired import Estimate
 from fedloom.report.records import at, number
 from fedloom.report.sweeps import (
     CellRun,
-    Estimate,
     SweepRun,
     along,
     difference,
@@ -81,8 +81,7 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
 
 def _gain(cells: Sequence[CellRun], method: str, other: str, metric: str) -> str:
     found = difference(cells, method, other, metric)
-    sure = found is not None and found.half is not None and abs(found.mean) > found.half
-    return shown(found, "+") + (BEST if sure else "")
+    return shown(found, "+") + (BEST if found and found.sure else "")
 
 
 def published_table(sweep: SweepRun) -> Table | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from fedloom.report.gain import main_score
+from fedloom.report.paired import Estimate, estimate
 from fedloom.report.prose import headline_method
 from fedloom.report.records import Json, at, expect, number, read_object
 from fedloom.report.tables import base, federated, percent
@@ -20,13 +20,6 @@ SEED = "seed"
 
 NO_SCORES = ("best", "worst", "unparsed")
 """Figures beside a method's scores that tell something else."""
-
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""97.5 % points of Student's t distribution with 1, 2, … 30 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +83,6 @@ class SweepRun:
         return [axis for axis in self.axes if axis != SEED]
 
 
-class Estimate(NamedTuple):
-    """A mean over seeds, half the width of its 95 % interval (None from one seed), and how many seeds."""
-
-    mean: float
-    half: float | None
-    seeds: int
-
-
 def read_sweep(folder: Path) -> SweepRun:
     """Read `sweep.json` and the results of the cells that are done.
 
@@ -126,26 +111,6 @@ def read_sweep(folder: Path) -> SweepRun:
 def scores_of(found: Json) -> list[str]:
     """Return the names of a method's scores, without what belongs to one of its clients or is no score."""
     return [name for name in found if number(found, name) is not None and name not in NO_SCORES]
-
-
-def estimate(values: Iterable[float]) -> Estimate | None:
-    """Return mean and t-interval of independent values; None of none.
-
-    The interval is mean ± t · s / √n with the sample standard deviation s and the 97.5 % point t of Student's
-    distribution with n − 1 degrees of freedom (above 30, that of 30, which is a little too wide).
-
-    Reference: Student, "The Probable Error of a Mean", Biometrika 6 (1908).
-
-    Example:
-        >>> print(estimate([0.5]), estimate([]))
-        Estimate(mean=0.5, half=None, seeds=1) None
-    """
-    known = list(values)
-    if not known:
-        return None
-    count = len(known)
-    half = T_975[min(count - 1, len(T_975)) - 1] * stdev(known) / sqrt(count) if count > 1 else None
-    return Estimate(fmean(known), half, count)
 
 
 def rows_of(sweep: SweepRun) -> dict[str, list[CellRun]]:

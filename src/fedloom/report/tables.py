@@ -124,6 +124,16 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{100 * value:.{digits}f}"
 
 
+def counted(count: int, what: str) -> str:
+    """Write how many of something there are.
+
+    Example:
+        >>> counted(1, "cell"), counted(1200, "cell")
+        ('1 cell', '1,200 cells')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def size(count: float | None) -> str:
     """Write a number of bytes in powers of 1000.
 
@@ -223,12 +233,13 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> list[str
     return [cell.ljust(space) if place < left else cell.rjust(space) for place, (cell, space) in pairs]
 
 
+def printable(text: str) -> str:
+    """Turn control characters into spaces, so that no label can steer the terminal."""
+    return "".join(one if one.isprintable() or one == "\u00a0" else " " for one in text)
+
+
 def _wrap(cell: str, width: int) -> list[str]:
-    """Break a cell into lines; control characters become spaces, so that no label can steer the terminal."""
-    plain = "".join(
-        character if character.isprintable() or character == "\u00a0" else " " for character in cell
-    )
-    return textwrap.wrap(plain, width, break_on_hyphens=False) or [""]
+    return textwrap.wrap(printable(cell), width, break_on_hyphens=False) or [""]
 
 
 def _markdown(cell: str) -> str:

@@ -1,0 +1,180 @@
+"""Paired comparisons as arithmetic: hand-worked cases, agreement with SciPy, and laws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from math import sqrt
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedloom.report.paired import Estimate, Pair, Paired, Reading, compare, estimate, pairs, reach
+
+Scores = Mapping[tuple[str, str, int], float | None]
+"""(value of "how", value of "where", seed) → score."""
+
+SEEDS = (0, 1, 2)
+NUMBERS = st.floats(0, 1)
+
+
+def read(scores: Scores, how: str) -> list[Reading]:
+    return [
+        Reading(f"{how}, {where}, {seed}", {"how": how, "where": where}, seed, value)
+        for (its, where, seed), value in scores.items()
+        if its == how
+    ]
+
+
+def paired(scores: Scores, first: str = "new", second: str = "old", *, lower: bool = False) -> Paired:
+    return compare(pairs(read(scores, first), read(scores, second), "how"), lower=lower)
+
+
+def full(values: list[float]) -> dict[tuple[str, str, int], float | None]:
+    keys = [(how, where, seed) for how in ("old", "new") for where in ("here", "there") for seed in SEEDS]
+    return dict(zip(keys, values, strict=True))
+
+
+GRIDS = st.lists(NUMBERS, min_size=12, max_size=12).map(full)
+
+
+def near(found: Estimate | None) -> tuple[object, object, int]:
+    assert found is not None
+    half = None if found.half is None else pytest.approx(found.half, abs=1e-9)
+    return pytest.approx(found.mean, abs=1e-9), half, found.seeds
+
+
+def test_a_grid_by_hand() -> None:
+    """Differences are 1 and 3, 2 and 4, 3 and 5, so the seeds' means 2, 3, 4: mean 3, s = 1, 4.303 / √3 = 2.484."""
+    new = {("new", "here", 0): 1.0, ("new", "here", 1): 3.0, ("new", "here", 2): 3.0}
+    new |= {("new", "there", 0): 8.0, ("new", "there", 1): 4.0, ("new", "there", 2): 15.0}
+    old = {("old", "here", 0): 0.0, ("old", "here", 1): 1.0, ("old", "here", 2): 0.0}
+    old |= {("old", "there", 0): 5.0, ("old", "there", 1): 0.0, ("old", "there", 2): 10.0}
+    found = paired({**new, **old})
+    assert found.estimate == Estimate(3.0, pytest.approx(2.484, abs=1e-3), 3)
+    assert (found.better, found.same, found.worse, found.missing) == (6, 0, 0, ())
+    assert found.verdict == "better"
+
+
+def test_a_missing_score_drops_its_pair_and_is_named() -> None:
+    scores: dict[tuple[str, str, int], float | None] = {
+        ("old", "here", 0): 0.5, ("new", "here", 0): 0.5, ("old", "here", 1): 0.25, ("new", "here", 1): None,
+        ("old", "there", 0): 0.5, ("new", "there", 0): 0.75, ("old", "there", 1): 0.5,
+    }  # fmt: skip
+    found = paired(scores)
+    assert found.estimate == Estimate(0.125, None, 1)
+    assert (found.better, found.same, found.worse) == (1, 1, 0)
+    assert found.missing == ("new, here, 1", "old, there, 1")  # its own name; else that of the one left alone
+    assert found.verdict == "one seed"
+
+
+def test_nothing_to_pair_is_said() -> None:
+    assert compare([]) == Paired(None, 0, 0, 0)
+    assert compare([]).verdict == "no pairs"
+    assert compare([Pair({}, 0, None, "there")]).missing == ("there",)
+
+
+def test_readings_that_cannot_be_told_apart_are_refused() -> None:
+    twice = read({("old", "here", 0): 0.5}, "old") * 2
+    with pytest.raises(ValueError, match="old, here, 0"):
+        pairs(twice, [], "how")
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.1, 0.1, 0.1], "better"),
+        ([-0.1, -0.1, -0.1], "worse"),
+        ([0.0, 0.0, 0.0], "not told apart"),
+        ([1e-12, 1e-12, 1e-12], "not told apart"),  # what rounding adds
+        ([0.0, 0.1, 0.2], "not told apart"),  # 0.1 ± 0.248
+        ([0.1, 0.12, 0.14], "better"),  # 0.12 ± 0.050
+        ([0.1], "one seed"),
+    ],
+)
+def test_a_difference_holds_where_its_interval_leaves_out_zero(
+    differences: list[float], verdict: str
+) -> None:
+    found = [Pair({}, seed, value) for seed, value in enumerate(differences)]
+    assert compare(found).verdict == verdict
+    other = {"better": "worse", "worse": "better"}.get(verdict, verdict)
+    assert compare(found, lower=True).verdict == other
+
+
+@given(GRIDS, st.booleans())
+def test_swapping_the_sides_turns_the_sign(scores: Scores, lower: bool) -> None:
+    there, back = paired(scores, lower=lower), paired(scores, "old", "new", lower=lower)
+    assert there.estimate is not None and back.estimate is not None
+    assert near(back.estimate) == (-there.estimate.mean, there.estimate.half, 3)
+    assert (there.better, there.same, there.worse) == (back.worse, back.same, back.better)
+    other = {"better": "worse", "worse": "better"}
+    assert back.verdict == other.get(there.verdict, there.verdict)
+
+
+@given(GRIDS)
+def test_where_less_is_better_the_pairs_turn_and_the_mean_stays(scores: Scores) -> None:
+    more, less = paired(scores), paired(scores, lower=True)
+    assert more.estimate == less.estimate
+    assert (more.better, more.same, more.worse) == (less.worse, less.same, less.better)
+
+
+@given(GRIDS, st.sampled_from([-2.0, -0.25, 0.5, 4.0]))
+def test_a_constant_added_to_all_changes_nothing(scores: Scores, more: float) -> None:
+    moved = {key: value + more for key, value in scores.items() if value is not None}
+    assert near(paired(moved).estimate) == paired(scores).estimate
+
+
+@given(GRIDS, st.lists(NUMBERS, min_size=6, max_size=6))
+def test_what_both_sides_share_cancels_out(scores: Scores, added: list[float]) -> None:
+    shared = {
+        (where, seed): added[3 * place + seed]
+        for place, where in enumerate(("here", "there"))
+        for seed in SEEDS
+    }
+    moved = {key: value + shared[key[1:]] for key, value in scores.items() if value is not None}
+    assert near(paired(moved).estimate) == paired(scores).estimate
+
+
+@given(GRIDS, st.randoms(use_true_random=False), st.sets(st.integers(0, 11), max_size=12))
+def test_the_order_of_cells_does_not_matter(scores: Scores, draw: random.Random, gone: set[int]) -> None:
+    kept = {key: None if place in gone else value for place, (key, value) in enumerate(scores.items())}
+    items = list(kept.items())
+    draw.shuffle(items)
+    one, other = paired(kept), paired(dict(items))
+    assert one._replace(missing=()) == other._replace(missing=())
+    assert sorted(one.missing) == sorted(other.missing)
+
+
+@given(GRIDS, st.sets(st.integers(0, 11), max_size=12))
+def test_every_pair_is_counted_or_named(scores: Scores, gone: set[int]) -> None:
+    kept = {key: None if place in gone else value for place, (key, value) in enumerate(scores.items())}
+    found = paired(kept)
+    assert len(found.missing) == len({place % 6 for place in gone})
+    assert found.better + found.same + found.worse + len(found.missing) == 6
+    left = {key[2] for place, key in enumerate(scores) if {place % 6, place % 6 + 6}.isdisjoint(gone)}
+    assert (found.estimate.seeds if found.estimate else 0) == len(left)
+
+
+@settings(deadline=None)  # the first case imports SciPy
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=31))
+def test_intervals_are_those_of_scipys_paired_test(rows: list[tuple[float, float]]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    scores: dict[tuple[str, str, int], float | None] = {}
+    for seed, (new, old) in enumerate(rows):
+        scores |= {("new", "here", seed): new, ("old", "here", seed): old}
+    found = paired(scores).estimate
+    assert found is not None and found.half is not None
+    if max(new - old for new, old in rows) - min(new - old for new, old in rows) < 1e-6:
+        assert found.half == pytest.approx(0, abs=1e-4)  # where SciPy has no interval, for want of spread
+        return
+    low, high = stats.ttest_rel(*zip(*rows, strict=True)).confidence_interval(0.95)
+    assert found.mean == pytest.approx((low + high) / 2, abs=1e-9)
+    assert found.half == pytest.approx((high - low) / 2, rel=1e-3)
+
+
+def test_the_reach_of_an_interval_is_in_standard_deviations() -> None:
+    """Of 0, 1, 2 the standard deviation is 1; of 0 and √2 too."""
+    for values in ([0.0, 1.0, 2.0], [0.0, sqrt(2)]):
+        found = estimate(values)
+        assert found is not None and found.half == pytest.approx(reach(len(values)))
