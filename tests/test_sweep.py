@@ -111,10 +111,8 @@ def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
     assert "scenario against even: gaps +0.0±0.0" in told.replace(" (Accuracy)", "")
     assert "local −25.0±0.0*" in told
     found = json.loads(Path("all/result.json").read_text())["comparisons"]
-    assert [(one["value"], one["verdict"]) for one in found if one["factor"] == "method"][0] == (
-        "local",
-        "worse",
-    )
+    (local,) = [one for one in found if (one["factor"], one["by"]) == ("method", None)]
+    assert (local["value"], local["verdict"]) == ("local", "worse")
 
 
 def test_one_cell_is_told_in_the_singular(engine: Engine) -> None:

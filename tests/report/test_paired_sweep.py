@@ -21,7 +21,8 @@ from fedloom.report.paired_tables import (
     terminal_lines,
 )
 from fedloom.report.sweep_page import render_sweep
-from fedloom.report.sweeps import CellRun, SweepRun
+from fedloom.report.sweep_tables import mean_table
+from fedloom.report.sweeps import CellRun, SweepRun, summary
 
 Values = Mapping[str, Any]
 HEADLINES = {"choice": "accuracy", "vqa": "accuracy", "grounding": "iou", "caption": "cider"}
@@ -263,3 +264,20 @@ def test_a_drawing_has_a_dot_for_each_value_filled_where_it_holds() -> None:
 def test_nothing_is_drawn_of_no_pairs() -> None:
     sweep = swept(AXES, ("fedavg",), gains, failed=lambda values: values["strategy.name"] == "lora")
     assert paired_chart(by_factor(sweep)[0], 760) == ""
+
+
+def test_means_of_a_sweep_never_go_over_several_tasks() -> None:
+    sweep = swept(AXES, ("fedavg",), gains, lambda values: [TASKS[values["data.task"]]])
+    table = mean_table(sweep)
+    assert table.columns == ("Name, task", "Score", "FedAvg", "n")
+    assert [row[:3] for row in table.rows] == [
+        ("connector, looks", "Mean IoU", "55.0±12.4"),
+        ("connector, tells", "CIDEr", "55.0±12.4"),
+        ("lora, looks", "Mean IoU", "45.0±12.4"),
+        ("lora, tells", "CIDEr", "75.0±12.4"),
+    ]
+    written = summary(sweep)
+    assert written["metric"] is None
+    assert [row["metric"] for row in written["rows"]] == ["iou", "cider"] * 2
+    assert "averaged over the other axes" not in render_sweep(sweep)
+    assert summary(swept(AXES, ("fedavg",), gains))["metric"] == "accuracy"

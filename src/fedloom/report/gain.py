@@ -15,9 +15,16 @@ from fedloom.tasks.scoring import HEADLINES
 ByTask = Mapping[str, float | None]
 
 
+def tasks_in(result: Json) -> list[str]:
+    """Return the tasks of a run, in their order; none where they were not recorded."""
+    return list(
+        dict.fromkeys(task for scores in result["scores"].values() for task in at(scores, "tasks") or {})
+    )
+
+
 def task_scores(result: Json) -> dict[str, dict[str, float | None]]:
     """Return method → task → headline score, for all tasks of a run and in their order."""
-    tasks = dict.fromkeys(task for scores in result["scores"].values() for task in at(scores, "tasks") or {})
+    tasks = tasks_in(result)
     return {
         method: {task: number(scores, "tasks", task, HEADLINES.get(task, "accuracy")) for task in tasks}
         for method, scores in result["scores"].items()
@@ -26,8 +33,8 @@ def task_scores(result: Json) -> dict[str, dict[str, float | None]]:
 
 def main_score(result: Json) -> str:
     """Return the name of the score that stands for a run: its only task's headline, or the accuracy."""
-    tasks = {task for scores in result["scores"].values() for task in at(scores, "tasks") or {}}
-    return HEADLINES.get(tasks.pop(), "accuracy") if len(tasks) == 1 else "accuracy"
+    tasks = tasks_in(result)
+    return HEADLINES.get(tasks[0], "accuracy") if len(tasks) == 1 else "accuracy"
 
 
 def mean_ranks(scores: Mapping[str, ByTask]) -> dict[str, float | None]:

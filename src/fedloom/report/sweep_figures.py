@@ -89,7 +89,7 @@ def axis_chart(sweep: SweepRun, axis: str | None, width: float) -> Markup:
 
 
 def _marks(sweep: SweepRun, cells: Sequence[CellRun]) -> dict[str, Estimate]:
-    found = {method: over_seeds(cells, method, sweep.metric) for method in sweep.methods}
+    found = {method: over_seeds(cells, method) for method in sweep.methods}
     return {method: one for method, one in found.items() if one is not None}
 
 

@@ -61,8 +61,8 @@ def render_sweep(sweep: SweepRun) -> str:
         findings=findings(sweep),
         scores=mean_table(sweep),
         latex=mean_table(sweep).latex(),
-        metric=title(sweep.metric),
-        metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[1:]],
+        metric="Score" if sweep.mixed else title(sweep.metric),
+        metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed else 1 :]],
         gains=gain_table(sweep),
         modifiers=modifier_table(sweep),
         paired=[_paired(compared) for compared in groups],
@@ -97,7 +97,7 @@ def findings(sweep: SweepRun) -> list[str]:
 
 
 def _comparison(sweep: SweepRun, method: str, other: str) -> str:
-    found = [difference(cells, method, other, sweep.metric) for cells in rows_of(sweep).values()]
+    found = [difference(cells, method, other) for cells in rows_of(sweep).values()]
     known = [one for one in found if one is not None]
     better = sum(one.mean > 0 for one in known)
     sure = [one.mean > 0 for one in known if one.sure]
@@ -134,6 +134,9 @@ def _both(draw: Callable[[float], Markup]) -> Figure | None:
 
 
 def _charted(sweep: SweepRun) -> list[str | None]:
+    """Return the axes that have a chart: none where means over the others would mix the scores of tasks."""
+    if sweep.mixed:
+        return []
     return [axis for axis in sweep.settings if len(sweep.axes[axis]) > 1] or [None]
 
 

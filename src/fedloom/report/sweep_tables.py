@@ -12,6 +12,7 @@ from fedloom.report.sweeps import (
     SweepRun,
     along,
     difference,
+    metric_of,
     over_seeds,
     rows_of,
 )
@@ -34,23 +35,28 @@ def shown(found: Estimate | None, sign: str = "") -> str:
 
 
 def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
-    """Make the table of a score, by default the main one; the best federated method of a row is marked."""
-    metric, rows, most = metric or sweep.metric, [], 0
+    """Make the table of a score; of several federated methods, the best one of a row is marked.
+
+    By default it is the score that stands for a cell; where cells have different tasks, a column names it.
+    """
+    rows, most, rivals = [], 0, sum(map(federated, sweep.methods)) > 1
+    named = sweep.mixed and metric is None
     for name, cells in rows_of(sweep).items():
         found = {method: over_seeds(cells, method, metric) for method in sweep.methods}
         means = {method: one.mean for method, one in found.items() if one and federated(method)}
         best = {method for method, mean in means.items() if mean == max(means.values())}
-        texts = [shown(one) + (BEST if method in best else "") for method, one in found.items()]
+        texts = [shown(one) + (BEST if rivals and method in best else "") for method, one in found.items()]
         seeds = max((one.seeds for one in found.values() if one), default=0)
-        rows.append((name, *texts, str(seeds)))
+        score = [title(metric_of(cells) or MISSING)] if named else []
+        rows.append((name, *score, *texts, str(seeds)))
         most = max(most, seeds)
     spread = "mean ± half of the 95% t-interval over n seeds" if most > 1 else "one seed, so no interval"
-    note = (
-        f"{title(metric)} in percent, {spread}. {BEST} best federated method of the row by its "
-        "mean; where intervals overlap, another may be as good."
+    marked = f" {BEST} best federated method of the row by its mean; where intervals overlap, another may be as good."
+    note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, {spread}."
+    heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
+    return Table(
+        (_corner(sweep), *heads, "n"), tuple(rows), note + (marked if rivals else ""), left=2 if named else 1
     )
-    columns = (_corner(sweep), *(brief(method) for method in sweep.methods), "n")
-    return Table(columns, tuple(rows), note)
 
 
 def gain_table(sweep: SweepRun) -> Table | None:
@@ -72,15 +78,15 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
     if not pairs:
         return None
     rows = tuple(
-        (name, *(_gain(cells, method, other, sweep.metric) for method, other in pairs))
+        (name, *(_gain(cells, method, other) for method, other in pairs))
         for name, cells in rows_of(sweep).items()
     )
     told = f"{note} {BEST} the 95% t-interval over seeds does not hold zero (each taken by itself)."
     return Table((_corner(sweep), *(brief(method) for method, _ in pairs)), rows, told)
 
 
-def _gain(cells: Sequence[CellRun], method: str, other: str, metric: str) -> str:
-    found = difference(cells, method, other, metric)
+def _gain(cells: Sequence[CellRun], method: str, other: str) -> str:
+    found = difference(cells, method, other)
     return shown(found, "+") + (BEST if found and found.sure else "")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedloom.report.gain import main_score
+from fedloom.report.gain import main_score, tasks_in
 from fedloom.report.paired import Estimate, estimate
 from fedloom.report.prose import headline_method
 from fedloom.report.records import Json, at, expect, number, read_object
@@ -49,6 +49,11 @@ class CellRun:
         """Method → scores; empty unless the cell is done."""
         return (self.result or {}).get("scores", {})
 
+    @property
+    def metric(self) -> str | None:
+        """The score that stands for it; None unless the cell is done."""
+        return main_score(self.result) if self.result else None
+
 
 @dataclass(frozen=True)
 class SweepRun:
@@ -68,8 +73,13 @@ class SweepRun:
 
     @property
     def metric(self) -> str:
-        """The score that stands for a cell."""
-        return next((main_score(cell.result) for cell in self.cells if cell.result), "accuracy")
+        """The score that stands for a cell, the first one of several."""
+        return next((cell.metric for cell in self.cells if cell.metric), "accuracy")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether cells have different tasks, each with its own score, so that no mean goes over all of them."""
+        return len({frozenset(tasks_in(cell.result)) for cell in self.cells if cell.result}) > 1
 
     @property
     def metrics(self) -> list[str]:
@@ -129,25 +139,35 @@ def along(sweep: SweepRun, axis: str) -> dict[str, list[CellRun]]:
     }
 
 
-def by_seed(cells: Sequence[CellRun], method: str, metric: str) -> dict[Any, float]:
-    """Return seed → score of a method, averaged over the cells with that seed; cells without it are left out."""
+def by_seed(cells: Sequence[CellRun], method: str, metric: str | None = None) -> dict[Any, float]:
+    """Return seed → score of a method, averaged over the cells with that seed; cells without it are left out.
+
+    Without a metric it is the score that stands for each cell; cells must not be mixed then.
+    """
     found: dict[Any, list[float]] = {}
     for cell in cells:
-        value = number(cell.scores.get(method), metric)
+        value = number(cell.scores.get(method), metric or cell.metric)
         if value is not None:
             found.setdefault(cell.values.get(SEED), []).append(value)
     return {seed: fmean(values) for seed, values in found.items()}
 
 
-def over_seeds(cells: Sequence[CellRun], method: str, metric: str) -> Estimate | None:
+def over_seeds(cells: Sequence[CellRun], method: str, metric: str | None = None) -> Estimate | None:
     """Return a method's mean score with its interval over seeds; None where no cell has one."""
     return estimate(by_seed(cells, method, metric).values())
 
 
-def difference(cells: Sequence[CellRun], method: str, other: str, metric: str) -> Estimate | None:
+def difference(
+    cells: Sequence[CellRun], method: str, other: str, metric: str | None = None
+) -> Estimate | None:
     """Return how much better a method is than another, paired by seed, so that what seeds share cancels out."""
     ours, theirs = by_seed(cells, method, metric), by_seed(cells, other, metric)
     return estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+
+
+def metric_of(cells: Sequence[CellRun]) -> str | None:
+    """Return the score that stands for cells of one task; None where none is done."""
+    return next((cell.metric for cell in cells if cell.metric), None)
 
 
 def best_federated(scores: Mapping[str, float | None]) -> str | None:
@@ -172,10 +192,11 @@ def summary(sweep: SweepRun) -> dict[str, Any]:
     rows = [
         {
             "row": name,
+            "metric": metric_of(cells),
             "methods": {
                 method: {"mean": found.mean, "half": found.half, "seeds": found.seeds}
                 for method in sweep.methods
-                if (found := over_seeds(cells, method, sweep.metric))
+                if (found := over_seeds(cells, method))
             },
         }
         for name, cells in rows_of(sweep).items()
@@ -195,4 +216,9 @@ def summary(sweep: SweepRun) -> dict[str, Any]:
         for cell in sweep.cells
     ]
     head = {"name": sweep.name, "digest": sweep.digest, "quick": sweep.quick}
-    return head | {"axes": dict(sweep.axes), "metric": sweep.metric, "rows": rows, "cells": cells}
+    return head | {
+        "axes": dict(sweep.axes),
+        "metric": None if sweep.mixed else sweep.metric,
+        "rows": rows,
+        "cells": cells,
+    }
