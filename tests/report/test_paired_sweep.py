@@ -189,7 +189,7 @@ def test_a_value_without_any_score_is_told_all_the_same() -> None:
 
 
 def test_where_less_is_better_the_verdict_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.report.paired_sweep.LOWER", {"accuracy"})
+    monkeypatch.setattr("fedloom.report.paired_readings.LOWER", {"accuracy"})
     sweep = swept(AXES, ("fedavg",), gains)
     found = looked_up(sweep, "strategy.name", "lora", by=("data.task", "tells")).found
     assert found.estimate is not None

@@ -6,32 +6,16 @@ Each task has its own score, and scores of different tasks are never averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from fedloom.report.gain import main_score, task_scores
 from fedloom.report.paired import Pair, Paired, Reading, compare, pairs
-from fedloom.report.records import number
-from fedloom.report.sweeps import SEED, CellRun, SweepRun
+from fedloom.report.paired_readings import Measure, readings_of
+from fedloom.report.sweeps import SweepRun
 from fedloom.report.tables import MODIFIERS, federated
-from fedloom.tasks.scoring import HEADLINES
-
-LOWER = frozenset({"unparsed", "dropped", "unjudged"})
-"""Scores of which less is better."""
 
 WITH, WITHOUT = "with", "without"
-
-
-class Measure(NamedTuple):
-    """What a score measures: the task ("" where it was not recorded), and the score's name."""
-
-    task: str
-    metric: str
-
-
-Kind = tuple[str, Measure]
-"""A method and what is measured of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ def comparisons(sweep: SweepRun) -> list[Comparison]:
 def factors(sweep: SweepRun) -> list[Factor]:
     """Return the axes with several values, then methods, then modifiers."""
     method, settings = _free("method", sweep), _varying(sweep)
-    readings = _readings(sweep, method)
+    readings = readings_of(sweep, method)
     names = [name for name in sweep.methods if federated(name)]
     looked_at = names or sweep.methods
     by_method = (method,) if len(looked_at) > 1 else ()
@@ -149,53 +133,6 @@ def _vary(
     }
 
 
-def _readings(sweep: SweepRun, method: str) -> dict[Measure, list[Reading]]:
-    """Return all scores; a cell that is not done has those that it would have, without a value."""
-    scores = [_scores(cell) for cell in sweep.cells]
-    expected = _expected(sweep, scores)
-    found: dict[Measure, list[Reading]] = {}
-    for cell, known in zip(sweep.cells, scores, strict=True):
-        shared = {axis: str(cell.values[axis]) for axis in sweep.settings}
-        values = known or dict.fromkeys(expected(cell))
-        for (name, measure), value in values.items():
-            one = Reading(cell.name, {**shared, method: name}, cell.values.get(SEED), value)
-            found.setdefault(measure, []).append(one)
-    return found
-
-
-def _scores(cell: CellRun) -> dict[Kind, float | None]:
-    """Return the headline scores of a cell: one of each method, or one of each task of it."""
-    if cell.result is None:
-        return {}
-    by_task = task_scores(cell.result)
-    tasks = list(next(iter(by_task.values()), {}))
-    if len(tasks) > 1:
-        return {
-            (method, Measure(task, HEADLINES.get(task, "accuracy"))): value
-            for method, found in by_task.items()
-            for task, value in found.items()
-        }
-    measure = Measure("".join(tasks), main_score(cell.result))
-    return {(method, measure): number(found, measure.metric) for method, found in cell.scores.items()}
-
-
-def _expected(
-    sweep: SweepRun, scores: Sequence[Mapping[Kind, float | None]]
-) -> Callable[[CellRun], list[Kind]]:
-    """Return what a cell that is not done would have: what others have, whichever value they share with it."""
-    seen: dict[tuple[str, str], set[Kind]] = {}
-    for cell, known in zip(sweep.cells, scores, strict=True):
-        for axis, value in cell.values.items():
-            seen.setdefault((axis, str(value)), set()).update(known)
-    every = list(dict.fromkeys(kind for known in scores for kind in known))
-
-    def expected(cell: CellRun) -> list[Kind]:
-        shared = [seen[axis, str(value)] for axis, value in cell.values.items()]
-        return [kind for kind in every if all(kind in kinds for kinds in shared if kinds)]
-
-    return expected
-
-
 def _of_factor(factor: Factor) -> Iterator[Comparison]:
     for measure, readings in factor.readings.items():
         sides = {
@@ -206,7 +143,7 @@ def _of_factor(factor: Factor) -> Iterator[Comparison]:
             if ours and theirs:
                 found = pairs(ours, theirs, factor.name)
                 for by, some in _parts(found, factor.others):
-                    told = compare(some, lower=measure.metric in LOWER)
+                    told = compare(some, lower=measure.lower)
                     yield Comparison(factor, value, measure, by, told)
 
 

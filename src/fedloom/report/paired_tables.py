@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from fedloom.report.figures import brief
 from fedloom.report.paired import Paired, reach
-from fedloom.report.paired_sweep import Comparison, Factor, Measure, comparisons
+from fedloom.report.paired_readings import Measure
+from fedloom.report.paired_sweep import Comparison, Factor, comparisons
 from fedloom.report.scores import headline_title
 from fedloom.report.sweep_tables import BEST, shown
 from fedloom.report.sweeps import SweepRun
