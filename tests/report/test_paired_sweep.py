@@ -212,7 +212,7 @@ def test_tables_name_score_difference_and_verdict() -> None:
     (strategy, _) = by_factor(swept(AXES, ("fedavg",), gains))
     table = overall_table(strategy)
     assert table.columns[0] == "Against connector"
-    assert table.rows == (("lora", "Choice: Accuracy", "+5.0±0.0*", "better", "3 / 0 / 3", "3"),)
+    assert table.rows == (("lora: Choice: Accuracy", "+5.0±0.0*", "better", "3 / 0 / 3", "3"),)
     ((name, split),) = split_tables(strategy)
     assert name == "by data.task"
     assert split.columns == ("Task", "lora")
@@ -221,14 +221,14 @@ def test_tables_name_score_difference_and_verdict() -> None:
 
 def test_one_seed_is_not_judged() -> None:
     groups = by_factor(swept({**AXES, "seed": [0]}, ("fedavg",), gains))
-    assert [row[3] for group in groups for row in overall_table(group).rows] == ["one seed"] * 2
+    assert [row[2] for group in groups for row in overall_table(group).rows] == ["one seed"] * 2
     assert "There is one seed" in explanation(groups)
     assert "one seed, so no interval" in terminal_lines(groups)
     assert "±" not in terminal_lines(groups)
 
 
 def test_the_page_says_what_three_seeds_can_tell() -> None:
-    page = render_sweep(swept(AXES, ("fedavg",), gains))
+    page = render_sweep(swept({**AXES, "strategy.name": ["connector", "lora", "both"]}, ("fedavg",), gains))
     assert "With three seeds or so only large differences are told apart" in page
     assert "an interval reaches 2.5 times" in page
     assert "strategy.name: difference from connector" in page
@@ -261,7 +261,8 @@ def test_a_drawing_has_a_dot_for_each_value_filled_where_it_holds() -> None:
         assert "b +20.0±0.0 by Choice: Accuracy, better" in drawn
 
 
-def test_nothing_is_drawn_of_no_pairs() -> None:
+def test_nothing_is_drawn_of_less_than_two_differences() -> None:
+    assert paired_chart(by_factor(swept(AXES, ("fedavg",), gains))[0], 760) == ""
     sweep = swept(AXES, ("fedavg",), gains, failed=lambda values: values["strategy.name"] == "lora")
     assert paired_chart(by_factor(sweep)[0], 760) == ""
 

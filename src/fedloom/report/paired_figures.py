@@ -21,7 +21,7 @@ Known = Sequence[tuple[Comparison, Estimate]]
 
 
 def paired_chart(compared: Compared, width: float) -> Markup:
-    """Draw the differences of a factor's values from its reference, a panel for each measure.
+    """Draw the differences of a factor's values from its reference, a panel for each measure; nothing of only one.
 
     Of several panels, each has zero in its middle, and those of the same score have the same scale. A dot is
     filled where its interval leaves out zero.
@@ -30,13 +30,13 @@ def paired_chart(compared: Compared, width: float) -> Markup:
         compared: The comparisons of one factor.
         width: In CSS pixels.
     """
-    lines, factor = overall(compared), compared[0].factor
-    known = [(one, one.found.estimate) for one in lines if one.found.estimate]
+    factor = compared[0].factor
+    known = [(one, one.found.estimate) for one in overall(compared) if one.found.estimate]
     panels = {
         kind: [pair for pair in known if pair[0].measure == kind]
         for kind in dict.fromkeys(one.measure for one, _ in known)
     }
-    if not panels:
+    if len(known) < 2:
         return Markup()
     names = {one.value: value_title(factor, one.value) for one, _ in known}
     left = min(max(map(measure, names.values())), MOST_NAME) + 12 if width >= NARROW else 4.0

@@ -60,12 +60,11 @@ def overall_table(compared: Compared) -> Table:
     """Make the table of a factor: a row for each value and measure."""
     lines, factor = overall(compared), compared[0].factor
     missing = list(dict.fromkeys(name for one in lines for name in one.found.missing))
-    columns = (f"Against {value_title(factor, factor.reference)}", "Score", "Difference", "Verdict")
+    columns = (f"Against {value_title(factor, factor.reference)}", "Difference", "Verdict")
     columns += ("Better / same / worse", "Seeds", *(["Left out"] if missing else []))
     rows = tuple(
         (
-            value_title(factor, one.value),
-            measure_title(one.measure),
+            f"{value_title(factor, one.value)}: {measure_title(one.measure)}",
             difference(one.found),
             one.found.verdict,
             f"{one.found.better} / {one.found.same} / {one.found.worse}",
@@ -74,7 +73,7 @@ def overall_table(compared: Compared) -> Table:
         )
         for one in lines
     )
-    return Table(columns, rows, _left_out(missing), left=2)
+    return Table(columns, rows, _left_out(missing))
 
 
 def _left_out(missing: Sequence[str]) -> str:
