@@ -19,9 +19,9 @@ from fedloom.experiment import (
     recipes,
     sweep_keys,
 )
-from fedloom.methods import DEFAULT_METHODS, PUBLISHED
+from fedloom.methods import DEFAULT_METHODS, PUBLISHED, PUBLISHED_SETTINGS
 from fedloom.mistakes import key_descriptions, schema_at
-from fedloom.sections import Data, Evaluate, Prompt, Scenario, Strategy
+from fedloom.sections import Data, Evaluate, Prompt, Scenario, Strategy, Train
 from fedloom.tasks import PROMPTS
 from fedloom.types import UserError
 
@@ -79,6 +79,16 @@ MISTAKES = {
     "image clients": (
         "scenario: {image_clients: 6}\n",
         "scenario.image_clients is 6, but scenario.clients is 5",
+    ),
+    "partition that mode: published cannot draw": (
+        "mode: published\nscenario: {partition: iid}\n",
+        ":2:12: scenario.mode is published, but there is no published procedure for scenario.partition iid with "
+        "scenario.pattern aligned; there is one for dirichlet with any pattern, and for by_source with cross or hybrid. "
+        "For draws of our own under mode: published, set scenario.mode: corrected",
+    ),
+    "section that is none under mode: published": (
+        "mode: published\nscenario: 5\n",
+        ":2:11: scenario is 5, but must be a mapping",
     ),
     "folder without root": ("data:\n  name: folder\n", ":2:3: data.root is missing"),
     "published data without root": ("data:\n  name: slake\n", "data.name slake needs the path"),
@@ -391,6 +401,50 @@ def test_the_mode_gives_arguments_that_the_experiment_does_not():
     assert published.arguments("scaffold") == {}
     assert (corrected.adaptive.published, published.adaptive.published) == (False, True)
     assert published.adaptive.skip == 1
+
+
+def settings(experiment):
+    """Return the values of an experiment that its mode decides where they are not given."""
+    whole = experiment.model_dump(mode="json")
+    return {section: {key: whole[section][key] for key in own} for section, own in PUBLISHED_SETTINGS.items()}
+
+
+DEFAULTS = settings(Experiment())
+SECTIONS = {"scenario": Scenario, "train": Train, "strategy": Strategy}
+
+
+def test_the_mode_gives_settings_that_the_experiment_does_not():
+    assert settings(Experiment(mode="corrected")) == DEFAULTS
+    found = Experiment(mode="published", scenario={"alpha": 5.0}, train={"rounds": 2})
+    assert settings(found) == PUBLISHED_SETTINGS
+    assert (found.scenario.alpha, found.scenario.partition, found.train.rounds) == (5.0, "dirichlet", 2)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [(section, key) for section, own in PUBLISHED_SETTINGS.items() for key in own]
+)
+@pytest.mark.parametrize("made", [False, True])
+def test_a_setting_that_is_given_wins_over_the_mode(section, key, made):
+    given = {key: DEFAULTS[section][key]}
+    found = settings(Experiment(mode="published", **{section: SECTIONS[section](**given) if made else given}))
+    assert found.pop(section) == {**PUBLISHED_SETTINGS[section], **given}
+    assert found == {name: own for name, own in PUBLISHED_SETTINGS.items() if name != section}
+
+
+def test_the_record_and_the_digest_have_what_the_mode_gave():
+    found = Experiment(mode="published")
+    assert Experiment.from_json(found.to_json()) == found
+    assert found.digest == Experiment(mode="published", **PUBLISHED_SETTINGS).digest
+    # What an experiment was before it had the switch is still what its record says.
+    assert settings(Experiment.from_json(json.dumps({"mode": "published", **DEFAULTS}))) == DEFAULTS
+
+
+def test_a_changed_mode_changes_what_it_gave(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("mode: published\ntrain: {schedule: constant}\n", encoding="utf-8")
+    expected = {section: dict(own) for section, own in DEFAULTS.items()}
+    expected["train"]["schedule"] = "constant"
+    assert settings(load_experiment(str(path), ["mode=corrected"])) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from fedloom.methods import (
     DEFAULT_METHODS,
     MODIFIERS,
     PUBLISHED,
+    PUBLISHED_SETTINGS,
     REFERENCES,
     Method,
     algorithm_names,
@@ -89,7 +90,7 @@ class Experiment(Section):
     seed: Index = Field(default=0, description="Seed of every random draw.")
     mode: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="Algorithms as their papers say, or with the faults and figures of FedMLLM's code.",
+        description="As the papers say, or all that an experiment does not give as FedMLLM's code has it.",
     )
     data: Data = Data()
     scenario: Scenario = Scenario()
@@ -108,6 +109,17 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     engine: Engine = Engine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_throughout(cls, value: Any) -> Any:
+        """Let one switch set all others that the experiment leaves open, so that the record has them."""
+        if not isinstance(value, Mapping) or value.get("mode") != "published":
+            return value
+        return {
+            **value,
+            **{name: _over(own, value.get(name, {})) for name, own in PUBLISHED_SETTINGS.items()},
+        }
 
     @field_validator("name")
     @classmethod
@@ -178,6 +190,13 @@ class Experiment(Section):
         return resolve(Experiment, read(text, source))
 
 
+def _over(own: Mapping[str, Any], given: Any) -> Any:
+    """Put what is given of a section over the mode's own values; what is no section is left to be refused."""
+    if isinstance(given, Section):
+        given = given.model_dump(exclude_unset=True)
+    return {**own, **given} if isinstance(given, Mapping) else given
+
+
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     from fedloom.data import SHIPPED, variants
 
@@ -209,6 +228,8 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
         yield Conflict(("scenario", "image_clients"), message, count)
     if scenario.mode == "published" and (reason := unpublished(scenario)):
+        if experiment.mode == "published":
+            reason += ". For draws of our own under mode: published, set scenario.mode: corrected"
         yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
     if experiment.main is not None and experiment.main not in federated:
         hint = did_you_mean(experiment.main, federated)

@@ -47,6 +47,12 @@ FedVLMBench (arXiv 2506.09638) has the same server optimisers with the same figu
 named here are the same in either mode.
 """
 
+PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "scenario": {"mode": "published"},
+    "train": {"sampler": "published", "schedule": "published"},
+}
+"""What `mode: published` takes for settings that an experiment does not give, section by section."""
+
 
 class Method(NamedTuple):
     """A name in `methods`, taken apart.

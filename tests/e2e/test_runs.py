@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
-from fedloom.methods import PUBLISHED
+from fedloom.methods import PUBLISHED, PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
 from fedloom.processes import can_fork
@@ -302,14 +302,31 @@ def test_a_prompt_is_the_same_as_a_modifier_and_as_a_setting(tiny_model: Path, t
     assert adapter(tmp_path / "modifier") != adapter(tmp_path / "neither")
 
 
-def test_the_published_mode_is_what_its_arguments_are(tiny_model: Path, tmp_path: Path) -> None:
-    train = {"train": {"rounds": 2}, "methods": ["fedyogi"]}
-    run(experiment(tiny_model, **train, mode="published"), tmp_path / "mode")
-    run(experiment(tiny_model, **train, algorithms={"fedyogi": PUBLISHED["fedyogi"]}), tmp_path / "arguments")
-    corrected = {**PUBLISHED["fedyogi"], "published": False}
-    run(experiment(tiny_model, **train, algorithms={"fedyogi": corrected}), tmp_path / "corrected")
-    assert adapter(tmp_path / "mode") == adapter(tmp_path / "arguments")
-    assert adapter(tmp_path / "mode") != adapter(tmp_path / "corrected")
+def test_the_published_mode_is_what_its_arguments_and_settings_are(tiny_model: Path, tmp_path: Path) -> None:
+    given = {
+        "train": {"rounds": 2, "batch_size": 4, "cohort": 2},
+        "scenario": {"clients": 3, "pattern": "hybrid"},
+        "strategy": {"name": "both", "rank": 2},
+    }
+    own = PUBLISHED["fedyogi"]
+
+    def run_with(name: str, mode: str, arguments: object, **changes: object) -> bytes:
+        algorithms = {"fedyogi": arguments}
+        value = experiment(
+            tiny_model, **{**given, **changes}, methods=["fedyogi"], mode=mode, algorithms=algorithms
+        )
+        run(value, tmp_path / name)
+        return adapter(tmp_path / name)
+
+    each = {
+        section: {**given.get(section, {}), **settings} for section, settings in PUBLISHED_SETTINGS.items()
+    }
+    switched = run_with("mode", "published", {})
+    assert switched == run_with("each", "corrected", own, **each)
+    assert switched != run_with("no faults", "corrected", {**own, "published": False}, **each)
+    for section in PUBLISHED_SETTINGS:
+        rest = {name: settings for name, settings in each.items() if name != section}
+        assert switched != run_with(f"no {section}", "corrected", own, **rest), section
 
 
 def test_yoco_starts_from_the_weights_it_adapts(tiny_model: Path, tmp_path: Path) -> None:
