@@ -37,6 +37,8 @@ class Settings:
     epochs: int = 1
     lr: float = 1e-3
     schedule: str = "constant"
+    local_schedule: str = "constant"
+    beta2: float = 0.999
     optimizer: str = "adamw"
     weight_decay: float = 0.0
     clip: float | None = None

@@ -213,7 +213,7 @@ def test_python_runs_resumes_and_reads(engine):
 
 def test_completion_offers_recipes_and_keys():
     assert complete_recipe("qu") == ["quickstart"]
-    assert complete_key("train.l") == ["train.lr="]
+    assert complete_key("train.l") == ["train.lr=", "train.local_schedule="]
 
 
 def test_help_version_and_bad_keys_load_no_torch():

@@ -305,7 +305,8 @@ def test_grids_beside_published_tables_are_run_as_published(name: str) -> None:
     for cell in grid.cells:
         experiment = cell.experiment
         assert (experiment.mode, experiment.scenario.mode) == ("published", "published")
-        assert experiment.train.sampler == "published"
+        assert (experiment.train.sampler, experiment.train.local_schedule) == ("published", "published")
+        assert (experiment.train.beta2, experiment.strategy.dropout) == (0.95, 0.05)
         assert not experiment.model.network
     # Every figure stands beside one of ours, and every point has one.
     assert {method for row in grid.published.scores.values() for method in row} <= set(

@@ -47,9 +47,15 @@ FedVLMBench (arXiv 2506.09638) has the same server optimisers with the same figu
 named here are the same in either mode.
 """
 
-PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str]] = {
+PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str | float]] = {
     "scenario": {"mode": "published"},
-    "train": {"sampler": "published", "schedule": "published"},
+    "strategy": {"dropout": 0.05},
+    "train": {
+        "sampler": "published",
+        "schedule": "published",
+        "local_schedule": "published",
+        "beta2": 0.95,
+    },
 }
 """What `mode: published` takes for settings that an experiment does not give, section by section."""
 

@@ -132,8 +132,8 @@ def _prepare(experiment: Experiment, folder: Path, progress: Progress, models: M
     _check_plan(folder / "plan.json", plan, data)
     vlm = _loaded(experiment, models)
     judge = None if experiment.evaluate.judge is None else load_judge(experiment.evaluate.judge, vlm.device)
-    lora = LoRA(experiment.strategy.rank, experiment.strategy.alpha, experiment.strategy.targets)
-    stages = strategy(experiment.strategy.name, lora)
+    chosen = experiment.strategy
+    stages = strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
     tuned = prepare(vlm, whole(stages), experiment.seed)
     record = Record(folder / "record.jsonl")
     record.append(

@@ -186,6 +186,9 @@ class Strategy(Section):
         description="Linear layers of the language model that get LoRA, by last name, or by the last parts of "
         "the name, such as layers.27.self_attn.q_proj.",
     )
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Share of what enters LoRA that each training step leaves out at random."
+    )
 
 
 class Train(Section):
@@ -208,7 +211,15 @@ class Train(Section):
         default="cosine",
         description="Learning rate over the rounds; published is FedMLLM's, too high in its first round.",
     )
+    local_schedule: Literal["constant", "cosine", "published"] = Field(
+        default="constant",
+        description="Learning rate over a client's steps in a round, begun anew in each; published is FedMLLM's, "
+        "whose first step has none.",
+    )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Optimiser of the clients.")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="How long adamw remembers squared gradients."
+    )
     weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimiser.")
     clip: Positive | None = Field(default=1.0, description="Largest gradient norm; null does not clip.")
 

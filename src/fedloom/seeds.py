@@ -40,11 +40,17 @@ def stream(
 
 
 def torch_stream(
-    seed: int, purpose: str, *, round: int = -1, client: int = -1, step: int = -1
+    seed: int,
+    purpose: str,
+    *,
+    round: int = -1,
+    client: int = -1,
+    step: int = -1,
+    device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """Return a CPU torch generator of one purpose; see `stream`."""
+    """Return the torch generator of one purpose on a device; see `stream`. Each kind of device draws otherwise."""
     import torch
 
-    generator = torch.Generator()
+    generator = torch.Generator(device)
     generator.manual_seed(_key(seed, purpose, round, client, step) % 2**63)
     return generator

@@ -7,21 +7,26 @@ import torch
 
 from fedloom.client.optimizers import OPTIMIZERS, clip
 
-STOCK = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+def stock_of(name: str, parameter: torch.nn.Parameter, decay: float, beta2: float) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD([parameter], lr=0.05, weight_decay=decay)
+    return torch.optim.AdamW([parameter], lr=0.05, weight_decay=decay, betas=(0.9, beta2))
 
 
+@pytest.mark.parametrize("beta2", [0.999, 0.95, 0.0])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_agrees_with_torch(name: str, decay: float) -> None:
+def test_agrees_with_torch(name: str, decay: float, beta2: float) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(50, generator=generator)
     optimizer, ours = OPTIMIZERS[name], start.clone()
     slots = {slot: torch.zeros(50) for slot in optimizer.slots}
     theirs = torch.nn.Parameter(start.clone())
-    stock = STOCK[name]([theirs], lr=0.05, weight_decay=decay)
+    stock = stock_of(name, theirs, decay, beta2)
     for step in range(1, 8):
         grads = torch.randn(50, generator=generator)
-        optimizer.step(ours, grads, slots, step, 0.05, decay)
+        optimizer.step(ours, grads, slots, step, 0.05, decay, beta2)
         theirs.grad = grads.clone()
         stock.step()
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)

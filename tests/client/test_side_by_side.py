@@ -33,6 +33,8 @@ class Settings:
     batch_size: int = 2
     lr: float = 1e-2
     schedule: str = "constant"
+    local_schedule: str = "constant"
+    beta2: float = 0.999
     optimizer: str = "sgd"
     weight_decay: float = 0.01
     batches: str = "shuffled"
@@ -76,8 +78,8 @@ def assert_alike(found: list[Result], expected: list[Result], tolerance: float) 
             torch.testing.assert_close(value, remembered[key], rtol=1e-3, atol=1e-5)
 
 
-def tune(path: Path, strategy: str = "both") -> Tuned:
-    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2)), seed=0)
+def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
+    return prepare(load_vlm(str(path)), stage(strategy, LoRA(rank=2, dropout=dropout)), seed=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -95,6 +97,34 @@ def test_every_local_rule(name: str, tiny_model: Path) -> None:
     assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "published"])
+def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
+    """Clients with other numbers of steps are at other places of their schedules."""
+    tuned = tune(tiny_model)
+    todo = works(tuned, replace(Settings(), local_schedule=schedule))
+    alone = one_by_one(tuned, todo)
+    assert_alike(train(tuned, todo), alone, 1e-5)
+    constant = one_by_one(tuned, works(tuned, Settings()))
+    assert all(
+        not torch.equal(mine.delta.flat, other.delta.flat)
+        for (mine, _), (other, _) in zip(alone, constant, strict=True)
+    )
+
+
+@pytest.mark.parametrize("strategy", ["lora", "both"])
+def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
+    """Dropout leaves out the same for a client, whoever trains beside it and however long its neighbours' texts are."""
+    tuned = tune(tiny_model, strategy, dropout=0.3)
+    todo = works(tuned, Settings())
+    alone = one_by_one(tuned, todo)
+    assert_alike(train(tuned, todo), alone, 1e-5)
+    assert_alike(train(tuned, todo[::-1])[::-1], alone, 1e-5)
+    plain = tune(tiny_model, strategy)
+    without = one_by_one(plain, works(plain, Settings()))
+    for (mine, _), (other, _) in zip(alone, without, strict=True):
+        assert float((mine.delta.flat - other.delta.flat).norm()) > 0.01 * float(other.delta.flat.norm())
+
+
 def test_adam_too(tiny_model: Path) -> None:
     """Adam blows a gradient that is nothing but rounding up to a full step, so the bound is wider."""
     tuned = tune(tiny_model)
@@ -102,9 +132,10 @@ def test_adam_too(tiny_model: Path) -> None:
     assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-2)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_equal_lengths_give_equal_bits(optimizer: str, tiny_model: Path) -> None:
-    tuned = tune(tiny_model)
+def test_equal_lengths_give_equal_bits(optimizer: str, dropout: float, tiny_model: Path) -> None:
+    tuned = tune(tiny_model, dropout=dropout)
     settings = replace(Settings(), optimizer=optimizer, epochs=1)
     broadcast = Broadcast(tuned.start)
     told = conversations(0, 4, BOTH)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_cosine_schedule_with_warmup
 
 from fedloom.algorithms.base import PLAIN, LocalRule
 from fedloom.algorithms.fedprox import proximal
-from fedloom.client.train import Result, Work, draw_batches, learning_rate, train
+from fedloom.client.train import Result, Work, draw_batches, learning_rate, local_rate, train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
 from fedloom.models.load import load_vlm
+from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
@@ -29,10 +33,16 @@ class Settings:
     batch_size: int = 3
     lr: float = 1e-2
     schedule: str = "cosine"
+    local_schedule: str = "constant"
+    beta2: float = 0.999
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     batches: str = "shuffled"
     clip: float | None = 1.0
+
+
+COSINE = Settings(local_schedule="cosine")
+BROADCAST = Broadcast(Params.of({"x": torch.zeros(1)}))
 
 
 @pytest.fixture
@@ -57,11 +67,15 @@ def train_client(
     return train(tuned, [Work(client, round, seed, rule, Broadcast(tuned.start), {}, examples, settings)])[0]
 
 
-def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
-    settings, examples = Settings(), conversations()
+@pytest.mark.parametrize(("local", "beta2"), [("constant", 0.999), ("cosine", 0.999), ("published", 0.95)])
+def test_it_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: Tuned) -> None:
+    settings, examples = replace(Settings(), local_schedule=local, beta2=beta2), conversations()
     update, memory = train_client(tuned, PLAIN, examples, settings, (3, 1, 5))
     plain = torch.nn.Parameter(tuned.start.flat.clone())
-    stock = torch.optim.AdamW([plain], lr=learning_rate(settings, 1), weight_decay=0.01)
+    stock = torch.optim.AdamW(
+        [plain], lr=learning_rate(settings, 1), weight_decay=0.01, betas=(0.9, settings.beta2)
+    )
+    rates = torch.optim.lr_scheduler.LambdaLR(stock, lambda step: local_rate(local, step, 6))
     for epoch in range(2):
         order = stream(3, "batches", round=1, client=5, step=epoch).permutation(7)
         for begin in range(0, 7, 3):
@@ -71,6 +85,7 @@ def test_it_is_a_plain_loop_with_torchs_adamw(tuned: Tuned) -> None:
             plain.grad = tuned.grads[0].clone()
             torch.nn.utils.clip_grad_norm_([plain], 1.0)
             stock.step()
+            rates.step()
     torch.testing.assert_close(update.delta.flat, plain.detach() - tuned.start.flat, rtol=1e-4, atol=1e-6)
     assert (update.client, update.weight, memory) == (5, 7.0, {})
     assert update.metrics["steps"] == 6
@@ -125,6 +140,57 @@ def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None
     settings = replace(Settings(), rounds=400, schedule="published")
     rates = [learning_rate(settings, round) / settings.lr for round in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def stock_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], steps: int) -> list[float]:
+    """The learning rates of a scheduler's steps, as parts of the first."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, found = make(optimizer), []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 150, 1073])
+def test_the_rate_inside_a_round_is_that_of_stock_schedules(steps: int) -> None:
+    def ours(schedule: str) -> list[float]:
+        return [local_rate(schedule, step, steps) for step in range(steps)]
+
+    def cosine(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+
+    def published(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return get_cosine_schedule_with_warmup(optimizer, math.ceil(0.01 * steps), steps)
+
+    assert ours("constant") == [1.0] * steps
+    assert ours("cosine") == pytest.approx(stock_rates(cosine, steps), abs=1e-9)
+    assert ours("published") == pytest.approx(stock_rates(published, steps), abs=1e-9)
+
+
+def test_the_rate_inside_a_round_by_hand() -> None:
+    assert [local_rate("cosine", step, 4) for step in range(4)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
+    # One of three steps to warm up, from nothing; then half a wave over the two that are left.
+    assert [local_rate("published", step, 3) for step in range(3)] == pytest.approx([0, 1, 0.5])
+
+
+def test_as_published_a_client_with_one_step_stays_where_it_was(tuned: Tuned) -> None:
+    settings = replace(Settings(), local_schedule="published", epochs=1)
+    one, _ = train_client(tuned, PLAIN, conversations(3), settings, (0, 0, 0))
+    two, _ = train_client(tuned, PLAIN, conversations(4), settings, (0, 0, 0))
+    assert not one.delta.flat.any()
+    assert two.delta.flat.any()
+
+
+def test_every_round_begins_anew() -> None:
+    works = [Work(0, round, 0, PLAIN, BROADCAST, {}, conversations(), COSINE) for round in (0, 3)]
+    first, last = ([work.rate(step) for step in range(work.steps)] for work in works)
+    falls = [learning_rate(COSINE, round) for round in (0, 3)]
+    assert [rate / falls[0] for rate in first] == pytest.approx([rate / falls[1] for rate in last])
+    assert (first[0], last[0]) == (falls[0], falls[1])
 
 
 def mixed(count: int) -> list[Conversation]:

@@ -85,7 +85,9 @@ def test_a_choice_is_remembered_until_the_work_is_another(
     assert made == [3, 3, 3]
 
 
-def test_recomputing_gives_the_same_bits_and_keeps_less(tuned: Tuned) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_gives_the_same_bits_and_keeps_less(dropout: float, tiny_model: Path) -> None:
+    tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2, dropout=dropout)), seed=0)
     (work,) = works(tuned, 1)
     plain, kept = train(tuned, [work])[0][0].delta.flat, saved_bytes(tuned, work)
     with recomputing(tuned.vlm):
@@ -94,6 +96,14 @@ def test_recomputing_gives_the_same_bits_and_keeps_less(tuned: Tuned) -> None:
     assert saved_bytes(tuned, work) == kept
     with recomputing(tuned.vlm, wanted=False):
         assert saved_bytes(tuned, work) == kept
+
+
+def test_masks_are_counted_among_what_is_kept(tiny_model: Path) -> None:
+    plain, dropped = (
+        prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2, dropout=share)), seed=0)
+        for share in (0.0, 0.3)
+    )
+    assert saved_bytes(plain, works(plain, 1)[0]) < saved_bytes(dropped, works(dropped, 1)[0])
 
 
 def test_memory_is_short_when_a_step_would_take_more_than_half(tuned: Tuned) -> None:

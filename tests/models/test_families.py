@@ -18,7 +18,9 @@ from fedloom.models.family import image_token
 from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.models.parts import PARTS
 from fedloom.params import Params
+from fedloom.seeds import torch_stream
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
+from fedloom.tuning.dropout import Masks, dropping
 from fedloom.tuning.strategy import LINEARS, LoRA, stage
 from fedloom.types import Conversation, UserError
 
@@ -77,10 +79,15 @@ def stock_losses(vlm: Vlm, conversation: Conversation, answer: str) -> torch.Ten
     return F.cross_entropy(logits, torch.tensor(tokens), reduction="none")
 
 
-def tune(vlm: Vlm) -> Tuned:
+def tune(vlm: Vlm, dropout: float = 0.0) -> Tuned:
     """Train all that the family has: its connector in full, and adapters on its decoder."""
     name = "both" if vlm.family.parts.connector else "lora"
-    return prepare(vlm, stage(name, LoRA(rank=2, targets=("q_proj", "o_proj", "up_proj", *FUSED))), seed=0)
+    lora = LoRA(rank=2, targets=("q_proj", "o_proj", "up_proj", *FUSED), dropout=dropout)
+    return prepare(vlm, stage(name, lora), seed=0)
+
+
+def masks(client: int) -> Masks:
+    return lambda layer, device: torch_stream(0, layer, client=client, device=device)
 
 
 def moved(tuned: Tuned, seed: int = 5) -> Params:
@@ -190,24 +197,40 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(vlm: Vlm, kind
     assert not torch.equal(tuned.read().flat, before.flat)
 
 
-def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm) -> None:
-    """Three clients, with other parameters, other numbers of conversations and other pictures."""
-    tuned, every = tune(vlm), list(CONVERSATIONS.values())
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout: float) -> None:
+    """Three clients, with other parameters, other numbers of conversations, other pictures and other masks."""
+    tuned, every = tune(vlm, dropout), list(CONVERSATIONS.values())
     groups = [every, [CONVERSATIONS["text only"]], every[:2]]
     found = []
     with side_by_side(tuned, len(groups)) as stack:
         for row in range(len(groups)):
             stack.write(moved(tuned, seed=row), row)
-        losses = answer_losses(vlm, collate(vlm, groups), stack.connects(len(groups)))
-        losses.sum().backward()
+        batch = collate(vlm, groups)
+        with dropping(stack, batch, [masks(row) for row in range(len(groups))]):
+            losses = answer_losses(vlm, batch, stack.connects(len(groups)))
+            losses.sum().backward()
         found = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
     for row, (group, (loss, grad)) in enumerate(zip(groups, found, strict=True)):
         tuned.write(moved(tuned, seed=row))
         tuned.grads.zero_()
-        alone = answer_loss(vlm, group)
-        alone.backward()
+        batch = collate(vlm, [group])
+        with dropping(tuned, batch, [masks(row)]):
+            alone = answer_losses(vlm, batch)[0]
+            alone.backward()
         torch.testing.assert_close(loss, alone.detach(), rtol=1e-5, atol=1e-5)
         assert float((grad - tuned.grads[0]).norm()) <= 1e-4 * float(grad.norm())
+
+
+def test_dropout_is_refused_where_a_layer_sees_the_tokens_of_pictures_alone(
+    saved: Callable[[str], Path],
+) -> None:
+    vlm = load_vlm(str(saved("mllama")))
+    tuned = prepare(vlm, stage("lora", LoRA(targets=("cross_attn.k_proj",), dropout=0.3)), seed=0)
+    batch = collate(vlm, [[CONVERSATIONS["image and text"]]])
+    with pytest.raises(UserError, match=r"strategy\.dropout is 0\.3, but the layer .*k_proj sees other rows"):
+        with dropping(tuned, batch, [masks(0)]):
+            answer_losses(vlm, batch)
 
 
 def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Path) -> None:

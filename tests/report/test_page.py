@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedloom.experiment import Experiment
 from fedloom.report import finding, read_run, write_report
-from fedloom.report.page import mode, render
+from fedloom.report.page import client_loop, mode, render
 from fedloom.report.prose import gap_share
 from fedloom.report.tables import label
 
@@ -250,6 +251,16 @@ def test_the_mode_is_named() -> None:
     assert mode({"mode": "corrected", "algorithms": as_published}).endswith("; but as published: FedAdam")
     assert mode({}) == mode({"mode": "corrected", "algorithms": {}})
     assert mode({}).startswith("corrected: ")
+
+
+def test_the_clients_loop_is_named() -> None:
+    published = Experiment(mode="published").model_dump(mode="json")
+    assert client_loop(published) == (
+        "AdamW with β₂ = 0.95; learning rate published over the rounds, published inside each; LoRA dropout 0.05"
+    )
+    # A record from before there was a choice is told as what was done then.
+    assert client_loop({}) == client_loop(Experiment().model_dump(mode="json"))
+    assert client_loop({"train": {"optimizer": "sgd"}}).startswith("SGD; ")
 
 
 def test_a_plan_that_tells_of_its_first_clients_only_still_counts_all(run_folder):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 Slots = Mapping[str, Tensor]
-Step = Callable[[Tensor, Tensor, Slots, int, float, float], None]
-"""(params, grads, slots, step, lr, weight decay) → None; changes params and slots in place. Steps count from 1."""
+Step = Callable[[Tensor, Tensor, Slots, int, float, float, float], None]
+"""(params, grads, slots, step, lr, weight decay, β2) → None; changes params and slots in place; steps count from 1."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Optimizer:
     slots: tuple[str, ...] = ()
 
 
-def adamw(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weight_decay: float) -> None:
-    """Take one step of AdamW with β1 = 0.9, β2 = 0.999, ε = 1e-8.
+def adamw(
+    params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weight_decay: float, beta2: float
+) -> None:
+    """Take one step of AdamW with β1 = 0.9 and ε = 1e-8.
 
     Reference: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101v3,
     Algorithm 2. Agrees with torch.optim.AdamW.
@@ -36,12 +38,14 @@ def adamw(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, wei
     m, v = slots["m"], slots["v"]
     params.mul_(1 - lr * weight_decay)
     m.lerp_(grads, 1 - 0.9)
-    v.mul_(0.999).addcmul_(grads, grads, value=1 - 0.999)
-    root = v.sqrt().div_(sqrt(1 - 0.999**step)).add_(1e-8)
+    v.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+    root = v.sqrt().div_(sqrt(1 - beta2**step)).add_(1e-8)
     params.addcdiv_(m, root, value=-lr / (1 - 0.9**step))
 
 
-def sgd(params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weight_decay: float) -> None:
+def sgd(
+    params: Tensor, grads: Tensor, slots: Slots, step: int, lr: float, weight_decay: float, beta2: float
+) -> None:
     """Take one step of plain SGD, with decay added to the gradient as torch.optim.SGD does."""
     params.add_(grads + weight_decay * params if weight_decay else grads, alpha=-lr)
 

@@ -19,8 +19,9 @@ from fedloom.algorithms.base import LocalRule
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
-from fedloom.seeds import stream
+from fedloom.seeds import stream, torch_stream
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.dropout import Masks, dropping
 from fedloom.tuning.masks import own_start
 from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
 
@@ -54,8 +55,18 @@ class TrainSettings(Protocol):
         ...
 
     @property
+    def local_schedule(self) -> str:
+        """How it changes from step to step inside a round: "constant", "cosine" or "published"."""
+        ...
+
+    @property
     def optimizer(self) -> str:
         """A key of `OPTIMIZERS`."""
+        ...
+
+    @property
+    def beta2(self) -> float:
+        """AdamW's memory of squared gradients, in [0, 1)."""
         ...
 
     @property
@@ -75,7 +86,7 @@ class TrainSettings(Protocol):
 
 
 def learning_rate(settings: TrainSettings, round: int) -> float:
-    """Return the learning rate of a round: constant inside it, falling from round to round if "cosine".
+    """Return the learning rate of a round, falling from round to round if "cosine"; `local_rate` changes it inside.
 
     "published" is FedMLLM's cosine (arXiv 2411.14717, public code), which warms up over a hundredth of the
     rounds, lr · (round + 1) / warm. With fewer than 100 rounds that is less than one round, so the first has
@@ -87,6 +98,25 @@ def learning_rate(settings: TrainSettings, round: int) -> float:
     if round < warm:
         return settings.lr * (round + 1) / warm
     return settings.lr * (1 + math.cos(math.pi * (round - warm) / (settings.rounds - warm))) / 2
+
+
+def local_rate(schedule: str, step: int, steps: int) -> float:
+    """Return the part of a round's learning rate, in [0, 1], that one of the client's steps has.
+
+    Args:
+        schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step towards 0. "published" is
+            FedMLLM's (arXiv 2411.14717, public code): a fresh cosine of transformers' Trainer in each round,
+            with a warm-up over a hundredth of the steps, rounded up. That starts at 0, so the first step of
+            every round moves nothing, and a client with a single step stays where it was.
+        step: The step's number in this round, from 0.
+        steps: Steps that the client takes in this round.
+    """
+    if schedule == "constant":
+        return 1.0
+    warm = math.ceil(0.01 * steps) if schedule == "published" else 0
+    if step < warm:
+        return step / warm
+    return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
 OWN = "personal"
@@ -134,10 +164,29 @@ class Work:
         """Number of optimiser steps this takes."""
         return self.settings.epochs * math.ceil(len(self.conversations) / self.settings.batch_size)
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        part = local_rate(self.settings.local_schedule, step, self.steps)
+        return learning_rate(self.settings, self.round) * part
+
+    def _purpose(self, what: str) -> str:
+        return f"{what} of stage {self.stage}" if self.stage else what
+
+    def masks(self, step: int) -> Masks:
+        """Return the random streams of a step's dropout, one for each layer."""
+
+        def draw(layer: str, device: torch.device) -> torch.Generator:
+            purpose = self._purpose(f"dropout/{layer}")
+            return torch_stream(
+                self.seed, purpose, round=self.round, client=self.client, step=step, device=device
+            )
+
+        return draw
+
     def batches(self) -> Iterator[list[Conversation]]:
         """Draw the batches of all epochs, each from a random stream of its own."""
         for epoch in range(self.settings.epochs):
-            purpose = f"batches of stage {self.stage}" if self.stage else "batches"
+            purpose = self._purpose("batches")
             draw = stream(self.seed, purpose, round=self.round, client=self.client, step=epoch)
             for batch in draw_batches(
                 self.conversations, self.settings.batch_size, self.settings.batches, draw
@@ -207,7 +256,6 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
     if any(work.settings != settings or work.round != round for work in works):
         raise ValueError("clients that train side by side need the same settings and round")
     begun, clock = time.perf_counter(), clock or Clock()
-    lr, optimizer = learning_rate(settings, round), OPTIMIZERS[settings.optimizer]
     # Clients with most steps first: those still at work are always the first rows.
     order = sorted(range(len(works)), key=lambda k: -works[k].steps)
     rows = [works[k] for k in order]
@@ -222,7 +270,7 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
             work.rule.begin(start, _put(work.memory, where)) for work, start in zip(rows, starts, strict=True)
         ]
         held_back = [None if work.trained is None else work.trained.to(where).bool() for work in rows]
-        slots, tied = stack.zeroed(optimizer.slots), len(rows)
+        slots, tied = stack.zeroed(OPTIMIZERS[settings.optimizer].slots), len(rows)
         clock.lap("load")
         for step in range(rows[0].steps):
             active = sum(work.steps > step for work in rows)
@@ -232,11 +280,12 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
             batch = collate(stack.vlm, [next(batches[k]) for k in range(active)], clock)
             flat, grads = stack.flat[:active], stack.grads[:active]
             grads.zero_()
-            found = answer_losses(stack.vlm, batch, stack.connects(active))
-            losses[:active] += found.detach()
-            clock.lap("forward")
-            if found.requires_grad:  # it does not where only the connector is trained and no picture is shown
-                found.sum().backward()
+            with dropping(stack, batch, [work.masks(step) for work in rows[:active]]):
+                found = answer_losses(stack.vlm, batch, stack.connects(active))
+                losses[:active] += found.detach()
+                clock.lap("forward")
+                if found.requires_grad:  # not where only the connector is trained and no picture is shown
+                    found.sum().backward()
             clock.lap("backward")
             for grad, mask in zip(grads, held_back, strict=False):
                 if mask is not None:
@@ -246,8 +295,7 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
                 corrected, carries[k] = rows[k].rule.correct(grad, values, carries[k])
                 if corrected is not grad:
                     grad.copy_(corrected)
-            held = {name: value[:active] for name, value in slots.items()}
-            optimizer.step(flat, grads, held, step + 1, lr, settings.weight_decay)
+            _move(flat, grads, slots, rows[:active], step)
             for values, start, mask in zip(flat, starts, held_back, strict=False):
                 if mask is not None:  # an optimiser moves a value without gradient too: it decays it
                     values.copy_(torch.where(mask, values, start.params.flat))
@@ -260,6 +308,18 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
     ]
     clock.lap("load")
     return [results[order.index(k)] for k in range(len(works))]
+
+
+def _move(flat: Tensor, grads: Tensor, slots: Tensors, works: Sequence[Work], step: int) -> None:
+    """Take one step of the optimiser: for all rows, [K, P], at once where they have the same learning rate."""
+    settings, rates = works[0].settings, [work.rate(step) for work in works]
+    alike = len(set(rates)) == 1
+    for k, rate in enumerate(rates[:1] if alike else rates):
+        part = slice(0, len(works)) if alike else slice(k, k + 1)
+        held = {name: value[part] for name, value in slots.items()}
+        OPTIMIZERS[settings.optimizer].step(
+            flat[part], grads[part], held, step + 1, rate, settings.weight_decay, settings.beta2
+        )
 
 
 def _result(work: Work, end: Tensor, carry: Tensors, losses: float, seconds: float) -> Result:

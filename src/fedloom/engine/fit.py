@@ -24,6 +24,7 @@ from fedloom.models.batch import answer_losses, collate
 from fedloom.processes import can_fork, forked
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.dropout import dropping
 
 MOST = 8
 """Rows beyond which the gain no longer grows on the machines that were measured."""
@@ -111,10 +112,10 @@ def fit(
 
 def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int) -> Fit:
     """Return the choice this machine made before for such works, or make it and remember it in `file`."""
-    settings = works[0].settings
+    settings, dropout = works[0].settings, bool(tuned.stage.lora and tuned.stage.lora.dropout)
     key = hashlib.sha256(
         f"{tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
-        f"{workers} {torch.get_num_threads()} {torch.__version__}".encode()
+        f"{workers} {dropout} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}
     try:
@@ -141,9 +142,10 @@ def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
             stack.write(work.broadcast.params, row)
         batch = collate(stack.vlm, [next(work.batches()) for work in works])
         begun = time.perf_counter()
-        losses = answer_losses(stack.vlm, batch, stack.connects(len(works)))
-        if losses.requires_grad:
-            losses.sum().backward()
+        with dropping(stack, batch, [work.masks(0) for work in works]):
+            losses = answer_losses(stack.vlm, batch, stack.connects(len(works)))
+            if losses.requires_grad:
+                losses.sum().backward()
         return time.perf_counter() - begun
 
 
@@ -161,7 +163,8 @@ def saved_bytes(tuned: Tuned, work: Work) -> int:
 
     tuned.write(work.broadcast.params)
     batch = collate(tuned.vlm, [next(work.batches())])
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
+    with hooks, dropping(tuned, batch, [work.masks(0)]):
         # The losses are held until all is counted, so that no address is used twice.
         losses = answer_losses(tuned.vlm, batch)
     del losses

@@ -18,8 +18,8 @@ def recomputing(vlm: Vlm, wanted: bool = True) -> Iterator[None]:
     """Let the decoder's layers be computed twice inside this block, forward and again for backward.
 
     Costs about half as much time again (three forward passes' worth instead of two) and keeps one vector a
-    token and layer instead of a few dozen. Gradients are the same bits: there is no dropout, and the same
-    operations run again.
+    token and layer instead of a few dozen. Gradients are the same bits, for the same operations run again;
+    dropout draws its masks by name (`fedloom.tuning.dropout`), hence again alike.
 
     Args:
         vlm: The model; its layers are put back afterwards.

@@ -234,6 +234,8 @@ SAMPLERS = {
     "published": "published: the clients of a round are those of FedMLLM's code, the same for every seed",
 }
 
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
+
 
 def mode(experiment: Json) -> str:
     """Tell whether algorithms were run as their papers say or as published code does it."""
@@ -243,6 +245,18 @@ def mode(experiment: Json) -> str:
     arguments = at(experiment, "algorithms")
     names = [name for name, given in arguments.items() if at(given, "published") is True] if arguments else []
     return f"{corrected}; but as published: {', '.join(map(label, names))}" if names else corrected
+
+
+def client_loop(experiment: Json) -> str:
+    """Tell how clients train, as far as papers differ in it."""
+    train = at(experiment, "train")
+    optimizer = at(train, "optimizer") or "adamw"
+    beta2 = "" if optimizer == "sgd" else f" with β₂ = {at(train, 'beta2') or 0.999}"
+    inside = at(train, "local_schedule") or "constant"
+    return (
+        f"{OPTIMIZERS.get(optimizer, optimizer)}{beta2}; learning rate {at(train, 'schedule') or 'cosine'} over the "
+        f"rounds, {inside} inside each; LoRA dropout {at(experiment, 'strategy', 'dropout') or 0:g}"
+    )
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -257,6 +271,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Scenario mode", SCENARIO_MODES[str(at(run.experiment, "scenario", "mode") or "corrected")]),
         ("Sampler", SAMPLERS[str(at(run.experiment, "train", "sampler") or "corrected")]),
         ("Mode", mode(run.experiment)),
+        ("Client loop", client_loop(run.experiment)),
         *((name, first.get(key)) for key, name in HARDWARE),
         ("Resumed", f"{len(starts) - 1} times" if len(starts) > 1 else None),
         ("Wall-clock seconds", seconds(number(end, "seconds"))),

@@ -45,15 +45,21 @@ class LoRALinear(nn.Module):
         lora_a: A, shape [R, I] or [K, R, I].
         lora_b: B, shape [O, R] or [K, O, R].
         scale: alpha / rank.
+
+    Attributes:
+        drop: What x goes through on its way to A, or None; see `fedloom.tuning.dropout`.
     """
 
     def __init__(self, base: nn.Linear, lora_a: nn.Parameter, lora_b: nn.Parameter, scale: float) -> None:
         super().__init__()
         self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
+        self.drop: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
         """Apply layer and update."""
         y, a, b = self.base(x), self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+        if self.drop is not None:
+            x = self.drop(x)
         if a.dim() == 2:
             return y + F.linear(F.linear(x, a), b) * self.scale
         rows = x.reshape(a.shape[0], -1, x.shape[-1])  # [K, tokens, I]
@@ -110,6 +116,12 @@ class Tuned:
             for part, how in self.stage.train.items()
         )
 
+    @property
+    def adapters(self) -> dict[str, LoRALinear]:
+        """The layers that have an adapter, by name."""
+        found = ((name, self.vlm.model.get_submodule(name)) for name in _adapted(self.spots))
+        return {name: layer for name, layer in found if isinstance(layer, LoRALinear)}
+
     def write(self, params: Params, row: int = 0) -> None:
         """Put parameters into one row of the model: one copy."""
         if params.layout != self.layout:
@@ -161,6 +173,10 @@ class Tuned:
 
 def _is_adapter(name: str) -> bool:
     return name.endswith((":lora_a", ":lora_b"))
+
+
+def _adapted(spots: Mapping[str, Spot]) -> list[str]:
+    return list(dict.fromkeys(spot.module for name, spot in spots.items() if _is_adapter(name)))
 
 
 @contextmanager
@@ -257,7 +273,7 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
 def _insert(tuned: Tuned) -> None:
     """Wrap every layer that gets an adapter."""
     lora, model = tuned.stage.lora, tuned.vlm.model
-    for name in {spot.module for key, spot in tuned.spots.items() if _is_adapter(key)}:
+    for name in _adapted(tuned.spots):
         assert lora is not None
         empty = nn.Parameter(torch.empty(0))
         _swap(
@@ -295,7 +311,7 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
         inference_mode=True,
         r=lora.rank if lora else 1,
         lora_alpha=lora.alpha if lora else 1,  # type: ignore[arg-type]
-        lora_dropout=0.0,
+        lora_dropout=lora.dropout if lora else 0.0,
         bias="none",
         # A regular expression, because encoders name their layers as decoders do.
         target_modules=rf"({prefixes})\.(.*\.)?({linears})" if lora else None,

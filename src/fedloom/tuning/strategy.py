@@ -32,11 +32,13 @@ class LoRA:
         alpha: Scale: the update is multiplied by alpha / rank.
         targets: Which linear layers get an adapter, by the ends of their dotted names: `q_proj` is that of
             every layer, `layers.27.self_attn.q_proj` that of one.
+        dropout: Share of what enters an adapter that a training step leaves out, in [0, 1).
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = LINEARS
+    dropout: float = 0.0
 
     def takes(self, name: str) -> bool:
         """Say whether a linear layer gets an adapter.

@@ -1,0 +1,73 @@
+"""Dropout in front of adapters, from named random streams.
+
+Shape legend: K clients side by side, B conversations of each, L tokens, I a layer's inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedloom.models.batch import Batch
+from fedloom.tuning.adapters import Tuned
+from fedloom.types import UserError
+
+Masks = Callable[[str, torch.device], torch.Generator]
+"""(a layer's name, a device) → the random stream of the mask in front of that layer's adapter."""
+
+
+@contextmanager
+def dropping(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[None]:
+    """Leave out some of what enters the adapters inside this block, as PEFT's `lora_dropout` does.
+
+    An adapter adds (alpha / rank) · B A (m ∘ x) / (1 − p), where each value of m is 0 with probability
+    p = `LoRA.dropout` and 1 otherwise; every layer has a mask of its own, and the frozen layer sees the whole x.
+    Different from PEFT: masks come from named streams. A client's stream gives a value for each input of each
+    of its tokens, in their order and without padding, so its mask does not depend on who trains beside it, and a
+    layer that is computed again in the backward pass, which belongs inside the block, meets the same one.
+
+    Args:
+        tuned: The model; with p = 0, or without adapters, nothing changes.
+        batch: What the model is about to see.
+        masks: Each client's streams, K of them.
+
+    Raises:
+        UserError: When a layer is used that sees something else than the batch's tokens.
+    """
+    share = tuned.stage.lora.dropout if tuned.stage.lora else 0.0
+    layers = tuned.adapters if share else {}
+    if layers:
+        prompts = torch.tensor(batch.lengths, device=batch.mask.device)
+        real = batch.mask.bool() & (prompts > 0)[:, None]  # [K·B, L]; a row of padding has no prompt
+        counts = real.view(len(masks), -1).sum(1).tolist()
+        for name, layer in layers.items():
+            layer.drop = partial(_dropped, name, share, real, list(zip(masks, counts, strict=True)))
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.drop = None
+
+
+def _dropped(
+    name: str, share: float, real: Tensor, draws: Sequence[tuple[Masks, int]], x: Tensor
+) -> Tensor:  # [K·B, L, I] → the same
+    if x.shape[:-1] != real.shape:
+        raise UserError(
+            f"strategy.dropout is {share}, but the layer {name} sees other rows than the batch's tokens, such as "
+            "one expert's share of them or the tokens of pictures, for which there is no mask. Set strategy.dropout "
+            "to 0, or leave the layer out of strategy.targets"
+        )
+    width, where = x.shape[-1], x.device
+    lost = torch.zeros(x.shape, dtype=torch.bool, device=where)
+    lost[real] = torch.cat(
+        [
+            torch.rand(count, width, generator=masks(name, where), device=where) < share
+            for masks, count in draws
+        ]
+    )
+    return x.masked_fill(lost, 0.0) / (1 - share)

@@ -1,0 +1,166 @@
+"""Dropout in front of adapters: what PEFT does, with masks that have names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from fedloom.algorithms.base import PLAIN
+from fedloom.client.train import Work
+from fedloom.data.shapes import MAKERS
+from fedloom.models.batch import Batch, answer_losses, collate
+from fedloom.models.load import load_vlm
+from fedloom.sections import Train
+from fedloom.seeds import stream, torch_stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import LoRALinear, Tuned, adapter_config, prepare
+from fedloom.tuning.dropout import dropping
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Broadcast, Conversation, Presence, UserError
+
+SHARE = 0.25
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    found = prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2, dropout=SHARE)), seed=0)
+    found.write(found.start.with_flat(torch.linspace(-0.3, 0.3, found.layout.size)))  # B is zero at the start
+    return found
+
+
+def conversations(count: int) -> list[Conversation]:
+    examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(count)]
+    return [TASKS["vqa"].render(one, Presence(False, True), answer_form="text") for one in examples]
+
+
+def work(tuned: Tuned, client: int = 4, round: int = 2, stage: int = 0) -> Work:
+    broadcast = Broadcast(tuned.start)
+    return Work(client, round, 7, PLAIN, broadcast, {}, conversations(3), Train(), stage)
+
+
+def seen(tuned: Tuned, batch: Batch, masks: Work, step: int = 0) -> Tensor:
+    """What the first adapter of each layer is given for inputs of ones, [B, L, I]."""
+    layer = next(iter(tuned.adapters.values()))
+    with dropping(tuned, batch, [masks.masks(step)]):
+        assert layer.drop is not None
+        return layer.drop(torch.ones(*batch.mask.shape, layer.base.in_features))
+
+
+def test_a_layer_by_hand(tuned: Tuned) -> None:
+    """Two inputs, rank one: A = (1, 2), B = (3, 5) and scale 10, the first input lost, the other doubled."""
+    base = nn.Linear(2, 2, bias=False)
+    base.weight.data = torch.eye(2)
+    layer = LoRALinear(
+        base, nn.Parameter(torch.tensor([[1.0, 2.0]])), nn.Parameter(torch.tensor([[3.0], [5.0]])), 10
+    )
+    layer.drop = lambda x: x * torch.tensor([0.0, 2.0])
+    # A sees (0, 2): 1 · 0 + 2 · 2 = 4; the frozen layer sees (1, 1).
+    assert layer(torch.ones(1, 1, 2)).tolist() == [[[1 + 10 * 3 * 4, 1 + 10 * 5 * 4]]]
+
+
+def test_it_is_what_peft_does_with_the_same_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, x = nn.Linear(6, 5), torch.randn(2, 50, 6, generator=generator)
+    config = LoraConfig(r=2, lora_alpha=4, lora_dropout=SHARE)
+    stock = Linear(base, "default", config, r=2, lora_alpha=4, lora_dropout=SHARE)
+    stock.lora_B["default"].weight.data = torch.randn(5, 2, generator=generator)
+    ours = LoRALinear(base, stock.lora_A["default"].weight, stock.lora_B["default"].weight, scale=2.0)
+    drawn: list[Tensor] = []
+    stock.lora_dropout["default"].register_forward_hook(
+        lambda _, given, made: drawn.append(torch.where(given[0] == 0, 0.0, made / given[0]))
+    )
+    stock.train()
+    expected = stock(x)
+    kept = drawn[0][drawn[0] > 0]
+    assert 0 < len(kept) < drawn[0].numel()
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - SHARE)))
+    ours.drop = lambda given: given * drawn[0]
+    torch.testing.assert_close(ours(x), expected)
+
+
+def test_masks_are_the_named_draws_of_real_tokens_in_their_order(tuned: Tuned) -> None:
+    batch = collate(tuned.vlm, [conversations(3)])
+    assert not batch.mask.all()  # some rows are padded
+    name = next(iter(tuned.adapters))
+    width = tuned.adapters[name].base.in_features
+    drawn = torch.rand(
+        int(batch.mask.sum()), width, generator=torch_stream(7, f"dropout/{name}", round=2, client=4, step=5)
+    )
+    found = seen(tuned, batch, work(tuned), step=5)
+    expected = (drawn >= SHARE).float() / (1 - SHARE)
+    torch.testing.assert_close(found[batch.mask.bool()], expected)
+
+
+def test_the_mean_is_kept(tuned: Tuned) -> None:
+    batch = collate(tuned.vlm, [conversations(3)])
+    found = torch.stack([seen(tuned, batch, work(tuned), step)[batch.mask.bool()] for step in range(40)])
+    # Of n draws the mean is 1, with variance p / (1 - p) / n; five standard deviations.
+    bound = 5 * (SHARE / (1 - SHARE) / found.numel()) ** 0.5
+    assert abs(float(found.mean()) - 1) < bound < 0.05
+
+
+@pytest.mark.parametrize(
+    "other", [{"client": 5}, {"round": 3}, {"stage": 1}, {"step": 1}], ids=lambda other: next(iter(other))
+)
+def test_every_client_round_stage_and_step_has_its_own(tuned: Tuned, other: dict[str, int]) -> None:
+    batch = collate(tuned.vlm, [conversations(3)])
+    step = other.pop("step", 0)
+    assert not torch.equal(seen(tuned, batch, work(tuned)), seen(tuned, batch, work(tuned, **other), step))
+
+
+def test_every_layer_has_its_own(tuned: Tuned) -> None:
+    batch = collate(tuned.vlm, [conversations(1)])
+    with dropping(tuned, batch, [work(tuned).masks(0)]):
+        found = [
+            layer.drop(torch.ones(*batch.mask.shape, layer.base.in_features))
+            for layer in tuned.adapters.values()
+            if layer.drop is not None
+        ]
+    assert len(found) == len(tuned.adapters)
+    alike = [one for one in found[1:] if one.shape == found[0].shape and torch.equal(one, found[0])]
+    assert not alike
+
+
+def losses(tuned: Tuned, batch: Batch) -> Tensor:
+    return answer_losses(tuned.vlm, batch).detach()
+
+
+def test_outside_of_training_there_is_none(tuned: Tuned, tiny_model: Path) -> None:
+    batch = collate(tuned.vlm, [conversations(3)])
+    before = losses(tuned, batch)
+    with dropping(tuned, batch, [work(tuned).masks(0)]):
+        assert not torch.equal(losses(tuned, batch), before)
+    assert torch.equal(losses(tuned, batch), before)
+    plain = prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2)), seed=0)
+    plain.write(tuned.read())
+    with dropping(plain, batch, [work(plain).masks(0)]):
+        assert torch.equal(losses(plain, batch), before)
+
+
+def test_a_mistake_inside_leaves_none_behind(tuned: Tuned) -> None:
+    batch = collate(tuned.vlm, [conversations(1)])
+    with pytest.raises(ZeroDivisionError), dropping(tuned, batch, [work(tuned).masks(0)]):
+        raise ZeroDivisionError
+    assert all(layer.drop is None for layer in tuned.adapters.values())
+
+
+@pytest.mark.parametrize("cut", [lambda x: x[0], lambda x: x[:, 1:], lambda x: x.flatten(0, 1)])
+def test_other_rows_than_the_batchs_tokens_are_refused(tuned: Tuned, cut: Callable[[Tensor], Tensor]) -> None:
+    batch = collate(tuned.vlm, [conversations(2)])
+    name, layer = next(iter(tuned.adapters.items()))
+    with dropping(tuned, batch, [work(tuned).masks(0)]), pytest.raises(UserError) as caught:
+        layer(cut(torch.ones(*batch.mask.shape, layer.base.in_features)))
+    assert name in str(caught.value)
+    assert "Set strategy.dropout to 0" in str(caught.value)
+
+
+def test_the_exported_adapter_tells_of_it(tuned: Tuned, tiny_model: Path) -> None:
+    assert adapter_config(tuned)["lora_dropout"] == SHARE
+    plain = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
+    assert adapter_config(plain)["lora_dropout"] == 0.0
