@@ -55,6 +55,16 @@ def test_two_clients_with_a_label_each():
     assert told["labels"]["effective"] == pytest.approx(2)
 
 
+def test_rows_have_the_distances_that_the_card_tells_the_means_of():
+    found = survey(*plan_of([[0, 0, 1], [1, 1], [2]]))
+    told, labels = rows(found), card(found)["labels"]
+    for name in ("total_variation", "jensen_shannon"):
+        assert np.mean([row[name] for row in told]) == pytest.approx(labels[name])
+    # The third client has a label that is one of six in the pool: half of |0 − ⅓| + |0 − ½| + |1 − ⅙|.
+    assert told[2]["total_variation"] == pytest.approx(5 / 6)
+    assert [row["total_variation"] for row in rows(found, 2)] == [row["total_variation"] for row in told[:2]]
+
+
 def test_sizes():
     told = card(survey(*plan_of([[0], [0] * 3, [0] * 4])))["sizes"]
     assert told == {

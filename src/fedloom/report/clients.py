@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from markupsafe import Markup
@@ -25,32 +26,37 @@ from fedloom.report.svg import (
     ticks,
     words,
 )
-from fedloom.report.tables import federated
+from fedloom.report.tables import MISSING, federated
 
 SHOWN = 40  # clients that get a row; the plan has all
 TINTS = 9  # colours the style sheet has for labels
 STRAND_POINTS = 240  # of all thin lines of a panel together
 OTHERS = "other labels"
 PRESENCE = {"both": "both", "image_only": "image only", "text_only": "text only", "none": "neither"}
-ROW = 26.0
+LENGTH, DISTANCE = "mean words", "label distance"
+ROW, HEAD = 26.0, 36.0
+CELL = 58.0  # width of a column beside the bars
 
 # ---- who holds what ----------------------------------------------------------------------------------
 
 
 def holdings(run: Run, width: float) -> Markup:
-    """Draw how many examples of each label a client holds, and with which modalities."""
+    """Draw what each client holds: examples by label and by modality, lengths of texts, distance from the whole."""
     shown = run.clients[:SHOWN]
     if not shown:
         return Markup()
     tops = _top_labels(shown)
     tints = {name: f"tint t{place % TINTS + 1}" for place, name in enumerate(tops)}
-    side = width >= NARROW
-    matrix_width = 250.0 if side else width
+    side, beside = width >= NARROW, columns(shown)
+    matrix_width = CELL * len(beside) if side else width
     bars_width = width - matrix_width - 24 if side else width
     keys = [(rect(0, -7, 14, 14, class_), name) for name, class_ in tints.items()]
     head, height = legend(keys, width, 14) if len(tops) > 1 else (Markup(), 0.0)
-    bars, matrix = _label_bars(shown, tints, bars_width), _matrix(shown, matrix_width, named=not side)
-    tall = 24 + ROW * len(shown)
+    bars, matrix = (
+        _label_bars(shown, tints, bars_width),
+        _matrix(shown, beside, matrix_width, named=not side),
+    )
+    tall = HEAD + ROW * len(shown)
     at_matrix = (width - matrix_width, height + 14) if side else (0.0, height + 14 + tall + 24)
     total = at_matrix[1] + tall
     said = "; ".join(f"client {client['id']} {_size(client):.0f}" for client in shown)
@@ -86,9 +92,9 @@ def _top_labels(clients: Sequence[Json]) -> list[str]:
 def _label_bars(clients: Sequence[Json], tints: Mapping[str, str], width: float) -> Markup:
     left = min(max(measure(f"Client {client['id']}") for client in clients), 110.0) + 8
     x = scale(0, max(max(map(_size, clients)), 1.0), 0, width - left - 40)
-    pieces = [words(left, 12, "Training examples by label", "strong")]
+    pieces = [words(left, HEAD - 12, "Training examples by label", "strong")]
     for place, client in enumerate(clients):
-        top, start = 24 + ROW * place, 0.0
+        top, start = HEAD + ROW * place, 0.0
         pieces.append(words(left - 8, top + 16, clip(f"Client {client['id']}", left), None, "end"))
         counts = dict.fromkeys(tints, 0.0)
         for name, count in _labels(client).items():
@@ -107,26 +113,71 @@ def _segment(x: float, y: float, width: float, name: str, count: float, class_: 
     return box + words(x + width / 2, y + 14.5, fits, "in-tint") if fits else box
 
 
-def _matrix(clients: Sequence[Json], width: float, named: bool) -> Markup:
-    """Draw a cell for each client and combination of modalities, darker for a larger share."""
+@dataclass(frozen=True)
+class Column:
+    """A figure of each client beside its bars.
+
+    Attributes:
+        head: What it is.
+        said: The figures as text.
+        shares: How much of the most it could be, 0 to 1, client by client.
+        bar: Whether the share is a length, rather than a depth of colour.
+    """
+
+    head: str
+    said: tuple[str, ...]
+    shares: tuple[float, ...]
+    bar: bool = False
+
+
+def columns(clients: Sequence[Json]) -> list[Column]:
+    """Return examples by modality, mean length of texts, and distance from the pooled labels, as far as known."""
     kinds = [kind for kind in PRESENCE if kind != "none" or any(number(client, kind) for client in clients)]
+    found = []
+    for kind in kinds:
+        counts = [number(client, kind) or 0.0 for client in clients]
+        sizes = [max(_size(client), 1.0) for client in clients]
+        shares = tuple(min(count / size, 1.0) for count, size in zip(counts, sizes, strict=True))
+        found.append(Column(PRESENCE[kind], tuple(f"{count:.0f}" for count in counts), shares))
+    lengths = [number(client, "words") for client in clients]
+    if most := max((length for length in lengths if length is not None), default=0.0):
+        found.append(_gauge(LENGTH, lengths, most, 1))
+    apart = [number(client, "jensen_shannon") for client in clients]
+    several = len({name for client in clients for name in _labels(client)}) > 1
+    if several and any(value is not None for value in apart):
+        found.append(_gauge(DISTANCE, apart, 1.0, 2))
+    return found
+
+
+def _gauge(head: str, values: Sequence[float | None], most: float, digits: int) -> Column:
+    said = tuple(MISSING if value is None else f"{value:.{digits}f}" for value in values)
+    return Column(head, said, tuple(min(max((value or 0.0) / most, 0.0), 1.0) for value in values), bar=True)
+
+
+def _matrix(clients: Sequence[Json], columns: Sequence[Column], width: float, named: bool) -> Markup:
+    """Draw a cell for each client and column: darker for a larger share, or with a line as long as the share."""
     left = min(max(measure(f"Client {client['id']}") for client in clients), 110.0) + 8 if named else 0.0
-    cell = (width - left) / len(kinds)
-    pieces = [
-        words(left + cell * (n + 0.5), 12, PRESENCE[kind], "strong", "middle") for n, kind in enumerate(kinds)
-    ]
+    cell = (width - left) / len(columns)
+    pieces = []
+    for place, column in enumerate(columns):
+        for up, said in enumerate(reversed(column.head.split(" ", 1))):
+            pieces.append(words(left + cell * (place + 0.5), HEAD - 12 - 14 * up, said, "strong", "middle"))
     for place, client in enumerate(clients):
-        top = 24 + ROW * place
+        top = HEAD + ROW * place
         if named:
             pieces.append(words(left - 8, top + 16, clip(f"Client {client['id']}", left), None, "end"))
-        for column, kind in enumerate(kinds):
-            count = number(client, kind) or 0.0
-            share = min(count / max(_size(client), 1.0), 1.0)
-            x = left + cell * column
-            pieces.append(
-                rect(x + 1, top + 2, cell - 2, ROW - 5, "heat", fill_opacity=f"{0.04 + 0.5 * share:.2f}")
-            )
-            pieces.append(words(x + cell / 2, top + 16, f"{count:.0f}", None if count else "muted", "middle"))
+        for across, column in enumerate(columns):
+            pieces.append(_cell(column, place, left + cell * across, top, cell))
+    return Markup("").join(pieces)
+
+
+def _cell(column: Column, place: int, left: float, top: float, width: float) -> Markup:
+    share, said = column.shares[place], column.said[place]
+    depth = 0.04 if column.bar else 0.04 + 0.5 * share
+    pieces = [rect(left + 1, top + 2, width - 2, ROW - 5, "heat", fill_opacity=f"{depth:.2f}")]
+    if column.bar and share:
+        pieces.append(rect(left + 1, top + ROW - 6, (width - 2) * share, 3, "heat", fill_opacity="0.6"))
+    pieces.append(words(left + width / 2, top + 16, said, None if share else "muted", "middle"))
     return Markup("").join(pieces)
 
 

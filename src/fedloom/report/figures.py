@@ -292,7 +292,8 @@ def client_dots(run: Run, width: float) -> Markup:
 def _strip(dots: Sequence[tuple[float, str]], x: Scale, radius: float) -> tuple[Markup, float]:
     """Draw one method's dots around y = 0, moved apart where they would overlap; return the height."""
     step = 2 * radius + 1
-    lanes = _lanes([x(value) for value, _ in dots], step, 5 if radius > 6 else 9)
+    # Dots with numbers are at most a dozen, so that a lane for each keeps all numbers readable.
+    lanes = _lanes([x(value) for value, _ in dots], step, 12 if radius > 6 else 9)
     # With an even number of lanes one more lies above than below; half a step puts the lot in the middle.
     moved = step / 2 if max(lanes) % 2 else 0.0
     mean = x(fmean(value for value, _ in dots))

@@ -18,6 +18,7 @@ from fedloom.report.compare import experiments_table, groups, names, seeds_table
 from fedloom.report.gain import main_score
 from fedloom.report.records import Json, Run, at, number, read_run
 from fedloom.report.scores import gain_table, published_tables, score_table, task_tables
+from fedloom.report.split import card_rows
 from fedloom.report.tables import (
     MISSING,
     Table,
@@ -159,6 +160,8 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "published": published_tables(run.result),
         "gains": gain_table(run.result, ids),
         "hidden_clients": max(run.client_count - clients.SHOWN, 0),
+        "beside": [column.head for column in clients.columns(run.clients[: clients.SHOWN])],
+        "differences": card_rows(run.plan["card"]).rows if at(run.plan, "card") else (),
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, ids),
         "costs": cost_table(run.result),

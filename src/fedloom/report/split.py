@@ -89,11 +89,11 @@ def card_rows(card: Json) -> Table:
             "the pool",
         ),
         ("Modalities", _clients_by_modality(modalities["clients"])),
-        ("", _examples_by_kind(modalities["examples"], card["examples"])),
+        ("Examples", _examples_by_kind(modalities["examples"], card["examples"])),
         (
             "Sizes",
             f"{sizes['smallest']:,} to {sizes['largest']:,} examples, median {sizes['median']:,.0f}; the "
-            f"largest client holds {percent(sizes['largest_share'])} % of all; as uneven as "
+            f"largest client holds {percent(sizes['largest_share'])}% of all; as uneven as "
             f"{sizes['effective_clients']:.1f} equal clients",
         ),
     ]
@@ -113,7 +113,7 @@ def _clients_by_modality(counts: Mapping[str, int]) -> str:
 
 def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
     shares = (f"{KINDS[kind].lower()} {count / total:.0%}" for kind, count in counts.items() if count)
-    return f"examples: {', '.join(shares)}"
+    return ", ".join(shares)
 
 
 def cohorts_table(rounds: list[dict[str, Any]]) -> Table:

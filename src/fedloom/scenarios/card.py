@@ -88,9 +88,11 @@ def survey(plan: Plan, examples: Sequence[Example]) -> Survey:
 def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
     """Tell what each client holds, in plain values; of the first clients only where `first` is given.
 
-    `modalities` has an I where the client sees any image and a T where it sees any text.
+    `modalities` has an I where the client sees any image and a T where it sees any text; `total_variation` and
+    `jensen_shannon` are the client's distances, of which `card` tells the means.
     """
     clients = len(found.sizes) if first is None else min(first, len(found.sizes))
+    variation, divergence, _ = distances(found)
     ends = np.searchsorted(found.owners, np.arange(clients), side="right").tolist()
     told, start = [], 0
     for client, end in enumerate(ends):
@@ -105,6 +107,8 @@ def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
                 ),
                 **kinds,
                 "words": None if np.isnan(found.words[client]) else float(found.words[client]),
+                "total_variation": float(variation[client]),
+                "jensen_shannon": float(divergence[client]),
                 "labels": {found.labels[number]: count for number, count in labels},
             }
         )
