@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,27 @@ class Engine:
         self.calls: list[tuple[str, str]] = []
         self.stop: dict[int, BaseException] = {}
 
-    def run_experiment(self, experiment: Experiment, out: Path, progress: Progress, models: object) -> None:
-        out.mkdir(parents=True)
-        (out / "experiment.json").write_text(experiment.to_json())
-        self.work("run", out)
+    def run_cells(
+        self,
+        cells: list[tuple[Experiment, Path]],
+        progress: Progress,
+        models: object,
+        begun: Callable[[int], None],
+        ended: Callable[[int, Any], None],
+    ) -> None:
+        """Run the first of them alone."""
+        experiment, folder = cells[0]
+        begun(0)
+        try:
+            self.work(experiment, folder)
+        except UserError as error:
+            return ended(0, error)
+        ended(0, {})
 
-    def resume_run(self, folder: Path, progress: Progress, models: object) -> None:
-        self.work("resume", folder)
-
-    def work(self, what: str, folder: Path) -> None:
+    def work(self, experiment: Experiment, folder: Path) -> None:
+        what = "resume" if folder.exists() else "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "experiment.json").write_text(experiment.to_json())
         self.calls.append((what, folder.name.rpartition("-")[0]))
         if stop := self.stop.get(len(self.calls)):
             raise stop
@@ -64,8 +77,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
     fake = Engine()
-    monkeypatch.setattr(runner, "run_experiment", fake.run_experiment)
-    monkeypatch.setattr(runner, "resume_run", fake.resume_run)
+    monkeypatch.setattr(runner, "run_cells", fake.run_cells)
     return fake
 
 

@@ -31,7 +31,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
-        self._bar = _make_bar(stream, passing) if bar else None
+        self._bar, self._passing = _make_bar(stream, passing) if bar else None, passing
         self._every = every
         self._clock = clock
         self._name: str | None = None
@@ -71,10 +71,12 @@ class Progress:
             self._line(text)
 
     def close(self) -> None:
-        """End the last stage and give the terminal back."""
+        """End the last stage and give the terminal back; the next stage takes it again."""
         self._end_stage()
         if self._bar is not None:
             self._bar.stop()
+            for task in self._bar.task_ids if self._passing else ():
+                self._bar.remove_task(task)
 
     def _end_stage(self) -> None:
         if self._name is None:

@@ -30,13 +30,14 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    def spread(self, name: str, parts: Mapping[str, float]) -> None:
-        """Share the time of `name` out to the names of `parts` in proportion to their seconds."""
-        whole = sum(parts.values())
-        if whole > 0:
-            seconds = self.seconds.pop(name, 0.0)
-            for part, share in parts.items():
-                self.seconds[part] = self.seconds.get(part, 0.0) + seconds * share / whole
+    def skip(self) -> None:
+        """Begin the next stretch now: the time since the last lap is counted elsewhere."""
+        self._last = time.perf_counter()
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count time by name that was measured elsewhere."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
         """Return seconds by name since the last `take`, and start afresh."""

@@ -256,6 +256,11 @@ class Engine(Section):
         default="auto",
         description="Processes that train a cohort's clients at once; auto takes one for each thread, where it can.",
     )
+    together: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Methods of a run, or cells of a sweep, that go on in step so that their clients train at once; "
+        "auto is one method, and as many cells as pay.",
+    )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether the backward pass computes layers again to save memory; auto where it is short.",

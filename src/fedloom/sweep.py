@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from fedloom.experiment import Experiment
@@ -48,9 +47,10 @@ def default_sweep_folder(grid: Grid) -> Path:
 def run_sweep(
     grid: Grid, folder: Path, tell: Callable[[str], None], make_progress: Callable[[], Progress]
 ) -> dict[str, Any]:
-    """Run the cells that are not done yet, one after another in the grid's order.
+    """Run the cells that are not done yet, in the grid's order, and several at once where that pays.
 
-    Cells share loaded models and what those remember of pictures and texts. A cell that the folder holds
+    Cells share loaded models and what those remember of pictures and texts. Those that go on at once are trained in
+    step, so that their clients may stand side by side (`engine.together`). A cell that the folder holds
     already, under whatever name, is not run again; one that was interrupted goes on from its last commit; one
     that failed is tried again.
 
@@ -72,18 +72,36 @@ def run_sweep(
     if done:
         tell(f"{done} of {counted(len(rows), 'cell')} {'is' if done == 1 else 'are'} done already")
     models: dict[Any, Any] = {}
-    spent = list[float]()
-    for index in range(len(rows)):
-        if rows[index].state == "done":
-            continue
-        begun = time.perf_counter()
-        rows[index] = _run_cell(grid, folder, rows, index, make_progress, models)
-        # Another cell may be the same experiment; then it is done too.
-        rows = [_seen(folder, other) if other.state == "waiting" else other for other in rows]
+    since, tried = time.perf_counter(), set[int]()
+
+    def put(index: int, row: Row) -> None:
+        rows[index] = row
+        tried.add(index)
+        if row.state != "begun":  # another cell may be the same experiment; then it is done too
+            rows[:] = [_seen(folder, other) if other.state == "waiting" else other for other in rows]
         _write(grid, folder, rows)
-        spent.append(time.perf_counter() - begun)
-        tell(_line(folder, rows, index, fmean(spent)))
+        if row.state != "begun":
+            tell(_line(folder, rows, index, (time.perf_counter() - since) / len(tried)))
+
+    families = _families(folder, rows)
+    while left := [index for index in families if rows[index].state == "waiting"]:
+        kin = [(index, families[index][0]) for index in left if families[index][1] == families[left[0]][1]]
+        _run_some(folder, rows, kin, put, make_progress(), models)
     return write_sweep_report(folder)
+
+
+def _families(folder: Path, rows: Sequence[Row]) -> dict[int, tuple[Experiment, str]]:
+    """Return what is run for each cell that waits, and its kinship: cells of one may go on at once.
+
+    A cell that was begun goes on as it began; of cells that are the same experiment only the first is there.
+    """
+    waiting = {row.folder: index for index, row in reversed([*enumerate(rows)]) if row.state == "waiting"}
+    if not waiting:
+        return {}
+    from fedloom.runner import held, kinship
+
+    runs = {k: held(folder / rows[k].folder) or rows[k].cell.experiment for k in sorted(waiting.values())}
+    return {index: (experiment, kinship(experiment)) for index, experiment in runs.items()}
 
 
 def check_sweep_folder(folder: Path) -> None:
@@ -120,29 +138,33 @@ def _seen(folder: Path, row: Row) -> Row:
     return replace(row, state="done") if finished(folder / row.folder) else row
 
 
-def _run_cell(
-    grid: Grid,
+def _run_some(
     folder: Path,
     rows: Sequence[Row],
-    index: int,
-    make_progress: Callable[[], Progress],
+    kin: Sequence[tuple[int, Experiment]],
+    put: Callable[[int, Row], None],
+    progress: Progress,
     models: dict[Any, Any],
-) -> Row:
-    from fedloom.runner import resume_run, run_experiment
+) -> None:
+    """Run the first of some cells, and others beside it as far as that pays."""
+    from fedloom.runner import run_cells
 
-    row = rows[index]
-    _write(grid, folder, [*rows[:index], replace(row, state="begun"), *rows[index + 1 :]])
-    place, progress = folder / row.folder, make_progress()
-    try:
-        if (place / "experiment.json").exists():
-            resume_run(place, progress, models)
+    def begun(place: int) -> None:
+        index, _ = kin[place]
+        put(index, replace(rows[index], state="begun"))
+
+    def ended(place: int, result: dict[str, Any] | UserError) -> None:
+        index, _ = kin[place]
+        progress.close()
+        if isinstance(result, UserError):
+            put(index, replace(rows[index], state="failed", error=str(result)))
         else:
-            run_experiment(row.cell.experiment, place, progress, models)
-    except UserError as error:
-        return replace(row, state="failed", error=str(error))
+            put(index, replace(rows[index], state="done"))
+
+    try:
+        run_cells([(one, folder / rows[index].folder) for index, one in kin], progress, models, begun, ended)
     finally:
         progress.close()
-    return replace(row, state="done")
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:

@@ -1,12 +1,14 @@
-"""Train one method of a run: its rounds, its commits, its learning curve."""
+"""Train methods of runs: their rounds, their commits, their learning curves.
+
+A method asks for its trainings and does not drive them itself, so that methods of a run, and those of several runs
+over the same model, can be trained in step; one by itself is the case of one.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,18 @@ from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
 from fedloom.client.evaluate import render
 from fedloom.client.train import learning_rate
-from fedloom.engine.fit import MOST, Fit, cores, remembered, short_of_memory
-from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Backend, Run, Schedule, Standing, draw_cohort, run_rounds, works_of
+from fedloom.courses import Course, End
+from fedloom.engine.fit import cores
+from fedloom.engine.rounds import Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit, opened
-from fedloom.engine.workers import Workers
 from fedloom.experiment import Experiment
 from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
-from fedloom.models.features import cache_folder
 from fedloom.models.load import Vlm
-from fedloom.models.recompute import recomputing
 from fedloom.params import Params
 from fedloom.processes import can_fork
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record, write_json
+from fedloom.record import Clock, Record
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks import PROMPTS
 from fedloom.tasks.scoring import Judged, score
@@ -38,7 +37,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.masks import shared_mask, trained_mask
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
-from fedloom.types import ClientUpdate, Conversation, DataSet, Presence, UserError
+from fedloom.types import Conversation, DataSet, Presence, UserError
 
 CLIENTS_HELD = 1024
 """Clients whose rendered examples are kept from round to round."""
@@ -104,10 +103,42 @@ def _clause(setting: Setting, method: Method) -> str | None:
     return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a method asks for: one stage of it, trained to its end.
+
+    Attributes:
+        setting: The run it belongs to.
+        label: What it is called while it goes on.
+        runs: Makes its trainings, each from its last commit if there is one.
+    """
+
+    setting: Setting
+    label: str
+    runs: Callable[[], list[Run]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        ended: Where its runs stand, or the mistake that stopped one of them.
+        seconds: Its own share of the time.
+    """
+
+    ended: list[Standing] | UserError
+    seconds: float
+
+
+Steps = Course[Training, Trained, End]
+"""A piece of work that has trainings done for it."""
+
+
 def train_method(
     setting: Setting, method: Method, name: str, plan: Plan, servers: Sequence[tuple[int | None, range]]
-) -> list[Standing]:
-    """Run the rounds of one or several trainings in step, each from its last commit if there is one.
+) -> Steps[list[Standing]]:
+    """Ask for the rounds of one or several trainings, stage by stage.
 
     Args:
         setting: What all methods share.
@@ -115,35 +146,32 @@ def train_method(
         name: Its name.
         plan: Who holds what.
         servers: For each training the client that trains alone, or None, and the training's clients.
+
+    Returns:
+        Where they stand at the end, in the order of `servers`.
+
+    Raises:
+        UserError: One of them cannot go on.
     """
 
     @lru_cache(maxsize=CLIENTS_HELD)
     def conversations(client: int) -> list[Conversation]:
         return conversations_of(setting, plan.clients[client], method)
 
-    def trained(update: ClientUpdate) -> None:
-        setting.progress.advance(1, loss=update.metrics["loss"])
-
-    standings: list[Standing] = []
-    for number in range(len(setting.stages)):
-        runs = [
+    def runs(number: int, standings: Sequence[Standing]) -> list[Run]:
+        return [
             _training(setting, method, name, conversations, server, number, before)
             for server, before in zip(servers, standings or [None] * len(servers), strict=True)
         ]
-        left = [(run.schedule.rounds - run.round) * len(draw_cohort(run.schedule, 0)) for run in runs]
+
+    standings: list[Standing] = []
+    for number in range(len(setting.stages)):
         label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
-        setting.progress.stage(label, sum(left))
-        standings = [run.standing for run in runs]
-        if any(left):
-            with recomputing(setting.vlm, _recompute(setting, runs)):
-                standings = run_rounds(runs, backend_of(setting, runs, trained))
+        (trained,) = yield [Training(setting, label, partial(runs, number, standings))]
+        if isinstance(trained.ended, UserError):
+            raise trained.ended
+        standings = trained.ended
     return standings
-
-
-def _recompute(setting: Setting, runs: Sequence[Run]) -> bool:
-    chosen = setting.experiment.engine.recompute
-    first = next(chain.from_iterable(works_of(run) for run in runs))
-    return chosen == "always" or (chosen == "auto" and short_of_memory(setting.tuned, first))
 
 
 def _training(
@@ -199,26 +227,6 @@ def _training(
         trained_mask(layout, stage),
         shared,
     )
-
-
-def backend_of(setting: Setting, runs: Sequence[Run], trained: Callable[[ClientUpdate], None]) -> Backend:
-    """Say where clients train: as the experiment says, as this run did before, or as measured."""
-    chosen, tuned = setting.experiment.engine, setting.tuned
-    file = setting.folder / "engine.json"
-    works = list(islice(chain.from_iterable(works_of(run) for run in runs), MOST))
-    if len(works) < 2:
-        return InProcess(tuned, 1, trained)
-    if "auto" in (chosen.side_by_side, chosen.workers) and not file.exists():
-        cohort = sum(len(draw_cohort(run.schedule, run.round)) for run in runs)
-        known_here = cache_folder() / "side-by-side.json"
-        found = remembered(known_here, tuned, works, cohort, workers_of(setting))
-        write_json(file, found.to_json())
-        setting.record.append("engine", found.to_json())
-    known = Fit(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Fit(1)
-    rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
-    workers = known.workers if chosen.workers == "auto" else workers_of(setting)
-    inner = InProcess(tuned, rows if tuned.stackable else 1, trained)
-    return inner if workers == 1 else Workers(inner, workers)
 
 
 def workers_of(setting: Setting) -> int:

@@ -6,7 +6,7 @@ is too small to keep the processor busy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -38,16 +38,37 @@ class InProcess:
     trained: Callable[[ClientUpdate], None] = ignore
 
     def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        """Train clients and yield their updates in the order of `works`."""
-        coming = iter(works)
-        while window := list(islice(coming, self.rows * WINDOW if self.rows > 1 else 1)):
-            done: dict[int, Result] = {}
+        """Train clients and yield their updates in the order of `works`.
+
+        What a block took is shared out evenly, and counted when its client's update is yielded: works of several
+        trainings may come mixed, and each is told its own time.
+        """
+        coming, own = iter(works), Clock()
+        while True:
+            clock.lap("load")
+            own.skip()
+            window = list(islice(coming, self.rows * WINDOW if self.rows > 1 else 1))
+            if not window:
+                return
+            own.lap("load")
+            reading, done = _share(own, len(window)), dict[int, tuple[Result, Mapping[str, float]]]()
             for block in blocks(window, self.rows):
-                found = train(self.tuned, [window[k] for k in block], clock)
+                found = train(self.tuned, [window[k] for k in block], own)
+                share = _share(own, len(block))
                 for k, result in zip(block, found, strict=True):
                     self.trained(result[0])
-                    done[k] = result
-            yield from (done[k] for k in range(len(window)))
+                    done[k] = result, share
+            clock.skip()
+            for k in range(len(window)):
+                result, share = done.pop(k)
+                clock.add(reading)
+                clock.add(share)
+                yield result
+
+
+def _share(clock: Clock, works: int) -> Mapping[str, float]:
+    """Take what a clock has counted, divided by the number of works it was for."""
+    return {name: seconds / works for name, seconds in clock.take().items()}
 
 
 def blocks(works: Sequence[Work], rows: int) -> list[list[int]]:

@@ -151,6 +151,11 @@ class Run:
         return self.standing.state.round
 
     @property
+    def left(self) -> int:
+        """Rounds that are left."""
+        return self.schedule.rounds - self.round
+
+    @property
     def exchanged(self) -> int:
         """Bytes of the values that go one way: those that this stage trains and clients do not keep."""
         masks = [mask for mask in (self.trained, self.shared) if mask is not None]
@@ -162,25 +167,27 @@ class Run:
 def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     """Run the rounds that are left of one training, or of several in step over the same frozen model.
 
-    Several trainings share nothing but the model; together their clients may train side by side.
+    Several trainings share nothing but the model; together their clients may train side by side. A round is
+    committed when all that take part in it have ended it, so that a commit may use the model for evaluation.
 
     Raises:
         UserError: Every update of a round was refused; nothing of that round is kept.
     """
     now = list(runs)
-    while left := [k for k, run in enumerate(now) if run.round < run.schedule.rounds]:
+    while left := [k for k, run in enumerate(now) if run.left > 0]:
         # Runs that are behind go first, so that those which train together are in the same round.
         first = min(now[k].round for k in left)
         together = [k for k in left if now[k].round == first]
         clock = Clock()
         cohorts = [draw_cohort(now[k].schedule, first) for k in together]
         works = [works_of(now[k], cohort) for k, cohort in zip(together, cohorts, strict=True)]
-        results = backend.map(chain.from_iterable(works), clock)
+        results, logs = backend.map(chain.from_iterable(works), clock), list[dict[str, Any]]()
         for k, cohort in zip(together, cohorts, strict=True):
             standing, log = _close(now[k], cohort, islice(results, len(cohort)), clock)
-            now[k].committed(standing, log)
             now[k] = replace(now[k], standing=standing)
-            clock.take()  # what `committed` took is no part of a round
+            logs.append(log)
+        for k, log in zip(together, logs, strict=True):
+            now[k].committed(now[k].standing, log)
     return [run.standing for run in now]
 
 

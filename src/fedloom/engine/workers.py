@@ -1,13 +1,14 @@
 """Clients in several processes at once, for processors with more cores than one client's batch can use.
 
 Each process is a copy of this one that trains its share of the cohort as `InProcess` does, on its own cores;
-updates come back through a pipe. The updates are those of one process with as many threads.
+updates come back through a pipe, each with its share of the time. The updates are those of one process with as many threads.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,43 +53,43 @@ class Workers:
             yield from self._together(window, clock)
 
     def _together(self, works: Sequence[Work], clock: Clock) -> Iterator[Result]:
+        clock.lap("load")
+        begun = time.perf_counter()
         for work in works:  # tokenised here once, and not in every copy again
             for one in work.conversations:
                 encode(self.inner.tuned.vlm, one, [one.answer])
-        clock.lap("data")
         shares = dealt([work.steps for work in works], self.count)
         each = replace(self.inner, trained=ignore)
         parts = [partial(_share, each, [works[k] for k in share]) for share in shares]
         threads = max(1, torch.get_num_threads() // self.count)
-        done: dict[int, Result] = {}
-        spent: dict[str, float] = {}
-        found = [0] * len(shares)
-        coming, following = forked(parts, threads), 0
-        for number, message in coming:
-            if found[number] == len(shares[number]):  # the last message tells where the time went
-                for name, seconds in json.loads(message).items():
-                    spent[name] = spent.get(name, 0.0) + seconds
-                continue
-            k = shares[number][found[number]]
-            found[number] += 1
-            done[k] = unpacked(message, works[k].broadcast.params.layout)
-            self.inner.trained(done[k][0])
-            while following in done:
-                clock.lap(WAITING)
-                yield done.pop(following)
-                following += 1
-        clock.lap(WAITING)
-        clock.spread(WAITING, spent)
-
-
-WAITING = "workers"
-"""Time in which this process waits for others, before it is known what they did in it."""
+        places = [iter(share) for share in shares]
+        done: dict[int, tuple[Result, dict[str, float]]] = {}
+        for number, message in forked(parts, threads):
+            k = next(places[number])
+            result, spent = _unmarked(message, works[k].broadcast.params.layout)
+            self.inner.trained(result[0])
+            done[k] = result, spent
+        # Seconds that passed here for each second of work in a process.
+        passed = (time.perf_counter() - begun) / sum(sum(spent.values()) for _, spent in done.values())
+        clock.skip()
+        for k in range(len(works)):
+            result, spent = done.pop(k)
+            clock.add({name: seconds * passed for name, seconds in spent.items()})
+            yield result
 
 
 def _share(backend: InProcess, works: Sequence[Work]) -> Iterator[bytes]:
     clock = Clock()
-    yield from (packed(result) for result in backend.map(works, clock))
-    yield json.dumps(clock.seconds).encode()
+    for result in backend.map(works, clock):
+        told = json.dumps(clock.take()).encode()
+        yield LENGTH.pack(len(told)) + told + packed(result)
+
+
+def _unmarked(message: bytes, layout: Layout) -> tuple[Result, dict[str, float]]:
+    """Read a result, and where the time for it went."""
+    (length,) = LENGTH.unpack_from(message)
+    start = LENGTH.size + length
+    return unpacked(message[start:], layout), json.loads(message[LENGTH.size : start])
 
 
 def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:

@@ -221,23 +221,39 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         if isinstance(how, LoRA):
             for name in _targets(vlm, part, how):
                 layer = vlm.model.get_submodule(name)
-                bound = 1 / math.sqrt(layer.in_features)
-                generator = torch_stream(seed, f"lora/{name}")
-                drawn = torch.rand(how.rank, layer.in_features, generator=generator) * 2 * bound - bound
-                for key, value in (("lora_a", drawn), ("lora_b", torch.zeros(layer.out_features, how.rank))):
-                    tensors[f"{part}/{name}:{key}"], spots[f"{part}/{name}:{key}"] = value, Spot(name, key)
+                shapes = {"lora_a": (how.rank, layer.in_features), "lora_b": (layer.out_features, how.rank)}
+                for key, shape in shapes.items():
+                    tensors[f"{part}/{name}:{key}"] = torch.zeros(shape)
+                    spots[f"{part}/{name}:{key}"] = Spot(name, key)
         else:
             names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]
             for name in names:
                 module, _, attribute = name.rpartition(".")
                 tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach().cpu()
                 spots[f"{part}/{name}"] = Spot(module, attribute)
-    start = Params.of(tensors)
+    start = _drawn(Params.of(tensors), spots, seed)
     flat = start.flat.clone()[None].to(vlm.device)
     tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
     _insert(tuned)
     tuned.tie()
     return tuned
+
+
+def reseeded(tuned: Tuned, seed: int) -> Tuned:
+    """Return the same live model with the start that another seed gives: `prepare` with that seed, at no cost."""
+    return replace(tuned, start=_drawn(tuned.start, tuned.spots, seed))
+
+
+def _drawn(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:
+    """Draw every A; what else there is stays as it is."""
+    drawn = start.with_flat(start.flat.clone())
+    for name, values in drawn.items():
+        if spots[name].attribute == "lora_a":
+            rank, width = values.shape
+            bound = 1 / math.sqrt(width)
+            generator = torch_stream(seed, f"lora/{spots[name].module}")
+            values.copy_(torch.rand(rank, width, generator=generator) * 2 * bound - bound)
+    return drawn
 
 
 def release(tuned: Tuned) -> None:

@@ -1,0 +1,183 @@
+"""What each method of a run comes to: what it has trained, how that is scored, and the adapter of the main one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedloom.client.train import OWN
+from fedloom.courses import timed
+from fedloom.engine.rounds import Standing
+from fedloom.engine.store import last_commit
+from fedloom.measure import figures, headline, own_figures, slices_of
+from fedloom.methods import Method, parse_method
+from fedloom.params import Params
+from fedloom.record import write_json
+from fedloom.scenarios.plan import Plan, pooled
+from fedloom.tasks.linear import linear_reference
+from fedloom.tasks.scoring import Judged
+from fedloom.training import Setting, Steps, algorithm_of, answers_of, train_method
+from fedloom.tuning.adapters import export_adapter
+from fedloom.tuning.masks import own_start, shared_mask
+from fedloom.types import DataSet, Example, UserError
+
+SCORED_TOGETHER = 4
+"""Clients' own models that answer the test questions in one pass."""
+
+
+def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
+    """Run one method, or read what it came to if it is finished.
+
+    Returns:
+        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds".
+    """
+    file = setting.folder / "methods" / name / "result.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    method = parse_method(name)
+    course = RUNS.get(method.base, _federated)(setting, method, name)
+    (scores, up, down), seconds = yield from timed(course)
+    value = {"scores": scores, "bytes": {"up": up, "down": down}, "seconds": seconds}
+    write_json(file, value)
+    return value
+
+
+Outcome = tuple[dict[str, Any], int, int]
+"""Scores, bytes sent up, bytes sent down. References send nothing: data are pooled, or stay where they are."""
+
+
+def _zero_shot(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+    yield from ()  # nothing is trained
+    setting.progress.stage(name, len(slices_of(setting.data.test)))
+    return _scores(setting, {None: setting.tuned.start}, method, name)[0], 0, 0
+
+
+def _linear(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+    """Train the linear references on what clients see, pooled."""
+    yield from ()  # no adapter is trained
+    setting.progress.stage(name, 1)
+    data = setting.data
+    chances = linear_reference(_visible(data, setting.plan), data.test)
+    answers = {
+        part: Judged(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
+    }
+    ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
+    found = figures(data.train, data.test, setting.plan, ordered)
+    setting.progress.advance(1)
+    return found, 0, 0
+
+
+def _visible(data: DataSet, plan: Plan) -> list[Example]:
+    found: list[Example] = []
+    for share in plan.clients:
+        for index, image, text in zip(share.indices, share.image, share.text, strict=True):
+            example = data.train[index]
+            found.append(
+                replace(example, image=example.image if image else None, text=example.text if text else None)
+            )
+    return found
+
+
+def _federated(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+    clients = range(len(setting.plan.clients))
+    (standing,) = yield from train_method(setting, method, name, setting.plan, [(None, clients)])
+    models = _models_of(setting, method, standing)
+    if None in models:
+        return _scores(setting, models, method, name)[0], standing.up, standing.down
+    return _own_scores(setting, models, method, name), standing.up, standing.down
+
+
+def _models_of(setting: Setting, method: Method, standing: Standing) -> dict[int | None, Params]:
+    """Return the global model, or each client's own where parts are personal."""
+    params = algorithm_of(setting, method).broadcast(standing.state).params
+    shared = shared_mask(setting.tuned.layout, setting.stages[-1])
+    if shared is None:
+        return {None: params}
+    return {
+        client: own_start(params, standing.memories.get(client, {}).get(OWN), shared)
+        for client in range(len(setting.plan.clients))
+    }
+
+
+def _centralised(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+    (standing,) = yield from train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
+    return _scores(setting, {None: standing.state.params}, method, name)[0], 0, 0
+
+
+def _local(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+    """Let every client train alone; report the mean over clients, the best and the worst."""
+    alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
+    standings = yield from train_method(setting, method, name, setting.plan, alone)
+    models: dict[int | None, Params] = {
+        client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)
+    }
+    return _own_scores(setting, models, method, name), 0, 0
+
+
+def _own_scores(
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+) -> dict[str, Any]:
+    """Score each client's own model: the mean over clients, the best and the worst."""
+    found: list[dict[str, Any]] = []
+    together = SCORED_TOGETHER if setting.tuned.stackable else 1
+    for start in range(0, len(models), together):
+        found += _scores(setting, dict(list(models.items())[start : start + together]), method, name)
+    reached = [headline(one) or 0.0 for one in found]
+    own = own_figures(found)
+    mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
+    return {**mean, **own, "best": max(reached), "worst": min(reached)}
+
+
+def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average nested figures entry by entry; an entry unknown anywhere is unknown."""
+    mean: dict[str, Any] = {}
+    for key, first in values[0].items():
+        found = [value[key] for value in values]
+        if isinstance(first, dict):
+            mean[key] = _mean_of(found)
+        else:
+            mean[key] = None if any(value is None for value in found) else sum(found) / len(found)
+    return mean
+
+
+RUNS: dict[str, Callable[[Setting, Method, str], Steps[Outcome]]] = {
+    "zero-shot": _zero_shot,
+    "linear": _linear,
+    "local": _local,
+    "centralised": _centralised,
+}
+"""How each reference runs; every other name is a federated algorithm."""
+
+
+def _scores(
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+) -> list[dict[str, Any]]:
+    """Score final parameters on every slice, several models at once; a global model's key is None."""
+    rounds = 0 if method.base == "zero-shot" else sum(setting.rounds)
+    answers: list[dict[str, Judged]] = [{} for _ in models]
+    for part in slices_of(setting.data.test):
+        judged = answers_of(setting, models, method, name, rounds, part)
+        for found, one in zip(answers, judged, strict=True):
+            found[part] = one
+        if method.base == "zero-shot":
+            setting.progress.advance(1)
+    data, plan = setting.data, setting.plan
+    return [figures(data.train, data.test, plan, found, setting.judge) for found in answers]
+
+
+def export(setting: Setting, main: str) -> None:
+    """Write the adapter of a finished method, or each client's own, in PEFT's format.
+
+    Raises:
+        UserError: Its last commit is damaged.
+    """
+    standing = last_commit(setting.folder / "methods" / main, setting.tuned.layout)
+    if standing is None:
+        raise UserError(
+            f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again"
+        )
+    for client, params in _models_of(setting, parse_method(main), standing).items():
+        folder = setting.folder / "adapter"
+        export_adapter(setting.tuned, params, folder if client is None else folder / f"client-{client}")
