@@ -88,3 +88,17 @@ def test_passing_progress_writes_nothing_where_no_bar_can_be_drawn(capsys):
         progress.advance(2, loss=0.5)
         progress.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_that_passes_forgets_what_was_before_it_was_closed():
+    stream = io.StringIO()
+    progress = Progress(stream, bar=True, passing=True)
+    progress.stage("fedavg", 2)
+    progress.advance(2)
+    progress.close()
+    before = len(stream.getvalue())
+    progress.stage("fedadam", 2)
+    progress.advance(1)
+    progress.close()
+    assert "fedadam" in stream.getvalue()[before:]
+    assert "fedavg" not in stream.getvalue()[before:]
