@@ -90,7 +90,8 @@ def test_passing_progress_writes_nothing_where_no_bar_can_be_drawn(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_that_passes_forgets_what_was_before_it_was_closed():
+def test_a_bar_that_passes_forgets_what_was_before_it_was_closed(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
     stream = io.StringIO()
     progress = Progress(stream, bar=True, passing=True)
     progress.stage("fedavg", 2)
