@@ -39,8 +39,9 @@ from pretrain import corpus, language, vision
 from pretrain.fit import Budget, fit
 
 BATCH = 48
-SHARES = (0.22, 0.18, 0.1, 0.07, 0.08)
-"""Of a batch, for each source of `corpus.pictured`; ten questions more are about drawn scenes, the rest about words."""
+SHARES = (0.19, 0.15, 0.08, 0.06, 0.06)
+"""Of a batch, for each source of `corpus.pictured`; `SCENES` questions more are about drawn scenes, the rest, some thirteen, about words."""
+SCENES = 8
 LAYERS = [3, 6]
 """Which hidden states of the encoder the connector reads: edges and colors in the middle, kinds at the end."""
 
@@ -134,7 +135,7 @@ def make_batch(
             clause = AGNOSTIC if rng.random() < 0.3 else None
             batch.append(render(example, present, clause=clause, answer_form="text"))
     kinds = list(MAKERS)
-    for _ in range(10):
+    for _ in range(SCENES):
         example = MAKERS[kinds[rng.integers(len(kinds))]](rng, "", "pretrain")
         clause = AGNOSTIC if rng.random() < 0.3 else None
         batch.append(render(example, Presence(True, False), clause=clause, answer_form="text"))
