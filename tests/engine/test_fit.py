@@ -17,6 +17,7 @@ from fedloom.models import batch as batches
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
 from fedloom.models.recompute import recomputing
+from fedloom.processes import can_fork
 from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
@@ -47,7 +48,7 @@ def test_what_was_tried_fits_memory_and_cohort(tuned: Tuned) -> None:
     assert fit(tuned, works(tuned, 20), free=10**12).tried == MOST
     tight = fit(tuned, works(tuned, 20), free=needed * 2 * 3)
     assert (tight.room, tight.tried) == (3, 3)
-    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, room=1)
+    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, 1.0, room=1)
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(1.0, 4), (3.9, 1), (8.0, 1)])
@@ -56,7 +57,32 @@ def test_side_by_side_only_where_it_is_faster(
 ) -> None:
     monkeypatch.setattr(module, "_seconds", lambda _, some: 1.0 if len(some) == 1 else seconds)
     found = fit(tuned, works(tuned, 4), free=10**12)
-    assert (found.rows, found.gain) == (rows, round(4 / seconds, 3))
+    assert (found.rows, found.gain) == (rows, round(4 / seconds, 3) if rows > 1 else 1.0)
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ({(1, 1): 1.0, (1, 4): 0.9, (2, 1): 0.6, (2, 2): 0.5}, (2, 2)),
+        ({(1, 1): 1.0, (1, 4): 0.4, (2, 1): 0.6, (2, 2): 0.5}, (1, 4)),
+        ({(1, 1): 1.0, (1, 4): 1.2, (2, 1): 0.6, (2, 2): 0.59}, (2, 1)),
+        ({(1, 1): 1.0, (1, 4): 0.99, (2, 1): 0.97, (2, 2): 1.1}, (1, 1)),
+    ],
+)
+def test_of_processes_and_rows_the_fastest_way_is_taken(
+    times: dict, chosen: tuple[int, int], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_each", lambda _, some, workers: times[workers, len(some)])
+    monkeypatch.setattr(module, "_copying", lambda workers: 0.0)
+    found = fit(tuned, works(tuned, 4), workers=2, free=10**12)
+    assert (found.workers, found.rows) == chosen
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+def test_a_short_round_is_not_worth_a_copy(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_copying", lambda workers: 1e9)
+    assert fit(tuned, works(tuned, 4), workers=2, free=10**12).workers == 1
 
 
 def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Fit:
 
     Attributes:
         rows: Clients that train side by side.
-        gain: Measured speed of `tried` rows over one, or None where there was nothing to measure.
-        tried: Rows that were measured.
+        gain: Measured speed over one client at a time, or None where there was nothing to measure.
+        tried: The most rows that were measured.
         room: Clients that memory holds at once.
         workers: Processes that train clients at once, each with its share of the threads.
     """
@@ -73,9 +73,8 @@ def fit(
 ) -> Fit:
     """Choose the number of workers and of rows for works like these.
 
-    Clients are dealt out to workers first, unless a round is too short for it. Then one forward and
-    backward pass of one client and of several are timed, twice each, alternating, with a worker's threads;
-    nothing is learnt from it.
+    Times one forward and backward pass of one client and of several side by side, in this process and in copies of
+    it, twice each, alternating; nothing is learnt from it. What is less simple must be faster.
 
     Args:
         tuned: The model with one row.
@@ -95,26 +94,28 @@ def fit(
     if workers > 1 and _copying(workers) > OVERHEAD * cohort * works[0].steps * _seconds(tuned, works[:1]):
         workers = 1
     room = min(room, MOST * workers)
-    tried = min(room // workers, math.ceil(cohort / workers), len(works))
-    if tried < 2 or not tuned.stackable:
-        return Fit(1, room=room, workers=workers)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
+    ways: list[tuple[int, int]] = []
+    for count in sorted({1, workers}):
+        most = min(room // count, MOST, math.ceil(cohort / count), len(works)) if tuned.stackable else 1
+        ways += [(count, rows) for rows in sorted({1, most})]
     _seconds(tuned, works[:1])  # the first pass of all is slower
-    alone, together = [], []
+    seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _ in range(2):
-        alone.append(_seconds(tuned, works[:1]))
-        together.append(_seconds(tuned, works[:tried]))
-    torch.set_num_threads(threads)
-    gain = min(alone) * tried / min(together)
-    return Fit(tried if gain >= WORTHWHILE else 1, round(gain, 3), tried, room, workers)
+        for count, rows in ways:
+            seconds[count, rows].append(_each(tuned, works[:rows], count))
+    best = simple = ways[0]
+    for way in ways[1:]:
+        if min(seconds[way]) * WORTHWHILE <= min(seconds[best]):
+            best = way
+    gain = min(seconds[simple]) / min(seconds[best])
+    return Fit(best[1], round(gain, 3), max(rows for _, rows in ways), room, best[0])
 
 
 def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int) -> Fit:
     """Return the choice this machine made before for such works, or make it and remember it in `file`."""
     settings, dropout = works[0].settings, bool(tuned.stage.lora and tuned.stage.lora.dropout)
     key = hashlib.sha256(
-        f"{tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
+        f"ways {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
         f"{workers} {dropout} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}
@@ -134,6 +135,20 @@ def _copying(workers: int) -> float:
     for _ in forked([lambda: iter(())] * workers, 1):
         pass
     return time.perf_counter() - begun
+
+
+def _each(tuned: Tuned, works: Sequence[Work], workers: int) -> float:
+    """Return the seconds that a client's pass takes, works side by side, in several processes at once."""
+
+    def part() -> Iterator[bytes]:
+        _seconds(tuned, works)  # a fresh copy first takes its pages
+        yield str(_seconds(tuned, works)).encode()
+
+    if workers == 1:
+        return _seconds(tuned, works) / len(works)
+    threads = max(1, torch.get_num_threads() // workers)
+    found = [float(message) for _, message in forked([part] * workers, threads)]
+    return sum(found) / workers / (len(works) * workers)
 
 
 def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
