@@ -254,7 +254,7 @@ class Engine(Section):
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes that train a cohort's clients at once; auto takes one for each thread, where it can.",
+        description="Processes that train a cohort's clients at once; auto takes up to one for each thread, where that pays.",
     )
     together: Count | Literal["auto"] = Field(
         default="auto",

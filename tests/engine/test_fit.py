@@ -73,16 +73,20 @@ def test_side_by_side_only_where_it_is_faster(
 def test_of_processes_and_rows_the_fastest_way_is_taken(
     times: dict, chosen: tuple[int, int], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_each", lambda _, some, workers: times[workers, len(some)])
-    monkeypatch.setattr(module, "_copying", lambda workers: 0.0)
+    monkeypatch.setattr(module, "_each", lambda _, some, workers, passes: times[workers, len(some)])
     found = fit(tuned, works(tuned, 4), workers=2, free=10**12)
     assert (found.workers, found.rows) == chosen
 
 
-@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
-def test_a_short_round_is_not_worth_a_copy(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_copying", lambda workers: 1e9)
-    assert fit(tuned, works(tuned, 4), workers=2, free=10**12).workers == 1
+@pytest.mark.parametrize(("passes", "each"), [(1, 5 / 2), (4, (5 + 3 * 1) / 8)])
+def test_a_copy_costs_a_short_round_more(
+    passes: int, each: float, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies take 6 s for two passes, the second of which takes 1 s."""
+    seconds = iter([10.0, 16.0])
+    monkeypatch.setattr(module, "forked", lambda parts, threads: [(k, b"1.0") for k in range(len(parts))])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
+    assert module._each(tuned, works(tuned, 1), 2, passes) == pytest.approx(each)
 
 
 def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:

@@ -32,8 +32,8 @@ MOST = 8
 WORTHWHILE = 1.05
 """Gain below which clients train one by one: less is noise."""
 
-OVERHEAD = 0.1
-"""Share of a round that copying the process may take; beyond it one process does the round."""
+COPIES = 1.2
+"""Gain below which no copies are made: sending updates and sharing the memory's speed cost what a pass does not show."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,6 @@ def fit(
     # Half of what is free, since backward needs about as much again as forward saved.
     room = MOST * workers if free is None or not needed else max(1, int(free / 2 / needed))
     workers = min(workers, room, cohort)
-    if workers > 1 and _copying(workers) > OVERHEAD * cohort * works[0].steps * _seconds(tuned, works[:1]):
-        workers = 1
     room = min(room, MOST * workers)
     ways: list[tuple[int, int]] = []
     for count in sorted({1, workers}):
@@ -102,10 +100,12 @@ def fit(
     seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _ in range(2):
         for count, rows in ways:
-            seconds[count, rows].append(_each(tuned, works[:rows], count))
+            passes = math.ceil(cohort / (count * rows)) * works[0].steps
+            seconds[count, rows].append(_each(tuned, works[:rows], count, passes))
     best = simple = ways[0]
     for way in ways[1:]:
-        if min(seconds[way]) * WORTHWHILE <= min(seconds[best]):
+        least = WORTHWHILE if way[0] == best[0] else COPIES
+        if min(seconds[way]) * least <= min(seconds[best]):
             best = way
     gain = min(seconds[simple]) / min(seconds[best])
     return Fit(best[1], round(gain, 3), max(rows for _, rows in ways), room, best[0])
@@ -129,26 +129,22 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, wor
     return found
 
 
-def _copying(workers: int) -> float:
-    """Return the seconds it takes to make copies of this process that do nothing."""
-    begun = time.perf_counter()
-    for _ in forked([lambda: iter(())] * workers, 1):
-        pass
-    return time.perf_counter() - begun
+def _each(tuned: Tuned, works: Sequence[Work], workers: int, passes: int) -> float:
+    """Return the seconds that a pass of one client takes: side by side, and in several processes at once.
 
-
-def _each(tuned: Tuned, works: Sequence[Work], workers: int) -> float:
-    """Return the seconds that a client's pass takes, works side by side, in several processes at once."""
+    A round of `passes` passes pays once for copying the process and for the copy's pages, which its first pass takes.
+    """
 
     def part() -> Iterator[bytes]:
-        _seconds(tuned, works)  # a fresh copy first takes its pages
+        _seconds(tuned, works)
         yield str(_seconds(tuned, works)).encode()
 
     if workers == 1:
         return _seconds(tuned, works) / len(works)
-    threads = max(1, torch.get_num_threads() // workers)
-    found = [float(message) for _, message in forked([part] * workers, threads)]
-    return sum(found) / workers / (len(works) * workers)
+    begun, threads = time.perf_counter(), max(1, torch.get_num_threads() // workers)
+    later = sum(float(message) for _, message in forked([part] * workers, threads)) / workers
+    first = time.perf_counter() - begun - later
+    return (first + (passes - 1) * later) / (passes * len(works) * workers)
 
 
 def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
