@@ -10,8 +10,9 @@ import ctypes
 
 # The C library's names for what `mallopt` sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT = 2**31 - 1
-"""Bytes that may lie free at the end of the heap before they are handed back; the most that can be said."""
+KEPT = 2**28
+"""Bytes that may lie free at the end of the heap before they are handed back; much more would count several times over
+where a process is copied."""
 LARGE = 2**25
 """Bytes from which a piece has pages of its own, which are handed back with it; the most that can be said."""
 
@@ -19,7 +20,7 @@ LARGE = 2**25
 def keep_freed() -> bool:
     """Let this process keep the memory that it frees, where the C library is glibc.
 
-    It changes no result. The process goes on holding what it once needed, up to 2 GiB beyond what it uses.
+    It changes no result. The process holds up to 256 MiB more than it uses.
 
     Returns:
         Whether the C library could be told.
