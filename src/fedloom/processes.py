@@ -40,6 +40,11 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
+def threads_each(processes: int) -> int:
+    """Return how many of this process's threads each of several copies of it has, at least one."""
+    return max(1, torch.get_num_threads() // processes)
+
+
 def forked(parts: Sequence[Part], threads: int) -> Iterator[tuple[int, bytes]]:
     """Do each part in a process of its own.
 

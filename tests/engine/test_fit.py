@@ -48,7 +48,7 @@ def test_what_was_tried_fits_memory_and_cohort(tuned: Tuned) -> None:
     assert fit(tuned, works(tuned, 20), free=10**12).tried == MOST
     tight = fit(tuned, works(tuned, 20), free=needed * 2 * 3)
     assert (tight.room, tight.tried) == (3, 3)
-    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, 1.0, room=1)
+    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, room=1)
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(1.0, 4), (3.9, 1), (8.0, 1)])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedloom.models.batch import Connect, encode, generate, option_scores
 from fedloom.models.load import Vlm
 from fedloom.models.published import teacher_forced
-from fedloom.processes import forked
+from fedloom.processes import forked, threads_each
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
 from fedloom.tasks.base import AnswerForm
 from fedloom.tasks.scoring import Judged
@@ -157,7 +157,7 @@ def _asked(
             if likely:  # tokenised here once, and not in every copy again
                 encode(vlm, one, one.options)
         parts = [partial(share, number) for number in range(workers)]
-        for _, message in forked(parts, max(1, torch.get_num_threads() // workers)):
+        for _, message in forked(parts, threads_each(workers)):
             yield from (tuple(found) for found in json.loads(message))
     else:
         for places in batches:

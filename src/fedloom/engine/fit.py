@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.client.train import Work
 from fedloom.models.batch import answer_losses, collate
-from fedloom.processes import can_fork, forked
+from fedloom.processes import can_fork, forked, threads_each
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.dropout import dropping
@@ -96,6 +96,8 @@ def fit(
     for count in sorted({1, workers}):
         most = min(room // count, MOST, math.ceil(cohort / count), len(works)) if tuned.stackable else 1
         ways += [(count, rows) for rows in sorted({1, most})]
+    if len(ways) == 1:
+        return Fit(1, room=room)
     _seconds(tuned, works[:1])  # the first pass of all is slower
     seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _ in range(2):
@@ -141,8 +143,8 @@ def _each(tuned: Tuned, works: Sequence[Work], workers: int, passes: int) -> flo
 
     if workers == 1:
         return _seconds(tuned, works) / len(works)
-    begun, threads = time.perf_counter(), max(1, torch.get_num_threads() // workers)
-    later = sum(float(message) for _, message in forked([part] * workers, threads)) / workers
+    begun = time.perf_counter()
+    later = sum(float(message) for _, message in forked([part] * workers, threads_each(workers))) / workers
     first = time.perf_counter() - begun - later
     return (first + (passes - 1) * later) / (passes * len(works) * workers)
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-import torch
 from safetensors.torch import load, save
 
 from fedloom.client.train import Result, Work
 from fedloom.engine.in_process import InProcess, ignore
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
-from fedloom.processes import forked
+from fedloom.processes import forked, threads_each
 from fedloom.record import Clock
 from fedloom.types import ClientUpdate, Tensors
 
@@ -61,10 +60,9 @@ class Workers:
         shares = dealt([work.steps for work in works], self.count)
         each = replace(self.inner, trained=ignore)
         parts = [partial(_share, each, [works[k] for k in share]) for share in shares]
-        threads = max(1, torch.get_num_threads() // self.count)
         places = [iter(share) for share in shares]
         done: dict[int, tuple[Result, dict[str, float]]] = {}
-        for number, message in forked(parts, threads):
+        for number, message in forked(parts, threads_each(self.count)):
             k = next(places[number])
             result, spent = _unmarked(message, works[k].broadcast.params.layout)
             self.inner.trained(result[0])
