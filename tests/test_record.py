@@ -90,6 +90,24 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    path, rename = tmp_path / "shared.json", os.replace
+
+    def meanwhile(*names):
+        copy = os.fork()
+        if not copy:
+            monkeypatch.undo()
+            write_atomic(path, b"theirs")
+            os._exit(0)
+        assert os.waitpid(copy, 0)[1] == 0 and path.read_bytes() == b"theirs"
+        rename(*names)
+
+    monkeypatch.setattr(record.os, "replace", meanwhile)
+    write_atomic(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert os.listdir(tmp_path) == ["shared.json"]
+
+
 @settings(max_examples=25)
 @given(VALUES)
 def test_json_files_hold_their_value_in_its_order(value):

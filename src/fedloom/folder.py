@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from fedloom.experiment import Experiment
 from fedloom.types import UserError
+
+LOCK = ".lock"
+"""The empty file by which a process tells others that it works in a folder."""
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -35,3 +41,27 @@ def folder_state(folder: Path, experiment: Experiment) -> Literal["new", "unfini
 def finished(folder: Path) -> bool:
     """Say whether a run wrote all it had to; the report comes last."""
     return (folder / "result.json").is_file() and (folder / "report.html").is_file()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder that exists; nothing stays locked when this one ends or dies.
+
+    Raises:
+        UserError: Another process works in it.
+    """
+    with open(folder / LOCK, "w", encoding="ascii") as file:
+        try:
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # unlike flock, not passed on to copies of this process
+        except (BlockingIOError, PermissionError):
+            message = f"{folder}: another process is working in it"
+            raise UserError(f"{message}; let it end, or choose another folder with --out") from None
+        yield
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left in a folder that is this one's `alone`."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink()

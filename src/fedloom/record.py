@@ -47,9 +47,12 @@ class Clock:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it, and sync the folder."""
+    """Write a file under a temporary name, sync it, rename it, and sync the folder.
+
+    The temporary name is this process's own: several may write the same file at once, and the last one stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()

@@ -20,6 +20,7 @@ from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data
 from fedloom.engine.memory import keep_freed
 from fedloom.experiment import Experiment
+from fedloom.folder import alone, tidy
 from fedloom.models.assemble import load_model
 from fedloom.models.features import cache_folder
 from fedloom.models.judge import load_judge
@@ -166,10 +167,12 @@ def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
     file, report = folder / "result.json", folder / "report.html"
     if not file.exists():
         write_atomic(folder / "experiment.json", experiment.to_json().encode())
-        result, seconds = yield from timed(_results(experiment, folder, bench))
-        Record(folder / "record.jsonl").append("end", {"seconds": seconds})
-        report.unlink(missing_ok=True)
-        write_json(file, result)
+        with alone(folder):
+            tidy(folder)
+            result, seconds = yield from timed(_results(experiment, folder, bench))
+            Record(folder / "record.jsonl").append("end", {"seconds": seconds})
+            report.unlink(missing_ok=True)
+            write_json(file, result)
     if not report.exists():
         write_report([folder], report)
     return json.loads(file.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedloom.experiment import Experiment
-from fedloom.folder import finished
+from fedloom.folder import LOCK, alone, finished
 from fedloom.grid import Cell, Grid
 from fedloom.progress import Progress, duration
 from fedloom.record import write_json
@@ -67,6 +67,15 @@ def run_sweep(
         UserError: The folder holds something else.
     """
     check_sweep_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        _run_all(grid, folder, tell, make_progress)
+        return write_sweep_report(folder)
+
+
+def _run_all(
+    grid: Grid, folder: Path, tell: Callable[[str], None], make_progress: Callable[[], Progress]
+) -> None:
     rows = _begin(grid, folder)
     done = sum(row.state == "done" for row in rows)
     if done:
@@ -87,7 +96,6 @@ def run_sweep(
     while left := [index for index in families if rows[index].state == "waiting"]:
         kin = [(index, families[index][0]) for index in left if families[index][1] == families[left[0]][1]]
         _run_some(folder, rows, kin, put, make_progress(), models)
-    return write_sweep_report(folder)
 
 
 def _families(folder: Path, rows: Sequence[Row]) -> dict[int, tuple[Experiment, str]]:
@@ -110,8 +118,10 @@ def check_sweep_folder(folder: Path) -> None:
     Raises:
         UserError: It does.
     """
-    if folder.is_dir() and ((folder / "sweep.json").is_file() or not any(folder.iterdir())):
-        return
+    if folder.is_dir():
+        names = {one.name for one in folder.iterdir()} - {LOCK}
+        if not names or "sweep.json" in names:
+            return
     if folder.exists():
         raise UserError(f"{folder} is not empty and holds no sweep; choose another folder with --out")
 

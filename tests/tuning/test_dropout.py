@@ -19,8 +19,9 @@ from fedloom.models.load import load_vlm
 from fedloom.sections import Train
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import LoRALinear, Tuned, adapter_config, prepare
+from fedloom.tuning.adapters import Tuned, adapter_config, prepare
 from fedloom.tuning.dropout import dropping
+from fedloom.tuning.lora import LoRALinear
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Broadcast, Conversation, Presence, UserError
 

@@ -1,0 +1,62 @@
+"""One process at a time in a folder, and nothing left of one that was killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedloom.folder import alone, tidy
+from fedloom.types import UserError
+
+HOLD = """
+import sys
+from pathlib import Path
+from fedloom.folder import alone
+with alone(Path(sys.argv[1])):
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as other:
+        assert other.stdout is not None and other.stdout.readline() == "here\n"
+        with pytest.raises(UserError, match="another process is working in it"), alone(tmp_path):
+            pass
+        other.kill()
+    with alone(tmp_path):  # nothing has to be cleared away after a kill
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_copy_of_the_process_does_not_hold_on_to_the_folder(tmp_path: Path) -> None:
+    there, done = os.pipe()
+    with alone(tmp_path):
+        copy = os.fork()
+        if not copy:
+            os.close(done)
+            os.read(there, 1)  # lives until the end of the test
+            os._exit(0)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "here\n"
+        other.communicate()
+    os.close(done)
+    assert os.waitpid(copy, 0)[1] == 0
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    kept = tmp_path / "methods" / "fedavg" / "round-0001.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"whole")
+    (kept.parent / ".round-0002.safetensors.77.tmp").write_bytes(b"ha")
+    (tmp_path / ".result.json.77.tmp").write_bytes(b"{")
+    tidy(tmp_path)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [kept]
