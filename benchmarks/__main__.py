@@ -36,6 +36,7 @@ GROUPS = (
     "p10_head",
     "p11_wire",
     "p12_padding",
+    "p13_lora",
     "headline",
 )
 
