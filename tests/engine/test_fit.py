@@ -73,20 +73,22 @@ def test_side_by_side_only_where_it_is_faster(
 def test_of_processes_and_rows_the_fastest_way_is_taken(
     times: dict, chosen: tuple[int, int], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_each", lambda _, some, workers, passes: times[workers, len(some)])
+    monkeypatch.setattr(module, "_round", lambda _, some, workers, cohort: times[workers, len(some)])
     found = fit(tuned, works(tuned, 4), workers=2, free=10**12)
     assert (found.workers, found.rows) == chosen
 
 
-@pytest.mark.parametrize(("passes", "each"), [(1, 5 / 2), (4, (5 + 3 * 1) / 8)])
-def test_a_copy_costs_a_short_round_more(
-    passes: int, each: float, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cohort", "passes"), [(1, 2), (2, 2), (3, 4), (8, 8)])
+def test_a_round_pays_once_for_copying_and_clients_left_over_fill_a_pass(
+    cohort: int, passes: int, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two copies take 6 s for two passes, the second of which takes 1 s."""
+    """Two copies take 6 s for two passes, the second of which takes 1 s; clients take two steps."""
     seconds = iter([10.0, 16.0])
     monkeypatch.setattr(module, "forked", lambda parts, threads: [(k, b"1.0") for k in range(len(parts))])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
-    assert module._each(tuned, works(tuned, 1), 2, passes) == pytest.approx(each)
+    assert module._round(tuned, works(tuned, 1), 2, cohort) == pytest.approx(5 + (passes - 1) * 1)
+    monkeypatch.setattr(module, "_seconds", lambda _, some: 3.0)
+    assert module._round(tuned, works(tuned, 2), 1, cohort) == 3.0 * passes
 
 
 def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:

@@ -102,8 +102,7 @@ def fit(
     seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _ in range(2):
         for count, rows in ways:
-            passes = math.ceil(cohort / (count * rows)) * works[0].steps
-            seconds[count, rows].append(_each(tuned, works[:rows], count, passes))
+            seconds[count, rows].append(_round(tuned, works[:rows], count, cohort))
     best = simple = ways[0]
     for way in ways[1:]:
         least = WORTHWHILE if way[0] == best[0] else COPIES
@@ -117,7 +116,7 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, wor
     """Return the choice this machine made before for such works, or make it and remember it in `file`."""
     settings, dropout = works[0].settings, bool(tuned.stage.lora and tuned.stage.lora.dropout)
     key = hashlib.sha256(
-        f"ways {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
+        f"rounds {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
         f"{workers} {dropout} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}
@@ -131,22 +130,24 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, wor
     return found
 
 
-def _each(tuned: Tuned, works: Sequence[Work], workers: int, passes: int) -> float:
-    """Return the seconds that a pass of one client takes: side by side, and in several processes at once.
+def _round(tuned: Tuned, works: Sequence[Work], workers: int, cohort: int) -> float:
+    """Return the seconds that a round of `cohort` such clients takes: these side by side, in each of the processes.
 
-    A round of `passes` passes pays once for copying the process and for the copy's pages, which its first pass takes.
+    Clients that are left over fill a pass no less than others. Copying the process, and the pages that the copy's
+    first pass takes, are paid for once.
     """
 
     def part() -> Iterator[bytes]:
         _seconds(tuned, works)
         yield str(_seconds(tuned, works)).encode()
 
+    passes = math.ceil(cohort / (workers * len(works))) * works[0].steps
     if workers == 1:
-        return _seconds(tuned, works) / len(works)
+        return passes * _seconds(tuned, works)
     begun = time.perf_counter()
     later = sum(float(message) for _, message in forked([part] * workers, threads_each(workers))) / workers
     first = time.perf_counter() - begun - later
-    return (first + (passes - 1) * later) / (passes * len(works) * workers)
+    return first + (passes - 1) * later
 
 
 def _seconds(tuned: Tuned, works: Sequence[Work]) -> float:
