@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Disagreement, Measured, child, peak_memory, span
 from benchmarks.work import NoOp, nudge, run_round
+from fedloom.engine.memory import keep_freed
 from fedloom.params import Params
 
 TENSORS, VALUES = 120, 4_000  # 0.48 million values
@@ -92,6 +93,7 @@ def _same(ours: dict[str, Any], rival: dict[str, Any]) -> None:
 def main(side: str, *counts: str) -> None:
     """In a fresh process: run rounds and say how long each took and how far memory rose."""
     torch.set_num_threads(1)
+    keep_freed()
     resource.setrlimit(resource.RLIMIT_AS, (ROOM + 2 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     SIDES[side](2)
     before, seconds, average = peak_memory(), [], torch.zeros(1)
