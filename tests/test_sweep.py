@@ -19,6 +19,7 @@ from fedloom import runner
 from fedloom.cli import app
 from fedloom.experiment import Experiment
 from fedloom.grid import load_grid
+from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.sweep import run_sweep
@@ -168,6 +169,18 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(engine: Engine) -> None:
     assert engine.calls[-1] == ("resume", CELLS[1])
 
 
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+@pytest.mark.parametrize("jobs", ["2", "9"])
+def test_a_cell_that_fails_in_a_process_of_its_own_is_told_and_tried_again(jobs: str, engine: Engine) -> None:
+    engine.stop[1] = UserError("no room")  # the first cell of each process
+    result = sweep("--jobs", jobs)
+    assert result.exit_code == 1 and "failed: no room" in result.stderr
+    assert "failed" in states() and set(states()) <= {"done", "failed"}
+    engine.stop.clear()
+    assert sweep("--jobs", jobs).exit_code == 0
+    assert states() == ["done"] * 4
+
+
 def test_a_cell_done_under_another_name_is_not_run_again(engine: Engine) -> None:
     sweep()
     text = RECIPE.replace("name: even", "name: level").replace("[0, 1]", "[0, 1, 2]")
@@ -259,10 +272,24 @@ def test_what_cells_share_changes_no_byte(
         assert adapter(folder / row["folder"]) == adapter(place)
 
 
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+def test_cells_in_several_processes_have_the_same_bytes(
+    real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    told: list[str] = []
+    folder = tmp_path / "all"
+    result = run_sweep(load_grid(str(real)), folder, told.append, lambda: Progress(None), jobs=2)
+    assert sorted(re.match(r"\[(\d)/3\]", line).group(1) for line in told) == ["1", "2", "3"]
+    for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
+        assert row["scores"] == wanted["scores"]
+        assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])
+
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path
 from fedloom.grid import load_grid
+from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep
 import torch

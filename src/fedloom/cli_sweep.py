@@ -19,6 +19,7 @@ def sweep(
     changes: Changes = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's quick form.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells at once.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -39,11 +40,11 @@ def sweep(
 
         tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
-            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet))
+            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs)
         except KeyboardInterrupt:
             again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
             again += [word for change in changes or () for word in ("--set", change)]
-            again += ["--out", str(folder)]
+            again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
             typer.echo(f"fedloom: interrupted; `{shlex.join(again)}` goes on from there", err=True)
             raise typer.Exit(INTERRUPTED) from None
         _show(result, folder, as_json)

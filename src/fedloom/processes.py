@@ -125,7 +125,8 @@ def _messages(pipes: Sequence[int], running: dict[int, int]) -> Iterator[tuple[i
                 piece = os.read(read, PIPE)
                 if not piece:
                     raise UserError(
-                        "a worker process was killed, perhaps because memory ran out; try --set engine.workers=1"
+                        "a worker process was killed, perhaps because memory ran out; try --set engine.workers=1, "
+                        "and a sweep without --jobs"
                     )
                 waiting[read] += piece
                 for kind, message in _frames(waiting[read]):

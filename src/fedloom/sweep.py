@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from fedloom.experiment import Experiment
@@ -20,6 +23,8 @@ from fedloom.report.tables import counted
 from fedloom.types import UserError
 
 State = Literal["waiting", "begun", "done", "failed"]
+PLACE = struct.Struct("<I")
+"""A cell's place in the grid, as processes pass it on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,11 @@ def default_sweep_folder(grid: Grid) -> Path:
 
 
 def run_sweep(
-    grid: Grid, folder: Path, tell: Callable[[str], None], make_progress: Callable[[], Progress]
+    grid: Grid,
+    folder: Path,
+    tell: Callable[[str], None],
+    make_progress: Callable[[], Progress],
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Run the cells that are not done yet, in the grid's order, and several at once where that pays.
 
@@ -58,23 +67,28 @@ def run_sweep(
         grid: What to run.
         folder: The sweep folder: new, empty, or of a sweep, possibly with other cells.
         tell: Takes one line of text for each cell.
-        make_progress: Makes what is told how far a cell has come.
+        make_progress: Makes what is told how far a cell has come; with several jobs nothing is.
+        jobs: Processes that run cells at once, ≥ 1, each with its share of the threads.
 
     Returns:
         What `result.json` of the sweep folder holds.
 
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder holds something else, another process works in it, or this one cannot be copied.
     """
     check_sweep_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        _run_all(grid, folder, tell, make_progress)
+        _run_all(grid, folder, tell, make_progress, jobs)
         return write_sweep_report(folder)
 
 
 def _run_all(
-    grid: Grid, folder: Path, tell: Callable[[str], None], make_progress: Callable[[], Progress]
+    grid: Grid,
+    folder: Path,
+    tell: Callable[[str], None],
+    make_progress: Callable[[], Progress],
+    jobs: int,
 ) -> None:
     rows = _begin(grid, folder)
     done = sum(row.state == "done" for row in rows)
@@ -93,6 +107,8 @@ def _run_all(
             tell(_line(folder, rows, index, (time.perf_counter() - since) / len(tried)))
 
     families = _families(folder, rows)
+    if jobs > 1 and families:
+        _run_jobs(folder, rows, {index: one for index, (one, _) in families.items()}, put, jobs)
     while left := [index for index in families if rows[index].state == "waiting"]:
         kin = [(index, families[index][0]) for index in left if families[index][1] == families[left[0]][1]]
         _run_some(folder, rows, kin, put, make_progress(), models)
@@ -175,6 +191,44 @@ def _run_some(
         run_cells([(one, folder / rows[index].folder) for index, one in kin], progress, models, begun, ended)
     finally:
         progress.close()
+
+
+def _run_jobs(
+    folder: Path,
+    rows: Sequence[Row],
+    cells: Mapping[int, Experiment],
+    put: Callable[[int, Row], None],
+    jobs: int,
+) -> None:
+    """Run cells in several processes; each takes the next one that waits when it has ended one."""
+    from fedloom.processes import can_fork, forked, threads_each
+
+    if not can_fork():
+        raise UserError("--jobs: this system cannot copy a process; leave --jobs out")
+
+    def job() -> Iterator[bytes]:
+        models: dict[Any, Any] = {}
+        while taken := os.read(queue.fileno(), PLACE.size):  # copies share how far the file has been read
+            (index,) = PLACE.unpack(taken)
+            yield json.dumps([index, "begun", None]).encode()
+            mistake = _run_one((cells[index], folder / rows[index].folder), models)
+            yield json.dumps([index, "done" if mistake is None else "failed", mistake]).encode()
+
+    with TemporaryFile(buffering=0) as queue:
+        queue.write(b"".join(PLACE.pack(index) for index in cells))
+        queue.seek(0)
+        for _, message in forked([job] * min(jobs, len(cells)), threads_each(jobs)):
+            index, state, error = json.loads(message)
+            put(index, replace(rows[index], state=state, error=error))
+
+
+def _run_one(cell: tuple[Experiment, Path], models: dict[Any, Any]) -> str | None:
+    """Run a cell by itself and return the mistake that stopped it, if one did."""
+    from fedloom.runner import run_cells
+
+    ends: list[dict[str, Any] | UserError] = []
+    run_cells([cell], Progress(None), models, lambda _: None, lambda _, end: ends.append(end))
+    return str(ends[0]) if isinstance(ends[0], UserError) else None
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
