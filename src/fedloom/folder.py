@@ -52,9 +52,8 @@ def alone(folder: Path) -> Iterator[None]:
     """
     with open(folder / LOCK, "w", encoding="ascii") as file:
         try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # unlike flock, not passed on to copies of this process
+            # Unlike flock, this is not passed on to copies of the process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             message = f"{folder}: another process is working in it"
             raise UserError(f"{message}; let it end, or choose another folder with --out") from None

@@ -18,7 +18,7 @@ from fedloom.algorithms.wrap import adaptive
 from fedloom.client.evaluate import render
 from fedloom.client.train import learning_rate
 from fedloom.courses import Course, End
-from fedloom.engine.fit import cores
+from fedloom.engine.fit import copyable, cores
 from fedloom.engine.rounds import Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit, opened
 from fedloom.experiment import Experiment
@@ -26,7 +26,6 @@ from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
 from fedloom.models.load import Vlm
 from fedloom.params import Params
-from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record
 from fedloom.scenarios.plan import Plan, Share
@@ -235,10 +234,10 @@ def workers_of(setting: Setting) -> int:
     Raises:
         UserError: The experiment wants several where a process cannot be copied.
     """
-    chosen, possible = setting.experiment.engine.workers, cores(setting.tuned)
+    chosen = setting.experiment.engine.workers
     if chosen == "auto":
-        return possible
-    if chosen > 1 and not (can_fork() and setting.vlm.device.type == "cpu"):
+        return cores(setting.tuned)
+    if chosen > 1 and not copyable(setting.tuned):
         raise UserError("engine.workers: several processes need Linux and a model on the CPU; set it to 1")
     return chosen
 

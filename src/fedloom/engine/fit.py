@@ -59,9 +59,14 @@ class Fit:
         return asdict(self)
 
 
+def copyable(tuned: Tuned) -> bool:
+    """Tell whether copies of this process could use the model."""
+    return tuned.vlm.device.type == "cpu" and can_fork()
+
+
 def cores(tuned: Tuned) -> int:
     """Return how many processes may train clients at once: one for each thread, where processes can be copied."""
-    return torch.get_num_threads() if tuned.vlm.device.type == "cpu" and can_fork() else 1
+    return torch.get_num_threads() if copyable(tuned) else 1
 
 
 def fit(
