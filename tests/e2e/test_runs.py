@@ -85,7 +85,7 @@ def test_several_processes_give_the_same_bytes(tiny_model: Path, tmp_path: Path)
 def test_more_processes_than_the_system_can_copy_are_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedloom.training.can_fork", lambda: False)
+    monkeypatch.setattr("fedloom.engine.fit.can_fork", lambda: False)
     with pytest.raises(UserError, match=r"engine\.workers: .* set it to 1"):
         run(experiment(tiny_model, engine={"workers": 2}), tmp_path / "run")
 
