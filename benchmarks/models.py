@@ -59,7 +59,7 @@ def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.flo
         SiglipVisionConfig,
     )
 
-    shipped: Any = AutoConfig.from_pretrained(SHIPPED)
+    shipped: Any = AutoConfig.from_pretrained(SHIPPED["shipped"])
     heads = size.heads or max(1, size.width // 64)
     vision = SiglipVisionConfig(
         hidden_size=size.tower_width,
@@ -107,7 +107,7 @@ def random_vlm(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float
     """Wrap a random model as fedloom loads one."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(SHIPPED)
+    processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
     processor.image_processor.size = {"height": size.picture, "width": size.picture}
     return Vlm("random", random_model(size, device, dtype), processor, FAMILIES["llava"], "random")
 

@@ -14,7 +14,7 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.base import PLAIN
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.train import Result, Work
-from fedloom.engine.fit import cores, fit
+from fedloom.engine.fit import MOST, cores, fit
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
@@ -115,7 +115,7 @@ def workers(clients: Clients) -> Backend:
 
 def automatic(clients: Clients) -> Backend:
     """What a run chooses by itself: processes, and clients side by side, by a short measurement."""
-    works = [clients.work(client) for client in list(clients.held)[:ROWS]]
+    works = [clients.work(client) for client in list(clients.held)[:MOST]]
     found = fit(clients.tuned, works, len(clients.held), cores(clients.tuned))
     inner = InProcess(clients.tuned, found.rows)
     return inner if found.workers == 1 else Workers(inner, found.workers)

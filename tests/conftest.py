@@ -48,8 +48,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fedloom.models.load import SHIPPED
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    processor = AutoProcessor.from_pretrained(SHIPPED)
-    shipped = AutoModelForImageTextToText.from_pretrained(SHIPPED).config
+    processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
+    shipped = AutoModelForImageTextToText.from_pretrained(SHIPPED["shipped"]).config
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         image_size=64, patch_size=16, vision_use_head=False,

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.processes import PIPE, can_fork, forked
+from fedloom.processes import PIPE, can_fork, forked, threaded
 from fedloom.types import UserError
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
@@ -94,3 +94,44 @@ def test_who_stops_listening_ends_all() -> None:
     assert next(coming) == (0, b"a")
     coming.close()
     assert not processes()
+
+
+def test_threads_yield_what_their_parts_do_in_order() -> None:
+    parts = [lambda k=k: iter(range(10 * k, 10 * k + 5)) for k in range(3)]
+    found = list(threaded(parts))
+    for k in range(3):
+        assert [value for number, value in found if number == k] == list(range(10 * k, 10 * k + 5))
+    assert len(found) == 15
+
+
+def test_a_mistake_in_a_thread_stops_the_others() -> None:
+    went_on: list[int] = []
+
+    def broken() -> Iterator[int]:
+        yield 0
+        raise UserError("no more")
+
+    def long() -> Iterator[int]:
+        for k in range(1000):
+            went_on.append(k)
+            yield k
+            time.sleep(0.001)
+
+    with pytest.raises(UserError, match="no more"):
+        list(threaded([broken, long]))
+    assert len(went_on) < 1000
+
+
+def test_threads_stop_when_nobody_listens() -> None:
+    went_on: list[int] = []
+
+    def long() -> Iterator[int]:
+        for k in range(1000):
+            went_on.append(k)
+            yield k
+            time.sleep(0.001)
+
+    found = threaded([long])
+    next(found)
+    found.close()
+    assert len(went_on) < 1000

@@ -1,11 +1,11 @@
-"""Pretrain the shipped model, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
+"""Pretrain the shipped models, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
 
     vision     encoder on pictures (dense labels)          40 minutes on one core
     language   tokenizer and decoder on words              30 minutes on one core
     align      connector and decoder on pictured questions 40 minutes on two cores
-    free       a model without an encoder, from the language stage: DIR/free
-    export     the committed model folder in bfloat16
-    score      zero-shot scores by question type, beside the prior
+    free       the model without an encoder, from words    75 minutes on one core
+    export     the committed folder of --model in bfloat16
+    score      zero-shot scores of --model by question type, beside the prior
 
 Needs the Debian packages openclipart-png, tuxpaint-stamps-default, wordnet-base and librsvg2-bin, and in DIR the
 npm packages that `pretrain.corpus` lists (`npm install --prefix DIR @iconify-json/twemoji …`). Each stage keeps its
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from fedloom.models.source import SHIPPED
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
     parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", choices=tuple(SHIPPED), default="shipped", help="for export and score")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
@@ -45,11 +48,15 @@ def main() -> None:
 
         free.train(arguments.work, arguments.minutes)
     else:
-        from pretrain import align
+        from pretrain import align, free
 
-        {"align": align.train, "export": align.export, "score": align.score}[arguments.stage](
-            arguments.work, arguments.minutes
-        )
+        if arguments.stage == "align":
+            align.train(arguments.work, arguments.minutes)
+        elif arguments.stage == "score":
+            align.score(arguments.model)
+        else:
+            export = free.export if arguments.model == "shipped-free" else align.export
+            export(arguments.work, SHIPPED[arguments.model])
 
 
 if __name__ == "__main__":

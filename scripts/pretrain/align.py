@@ -30,7 +30,7 @@ from fedloom.data import load_data
 from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import SHIPPED, Vlm, load_vlm
+from fedloom.models.load import Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each
@@ -166,14 +166,13 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
     fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps))
 
 
-def export(work: Path, minutes: float) -> None:
-    """Write the shipped folder in bfloat16."""
-    del minutes
+def export(work: Path, folder: Path) -> None:
+    """Write what `train` kept to a folder in the standard layout, in bfloat16."""
     vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "align.safetensors"), strict=False)
-    vlm.model.to(torch.bfloat16).save_pretrained(SHIPPED)
-    vlm.processor.save_pretrained(SHIPPED)
-    print({file.name: file.stat().st_size for file in sorted(SHIPPED.iterdir())})
+    vlm.model.to(torch.bfloat16).save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    print({file.name: file.stat().st_size for file in sorted(folder.iterdir())})
 
 
 @dataclass(frozen=True)
@@ -190,10 +189,9 @@ class Settings:
     scoring: str = "likelihood"
 
 
-def score(work: Path, minutes: float) -> None:
-    """Print the shipped model's zero-shot accuracy by question type beside the most frequent answer's share."""
-    del work, minutes
-    vlm = load_vlm()
+def score(model: str) -> None:
+    """Print a model's zero-shot accuracy by question type beside the most frequent answer's share."""
+    vlm = load_vlm(model)
     print(
         "| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |"
     )

@@ -25,6 +25,8 @@ IMAGE, LINE = "|SPEAKER|", "|NEWLINE|"
 def assemble(work: Path) -> Vlm:
     """Put an untrained embedding of patches before the trained decoder."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    tokenizer.init_kwargs.pop("processor_class", None)  # the one it came with is for a model with an encoder
+    tokenizer._set_processor_class(None)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [IMAGE, LINE]}, replace_extra_special_tokens=False
     )
@@ -56,10 +58,9 @@ def assemble(work: Path) -> Vlm:
 
 
 def train(work: Path, minutes: float, steps: int = 9000) -> None:
-    """Train until `steps` or `minutes` are used up, and write the model folder `free` in bfloat16."""
+    """Train until `steps` or `minutes` are used up."""
     vlm = assemble(work)
     fit(vlm, groups(vlm), align.batches(work), (work, "free"), Budget(minutes, steps))
-    export(work)
 
 
 def groups(vlm: Vlm) -> list[dict]:
@@ -70,9 +71,9 @@ def groups(vlm: Vlm) -> list[dict]:
     ]
 
 
-def export(work: Path) -> None:
-    """Write what `train` kept in the standard layout."""
-    vlm, folder = assemble(work), work / "free"
+def export(work: Path, folder: Path) -> None:
+    """Write what `train` kept to a folder in the standard layout, in bfloat16."""
+    vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "free.safetensors"), strict=False)
     vlm.model.to(torch.bfloat16).save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)

@@ -228,7 +228,10 @@ def _datasets() -> dict[str, str]:
 def _models() -> dict[str, str]:
     from fedloom.models.families import FAMILIES
 
-    shipped = {"shipped": "The small model that comes with fedloom; needs no download."}
+    shipped = {
+        "shipped": "The small model that comes with fedloom; needs no download.",
+        "shipped-free": "Another one, without an encoder.",
+    }
     return shipped | {name: family.summary for name, family in FAMILIES.items()}
 
 

@@ -17,11 +17,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import NoReturn, TypeVar
 
 import torch
 
 from fedloom.types import UserError
+
+T = TypeVar("T")
 
 Part = Callable[[], Iterator[bytes]]
 """One process's work: what it yields is sent to the original."""
@@ -78,6 +82,48 @@ def forked(parts: Sequence[Part], threads: int) -> Iterator[tuple[int, bytes]]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(read)
+
+
+def threaded(parts: Sequence[Callable[[], Iterator[T]]]) -> Iterator[tuple[int, T]]:
+    """Do each part in a thread of its own, for work that an accelerator does.
+
+    Args:
+        parts: What to do.
+
+    Yields:
+        (number of the part, what it yields), in order within a part and as they come between parts.
+
+    Raises:
+        Exception: What a part raised; the others are stopped at what they yield next.
+    """
+    found: SimpleQueue[tuple[int, T] | Exception | None] = SimpleQueue()
+    stopped = False
+
+    def work(number: int, part: Callable[[], Iterator[T]]) -> None:
+        try:
+            for value in part():
+                found.put((number, value))
+                if stopped:
+                    return
+            found.put(None)
+        except Exception as error:
+            found.put(error)
+
+    with ThreadPoolExecutor(max(1, len(parts))) as pool:
+        try:
+            for number, part in enumerate(parts):
+                pool.submit(work, number, part)
+            left = len(parts)
+            while left:
+                one = found.get()
+                if isinstance(one, Exception):
+                    raise one
+                if one is None:
+                    left -= 1
+                else:
+                    yield one
+        finally:
+            stopped = True
 
 
 def _fork() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,10 +50,10 @@ class Clock:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, rename it, and sync the folder.
 
-    The temporary name is this process's own: several may write the same file at once, and the last one stays.
+    The temporary name is this thread's own: several may write the same file at once, and the last one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()

@@ -24,7 +24,7 @@ from fedloom.folder import alone, tidy
 from fedloom.models.assemble import load_model
 from fedloom.models.features import cache_folder
 from fedloom.models.judge import load_judge
-from fedloom.models.load import Vlm, placed, with_store
+from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.outcomes import export, outcome
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, write_atomic, write_json
@@ -35,7 +35,7 @@ from fedloom.tasks.linear import require_choice
 from fedloom.tasks.verdict import Judge
 from fedloom.together import cells_together, train_together
 from fedloom.training import Setting, Steps, Training
-from fedloom.tuning.adapters import Tuned, prepare, release, reseeded
+from fedloom.tuning.adapters import Tuned, prepare, release, replica, reseeded
 from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
 from fedloom.types import DataSet, UserError
 
@@ -131,12 +131,14 @@ class _Bench:
 
     Attributes:
         tuned: Returns the model with an experiment's start; its adapters are put in for the first that asks.
+        twins: Returns its copies on the other devices that an experiment wants, made for the first that asks.
         judge: Returns the model in a folder that judges answers, loaded once.
         progress: Told how far they have come.
         cells: Whether runs go on in step, and not the methods of one.
     """
 
     tuned: Callable[[Experiment], Tuned]
+    twins: Callable[[Experiment], tuple[Tuned, ...]]
     judge: Callable[[str, Any], Judge]
     progress: Progress
     cells: bool
@@ -146,14 +148,21 @@ class _Bench:
 def _bench(progress: Progress, models: Models, cells: bool = False) -> Iterator[_Bench]:
     """Make what runs share; take the adapters out of the model again at the end."""
     made: list[Tuned] = []
+    copies: list[Tuned] = []
 
     def tuned(experiment: Experiment) -> Tuned:
         if not made:
             made.append(prepare(_loaded(experiment, models), whole(_stages(experiment)), experiment.seed))
         return reseeded(made[0], experiment.seed)
 
+    def twins(experiment: Experiment) -> tuple[Tuned, ...]:
+        chosen, there = experiment.engine.workers, others(tuned(experiment).vlm)
+        wanted = there if chosen == "auto" else there[: chosen - 1]
+        copies.extend(replica(made[0], device) for device in wanted[len(copies) :])
+        return tuple(copies[: len(wanted)])
+
     try:
-        yield _Bench(tuned, lru_cache(load_judge), progress, cells)
+        yield _Bench(tuned, twins, lru_cache(load_judge), progress, cells)
     finally:
         for one in made:
             release(one)
@@ -254,7 +263,10 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
             "damaged": vlm.store.damaged if vlm.store else [],
         },
     )
-    return Setting(experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress, judge)
+    return Setting(
+        experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress, judge,
+        bench.twins(experiment),
+    )  # fmt: skip
 
 
 def _stages(experiment: Experiment) -> Strategy:

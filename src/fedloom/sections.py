@@ -143,7 +143,7 @@ class Model(Section):
     """Which vision-language model is fine-tuned."""
 
     path: PathText = Field(
-        default="shipped", description="The model: shipped, a folder, or a name on a model hub."
+        default="shipped", description="The model: shipped, shipped-free, a folder, or a name on a model hub."
     )
     encoder: PathText | None = Field(
         default=None,
@@ -254,7 +254,8 @@ class Engine(Section):
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes that train a cohort's clients at once; auto takes up to one for each thread, where that pays.",
+        description="Processes, or accelerators, that train a cohort's clients at once; auto takes up to one process for each "
+        "thread, where that pays, or every accelerator.",
     )
     together: Count | Literal["auto"] = Field(
         default="auto",

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -25,6 +26,9 @@ from fedloom.models.recompute import recomputing
 from fedloom.record import Clock, write_json
 from fedloom.training import Setting, Trained, Training, workers_of
 from fedloom.types import ClientUpdate, UserError
+
+CELLS = 8
+"""Cells of a sweep that go on in step at most, so that some are done before long."""
 
 Committed = Callable[[Standing, dict[str, Any]], None]
 
@@ -78,7 +82,10 @@ def _in_step(asked: Sequence[Training], runs: Sequence[Run]) -> list[Standing]:
     def trained(update: ClientUpdate) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
-    with recomputing(setting.vlm, _recompute(setting, runs)):
+    with ExitStack() as changed:
+        wanted = _recompute(setting, runs)
+        for tuned in (setting.tuned, *setting.twins):
+            changed.enter_context(recomputing(tuned.vlm, wanted))
         backend = backend_of([one.setting for one in asked], runs, trained)
         if len(asked) > 1:
             for one in asked:
@@ -126,8 +133,9 @@ def backend_of(
                 setting.record.append("engine", known.to_json())
     rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
     workers = known.workers if chosen.workers == "auto" else workers_of(first)
+    workers = len(first.twins) + 1 if first.twins else workers
     inner = InProcess(tuned, rows if tuned.stackable else 1, trained)
-    return inner if workers == 1 else Workers(inner, workers)
+    return inner if workers == 1 else Workers(inner, workers, first.twins)
 
 
 def _clients(runs: Sequence[Run]) -> int:
@@ -163,4 +171,4 @@ def cells_together(first: Training) -> int:
     except UserError:
         return 1  # the cell says what is wrong when it trains
     rows = wide.rows if engine.side_by_side == "auto" else engine.side_by_side
-    return 1 if rows == 1 else min(MOST, math.ceil(WINDOW * rows * wide.workers / _clients(runs)))
+    return 1 if rows == 1 else min(CELLS, math.ceil(WINDOW * rows * wide.workers / _clients(runs)))

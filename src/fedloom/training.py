@@ -55,6 +55,7 @@ class Setting:
     record: Record
     progress: Progress
     judge: Judge | None = None
+    twins: tuple[Tuned, ...] = ()
 
     @property
     def vlm(self) -> Vlm:
@@ -229,17 +230,22 @@ def _training(
 
 
 def workers_of(setting: Setting) -> int:
-    """Return how many processes may work at once.
+    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
 
     Raises:
-        UserError: The experiment wants several where a process cannot be copied.
+        UserError: The experiment wants more than there are devices where a process cannot be copied.
     """
-    chosen = setting.experiment.engine.workers
+    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
     if chosen == "auto":
         return cores(setting.tuned)
-    if chosen > 1 and not copyable(setting.tuned):
-        raise UserError("engine.workers: several processes need Linux and a model on the CPU; set it to 1")
-    return chosen
+    if copyable(setting.tuned):
+        return chosen
+    if chosen > devices:
+        raise UserError(
+            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
+            f"here; set it to {devices}"
+        )
+    return 1
 
 
 def answers_of(

@@ -24,7 +24,7 @@ from fedloom.processes import can_fork
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
-from fedloom.tuning.adapters import import_adapter, prepare
+from fedloom.tuning.adapters import Tuned, import_adapter, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.tuning.svd import svd_start
 from fedloom.types import UserError
@@ -79,6 +79,28 @@ def test_several_processes_give_the_same_bytes(tiny_model: Path, tmp_path: Path)
         for count in (1, 2)
     )
     assert adapter(tmp_path / "2") == adapter(tmp_path / "1")
+    assert timeless(several) == timeless(one)
+
+
+@pytest.mark.parametrize("workers", ["auto", 2])
+def test_several_devices_give_the_same_bytes(
+    workers: object, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processors stand in for accelerators, of which this machine may have none."""
+    one = run(experiment(tiny_model, engine={"workers": 1, "side_by_side": 1}), tmp_path / "one")
+    used: list[int] = []
+
+    def noted(tuned: Tuned, device: torch.device) -> Tuned:
+        used.append(1)
+        return replica(tuned, device)
+
+    monkeypatch.setattr("fedloom.runner.others", lambda vlm: [torch.device("cpu")] * 2)
+    monkeypatch.setattr("fedloom.runner.replica", noted)
+    several = run(
+        experiment(tiny_model, engine={"workers": workers, "side_by_side": 1}), tmp_path / "several"
+    )
+    assert len(used) == (2 if workers == "auto" else 1)
+    assert adapter(tmp_path / "several") == adapter(tmp_path / "one")
     assert timeless(several) == timeless(one)
 
 

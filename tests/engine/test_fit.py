@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedloom.algorithms.base import PLAIN
 from fedloom.client.train import Work, train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import fit as module
-from fedloom.engine.fit import MOST, Fit, fit, remembered, saved_bytes, short_of_memory
+from fedloom.engine.fit import MOST, Fit, doubled, fit, remembered, saved_bytes, short_of_memory
+from fedloom.engine.in_process import WINDOW
 from fedloom.models import batch as batches
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
@@ -42,13 +46,38 @@ def test_one_client_needs_no_measurement(tuned: Tuned) -> None:
     assert fit(tuned, works(tuned, 1)) == Fit(1)
 
 
-def test_what_was_tried_fits_memory_and_cohort(tuned: Tuned) -> None:
-    needed = saved_bytes(tuned, works(tuned, 1)[0])
+def test_what_was_tried_fits_memory_and_cohort(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda _, some: 1.0)  # however many there are
+    kept, values = saved_bytes(tuned, works(tuned, 1)[0]), 4 * tuned.layout.size
     assert fit(tuned, works(tuned, 3), free=10**12).tried == 3
-    assert fit(tuned, works(tuned, 20), free=10**12).tried == MOST
-    tight = fit(tuned, works(tuned, 20), free=needed * 2 * 3)
+    assert fit(tuned, works(tuned, 20), free=10**12).tried == 20
+    assert fit(tuned, works(tuned, 32), cohort=100, free=10**12).tried == 25  # in four passes
+    assert fit(tuned, works(tuned, MOST), cohort=10 * MOST, free=10**12).tried == MOST
+    tight = fit(tuned, works(tuned, 20), free=3 * (2 * kept + (4 + 2 * WINDOW) * values))
     assert (tight.room, tight.tried) == (3, 3)
-    assert fit(tuned, works(tuned, 20), free=needed) == Fit(1, room=1)
+    assert fit(tuned, works(tuned, 20), free=kept) == Fit(1, room=1)
+
+
+def test_rows_are_doubled_as_long_as_that_is_faster(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass of 4 rows and more costs what its clients would cost one by one; fewer cost less."""
+    asked: list[int] = []
+    costs = {1: 1.0, 2: 1.4, 4: 4.0}
+    monkeypatch.setattr(
+        module, "_seconds", lambda _, some: asked.append(len(some)) or costs.get(len(some), 99)
+    )
+    found = fit(tuned, works(tuned, 32), free=10**12)
+    assert (found.rows, found.tried) == (2, 8)
+    assert asked == [1, *[1, 2, 4, 8] * 2]
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_rows_to_try_leave_few_idle(clients: int, most: int) -> None:
+    rows = doubled(clients, most)
+    assert rows[0] == 1
+    assert rows[-1] <= min(most, clients)
+    assert all(less < more <= 2 * less for less, more in pairwise(rows))
+    passes = -(-clients // most)
+    assert rows[-1] * passes - clients < passes  # as few passes as can be, each but one row full
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(1.0, 4), (3.9, 1), (8.0, 1)])
@@ -64,10 +93,11 @@ def test_side_by_side_only_where_it_is_faster(
 @pytest.mark.parametrize(
     ("times", "chosen"),
     [
-        ({(1, 1): 1.0, (1, 4): 0.9, (2, 1): 0.6, (2, 2): 0.5}, (2, 2)),
-        ({(1, 1): 1.0, (1, 4): 0.4, (2, 1): 0.6, (2, 2): 0.5}, (1, 4)),
-        ({(1, 1): 1.0, (1, 4): 1.2, (2, 1): 0.6, (2, 2): 0.59}, (2, 1)),
-        ({(1, 1): 1.0, (1, 4): 0.99, (2, 1): 0.97, (2, 2): 1.1}, (1, 1)),
+        ({(1, 1): 1.0, (1, 2): 0.95, (1, 4): 0.9, (2, 1): 0.6, (2, 2): 0.5}, (2, 2)),
+        ({(1, 1): 1.0, (1, 2): 0.7, (1, 4): 0.4, (2, 1): 0.6, (2, 2): 0.5}, (1, 4)),
+        ({(1, 1): 1.0, (1, 2): 1.1, (1, 4): 0.4, (2, 1): 0.6, (2, 2): 0.5}, (1, 4)),
+        ({(1, 1): 1.0, (1, 2): 1.1, (1, 4): 1.2, (2, 1): 0.6, (2, 2): 0.59}, (2, 1)),
+        ({(1, 1): 1.0, (1, 2): 0.99, (1, 4): 0.99, (2, 1): 0.97, (2, 2): 1.1}, (1, 1)),
     ],
 )
 def test_of_processes_and_rows_the_fastest_way_is_taken(

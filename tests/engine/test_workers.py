@@ -26,7 +26,7 @@ from fedloom.record import Clock
 from fedloom.sections import Evaluate, Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import ClientUpdate, Conversation, Presence, Tensors, UserError
 
@@ -68,6 +68,30 @@ def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned)
     todo, alone = works(tuned, name), InProcess(tuned)
     expected = list(alone.map(todo, Clock()))
     assert_same_bits(list(Workers(alone, 2).map(todo, Clock())), expected)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
+    """Processors stand in for accelerators: each twin is a model of its own, trained in a thread of its own."""
+    todo, alone, seen = works(tuned, name), InProcess(tuned), []
+    expected = list(alone.map(todo, Clock()))
+    twins = tuple(replica(tuned, torch.device("cpu")) for _ in range(2))
+    backend = Workers(InProcess(tuned, 1, lambda update: seen.append(update.client)), 3, twins)
+    assert_same_bits(list(backend.map(iter(todo), Clock())), expected)
+    assert sorted(seen) == list(range(5))
+
+
+def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) -> None:
+    twin = replica(tuned, torch.device("cpu"))
+    mine, theirs = dict(tuned.vlm.model.named_parameters()), dict(twin.vlm.model.named_parameters())
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name])
+        assert value.data_ptr() != theirs[name].data_ptr()
+    twin.flat.zero_()
+    for name, spot in twin.spots.items():
+        assert not getattr(twin.vlm.model.get_submodule(spot.module), spot.attribute).any(), name
+    assert tuned.flat.any()
 
 
 @copying

@@ -24,7 +24,7 @@ def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     work = tmp_path_factory.mktemp("language")
-    AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(work / "tokenizer")
+    AutoTokenizer.from_pretrained(SHIPPED["shipped"]).save_pretrained(work / "tokenizer")
     language.save(language.build(), work)
     return work
 
@@ -86,7 +86,7 @@ def test_training_changes_all_of_it_and_the_folder_is_a_stock_model(work: Path) 
     before = free.assemble(work).model.state_dict()
     after = train(work, questions, 2)
     assert all(not torch.equal(after[name], value) for name, value in before.items())
-    free.export(work)
+    free.export(work, work / "free")
     vlm = load_vlm(str(work / "free"))
     assert not vlm.family.parts.encoder
     stock = AutoModelForImageTextToText.from_pretrained(work / "free", dtype=torch.float32)

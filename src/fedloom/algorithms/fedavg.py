@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta, ordered
@@ -60,7 +61,7 @@ def fedavg(
         diagnostics = {"delta_norm": norm(delta)}
         old = _doubled(state.params) if published else state.params.flat
         # The mean is nobody else's, so the new parameters take its place: no further buffer to fill.
-        params = state.params.with_flat(delta.mul_(lr).add_(old))
+        params = state.params.with_flat(torch.add(old, delta, alpha=lr, out=delta))
         return ServerState(params, state.round + 1), diagnostics
 
     return FederatedAlgorithm(init, broadcast, apply, local)

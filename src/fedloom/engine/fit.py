@@ -20,14 +20,18 @@ import torch
 from torch import Tensor
 
 from fedloom.client.train import Work
+from fedloom.engine.in_process import WINDOW
 from fedloom.models.batch import answer_losses, collate
 from fedloom.processes import can_fork, forked, threads_each
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.dropout import dropping
 
-MOST = 8
-"""Rows beyond which the gain no longer grows on the machines that were measured."""
+MOST = 32
+"""Rows beyond which nothing is tried: what a pass costs besides its arithmetic is spread thin by then."""
+
+MISSES = 2
+"""So many times in a row more rows may be no faster before no more are tried."""
 
 WORTHWHILE = 1.05
 """Gain below which clients train one by one: less is noise."""
@@ -79,7 +83,8 @@ def fit(
     """Choose the number of workers and of rows for works like these.
 
     Times one forward and backward pass of one client and of several side by side, in this process and in copies of
-    it, twice each, alternating; nothing is learnt from it. What is less simple must be faster.
+    it, twice each; nothing is learnt from it. Rows are doubled as long as that is faster. What is less simple must be
+    faster.
 
     Args:
         tuned: The model with one row.
@@ -92,36 +97,61 @@ def fit(
         return Fit(1)
     cohort = len(works) if cohort is None else cohort
     free = free_memory() if free is None else free
-    needed = saved_bytes(tuned, works[0])
-    # Half of what is free, since backward needs about as much again as forward saved.
-    room = MOST * workers if free is None or not needed else max(1, int(free / 2 / needed))
+    # Twice what forward saves, since backward needs about as much again; values, gradients and optimiser of a row; and
+    # the updates, and what clients keep, of all works that are looked at together.
+    needed = (
+        2 * saved_bytes(tuned, works[0]) + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
+    )
+    room = MOST * workers if free is None else max(1, int(free / needed))
     workers = min(workers, room, cohort)
     room = min(room, MOST * workers)
-    ways: list[tuple[int, int]] = []
-    for count in sorted({1, workers}):
-        most = min(room // count, MOST, math.ceil(cohort / count), len(works)) if tuned.stackable else 1
-        ways += [(count, rows) for rows in sorted({1, most})]
-    if len(ways) == 1:
+    counts = sorted({1, workers})
+    steps = {
+        count: doubled(math.ceil(cohort / count), min(room // count, MOST, len(works))) for count in counts
+    }
+    if not tuned.stackable:
+        steps = {count: [1] for count in counts}
+    if steps == {1: [1]}:
         return Fit(1, room=room)
     _seconds(tuned, works[:1])  # the first pass of all is slower
-    seconds: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
-    for _ in range(2):
-        for count, rows in ways:
-            seconds[count, rows].append(_round(tuned, works[:rows], count, cohort))
-    best = simple = ways[0]
-    for way in ways[1:]:
+    seconds: dict[tuple[int, int], float] = {}
+    for count in counts:
+        least, misses = math.inf, 0
+        for rows in steps[count]:
+            seconds[count, rows] = took = _round(tuned, works[:rows], count, cohort)
+            misses = 0 if took < least else misses + 1
+            least = min(least, took)
+            if misses == MISSES:
+                break
+    for (count, rows), before in seconds.items():
+        seconds[count, rows] = min(before, _round(tuned, works[:rows], count, cohort))
+    best = simple = (1, 1)
+    for way, took in seconds.items():
         least = WORTHWHILE if way[0] == best[0] else COPIES
-        if min(seconds[way]) * least <= min(seconds[best]):
+        if took * least <= seconds[best]:
             best = way
-    gain = min(seconds[simple]) / min(seconds[best])
-    return Fit(best[1], round(gain, 3), max(rows for _, rows in ways), room, best[0])
+    gain = seconds[simple] / seconds[best]
+    return Fit(best[1], round(gain, 3), max(rows for _, rows in seconds), room, best[0])
+
+
+def doubled(clients: int, most: int) -> list[int]:
+    """Return numbers of rows to try, fewest first, each about twice the one before and none leaving many rows idle.
+
+    Example:
+        >>> doubled(20, 32), doubled(20, 8)
+        ([1, 2, 3, 5, 10, 20], [1, 2, 4, 7])
+    """
+    rows = [math.ceil(clients / math.ceil(clients / most))]
+    while rows[-1] > 1:
+        rows.append(math.ceil(rows[-1] / 2))
+    return rows[::-1]
 
 
 def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int) -> Fit:
     """Return the choice this machine made before for such works, or make it and remember it in `file`."""
     settings, dropout = works[0].settings, bool(tuned.stage.lora and tuned.stage.lora.dropout)
     key = hashlib.sha256(
-        f"rounds {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
+        f"doubled {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
         f"{workers} {dropout} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}

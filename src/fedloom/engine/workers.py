@@ -1,7 +1,8 @@
-"""Clients in several processes at once, for processors with more cores than one client's batch can use.
+"""Clients in several processes, or on several devices, at once: each trains its share of the cohort as `InProcess` does.
 
-Each process is a copy of this one that trains its share of the cohort as `InProcess` does, on its own cores;
-updates come back through a pipe, each with its share of the time. The updates are those of one process with as many threads.
+A process is a copy of this one, with cores of its own, for processors with more cores than one client's batch can use;
+updates come back through a pipe. A device has a copy of the model and a thread that keeps it busy. The updates are
+those of one process with as many threads, or of one device.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from fedloom.client.train import Result, Work
 from fedloom.engine.in_process import InProcess, ignore
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
-from fedloom.processes import forked, threads_each
+from fedloom.processes import forked, threaded, threads_each
 from fedloom.record import Clock
+from fedloom.tuning.adapters import Tuned
 from fedloom.types import ClientUpdate, Tensors
 
 EACH = 64
@@ -30,18 +32,24 @@ HELD = 2**28
 """Bytes of updates that may wait for their turn."""
 LENGTH = struct.Struct("<I")
 
+Timed = tuple[Result, dict[str, float]]
+"""A result, and where the time for it went."""
+
 
 @dataclass(frozen=True)
 class Workers:
-    """A backend that deals the cohort out to copies of this process.
+    """A backend that deals the cohort out to copies of this process, or to several devices.
 
     Attributes:
         inner: How each of them trains its clients.
         count: Number of processes, ≥ 2; they share this process's threads.
+        twins: Copies of the model on other devices; where there are any, each device trains a share, and no process
+            is copied.
     """
 
     inner: InProcess
     count: int
+    twins: tuple[Tuned, ...] = ()
 
     def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
         """Train clients and yield their updates in the order of `works`."""
@@ -58,15 +66,11 @@ class Workers:
             for one in work.conversations:
                 encode(self.inner.tuned.vlm, one, [one.answer])
         shares = dealt([work.steps for work in works], self.count)
-        each = replace(self.inner, trained=ignore)
-        parts = [partial(_share, each, [works[k] for k in share]) for share in shares]
         places = [iter(share) for share in shares]
-        done: dict[int, tuple[Result, dict[str, float]]] = {}
-        for number, message in forked(parts, threads_each(self.count)):
-            k = next(places[number])
-            result, spent = _unmarked(message, works[k].broadcast.params.layout)
+        done: dict[int, Timed] = {}
+        for number, (result, spent) in self._results([[works[k] for k in share] for share in shares]):
             self.inner.trained(result[0])
-            done[k] = result, spent
+            done[next(places[number])] = result, spent
         # Seconds that passed here for each second of work in a process.
         passed = (time.perf_counter() - begun) / sum(sum(spent.values()) for _, spent in done.values())
         clock.skip()
@@ -75,15 +79,33 @@ class Workers:
             clock.add({name: seconds * passed for name, seconds in spent.items()})
             yield result
 
+    def _results(self, shares: Sequence[Sequence[Work]]) -> Iterator[tuple[int, Timed]]:
+        """Train each share and yield (its number, a result and where the time for it went), as results come."""
+        each = replace(self.inner, trained=ignore)
+        if self.twins:
+            models = (self.inner.tuned, *self.twins)
+            backends = [replace(each, tuned=tuned) for tuned, _ in zip(models, shares, strict=False)]
+            yield from threaded([partial(_share, *one) for one in zip(backends, shares, strict=True)])
+            return
+        layout = shares[0][0].broadcast.params.layout
+        parts = [partial(_marked, each, share) for share in shares]
+        for number, message in forked(parts, threads_each(self.count)):
+            yield number, _unmarked(message, layout)
 
-def _share(backend: InProcess, works: Sequence[Work]) -> Iterator[bytes]:
+
+def _share(backend: InProcess, works: Sequence[Work]) -> Iterator[Timed]:
     clock = Clock()
     for result in backend.map(works, clock):
-        told = json.dumps(clock.take()).encode()
+        yield result, clock.take()
+
+
+def _marked(backend: InProcess, works: Sequence[Work]) -> Iterator[bytes]:
+    for result, spent in _share(backend, works):
+        told = json.dumps(spent).encode()
         yield LENGTH.pack(len(told)) + told + packed(result)
 
 
-def _unmarked(message: bytes, layout: Layout) -> tuple[Result, dict[str, float]]:
+def _unmarked(message: bytes, layout: Layout) -> Timed:
     """Read a result, and where the time for it went."""
     (length,) = LENGTH.unpack_from(message)
     start = LENGTH.size + length

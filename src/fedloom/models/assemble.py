@@ -37,7 +37,7 @@ class ModelSettings(Protocol):
 
     @property
     def path(self) -> str:
-        """The model: "shipped", a folder, or a hub id."""
+        """The model: a name in `SHIPPED`, a folder, or a hub id."""
         ...
 
     @property

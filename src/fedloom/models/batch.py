@@ -145,14 +145,14 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
     batch = Batch(
-        ids.to(vlm.device),
-        mask.to(vlm.device),
+        vlm.send(ids),
+        vlm.send(mask),
         features,
         tuple(lengths),
         tuple(grids),
-        torch.tensor(row, device=vlm.device),
-        torch.tensor(column, device=vlm.device),
-        torch.tensor(weight, device=vlm.device),
+        vlm.send(torch.tensor(row)),
+        vlm.send(torch.tensor(column)),
+        vlm.send(torch.tensor(weight)),
         tuple(sizes),
     )
     clock.lap("data")
@@ -262,7 +262,7 @@ def option_scores(
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, L, L]
     allowed = causal & seen & (segment[:, None, :] >= 0)
     ids, mask, position, segment, before, allowed = (
-        one.to(vlm.device) for one in (ids, mask, position, segment, before, allowed)
+        vlm.send(one) for one in (ids, mask, position, segment, before, allowed)
     )
     padded = _rows(vlm, ids, mask, prompts, conversations)
     tokens = connected(vlm, features, connects)
@@ -295,7 +295,7 @@ def generate(
     features = [vlm.look([picture for one in conversations for picture in one.pictures])] * len(connects)
     conversations = [*conversations] * len(connects)
     prompts = [encode(vlm, one, []).prompt for one in conversations]
-    ids, mask = (one.to(vlm.device) for one in pad(vlm, prompts))
+    ids, mask = (vlm.send(one) for one in pad(vlm, prompts))
     rows, cache = _rows(vlm, ids, mask, prompts, conversations), DynamicCache()
     inputs = decoder_inputs(vlm, rows, connected(vlm, features, connects))
     states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]

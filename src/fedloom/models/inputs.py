@@ -89,7 +89,7 @@ def connected(
         mine: dict[int, Tensor] = {}
         for shape in dict.fromkeys(one.shape for one in pictures):
             places = [place for place, one in enumerate(pictures) if one.shape == shape]
-            tokens = connect(torch.stack([pictures[place] for place in places]).to(vlm.device))
+            tokens = connect(vlm.send(torch.stack([pictures[place] for place in places])))
             mine.update(zip(places, tokens, strict=True))
         found += [mine[place] for place in range(len(pictures))]
     return found

@@ -27,6 +27,7 @@ __all__ = [
     "load_vlm",
     "model_digest",
     "not_storable",
+    "others",
     "placed",
     "with_store",
 ]
@@ -77,7 +78,7 @@ class Vlm:
     """A model with its processor, and what is known of its family.
 
     Attributes:
-        name: What the user asked for: "shipped", a folder, or a hub id.
+        name: What the user asked for: a name in `SHIPPED`, a folder, or a hub id.
         model: The transformers model, float32, in evaluation mode, all parameters frozen.
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
@@ -108,6 +109,15 @@ class Vlm:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+    def send(self, value: Tensor) -> Tensor:
+        """Copy a tensor to the model's device; to an accelerator from pinned memory, without waiting for it.
+
+        So the next batch is made and sent while the device computes with the last one.
+        """
+        if self.device.type == "cpu":
+            return value
+        return value.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def precision(self) -> torch.dtype:
@@ -240,7 +250,7 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     """Load a model in float32 with every parameter frozen.
 
     Args:
-        path: "shipped", a local folder in the Hugging Face layout, or a hub id.
+        path: A name in `SHIPPED`, a local folder in the Hugging Face layout, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
 
     Raises:
@@ -286,6 +296,14 @@ def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
     if device != "cpu" and torch.cuda.is_available():
         vlm.model.to("cuda")
     return vlm
+
+
+def others(vlm: Vlm) -> list[torch.device]:
+    """Return the devices of this machine that are like the model's, without its own; none beside a processor."""
+    if vlm.device.type != "cuda":
+        return []
+    own = vlm.device.index
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
 
 
 def check_decoder(source: Source, model: Any) -> None:

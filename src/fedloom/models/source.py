@@ -10,7 +10,8 @@ from typing import Any
 
 from fedloom.types import UserError
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
+"""The models that come with fedloom, name → folder: with a vision encoder, and without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Source:
 
     Attributes:
         key: The key of the experiment that says so, for messages.
-        path: "shipped", a local folder, or a hub id.
+        path: A name in `SHIPPED`, a local folder, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
     """
 
@@ -70,7 +71,7 @@ class Source:
     def _place(self) -> str:
         if not self.network:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        return str(SHIPPED) if self.path == "shipped" else self.path
+        return str(SHIPPED.get(self.path, self.path))
 
 
 def _first_line(error: Exception) -> str:

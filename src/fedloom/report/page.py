@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from fedloom.models.source import SHIPPED
 from fedloom.record import write_atomic
 from fedloom.report import clients, figures, prose, timing
 from fedloom.report.compare import experiments_table, groups, names, seeds_table
@@ -54,7 +55,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 base = AutoModelForImageTextToText.from_pretrained(name, dtype="float32")
 model = PeftModel.from_pretrained(base, {folder!r})
 processor = AutoProcessor.from_pretrained(name)"""
-SHIPPED = "from fedloom.models.load import SHIPPED as name"
+OURS = "from fedloom.models.load import SHIPPED\n\nname = SHIPPED[{path!r}]"
 
 
 TRAINED = {
@@ -177,7 +178,8 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
 def _load(run: Run) -> str:
     path = run.experiment.get("model", {}).get("path", "shipped")
     folder = f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"
-    return LOAD.format(where=SHIPPED if path == "shipped" else f"name = {path!r}", folder=folder)
+    where = OURS if path in SHIPPED else "name = {path!r}"
+    return LOAD.format(where=where.format(path=path), folder=folder)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -32,6 +32,10 @@ PARTITIONS = {
     "the others to clients that hold text.",
 }
 
+OURS = {
+    "shipped": "The model is the small one that comes with fedloom.",
+    "shipped-free": "The model is the small one without a vision encoder that comes with fedloom.",
+}
 TRAINED = {
     "lora": "small added matrices in the language model (LoRA, rank {rank})",
     "connector": "the connector, the small part that hands what the image encoder sees to the language model",
@@ -115,9 +119,7 @@ def _count(data: Json, key: str, unknown: str) -> str:
 
 def _model(run: Run) -> str:
     path = at(run.experiment, "model", "path")
-    if path == "shipped":
-        return "The model is the small one that comes with fedloom."
-    return f"The model is {path}."
+    return OURS.get(str(path), f"The model is {path}.")
 
 
 def _times(epochs: object) -> str:

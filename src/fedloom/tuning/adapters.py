@@ -5,6 +5,7 @@ Shape legend: P trained values, K clients side by side, I and O a linear layer's
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -209,6 +210,15 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
 def reseeded(tuned: Tuned, seed: int) -> Tuned:
     """Return the same live model with the start that another seed gives: `prepare` with that seed, at no cost."""
     return replace(tuned, start=_drawn(tuned.start, tuned.spots, seed))
+
+
+def replica(tuned: Tuned, device: torch.device) -> Tuned:
+    """Copy a live model with one row to a device, where it can train beside the first; features are shared."""
+    vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model).to(device))
+    flat = tuned.flat.to(device, copy=True)
+    twin = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})
+    twin.tie()
+    return twin
 
 
 def _drawn(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:
