@@ -46,7 +46,7 @@ def main(side: str, name: str, packing: str, way: str) -> None:
     """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
     import torch
 
-    from benchmarks.flower_side import ACTORS, CASES, our_round, simulate
+    from benchmarks.cases import ACTORS, CASES, our_round
     from fedloom.engine.memory import keep_freed
 
     keep_freed()
@@ -60,6 +60,8 @@ def main(side: str, name: str, packing: str, way: str) -> None:
             ours()
         print(json.dumps({}))
         return
+    from benchmarks.flower_side import simulate
+
     whole = packing == "flat"
     found = (
         simulate(name, ROUNDS, whole=whole, ours=[ours]) if side == "both" else simulate(name, 1, whole=whole)
