@@ -132,8 +132,10 @@ def backend_of(
                 write_json(setting.folder / "engine.json", known.to_json())
                 setting.record.append("engine", known.to_json())
     rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
-    workers = known.workers if chosen.workers == "auto" else workers_of(first)
-    workers = len(first.twins) + 1 if first.twins else workers
+    if first.twins:
+        workers = len(first.twins) + 1
+    else:
+        workers = known.workers if chosen.workers == "auto" else workers_of(first)
     inner = InProcess(tuned, rows if tuned.stackable else 1, trained)
     return inner if workers == 1 else Workers(inner, workers, first.twins)
 

@@ -106,11 +106,8 @@ def fit(
     workers = min(workers, room, cohort)
     room = min(room, MOST * workers)
     counts = sorted({1, workers})
-    steps = {
-        count: doubled(math.ceil(cohort / count), min(room // count, MOST, len(works))) for count in counts
-    }
-    if not tuned.stackable:
-        steps = {count: [1] for count in counts}
+    most = min(MOST, len(works)) if tuned.stackable else 1
+    steps = {count: doubled(math.ceil(cohort / count), min(room // count, most)) for count in counts}
     if steps == {1: [1]}:
         return Fit(1, room=room)
     _seconds(tuned, works[:1])  # the first pass of all is slower

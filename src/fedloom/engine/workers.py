@@ -84,8 +84,9 @@ class Workers:
         each = replace(self.inner, trained=ignore)
         if self.twins:
             models = (self.inner.tuned, *self.twins)
-            backends = [replace(each, tuned=tuned) for tuned, _ in zip(models, shares, strict=False)]
-            yield from threaded([partial(_share, *one) for one in zip(backends, shares, strict=True)])
+            # There may be fewer shares than models, where there are few clients.
+            here = [(replace(each, tuned=tuned), share) for tuned, share in zip(models, shares, strict=False)]
+            yield from threaded([partial(_share, *one) for one in here])
             return
         layout = shares[0][0].broadcast.params.layout
         parts = [partial(_marked, each, share) for share in shares]
