@@ -21,7 +21,7 @@ from fedloom.data.multitask import NATURE, RADIOLOGY
 from fedloom.data.prepared import PREPARED
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
-from fedloom.data.shapes import load_shapes
+from fedloom.data.shapes import STYLES, load_shapes
 from fedloom.data.slake import SLAKE
 from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
@@ -59,7 +59,9 @@ SHIPPED = ("emoji", "digits", "shapes")
 def variants(name: str) -> tuple[str, ...]:
     """Return the variants of a data set, the default first; empty where it has none."""
     load = DATASETS[name]
-    return load.variants if isinstance(load, Source) else ()
+    if isinstance(load, Source):
+        return load.variants
+    return tuple(STYLES) if load is load_shapes else ()
 
 
 def load_data(settings: DataSettings, seed: int) -> DataSet:

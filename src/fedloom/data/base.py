@@ -51,7 +51,7 @@ class DataSettings(Protocol):
 
     @property
     def variant(self) -> str | None:
-        """Which variant of a published data set; None is its first."""
+        """Which variant of the data set; None is its first."""
         ...
 
 

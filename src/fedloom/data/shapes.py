@@ -2,7 +2,8 @@
 
 A scene is a 64 px picture with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
 eight shapes, eight colours and two sizes. Everything is drawn from named random streams, so scene number
-i of a seed is the same whoever asks for it, and no file is needed.
+i of a seed is the same whoever asks for it, and no file is needed. `data.variant` is how things look: "filled", as
+the shipped models saw such scenes in pretraining, or "outlined", lines on a green ground, which neither has seen.
 
     task             question                         answer
     classification   Which shape is shown?            one of eight shapes (options)
@@ -43,7 +44,8 @@ COLORS = {
 SIZES = ("small", "big")
 RADIUS = {"small": 4, "big": 7}
 SIDE, CELL, LATTICE = 64, 16, 4
-BACKGROUND = (245, 245, 245)
+STYLES = {"filled": (245, 245, 245), "outlined": (200, 215, 190)}
+"""How things look, and the color of the ground."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +81,75 @@ class Scene:
     """A picture that is drawn when its pixels are asked for."""
 
     things: tuple[Thing, ...]
+    style: str = "filled"
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal scenes."""
-        return "scene-" + hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]
+        """A name that is equal for equal scenes; its end is that of the same things in any style."""
+        told = "scene" if self.style == "filled" else self.style
+        return f"{told}-{hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]}"
 
     def pixels(self) -> NDArray[np.uint8]:
         """Draw the scene, shape [64, 64, 3]."""
         zoom = 2  # drawn at twice the size and shrunk, for smooth edges
-        canvas = Image.new("RGB", (SIDE * zoom, SIDE * zoom), BACKGROUND)
+        canvas = Image.new("RGB", (SIDE * zoom, SIDE * zoom), STYLES[self.style])
         draw = ImageDraw.Draw(canvas)
         for thing in self.things:
-            _draw(draw, thing, zoom)
+            (_fill if self.style == "filled" else _outline)(draw, thing, zoom)
         return np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def _draw(draw: ImageDraw.ImageDraw, thing: Thing, zoom: int) -> None:
-    color = COLORS[thing.color]
-    x0, y0, x1, y1 = (value * zoom for value in thing.box)
-    x1, y1 = x1 + zoom - 1, y1 + zoom - 1
+def _fill(draw: ImageDraw.ImageDraw, thing: Thing, zoom: int) -> None:
+    color, box = COLORS[thing.color], _zoomed(thing, zoom)
+    x0, y0, x1, y1 = box
     cx, cy, r = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
     if thing.shape == "circle":
-        draw.ellipse((x0, y0, x1, y1), fill=color)
+        draw.ellipse(box, fill=color)
     elif thing.shape == "ring":
-        draw.ellipse((x0, y0, x1, y1), outline=color, width=max(2, round(r / 2.5)))
+        draw.ellipse(box, outline=color, width=max(2, round(r / 2.5)))
     elif thing.shape in ("square", "bar"):
-        draw.rectangle((x0, y0, x1, y1), fill=color)
-    elif thing.shape == "triangle":
-        draw.polygon([(cx, y0), (x1, y1), (x0, y1)], fill=color)
-    elif thing.shape == "diamond":
-        draw.polygon([(cx, y0), (x1, cy), (cx, y1), (x0, cy)], fill=color)
+        draw.rectangle(box, fill=color)
     elif thing.shape == "cross":
         arm = r / 3
         draw.rectangle((cx - arm, y0, cx + arm, y1), fill=color)
         draw.rectangle((x0, cy - arm, x1, cy + arm), fill=color)
     else:
-        angles = [(k * pi / 5, r if k % 2 == 0 else 0.42 * r) for k in range(10)]
-        draw.polygon([(cx + d * sin(a), cy - d * cos(a)) for a, d in angles], fill=color)
+        draw.polygon(_corners(thing.shape, box), fill=color)
+
+
+def _outline(draw: ImageDraw.ImageDraw, thing: Thing, zoom: int) -> None:
+    color, box, width = COLORS[thing.color], _zoomed(thing, zoom), 3  # 1.5 px once shrunk
+    x0, y0, x1, y1 = box
+    cx, cy, r = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
+    if thing.shape in ("circle", "ring"):
+        draw.ellipse(box, outline=color, width=width)
+        if thing.shape == "ring":
+            draw.ellipse((cx - r / 2, cy - r / 2, cx + r / 2, cy + r / 2), outline=color, width=width - 1)
+    elif thing.shape in ("square", "bar"):
+        draw.rectangle(box, outline=color, width=width)
+    elif thing.shape == "cross":
+        draw.line([(cx, y0), (cx, y1)], fill=color, width=width)
+        draw.line([(x0, cy), (x1, cy)], fill=color, width=width)
+    else:
+        corners = _corners(thing.shape, (x0 + 1, y0 + 1, x1 - 1, y1 - 1))  # a line is as wide to either side
+        draw.line([*corners, corners[0]], fill=color, width=width)
+
+
+def _zoomed(thing: Thing, zoom: int) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = (value * zoom for value in thing.box)
+    return x0, y0, x1 + zoom - 1, y1 + zoom - 1
+
+
+def _corners(shape: str, box: tuple[int, int, int, int]) -> list[tuple[float, float]]:
+    """Return the corners of a triangle, a diamond or a star."""
+    x0, y0, x1, y1 = box
+    cx, cy, r = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
+    if shape == "triangle":
+        return [(cx, y0), (x1, y1), (x0, y1)]
+    if shape == "diamond":
+        return [(cx, y0), (x1, cy), (cx, y1), (x0, cy)]
+    angles = [(k * pi / 5, r if k % 2 == 0 else 0.42 * r) for k in range(10)]
+    return [(cx + d * sin(a), cy - d * cos(a)) for a, d in angles]
 
 
 def draw_scene(rng: np.random.Generator, count: int, pool: str) -> Scene:
@@ -241,6 +274,7 @@ def load_shapes(settings: DataSettings, seed: int) -> DataSet:
     wanted = settings.limit or 1000
     tests = max(1, round(wanted * settings.test_share / (1 - settings.test_share)))
     kinds = list(MAKERS) if settings.task == "all" else [settings.task]
+    style = settings.variant or next(iter(STYLES))
     seen: set[str] = set()
 
     def draw(part: str, count: int) -> tuple[Example, ...]:
@@ -250,7 +284,8 @@ def load_shapes(settings: DataSettings, seed: int) -> DataSet:
             kind = kinds[len(found) % len(kinds)]
             example = MAKERS[kind](stream(seed, f"shapes/{part}", step=number), f"shapes-{part}-{number}")
             number += 1
-            assert example.image is not None
+            assert isinstance(example.image, Scene)
+            example = replace(example, image=replace(example.image, style=style))
             if part == "train" or example.image.key not in seen:
                 found.append(replace(example, group=example.task) if len(kinds) > 1 else example)
             if part == "train":
