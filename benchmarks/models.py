@@ -13,6 +13,7 @@ import torch
 
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Vlm
+from fedloom.startup import uncollected
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation
@@ -49,6 +50,7 @@ TINY = Size(width=64, layers=4)
 SMALL = Size(width=256, layers=6)
 
 
+@uncollected()
 def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Build a LLaVA of a size with random weights on a device, frozen, in evaluation mode."""
     from transformers import (

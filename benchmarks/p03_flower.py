@@ -44,10 +44,13 @@ def command() -> Measured:
 
 def main(side: str, name: str, packing: str, way: str) -> None:
     """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
-    import torch
-
-    from benchmarks.cases import ACTORS, CASES, our_round
     from fedloom.engine.memory import keep_freed
+    from fedloom.startup import uncollected
+
+    with uncollected():
+        import torch
+
+        from benchmarks.cases import ACTORS, CASES, our_round
 
     keep_freed()
 

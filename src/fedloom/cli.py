@@ -15,6 +15,7 @@ from fedloom.cli_data import data
 from fedloom.cli_options import INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, courteous
 from fedloom.cli_split import split
 from fedloom.cli_sweep import report_sweep, sweep, validate_grid
+from fedloom.startup import uncollected
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def resume(
 def _work(folder: Path, quiet: bool, experiment: Experiment | None) -> dict[str, Any]:
     """Run an experiment, or resume the folder's where none is given."""
     from fedloom.progress import make_progress
-    from fedloom.runner import resume_run, run_experiment
+
+    with uncollected():
+        from fedloom.runner import resume_run, run_experiment
 
     progress: Progress = make_progress(quiet)
     try:

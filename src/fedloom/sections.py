@@ -83,7 +83,8 @@ class Data(Section):
         default="classification", description="Kind of question asked about the shapes data set."
     )
     variant: Text | None = Field(
-        default=None, description="Task or language of a published data set, or how shapes look; null takes the first."
+        default=None,
+        description="Task or language of a published data set, or how shapes look; null takes the first.",
     )
 
     @field_validator("name")

@@ -53,6 +53,8 @@ def test_variants_show_the_same_things_in_another_look(task: str) -> None:
 
 
 def test_filled_is_the_default_and_an_unknown_look_is_refused() -> None:
-    assert load_data(Data(name="shapes", limit=3), 0) == load_data(Data(name="shapes", limit=3, variant="filled"), 0)
+    assert load_data(Data(name="shapes", limit=3), 0) == load_data(
+        Data(name="shapes", limit=3, variant="filled"), 0
+    )
     with pytest.raises(ValueError, match=r"data.variant is dotted, .* it must be one of filled, outlined"):
         Experiment(data={"name": "shapes", "variant": "dotted"})

@@ -108,6 +108,26 @@ def test_of_processes_and_rows_the_fastest_way_is_taken(
     assert (found.workers, found.rows) == chosen
 
 
+@pytest.mark.parametrize(("copying", "tried"), [(0.3, True), (0.4, False)])
+def test_copies_are_not_tried_where_making_them_takes_too_long(
+    copying: float, tried: bool, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round takes 1 s, so two copies take half a second at best; 1.2 times as fast is 0.83 s."""
+    asked: list[int] = []
+    now = [0.0]
+
+    def forked(parts: list, threads: int) -> list:
+        now[0] += copying
+        return []
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module, "forked", forked)
+    monkeypatch.setattr(module, "_seconds", lambda _, some: 1.0)
+    monkeypatch.setattr(module, "_round", lambda _, some, workers, cohort: asked.append(workers) or 1.0)
+    fit(tuned, works(tuned, 4), workers=2, free=10**12)
+    assert (2 in asked) is tried
+
+
 @pytest.mark.parametrize(("cohort", "passes"), [(1, 2), (2, 2), (3, 4), (8, 8)])
 def test_a_round_pays_once_for_copying_and_clients_left_over_fill_a_pass(
     cohort: int, passes: int, tuned: Tuned, monkeypatch: pytest.MonkeyPatch

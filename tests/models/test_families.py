@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedloom.models import batch as batches
 from fedloom.models.batch import answer_loss, answer_losses, collate, encode, generate, option_scores
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import image_token
 from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.models.parts import PARTS
+from fedloom.models.reading import FEED_FORWARD, last_layer
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
@@ -220,6 +223,37 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
             alone.backward()
         torch.testing.assert_close(loss, alone.detach(), rtol=1e-5, atol=1e-5)
         assert float((grad - tuned.grads[0]).norm()) <= 1e-4 * float(grad.norm())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
+    vlm: Vlm, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients of unequal sizes: same losses, same gradients, from fewer positions; with dropout from all."""
+    tuned, every = tune(vlm, dropout), list(CONVERSATIONS.values())
+    groups = [every, [CONVERSATIONS["text only"]]]
+    batch, layer = collate(vlm, groups), last_layer(vlm)
+    assert layer is not None
+    seen: list[int] = []
+    (feed_forward,) = (part for name, part in layer.named_children() if name in FEED_FORWARD)
+    first = next(part for part in feed_forward.modules() if isinstance(part, torch.nn.Linear))
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
+    found = []
+    with side_by_side(tuned, 2) as stack:
+        for row in range(2):
+            stack.write(moved(tuned, seed=row), row)
+        for way in (batches.reading, lambda vlm, reads: nullcontext()):
+            monkeypatch.setattr(batches, "reading", way)
+            stack.grads.zero_()
+            with dropping(stack, batch, [masks(row) for row in range(2)]):
+                losses = answer_losses(vlm, batch, stack.connects(2))
+                losses.sum().backward()
+            found.append((losses.detach(), stack.grads.clone()))
+    (losses, grads), (expected, whole) = found
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    assert float((grads - whole).norm()) <= 1e-5 * float(whole.norm())
+    assert seen == [batch.ids.numel() if dropout else batch.reads.numel(), batch.ids.numel()]
+    assert batch.reads.numel() < batch.ids.numel()
 
 
 def test_dropout_is_refused_where_a_layer_sees_the_tokens_of_pictures_alone(

@@ -47,7 +47,7 @@ def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> Iterator[ClientU
 Term = Callable[[ClientUpdate], tuple[float, Tensor]]
 """Update → (weight > 0, value): one entry of a weighted mean."""
 
-HELD = 14
+HELD = 16
 """Updates that are summed at once."""
 
 FOLD = 4 * HELD

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as adamw_of_torch
 
 Slots = Mapping[str, Tensor]
 Step = Callable[[Tensor, Tensor, Slots, int, float, float, float], None]
@@ -33,14 +33,25 @@ def adamw(
     """Take one step of AdamW with β1 = 0.9 and ε = 1e-8.
 
     Reference: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101v3,
-    Algorithm 2. Agrees with torch.optim.AdamW.
+    Algorithm 2, as torch.optim.AdamW takes it.
     """
-    m, v = slots["m"], slots["v"]
-    params.mul_(1 - lr * weight_decay)
-    m.lerp_(grads, 1 - 0.9)
-    v.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    root = v.sqrt().div_(sqrt(1 - beta2**step)).add_(1e-8)
-    params.addcdiv_(m, root, value=-lr / (1 - 0.9**step))
+    taken = torch.tensor(step - 1.0, device=params.device)
+    adamw_of_torch(
+        [params],
+        [grads],
+        [slots["m"]],
+        [slots["v"]],
+        [],
+        [taken],
+        fused=True,  # one pass over all buffers
+        amsgrad=False,
+        beta1=0.9,
+        beta2=beta2,
+        lr=lr,
+        weight_decay=weight_decay,
+        eps=1e-8,
+        maximize=False,
+    )
 
 
 def sgd(

@@ -84,7 +84,7 @@ def fit(
 
     Times one forward and backward pass of one client and of several side by side, in this process and in copies of
     it, twice each; nothing is learnt from it. Rows are doubled as long as that is faster. What is less simple must be
-    faster.
+    faster. Copies are not tried where making them alone takes too long.
 
     Args:
         tuned: The model with one row.
@@ -113,6 +113,8 @@ def fit(
     _seconds(tuned, works[:1])  # the first pass of all is slower
     seconds: dict[tuple[int, int], float] = {}
     for count in counts:
+        if count > 1 and not _worth_copying(min(seconds.values()), count):
+            break
         least, misses = math.inf, 0
         for rows in steps[count]:
             seconds[count, rows] = took = _round(tuned, works[:rows], count, cohort)
@@ -129,6 +131,18 @@ def fit(
             best = way
     gain = seconds[simple] / seconds[best]
     return Fit(best[1], round(gain, 3), max(rows for _, rows in seconds), room, best[0])
+
+
+def _worth_copying(alone: float, count: int) -> bool:
+    """Tell whether copies could be `COPIES` times as fast as a round in one process, if they shared it out evenly."""
+
+    def nothing() -> Iterator[bytes]:
+        yield b""
+
+    begun = time.perf_counter()
+    for _ in forked([nothing] * count, threads_each(count)):
+        pass
+    return COPIES * (time.perf_counter() - begun + alone / count) <= alone
 
 
 def doubled(clients: int, most: int) -> list[int]:

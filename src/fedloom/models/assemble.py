@@ -21,6 +21,7 @@ from fedloom.models.connectors import fresh
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm, model_digest
 from fedloom.models.source import Source
+from fedloom.startup import uncollected
 from fedloom.types import UserError
 
 ENCODERS = {
@@ -127,6 +128,7 @@ def _takes_over(own: nn.Module, made: nn.Module, width: int) -> bool:
     return torch.allclose(own(probe), made(probe), atol=1e-5)
 
 
+@uncollected()
 def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     """Join an encoder and a language model by a fresh connector, as a LLaVA.
 

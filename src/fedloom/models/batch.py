@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from fedloom.models.family import Grid
@@ -26,6 +27,7 @@ from fedloom.models.inputs import (
     slides,
 )
 from fedloom.models.load import Vlm
+from fedloom.models.reading import reading
 from fedloom.record import Clock
 from fedloom.types import Conversation, UserError
 
@@ -104,6 +106,7 @@ class Batch:
         column: Position before each answer token, whose state predicts it, shape [N].
         weight: What each answer token counts in its client's loss, shape [N].
         sizes: Number of answer tokens of each client.
+        reads: Positions of each client's answer states in the batch, as `reading` wants them, shape [K, n].
     """
 
     ids: Tensor
@@ -115,6 +118,7 @@ class Batch:
     column: Tensor
     weight: Tensor
     sizes: tuple[int, ...]
+    reads: Tensor
 
 
 def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None) -> Batch:
@@ -144,6 +148,8 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         rows, lengths, grids = rows + [[vlm.filler]] * spare, lengths + [0] * spare, grids + [()] * spare
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
+    places = (torch.tensor(row) * ids.shape[1] + torch.tensor(column)).split(sizes)
+    reads = pad_sequence(list(places), batch_first=True, padding_value=ids.numel())
     batch = Batch(
         vlm.send(ids),
         vlm.send(mask),
@@ -154,6 +160,7 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         vlm.send(torch.tensor(column)),
         vlm.send(torch.tensor(weight)),
         tuple(sizes),
+        vlm.send(reads),
     )
     clock.lap("data")
     return batch
@@ -163,7 +170,9 @@ def answer_states(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     """Return the hidden states that predict the answers' tokens, shape [N, D]."""
     tokens = connected(vlm, batch.features, connects)
     rows = Rows(batch.ids, batch.mask, batch.lengths, batch.grids)
-    return vlm.decoder(**decoder_inputs(vlm, rows, tokens), use_cache=False)[0][batch.row, batch.column]
+    with reading(vlm, batch.reads):
+        states = vlm.decoder(**decoder_inputs(vlm, rows, tokens), use_cache=False)[0]
+    return states[batch.row, batch.column]
 
 
 def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
@@ -267,9 +276,11 @@ def option_scores(
     padded = _rows(vlm, ids, mask, prompts, conversations)
     tokens = connected(vlm, features, connects)
     inputs = decoder_inputs(vlm, padded, tokens, allowed=allowed, position=position)
-    states = vlm.decoder(**inputs, use_cache=False)[0]
     row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
-    logits = vlm.family.head(vlm.model, states[row, before[row, column]])
+    place = row * width + before[row, column]
+    with reading(vlm, place.unique().view(len(connects), -1)):
+        states = vlm.decoder(**inputs, use_cache=False)[0]
+    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[place])
     gained = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
     options = max(len(one.answers) for one in encoded)
     scores = torch.zeros(len(rows), options, device=vlm.device)
@@ -298,8 +309,10 @@ def generate(
     ids, mask = (vlm.send(one) for one in pad(vlm, prompts))
     rows, cache = _rows(vlm, ids, mask, prompts, conversations), DynamicCache()
     inputs = decoder_inputs(vlm, rows, connected(vlm, features, connects))
-    states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]
-    states = states[torch.arange(len(prompts), device=vlm.device), mask.sum(1) - 1]  # [B, D]
+    place = torch.arange(len(prompts), device=vlm.device) * ids.shape[1] + mask.sum(1) - 1
+    with reading(vlm, place.view(len(connects), -1)):
+        states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]
+    states = states.flatten(0, 1)[place]  # [B, D]
     later, position = vlm.family.later(inputs), next_positions(vlm, inputs, rows)
     places = torch.arange(ids.shape[1], device=vlm.device).expand(
         len(prompts), -1

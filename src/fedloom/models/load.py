@@ -16,6 +16,7 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.family import PLAIN, Family, Grid
 from fedloom.models.features import FeatureStore
 from fedloom.models.source import SHIPPED, Source
+from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
 
 __all__ = [
@@ -246,6 +247,7 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
     }
 
 
+@uncollected()
 def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     """Load a model in float32 with every parameter frozen.
 

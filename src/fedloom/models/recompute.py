@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fedloom.models.load import Vlm
+from fedloom.models.reading import last_layer
 
 
 @contextmanager
 def recomputing(vlm: Vlm, wanted: bool = True) -> Iterator[None]:
-    """Let the decoder's layers be computed twice inside this block, forward and again for backward.
+    """Let the decoder's layers, but the last, be computed twice inside this block, forward and again for backward.
 
     Costs about half as much time again (three forward passes' worth instead of two) and keeps one vector a
     token and layer instead of a few dozen. Gradients are the same bits, for the same operations run again;
@@ -26,7 +27,8 @@ def recomputing(vlm: Vlm, wanted: bool = True) -> Iterator[None]:
         wanted: False leaves everything as it is.
     """
     layers = [layer for part in vlm.decoder.modules() if isinstance(part, nn.ModuleList) for layer in part]
-    changed = layers if wanted else []
+    last = last_layer(vlm)  # it keeps little, for it is computed at few positions (`fedloom.models.reading`)
+    changed = [layer for layer in layers if layer is not last] if wanted else []
     for layer in changed:
         layer.forward = _twice(layer.forward)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -37,37 +38,49 @@ class LoRALinear(nn.Module):
         """Apply layer and update."""
         a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
         rows = x.reshape(*a.shape[:-2], -1, x.shape[-1])  # [K, tokens, I]
-        inside = rows if self.drop is None else self.drop(x).view_as(rows)
-        y = _Update.apply(self.base(rows), inside, a, b, self.scale)
+        inside = None if self.drop is None else self.drop(x).view_as(rows)
+        y = _Adapted.apply(rows, self.base.weight, self.base.bias, inside, a, b, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 
-class _Update(torch.autograd.Function):
-    """y += scale · B A x in place, and its gradients.
+class _Adapted(torch.autograd.Function):
+    """y = W x + b + scale · B A x, and its gradients, W and b being frozen.
 
-    Every product has its long side last: R is small, and processors' libraries multiply [R, T] several times faster
-    than its transpose. What is added goes in as the product is made, which saves passes over [T, O].
+    Every product with A or B has its long side last: R is small, and processors' libraries multiply [R, T] several
+    times faster than its transpose. What is added goes in as the product is made, which saves passes over [T, O] and
+    [T, I].
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        inner = a @ x.mT  # [R, T]
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(x, a, b, inner)
-        ctx.scale = scale
-        add = y.addmm_ if y.dim() == 2 else y.baddbmm_
-        return add(inner.mT, b.mT, alpha=scale)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, inside: Tensor | None, *update: Any
+    ) -> Tensor:
+        a, b, scale = update
+        y = F.linear(x, weight, bias)
+        seen = x if inside is None else inside
+        inner = (a @ seen.mT).mul_(scale)  # [R, T]
+        ctx.save_for_backward(weight, seen, a, b, inner)
+        ctx.scale, ctx.dropped = scale, inside is not None
+        return _plus(y, inner.mT, b.mT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # [T, O]
-        x, a, b, inner = ctx.saved_tensors
-        _, of_x, of_a, of_b, _ = ctx.needs_input_grad
+        weight, seen, a, b, inner = ctx.saved_tensors
+        of_x, _, _, of_inside, of_a, of_b, _ = ctx.needs_input_grad
         back = (b.mT @ grad.mT).mul_(ctx.scale)  # [R, T]
+        below = grad @ weight if of_x else None  # [T, I]
         return (
-            grad,
-            back.mT @ a if of_x else None,
-            back @ x if of_a else None,
-            (inner @ grad).mT * ctx.scale if of_b else None,
+            below if below is None or ctx.dropped else _plus(below, back.mT, a),
+            None,
+            None,
+            back.mT @ a if of_inside else None,
+            back @ seen if of_a else None,
+            (inner @ grad).mT if of_b else None,
             None,
         )
+
+
+def _plus(total: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Add a product to what is there, for one client or several."""
+    return (total.addmm_ if total.dim() == 2 else total.baddbmm_)(one, other)
