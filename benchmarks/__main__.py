@@ -37,6 +37,8 @@ GROUPS = (
     "p11_wire",
     "p12_padding",
     "p13_lora",
+    "p14_last_layer",
+    "p15_compile",
     "headline",
 )
 

@@ -218,6 +218,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from _stage_conflicts(experiment)
+    yield from _compile_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
         message = (
@@ -253,6 +254,19 @@ def _stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if given is None and experiment.train.rounds < stages:
         message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
         yield Conflict(("train", "rounds"), message, where)
+
+
+def _compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    engine, where = experiment.engine, (("engine", "compile"),)
+    if engine.compile and engine.workers not in ("auto", 1):
+        message = f"engine.workers is {engine.workers}, but with engine.compile it is 1: every copy would compile anew"
+        yield Conflict(("engine", "workers"), message, where)
+    if engine.compile and experiment.strategy.dropout:
+        message = (
+            f"strategy.dropout is {experiment.strategy.dropout}, but with engine.compile it is 0: masks drawn by name "
+            "cannot be compiled"
+        )
+        yield Conflict(("strategy", "dropout"), message, where)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:

@@ -267,6 +267,11 @@ class Engine(Section):
         default="auto",
         description="Whether the backward pass computes layers again to save memory; auto where it is short.",
     )
+    compile: Flag = Field(
+        default=False,
+        description="Whether layers are compiled for training: faster where steps are small, after a minute or so of "
+        "compiling.",
+    )
     cache: Flag = Field(
         default=True, description="Whether what the frozen encoder makes of pictures is kept between runs."
     )

@@ -21,6 +21,7 @@ from fedloom.engine.fit import MOST, Fit, remembered, short_of_memory
 from fedloom.engine.in_process import WINDOW, InProcess
 from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.workers import Workers
+from fedloom.models.compiled import compiling
 from fedloom.models.features import cache_folder
 from fedloom.models.recompute import recomputing
 from fedloom.record import Clock, write_json
@@ -83,9 +84,10 @@ def _in_step(asked: Sequence[Training], runs: Sequence[Run]) -> list[Standing]:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
     with ExitStack() as changed:
-        wanted = _recompute(setting, runs)
+        compiled, twice = setting.experiment.engine.compile, _recompute(setting, runs)
         for tuned in (setting.tuned, *setting.twins):
-            changed.enter_context(recomputing(tuned.vlm, wanted))
+            changed.enter_context(compiling(tuned.vlm, compiled))
+            changed.enter_context(recomputing(tuned.vlm, twice))
         backend = backend_of([one.setting for one in asked], runs, trained)
         if len(asked) > 1:
             for one in asked:
@@ -152,7 +154,8 @@ def _noted(folder: Path) -> Fit | None:
 
 def _measured(setting: Setting, works: Sequence[Work], clients: int) -> Fit:
     known_here = cache_folder() / "side-by-side.json"
-    return remembered(known_here, setting.tuned, works, clients, workers_of(setting))
+    compiled = setting.experiment.engine.compile
+    return remembered(known_here, setting.tuned, works, clients, workers_of(setting), compiled=compiled)
 
 
 def cells_together(first: Training) -> int:
@@ -169,7 +172,8 @@ def cells_together(first: Training) -> int:
         works, workers = list(islice(cycle(_works(runs)), MOST)), workers_of(setting)
         if not works or not setting.tuned.stackable:
             return 1
-        wide = _measured(setting, works, MOST * workers)
+        with compiling(setting.tuned.vlm, engine.compile):
+            wide = _measured(setting, works, MOST * workers)
     except UserError:
         return 1  # the cell says what is wrong when it trains
     rows = wide.rows if engine.side_by_side == "auto" else engine.side_by_side

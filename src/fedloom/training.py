@@ -232,10 +232,14 @@ def _training(
 def workers_of(setting: Setting) -> int:
     """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
 
+    With compiled layers there is one: a copy would forget what it compiled.
+
     Raises:
         UserError: The experiment wants more than there are devices where a process cannot be copied.
     """
     chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
+    if setting.experiment.engine.compile:
+        return 1
     if chosen == "auto":
         return cores(setting.tuned)
     if copyable(setting.tuned):

@@ -104,6 +104,7 @@ def test_of_processes_and_rows_the_fastest_way_is_taken(
     times: dict, chosen: tuple[int, int], tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_round", lambda _, some, workers, cohort: times[workers, len(some)])
+    monkeypatch.setattr(module, "_worth_copying", lambda alone, count: True)
     found = fit(tuned, works(tuned, 4), workers=2, free=10**12)
     assert (found.workers, found.rows) == chosen
 
@@ -157,6 +158,7 @@ def test_a_choice_is_remembered_until_the_work_is_another(
 ) -> None:
     made: list[int] = []
     monkeypatch.setattr(module, "fit", lambda _, some, *more: made.append(len(some)) or Fit(2, 1.5, 2))
+    monkeypatch.setattr(module, "_busy", lambda: False)
     file = tmp_path / "choices.json"
     assert remembered(file, tuned, works(tuned, 3), 3, 1) == remembered(file, tuned, works(tuned, 3), 3, 1)
     assert made == [3]
@@ -165,6 +167,17 @@ def test_a_choice_is_remembered_until_the_work_is_another(
     file.write_text("{")
     remembered(file, tuned, works(tuned, 3), 3, 1)
     assert made == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("load", "kept"), [(0.5, True), (100.0, False)])
+def test_what_was_chosen_on_a_busy_machine_is_forgotten(
+    load: float, kept: bool, tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit", lambda *given: Fit(2, 1.5, 2))
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (load, load, load))
+    assert remembered(tmp_path / "choices.json", tuned, works(tuned, 3), 3, 1) == Fit(2, 1.5, 2)
+    assert (tmp_path / "choices.json").exists() is kept
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -19,7 +19,7 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.family import image_token
 from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.models.parts import PARTS
-from fedloom.models.reading import FEED_FORWARD, last_layer
+from fedloom.models.reading import FEED_FORWARD, layers_of
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
@@ -232,10 +232,8 @@ def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
     """Two clients of unequal sizes: same losses, same gradients, from fewer positions; with dropout from all."""
     tuned, every = tune(vlm, dropout), list(CONVERSATIONS.values())
     groups = [every, [CONVERSATIONS["text only"]]]
-    batch, layer = collate(vlm, groups), last_layer(vlm)
-    assert layer is not None
-    seen: list[int] = []
-    (feed_forward,) = (part for name, part in layer.named_children() if name in FEED_FORWARD)
+    batch, seen = collate(vlm, groups), list[int]()
+    (feed_forward,) = (part for name, part in layers_of(vlm)[-1].named_children() if name in FEED_FORWARD)
     first = next(part for part in feed_forward.modules() if isinstance(part, torch.nn.Linear))
     first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
     found = []

@@ -62,6 +62,15 @@ def test_shards_of_several_calls_are_all_found(vlm: Vlm, tmp_path: Path) -> None
     assert torch.equal(later.encode(pictures), stored.encode(pictures))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what is mapped")
+def test_pictures_that_are_held_keep_no_file_mapped(vlm: Vlm, tmp_path: Path) -> None:
+    """A mapping for each picture would reach the system's limit (65,530) and look like damage."""
+    replace(with_store(vlm, tmp_path, LIMIT), features={}).warm(dots(5, left=5))
+    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    held = later.look(dots(5, left=0))
+    assert len(held) == 5 and str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "header"])
 def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) -> None:
     stored = replace(with_store(vlm, tmp_path, LIMIT), features={})

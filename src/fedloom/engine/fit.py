@@ -158,12 +158,17 @@ def doubled(clients: int, most: int) -> list[int]:
     return rows[::-1]
 
 
-def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int) -> Fit:
-    """Return the choice this machine made before for such works, or make it and remember it in `file`."""
+def remembered(
+    file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, workers: int, *, compiled: bool = False
+) -> Fit:
+    """Return the choice this machine made before for such works, or make it and remember it in `file`.
+
+    What a machine chose while it was busy with other work is not remembered.
+    """
     settings, dropout = works[0].settings, bool(tuned.stage.lora and tuned.stage.lora.dropout)
     key = hashlib.sha256(
         f"doubled {tuned.vlm.digest} {tuned.layout.to_json()} {settings.batch_size} {min(cohort, MOST * workers)} "
-        f"{workers} {dropout} {torch.get_num_threads()} {torch.__version__}".encode()
+        f"{workers} {dropout} {compiled} {torch.get_num_threads()} {torch.__version__}".encode()
     ).hexdigest()
     known: dict[str, Any] = {}
     try:
@@ -172,8 +177,17 @@ def remembered(file: Path, tuned: Tuned, works: Sequence[Work], cohort: int, wor
     except (OSError, ValueError, TypeError, KeyError):
         pass  # not there, damaged, or of another version: measured again
     found = fit(tuned, works, cohort, workers)
-    write_json(file, {**known, key: found.to_json()})
+    if not _busy():
+        write_json(file, {**known, key: found.to_json()})
     return found
+
+
+def _busy() -> bool:
+    """Tell whether more was running over the last minute than this machine has processors, and this process besides."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) + 1
+    except (OSError, AttributeError):  # a system that does not say
+        return False
 
 
 def _round(tuned: Tuned, works: Sequence[Work], workers: int, cohort: int) -> float:

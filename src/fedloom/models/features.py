@@ -64,7 +64,9 @@ class FeatureStore:
         file, row, digest = place
         try:
             with safe_open(file, "pt") as shard:
-                value = shard.get_slice("features")[row]
+                value = shard.get_slice("features")[
+                    row
+                ].clone()  # or the whole file stays mapped, once a picture
         except (OSError, SafetensorError):
             return self._drop(file, "it cannot be read")
         if _digest(value) != digest:

@@ -11,12 +11,13 @@ inputs and outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 
+from fedloom.models.forwards import Forward, forwards
 from fedloom.models.load import Vlm
 
 ATTENTION = ("self_attn", "cross_attn")
@@ -37,30 +38,25 @@ def reading(vlm: Vlm, reads: Tensor) -> Iterator[None]:
         reads: The positions, shape [K, n], counted through the batch: row · L + column; K·B·L fills up the rows of
             clients with fewer.
     """
-    changed = _modules(vlm)
+    changed = _by_position(vlm)
     if any(getattr(part, "drop", None) is not None for module in changed for part in module.modules()):
         changed = []
-    for module in changed:
-        module.forward = _only(module.forward, reads)
-    try:
+    with forwards(changed, partial(_only, reads.reshape(-1))):
         yield
-    finally:
-        for module in changed:
-            del module.forward  # the class's own shows again
 
 
-def last_layer(vlm: Vlm) -> nn.Module | None:
-    """Return the decoder's last layer, or None where it has no list of layers."""
+def layers_of(vlm: Vlm) -> list[nn.Module]:
+    """Return the decoder's layers in their order; none where it has no list of them."""
     layers = getattr(vlm.decoder, "layers", None)
-    return layers[-1] if isinstance(layers, nn.ModuleList) else None
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
-def _modules(vlm: Vlm) -> list[nn.Module]:
+def _by_position(vlm: Vlm) -> list[nn.Module]:
     """Return the modules of the last layer that treat every position by itself."""
-    layer = last_layer(vlm)
-    if layer is None:
+    layers = layers_of(vlm)
+    if not layers:
         return []
-    below = dict(layer.named_children())
+    below = dict(layers[-1].named_children())
     within = [dict(below[name].named_children()) for name in ATTENTION if name in below]
     return [
         *(parts[name] for parts in within for name in QUERIES if name in parts),
@@ -68,8 +64,8 @@ def _modules(vlm: Vlm) -> list[nn.Module]:
     ]
 
 
-def _only(forward: Callable[[Tensor], Tensor], reads: Tensor) -> Callable[..., Any]:
-    places = reads.reshape(-1)  # [K·n], client by client, as layers with adapters side by side want them
+def _only(places: Tensor, forward: Forward) -> Forward:
+    """Compute a module at some places, [K·n], client by client as adapters side by side want them."""
 
     def only(x: Tensor) -> Tensor:  # [K·B, L, I] → [K·B, L, O]
         flat = x.reshape(-1, x.shape[-1])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fedloom.models.forwards import Forward, forwards
 from fedloom.models.load import Vlm
-from fedloom.models.reading import last_layer
+from fedloom.models.reading import layers_of
 
 
 @contextmanager
@@ -26,19 +26,12 @@ def recomputing(vlm: Vlm, wanted: bool = True) -> Iterator[None]:
         vlm: The model; its layers are put back afterwards.
         wanted: False leaves everything as it is.
     """
-    layers = [layer for part in vlm.decoder.modules() if isinstance(part, nn.ModuleList) for layer in part]
-    last = last_layer(vlm)  # it keeps little, for it is computed at few positions (`fedloom.models.reading`)
-    changed = [layer for layer in layers if layer is not last] if wanted else []
-    for layer in changed:
-        layer.forward = _twice(layer.forward)
-    try:
+    # The last layer keeps little: it is computed at few positions.
+    with forwards(layers_of(vlm)[:-1] if wanted else [], _twice):
         yield
-    finally:
-        for layer in changed:
-            del layer.forward  # the class's own shows again
 
 
-def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _twice(forward: Forward) -> Forward:
     def again(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)

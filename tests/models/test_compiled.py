@@ -1,0 +1,63 @@
+"""Compiled layers: the same updates, and the model is as it was afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.algorithms.base import PLAIN
+from fedloom.client.train import Work, train
+from fedloom.data.shapes import MAKERS
+from fedloom.models.compiled import compiling
+from fedloom.models.load import load_vlm
+from fedloom.models.reading import layers_of
+from fedloom.models.recompute import recomputing
+from fedloom.sections import Train
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
+from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import Broadcast, Presence
+
+
+def works(tuned: Tuned, count: int) -> list[Work]:
+    """Clients of 5 examples in batches of two, so that batches have several shapes."""
+    examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(8)]
+    told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
+    settings = Train(batch_size=2, optimizer="sgd", lr=0.1)
+    return [Work(k, 0, 0, PLAIN, Broadcast(tuned.start), {}, told[k : k + 5], settings) for k in range(count)]
+
+
+@pytest.fixture
+def tuned(tiny_model: Path) -> Tuned:
+    return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(("clients", "backend"), [(1, "aot_eager"), (2, "eager")])
+def test_clients_learn_what_they_learn_in_plain_layers(
+    tuned: Tuned, clients: int, backend: str, twice: bool
+) -> None:
+    plain = [update.delta.flat for update, _ in train(tuned, works(tuned, clients))]
+    with compiling(tuned.vlm, backend=backend), recomputing(tuned.vlm, twice):
+        compiled = [update.delta.flat for update, _ in train(tuned, works(tuned, clients))]
+    for one, other in zip(plain, compiled, strict=True):
+        assert float((one - other).norm()) <= 1e-4 * float(one.norm())
+    assert not any("forward" in vars(layer) for layer in layers_of(tuned.vlm))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
+def test_code_made_by_the_compiler_learns_the_same(tuned: Tuned) -> None:
+    plain = train(tuned, works(tuned, 1))[0][0].delta.flat
+    torch.compiler.reset()
+    with compiling(tuned.vlm):
+        compiled = train(tuned, works(tuned, 1))[0][0].delta.flat
+    assert float((plain - compiled).norm()) <= 1e-4 * float(plain.norm())
+
+
+def test_not_wanted_changes_nothing(tuned: Tuned) -> None:
+    with compiling(tuned.vlm, wanted=False):
+        assert not any("forward" in vars(layer) for layer in layers_of(tuned.vlm))
