@@ -24,6 +24,7 @@ from benchmarks.work import Clients, Settings
 from fedloom.client.train import train
 from fedloom.engine.fit import saved_bytes
 from fedloom.models.batch import option_scores
+from fedloom.models.compiled import compiling
 from fedloom.record import write_json
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
@@ -81,7 +82,7 @@ def step_flops(tuned: Tuned, size: Size, tokens: int) -> float:
     """Operations of one client-step: forward and the gradient of activations through frozen weights.
 
     4 · P · n + 6 · layers · width · n² with P the decoder's weights in matrix products and n tokens; the head,
-    at four answer tokens only, and the adapters are left out.
+    at four answer tokens only, and the adapters are left out. The last layer counts as if all of it were computed.
     """
     weights = sum(
         one.numel() for name, one in tuned.vlm.decoder.named_parameters() if name.endswith("proj.weight")
@@ -93,7 +94,14 @@ def step_flops(tuned: Tuned, size: Size, tokens: int) -> float:
 
 
 def measure(
-    name: str, size: Size, device: str, dtype: torch.dtype, tokens: int, rows: Sequence[int]
+    name: str,
+    size: Size,
+    device: str,
+    dtype: torch.dtype,
+    tokens: int,
+    rows: Sequence[int],
+    *,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure one model: training at several numbers of rows, memory, evaluation."""
     tuned = on_device(size, device, dtype)
@@ -106,7 +114,8 @@ def measure(
     for count in rows:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        took = seconds(lambda count=count: train(tuned, works[:count]), device, 3) / (count * steps)
+        with compiling(tuned.vlm, compiled):
+            took = seconds(lambda count=count: train(tuned, works[:count]), device, 3) / (count * steps)
         # Weights, what forward keeps for each row, and four vectors a row: values, gradients, two slots.
         predicted = weights + count * (kept + 16 * tuned.layout.size)
         used = torch.cuda.max_memory_allocated() if device == "cuda" else None
@@ -143,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 640])
+    parser.add_argument("--compile", action="store_true", help="train through compiled layers")
     parser.add_argument("--tiny", action="store_true", help="test the script on a processor")
     parser.add_argument("--results", type=Path, default=RESULTS.with_name("gpu.json"))
     options = parser.parse_args(arguments)
@@ -154,11 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
     shapes = TINY if options.tiny else {name: SHAPES[name] for name in options.models}
     rows = (1, 4) if options.tiny else (1, 8, 16)
     card = torch.cuda.get_device_name() if device == "cuda" else "processor, --tiny"
-    about = {**machine(), "card": card}
+    about = {**machine(), "card": card, "compiled": options.compile}
     found = []
     for name, size in shapes.items():
         for tokens in [32] if options.tiny else options.tokens:
-            found.append(measure(name, size, device, dtype, tokens, rows))
+            found.append(measure(name, size, device, dtype, tokens, rows, compiled=options.compile))
             write_json(options.results, {"machine": about, "models": found})
     print(f"{about['date']}  {card}  torch {about['versions']['torch']}")
     print(table(found))
