@@ -161,6 +161,14 @@ def test_all_mistakes_are_told_at_once_in_order(tmp_path):
     assert places == [*in_file, "--set x", "--set gate.max_ratio", "--set trian.lr"]
 
 
+def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):
+    text = "engine: {compile: true, workers: 2}\nstrategy: {dropout: 0.1}\n"
+    workers, dropout = told(text, tmp_path)
+    assert "engine.workers is 2, but engine.compile needs 1" in workers
+    assert "strategy.dropout is 0.1, but engine.compile needs 0" in dropout
+    assert Experiment(engine={"compile": True}).engine.compile
+
+
 def test_a_conflict_with_a_mistaken_value_is_not_told(tmp_path):
     lines = told('scenario: {clients: "9"}\ntrain: {cohort: 8}\n', tmp_path)
     assert len(lines) == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedloom import together as together_module
 from fedloom.engine import fit as fitting
 from fedloom.engine.fit import Fit
 from fedloom.experiment import Experiment
 from fedloom.grid import load_grid
-from fedloom.models.load import load_vlm
+from fedloom.models.compiled import compiling
+from fedloom.models.load import Vlm, load_vlm
 from fedloom.progress import Progress
 from fedloom.runner import kinship, run_experiment
 from fedloom.sweep import run_sweep
@@ -283,3 +286,26 @@ def test_a_mistake_is_told_to_who_makes_it() -> None:
     asked = [Training(setting, str(k), refused if k in (1, 4) else list) for k in range(5)]
     found = [one.ended for one in train_together(asked)]
     assert [str(one) if isinstance(one, UserError) else one for one in found] == [[], "mine", [], [], "mine"]
+
+
+def test_a_run_through_compiled_layers_learns_the_same(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, not compiled: that is quick and tells as well whether training goes through the layers."""
+    experiment = load_grid(str(recipe)).cells[0].experiment
+    wanted: list[bool] = []
+
+    def traced(vlm: Vlm, compiled: bool) -> AbstractContextManager[None]:
+        wanted.append(compiled)
+        return compiling(vlm, compiled, backend="eager")
+
+    monkeypatch.setattr(together_module, "compiling", traced)
+    found = []
+    for compiled in (False, True):
+        engine = experiment.engine.model_copy(update={"compile": compiled, "together": 1})
+        folder = tmp_path / str(compiled)
+        run_experiment(experiment.model_copy(update={"engine": engine}), folder, Progress(None))
+        found.append(load_file(folder / "adapter/adapter_model.safetensors"))
+    assert set(wanted) == {False, True}
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)

@@ -257,15 +257,14 @@ def _stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def _compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    engine, where = experiment.engine, (("engine", "compile"),)
-    if engine.compile and engine.workers not in ("auto", 1):
-        message = f"engine.workers is {engine.workers}, but with engine.compile it is 1: every copy would compile anew"
+    if not experiment.engine.compile:
+        return
+    workers, dropout, where = experiment.engine.workers, experiment.strategy.dropout, (("engine", "compile"),)
+    if workers not in ("auto", 1):
+        message = f"engine.workers is {workers}, but engine.compile needs 1: each copy would compile anew"
         yield Conflict(("engine", "workers"), message, where)
-    if engine.compile and experiment.strategy.dropout:
-        message = (
-            f"strategy.dropout is {experiment.strategy.dropout}, but with engine.compile it is 0: masks drawn by name "
-            "cannot be compiled"
-        )
+    if dropout:
+        message = f"strategy.dropout is {dropout}, but engine.compile needs 0: named masks cannot be compiled"
         yield Conflict(("strategy", "dropout"), message, where)
 
 

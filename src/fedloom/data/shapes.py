@@ -285,11 +285,12 @@ def load_shapes(settings: DataSettings, seed: int) -> DataSet:
             example = MAKERS[kind](stream(seed, f"shapes/{part}", step=number), f"shapes-{part}-{number}")
             number += 1
             assert isinstance(example.image, Scene)
-            example = replace(example, image=replace(example.image, style=style))
-            if part == "train" or example.image.key not in seen:
-                found.append(replace(example, group=example.task) if len(kinds) > 1 else example)
+            scene = replace(example.image, style=style)
+            group = example.task if len(kinds) > 1 else example.group
+            if part == "train" or scene.key not in seen:
+                found.append(replace(example, image=scene, group=group))
             if part == "train":
-                seen.add(example.image.key)
+                seen.add(scene.key)
         return tuple(found)
 
     return DataSet("shapes", draw("train", wanted), draw("test", tests))

@@ -64,9 +64,8 @@ class FeatureStore:
         file, row, digest = place
         try:
             with safe_open(file, "pt") as shard:
-                value = shard.get_slice("features")[
-                    row
-                ].clone()  # or the whole file stays mapped, once a picture
+                # A copy, or the whole file would stay mapped, once for every picture.
+                value = shard.get_slice("features")[row].clone()
         except (OSError, SafetensorError):
             return self._drop(file, "it cannot be read")
         if _digest(value) != digest:
