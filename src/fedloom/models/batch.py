@@ -148,7 +148,8 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         rows, lengths, grids = rows + [[vlm.filler]] * spare, lengths + [0] * spare, grids + [()] * spare
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
-    places = (torch.tensor(row) * ids.shape[1] + torch.tensor(column)).split(sizes)
+    rows_of, columns_of = torch.tensor(row), torch.tensor(column)
+    places = (rows_of * ids.shape[1] + columns_of).split(sizes)
     reads = pad_sequence(list(places), batch_first=True, padding_value=ids.numel())
     batch = Batch(
         vlm.send(ids),
@@ -156,8 +157,8 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         features,
         tuple(lengths),
         tuple(grids),
-        vlm.send(torch.tensor(row)),
-        vlm.send(torch.tensor(column)),
+        vlm.send(rows_of),
+        vlm.send(columns_of),
         vlm.send(torch.tensor(weight)),
         tuple(sizes),
         vlm.send(reads),
