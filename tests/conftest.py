@@ -11,11 +11,16 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import hypothesis
 import pytest
 import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from fedloom import record
 from fedloom.record import Record, write_atomic, write_json
+from fedloom.types import UserError
 
 VALUES = st.dictionaries(
-    st.text(min_size=1, max_size=5).filter(lambda key: key != "kind"),
+    st.text(min_size=1, max_size=5).filter(lambda key: key not in ("kind", "crc32")),
     st.one_of(
         st.integers(-(2**53), 2**53),
         st.floats(allow_nan=False),
@@ -47,11 +49,39 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_go_on(rows, data):
         content = path.read_bytes()
         cut = data.draw(st.integers(0, len(content)))
         path.write_bytes(content[:cut])
-        whole = content[:cut].count(b"\n")
+        whole = (content[:cut] + b"\n").count(b'"}\n')  # a line that lacks its end only is whole
         again = Record(path)
         again.append("end", {})
         assert list(again) == [{"kind": "round", **row} for row in rows[:whole]] + [{"kind": "end"}]
         assert path.read_bytes().startswith(content[: content[:cut].rfind(b"\n") + 1])
+
+
+def test_any_flipped_bit_of_a_record_is_noticed_or_mended(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    log = Record(path)
+    for number in range(3):
+        log.append("round", {"round": number, "loss": 1 / (number + 1)})
+    content, lines = path.read_bytes(), list(log)
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = list(Record(path))
+        except UserError as error:
+            assert "record.jsonl, line" in str(error)
+        else:
+            assert found == lines
+
+
+def test_a_record_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    log = Record(tmp_path / "run" / "record.jsonl")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="removed"):
+        log.append("round", {})
+    with pytest.raises(UserError, match="removed"):
+        write_atomic(tmp_path / "run" / "methods" / "file", b"", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("mark", ["\n", "\r", "\x85", "\u2028", "\u2029", "\x0c", "naïve 🙂"])

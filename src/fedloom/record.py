@@ -6,9 +6,17 @@ import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from fedloom.types import UserError
+
+CHECK = "crc32"
+"""The key of a record's line that holds the checksum of the rest of it."""
+
+_MARK = f', "{CHECK}": "'.encode()
 
 
 class Clock:
@@ -47,11 +55,21 @@ class Clock:
         return taken
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
     """Write a file under a temporary name, sync it, rename it, and sync the folder.
 
     The temporary name is this thread's own: several may write the same file at once, and the last one stays.
+
+    Args:
+        path: The file. Folders above it that are missing are made.
+        content: What it holds.
+        root: A folder above the file that must be there already; None makes all folders.
+
+    Raises:
+        UserError: `root` is not there any more.
     """
+    if root is not None and not root.is_dir():
+        raise UserError(f"{root} was removed while it was being written to")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     with open(temporary, "wb") as file:
@@ -66,15 +84,17 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: Any, root: Path | None = None) -> None:
+    """Write a value as indented JSON, whole or not at all; see `write_atomic` for `root`."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), root)
 
 
 class Record:
     """The run's log: one JSON object a line, only ever appended to.
 
-    A line cut short by a crash is dropped when the file is opened again; whole lines are never changed.
+    The last key of a line, `crc32`, is the checksum of the line without it. A line cut short by a crash is dropped
+    when the file is opened again; whole lines are never changed. Lines are synced: a checkpoint that follows one never
+    outlives it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,17 +102,69 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                write_atomic(path, whole)
+            whole, last = content[: (cut := content.rfind(b"\n") + 1)], content[cut:]
+            # A last line that is whole lacks its end only, which may also be a damaged character.
+            kept = next((line + b"\n" for line in (last, last[:-1]) if _whole(line)), b"")
+            if last:
+                write_atomic(path, whole + kept)
+        else:
+            path.touch()
 
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add one line `{"kind": kind, …}` and flush it to the operating system."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")
+        """Add one line `{"kind": kind, …}` and flush it to the operating system.
+
+        Raises:
+            UserError: The file was removed since it was opened.
+        """
+        text = json.dumps({"kind": kind, **values}, ensure_ascii=False)
+        try:
+            place = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
+        except FileNotFoundError:
+            raise UserError(f"{self.path.parent} was removed while it was being written to") from None
+        with open(place, "ab") as file:
+            file.write(_sealed(text.encode()) + b"\n")
+            file.flush()
+            os.fsync(place)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.path.exists():
-            # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
-            with open(self.path, encoding="utf-8", newline="\n") as file:
-                yield from map(json.loads, file)
+        yield from (line for _, line in read_lines(self.path))
+
+
+def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the content of each line of a record, without its checksum.
+
+    Args:
+        path: The record.
+        checked: Whether every line must have a checksum; lines of version 0.1 have none.
+
+    Raises:
+        UserError: A line is not as it was written, or is no JSON object.
+    """
+    # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: damaged ({error})") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object")
+        if (checked or CHECK in value) and not _whole(line):
+            raise UserError(f"{path}, line {number}: damaged; its content does not match its checksum")
+        value.pop(CHECK, None)
+        yield number, value
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
+
+
+def _whole(line: bytes) -> bool:
+    """Return whether a line without its end is as it was written."""
+    return line == _sealed(line[: line.rfind(_MARK)] + b"}")
+
+
+def _sealed(text: bytes) -> bytes:
+    """Put the checksum of a JSON object into it as its last value."""
+    return text[:-1] + _MARK + _checksum(text) + b'"}'
