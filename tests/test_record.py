@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom import record
-from fedloom.record import Record, write_atomic, write_json
+from fedloom.record import Record, read_json, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
 VALUES = st.dictionaries(
@@ -147,3 +147,72 @@ def test_json_files_hold_their_value_in_its_order(value):
         read = json.loads(file.read_text(encoding="utf-8"))
         assert read == value
         assert list(read) == list(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "line 1, column 1: not JSON"),
+        (b'{"a": 1', "not JSON"),
+        (b'{\n"a": }', "line 2, column 6"),
+        (b"[1]", "expected a JSON object"),
+        (b"null", "expected a JSON object"),
+        (b'{"a": "\xff"}', "line 1: not UTF-8 text"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"a": "1"}', 'key "a" is missing or is not a whole number'),
+        (b'{"a": true}', 'key "a" is missing or is not a whole number'),
+        (b"{}", 'key "a" is missing'),
+    ],
+)
+def test_damaged_json_names_the_file_and_the_place(tmp_path, content, said):
+    file = tmp_path / "result.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(file, {"a": int})
+    assert str(caught.value).startswith(str(file))
+    assert said in str(caught.value)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_an_object_or_a_mistake(content):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.json"
+        file.write_bytes(content)
+        try:
+            assert isinstance(read_json(file), dict)
+        except UserError as error:
+            assert str(file) in str(error)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in (
+        (tmp_path / "pipe", "a pipe"),
+        (tmp_path, "a folder"),
+        (Path("/dev/zero"), "a device"),
+        (tmp_path / "none", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=kind):
+            read_json(path)
+    (tmp_path / "long").write_bytes(b"x" * 11)
+    with pytest.raises(UserError, match="larger than 10 bytes"):
+        read_text(tmp_path / "long", 10)
+
+
+def test_a_damaged_line_of_the_log_is_named(tmp_path):
+    log = Record(tmp_path / "record.jsonl")
+    log.append("start", {})
+    log.path.write_bytes(log.path.read_bytes() + b"{]\n")
+    with pytest.raises(UserError, match="line 2"):
+        list(log)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "result.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.hashes import file_digest
-from fedloom.record import write_json
+from fedloom.record import read_json, write_json
 from fedloom.types import UserError
 
 MANIFEST = "manifest.json"
@@ -28,8 +28,6 @@ SEAL = "sha256"
 
 MEMORY = "memory"
 """Folders of files that hold their own digests, of which there may be very many."""
-
-Json = dict[str, Any]
 
 
 def seal(value: Mapping[str, Any]) -> str:
@@ -44,38 +42,15 @@ def write_sealed(path: Path, value: Mapping[str, Any], root: Path | None = None)
     write_json(path, {**value, SEAL: seal(value)}, root)
 
 
-def read_sealed(path: Path) -> Json:
+def read_sealed(path: Path) -> dict[str, Any]:
     """Read a file that `write_sealed` wrote, without its seal.
 
     Raises:
         UserError: It is missing, is no JSON object, or is not as it was written.
     """
-    value = read_object(path)
+    value = read_json(path)
     if value.pop(SEAL, None) != seal(value):
         raise UserError(f"{path} is damaged: its content does not match the SHA-256 in it")
-    return value
-
-
-def read_object(path: Path) -> Json:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        UserError: It cannot be read, is not UTF-8 text, not JSON, or no object; line and column are named.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: byte {error.start + 1} is not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not JSON that can be read ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
     return value
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,18 @@ CHECK = "crc32"
 """The key of a record's line that holds the checksum of the rest of it."""
 
 _MARK = f', "{CHECK}": "'.encode()
+
+LARGEST = 2**30
+"""Bytes of a file of a run that is still read; none is written that comes near it."""
+
+_KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
+_NO_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class Clock:
@@ -72,11 +86,16 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
         raise UserError(f"{root} was removed while it was being written to")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -87,6 +106,90 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
 def write_json(path: Path, value: Any, root: Path | None = None) -> None:
     """Write a value as indented JSON, whole or not at all; see `write_atomic` for `root`."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), root)
+
+
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """Read a file as UTF-8 text; never waits for what is no file.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+
+    Raises:
+        UserError: It is not UTF-8, too large, or a pipe, a device or a folder.
+        OSError: It is missing or cannot be read.
+    """
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if kind := _NO_FILES.get(stat.S_IFMT(os.fstat(number).st_mode)):
+            raise UserError(f"{path} is {kind}; a file is needed")
+        with open(number, "rb", closefd=False) as file:
+            content = file.read(largest + 1)
+    finally:
+        os.close(number)
+    if len(content) > largest:
+        raise UserError(f"{path} is larger than {largest:,} bytes, which no such file is")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text") from None
+
+
+def parse_object(path: Path, text: str, line: int = 1) -> dict[str, Any]:
+    """Read text that is one JSON object.
+
+    Args:
+        path: The file that the text is from, for messages.
+        text: The JSON.
+        line: Where in the file it begins.
+
+    Raises:
+        UserError: It is not JSON, or no object; with the place.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{place}: not JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise UserError(f"{path}, line {line}: {reason}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}, line {line}: expected a JSON object")
+    return value
+
+
+def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """Read a file that holds one JSON object: the door through which every JSON file of a run comes back.
+
+    Args:
+        path: The file.
+        keys: Keys that must be there, and what each must be: dict, list, str or int.
+
+    Raises:
+        UserError: It is missing, unreadable, not UTF-8, not JSON, no object, or lacks a key.
+    """
+    try:
+        value = parse_object(path, read_text(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    for key, kind in (keys or {}).items():
+        expect(path, value, key, kind)
+    return value
+
+
+def expect(place: Path | str, value: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Return the value of a key, which must be there and of a kind.
+
+    Raises:
+        UserError: It is not.
+    """
+    found = value.get(key)
+    if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        raise UserError(f'{place}: key "{key}" is missing or is not {_KINDS[kind]}')
+    return found
 
 
 class Record:
@@ -144,12 +247,7 @@ def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: damaged ({error})") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object")
+        value = parse_object(path, line.decode(errors="replace"), number)
         if (checked or CHECK in value) and not _whole(line):
             raise UserError(f"{path}, line {number}: damaged; its content does not match its checksum")
         value.pop(CHECK, None)
