@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from PIL import Image

@@ -11,6 +11,8 @@ import fedloom
 from fedloom.cli import app
 from fedloom.cli_options import complete_key, complete_recipe
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
+from fedloom.folder import begin, folder_state
+from fedloom.manifest import Manifest, list_files
 from fedloom.types import UserError
 
 LISTS = ["recipes", "algorithms", "datasets", "models", "strategies", "scenarios", "methods"]
@@ -33,12 +35,13 @@ class Engine:
         self.stop: BaseException | None = None
 
     def run_experiment(self, experiment, out, progress, models=None):
-        out.mkdir(parents=True)
-        (out / "experiment.json").write_text(experiment.to_json())
-        return self.finish("run", out, progress)
-
-    def resume_run(self, folder, progress, models=None):
-        return self.finish("resume", folder, progress)
+        state = folder_state(out, experiment)
+        if state == "finished":
+            return RESULT
+        if state == "new":
+            out.mkdir(parents=True)
+            begin(out, experiment, {}, Manifest("0.2.0"))
+        return self.finish("run" if state == "new" else "resume", out, progress)
 
     def finish(self, what, out, progress):
         self.calls.append((what, out))
@@ -48,6 +51,7 @@ class Engine:
         progress.advance()
         for name, text in {"result.json": json.dumps(RESULT), "report.html": ""}.items():
             (out / name).write_text(text)
+        list_files(out)
         return RESULT
 
 
@@ -55,7 +59,7 @@ class Engine:
 def engine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake, module = Engine(), ModuleType("fedloom.runner")
-    module.run_experiment, module.resume_run = fake.run_experiment, fake.resume_run
+    module.run_experiment = fake.run_experiment
     monkeypatch.setitem(sys.modules, "fedloom.runner", module)
     return fake
 

@@ -14,13 +14,13 @@ PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, 
 
 LAYERS = {
     0: {"types", "params", "seeds", "record", "progress", "courses", "document", "mistakes", "wire"}
-    | {"hashes", "processes", "startup"},
+    | {"hashes", "manifest", "processes", "startup"},
     1: {"algorithms", "scenarios", "data", "methods"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "experiment", "axes", "grid", "folder"}
-    | {"training", "together", "outcomes", "runner", "sweep"},
+    5: {"report", "sections", "experiment", "axes", "grid", "folder", "identity"}
+    | {"training", "together", "outcomes", "runner", "sweep", "verify"},
     6: {"cli", "cli_data", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 from fedloom import runner
 from fedloom.cli import app
 from fedloom.experiment import Experiment
+from fedloom.folder import begin
 from fedloom.grid import load_grid
+from fedloom.manifest import Manifest, list_files
 from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
@@ -64,13 +66,14 @@ class Engine:
     def work(self, experiment: Experiment, folder: Path) -> None:
         what = "resume" if folder.exists() else "run"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "experiment.json").write_text(experiment.to_json())
+        begin(folder, experiment, {}, Manifest("0.2.0"))
         self.calls.append((what, folder.name.rpartition("-")[0]))
         if stop := self.stop.get(len(self.calls)):
             raise stop
         scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
         (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
         (folder / "report.html").touch()
+        list_files(folder)
 
 
 @pytest.fixture
@@ -79,6 +82,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     (tmp_path / "mine.yaml").write_text(RECIPE)
     fake = Engine()
     monkeypatch.setattr(runner, "run_cells", fake.run_cells)
+    monkeypatch.setattr(runner, "stale", lambda cells: {})
     return fake
 
 
@@ -288,7 +292,9 @@ def test_cells_in_several_processes_have_the_same_bytes(
 CHILD = """
 import os, signal, sys
 from pathlib import Path
+from fedloom.folder import begin
 from fedloom.grid import load_grid
+from fedloom.manifest import Manifest, list_files
 from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep

@@ -24,6 +24,7 @@ from fedloom.grid import load_grid
 from fedloom.models.compiled import compiling
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.progress import Progress
+from fedloom.record import read_lines
 from fedloom.runner import kinship, run_experiment
 from fedloom.sweep import run_sweep
 from fedloom.together import train_together
@@ -81,8 +82,7 @@ def cells(found: Sweep) -> dict[str, tuple[Path, Mapping[str, Any]]]:
 
 
 def record(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for _, line in read_lines(folder / "record.jsonl") if line["kind"] == kind]
 
 
 def timeless(value: Any) -> Any:

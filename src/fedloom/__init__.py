@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedloom.experiment import Experiment, load_experiment
 
 __all__ = ["Experiment", "__version__", "load_experiment", "run"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -26,34 +26,33 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
 
 
-def run(experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False) -> dict[str, Any]:
+def run(
+    experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False, rerun: bool = False
+) -> dict[str, Any]:
     """Run an experiment, go on with one that was interrupted, or read the result of one that is finished.
 
     Args:
         experiment: What to run.
         out: The run folder; None takes `runs/<name>-<first 8 of the digest>`.
         quiet: Show no progress.
+        rerun: Discard what the folder holds of a run and begin again.
 
     Returns:
         What `result.json` holds.
 
     Raises:
-        UserError: The folder holds something else, or the experiment cannot run as it is.
+        UserError: The folder holds something else; its data, base model or code changed since it was begun; a file is
+            damaged; or the experiment cannot run as it is.
     """
-    import json
-
-    from fedloom.folder import default_folder, folder_state
+    from fedloom.folder import default_folder, discard
     from fedloom.progress import make_progress
-    from fedloom.runner import resume_run, run_experiment
+    from fedloom.runner import run_experiment
 
     folder = default_folder(experiment) if out is None else Path(out)
-    state = folder_state(folder, experiment)
-    if state == "finished":
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if rerun:
+        discard(folder)
     progress = make_progress(quiet)
     try:
-        if state == "unfinished":
-            return resume_run(folder, progress)
         return run_experiment(experiment, folder, progress)
     finally:
         progress.close()

@@ -12,7 +12,7 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
-from fedloom.cli_options import INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, courteous
+from fedloom.cli_options import FAILED, INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, Rerun, courteous
 from fedloom.cli_split import split
 from fedloom.cli_sweep import report_sweep, sweep, validate_grid
 from fedloom.startup import uncollected
@@ -52,6 +52,7 @@ def run(
     recipe: Recipe,
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
+    rerun: Rerun = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -59,19 +60,18 @@ def run(
     """Run an experiment and show its table."""
     with courteous(debug):
         from fedloom.experiment import load_experiment
-        from fedloom.folder import default_folder, folder_state
+        from fedloom.folder import default_folder, discard, folder_state
 
         experiment = load_experiment(recipe, changes or ())
         folder = default_folder(experiment) if out is None else out
+        if rerun:
+            discard(folder)
         state = folder_state(folder, experiment)
         if state == "unfinished":
             raise UserError(
                 f"{folder} holds this experiment, interrupted; go on with `fedloom resume {folder}`"
             )
-        if state == "finished":
-            _show_finished(folder, as_json)
-        else:
-            _show(_work(folder, quiet, experiment), folder, as_json)
+        _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 
 
 @app.command()
@@ -83,26 +83,52 @@ def resume(
 ) -> None:
     """Go on with an interrupted run."""
     with courteous(debug):
-        from fedloom.folder import finished
+        from fedloom.folder import finished, resumable
 
         _check_run(folder)
-        if finished(folder):
-            _show_finished(folder, as_json)
-        else:
-            _show(_work(folder, quiet, None), folder, as_json)
+        _show_work(folder, quiet, as_json, resumable(folder), finished=finished(folder))
 
 
-def _work(folder: Path, quiet: bool, experiment: Experiment | None) -> dict[str, Any]:
-    """Run an experiment, or resume the folder's where none is given."""
+@app.command()
+def verify(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, sweeps or adapters.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Check that every file of a run, a sweep or an adapter is as it was written."""
+    with courteous(debug):
+        from fedloom.verify import verify as check
+
+        faults = 0
+        for folder in folders:
+            count, found = check(folder)
+            faults += len(found)
+            for fault in found:
+                typer.echo(f"fedloom: {fault}", err=True)
+            typer.echo(f"{folder}: {count} checks, {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
+        if faults:
+            raise typer.Exit(FAILED)
+
+
+def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool) -> None:
+    """Run an experiment, from where it stands, and show its result."""
+    result = _work(folder, quiet, experiment)
+    if finished:
+        told = f"{folder} is finished; --rerun runs it again, --out runs it in another folder"
+        typer.echo(f"fedloom: {told}", err=True)
+    _show(result, folder, as_json)
+
+
+def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
+    """Run an experiment, from where it stands in its folder."""
     from fedloom.progress import make_progress
 
     with uncollected():
-        from fedloom.runner import resume_run, run_experiment
+        from fedloom.runner import run_experiment
 
     progress: Progress = make_progress(quiet)
     try:
-        if experiment is None:
-            return resume_run(folder, progress)
         return run_experiment(experiment, folder, progress)
     except KeyboardInterrupt:
         progress.close()
@@ -121,12 +147,6 @@ def _check_run(folder: Path) -> None:
         )
     if not (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
-
-
-def _show_finished(folder: Path, as_json: bool) -> None:
-    told = f"{folder} is finished; to run it again, delete the folder or choose another with --out"
-    typer.echo(f"fedloom: {told}", err=True)
-    _show(json.loads((folder / "result.json").read_text(encoding="utf-8")), folder, as_json)
 
 
 def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:

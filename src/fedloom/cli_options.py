@@ -47,6 +47,7 @@ Changes = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Rerun = Annotated[bool, typer.Option("--rerun", help="Discard what the folder holds of a run and run again.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")]
 

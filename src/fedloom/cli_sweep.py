@@ -20,6 +20,12 @@ def sweep(
     quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's quick form.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells at once.")] = 1,
+    rerun: Annotated[
+        bool,
+        typer.Option(
+            "--rerun", help="Run cells again that are damaged or whose data, model or code changed."
+        ),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -40,7 +46,7 @@ def sweep(
 
         tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
-            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs)
+            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
         except KeyboardInterrupt:
             again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
             again += [word for change in changes or () for word in ("--set", change)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedloom.document import Document, KeyPath, override, read
+from fedloom.hashes import json_digest
 from fedloom.methods import (
     DEFAULT_METHODS,
     MODIFIERS,
@@ -147,9 +147,7 @@ class Experiment(Section):
     @property
     def digest(self) -> str:
         """SHA-256 of everything but the name and how fast it is done, as hexadecimal text."""
-        values = self.model_dump(mode="json", exclude={"name", "engine"})
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_digest(self.model_dump(mode="json", exclude={"name", "engine"}))
 
     @property
     def exported(self) -> str | None:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedloom.experiment import Experiment
+from fedloom.hashes import file_digest, json_digest
+from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, write_manifest
+from fedloom.record import read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
-LOCK = ".lock"
-"""The empty file by which a process tells others that it works in a folder."""
+EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
+    "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
+)  # fmt: skip
+METHODS, ADAPTER, ENGINE = "methods", "adapter", "engine.json"
+HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, ENGINE, METHODS, ADAPTER, RESULT, REPORT)
+"""All that a run writes into its folder."""
+
+State = Literal["new", "unfinished", "finished"]
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -20,27 +31,139 @@ def default_folder(experiment: Experiment) -> Path:
     return Path("runs") / f"{experiment.name}-{experiment.digest[:8]}"
 
 
-def folder_state(folder: Path, experiment: Experiment) -> Literal["new", "unfinished", "finished"]:
+def chosen(experiment: Experiment) -> str:
+    """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
+    places = {"data": {"root"}, "model": {"path", "encoder", "llm", "network"}, "evaluate": {"judge"}}
+    return json_digest(experiment.model_dump(mode="json", exclude={"name": True, "engine": True, **places}))
+
+
+def held(folder: Path) -> Experiment | None:
+    """Return the experiment whose run a folder holds, or None where no run was begun.
+
+    Raises:
+        UserError: It is damaged, or a version before 0.2 wrote it.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None and (folder / RECORD).exists():
+        raise UserError(_without_manifest(folder))
+    if manifest is None or EXPERIMENT not in manifest.files:  # that of a sweep or an adapter
+        return None
+    check_files(folder, manifest, [EXPERIMENT])
+    return _read(folder)
+
+
+def resumable(folder: Path) -> Experiment:
+    """Return the experiment to go on with in a folder, also where a run was killed while it began.
+
+    Raises:
+        UserError: There is none, it is damaged, or a version before 0.2 wrote it.
+    """
+    if (experiment := held(folder)) is not None:
+        return experiment
+    if (folder / EXPERIMENT).is_file():
+        return _read(folder)
+    raise UserError(f"{folder} holds no run: there is no {EXPERIMENT} in it")
+
+
+def _read(folder: Path) -> Experiment:
+    return Experiment.from_json(read_text(folder / EXPERIMENT), str(folder / EXPERIMENT))
+
+
+def folder_state(folder: Path, experiment: Experiment) -> State:
     """Say how far this experiment has come in a folder.
 
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder holds something else, or is damaged.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return "new"
-    held = folder / "experiment.json"
-    if not held.is_file():
-        raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
-    digest = Experiment.from_json(held.read_text(encoding="utf-8"), str(held)).digest
-    if digest != experiment.digest:
-        message = f"{folder} holds another experiment ({digest[:8]}, not {experiment.digest[:8]})"
-        raise UserError(f"{message}; choose another folder with --out")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another one with --out")
+    before = held(folder)
+    if before is None:
+        # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
+        others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
+        if others:
+            raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
+        return "new"
+    if chosen(before) != chosen(experiment):
+        digests = f"{before.digest[:8]}, not {experiment.digest[:8]}"
+        raise UserError(f"{folder} holds another experiment ({digests}); choose another folder with --out")
     return "finished" if finished(folder) else "unfinished"
 
 
 def finished(folder: Path) -> bool:
-    """Say whether a run wrote all it had to; the report comes last."""
-    return (folder / "result.json").is_file() and (folder / "report.html").is_file()
+    """Say whether a run wrote all it had to; the report comes last.
+
+    Raises:
+        UserError: The manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    return manifest is not None and {RESULT, REPORT} <= set(manifest.files)
+
+
+def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifest: Manifest) -> None:
+    """Write what a run begins with; only with the manifest, which comes last, it has begun.
+
+    Args:
+        folder: A folder of which `folder_state` says that it is new.
+        experiment: What is run.
+        plan: Who holds what.
+        manifest: What the run is; its files are filled in.
+    """
+    write_atomic(folder / EXPERIMENT, experiment.to_json().encode(), folder)
+    write_json(folder / PLAN, plan, folder)
+    files = {name: file_digest(folder / name) for name in (EXPERIMENT, PLAN)}
+    write_manifest(folder, replace(manifest, files=files))
+
+
+def discard(folder: Path) -> None:
+    """Remove what a run wrote into its folder, and nothing else; a folder that holds no run stays as it is.
+
+    Raises:
+        UserError: Another process works in it.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        return
+    with alone(folder):
+        for place in (folder / name for name in HELD):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+
+def _without_manifest(folder: Path) -> str:
+    version = next((line.get("version") for _, line in read_lines(folder / RECORD, checked=False)), None)
+    if str(version).startswith("0.1."):
+        return (
+            f"{folder} was written by fedloom {version}, which kept no digests: `fedloom report` still reads it, and "
+            "only that version can resume it. Run it again with --rerun, or choose another folder with --out"
+        )
+    return (
+        f"{folder / MANIFEST} is missing, so that nothing proves what the run is; run it again with --rerun, or "
+        "choose another folder with --out"
+    )
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Make a folder if there is none, keep others out, and leave no folder behind in which nothing was begun.
+
+    Raises:
+        UserError: Another process works in it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(folder):
+            tidy(folder)
+            yield
+    finally:
+        with suppress(OSError):
+            if made and {one.name for one in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 @contextmanager
@@ -62,5 +185,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 def tidy(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left in a folder that is this one's `alone`."""
-    for left in folder.rglob(".*.tmp"):
+    for left in filter(temporary, [*folder.rglob(".*")]):
         left.unlink()
+
+
+def temporary(file: Path) -> bool:
+    """Say whether a file is one that was being written when its process ended."""
+    return file.name.startswith(".") and file.suffix == ".tmp" and file.is_file()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fedloom.record import write_atomic
 from fedloom.types import UserError
@@ -71,6 +72,12 @@ def file_digests(paths: Iterable[Path], known: Path | None = None) -> dict[Path,
         with suppress(OSError):
             _write(known, {**{key: row for key, row in before.items() if key not in used}, **used})
     return found
+
+
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value as 64 hexadecimal digits, whatever the order of its objects' keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def combined(digests: Mapping[str, str]) -> str:

@@ -7,14 +7,13 @@ run needs before it is finished, such as checkpoints, are sealed: their last key
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.hashes import file_digest
+from fedloom.hashes import file_digest, json_digest
 from fedloom.record import read_json, write_json
 from fedloom.types import UserError
 
@@ -32,14 +31,13 @@ MEMORY = "memory"
 
 def seal(value: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a JSON object without its seal, whatever the order of its keys."""
-    rest = {key: one for key, one in value.items() if key != SEAL}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return json_digest({key: one for key, one in value.items() if key != SEAL})
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], root: Path | None = None) -> None:
     """Write a JSON object with its own digest; see `fedloom.record.write_atomic` for `root`."""
-    write_json(path, {**value, SEAL: seal(value)}, root)
+    plain = json.loads(json.dumps(value))  # as it will be read: keys that are numbers become texts
+    write_json(path, {**plain, SEAL: seal(plain)}, root)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

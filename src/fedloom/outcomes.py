@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,10 +10,11 @@ from fedloom.client.train import OWN
 from fedloom.courses import timed
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
+from fedloom.folder import ADAPTER, METHODS, RESULT
+from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
 from fedloom.params import Params
-from fedloom.record import write_json
 from fedloom.scenarios.plan import Plan, pooled
 from fedloom.tasks.linear import linear_reference
 from fedloom.tasks.scoring import Judged
@@ -30,18 +30,33 @@ SCORED_TOGETHER = 4
 def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
     """Run one method, or read what it came to if it is finished.
 
+    A result that is damaged, or whose parameters are wanted and are in no checkpoint that is whole, is made again from
+    the last checkpoint that is.
+
     Returns:
         What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds".
     """
-    file = setting.folder / "methods" / name / "result.json"
+    file = setting.folder / METHODS / name / RESULT
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+        try:
+            value = read_sealed(file)
+        except UserError as error:
+            setting.damaged(str(error))
+        else:
+            if name != setting.experiment.exported or _last(setting, name, setting.damaged) is not None:
+                return value
     method = parse_method(name)
     course = RUNS.get(method.base, _federated)(setting, method, name)
     (scores, up, down), seconds = yield from timed(course)
     value = {"scores": scores, "bytes": {"up": up, "down": down}, "seconds": seconds}
-    write_json(file, value)
+    write_sealed(file, value, setting.folder)
     return value
+
+
+def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standing | None:
+    """Return where a finished method stands, or None where the checkpoint of its last round is damaged."""
+    standing = last_commit(setting.folder / METHODS / name, setting.tuned.layout, damaged)
+    return standing if standing is not None and standing.state.round == setting.rounds[-1] else None
 
 
 Outcome = tuple[dict[str, Any], int, int]
@@ -173,11 +188,11 @@ def export(setting: Setting, main: str) -> None:
     Raises:
         UserError: Its last commit is damaged.
     """
-    standing = last_commit(setting.folder / "methods" / main, setting.tuned.layout)
+    standing = _last(setting, main, setting.damaged)
     if standing is None:
         raise UserError(
-            f"{setting.folder}: the last commit of {main} is damaged; delete the folder and run again"
+            f"{setting.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
     for client, params in _models_of(setting, parse_method(main), standing).items():
-        folder = setting.folder / "adapter"
+        folder = setting.folder / ADAPTER
         export_adapter(setting.tuned, params, folder if client is None else folder / f"client-{client}")

@@ -247,7 +247,10 @@ def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
-        value = parse_object(path, line.decode(errors="replace"), number)
+        try:
+            value = parse_object(path, line.decode(), number)
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: not UTF-8 text") from None
         if (checked or CHECK in value) and not _whole(line):
             raise UserError(f"{path}, line {number}: damaged; its content does not match its checksum")
         value.pop(CHECK, None)

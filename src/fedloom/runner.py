@@ -8,29 +8,44 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data
 from fedloom.engine.memory import keep_freed
-from fedloom.experiment import Experiment
-from fedloom.folder import alone, tidy
-from fedloom.models.assemble import load_model
+from fedloom.experiment import Data, Experiment
+from fedloom.folder import (
+    METHODS,
+    PLAN,
+    RECORD,
+    REPORT,
+    RESULT,
+    begin,
+    folder_state,
+    held,
+    resumable,
+    working,
+)
+from fedloom.hashes import combined
+from fedloom.identity import contents_of, identity, require_same
+from fedloom.manifest import Manifest, check_files, list_files, read_manifest
+from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.features import cache_folder
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
+from fedloom.models.source import Source
 from fedloom.outcomes import export, outcome
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record, write_atomic, write_json
+from fedloom.record import Clock, Record, read_json, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
-from fedloom.scenarios.plan import Plan, build_plan
+from fedloom.scenarios.plan import build_plan
 from fedloom.tasks.linear import require_choice
 from fedloom.tasks.verdict import Judge
 from fedloom.together import cells_together, train_together
@@ -71,23 +86,14 @@ def run_experiment(
 
 
 def resume_run(folder: Path, progress: Progress, models: Models | None = None) -> Result:
-    """Continue a run from its last committed round; a finished run returns its result.
+    """Continue a run from its last checkpoint; a finished run returns its result.
 
     The arguments are those of `run_experiment`.
 
     Raises:
-        UserError: There is no run in the folder, or its data changed since it began.
+        UserError: There is no run in the folder, or its data, base model or code changed since it began.
     """
-    experiment = held(folder)
-    if experiment is None:
-        raise UserError(f"{folder} holds no run: there is no experiment.json in it")
-    return run_experiment(experiment, folder, progress, models)
-
-
-def held(folder: Path) -> Experiment | None:
-    """Return the experiment whose run a folder holds, or None."""
-    file = folder / "experiment.json"
-    return Experiment.from_json(file.read_text(encoding="utf-8"), str(file)) if file.exists() else None
+    return run_experiment(resumable(folder), folder, progress, models)
 
 
 def kinship(experiment: Experiment) -> str:
@@ -171,20 +177,72 @@ def _bench(progress: Progress, models: Models, cells: bool = False) -> Iterator[
 def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
     """Run an experiment, from where it stands in its folder."""
     experiment, folder = cell
-    if held(folder) not in (None, experiment):
-        raise UserError(f"{folder} holds another experiment; choose another folder with --out")
-    file, report = folder / "result.json", folder / "report.html"
-    if not file.exists():
-        write_atomic(folder / "experiment.json", experiment.to_json().encode())
-        with alone(folder):
-            tidy(folder)
+    if folder_state(folder, experiment) == "finished":
+        return finished_result(experiment, folder)
+    if (before := held(folder)) is not None:  # data and models may have moved; the rest stays as it was begun
+        experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
+    with working(folder):
+        manifest = read_manifest(folder)
+        if manifest is None or RESULT not in manifest.files:
             result, seconds = yield from timed(_results(experiment, folder, bench))
-            Record(folder / "record.jsonl").append("end", {"seconds": seconds})
-            report.unlink(missing_ok=True)
-            write_json(file, result)
-    if not report.exists():
-        write_report([folder], report)
-    return json.loads(file.read_text(encoding="utf-8"))
+            Record(folder / RECORD).append("end", {"seconds": seconds})
+            write_json(folder / RESULT, result, folder)
+            list_files(folder)
+        write_report([folder], folder / REPORT)  # which also lists it
+    return finished_result(experiment, folder, known=True)
+
+
+def finished_result(experiment: Experiment, folder: Path, *, known: bool = False) -> Result:
+    """Read the result of a finished run, after a check that it is the one that would be run now.
+
+    Args:
+        experiment: What the folder must hold.
+        folder: The run folder.
+        known: Whether data, base model and code were compared a moment ago.
+
+    Raises:
+        UserError: Its data, base model or code changed, or a file is damaged; which one is named.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} was removed while it was being written to")
+    if not known:
+        require_same(folder, manifest.identity, _now(experiment, contents_of(_data(experiment))))
+    check_files(folder, manifest, _handed_out(manifest))
+    return read_json(folder / RESULT, {"scores": dict})
+
+
+def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
+    """Return for each run that cannot be gone on with, or handed out, the reason: it changed, or is damaged."""
+
+    @cache
+    def contents(data: str, seed: int) -> dict[str, str]:
+        return contents_of(load_data(Data.model_validate_json(data), seed))
+
+    reasons: dict[int, str] = {}
+    for place, (experiment, folder) in cells.items():
+        try:
+            if folder_state(folder, experiment) != "new" and (manifest := read_manifest(folder)) is not None:
+                found = contents(experiment.data.model_dump_json(), experiment.seed)
+                require_same(folder, manifest.identity, _now(experiment, found))
+                check_files(folder, manifest, _handed_out(manifest))
+        except UserError as error:
+            reasons[place] = str(error)
+    return reasons
+
+
+def _handed_out(manifest: Manifest) -> list[str]:
+    """Return the listed files that results are read from; a finished run's checkpoints are of no more use."""
+    return [name for name in manifest.files if not name.startswith(f"{METHODS}/")]
+
+
+def _data(experiment: Experiment) -> DataSet:
+    return load_data(experiment.data, experiment.seed)
+
+
+def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
+    """Return the identity that a run would have if it began now."""
+    return identity(experiment, contents, _base(experiment))
 
 
 def _results(experiment: Experiment, folder: Path, bench: _Bench) -> Steps[Result]:
@@ -221,26 +279,37 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     keep_freed()
     if experiment.model.threads is not None:
         torch.set_num_threads(experiment.model.threads)
-    data = load_data(experiment.data, experiment.seed)
+    data, manifest = _data(experiment), read_manifest(folder)
+    now = _now(experiment, contents_of(data))
+    if manifest is not None:
+        require_same(folder, manifest.identity, now)
+        check_files(folder, manifest, [PLAN])
     if "linear" in experiment.methods:
         require_choice([*data.train, *data.test])
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
-    _check_plan(folder / "plan.json", plan, data)
     tuned = bench.tuned(experiment)
     vlm, path = tuned.vlm, experiment.evaluate.judge
     judge = None if path is None else bench.judge(path, vlm.device)
-    record = Record(folder / "record.jsonl")
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    if manifest is None:
+        begin(folder, experiment, plan.to_json(data.train), Manifest(fedloom.__version__, now, versions))
+    elif manifest.versions != versions:
+        told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
+        bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
+    record = Record(folder / RECORD)
     record.append(
         "start",
         {
             "digest": experiment.digest,
             "version": fedloom.__version__,
             "seed": experiment.seed,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **versions,
             "threads": torch.get_num_threads(),
-            "machine": f"{platform.system()} {platform.machine()}",
             "model": vlm.digest,
             "trained": tuned.layout.size,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -279,6 +348,14 @@ def _fresh(experiment: Experiment) -> int | None:
     return experiment.seed if experiment.model.connector or experiment.model.encoder else None
 
 
+def _base(experiment: Experiment) -> str:
+    """Return a digest of the models that an experiment names: the base model's, and the judge's if there is one."""
+    found, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
+    if judge is not None:
+        found["judge"] = Source("evaluate.judge", judge, network=False).digest
+    return combined(found)
+
+
 def _loaded(experiment: Experiment, models: Models) -> Vlm:
     """Load an experiment's model, or take the one that was loaded with the same settings before."""
     settings, engine = experiment.model, experiment.engine
@@ -289,14 +366,3 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     if not engine.cache:
         return models[key]
     return with_store(models[key], cache_folder() / "features", int(engine.cache_gigabytes * 1e9))
-
-
-def _check_plan(file: Path, plan: Plan, data: DataSet) -> None:
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))["digest"]
-        if before != plan.digest:
-            raise UserError(
-                f"{file}: the data changed since this run began; start a new run with another --out"
-            )
-    else:
-        write_json(file, plan.to_json(data.train))

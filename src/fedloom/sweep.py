@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
+from fedloom import __version__
 from fedloom.experiment import Experiment
-from fedloom.folder import LOCK, alone, finished
+from fedloom.folder import alone, discard, finished, temporary
 from fedloom.grid import Cell, Grid
+from fedloom.manifest import LOCK, write_sealed
 from fedloom.progress import Progress, duration
-from fedloom.record import write_json
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
 from fedloom.report.tables import counted
@@ -55,6 +56,8 @@ def run_sweep(
     tell: Callable[[str], None],
     make_progress: Callable[[], Progress],
     jobs: int = 1,
+    *,
+    rerun: bool = False,
 ) -> dict[str, Any]:
     """Run the cells that are not done yet, in the grid's order, and several at once where that pays.
 
@@ -69,16 +72,19 @@ def run_sweep(
         tell: Takes one line of text for each cell.
         make_progress: Makes what is told how far a cell has come; with several jobs nothing is.
         jobs: Processes that run cells at once, ≥ 1, each with its share of the threads.
+        rerun: Discard cells that are damaged or whose data, base model or code changed, and run them again.
 
     Returns:
         What `result.json` of the sweep folder holds.
 
     Raises:
-        UserError: The folder holds something else, another process works in it, or this one cannot be copied.
+        UserError: The folder holds something else, cells are damaged or changed, another process works in the folder,
+            or this one cannot be copied.
     """
     check_sweep_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
+        _renew(grid, folder, rerun)
         _run_all(grid, folder, tell, make_progress, jobs)
         return write_sweep_report(folder)
 
@@ -114,6 +120,26 @@ def _run_all(
         _run_some(folder, rows, kin, put, make_progress(), models)
 
 
+def _renew(grid: Grid, folder: Path, rerun: bool) -> None:
+    """Discard cells that can neither be handed out nor gone on with, or refuse to go on with them."""
+    begun = {
+        k: folder / row.folder for k, row in enumerate(_begin(grid, folder)) if (folder / row.folder).exists()
+    }
+    if not begun:
+        return
+    from fedloom.runner import stale
+
+    reasons = stale({k: (grid.cells[k].experiment, place) for k, place in begun.items()})
+    if reasons and not rerun:
+        first = next(iter(reasons.values()))
+        raise UserError(
+            f"{counted(len(reasons), 'cell')} of {folder} can be used no more, the first because {first}. With --rerun "
+            "all of them are run again"
+        )
+    for k in reasons:
+        discard(begun[k])
+
+
 def _families(folder: Path, rows: Sequence[Row]) -> dict[int, tuple[Experiment, str]]:
     """Return what is run for each cell that waits, and its kinship: cells of one may go on at once.
 
@@ -135,7 +161,7 @@ def check_sweep_folder(folder: Path) -> None:
         UserError: It does.
     """
     if folder.is_dir():
-        names = {one.name for one in folder.iterdir()} - {LOCK}
+        names = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK}
         if not names or "sweep.json" in names:
             return
     if folder.exists():
@@ -232,9 +258,10 @@ def _run_one(cell: tuple[Experiment, Path], models: dict[Any, Any]) -> str | Non
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
-    write_json(
+    write_sealed(
         folder / "sweep.json",
         {
+            "version": __version__,
             "name": grid.name,
             "digest": grid.digest,
             "quick": grid.quick,
@@ -242,6 +269,7 @@ def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
             "published": grid.published.model_dump(mode="json") if grid.published else None,
             "cells": [_row_json(row) for row in rows],
         },
+        folder,
     )
 
 

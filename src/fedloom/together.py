@@ -6,7 +6,6 @@ the same base. Each has its own commits, its own record and its own share of the
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +20,12 @@ from fedloom.engine.fit import MOST, Fit, remembered, short_of_memory
 from fedloom.engine.in_process import WINDOW, InProcess
 from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.workers import Workers
+from fedloom.folder import ENGINE
+from fedloom.manifest import read_sealed, write_sealed
 from fedloom.models.compiled import compiling
 from fedloom.models.features import cache_folder
 from fedloom.models.recompute import recomputing
-from fedloom.record import Clock, write_json
+from fedloom.record import Clock
 from fedloom.training import Setting, Trained, Training, workers_of
 from fedloom.types import ClientUpdate, UserError
 
@@ -131,7 +132,7 @@ def backend_of(
         known = _noted(first.folder) or _measured(first, works, _clients(runs))
         for setting in settings:
             if _noted(setting.folder) != known:
-                write_json(setting.folder / "engine.json", known.to_json())
+                write_sealed(setting.folder / ENGINE, known.to_json(), setting.folder)
                 setting.record.append("engine", known.to_json())
     rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
     if first.twins:
@@ -148,8 +149,8 @@ def _clients(runs: Sequence[Run]) -> int:
 
 
 def _noted(folder: Path) -> Fit | None:
-    file = folder / "engine.json"
-    return Fit(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    file = folder / ENGINE
+    return Fit(**read_sealed(file)) if file.exists() else None
 
 
 def _measured(setting: Setting, works: Sequence[Work], clients: int) -> Fit:

@@ -62,6 +62,11 @@ class Setting:
         """The model."""
         return self.tuned.vlm
 
+    def damaged(self, reason: str) -> None:
+        """Write down, and show, that a file is not used because it is damaged."""
+        self.record.append("damaged", {"reason": reason})
+        self.progress.message(f"{reason}; the run goes on from before it")
+
     @property
     def rounds(self) -> tuple[int, ...]:
         """Rounds of each stage of the strategy."""
@@ -192,7 +197,8 @@ def _training(
     train = setting.experiment.train.model_copy(update={"rounds": setting.rounds[number]})
     seed, done_before = setting.experiment.seed, sum(setting.rounds[:number])
     schedule = Schedule(train.rounds, clients, train.cohort, seed, train.sampler)
-    standing = last_commit(folder, layout)
+    folder.mkdir(parents=True, exist_ok=True)  # only here: a folder that is removed later stays so
+    standing = last_commit(folder, layout, setting.damaged)
     if standing is None and before is None:
         standing = Standing(algorithm.init(_start(setting.tuned, method)))
     elif standing is None and before is not None:  # a stage has a fresh server; what was sent adds up

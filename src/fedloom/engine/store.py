@@ -1,60 +1,79 @@
-"""Commit every finished round so that a run killed at any moment goes on from the last one.
+"""Write a checkpoint of every finished round, so that a run killed at any moment goes on from the last one.
 
-A commit is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
-into place last, with the other's SHA-256. A pair that is incomplete or damaged is passed over for the one
+A checkpoint is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
+into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is passed over for the one
 before it; the last two are kept. What a client keeps lies in files of its own, `memory/0/7/round-0003.safetensors`
-for client 7, written before the pair and read when the client trains again: a run of a million clients
-opens only its cohort's.
+for client 7, written before the pair and read when the client trains again: a run of a million clients opens only its
+cohort's. The checkpoint holds the round of each client's newest file, so that no older one can take its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedloom.algorithms.base import ServerState
 from fedloom.engine.rounds import Standing
+from fedloom.manifest import MEMORY, read_sealed, write_sealed
 from fedloom.params import Layout, Params
-from fedloom.record import write_atomic, write_json
+from fedloom.record import write_atomic
 from fedloom.types import Tensors, UserError
 
 KEPT = 2
+"""Checkpoints that are kept, and files of one client's memory besides the one of the round that goes on."""
+
+INDEX = ("memory/clients", "memory/rounds")
+"""Tensors of a checkpoint: clients that keep something, and the round of each one's newest file, both [clients]."""
+
+FOLDER = 1000
+"""Clients whose memories lie in one folder."""
 
 
 def opened(folder: Path, standing: Standing) -> Stored:
     """Open the files that the next round's clients write what they keep to."""
-    return Stored(folder / "memory", standing.state.round + 1)
+    known = standing.memories.rounds if isinstance(standing.memories, Stored) else {}
+    return Stored(folder, standing.state.round + 1, dict(known))
 
 
 def commit(folder: Path, standing: Standing) -> None:
-    """Write where a run stands after a round, and drop commits older than the last two.
+    """Write the checkpoint of a round, and drop those older than the last two.
 
     What clients keep is in files already; see `opened`.
+
+    Args:
+        folder: An existing folder.
+        standing: Where the run stands after the round.
+
+    Raises:
+        UserError: The folder was removed.
     """
     tensors: dict[str, Tensor] = {"params": standing.state.params.flat}
     tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
+    if isinstance(standing.memories, Stored) and standing.memories.rounds:
+        columns = (standing.memories.rounds, standing.memories.rounds.values())
+        tensors |= {name: torch.tensor([*one]) for name, one in zip(INDEX, columns, strict=True)}
     content = save({name: value.contiguous() for name, value in tensors.items()})
     name = f"round-{standing.state.round:04}"
-    write_atomic(folder / f"{name}.safetensors", content)
+    write_atomic(folder / f"{name}.safetensors", content, folder)
     figures = {
         "round": standing.state.round,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "tensors": hashlib.sha256(content).hexdigest(),
         "layout": json.loads(standing.state.params.layout.to_json()),
         "norms": list(standing.norms),
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
     }
-    write_json(folder / f"{name}.json", figures)
-    for old in sorted(folder.glob("round-*.json"))[:-KEPT]:
+    write_sealed(folder / f"{name}.json", figures, folder)
+    for old in _by_round(folder.glob("round-*.json"))[:-KEPT]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -64,53 +83,61 @@ class Stored(Mapping[int, Tensors]):
     """What clients keep, as it was after some round: read from files when asked for.
 
     Writing adds a file for this round; those of earlier rounds stay until a third is written, so that a run
-    can go on from either of its last two commits.
+    can go on from either of its last two checkpoints.
 
     Attributes:
-        folder: Where the files lie.
-        round: Files of later rounds, left by a run that was killed, are not seen.
+        folder: The training's folder; the files lie in `memory` below it.
+        round: What is written belongs to this round.
+        rounds: Client → round of its newest file.
     """
 
     folder: Path
     round: int
+    rounds: dict[int, int] = field(default_factory=dict[int, int])
 
     def __getitem__(self, client: int) -> Tensors:
-        files = [file for file in self._files(client) if _round(file) <= self.round]
-        if not files:
-            raise KeyError(client)
+        file = self._file(client, self.rounds[client])
         try:
-            with safe_open(files[-1], "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                whole = (file.metadata() or {}).get("sha256") == _digest(tensors)
-        except (OSError, SafetensorError):
+            with safe_open(file, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+                whole = (opened.metadata() or {}).get("sha256") == _digest(tensors)
+        except (OSError, SafetensorError, ValueError):
             tensors, whole = {}, False
         if not whole:
-            raise UserError(f"{files[-1]}: what client {client} keeps is damaged; start the run anew")
+            raise UserError(
+                f"{file}: what client {client} keeps is missing or damaged, and no earlier checkpoint can do without "
+                "it; run again from the start with --rerun"
+            )
         return tensors
 
     def __iter__(self) -> Iterator[int]:
-        found = sorted(int(place.name) for place in self.folder.glob("*/*"))
-        return (client for client in found if any(_round(file) <= self.round for file in self._files(client)))
+        return iter(sorted(self.rounds))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self.rounds)
 
     def __setitem__(self, client: int, memory: Tensors) -> None:
         tensors = {name: value.contiguous() for name, value in memory.items()}
         content = save(tensors, metadata={"sha256": _digest(tensors)})
-        write_atomic(self._place(client) / f"round-{self.round:04}.safetensors", content)
-        for old in self._files(client)[: -KEPT - 1]:
+        file = self._file(client, self.round)
+        write_atomic(file, content, self.folder)
+        self.rounds[client] = self.round
+        older = [one for one in file.parent.glob("round-*.safetensors") if _round(one) < self.round]
+        for old in _by_round(older)[:-KEPT]:
             old.unlink()
 
-    def _place(self, client: int) -> Path:
-        return self.folder / str(client // 1000) / str(client)
-
-    def _files(self, client: int) -> list[Path]:
-        return sorted(self._place(client).glob("round-*.safetensors"))
+    def _file(self, client: int, round: int) -> Path:
+        return self.folder / MEMORY / str(client // FOLDER) / str(client) / f"round-{round:04}.safetensors"
 
 
 def _round(file: Path) -> int:
-    return int(file.stem.removeprefix("round-"))
+    number = file.stem.removeprefix("round-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _by_round(files: Iterable[Path]) -> list[Path]:
+    # By number: as texts, round-10000 stands before round-9999.
+    return sorted(files, key=_round)
 
 
 def _digest(tensors: Tensors) -> str:
@@ -121,29 +148,58 @@ def _digest(tensors: Tensors) -> str:
     return sha.hexdigest()
 
 
-def last_commit(folder: Path, layout: Layout) -> Standing | None:
-    """Read the newest commit that is whole and fits the layout, or None."""
-    for file in sorted(folder.glob("round-*.json"), reverse=True):
-        standing = _read(file, layout)
-        if standing is not None:
-            return standing
+def _ignore(reason: str) -> None:
+    pass
+
+
+def last_commit(
+    folder: Path, layout: Layout | None = None, passed_over: Callable[[str], None] = _ignore
+) -> Standing | None:
+    """Read the newest checkpoint that is whole, or None where there is none.
+
+    A checkpoint is whole if its two files are as they were written, its layout is the one given, and the memories that
+    clients wrote in its round can be read.
+
+    Args:
+        folder: A training's folder.
+        layout: That of the parameters; None accepts any.
+        passed_over: Called with the reason for each newer checkpoint that is not whole.
+    """
+    for file in reversed(_by_round(folder.glob("round-*.json"))):
+        try:
+            return read_commit(file, layout)
+        except UserError as error:
+            passed_over(str(error))
     return None
 
 
-def _read(file: Path, layout: Layout) -> Standing | None:
+def read_commit(file: Path, layout: Layout | None = None) -> Standing:
+    """Read a checkpoint.
+
+    Args:
+        file: Its JSON file.
+        layout: What its layout must be; None accepts any.
+
+    Raises:
+        UserError: It is not whole, or of another layout; see `last_commit`.
+    """
+    figures, beside = read_sealed(file), file.with_suffix(".safetensors")
     try:
-        figures: dict[str, Any] = json.loads(file.read_text())
-        content = file.with_suffix(".safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != figures["sha256"]:
-            return None
-        if Layout.from_json(json.dumps(figures["layout"])) != layout:
-            return None
-        tensors = load(content)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None
+        content = beside.read_bytes()
+    except OSError as error:
+        raise UserError(f"{beside} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != figures["tensors"]:
+        raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
+    own = Layout.from_json(json.dumps(figures["layout"]))
+    if layout not in (None, own):
+        raise UserError(f"{file} was made for another model or strategy")
+    tensors = load(content)
+    clients, rounds = (tensors.pop(name).tolist() if name in tensors else [] for name in INDEX)
     slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}
-    state = ServerState(Params(layout, tensors["params"]), figures["round"], slots)
-    stored = Stored(file.parent / "memory", figures["round"])
+    state = ServerState(Params(own, tensors["params"]), figures["round"], slots)
+    stored = Stored(file.parent, figures["round"], dict(zip(clients, rounds, strict=True)))
+    for client in (client for client, round in stored.rounds.items() if round == figures["round"]):
+        _ = stored[client]
     return Standing(
         state, stored, tuple(figures["norms"]), figures["up"], figures["down"], figures["seconds"]
     )

@@ -67,6 +67,11 @@ class ModelSettings(Protocol):
         ...
 
 
+def base_digest(settings: ModelSettings, seed: int) -> str:
+    """PROVISIONAL."""
+    return Source("model.path", settings.path, settings.network).digest + str(seed)
+
+
 def load_model(settings: ModelSettings, seed: int) -> Vlm:
     """Load the model of an experiment.
 

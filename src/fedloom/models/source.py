@@ -68,6 +68,14 @@ class Source:
         return found
 
     @property
+    def digest(self) -> str:
+        """PROVISIONAL."""
+        from fedloom.hashes import combined, file_digests
+
+        folder = Path(self._place)
+        return combined({one.name: value for one, value in file_digests(folder.glob("*.*")).items()})
+
+    @property
     def _place(self) -> str:
         if not self.network:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")

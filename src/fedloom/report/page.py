@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from fedloom.manifest import list_files, read_manifest
 from fedloom.models.source import SHIPPED
 from fedloom.record import write_atomic
 from fedloom.report import clients, figures, prose, timing
@@ -100,6 +101,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     if not folders:
         raise ValueError("a report needs at least one run folder")
     write_atomic(out, render([read_run(folder) for folder in folders]).encode(errors="replace"))
+    if read_manifest(out.parent) is not None:
+        list_files(out.parent, [out.name])
 
 
 def render(runs: Sequence[Run]) -> str:

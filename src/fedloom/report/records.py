@@ -10,6 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from fedloom.manifest import check_files, read_manifest
+from fedloom.record import read_lines
 from fedloom.types import UserError
 
 Json = Mapping[str, Any]
@@ -125,8 +127,11 @@ def read_run(folder: Path) -> Run:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; a finished run holds {', '.join(FILES)}")
+    manifest = read_manifest(folder)  # runs of version 0.1 have none
+    if manifest is not None:
+        check_files(folder, manifest, FILES)
     experiment, plan, result = (read_object(folder / name) for name in FILES if name.endswith(".json"))
-    record = _lines(folder / "record.jsonl")
+    record = _lines(folder / "record.jsonl", checked=manifest is not None)
     expect(folder / "experiment.json", experiment, "name", str)
     expect(folder / "result.json", result, "scores", dict)
     for method, scores in result["scores"].items():
@@ -187,13 +192,9 @@ def read_object(path: Path) -> Json:
     return _parse(path, _text(path), 1)
 
 
-def _lines(path: Path) -> tuple[Json, ...]:
+def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
     found = []
-    # Not splitlines(): JSON strings may hold U+2028 and its kin, which that would take for line ends.
-    for place, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        line = _parse(path, text, place)
+    for place, line in read_lines(path, checked=checked):
         where = f"{path}, line {place}"
         kind = expect(where, line, "kind", str)
         for key, wanted in REQUIRED.get(kind, {}).items():

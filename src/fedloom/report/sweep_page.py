@@ -8,6 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fedloom import __version__
+from fedloom.hashes import file_digest
+from fedloom.manifest import Manifest, write_manifest
 from fedloom.record import write_atomic, write_json
 from fedloom.report import prose
 from fedloom.report.page import SLIM, WIDE, Figure, template
@@ -46,6 +49,8 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
     result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(sweep)]}
     write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
     write_json(folder / "result.json", result)
+    files = {name: file_digest(folder / name) for name in ("report.html", "result.json")}
+    write_manifest(folder, Manifest(__version__, files=files))
     return result
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedloom.manifest import SEAL, check_files, read_manifest, read_sealed
 from fedloom.report.gain import main_score, tasks_in
 from fedloom.report.paired import Estimate, estimate
 from fedloom.report.prose import headline_method
@@ -103,12 +104,14 @@ def read_sweep(folder: Path) -> SweepRun:
     if not file.is_file():
         raise UserError(f"{folder} holds no sweep: there is no sweep.json in it")
     value = read_object(file)
+    if "version" in value or SEAL in value:  # version 0.1 wrote neither
+        value = read_sealed(file)
     cells = []
     for row in expect(file, value, "cells", list):
         if not isinstance(row, dict):
             raise UserError(f'{file}: "cells" holds something that is no object')
         state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
-        result = read_object(folder / place / "result.json") if state == "done" else None
+        result = _result(folder / place) if state == "done" else None
         values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
         cells.append(
             CellRun(expect(file, row, "name", str), values, digest, place, state, row.get("error"), result)
@@ -116,6 +119,14 @@ def read_sweep(folder: Path) -> SweepRun:
     name, axes = expect(file, value, "name", str), expect(file, value, "axes", dict)
     digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
     return SweepRun(name, digest, quick, axes, tuple(cells), value.get("published"))
+
+
+def _result(folder: Path) -> Json:
+    """Read the result of a cell that is done."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_files(folder, manifest, ["result.json"])
+    return read_object(folder / "result.json")
 
 
 def scores_of(found: Json) -> list[str]:

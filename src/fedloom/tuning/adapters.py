@@ -6,6 +6,7 @@ Shape legend: P trained values, K clients side by side, I and O a linear layer's
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -21,6 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+import fedloom
+from fedloom.manifest import Manifest, check_files, read_manifest, write_manifest
 from fedloom.models.load import Vlm
 from fedloom.params import Layout, Params
 from fedloom.record import write_atomic
@@ -331,25 +334,35 @@ def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, which stock PEFT loads.
 
     Without adapters on the language model (strategy "connector") PEFT has nothing to insert; then the
-    trained tensors are written as `connector.safetensors` under the model's own parameter names.
+    trained tensors are written as `connector.safetensors` under the model's own parameter names. A manifest beside
+    them lists their digests, so that the folder proves itself wherever it is taken.
     """
     if tuned.stage.lora is None:
         plain = {name.partition("/")[2]: value.clone() for name, value in params.items()}
-        write_atomic(folder / "connector.safetensors", save(plain, metadata={"format": "pt"}))
-        return
-    names = _peft_names(params.layout)
-    tensors = {names[name]: value.clone() for name, value in params.items()}
-    write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-    text = json.dumps(adapter_config(tuned), indent=2, sort_keys=True, default=str)
-    write_atomic(folder / "adapter_config.json", text.encode())
+        files = {"connector.safetensors": save(plain, metadata={"format": "pt"})}
+    else:
+        names = _peft_names(params.layout)
+        tensors = {names[name]: value.clone() for name, value in params.items()}
+        text = json.dumps(adapter_config(tuned), indent=2, sort_keys=True, default=str)
+        files = {
+            "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+            "adapter_config.json": text.encode(),
+        }
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    write_manifest(folder, Manifest(fedloom.__version__, files=digests))
 
 
 def import_adapter(tuned: Tuned, folder: Path) -> Params:
     """Read parameters that `export_adapter` or PEFT wrote.
 
     Raises:
-        UserError: A tensor is missing, is one too many, or has another shape than this model's.
+        UserError: A file is missing or is not as it was written; a tensor is missing, is one too many, or has another
+            shape than this model's.
     """
+    if (manifest := read_manifest(folder)) is not None:
+        check_files(folder, manifest, manifest.files)
     file = folder / "adapter_model.safetensors"
     if tuned.stage.lora is None:
         file = folder / "connector.safetensors"

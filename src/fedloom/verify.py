@@ -1,0 +1,86 @@
+"""Check that all files of a run, a sweep or an adapter are as they were written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from fedloom.engine.store import Stored, last_commit, read_commit
+from fedloom.folder import EXPERIMENT, METHODS, RECORD, held
+from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
+from fedloom.record import read_lines
+from fedloom.types import UserError
+
+SWEEP = "sweep.json"
+
+Check = Callable[[], object]
+"""Reads a file; raises `UserError` where it is missing or damaged."""
+
+
+def verify(folder: Path) -> tuple[int, list[str]]:
+    """Compare every file below a folder with what is known of it.
+
+    Args:
+        folder: That of a run, a sweep or an exported adapter.
+
+    Returns:
+        The number of checks, and a sentence for each file that is missing or damaged.
+
+    Raises:
+        UserError: The folder holds none of them.
+    """
+    count, faults = 0, list[str]()
+    for check in _checks(folder):
+        count += 1
+        try:
+            check()
+        except UserError as error:
+            faults.append(str(error))
+    if not count:
+        raise UserError(f"{folder} holds no run, no sweep and no adapter: there is no {MANIFEST} in it")
+    return count, list(dict.fromkeys(faults))
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    if (folder / SWEEP).exists():
+        yield partial(read_sealed, folder / SWEEP)
+    places = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
+    for place in sorted(places):
+        yield from _of_one(place)
+
+
+def _of_one(folder: Path) -> Iterator[Check]:
+    """Yield the checks of a run or an adapter: files that its manifest lists, and those that prove themselves."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:
+        yield partial(read_manifest, folder)
+        return
+    if manifest is None:
+        yield partial(held, folder)
+        return
+    for name in manifest.files:
+        yield partial(check_files, folder, manifest, [name])
+    for name in set(files_in(folder)) - set(manifest.files):
+        file = folder / name
+        if name == RECORD:
+            yield partial(_read_all, file)
+        elif name.startswith(f"{METHODS}/") and file.name.startswith("round-") and file.suffix == ".json":
+            yield partial(read_commit, file)
+        elif file.suffix == ".json" and (file.parent == folder or name.startswith(f"{METHODS}/")):
+            yield partial(read_sealed, file)
+    for place in sorted((folder / METHODS).rglob(MEMORY)):
+        yield partial(_read_memories, place.parent)
+
+
+def _read_all(record: Path) -> None:
+    deque(read_lines(record), maxlen=0)
+
+
+def _read_memories(training: Path) -> None:
+    """Read what each client keeps as the training's last checkpoint has it."""
+    standing = last_commit(training)
+    if standing is not None and isinstance(standing.memories, Stored):
+        deque(standing.memories.values(), maxlen=0)
