@@ -121,10 +121,13 @@ def discard(folder: Path) -> None:
     """Remove what a run wrote into its folder, and nothing else; a folder that holds no run stays as it is.
 
     Raises:
-        UserError: Another process works in it.
+        UserError: There are files of others in it, or another process works in it.
     """
     if not (folder / EXPERIMENT).is_file():
         return
+    others = sorted({one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, *HELD})
+    if others:
+        raise UserError(f"{folder} also holds what no run wrote, first {others[0]!r}; move it elsewhere")
     with alone(folder):
         for place in (folder / name for name in HELD):
             if place.is_dir() and not place.is_symlink():

@@ -1,0 +1,288 @@
+"""A run is what decided it: whatever of that changes is named, and old results are never handed out for new ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom import identity
+from fedloom.algorithms import ALGORITHMS
+from fedloom.cli import app
+from fedloom.experiment import Experiment
+from fedloom.folder import begin, discard, folder_state
+from fedloom.manifest import Manifest, read_manifest
+from fedloom.progress import Progress
+from fedloom.record import Record
+from fedloom.runner import resume_run, run_experiment
+from fedloom.types import UserError
+
+
+class World:
+    """What a run is made of, in a folder that a test may change."""
+
+    def __init__(self, place: Path, model: Path, encoded: Callable[..., bytes]) -> None:
+        self.data, self.model, self.out = place / "data", place / "model", place / "run"
+        self.algorithm = place / "mine.py"
+        shutil.copytree(model, self.model)
+        self.data.mkdir()
+        rows = [
+            {"image": f"{n}.png", "text": f"note {n}", "question": "Which?", "answer": "ab"[n % 2]}
+            for n in range(12)
+        ]
+        for n in range(12):
+            (self.data / f"{n}.png").write_bytes(encoded(n))
+        self.write(rows)
+
+    def write(self, rows: list[dict[str, str]]) -> None:
+        (self.data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def rows(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (self.data / "data.jsonl").read_text().splitlines()]
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment.from_json(
+            json.dumps(
+                {
+                    "name": "world",
+                    "data": {"name": "folder", "root": str(self.data), "test_share": 0.3},
+                    "scenario": {"clients": 2},
+                    "model": {"path": str(self.model), "threads": 1},
+                    "strategy": {"name": "lora", "rank": 2},
+                    "train": {"rounds": 2, "batch_size": 4},
+                    "methods": ["scaffold"],
+                    "evaluate": {"every": 0},
+                    "engine": {"workers": 1, "side_by_side": 1},
+                }
+            )
+        )
+
+    def run(self) -> dict[str, object]:
+        return run_experiment(self.experiment, self.out, Progress(None))
+
+    def interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Begin the run and stop it in its second round."""
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "append", _stopping(Record.append))
+            with pytest.raises(KeyboardInterrupt):
+                self.run()
+
+
+def _stopping(append: Callable[..., None]) -> Callable[..., None]:
+    def stopping(record: Record, kind: str, values: dict[str, object]) -> None:
+        if kind == "round" and values["round"] == 1:
+            raise KeyboardInterrupt
+        append(record, kind, values)
+
+    return stopping
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_model: Path, encoded: Callable[..., bytes]) -> World:
+    return World(tmp_path, tiny_model, encoded)
+
+
+def answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = world.rows()
+    world.write([{**row, "answer": {"a": "b", "b": "a"}[row["answer"]]} for row in rows])
+
+
+def texts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.write([{**row, "text": row["text"] + "!"} for row in world.rows()])
+
+
+def images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in world.data.glob("*.png"):
+        before = file.stat()
+        size = Image.open(file).size
+        Image.new("RGB", size, (int(file.stem), 5, 5)).save(file)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of change gives it away
+
+
+def weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = world.model / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name] * 2}, file, metadata={"format": "pt"})
+
+
+def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedloom, "__version__", "0.9.0")
+
+
+def sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_sources_digest", lambda: "f" * 64)
+
+
+CHANGES = {
+    answers: "training examples.*test examples",
+    texts: "training examples.*test examples",
+    images: "images",
+    weights: "base model",
+    version: "code",
+    sources: "code",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_what_changed_is_named_and_nothing_old_is_handed_out(
+    change: Callable[..., None], state: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_editable", lambda: True)
+    world.run() if state == "finished" else world.interrupt(monkeypatch)
+    assert folder_state(world.out, world.experiment) == state
+    before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
+    change(world, monkeypatch)
+    for again in (
+        world.run,
+        lambda: resume_run(world.out, Progress(None)),
+        lambda: fedloom.run(world.experiment, world.out, quiet=True),
+    ):
+        with pytest.raises(UserError, match=f"{CHANGES[change]}.*--rerun.*--out"):
+            again()
+    told = CliRunner().invoke(app, ["resume", str(world.out)])
+    assert told.exit_code == 2 and re.search(CHANGES[change], told.stderr)
+    assert {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()} == before
+    rerun = fedloom.run(world.experiment, world.out, quiet=True, rerun=True)
+    assert rerun == fedloom.run(world.experiment, world.out, quiet=True)
+
+
+def test_data_and_models_may_move(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.interrupt(monkeypatch)
+    for place in ("data", "model"):
+        setattr(world, place, (tmp_path / place).rename(tmp_path / f"moved-{place}"))
+    result = world.run()
+    assert world.run() == result
+    with pytest.raises(UserError):  # the folder still names the old places
+        resume_run(world.out, Progress(None))
+
+
+ALGORITHM = """
+from helper import FACTOR
+from fedloom.algorithms.fedavg import fedavg
+
+def mine():
+    return fedavg()
+"""
+
+
+def test_another_algorithms_code_and_what_it_imports_count(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(ALGORITHM)
+    (tmp_path / "helper.py").write_text("FACTOR = 1\n")
+    (tmp_path / "stranger.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import mine  # type: ignore[import-not-found]
+
+    before = identity.source_digest(mine.mine)
+    (tmp_path / "stranger.py").write_text("X = 1\n")
+    assert identity.source_digest(mine.mine) == before
+    (tmp_path / "helper.py").write_text("FACTOR = 2\n")
+    assert identity.source_digest(mine.mine) != before
+
+    monkeypatch.setitem(ALGORITHMS, "mine", mine.mine)
+    assert set(identity.code(["mine", "fedavg"])) == {"code", "code of mine"}
+    monkeypatch.setitem(ALGORITHMS, "mine", functools.partial(mine.mine))
+    assert identity.PROCESS in identity.code(["mine"])["code of mine"]
+
+
+def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
+    shutil.rmtree(world.model)
+    with pytest.raises(UserError):
+        world.run()
+    assert not world.out.exists()
+
+
+@pytest.mark.parametrize("left", [[], [".experiment.json.77-77.tmp"], ["experiment.json"], ["plan.json"]])
+def test_what_a_kill_leaves_before_a_run_has_begun_is_taken_over(left: list[str], world: World) -> None:
+    world.out.mkdir()
+    (world.out / ".lock").touch()
+    for name in left:
+        (world.out / name).write_text(world.experiment.to_json())
+    assert folder_state(world.out, world.experiment) == "new"
+    if left == ["experiment.json"]:
+        resume_run(world.out, Progress(None))
+    else:
+        world.run()
+    assert folder_state(world.out, world.experiment) == "finished"
+
+
+def test_a_folder_of_version_0_1_is_reported_on_and_not_resumed(world: World) -> None:
+    world.run()
+    (world.out / "manifest.json").unlink()
+    lines = [{**line} for line in Record(world.out / "record.jsonl")]
+    lines[0]["version"] = "0.1.0"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (world.out / "record.jsonl").write_text(text)
+    report = CliRunner().invoke(app, ["report", str(world.out)])
+    assert report.exit_code == 0, report.output
+    for words in (["resume", str(world.out)],):
+        told = CliRunner().invoke(app, words)
+        assert told.exit_code == 2 and "fedloom 0.1.0" in told.stderr
+    with pytest.raises(UserError, match=r"fedloom 0\.1\.0"):
+        world.run()
+
+
+def test_a_manifest_that_is_gone_or_damaged_is_no_older_version(world: World) -> None:
+    world.run()
+    file = world.out / "manifest.json"
+    content = file.read_text()
+    file.write_text(content.replace("scaffold", "scafford"))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        world.run()
+    file.unlink()
+    with pytest.raises(UserError, match=r"manifest\.json is missing"):
+        world.run()
+
+
+def test_discarding_removes_a_run_and_leaves_what_others_wrote(world: World) -> None:
+    begin(_made(world.out), world.experiment, {}, Manifest("0.2.0"))
+    notes = world.out / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        fedloom.run(world.experiment, world.out, quiet=True, rerun=True)
+    assert notes.read_text() == "mine" and (world.out / "experiment.json").is_file()
+    notes.unlink()
+    discard(world.out)
+    assert [file.name for file in world.out.iterdir()] == [".lock"]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -> None:
+    world.run()
+    manifest = read_manifest(world.out)
+    assert manifest is not None
+    there = {file.relative_to(world.out).as_posix() for file in world.out.rglob("*") if file.is_file()}
+    proven = {name for name in there if name.endswith("manifest.json") or "/memory/" in name}
+    assert set(manifest.files) == there - proven - {".lock"}
+
+
+def test_a_run_whose_folder_is_removed_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Record.append
+
+    def removing(record: Record, kind: str, values: dict[str, object]) -> None:
+        if kind == "round" and world.out.exists():
+            shutil.rmtree(world.out)
+        append(record, kind, values)
+
+    monkeypatch.setattr(Record, "append", removing)
+    with pytest.raises(UserError, match="was removed"):
+        world.run()
+    assert not world.out.exists()
