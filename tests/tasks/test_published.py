@@ -323,15 +323,35 @@ def test_published_captions_differ_by_case_and_punctuation():
     assert caption_scores(other)["bleu_1_published"] == pytest.approx(10 / 12)  # all words but the first ones
 
 
+@pytest.mark.parametrize(
+    ("reply", "box"),
+    [
+        ("[0.1, 0.2, 0.5, 0.5]", (0.1, 0.2, 0.5, 0.5)),
+        ("The coordinates are [0.1, 0.2, 0.5, 0.5].", (0.1, 0.2, 0.5, 0.5)),
+        ("The coordinates are [0.1, 0.2, 0.5, 7.5]", (0.1, 0.2, 0.5, 7.5)),  # no box inside the image
+        ("The coordinates are near [0.1, 0.2, 0.5, 0.5].", None),
+        ("The coordinates are [0.1, 0.2, 0.5, 0.5] or so.", None),
+        ("[0.1, 0.2, 0.5, 0.5], [0.1, 0.2, 0.5, 0.5]", None),
+        ("The coordinates are [0.1, 0.2, 0.5].", None),
+        ("The coordinates are", None),
+        ("", None),
+    ],
+)
+def test_a_published_box_is_all_that_follows_are(reply, box):
+    one = Example("e", "Where?", "[0.0, 0.2, 0.5, 0.5]", task="grounding")
+    found = TASKS["grounding"].published.parse(reply, one, answer_form="text")
+    assert found == (UNPARSED if box is None else box)
+
+
 def test_published_boxes_that_cannot_be_read_are_left_out():
     task, one = TASKS["grounding"], Example("e", "Where?", "[0, 0, 9, 9]", task="grounding")
     ours, published = task.metrics.zero, task.published.metrics.zero
-    for reply in ("[0, 0, 9, 4]", "nowhere", "[0, 0, 9, 9] or [1, 1, 2, 2]"):
+    for reply in ("[0, 0, 9, 4]", "nowhere", "[0, 0, 9, 9] or [1, 1, 2, 2]", "[0, 0, 9, 9]"):
         ours = task.metrics.add(ours, one, task.parse(reply, one, answer_form="text"), None)
         answer = task.published.parse(reply, one, answer_form="text")
         published = task.published.metrics.add(published, one, answer, None)
-    assert task.metrics.result(ours)["iou"] == pytest.approx(0.5 / 3)
+    assert task.metrics.result(ours)["iou"] == pytest.approx((0.5 + 1) / 4)
     assert task.published.metrics.result(published) == {
         "iou_published": pytest.approx((0.5 + 1) / 2),
-        "dropped_published": pytest.approx(1 / 3),
+        "dropped_published": pytest.approx(2 / 4),
     }

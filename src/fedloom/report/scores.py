@@ -28,7 +28,7 @@ READING = {
     "character (FedVLMBench).",
     "caption": "In percent. Published: with case and punctuation; where right answers have the form "
     '"The caption is …", replies without "is" are left out (FedVLMBench).',
-    "grounding": "In percent. Published: replies without a box are left out (FedVLMBench).",
+    "grounding": "In percent. Published: replies that are more or less than a box are left out (FedVLMBench).",
 }
 """Task → what its published scores are."""
 
