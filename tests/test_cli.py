@@ -211,7 +211,7 @@ def test_python_runs_resumes_and_reads(engine):
     assert fedloom.run(experiment, "here", quiet=True) == RESULT
     assert fedloom.run(experiment, "here", quiet=True) == RESULT
     assert [what for what, _ in engine.calls] == ["run", "resume"]
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="here"):
         fedloom.run(Experiment(seed=9), "here")
 
 

@@ -79,7 +79,9 @@ def test_the_readme_commands_exist() -> None:
 def test_the_readme_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
-    for target in (line.split()[1] for line in lines if line.startswith("make ")):
+    targets = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 

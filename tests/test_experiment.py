@@ -349,7 +349,7 @@ def test_parse_method_takes_names_apart():
     assert all(not parse_method(name).federated for name in REFERENCES)
     assert all(parse_method(f"local+{name}").modifiers == (name,) for name in MODIFIERS)
     for wrong in ("", "+prompt", "fedavg+", "fedavg+linear", "prompt", "fedavg prompt"):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=r"method|modifier"):
             parse_method(wrong)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,13 @@ def test_files_and_functions_stay_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, node.name
+
+
+def test_everything_that_is_installed_for_users_is_imported() -> None:
+    """What only tests or benchmarks import belongs to the extras `dev` and `bench`."""
+    project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["eval"]]
+    names = {re.split(r"[\[<>=~! ]", one)[0].lower() for one in asked}
+    known = packages_distributions()
+    used = {name.partition(".")[0] for path in files() for name in imports(path)}
+    assert names - {one.lower() for name in used for one in known.get(name, [])} == set()

@@ -39,6 +39,7 @@ PUBLISHED: Mapping[str, Mapping[str, bool | int | float]] = {
     "fedadagrad": {"published": True, "lr": 1e-3, "tau": 1e-3},
     "fedyogi": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     "fedadam": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    "yoco": {"published": True},
     "adaptive": {"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},
 }
 """What `mode: published` takes for arguments that an experiment does not give: FedMLLM's code and its figures.

@@ -308,7 +308,10 @@ class Adaptive(Section):
     )
     weight: NotNegative = Field(default=0.1, description="Factor of mu; the larger, the more clients differ.")
     skip: Index = Field(default=1, description="Layers left free at either end of the language model.")
-    published: Flag = Field(default=False, description="Take every model to have 28 layers, as FedMLLM does.")
+    published: Flag = Field(
+        default=False,
+        description="Take every model to have 28 layers and clip loss and penalty together, as FedMLLM does.",
+    )
 
 
 class Published(Section):

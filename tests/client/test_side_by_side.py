@@ -190,7 +190,8 @@ def test_works_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
 @pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
 def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    examples = [MAKERS["vqa"](stream(1, "t", step=k), str(k)) for k in range(5)]
+    asked = ("vqa", "classification", "vqa", "classification", "classification")
+    examples = [MAKERS[task](stream(1, "t", step=k), str(k)) for k, task in enumerate(asked)]
     presence = [BOTH, TEXT, IMAGE, BOTH, TEXT]
     settings = Evaluate(scoring=scoring)
     models = [
@@ -207,8 +208,10 @@ def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: 
         together = judge_rows(stack.vlm, stack.connects(3), examples, presence, settings)
     for mine, theirs in zip(together, alone, strict=True):
         assert (mine.answers, mine.replies) == (theirs.answers, theirs.replies)
-        for left, right in zip(mine.probabilities, theirs.probabilities, strict=True):
-            if left is not None and right is not None:
+        compared = [task == "classification" and scoring == "likelihood" for task in asked]
+        for options, left, right in zip(compared, mine.probabilities, theirs.probabilities, strict=True):
+            assert [chances is not None for chances in (left, right)] == [options, options]
+            if options:
                 np.testing.assert_allclose(left, right, atol=1e-4)
 
 

@@ -12,8 +12,10 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
-from fedloom.algorithms.base import PLAIN, LocalRule
+from fedloom.algorithms import make
+from fedloom.algorithms.base import PLAIN, LocalRule, chain, clipped
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.wrap import adaptive
 from fedloom.client.train import Result, Work, draw_batches, learning_rate, local_rate, train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
@@ -89,6 +91,85 @@ def test_it_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: T
     torch.testing.assert_close(update.delta.flat, plain.detach() - tuned.start.flat, rtol=1e-4, atol=1e-6)
     assert (update.client, update.weight, memory) == (5, 7.0, {})
     assert update.metrics["steps"] == 6
+
+
+def trained_like_a_trainer(
+    tuned: Tuned, examples: list[Conversation], settings: Settings, client: int, pull: torch.Tensor
+) -> torch.Tensor:
+    """Train as a Trainer of transformers whose loss has the penalty ½ Σ pull · (w − x)² in it; return w − x."""
+    start = tuned.start.flat
+    plain = torch.nn.Parameter(start.clone())
+    stock = torch.optim.AdamW([plain], lr=learning_rate(settings, 1), weight_decay=settings.weight_decay)
+    for epoch in range(settings.epochs):
+        order = stream(3, "batches", round=1, client=client, step=epoch).permutation(len(examples))
+        for begin in range(0, len(examples), settings.batch_size):
+            stock.zero_grad()
+            (pull * (plain - start).square()).sum().div(2).backward()
+            tuned.flat.copy_(plain.detach())
+            tuned.grads.zero_()
+            batch = [examples[k] for k in order[begin : begin + settings.batch_size]]
+            answer_loss(tuned.vlm, batch).backward()
+            assert plain.grad is not None
+            plain.grad += tuned.grads[0]
+            assert settings.clip is not None
+            assert torch.nn.utils.clip_grad_norm_([plain], settings.clip) > settings.clip  # it does clip
+            stock.step()
+    return plain.detach() - start
+
+
+MU = 20.0
+SMALL = replace(Settings(), clip=0.1, lr=3e-3)
+
+
+def held(tuned: Tuned, name: str) -> tuple[LocalRule, torch.Tensor]:
+    """Return an algorithm's rule as published, and how strongly it holds each value."""
+    if name == "fedprox":
+        return make("fedprox", 2, {"mu": MU, "published": True}).local, torch.full_like(tuned.start.flat, MU)
+    layout = tuned.start.layout
+    rule = adaptive(layout, mu=MU, weight=1.0, skip=0, published=True)
+    return rule, MU * layout.mask(lambda value: value.startswith("llm/") and "layers." in value)
+
+
+@pytest.mark.parametrize("name", ["fedprox", "adaptive"])
+def test_as_published_loss_and_penalty_are_clipped_together_as_a_trainer_does(
+    name: str, tuned: Tuned
+) -> None:
+    rule, pull = held(tuned, name)
+    held_by = {5: conversations(7), 6: conversations(4)}
+    works = [
+        Work(client, 1, 3, rule, Broadcast(tuned.start), {}, examples, SMALL)
+        for client, examples in held_by.items()
+    ]
+    found = [update.delta.flat for update, _ in train(tuned, works)]  # side by side
+    for (client, examples), delta in zip(held_by.items(), found, strict=True):
+        expected = trained_like_a_trainer(tuned, examples, SMALL, client, pull)
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_corrected_penalties_are_not_clipped(tuned: Tuned) -> None:
+    """One step by hand: SGD with rate 1 moves by what it sees."""
+    settings = replace(SMALL, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0.0, epochs=1)
+    away = torch.full_like(tuned.start.flat, 0.5)
+    rule = PLAIN._replace(correct=lambda grads, params, carry: (grads + away, carry))
+    plain, corrected, published = (
+        train_client(tuned, one, conversations(3), settings, (3, 1, 5))[0].delta.flat
+        for one in (PLAIN, rule, clipped(rule))
+    )
+    assert float(plain.norm()) == pytest.approx(SMALL.clip)  # the gradient of the loss, clipped
+    torch.testing.assert_close(corrected, plain - away)
+    assert float(published.norm()) == pytest.approx(SMALL.clip)
+
+
+def test_rules_in_a_chain_are_each_clipped_or_not() -> None:
+    def adds(value: float) -> LocalRule:
+        return PLAIN._replace(correct=lambda grads, params, carry: (grads + value, {**carry, "n": grads}))
+
+    rule = chain(adds(1.0), clipped(adds(2.0)))
+    zero, carry = torch.zeros(1), rule.begin(BROADCAST, {})
+    before, carry = rule.penalize(zero, zero, carry)
+    after, carry = rule.correct(before, zero, carry)
+    assert (before.item(), after.item()) == (2.0, 3.0)
+    assert {name: value.item() for name, value in carry.items()} == {"0.n": 2.0, "1.n": 0.0}
 
 
 def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:

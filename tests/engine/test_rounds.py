@@ -202,6 +202,7 @@ def test_the_timers_explain_the_round() -> None:
         logs.append(log)
 
     whole_run(make("fedavg", 4), Pull(), start("fedavg"), SCHEDULE, committed)
+    assert len(logs) == 4  # one for each round
     for log in logs:
         assert set(log["timers"]) == {"step", "aggregate"}
         assert sum(log["timers"].values()) == pytest.approx(log["seconds"])
@@ -241,6 +242,7 @@ def test_what_clients_keep_lies_in_files_and_is_bounded(name: str, tmp_path: Pat
     assert isinstance(stored.memories, Stored)
     assert list(stored.memories) == sorted(kept.memories)
     for client, memory in kept.memories.items():
+        assert set(memory) == {"control"}
         assert all(torch.equal(stored.memories[client][key], value) for key, value in memory.items())
         assert len(list((tmp_path / "memory/0" / str(client)).iterdir())) <= 3
 

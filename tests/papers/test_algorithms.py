@@ -300,9 +300,8 @@ def test_adaptive_regulariser_counts_layers_where_published_code_takes_28(layers
 
     def held(**arguments):
         rule = adaptive(layout, mu=1.0, weight=1.0, skip=skip, **arguments)
-        pull, _ = rule.correct(
-            torch.zeros(layers), torch.ones(layers), rule.begin(Broadcast(Params.zeros(layout)), {})
-        )
+        carry, local = rule.begin(Broadcast(Params.zeros(layout)), {}), torch.ones(layers)
+        pull, _ = rule.correct(rule.penalize(torch.zeros(layers), local, carry)[0], local, carry)
         return {n for n in range(layers) if Params(layout, pull)[f"llm/layers.{n}.q:lora_a"].item() == 1.0}
 
     assert held() == set(middle)

@@ -16,6 +16,7 @@ from .conftest import make_run
 def test_seconds_add_up_over_rounds_and_evaluations(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     found = timers(run)
+    assert found
     for method, took in found.items():
         rounds = sum(entry["method"] == method for entry in run.rounds)
         asked = sum(entry["method"] == method for entry in run.evaluations)

@@ -1,4 +1,4 @@
-"""What a federated algorithm is: four pure functions for the server and three for the client.
+"""What a federated algorithm is: four pure functions for the server and four for the client.
 
 The server half never calls a client; it maps a state and updates to a state. The client half changes
 gradients while the client trains. Both act on flat vectors, so a page reads like its paper.
@@ -35,20 +35,38 @@ class ServerState:
     slots: Tensors = field(default_factory=dict[str, Tensor])
 
 
+Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
+"""(grads, params, carry) → (grads, carry); grads and params are flat, shape [P] or [K, P]."""
+
+
+def _begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
+    return {}
+
+
+def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+    return grads, carry
+
+
+def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    return {}, {}
+
+
 class LocalRule(NamedTuple):
     """What an algorithm does inside a client's training; `carry` is a dict of tensors passed along.
 
     Attributes:
         begin: (broadcast, memory) → carry. `memory` is what this client kept from its last round, or {}.
-        correct: (grads, params, carry) → (grads, carry), called at every step after clipping. `grads`
-            and `params` are flat, shape [P] or [K, P]; the result is what the local optimiser sees.
+        correct: Called at every step after clipping; the result is what the local optimizer sees.
         finish: (carry, steps) → (extras, memory): what to send besides the delta, and what to keep.
-            `steps` is the number of optimiser steps taken, at least 1.
+            `steps` is the number of optimizer steps taken, at least 1.
+        penalize: Called at every step before clipping, so that what it adds is clipped together with the
+            gradient of the loss; see `clipped`.
     """
 
     begin: Callable[[Broadcast, Tensors], Tensors]
-    correct: Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
+    correct: Correct
     finish: Callable[[Tensors, int], tuple[Tensors, Tensors]]
+    penalize: Correct = _correct
 
 
 class FederatedAlgorithm(NamedTuple):
@@ -69,20 +87,21 @@ class FederatedAlgorithm(NamedTuple):
     local: LocalRule
 
 
-def _begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
-    return {}
-
-
-def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
-    return grads, carry
-
-
-def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-    return {}, {}
-
-
 PLAIN = LocalRule(_begin, _correct, _finish)
 """The rule that leaves local training alone."""
+
+
+def clipped(rule: LocalRule) -> LocalRule:
+    """Clip what a rule adds to the gradient together with the gradient of the loss.
+
+    That is what becomes of a penalty which is added to the loss of a Trainer of `transformers`, as in the
+    code of FedMLLM (arXiv 2411.14717) and of FedVLMBench (arXiv 2506.09638).
+
+    Example:
+        >>> clipped(PLAIN).penalize is PLAIN.correct
+        True
+    """
+    return rule._replace(correct=_correct, penalize=rule.correct)
 
 
 def chain(first: LocalRule, second: LocalRule) -> LocalRule:
@@ -103,11 +122,14 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
     def begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
         return joined({key: rule.begin(broadcast, part(memory, key)) for key, rule in rules.items()})
 
-    def correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
-        carries: dict[str, Tensors] = {}
-        for key, rule in rules.items():
-            grads, carries[key] = rule.correct(grads, params, part(carry, key))
-        return grads, joined(carries)
+    def both(changes: Mapping[str, Correct]) -> Correct:
+        def change(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+            carries: dict[str, Tensors] = {}
+            for key, one in changes.items():
+                grads, carries[key] = one(grads, params, part(carry, key))
+            return grads, joined(carries)
+
+        return change
 
     def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         ends = {key: rule.finish(part(carry, key), steps) for key, rule in rules.items()}
@@ -115,7 +137,9 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
         extras = {name: value for sent, _ in ends.values() for name, value in sent.items()}
         return extras, joined({key: memory for key, (_, memory) in ends.items()})
 
-    return LocalRule(begin, correct, finish)
+    correct = both({key: rule.correct for key, rule in rules.items()})
+    penalize = both({key: rule.penalize for key, rule in rules.items()})
+    return LocalRule(begin, correct, finish, penalize)
 
 
 def with_rule(algorithm: FederatedAlgorithm, rule: LocalRule) -> FederatedAlgorithm:

@@ -10,14 +10,15 @@ Heterogeneous Networks", arXiv 1812.06127v5, Algorithm 2.
 Differs from the paper: the cohort is not drawn by size, so the average is weighted by number of examples
 instead (the paper draws client k with probability p_k and averages uniformly); the pull is added to the
 gradient in closed form after clipping, so clipping never weakens it; γ-inexact local solutions are simply
-a fixed amount of local work. `published=True` averages as FedMLLM's code does; see `fedavg`.
+a fixed amount of local work. `published=True` averages as FedMLLM's code does (see `fedavg`) and clips the
+pull together with the gradient, as that code and FedVLMBench's do (see `fedloom.algorithms.base.clipped`).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
+from fedloom.algorithms.base import FederatedAlgorithm, LocalRule, clipped
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.types import Broadcast, Tensors
 
@@ -68,6 +69,8 @@ def fedprox(
         mu: Strength μ of the pull, ≥ 0; 0 is FedAvg.
         lr: Server step, > 0.
         uniform: Weigh all clients alike instead of by number of examples.
-        published: Add the average to the old parameters, as FedMLLM's code does.
+        published: Add the average to the old parameters and clip the pull too, as FedMLLM's code does.
     """
-    return fedavg(lr=lr, uniform=uniform, published=published, local=proximal(mu))
+    rule = proximal(mu)
+    local = clipped(rule) if published else rule
+    return fedavg(lr=lr, uniform=uniform, published=published, local=local)

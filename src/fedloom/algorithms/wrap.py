@@ -14,14 +14,14 @@ Multimodal Heterogeneity Data", arXiv 2411.14717v2, and its public code.
 Differs from the paper's code: L is the layout's, one more than the last layer that is trained;
 `published=True` takes 28 for every model as the code does, which never holds the last four of 32 layers, in
 the base variant neither, and frees no last layers at all where there are fewer. The gradient is added in
-closed form after clipping.
+closed form, after clipping; with `published=True` before, as a part of the loss in the code.
 """
 
 from __future__ import annotations
 
 import re
 
-from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.base import LocalRule, clipped
 from fedloom.algorithms.fedprox import proximal
 from fedloom.params import Layout
 
@@ -39,7 +39,7 @@ def adaptive(
         mu: Strength μ, ≥ 0.
         weight: Factor w, ≥ 0: the larger, the more heterogeneous the scenario.
         skip: Number s of layers left free at either end, ≥ 0.
-        published: Take `PUBLISHED_LAYERS` for the number of layers.
+        published: Take `PUBLISHED_LAYERS` for the number of layers, and clip what is added with the gradient.
 
     Raises:
         ValueError: No layer is left, or an argument is negative.
@@ -64,7 +64,8 @@ def adaptive(
         raise ValueError(
             f"skip is {skip}, which leaves none of the language model's {count} trained layers to regularise"
         )
-    return proximal(mu * weight, layout.mask(lambda name: name in held))
+    rule = proximal(mu * weight, layout.mask(lambda name: name in held))
+    return clipped(rule) if published else rule
 
 
 def _layer(name: str) -> int | None:

@@ -21,8 +21,8 @@ Algorithm 1; what is known of it here comes from summaries and from its public c
 Differs from the paper: how its principal components become weights is not in the public code, so w is our
 reading; λ_A is not known to us. α is constant, where the code raises it from 1 to 200 along a cosine of the
 local steps. The code penalises ‖AᵀA − I‖² where the paper says ‖A‖₁; this is the paper's form. Gradients
-are added in closed form after clipping. Nothing stops a run from having more rounds; each then keeps the
-signs of its own broadcast. The server holds the A of all clients at once, for their principal component.
+are added in closed form, after clipping; with `published=True` before, for they are parts of the loss in the
+code. Nothing stops a run from having more rounds; each then keeps the signs of its own broadcast. The server holds the A of all clients at once, for their principal component.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fedloom.algorithms.base import (
     FederatedAlgorithm,
     LocalRule,
     ServerState,
+    clipped,
     norm,
     positive,
 )
@@ -53,6 +54,7 @@ def yoco(
     sharpness: float = 10.0,
     lr: float = 1.0,
     uniform: bool = True,
+    published: bool = False,
 ) -> FederatedAlgorithm:
     """Make YOCO, meant for a run of one round.
 
@@ -62,6 +64,7 @@ def yoco(
         sharpness: α, > 0: the larger, the less it matters how far from zero a value of B is.
         lr: Server step η, > 0; 1 is the paper's.
         uniform: Weigh all clients alike, as the paper does; else every weight goes by number of examples too.
+        published: Clip the gradients of the penalties with that of the loss, as its code does.
     """
     positive(lr=lr, sharpness=sharpness)
 
@@ -90,7 +93,8 @@ def yoco(
         params = state.params.with_flat(state.params.flat + lr * delta.flat)
         return ServerState(params, state.round + 1), {"delta_norm": norm(delta.flat)}
 
-    return FederatedAlgorithm(init, broadcast, apply, directed(sign, sparse, sharpness))
+    rule = directed(sign, sparse, sharpness)
+    return FederatedAlgorithm(init, broadcast, apply, clipped(rule) if published else rule)
 
 
 def principal(rows: Tensor) -> Tensor:

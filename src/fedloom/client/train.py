@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.base import Correct, LocalRule
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
@@ -287,14 +287,12 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
                 if found.requires_grad:  # not where only the connector is trained and no picture is shown
                     found.sum().backward()
             clock.lap("backward")
+            _change(grads, flat, carries, [work.rule.penalize for work in rows[:active]])
             for grad, mask in zip(grads, held_back, strict=False):
                 if mask is not None:
                     grad.mul_(mask)
             clip(grads, settings.clip)
-            for k, (grad, values) in enumerate(zip(grads, flat, strict=True)):
-                corrected, carries[k] = rows[k].rule.correct(grad, values, carries[k])
-                if corrected is not grad:
-                    grad.copy_(corrected)
+            _change(grads, flat, carries, [work.rule.correct for work in rows[:active]])
             _move(flat, grads, slots, rows[:active], step)
             for values, start, mask in zip(flat, starts, held_back, strict=False):
                 if mask is not None:  # an optimiser moves a value without gradient too: it decays it
@@ -308,6 +306,14 @@ def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> li
     ]
     clock.lap("load")
     return [results[order.index(k)] for k in range(len(works))]
+
+
+def _change(grads: Tensor, flat: Tensor, carries: list[Tensors], changes: Sequence[Correct]) -> None:
+    """Let each client's rule change its own gradient, a row of [K, P], and what it carries."""
+    for k, (grad, values, change) in enumerate(zip(grads, flat, changes, strict=True)):
+        changed, carries[k] = change(grad, values, carries[k])
+        if changed is not grad:
+            grad.copy_(changed)
 
 
 def _move(flat: Tensor, grads: Tensor, slots: Tensors, works: Sequence[Work], step: int) -> None:

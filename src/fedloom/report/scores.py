@@ -21,12 +21,14 @@ SHOWN = {
 PUBLISHED = "_published"
 READING = {
     "choice": "In percent. Published: as the papers' code scores the same answers. A letter is the first capital "
-    "in range, anywhere in the reply; AUC and macro F1 are those of hard labels, with replies that cannot be "
-    "read as the third option (FedMLLM). Without letters the first character of the reply counts (FedVLMBench).",
-    "vqa": "In percent. Published: only the first character of the reply is compared (FedVLMBench).",
-    "caption": "In percent. Published: replies that cannot be read are left out, and where right answers have "
-    'the form "… is …", so are replies without "is" (FedVLMBench).',
-    "grounding": "In percent. Published: replies without a box are left out (FedVLMBench).",
+    "from A to G, or further where there are more options, anywhere in the reply; AUC and macro F1 are those of "
+    "hard labels, with replies that cannot be read as the third option (FedMLLM). Without letters what follows "
+    '"is" counts, beside other tasks only its first character (FedVLMBench).',
+    "vqa": 'In percent. Published: what follows "is" is compared as it stands, beside other tasks only its first '
+    "character (FedVLMBench).",
+    "caption": "In percent. Published: with case and punctuation; where right answers have the form "
+    '"The caption is …", replies without "is" are left out (FedVLMBench).',
+    "grounding": "In percent. Published: replies that are more or less than a box are left out (FedVLMBench).",
 }
 """Task → what its published scores are."""
 

@@ -142,12 +142,21 @@ class Published(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A kind of question as a value. The right answer, rendered, parses to itself and scores best."""
+    """A kind of question as a value. The right answer, rendered, parses to itself and scores best.
+
+    Attributes:
+        render: Makes the user turn and the right answer.
+        parse: Finds the answer in a reply.
+        metrics: Scores answers.
+        published: Reads and scores replies as published code does where all examples have this task.
+        multitask: Likewise where examples have several tasks; None is `published`.
+    """
 
     render: Render
     parse: Parse
     metrics: Metric
     published: Published
+    multitask: Published | None = None
 
 
 AGNOSTIC: Final = "Whatever kinds of evidence there are"
@@ -224,19 +233,6 @@ def free_answer(
 
 
 _SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")
-
-
-def after_is(text: str) -> str | None:
-    """Return what follows the last word "is" or "are"; None where there is neither.
-
-    FedVLMBench trains on answers such as "The organ is the liver." and scores only what follows.
-
-    Example:
-        >>> after_is("The answer is two cats."), after_is("this")
-        ('two cats.', None)
-    """
-    found = re.split(r"\b(?:is|are)\b", text)
-    return found[-1].strip() if len(found) > 1 else None
 
 
 def clean_text(text: str) -> str:

@@ -21,13 +21,16 @@ from fedloom.tasks.base import (
     Scores,
     Task,
     Unparsed,
-    after_is,
     clean_text,
     free_answer,
 )
 from fedloom.tasks.metrics import collect, mean, token_f1
 from fedloom.tasks.overlap import bleu, cider, rouge_l
+from fedloom.tasks.published import heard, stated
 from fedloom.types import Example
+
+FRAME = re.compile(r"[^.:]{0,80}?\b(?:caption|report|description)\b[^.:]{0,80}?\bis\b", re.IGNORECASE)
+"""The words in front of a caption in FedVLMBench's data, as in "The image caption is"."""
 
 
 def normalise(text: str) -> str:
@@ -48,17 +51,23 @@ def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> 
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return what follows "is", normalised; a reply without one is `UNPARSED` (FedVLMBench).
+    """Return what FedVLMBench's code compares of a reply as it stands, with case and punctuation, or `UNPARSED`.
 
-    Where the right answer holds no "is", as in data without that benchmark's templates, the whole reply.
+    Its right answers have a frame, "The image caption is …", to which the first "is" of a reply belongs; there
+    a reply without "is" is `UNPARSED`. Captions without a frame are compared whole; see `heard`.
+
+    Example:
+        >>> one = Example("e", "Describe.", "A man on a horse", task="caption")
+        >>> published_parse("The image caption is A woman is riding a horse", one)
+        'A woman is riding a horse'
     """
     del answer_form
-    rest = reply if after_is(example.answer) is None else after_is(reply)
-    return normalise(rest or "") or UNPARSED
+    found = heard(reply, clean_text(example.answer), FRAME)
+    return UNPARSED if found is None else found.strip()
 
 
 class Described(NamedTuple):
-    """One description, None if unparsed, and the right one; both normalised."""
+    """One description, None if unparsed, and the right one; both as they are compared."""
 
     given: str | None
     right: str
@@ -73,7 +82,7 @@ def _published_row(
     example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
 ) -> Described:
     given = _row(example, answer, scores).given
-    return Described(given, normalise(after_is(example.answer) or example.answer))
+    return Described(given, stated(example.answer, FRAME).strip())
 
 
 def _split(rows: list[Described]) -> tuple[list[list[str] | None], list[list[str]]]:
@@ -118,6 +127,6 @@ def _published_each(state: Rows) -> dict[str, list[float]]:
 
 METRICS: Metric = collect(_row, _result, _each, "cider")
 PUBLISHED: Metric = collect(_published_row, _published_result, _published_each, "cider_published")
-"""The same scores with every reply left out that cannot be read, as FedVLMBench's code has it."""
+"""The same scores of the words as they stand, without the unparsed replies, as FedVLMBench's code has it."""
 
 CAPTION = Task(free_answer, parse, METRICS, Published(published_parse, PUBLISHED))

@@ -7,13 +7,14 @@ Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Hete
 2411.14717v2.
 
 Differs from the paper: our own words; a reply is parsed strictly, where the published code takes the first
-capital letter, also one inside a word. What that code makes of a reply is scored beside it.
+capital letter from A to G, also one inside a word. What that code makes of a reply is scored beside it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from string import ascii_uppercase
 
 from fedloom.tasks.base import (
@@ -28,7 +29,15 @@ from fedloom.tasks.base import (
     shows_image,
 )
 from fedloom.tasks.metrics import classification
-from fedloom.tasks.published import first_character, first_letter, published_classification
+from fedloom.tasks.published import (
+    Same,
+    first_letter,
+    heard,
+    published_classification,
+    same_start,
+    same_text,
+    stated,
+)
 from fedloom.types import Conversation, Example, Presence, UserError
 
 
@@ -134,21 +143,35 @@ def _letter(reply: str, options: int) -> int | Unparsed:
     return _single(found(_BRACKETED) or (alone if alone == found(_SURE) else []))
 
 
-def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> int | Unparsed:
+def published_parse(
+    reply: str, example: Example, *, answer_form: AnswerForm = "text", same: Same = same_text
+) -> int | Unparsed:
     """Return the label that published code reads from a reply, or `UNPARSED`.
 
-    In the letter form that is FedMLLM's first capital letter. In the text form it is FedVLMBench's first
-    character, which is right whenever the right option starts with it, however many others do.
+    In the letter form that is what FedMLLM's code makes of it, a failure being class 2. In the text form
+    FedVLMBench's code compares what it hears of the reply with the right option; if they differ, it is the
+    first option with which they agree.
+
+    Args:
+        reply: What the model said.
+        example: What was asked.
+        answer_form: Whether the answer is an option's text or its letter.
+        same: Compares texts, as the scripts of FGVC-Aircraft or as the multi-task scripts do.
     """
     if answer_form == "letter":
         return first_letter(reply, len(example.options))
-    start, right = first_character(reply), label_of(example)
-    starts = [first_character(option) for option in example.options]
-    if start is UNPARSED or start not in starts:
-        return UNPARSED
-    return right if starts[right] == start else starts.index(start)
+    label, options = label_of(example), answers(example, "text")
+    found = heard(reply, options[label])
+    alike = [] if found is None else [place for place, one in enumerate(options) if same(found, stated(one))]
+    return label if label in alike else alike[0] if alike else UNPARSED
 
+
+PUBLISHED = published_classification(label_of)
 
 CHOICE = Task(
-    render, parse, classification(label_of), Published(published_parse, published_classification(label_of))
+    render,
+    parse,
+    classification(label_of),
+    Published(published_parse, PUBLISHED),
+    Published(partial(published_parse, same=same_start), PUBLISHED),
 )

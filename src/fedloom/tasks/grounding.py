@@ -58,10 +58,16 @@ def _size(picture: Picture) -> tuple[int, int]:
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> Box | Unparsed:
-    """Return the first four numbers in brackets, whether or not they are a box inside the picture."""
+    """Return the box that a reply consists of, inside the image or not, or `UNPARSED`.
+
+    FedVLMBench's code takes what follows the first "are" of "The coordinates are [...]." and reads nothing else
+    than one box there. A reply without such a sentence is taken whole.
+    """
     del answer_form
-    found = boxes(reply, fractions=in_fractions(example))
-    return found[0] if found else UNPARSED
+    reply = reply.strip().removesuffix(".")
+    rest = reply.partition("are")[2] or reply
+    found = boxes(rest, fractions=in_fractions(example))
+    return found[0] if len(found) == 1 and re.fullmatch(r"\s*\[[^][]*\]\s*", rest) else UNPARSED
 
 
 def boxes(text: str, *, fractions: bool) -> list[Box]:
@@ -143,7 +149,7 @@ def _read(state: Rows) -> dict[str, list[float]]:
 
 
 PUBLISHED: Metric = collect(graded_row(overlap), _published_result, _read, "iou_published")
-"""The mean IoU of the replies that hold a box; the others are left out (FedVLMBench)."""
+"""The mean IoU of the replies that are a box; the others are left out (FedVLMBench)."""
 
 GROUNDING = Task(
     free_answer,

@@ -10,6 +10,10 @@ References:
 
 Differs from the papers: texts are split at white space after our own normalisation, not by the Penn
 Treebank tokenizer, which needs Java. Else figures are those of the public caption evaluation code.
+
+Why our own: each text has one reference and may be missing, which no public library knows; none of them
+computes all three; pycocoevalcap is installed with Java archives. Tests compare with pycocoevalcap, sacrebleu
+and rouge-score.
 """
 
 from __future__ import annotations

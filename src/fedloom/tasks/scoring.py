@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.tasks import TASKS
-from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Rows, Scores, Unparsed
+from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Published, Rows, Scores, Unparsed
 from fedloom.tasks.metrics import mean
 from fedloom.types import Example
 
@@ -49,7 +49,8 @@ def score(examples: Sequence[Example], judged: Judged) -> dict[str, Any]:
     Returns:
         Score names to numbers, None where undefined, and under "tasks" the same for each task. Where
         examples have a kind, a task's headline is also given for each kind, as in "accuracy_open". On top stand
-        the scores of the only task; with several, the means of those scores that all of them have.
+        the scores of the only task; with several, the means of those scores that all of them have. Scores of
+        published code are those of its scripts for one task, or with several tasks of its multi-task scripts.
     """
     tasks = {task: _task_scores(task, examples, judged) for task in tasks_of(examples)}
     top = _means(list(tasks.values())) if len(tasks) > 1 else next(iter(tasks.values()), {})
@@ -57,14 +58,16 @@ def score(examples: Sequence[Example], judged: Judged) -> dict[str, Any]:
 
 
 def _task_scores(task: str, examples: Sequence[Example], judged: Judged) -> Scores:
-    published, state = TASKS[task].published.metrics, TASKS[task].published.metrics.zero
+    alone, several = TASKS[task].published, TASKS[task].multitask
+    published = alone if several is None or len(tasks_of(examples)) == 1 else several
+    metrics, state = published.metrics, published.metrics.zero
     for place, example in enumerate(examples):
         if example.task == task:
-            answer = _published_answer(example, place, judged)
-            state = published.add(state, example, answer, judged.probabilities[place])
+            answer = _published_answer(published, example, place, judged)
+            state = metrics.add(state, example, answer, judged.probabilities[place])
     ours = _state(task, examples, judged)
     by_kind = _by_kind(task, [example for example in examples if example.task == task], ours)
-    return {**TASKS[task].metrics.result(ours), **by_kind, **published.result(state)}
+    return {**TASKS[task].metrics.result(ours), **by_kind, **metrics.result(state)}
 
 
 def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
@@ -79,12 +82,14 @@ def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
     }
 
 
-def _published_answer(example: Example, place: int, judged: Judged) -> Answer | Unparsed:
+def _published_answer(
+    published: Published, example: Example, place: int, judged: Judged
+) -> Answer | Unparsed:
     """Read a reply as the published code does; an option that was compared needs no reading."""
     reply = judged.replies[place] if judged.replies else None
     if reply is None:
         return judged.answers[place] if example.options else UNPARSED
-    return TASKS[example.task].published.parse(reply, example, answer_form=judged.answer_form)
+    return published.parse(reply, example, answer_form=judged.answer_form)
 
 
 def _state(task: str, examples: Sequence[Example], judged: Judged) -> Rows:

@@ -22,7 +22,7 @@ from fedloom.tasks.base import (
     free_answer,
 )
 from fedloom.tasks.metrics import graded, token_f1
-from fedloom.tasks.published import STARTS, first_character
+from fedloom.tasks.published import heard, published_answers, same_start, same_text
 from fedloom.types import Example
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -51,9 +51,10 @@ def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> 
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return the first character, as FedVLMBench's code reads replies; an empty one is `UNPARSED`."""
-    del example, answer_form
-    return first_character(reply)
+    """Return what FedVLMBench's code compares of a reply, or `UNPARSED`; see `heard`."""
+    del answer_form
+    found = heard(reply, clean_text(example.answer))
+    return UNPARSED if found is None else found
 
 
 def exact(example: Example, answer: Answer) -> float:
@@ -70,5 +71,6 @@ VQA = Task(
     free_answer,
     parse,
     graded("accuracy", accuracy=exact, token_f1=overlap),
-    Published(published_parse, STARTS),
+    Published(published_parse, published_answers(same_text)),
+    Published(published_parse, published_answers(same_start)),
 )
