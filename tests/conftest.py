@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny_model import make_tiny
 
 torch.set_num_threads(1)
 
@@ -41,39 +42,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaVA of the shipped model's kind with random weights, saved in the standard layout."""
-    from transformers import (
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        SiglipVisionConfig,
-    )
-
-    from fedloom.models.load import SHIPPED
-
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
-    shipped = AutoModelForImageTextToText.from_pretrained(SHIPPED["shipped"]).config
-    vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        image_size=64, patch_size=16, vision_use_head=False,
-    )  # fmt: skip
-    text = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=shipped.text_config.vocab_size, tie_word_embeddings=True,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=shipped.image_token_id, image_seq_length=16,
-        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
