@@ -1,0 +1,1 @@
+"""Faults on purpose: runs that are killed, disks that fill, files that are damaged. See `__main__`."""

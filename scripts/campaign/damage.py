@@ -1,0 +1,150 @@
+"""Damage one file at a time and use the folder: the result is the same, or the damage is named; nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from campaign.world import World, outcome
+from fedloom.experiment import Experiment
+from fedloom.models.load import load_vlm
+from fedloom.record import Record
+from fedloom.report.page import write_report
+from fedloom.runner import Models
+from fedloom.tuning.adapters import import_adapter, prepare, release
+from fedloom.tuning.strategy import LoRA, strategy, whole
+from fedloom.types import UserError
+from fedloom.verify import verify
+
+Found = dict[str, Counter[str]]
+"""Kind of file → how often its damage was "named", changed nothing ("same"), went "unnoticed" or ended in a traceback."""
+
+
+class Stopped(Exception):
+    """Stands for a kill, where the process goes on."""
+
+
+def begun(world: World, out: Path, models: Models) -> None:
+    """Stop a run in its last round."""
+    append = Record.append
+
+    def stopping(record: Record, kind: str, values: dict[str, Any]) -> None:
+        if kind == "round" and values["round"] == world.experiment.train.rounds - 1:
+            raise Stopped
+        append(record, kind, values)
+
+    Record.append = stopping  # type: ignore[method-assign]
+    try:
+        world.run(out, models)
+    except Stopped:
+        pass
+    finally:
+        Record.append = append  # type: ignore[method-assign]
+
+
+def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, list[str]]:
+    """Damage files of a finished and of an unfinished run, of its data and of its model.
+
+    Args:
+        world: What is run.
+        folder: An empty folder to work in.
+        count: How many damages, spread evenly over the files.
+        seed: Decides which bits are flipped and where files are cut.
+
+    Returns:
+        What became of them by kind of file, and a line for each that went wrong.
+    """
+    models: Models = {}
+    finished, unfinished = folder / "finished", folder / "unfinished"
+    world.run(finished, models)
+    begun(world, unfinished, models)
+    wanted, rng = outcome(finished), np.random.default_rng(seed)
+    places = [*_places(finished, "finished"), *_places(unfinished, "unfinished")]
+    places += [*_places(world.data, "data"), *_places(world.model, "model")]
+    found, wrong = Found(), list[str]()
+    for number in range(count):
+        where, name = places[number % len(places)]
+        trial = folder / "trial"
+        copy = world.copy(trial / "world") if where in ("data", "model") else world
+        out = trial / "run"
+        source = unfinished if where == "unfinished" or (where != "finished" and number % 2) else finished
+        shutil.copytree(source, out)
+        root = {"data": copy.data, "model": copy.model}.get(where, out)
+        told = _damage(root / name, rng)
+        fate = _fate(copy, out, wanted, models)
+        if where == "finished" and name != ".lock" and "memory/" not in name and not verify(out)[1]:
+            fate = "unnoticed by verify"
+        kind = f"{where}: {_kind(name)}"
+        found.setdefault(kind, Counter())[fate.partition(":")[0]] += 1
+        if fate not in ("same", "named"):
+            wrong.append(f"{where}/{name}, {told}: {fate}")
+        shutil.rmtree(trial)
+    return found, wrong
+
+
+def _places(root: Path, where: str) -> Iterator[tuple[str, str]]:
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and file.stat().st_size:
+            yield where, file.relative_to(root).as_posix()
+
+
+def _kind(name: str) -> str:
+    """Return a file's name without the numbers in it."""
+    return re.sub(r"\d+", "N", re.sub(r"^methods/[^/]+/", "methods/", name))
+
+
+def _damage(file: Path, rng: np.random.Generator) -> str:
+    """Flip one bit, or cut the file short; say which."""
+    content = bytearray(file.read_bytes())
+    place = int(rng.integers(len(content)))
+    if rng.random() < 0.25:
+        file.write_bytes(content[:place])
+        return f"cut at byte {place}"
+    bit = int(rng.integers(8))
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+    return f"bit {bit} of byte {place} flipped"
+
+
+def _fate(world: World, out: Path, wanted: dict[str, Any], models: Models) -> str:
+    """Go on with a run, write its report, and load its adapter."""
+    steps: list[Callable[[], object]] = [
+        # A model that was loaded before the damage would hide it.
+        lambda: world.go_on(out, models if (world.model in _loaded(models)) else None),
+        lambda: world.run(out, models),
+        lambda: write_report([out], out.parent / "page.html"),
+        lambda: _load(world.experiment, out),
+    ]
+    named = False
+    for step in steps:
+        try:
+            step()
+        except UserError:
+            named = True
+        except Exception as error:
+            return f"traceback: {type(error).__name__}: {error}"
+    if named:
+        return "named"
+    got = outcome(out)
+    odd = [key for key in wanted if got.get(key) != wanted[key]]
+    return f"unnoticed: {', '.join(odd)}" if odd else "same"
+
+
+def _loaded(models: Models) -> set[Path]:
+    return {Path(vlm.name) for vlm in models.values()}
+
+
+def _load(experiment: Experiment, out: Path) -> None:
+    chosen = experiment.strategy
+    vlm = load_vlm(experiment.model.path)
+    stages = strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
+    tuned = prepare(vlm, whole(stages), 0)
+    for file in sorted((out / "adapter").rglob("adapter_model.safetensors")):
+        import_adapter(tuned, file.parent)
+    release(tuned)
