@@ -14,7 +14,7 @@ PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, 
 
 LAYERS = {
     0: {"types", "params", "seeds", "record", "progress", "courses", "document", "mistakes", "wire"}
-    | {"processes", "startup"},
+    | {"processes", "startup", "terminal", "failures", "interrupts"},
     1: {"algorithms", "scenarios", "data", "methods"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},
