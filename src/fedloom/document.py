@@ -14,8 +14,12 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.composer import ComposerError
 
+from fedloom.terminal import one_line
+
 KeyPath = tuple[str | int, ...]
 
+MAX_BYTES = 10_000_000
+"""What a file may have to be read at all."""
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 20
 
@@ -38,7 +42,7 @@ class Mistake(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
+        return one_line(f"{self.place}: {self.message}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedloom.document import Document, KeyPath, override, read
+from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.methods import (
     DEFAULT_METHODS,
     MODIFIERS,
@@ -35,6 +35,7 @@ from fedloom.mistakes import (
     schema_of,
     unknown,
 )
+from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
     Adaptive,
@@ -347,19 +348,14 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
     shipped = recipes()
     if path_or_recipe in shipped:
         return shipped[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
-    path = Path(path_or_recipe)
     try:
-        return path.read_text(encoding="utf-8-sig"), path_or_recipe
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_or_recipe} is not text in UTF-8: byte {error.start} cannot be read") from None
+        return read_text(Path(path_or_recipe), MAX_BYTES).removeprefix("\ufeff"), path_or_recipe
     except FileNotFoundError:
         hint = did_you_mean(path_or_recipe, list(shipped))
         names = ", ".join(shipped)
         raise UserError(
             f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path_or_recipe} cannot be read: {error.strerror}") from None
 
 
 SWEEP_KEYS = ("grid", "quick", "published")
