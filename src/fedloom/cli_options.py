@@ -21,7 +21,7 @@ FAILED, USER_ERROR, UNHEARD = 1, 2, 141
 """Exit codes: a part of the work failed, or fedloom itself; the user has to change something; nobody reads on."""
 
 # The class by which a wrong option or argument is reported: typer's own, or in older versions click's.
-_Usage: type[Any] = typer.BadParameter.__mro__[2]
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
@@ -32,7 +32,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except _Usage as error:
-            error.message = printable(error.message)
+            held = vars(error)
+            held["message"] = printable(held["message"])
             raise
 
 
@@ -107,7 +108,7 @@ def courteous(debug: bool, begun: str = "") -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         _unheard()
-        with _whoever_listens():
+        with whoever_listens():
             complain(f"interrupted; {begun}" if begun else "interrupted")
         raise typer.Exit(exit_code(stop)) from None
     except BrokenPipeError:
@@ -118,7 +119,7 @@ def courteous(debug: bool, begun: str = "") -> Iterator[None]:
     except Exception as error:
         _unheard()
         mine = explained(error) is None
-        with _whoever_listens():
+        with whoever_listens():
             if debug:
                 say(traceback.format_exc(), err=True, nl=False)
             hint = "" if debug or not mine else "; please report it with what --debug prints"
@@ -127,7 +128,8 @@ def courteous(debug: bool, begun: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _whoever_listens() -> Iterator[None]:
+def whoever_listens() -> Iterator[None]:
+    """Print in this block to whoever reads; that nobody does is no failure."""
     try:
         yield
     except OSError:

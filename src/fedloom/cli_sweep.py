@@ -20,6 +20,7 @@ from fedloom.cli_options import (
     courteous,
     say,
     say_json,
+    whoever_listens,
 )
 from fedloom.interrupts import exit_code
 from fedloom.terminal import one_line
@@ -48,7 +49,8 @@ def sweep(
 
         def tell(line: str) -> None:
             if not quiet:
-                say(one_line(line), err=True)
+                with whoever_listens():
+                    say(one_line(line), err=True)
 
         tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
