@@ -38,14 +38,16 @@ from fedloom.mistakes import (
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
+    MOST_NAMES,
     Adaptive,
     Argument,
+    Arguments,
     Data,
     Engine,
     Evaluate,
     Gate,
     Index,
-    MethodName,
+    MethodNames,
     Model,
     Prompt,
     Scenario,
@@ -98,13 +100,13 @@ class Experiment(Section):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+    methods: MethodNames = Field(
         default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
-    algorithms: Mapping[Text, Mapping[Text, Argument]] = Field(
+    algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
         default={}, description="Arguments of algorithms and modifiers, by name."
     )
     evaluate: Evaluate = Evaluate()

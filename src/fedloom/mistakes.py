@@ -300,9 +300,11 @@ def expected(schema: Schema, part: Schema) -> str:
     if part.get("type") == "object" and "properties" in part:
         return f"a mapping with keys from {', '.join(part['properties'])}"
     if part.get("type") == "object":
-        return "a mapping from names to values"
+        most = f", at most {part['maxProperties']} of them" if "maxProperties" in part else ""
+        return f"a mapping from names to values{most}"
     if part.get("type") == "array":
-        return f"a list, each item {expected(schema, part['items'])}, and not empty"
+        most = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
+        return f"a list, each item {expected(schema, part['items'])}, and not empty{most}"
     bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
     return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
 
