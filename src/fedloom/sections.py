@@ -41,6 +41,16 @@ def _name_of_method(name: str) -> str:
     return name
 
 
+def _possible_path(path: str) -> str:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise choice_error("half a character cannot stand in a path") from None
+    if "\0" in path:
+        raise choice_error("a zero character cannot stand in a path")
+    return path
+
+
 def _not_too_many(names: Any) -> Any:
     if isinstance(names, list | tuple) and len(names) > MOST_NAMES:
         raise choice_error(f"at most {MOST_NAMES} methods can be compared, not {len(names):,}")
@@ -52,7 +62,9 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 PathText = Annotated[
-    Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path)
+    Text,
+    BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
+    AfterValidator(_possible_path),
 ]
 MethodName = Annotated[Text, AfterValidator(_name_of_method)]
 MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
