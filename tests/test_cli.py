@@ -127,8 +127,11 @@ def test_validate_writes_the_resolved_experiment():
 
 
 def test_debug_shows_where_a_mistake_was_noticed():
-    assert isinstance(call("validate", "nope", "--debug").exception, UserError)
-    assert isinstance(call("validate", "nope").exception, SystemExit)
+    plain, traced = call("validate", "nope"), call("validate", "nope", "--debug")
+    assert plain.exit_code == traced.exit_code == 2
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in traced.stderr
+    assert traced.stderr.endswith(plain.stderr)
 
 
 def test_run_shows_the_table_and_where_things_lie(engine):

@@ -236,7 +236,7 @@ def test_own_data_says_what_is_missing():
     [
         ("nope.yaml", None, "neither a file nor a recipe"),
         ("x.yaml", b"\xff\xfe", "UTF-8"),
-        ("", None, "directory"),
+        ("", None, "is a folder"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_a_mistake(name, content, message, tmp_path):

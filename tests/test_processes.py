@@ -135,3 +135,37 @@ def test_threads_stop_when_nobody_listens() -> None:
     next(found)
     found.close()
     assert len(went_on) < 1000
+
+
+def test_who_is_lost_is_named_and_the_others_go_on() -> None:
+    def killed() -> Iterator[bytes]:
+        yield b"begun"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def left() -> Iterator[bytes]:
+        yield b"begun"
+        os._exit(3)
+
+    def broken() -> Iterator[bytes]:
+        yield b"begun"
+        raise MemoryError
+
+    lost: dict[int, str] = {}
+    parts = [killed, left, broken, partial(say, [b"a", b"b"])]
+    found = [(number, message) for number, message in forked(parts, 1, lost.__setitem__)]
+    assert [message for number, message in found if number == 3] == [b"a", b"b"]
+    assert {number for number, message in found if message == b"begun"} == {0, 1, 2}
+    assert "SIGKILL" in lost[0]
+    assert "exit code 3" in lost[1]
+    assert "memory ran out" in lost[2]
+    assert set(lost) == {0, 1, 2}
+    assert not processes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_copies_hear_no_signal_that_asks_to_end(number: signal.Signals) -> None:
+    def hit() -> Iterator[bytes]:
+        os.kill(os.getpid(), number)
+        yield b"still here"
+
+    assert list(forked([hit], 1)) == [(0, b"still here")]

@@ -191,7 +191,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         (tmp_path / "pipe", "a pipe"),
         (tmp_path, "a folder"),
         (Path("/dev/zero"), "a device"),
-        (tmp_path / "none", "cannot be read"),
+        (tmp_path / "none", "is not there"),
     ):
         with pytest.raises(UserError, match=kind):
             read_json(path)

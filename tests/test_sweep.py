@@ -45,6 +45,7 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
         self.stop: dict[int, BaseException] = {}
+        self.bad: dict[str, Callable[[], None]] = {}
 
     def run_cells(
         self,
@@ -59,7 +60,7 @@ class Engine:
         begun(0)
         try:
             self.work(experiment, folder)
-        except UserError as error:
+        except Exception as error:
             return ended(0, error)
         ended(0, {})
 
@@ -70,6 +71,7 @@ class Engine:
         self.calls.append((what, folder.name.rpartition("-")[0]))
         if stop := self.stop.get(len(self.calls)):
             raise stop
+        self.bad.get(folder.name.rpartition("-")[0], lambda: None)()
         scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
         (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
         (folder / "report.html").touch()
@@ -183,6 +185,67 @@ def test_a_cell_that_fails_in_a_process_of_its_own_is_told_and_tried_again(jobs:
     engine.stop.clear()
     assert sweep("--jobs", jobs).exit_code == 0
     assert states() == ["done"] * 4
+
+
+FAILURES = [
+    (
+        OSError(28, "No space left on device", "cells/x/record.jsonl"),
+        "cells/x/record.jsonl: no space is left",
+    ),
+    (MemoryError(), "memory ran out"),
+    (RuntimeError("shapes differ"), "RuntimeError: shapes differ"),
+]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(("error", "said"), FAILURES, ids=lambda value: type(value).__name__)
+def test_any_exception_fails_its_cell_alone(jobs: str, error: Exception, said: str, engine: Engine) -> None:
+    engine.bad = {"even_seed-1": lambda: raised(error)}
+    result = sweep("--jobs", jobs)
+    assert result.exit_code == 1
+    assert states() == ["done", "failed", "done", "done"]
+    assert said in json.loads(Path("all/sweep.json").read_text())["cells"][1]["error"]
+    assert said in result.stderr and "all/sweep.json says why" in result.stderr
+    assert "Traceback" not in result.output
+    engine.bad = {}
+    assert sweep("--jobs", jobs).exit_code == 0
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+@pytest.mark.parametrize("cells", [["even_seed-0"], CELLS[:2], CELLS])
+@pytest.mark.parametrize(
+    ("die", "said"),
+    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"), (lambda: os._exit(0), "exit code 0")],
+)
+def test_a_job_that_dies_takes_nobody_with_it(
+    die: Callable[[], None], said: str, cells: list[str], engine: Engine
+) -> None:
+    engine.bad = dict.fromkeys(cells, die)
+    result = sweep("--jobs", "2")
+    assert result.exit_code == 1
+    found = json.loads(Path("all/sweep.json").read_text())["cells"]
+    for name, cell in zip(CELLS, found, strict=True):
+        assert cell["state"] == ("failed" if name in cells else "done")
+        assert name not in cells or said in cell["error"]
+    engine.bad = {}
+    assert sweep("--jobs", "2").exit_code == 0
+    assert states() == ["done"] * 4
+
+
+def test_a_damaged_cell_fails_alone(engine: Engine) -> None:
+    engine.bad = {"even_seed-1": lambda: raised(UserError("no"))}
+    sweep()
+    (file,) = Path("all/cells").glob("even_seed-1-*/experiment.json")
+    file.write_bytes(b"\xff{")
+    engine.bad = {}
+    result = sweep()
+    assert result.exit_code == 1
+    assert str(file) in result.stderr
+    assert states() == ["done", "failed", "done", "done"]
 
 
 def test_a_cell_done_under_another_name_is_not_run_again(engine: Engine) -> None:

@@ -42,17 +42,19 @@ def run(
 
     Raises:
         UserError: The folder holds something else; its data, base model or code changed since it was begun; a file is
-            damaged; or the experiment cannot run as it is.
+            damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
     """
+    from fedloom.failures import plainly
     from fedloom.folder import default_folder, discard
     from fedloom.progress import make_progress
     from fedloom.runner import run_experiment
 
     folder = default_folder(experiment) if out is None else Path(out)
-    if rerun:
-        discard(folder)
     progress = make_progress(quiet)
     try:
-        return run_experiment(experiment, folder, progress)
+        with plainly():
+            if rerun:
+                discard(folder)
+            return run_experiment(experiment, folder, progress)
     finally:
         progress.close()

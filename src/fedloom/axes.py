@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fedloom.document import Document, KeyPath, Mistake, Place, dotted, part, without
+from fedloom.document import Document, KeyPath, Mistake, Place, branches, dotted, part, without
 from fedloom.experiment import SWEEP_KEYS
 from fedloom.mistakes import unknown
 
@@ -51,7 +51,7 @@ def read_axes(
     if not isinstance(grid.value, dict) or ("grid" in document.value and not grid.value):
         mistakes.append(Mistake(grid.place(()), "grid must be a mapping from axes to lists of values"))
         return [], []
-    whole = {name: _axis(name, part(grid, (name,)), None, mistakes) for name in grid.value}
+    whole = {str(name): _axis(str(name), rows, None, mistakes) for name, rows in branches(grid).items()}
     chosen = {name: _axis(name, rows, whole.get(name), mistakes) for name, rows in fewer.items()}
     axes = [axis for axis in (whole | chosen).values() if axis is not None]
     return axes, [axis for axis in whole.values() if axis is not None]
@@ -65,8 +65,9 @@ def _axis(name: str, rows: Document, before: Axis | None, mistakes: list[Mistake
     named = (before is not None and before.named) or any(isinstance(row, dict) for row in rows.value)
     known = {point.label: point for point in before.points} if before and before.named else {}
     points, seen = list[Point](), set[str]()
+    items = branches(rows)
     for index, row in enumerate(rows.value):
-        item = part(rows, (index,))
+        item = items[index]
         key = f"grid.{name}[{index}]"
         if isinstance(row, dict):
             point, problem = _named_point(item, key)
@@ -107,6 +108,7 @@ def _named_point(item: Document, key: str) -> tuple[Point | None, str]:
 
 def overlaps(axes: Sequence[Axis], set_by_hand: Sequence[Change]) -> Iterator[Mistake]:
     """Find keys that would be set twice, so that one of the values would be lost without a word."""
+    taken_by = [_paths(axis) for axis in axes]
     for index, axis in enumerate(axes):
         for point in axis.points:
             for path, branch in point.changes:
@@ -114,8 +116,8 @@ def overlaps(axes: Sequence[Axis], set_by_hand: Sequence[Change]) -> Iterator[Mi
                     yield Mistake(
                         branch.place((), of_key=True), "name cannot be an axis: it only names the folder"
                     )
-                for other in axes[:index]:
-                    if any(_within(path, taken) or _within(taken, path) for taken in _paths(other)):
+                for other, others in zip(axes[:index], taken_by, strict=False):
+                    if any(_within(path, taken) or _within(taken, path) for taken in others):
                         message = f"{dotted(path)} is set by grid.{axis.name} and by grid.{other.name}"
                         yield Mistake(branch.place((), of_key=True), message)
         for path, branch in set_by_hand:
@@ -134,9 +136,9 @@ def _within(path: KeyPath, around: KeyPath) -> bool:
 
 def changes_of(document: Document, above: KeyPath = ()) -> Iterator[Change]:
     """Yield the keys that a mapping sets; they may be dotted, nested or both."""
-    for key, value in document.value.items():
-        path, branch = (*above, *key.split(".")), part(document, (key,))
-        if isinstance(value, dict) and value:
+    for key, branch in branches(document).items():
+        path = (*above, *str(key).split("."))
+        if isinstance(branch.value, dict) and branch.value:
             yield from changes_of(branch, path)
         else:
             yield path, branch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +12,23 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
-from fedloom.cli_options import FAILED, INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, Rerun, courteous
+from fedloom.cli_options import (
+    FAILED,
+    Changes,
+    Commands,
+    Debug,
+    Json,
+    Quiet,
+    Recipe,
+    Rerun,
+    complain,
+    courteous,
+    say,
+    say_json,
+)
 from fedloom.cli_split import split
 from fedloom.cli_sweep import report_sweep, sweep, validate_grid
+from fedloom.interrupts import exit_code
 from fedloom.startup import uncollected
 from fedloom.types import UserError
 
@@ -24,6 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="fedloom",
+    cls=Commands,
     help="Fine-tune vision-language models across clients whose data cannot be pooled.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,7 +49,7 @@ app.add_typer(data)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fedloom {__version__}")
+        say(f"fedloom {__version__}")
         raise typer.Exit
 
 
@@ -58,7 +73,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment and show its table."""
-    with courteous(debug):
+    with courteous(debug, "nothing was begun"):
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, discard, folder_state
 
@@ -105,8 +120,8 @@ def verify(
             count, found = check(folder)
             faults += len(found)
             for fault in found:
-                typer.echo(f"fedloom: {fault}", err=True)
-            typer.echo(f"{folder}: {count} checks, {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
+                complain(fault)
+            say(f"{folder}: {count} checks, {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
         if faults:
             raise typer.Exit(FAILED)
 
@@ -115,8 +130,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
     """Run an experiment, from where it stands, and show its result."""
     result = _work(folder, quiet, experiment)
     if finished:
-        told = f"{folder} is finished; --rerun runs it again, --out runs it in another folder"
-        typer.echo(f"fedloom: {told}", err=True)
+        complain(f"{folder} is finished; --rerun runs it again, --out runs it in another folder")
     _show(result, folder, as_json)
 
 
@@ -124,18 +138,18 @@ def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
     """Run an experiment, from where it stands in its folder."""
     from fedloom.progress import make_progress
 
-    with uncollected():
-        from fedloom.runner import run_experiment
-
     progress: Progress = make_progress(quiet)
     try:
+        with uncollected():
+            from fedloom.runner import run_experiment
+
         return run_experiment(experiment, folder, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         progress.close()
         begun = (folder / "experiment.json").is_file()
-        told = f"`fedloom resume {folder}` goes on from there" if begun else "nothing was begun"
-        typer.echo(f"fedloom: interrupted; {told}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        again = f"`fedloom resume {shlex.quote(str(folder))}` goes on from there"
+        complain(f"interrupted; {again if begun else 'nothing was begun'}")
+        raise typer.Exit(exit_code(stop)) from None
     finally:
         progress.close()
 
@@ -151,14 +165,14 @@ def _check_run(folder: Path) -> None:
 
 def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        say_json(result)
         return
     from fedloom.report.scores import terminal_table
 
-    typer.echo(terminal_table(dict(result)))
+    say(terminal_table(dict(result)))
     for what in ("report", "adapter"):
-        if result.get(what) and (folder / result[what]).exists():
-            typer.echo(f"{what.capitalize() + ':':9}{folder / result[what]}")
+        if isinstance(named := result.get(what), str) and (folder / named).exists():
+            say(f"{what.capitalize() + ':':9}{folder / named}")
 
 
 app.command()(sweep)
@@ -176,9 +190,9 @@ def validate(recipe: Recipe, changes: Changes = None, as_json: Json = False, deb
             return
         experiment = load_experiment(recipe, changes or ())
         if as_json:
-            typer.echo(experiment.to_json(), nl=False)
+            say(experiment.to_json(), nl=False)
         else:
-            typer.echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
+            say(f"{recipe} is valid; it would run in {default_folder(experiment)}")
 
 
 @app.command()
@@ -187,7 +201,7 @@ def show(recipe: Recipe, debug: Debug = False) -> None:
     with courteous(debug):
         from fedloom.experiment import experiment_text
 
-        typer.echo(experiment_text(recipe)[0], nl=False)
+        say(experiment_text(recipe)[0], nl=False)
 
 
 @app.command()
@@ -212,7 +226,7 @@ def report(
             _check_run(folder)
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
         write_report(folders, page)
-        typer.echo(f"Report: {page}")
+        say(f"Report: {page}")
 
 
 app.command()(split)
@@ -317,11 +331,11 @@ def list_(
             raise UserError(unknown("list", kind, list(_LISTS)))
         rows = _LISTS[kind]()
         if as_json:
-            typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+            say_json(rows)
             return
         width = max(map(len, rows))
         for name, about in rows.items():
-            typer.echo(f"{name:{width}}  {about}".rstrip())
+            say(f"{name:{width}}  {about}".rstrip())
 
 
 def main() -> None:

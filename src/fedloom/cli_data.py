@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections import Counter
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli_options import FAILED, Debug, Json, courteous
+from fedloom.cli_options import FAILED, Commands, Debug, Json, courteous, say, say_json
+from fedloom.terminal import one_line
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ CLASSES = 12
 
 data = typer.Typer(
     name="data",
+    cls=Commands,
     help="Check data sets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -64,12 +65,12 @@ def check(
 
             raise UserError(unknown("data set", name, list(DATASETS)))
         if root is not None and sys.stderr.isatty():
-            typer.echo("Decoding every picture; for large data sets that takes minutes.", err=True)
+            say("Decoding every image; for large data sets that takes minutes.", err=True)
         report = checked(name, root, variant)
-    if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    else:
-        typer.echo("\n".join(lines(report)))
+        if as_json:
+            say_json(report.to_json())
+        else:
+            say("\n".join(map(one_line, lines(report))))
     raise typer.Exit(0 if report.usable else FAILED)
 
 

@@ -1,17 +1,40 @@
-"""Options that commands share, and how they tell a user's mistake."""
+"""Options that commands share, the door through which they print, and how they end. See docs/exit-codes.md."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from fedloom.types import UserError
+from fedloom.failures import explained, sentence
+from fedloom.interrupts import exit_code, stoppable
+from fedloom.terminal import message, printable, printable_json
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
-"""Exit codes: a part of the work failed; the user has to change something; Ctrl-C."""
+FAILED, USER_ERROR, UNHEARD = 1, 2, 141
+"""Exit codes: a part of the work failed, or fedloom itself; the user has to change something; nobody reads on."""
+
+# The class by which a wrong option or argument is reported: typer's own, or in older versions click's.
+_Usage: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class Commands(TyperGroup):
+    """A group of commands that is as careful with what it was given as the commands are."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except _Usage as error:
+            held = vars(error)
+            held["message"] = printable(held["message"])
+            raise
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -52,13 +75,76 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard outpu
 Debug = Annotated[bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")]
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text; what would act on the terminal is written out, and what it cannot show is escaped."""
+    _print(printable(text), err, nl)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON to standard output."""
+    _print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), False, True)
+
+
+def _print(text: str, err: bool, nl: bool) -> None:
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err, nl=nl)
+
+
+def complain(text: str) -> None:
+    """Print a sentence, or a list of mistakes, to standard error."""
+    _print(f"fedloom: {message(text)}", True, True)
+
+
 @contextmanager
-def courteous(debug: bool) -> Iterator[None]:
-    """Tell a user's mistake in its own words, without a traceback."""
+def courteous(debug: bool, begun: str = "") -> Iterator[None]:
+    """Run a command: whatever ends it is told in a sentence, with a traceback only where it was asked for.
+
+    Args:
+        debug: Print the traceback too.
+        begun: What to say about the work after "interrupted", where a signal ends the command.
+    """
+    try:
+        with stoppable():
+            yield
+    except KeyboardInterrupt as stop:
+        _unheard()
+        with whoever_listens():
+            complain(f"interrupted; {begun}" if begun else "interrupted")
+        raise typer.Exit(exit_code(stop)) from None
+    except BrokenPipeError:
+        _unheard()
+        raise typer.Exit(UNHEARD) from None
+    except (typer.Exit, _Usage):
+        raise
+    except Exception as error:
+        _unheard()
+        mine = explained(error) is None
+        with whoever_listens():
+            if debug:
+                say(traceback.format_exc(), err=True, nl=False)
+            hint = "" if debug or not mine else "; please report it with what --debug prints"
+            complain(f"{sentence(error)}{hint}")
+        raise typer.Exit(FAILED if mine else USER_ERROR) from None
+
+
+@contextmanager
+def whoever_listens() -> Iterator[None]:
+    """Print in this block to whoever reads; that nobody does is no failure."""
     try:
         yield
-    except UserError as error:
-        if debug:
-            raise
-        typer.echo(f"fedloom: {error}", err=True)
-        raise typer.Exit(USER_ERROR) from None
+    except OSError:
+        _unheard()
+
+
+def _unheard() -> None:
+    """Write to nowhere where nobody reads or nothing fits, so that Python does not try again when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        except (AttributeError, ValueError):  # there is no stream, or it was closed
+            pass

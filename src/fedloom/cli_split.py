@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom.cli_options import courteous
+from fedloom.cli_options import courteous, say, say_json
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def split(
         if sampler is not None:
             given = {"train.sampler": ("--sampler", sampler), "train.rounds": ("--rounds", rounds)}
             found = cohorts(experiment_of(given, changes or ()))
-            typer.echo(_json({"rounds": found}) if as_json else cohorts_table(found).text(), nl=as_json)
+            _show({"rounds": found}, None if as_json else cohorts_table(found).text())
             return
         given = {
             "data.name": ("DATASET", dataset),
@@ -80,11 +79,12 @@ def split(
             "scenario.mode": ("--mode", mode),
         }
         value = divided(experiment_of(given, changes or (), scenario))
-        typer.echo(_json(value) if as_json else split_text(value), nl=as_json)
+        _show(value, None if as_json else split_text(value))
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def _show(value: dict[str, Any], text: str | None) -> None:
+    """Print the text, or the value as JSON where there is none."""
+    say_json(value) if text is None else say(text, nl=False)
 
 
 def experiment_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from fedloom.cli_options import FAILED, INTERRUPTED, Changes, Debug, Json, Quiet, Recipe, courteous
+from fedloom.cli_options import (
+    FAILED,
+    Changes,
+    Debug,
+    Json,
+    Quiet,
+    Recipe,
+    complain,
+    courteous,
+    say,
+    say_json,
+    whoever_listens,
+)
+from fedloom.interrupts import exit_code
+from fedloom.terminal import one_line
 from fedloom.types import UserError
 
 
@@ -31,7 +44,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Run every experiment of a grid; the same command goes on after an interruption."""
-    with courteous(debug):
+    with courteous(debug, "nothing was begun"):
         from fedloom.grid import load_grid
         from fedloom.progress import make_passing_progress
         from fedloom.report.tables import counted
@@ -42,17 +55,18 @@ def sweep(
 
         def tell(line: str) -> None:
             if not quiet:
-                typer.echo(line, err=True)
+                with whoever_listens():
+                    say(one_line(line), err=True)
 
         tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
             result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
             again += [word for change in changes or () for word in ("--set", change)]
             again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
-            typer.echo(f"fedloom: interrupted; `{shlex.join(again)}` goes on from there", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            complain(f"interrupted; `{shlex.join(again)}` goes on from there")
+            raise typer.Exit(exit_code(stop)) from None
         _show(result, folder, as_json)
 
 
@@ -60,20 +74,22 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Show the table and where the report lies; exit with 1 where a cell failed."""
     failed = [cell for cell in result["cells"] if cell["state"] == "failed"]
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        say_json(result)
     else:
         from fedloom.report.paired_tables import by_factor, terminal_lines
         from fedloom.report.sweep_tables import terminal_tables
         from fedloom.report.sweeps import read_sweep
 
         found = read_sweep(folder)
-        typer.echo(terminal_tables(found))
+        say(terminal_tables(found))
         if lines := terminal_lines(by_factor(found)):
-            typer.echo(f"{lines}\n")
-        typer.echo(f"Report:  {folder / 'report.html'}")
+            say(f"{lines}\n")
+        say(f"Report:  {folder / 'report.html'}")
     for cell in failed:
-        typer.echo(f"fedloom: {cell['name']} failed: {cell['error']}", err=True)
+        complain(f"{cell['name']} failed: {cell['error']}")
     if failed:
+        count = "one cell" if len(failed) == 1 else f"{len(failed)} cells"
+        complain(f"{count} failed; {folder / 'sweep.json'} says why, and the same command tries again")
         raise typer.Exit(FAILED)
 
 
@@ -88,11 +104,11 @@ def validate_grid(recipe: str, changes: Sequence[str], as_json: bool, *, quick: 
         load_grid(recipe, changes, quick=True)
     if as_json:
         cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
-        typer.echo(json.dumps(cells, indent=2, ensure_ascii=False))
+        say_json(cells)
     else:
         axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
         told = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
-        typer.echo(f"{told}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
+        say(f"{told}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
 
 
 def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
@@ -102,4 +118,4 @@ def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
     from fedloom.report.sweep_page import write_sweep_report
 
     write_sweep_report(folders[0])
-    typer.echo(f"Report: {folders[0] / 'report.html'}")
+    say(f"Report: {folders[0] / 'report.html'}")

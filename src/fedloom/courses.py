@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from fedloom.types import UserError
-
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 End = TypeVar("End")
@@ -115,9 +113,9 @@ def timed(course: Course[Ask, TimedAnswer, End]) -> Course[Ask, TimedAnswer, tup
         seconds += sum(answer.seconds for answer in answers)
 
 
-def settled(course: Course[Ask, Answer, End]) -> Course[Ask, Answer, End | UserError]:
-    """Return the mistake that ends a course instead of raising it, so that those beside it go on."""
+def settled(course: Course[Ask, Answer, End]) -> Course[Ask, Answer, End | Exception]:
+    """Return the exception that ends a course instead of raising it, so that those beside it go on."""
     try:
         return (yield from course)
-    except UserError as error:
+    except Exception as error:
         return error

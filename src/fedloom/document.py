@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.composer import ComposerError
 
+from fedloom.terminal import one_line
+
 KeyPath = tuple[str | int, ...]
 
-MAX_CHARACTERS = 1_000_000
+MAX_BYTES = 10_000_000
+"""What a file may have to be read at all."""
+MAX_CHARACTERS = 200_000
+"""Of a document, which takes some seconds to read; the largest recipe of ours has 5,000."""
 MAX_DEPTH = 20
+LONGEST_KEY = 400
 
 
 class Place(NamedTuple):
@@ -38,7 +44,7 @@ class Mistake(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
+        return one_line(f"{self.place}: {self.message}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def read(text: str, source: str) -> Document:
     """Read one YAML or JSON document.
 
     Args:
-        text: The document, at most a million characters.
+        text: The document, at most 200,000 characters.
         source: The name to give in places.
 
     Returns:
@@ -220,11 +226,14 @@ def override(document: Document, text: str, is_text: Callable[[KeyPath], bool]) 
 def read_change(text: str, is_text: Callable[[KeyPath], bool]) -> tuple[KeyPath, Document]:
     """Take `key.path=value` apart; what is wrong with it is among the value's mistakes. See `override`."""
     key, equals, raw = text.partition("=")
+    if len(key) > LONGEST_KEY or key.count(".") >= MAX_DEPTH:
+        message = f"a key has at most {LONGEST_KEY} characters and {MAX_DEPTH} parts"
+        return (key[:LONGEST_KEY],), _unread(Place(f"--set {key[:LONGEST_KEY]}…"), message)
     path: KeyPath = tuple(key.strip().split("."))
     place = Place(f"--set {key.strip()}")
     if not equals or not all(path):
         message = "must look like key=value, for example --set train.lr=3e-4"
-        return path, _unread(Place(f"--set {text}"), message)
+        return path, _unread(Place(f"--set {text[:LONGEST_KEY]}"), message)
     given = read(raw, place.source)
     value = raw.strip() if isinstance(given.value, bool | int | float) and is_text(path) else given.value
     places = dict.fromkeys(given.values, place)
@@ -242,6 +251,19 @@ def part(document: Document, path: KeyPath) -> Document:
         for places in (document.keys, document.values)
     )
     return Document(document.source, value, keys, values)
+
+
+def branches(document: Document) -> dict[str | int, Document]:
+    """Return what stands below each key or index of the outermost value, as `part` does, in one pass."""
+    value = document.value
+    keys: dict[str | int, dict[KeyPath, Place]] = {}
+    values: dict[str | int, dict[KeyPath, Place]] = {}
+    for places, found in ((document.keys, keys), (document.values, values)):
+        for path, place in places.items():
+            if path:
+                found.setdefault(path[0], {})[path[1:]] = place
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: Document(document.source, one, keys.get(key, {}), values.get(key, {})) for key, one in inner}
 
 
 def without(document: Document, names: Collection[str]) -> Document:

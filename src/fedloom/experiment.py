@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedloom.document import Document, KeyPath, override, read
+from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
     DEFAULT_METHODS,
@@ -35,16 +35,19 @@ from fedloom.mistakes import (
     schema_of,
     unknown,
 )
+from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
+    MOST_NAMES,
     Adaptive,
     Argument,
+    Arguments,
     Data,
     Engine,
     Evaluate,
     Gate,
     Index,
-    MethodName,
+    MethodNames,
     Model,
     Prompt,
     Scenario,
@@ -97,13 +100,13 @@ class Experiment(Section):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+    methods: MethodNames = Field(
         default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
-    algorithms: Mapping[Text, Mapping[Text, Argument]] = Field(
+    algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
         default={}, description="Arguments of algorithms and modifiers, by name."
     )
     evaluate: Evaluate = Evaluate()
@@ -345,19 +348,14 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
     shipped = recipes()
     if path_or_recipe in shipped:
         return shipped[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
-    path = Path(path_or_recipe)
     try:
-        return path.read_text(encoding="utf-8-sig"), path_or_recipe
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path_or_recipe} is not text in UTF-8: byte {error.start} cannot be read") from None
+        return read_text(Path(path_or_recipe), MAX_BYTES).removeprefix("\ufeff"), path_or_recipe
     except FileNotFoundError:
         hint = did_you_mean(path_or_recipe, list(shipped))
         names = ", ".join(shipped)
         raise UserError(
             f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path_or_recipe} cannot be read: {error.strerror}") from None
 
 
 SWEEP_KEYS = ("grid", "quick", "published")

@@ -37,6 +37,7 @@ from fedloom.sections import Published, Section
 from fedloom.types import UserError
 
 MOST_CELLS = 10_000
+MOST_BAD = 1_000  # cells with mistakes after which no more are looked at
 MOST_FOLDER = 60  # characters of a cell's name in its folder's
 
 
@@ -191,7 +192,8 @@ def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tup
         message = f"the grid has {count:,} cells; at most {MOST_CELLS:,} are possible"
         mistakes.append(Mistake(base.place(()), message))
         return ()
-    cells, found = list[Cell](), dict[Mistake, list[tuple[Point, ...]]]()
+    cells, tried, bad = list[Cell](), list[tuple[Point, ...]](), 0
+    found = dict[Mistake, list[tuple[Point, ...]]]()
     for points in itertools.product(*(axis.points for axis in axes)):
         document = base
         for point in points:
@@ -200,10 +202,14 @@ def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tup
         experiment, wrong = check(Experiment, document)
         for mistake in dict.fromkeys(wrong):
             found.setdefault(mistake, []).append(points)
+        tried.append(points)
+        bad += bool(wrong)
+        if bad == MOST_BAD:
+            break
         if experiment is not None and not wrong:
             cells.append(_cell(axes, points, experiment))
     mistakes += [
-        Mistake(place, message + _where(axes, combinations, Mistake(place, message), count))
+        Mistake(place, message + _where(axes, combinations, Mistake(place, message), tried))
         for (place, message), combinations in found.items()
     ]
     return tuple(cells)
@@ -236,7 +242,10 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _where(
-    axes: Sequence[Axis], combinations: Sequence[tuple[Point, ...]], mistake: Mistake, count: int
+    axes: Sequence[Axis],
+    combinations: Sequence[tuple[Point, ...]],
+    mistake: Mistake,
+    tried: Sequence[tuple[Point, ...]],
 ) -> str:
     """Name the values of the axes that a mistake depends on; nothing where it stands in the base."""
     named = []
@@ -247,9 +256,9 @@ def _where(
             for points in combinations
             for _, branch in points[index].changes
         )
-        if set_here or len(labels) < len(axis.points):
+        if set_here or len(labels) < len({_text(points[index].label) for points in tried}):
             named.append(f"{axis.name}: {', '.join(labels)}")
-    if not named and len(combinations) < count:
+    if not named and len(combinations) < len(tried):
         labels = [_text(point.label) for point in combinations[0]]
         named = [f"for example {', '.join(labels)}"]
     return f" (in the grid with {'; '.join(named)})" if named else ""

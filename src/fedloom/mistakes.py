@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from fedloom.document import Document, KeyPath, Mistake, dotted
+from fedloom.terminal import one_line
 from fedloom.types import UserError
+
+LISTED = 20
+"""Mistakes that are listed one by one; the others are counted."""
+GUESSED = 100
+"""Mistakes of a document for which it is guessed what was meant."""
+LONGEST_WORD = 100
+"""Characters of a word that may be a mistyped name."""
 
 Schema = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -75,17 +83,17 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
             if not paths - wrong:
                 break
             wrong |= paths
-            for path in paths:
-                value = _without(value, path)
+            value = _without(value, paths)
     return found, mistakes
 
 
 def told(source: str, mistakes: Sequence[Mistake]) -> str:
-    """Write mistakes as a user sees them: how many, then one a line, in the order of the file."""
+    """Write mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
-    count = "one mistake" if len(ordered) == 1 else f"{len(ordered)} mistakes"
-    return "\n  ".join([f"{count} in {source}", *map(str, ordered)])
+    count = "one mistake" if len(ordered) == 1 else f"{len(ordered):,} mistakes"
+    more = [f"and {len(ordered) - LISTED:,} more"] if len(ordered) > LISTED else []
+    return "\n  ".join([f"{count} in {one_line(source)}", *map(str, ordered[:LISTED]), *more])
 
 
 def _mistakes(
@@ -94,17 +102,20 @@ def _mistakes(
     """Return what one pass found, and the keys to leave out in the next."""
     schema, found, paths = schema_of(model), [], set[KeyPath]()
     rows = error.errors(include_url=False)
+    around = {row["loc"][:length] for row in rows for length in range(len(row["loc"]))}
     for row in rows:
         if row["type"] == "conflict":
             for path, message, others in row.get("ctx", {})["conflicts"]:
-                if not any(key[: len(bad)] == bad for key in (path, *others) for bad in wrong):
+                if not any(key[:end] in wrong for key in (path, *others) for end in range(len(key) + 1)):
                     found.append(Mistake(document.place(path, of_key=True), message))
             continue
         path: KeyPath = row["loc"]
-        if any(other["loc"] != path and other["loc"][: len(path)] == path for other in rows):
+        if path in around:
             continue  # a list whose items are wrong also counts as too short
         unknown = row["type"] == "extra_forbidden"
-        found.append(Mistake(document.place(path, of_key=unknown), explain(schema, path, row, value)))
+        # Guessing what was meant takes a while; nobody reads a hundred guesses.
+        message = explain(schema, path, row, value, guess=len(found) < GUESSED)
+        found.append(Mistake(document.place(path, of_key=unknown), message))
         # A list with a bad item is left out whole, so that the places of its other items stay true.
         paths.add(path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))])
     return found, paths
@@ -116,15 +127,31 @@ def schema_of(model: type[BaseModel]) -> Schema:
     return model.model_json_schema()
 
 
-def _without(value: Any, path: KeyPath) -> Any:
-    if not path or not isinstance(value, dict):
-        return {}
-    inner = dict(value)
-    below = inner.pop(path[0], None)
-    return inner if len(path) == 1 else {**inner, path[0]: _without(below, path[1:])}
+def _without(value: Any, paths: Iterable[KeyPath]) -> Any:
+    """Return a value without what stands at some paths."""
+    below: dict[str | int, list[KeyPath]] = {}
+    for path in paths:
+        if not path or not isinstance(value, dict):
+            return {}
+        below.setdefault(path[0], []).append(path[1:])
+    if not below:
+        return value
+    return {
+        key: _without(inner, below.get(key, ()))
+        for key, inner in value.items()
+        if () not in below.get(key, ())
+    }
 
 
-def explain(schema: Schema, path: KeyPath, row: Mapping[str, Any], value: Any, *, above: KeyPath = ()) -> str:
+def explain(
+    schema: Schema,
+    path: KeyPath,
+    row: Mapping[str, Any],
+    value: Any,
+    *,
+    above: KeyPath = (),
+    guess: bool = True,
+) -> str:
     """Say what one row of a `ValidationError` means.
 
     Args:
@@ -133,11 +160,12 @@ def explain(schema: Schema, path: KeyPath, row: Mapping[str, Any], value: Any, *
         row: One of `ValidationError.errors()`.
         value: The whole value that was checked.
         above: The key path at which that value stands.
+        guess: Say which key was likely meant in place of an unknown one.
     """
     key = dotted((*above, *path)) or "the experiment"
     if row["type"] == "extra_forbidden":
         here = list(_properties(schema, schema_at(schema, path[:-1])))
-        meant = _meant_key(schema, path, here)
+        meant = _meant_key(schema, path, here) if guess else None
         hint = f". Did you mean {dotted((*above, *meant))}?" if meant else "."
         return f"{key} is not a known key{hint} Allowed here: {', '.join(here)}"
     if row["type"] == "choice":
@@ -164,9 +192,17 @@ def nearest(word: str, choices: Sequence[str]) -> str | None:
         >>> nearest("fedavgg", ["fedadam", "fedavg"]), nearest("x", ["fedavg"])
         ('fedavg', None)
     """
-    rated = [(SequenceMatcher(None, word.lower(), choice.lower()).ratio(), choice) for choice in choices]
-    ratio, choice = max(rated, default=(0.0, ""), key=lambda pair: pair[0])
-    return choice if ratio >= 0.5 else None
+    best, found = 0.5, None
+    for choice in choices if len(word) <= LONGEST_WORD else ():
+        pair = SequenceMatcher(None, word.lower(), choice.lower())
+        # The first two are quick upper bounds of the third.
+        for bound in (pair.real_quick_ratio, pair.quick_ratio, pair.ratio):
+            ratio = bound()
+            if ratio < best or (found is not None and ratio == best):
+                break
+        else:
+            best, found = ratio, choice
+    return found
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
@@ -264,9 +300,11 @@ def expected(schema: Schema, part: Schema) -> str:
     if part.get("type") == "object" and "properties" in part:
         return f"a mapping with keys from {', '.join(part['properties'])}"
     if part.get("type") == "object":
-        return "a mapping from names to values"
+        most = f", at most {part['maxProperties']} of them" if "maxProperties" in part else ""
+        return f"a mapping from names to values{most}"
     if part.get("type") == "array":
-        return f"a list, each item {expected(schema, part['items'])}, and not empty"
+        most = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
+        return f"a list, each item {expected(schema, part['items'])}, and not empty{most}"
     bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
     return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
 

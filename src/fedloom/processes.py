@@ -23,6 +23,8 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from fedloom.failures import explained, sentence
+from fedloom.interrupts import deferred, ignored
 from fedloom.types import UserError
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ FRAME = struct.Struct("<BQ")
 MESSAGE, FAILURE, END = 0, 1, 2
 PIPE = 2**20
 """Bytes that may wait between two processes."""
+_FEWER = "try --set engine.workers=1, and a sweep without --jobs"
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of prctl."""
 
@@ -49,12 +52,20 @@ def threads_each(processes: int) -> int:
     return max(1, torch.get_num_threads() // processes)
 
 
-def forked(parts: Sequence[Part], threads: int) -> Iterator[tuple[int, bytes]]:
+Lost = Callable[[int, str], None]
+"""Takes the number of a part that will not end, and why: "was killed (SIGKILL)"."""
+
+
+def forked(parts: Sequence[Part], threads: int, lost: Lost | None = None) -> Iterator[tuple[int, bytes]]:
     """Do each part in a process of its own.
+
+    The processes hear no signal that asks to end; whoever stops listening to this iterator ends them.
 
     Args:
         parts: What to do.
         threads: Threads of each process, ≥ 1.
+        lost: Called in place of raising where a part raised something or its process was killed; the other parts
+            go on.
 
     Yields:
         (number of the part, message), in the order of messages within a part and as they come between parts.
@@ -67,16 +78,15 @@ def forked(parts: Sequence[Part], threads: int) -> Iterator[tuple[int, bytes]]:
     pipes: list[int] = []
     try:
         for part in parts:
-            read, write = os.pipe()
-            pid = _fork()
-            if pid == 0:
-                for other in (read, *pipes):
-                    os.close(other)
-                _work(part, write, threads)
-            os.close(write)
-            pipes.append(read)
-            running[read] = pid
-        yield from _messages(pipes, running)
+            with deferred():  # a signal must find either no copy, or one that is known here
+                read, write = os.pipe()
+                pid = _fork()
+                if pid == 0:
+                    _work(part, write, threads, (read, *pipes))
+                os.close(write)
+                pipes.append(read)
+                running[read] = pid
+        yield from _messages(pipes, running, lost)
     finally:
         for read, pid in running.items():
             os.kill(pid, signal.SIGKILL)
@@ -133,11 +143,13 @@ def _fork() -> int:
         return os.fork()
 
 
-def _work(part: Part, write: int, threads: int) -> NoReturn:
+def _work(part: Part, write: int, threads: int, others: Sequence[int]) -> NoReturn:
     """Do a part in the copy; never return into the original's code."""
     try:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the original hears it too and ends its copies
+        ignored()  # the original hears signals too and ends its copies
+        for other in others:
+            os.close(other)
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE)
         torch.set_num_threads(threads)
         for message in part():
@@ -146,9 +158,9 @@ def _work(part: Part, write: int, threads: int) -> NoReturn:
     except BrokenPipeError:
         pass  # nobody listens any more
     except BaseException as error:
-        mistake = isinstance(error, UserError)
-        said = str(error) if mistake else traceback.format_exc()
-        _send(write, FAILURE, json.dumps([mistake, said]).encode())
+        mistake = explained(error) is not None
+        told = sentence(error) if mistake else f"{sentence(error)}\n{traceback.format_exc()}"
+        _send(write, FAILURE, json.dumps([mistake, told]).encode())
     finally:
         os._exit(0)
 
@@ -159,8 +171,10 @@ def _send(write: int, kind: int, message: bytes) -> None:
         rest = rest[os.write(write, rest) :]
 
 
-def _messages(pipes: Sequence[int], running: dict[int, int]) -> Iterator[tuple[int, bytes]]:
-    """Read what comes until every process has said that it is done."""
+def _messages(
+    pipes: Sequence[int], running: dict[int, int], lost: Lost | None
+) -> Iterator[tuple[int, bytes]]:
+    """Read what comes until every process has said that it is done, or is lost."""
     waiting = {read: bytearray() for read in pipes}
     with selectors.DefaultSelector() as selector:
         for read in pipes:
@@ -169,22 +183,38 @@ def _messages(pipes: Sequence[int], running: dict[int, int]) -> Iterator[tuple[i
             for key, _ in selector.select():
                 read = key.fd
                 piece = os.read(read, PIPE)
-                if not piece:
-                    raise UserError(
-                        "a worker process was killed, perhaps because memory ran out; try --set engine.workers=1, "
-                        "and a sweep without --jobs"
-                    )
+                number, ended = pipes.index(read), not piece
                 waiting[read] += piece
+                failure = "" if piece else None
                 for kind, message in _frames(waiting[read]):
+                    if kind == MESSAGE:
+                        yield number, message
+                        continue
+                    ended = True
                     if kind == FAILURE:
-                        mistake, said = json.loads(message)
-                        raise UserError(said) if mistake else RuntimeError(f"in a worker process:\n{said}")
-                    if kind == END:
-                        selector.unregister(read)
-                        os.waitpid(running.pop(read), 0)
-                        os.close(read)
-                    else:
-                        yield pipes.index(read), message
+                        mistake, failure = json.loads(message)
+                        if lost is None:
+                            raise UserError(failure) if mistake else RuntimeError(failure)
+                if not ended:
+                    continue
+                selector.unregister(read)
+                os.close(read)
+                _, status = os.waitpid(running.pop(read), 0)
+                if failure is None:
+                    failure = _death(status)
+                    if lost is None:
+                        raise UserError(f"a worker process {failure}; {_FEWER}")
+                if failure and lost is not None:
+                    lost(number, failure.partition("\n")[0])
+
+
+def _death(status: int) -> str:
+    """Say how a process ended that did not say so itself."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    reason = ", perhaps because memory ran out" if -code == signal.SIGKILL else ""
+    return f"was killed ({signal.Signals(-code).name}){reason}"
 
 
 def _frames(waiting: bytearray) -> Iterator[tuple[int, bytes]]:

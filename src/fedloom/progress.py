@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, final
 
+from fedloom.terminal import one_line
+
 
 @final
 class Progress:
@@ -43,6 +45,7 @@ class Progress:
     def stage(self, name: str, total: int) -> None:
         """Begin a stage of `total` steps."""
         self._end_stage()
+        name = one_line(name)
         self._name, self._done, self._total, self._figures = name, 0, total, {}
         self._begun = self._told = self._clock()
         if self._bar is not None:
@@ -66,9 +69,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Write a line of text."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(one_line(text), markup=False, highlight=False, emoji=False)
         else:
-            self._line(text)
+            self._line(one_line(text))
 
     def close(self) -> None:
         """End the last stage and give the terminal back; the next stage takes it again."""
@@ -94,8 +97,12 @@ class Progress:
         return ", ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
 
     def _line(self, text: str) -> None:
-        if self._stream is not None:
+        if self._stream is None:
+            return
+        try:
             print(text, file=self._stream, flush=True)
+        except (OSError, UnicodeEncodeError):
+            self._stream = None  # nobody reads any more; the work goes on
 
 
 def duration(seconds: float) -> str:
@@ -147,4 +154,4 @@ def make_passing_progress(quiet: bool) -> Progress:
 
 
 def _draws() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

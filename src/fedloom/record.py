@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedloom.failures import explained
 from fedloom.types import UserError
 
 CHECK = "crc32"
@@ -92,9 +93,14 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = (
+                str(path),
+                None,
+            )  # a full disk does not say whose bytes did not fit
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -116,18 +122,15 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
         largest: Bytes that it may have.
 
     Raises:
-        UserError: It is not UTF-8, too large, or a pipe, a device or a folder.
-        OSError: It is missing or cannot be read.
+        UserError: It cannot be read, is not UTF-8, too large, or a pipe, a device or a folder.
+        FileNotFoundError: It is missing.
     """
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if kind := _NO_FILES.get(stat.S_IFMT(os.fstat(number).st_mode)):
-            raise UserError(f"{path} is {kind}; a file is needed")
-        with open(number, "rb", closefd=False) as file:
-            content = file.read(largest + 1)
-    finally:
-        os.close(number)
+        content = _content(path, largest)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(explained(error) or str(error)) from None
     if len(content) > largest:
         raise UserError(f"{path} is larger than {largest:,} bytes, which no such file is")
     try:
@@ -135,6 +138,19 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text") from None
+
+
+def _content(path: Path, largest: int) -> bytes:
+    """Read the first bytes of a file, one more than are wanted where there are more."""
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if kind := _NO_FILES.get(stat.S_IFMT(os.fstat(number).st_mode)):
+            raise UserError(f"{path} is {kind}; a file is needed")
+        with open(number, "rb", closefd=False) as file:
+            return file.read(largest + 1)
+    finally:
+        os.close(number)
 
 
 def parse_object(path: Path, text: str, line: int = 1) -> dict[str, Any]:
@@ -173,8 +189,8 @@ def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, A
     """
     try:
         value = parse_object(path, read_text(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except FileNotFoundError as error:
+        raise UserError(explained(error) or str(error)) from None
     for key, kind in (keys or {}).items():
         expect(path, value, key, kind)
     return value

@@ -107,7 +107,7 @@ def run_cells(
     progress: Progress,
     models: Models,
     begun: Callable[[int], None],
-    ended: Callable[[int, Result | UserError], None],
+    ended: Callable[[int, Result | Exception], None],
 ) -> None:
     """Run the first of some cells of a sweep, and beside it others, as far as that is wanted.
 
@@ -116,7 +116,7 @@ def run_cells(
         progress: Told how far they have come.
         models: Models to use again, and where to put one that is loaded.
         begun: Called with a cell's place when it begins; those it is not called with are not run.
-        ended: Called with its place and result when it is done, or with the mistake that stops it alone.
+        ended: Called with its place and result when it is done, or with what stops it alone.
     """
     wanted = lru_cache(maxsize=1)(cells_together)
 

@@ -23,6 +23,9 @@ from fedloom.methods import parse_method
 from fedloom.mistakes import choice_error, unknown
 from fedloom.types import UserError
 
+MOST_NAMES = 100
+"""Methods of an experiment, algorithms with arguments, and arguments of one."""
+
 
 def _argument(value: Any) -> bool | int | float | str:
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
@@ -38,14 +41,33 @@ def _name_of_method(name: str) -> str:
     return name
 
 
+def _possible_path(path: str) -> str:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise choice_error("half a character cannot stand in a path") from None
+    if "\0" in path:
+        raise choice_error("a zero character cannot stand in a path")
+    return path
+
+
+def _not_too_many(names: Any) -> Any:
+    if isinstance(names, list | tuple) and len(names) > MOST_NAMES:
+        raise choice_error(f"at most {MOST_NAMES} methods can be compared, not {len(names):,}")
+    return names
+
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 PathText = Annotated[
-    Text, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path)
+    Text,
+    BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
+    AfterValidator(_possible_path),
 ]
 MethodName = Annotated[Text, AfterValidator(_name_of_method)]
+MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -54,6 +76,7 @@ Wording = Literal["present", "original", "relaxed", "agnostic", "strict", "none"
 Argument = Annotated[
     bool | int | float | str, PlainValidator(_argument, json_schema_input_type=bool | int | float | str)
 ]
+Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,10 +15,12 @@ from typing import Any, Literal
 
 from fedloom import __version__
 from fedloom.experiment import Experiment
+from fedloom.failures import sentence
 from fedloom.folder import alone, discard, finished, temporary
 from fedloom.grid import Cell, Grid
 from fedloom.manifest import LOCK, write_sealed
 from fedloom.progress import Progress, duration
+from fedloom.record import read_json, read_text
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
 from fedloom.report.tables import counted
@@ -182,11 +185,23 @@ def _begin(grid: Grid, folder: Path) -> list[Row]:
 def _held(folder: Path) -> list[tuple[str, str]]:
     """Return the run folders in a sweep folder with the digests of their experiments."""
     files = sorted((folder / "cells").glob("*/experiment.json"))
-    found = [(file, Experiment.from_json(file.read_text(encoding="utf-8"), str(file))) for file in files]
-    return [(f"cells/{file.parent.name}", experiment.digest) for file, experiment in found]
+    found = list[tuple[str, str]]()
+    for file in files:
+        with suppress(UserError):  # a damaged one is told where its cell is looked at
+            digest = Experiment.from_json(read_text(file), str(file)).digest
+            found.append((f"cells/{file.parent.name}", digest))
+    return found
 
 
 def _seen(folder: Path, row: Row) -> Row:
+    """Look how far a cell has come; one whose folder is damaged has failed, and the others go on."""
+    file = folder / row.folder / "experiment.json"
+    try:
+        if file.exists():
+            Experiment.from_json(read_text(file), str(file))
+    except UserError as error:
+        message = f"{str(error).partition(chr(10))[0]}; delete {file.parent} to run the cell again"
+        return replace(row, state="failed", error=message)
     return replace(row, state="done") if finished(folder / row.folder) else row
 
 
@@ -205,11 +220,11 @@ def _run_some(
         index, _ = kin[place]
         put(index, replace(rows[index], state="begun"))
 
-    def ended(place: int, result: dict[str, Any] | UserError) -> None:
+    def ended(place: int, result: dict[str, Any] | Exception) -> None:
         index, _ = kin[place]
         progress.close()
-        if isinstance(result, UserError):
-            put(index, replace(rows[index], state="failed", error=str(result)))
+        if isinstance(result, Exception):
+            put(index, replace(rows[index], state="failed", error=sentence(result)))
         else:
             put(index, replace(rows[index], state="done"))
 
@@ -226,11 +241,37 @@ def _run_jobs(
     put: Callable[[int, Row], None],
     jobs: int,
 ) -> None:
-    """Run cells in several processes; each takes the next one that waits when it has ended one."""
-    from fedloom.processes import can_fork, forked, threads_each
+    """Run cells in several processes; each takes the next one that waits when it has ended one.
+
+    The cell of a process that is killed has failed; other processes take over what waits.
+    """
+    from fedloom.processes import can_fork
 
     if not can_fork():
         raise UserError("--jobs: this system cannot copy a process; leave --jobs out")
+    left = dict(cells)
+    while left:
+        _deal(folder, rows, left, put, jobs)
+        before, left = left, {index: one for index, one in left.items() if rows[index].state == "waiting"}
+        if len(left) == len(before):
+            return  # no process got as far as beginning a cell
+
+
+def _deal(
+    folder: Path,
+    rows: Sequence[Row],
+    cells: Mapping[int, Experiment],
+    put: Callable[[int, Row], None],
+    jobs: int,
+) -> None:
+    """Deal cells out to processes until all cells are taken, or no process is left."""
+    from fedloom.processes import forked, threads_each
+
+    at: dict[int, int] = {}
+
+    def lost(number: int, reason: str) -> None:
+        if (index := at.pop(number, None)) is not None:
+            put(index, replace(rows[index], state="failed", error=f"its process {reason}"))
 
     def job() -> Iterator[bytes]:
         models: dict[Any, Any] = {}
@@ -243,8 +284,12 @@ def _run_jobs(
     with TemporaryFile(buffering=0) as queue:
         queue.write(b"".join(PLACE.pack(index) for index in cells))
         queue.seek(0)
-        for _, message in forked([job] * min(jobs, len(cells)), threads_each(jobs)):
+        for number, message in forked([job] * min(jobs, len(cells)), threads_each(jobs), lost):
             index, state, error = json.loads(message)
+            if state == "begun":
+                at[number] = index
+            else:
+                del at[number]
             put(index, replace(rows[index], state=state, error=error))
 
 
@@ -252,9 +297,9 @@ def _run_one(cell: tuple[Experiment, Path], models: dict[Any, Any]) -> str | Non
     """Run a cell by itself and return the mistake that stopped it, if one did."""
     from fedloom.runner import run_cells
 
-    ends: list[dict[str, Any] | UserError] = []
+    ends: list[dict[str, Any] | Exception] = []
     run_cells([cell], Progress(None), models, lambda _: None, lambda _, end: ends.append(end))
-    return str(ends[0]) if isinstance(ends[0], UserError) else None
+    return sentence(ends[0]) if isinstance(ends[0], Exception) else None
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
@@ -289,7 +334,7 @@ def _line(folder: Path, rows: Sequence[Row], index: int, mean: float) -> str:
     """Tell how a cell ended, and the time left if those to come take as long as those before."""
     row, waiting = rows[index], sum(one.state == "waiting" for one in rows)
     if row.state == "done":
-        told = headline(json.loads((folder / row.folder / "result.json").read_text(encoding="utf-8")))
+        told = headline(read_json(folder / row.folder / "result.json", {"scores": dict}))
     else:
         told = f"failed: {row.error}"
     left = f"; about {duration(mean * waiting)} left" if waiting else ""

@@ -27,7 +27,7 @@ from fedloom.models.features import cache_folder
 from fedloom.models.recompute import recomputing
 from fedloom.record import Clock
 from fedloom.training import Setting, Trained, Training, workers_of
-from fedloom.types import ClientUpdate, UserError
+from fedloom.types import ClientUpdate
 
 CELLS = 8
 """Cells of a sweep that go on in step at most, so that some are done before long."""
@@ -48,7 +48,7 @@ def train_together(asked: Sequence[Training]) -> list[Trained]:
             for one, clock in zip(asked, clocks, strict=True)
         ]
         standings = iter(_in_step(asked, list(chain.from_iterable(parts))))
-    except UserError as error:
+    except Exception as error:  # a full disk or too little memory stops one training, and not those beside it
         if len(asked) == 1:
             return [Trained(error, time.perf_counter() - begun)]
         half = len(asked) // 2
@@ -175,7 +175,7 @@ def cells_together(first: Training) -> int:
             return 1
         with compiling(setting.tuned.vlm, engine.compile):
             wide = _measured(setting, works, MOST * workers)
-    except UserError:
+    except Exception:
         return 1  # the cell says what is wrong when it trains
     rows = wide.rows if engine.side_by_side == "auto" else engine.side_by_side
     return 1 if rows == 1 else min(CELLS, math.ceil(WINDOW * rows * wide.workers / _clients(runs)))

@@ -128,11 +128,11 @@ class Trained:
     """What a training came to.
 
     Attributes:
-        ended: Where its runs stand, or the mistake that stopped one of them.
+        ended: Where its runs stand, or what stopped one of them.
         seconds: Its own share of the time.
     """
 
-    ended: list[Standing] | UserError
+    ended: list[Standing] | Exception
     seconds: float
 
 
@@ -173,7 +173,7 @@ def train_method(
     for number in range(len(setting.stages)):
         label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
         (trained,) = yield [Training(setting, label, partial(runs, number, standings))]
-        if isinstance(trained.ended, UserError):
+        if isinstance(trained.ended, Exception):
             raise trained.ended
         standings = trained.ended
     return standings

@@ -1,0 +1,129 @@
+"""Failures in one sentence: what happened, where, and what would help."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedloom.types import UserError
+
+_PACKAGE = Path(__file__).parent
+
+_FULL = "no space is left on the disk; make room, or write elsewhere with --out"
+_OPEN = "too many files are open; allow more with `ulimit -n`, or use fewer workers and jobs"
+_MACHINE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: "the disk quota is used up; make room, or write elsewhere with --out",
+    errno.EFBIG: "the file is larger than this system allows",
+    errno.EROFS: "this file system is read-only; write elsewhere with --out",
+    errno.EACCES: "permission is denied; change its permissions, or write elsewhere with --out",
+    errno.EPERM: "permission is denied; change its permissions, or write elsewhere with --out",
+    errno.ENOENT: "it is not there, or no longer",
+    errno.EEXIST: "it is there already",
+    errno.ENOTEMPTY: "the folder is not empty",
+    errno.EISDIR: "it is a folder; a file is needed",
+    errno.ENOTDIR: "a part of this path is a file; a folder is needed",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its links go round in a circle",
+    errno.EMFILE: _OPEN,
+    errno.ENFILE: _OPEN,
+    errno.ENXIO: "it is a pipe, a socket or a device; a file is needed",
+    errno.EIO: "the disk, or the terminal, failed (input/output error)",
+    errno.ESTALE: "the network disk lost it; begin again when it is back",
+    errno.EAGAIN: "the system allows no more processes or threads; use fewer workers and jobs",
+}
+_MEMORY = "memory ran out; try a smaller train.batch_size, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def explained(error: BaseException) -> str | None:
+    """Say in a sentence what the user's machine or files lack, or None where the fault is another.
+
+    Example:
+        >>> explained(OSError(errno.ENOSPC, "No space left on device", "runs/a/result.json"))
+        'runs/a/result.json: no space is left on the disk; make room, or write elsewhere with --out'
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or _short_of_memory(error):
+        return f"{_MEMORY}{_detail(error)}"
+    if isinstance(error, OSError):
+        return _of_system(error)
+    if isinstance(error, UnicodeError):
+        return f"text that is not UTF-8 was met{_detail(error)}, {_noticed(error)}"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply to be read, {_noticed(error)}"
+    return None
+
+
+def sentence(error: BaseException) -> str:
+    """Say in a sentence what failed; of an error of fedloom's own, its type, message and place.
+
+    Example:
+        >>> sentence(KeyError("round"))
+        "internal error: KeyError: 'round'"
+    """
+    said = explained(error)
+    if said is not None:
+        return said
+    place = _noticed(error, "")
+    return f"internal error: {type(error).__name__}{_detail(error, ': {}')}{f' ({place})' if place else ''}"
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Raise a `UserError` in place of what the machine or the files lack; the original stays its cause.
+
+    For a `with` block, or above a function as `@plainly()`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = explained(error)
+        if said is None:
+            raise
+        raise UserError(said) from error
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """Tell torch's errors about memory, which are plain RuntimeErrors on a processor, and errors of forks."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def _of_system(error: OSError) -> str:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    names += [str(name) for name in (error.filename,) if isinstance(name, os.PathLike)]
+    reason = _MACHINE.get(error.errno or 0) or error.strerror
+    where = f"{' → '.join(names)}: " if names else ""
+    if reason is None:  # raised by a library with a text of its own
+        return f"{where}{_first_line(error) or type(error).__name__}, {_noticed(error)}"
+    return f"{where}{reason}" if names else f"{reason}, {_noticed(error)}"
+
+
+def _detail(error: BaseException, form: str = " ({})") -> str:
+    text = _first_line(error)
+    return form.format(text) if text else ""
+
+
+def _first_line(error: BaseException) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def _noticed(error: BaseException, otherwise: str = "while fedloom was at work") -> str:
+    """Name the innermost line of fedloom that an error passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        file = Path(frame.filename)
+        if file.is_relative_to(_PACKAGE):
+            return f"noticed at {file.relative_to(_PACKAGE.parent)}:{frame.lineno}"
+    return otherwise

@@ -1,0 +1,55 @@
+"""Whatever is given, a command ends soon, says what is wrong in words that a terminal only shows, and has no traceback."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedloom.cli import app
+from fedloom.terminal import printable
+
+from .recipes import CASES
+
+PATIENCE = 60
+"""Seconds after which a command counts as one that never ends; each takes a second or two."""
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"still at work after {PATIENCE} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_hostile_ends_with_a_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    with patient():
+        result = CliRunner().invoke(app, CASES[name](tmp_path / "given"))
+    assert result.exit_code == 2, result.output
+    said = result.stderr
+    assert said.strip()
+    assert "Traceback" not in said
+    assert "internal error" not in said
+    assert printable(said) == said
+    assert len(said) < 50_000
+    assert "fedloom: all is well" not in said.splitlines()
+    # Every line is ours: it says who speaks, or belongs to the one before. Usage errors are typer's.
+    if not said.startswith("Usage:"):
+        assert all(re.match(r"fedloom: |  |1 cell in ", line) for line in said.splitlines())

@@ -1,0 +1,238 @@
+"""Signals that ask to end: SIGTERM and SIGHUP do what Ctrl-C does, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedloom.interrupts import ECHO, Stopped, stoppable
+from fedloom.processes import can_fork
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+
+RECIPE = """\
+data: {{name: emoji, limit: 12, test_share: 0.03}}
+model: {{path: {model}, threads: 1}}
+scenario: {{clients: 2}}
+train: {{rounds: 100000, batch_size: 4}}
+evaluate: {{every: 0}}
+methods: [fedavg]
+engine: {{workers: {workers}}}
+"""
+GRID = "grid: {seed: [0, 1, 2]}\n"
+STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture
+def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begin a command in a process group of its own; what is left of the group is killed at the end."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def command(what: str, *words: str, workers: int = 1) -> subprocess.Popen[str]:
+        recipe = tmp_path / "mine.yaml"
+        text = RECIPE.format(model=tiny_model, workers=workers) + (GRID if what == "sweep" else "")
+        recipe.write_text(text)
+        given = [str(recipe), "--out", str(tmp_path / "out"), *words]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedloom", what, *given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        begun.append(process)
+        return process
+
+    yield command
+    for process in begun:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def alive(group: int) -> bool:
+    """Say whether any process of a group is there that was not waited for."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait(condition: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited for nothing"
+        time.sleep(0.02)
+
+
+def commits(folder: Path) -> bool:
+    return any(folder.rglob("round-*.json"))
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "group"),
+    [
+        (signal.SIGTERM, 1, False),
+        (signal.SIGTERM, 2, True),
+        (signal.SIGINT, 2, True),
+        (signal.SIGHUP, 2, False),
+    ],
+)
+def test_a_run_that_is_asked_to_end_says_how_to_go_on(
+    number: int, workers: int, group: bool, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process, folder = begin("run", workers=workers), tmp_path / "out"
+    wait(lambda: commits(folder) or process.poll() is not None)
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert said.endswith(f"fedloom: interrupted; `fedloom resume {folder}` goes on from there\n")
+    assert "Traceback" not in said
+    assert said.count("interrupted") == 1
+    assert not alive(process.pid)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
+    jobs: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process, folder = begin("sweep", "--jobs", jobs), tmp_path / "out"
+    wait(lambda: commits(folder) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` goes on from there\n$", said)
+    assert "Traceback" not in said
+    assert not alive(process.pid)
+
+
+def test_before_anything_began_nothing_is_promised(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = begin("run")
+    # torch is a library that is loaded only once a command is at work.
+    wait(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() or process.poll() is not None)
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    told = "goes on from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
+    assert told in said
+    assert "Traceback" not in said
+
+
+def test_a_killed_worker_is_told_and_the_run_can_go_on(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process, folder = begin("run", workers=2), tmp_path / "out"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def killed() -> bool:
+        if process.poll() is not None:
+            return True
+        if commits(folder):
+            for child in children.read_text().split():
+                try:
+                    os.kill(int(child), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # it ended by itself
+        return False
+
+    wait(killed)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert said.splitlines()[-1].startswith("fedloom: a worker process was killed (SIGKILL)")
+    assert "Traceback" not in said
+    assert commits(folder)
+
+
+def test_a_killed_job_fails_its_cell_and_the_others_go_on(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process, folder = begin("sweep", "--jobs", "2", "--set", "train.rounds=40"), tmp_path / "out"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait(lambda: commits(folder) or process.poll() is not None)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    assert sorted(cell["state"] for cell in cells) == ["done", "done", "failed"]
+    assert "SIGKILL" in next(cell["error"] for cell in cells if cell["state"] == "failed")
+    assert "sweep.json says why" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_the_second_signal_ends_at_once(number: int) -> None:
+    code = (
+        "import os, time\n"
+        "from fedloom.interrupts import Stopped, stoppable\n"
+        "with stoppable():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(60)\n"
+        "    except Stopped:\n"
+        f"        os.kill(os.getpid(), {int(number)})  # soon after the first: the same request\n"
+        f"        time.sleep({ECHO} + 0.1)\n"
+        "        print('heard', flush=True)\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "heard\n"
+    assert ended.returncode == -number
+
+
+def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in STOPPING]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Stopped), stoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+@pytest.mark.parametrize("words", [["list", "recipes"], ["show", "quickstart"], ["--help"]])
+def test_who_stops_reading_gets_no_traceback(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedloom", *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(write)
+    assert ended.stderr == ""
+    assert ended.returncode in (1, 141)  # help is printed by typer, which has a code of its own
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_output_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "fedloom", "list", "recipes"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 2
+    assert "no space is left" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

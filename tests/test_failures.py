@@ -1,0 +1,76 @@
+"""Failures in one sentence: what, where, what would help; and which are fedloom's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.failures import explained, plainly, sentence
+from fedloom.params import Layout
+from fedloom.types import UserError
+
+SYSTEM = [
+    (errno.ENOSPC, "no space is left"),
+    (errno.EROFS, "read-only"),
+    (errno.EACCES, "permission is denied"),
+    (errno.ENOENT, "not there"),
+    (errno.EISDIR, "is a folder"),
+    (errno.ENAMETOOLONG, "too long"),
+    (errno.EMFILE, "too many files are open"),
+    (errno.EDQUOT, "quota"),
+    (errno.ETXTBSY, os.strerror(errno.ETXTBSY)),
+]
+
+
+@pytest.mark.parametrize(("number", "said"), SYSTEM)
+def test_errors_of_the_system_name_the_file(number: int, said: str) -> None:
+    text = explained(OSError(number, os.strerror(number), "runs/a/result.json"))
+    assert text is not None
+    assert text.startswith("runs/a/result.json: ")
+    assert said in text
+
+
+def test_a_real_error_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "none").read_text()
+    assert sentence(caught.value).startswith(f"{tmp_path / 'none'}: ")
+
+
+def test_too_little_memory_is_told_whoever_says_so() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert "memory ran out" in (explained(caught.value) or "")
+    assert "memory ran out" in (explained(MemoryError()) or "")
+    assert "memory ran out" in (explained(OSError(errno.ENOMEM, "Cannot allocate memory")) or "")
+    assert "memory ran out" in (explained(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")) or "")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RuntimeError("shapes differ"), AssertionError(), ZeroDivisionError("by zero")]
+)
+def test_an_error_of_our_own_is_none_of_the_users(error: Exception) -> None:
+    assert explained(error) is None
+    assert sentence(error).startswith(f"internal error: {type(error).__name__}")
+    assert "\n" not in sentence(error)
+    with pytest.raises(type(error)), plainly():
+        raise error
+
+
+def test_an_error_of_our_own_names_its_place() -> None:
+    with pytest.raises(ValueError) as caught:
+        Layout.from_json('[{"a": 1}]')
+    assert "fedloom/params.py:" in sentence(caught.value)
+
+
+def test_what_the_machine_lacks_is_a_users_mistake_in_python_too() -> None:
+    with pytest.raises(UserError, match="no space") as caught, plainly():
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+    assert isinstance(caught.value.__cause__, OSError)
+    mistake = UserError("as it was")
+    with pytest.raises(UserError) as same, plainly():
+        raise mistake
+    assert same.value is mistake
