@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -66,9 +67,27 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that every parser reads: figures that are not finite become null.
+
+    Example:
+        >>> to_json({"loss": float("nan"), "steps": 3})
+        '{"loss": null, "steps": 3}'
+    """
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write a value as indented JSON, whole or not at all; figures that are not finite become null."""
+    write_atomic(path, (to_json(value, 2) + "\n").encode())
 
 
 class Record:
@@ -89,7 +108,7 @@ class Record:
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add one line `{"kind": kind, …}` and flush it to the operating system."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n")
+            file.write(to_json({"kind": kind, **values}) + "\n")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.path.exists():

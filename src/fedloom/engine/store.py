@@ -49,6 +49,7 @@ def commit(folder: Path, standing: Standing) -> None:
         "sha256": hashlib.sha256(content).hexdigest(),
         "layout": json.loads(standing.state.params.layout.to_json()),
         "norms": list(standing.norms),
+        "missed": standing.missed,
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
@@ -145,5 +146,11 @@ def _read(file: Path, layout: Layout) -> Standing | None:
     state = ServerState(Params(layout, tensors["params"]), figures["round"], slots)
     stored = Stored(file.parent / "memory", figures["round"])
     return Standing(
-        state, stored, tuple(figures["norms"]), figures["up"], figures["down"], figures["seconds"]
+        state,
+        stored,
+        tuple(figures["norms"]),
+        figures.get("missed", 0),
+        figures["up"],
+        figures["down"],
+        figures["seconds"],
     )
