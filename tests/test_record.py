@@ -1,22 +1,24 @@
 """The run log and files that appear whole or not at all."""
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom import record
-from fedloom.record import Record, write_atomic, write_json
+from fedloom.record import Record, to_json, write_atomic, write_json
 
 VALUES = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda key: key != "kind"),
     st.one_of(
         st.integers(-(2**53), 2**53),
-        st.floats(allow_nan=False),
+        st.floats(allow_nan=False, allow_infinity=False),
         st.text(max_size=8),
         st.none(),
         st.booleans(),
@@ -117,3 +119,44 @@ def test_json_files_hold_their_value_in_its_order(value):
         read = json.loads(file.read_text(encoding="utf-8"))
         assert read == value
         assert list(read) == list(value)
+
+
+def strictly(text):
+    """Parse JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+ANY = st.recursive(
+    st.one_of(st.floats(), st.integers(), st.text(max_size=3), st.none()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+)
+
+
+@given(ANY)
+def test_what_is_not_finite_is_null_and_all_else_as_it_was(value):
+    def same(found, given):
+        if isinstance(given, float) and not math.isfinite(given):
+            return found is None
+        if isinstance(given, list):
+            return len(found) == len(given) and all(map(same, found, given))
+        if isinstance(given, dict):
+            return list(found) == list(given) and all(same(found[key], one) for key, one in given.items())
+        return found == given and type(found) is type(given)
+
+    assert same(strictly(to_json(value)), value)
+
+
+def test_no_line_and_no_file_holds_what_is_no_json(tmp_path):
+    bad = {"loss": math.nan, "scores": ({"auc": [math.inf, 0.5]},), "gain": np.float64("-inf")}
+    log = Record(tmp_path / "record.jsonl")
+    log.append("round", bad)
+    write_json(tmp_path / "result.json", bad)
+    right = {"loss": None, "scores": [{"auc": [None, 0.5]}], "gain": None}
+    assert strictly(log.path.read_text()) == {"kind": "round", **right}
+    assert strictly((tmp_path / "result.json").read_text()) == right

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.hostile.updates import BAD, BAD_EXTRAS, Corrupt, Corrupted, Honest, run, scaled
 
 from fedloom.algorithms import ALGORITHMS
-from tests.hostile.updates import BAD, BAD_EXTRAS, Corrupt, Corrupted, Honest, run, scaled
 
 BAD_CLIENT = 2
 OTHERS = (0, 1, 3, 4)
@@ -16,7 +16,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "said", "corrupt"), CASES, ids=[f"{name} {said}" for name, said, _ in CASES])
+@pytest.mark.parametrize(
+    ("name", "said", "corrupt"), CASES, ids=[f"{name} {said}" for name, said, _ in CASES]
+)
 def test_a_bad_update_changes_no_bit(name: str, said: str, corrupt: Corrupt) -> None:
     """From the first round on, before there is a history."""
     found, logs = run(name, Corrupted(bad={BAD_CLIENT: corrupt}))
@@ -27,6 +29,7 @@ def test_a_bad_update_changes_no_bit(name: str, said: str, corrupt: Corrupt) -> 
     assert found.memories.keys() == without.memories.keys()
     for log in logs:
         (refused,) = log["refused"]
+        assert refused["client"] == BAD_CLIENT
         assert len(refused["reason"]) > 10
 
 

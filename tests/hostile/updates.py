@@ -62,7 +62,9 @@ class Honest:
         delta = flat[0] - start if work.shared is None else (flat[0] - start) * work.shared
         metrics = {"loss": loss / work.steps, "steps": float(work.steps)}
         weight = float(len(work.conversations))
-        return ClientUpdate(work.client, Params(work.start.params.layout, delta), weight, extras, metrics), kept
+        return ClientUpdate(
+            work.client, Params(work.start.params.layout, delta), weight, extras, metrics
+        ), kept
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run(
     clients: tuple[int, ...] = tuple(range(CLIENTS)),
     train: Train = TRAIN,
     arguments: Mapping[str, Any] | None = None,
-    gate: Gate = Gate(),  # noqa: B008
+    gate: Gate = Gate(),
 ) -> tuple[Standing, list[dict[str, Any]]]:
     """Train with an algorithm; return where that ends and the figures of its rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
@@ -179,6 +181,8 @@ BAD: dict[str, Corrupt] = {
     "a client nobody asked": _with(client=99),
     "a negative client": _with(client=-1),
     "a client that has answered": _with(client=0),
+    "a client that has yet to answer": _with(client=4),
+    "a client with a name": _with(client="2"),
     "an extra nobody asked for": _extras(lambda extras: {**extras, "odd": torch.ones(3)}),
     "the model as an extra": _extras(lambda extras: {**extras, "params": torch.ones(LAYOUT.size)}),
     "keeps NaN": _keeps(torch.full((LAYOUT.size,), float("nan"))),

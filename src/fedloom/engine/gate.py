@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from math import inf, isfinite
 from statistics import median
@@ -115,29 +116,29 @@ class Gate:
         self, results: Iterable[tuple[ClientUpdate, Tensors]]
     ) -> Iterator[tuple[ClientUpdate, Tensors, str | None]]:
         """Yield each update, what its client keeps, and why it is refused, or None."""
-        coming = iter(results)
-        first = deque(
-            (update, memory, *self._measured(update, memory)) for update, memory in islice(coming, FIRST)
-        )
-        median_of = [*self._norms, *(size for *_, size, _, reason in first if reason is None)]
-        usual = median(median_of or [0.0])
-        rest = ((update, memory, *self._measured(update, memory)) for update, memory in coming)
+        coming = (self._measured(update, memory) for update, memory in results)
+        first = deque(islice(coming, FIRST))
+        lengths = [*self._norms, *(size for *_, size, _, reason in first if reason is None)]
+        usual = median(lengths or [0.0])
         # Taken out one by one, so that nobody holds what was judged.
         waiting = (first.popleft() for _ in range(len(first)))
-        for update, memory, size, common, reason in chain(waiting, rest):
+        for update, memory, size, common, reason in chain(waiting, coming):
             why = reason or self._unusual(size, max(usual, common))
             if why is None:
                 self._norms.append(size)
             yield update, memory, why
 
-    def _measured(self, update: ClientUpdate, memory: Tensors) -> tuple[float, float, str | None]:
-        """Return an update's norm, a norm that is common for it, and why it is refused by itself, or None."""
-        allowed = self._expected.take(update.client)
-        if allowed is None:
-            return 0.0, 0.0, "this client was not asked for an update, or has sent one already"
+    def _measured(
+        self, update: ClientUpdate, memory: Tensors
+    ) -> tuple[ClientUpdate, Tensors, float, float, str | None]:
+        """Return what came, its norm, a norm that is common for it, and why it is refused by itself, or None."""
+        allowed = self._expected.take()
+        if update.client != allowed.client:
+            reason = f"it came as client {update.client}'s"
+            return replace(update, client=allowed.client), memory, 0.0, 0.0, reason
         reason = malformed(update, memory, self._layout, allowed)
         size = 0.0 if reason else norm(update.delta.flat)
-        return size, allowed.usual, reason or self._outsized(update, size, allowed)
+        return update, memory, size, allowed.usual, reason or self._outsized(update, size, allowed)
 
     def _outsized(self, update: ClientUpdate, size: float, allowed: Allowance) -> str | None:
         most = self._settings.max_norm

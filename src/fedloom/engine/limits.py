@@ -19,8 +19,9 @@ values that are exchanged.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, sqrt
 
 import torch
@@ -49,6 +50,7 @@ class Allowance:
     """What one client's update may amount to.
 
     Attributes:
+        client: The client that was asked.
         examples: Examples that the client holds: the largest weight.
         most: Largest norm of its delta.
         usual: A norm that such work commonly comes to: the median of other updates counts for no less, so that a
@@ -56,10 +58,11 @@ class Allowance:
         extras: What comes besides the delta, by name.
     """
 
+    client: int
     examples: int
-    most: float = inf
-    usual: float = 0.0
-    extras: Mapping[str, Extra] = field(default_factory=dict[str, Extra])
+    most: float
+    usual: float
+    extras: Mapping[str, Extra]
 
 
 class Expected:
@@ -81,7 +84,7 @@ class Expected:
         self.silent = () if exchanged is None else tuple(_stretches(~exchanged))
         self._values = params.layout.size if exchanged is None else int(exchanged.sum())
         self._norm = norm(params.flat if exchanged is None else params.flat[exchanged])
-        self._asked: dict[int, tuple[int, int]] = {}
+        self._asked: deque[tuple[int, int, int]] = deque()
         self._reaches: dict[int, tuple[float, float, Mapping[str, Extra]]] = {}
 
     def noted(self, works: Iterable[Work]) -> Iterator[Work]:
@@ -89,15 +92,13 @@ class Expected:
         for work in works:
             if work.steps not in self._reaches:  # the same for all clients with as many steps
                 self._reaches[work.steps] = self._reach(work)
-            self._asked[work.client] = len(work.conversations), work.steps
+            self._asked.append((work.client, len(work.conversations), work.steps))
             yield work
 
-    def take(self, client: int) -> Allowance | None:
-        """Return what a client's update may amount to; None where it was not asked, or has sent one already."""
-        if client not in self._asked:
-            return None
-        examples, steps = self._asked.pop(client)
-        return Allowance(examples, *self._reaches[steps])
+    def take(self) -> Allowance:
+        """Return what the next update may amount to: updates come in the order of the works."""
+        client, examples, steps = self._asked.popleft()
+        return Allowance(client, examples, *self._reaches[steps])
 
     def _reach(self, work: Work) -> tuple[float, float, Mapping[str, Extra]]:
         gradient = UNCLIPPED if work.settings.clip is None else work.settings.clip
@@ -124,9 +125,7 @@ def reach(work: Work, values: int, start: float) -> tuple[float, float]:
     far = squares = 0.0
     for step in range(work.steps):
         rate = work.rate(step)
-        moved = (
-            rate * longest(step + 1, values, gradient, settings.beta2) if rate else 0.0
-        )
+        moved = rate * longest(step + 1, values, gradient, settings.beta2) if rate else 0.0
         far = abs(1 - rate * decay) * far + rate * decay * start + moved + ROUNDING * (start + far)
         squares += moved**2
     if far < inf:
