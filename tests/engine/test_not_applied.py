@@ -23,7 +23,9 @@ from fedloom.types import ClientUpdate, UserError
 WIDE = Gate(max_norm=1e300, max_ratio=1e300)
 
 
-def breaking(algorithm: FederatedAlgorithm, rounds: Iterable[int], part: str = "params") -> FederatedAlgorithm:
+def breaking(
+    algorithm: FederatedAlgorithm, rounds: Iterable[int], part: str = "params"
+) -> FederatedAlgorithm:
     """Let the server's new state be broken in some rounds."""
     bad = tuple(rounds)
 
@@ -38,7 +40,9 @@ def breaking(algorithm: FederatedAlgorithm, rounds: Iterable[int], part: str = "
     return algorithm._replace(apply=apply)
 
 
-def go(algorithm: FederatedAlgorithm, rounds: int, before: Standing | None = None, folder: Path | None = None):
+def go(
+    algorithm: FederatedAlgorithm, rounds: int, before: Standing | None = None, folder: Path | None = None
+):
     """Run to so many rounds; return where that ends and the figures of the rounds."""
     logs = []
     start = before or Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
@@ -95,7 +99,9 @@ def test_the_first_round_may_be_the_one_that_is_not_applied(tmp_path: Path) -> N
     assert torch.isfinite(rest.state.params.flat).all()
 
 
-@pytest.mark.parametrize(("name", "part"), [("scaffold", "control"), ("fedadam", "v"), ("fedavgm", "velocity")])
+@pytest.mark.parametrize(
+    ("name", "part"), [("scaffold", "control"), ("fedadam", "v"), ("fedavgm", "velocity")]
+)
 def test_slots_are_checked_too(name: str, part: str) -> None:
     _, logs = go(breaking(make(name, CLIENTS), [1], part), 3)
     assert [part in log.get("not_applied", "") for log in logs] == [False, True, False]
