@@ -115,7 +115,7 @@ def test_honest_updates_pass() -> None:
 
 def test_an_outsized_update_is_refused_by_ratio_and_by_norm() -> None:
     updates = [update(0), update(1), update(2, value=1e4)]
-    assert "times the median" in refuse(updates, [], Limits())[2]
+    assert "times the usual" in refuse(updates, [], Limits())[2]
     assert set(refuse(updates, [], Limits(max_norm=0.1))) == {0, 1, 2}
     assert "the most that honest work comes to" in refuse(updates, most=1e3)[2]
     assert refuse(updates, most=0.1, limits=Limits(max_norm=1e6, max_ratio=1e6)) == {}

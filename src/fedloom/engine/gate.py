@@ -155,5 +155,5 @@ class Gate:
     def _unusual(self, size: float, usual: float) -> str | None:
         ratio = self._settings.max_ratio
         if usual > 0 and size > ratio * usual:
-            return f"norm {size:.4g} is {size / usual:.1f} times the median; gate.max_ratio is {ratio:.4g}"
+            return f"norm {size:.4g} is {size / usual:.1f} times the usual {usual:.4g}; gate.max_ratio is {ratio:.4g}"
         return None
