@@ -1,24 +1,26 @@
 """The run log and files that appear whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom import record
-from fedloom.record import Record, read_json, read_text, write_atomic, write_json
+from fedloom.record import Record, read_json, read_text, to_json, write_atomic, write_json
 from fedloom.types import UserError
 
 VALUES = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda key: key not in ("kind", "crc32")),
     st.one_of(
         st.integers(-(2**53), 2**53),
-        st.floats(allow_nan=False),
+        st.floats(allow_nan=False, allow_infinity=False),
         st.text(max_size=8),
         st.none(),
         st.booleans(),
@@ -216,3 +218,44 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomic(tmp_path / "result.json", b"{}")
     assert list(tmp_path.iterdir()) == []
+
+
+def strictly(text):
+    """Parse JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+ANY = st.recursive(
+    st.one_of(st.floats(), st.integers(), st.text(max_size=3), st.none()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+)
+
+
+@given(ANY)
+def test_what_is_not_finite_is_null_and_all_else_as_it_was(value):
+    def same(found, given):
+        if isinstance(given, float) and not math.isfinite(given):
+            return found is None
+        if isinstance(given, list):
+            return len(found) == len(given) and all(map(same, found, given))
+        if isinstance(given, dict):
+            return list(found) == list(given) and all(same(found[key], one) for key, one in given.items())
+        return found == given and type(found) is type(given)
+
+    assert same(strictly(to_json(value)), value)
+
+
+def test_no_line_and_no_file_holds_what_is_no_json(tmp_path):
+    bad = {"loss": math.nan, "scores": ({"auc": [math.inf, 0.5]},), "gain": np.float64("-inf")}
+    log = Record(tmp_path / "record.jsonl")
+    log.append("round", bad)
+    write_json(tmp_path / "result.json", bad)
+    right = {"loss": None, "scores": [{"auc": [None, 0.5]}], "gain": None}
+    assert strictly(log.path.read_text()) == {"kind": "round", **right}
+    assert strictly((tmp_path / "result.json").read_text()) == right

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 import struct
+import tracemalloc
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedloom.wire import CODECS, HEADER, INT4, INT8, LARGEST, SMALLEST, TOP, checksum, decode, encode
+from fedloom.wire import (
+    CHECK,
+    CODECS,
+    HEAD,
+    HEADER,
+    INT4,
+    INT8,
+    LARGEST,
+    MAGIC,
+    SMALLEST,
+    TOP,
+    checksum,
+    decode,
+    encode,
+)
 
 CHOICES = st.sampled_from(sorted(CODECS))
 
@@ -193,3 +208,83 @@ def test_a_view_only_of_bytes_that_can_be_written() -> None:
     decode(writable).zero_()
     with pytest.raises(ValueError, match="checksum"):
         decode(writable)
+
+
+def forged(data: bytearray) -> bytearray:
+    """Give bytes the checksum that fits them."""
+    payload = torch.frombuffer(data, dtype=torch.uint8, offset=HEADER)
+    data[HEAD.size : HEADER] = CHECK.pack(checksum(payload, bytes(data[: HEAD.size])))
+    return data
+
+
+@settings(max_examples=400)
+@given(buffers(), CHOICES, st.data())
+def test_forged_bytes_are_refused_or_are_what_their_values_are_written_as(
+    values: Tensor, codec: str, data: st.DataObject
+) -> None:
+    encoded = bytearray(encode(values, codec))
+    length = len(encoded) - HEADER
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = HEADER + data.draw(st.integers(0, length - 1))
+        encoded[place] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from([0, 0x7F, 0x80, 0xFF])))
+    try:
+        decoded = decode(bytes(forged(encoded)))
+    except ValueError as error:
+        assert "encode" in str(error)
+        return
+    assert decoded.shape == values.shape
+    assert bool(torch.isfinite(decoded).all())
+    # Another block may be written with a smaller scale, where rounding up left its largest level at 126.
+    if codec != "int8" or 126 not in levels_of(encoded, len(values)):
+        assert encode(decoded.clamp(-LARGEST, LARGEST) if codec != "fp32" else decoded, codec) == bytes(
+            encoded
+        )
+
+
+def levels_of(encoded: bytearray, count: int) -> set[int]:
+    """The largest level of each int8 block."""
+    levels = torch.frombuffer(encoded, dtype=torch.int8, offset=HEADER)[-count:].int().abs()
+    return {int(block.max()) for block in levels.split(INT8)}
+
+
+@pytest.mark.parametrize(
+    ("codec", "place", "byte"),
+    [
+        ("fp32", 3, 0x7F),  # with 0x80 before it: infinity
+        ("bf16", 1, 0xFF),
+        ("int8", 1, 0x7F),  # the scale is infinite
+        ("int8", 1, 0x80 | 0x3C),  # the scale is negative
+        ("int8", 2, 0x80),  # the level -128
+        ("int8", 2, 3),  # the block does not use its largest level
+        ("int4", 2, 0x80),  # the level -8
+        ("int4", 33, 0x87),  # a value beyond the last
+        ("top16", 4, 0xF7),  # the largest stands beyond the last
+        ("top16", 3, 0x3F),  # another one in a block of nothing
+    ],
+)
+def test_payloads_that_are_never_written(codec: str, place: int, byte: int) -> None:
+    encoded = bytearray(encode(torch.tensor([1.0, 0.5]), codec))
+    if codec in ("fp32", "bf16"):
+        encoded[HEADER + place - 1] = 0x80
+    encoded[HEADER + place] = byte
+    with pytest.raises(ValueError, match="nothing that `encode` writes"):
+        decode(forged(encoded))
+
+
+@given(st.binary(max_size=200), st.integers(2**16, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 255))
+def test_hostile_headers_take_no_memory(rest: bytes, count: int, length: int, code: int) -> None:
+    for told in (length, len(rest), CODECS["int4"].size(count) % 2**64):
+        head = HEAD.pack(MAGIC, code, count, told)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError):
+                decode(forged(bytearray(head + bytes(CHECK.size) + rest)) if rest else head)
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -82,7 +81,7 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 def say_json(value: Any) -> None:
     """Print a value as JSON to standard output."""
-    _print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)), False, True)
+    _print(printable_json(to_json(value, 2)), False, True)
 
 
 def _print(text: str, err: bool, nl: bool) -> None:

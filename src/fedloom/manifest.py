@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.hashes import file_digest, json_digest
-from fedloom.record import read_json, write_json
+from fedloom.record import read_json, to_json, write_json
 from fedloom.types import UserError
 
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ def seal(value: Mapping[str, Any]) -> str:
 
 def write_sealed(path: Path, value: Mapping[str, Any], root: Path | None = None) -> None:
     """Write a JSON object with its own digest; see `fedloom.record.write_atomic` for `root`."""
-    plain = json.loads(json.dumps(value))  # as it will be read: keys that are numbers become texts
+    plain = json.loads(to_json(value))  # as it will be read: keys that are numbers become texts
     write_json(path, {**plain, SEAL: seal(plain)}, root)
 
 

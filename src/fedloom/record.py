@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import threading
@@ -109,9 +110,30 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
         os.close(folder)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that every parser reads: figures that are not finite become null.
+
+    Example:
+        >>> to_json({"loss": float("nan"), "steps": 3})
+        '{"loss": null, "steps": 3}'
+    """
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any, root: Path | None = None) -> None:
-    """Write a value as indented JSON, whole or not at all; see `write_atomic` for `root`."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), root)
+    """Write a value as indented JSON, whole or not at all; figures that are not finite become null.
+
+    See `write_atomic` for `root`.
+    """
+    write_atomic(path, (to_json(value, 2) + "\n").encode(), root)
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
@@ -235,7 +257,7 @@ class Record:
         Raises:
             UserError: The file was removed since it was opened.
         """
-        text = json.dumps({"kind": kind, **values}, ensure_ascii=False)
+        text = to_json({"kind": kind, **values})
         try:
             place = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
         except FileNotFoundError:

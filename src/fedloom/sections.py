@@ -307,10 +307,12 @@ class Gate(Section):
     """Which client updates are refused."""
 
     max_norm: Positive | None = Field(
-        default=None, description="Largest norm of an update; null sets no bound."
+        default=None,
+        description="Largest norm of an update; null derives the most that honest work comes to from the settings.",
     )
     max_ratio: Positive = Field(
-        default=20.0, description="Largest norm as a multiple of the median of accepted updates."
+        default=20.0,
+        description="Largest norm as a multiple of the median of accepted updates, or of what such work commonly comes to.",
     )
 
 

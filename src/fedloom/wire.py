@@ -15,7 +15,9 @@ as that. top16 keeps the largest of each 16 values, which it tells apart to 2⁻
 
 The checksum is a CRC-32 over the header before it and one 64-bit figure for every 512 bytes of payload:
 Σ_j w_j · g^j mod 2⁶⁴ over their 64 words w_j, for an odd g. Any change within one word changes its figure. It finds accidents at the speed of memory, which
-SHA-256 does not reach; it is no defence against forgery, for which a transport has its own means.
+SHA-256 does not reach; it is no defence against forgery, for which a transport has its own means. Forged bytes with a
+right checksum are read only if they are what some finite values are written as: scales are finite and not negative, a
+block uses its largest level, what fills up a block is zero. They take no memory beyond that of their own values.
 
 Shape legend: P values, B blocks, S values in a block.
 
@@ -102,7 +104,7 @@ def decode(data: bytes | bytearray | memoryview) -> Tensor:
     With "fp32" the values are a view of `data` where that can be written to (a bytearray), else a copy.
 
     Raises:
-        ValueError: The bytes are cut short, too long, damaged or of another format.
+        ValueError: The bytes are cut short, too long, damaged, of another format, or such as `encode` never writes.
     """
     if len(data) < HEADER:
         raise ValueError(f"an encoded buffer has at least {HEADER} bytes, here are {len(data)}")
@@ -119,7 +121,17 @@ def decode(data: bytes | bytearray | memoryview) -> Tensor:
     payload = torch.frombuffer(held, dtype=torch.uint8, offset=HEADER)
     if checksum(payload, bytes(data[: HEAD.size])) != CHECK.unpack_from(data, HEAD.size)[0]:
         raise ValueError("the checksum does not fit: the bytes were damaged on the way")
-    return chosen.unpack(payload, count)
+    values = chosen.unpack(payload, count)
+    low, high = (float(value) for value in torch.aminmax(values))
+    # A scale is rounded up, so a value in fewer bits may end a little above the largest that is encoded.
+    limit = torch.finfo(torch.float32).max if chosen.code == 0 else LARGEST * (1 + 2**-7)
+    _expect(-limit <= low and high <= limit, "values that are not finite or too large")
+    return values
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(f"the payload is nothing that `encode` writes: it holds {otherwise}")
 
 
 def checksum(payload: Tensor, head: bytes) -> int:
@@ -191,9 +203,18 @@ def _int8(values: Tensor) -> Tensor:
 
 def _from_int8(payload: Tensor, count: int) -> Tensor:
     ends = 2 * _count(count, INT8)
-    scales = payload[:ends].view(torch.bfloat16).float()
-    levels = payload[ends:].view(torch.int8).float()
-    return _blocks(levels, INT8).mul_(scales[:, None]).view(-1)[:count]
+    levels = _blocks(payload[ends:].view(torch.int8).float(), INT8)
+    # The scale is rounded up by up to 1/128, so the largest level may end as 126.
+    return _times(levels, payload[:ends].view(torch.bfloat16), 126, 127).view(-1)[:count]
+
+
+def _times(blocks: Tensor, scales: Tensor, least: int, most: int) -> Tensor:
+    """Multiply blocks of levels, [B, S], by their scales, [B], bf16, in place; the largest level is within bounds."""
+    largest = torch.maximum(-blocks.amin(1), blocks.amax(1))
+    used = torch.where(scales >= SMALLEST / most, (largest >= least) & (largest <= most), largest == 0)
+    fitting = (scales.view(torch.int16) >= 0) & ((scales == 0) | (scales >= SMALLEST / most))
+    _expect(bool((used & fitting).all()), "a scale that is not that of its block")
+    return blocks.mul_(scales.float()[:, None])
 
 
 def _int4(values: Tensor) -> Tensor:
@@ -208,12 +229,14 @@ def _nibbles(levels: Tensor) -> Tensor:
 
 def _from_int4(payload: Tensor, count: int) -> Tensor:
     blocks = _count(count, INT4)
-    scales = payload[: 2 * blocks].view(torch.bfloat16).float()
+    scales = payload[: 2 * blocks].view(torch.bfloat16)
     nibbles = payload[2 * blocks :].view(blocks, INT4 // 2)
     levels = torch.empty(blocks, 2, INT4 // 2)
     levels[:, 0] = nibbles & 15
     levels[:, 1] = nibbles >> 4
-    return levels.sub_(8).mul_(scales[:, None, None]).view(-1)[:count]
+    values = _times(levels.sub_(8).view(blocks, INT4), scales, 7, 7).view(-1)
+    _expect(not values[count:].any(), "values beyond the last")
+    return values[:count]
 
 
 def _top16(values: Tensor) -> Tensor:
@@ -223,6 +246,7 @@ def _top16(values: Tensor) -> Tensor:
     keys = blocks.view(torch.int32).bitwise_and(0x7FFFFFF0).bitwise_or_(torch.arange(TOP, dtype=torch.int32))
     places = keys.amax(1).bitwise_and_(TOP - 1)
     kept = blocks.gather(1, places[:, None].long()).to(torch.bfloat16)
+    places.masked_fill_(kept.view(-1) == 0, TOP - 1)  # also of a value that bf16 is too coarse for
     pairs = places.to(torch.uint8).view(-1, 2)
     return torch.cat([kept.view(torch.uint8).view(-1), pairs[:, 0] | (pairs[:, 1] << 4)])
 
@@ -232,7 +256,10 @@ def _from_top16(payload: Tensor, count: int) -> Tensor:
     kept = payload[: 2 * blocks].view(torch.bfloat16).float()
     pairs = payload[2 * blocks :]
     places = torch.stack([pairs & 15, pairs >> 4], 1).view(-1, 1).long()
-    return torch.zeros(blocks, TOP).scatter_(1, places, kept[:, None]).view(-1)[:count]
+    _expect(bool(((kept != 0) | (places.view(-1) == TOP - 1)).all()), "a place of nothing")
+    values = torch.zeros(blocks, TOP).scatter_(1, places, kept[:, None]).view(-1)
+    _expect(not values[count:].any(), "values beyond the last")
+    return values[:count]
 
 
 CODECS: dict[str, Codec] = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from math import inf
 
 import pytest
 import torch
 
+from fedloom.algorithms.base import Extra
 from fedloom.engine.gate import FIRST, REMEMBERED, Gate
+from fedloom.engine.limits import Allowance
 from fedloom.params import Layout, Params
 from fedloom.types import ClientUpdate
 
@@ -20,12 +24,32 @@ class Limits:
     max_ratio: float = 20.0
 
 
+LIMITS = Limits()
+
+
+@dataclass
+class Asked:
+    """What clients were asked for: each holds ten examples."""
+
+    clients: Iterator[int]
+    most: float = inf
+    usual: float = 0.0
+    extras: dict[str, Extra] = field(default_factory=dict)
+    silent: tuple[slice, ...] = ()
+
+    def take(self) -> Allowance:
+        return Allowance(next(self.clients), 10, self.most, self.usual, self.extras)
+
+
 def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Layout = LAYOUT) -> ClientUpdate:
     return ClientUpdate(client, Params(layout, torch.full((layout.size,), value)), weight)
 
 
-def refuse(updates: list[ClientUpdate], norms: list[float], limits: Limits) -> dict[int, str]:
-    judged = Gate(LAYOUT, norms, limits).judge((update, {}) for update in updates)
+def refuse(
+    updates: list[ClientUpdate], norms: Iterable[float] = (), limits: Limits = LIMITS, **asked
+) -> dict[int, str]:
+    expected = Asked((update.client for update in updates), **asked)
+    judged = Gate(LAYOUT, expected, tuple(norms), limits).judge((update, {}) for update in updates)
     return {update.client: why for update, _, why in judged if why is not None}
 
 
@@ -42,8 +66,9 @@ def broken() -> dict[str, tuple[ClientUpdate, str]]:
         "negative weight": (update(weight=-1.0), "weight -1.0"),
         "weight nan": (update(weight=float("nan")), "weight nan"),
         "weight infinite": (update(weight=float("inf")), "weight inf"),
-        "extras nan": (replace(update(), extras={"c": torch.tensor([float("nan")])}), "c holds"),
-        "extras whole": (replace(update(), extras={"c": torch.tensor([1])}), "int64"),
+        "more examples than it holds": (update(weight=11.0), "holds 10"),
+        "less than an example": (update(weight=0.9), "weight 0.9"),
+        "an extra": (replace(update(), extras={"c": torch.ones(1)}), "c is nothing"),
     }
 
 
@@ -55,6 +80,34 @@ def test_a_broken_update_is_refused_with_its_reason(name: str) -> None:
     assert words in reasons[0]
 
 
+EXTRA = {"c": Extra((2,), most=3.0, least=-1.0)}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.tensor([1.0, float("nan")]), "c holds values that are not finite"),
+        (torch.tensor([1, 2]), "int64 values of shape [2], not float32 values of shape [2]"),
+        (torch.ones(1), "shape [1], not float32 values of shape [2]"),
+        (torch.tensor([3.0, 1.0]), "norm 3.162, above 3"),
+        (torch.tensor([0.0, -1.5]), "c holds values below -1"),
+        (None, "c is missing"),
+    ],
+)
+def test_extras_are_what_the_algorithm_announces(value: torch.Tensor | None, words: str) -> None:
+    sent = replace(update(1), extras={} if value is None else {"c": value})
+    good = replace(update(0), extras={"c": torch.tensor([0.0, 3.0])})
+    reasons = refuse([good, sent], extras=EXTRA)
+    assert set(reasons) == {1}
+    assert words in reasons[1]
+
+
+def test_values_that_are_not_exchanged_stay_zero() -> None:
+    good = update(0)
+    good.delta.flat[2:5] = -0.0
+    assert set(refuse([good, update(1)], silent=(slice(2, 5),))) == {1}
+
+
 def test_honest_updates_pass() -> None:
     updates = [update(client, value=0.1 * (client + 1)) for client in range(10)]
     assert refuse(updates, [0.5, 1.0], Limits()) == {}
@@ -62,8 +115,27 @@ def test_honest_updates_pass() -> None:
 
 def test_an_outsized_update_is_refused_by_ratio_and_by_norm() -> None:
     updates = [update(0), update(1), update(2, value=1e4)]
-    assert "times the median" in refuse(updates, [], Limits())[2]
+    assert "times the usual" in refuse(updates, [], Limits())[2]
     assert set(refuse(updates, [], Limits(max_norm=0.1))) == {0, 1, 2}
+    assert "the most that honest work comes to" in refuse(updates, most=1e3)[2]
+    assert refuse(updates, most=0.1, limits=Limits(max_norm=1e6, max_ratio=1e6)) == {}
+
+
+def test_a_median_below_what_is_common_refuses_nobody() -> None:
+    updates = [update(0, 1e-9), update(1, 1e-9), update(2, 1e-9), update(3)]
+    assert set(refuse(updates)) == {3}
+    assert refuse(updates, usual=0.2) == {}  # its norm is √10, less than 20 · 0.2
+    assert set(refuse(updates, usual=0.1)) == {3}
+
+
+def test_an_update_under_another_name_is_refused_to_its_sender() -> None:
+    expected = Asked(iter([0, 1, 2]))
+    judged = Gate(LAYOUT, expected, (), Limits()).judge((update(client), {}) for client in (0, 0, 2))
+    assert [(one.client, why) for one, _, why in judged] == [
+        (0, None),
+        (1, "it came as client 0's"),
+        (2, None),
+    ]
 
 
 def test_zero_updates_are_no_reason_to_refuse_the_others() -> None:
@@ -83,7 +155,7 @@ def test_a_stream_is_judged_as_it_comes() -> None:
             taken.append(client)
             yield update(client), {}
 
-    judged = Gate(LAYOUT, [], Limits()).judge(coming())
+    judged = Gate(LAYOUT, Asked(iter(range(3 * FIRST))), [], Limits()).judge(coming())
     next(judged)
     assert len(taken) == FIRST  # the usual norm needs these, and no more
     for _ in range(FIRST):
@@ -92,7 +164,7 @@ def test_a_stream_is_judged_as_it_comes() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    gate = Gate(LAYOUT, [1.0] * REMEMBERED, Limits())
+    gate = Gate(LAYOUT, Asked(iter(range(40))), [1.0] * REMEMBERED, Limits())
     list(gate.judge((update(client, value=0.5), {}) for client in range(40)))
     assert len(gate.norms) == REMEMBERED
     assert gate.norms[-1] == pytest.approx(0.5 * 10**0.5)

@@ -18,9 +18,16 @@ from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, in_memor
 from fedloom.engine.store import Stored, commit, last_commit, opened
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
-from fedloom.types import ClientUpdate, UserError
+from fedloom.sections import Train
+from fedloom.types import ClientUpdate, Conversation, UserError
 
 LAYOUT = Layout.of({"w": (6,)})
+TRAIN = Train(epochs=3, batch_size=1000, lr=0.1, optimizer="sgd", schedule="constant", clip=None)
+
+
+def held(client: int) -> list[Conversation]:
+    """What a client holds: one example more than its number says."""
+    return [Conversation("", "")] * (client + 1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def whole_run(
     folder: Path | None = None,
 ) -> Standing:
     keep = in_memory if folder is None else partial(opened, folder)
-    run = Run(algorithm, standing, schedule, lambda client: [], None, Limits(), keep, committed)
+    run = Run(algorithm, standing, schedule, held, TRAIN, Limits(), keep, committed)
     return run_rounds([run], backend)[0]
 
 
@@ -178,8 +185,8 @@ def test_several_runs_in_step_are_the_runs_by_themselves() -> None:
             make(name, 4),
             start(name),
             Schedule(rounds, (0, 1, 2, 3), cohort, seed),
-            lambda client: [],
-            None,
+            held,
+            TRAIN,
             Limits(),
         )
         for name, rounds, cohort, seed in (

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from fedloom.algorithms import ALGORITHMS, configured, make
 from fedloom.algorithms.aggregate import mean_delta, means, ordered
-from fedloom.algorithms.base import PLAIN, ServerState, chain, with_rule
+from fedloom.algorithms.base import PLAIN, LocalWork, ServerState, chain, with_rule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.wrap import adaptive
 from fedloom.params import Layout, Params
@@ -133,6 +133,29 @@ def test_the_local_rule_changes_nothing_it_was_given(algorithm):
     _, later = rule.correct(grads, params, carry)
     rule.finish(later, 1)
     assert_same(given, before)
+
+
+def test_clients_send_what_is_announced(algorithm):
+    state, rule = after(algorithm), algorithm.local
+    for client, sign in ((0, 1), (1, -1), (2, 1)):
+        sent, memory = algorithm.broadcast(state), {}
+        gradients = [
+            sign * random("same"),
+            -sign * random("same"),
+        ]  # from one round to the next they turn round
+        for gradient in gradients:
+            carry = rule.begin(sent, memory)
+            for _ in range(STEPS[client]):
+                _, carry = rule.correct(gradient, sent.params.flat, carry)
+            extras, memory = rule.finish(carry, STEPS[client])
+            most = 1.001 * float(gradient.norm())
+            announced = algorithm.extras(LocalWork(LAYOUT.size, STEPS[client], most))
+            assert extras.keys() == announced.keys()
+            for name, wanted in announced.items():
+                assert extras[name].dtype == torch.float32
+                assert tuple(extras[name].shape) == wanted.shape
+                assert float(extras[name].norm()) <= wanted.most
+                assert float(extras[name].min()) >= wanted.least
 
 
 def test_scaling_all_weights_changes_nothing(algorithm):

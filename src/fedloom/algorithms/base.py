@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 import torch
@@ -69,6 +69,38 @@ class LocalRule(NamedTuple):
     penalize: Correct = _correct
 
 
+class LocalWork(NamedTuple):
+    """What the server knows of a client's work in one round before the update comes.
+
+    Attributes:
+        values: Number P of values in the layout.
+        steps: Optimizer steps that the client takes, ≥ 1.
+        gradient: Largest norm of a gradient as `LocalRule.correct` receives it.
+    """
+
+    values: int
+    steps: int
+    gradient: float
+
+
+class Extra(NamedTuple):
+    """What a tensor that an update carries besides its delta has to be: float32, of this shape, within these bounds.
+
+    Attributes:
+        shape: Its shape.
+        most: Largest Euclidean norm.
+        least: Smallest value.
+    """
+
+    shape: tuple[int, ...]
+    most: float
+    least: float = -inf
+
+
+def _no_extras(work: LocalWork) -> Mapping[str, Extra]:
+    return {}
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as a value.
 
@@ -79,12 +111,15 @@ class FederatedAlgorithm(NamedTuple):
             order, changes nothing it was given, and raises ValueError for no update at all, for a
             layout other than the state's, and for a weight that is not finite and positive.
         local: The client half.
+        extras: Work → what an update carries besides its delta, by name. An update that lacks one of them, or has
+            others, is refused before `apply`.
     """
 
     init: Callable[[Params], ServerState]
     broadcast: Callable[[ServerState], Broadcast]
     apply: Callable[[ServerState, Iterable[ClientUpdate]], tuple[ServerState, Diagnostics]]
     local: LocalRule
+    extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras
 
 
 PLAIN = LocalRule(_begin, _correct, _finish)

@@ -19,12 +19,21 @@ makes τ_i the natural choice. p_i is taken within the cohort.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from fedloom.algorithms.aggregate import by_size, extra, means, ordered
-from fedloom.algorithms.base import PLAIN, Diagnostics, FederatedAlgorithm, ServerState, norm, positive
+from fedloom.algorithms.base import (
+    PLAIN,
+    Diagnostics,
+    Extra,
+    FederatedAlgorithm,
+    LocalWork,
+    ServerState,
+    norm,
+    positive,
+)
 from fedloom.params import Params
 from fedloom.types import Broadcast, ClientUpdate, Tensors
 
@@ -56,7 +65,11 @@ def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
         diagnostics = {"delta_norm": norm(delta), "effective_steps": effective}
         return ServerState(params, state.round + 1), diagnostics
 
-    return FederatedAlgorithm(init, broadcast, apply, PLAIN._replace(finish=_finish))
+    return FederatedAlgorithm(init, broadcast, apply, PLAIN._replace(finish=_finish), _extras)
+
+
+def _extras(work: LocalWork) -> Mapping[str, Extra]:
+    return {"steps": Extra((), most=work.steps, least=1)}
 
 
 def _steps(update: ClientUpdate) -> float:

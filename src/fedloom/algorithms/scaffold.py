@@ -21,7 +21,7 @@ objective is FedAvg's; with partial cohorts c is then only roughly the weighted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,8 +29,10 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import by_size, extra, means, ordered
 from fedloom.algorithms.base import (
     Diagnostics,
+    Extra,
     FederatedAlgorithm,
     LocalRule,
+    LocalWork,
     ServerState,
     norm,
     positive,
@@ -71,7 +73,12 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
         diagnostics = {"delta_norm": norm(delta), "control_norm": norm(control)}
         return ServerState(params, state.round + 1, {"control": control}), diagnostics
 
-    return FederatedAlgorithm(init, broadcast, apply, LocalRule(_begin, _correct, _finish))
+    return FederatedAlgorithm(init, broadcast, apply, LocalRule(_begin, _correct, _finish), _extras)
+
+
+def _extras(work: LocalWork) -> Mapping[str, Extra]:
+    # c_i⁺ and c_i are means of gradients, so their difference is at most twice as long as one.
+    return {"control": Extra((work.values,), most=2 * work.gradient)}
 
 
 def _begin(sent: Broadcast, memory: Tensors) -> Tensors:

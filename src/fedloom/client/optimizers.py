@@ -7,6 +7,7 @@ Shape legend: P trained values, K clients side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,13 +18,16 @@ from torch.optim.adamw import adamw as adamw_of_torch
 Slots = Mapping[str, Tensor]
 Step = Callable[[Tensor, Tensor, Slots, int, float, float, float], None]
 """(params, grads, slots, step, lr, weight decay, β2) → None; changes params and slots in place; steps count from 1."""
+Reach = Callable[[int, int, float, float], float]
+"""(step, P, largest norm of a gradient, β2) → the longest that a step can be, divided by its lr, decay apart."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A local optimiser: its step, and the buffers it needs, each like the parameters."""
+    """A local optimizer: its step, how far one can reach, and the buffers it needs, each like the parameters."""
 
     step: Step
+    reach: Reach
     slots: tuple[str, ...] = ()
 
 
@@ -61,7 +65,37 @@ def sgd(
     params.add_(grads + weight_decay * params if weight_decay else grads, alpha=-lr)
 
 
-OPTIMIZERS: dict[str, Optimizer] = {"adamw": Optimizer(adamw, ("m", "v")), "sgd": Optimizer(sgd)}
+def adamw_reach(step: int, values: int, gradient: float, beta2: float) -> float:
+    """Bound a step of AdamW by √P · max |m̂ / √v̂|, whatever the gradients are.
+
+    With a_j ∝ β1ʲ and b_j ∝ β2ʲ the weights, each of sum 1, of the last `step` gradients g_j in m̂ = Σ a_j g_j and
+    v̂ = Σ b_j g_j², Cauchy and Schwarz give |m̂| ≤ √(Σ a_j² / b_j) · √v̂. The root is 1 at the first step and at most
+    7.3 for β2 = 0.999. Where β2 < β1² it grows by a factor with every step, which bounds nothing: then it is inf.
+
+    Example:
+        >>> adamw_reach(1, 4, 1.0, 0.999), round(adamw_reach(10**6, 1, 1.0, 0.999), 1)
+        (2.0, 7.3)
+    """
+    if beta2 < 0.81 and step > 1:
+        return math.inf
+    sums = _geometric(0.81 / beta2, step) * _geometric(beta2, step) if step > 1 else 1.0
+    return math.sqrt(values * sums) / _geometric(0.9, step)
+
+
+def _geometric(ratio: float, terms: int) -> float:
+    """Return 1 + r + r² + … of so many terms, for 0 < r ≤ 1."""
+    return terms if ratio == 1 else math.expm1(terms * math.log(ratio)) / (ratio - 1)
+
+
+def sgd_reach(step: int, values: int, gradient: float, beta2: float) -> float:
+    """Bound a step of SGD by the gradient's norm."""
+    return gradient
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": Optimizer(adamw, adamw_reach, ("m", "v")),
+    "sgd": Optimizer(sgd, sgd_reach),
+}
 
 
 def clip(grads: Tensor, largest: float | None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from fedloom.algorithms.base import Extra
+from fedloom.engine.limits import Allowance, Expected, norm
 from fedloom.params import Layout
 from fedloom.types import ClientUpdate, Tensors
 
@@ -27,7 +29,7 @@ class GateSettings(Protocol):
 
     @property
     def max_norm(self) -> float | None:
-        """Largest norm of a delta, or None."""
+        """Largest norm of a delta; None derives it from the training settings, see `fedloom.engine.limits`."""
         ...
 
     @property
@@ -36,8 +38,8 @@ class GateSettings(Protocol):
         ...
 
 
-def malformed(update: ClientUpdate, layout: Layout) -> str | None:
-    """Say what is wrong with an update by itself but for its delta's values, or None."""
+def malformed(update: ClientUpdate, memory: Tensors, layout: Layout, allowed: Allowance) -> str | None:
+    """Return what is wrong with an update but for its delta's values, and with what its client keeps, or None."""
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
         return (
@@ -45,24 +47,53 @@ def malformed(update: ClientUpdate, layout: Layout) -> str | None:
         )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
-    if not (isfinite(update.weight) and update.weight > 0):
-        return f"weight {update.weight} is not finite and positive"
-    for name, value in update.extras.items():
-        if not value.is_floating_point():
-            return f"{name} holds {value.dtype}, not floating-point values"
-        if not isfinite(_norm(value)):
+    if not (_is_number(update.weight) and 1 <= update.weight <= allowed.examples):
+        held = f"the number of examples, of which this client holds {allowed.examples}"
+        return f"weight {update.weight} is not {held}"
+    if not all(_is_number(value) for value in update.metrics.values()):
+        return "a metric is not a number"
+    for name, value in memory.items():
+        if value.is_floating_point() and not isfinite(norm(value)):
+            return f"what the client keeps as {name} holds values that are not finite"
+    return _other_extras(update.extras, allowed.extras)
+
+
+def _other_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None:
+    """Return how extras differ from what the algorithm announces, or None."""
+    for name in sorted(extras.keys() ^ announced.keys()):
+        return (
+            f"{name} is missing" if name in announced else f"{name} is nothing that this algorithm asks for"
+        )
+    for name, wanted in announced.items():
+        value = extras[name]
+        if value.dtype != torch.float32 or tuple(value.shape) != wanted.shape:
+            found = f"{str(value.dtype).removeprefix('torch.')} values of shape {list(value.shape)}"
+            return f"{name} holds {found}, not float32 values of shape {list(wanted.shape)}"
+        size = norm(value)
+        if not isfinite(size):
             return f"{name} holds values that are not finite"
+        if size > wanted.most:
+            return f"{name} has norm {size:.4g}, above {wanted.most:.4g}, the most that honest work comes to"
+        if wanted.least > -inf and float(value.amin()) < wanted.least:
+            return f"{name} holds values below {wanted.least:.4g}"
     return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 class Gate:
     """Decides which updates of one round are let through, while they stream by in client-id order.
 
-    The usual norm is the median over the updates accepted in earlier rounds and the well-formed ones among
-    the first `FIRST` of this round, so the judgement needs no more than those in memory.
+    No update is longer than honest work can make it (`fedloom.engine.limits`), which needs no history. Nor is it many
+    times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the well-formed
+    ones among the first `FIRST` of this round, so the judgement needs no more than those in memory; for work that
+    commonly comes to more than that median, it is what such work comes to.
 
     Args:
         layout: The global model's.
+        expected: What the round's clients were asked for.
         norms: Norms of updates accepted in earlier rounds.
         settings: Limits on norms.
 
@@ -70,8 +101,10 @@ class Gate:
         norms: Norms accepted last, this round's included; at most `REMEMBERED`.
     """
 
-    def __init__(self, layout: Layout, norms: Sequence[float], settings: GateSettings) -> None:
-        self._layout, self._settings = layout, settings
+    def __init__(
+        self, layout: Layout, expected: Expected, norms: Sequence[float], settings: GateSettings
+    ) -> None:
+        self._layout, self._expected, self._settings = layout, expected, settings
         self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
 
     @property
@@ -83,34 +116,44 @@ class Gate:
         self, results: Iterable[tuple[ClientUpdate, Tensors]]
     ) -> Iterator[tuple[ClientUpdate, Tensors, str | None]]:
         """Yield each update, what its client keeps, and why it is refused, or None."""
-        coming = iter(results)
-        first = deque((update, memory, *self._measure(update)) for update, memory in islice(coming, FIRST))
-        usual = median([*self._norms, *(norm for *_, norm, reason in first if reason is None)] or [0.0])
-        rest = ((update, memory, *self._measure(update)) for update, memory in coming)
+        coming = (self._measured(update, memory) for update, memory in results)
+        first = deque(islice(coming, FIRST))
+        lengths = [*self._norms, *(size for *_, size, _, reason in first if reason is None)]
+        usual = median(lengths or [0.0])
         # Taken out one by one, so that nobody holds what was judged.
         waiting = (first.popleft() for _ in range(len(first)))
-        for update, memory, norm, reason in chain(waiting, rest):
-            why = reason or self._outsized(norm, usual)
+        for update, memory, size, common, reason in chain(waiting, coming):
+            why = reason or self._unusual(size, max(usual, common))
             if why is None:
-                self._norms.append(norm)
+                self._norms.append(size)
             yield update, memory, why
 
-    def _measure(self, update: ClientUpdate) -> tuple[float, str | None]:
-        reason = malformed(update, self._layout)
-        norm = 0.0 if reason else _norm(update.delta.flat)
-        return norm, reason or (None if isfinite(norm) else "delta holds values that are not finite")
+    def _measured(
+        self, update: ClientUpdate, memory: Tensors
+    ) -> tuple[ClientUpdate, Tensors, float, float, str | None]:
+        """Return what came, its norm, a norm that is common for it, and why it is refused by itself, or None."""
+        allowed = self._expected.take()
+        if update.client != allowed.client:
+            reason = f"it came as client {update.client}'s"
+            return replace(update, client=allowed.client), memory, 0.0, 0.0, reason
+        reason = malformed(update, memory, self._layout, allowed)
+        size = 0.0 if reason else norm(update.delta.flat)
+        return update, memory, size, allowed.usual, reason or self._outsized(update, size, allowed)
 
-    def _outsized(self, norm: float, usual: float) -> str | None:
-        most, ratio = self._settings.max_norm, self._settings.max_ratio
-        if most is not None and norm > most:
-            return f"norm {norm:.4g} is above gate.max_norm {most:.4g}"
-        if usual > 0 and norm > ratio * usual:
-            return f"norm {norm:.4g} is {norm / usual:.1f} times the median; gate.max_ratio is {ratio:.4g}"
+    def _outsized(self, update: ClientUpdate, size: float, allowed: Allowance) -> str | None:
+        most = self._settings.max_norm
+        if not isfinite(size):
+            return "delta holds values that are not finite"
+        if any(bool(update.delta.flat[part].any()) for part in self._expected.silent):
+            return "delta changes values that are not exchanged"
+        if most is not None and size > most:
+            return f"norm {size:.4g} is above gate.max_norm {most:.4g}"
+        if most is None and size > allowed.most:
+            return f"norm {size:.4g} is above {allowed.most:.4g}, the most that honest work comes to"
         return None
 
-
-def _norm(values: Tensor) -> float:
-    """Return the Euclidean norm; it is finite exactly when all values are."""
-    norm = float(torch.linalg.vector_norm(values))
-    # Squares of huge or tiny float32 values leave its range; then float64 decides.
-    return norm if 1e-15 < norm < 1e15 else float(torch.linalg.vector_norm(values.double()))
+    def _unusual(self, size: float, usual: float) -> str | None:
+        ratio = self._settings.max_ratio
+        if usual > 0 and size > ratio * usual:
+            return f"norm {size:.4g} is {size / usual:.1f} times the usual {usual:.4g}; gate.max_ratio is {ratio:.4g}"
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.client.train import Result, TrainSettings, Work
 from fedloom.engine.gate import Gate, GateSettings
+from fedloom.engine.limits import Expected, norm
 from fedloom.record import Clock
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
@@ -34,6 +36,9 @@ class Memories(Protocol):
         """Keep what a client found in this round."""
         ...
 
+
+MISSED = 3
+"""So many rounds in a row without effect end a run."""
 
 LISTED = 1000
 """Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
@@ -55,6 +60,7 @@ class Standing:
         state: The server's state; `state.round` rounds are done.
         memories: What clients keep, by client.
         norms: Norms of the updates accepted last, at most `gate.REMEMBERED`.
+        missed: Number of the last rounds, in a row, that were not applied.
         up: Bytes sent by clients so far.
         down: Bytes sent to clients so far.
         seconds: Time spent in rounds so far.
@@ -63,6 +69,7 @@ class Standing:
     state: ServerState
     memories: Memories = field(default_factory=dict[int, Tensors])
     norms: tuple[float, ...] = ()
+    missed: int = 0
     up: int = 0
     down: int = 0
     seconds: float = 0.0
@@ -171,7 +178,8 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     committed when all that take part in it have ended it, so that a commit may use the model for evaluation.
 
     Raises:
-        UserError: Every update of a round was refused; nothing of that round is kept.
+        UserError: Every update of a round was refused, or the last of `MISSED` rounds in a row could not be applied;
+            nothing of that round is kept.
     """
     now = list(runs)
     while left := [k for k, run in enumerate(now) if run.left > 0]:
@@ -180,10 +188,14 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
         together = [k for k in left if now[k].round == first]
         clock = Clock()
         cohorts = [draw_cohort(now[k].schedule, first) for k in together]
-        works = [works_of(now[k], cohort) for k, cohort in zip(together, cohorts, strict=True)]
+        asked = [_expected(now[k]) for k in together]
+        works = [
+            expected.noted(works_of(now[k], cohort))
+            for k, cohort, expected in zip(together, cohorts, asked, strict=True)
+        ]
         results, logs = backend.map(chain.from_iterable(works), clock), list[dict[str, Any]]()
-        for k, cohort in zip(together, cohorts, strict=True):
-            standing, log = _close(now[k], cohort, islice(results, len(cohort)), clock)
+        for k, cohort, expected in zip(together, cohorts, asked, strict=True):
+            standing, log = _close(now[k], cohort, expected, islice(results, len(cohort)), clock)
             now[k] = replace(now[k], standing=standing)
             logs.append(log)
         for k, log in zip(together, logs, strict=True):
@@ -211,12 +223,17 @@ def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
         )
 
 
+def _expected(run: Run) -> Expected:
+    params = run.algorithm.broadcast(run.standing.state).params
+    return Expected(run.algorithm, params, (run.trained, run.shared))
+
+
 def _close(
-    run: Run, cohort: Sequence[int], results: Iterator[Result], clock: Clock
+    run: Run, cohort: Sequence[int], expected: Expected, results: Iterator[Result], clock: Clock
 ) -> tuple[Standing, dict[str, Any]]:
     """Take in a round's results; return where the run stands then, and the round's figures."""
     before = run.standing
-    gate = Gate(before.state.params.layout, before.norms, run.gate)
+    gate = Gate(before.state.params.layout, expected, before.norms, run.gate)
     tally = _Tally(gate, run.opened(before), run.exchanged)
     accepted = tally.accepted(results, clock)
     first = next(accepted, None)
@@ -226,6 +243,12 @@ def _close(
             f"round {before.state.round}: every client's update was refused, so the run stops here ({said})"
         )
     after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+    fault = _fault(after)
+    if fault is not None and before.missed + 1 == MISSED:
+        raise UserError(
+            f"round {before.state.round}: {fault}; this is the last of {MISSED} such rounds in a row, so the run "
+            "stops here"
+        )
     clock.lap("aggregate")
     broadcast = run.algorithm.broadcast(before.state)
     down = len(cohort) * (run.exchanged + payload(broadcast.extras))
@@ -233,7 +256,7 @@ def _close(
     seconds = sum(timers.values())
     log = {
         "round": before.state.round,
-        "loss": tally.loss / tally.weight,
+        "loss": tally.loss / tally.weight if tally.weight else None,
         "bytes_up": tally.up,
         "bytes_down": down,
         "seconds": seconds,
@@ -243,16 +266,30 @@ def _close(
         "clients": tally.clients,
         "refused": [{"client": client, "reason": why} for client, why in sorted(tally.refused.items())],
     }
+    if fault is None:
+        moved = replace(before, state=after, norms=tally.gate.norms, missed=0)
+    else:  # the next round begins where this one began
+        log["not_applied"] = fault
+        tally.take_back(before.memories)
+        moved = replace(
+            before, state=replace(before.state, round=before.state.round + 1), missed=before.missed + 1
+        )
     moved = replace(
-        before,
-        state=after,
+        moved,
         memories=tally.memories,
-        norms=tally.gate.norms,
         up=before.up + tally.up,
         down=before.down + down,
         seconds=before.seconds + seconds,
     )
     return moved, log
+
+
+def _fault(state: ServerState) -> str | None:
+    """Return what is wrong with a server's new state, or None."""
+    for name, values in {"global parameters": state.params.flat, **state.slots}.items():
+        if not isfinite(norm(values)):
+            return f"the aggregate was not applied, since it makes the server's {name} not finite"
+    return None
 
 
 class _Tally:
@@ -265,19 +302,28 @@ class _Tally:
         self.weight = 0.0
         self.clients: list[dict[str, Any]] = []
         self.refused: dict[int, str] = {}
+        self.kept: list[int] = []
 
     def accepted(self, results: Iterator[Result], clock: Clock) -> Iterator[ClientUpdate]:
         """Pass on the updates that the gate lets through."""
         for update, memory, reason in self.gate.judge(results):
             self.up += self.exchanged + payload(update.extras)
             if len(self.clients) < LISTED:
-                self.clients.append({"client": update.client, "weight": update.weight, **update.metrics})
+                own = {"client": update.client, "weight": update.weight}
+                self.clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
             if reason is not None:
                 self.refused[update.client] = reason
                 continue
-            self.loss += update.weight * update.metrics.get("loss", 0.0)
-            self.weight += update.weight
+            if isfinite(loss := update.metrics.get("loss", 0.0)):
+                self.loss += update.weight * loss
+                self.weight += update.weight
             if memory:
                 self.memories[update.client] = memory
+                self.kept.append(update.client)
             clock.lap("aggregate")
             yield update
+
+    def take_back(self, before: Memories) -> None:
+        """Let every client keep what it kept before this round."""
+        for client in self.kept:
+            self.memories[client] = before.get(client, {})

@@ -68,6 +68,7 @@ def commit(folder: Path, standing: Standing) -> None:
         "tensors": hashlib.sha256(content).hexdigest(),
         "layout": json.loads(standing.state.params.layout.to_json()),
         "norms": list(standing.norms),
+        "missed": standing.missed,
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
@@ -121,10 +122,11 @@ class Stored(Mapping[int, Tensors]):
         content = save(tensors, metadata={"sha256": _digest(tensors)})
         file = self._file(client, self.round)
         write_atomic(file, content, self.folder)
-        self.rounds[client] = self.round
         older = [one for one in file.parent.glob("round-*.safetensors") if _round(one) < self.round]
-        for old in _by_round(older)[:-KEPT]:
+        used = [one for one in _by_round(older) if _round(one) <= self.rounds.get(client, -1)]
+        for old in {*older} - {*used[-KEPT:]}:  # also files of rounds that were not applied
             old.unlink()
+        self.rounds[client] = self.round
 
     def _file(self, client: int, round: int) -> Path:
         return self.folder / MEMORY / str(client // FOLDER) / str(client) / f"round-{round:04}.safetensors"
@@ -201,5 +203,11 @@ def read_commit(file: Path, layout: Layout | None = None) -> Standing:
     for client in (client for client, round in stored.rounds.items() if round == figures["round"]):
         _ = stored[client]
     return Standing(
-        state, stored, tuple(figures["norms"]), figures["up"], figures["down"], figures["seconds"]
+        state,
+        stored,
+        tuple(figures["norms"]),
+        figures.get("missed", 0),
+        figures["up"],
+        figures["down"],
+        figures["seconds"],
     )

@@ -220,13 +220,16 @@ def _set_aside(run: Run) -> dict[str, Any]:
 
 
 def _refused(run: Run) -> dict[str, Any]:
-    """Return the client updates that the server did not take in, and how many it did."""
+    """Return the client updates that had no effect, those of whole rounds in one line, and how many had."""
     rows, accepted = [], 0
     for entry in run.rounds:
         if federated(entry["method"]):
             refused = at(entry, "refused") or []
             place = (label(entry["method"]), str(entry["round"] + 1))
             rows += [(*place, str(at(one, "client")), str(at(one, "reason"))) for one in refused]
+            if whole := at(entry, "not_applied"):
+                rows.append((*place, "all", str(whole)))
+                continue
             names = [at(one, "client") for one in refused]
             accepted += sum(at(one, "client") not in names for one in at(entry, "clients") or [])
     table = Table(("Method", "Round", "Client", "Reason"), tuple(rows), left=4)

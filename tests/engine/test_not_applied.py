@@ -1,0 +1,154 @@
+"""A round whose aggregate is not finite has no effect but a line in the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tests.hostile.updates import CLIENTS, LAYOUT, TRAIN, Corrupted, Honest, held, run
+
+from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.engine.rounds import MISSED, Run, Schedule, Standing, run_rounds
+from fedloom.engine.store import Stored, commit, last_commit, opened
+from fedloom.params import Params
+from fedloom.sections import Gate
+from fedloom.types import ClientUpdate, UserError
+
+WIDE = Gate(max_norm=1e300, max_ratio=1e300)
+
+
+def breaking(
+    algorithm: FederatedAlgorithm, rounds: Iterable[int], part: str = "params"
+) -> FederatedAlgorithm:
+    """Let the server's new state be broken in some rounds."""
+    bad = tuple(rounds)
+
+    def apply(state: ServerState, updates: Iterable[ClientUpdate]):
+        after, told = algorithm.apply(state, updates)
+        if state.round not in bad:
+            return after, told
+        if part == "params":
+            return replace(after, params=after.params.with_flat(after.params.flat * math.nan)), told
+        return replace(after, slots={**after.slots, part: after.slots[part] + math.inf}), told
+
+    return algorithm._replace(apply=apply)
+
+
+def go(
+    algorithm: FederatedAlgorithm, rounds: int, before: Standing | None = None, folder: Path | None = None
+):
+    """Run to so many rounds; return where that ends and the figures of the rounds."""
+    logs = []
+    start = before or Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
+    train = TRAIN.model_copy(update={"rounds": 9})
+    schedule = Schedule(rounds, range(CLIENTS), None, 0)
+
+    def committed(now: Standing, log: dict) -> None:
+        logs.append(log)
+        if folder is not None:
+            commit(folder, now)
+
+    one = Run(algorithm, start, schedule, held, train, Gate(), committed=committed)
+    if folder is not None:
+        one = replace(one, opened=partial(opened, folder))
+    return run_rounds([one], Honest())[0], logs
+
+
+def same(left: Standing, right: Standing) -> bool:
+    states = [
+        {"params": now.state.params.flat, **now.state.slots, **{f"{k} {name}": value for k in range(CLIENTS) for name, value in now.memories.get(k, {}).items()}}
+        for now in (left, right)
+    ]  # fmt: skip
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, stored: bool, tmp_path: Path) -> None:
+    algorithm, folder = make(name, CLIENTS), tmp_path / "run" if stored else None
+    before, _ = go(algorithm, 1)
+    after, logs = go(breaking(algorithm, [1]), 2, folder=folder)
+    assert same(after, before)
+    assert after.state.round == 2
+    assert after.norms == before.norms
+    assert "not_applied" not in logs[0]
+    assert "global parameters not finite" in logs[1]["not_applied"]
+    assert math.isfinite(logs[1]["loss"])
+    assert logs[1]["refused"] == []
+    if folder is not None:
+        back = last_commit(folder, LAYOUT)
+        assert back is not None
+        assert same(back, before)
+        assert back.missed == 1
+
+
+def test_the_first_round_may_be_the_one_that_is_not_applied(tmp_path: Path) -> None:
+    algorithm = make("scaffold", CLIENTS)
+    after, _ = go(breaking(algorithm, [0]), 1, folder=tmp_path)
+    assert isinstance(after.memories, Stored)
+    assert all(not after.memories.get(client, {}) for client in range(CLIENTS))
+    rest, _ = go(algorithm, 3, after, tmp_path)
+    assert torch.isfinite(rest.state.params.flat).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("scaffold", "control"), ("fedadam", "v"), ("fedavgm", "velocity")]
+)
+def test_slots_are_checked_too(name: str, part: str) -> None:
+    _, logs = go(breaking(make(name, CLIENTS), [1], part), 3)
+    assert [part in log.get("not_applied", "") for log in logs] == [False, True, False]
+
+
+def test_the_last_of_several_such_rounds_in_a_row_ends_the_run() -> None:
+    with pytest.raises(UserError, match=rf"round 3: .*not finite.* {MISSED} such rounds"):
+        go(breaking(make("fedavg", CLIENTS), [1, 2, 3]), 9)
+    after, logs = go(breaking(make("fedavg", CLIENTS), [1, 2, 4, 5]), 9)  # never three in a row
+    assert after.missed == 0
+    assert [k for k, log in enumerate(logs) if "not_applied" in log] == [1, 2, 4, 5]
+
+
+def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
+    algorithm = breaking(make("fedavg", CLIENTS), range(1, 9))
+    go(algorithm, 3, folder=tmp_path)
+    with pytest.raises(UserError, match="round 3"):
+        go(algorithm, 9, last_commit(tmp_path, LAYOUT), tmp_path)
+
+
+def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:
+    """Each is finite, and a user's own bound lets them in."""
+
+    def huge(good):
+        update, kept = good
+        return replace(update, delta=Params(LAYOUT, torch.full((LAYOUT.size,), 3e38))), kept
+
+    backend = Corrupted(bad={3: huge, 4: huge}, rounds=(1,))
+    for name in ("fedavg", "fedadam", "fednova", "fedmean"):
+        found, logs = run(name, backend, gate=WIDE)
+        assert torch.isfinite(found.state.params.flat).all()
+        assert [log["refused"] for log in logs] == [[], [], []]
+        assert ["not_applied" in log for log in logs] == [False, True, False]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(loss: float) -> None:
+    def said(good):
+        update, kept = good
+        return replace(update, metrics={**update.metrics, "loss": loss}), kept
+
+    one, logs = run("fedavg", Corrupted(bad={2: said}))
+    plain, right = run("fedavg", Honest())
+    assert torch.equal(one.state.params.flat, plain.state.params.flat)  # its delta is as good as any
+    for log, whole in zip(logs, right, strict=True):
+        others = [row for row in whole["clients"] if row["client"] != 2]
+        mean = sum(row["loss"] * row["weight"] for row in others) / sum(row["weight"] for row in others)
+        assert log["loss"] == pytest.approx(mean)
+    _, logs = run("fedavg", Corrupted(bad=dict.fromkeys(range(CLIENTS), said)))
+    assert [log["loss"] for log in logs] == [None, None, None]

@@ -1,0 +1,226 @@
+"""Bad updates: functions that turn what an honest client sends and keeps into what no server may take in.
+
+    BAD         for any algorithm
+    BAD_EXTRAS  by algorithm, for those that send more than a delta
+
+`Honest` is a backend whose clients take real optimizer steps on a quadratic; `Corrupted` lets some of them be bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from fedloom.algorithms import make
+from fedloom.client.optimizers import OPTIMIZERS, clip
+from fedloom.client.train import Result, Work
+from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
+from fedloom.params import Layout, Params
+from fedloom.record import Clock
+from fedloom.sections import Gate, Train
+from fedloom.types import ClientUpdate, Conversation
+
+Corrupt = Callable[[Result], Result]
+
+LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
+CLIENTS = 5
+TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
+
+
+def held(client: int) -> list[Conversation]:
+    """What a client holds: one example more than its number says."""
+    return [Conversation("", "")] * (client + 1)
+
+
+@dataclass(frozen=True)
+class Honest:
+    """A backend whose client k draws the parameters towards k."""
+
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+        for work in works:
+            yield self.result(work)
+            clock.lap("step")
+
+    def result(self, work: Work) -> Result:
+        start, rule, settings = work.start.params.flat, work.rule, work.settings
+        flat, optimizer = start.clone()[None], OPTIMIZERS[settings.optimizer]
+        slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
+        carry, loss = rule.begin(work.start, work.memory), 0.0
+        for step in range(work.steps):
+            grads = flat - work.client
+            loss += float(grads.square().sum()) / 2
+            clip(grads, settings.clip)
+            corrected, carry = rule.correct(grads[0], flat[0], carry)
+            rate = work.rate(step)
+            optimizer.step(
+                flat, corrected[None].clone(), slots, step + 1, rate, settings.weight_decay, settings.beta2
+            )
+        extras, kept = rule.finish(carry, work.steps)
+        delta = flat[0] - start if work.shared is None else (flat[0] - start) * work.shared
+        metrics = {"loss": loss / work.steps, "steps": float(work.steps)}
+        weight = float(len(work.conversations))
+        return ClientUpdate(
+            work.client, Params(work.start.params.layout, delta), weight, extras, metrics
+        ), kept
+
+
+@dataclass(frozen=True)
+class Corrupted(Honest):
+    """A backend in which some clients are bad in some rounds."""
+
+    bad: Mapping[int, Corrupt] = field(default_factory=dict)
+    rounds: tuple[int, ...] = (0, 1, 2)
+
+    def result(self, work: Work) -> Result:
+        good = super().result(work)
+        return self.bad[work.client](good) if work.client in self.bad and work.round in self.rounds else good
+
+
+def run(
+    name: str,
+    backend: Honest,
+    clients: tuple[int, ...] = tuple(range(CLIENTS)),
+    train: Train = TRAIN,
+    arguments: Mapping[str, Any] | None = None,
+    gate: Gate = Gate(),
+) -> tuple[Standing, list[dict[str, Any]]]:
+    """Train with an algorithm; return where that ends and the figures of its rounds."""
+    algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
+    start = Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
+    schedule = Schedule(train.rounds, clients, None, 0)
+    one = Run(algorithm, start, schedule, held, train, gate, committed=lambda now, log: logs.append(log))
+    return run_rounds([one], backend)[0], logs
+
+
+def _delta(change: Callable[[torch.Tensor], torch.Tensor]) -> Corrupt:
+    def corrupt(good: Result) -> Result:
+        update, kept = good
+        return replace(update, delta=Params(update.delta.layout, change(update.delta.flat.clone()))), kept
+
+    return corrupt
+
+
+def scaled(factor: float) -> Corrupt:
+    """Multiply a delta."""
+    return _delta(lambda flat: factor * flat)
+
+
+def _at(place: int, value: float) -> Corrupt:
+    def change(flat: torch.Tensor) -> torch.Tensor:
+        flat[place] = value
+        return flat
+
+    return _delta(change)
+
+
+def _layout(**shapes: tuple[int, ...]) -> Corrupt:
+    layout = Layout.of({name.replace("_", "/"): shape for name, shape in shapes.items()})
+    return lambda good: (replace(good[0], delta=Params.zeros(layout)), good[1])
+
+
+def _with(**fields: Any) -> Corrupt:
+    return lambda good: (replace(good[0], **fields), good[1])
+
+
+def _keeps(values: torch.Tensor) -> Corrupt:
+    return lambda good: (good[0], {**good[1], "control": values})
+
+
+def _extras(change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Corrupt:
+    return lambda good: (replace(good[0], extras=change(dict(good[0].extras))), good[1])
+
+
+def _extra(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Corrupt:
+    return _extras(lambda extras: {**extras, name: change(extras[name])})
+
+
+def _reshaped(good: Result) -> Result:
+    shapes = {name: shape[::-1] for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True)}
+    return replace(good[0], delta=Params(Layout.of(shapes), good[0].delta.flat)), good[1]
+
+
+def _renamed(good: Result) -> Result:
+    shapes = {f"{name}!": shape for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True)}
+    return replace(good[0], delta=Params(Layout.of(shapes), good[0].delta.flat)), good[1]
+
+
+BAD: dict[str, Corrupt] = {
+    "one NaN": _at(3, float("nan")),
+    "one Inf": _at(0, float("inf")),
+    "one -Inf": _at(-1, float("-inf")),
+    "all NaN": _delta(lambda flat: flat * float("nan")),
+    "all Inf": _delta(lambda flat: flat + float("inf")),
+    "all 3e38": _delta(lambda flat: torch.full_like(flat, 3e38)),
+    "all 1e30": _delta(lambda flat: torch.full_like(flat, 1e30)),
+    "one 1e9": _at(5, 1e9),
+    "a million times": scaled(1e6),
+    "a million times, turned round": scaled(-1e6),
+    "a hundred times": scaled(100),
+    "other names": _renamed,
+    "other shapes": _reshaped,
+    "a name less": _layout(connector_w=(3, 2)),
+    "no names": _layout(),
+    "a shape that broadcasts": _layout(connector_w=(1,)),
+    "a cohort's buffer": _delta(lambda flat: flat.expand(2, -1)),
+    "a row of a cohort's": _delta(lambda flat: flat[None]),
+    "weight 1e18": _with(weight=1e18),
+    "weight above its size": _with(weight=float(CLIENTS + 1)),
+    "weight 5e-324": _with(weight=5e-324),
+    "weight 0.5": _with(weight=0.5),
+    "weight 0": _with(weight=0.0),
+    "weight -0": _with(weight=-0.0),
+    "weight -3": _with(weight=-3.0),
+    "weight NaN": _with(weight=float("nan")),
+    "weight Inf": _with(weight=float("inf")),
+    "weight -Inf": _with(weight=float("-inf")),
+    "weight as text": _with(weight="3"),
+    "no weight": _with(weight=None),
+    "a client nobody asked": _with(client=99),
+    "a negative client": _with(client=-1),
+    "a client that has answered": _with(client=0),
+    "a client that has yet to answer": _with(client=4),
+    "a client with a name": _with(client="2"),
+    "an extra nobody asked for": _extras(lambda extras: {**extras, "odd": torch.ones(3)}),
+    "the model as an extra": _extras(lambda extras: {**extras, "params": torch.ones(LAYOUT.size)}),
+    "keeps NaN": _keeps(torch.full((LAYOUT.size,), float("nan"))),
+    "keeps one Inf": _keeps(torch.tensor([0.0] * (LAYOUT.size - 1) + [float("inf")])),
+    "a metric as text": _with(metrics={"loss": "low"}),
+    "a metric that is nothing": _with(metrics={"loss": None}),
+}
+
+
+def _bad_extras(name: str) -> dict[str, Corrupt]:
+    return {
+        "missing": _extras(lambda extras: {}),
+        "renamed": _extras(lambda extras: {f"{name}s": extras[name]}),
+        "NaN": _extra(name, lambda value: value * float("nan")),
+        "Inf": _extra(name, lambda value: value + float("inf")),
+        "1e30": _extra(name, lambda value: torch.full_like(value, 1e30)),
+        "3e38": _extra(name, lambda value: torch.full_like(value, 3e38)),
+        "a thousand more": _extra(name, lambda value: value + 1e3),
+        "in float64": _extra(name, lambda value: value.double()),
+        "in float16": _extra(name, lambda value: value.half()),
+        "in whole numbers": _extra(name, lambda value: value.long()),
+        "of another shape": _extra(name, lambda value: value.expand(2, *value.shape)),
+        "of another length": _extra(name, lambda value: value.flatten().repeat(2)),
+        "empty": _extra(name, lambda value: value.flatten()[:0]),
+    }
+
+
+BAD_EXTRAS: dict[str, dict[str, Corrupt]] = {
+    "scaffold": {
+        **_bad_extras("control"),
+        "a single value": _extra("control", lambda value: value.sum()),
+        "one 1e30": _extra("control", lambda value: torch.cat([value[:-1], torch.tensor([1e30])])),
+    },
+    "fednova": {
+        **_bad_extras("steps"),
+        "no steps": _extra("steps", torch.zeros_like),
+        "half a step": _extra("steps", lambda value: 0.5 + 0 * value),
+        "steps backwards": _extra("steps", torch.neg),
+        "a step more": _extra("steps", lambda value: value + 1),
+    },
+}
