@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from fedloom.failures import explained, sentence
 from fedloom.interrupts import exit_code, stoppable
+from fedloom.record import to_json
 from fedloom.terminal import message, printable, printable_json
 
 FAILED, USER_ERROR, UNHEARD = 1, 2, 141

@@ -73,7 +73,7 @@ def same(left: Standing, right: Standing) -> bool:
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("stored", [False, True])
 def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, stored: bool, tmp_path: Path) -> None:
-    algorithm, folder = make(name, CLIENTS), tmp_path / "run" if stored else None
+    algorithm, folder = make(name, CLIENTS), tmp_path if stored else None
     before, _ = go(algorithm, 1)
     after, logs = go(breaking(algorithm, [1]), 2, folder=folder)
     assert same(after, before)
