@@ -143,9 +143,9 @@ def test_gains_and_modifiers_are_differences_of_the_means(tmp_path: Path) -> Non
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
     gains, added = gain_table(sweep), modifier_table(sweep)
     assert gains is not None and added is not None
-    assert gains.columns[1:] == ("FedAvg", "FedAvg + prompt", "FedAdam")
-    assert {row[1:] for row in gains.rows} == {("+20.0±0.0*", "+25.0±0.0*", "+10.0±0.0*")}
-    assert {row[1:] for row in added.rows} == {("+5.0±0.0*",)}
+    assert gains.columns[1:] == ("FedAvg", "clients", "FedAvg + prompt", "clients", "FedAdam", "clients")
+    assert {row[1::2] for row in gains.rows} == {("+20.0†*", "+25.0†*", "+10.0†*")}
+    assert {row[1:] for row in added.rows} == {("+5.0†*", MISSING)}
     without = read_sweep(make_sweep(tmp_path / "b", {"seed": [0]}, ["fedavg", "fedadam"], lambda v, m: 0.5))
     assert gain_table(without) is None
     assert modifier_table(without) is None
@@ -193,8 +193,8 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert table is not None
     assert table.columns == ("Scenario, lr", "FedAvg, ours", "published", "FedYogi, ours", "published")
     assert table.rows == (
-        ("even", "90.0±0.0", "71.0", MISSING, MISSING),
-        ("gaps", "90.0±0.0", "76.8", MISSING, "70.0"),
+        ("even", "90.0†", "71.0", MISSING, MISSING),
+        ("gaps", "90.0†", "76.8", MISSING, "70.0"),
     )
     assert "a &lt;paper&gt;" in render_sweep(sweep)
 
@@ -307,6 +307,6 @@ def test_what_has_no_accuracy_is_told_by_another_score(tmp_path: Path) -> None:
         swap(file)
     sweep = read_sweep(folder)
     assert sweep.metrics == ["cider", "auc", "macro_f1"]
-    assert mean_table(sweep).rows == (("made-up", "125.0±0.0", "125.0±0.0", "2"),)
+    assert mean_table(sweep).rows == (("made-up", "125.0†", "125.0†", "2"),)
     assert "CIDEr in percent" in mean_table(sweep).note
     assert write_sweep_report(folder)["metric"] == "cider"
