@@ -241,13 +241,17 @@ def mode(experiment: Json) -> str:
 def client_loop(experiment: Json) -> str:
     """Tell how clients train, as far as papers differ in it."""
     train = at(experiment, "train")
-    optimizer = at(train, "optimizer") or "adamw"
+    optimizer = str(at(train, "optimizer") or "adamw")
     beta2 = "" if optimizer == "sgd" else f" with β₂ = {at(train, 'beta2') or 0.999}"
     inside = at(train, "local_schedule") or "constant"
     return (
         f"{OPTIMIZERS.get(optimizer, optimizer)}{beta2}; learning rate {at(train, 'schedule') or 'cosine'} over the "
-        f"rounds, {inside} inside each; LoRA dropout {at(experiment, 'strategy', 'dropout') or 0:g}"
+        f"rounds, {inside} inside each; LoRA dropout {number(experiment, 'strategy', 'dropout') or 0:g}"
     )
+
+
+def _named(names: Mapping[str, str], value: object) -> str:
+    return names.get(str(value or "corrected"), str(value))
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -259,8 +263,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Experiment digest", run.result.get("digest")),
         ("Plan digest", run.plan.get("digest")),
         ("Seed", run.experiment.get("seed")),
-        ("Scenario mode", SCENARIO_MODES[str(at(run.experiment, "scenario", "mode") or "corrected")]),
-        ("Sampler", SAMPLERS[str(at(run.experiment, "train", "sampler") or "corrected")]),
+        ("Scenario mode", _named(SCENARIO_MODES, at(run.experiment, "scenario", "mode"))),
+        ("Sampler", _named(SAMPLERS, at(run.experiment, "train", "sampler"))),
         ("Mode", mode(run.experiment)),
         ("Client loop", client_loop(run.experiment)),
         *((name, first.get(key)) for key, name in HARDWARE),

@@ -160,8 +160,9 @@ def client_sentence(result: Json, method: str) -> str:
         how = "better" if found.better else "worse" if found.worse else "neither better nor worse"
         told = f"On data like its own, the only client fares {how} with {name} than with the model it trained {own}"
     else:
+        fare = "fares" if found.better == 1 else "fare"
         told = (
-            f"On data like their own, {found.better} of {found.known} clients{unknown} fare better with {name} than with the "
+            f"On data like their own, {found.better} of {found.known} clients{unknown} {fare} better with {name} than with the "
             f"model that each trained {own}, {found.same} the same and {found.worse} worse"
         )
     return f"{told}{_worst(result, worst_client(scores[method], scores[local]), found.known)}."
@@ -178,6 +179,8 @@ def _worst(result: Json, worst: Json | None, clients: int) -> str:
     )
     if clients == 1:
         return f": {figures}"
+    if gain == 0:
+        return "; no client loses"
     what = "loses most" if gain < 0 else "gains least"
     return f"; client {worst['client']} {what}: {figures}"
 

@@ -185,7 +185,7 @@ def _for_clients(sweep: SweepRun, method: str, other: str) -> str:
         return "How single clients fare with it, on data like their own, is not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
     told = (
-        f"On data like their own, {found.better} of {counted(found.known, 'client')} over all cells fare better with "
+        f"On data like their own, {found.better} of {counted(found.known, 'client')} over all cells {'fares' if found.better == 1 else 'fare'} better with "
         f"{label(method)} than with {own}, {found.same} the same and {found.worse} worse"
     )
     lost = [
