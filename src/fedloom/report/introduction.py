@@ -255,7 +255,7 @@ def _size(entry: Json) -> int:
 def _who(cohorts: Sequence[int], clients: int) -> str:
     least, most = min(cohorts), max(cohorts)
     if least == most == clients:
-        return "the only client" if clients == 1 else f"all {clients:,} clients"
+        return {1: "the only client", 2: "both clients"}.get(clients, f"all {clients:,} clients")
     size = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     return f"{size} of the {counted(clients, 'client')}"
 

@@ -92,10 +92,13 @@ def in_brief(result: Json) -> str:
     value = number(result["scores"].get(method), main) if method else None
     if method is None or value is None:
         return ""
-    local = _reference(result, "local")
-    beside = "" if local is None else f", {_alone(result)} {_said(result, local)}"
-    told = f"On everybody's questions {label(method)} reaches {_score_name(result)}{_said(result, value)}{beside}."
+    told = f"On everybody's questions {label(method)} reaches {_score_name(result)}{_said(result, value)}{_beside(result)}."
     return f"{told} {client_sentence(result, method)}"
+
+
+def _beside(result: Json) -> str:
+    local = _reference(result, "local")
+    return "" if local is None else f", {_alone(result)} {_said(result, local)}"
 
 
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
@@ -109,7 +112,7 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
             for name, found in (("local", "local"), ("centralised", "centralised"))
             if _reference(result, found) is None
         ]
-        return f"{reached}. How much of {between} it closes cannot be computed: the run has no score of {' and '.join(lacking)} training."
+        return f"{reached}{_beside(result)}. How much of {between} it closes cannot be computed: the run has no score of {' and '.join(lacking)} training."
     local, central = ends
     marks = f"{_alone(result)} {_said(result, local)} and training on pooled data reaches {_said(result, central)}"
     if central <= local:

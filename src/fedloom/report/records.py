@@ -277,10 +277,10 @@ def _check_card(place: str, card: Json) -> None:
         known = card.get(part)
         if known is None and part == "words" and part in card:
             continue
-        whole = known is not None and all(at(known, name) is not None for name in figures if name != "*")
-        if part == "modalities":
-            whole = whole and None not in [*known["clients"].values(), *known["examples"].values()]
-        if not whole:
+        whole = all(at(known, name) is not None for name in figures if name != "*")
+        if known is not None and part == "modalities" and whole:
+            whole = None not in [*known["clients"].values(), *known["examples"].values()]
+        if known is None or not whole:
             raise UserError(f'{place}: "card.{part}" lacks a figure')
 
 
