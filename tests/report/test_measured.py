@@ -61,9 +61,9 @@ def examples_of(count: int, *, image: bool, text: bool) -> list[Example]:
     ("image", "text", "said", "never"),
     [
         (True, True, "Of every example its client sees both an image and a text.", "no text"),
-        (True, False, "Of every example its client sees an image and no text.", "both"),
-        (False, True, "Of every example its client sees a text and no image.", "both"),
-        (False, False, "sees neither image nor text beside its question.", "both"),
+        (True, False, "Of every example its client sees an image and no text.", "both an"),
+        (False, True, "Of every example its client sees a text and no image.", "both an"),
+        (False, False, "sees neither image nor text beside its question.", "both an"),
     ],
 )
 def test_evidence_is_counted_whatever_the_pattern_is_called(run_folder, image, text, said, never):

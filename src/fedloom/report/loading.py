@@ -83,6 +83,6 @@ def _what(run: Run) -> str:
 def _base(run: Run) -> str:
     if _fresh(run):
         return MADE.format(file=f"{run.folder.name}/experiment.json")
-    path = at(run.experiment, "model", "path") or "shipped"
+    path = str(at(run.experiment, "model", "path") or "shipped")
     where = OURS.format(path=path) if path in SHIPPED else f"name = {path!r}"
     return STOCK.format(where=where)

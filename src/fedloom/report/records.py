@@ -215,6 +215,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _parse(path: Path, text: str, first_line: int) -> Json:
@@ -223,6 +225,8 @@ def _parse(path: Path, text: str, first_line: int) -> Json:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}, line {first_line}: not JSON ({error})") from error
     except RecursionError as error:
         raise UserError(f"{path}, line {first_line}: nested too deeply") from error
     if not isinstance(value, dict):

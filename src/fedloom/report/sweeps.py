@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.report.gain import alone_in, fares, main_score, tasks_in
 from fedloom.report.paired import Estimate, Fares, estimate
 from fedloom.report.prose import headline_method
-from fedloom.report.records import Json, at, expect, number, read_object
+from fedloom.report.records import Json, at, expect, number, read_object, read_shaped
 from fedloom.report.tables import federated, percent
 from fedloom.types import UserError
 
@@ -103,19 +103,35 @@ def read_sweep(folder: Path) -> SweepRun:
     if not file.is_file():
         raise UserError(f"{folder} holds no sweep: there is no sweep.json in it")
     value = read_object(file)
-    cells = []
+    cells, axes = [], expect(file, value, "axes", dict)
+    for axis in axes:
+        expect(file, axes, axis, list)
     for row in expect(file, value, "cells", list):
         if not isinstance(row, dict):
             raise UserError(f'{file}: "cells" holds something that is no object')
         state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
-        result = read_object(folder / place / "result.json") if state == "done" else None
+        result = _result(folder / place / "result.json") if state == "done" else None
         values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
+        if lacking := [axis for axis in axes if axis not in values]:
+            raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
         cells.append(
             CellRun(expect(file, row, "name", str), values, digest, place, state, row.get("error"), result)
         )
-    name, axes = expect(file, value, "name", str), expect(file, value, "axes", dict)
+    name, published = expect(file, value, "name", str), value.get("published")
+    if published is not None:
+        published = expect(file, value, "published", dict)
+        for setting in expect(file, published, "scores", dict):
+            expect(file, published["scores"], setting, dict)
     digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
-    return SweepRun(name, digest, quick, axes, tuple(cells), value.get("published"))
+    return SweepRun(name, digest, quick, axes, tuple(cells), published)
+
+
+def _result(file: Path) -> Json:
+    """Read what a cell's run came to."""
+    result = read_shaped(file)
+    for method in expect(file, result, "scores", dict):
+        expect(file, result["scores"], method, dict)
+    return result
 
 
 def scores_of(found: Json) -> list[str]:
