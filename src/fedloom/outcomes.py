@@ -139,10 +139,10 @@ def _own_scores(
     together = SCORED_TOGETHER if setting.tuned.stackable else 1
     for start in range(0, len(models), together):
         found += _scores(setting, dict(list(models.items())[start : start + together]), method, name)
-    reached = [headline(one) or 0.0 for one in found]
+    reached = [value for one in found if (value := headline(one)) is not None]
     own = own_figures(found)
     mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
-    return {**mean, **own, "best": max(reached), "worst": min(reached)}
+    return {**mean, **own, "best": max(reached, default=None), "worst": min(reached, default=None)}
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:

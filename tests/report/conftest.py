@@ -165,7 +165,8 @@ def make_run(
         "adapter": "adapter",
         "report": "report.html",
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter").mkdir(parents=True, exist_ok=True)
+    (folder / "adapter/adapter_model.safetensors").touch()
     settings = experiment_of(seed, len(names), rounds, methods) | (experiment or {})
     for file, value in (("experiment.json", settings), ("plan.json", plan), ("result.json", result)):
         (folder / file).write_text(json.dumps(value, sort_keys=True), encoding="utf-8")

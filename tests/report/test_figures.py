@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report import figures
+from fedloom.report.chance import interval
 from fedloom.report.page import CHARTS
 from fedloom.report.records import read_run
-from fedloom.report.svg import clip, interval, legend, measure, scale, spread, tag, thin, ticks, words
+from fedloom.report.svg import clip, legend, measure, scale, spread, tag, thin, ticks, words
 from fedloom.report.tables import federated, label, percent
 
 LAW = settings(max_examples=60, deadline=None)

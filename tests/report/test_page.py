@@ -216,9 +216,9 @@ def test_what_cannot_be_claimed_is_not_claimed(accuracies, said):
     assert said.startswith("closes") or "closes" not in first.replace("it closes cannot", "")
 
 
-def test_a_gap_within_chance_gives_no_share():
+def test_a_gap_that_is_not_significant_gives_no_share():
     result = result_of(local=0.70, centralised=0.72, fedavg=0.71)
-    assert "within chance" in finding(result, 100)[0]
+    assert "is not significant on 100 test questions" in finding(result, 100)[0]
     assert "closes 50%" in finding(result, 1_000_000)[0]
 
 

@@ -144,9 +144,9 @@ def test_gains_and_modifiers_are_differences_of_the_means(tmp_path: Path) -> Non
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
     gains, added = gain_table(sweep), modifier_table(sweep)
     assert gains is not None and added is not None
-    assert gains.columns[1:] == ("FedAvg", "FedAvg + prompt", "FedAdam")
-    assert {row[1:] for row in gains.rows} == {("+20.0±0.0*", "+25.0±0.0*", "+10.0±0.0*")}
-    assert {row[1:] for row in added.rows} == {("+5.0±0.0*",)}
+    assert gains.columns[1:] == ("FedAvg", "clients", "FedAvg + prompt", "clients", "FedAdam", "clients")
+    assert {row[1::2] for row in gains.rows} == {("+20.0†*", "+25.0†*", "+10.0†*")}
+    assert {row[1:] for row in added.rows} == {("+5.0†*", MISSING)}
     without = read_sweep(make_sweep(tmp_path / "b", {"seed": [0]}, ["fedavg", "fedadam"], lambda v, m: 0.5))
     assert gain_table(without) is None
     assert modifier_table(without) is None
@@ -195,8 +195,8 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert table is not None
     assert table.columns == ("Scenario, lr", "FedAvg, ours", "published", "FedYogi, ours", "published")
     assert table.rows == (
-        ("even", "90.0±0.0", "71.0", MISSING, MISSING),
-        ("gaps", "90.0±0.0", "76.8", MISSING, "70.0"),
+        ("even", "90.0†", "71.0", MISSING, MISSING),
+        ("gaps", "90.0†", "76.8", MISSING, "70.0"),
     )
     assert "a &lt;paper&gt;" in render_sweep(sweep)
 
@@ -286,8 +286,9 @@ def test_methods_of_one_colour_differ_in_shape() -> None:
     [
         (None, "holds no sweep"),
         ("{", "not JSON"),
-        ('{"cells": 1}', '"cells" is missing or is not a list'),
-        ('{"cells": [{"state": 1}]}', '"state" is missing or is not text'),
+        ('{"axes": {}, "cells": 1}', '"cells" is missing or is not a list'),
+        ('{"axes": {}, "cells": [{"state": 1}]}', '"state" is missing or is not text'),
+        ('{"axes": {"seed": 3}, "cells": []}', '"seed" is missing or is not a list'),
     ],
 )
 def test_a_broken_sweep_is_told(text: str | None, wanted: str, tmp_path: Path) -> None:
@@ -309,6 +310,43 @@ def test_what_has_no_accuracy_is_told_by_another_score(tmp_path: Path) -> None:
         swap(file)
     sweep = read_sweep(folder)
     assert sweep.metrics == ["cider", "auc", "macro_f1"]
-    assert mean_table(sweep).rows == (("made-up", "125.0±0.0", "125.0±0.0", "2"),)
+    assert mean_table(sweep).rows == (("made-up", "125.0†", "125.0†", "2"),)
     assert "CIDEr in percent" in mean_table(sweep).note
     assert write_sweep_report(folder)["metric"] == "cider"
+
+
+def test_a_cell_whose_result_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, {"seed": [0, 1]}, ["fedavg"], lambda values, method: 0.5)
+    file = folder / "cells/1/result.json"
+    for text in ('{"scores": {"fedavg": 3}}', '{"scores": []}', "{", None):
+        file.unlink() if text is None else file.write_text(text)
+        with pytest.raises(UserError, match=re.escape(str(file))):
+            read_sweep(folder)
+
+
+def test_a_sweep_says_how_clients_fare_beside_how_the_shared_model_does(tmp_path: Path) -> None:
+    """FedAvg is 20 points ahead on everybody's questions, and each of three clients is better off alone."""
+    folder = make_sweep(
+        tmp_path, {"how": ["a", "b"], "seed": [0, 1, 2]}, ["local", "fedavg"], lambda v, m: 0.5
+    )
+    for place, file in enumerate(sorted(folder.glob("cells/*/result.json"))):
+        value = json.loads(file.read_text())
+        for method, (score, own) in {"local": (0.5, 0.9), "fedavg": (0.7 + place / 100, 0.6)}.items():
+            scores = {"accuracy": score, "tasks": {"choice": {"accuracy": score}}}
+            value["scores"][method] = {**scores, "client_tasks": [{"choice": own}] * 3}
+        file.write_text(json.dumps(value))
+    result, sweep = write_sweep_report(folder), read_sweep(folder)
+    (said,) = findings(sweep)
+    assert "FedAvg scores higher than the clients' own models do on average in 2 of 2 settings" in said
+    assert "0 of 18 clients over all cells fare better with FedAvg" in said and "18 worse" in said
+    assert "60.0 instead of 90.0 percent" in said
+    gains = gain_table(sweep)
+    assert gains is not None and [row[2] for row in gains.rows] == ["0 / 0 / 9"] * 2
+    for text in (terminal_tables(sweep), (folder / "report.html").read_text(encoding="utf-8")):
+        assert "0 of 18 clients" in " ".join(text.split())
+    assert [row["clients"]["fedavg"]["worse"] for row in result["rows"]] == [9, 9]
+    local = next(one for one in result["comparisons"] if one["factor"] == "method" and one["by"] is None)
+    assert local["value"] == "local" and local["mean"] < 0
+    assert local["clients"] == {"better": 18, "same": 0, "worse": 0, "unknown": 0}
+    axis = next(one for one in result["comparisons"] if one["factor"] == "how")
+    assert axis["clients"] is None  # the clients of one setting need not be those of another

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
-from fedloom.report.gain import comparison, main_score
+from fedloom.report.gain import alone_in, comparison, fares, main_score
+from fedloom.report.paired import Fares
 from fedloom.report.prose import gap_share
 from fedloom.report.records import Json, Run, at, number
 from fedloom.report.scores import task_heads
@@ -94,6 +95,7 @@ def seeds_table(group: Sequence[Run]) -> Table:
                 mean_deviation([value(run, method) for run in group], write)
                 for value, write in columns.values()
             ),
+            _served(group, method),
         )
         for method in methods
     )
@@ -104,7 +106,19 @@ def seeds_table(group: Sequence[Run]) -> Table:
         if GAP in columns
         else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
     )
-    return Table(("Method", *columns), rows, note)
+    note += " Clients: how many fare better / the same / worse than alone, each on data like its own, over all runs."
+    if len(group) > 1:
+        note += " A deviation of 0.0 says that the seeds agree, not that the figure is exact."
+    return Table(("Method", *columns, "Clients"), rows, note)
+
+
+def _served(group: Sequence[Run], method: str) -> str:
+    found = Fares()
+    for run in group:
+        local = alone_in(run.scores)
+        if local not in (None, method) and method in run.scores:
+            found = found.plus(fares(run.scores[method], run.scores[local]))
+    return f"{found.better} / {found.same} / {found.worse}" if found else MISSING
 
 
 GAP = "Gap closed"
@@ -127,7 +141,13 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
     def closed(run: Run, method: str) -> float | None:
         return gap_share(run.result, method) if federated(method) else None
 
-    return {head: found(*path) for head, path in paths.items()} | {GAP: (closed, percent)}
+    known = {
+        head: found(*path)
+        for head, path in paths.items()
+        if path == (main,)
+        or any(number(one, *path) is not None for run in group for one in run.scores.values())
+    }
+    return known | {GAP: (closed, percent)}
 
 
 def _by_task(group: Sequence[Run]) -> dict[str, Column]:

@@ -11,13 +11,14 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from fedloom.report.chance import interval
 from fedloom.report.gain import main_score
+from fedloom.report.prose import averaged, shares
 from fedloom.report.records import Run, number
 from fedloom.report.svg import (
     Point,
     clip,
     drawing,
-    interval,
     legend,
     line,
     measure,
@@ -181,6 +182,16 @@ def _rounds(x: Scale, span: Point, ends: Point, bottom: float) -> Markup:
 # ---- final score by what  is shown -----------------------------------------------------------------
 
 
+def slices_shown(run: Run) -> list[str]:
+    """List the slices in which some method has a main score."""
+    main = main_score(run.result)
+    return [
+        name
+        for name in SLICES
+        if any(number(scores, "slices", name, main) is not None for scores in run.scores.values())
+    ]
+
+
 def slice_bars(run: Run, width: float) -> Markup:
     """Draw the final main score with both modalities, the image only, and the text only, a bar for each method."""
     main = main_score(run.result)
@@ -188,9 +199,7 @@ def slice_bars(run: Run, width: float) -> Markup:
         name: {method: number(scores, "slices", name, main) for method, scores in run.scores.items()}
         for name in SLICES
     }
-    panels = {
-        name: bars for name, bars in panels.items() if any(value is not None for value in bars.values())
-    }
+    panels = {name: panels[name] for name in slices_shown(run)}
     if not panels:
         return Markup()
     names = min(max(measure(brief(method)) for method in run.scores), 210) + 10
@@ -241,7 +250,7 @@ def _panel(
         end = x(value)
         drawn = [rect(0, top + 3, end, row - 9, "bar")]
         count = run.questions(name)
-        if count and base(method) != "local" and 0 <= value <= 1 and main == "accuracy":
+        if count and shares(run.result) and not averaged(run.scores[method]) and 0 <= value <= 1:
             low, high = map(x, interval(value, count))
             drawn.append(line(low, top + row / 2 - 1.5, high, top + row / 2 - 1.5, "whisker"))
             end = high

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from fedloom.report.paired import ROUNDING, Fares, fares_of
 from fedloom.report.records import Json, at, number
 from fedloom.tasks.scoring import HEADLINES
 
@@ -74,11 +75,25 @@ def _rank(value: float, column: Sequence[float]) -> float:
 def relative_gain(score: float | None, alone: float | None) -> float | None:
     """Return (score − alone) / alone; None where either is missing or training alone reached nothing.
 
+    Scores that differ by no more than floating-point numbers add are equal: their gain is 0.
+
     Example:
-        >>> relative_gain(0.75, 0.5), relative_gain(0.5, 0.0)
-        (0.5, None)
+        >>> relative_gain(0.75, 0.5), relative_gain(0.5, 0.0), relative_gain(0.1 + 0.2, 0.3)
+        (0.5, None, 0.0)
     """
-    return None if score is None or not alone else (score - alone) / alone
+    if score is None or not alone:
+        return None
+    return (score - alone) / alone if abs(score - alone) > ROUNDING else 0.0
+
+
+def client_scores(method: Json) -> list[dict[str, float | None]]:
+    """Return each client's scores on data like its own, task → score; the task is "" where it was not recorded."""
+    found = at(method, "client_tasks")
+    if isinstance(found, list):
+        return [{task: number(one, task) for task in one or {}} for one in found]
+    plain = at(method, "clients")
+    count = len(plain) if isinstance(plain, list) else 0
+    return [{"": number(plain, client)} for client in range(count)]
 
 
 def client_gains(method: Json, local: Json) -> list[float | None]:
@@ -92,13 +107,60 @@ def client_gains(method: Json, local: Json) -> list[float | None]:
         method: The scores of a method, with "client_tasks".
         local: The scores of `local`, likewise.
     """
-    ours, alone = at(method, "client_tasks") or [], at(local, "client_tasks") or []
-    gains: list[float | None] = []
-    for shared, own in zip(ours, alone, strict=False):
-        found = [relative_gain(number(shared, task), number(own, task)) for task in own]
-        known = [gain for gain in found if gain is not None]
-        gains.append(fmean(known) if known else None)
-    return gains
+    return [_gain(shared, own) for shared, own in _beside(method, local)]
+
+
+ByClient = Mapping[str, float | None]
+
+
+def _beside(method: Json, local: Json) -> list[tuple[ByClient, ByClient]]:
+    return list(zip(client_scores(method), client_scores(local), strict=False))
+
+
+def _gain(shared: ByClient, own: ByClient) -> float | None:
+    found = [relative_gain(shared.get(task), alone) for task, alone in own.items()]
+    known = [gain for gain in found if gain is not None]
+    gain = fmean(known) if known else None
+    return gain if gain is None or abs(gain) > ROUNDING else 0.0
+
+
+def fares(method: Json, other: Json) -> Fares:
+    """Count the clients that a method serves better, as well, and worse than another one.
+
+    The sign of a client's gain decides. Where the other method reaches nothing in any of the client's tasks, there is
+    no relative gain, and any score above nothing is better.
+    """
+    return fares_of(_difference(ours, theirs) for ours, theirs in _beside(method, other))
+
+
+def _difference(ours: ByClient, theirs: ByClient) -> float | None:
+    gain = _gain(ours, theirs)
+    if gain is not None:
+        return gain
+    reached = [value for task in theirs if (value := ours.get(task)) is not None and theirs[task] is not None]
+    return max(reached, default=None)
+
+
+def worst_client(method: Json, local: Json) -> dict[str, Any] | None:
+    """Return the client that loses most, or gains least, against training alone; None where no gain is known.
+
+    Returns:
+        "client" (its number), "gain" (relative), and "score" and "alone" (on data like its own; None for a client with
+        several tasks).
+    """
+    known = [(gain, client) for client, gain in enumerate(client_gains(method, local)) if gain is not None]
+    if not known:
+        return None
+    gain, client = min(known)
+    shared, own = _beside(method, local)[client]
+    score, alone = (next(iter(one.values())) if len(own) == 1 else None for one in (shared, own))
+    return {"client": client, "gain": gain, "score": score, "alone": alone}
+
+
+def alone_in(scores: Mapping[str, Any]) -> str | None:
+    """Return the name of the method by which each client trains alone: `local`, else `local` with a modifier."""
+    names = [method for method in scores if method.split("+")[0] == "local"]
+    return "local" if "local" in names else next(iter(names), None)
 
 
 def comparison(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,15 +168,23 @@ def comparison(scores: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         "headlines" (task → name of its score), "tasks" (method → task → score), "mean_rank" (method →
-        number), and "gain" (method → each client's relative gain over `local`; empty without `local`).
+        number), and, empty without `local`, "gain" (method → each client's relative gain over `local`) and "clients"
+        (method → how many clients it serves "better", "same" and "worse" than their own models on data like their
+        own, of how many that is "unknown", and which one it serves "worst").
     """
     by_task = task_scores({"scores": scores})
     tasks = next(iter(by_task.values()), {})
-    local = scores.get("local")
-    others = [method for method in scores if method != "local"] if local else []
+    name = alone_in(scores)
+    local = scores[name] if name else None
+    others = [method for method in scores if method != name] if local else []
     return {
         "headlines": {task: HEADLINES.get(task, "accuracy") for task in tasks},
         "tasks": by_task,
         "mean_rank": mean_ranks(by_task),
         "gain": {method: client_gains(scores[method], local) for method in others if local},
+        "clients": {
+            method: {**fares(scores[method], local)._asdict(), "worst": worst_client(scores[method], local)}
+            for method in others
+            if local
+        },
     }

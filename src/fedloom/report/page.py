@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fedloom.manifest import list_files, read_manifest
-from fedloom.models.source import SHIPPED
 from fedloom.record import write_atomic
-from fedloom.report import clients, figures, prose, timing
+from fedloom.report import clients, figures, introduction, prose, timing
 from fedloom.report.compare import experiments_table, groups, names, seeds_table
 from fedloom.report.gain import main_score
+from fedloom.report.loading import loading
 from fedloom.report.records import Json, Run, at, number, read_run
 from fedloom.report.scores import gain_table, published_tables, score_table, task_tables
 from fedloom.report.split import card_rows
@@ -47,17 +47,6 @@ HARDWARE = (
     ("trained", "Trained values"),
     ("started", "Started"),
 )
-
-LOAD = """\
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-{where}
-base = AutoModelForImageTextToText.from_pretrained(name, dtype="float32")
-model = PeftModel.from_pretrained(base, {folder!r})
-processor = AutoProcessor.from_pretrained(name)"""
-OURS = "from fedloom.models.load import SHIPPED\n\nname = SHIPPED[{path!r}]"
-
 
 TRAINED = {
     "lora": "LoRA, rank {rank}",
@@ -123,7 +112,9 @@ def render(runs: Sequence[Run]) -> str:
         ],
         groups=[] if one else list(zip(names(together), map(seeds_table, together), strict=True)),
         overview=experiments_table(together) if len(together) > 1 else None,
-        methods=list(dict.fromkeys(entry for run in runs for entry in prose.glossary(list(run.scores)))),
+        methods=list(
+            dict.fromkeys(entry for run in runs for entry in introduction.glossary(list(run.scores)))
+        ),
     )
 
 
@@ -153,9 +144,9 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
     return {
         "anchor": anchor,
         "facts": facts(run),
-        "purpose": prose.PURPOSE,
-        "introduction": prose.introduction(run),
-        "glossary": prose.glossary(list(run.scores)),
+        "purpose": introduction.purpose(list(run.scores)),
+        "introduction": introduction.introduction(run),
+        "glossary": introduction.glossary(list(run.scores)),
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),
@@ -173,16 +164,11 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         **_refused(run),
         "provenance": provenance(run),
         "command": f"fedloom run {shlex.quote(f'{run.folder.name}/experiment.json')}",
-        "load": _load(run),
-        "main": label(str(run.result["main"])) if run.result.get("main") else None,
+        "loading": loading(run),
+        "withheld": len(figures.slices_shown(run)) > 1,
+        "whiskers": prose.shares(run.result) and run.questions(run.fullest) is not None,
+        "own": [label(method) for method, scores in run.scores.items() if prose.averaged(scores)],
     }
-
-
-def _load(run: Run) -> str:
-    path = run.experiment.get("model", {}).get("path", "shipped")
-    folder = f"{run.folder.name}/{run.result.get('adapter') or 'adapter'}"
-    where = OURS if path in SHIPPED else "name = {path!r}"
-    return LOAD.format(where=where.format(path=path), folder=folder)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -199,7 +185,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Data", at(experiment, "data", "name")),
         ("Clients", run.client_count),
         ("Partition", partition.replace("_", " ") + alpha),
-        ("Modalities", f"{at(scenario, 'pattern')}{degree}"),
+        ("Pattern of modalities", f"{at(scenario, 'pattern')}{degree}"),
         ("Scenario mode", at(scenario, "mode") or "corrected"),
         ("Model", model),
         (
@@ -221,19 +207,21 @@ def _set_aside(run: Run) -> dict[str, Any]:
 
 def _refused(run: Run) -> dict[str, Any]:
     """Return the client updates that had no effect, those of whole rounds in one line, and how many had."""
-    rows, accepted = [], 0
+    rows, trained, accepted = [], 0, 0
     for entry in run.rounds:
         if federated(entry["method"]):
-            refused = at(entry, "refused") or []
             place = (label(entry["method"]), str(entry["round"] + 1))
+            refused = at(entry, "refused") or []
             rows += [(*place, str(at(one, "client")), str(at(one, "reason"))) for one in refused]
+            # The record lists no more than the first clients of a large cohort, but counts them all.
+            cohort = int(number(entry, "cohort") or len(at(entry, "clients") or []))
+            trained += cohort
             if whole := at(entry, "not_applied"):
                 rows.append((*place, "all", str(whole)))
-                continue
-            names = [at(one, "client") for one in refused]
-            accepted += sum(at(one, "client") not in names for one in at(entry, "clients") or [])
+            else:
+                accepted += cohort - len(refused)
     table = Table(("Method", "Round", "Client", "Reason"), tuple(rows), left=4)
-    return {"refused": table, "accepted": accepted}
+    return {"refused": table, "accepted": accepted, "sent": trained}
 
 
 SCENARIO_MODES = {
@@ -261,13 +249,17 @@ def mode(experiment: Json) -> str:
 def client_loop(experiment: Json) -> str:
     """Tell how clients train, as far as papers differ in it."""
     train = at(experiment, "train")
-    optimizer = at(train, "optimizer") or "adamw"
+    optimizer = str(at(train, "optimizer") or "adamw")
     beta2 = "" if optimizer == "sgd" else f" with β₂ = {at(train, 'beta2') or 0.999}"
     inside = at(train, "local_schedule") or "constant"
     return (
         f"{OPTIMIZERS.get(optimizer, optimizer)}{beta2}; learning rate {at(train, 'schedule') or 'cosine'} over the "
-        f"rounds, {inside} inside each; LoRA dropout {at(experiment, 'strategy', 'dropout') or 0:g}"
+        f"rounds, {inside} inside each; LoRA dropout {number(experiment, 'strategy', 'dropout') or 0:g}"
     )
+
+
+def _named(names: Mapping[str, str], value: object) -> str:
+    return names.get(str(value or "corrected"), str(value))
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -279,8 +271,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("Experiment digest", run.result.get("digest")),
         ("Plan digest", run.plan.get("digest")),
         ("Seed", run.experiment.get("seed")),
-        ("Scenario mode", SCENARIO_MODES[str(at(run.experiment, "scenario", "mode") or "corrected")]),
-        ("Sampler", SAMPLERS[str(at(run.experiment, "train", "sampler") or "corrected")]),
+        ("Scenario mode", _named(SCENARIO_MODES, at(run.experiment, "scenario", "mode"))),
+        ("Sampler", _named(SAMPLERS, at(run.experiment, "train", "sampler"))),
         ("Mode", mode(run.experiment)),
         ("Client loop", client_loop(run.experiment)),
         *((name, first.get(key)) for key, name in HARDWARE),

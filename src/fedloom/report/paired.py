@@ -23,6 +23,47 @@ ROUNDING = 1e-9
 """Differences of scores up to this are what floating-point numbers add, and count as none."""
 
 
+class Fares(NamedTuple):
+    """How many clients a model serves better, as well as, and worse than another, each on data like its own.
+
+    Attributes:
+        better: Clients that it serves better.
+        same: Clients that it serves equally well, but for rounding.
+        worse: Clients that it serves worse.
+        unknown: Clients without a score to compare.
+    """
+
+    better: int = 0
+    same: int = 0
+    worse: int = 0
+    unknown: int = 0
+
+    @property
+    def known(self) -> int:
+        """How many clients can be compared."""
+        return self.better + self.same + self.worse
+
+    def __bool__(self) -> bool:
+        return self.known > 0
+
+    def plus(self, other: Fares) -> Fares:
+        """Add the counts of two."""
+        return Fares(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+def fares_of(differences: Iterable[float | None]) -> Fares:
+    """Count clients by the sign of a difference for each of them.
+
+    Example:
+        >>> fares_of([0.5, -0.25, 1e-12, None])
+        Fares(better=1, same=1, worse=1, unknown=1)
+    """
+    found = list(differences)
+    known = [value for value in found if value is not None]
+    above, below = sum(value > ROUNDING for value in known), sum(value < -ROUNDING for value in known)
+    return Fares(above, len(known) - above - below, below, len(found) - len(known))
+
+
 class Estimate(NamedTuple):
     """A mean over seeds, half the width of its 95 % interval (None from one seed), and how many seeds."""
 
@@ -35,6 +76,11 @@ class Estimate(NamedTuple):
         """Whether there is an interval and it leaves out zero."""
         return self.half is not None and abs(self.mean) > self.half + ROUNDING
 
+    @property
+    def alike(self) -> bool:
+        """Whether all of several seeds gave the same value, so that the interval has no width."""
+        return self.half is not None and self.half <= ROUNDING
+
 
 class Reading(NamedTuple):
     """A score and what it depends on.
@@ -44,12 +90,14 @@ class Reading(NamedTuple):
         factors: Factor → value, without the seed.
         seed: What is averaged over; None where there is only one.
         value: The score, or None where there is none.
+        clients: The same score for each client on data like its own; empty where unknown.
     """
 
     name: str
     factors: Mapping[str, str]
     seed: Hashable
     value: float | None
+    clients: tuple[float | None, ...] = ()
 
 
 class Pair(NamedTuple):
@@ -60,12 +108,14 @@ class Pair(NamedTuple):
         seed: Likewise.
         difference: The first score minus the second; None where one is missing.
         missing: Where it is missing, or None.
+        clients: How many clients fare better, the same and worse with the first, on data like their own.
     """
 
     factors: Mapping[str, str]
     seed: Hashable
     difference: float | None
     missing: str | None = None
+    clients: Fares = Fares()
 
 
 class Paired(NamedTuple):
@@ -78,6 +128,8 @@ class Paired(NamedTuple):
         worse: In how many the second is better.
         missing: For each pair that had to be left out, where its score is missing.
         lower: Whether a lower score is better.
+        clients: How many clients fare better, the same and worse with the first reading, each on data like its own;
+            a client counts once for each pair.
     """
 
     estimate: Estimate | None
@@ -86,6 +138,7 @@ class Paired(NamedTuple):
     worse: int
     missing: tuple[str, ...] = ()
     lower: bool = False
+    clients: Fares = Fares()
 
     @property
     def verdict(self) -> str:
@@ -152,11 +205,18 @@ def pairs(ours: Iterable[Reading], theirs: Iterable[Reading], factor: str) -> li
         rest = {name: value for name, value in sides[0].factors.items() if name != factor}
         values = [side.value for side in sides if side.value is not None]
         if len(values) == 2:
-            found.append(Pair(rest, sides[0].seed, values[0] - values[1]))
+            found.append(Pair(rest, sides[0].seed, values[0] - values[1], clients=_fares(*sides)))
         else:
             missing = next((side.name for side in sides if side.value is None), sides[0].name)
             found.append(Pair(rest, sides[0].seed, None, missing))
     return found
+
+
+def _fares(ours: Reading, theirs: Reading) -> Fares:
+    if len(ours.clients) != len(theirs.clients):
+        return Fares()
+    together = zip(ours.clients, theirs.clients, strict=True)
+    return fares_of(None if one is None or other is None else one - other for one, other in together)
 
 
 def _by_rest(readings: Iterable[Reading], factor: str) -> dict[Hashable, Reading]:
@@ -181,8 +241,9 @@ def compare(found: Iterable[Pair], *, lower: bool = False) -> Paired:
         >>> one.estimate.mean, one.better, one.verdict
         (0.5, 2, 'not told apart')
     """
-    by_seed, missing = dict[Hashable, list[float]](), list[str]()
+    by_seed, missing, clients = dict[Hashable, list[float]](), list[str](), Fares()
     for pair in found:
+        clients = clients.plus(pair.clients)
         if pair.difference is None:
             missing.append(str(pair.missing))
         else:
@@ -192,4 +253,4 @@ def compare(found: Iterable[Pair], *, lower: bool = False) -> Paired:
     better, worse = (below, above) if lower else (above, below)
     same = len(known) - above - below
     mean = estimate(fmean(values) for values in by_seed.values())
-    return Paired(mean, better, same, worse, tuple(missing), lower)
+    return Paired(mean, better, same, worse, tuple(missing), lower, clients)

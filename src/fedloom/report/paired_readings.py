@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from fedloom.report.gain import main_score, task_scores, tasks_in
+from fedloom.report.gain import client_scores, main_score, task_scores, tasks_in
 from fedloom.report.paired import Reading
 from fedloom.report.records import number
 from fedloom.report.sweeps import SEED, CellRun, SweepRun
@@ -47,9 +47,16 @@ def readings_of(sweep: SweepRun, method: str) -> dict[Measure, list[Reading]]:
         shared = {axis: str(cell.values[axis]) for axis in sweep.settings}
         values = known or dict.fromkeys(expected(cell))
         for (name, measure), value in values.items():
-            one = Reading(cell.name, {**shared, method: name}, cell.values.get(SEED), value)
+            clients = _clients(cell, name, measure.task)
+            one = Reading(cell.name, {**shared, method: name}, cell.values.get(SEED), value, clients)
             found.setdefault(measure, []).append(one)
     return found
+
+
+def _clients(cell: CellRun, method: str, task: str) -> tuple[float | None, ...]:
+    """Return a method's score for each client that has the task, on data like the client's own."""
+    found = client_scores(cell.scores.get(method, {}))
+    return tuple(one[task] if task in one else one[""] for one in found if task in one or "" in one)
 
 
 def _scores(cell: CellRun) -> dict[Kind, float | None]:

@@ -76,8 +76,8 @@ def factors(sweep: SweepRun) -> list[Factor]:
     names = [name for name in sweep.methods if federated(name)]
     looked_at = names or sweep.methods
     by_method = (method,) if len(looked_at) > 1 else ()
-    kept = {
-        measure: [one for one in several if one.factors[method] in looked_at]
+    kept = {  # the clients of one value of an axis need not be those of another
+        measure: [one._replace(clients=()) for one in several if one.factors[method] in looked_at]
         for measure, several in readings.items()
     }
     found = list[Factor]()
@@ -175,6 +175,7 @@ def as_json(one: Comparison) -> dict[str, Any]:
         "better": paired.better,
         "same": paired.same,
         "worse": paired.worse,
+        "clients": paired.clients._asdict() if paired.clients else None,
         "verdict": paired.verdict,
         "missing": list(paired.missing),
     }

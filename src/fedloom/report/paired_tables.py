@@ -10,11 +10,12 @@ from fedloom.report.paired import Paired, reach
 from fedloom.report.paired_readings import Measure
 from fedloom.report.paired_sweep import Comparison, Factor, comparisons
 from fedloom.report.scores import headline_title
-from fedloom.report.sweep_tables import BEST, shown
+from fedloom.report.sweep_tables import BEST, explained, shown, written
 from fedloom.report.sweeps import SweepRun
-from fedloom.report.tables import MISSING, MODIFIERS, Table, counted, printable
+from fedloom.report.tables import MISSING, MODIFIERS, Table, base, counted, printable
 
 MOST_LINES = 15  # of a terminal
+FEW = 5  # seeds with which only large differences are told apart
 MOST_NAMED = 6  # cells that a note names; result.json has all
 
 Compared = Sequence[Comparison]
@@ -59,29 +60,36 @@ def difference(found: Paired) -> str:
 def overall_table(compared: Compared) -> Table:
     """Make the table of a factor: a row for each value and measure."""
     lines, factor = overall(compared), compared[0].factor
+    served = any(one.found.clients for one in lines)
     missing = list(dict.fromkeys(name for one in lines for name in one.found.missing))
     columns = (f"Against {value_title(factor, factor.reference)}", "Difference", "Verdict")
-    columns += ("Better / same / worse", "Seeds", *(["Left out"] if missing else []))
+    columns += ("Better / same / worse", *(["Clients"] if served else []))
+    columns += ("Seeds", *(["Left out"] if missing else []))
     rows = tuple(
         (
             f"{value_title(factor, one.value)}: {measure_title(one.measure)}",
             difference(one.found),
             one.found.verdict,
             f"{one.found.better} / {one.found.same} / {one.found.worse}",
+            *([written(one.found.clients)] if served else []),
             str(one.found.estimate.seeds if one.found.estimate else 0),
             *([str(len(one.found.missing))] if missing else []),
         )
         for one in lines
     )
-    return Table(columns, rows, _left_out(missing))
+    note = (
+        f"Clients: how many fare better / the same / worse than with {value_title(factor, factor.reference)}, each on data "
+        "like its own; a client counts once for each pair."
+    )
+    return Table(columns, rows, explained(" ".join([note] * served + _left_out(missing)), rows))
 
 
-def _left_out(missing: Sequence[str]) -> str:
+def _left_out(missing: Sequence[str]) -> list[str]:
     if not missing:
-        return ""
+        return []
     named = "; ".join(missing[:MOST_NAMED])
     more = f"; and {counted(len(missing) - MOST_NAMED, 'more cell')}" if len(missing) > MOST_NAMED else ""
-    return f"Pairs were left out, because one of their scores is missing in: {named}{more}."
+    return [f"Pairs were left out, because one of their scores is missing in: {named}{more}."]
 
 
 def split_tables(compared: Compared) -> list[tuple[str, Table]]:
@@ -116,14 +124,17 @@ def explanation(groups: Sequence[Compared]) -> str:
     found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
     seeds = max((one.seeds for one in found), default=0)
     if seeds < 2:
-        return "There is one seed, so there are no intervals: nothing is told apart here, and a sign may be chance."
+        return "There is one seed, so there are no intervals: nothing here is significant, and a sign may be chance."
     count = sum(one.half is not None for one in found)
     return (
-        f"With {seeds} seeds an interval reaches {reach(seeds):.1f} times the standard deviation of the seeds' "
-        "differences to either side. With three seeds or so only large differences are told apart, and "
-        f"“not told apart” does not mean equal. Of {counted(count, 'interval')} below, about one in twenty would leave "
-        "out zero by chance alone."
+        f"With {seeds} seeds a 95 % confidence interval reaches {reach(seeds):.1f} times the standard deviation of the "
+        f"seeds' differences to either side. {_few(seeds)}“Not told apart” means not significant; it does not mean equal. "
+        f"Of {counted(count, 'interval')} below, about one in twenty would leave out zero by chance alone."
     )
+
+
+def _few(seeds: int) -> str:
+    return "With so few seeds only large differences are told apart. " if seeds <= FEW else ""
 
 
 def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST_LINES) -> str:
@@ -134,7 +145,7 @@ def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST
     found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
     seeds = max((one.seeds for one in found), default=0)
     told = (
-        f"{BEST} the 95% interval over {seeds} seeds leaves out zero"
+        f"{BEST} significant: the 95 % confidence interval over {seeds} seeds leaves out zero"
         if seeds > 1
         else "one seed, so no interval"
     )
@@ -155,7 +166,7 @@ def _entries(compared: Compared) -> list[str]:
     measures = dict.fromkeys(one.measure for one in lines)
     said = {
         measure: ", ".join(
-            f"{value_title(factor, one.value)} {difference(one.found)}".removeprefix("with ")
+            f"{value_title(factor, one.value)} {difference(one.found)}".removeprefix("with ") + _clients(one)
             for one in lines
             if one.measure == measure
         )
@@ -164,6 +175,14 @@ def _entries(compared: Compared) -> list[str]:
     if len(said) == 1:
         return [f"  {head} ({measure_title(measure)}): {text}" for measure, text in said.items()]
     return [f"  {head}", *(f"    {measure_title(measure)}  {text}" for measure, text in said.items())]
+
+
+def _clients(one: Comparison) -> str:
+    """Say how single clients fare, where one of two methods is training alone."""
+    found, sides = one.found.clients, (one.value, one.factor.reference)
+    if one.factor.kind != "method" or not found or all(base(side) != "local" for side in sides):
+        return ""
+    return f" (clients on data like their own: {found.better} better, {found.worse} worse)"
 
 
 def _cut(entry: str, width: int, most: int) -> list[str]:

@@ -1,160 +1,30 @@
-"""What a run was and what it found, in sentences made from its numbers, for readers new to the project."""
+"""What a run found, in sentences made from its numbers, for readers new to the project."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import sqrt
-
-from fedloom.report.gain import comparison, main_score, task_scores
-from fedloom.report.records import Json, Run, at, number
-from fedloom.report.tables import MODIFIERS, base, federated, label, percent, title
-
-DATA = {
-    "emoji": "emoji, small images with words that describe them; the question is to which group one belongs",
-    "digits": "digits, small scans of handwritten digits; the question is which digit is shown",
-    "shapes": "shapes, drawn scenes of coloured shapes with questions about them",
-    "folder": "a folder of the user's own examples",
-}
-
-PATTERNS = {
-    "aligned": "every client sees both the image and the text of each of its examples",
-    "missing": "each example loses its image, and likewise its text, with probability {rate}",
-    "cross": "some clients see only images and the others only text",
-    "hybrid": "each client holds each kind of evidence with probability {p}, so some see only one of them",
-}
-
-PARTITIONS = {
-    "iid": "The examples were dealt out at random, so clients resemble each other.",
-    "dirichlet": "Clients differ in what they hold: the mix of labels was drawn from a "
-    "Dirichlet distribution with α = {alpha} (the smaller, the more uneven).",
-    "by_group": "Clients differ in what they hold: examples were divided by group (topic, site or label).",
-    "by_source": "Clients differ in what they hold: examples with an image went to clients that hold images, "
-    "the others to clients that hold text.",
-}
-
-OURS = {
-    "shipped": "The model is the small one that comes with fedloom.",
-    "shipped-free": "The model is the small one without a vision encoder that comes with fedloom.",
-}
-TRAINED = {
-    "lora": "small added matrices in the language model (LoRA, rank {rank})",
-    "connector": "the connector, the small part that hands what the image encoder sees to the language model",
-    "both": "small added matrices in the language model (LoRA, rank {rank}) and the connector, "
-    "the small part that hands what the image encoder sees to the language model",
-}
-
-GLOSSARY = {
-    "zero-shot": "The model as it comes, with no training on this data. What the others must beat.",
-    "linear": "A linear classifier on edges, colours and word counts, trained on the clients' data pooled, "
-    "without any neural network. It shows how hard the task is.",
-    "local": "Each client trains alone on what it holds. Figures are means over the clients' own models; "
-    "brackets show the best and the worst of them.",
-    "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
-    "An upper mark for what sharing can reach.",
-    "fedavg": "Federated averaging: clients train, and the server averages their changes, "
-    "weighted by number of examples.",
-    "fedmean": "As FedAvg, with every client counting alike however many examples it holds.",
-    "fedprox": "As FedAvg, with a pull that keeps each client near the shared model while it trains.",
-    "fedavgm": "As FedAvg, with momentum at the server.",
-    "fedadagrad": "As FedAvg, with Adagrad as the server's optimiser: step sizes adapt to each parameter.",
-    "fedyogi": "As FedAvg, with Yogi as the server's optimiser: step sizes adapt, more slowly than Adam's.",
-    "fedadam": "As FedAvg, with Adam as the server's optimiser: step sizes adapt to each parameter.",
-    "scaffold": "As FedAvg, with control variates that correct each client's drift from the others.",
-    "fednova": "As FedAvg, with changes normalised by how many steps each client took.",
-    "yoco": "One-shot: adapters start from the model's own weights, clients keep the signs of one factor and "
-    "keep the other sparse, and the server weighs clients by how far they agree.",
-    "prompt": "The instruction uses the same words whatever evidence is there, instead of naming the image "
-    "or the text (FedMLLM).",
-    "adaptive": "While a client trains, the middle layers of its language model are held near the shared "
-    "model (FedMLLM).",
-}
-
-Z = 1.959964
-
-
-def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Explain every method and modifier that has an explanation, in the order of the methods."""
-    parts = dict.fromkeys(part for method in methods for part in method.split("+"))
-    names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
-    return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
-
-
-PURPOSE = (
-    "A vision-language model reads an image and text and answers in words. This experiment asks how well one "
-    "can be adapted to a task when the examples lie with several owners, called clients, who cannot pool "
-    "them: each client trains on its own examples and sends only the change in the model to a server, which "
-    "combines the changes into one shared model."
-)
-
-
-def introduction(run: Run) -> str:
-    """Tell in one paragraph what was run."""
-    experiment, data = run.experiment, (run.of_kind("data") or [{}])[-1]
-    name, scenario = str(at(experiment, "data", "name")), at(experiment, "scenario") or {}
-    strategy, train = at(experiment, "strategy") or {}, at(experiment, "train") or {}
-    pattern = PATTERNS.get(str(at(scenario, "pattern")))
-    part = TRAINED.get(str(at(strategy, "name")), "a part of the model")
-    cohort, clients = at(train, "cohort"), run.client_count
-    published = at(scenario, "mode") == "published"
-    who = "every client" if cohort is None else f"{cohort} of the clients"
-    pieces = [
-        f"The data set is {DATA.get(name, name)}.",
-        f"{_count(data, 'train', 'The')} training examples were divided among "
-        f"{'one client' if clients == 1 else f'{clients} clients'}; scores come from "
-        f"{_count(data, 'test', 'the')} held-out questions that no client trained on.",
-        _fill(PARTITIONS.get(str(at(scenario, "partition")), ""), scenario),
-        f"As to evidence, {_fill(pattern, scenario)}." if pattern else "",
-        "All that is drawn as FedMLLM's published code draws it, alike for every seed." if published else "",
-        f"{_model(run)} Training changed only {_fill(part, strategy)}.",
-        f"In each of {at(train, 'rounds')} rounds, {who} trained {_times(at(train, 'epochs'))}.",
-        f"All random draws follow from the seed {at(experiment, 'seed')}, so the run can be repeated.",
-    ]
-    return " ".join(piece for piece in pieces if piece)
-
-
-def _count(data: Json, key: str, unknown: str) -> str:
-    found = number(data, key)
-    return unknown if found is None else f"{found:,.0f}"
-
-
-def _model(run: Run) -> str:
-    path = at(run.experiment, "model", "path")
-    return OURS.get(str(path), f"The model is {path}.")
-
-
-def _times(epochs: object) -> str:
-    return "for one pass over its examples" if epochs == 1 else f"for {epochs} passes over its examples"
-
-
-def _fill(text: str, values: Json) -> str:
-    known = {key: at(values, key) for key in ("alpha", "rate", "p", "rank")}
-    return text.format(**known)
-
-
-# ---- what came out -----------------------------------------------------------------------------------
+from fedloom.report.chance import interval, margin
+from fedloom.report.gain import alone_in, fares, main_score, task_scores, worst_client
+from fedloom.report.records import Json, at, number
+from fedloom.report.tables import base, federated, label, percent, signed, title
 
 
 def headline_method(result: Json) -> str | None:
-    """Return the federated method whose gain is told first: FedAvg, else the main one, else the first."""
-    found = [method for method in result["scores"] if federated(method)]
+    """Return the federated method whose gain is told first: of those with a score FedAvg, the main one, or the first."""
+    found = list(_federated_scores(result))
     preferred = [method for method in ("fedavg", result.get("main")) if method in found]
     return (preferred + found)[0] if found else None
 
 
 def gap(result: Json) -> tuple[float, float] | None:
     """Return the main scores of mean local and of centralised training; None where either is missing."""
-    ends = [
-        next(
-            (
-                value
-                for method, scores in result["scores"].items()
-                if base(method) == name and (value := number(scores, main_score(result))) is not None
-            ),
-            None,
-        )
-        for name in ("local", "centralised")
-    ]
-    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    local, central = (_reference(result, name) for name in ("local", "centralised"))
+    return None if local is None or central is None else (local, central)
+
+
+def _reference(result: Json, name: str) -> float | None:
+    main = main_score(result)
+    found = (number(scores, main) for method, scores in result["scores"].items() if base(method) == name)
+    return next((value for value in found if value is not None), None)
 
 
 def gap_share(result: Json, method: str) -> float | None:
@@ -169,14 +39,28 @@ def gap_share(result: Json, method: str) -> float | None:
     return (value - ends[0]) / (ends[1] - ends[0])
 
 
-def margin(first: float, second: float, questions: float) -> float:
-    """Return the 95% margin of the difference of two accuracies, each measured on `questions` answers."""
-    spread = first * (1 - first) + second * (1 - second)
-    return Z * sqrt(max(spread, 0.0) / questions)
+def averaged(scores: Json) -> bool:
+    """Tell whether a method's scores are means over models, one for each client."""
+    return number(scores, "best") is not None
+
+
+def shares(result: Json) -> bool:
+    """Tell whether a run's main score is a share of right answers, so that the number of questions says how sure it is.
+
+    A mean of the accuracies of several tasks is none.
+    """
+    return main_score(result) == "accuracy" and len(_tasks(result)) < 2
+
+
+def _tasks(result: Json) -> list[str]:
+    return list(next(iter(task_scores(result).values()), {}))
 
 
 def finding(result: Json, questions: float | None = None) -> list[str]:
-    """Say what the numbers show, sentence by sentence, and what they cannot show.
+    """Say what the numbers show, and what they cannot show.
+
+    The first entry tells how well the shared model does on everybody's questions and, right beside it, how single
+    clients fare with it on data like their own: the one may be better and the other worse.
 
     Args:
         result: The content of result.json.
@@ -186,57 +70,137 @@ def finding(result: Json, questions: float | None = None) -> list[str]:
     value = number(result["scores"].get(method), main_score(result)) if method else None
     if method is None or value is None:
         return ["No federated method was scored in this run, so there is no gain from federation to report."]
-    main = main_score(result)
-    if main != "accuracy":
-        questions = None  # how far chance goes is known for shares of right answers only
-    said = [_gap_sentence(result, method, value, questions)]
-    said += _gain_sentences(result, method)
+    if not shares(result):
+        questions = None
+    said = [f"{_gap_sentence(result, method, value, questions)} {client_sentence(result, method)}"]
     said += _best_sentence(result, value)
     said += _linear_sentence(result, questions)
-    if questions:
-        width = margin(value, value, questions)
+    if questions and not averaged(result["scores"][method]):
+        low, high = interval(value, questions)
         said.append(
-            f"With {questions:,.0f} test questions and one seed, two methods that differ by less than about "
-            f"{100 * width:.1f} points may do so by chance alone."
+            f"On {questions:,.0f} test question{'' if questions == 1 else 's'} the 95 % confidence interval (Wilson) of "
+            f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%; a method that differs from it by "
+            f"less than about {percent(margin(value, value, questions))} points does not differ significantly. Another "
+            "seed may move all scores; one run does not show by how much."
         )
     return said
 
 
+def in_brief(result: Json) -> str:
+    """Say in two sentences how a federated method does on everybody's questions and for single clients; "" without one."""
+    method, main = headline_method(result), main_score(result)
+    value = number(result["scores"].get(method), main) if method else None
+    if method is None or value is None:
+        return ""
+    told = f"On everybody's questions {label(method)} reaches {_score_name(result)}{_said(result, value)}{_beside(result)}."
+    return f"{told} {client_sentence(result, method)}"
+
+
+def _beside(result: Json) -> str:
+    local = _reference(result, "local")
+    return "" if local is None else f", {_alone(result)} {_said(result, local)}"
+
+
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
     name, ends, between = label(method), gap(result), "the gap between local and centralised training"
-    main = main_score(result)
-    score = "" if main == "accuracy" else f"a {title(main)} of "
-    if len(task_scores(result)[method]) > 1:
-        score = "a mean accuracy over tasks of "
-    reached = f"{name} reaches {score}{_said(result, value)}"
+    score = f"{_score_name(result)}{_said(result, value)}"
+    where = ", the mean of its models, one for each client" if averaged(result["scores"][method]) else ""
+    reached = f"On everybody's questions {name} reaches {score}{where}"
     if ends is None:
-        return f"{reached}. How much of {between} it closes cannot be computed: the run lacks one of the two."
+        lacking = [
+            name
+            for name, found in (("local", "local"), ("centralised", "centralised"))
+            if _reference(result, found) is None
+        ]
+        return f"{reached}{_beside(result)}. How much of {between} it closes cannot be computed: the run has no score of {' and '.join(lacking)} training."
     local, central = ends
-    alone, together = _said(result, local), _said(result, central)
-    marks = f"clients on their own reach {alone} on average and pooled data reaches {together}"
+    marks = f"{_alone(result)} {_said(result, local)} and training on pooled data reaches {_said(result, central)}"
     if central <= local:
         return f"{reached}. Pooling the data brought no gain here ({marks}), so there is no gap to close."
     if questions and central - local < margin(local, central, questions):
         return (
-            f"{reached}. {between.capitalize()} is within chance ({marks}; {questions:,.0f} test questions), "
-            "so no share of it is given."
+            f"{reached}. {between.capitalize()} is not significant on {questions:,.0f} test questions ({marks}), so no share "
+            "of it is given."
         )
-    share = (value - local) / (central - local)
-    part = "none" if share <= 0 else "all" if share >= 1 else f"{percent(share, 0)}%"
-    return f"{name} closes {part} of {between}: it reaches {score}{_said(result, value)}, while {marks}."
+    return f"On everybody's questions {name} closes {_part((value - local) / (central - local))} of {between}: it reaches {score}{where}, while {marks}."
+
+
+def _score_name(result: Json) -> str:
+    if len(_tasks(result)) > 1:
+        return "a mean accuracy over tasks of "
+    main = main_score(result)
+    return "" if main == "accuracy" else f"a {title(main)} of "
+
+
+def _alone(result: Json) -> str:
+    clients = at(result["scores"], alone_in(result["scores"]), "clients")
+    if isinstance(clients, list) and len(clients) == 1:
+        return "the client's own model reaches"
+    return "clients' own models reach a mean of"
+
+
+def _part(share: float) -> str:
+    """Write a share so that it rounds neither to nothing nor to all."""
+    if share <= 0:
+        return "none"
+    if share >= 1:
+        return "all"
+    return "less than 1%" if share < 0.01 else "more than 99%" if share > 0.99 else f"{percent(share, 0)}%"
+
+
+def client_sentence(result: Json, method: str) -> str:
+    """Say how single clients fare with a method, each on data like its own, beside their own models."""
+    scores, name = result["scores"], label(method)
+    local = alone_in(scores)
+    if local is None:
+        return "Whether any client is better off than alone is unknown: no client trained alone in this run."
+    found = fares(scores[method], scores[local])
+    if not found:
+        return "How single clients fare, on data like their own, is not recorded."
+    own = "on its own"
+    unknown = f" ({found.unknown} more cannot be compared)" if found.unknown else ""
+    if found.known + found.unknown == 1:
+        how = "better" if found.better else "worse" if found.worse else "neither better nor worse"
+        told = f"On data like its own, the only client fares {how} with {name} than with the model it trained {own}"
+    else:
+        fare = "fares" if found.better == 1 else "fare"
+        told = (
+            f"On data like their own, {found.better} of {found.known} clients{unknown} {fare} better with {name} than with the "
+            f"model that each trained {own}, {found.same} the same and {found.worse} worse"
+        )
+    return f"{told}{_worst(result, worst_client(scores[method], scores[local]), found.known)}."
+
+
+def _worst(result: Json, worst: Json | None, clients: int) -> str:
+    if worst is None:
+        return ""
+    gain, score, alone = worst["gain"], worst["score"], worst["alone"]
+    figures = (
+        f"a mean gain over its tasks of {signed(gain)}%"
+        if score is None or alone is None
+        else f"{_said(result, score)} instead of {_said(result, alone)}"
+    )
+    if clients == 1:
+        return f": {figures}"
+    if gain == 0:
+        return "; no client loses"
+    what = "loses most" if gain < 0 else "gains least"
+    return f"; client {worst['client']} {what}: {figures}"
 
 
 def _best_sentence(result: Json, value: float) -> list[str]:
     known = _federated_scores(result)
-    best = max(known, key=lambda name: known[name])
+    most = max(known.values())
+    best = [name for name in known if known[name] == most]
     if len(known) == 1:
         return []
-    if known[best] <= value:
+    if most <= value:
         return ["No other federated method does better."]
-    share = gap_share(result, best)
-    score = f"{_said(result, known[best])}" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
+    share = gap_share(result, best[0])
+    score = f"{_said(result, most)}" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
+    names = " and ".join(map(label, best))
     return [
-        f"The best of the {len(known)} federated methods is {label(best)} with {score}; "
+        f"The best of the {len(known)} federated methods {'is' if len(best) == 1 else 'are'} {names} with {score}; "
         "picked by looking at these very scores, it is flattered by them."
     ]
 
@@ -248,7 +212,7 @@ def _linear_sentence(result: Json, questions: float | None) -> list[str]:
     best = max(_federated_scores(result).values())
     how = "below" if linear < best else "above" if linear > best else "level with"
     close = questions and linear != best and abs(best - linear) < margin(best, linear, questions)
-    tail = ", though the difference is within chance" if close else ""
+    tail = ", though the difference is not significant" if close else ""
     return [f"The linear reference reaches {_said(result, linear)}, {how} the best federated method{tail}."]
 
 
@@ -261,15 +225,3 @@ def _federated_scores(result: Json) -> dict[str, float]:
 def _said(result: Json, value: float) -> str:
     """Write a main score; CIDEr is no share and has no percent sign."""
     return percent(value) + ("" if main_score(result) == "cider" else "%")
-
-
-def _gain_sentences(result: Json, method: str) -> list[str]:
-    gains = comparison(result["scores"])["gain"].get(method, [])
-    known = [gain for gain in gains if gain is not None]
-    if not known:
-        return []
-    helped, hurt = sum(gain > 0 for gain in known), sum(gain < 0 for gain in known)
-    return [
-        f"Compared with its own model trained alone, the model of {label(method)} serves {helped} of "
-        f"{len(known)} clients better and {hurt} worse, each on data like its own."
-    ]

@@ -25,6 +25,56 @@ REQUIRED: dict[str, dict[str, type]] = {
 """What a line of the record needs before it can be drawn; other kinds are shown as far as they go."""
 
 
+FIGURES = {"*": Any}
+CARD = {
+    "labels": {
+        "count": float,
+        "total_variation": float,
+        "jensen_shannon": float,
+        "effective_per_client": float,
+    }
+    | {"effective": float},
+    "modalities": {"clients": {"*": int}, "examples": {"*": int}},
+    "sizes": {
+        "smallest": int,
+        "largest": int,
+        "median": float,
+        "largest_share": float,
+        "effective_clients": float,
+    },
+    "words": {"mean": float, "least": float, "most": float},
+}
+SHAPES: dict[str, Any] = {
+    "experiment.json": {
+        "methods": [str],
+        **dict.fromkeys(("data", "scenario", "model", "strategy", "train"), FIGURES),
+        "algorithms": {"*": FIGURES},
+    },
+    "plan.json": {"count": int, "card": CARD, "clients": [{"labels": FIGURES}]},
+    "result.json": {
+        "main": str,
+        "scores": {
+            "*": {
+                "clients": [float],
+                "client_tasks": [FIGURES],
+                "slices": {"*": FIGURES},
+                "tasks": {"*": FIGURES},
+            }
+        },
+        "bytes": {"*": FIGURES},
+        "seconds": FIGURES,
+    },
+    "round": {"clients": [FIGURES], "refused": [FIGURES], "timers": {"*": float}},
+    "data": {"rejected": [str]},
+}
+"""Document, or kind of line in the record → what its values are where they are there and not null.
+
+A mapping says it key by key, "*" is every key; a list says it of each of its entries.
+"""
+
+WORDS = {int: "a whole number", float: "a number", str: "text"}
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run wrote down, as it was read.
@@ -130,8 +180,10 @@ def read_run(folder: Path) -> Run:
     manifest = read_manifest(folder)  # runs of version 0.1 have none
     if manifest is not None:
         check_files(folder, manifest, FILES)
-    experiment, plan, result = (read_object(folder / name) for name in FILES if name.endswith(".json"))
+    experiment, plan, result = (read_shaped(folder / name) for name in FILES if name.endswith(".json"))
     record = _lines(folder / "record.jsonl", checked=manifest is not None)
+    if at(plan, "card") is not None:
+        _check_card(str(folder / "plan.json"), plan["card"])
     expect(folder / "experiment.json", experiment, "name", str)
     expect(folder / "result.json", result, "scores", dict)
     for method, scores in result["scores"].items():
@@ -145,7 +197,7 @@ def read_run(folder: Path) -> Run:
 
 def _in_order(result: Json, experiment: Json) -> dict[str, Json]:
     """Put scores in the order in which the user named the methods; JSON written with sorted keys loses it."""
-    named = at(experiment, "methods") or []
+    named = [method for method in at(experiment, "methods") or [] if method is not None]
     rank = {method: place for place, method in enumerate(named)}
     return dict(sorted(result["scores"].items(), key=lambda item: rank.get(item[0], len(rank))))
 
@@ -168,6 +220,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _parse(path: Path, text: str, first_line: int) -> Json:
@@ -176,6 +230,8 @@ def _parse(path: Path, text: str, first_line: int) -> Json:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}, line {first_line}: not JSON ({error})") from error
     except RecursionError as error:
         raise UserError(f"{path}, line {first_line}: nested too deeply") from error
     if not isinstance(value, dict):
@@ -192,6 +248,56 @@ def read_object(path: Path) -> Json:
     return _parse(path, _text(path), 1)
 
 
+def read_shaped(path: Path) -> Json:
+    """Read one of the documents of a run folder, and check what a report takes from it.
+
+    Raises:
+        UserError: As `read_object`, or a value is of another kind than a run writes; its key is named.
+    """
+    value = read_object(path)
+    _check(str(path), value, SHAPES[path.name], "")
+    return value
+
+
+def _check(place: str, value: Any, shape: Any, key: str) -> None:
+    """Refuse a value that is neither null nor of a shape; see `SHAPES`."""
+    if value is None or shape is Any:
+        return
+    if isinstance(shape, dict):
+        _require(isinstance(value, dict), place, key, "an object")
+        for name, inner in value.items():
+            _check(place, inner, shape.get(name, shape.get("*", Any)), f"{key}.{name}" if key else name)
+    elif isinstance(shape, list):
+        _require(isinstance(value, list), place, key, "a list")
+        for index, inner in enumerate(value):
+            _check(place, inner, shape[0], f"{key}[{index}]")
+    elif shape is str:
+        _require(isinstance(value, str), place, key, WORDS[str])
+    else:
+        whole = isinstance(value, int) or shape is float
+        _require((number(value) is not None and whole) or value != value, place, key, WORDS[shape])
+
+
+def _check_card(place: str, card: Json) -> None:
+    """Refuse a heterogeneity card that lacks a figure; only its part about words may be null."""
+    for total in ("clients", "examples"):
+        expect(place, card, total, int)
+    for part, figures in CARD.items():
+        known = card.get(part)
+        if known is None and part == "words" and part in card:
+            continue
+        whole = all(at(known, name) is not None for name in figures if name != "*")
+        if known is not None and part == "modalities" and whole:
+            whole = None not in [*known["clients"].values(), *known["examples"].values()]
+        if known is None or not whole:
+            raise UserError(f'{place}: "card.{part}" lacks a figure')
+
+
+def _require(holds: bool, place: str, key: str, wanted: str) -> None:
+    if not holds:
+        raise UserError(f'{place}: "{key}" must be {wanted}, or null')
+
+
 def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
     found = []
     for place, line in read_lines(path, checked=checked):
@@ -199,5 +305,6 @@ def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
         kind = expect(where, line, "kind", str)
         for key, wanted in REQUIRED.get(kind, {}).items():
             expect(where, line, key, wanted)
+        _check(where, line, SHAPES.get(kind, Any), "")
         found.append(line)
     return tuple(found)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedloom.report.gain import comparison, main_score
+from fedloom.report.gain import comparison, main_score, tasks_in
+from fedloom.report.prose import in_brief
 from fedloom.report.records import Json, at, number
-from fedloom.report.tables import MISSING, Table, base, label, percent, seconds, sent, size, title
+from fedloom.report.tables import (
+    MISSING,
+    Table,
+    label,
+    percent,
+    printable,
+    seconds,
+    sent,
+    signed,
+    size,
+    title,
+)
 
 TASKS = {"choice": "Choice", "vqa": "VQA", "caption": "Caption", "grounding": "Grounding"}
 SHOWN = {
@@ -32,10 +45,11 @@ READING = {
 }
 """Task → what its published scores are."""
 
+LIKELIHOOD = "Options were compared by likelihood"
+FREELY = "were generated freely."
 SCORING = {
-    "likelihood": "Options were compared by likelihood, all other answers generated freely.",
-    "generate": "All answers were generated freely.",
-    "teacher-forced": "Answers are teacher-forced, the published scoring of FedVLMBench: every token was "
+    "generate": f"The model's answers {FREELY}",
+    "teacher-forced": "The model's answers are teacher-forced, the published scoring of FedVLMBench: every token was "
     "predicted from the right ones before it. They cannot be compared to generated answers.",
 }
 
@@ -94,9 +108,7 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
     paths = {_title(task, name): (name,) for name in SHOWN.get(task, ("accuracy",))}
     if task != "choice":
         paths = {head: path for head, path in paths.items() if _known(result, *path)}
-    slices = {"Image only": ("slices", "image", main), "Text only": ("slices", "text", main)}
-    if _withheld(result):
-        paths |= slices
+    paths |= {SLICES[name]: ("slices", name, main) for name in _withheld(result)}
     cells = {
         method: tuple(percent(number(found, *path)) for path in paths.values())
         for method, found in scores.items()
@@ -118,11 +130,25 @@ def _title(task: str, name: str) -> str:
     return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
 
 
-def _withheld(result: Json) -> bool:
-    """Tell whether scores with one modality withheld say more than those with all there is."""
-    return "choice" in _tasks(result) or all(
-        _known(result, "slices", name, main_score(result)) for name in ("image", "text")
-    )
+SLICES = {"image": "Image only", "text": "Text only"}
+
+
+def _withheld(result: Json) -> list[str]:
+    """List the slices that withhold something: those known, of data that have another slice too."""
+    known = [name for name in ("both", *SLICES) if _known(result, "slices", name, main_score(result))]
+    return [name for name in known if name in SLICES] if len(known) > 1 else []
+
+
+def _scoring(result: Json) -> list[str]:
+    """Say how answers were found, for the kinds of question that the run has."""
+    how, tasks = str(result.get("scoring")), tasks_in(result)
+    if how != "likelihood":
+        return [SCORING[how]] if how in SCORING else []
+    if tasks == ["choice"]:
+        return [f"{LIKELIHOOD}."]
+    if tasks and "choice" not in tasks:
+        return [f"Answers {FREELY}"]
+    return [f"{LIKELIHOOD}; answers to questions without options {FREELY}"]
 
 
 def _known(result: Json, *path: str) -> bool:
@@ -144,13 +170,16 @@ def _note(result: Json, several: bool) -> str:
         said.append("CIDEr may exceed 100.")
     if several:
         said.append("Mean rank: over tasks, 1 is best.")
-    elif _withheld(result):
-        said.append(f"Image only and text only: {_in_text(main)} when just that is shown.")
-    if any(base(method) == "local" for method in scores):
-        best = "" if several else ", best and worst client in brackets"
-        said.append(f"Local: mean over clients{best}.")
-    if (how := str(result.get("scoring"))) in SCORING:
-        said.append(SCORING[how])
+    elif withheld := _withheld(result):
+        names = " and ".join(SLICES[name] for name in withheld).capitalize()
+        said.append(f"{names}: {_in_text(main)} when just that is shown.")
+    own = [label(method) for method, found in scores.items() if number(found, "best") is not None]
+    if own:
+        brackets = "" if several else ", the best and the worst of them in brackets"
+        said.append(
+            f"Scores are for everybody's questions; of {', '.join(own)} they are means over clients' own models{brackets}."
+        )
+    said += _scoring(result)
     unread = {method: number(found, "unparsed") for method, found in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
     if shown:
@@ -211,33 +240,45 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         result: The content of result.json.
         clients: Names of the clients that get a column each; none for the summary alone.
     """
-    gains = comparison(result["scores"])["gain"]
+    compared = comparison(result["scores"])
+    gains = compared["gain"]
     rows = [
-        (label(method), *_summary(found), *(_signed(number(found, place)) for place in range(len(clients))))
+        (
+            label(method),
+            *_summary(found, compared["clients"][method]),
+            *(signed(number(found, place)) for place in range(len(clients))),
+        )
         for method, found in gains.items()
-        if any(gain is not None for gain in found)
+        if number(compared, "clients", method, "unknown") != len(found)
     ]
     if not rows:
         return None
-    heads = ("Mean gain", "Best", "Worst", "Helped", "Hurt", *(f"Client {name}" for name in clients))
+    heads = (
+        "Mean gain",
+        "Best",
+        "Worst",
+        "Helped",
+        "Same",
+        "Hurt",
+        *(f"Client {name}" for name in clients),
+    )
     note = (
         "Gain over local, in percent: how much better each client fares than with its own model trained alone, "
-        "on data like its own. Helped and hurt: number of clients."
+        "on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
     )
     return Table(("Method", *heads), tuple(rows), note)
 
 
-def _summary(gains: Sequence[float | None]) -> tuple[str, ...]:
+def _summary(gains: Sequence[float | None], clients: Json) -> tuple[str, ...]:
     known = [gain for gain in gains if gain is not None]
-    ends = (_signed(fmean(known)), _signed(max(known)), _signed(min(known)))
-    return (*ends, str(sum(gain > 0 for gain in known)), str(sum(gain < 0 for gain in known)))
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    ends = (fmean(known), max(known), min(known)) if known else (None, None, None)
+    return (*map(signed, ends), *(str(clients[name]) for name in ("better", "same", "worse")))
 
 
 def terminal_table(result: Json) -> str:
-    """Write final scores and gains for a terminal of 80 columns, without colour."""
-    gains = gain_table(result)
-    return score_table(result).text(80) + (f"\n{gains.text(80)}" if gains else "")
+    """Write final scores, gains and what they say of clients for a terminal of 80 columns, without color."""
+    tables = [score_table(result), gain_table(result)]
+    pieces = [table.text(80) for table in tables if table]
+    if told := in_brief(result):
+        pieces.append(f"{textwrap.fill(printable(told), 80)}\n")
+    return "\n".join(pieces)

@@ -107,12 +107,18 @@ def card_rows(card: Json) -> Table:
 
 def _clients_by_modality(counts: Mapping[str, int]) -> str:
     return "; ".join(
-        f"{counted(count, 'client')}: {SEES[letters]}" for letters, count in counts.items() if count
+        f"{counted(count, 'client')}: {SEES.get(letters, letters)}"
+        for letters, count in counts.items()
+        if count
     )
 
 
 def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
-    shares = (f"{KINDS[kind].lower()} {count / total:.0%}" for kind, count in counts.items() if count)
+    shares = (
+        f"{KINDS.get(kind, kind).lower()} {count / max(total, 1):.0%}"
+        for kind, count in counts.items()
+        if count
+    )
     return ", ".join(shares)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, floor, log10, sqrt
+from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
@@ -160,15 +160,3 @@ def legend(entries: Sequence[tuple[Markup, str]], width: float, mark: float = 16
 def shift(x: float, y: float, *children: object) -> Markup:
     """Move elements."""
     return tag("g", *children, transform=f"translate({short(float(x))} {short(float(y))})")
-
-
-def interval(share: float, count: float) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share seen in `count` (> 0) trials.
-
-    Reference: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
-    Journal of the American Statistical Association 22 (1927).
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(middle - half, 0.0), min(middle + half, 1.0)

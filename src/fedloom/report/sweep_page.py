@@ -12,7 +12,7 @@ from fedloom import __version__
 from fedloom.hashes import file_digest
 from fedloom.manifest import Manifest, write_manifest
 from fedloom.record import write_atomic, write_json
-from fedloom.report import prose
+from fedloom.report.introduction import PURPOSE, glossary
 from fedloom.report.page import SLIM, WIDE, Figure, template
 from fedloom.report.paired_figures import paired_chart
 from fedloom.report.paired_sweep import as_json, comparisons, factors
@@ -26,9 +26,9 @@ from fedloom.report.paired_tables import (
     value_title,
 )
 from fedloom.report.sweep_figures import axis_chart
-from fedloom.report.sweep_tables import gain_table, mean_table, modifier_table, published_table
-from fedloom.report.sweeps import SEED, SweepRun, difference, headline, read_sweep, rows_of, summary
-from fedloom.report.tables import MISSING, base, counted, federated, label, title
+from fedloom.report.sweep_tables import findings, gain_table, mean_table, modifier_table, published_table
+from fedloom.report.sweeps import SEED, SweepRun, headline, read_sweep, summary
+from fedloom.report.tables import MISSING, counted, title
 
 MOST_OPEN = 12  # rows of the tables of one factor that stand open
 
@@ -61,7 +61,7 @@ def render_sweep(sweep: SweepRun) -> str:
     return template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
-        purpose=prose.PURPOSE,
+        purpose=PURPOSE,
         facts=_facts(sweep, len(done)),
         findings=findings(sweep),
         scores=mean_table(sweep),
@@ -75,7 +75,7 @@ def render_sweep(sweep: SweepRun) -> str:
         unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
         charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
-        glossary_entries=prose.glossary(sweep.methods),
+        glossary_entries=glossary(sweep.methods),
         cells=[
             (
                 cell.name,
@@ -85,32 +85,6 @@ def render_sweep(sweep: SweepRun) -> str:
             )
             for cell in sweep.cells
         ],
-    )
-
-
-def findings(sweep: SweepRun) -> list[str]:
-    """Say in how many settings federation beats local training, and each modifier its own method."""
-    local = next((method for method in sweep.methods if base(method) == "local"), None)
-    plain = next((method for method in sweep.methods if federated(method)), None)
-    pairs = [(plain, local)] if plain and local else []
-    pairs += [
-        (method, base(method))
-        for method in sweep.methods
-        if method != base(method) and base(method) in sweep.methods
-    ]
-    return [_comparison(sweep, method, other) for method, other in pairs]
-
-
-def _comparison(sweep: SweepRun, method: str, other: str) -> str:
-    found = [difference(cells, method, other) for cells in rows_of(sweep).values()]
-    known = [one for one in found if one is not None]
-    better = sum(one.mean > 0 for one in known)
-    sure = [one.mean > 0 for one in known if one.sure]
-    told = f"{label(method)} is ahead of {label(other)} in {better} of {counted(len(known), 'setting')}"
-    if all(one.half is None for one in known):
-        return f"{told}; one seed cannot tell whether by chance."
-    return (
-        f"{told}: clearly so in {sum(sure)}, clearly behind in {len(sure) - sum(sure)}, else within chance."
     )
 
 

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from fedloom.report.figures import brief
-from fedloom.report.paired import Estimate
+from fedloom.report.gain import fares, worst_client
+from fedloom.report.paired import ROUNDING, Estimate, Fares
 from fedloom.report.records import at, number
 from fedloom.report.sweeps import (
     CellRun,
     SweepRun,
     along,
     difference,
+    local_of,
     metric_of,
     over_seeds,
     rows_of,
 )
-from fedloom.report.tables import MISSING, Table, base, federated, percent, title
+from fedloom.report.tables import (
+    MISSING,
+    Table,
+    base,
+    counted,
+    federated,
+    label,
+    percent,
+    printable,
+    signed,
+    title,
+)
 
 BEST = "*"
+ALIKE = "†"
+"""Marks an estimate for which all of several seeds gave the same value."""
+
+ALIKE_NOTE = f"{ALIKE} all seeds gave the same value, so the interval over seeds has no width; that does not make it exact."
 
 
 def shown(found: Estimate | None, sign: str = "") -> str:
     """Write an estimate in percent, without spaces, so that no table breaks it.
 
+    An interval without width is not written as ±0.0, which would look exact, but marked.
+
     Example:
         >>> shown(Estimate(0.5, 0.012, 3)), shown(Estimate(0.05, None, 1), "+"), shown(None)
         ('50.0±1.2', '+5.0', '—')
+        >>> shown(Estimate(1.0, 0.0, 3)), shown(Estimate(1.0, 0.0002, 3))
+        ('100.0†', '100.0±<0.1')
     """
     if found is None:
         return MISSING
-    mean = f"{100 * found.mean:{sign}.1f}".replace("-", "−")
-    return mean + ("" if found.half is None else f"±{percent(found.half)}")
+    mean = signed(found.mean) if sign else percent(found.mean)
+    if found.half is None:
+        return mean
+    if found.alike:
+        return mean + ALIKE
+    return f"{mean}±{percent(found.half) if found.half >= 0.0005 else '<0.1'}"
+
+
+def explained(note: str, rows: Sequence[Sequence[str]]) -> str:
+    """Add to a table's note what `ALIKE` means, where a cell has it."""
+    return f"{note} {ALIKE_NOTE}".strip() if any(ALIKE in cell for row in rows for cell in row) else note
 
 
 def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
@@ -50,20 +81,27 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
         score = [title(metric_of(cells) or MISSING)] if named else []
         rows.append((name, *score, *texts, str(seeds)))
         most = max(most, seeds)
-    spread = "mean ± half of the 95% t-interval over n seeds" if most > 1 else "one seed, so no interval"
-    marked = f" {BEST} best federated method of the row by its mean; where intervals overlap, another may be as good."
-    note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, {spread}."
-    heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
-    return Table(
-        (_corner(sweep), *heads, "n"), tuple(rows), note + (marked if rivals else ""), left=2 if named else 1
+    spread = (
+        "mean ± half of the 95 % confidence interval (Student's t) over n seeds"
+        if most > 1
+        else "one seed, so no interval"
     )
+    marked = f" {BEST} best federated method of the row by its mean; where intervals overlap, another may be as good."
+    note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on everybody's questions; {spread}."
+    if rivals:
+        note += marked
+    heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
+    return Table((_corner(sweep), *heads, "n"), tuple(rows), explained(note, rows), left=2 if named else 1)
 
 
 def gain_table(sweep: SweepRun) -> Table | None:
     """Make the table of what federation adds to local training; None without local training."""
-    other = next((method for method in sweep.methods if base(method) == "local"), None)
+    other = local_of(sweep)
     pairs = [(method, other) for method in sweep.methods if federated(method) and other]
-    note = "In percentage points, federated minus local (mean over clients), paired by seed."
+    note = (
+        "In percentage points on everybody's questions: federated minus the mean of the clients' own models, paired by "
+        "seed."
+    )
     return _differences(sweep, pairs, note)
 
 
@@ -78,11 +116,98 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
     if not pairs:
         return None
     rows = tuple(
-        (name, *(_gain(cells, method, other) for method, other in pairs))
+        (
+            name,
+            *(cell for pair in pairs for cell in (_gain(cells, *pair), written(fares_in(cells, *pair)))),
+        )
         for name, cells in rows_of(sweep).items()
     )
-    told = f"{note} {BEST} the 95% t-interval over seeds does not hold zero (each taken by itself)."
-    return Table((_corner(sweep), *(brief(method) for method, _ in pairs)), rows, told)
+    told = (
+        f"{note} Clients: how many fare better / the same / worse so, each on data like its own, over all seeds. {BEST} "
+        "significant: the 95 % confidence interval over seeds leaves out zero (each taken by itself)."
+    )
+    heads = (head for method, _ in pairs for head in (brief(method), "clients"))
+    return Table((_corner(sweep), *heads), rows, explained(told, rows))
+
+
+def fares_in(cells: Sequence[CellRun], method: str, other: str) -> Fares:
+    """Count the clients of all cells that a method serves better, as well, and worse than another one."""
+    found = Fares()
+    for cell in cells:
+        if method in cell.scores and other in cell.scores:
+            found = found.plus(fares(cell.scores[method], cell.scores[other]))
+    return found
+
+
+def written(found: Fares) -> str:
+    """Write how many clients fare better, the same and worse; an em dash where that is unknown."""
+    return f"{found.better} / {found.same} / {found.worse}" if found else MISSING
+
+
+def findings(sweep: SweepRun) -> list[str]:
+    """Say what federation adds to training alone, and each modifier to its method: on all questions, and for clients."""
+    local = local_of(sweep)
+    plain = next((method for method in sweep.methods if federated(method)), None)
+    pairs = [(plain, local)] if plain and local else []
+    pairs += [
+        (method, base(method))
+        for method in sweep.methods
+        if method != base(method) and base(method) in sweep.methods
+    ]
+    return [f"{_on_all(sweep, *pair)} {_for_clients(sweep, *pair)}" for pair in pairs]
+
+
+def _on_all(sweep: SweepRun, method: str, other: str) -> str:
+    found = [difference(cells, method, other) for cells in rows_of(sweep).values()]
+    known = [one for one in found if one is not None]
+    ours, theirs = label(method), _other(other)
+    if not known:
+        return f"No cell has scores of both {ours} and {theirs}."
+    above, below = (sum(sign * one.mean > ROUNDING for one in known) for sign in (1, -1))
+    told = (
+        f"On everybody's questions {ours} scores higher than {theirs} in {above} of {counted(len(known), 'setting')} and "
+        f"lower in {below}"
+    )
+    if all(one.half is None for one in known):
+        return f"{told}; one seed cannot tell whether by chance."
+    sure = [one.mean > 0 for one in known if one.sure]
+    alike = sum(one.alike for one in known)
+    none = f"; in {alike} all seeds agree exactly, so their intervals have no width" if alike else ""
+    return (
+        f"{told}: significantly higher in {sum(sure)}, significantly lower in {len(sure) - sum(sure)} "
+        f"(95 % confidence intervals over seeds{none})."
+    )
+
+
+def _for_clients(sweep: SweepRun, method: str, other: str) -> str:
+    found = fares_in(sweep.cells, method, other)
+    if not found:
+        return "How single clients fare with it, on data like their own, is not recorded."
+    own = "their own model trained alone" if base(other) == "local" else label(other)
+    told = (
+        f"On data like their own, {found.better} of {counted(found.known, 'client')} over all cells {'fares' if found.better == 1 else 'fare'} better with "
+        f"{label(method)} than with {own}, {found.same} the same and {found.worse} worse"
+    )
+    lost = [
+        (one["gain"], cell.name, one)
+        for cell in sweep.cells
+        if method in cell.scores
+        and other in cell.scores
+        and (one := worst_client(cell.scores[method], cell.scores[other]))
+    ]
+    gain, cell, one = min(lost, key=lambda row: row[:2], default=(0.0, "", {}))
+    if gain >= 0:
+        return f"{told}."
+    figures = (
+        f"{percent(one['score'])} instead of {percent(one['alone'])} percent"
+        if one["score"] is not None
+        else f"{percent(gain)} percent, relatively"
+    )
+    return f"{told}; most is lost by client {one['client']} in {cell}: {figures}."
+
+
+def _other(method: str) -> str:
+    return "the clients' own models do on average" if base(method) == "local" else label(method)
 
 
 def _gain(cells: Sequence[CellRun], method: str, other: str) -> str:
@@ -118,9 +243,10 @@ def _corner(sweep: SweepRun) -> str:
 
 
 def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
-    """Write the table of scores for a terminal, its columns in as many blocks as the width asks for."""
+    """Write the table of scores for a terminal, its columns in as many blocks as the width asks for, and the findings."""
     blocks = blocks_of(mean_table(sweep), width)
-    return "\n".join(block.text(width) for block in blocks)
+    told = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in findings(sweep)]
+    return "\n".join([*(block.text(width) for block in blocks), *told])
 
 
 def blocks_of(table: Table, width: int) -> list[Table]:

@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from fedloom.manifest import SEAL, check_files, read_manifest, read_sealed
-from fedloom.report.gain import main_score, tasks_in
-from fedloom.report.paired import Estimate, estimate
+from fedloom.report.gain import alone_in, fares, main_score, tasks_in
+from fedloom.report.paired import Estimate, Fares, estimate
 from fedloom.report.prose import headline_method
-from fedloom.report.records import Json, at, expect, number, read_object
-from fedloom.report.tables import base, federated, percent
+from fedloom.report.records import Json, at, expect, number, read_object, read_shaped
+from fedloom.report.tables import federated, percent
 from fedloom.types import UserError
 
 SEED = "seed"
@@ -106,27 +106,38 @@ def read_sweep(folder: Path) -> SweepRun:
     value = read_object(file)
     if "version" in value or SEAL in value:  # version 0.1 wrote neither
         value = read_sealed(file)
-    cells = []
+    cells, axes = [], expect(file, value, "axes", dict)
+    for axis in axes:
+        expect(file, axes, axis, list)
     for row in expect(file, value, "cells", list):
         if not isinstance(row, dict):
             raise UserError(f'{file}: "cells" holds something that is no object')
         state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
         result = _result(folder / place) if state == "done" else None
         values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
+        if lacking := [axis for axis in axes if axis not in values]:
+            raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
         cells.append(
             CellRun(expect(file, row, "name", str), values, digest, place, state, row.get("error"), result)
         )
-    name, axes = expect(file, value, "name", str), expect(file, value, "axes", dict)
+    name, published = expect(file, value, "name", str), value.get("published")
+    if published is not None:
+        published = expect(file, value, "published", dict)
+        for setting in expect(file, published, "scores", dict):
+            expect(file, published["scores"], setting, dict)
     digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
-    return SweepRun(name, digest, quick, axes, tuple(cells), value.get("published"))
+    return SweepRun(name, digest, quick, axes, tuple(cells), published)
 
 
 def _result(folder: Path) -> Json:
-    """Read the result of a cell that is done."""
-    manifest = read_manifest(folder)
+    """Read what the run of a cell that is done came to."""
+    file, manifest = folder / "result.json", read_manifest(folder)
     if manifest is not None:
-        check_files(folder, manifest, ["result.json"])
-    return read_object(folder / "result.json")
+        check_files(folder, manifest, [file.name])
+    result = read_shaped(file)
+    for method in expect(file, result, "scores", dict):
+        expect(file, result["scores"], method, dict)
+    return result
 
 
 def scores_of(found: Json) -> list[str]:
@@ -187,15 +198,47 @@ def best_federated(scores: Mapping[str, float | None]) -> str | None:
     return max(known, key=lambda method: known[method], default=None)
 
 
+def local_of(sweep: SweepRun) -> str | None:
+    """Return the method by which each client trains alone, or None."""
+    return alone_in(dict.fromkeys(sweep.methods))
+
+
 def headline(result: Json) -> str:
-    """Tell a run in a few figures: local training, one federated method, and the best one if it is another."""
+    """Tell a run in a few figures: local training, one federated method, and the best one if it is another.
+
+    Beside the score of a federated method on everybody's questions stands how many clients it serves better than their
+    own models, where they trained alone.
+    """
     main = main_score(result)
     reached = {method: number(scores, main) for method, scores in result["scores"].items()}
-    best = best_federated(reached)
-    local = next((method for method in reached if base(method) == "local"), None)
+    best, local = best_federated(reached), alone_in(reached)
     told = [method for method in (local, headline_method(result), best) if method]
     shown = list(dict.fromkeys(told)) or list(reached)[:3]
-    return ", ".join(f"{method} {percent(reached[method])}" for method in shown)
+    return ", ".join(
+        f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+    )
+
+
+def _served(result: Json, method: str, local: str | None) -> str:
+    if local is None or not federated(method):
+        return ""
+    found = fares(result["scores"][method], result["scores"][local])
+    return (
+        f" ({found.better} of {found.known} clients better off than alone, {found.worse} worse)"
+        if found
+        else ""
+    )
+
+
+def _clients(cells: Sequence[CellRun], sweep: SweepRun) -> dict[str, dict[str, int]]:
+    """Return method → how many clients of some cells it serves better, as well, and worse than their own models."""
+    local, found = local_of(sweep), dict[str, Fares]()
+    for cell in cells:
+        for method in cell.scores:
+            if local is not None and local in cell.scores and method != local:
+                more = fares(cell.scores[method], cell.scores[local])
+                found[method] = found.get(method, Fares()).plus(more)
+    return {method: one._asdict() for method, one in found.items()}
 
 
 def summary(sweep: SweepRun) -> dict[str, Any]:
@@ -209,6 +252,7 @@ def summary(sweep: SweepRun) -> dict[str, Any]:
                 for method in sweep.methods
                 if (found := over_seeds(cells, method))
             },
+            "clients": _clients(cells, sweep),
         }
         for name, cells in rows_of(sweep).items()
     ]

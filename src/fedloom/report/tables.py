@@ -115,13 +115,29 @@ def title(name: str) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Write a fraction as a percentage without the sign; an em dash where there is none.
+    """Write a fraction as a percentage without the percent sign; an em dash where there is none.
+
+    What rounds to zero has no sign.
 
     Example:
-        >>> percent(0.7134), percent(None)
-        ('71.3', '—')
+        >>> percent(0.7134), percent(-0.25), percent(-0.0001), percent(None)
+        ('71.3', '−25.0', '0.0', '—')
     """
-    return MISSING if value is None else f"{100 * value:.{digits}f}"
+    if value is None:
+        return MISSING
+    written = f"{100 * value:.{digits}f}"
+    return written.replace("-", "−") if float(written) else written.removeprefix("-")
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """Write a difference of fractions in points with its sign; zero, and what rounds to it, has none.
+
+    Example:
+        >>> signed(0.05), signed(-0.05), signed(-0.0), signed(0.0001), signed(None)
+        ('+5.0', '−5.0', '0.0', '0.0', '—')
+    """
+    written = percent(value, digits)
+    return f"+{written}" if value and value > 0 and float(written) else written
 
 
 def counted(count: int, what: str) -> str:
@@ -281,9 +297,7 @@ def cost_table(result: Json) -> Table:
         )
         for method in result["scores"]
     )
-    return Table(
-        columns, rows, "1 MB = 1,000,000 bytes. Seconds are wall-clock time on the machine named below."
-    )
+    return Table(columns, rows, "1 MB = 1,000,000 bytes. Seconds are wall-clock time.")
 
 
 def client_table(result: Json, clients: Sequence[str]) -> Table | None:

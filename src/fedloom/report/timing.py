@@ -32,7 +32,7 @@ def timers(run: Run) -> dict[str, dict[str, float]]:
     for entry in run.rounds:
         for name, value in (at(entry, "timers") or {}).items():
             took = found.setdefault(entry["method"], {})
-            took[name] = took.get(name, 0.0) + value
+            took[name] = took.get(name, 0.0) + (number(value) or 0.0)
     for entry in run.evaluations:
         value = number(entry, "seconds")
         if entry["method"] in found and value is not None:

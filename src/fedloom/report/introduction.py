@@ -1,0 +1,300 @@
+"""What a run was, in sentences for readers new to the project.
+
+What clients hold and who took part is counted in the plan and in the record. The experiment's settings are used for
+what they alone decide, such as a rate or a number of passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedloom.report.records import Json, Run, at, number
+from fedloom.report.tables import MODIFIERS, base, counted, federated, label
+
+DATA = {
+    "emoji": "emoji, small images with words that describe them; the question is to which group one belongs",
+    "digits": "digits, small scans of handwritten digits; the question is which digit is shown",
+    "shapes": "shapes, drawn scenes of colored shapes with questions about them",
+    "folder": "a folder of the user's own examples",
+}
+
+PARTITIONS = {
+    "iid": "at random",
+    "dirichlet": "label by label, in shares drawn from a Dirichlet distribution with α = {alpha}",
+    "by_group": "by group (topic, site or label)",
+    "by_source": "by source: those with an image to clients that hold images, the others to clients that hold text",
+}
+"""Partition → how it deals examples out. How much the clients then differ is measured."""
+
+OURS = {
+    "shipped": "The model is the small one that comes with fedloom",
+    "shipped-free": "The model is the small one without a vision encoder that comes with fedloom",
+}
+LORA = "small added matrices in the language model (LoRA, rank {rank})"
+CONNECTOR = "the connector, the small part that turns features of images into input of the language model"
+TRAINED = {
+    "lora": LORA,
+    "connector": CONNECTOR,
+    "both": f"{LORA} and {CONNECTOR}",
+    "two-stage": f"{CONNECTOR}, and then {LORA}",
+    "share-connector": f"{CONNECTOR}, which is shared, and {LORA}, which each client keeps to itself",
+    "share-lora": f"{LORA}, which are shared, and {CONNECTOR}, which each client keeps to itself",
+}
+
+GLOSSARY = {
+    "zero-shot": "The model as it comes, with no training on this data. What the others must beat.",
+    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled, "
+    "without any neural network. It shows how hard the task is.",
+    "local": "Each client trains alone on what it holds. Its scores on everybody's questions are means over the "
+    "clients' own models; figures in brackets are the best and the worst of them.",
+    "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
+    "A reference for what sharing can reach.",
+    "fedavg": "Federated averaging: clients train, and the server averages their changes, "
+    "weighted by number of examples.",
+    "fedmean": "As FedAvg, with every client counting alike however many examples it holds.",
+    "fedprox": "As FedAvg, with a pull that keeps each client near the shared model while it trains.",
+    "fedavgm": "As FedAvg, with momentum at the server.",
+    "fedadagrad": "As FedAvg, with Adagrad as the server's optimizer: step sizes adapt to each parameter.",
+    "fedyogi": "As FedAvg, with Yogi as the server's optimizer: step sizes adapt, more slowly than Adam's.",
+    "fedadam": "As FedAvg, with Adam as the server's optimizer: step sizes adapt to each parameter.",
+    "scaffold": "As FedAvg, with control variates that correct each client's drift from the others.",
+    "fednova": "As FedAvg, with changes normalized by how many steps each client took.",
+    "yoco": "One-shot: adapters start from the model's own weights, clients keep the signs of one factor and "
+    "keep the other sparse, and the server weighs clients by how far they agree.",
+    "prompt": "The instruction does not name the evidence of each example; by default it uses the same words "
+    "whatever evidence is there (FedMLLM).",
+    "adaptive": "While a client trains, layers of its language model, by default all but the first and the last, are "
+    "held near the shared model (FedMLLM).",
+}
+
+
+def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Explain every method and modifier that has an explanation, in the order of the methods."""
+    parts = dict.fromkeys(part for method in methods for part in method.split("+"))
+    names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
+    return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
+
+
+PURPOSE = (
+    "A vision-language model reads images and text and answers in words. Federated fine-tuning adapts one to a task "
+    "where the examples lie with several owners, called clients, who do not pool them: each client trains on its own "
+    "examples and sends only the change in the model to a server, which combines the changes into one shared model."
+)
+
+
+NO_FEDERATION = "This run has no federated method; it shows references alone."
+
+
+def purpose(methods: Sequence[str]) -> str:
+    """Say what federated fine-tuning is, where a run has any."""
+    return PURPOSE if any(map(federated, methods)) else NO_FEDERATION
+
+
+def introduction(run: Run) -> str:
+    """Say in one paragraph what was run."""
+    experiment = run.experiment
+    pieces = [
+        f"The data set is {DATA.get(data := str(at(experiment, 'data', 'name')), data)}.",
+        _division(run),
+        _difference(run),
+        evidence(run),
+        "The draws of data and modalities are those of FedMLLM's published code, the same for every seed."
+        if at(experiment, "scenario", "mode") == "published"
+        else "",
+        f"{_model(experiment)}.",
+        *training(run),
+        f"It ran with seed {at(experiment, 'seed')}.",
+    ]
+    return " ".join(piece for piece in pieces if piece)
+
+
+# ---- who holds what ----------------------------------------------------------------------------------
+
+
+def _division(run: Run) -> str:
+    data, scenario = (run.of_kind("data") or [{}])[-1], at(run.experiment, "scenario")
+    held, train, test = dealt(run.plan), number(data, "train"), number(data, "test")
+    found = train if held is None else held
+    examples = "The training examples" if found is None else counted(int(found), "training example")
+    if held is not None and train is not None and held != train:
+        examples = f"{held:,} of {train:,.0f} training examples"
+    verb = "was" if examples.startswith("1 ") else "were"
+    clients = run.client_count
+    if clients == 1:
+        told = f"{examples} {verb} given to one client"
+    else:
+        how = PARTITIONS.get(str(at(scenario, "partition")), "")
+        told = (
+            f"{examples} {verb} divided among {clients} clients{', ' if how else ''}{filled(how, scenario)}"
+        )
+    questions = "held-out questions" if test is None else counted(int(test), "held-out question")
+    return f"{told}; scores come from {questions}."
+
+
+def dealt(plan: Json) -> int | None:
+    """Return how many examples the clients hold together; None where the plan does not say."""
+    card = number(plan, "card", "examples")
+    sizes = [number(client, "size") for client in plan["clients"]]
+    known = [size for size in sizes if size is not None]
+    if card is None and (len(known) < len(sizes) or len(sizes) < (number(plan, "count") or len(sizes))):
+        return None
+    return int(sum(known) if card is None else card)
+
+
+def _difference(run: Run) -> str:
+    """Say how far the clients' labels lie from those of all together, as measured."""
+    labels = at(run.plan, "card", "labels")
+    far, kinds = number(labels, "jensen_shannon"), number(labels, "count")
+    if far is None or run.client_count < 2 or kinds is None or kinds < 2:
+        return ""
+    return (
+        f"On average a client's mix of labels lies {far:.2f} from that of all clients together (Jensen-Shannon distance: 0 "
+        "is alike, 1 is nothing in common)."
+    )
+
+
+def evidence(run: Run) -> str:
+    """Say what clients see of their examples, as counted in the plan; "" where it does not say."""
+    kinds = _kinds(run.plan)
+    if kinds is None or not (total := sum(kinds.values())):
+        return ""
+    both, image, text, none = (kinds[name] for name in ("both", "image_only", "text_only", "none"))
+    words = at(run.plan, "card", "words") is not None or at(run.plan, "card") is None
+    textual = "its text and no image" if words else "neither image nor text beside its question"
+    whole = {
+        both: "both an image and a text",
+        image: "an image and no text",
+        text: textual,
+        none: "no evidence",
+    }
+    if total in whole:
+        return f"Of every example its client sees {whole[total].replace('its text', 'a text')}."
+    parts = {"image and text": both, "the image only": image, "no image": text, "nothing": none}
+    told = ", ".join(f"{what} of {count:,}" for what, count in parts.items() if count)
+    return f"Of the {total:,} examples clients see {told}{_by_client(run.plan)}."
+
+
+def _kinds(plan: Json) -> dict[str, int] | None:
+    """Return how many examples show both kinds of evidence, only one, or none."""
+    names = ("both", "image_only", "text_only", "none")
+    card = at(plan, "card", "modalities", "examples")
+    whole = len(plan["clients"]) == (number(plan, "count") or len(plan["clients"]))
+    rows = [card] if isinstance(card, Mapping) else plan["clients"] if whole else []
+    found = {name: [number(row, name) for row in rows] for name in names}
+    if not rows or any(value is None for values in found.values() for value in values):
+        return None
+    return {name: int(sum(value for value in values if value is not None)) for name, values in found.items()}
+
+
+def _by_client(plan: Json) -> str:
+    """Say how many clients see images in none of their examples, or in some no text."""
+    counts = at(plan, "card", "modalities", "clients")
+    if not isinstance(counts, Mapping):
+        return ""
+    said = {"IT": "both kinds", "I": "images only", "T": "texts only", "": "neither"}
+    known = {what: int(count) for key, what in said.items() if (count := number(counts, key))}
+    if len(known) < 2:
+        return ""
+    return "; " + ", ".join(
+        f"{counted(count, 'client')} {'sees' if count == 1 else 'see'} {what}"
+        for what, count in known.items()
+    )
+
+
+# ---- what was trained --------------------------------------------------------------------------------
+
+
+def assembled(experiment: Json) -> bool:
+    """Tell whether the model was joined from an encoder and a language model."""
+    return at(experiment, "model", "encoder") is not None and at(experiment, "model", "llm") is not None
+
+
+def _model(experiment: Json) -> str:
+    model = at(experiment, "model")
+    path, connector = str(at(model, "path")), at(model, "connector")
+    if assembled(experiment):
+        return (
+            f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by a fresh "
+            f"connector ({connector or 'mlp2'})"
+        )
+    told = OURS.get(path, f"The model is {path}")
+    return f"{told}, with a fresh connector ({connector})" if connector else told
+
+
+def training(run: Run) -> list[str]:
+    """Say what was trained, how often and by whom; nothing of a run in which nothing was."""
+    strategy, epochs = at(run.experiment, "strategy"), at(run.experiment, "train", "epochs")
+    if all(base(method) in ("zero-shot", "linear") for method in run.scores):
+        return ["No part of the model was trained."]
+    part = TRAINED.get(str(at(strategy, "name")))
+    passes = "one pass" if epochs == 1 else f"{epochs} passes"
+    told = [f"Training changed only {filled(part, strategy)}."] if part else []
+    rounds = [entry for entry in run.rounds if federated(entry["method"]) and entry["method"] in run.scores]
+    if not rounds:
+        return told
+    cohorts = [_size(entry) for entry in rounds]
+    done = [sum(one["method"] == method for one in rounds) for method in {one["method"] for one in rounds}]
+    taken = counted(done[0], "round") if len(set(done)) == 1 else f"{min(done)} to {max(done)} rounds"
+    who = _who(cohorts, run.client_count)
+    told.append(
+        f"Federated training took {taken}; in each, {who} trained for {passes} over {_own(cohorts)} examples."
+    )
+    return told + _absent(run, rounds)
+
+
+def _own(cohorts: Sequence[int]) -> str:
+    return "its" if max(cohorts) == 1 else "their"
+
+
+def _size(entry: Json) -> int:
+    listed = at(entry, "clients")
+    return int(number(entry, "cohort") or (len(listed) if isinstance(listed, list) else 0))
+
+
+def _who(cohorts: Sequence[int], clients: int) -> str:
+    least, most = min(cohorts), max(cohorts)
+    if least == most == clients:
+        return {1: "the only client", 2: "both clients"}.get(clients, f"all {clients:,} clients")
+    size = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{size} of the {counted(clients, 'client')}"
+
+
+def _absent(run: Run, rounds: Sequence[Json]) -> list[str]:
+    """Name the clients that no federated method's rounds drew, and those whose every update was refused."""
+    listed = [at(entry, "clients") for entry in rounds]
+    if any(
+        not isinstance(found, list) or len(found) < _size(entry)
+        for found, entry in zip(listed, rounds, strict=True)
+    ):
+        return []  # the record of large cohorts lists their first clients only
+    took = {_key(one, "client") for found in listed for one in found}
+    accepted = {
+        _key(one, "client")
+        for entry, found in zip(rounds, listed, strict=True)
+        for one in found
+        if _key(one, "client") not in {_key(other, "client") for other in at(entry, "refused") or []}
+    }
+    ids = [_key(client, "id") for client in run.clients]
+    never, refused = ([one for one in ids if one not in took], [one for one in ids if one in took - accepted])
+    told = []
+    if never and len(run.clients) == run.client_count:
+        told.append(f"{_clients(never)} never took part in it.")
+    if refused:
+        told.append(f"Every update of {_clients(refused).lower()} was refused.")
+    return told
+
+
+def _key(value: Any, name: str) -> str:
+    return str(at(value, name))
+
+
+def _clients(ids: Sequence[str], most: int = 6) -> str:
+    if len(ids) > most:
+        return f"{len(ids):,} clients"
+    return f"Client {ids[0]}" if len(ids) == 1 else f"Clients {', '.join(ids[:-1])} and {ids[-1]}"
+
+
+def filled(text: str, values: Any) -> str:
+    """Put settings into a phrase."""
+    return text.format(**{key: at(values, key) for key in ("alpha", "rate", "p", "rank")})

@@ -1,0 +1,333 @@
+"""Sentences of reports say what was measured: each is tried on a run in which settings alone would make it false."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedloom.experiment import Scenario
+from fedloom.report.chance import interval, margin
+from fedloom.report.gain import comparison, fares, worst_client
+from fedloom.report.introduction import introduction, purpose
+from fedloom.report.loading import loading
+from fedloom.report.page import render
+from fedloom.report.paired import Estimate, Fares
+from fedloom.report.prose import finding, in_brief
+from fedloom.report.records import read_run
+from fedloom.report.scores import gain_table, score_table, terminal_table
+from fedloom.report.sweep_tables import shown
+from fedloom.report.sweeps import headline
+from fedloom.report.tables import percent, signed
+from fedloom.scenarios.plan import build_plan
+from fedloom.types import Example
+
+SHARES = st.floats(0, 1)
+
+
+def edited(folder: Path, name: str, **more: Any) -> Path:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **more}), encoding="utf-8")
+    return folder
+
+
+def planned(folder: Path, examples: list[Example], **scenario: Any) -> Path:
+    """Give a run folder the plan that a scenario makes of examples."""
+    settings = Scenario(**scenario)
+    value = build_plan(examples, settings, 0).to_json(examples)
+    return edited(folder, "plan.json", **value)
+
+
+def examples_of(count: int, *, image: bool, text: bool) -> list[Example]:
+    class Plain:
+        key = "k"
+
+    return [
+        Example(f"{n:03}", "?", "a", image=Plain() if image else None, text="some words" if text else None)  # type: ignore[arg-type]
+        for n in range(count)
+    ]
+
+
+# ---- what clients see --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "said", "never"),
+    [
+        (True, True, "Of every example its client sees both an image and a text.", "no text"),
+        (True, False, "Of every example its client sees an image and no text.", "both an"),
+        (False, True, "Of every example its client sees a text and no image.", "both an"),
+        (False, False, "sees neither image nor text beside its question.", "both an"),
+    ],
+)
+def test_evidence_is_counted_whatever_the_pattern_is_called(run_folder, image, text, said, never):
+    folder = planned(run_folder(names=(0, 1)), examples_of(12, image=image, text=text), clients=2)
+    edited(folder, "experiment.json", scenario=Scenario(clients=2, pattern="aligned").model_dump(mode="json"))
+    told = introduction(read_run(folder))
+    assert said in told and never not in told
+
+
+def test_evidence_that_differs_is_told_by_its_counts(run_folder):
+    """Of one image client and one text client with six examples each, half the examples show either."""
+    examples = examples_of(12, image=True, text=True)
+    folder = planned(run_folder(names=(0, 1)), examples, clients=2, pattern="cross", image_clients=1)
+    told = introduction(read_run(folder))
+    assert "Of the 12 examples clients see the image only of 6, no image of 6" in told
+    assert "1 client sees images only, 1 client sees texts only" in told
+
+
+def test_a_plan_without_counts_claims_nothing_about_evidence(run_folder):
+    folder = edited(run_folder(names=(0,)), "plan.json", clients=[{"id": 0}])
+    assert "sees" not in introduction(read_run(folder)) and "clients see" not in introduction(
+        read_run(folder)
+    )
+
+
+def test_one_client_is_not_compared_with_others(run_folder):
+    folder = planned(run_folder(names=(0,)), examples_of(12, image=True, text=True), clients=1)
+    told = introduction(read_run(folder))
+    assert "12 of 804 training examples were given to one client" in told
+    assert "differ" not in told and "Jensen" not in told and "the only client trained" in told
+
+
+def test_likeness_is_measured_and_not_concluded_from_the_partition(run_folder):
+    examples = [
+        Example(f"{n:02}", "?", str(n % 2), text="x", label=n % 2, options=("0", "1"), group=str(n % 2))
+        for n in range(12)
+    ]
+    folder = planned(run_folder(names=(0, 1)), examples, clients=2, partition="by_group")
+    # Each client has one of two equally frequent labels: divergence of (1, 0) from (½, ½) is .311 bits, √ is .558.
+    assert "lies 0.56 from that of all clients together" in introduction(read_run(folder))
+
+
+# ---- what was trained, and by whom -------------------------------------------------------------------
+
+
+def test_clients_that_never_took_part_are_named(run_folder):
+    folder = run_folder(names=(0, 1, 2), methods=("fedavg",), rounds=2)
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["kind"] == "round":
+            line["clients"] = [one for one in line["clients"] if one["client"] != 1]
+            line["refused"] = [{"client": 2, "reason": "norm"}]
+    (folder / "record.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    told = introduction(read_run(folder))
+    assert "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one pass" in told
+    assert "Client 1 never took part in it." in told
+    assert "Every update of client 2 was refused." in told
+    assert "The server refused 2 client updates and took in 2." in render([read_run(folder)])
+
+
+def test_a_run_of_references_speaks_of_no_federation(run_folder):
+    run = read_run(run_folder(methods=("zero-shot", "linear")))
+    page = render([run])
+    assert "No part of the model was trained." in introduction(run)
+    assert "Federated training" not in page and "sends only the change" not in page
+    assert "No client sent an update in this run." in page
+    assert purpose(["fedavg"]) != purpose(["local"])
+
+
+def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
+    model = {"path": "shipped", "encoder": "clip", "llm": "llama", "connector": None}
+    run = read_run(run_folder(experiment={"model": model}))
+    assert "joins the encoder clip and the language model llama by a fresh connector (mlp2)" in introduction(
+        run
+    )
+    told = loading(run)
+    assert told is not None and "load_model(experiment.model" in told.code and "stock" not in told.told
+
+
+@pytest.mark.parametrize(
+    ("files", "said", "code"),
+    [
+        (["adapter_model.safetensors"], "It loads with stock PEFT", "'run/adapter'"),
+        (
+            ["client-10/adapter_model.safetensors", "client-2/adapter_model.safetensors"],
+            "every client keeps a part of the model to itself",
+            "'run/adapter/client-2'",
+        ),
+        (["connector.safetensors"], "PEFT is not needed", "'run/adapter/connector.safetensors'"),
+        ([], "it is not in the folder run/adapter", ""),
+    ],
+)
+def test_the_way_to_load_an_adapter_is_that_of_the_files_there(run_folder, files, said, code):
+    folder = run_folder(methods=("fedavg",))
+    (folder / "adapter/adapter_model.safetensors").unlink()
+    for name in files:
+        (folder / "adapter" / name).parent.mkdir(exist_ok=True)
+        (folder / "adapter" / name).touch()
+    told = loading(read_run(folder))
+    assert told is not None and said in told.told and code in told.code
+    assert ("PeftModel" in render([read_run(folder)])) == any("adapter_model" in name for name in files)
+
+
+def test_nothing_to_load_is_claimed_where_nothing_is_exported(run_folder):
+    assert loading(read_run(run_folder(methods=("local",)))) is None
+
+
+# ---- scores ------------------------------------------------------------------------------------------
+
+
+def of_choice(slices: dict[str, float], **more: Any) -> dict[str, Any]:
+    scored = {name: {"accuracy": value} for name, value in slices.items()}
+    first = next(iter(scored.values()))
+    return {**first, "tasks": {"choice": dict(first)}, "slices": scored, **more}
+
+
+def test_slices_that_the_data_do_not_have_are_not_shown():
+    table = score_table({"scores": {"fedavg": of_choice({"image": 0.5})}})
+    assert "Image only" not in table.columns and "Text only" not in table.columns
+    assert "only" not in table.note
+    both = score_table({"scores": {"fedavg": of_choice({"both": 0.5, "image": 0.4, "text": 0.3})}})
+    assert {"Image only", "Text only"} <= set(both.columns)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["choice"], "Options were compared by likelihood."),
+        (["caption"], "Answers were generated freely."),
+        (
+            ["choice", "vqa"],
+            "Options were compared by likelihood; answers to questions without options were generated",
+        ),
+    ],
+)
+def test_how_answers_were_found_depends_on_the_questions_there_are(tasks, said):
+    scores = {
+        "accuracy": 0.5,
+        "cider": 0.5,
+        "tasks": {task: {"accuracy": 0.5, "cider": 0.5} for task in tasks},
+    }
+    assert said in score_table({"scores": {"fedavg": scores}, "scoring": "likelihood"}).note
+
+
+def by_client(accuracy: float, *clients: float | None) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy,
+        "tasks": {"choice": {"accuracy": accuracy}},
+        "clients": list(clients),
+        "client_tasks": [{"choice": value} for value in clients],
+    }
+
+
+WORSE_FOR_ALL = {
+    "scores": {
+        "local": by_client(0.5, 0.8, 0.9, 0.6),
+        "fedavg": by_client(0.7, 0.7, 0.6, 0.5),
+        "centralised": by_client(0.75, 0.7, 0.7, 0.7),
+    }
+}
+
+
+def test_a_better_shared_model_does_not_hide_that_every_client_fares_worse():
+    """On everybody's questions FedAvg wins by 20 points; each client alone is better on its own."""
+    result = WORSE_FOR_ALL
+    both = [finding(result)[0], in_brief(result), " ".join(terminal_table(result).split())]
+    for said in both:
+        assert "On everybody's questions FedAvg" in said and "70.0%" in said
+        assert "0 of 3 clients fare better with FedAvg" in said and "3 worse" in said
+        assert "client 1 loses most: 60.0% instead of 90.0%" in said
+    assert "fedavg 70.0 (0 of 3 clients better off than alone, 3 worse)" in headline(result)
+    found = comparison(result["scores"])["clients"]["fedavg"]
+    assert (found["better"], found["same"], found["worse"], found["unknown"]) == (0, 0, 3, 0)
+    assert found["worst"] == {"client": 1, "gain": pytest.approx(-1 / 3), "score": 0.6, "alone": 0.9}
+
+
+def test_equal_scores_are_ties_however_they_were_rounded():
+    """0.1 + 0.2 is 0.3 to a reader, and no client is hurt by the last bit."""
+    local, ours = by_client(0.3, 0.1 + 0.2, 0.3, 0.0), by_client(0.3, 0.3, 0.1 + 0.2, 0.0)
+    assert fares(ours, local) == Fares(same=3) == fares(local, ours)
+    result = {"scores": {"local": local, "fedavg": ours}}
+    table = gain_table(result)
+    assert table is not None
+    assert table.rows == (("FedAvg", "0.0", "0.0", "0.0", "0", "3", "0"),)
+    assert "no client loses" in finding(result)[0]
+    assert "-0.0" not in json.dumps(comparison(result["scores"]))
+
+
+def test_a_client_for_whom_training_alone_reaches_nothing_still_has_a_verdict():
+    assert fares(by_client(0.5, 0.5, 0.0), by_client(0.0, 0.0, 0.0)) == Fares(better=1, same=1)
+    assert fares(by_client(0.5, None), by_client(0.5, 0.5)) == Fares(unknown=1)
+    assert worst_client(by_client(0.5, None), by_client(0.5, 0.5)) is None
+
+
+def test_without_local_training_nothing_is_said_of_clients():
+    said = finding({"scores": {"fedavg": by_client(0.5, 0.5)}})[0]
+    assert "unknown: no client trained alone in this run" in said and "better with" not in said
+
+
+def test_one_client_is_spoken_of_in_the_singular():
+    said = finding({"scores": {"local": by_client(0.5, 0.5), "fedavg": by_client(0.25, 0.25)}})[0]
+    assert "the only client fares worse with FedAvg" in said and "clients'" not in said
+
+
+def test_equally_good_methods_are_all_named_the_best():
+    scores = {"fedavg": by_client(0.5, 0.5), "fedadam": by_client(0.75, 0.5), "fedyogi": by_client(0.75, 0.5)}
+    assert "are FedAdam and FedYogi with 75.0%" in " ".join(finding({"scores": scores}))
+
+
+def test_a_method_without_a_score_does_not_stand_for_the_others():
+    scores = {"fedavg": {"accuracy": None}, "fedadam": by_client(0.75, 0.5)}
+    assert "FedAdam reaches 75.0%" in finding({"scores": scores})[0]
+
+
+@pytest.mark.parametrize(("method", "part"), [(0.4001, "less than 1%"), (0.7999, "more than 99%")])
+def test_a_share_is_not_rounded_to_none_or_all(method, part):
+    scores = {
+        name: {"accuracy": value}
+        for name, value in (("local", 0.4), ("centralised", 0.8), ("fedavg", method))
+    }
+    assert f"closes {part} of the gap" in finding({"scores": scores})[0]
+
+
+def test_a_mean_over_tasks_is_no_share_of_questions():
+    scores = {**by_client(1.0, 1.0), "tasks": {"choice": {"accuracy": 1.0}, "vqa": {"accuracy": 1.0}}}
+    assert not any("interval" in sentence for sentence in finding({"scores": {"fedavg": scores}}, 100))
+
+
+# ---- chance ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right", [0, 1, 50, 261, 262])
+def test_the_interval_of_a_share_is_scipys(right):
+    stats = pytest.importorskip("scipy.stats")
+    wanted = stats.binomtest(right, 262).proportion_ci(0.95, method="wilson")
+    assert interval(right / 262, 262) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+def test_all_right_is_not_certain():
+    """n / (n + z²): of 262 right answers in 262, the lower end is 262 / 265.84 = 98.6 %."""
+    said = " ".join(finding({"scores": {"fedavg": of_choice({"both": 1.0})}}, 262))
+    assert "95 % confidence interval (Wilson) of FedAvg's 100.0% is 98.6 to 100.0%" in said
+    assert "less than about 1.4 points" in said
+
+
+def test_the_margin_of_a_difference_by_hand():
+    """Newcombe's own example: 56/70 and 48/80 differ by .2, with the interval .0524 to .3339 (Table II, method 10)."""
+    low, high = interval(56 / 70, 70)[0], interval(48 / 80, 80)[1]
+    assert 0.2 - sqrt((0.8 - low) ** 2 + (high - 0.6) ** 2) == pytest.approx(0.0524, abs=1e-4)
+    assert margin(0.8, 0.6, 100) == margin(0.6, 0.8, 100)
+
+
+@given(SHARES, SHARES, st.integers(1, 10_000))
+def test_no_margin_is_nothing(first, second, count):
+    assert 0 < margin(first, second, count) <= sqrt(2)
+
+
+def test_seeds_that_agree_are_marked_and_not_given_an_interval_of_nothing():
+    for half in (0.0, 1e-12, 1e-4, None):
+        assert "±0.0" not in shown(Estimate(1.0, half, 3))
+    assert shown(Estimate(1.0, 0.0, 3)) == "100.0†"
+
+
+@given(st.floats(-2, 2))
+def test_no_zero_has_a_sign(value):
+    for written in (percent(value), signed(value), percent(value, 0), shown(Estimate(value, None, 1), "+")):
+        assert not re.fullmatch(r"[-−+]0(\.0*)?", written) and "-" not in written
