@@ -1,5 +1,6 @@
 # make quickstart   run the main job: shipped model, shipped real data, a table and a report
 # make test         run the tests
+# make test-slow    run the tests that take long: faults in earnest
 # make check        lint, types, layers
 # make bench [ONLY="P4 P6"]  compare with plain loops and other frameworks; see benchmarks/README.md
 # make clean        remove the environment and run folders
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test test-slow check bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/fedloom run quickstart
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

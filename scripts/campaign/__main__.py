@@ -10,6 +10,7 @@ that try them are run at the end. The exit code is 1 if anything went wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main() -> int:
     torch.set_num_threads(1)
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
+        os.environ["FEDLOOM_CACHE"] = f"{temporary}/cache"
         for number, name in enumerate(METHODS):
             place = Path(temporary) / name
             world = make_world(place / "world", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,6 @@ class World:
 
 def make_world(place: Path, name: str) -> World:
     """Write the data and the model."""
-    os.environ["FEDLOOM_CACHE"] = str(place.parent / "cache")
     world = World(place, name)
     world.data.mkdir(parents=True)
     rows = []

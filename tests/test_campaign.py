@@ -1,0 +1,35 @@
+"""The campaign of faults: a few of each kind here, the whole of it in `make test-slow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from campaign.damage import damages
+from campaign.kills import kills
+from campaign.world import METHODS, make_world
+from fedloom.processes import can_fork
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_and_starved_runs_end_with_the_same_bytes(
+    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    found = kills(make_world(tmp_path / "world", name), tmp_path / "kills", count, seed=count)
+    assert sum(map(len, found.values())) == count
+    assert {kind: set(ends) for kind, ends in found.items()} == {kind: {"same"} for kind in found}
+
+
+@pytest.mark.parametrize("name", ["scaffold", "share-connector"])
+@pytest.mark.parametrize("count", [48, pytest.param(1200, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_named_or_changes_nothing(
+    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    found, wrong = damages(make_world(tmp_path / "world", name), tmp_path / "trials", count, seed=count)
+    assert sum(fates.total() for fates in found.values()) == count
+    assert not wrong
