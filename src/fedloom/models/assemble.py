@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedloom.hashes import combined
 from fedloom.models.connectors import fresh
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm, model_digest
+from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm
 from fedloom.models.source import Source
+from fedloom.models.weights import BESIDE
 from fedloom.startup import uncollected
 from fedloom.types import UserError
 
@@ -31,6 +33,8 @@ ENCODERS = {
 """Encoders that can be assembled, by `model_type`: the class, and whether its first token is left out ("default")."""
 
 IMAGE = "<image>"
+OWN = "mlp2"
+"""The connector of an assembled model that names none."""
 
 
 class ModelSettings(Protocol):
@@ -85,6 +89,42 @@ def load_model(settings: ModelSettings, seed: int) -> Vlm:
     return replace_connector(vlm, settings.connector, seed, settings.queries)
 
 
+def base_digest(settings: ModelSettings, seed: int) -> str:
+    """Return the SHA-256 of what `load_model` would load, `Vlm.digest`, without loading it.
+
+    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what a fresh connector
+    depends on. Files that have not changed since they were last read are not read again; see `file_digests`.
+
+    Args:
+        settings: What would be loaded.
+        seed: Names the random streams of a fresh connector.
+
+    Raises:
+        UserError: A folder is missing or damaged.
+    """
+    if settings.encoder is not None and settings.llm is not None:
+        found = _joined(*_sources(settings.encoder, settings.llm, settings.network))
+        return _with_connector(found, settings.connector or OWN, seed, settings.queries)
+    found = Source("model.path", settings.path, settings.network).digest
+    if settings.connector is None:
+        return found
+    return _with_connector(found, settings.connector, seed, settings.queries)
+
+
+def _sources(encoder: str, llm: str, network: bool) -> tuple[Source, Source]:
+    return Source("model.encoder", encoder, network), Source("model.llm", llm, network)
+
+
+def _joined(encoder: Source, llm: Source) -> str:
+    return combined({"encoder": encoder.digest, "llm": llm.digest})
+
+
+def _with_connector(base: str, name: str, seed: int, queries: int) -> str:
+    """Digest a model with a fresh connector, whose values depend on its form and the seed only."""
+    form = f"{name} of {queries} queries" if name == "resampler" else name
+    return combined({"base": base, "connector": f"{form}, seed {seed}"})
+
+
 def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
     """Put a fresh connector into a model; changes `vlm.model` in place.
 
@@ -113,7 +153,7 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
     if not _takes_over(own, made, linears[0].in_features):
         above, _, last = place.rpartition(".")
         setattr(vlm.model.get_submodule(above), last, made.eval())
-    return replace(vlm, digest=model_digest(vlm.model), features={}, tokens={})
+    return replace(vlm, digest=_with_connector(vlm.digest, name, seed, queries), features={}, tokens={})
 
 
 @torch.no_grad()
@@ -145,12 +185,11 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     from transformers import AutoImageProcessor, AutoModelForCausalLM, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
-    at_encoder = Source("model.encoder", encoder, settings.network)
-    at_llm = Source("model.llm", llm, settings.network)
+    at_encoder, at_llm = _sources(encoder, llm, settings.network)
     tower, select = _tower(at_encoder)
     images = at_encoder.read(AutoImageProcessor)
     _check_size(encoder, images, tower.config.image_size)
-    decoder = at_llm.read(AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True)
+    decoder = at_llm.model(AutoModelForCausalLM)
     check_decoder(at_llm, decoder)
     tokenizer = at_llm.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
@@ -174,8 +213,8 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     family = FAMILIES["llava"]
     flat = tokenizer.chat_template is not None
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
-    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, "")
-    return replace_connector(vlm, settings.connector or "mlp2", seed, settings.queries)
+    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
+    return replace_connector(vlm, settings.connector or OWN, seed, settings.queries)
 
 
 def _tower(source: Source) -> tuple[Any, str]:
@@ -189,7 +228,7 @@ def _tower(source: Source) -> tuple[Any, str]:
             f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"
         )
     name, select = ENCODERS[kind]
-    return source.read(getattr(transformers, name), dtype=torch.float32, use_safetensors=True), select
+    return source.model(getattr(transformers, name), BESIDE), select
 
 
 def _check_size(encoder: str, images: Any, size: int) -> None:

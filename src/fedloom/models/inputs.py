@@ -117,18 +117,37 @@ def _axes(vlm: Vlm, rows: Rows, position: Tensor | None) -> Tensor:
     return torch.stack(found, dim=1)
 
 
+def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
+    """Return the kinds of layers that the decoder asks masks for, by name, and how many positions a window shows.
+
+    Decoders that list their layers (Gemma, Qwen2) ask for a mask of each kind. Those that do not (Mistral, Phi-3) take one
+    mask, and where their configuration has a window, every layer sees through it. That is how transformers' models
+    read their configurations; see `create_masks_for_generate`.
+    """
+    config = vlm.model.config.get_text_config()
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if kinds is None:
+        return frozenset(), window
+    return (frozenset(kinds), window) if "sliding_attention" in kinds else (frozenset(), None)
+
+
 def slides(vlm: Vlm) -> bool:
-    """Tell whether some layers of the decoder see a window only."""
-    return "sliding_attention" in (getattr(vlm.model.config.get_text_config(), "layer_types", None) or ())
+    """Return whether some layers of the decoder see a window only."""
+    return windows(vlm)[1] is not None
 
 
 def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-    """Turn who may see whom into what is added to attention; layers with a window get a mask of their own.
+    """Turn who may see whom into what is added to attention, for layers with a window within that window.
+
+    A mask of this kind says everything, because a decoder that is given one makes none of its own.
 
     Args:
         vlm: The model.
         allowed: Which of the last Q tokens sees which of all K, shape [B, Q, K].
         position: Positions of all K, counted in tokens, shape [B, K]; None counts along the row.
+
+    Returns:
+        Values to add, shape [B, 1, Q, K], or such values by kind of layer.
     """
     queries, keys = allowed.shape[1:]
     itself = torch.eye(keys, dtype=torch.bool, device=vlm.device)[
@@ -141,10 +160,11 @@ def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tens
             ~seen, torch.finfo(dtype).min
         )[:, None]
 
+    kinds, window = windows(vlm)
     whole = added(allowed | itself)
-    if not slides(vlm):
+    if window is None:
         return whole
     along = torch.arange(keys, device=vlm.device)[None] if position is None else position
     away = along[:, keys - queries :, None] - along[:, None]  # [B, Q, K]
-    near = away < vlm.model.config.get_text_config().sliding_window
-    return {"full_attention": whole, "sliding_attention": added((allowed & near) | itself)}
+    near = added((allowed & (away < window)) | itself)
+    return {"full_attention": whole, "sliding_attention": near} if kinds else near

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ __all__ = [
     "check_decoder",
     "encoder_identity",
     "load_vlm",
-    "model_digest",
     "not_storable",
     "others",
     "placed",
@@ -83,7 +81,7 @@ class Vlm:
         model: The transformers model, float32, in evaluation mode, all parameters frozen.
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
-        digest: SHA-256 over configuration and weights.
+        digest: SHA-256 over configuration, processor and weights, as `base_digest` gives it.
         store: Encoder features on disk, shared between runs, or None.
         features: Encoder features by picture key, as many as `HELD` bytes hold. The encoder is frozen in
             every strategy, so this is a memo, not state: a cold one gives the same numbers.
@@ -266,13 +264,13 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
-    model = source.read(AutoModelForImageTextToText, dtype=torch.float32, use_safetensors=True)
+    model = source.model(AutoModelForImageTextToText)
     check_decoder(source, model)
     tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
     model.requires_grad_(False).eval()
     family = FAMILIES[kind]
     processor = Processor(tokenizer, images, family.template, family.placeholder(model, tokenizer))
-    return Vlm(path, model, processor, family, model_digest(model))
+    return Vlm(path, model, processor, family, source.digest)
 
 
 def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
@@ -322,12 +320,3 @@ def check_decoder(source: Source, model: Any) -> None:
             f"{source.key}: the decoder of {source.path!r} has layers other than attention ({kinds}); choose a model "
             "whose decoder has attention only"
         )
-
-
-def model_digest(model: Any) -> str:
-    """Return the SHA-256 over a model's configuration and weights."""
-    sha = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return sha.hexdigest()
