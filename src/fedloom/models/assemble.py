@@ -191,6 +191,7 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     _check_size(encoder, images, tower.config.image_size)
     decoder = at_llm.model(AutoModelForCausalLM)
     check_decoder(at_llm, decoder)
+    _check_head(llm, decoder)
     tokenizer = at_llm.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     image = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -229,6 +230,15 @@ def _tower(source: Source) -> tuple[Any, str]:
         )
     name, select = ENCODERS[kind]
     return source.model(getattr(transformers, name), BESIDE), select
+
+
+def _check_head(llm: str, decoder: Any) -> None:
+    """Refuse a language model that bends or scales its logits, which the assembled LLaVA would not."""
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(decoder.config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"model.llm: {llm!r} has a head that is not plain ({name}); choose a language model with a linear head"
+            )
 
 
 def _check_size(encoder: str, images: Any, size: int) -> None:

@@ -57,16 +57,20 @@ def decoder_inputs(
     """
     family, model = vlm.family, vlm.model
     inputs = family.place(model, rows.ids, model.get_input_embeddings()(rows.ids), tokens)
+    within = None
     if family.blocks is not None:
         width = rows.ids.shape[1]
         if allowed is None:
             before = torch.ones(width, width, dtype=torch.bool, device=vlm.device).tril()
             allowed = before & rows.mask[:, None, :].bool()
-        allowed = allowed.clone()
+        within = torch.zeros_like(allowed)
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
-            allowed[row, :length, :length] |= (block[:, None] == block) & (block >= 0)
-    inputs["attention_mask"] = rows.mask if allowed is None else attention(vlm, allowed, position)
+            within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
+        allowed = allowed | within
+    inputs["attention_mask"] = (
+        rows.mask if allowed is None else attention(vlm, allowed, position, within if family.across else None)
+    )
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:
@@ -131,12 +135,24 @@ def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
     return (frozenset(kinds), window) if "sliding_attention" in kinds else (frozenset(), None)
 
 
+def limit_of(vlm: Vlm) -> int | None:
+    """Return how many positions the decoder was made for, or None where its configuration gives no number."""
+    config = vlm.model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
+        found = getattr(config, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
 def slides(vlm: Vlm) -> bool:
     """Return whether some layers of the decoder see a window only."""
     return windows(vlm)[1] is not None
 
 
-def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+def attention(
+    vlm: Vlm, allowed: Tensor, position: Tensor | None = None, within: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
     """Turn who may see whom into what is added to attention, for layers with a window within that window.
 
     A mask of this kind says everything, because a decoder that is given one makes none of its own.
@@ -145,6 +161,7 @@ def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tens
         vlm: The model.
         allowed: Which of the last Q tokens sees which of all K, shape [B, Q, K].
         position: Positions of all K, counted in tokens, shape [B, K]; None counts along the row.
+        within: Which tokens see each other across any window, shape [B, Q, K]; None is none.
 
     Returns:
         Values to add, shape [B, 1, Q, K], or such values by kind of layer.
@@ -161,10 +178,11 @@ def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tens
         )[:, None]
 
     kinds, window = windows(vlm)
-    whole = added(allowed | itself)
+    always = itself if within is None else within | itself
+    whole = added(allowed | always)
     if window is None:
         return whole
     along = torch.arange(keys, device=vlm.device)[None] if position is None else position
     away = along[:, keys - queries :, None] - along[:, None]  # [B, Q, K]
-    near = added((allowed & (away < window)) | itself)
+    near = added((allowed & (away < window)) | always)
     return {"full_attention": whole, "sliding_attention": near} if kinds else near

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +37,9 @@ Turn = dict[str, Any]
 
 SHARD = 512
 """Pictures whose features go into one file."""
+
+EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
+"""Names of modules that send tokens to experts."""
 
 HELD = 2**30
 """Bytes of features that are held in memory; the rest is read again or computed again."""
@@ -307,16 +312,32 @@ def others(vlm: Vlm) -> list[torch.device]:
 
 
 def check_decoder(source: Source, model: Any) -> None:
-    """Refuse decoders that carry a state from token to token, because answers are scored side by side.
+    """Refuse decoders in which an answer cannot be scored beside others in one pass.
 
     Raises:
-        UserError: There are layers of another kind than attention.
+        UserError: There are layers of another kind than attention, experts that a token is sent to, positions that are no
+            argument, or attention in both directions.
     """
-    config = model.config.get_text_config()
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if other or getattr(model.get_decoder(), "_is_stateful", False):
+    config, decoder = model.config.get_text_config(), model.get_decoder()
+    layers = set(getattr(config, "layer_types", None) or ())
+    other = layers - {"full_attention", "sliding_attention"}
+    taken = inspect.signature(type(decoder).forward).parameters
+    experts = sorted({type(one).__name__ for one in decoder.modules() if EXPERTS.search(type(one).__name__)})
+    if other or getattr(decoder, "_is_stateful", False):
         kinds = ", ".join(sorted(other)) or config.model_type
-        raise UserError(
-            f"{source.key}: the decoder of {source.path!r} has layers other than attention ({kinds}); choose a model "
-            "whose decoder has attention only"
+        reason = f"has layers other than attention ({kinds}); choose a model whose decoder has attention only"
+    elif experts:
+        reason = f"is a mixture of experts ({', '.join(experts[:2])}); choose a model with a dense decoder"
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = f"is half of an encoder-decoder ({config.model_type}); choose a decoder-only model"
+    elif not {"inputs_embeds", "position_ids", "past_key_values"} <= set(taken) or getattr(
+        config, "alibi", False
+    ):
+        reason = (
+            f"does not take positions as an argument ({config.model_type}); choose one with rotary positions"
         )
+    elif not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+        reason = "sees later tokens; choose one that sees backwards only"
+    else:
+        return
+    raise UserError(f"{source.key}: the decoder of {source.path!r} {reason}")
