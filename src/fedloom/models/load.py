@@ -322,6 +322,9 @@ def check_decoder(source: Source, model: Any) -> None:
     layers = set(getattr(config, "layer_types", None) or ())
     other = layers - {"full_attention", "sliding_attention"}
     taken = inspect.signature(type(decoder).forward).parameters
+    family = FAMILIES.get(model.config.model_type)
+    blocks = family and family.blocks  # families that have them decide themselves who sees later tokens
+    both = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None)
     experts = sorted({type(one).__name__ for one in decoder.modules() if EXPERTS.search(type(one).__name__)})
     if other or getattr(decoder, "_is_stateful", False):
         kinds = ", ".join(sorted(other)) or config.model_type
@@ -336,7 +339,7 @@ def check_decoder(source: Source, model: Any) -> None:
         reason = (
             f"does not take positions as an argument ({config.model_type}); choose one with rotary positions"
         )
-    elif not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+    elif blocks is None and both:
         reason = "sees later tokens; choose one that sees backwards only"
     else:
         return
