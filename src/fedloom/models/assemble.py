@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from fedloom.hashes import combined
+from fedloom.models.checks import check_decoder, check_processor
 from fedloom.models.connectors import fresh
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm
+from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.models.source import Source
 from fedloom.models.weights import BESIDE
 from fedloom.startup import uncollected
@@ -214,6 +215,7 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     family = FAMILIES["llava"]
     flat = tokenizer.chat_template is not None
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
+    check_processor(at_llm, processor, IMAGE)
     vlm = Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
     return replace_connector(vlm, settings.connector or OWN, seed, settings.queries)
 
@@ -223,7 +225,7 @@ def _tower(source: Source) -> tuple[Any, str]:
     import transformers
 
     config = source.read(transformers.AutoConfig)
-    kind = getattr(config, "vision_config", config).model_type
+    kind = getattr(getattr(config, "vision_config", config), "model_type", None)
     if kind not in ENCODERS:
         raise UserError(
             f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.checks import check_decoder, check_processor, check_vocabulary, placeholder_of
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import PLAIN, Family, Grid
 from fedloom.models.features import FeatureStore
-from fedloom.models.source import SHIPPED, Source
+from fedloom.models.source import SHIPPED, Source, first_line
+from fedloom.models.templates import TODAY, Turn, dated
 from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
 
@@ -24,7 +24,6 @@ __all__ = [
     "SHIPPED",
     "Processor",
     "Vlm",
-    "check_decoder",
     "encoder_identity",
     "load_vlm",
     "not_storable",
@@ -33,13 +32,8 @@ __all__ = [
     "with_store",
 ]
 
-Turn = dict[str, Any]
-
 SHARD = 512
 """Pictures whose features go into one file."""
-
-EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
-"""Names of modules that send tokens to experts."""
 
 HELD = 2**30
 """Bytes of features that are held in memory; the rest is read again or computed again."""
@@ -66,12 +60,30 @@ class Processor:
     image: str = ""
     flat: bool = False
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template that is used."""
+        return dated(self.tokenizer.chat_template or self.template)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the chat template is given besides the turns."""
+        return {"image": self.image, "date_string": TODAY}
+
     def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
-        """Write turns as text; choices are those of the tokenizer's method of this name."""
+        """Write turns as text; choices are those of the tokenizer's method of this name.
+
+        Raises:
+            UserError: The template fails.
+        """
         if self.flat:
             turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
-        template = self.tokenizer.chat_template or self.template
-        return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, chat_template=self.chat_template, **self.given, **choices
+            )
+        except Exception as error:  # a template is a program that came with a model
+            raise UserError(f"model: the chat template fails ({first_line(error)})") from error
 
     def _flat(self, content: Sequence[dict[str, str]]) -> str:
         return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
@@ -269,12 +281,15 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
+    tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
     model = source.model(AutoModelForImageTextToText)
     check_decoder(source, model)
-    tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
     model.requires_grad_(False).eval()
     family = FAMILIES[kind]
-    processor = Processor(tokenizer, images, family.template, family.placeholder(model, tokenizer))
+    placeholder = placeholder_of(source, family, model, tokenizer)
+    check_vocabulary(source, model, tokenizer)
+    processor = Processor(tokenizer, images, family.template, placeholder)
+    check_processor(source, processor, placeholder)
     return Vlm(path, model, processor, family, source.digest)
 
 
@@ -309,38 +324,3 @@ def others(vlm: Vlm) -> list[torch.device]:
         return []
     own = vlm.device.index
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
-
-
-def check_decoder(source: Source, model: Any) -> None:
-    """Refuse decoders in which an answer cannot be scored beside others in one pass.
-
-    Raises:
-        UserError: There are layers of another kind than attention, experts that a token is sent to, positions that are no
-            argument, or attention in both directions.
-    """
-    config, decoder = model.config.get_text_config(), model.get_decoder()
-    layers = set(getattr(config, "layer_types", None) or ())
-    other = layers - {"full_attention", "sliding_attention"}
-    taken = inspect.signature(type(decoder).forward).parameters
-    family = FAMILIES.get(model.config.model_type)
-    blocks = family and family.blocks  # families that have them decide themselves who sees later tokens
-    both = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None)
-    experts = sorted({type(one).__name__ for one in decoder.modules() if EXPERTS.search(type(one).__name__)})
-    if other or getattr(decoder, "_is_stateful", False):
-        kinds = ", ".join(sorted(other)) or config.model_type
-        reason = f"has layers other than attention ({kinds}); choose a model whose decoder has attention only"
-    elif experts:
-        reason = f"is a mixture of experts ({', '.join(experts[:2])}); choose a model with a dense decoder"
-    elif getattr(config, "is_encoder_decoder", False):
-        reason = f"is half of an encoder-decoder ({config.model_type}); choose a decoder-only model"
-    elif not {"inputs_embeds", "position_ids", "past_key_values"} <= set(taken) or getattr(
-        config, "alibi", False
-    ):
-        reason = (
-            f"does not take positions as an argument ({config.model_type}); choose one with rotary positions"
-        )
-    elif blocks is None and both:
-        reason = "sees later tokens; choose one that sees backwards only"
-    else:
-        return
-    raise UserError(f"{source.key}: the decoder of {source.path!r} {reason}")

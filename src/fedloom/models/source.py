@@ -150,7 +150,15 @@ class Source:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     def _wrong(self, error: Exception) -> UserError:
-        hint = "" if self.network else "; a hub is only contacted with model.network: true"
-        told = str(error).strip().splitlines()
-        reason = told[0][:300] if told else type(error).__name__
-        return UserError(f"{self.key}: cannot load {self.path!r}{hint} ({reason})")
+        hint = (
+            ""
+            if self.network or not self.key.startswith("model.")
+            else "; a hub is only contacted with model.network: true"
+        )
+        return UserError(f"{self.key}: cannot load {self.path!r}{hint} ({first_line(error)})")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened, or its kind where it has none."""
+    told = str(error).strip().splitlines()
+    return told[0][:300] if told else type(error).__name__

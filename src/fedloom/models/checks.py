@@ -1,0 +1,99 @@
+"""Whether the parts of a loaded model fit each other and what is done with them: decoder, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from fedloom.models.families import FAMILIES
+from fedloom.models.family import Family
+from fedloom.models.source import Source, first_line
+from fedloom.models.templates import trial
+from fedloom.types import UserError
+
+EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
+"""Names of modules that send tokens to experts."""
+
+
+def check_decoder(source: Source, model: Any) -> None:
+    """Refuse decoders in which an answer cannot be scored beside others in one pass.
+
+    Raises:
+        UserError: There are layers of another kind than attention, experts that a token is sent to, positions that are no
+            argument, or attention in both directions.
+    """
+    config, decoder = model.config.get_text_config(), model.get_decoder()
+    layers = set(getattr(config, "layer_types", None) or ())
+    other = layers - {"full_attention", "sliding_attention"}
+    taken = inspect.signature(type(decoder).forward).parameters
+    family = FAMILIES.get(model.config.model_type)
+    blocks = family and family.blocks  # families that have them decide themselves who sees later tokens
+    both = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None)
+    experts = sorted({type(one).__name__ for one in decoder.modules() if EXPERTS.search(type(one).__name__)})
+    if other or getattr(decoder, "_is_stateful", False):
+        kinds = ", ".join(sorted(other)) or config.model_type
+        reason = f"has layers other than attention ({kinds}); choose a model whose decoder has attention only"
+    elif experts:
+        reason = f"is a mixture of experts ({', '.join(experts[:2])}); choose a model with a dense decoder"
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = f"is half of an encoder-decoder ({config.model_type}); choose a decoder-only model"
+    elif not {"inputs_embeds", "position_ids", "past_key_values"} <= set(taken) or getattr(
+        config, "alibi", False
+    ):
+        reason = (
+            f"does not take positions as an argument ({config.model_type}); choose one with rotary positions"
+        )
+    elif blocks is None and both:
+        reason = "sees later tokens; choose one that sees backwards only"
+    else:
+        return
+    raise UserError(f"{source.key}: the decoder of {source.path!r} {reason}")
+
+
+def placeholder_of(source: Source, family: Family, model: Any, tokenizer: Any) -> str:
+    """Return what the chat template writes for an image, which must be in the tokenizer's vocabulary.
+
+    Raises:
+        UserError: The tokenizer has no such token.
+    """
+    try:
+        found = family.placeholder(model, tokenizer)
+    except Exception as error:  # a token without a name, or a number that is no token
+        raise UserError(
+            f"{source.key}: the tokenizer of {source.path!r} has no image token ({first_line(error)})"
+        ) from error
+    if not isinstance(found, str) or found not in tokenizer.get_vocab():
+        raise UserError(
+            f"{source.key}: the tokenizer of {source.path!r} has no image token; config.json says that it is number "
+            f"{getattr(model.config, 'image_token_id', None)} of {len(tokenizer)}"
+        )
+    return found
+
+
+def check_vocabulary(source: Source, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with tokens that have no embedding; the image token needs none.
+
+    Raises:
+        UserError: There are such tokens.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    image = getattr(model.config, "image_token_id", None)
+    beyond = sorted(name for name, id in tokenizer.get_vocab().items() if id >= known and id != image)
+    if beyond:
+        raise UserError(
+            f"{source.key}: the tokenizer of {source.path!r} has {len(beyond)} tokens without an embedding, such as "
+            f"{beyond[0]!r}; the model has {known:,} embeddings"
+        )
+
+
+def check_processor(source: Source, processor: Any, image: str) -> None:
+    """Refuse a chat template that cannot be used; see `fedloom.models.templates`.
+
+    Raises:
+        UserError: It fails, does not end, or leaves out or changes what it is given.
+    """
+    more = {**processor.tokenizer.special_tokens_map, **processor.given}
+    named = {name: value for name, value in more.items() if isinstance(value, str)}
+    template = processor.chat_template
+    trial(source.key, source.path, template, named, image=image, flat=processor.flat, token=processor.image)
