@@ -1,7 +1,7 @@
 """Write conversations with a chat template, as a process of its own whose time and memory are bounded.
 
 A template is a program that came with a model. It reads JSON, {"template", "requests": [[turns, whether a reply is asked
-for], …], "more"}, and writes JSON, {"texts": […]} or {"error": reason}.
+for], …], "more", "seconds", "memory"}, and writes JSON, {"texts": […]} or {"error": reason}.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ import json
 import sys
 from contextlib import suppress
 
-SECONDS = 10
-"""Processor time for all conversations; a usual template takes a thousandth of one."""
-
-MEMORY = 2**30
 LONGEST = 2**20
 """Characters that a conversation may become."""
 
 
-def bound() -> None:
-    """Let the operating system end this process when it takes more time or memory; where it cannot, our caller does."""
+def bound(seconds: int, memory: int) -> None:
+    """Let the operating system end this process when it takes so much more time or memory; where it cannot, our caller does."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        most = int(used.ru_utime + used.ru_stime) + SECONDS
+        most = int(used.ru_utime + used.ru_stime) + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    bound()
+    bound(asked["seconds"], asked["memory"])
     texts: list[str] = []
     try:
         for turns, reply in asked["requests"]:

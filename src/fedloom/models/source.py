@@ -15,8 +15,8 @@ import torch
 
 from fedloom.hashes import combined, file_digests
 from fedloom.models.features import cache_folder
-from fedloom.models.files import SETTINGS, VOCABULARY, ModelFiles, model_files
-from fedloom.models.weights import UNUSED, bounded, check_whole
+from fedloom.models.files import SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
+from fedloom.models.weights import UNUSED, bounded, check_whole, tensors_of
 from fedloom.types import UserError
 
 SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
@@ -47,7 +47,9 @@ class Source:
         folder = SHIPPED.get(self.path, Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
-        return model_files(self.key, self.path, folder)
+        found = model_files(self.key, self.path, folder)
+        numbers_fit(found, len(tensors_of(found)) if found.weights else 0)
+        return found
 
     @property
     def digest(self) -> str:
@@ -114,6 +116,8 @@ class Source:
             found.chat_template = held.get("chat_template")
         if isinstance(found.chat_template, dict):  # several by name
             found.chat_template = found.chat_template.get("default")
+        if not isinstance(found.chat_template, str | None):
+            raise UserError(f"{self.key}: the chat template of {self.path!r} is no text")
         if found.eos_token_id is None:
             raise UserError(
                 f"{self.key}: the tokenizer of {self.path!r} has no end token; set eos_token in tokenizer_config.json"

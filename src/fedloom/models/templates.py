@@ -27,7 +27,9 @@ TODAY = "26 Jul 2024"
 """The date that templates are given, so that a prompt does not depend on the day; Llama 3.2's own default."""
 
 DATED = "{%- macro strftime_now(format) -%}" + TODAY + "{%- endmacro -%}"
-MINUTES = 300
+SECONDS, MEMORY = 10, 2**30
+"""Seconds of processor time and bytes of memory for a trial; a usual template takes a thousandth of either."""
+WAIT = 300
 """Seconds after which a trial is given up where the operating system does not bound its processor time."""
 
 QUESTION, ANSWER = "what is shown here", "a blue square"
@@ -100,11 +102,12 @@ def try_template(
 def _rendered(template: str, request: str) -> Sequence[str] | str:
     """Return what a template writes, or why it fails, from a process of its own."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("render.py"))]
-    given = json.dumps({"template": template, **json.loads(request)})
+    limits = {"seconds": SECONDS, "memory": MEMORY}
+    given = json.dumps({"template": template, **limits, **json.loads(request)})
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, input=given.encode(), capture_output=True, timeout=MINUTES, env=environment, check=False
+            command, input=given.encode(), capture_output=True, timeout=WAIT, env=environment, check=False
         )
         written = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
