@@ -101,3 +101,32 @@ def test_a_template_that_fails_on_one_text_is_one_clear_message(folder: Path) ->
     vlm.tokenizer.chat_template = "{{ raise_exception('not this') }}"
     with pytest.raises(UserError, match=r"chat template fails .*not this"):
         encode(vlm, Conversation("Which?", "yes"), [])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_only_what_is_read_is_fetched_from_a_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: bool
+) -> None:
+    """First everything but weights, then the safetensors that the index names; a stand-in copies instead of fetching."""
+    hub, asked = tmp_path / "hub", list[list[str]]()
+    hub.mkdir()
+    if split:
+        GOOD["two shards"](folder)
+    GOOD["a pickle beside"](folder)
+    (folder / "consolidated.safetensors").write_bytes(b"the same again")
+
+    def fetch(name: str, *, local_files_only: bool, allow_patterns: list[str]) -> str:
+        assert (name, local_files_only) == ("some/model", False)
+        asked.append(allow_patterns)
+        for file in folder.iterdir():
+            if file.name in allow_patterns:
+                shutil.copy(file, hub)
+        return str(hub)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_vlm("some/model", network=True).digest == load_vlm(str(folder)).digest
+    settings, weights = asked
+    assert not any("safetensors" in one and not one.endswith(".json") for one in settings)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert weights == (shards if split else ["model.safetensors"])
+    assert not {path.suffix for path in hub.iterdir()} & {".bin", ".py"}
