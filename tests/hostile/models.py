@@ -267,6 +267,7 @@ BAD: dict[str, tuple[Build, str]] = {
     "an unknown activation": (config(text_config__hidden_act="wobble"), "cannot load"),
     "a decoder of nothing": (config(text_config={}), "."),
     "a decoder of a list": (config(text_config=[]), "cannot load"),
+    "features of no layer": (config(vision_feature_layer=-9), r"layer -9 \(vision_feature_layer\)"),
     "experts": (experts, "mixture of experts"),
     # tokenizer
     "no tokenizer": (without("tokenizer.json"), "cannot load|no image token|end token"),

@@ -97,3 +97,19 @@ def check_processor(source: Source, processor: Any, image: str) -> None:
     named = {name: value for name, value in more.items() if isinstance(value, str)}
     template = processor.chat_template
     trial(source.key, source.path, template, named, image=image, flat=processor.flat, token=processor.image)
+
+
+def check_features(source: Source, model: Any) -> None:
+    """Refuse a configuration that takes features from a layer which the encoder does not have.
+
+    Raises:
+        UserError: There is no such layer.
+    """
+    wanted = getattr(model.config, "vision_feature_layer", None)
+    depth = getattr(getattr(model.config, "vision_config", None), "num_hidden_layers", None)
+    for layer in [wanted] if isinstance(wanted, int) else wanted or []:
+        if isinstance(depth, int) and not -depth - 1 <= layer <= depth:
+            raise UserError(
+                f"{source.key}: config.json of {source.path!r} takes features from layer {layer} "
+                f"(vision_feature_layer), but the encoder has {depth} layers"
+            )

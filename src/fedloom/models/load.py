@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.checks import check_decoder, check_processor, check_vocabulary, placeholder_of
+from fedloom.models.checks import (
+    check_decoder,
+    check_features,
+    check_processor,
+    check_vocabulary,
+    placeholder_of,
+)
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import PLAIN, Family, Grid
 from fedloom.models.features import FeatureStore
@@ -284,6 +290,7 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
     model = source.model(AutoModelForImageTextToText)
     check_decoder(source, model)
+    check_features(source, model)
     model.requires_grad_(False).eval()
     family = FAMILIES[kind]
     placeholder = placeholder_of(source, family, model, tokenizer)
