@@ -289,6 +289,13 @@ BAD: dict[str, tuple[Build, str]] = {
     # image processor
     "no image processor": (without("preprocessor_config.json"), "cannot load"),
     "a damaged image processor": (content("preprocessor_config.json", "nothing"), "preprocessor_config.json is damaged"),
+    "images of another size": (
+        document("preprocessor_config.json", lambda held: held["crop_size"].update(width=24)),
+        "makes images of 24 × 16 pixels, but the encoder takes 16 × 16",
+    ),
+    "images that are cut to nothing": (
+        document("preprocessor_config.json", lambda held: held["crop_size"].update(width=-4)), "image processor|cannot load",
+    ),
     "an unknown image processor": (document("preprocessor_config.json", lambda held: held.update(image_processor_type="X")), "cannot load"),
     "images of terabytes": (document("preprocessor_config.json", lambda held: held.update(crop_size={"height": 10**7, "width": 10**7})), "height is 10000000"),
     # chat template

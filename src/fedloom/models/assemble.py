@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
 from fedloom.hashes import combined
-from fedloom.models.checks import check_decoder, check_processor
+from fedloom.models.checks import check_decoder, check_processor, check_sizes
 from fedloom.models.connectors import fresh
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import Processor, Vlm, load_vlm
@@ -189,7 +188,7 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     at_encoder, at_llm = _sources(encoder, llm, settings.network)
     tower, select = _tower(at_encoder)
     images = at_encoder.read(AutoImageProcessor)
-    _check_size(encoder, images, tower.config.image_size)
+    check_sizes(at_encoder, images, tower.config.image_size)
     decoder = at_llm.model(AutoModelForCausalLM)
     check_decoder(at_llm, decoder)
     _check_head(llm, decoder)
@@ -241,16 +240,6 @@ def _check_head(llm: str, decoder: Any) -> None:
             raise UserError(
                 f"model.llm: {llm!r} has a head that is not plain ({name}); choose a language model with a linear head"
             )
-
-
-def _check_size(encoder: str, images: Any, size: int) -> None:
-    blank = np.zeros((2 * size, size, 3), np.uint8)
-    height, width = images([blank], return_tensors="pt")["pixel_values"].shape[-2:]
-    if (height, width) != (size, size):
-        raise UserError(
-            f"model.encoder: the image processor of {encoder!r} makes pictures of {width} × {height} pixels, but the "
-            f"encoder takes {size} × {size}"
-        )
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ import inspect
 import re
 from typing import Any
 
+import numpy as np
+
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import Family
 from fedloom.models.source import Source, first_line
@@ -14,6 +16,9 @@ from fedloom.types import UserError
 
 EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
 """Names of modules that send tokens to experts."""
+
+SQUARES = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")
+"""Families whose encoder takes squares of one size only."""
 
 
 def check_decoder(source: Source, model: Any) -> None:
@@ -113,3 +118,30 @@ def check_features(source: Source, model: Any) -> None:
                 f"{source.key}: config.json of {source.path!r} takes features from layer {layer} "
                 f"(vision_feature_layer), but the encoder has {depth} layers"
             )
+
+
+def check_sizes(source: Source, images: Any, size: Any) -> None:
+    """Refuse an image processor that makes images of another size than the encoder takes.
+
+    Args:
+        source: Where both come from.
+        images: The image processor.
+        size: The side of the squares that the encoder takes; nothing is checked where it is no whole number.
+
+    Raises:
+        UserError: The sizes differ, or the processor fails on an image.
+    """
+    if not isinstance(size, int):
+        return
+    blank = np.zeros((2 * size, size, 3), np.uint8)
+    try:
+        height, width = images([blank], return_tensors="pt")["pixel_values"].shape[-2:]
+    except Exception as error:  # settings that go together with no image
+        raise UserError(
+            f"{source.key}: the image processor of {source.path!r} fails on an image ({first_line(error)})"
+        ) from error
+    if (height, width) != (size, size):
+        raise UserError(
+            f"{source.key}: the image processor of {source.path!r} makes images of {width} × {height} pixels, but the "
+            f"encoder takes {size} × {size}"
+        )

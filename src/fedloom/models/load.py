@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.models.checks import (
+    SQUARES,
     check_decoder,
     check_features,
     check_processor,
+    check_sizes,
     check_vocabulary,
     placeholder_of,
 )
@@ -291,6 +293,8 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     model = source.model(AutoModelForImageTextToText)
     check_decoder(source, model)
     check_features(source, model)
+    if kind in SQUARES:
+        check_sizes(source, images, model.config.vision_config.image_size)
     model.requires_grad_(False).eval()
     family = FAMILIES[kind]
     placeholder = placeholder_of(source, family, model, tokenizer)
