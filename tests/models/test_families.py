@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fedloom.models import batch as batches
 from fedloom.models.batch import answer_loss, answer_losses, collate, encode, generate, option_scores
 from fedloom.models.families import FAMILIES
-from fedloom.models.family import image_token
+from fedloom.models.family import PLAIN, image_token
 from fedloom.models.load import Vlm, load_vlm, placed, with_store
 from fedloom.models.parts import PARTS
 from fedloom.models.reading import FEED_FORWARD, layers_of
@@ -149,7 +149,8 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: P
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    text = "{% for m in messages %}Q{% endfor %}"
+    shown = load_vlm(str(folder)).processor.image
+    text = PLAIN.replace("{{ image if", "{{ '" + shown + "' if")
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": text}))
     assert load_vlm(str(tmp_path)).tokenizer.chat_template == text
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
+from fedloom.hashes import combined
+from fedloom.models.checks import check_decoder, check_processor, check_sizes
 from fedloom.models.connectors import fresh
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm, check_decoder, load_vlm, model_digest
+from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.models.source import Source
+from fedloom.models.weights import BESIDE
 from fedloom.startup import uncollected
 from fedloom.types import UserError
 
@@ -31,6 +33,8 @@ ENCODERS = {
 """Encoders that can be assembled, by `model_type`: the class, and whether its first token is left out ("default")."""
 
 IMAGE = "<image>"
+OWN = "mlp2"
+"""The connector of an assembled model that names none."""
 
 
 class ModelSettings(Protocol):
@@ -67,11 +71,6 @@ class ModelSettings(Protocol):
         ...
 
 
-def base_digest(settings: ModelSettings, seed: int) -> str:
-    """PROVISIONAL."""
-    return Source("model.path", settings.path, settings.network).digest + str(seed)
-
-
 def load_model(settings: ModelSettings, seed: int) -> Vlm:
     """Load the model of an experiment.
 
@@ -88,6 +87,42 @@ def load_model(settings: ModelSettings, seed: int) -> Vlm:
     if settings.connector is None:
         return vlm
     return replace_connector(vlm, settings.connector, seed, settings.queries)
+
+
+def base_digest(settings: ModelSettings, seed: int) -> str:
+    """Return the SHA-256 of what `load_model` would load, `Vlm.digest`, without loading it.
+
+    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what a fresh connector
+    depends on. Files that have not changed since they were last read are not read again; see `file_digests`.
+
+    Args:
+        settings: What would be loaded.
+        seed: Names the random streams of a fresh connector.
+
+    Raises:
+        UserError: A folder is missing or damaged.
+    """
+    if settings.encoder is not None and settings.llm is not None:
+        found = _joined(*_sources(settings.encoder, settings.llm, settings.network))
+        return _with_connector(found, settings.connector or OWN, seed, settings.queries)
+    found = Source("model.path", settings.path, settings.network).digest
+    if settings.connector is None:
+        return found
+    return _with_connector(found, settings.connector, seed, settings.queries)
+
+
+def _sources(encoder: str, llm: str, network: bool) -> tuple[Source, Source]:
+    return Source("model.encoder", encoder, network), Source("model.llm", llm, network)
+
+
+def _joined(encoder: Source, llm: Source) -> str:
+    return combined({"encoder": encoder.digest, "llm": llm.digest})
+
+
+def _with_connector(base: str, name: str, seed: int, queries: int) -> str:
+    """Digest a model with a fresh connector, whose values depend on its form and the seed only."""
+    form = f"{name} of {queries} queries" if name == "resampler" else name
+    return combined({"base": base, "connector": f"{form}, seed {seed}"})
 
 
 def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
@@ -118,7 +153,7 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
     if not _takes_over(own, made, linears[0].in_features):
         above, _, last = place.rpartition(".")
         setattr(vlm.model.get_submodule(above), last, made.eval())
-    return replace(vlm, digest=model_digest(vlm.model), features={}, tokens={})
+    return replace(vlm, digest=_with_connector(vlm.digest, name, seed, queries), features={}, tokens={})
 
 
 @torch.no_grad()
@@ -150,13 +185,13 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     from transformers import AutoImageProcessor, AutoModelForCausalLM, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
-    at_encoder = Source("model.encoder", encoder, settings.network)
-    at_llm = Source("model.llm", llm, settings.network)
+    at_encoder, at_llm = _sources(encoder, llm, settings.network)
     tower, select = _tower(at_encoder)
     images = at_encoder.read(AutoImageProcessor)
-    _check_size(encoder, images, tower.config.image_size)
-    decoder = at_llm.read(AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True)
+    check_sizes(at_encoder, images, tower.config.image_size)
+    decoder = at_llm.model(AutoModelForCausalLM)
     check_decoder(at_llm, decoder)
+    _check_head(llm, decoder)
     tokenizer = at_llm.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     image = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -179,8 +214,9 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     family = FAMILIES["llava"]
     flat = tokenizer.chat_template is not None
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
-    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, "")
-    return replace_connector(vlm, settings.connector or "mlp2", seed, settings.queries)
+    check_processor(at_llm, processor, IMAGE)
+    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
+    return replace_connector(vlm, settings.connector or OWN, seed, settings.queries)
 
 
 def _tower(source: Source) -> tuple[Any, str]:
@@ -188,23 +224,22 @@ def _tower(source: Source) -> tuple[Any, str]:
     import transformers
 
     config = source.read(transformers.AutoConfig)
-    kind = getattr(config, "vision_config", config).model_type
+    kind = getattr(getattr(config, "vision_config", config), "model_type", None)
     if kind not in ENCODERS:
         raise UserError(
             f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"
         )
     name, select = ENCODERS[kind]
-    return source.read(getattr(transformers, name), dtype=torch.float32, use_safetensors=True), select
+    return source.model(getattr(transformers, name), BESIDE), select
 
 
-def _check_size(encoder: str, images: Any, size: int) -> None:
-    blank = np.zeros((2 * size, size, 3), np.uint8)
-    height, width = images([blank], return_tensors="pt")["pixel_values"].shape[-2:]
-    if (height, width) != (size, size):
-        raise UserError(
-            f"model.encoder: the image processor of {encoder!r} makes pictures of {width} × {height} pixels, but the "
-            f"encoder takes {size} × {size}"
-        )
+def _check_head(llm: str, decoder: Any) -> None:
+    """Refuse a language model that bends or scales its logits, which the assembled LLaVA would not."""
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(decoder.config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"model.llm: {llm!r} has a head that is not plain ({name}); choose a language model with a linear head"
+            )
 
 
 @torch.no_grad()

@@ -63,7 +63,8 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family(
         summary="PaliGemma 1 and 2: linear connector, a prompt that sees itself in both directions",
         parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.paligemma_spell,
-        blocks=towers.prefix_block, swap=_PROJECTOR,
+        blocks=towers.prefix_block, across=True, head=towers.capped_head,
+        swap=_PROJECTOR,
     ),
     "gemma3": Family(
         summary="Gemma 3: pooled features, pictures that see themselves in both directions",

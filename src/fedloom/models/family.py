@@ -94,6 +94,7 @@ class Family:
         positions: (model, ids of a prompt [L], grids of its pictures) → positions [A, L]; None counts tokens.
         blocks: (model, ids of a prompt [L]) → block numbers [L]; tokens of a block see each other in both
             directions, −1 sees backwards only. None: every token sees backwards only.
+        across: Whether a block's tokens see each other across a sliding window too.
         head: (model, hidden states) → logits.
         settings: Arguments of the image processor.
         template: The chat template of models that have none.
@@ -110,6 +111,7 @@ class Family:
     later: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
     positions: Callable[[Any, Tensor, Sequence[Grid]], Tensor] | None = None
     blocks: Callable[[Any, Tensor], Tensor] | None = None
+    across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: str = PLAIN

@@ -57,16 +57,20 @@ def decoder_inputs(
     """
     family, model = vlm.family, vlm.model
     inputs = family.place(model, rows.ids, model.get_input_embeddings()(rows.ids), tokens)
+    within = None
     if family.blocks is not None:
         width = rows.ids.shape[1]
         if allowed is None:
             before = torch.ones(width, width, dtype=torch.bool, device=vlm.device).tril()
             allowed = before & rows.mask[:, None, :].bool()
-        allowed = allowed.clone()
+        within = torch.zeros_like(allowed)
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
-            allowed[row, :length, :length] |= (block[:, None] == block) & (block >= 0)
-    inputs["attention_mask"] = rows.mask if allowed is None else attention(vlm, allowed, position)
+            within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
+        allowed = allowed | within
+    inputs["attention_mask"] = (
+        rows.mask if allowed is None else attention(vlm, allowed, position, within if family.across else None)
+    )
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:
@@ -117,18 +121,50 @@ def _axes(vlm: Vlm, rows: Rows, position: Tensor | None) -> Tensor:
     return torch.stack(found, dim=1)
 
 
+def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
+    """Return the kinds of layers that the decoder asks masks for, by name, and how many positions a window shows.
+
+    Decoders that list their layers (Gemma, Qwen2) ask for a mask of each kind. Those that do not (Mistral, Phi-3) take one
+    mask, and where their configuration has a window, every layer sees through it. That is how transformers' models
+    read their configurations; see `create_masks_for_generate`.
+    """
+    config = vlm.model.config.get_text_config()
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if kinds is None:
+        return frozenset(), window
+    return (frozenset(kinds), window) if "sliding_attention" in kinds else (frozenset(), None)
+
+
+def limit_of(vlm: Vlm) -> int | None:
+    """Return how many positions the decoder was made for, or None where its configuration gives no number."""
+    config = vlm.model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
+        found = getattr(config, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
 def slides(vlm: Vlm) -> bool:
-    """Tell whether some layers of the decoder see a window only."""
-    return "sliding_attention" in (getattr(vlm.model.config.get_text_config(), "layer_types", None) or ())
+    """Return whether some layers of the decoder see a window only."""
+    return windows(vlm)[1] is not None
 
 
-def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-    """Turn who may see whom into what is added to attention; layers with a window get a mask of their own.
+def attention(
+    vlm: Vlm, allowed: Tensor, position: Tensor | None = None, within: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
+    """Turn who may see whom into what is added to attention, for layers with a window within that window.
+
+    A mask of this kind says everything, because a decoder that is given one makes none of its own.
 
     Args:
         vlm: The model.
         allowed: Which of the last Q tokens sees which of all K, shape [B, Q, K].
         position: Positions of all K, counted in tokens, shape [B, K]; None counts along the row.
+        within: Which tokens see each other across any window, shape [B, Q, K]; None is none.
+
+    Returns:
+        Values to add, shape [B, 1, Q, K], or such values by kind of layer.
     """
     queries, keys = allowed.shape[1:]
     itself = torch.eye(keys, dtype=torch.bool, device=vlm.device)[
@@ -141,10 +177,12 @@ def attention(vlm: Vlm, allowed: Tensor, position: Tensor | None = None) -> Tens
             ~seen, torch.finfo(dtype).min
         )[:, None]
 
-    whole = added(allowed | itself)
-    if not slides(vlm):
+    kinds, window = windows(vlm)
+    always = itself if within is None else within | itself
+    whole = added(allowed | always)
+    if window is None:
         return whole
     along = torch.arange(keys, device=vlm.device)[None] if position is None else position
     away = along[:, keys - queries :, None] - along[:, None]  # [B, Q, K]
-    near = away < vlm.model.config.get_text_config().sliding_window
-    return {"full_attention": whole, "sliding_attention": added((allowed & near) | itself)}
+    near = added((allowed & (away < window)) | always)
+    return {"full_attention": whole, "sliding_attention": near} if kinds else near

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedloom.models.source import Source
+from fedloom.models.templates import TODAY, dated, trial
 from fedloom.tasks.verdict import Judge
 from fedloom.types import UserError
 
@@ -28,21 +29,18 @@ def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
     Raises:
         UserError: There is no causal language model with safetensors weights at `path`.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    place: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    source = Source("evaluate.judge", path, network=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **place)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, **place
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        kind = "folder" if Path(path).exists() else "missing folder"
+        tokenizer = source.tokenizer()
+        model: Any = source.model(AutoModelForCausalLM)
+    except UserError as error:
         raise UserError(
-            f"evaluate.judge: cannot load a causal language model from the {kind} {path!r} ({reason}); "
-            "give a local folder with safetensors weights, or null for no judge"
+            f"{error}; give a local folder with safetensors weights, or null for no judge"
         ) from error
+    if tokenizer.chat_template is not None:
+        trial(source.key, path, dated(tokenizer.chat_template), _given(tokenizer), flat=True)
     model.requires_grad_(False).eval().to(device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -81,4 +79,12 @@ def _framed(tokenizer: Any, prompt: str) -> str:
     if tokenizer.chat_template is None:
         return f"{prompt}\n"
     turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    template = dated(tokenizer.chat_template)
+    return tokenizer.apply_chat_template(
+        turn, chat_template=template, tokenize=False, add_generation_prompt=True, date_string=TODAY
+    )
+
+
+def _given(tokenizer: Any) -> dict[str, str]:
+    named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return {**named, "date_string": TODAY}

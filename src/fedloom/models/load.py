@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.checks import (
+    SQUARES,
+    check_decoder,
+    check_features,
+    check_processor,
+    check_sizes,
+    check_vocabulary,
+    placeholder_of,
+)
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import PLAIN, Family, Grid
 from fedloom.models.features import FeatureStore
-from fedloom.models.source import SHIPPED, Source
+from fedloom.models.source import SHIPPED, Source, first_line
+from fedloom.models.templates import TODAY, Turn, dated
 from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
 
@@ -23,17 +32,13 @@ __all__ = [
     "SHIPPED",
     "Processor",
     "Vlm",
-    "check_decoder",
     "encoder_identity",
     "load_vlm",
-    "model_digest",
     "not_storable",
     "others",
     "placed",
     "with_store",
 ]
-
-Turn = dict[str, Any]
 
 SHARD = 512
 """Pictures whose features go into one file."""
@@ -63,12 +68,30 @@ class Processor:
     image: str = ""
     flat: bool = False
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template that is used."""
+        return dated(self.tokenizer.chat_template or self.template)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the chat template is given besides the turns."""
+        return {"image": self.image, "date_string": TODAY}
+
     def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
-        """Write turns as text; choices are those of the tokenizer's method of this name."""
+        """Write turns as text; choices are those of the tokenizer's method of this name.
+
+        Raises:
+            UserError: The template fails.
+        """
         if self.flat:
             turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
-        template = self.tokenizer.chat_template or self.template
-        return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, chat_template=self.chat_template, **self.given, **choices
+            )
+        except Exception as error:  # a template is a program that came with a model
+            raise UserError(f"model: the chat template fails ({first_line(error)})") from error
 
     def _flat(self, content: Sequence[dict[str, str]]) -> str:
         return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
@@ -83,7 +106,7 @@ class Vlm:
         model: The transformers model, float32, in evaluation mode, all parameters frozen.
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
-        digest: SHA-256 over configuration and weights.
+        digest: SHA-256 over configuration, processor and weights, as `base_digest` gives it.
         store: Encoder features on disk, shared between runs, or None.
         features: Encoder features by picture key, as many as `HELD` bytes hold. The encoder is frozen in
             every strategy, so this is a memo, not state: a cold one gives the same numbers.
@@ -266,13 +289,19 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
-    model = source.read(AutoModelForImageTextToText, dtype=torch.float32, use_safetensors=True)
-    check_decoder(source, model)
     tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
+    model = source.model(AutoModelForImageTextToText)
+    check_decoder(source, model)
+    check_features(source, model)
+    if kind in SQUARES:
+        check_sizes(source, images, model.config.vision_config.image_size)
     model.requires_grad_(False).eval()
     family = FAMILIES[kind]
-    processor = Processor(tokenizer, images, family.template, family.placeholder(model, tokenizer))
-    return Vlm(path, model, processor, family, model_digest(model))
+    placeholder = placeholder_of(source, family, model, tokenizer)
+    check_vocabulary(source, model, tokenizer)
+    processor = Processor(tokenizer, images, family.template, placeholder)
+    check_processor(source, processor, placeholder)
+    return Vlm(path, model, processor, family, source.digest)
 
 
 def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
@@ -306,28 +335,3 @@ def others(vlm: Vlm) -> list[torch.device]:
         return []
     own = vlm.device.index
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
-
-
-def check_decoder(source: Source, model: Any) -> None:
-    """Refuse decoders that carry a state from token to token, because answers are scored side by side.
-
-    Raises:
-        UserError: There are layers of another kind than attention.
-    """
-    config = model.config.get_text_config()
-    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if other or getattr(model.get_decoder(), "_is_stateful", False):
-        kinds = ", ".join(sorted(other)) or config.model_type
-        raise UserError(
-            f"{source.key}: the decoder of {source.path!r} has layers other than attention ({kinds}); choose a model "
-            "whose decoder has attention only"
-        )
-
-
-def model_digest(model: Any) -> str:
-    """Return the SHA-256 over a model's configuration and weights."""
-    sha = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return sha.hexdigest()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.models.connectors import tokens_out
-from fedloom.models.family import Grid, image_token, one_each
+from fedloom.models.family import Grid, image_token, one_each, plain_head
 
 
 def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
@@ -187,3 +187,10 @@ def prefix_block(model: Any, ids: Tensor) -> Tensor:
     """Let the whole prompt see itself."""
     del model
     return torch.zeros_like(ids)
+
+
+def capped_head(model: Any, states: Tensor) -> Tensor:
+    """Compute logits and bend them to stay within a bound where the decoder has one, as that of PaliGemma 2 has."""
+    logits = plain_head(model, states)
+    most = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if most is None else torch.tanh(logits / most) * most

@@ -1,0 +1,133 @@
+"""Chat templates: what they are asked for, and a trial of a foreign one before it is used.
+
+A template came with a model and is a program. It is tried on a few conversations in a process of its own, whose time and
+memory are bounded, and what it writes must be usable: the user's text and the answer stand in it, every image once, and
+an answer follows its prompt without changing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedloom.models.family import PLAIN
+from fedloom.models.files import TEMPLATE
+from fedloom.models.source import SHIPPED
+from fedloom.types import UserError
+
+Turn = dict[str, Any]
+
+TODAY = "26 Jul 2024"
+"""The date that templates are given, so that a prompt does not depend on the day; Llama 3.2's own default."""
+
+DATED = "{%- macro strftime_now(format) -%}" + TODAY + "{%- endmacro -%}"
+SECONDS, MEMORY = 10, 2**30
+"""Seconds of processor time and bytes of memory for a trial; a usual template takes a thousandth of either."""
+WAIT = 300
+"""Seconds after which a trial is given up where the operating system does not bound its processor time."""
+
+QUESTION, ANSWER = "what is shown here", "a blue square"
+
+
+def dated(template: str) -> str:
+    """Return a template that takes `TODAY` for the date whenever it is used."""
+    return DATED + template if "strftime_now" in template else template
+
+
+def asked(user: str, images: int = 0, *, flat: bool = False, image: str = "") -> list[Turn]:
+    """Return the user's turn of a conversation, with images before the text.
+
+    Args:
+        user: The text.
+        images: How many images.
+        flat: Whether the content is one text, as templates of plain language models want it.
+        image: What stands for an image in it then.
+    """
+    if flat:
+        return [{"role": "user", "content": f"{image}\n" * images + user}]
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": user}]
+    return [{"role": "user", "content": content}]
+
+
+def answered(answer: str, *, flat: bool = False) -> Turn:
+    """Return the model's turn of a conversation."""
+    return {"role": "assistant", "content": answer if flat else [{"type": "text", "text": answer}]}
+
+
+def try_template(
+    template: str, more: Mapping[str, Any], *, image: str | None = None, flat: bool = False, token: str = ""
+) -> str | None:
+    """Return what is wrong with a chat template, or None.
+
+    Args:
+        template: The template.
+        more: What it is given besides the turns: special tokens by name.
+        image: What it must write for every image; None asks for no images.
+        flat: Whether it takes contents as one text.
+        token: What stands for an image in a flat content.
+    """
+    if not isinstance(template, str) or len(template) > TEMPLATE:
+        return f"it is no text of at most {TEMPLATE:,} characters"
+    if template == PLAIN or template in _shipped():
+        return None
+    counts = (0, 1, 2) if image else (0,)
+    cases = [(user, count) for user in (QUESTION, f"{QUESTION} " * 200, "") for count in counts]
+    requests: list[tuple[list[Turn], bool]] = []
+    for user, count in cases:
+        turns = asked(user, count, flat=flat, image=token)
+        requests += [(turns, True), ([*turns, answered(ANSWER, flat=flat)], False)]
+    found = _rendered(template, json.dumps({"requests": requests, "more": dict(more)}))
+    if isinstance(found, str):
+        return found
+    for number, (user, count) in enumerate(cases):
+        prompt, whole = found[2 * number : 2 * number + 2]
+        if user.strip() not in prompt:
+            return "it leaves out what the user says"
+        if image and prompt.count(image) != count:
+            return f"it writes {image!r} {prompt.count(image)} times for {count} images"
+        if not whole.startswith(prompt):
+            return "it changes the prompt once an answer follows it"
+        if ANSWER not in whole[len(prompt) :]:
+            return "it leaves out the answer"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _rendered(template: str, request: str) -> Sequence[str] | str:
+    """Return what a template writes, or why it fails, from a process of its own."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("render.py"))]
+    limits = {"seconds": SECONDS, "memory": MEMORY}
+    given = json.dumps({"template": template, **limits, **json.loads(request)})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, input=given.encode(), capture_output=True, timeout=WAIT, env=environment, check=False
+        )
+        written = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return "it does not come to an end, or takes too much memory"
+    return str(written["error"]) if "error" in written else [str(text) for text in written["texts"]]
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> frozenset[str]:
+    return frozenset(
+        (folder / "chat_template.jinja").read_text(encoding="utf-8") for folder in SHIPPED.values()
+    )
+
+
+def trial(key: str, name: str, template: str, more: Mapping[str, Any], **choices: Any) -> None:
+    """Refuse a model whose chat template cannot be used; see `try_template`.
+
+    Raises:
+        UserError: It fails, does not end, or leaves out or changes what it is given.
+    """
+    reason = try_template(template, more, **choices)
+    if reason is not None:
+        raise UserError(f"{key}: the chat template of {name!r} cannot be used: {reason}")

@@ -1,0 +1,132 @@
+"""Hostile model folders: one sentence at load, and nothing in them is ever run or unpickled."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedloom.models import templates
+from fedloom.models.batch import encode
+from fedloom.models.load import load_vlm
+from fedloom.types import Conversation, UserError
+
+from ..hostile.models import BAD, GOOD, hub_cache
+from .tiny import save
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llava", tmp_path_factory.mktemp("good") / "model")
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every way to open a pickle end the test, and hostile templates end soon."""
+
+    def refuse(*given: Any, **more: Any) -> None:
+        raise AssertionError("a pickle was opened")
+
+    for module, name in ((torch, "load"), (pickle, "Unpickler"), (pickle, "load"), (pickle, "loads")):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(templates, "SECONDS", 1)
+    monkeypatch.setattr(templates, "MEMORY", 2**28)
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BAD) >= 40
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_hostile_folder_is_one_clear_sentence(folder: Path, name: str) -> None:
+    build, told = BAD[name]
+    build(folder)
+    with pytest.raises(UserError) as found:
+        load_vlm(str(folder))
+    message = str(found.value)
+    assert message.startswith("model.path: ")
+    assert str(folder) in message
+    assert re.search(told, message), message
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_odd_but_whole_folder_loads(folder: Path, good: Path, name: str) -> None:
+    GOOD[name](folder)
+    state, expected = load_vlm(str(folder)).model.state_dict(), load_vlm(str(good)).model.state_dict()
+    tolerance = 1e-3 if name == "half precision" else 0
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=tolerance)
+
+
+def test_a_model_in_the_layout_of_the_hubs_cache_loads(good: Path, folder: Path) -> None:
+    hub_cache(folder)
+    state = load_vlm(str(next((folder / "snapshots").iterdir()))).model.state_dict()
+    assert all(torch.equal(state[key], one) for key, one in load_vlm(str(good)).model.state_dict().items())
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copytree(good, tmp_path / "hub" / "models--some--model"))
+    hub_cache(place)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    vlm = load_vlm("some/model")
+    assert vlm.digest == load_vlm(str(good)).digest
+
+
+def test_a_prompt_does_not_depend_on_the_day(folder: Path) -> None:
+    """The date is the one that Llama 3.2's template names for want of a clock."""
+    GOOD["a template with the date"](folder)
+    vlm = load_vlm(str(folder))
+    prompt = vlm.tokenizer.decode(encode(vlm, Conversation("Which?", "yes"), []).prompt)
+    assert "26 Jul 2024" in prompt
+
+
+def test_a_template_that_fails_on_one_text_is_one_clear_message(folder: Path) -> None:
+    vlm = load_vlm(str(folder))
+    vlm.tokenizer.chat_template = "{{ raise_exception('not this') }}"
+    with pytest.raises(UserError, match=r"chat template fails .*not this"):
+        encode(vlm, Conversation("Which?", "yes"), [])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_only_what_is_read_is_fetched_from_a_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: bool
+) -> None:
+    """First everything but weights, then the safetensors that the index names; a stand-in copies instead of fetching."""
+    hub, asked = tmp_path / "hub", list[list[str]]()
+    hub.mkdir()
+    if split:
+        GOOD["two shards"](folder)
+    GOOD["a pickle beside"](folder)
+    (folder / "consolidated.safetensors").write_bytes(b"the same again")
+
+    def fetch(name: str, *, local_files_only: bool, allow_patterns: list[str]) -> str:
+        assert (name, local_files_only) == ("some/model", False)
+        asked.append(allow_patterns)
+        for file in folder.iterdir():
+            if file.name in allow_patterns:
+                shutil.copy(file, hub)
+        return str(hub)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_vlm("some/model", network=True).digest == load_vlm(str(folder)).digest
+    settings, weights = asked
+    assert not any("safetensors" in one and not one.endswith(".json") for one in settings)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert weights == (shards if split else ["model.safetensors"])
+    assert not {path.suffix for path in hub.iterdir()} & {".bin", ".py"}
