@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedloom.models.families import FAMILIES
@@ -64,14 +68,67 @@ class Processor:
     flat: bool = False
 
     def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
-        """Write turns as text; choices are those of the tokenizer's method of this name."""
+        """Write turns as text; choices are those of the tokenizer's method of this name.
+
+        What a turn says stays text: see `plain`.
+        """
+        turns = [{**turn, "content": [self._plain(part) for part in turn["content"]]} for turn in turns]
         if self.flat:
             turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
         template = self.tokenizer.chat_template or self.template
         return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
 
+    def framed(self, turns: Sequence[Turn]) -> tuple[list[Turn], str]:
+        """Return turns as the chat template takes them, and the prompt they make.
+
+        A system turn that the template refuses or leaves out becomes the beginning of the first question.
+        """
+        first, *rest = turns
+        if first["role"] != "system":
+            return [*turns], self._prompt(turns)
+        if self.tokenizer.chat_template:
+            try:
+                written = self._prompt(turns)
+            except Exception:  # templates raise errors of their own for roles that they do not know
+                written = ""
+            if self.plain(first["content"][0]["text"].strip()) in written:
+                return [*turns], written
+        start = {"type": "text", "text": first["content"][0]["text"] + "\n"}
+        merged = [{**rest[0], "content": [start, *rest[0]["content"]]}, *rest[1:]]
+        return merged, self._prompt(merged)
+
+    def plain(self, text: str) -> str:
+        """Put a space into whatever this tokenizer would take for a special token, so that a user's text stays text.
+
+        `fedloom.tasks.clean_text` does the same for the forms that most tokenizers have; this knows those of one.
+        """
+        while (found := self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)) != text:
+            text = found
+        return text
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = [one.content for one in added if one.special or _is_mark(one.content)]
+        names = {name.strip() for name in (*self.tokenizer.all_special_tokens, *marks, self.image)}
+        # A mark of one character could only be taken out; a text may hold it as a letter.
+        listed = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+
+    def _prompt(self, turns: Sequence[Turn]) -> str:
+        return self.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _plain(self, part: dict[str, str]) -> dict[str, str]:
+        return part if part["type"] == "image" else {**part, "text": self.plain(part["text"])}
+
     def _flat(self, content: Sequence[dict[str, str]]) -> str:
         return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
+
+
+def _is_mark(name: str) -> bool:
+    """Tell whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
+    name = name.strip()
+    return len(name) > 2 and not name[0].isalnum() and not name[-1].isalnum() and any(map(str.isalpha, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +203,11 @@ class Vlm:
 
     def grids(self, pictures: Sequence[Picture]) -> tuple[Grid, ...]:
         """Return the grid of each picture's features: their shape without E."""
-        self.look([picture for picture in pictures if picture.key not in self.grids_known])
+        unknown = [picture for picture in pictures if picture.key not in self.grids_known]
+        if self.store is not None:
+            kept = {picture.key: self.store.grid(picture.key) for picture in unknown}
+            self.grids_known.update({key: grid for key, grid in kept.items() if grid is not None})
+        self.look([picture for picture in unknown if picture.key not in self.grids_known])
         return tuple(self.grids_known[picture.key] for picture in pictures)
 
     def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -168,13 +229,21 @@ class Vlm:
 
     def warm(self, pictures: Iterable[Picture]) -> int:
         """Encode all pictures that are not known yet, so that no client waits for it; return how many."""
-        missing = {one.key: one for one in pictures if one.key not in self.features}
-        if self.store is not None:
-            missing = {key: one for key, one in missing.items() if key not in self.store}
-        todo = list(missing.values())
+        todo = self.unknown(pictures)
         for start in range(0, len(todo), SHARD):
             self.look(todo[start : start + SHARD])
         return len(todo)
+
+    def unknown(self, pictures: Iterable[Picture]) -> list[Picture]:
+        """Return the pictures whose features are neither held in memory nor kept in files, each once."""
+        missing = {one.key: one for one in pictures if one.key not in self.features}
+        if self.store is not None:
+            missing = {key: one for key, one in missing.items() if key not in self.store}
+        return list(missing.values())
+
+    def probe(self, picture: Picture) -> None:
+        """Encode one image and forget what comes of it; raises whatever its image processor raises."""
+        self._compute([picture])
 
     def _known(self, key: str) -> Tensor | None:
         value = self.features.get(key)
@@ -193,15 +262,22 @@ class Vlm:
         fresh: dict[str, Tensor] = {}
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
-            images = [[one.pixels()] for one in some]
+            images = [[_tall(one.pixels())] for one in some]
             inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
             there = {
                 key: value.to(self.device) if isinstance(value, Tensor) else value
                 for key, value in inputs.items()
             }
             encoded = self.family.encode(self.model, there)
+            if any(row.numel() == 0 for row in encoded):
+                raise UserError("an image is too small in one direction: no image token is left of it")
             fresh.update({one.key: row.cpu().clone() for one, row in zip(some, encoded, strict=True)})
         return fresh
+
+
+def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write each pixel as four by four where image processors would take one or three rows for colors; [H, W, 3]."""
+    return pixels if pixels.shape[0] > 3 else pixels.repeat(4, 0).repeat(4, 1)
 
 
 def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
