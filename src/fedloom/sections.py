@@ -163,8 +163,8 @@ class Model(Section):
     queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
     max_tokens: Count | None = Field(
         default=None,
-        description="Most tokens of an example with its images and answer; null is 8192. The model's own limit "
-        "bounds it too.",
+        description="Most tokens of an example with its images and answer, at most the model's own limit; null "
+        "is 8192.",
     )
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
     device: Literal["auto", "cpu", "cuda"] = Field(

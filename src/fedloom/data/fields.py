@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.data.pictures import FilePicture, whole_picture
 from fedloom.data.records import kind, shown
 
 _ESCAPES = (
@@ -21,11 +21,11 @@ _ESCAPES = (
 )
 
 Locate = Callable[[str], FilePicture]
-"""Picture's name in a record → the picture; raises `Bad`."""
+"""Name of an image in a record → the image; raises `Bad`."""
 
 
 class Bad(Exception):
-    """The reason a record is set aside."""
+    """The reason a record is invalid."""
 
 
 def text(record: dict[str, Any], key: str) -> str | None:
@@ -81,12 +81,12 @@ def one_of(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def locator(root: Path, check: Callable[[Path], str | None] = check_picture) -> Locate:
-    """Return a function from a record's picture to a checked one; each file is read and checked once.
+def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_picture) -> Locate:
+    """Return a function from a record's image to a checked one; each file is read and checked once.
 
     Args:
-        root: The folder that pictures are named relative to, and that none may leave.
-        check: Returns the reason a file is no good, or None.
+        root: The folder that images are named relative to, and that none may leave.
+        look: Returns the image in a file, or the reason it is no good.
     """
     real_root = os.path.realpath(root)
 
@@ -98,8 +98,8 @@ def locator(root: Path, check: Callable[[Path], str | None] = check_picture) -> 
         path = Path(os.path.realpath(os.path.join(real_root, name)))
         if not path.is_relative_to(real_root):
             return "leaves the folder through a link"
-        reason = check(path)
-        return FilePicture(path) if reason is None else f"is {reason}"
+        image = look(path)
+        return f"is {image}" if isinstance(image, str) else image
 
     def locate(name: str) -> FilePicture:
         picture = found(name)

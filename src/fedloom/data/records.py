@@ -33,8 +33,13 @@ class Raw:
     number: int
     values: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """Where the record stands, in words."""
+        return f"{self.file}, {self.unit} {self.number}"
+
     def rejected(self, reason: str) -> Rejected:
-        """Set this record aside."""
+        """Return this record as an invalid one."""
         return _rejected(self.file, self.unit, self.number, reason)
 
 

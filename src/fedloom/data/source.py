@@ -6,15 +6,16 @@ One value serves twice: called, it is a loader like any other; `fedloom.data.che
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.data.base import DataSettings, divide
 from fedloom.data.fields import Bad, Locate, locator
-from fedloom.data.pictures import FilePicture, check_picture, glance_at_picture
+from fedloom.data.pictures import FilePicture, glanced_picture, whole_picture
 from fedloom.data.records import Raw, read_records, shown
+from fedloom.data.same import marks
 from fedloom.types import DataSet, Example, Rejected, UserError
 
 
@@ -92,7 +93,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """Where the record stands, in words."""
-        return f"{self.raw.file}, {self.raw.unit} {self.raw.number}"
+        return self.raw.place
 
     def once(self, ids: dict[str, str]) -> Row | Rejected:
         """Set the record aside if its id was used before; `ids` remembers ids and places."""
@@ -148,7 +149,7 @@ class Source:
                 rejected.append(row) if isinstance(row, Rejected) else parts[row.part].append(row.example)
         train, test = tuple(parts["train"]), tuple(parts["test"])
         if len(train) > 1 and not self.tests(root, variant):
-            train, test = divide(train, [_twins(example) for example in train], settings.test_share, seed)
+            train, test = divide(train, marks(train), settings.test_share, seed)
         return DataSet(self.name, train, test, tuple(rejected))
 
     def chosen(self, variant: str | None) -> str:
@@ -193,9 +194,9 @@ class Source:
             raise UserError(f"data.root: {self.missing(root, variant)}")
         if not paths:
             return
-        check = check_picture if whole else glance_at_picture
+        look = whole_picture if whole else glanced_picture
         folders = self._folders(table, root, variant)
-        reading = Reading(variant, _search([locator(folder, check) for folder in folders]))
+        reading = Reading(variant, _search([locator(folder, look) for folder in folders]))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
         for record in chain.from_iterable(records):
             row = _row(record, table, reading, parts) if isinstance(record, Raw) else record
@@ -254,9 +255,4 @@ def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> R
         example = table.make(record, reading) if part in parts else None
     except Bad as bad:
         return record.rejected(str(bad))
-    return Row(record, example, part) if part and example else None
-
-
-def _twins(example: Example) -> tuple[str, ...]:
-    """Return what an example must not be parted over: its picture, else its words."""
-    return (example.image.key,) if example.image else (example.text or example.question,)
+    return Row(record, replace(example, place=record.place), part) if part and example else None

@@ -124,7 +124,9 @@ def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]
         some = todo[start : start + SHARD]
         try:
             vlm.look(some)
-        except Exception:  # image processors raise whatever they like; one by one the image that is meant is found
+        except (
+            Exception
+        ):  # image processors raise whatever they like; one by one the image that is meant is found
             for one in some:
                 if (reason := _reason(vlm, one)) is not None:
                     reasons[one.key] = reason
@@ -193,6 +195,8 @@ def _shortened(vlm: Vlm, example: Example, shapes: Shapes, limit: int, bound: Bo
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     end = max(low - 40, 0)
-    words = text[:low].rsplit(None, 1)[0] if text[low : low + 1].strip() and " " in text[end:low] else text[:low]
+    words = (
+        text[:low].rsplit(None, 1)[0] if text[low : low + 1].strip() and " " in text[end:low] else text[:low]
+    )
     kept = words.strip()
     return replace(example, text=kept) if kept and fits(len(words)) else None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedloom.models.families import FAMILIES
-from fedloom.models.family import PLAIN, Family, Grid
+from fedloom.models.family import Family, Grid
 from fedloom.models.features import FeatureStore
+from fedloom.models.processor import Processor
 from fedloom.models.source import SHIPPED, Source
 from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
@@ -37,98 +36,11 @@ __all__ = [
     "with_store",
 ]
 
-Turn = dict[str, Any]
-
 SHARD = 512
 """Pictures whose features go into one file."""
 
 HELD = 2**30
 """Bytes of features that are held in memory; the rest is read again or computed again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Processor:
-    """A tokenizer and an image processor.
-
-    transformers' own processors do the same and more, but those that also take videos cannot be made without
-    torchvision.
-
-    Attributes:
-        tokenizer: With the chat template, if the model has one.
-        image_processor: Pictures to tensors.
-        template: The chat template of a model that has none.
-        image: What stands for a picture in a prompt.
-        flat: Whether the chat template takes text only, as those of plain language models do.
-    """
-
-    tokenizer: Any
-    image_processor: Any
-    template: str = PLAIN
-    image: str = ""
-    flat: bool = False
-
-    def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
-        """Write turns as text; choices are those of the tokenizer's method of this name.
-
-        What a turn says stays text: see `plain`.
-        """
-        turns = [{**turn, "content": [self._plain(part) for part in turn["content"]]} for turn in turns]
-        if self.flat:
-            turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
-        template = self.tokenizer.chat_template or self.template
-        return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
-
-    def framed(self, turns: Sequence[Turn]) -> tuple[list[Turn], str]:
-        """Return turns as the chat template takes them, and the prompt they make.
-
-        A system turn that the template refuses or leaves out becomes the beginning of the first question.
-        """
-        first, *rest = turns
-        if first["role"] != "system":
-            return [*turns], self._prompt(turns)
-        if self.tokenizer.chat_template:
-            try:
-                written = self._prompt(turns)
-            except Exception:  # templates raise errors of their own for roles that they do not know
-                written = ""
-            if self.plain(first["content"][0]["text"].strip()) in written:
-                return [*turns], written
-        start = {"type": "text", "text": first["content"][0]["text"] + "\n"}
-        merged = [{**rest[0], "content": [start, *rest[0]["content"]]}, *rest[1:]]
-        return merged, self._prompt(merged)
-
-    def plain(self, text: str) -> str:
-        """Put a space into whatever this tokenizer would take for a special token, so that a user's text stays text.
-
-        `fedloom.tasks.clean_text` does the same for the forms that most tokenizers have; this knows those of one.
-        """
-        while (found := self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)) != text:
-            text = found
-        return text
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        marks = [one.content for one in added if one.special or _is_mark(one.content)]
-        names = {name.strip() for name in (*self.tokenizer.all_special_tokens, *marks, self.image)}
-        # A mark of one character could only be taken out; a text may hold it as a letter.
-        listed = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
-
-    def _prompt(self, turns: Sequence[Turn]) -> str:
-        return self.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-    def _plain(self, part: dict[str, str]) -> dict[str, str]:
-        return part if part["type"] == "image" else {**part, "text": self.plain(part["text"])}
-
-    def _flat(self, content: Sequence[dict[str, str]]) -> str:
-        return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
-
-
-def _is_mark(name: str) -> bool:
-    """Tell whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
-    name = name.strip()
-    return len(name) > 2 and not name[0].isalnum() and not name[-1].isalnum() and any(map(str.isalpha, name))
 
 
 @dataclass(frozen=True, eq=False)

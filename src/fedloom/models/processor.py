@@ -1,0 +1,101 @@
+"""A model's tokenizer and image processor, and how a conversation becomes the text of its chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedloom.models.family import PLAIN
+
+Turn = dict[str, Any]
+"""A turn as chat templates take it: its role, and its content as a list of texts and images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """A tokenizer and an image processor.
+
+    transformers' own processors do the same and more, but those that also take videos cannot be made without
+    torchvision.
+
+    Attributes:
+        tokenizer: With the chat template, if the model has one.
+        image_processor: Pictures to tensors.
+        template: The chat template of a model that has none.
+        image: What stands for a picture in a prompt.
+        flat: Whether the chat template takes text only, as those of plain language models do.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    template: str = PLAIN
+    image: str = ""
+    flat: bool = False
+
+    def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
+        """Write turns as text; choices are those of the tokenizer's method of this name.
+
+        What a turn says stays text: see `plain`.
+        """
+        turns = [{**turn, "content": [self._plain(part) for part in turn["content"]]} for turn in turns]
+        if self.flat:
+            turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
+        template = self.tokenizer.chat_template or self.template
+        return self.tokenizer.apply_chat_template(turns, chat_template=template, image=self.image, **choices)
+
+    def framed(self, turns: Sequence[Turn]) -> tuple[list[Turn], str]:
+        """Return turns as the chat template takes them, and the prompt they make.
+
+        A system turn that the template refuses or leaves out becomes the beginning of the first question.
+        """
+        first, *rest = turns
+        if first["role"] != "system":
+            return [*turns], self._prompt(turns)
+        if self.tokenizer.chat_template:
+            try:
+                written = self._prompt(turns)
+            except Exception:  # templates raise errors of their own for roles that they do not know
+                written = ""
+            if self.plain(first["content"][0]["text"].strip()) in written:
+                return [*turns], written
+        start = {"type": "text", "text": first["content"][0]["text"] + "\n"}
+        merged = [{**rest[0], "content": [start, *rest[0]["content"]]}, *rest[1:]]
+        return merged, self._prompt(merged)
+
+    def plain(self, text: str) -> str:
+        """Put a space into whatever this tokenizer would take for a special token, so that a user's text stays text.
+
+        `fedloom.tasks.clean_text` does the same for the forms that most tokenizers have; this knows those of one.
+        """
+        while (
+            found := self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}".rstrip(), text)
+        ) != text:
+            text = found
+        return text
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = [one.content for one in added if one.special or _is_mark(one.content)]
+        names = {name.strip() for name in (*self.tokenizer.all_special_tokens, *marks, self.image)}
+        # A mark of one character could only be taken out; a text may hold it as a letter.
+        listed = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+
+    def _prompt(self, turns: Sequence[Turn]) -> str:
+        return self.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _plain(self, part: dict[str, str]) -> dict[str, str]:
+        return part if part["type"] == "image" else {**part, "text": self.plain(part["text"])}
+
+    def _flat(self, content: Sequence[dict[str, str]]) -> str:
+        return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
+
+
+def _is_mark(name: str) -> bool:
+    """Tell whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
+    name = name.strip()
+    return len(name) > 2 and not name[0].isalnum() and not name[-1].isalnum() and any(map(str.isalpha, name))
