@@ -174,17 +174,27 @@ class Vlm:
         fresh: dict[str, Tensor] = {}
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
-            images = [[_tall(one.pixels())] for one in some]
-            inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
-            there = {
-                key: value.to(self.device) if isinstance(value, Tensor) else value
-                for key, value in inputs.items()
-            }
-            encoded = self.family.encode(self.model, there)
-            if any(row.numel() == 0 for row in encoded):
-                raise UserError("an image is too small in one direction: no image token is left of it")
-            fresh.update({one.key: row.cpu().clone() for one, row in zip(some, encoded, strict=True)})
+            try:
+                fresh.update(self._encoded(some))
+            except Exception:  # an image processor may refuse images together that it takes one by one
+                if len(some) == 1:
+                    raise
+                for one in some:
+                    fresh.update(self._encoded([one]))
         return fresh
+
+    def _encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Encode images in one batch."""
+        images = [[_tall(one.pixels())] for one in pictures]
+        inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
+        there = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+        }
+        encoded = self.family.encode(self.model, there)
+        if any(row.numel() == 0 for row in encoded):
+            raise UserError("an image is too small in one direction: no image token is left of it")
+        return {one.key: row.cpu().clone() for one, row in zip(pictures, encoded, strict=True)}
 
 
 def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
