@@ -234,7 +234,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     check = _fitted(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
-    plan = build_plan(data.train, experiment.scenario, experiment.seed)
+    plan = build_plan(data.train, experiment.scenario, experiment.seed, data.drawn)
     _check_plan(folder / "plan.json", plan, data)
     judge = None if path is None else bench.judge(path, vlm.device)
     record = Record(folder / "record.jsonl")

@@ -135,11 +135,19 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An invalid record, which is skipped: where it stands and what is wrong with it."""
+    """An invalid record, which is skipped: where it stands and what is wrong with it.
+
+    Attributes:
+        file: The file, or where else the record stands.
+        line: Its line, or None where there are no lines.
+        reason: What is wrong.
+        example: What is known of it, for draws of others that count it; None where too little is known.
+    """
 
     file: str
     line: int | None
     reason: str
+    example: Example | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}, line {self.line}"
@@ -156,12 +164,15 @@ class DataSet:
         test: Held-out examples. Where fedloom makes the division, no picture and no variant of one is also in
             `train`; a published division is kept as it is (`fedloom data check` tells what it repeats).
         rejected: Skipped records, with file, line and reason.
+        drawn: The training part with the skipped records in their places, for draws that are replayed and count
+            them; empty where none was skipped or too little is known.
     """
 
     name: str
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     rejected: tuple[Rejected, ...] = ()
+    drawn: tuple[Example, ...] = field(default=(), compare=False, repr=False)
 
 
 Tensors = Mapping[str, "Tensor"]

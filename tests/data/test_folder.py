@@ -338,7 +338,6 @@ def test_a_list_holds_conversations_and_plain_records(filled, settings):
     [
         ("[\n{,}]", r"any\.json: bad JSON at line 2, column 2"),
         ('{"a": 1}', r"any\.json: a \.json file holds a list of entries, not an object"),
-        ("[NaN]", "NaN is not a JSON number"),
         ("[" * 200_000, "nested too deeply"),
     ],
 )
@@ -346,6 +345,20 @@ def test_a_json_file_that_cannot_be_read_is_named(tmp_path, settings, content, m
     (tmp_path / "any.json").write_text(content)
     with pytest.raises(UserError, match=message):
         load_folder(settings(root=tmp_path), 0)
+
+
+def test_a_bad_entry_loses_no_other(tmp_path, settings):
+    good = json.dumps({"text": "t", "question": "q", "answer": "a"})
+    bad = ['{"a": 1, "a": 2}', '{"text": NaN}', '{"text": "t", "more": [{"b": [{"c": 1, "c": 1}]}]}', "NaN"]
+    (tmp_path / "any.json").write_text(f"[{good}, {', '.join(bad)}, {good}]")
+    data = load_folder(settings(root=tmp_path), 0)
+    assert len(examples_of(data)) == 2
+    assert [one.reason for one in data.rejected] == [
+        "entry 2: bad JSON: key 'a' appears twice",
+        "entry 3: bad JSON: NaN is not a JSON number",
+        "entry 4: bad JSON: key 'c' appears twice",
+        "entry 5: bad JSON: NaN is not a JSON number",
+    ]
 
 
 def test_missing_and_ambiguous_files_are_named(tmp_path, settings):

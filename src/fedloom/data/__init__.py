@@ -78,7 +78,7 @@ def load_data(settings: DataSettings, seed: int) -> DataSet:
         raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(DATASETS)}")
     data = usable(DATASETS[settings.name](settings, seed), settings)
     if settings.limit is not None:
-        data = replace(data, train=thin(data.train, settings.limit, seed))
+        data = replace(data, train=thin(data.train, settings.limit, seed), drawn=())
     return data
 
 

@@ -55,6 +55,8 @@ class Table:
         optional: Whether the data set can be used without them.
         spare: Name of a file that is left out where there are others.
         read: Reads one file, given its path and its name below the root.
+        blank: Makes what is known of a record that `make` refuses, for published draws that count it; it gets images
+            unread. None takes `make`.
     """
 
     part: str | PartOf
@@ -65,6 +67,7 @@ class Table:
     optional: bool = False
     spare: str = ""
     read: Callable[[Path, str], Iterator[Raw | Rejected]] = read_records
+    blank: Make | None = None
 
 
 class Count(NamedTuple):
@@ -142,15 +145,24 @@ class Source:
         root, variant = Path(settings.root), self.chosen(settings.variant)
         parts: dict[str, list[Example]] = {"train": [], "test": []}
         rejected: list[Rejected] = []
+        drawn: list[Example] = []
         ids: dict[str, str] = {}
         for table in self.used(variant):
             for row in self.rows(table, root, variant, tuple(parts)):
                 row = row.once(ids) if isinstance(row, Row) else row
-                rejected.append(row) if isinstance(row, Rejected) else parts[row.part].append(row.example)
+                if isinstance(row, Row):
+                    parts[row.part].append(row.example)
+                    drawn += [row.example] * (row.part == "train")
+                else:
+                    rejected.append(row)
+                    drawn += [] if row.example is None or row.example.id in ids else [row.example]
         train, test = tuple(parts["train"]), tuple(parts["test"])
         if len(train) > 1 and not self.tests(root, variant):
             train, test = divide(train, marks(train), settings.test_share, seed)
-        return DataSet(self.name, train, test, tuple(rejected))
+            drawn = []
+        return DataSet(
+            self.name, train, test, tuple(rejected), tuple(drawn) if len(drawn) > len(train) else ()
+        )
 
     def chosen(self, variant: str | None) -> str:
         """Return the variant meant, "" where there are none.
@@ -225,7 +237,10 @@ class Source:
 
 
 def _search(places: Sequence[Locate]) -> Locate:
-    """Look for a picture in one place after another; what is wrong is told of the first."""
+    """Look for an image in one place after another; if it is nowhere, what is wrong is told of the first.
+
+    An image that is there and cannot be used is told of before one that is missing elsewhere.
+    """
 
     def picture(name: str) -> FilePicture:
         reasons: list[Bad] = []
@@ -234,7 +249,7 @@ def _search(places: Sequence[Locate]) -> Locate:
                 return locate(name)
             except Bad as bad:
                 reasons.append(bad)
-        raise reasons[0]
+        raise next((bad for bad in reasons if not str(bad).endswith("is missing")), reasons[0])
 
     return picture
 
@@ -254,5 +269,15 @@ def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> R
         part = table.part if isinstance(table.part, str) else table.part(record.values)
         example = table.make(record, reading) if part in parts else None
     except Bad as bad:
-        return record.rejected(str(bad))
+        return replace(record.rejected(str(bad)), example=_blank(record, table, reading))
     return Row(record, replace(example, place=record.place), part) if part and example else None
+
+
+def _blank(record: Raw, table: Table, reading: Reading) -> Example | None:
+    """Return what is known of a bad training record, with its image unread, or None where that is too little."""
+    unread = replace(reading, picture=lambda name: FilePicture(Path(name)))
+    try:
+        part = table.part if isinstance(table.part, str) else table.part(record.values)
+        return (table.blank or table.make)(record, unread) if part == "train" else None
+    except Exception:  # boxes, for one, ask an image for its size
+        return None

@@ -88,7 +88,8 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
     )
     if not rejected and not cut:
         return Checked(data, (), computed)
-    found = DataSet(data.name, train, test, (*data.rejected, *rejected))
+    drawn = data.drawn or (data.train if len(train) < len(data.train) else ())
+    found = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn)
     return Checked(found, tuple(cut), computed)
 
 
