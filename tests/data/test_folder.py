@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -98,13 +99,17 @@ UGLY = [
     (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "the question is empty"),
     (line(options=["yes", " YES "]), "options are not at least two different texts"),
 ]
+LINK = (
+    "leaves the folder through a link; only a link to a whole folder that stands directly in it is followed"
+)
 ESCAPES = [
     ("{outside}", "is an absolute path"),
     ("../outside.png", "leaves the folder"),
     ("folder/../../outside.png", "leaves the folder"),
     ("..", "leaves the folder"),
-    ("link.png", "leaves the folder through a link"),
-    ("linked/outside.png", "leaves the folder through a link"),
+    ("link.png", LINK),
+    ("folder/linked/outside.png", LINK),
+    ("hop/away/outside.png", LINK),
     ("..\\outside.png", "holds a backslash"),
     ("\\\\server\\share\\outside.png", "holds a backslash"),
     ("//server/share/outside.png", "is an absolute path"),
@@ -156,7 +161,10 @@ def test_paths_that_escape_are_never_opened(filled, load, tmp_path_factory, enco
     outside.write_bytes(encoded(7))
     (filled.parent / "outside.png").write_bytes(encoded(7))
     (filled / "link.png").symlink_to(outside)
-    (filled / "linked").symlink_to(outside.parent)
+    (filled / "folder" / "linked").symlink_to(outside.parent)
+    (outside.parent / "inner").mkdir()
+    (filled / "hop").symlink_to(outside.parent / "inner")
+    (outside.parent / "inner" / "away").symlink_to(outside.parent)
     names = [(name.format(outside=outside), reason) for name, reason in ESCAPES]
     monkeypatch.setattr(sys.modules[__name__], "OPENED", [])
     data = load(*(line(image=name) for name, _ in names), line(image="good.png"), line(image="./good.png"))
@@ -175,6 +183,38 @@ def test_a_link_that_stays_inside_is_followed(filled, load):
     data = load(line(image="alias.png"), line(image="good.png"))
     assert not data.rejected
     assert len({example.image.key for example in examples_of(data)}) == 1
+
+
+def test_a_linked_folder_directly_in_the_root_is_followed(filled, load, tmp_path_factory, encoded):
+    store = tmp_path_factory.mktemp("store")
+    (store / "deep").mkdir()
+    (store / "deep" / "7.png").write_bytes(encoded(7))
+    (filled / "pictures").symlink_to(store)
+    data = load(line(image="pictures/deep/7.png"), line(image="pictures/../../data.jsonl"))
+    (example,) = examples_of(data)
+    assert example.image.path == store / "deep" / "7.png"
+    assert [one.reason.split("' ")[1] for one in data.rejected] == ["leaves the folder"]
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_in_either_unicode_form(filled, load, encoded, written, stored):
+    folder = filled / unicodedata.normalize(stored, "Bilder é")
+    folder.mkdir()
+    (folder / unicodedata.normalize(stored, "Größe ü.png")).write_bytes(encoded(7))
+    data = load(
+        line(image=unicodedata.normalize(written, "Bilder é/Größe ü.png")), line(image="Bilder/ü.png")
+    )
+    assert len(examples_of(data)) == 1
+    assert [one.reason for one in data.rejected] == ["image 'Bilder/ü.png' is missing"]
+
+
+def test_a_name_that_is_there_in_two_unicode_forms_is_not_guessed(filled, load, encoded):
+    for form in ("NFC", "NFD"):
+        (filled / unicodedata.normalize(form, "ế.png")).write_bytes(encoded(7))
+    mixed = "ê" + "\u0301.png"  # neither of the two
+    (bad,) = load(line(image=mixed), line()).rejected
+    assert bad.reason.endswith("is there 2 times, in several Unicode forms of its name")
+    assert len(examples_of(load(line(image=unicodedata.normalize("NFD", "ế.png"))))) == 1
 
 
 FRAGMENTS = st.one_of(
