@@ -92,7 +92,7 @@ def _linked(root: str, place: str) -> str:
 
     The owner of the folder made that link; what a record says can only name it.
     """
-    first = os.path.join(root, Path(place).relative_to(root).parts[0]) if place != root else root
+    first = os.path.join(root, *Path(place).relative_to(root).parts[:1])
     return os.path.realpath(first) if os.path.islink(first) and os.path.isdir(first) else root
 
 

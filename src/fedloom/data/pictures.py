@@ -22,7 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from fedloom.data.salvage import JPEG, PNG, WEBP, ends, kind_of, orientation, other_ending, salvaged
+from fedloom.data.salvage import (
+    JPEG,
+    PNG,
+    WEBP,
+    ends,
+    has_all_rows,
+    kind_of,
+    orientation,
+    other_ending,
+    salvaged,
+)
 from fedloom.types import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -269,7 +279,7 @@ def _opened_image(content: bytes, limits: Limits) -> Image.Image | None:
                 image.verify()  # checksums and the end of a PNG, which load() passes over; uses the image up
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
-            return image
+            return image if has_all_rows(content) else None
     except _Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -298,7 +308,9 @@ def _look(image: Image.Image) -> str:
 def _orientation(image: Image.Image, content: bytes) -> int:
     """Return the orientation that an image's metadata give, 1..8; 1 where they give none that makes sense."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # EXIF is written in many wrong ways, and read with many kinds of exception
         found = None
     if not (isinstance(found, int) and 1 <= found <= 8):

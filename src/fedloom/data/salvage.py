@@ -126,6 +126,17 @@ def _png(content: bytes) -> Iterator[bytes]:
         )
 
 
+def has_all_rows(content: bytes) -> bool:
+    """Tell whether a PNG holds as many pixels as its header says, which decoders do not; other formats always do."""
+    if not content.startswith(PNG):
+        return True
+    head, pixels = b"", list[bytes]()
+    for name, data, _ in _chunks(content):
+        head = data if name == b"IHDR" else head
+        pixels += [data] * (name == b"IDAT")
+    return len(head) == 13 and _whole(pixels, _raw_size(head))
+
+
 def _raw_size(header: bytes) -> int:
     """Return how many bytes a PNG's pixels take before compression."""
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
@@ -148,7 +159,7 @@ def _whole(pieces: list[bytes], size: int) -> bool:
                 piece = decoder.unconsumed_tail
     except zlib.error:
         return False
-    return decoder.eof and found == size
+    return found > size or (decoder.eof and found == size)
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:

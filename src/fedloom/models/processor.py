@@ -95,6 +95,23 @@ class Processor:
         return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
 
 
+def special(tokenizer: Any, *more: str) -> re.Pattern[str]:
+    """Return a pattern of everything that a tokenizer, or whoever reads its text, takes for more than text."""
+    added = tokenizer.added_tokens_decoder.values()
+    marks = [one.content for one in added if one.special or _is_mark(one.content)]
+    names = {name.strip() for name in (*tokenizer.all_special_tokens, *marks, *more)}
+    # A mark of one character could only be taken out; a text may hold it as a letter.
+    listed = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+
+
+def plain(pattern: re.Pattern[str], text: str) -> str:
+    """Put a space behind the first character of whatever a pattern of `special` finds, until it finds nothing."""
+    while (found := pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
+        text = found
+    return text
+
+
 def _is_mark(name: str) -> bool:
     """Tell whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
     name = name.strip()
