@@ -17,7 +17,7 @@ def alike(text: str) -> str:
     r"""Return a form that is equal for texts that differ in case, white space or Unicode form only.
 
     Example:
-        >>> alike(" Yes ") == alike("YES"), alike("Gro\\u0308sse") == alike("größe"), alike("a  b") == alike("a\\nb")
+        >>> alike(" Yes ") == alike("YES"), alike("Bru\u0308hl") == alike("BRÜHL"), alike("a  b") == alike("a\nb")
         (True, True, True)
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
