@@ -387,6 +387,17 @@ def test_a_json_file_that_cannot_be_read_is_named(tmp_path, settings, content, m
         load_folder(settings(root=tmp_path), 0)
 
 
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+@pytest.mark.parametrize("form", ["lines", "list", "list over lines"])
+def test_lines_and_lists_are_read_whatever_the_file_is_called(tmp_path, settings, name, form):
+    records = [json.loads(line(id=str(n))) for n in range(3)]
+    lines = "\n".join(map(json.dumps, records))
+    content = {"lines": lines, "list": json.dumps(records), "list over lines": json.dumps(records, indent=1)}
+    (tmp_path / name).write_text(content[form])
+    data = load_folder(settings(root=tmp_path), 0)
+    assert [example.id for example in examples_of(data)] == ["0", "1", "2"] and not data.rejected
+
+
 def test_a_bad_entry_loses_no_other(tmp_path, settings):
     good = json.dumps({"text": "t", "question": "q", "answer": "a"})
     bad = ['{"a": 1, "a": 2}', '{"text": NaN}', '{"text": "t", "more": [{"b": [{"c": 1, "c": 1}]}]}', "NaN"]

@@ -98,11 +98,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return asdict(self) | {
+        return asdict(replace(self, rejected=())) | {
             "root": None if self.root is None else str(self.root),
             "usable": self.usable,
             "numbers": [number._asdict() for number in self.numbers],
             "repeats": [repeat._asdict() for repeat in self.repeats],
+            "rejected": [{"file": one.file, "line": one.line, "reason": one.reason} for one in self.rejected],
         }
 
 

@@ -47,7 +47,8 @@ class Raw:
 def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected]:
     """Yield the records of a `.jsonl` or `.tsv` file, or else of a JSON list, in their order.
 
-    Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
+    A `.jsonl` file that is one list of objects, and a `.json` file with an object on every line, are read as what they
+    are. Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
     Python's habit, are NaN, Infinity and an object that names a key twice. The first line of a `.tsv` file
     names the columns; a quotation mark means nothing but itself.
 
@@ -60,7 +61,38 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected
             one is lost.
     """
     read = {".jsonl": _json_lines, ".tsv": _tsv}.get(path.suffix.lower(), _json_list)
+    if read is _json_lines and _is_list(path):
+        read = _json_list
+    elif read is _json_list and _is_lines(path):
+        read = _json_lines
     return read(path, _printable(name or path.name))
+
+
+def _is_list(path: Path) -> bool:
+    """Tell whether a file of lines is one list of objects, as some writers name it wrongly."""
+    with open(path, "rb") as file:
+        if not file.read(99).removeprefix(_BOM).lstrip().startswith(b"["):
+            return False
+    try:
+        value = _parsed(path.read_bytes().removeprefix(_BOM), {})
+    except ValueError:
+        return False
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _is_lines(path: Path) -> bool:
+    """Tell whether a `.json` file holds one object a line: the first line is an object by itself, and more follow."""
+    with open(path, "rb") as file:
+        start = file.read(99).removeprefix(_BOM).lstrip()
+        if not start.startswith(b"{"):
+            return False
+        file.seek(0)
+        lines = (content for _, content in _lines(file) if content is None or content.strip())
+        try:
+            first = next(lines)
+            return first is not None and isinstance(_parsed(first, {}), dict) and next(lines, b"") != b""
+        except ValueError:
+            return False
 
 
 def kind(value: Any) -> str:
