@@ -63,6 +63,7 @@ class Example:
             of them. Empty for a question that stands alone, with at most one image, which comes before it.
         system: What the conversation says before its first turn, or None.
         place: Where the record stands, in words ("data.jsonl, line 3"); "" for examples that no file holds.
+        spare: Images of the same thing, taken in order where `image` turns out to be damaged.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Example:
     turns: tuple[Turn, ...] = ()
     system: str | None = None
     place: str = field(default="", compare=False)
+    spare: tuple[Picture, ...] = field(default=(), compare=False)
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

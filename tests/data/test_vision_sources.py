@@ -432,6 +432,19 @@ def test_mimic_cxr_may_be_packed_and_its_reports_elsewhere(write, load, tmp_path
     assert len(load("mimic-cxr").train) == 3
 
 
+def test_mimic_cxr_one_bad_image_does_not_lose_its_study(write, load, tmp_path, encoded):
+    write("mimic-cxr")
+    with open(tmp_path / "mimic-cxr-2.0.0-split.csv", "a") as file:
+        file.write("extra,50000001,10000001,train\n")
+    before = load("mimic-cxr")
+    (example,) = (one for one in before.train if one.id == "50000001")
+    (example.image.path.parent / "extra.jpg").write_bytes(encoded(5, "JPEG"))
+    example.image.path.write_bytes(b"no image")
+    after = load("mimic-cxr")
+    (found,) = (one for one in after.train if one.id == "50000001")
+    assert found.image.path.name == "extra.jpg" and len(after.rejected) == len(before.rejected)
+
+
 def test_mimic_cxr_ugly_studies(write, load, trees, tmp_path):
     write("mimic-cxr")
     folder = tmp_path / "files/p10"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedloom.data.pictures import FilePicture
 from fedloom.models.batch import length
 from fedloom.models.families import FAMILIES
 from fedloom.models.fitness import MOST_TOKENS, Checked, checked, limit_of
@@ -121,6 +122,26 @@ def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) 
     assert "cannot be read (a.png: the picture is missing)" in mixed.data.rejected[1].reason
     after = cold.look([one.image for one in good if one.image])
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_files_that_changed_since_they_were_found_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    gone = example("gone", image=FilePicture(tmp_path / "a.png"))
+    found = check(vlm, gone, example("good", image=Plain(8, 8)))
+    assert [one.id for one in found.data.train] == ["good"]
+    assert "image 'a.png' cannot be read" in found.data.rejected[0].reason
+
+
+def test_another_image_of_the_same_thing_takes_the_place_of_a_damaged_one(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    vlm = load_vlm(str(tiny_model))
+    spare = (FilePicture(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))
+    found = check(
+        vlm, example("study", image=Gone(), spare=spare), example("lost", image=Gone(), spare=spare[:2])
+    )
+    assert [(one.id, one.image) for one in found.data.train] == [("study", Plain(8, 8))]
+    assert [one.file for one in found.data.rejected] == ["d, line lost"]
 
 
 def test_the_limit_is_the_models_unless_less_is_wanted(tiny_model: Path) -> None:

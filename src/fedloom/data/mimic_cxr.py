@@ -108,24 +108,29 @@ def make(raw: Raw, reading: Reading) -> Example:
     answer = described(row["report"])
     if not answer:
         raise Bad(f"the report {folder}.txt has neither findings nor impression")
+    image, *spare = _images(row, folder, reading)
     return Example(
         id=study,
         question=QUESTION,
         answer=answer,
-        image=_image(row, folder, reading),
+        image=image,
         task="caption",
+        spare=tuple(spare),
     )
 
 
-def _image(row: dict[str, Any], folder: str, reading: Reading) -> FilePicture:
-    """Return the first image of a study that can be used; what is wrong is told of the first."""
+def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FilePicture]:
+    """Return the images of a study that can be used, at least one; what is wrong is told of the first."""
+    found: list[FilePicture] = []
     reasons: list[Bad] = []
     for name in row["images"]:
         try:
-            return reading.picture(f"{folder}/{needed({'dicom_id': name}, 'dicom_id')}.jpg")
+            found.append(reading.picture(f"{folder}/{needed({'dicom_id': name}, 'dicom_id')}.jpg"))
         except Bad as bad:
             reasons.append(bad)
-    raise reasons[0]
+    if not found:
+        raise reasons[0]
+    return found
 
 
 def described(report: str) -> str | None:

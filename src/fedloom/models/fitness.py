@@ -57,17 +57,22 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
         most: Tokens allowed, at least 1; None as in `limit_of`.
     """
     pictures = [picture for one in (*data.train, *data.test) for picture in one.pictures]
-    computed, refused = _refused(vlm, pictures)
+    unread = {id(one): reason for one in pictures if (reason := _unread(one)) is not None}
+    computed, refused = _refused(vlm, [one for one in pictures if id(one) not in unread])
     limit = limit_of(vlm, most)
     size = _bounds(vlm)
     cut: list[str] = []
     rejected: list[Rejected] = []
 
     def usable(example: Example) -> Example | None:
-        bad = next((one for one in example.pictures if one.key in refused), None)
-        if bad is not None:
-            rejected.append(_rejected(example, refused[bad.key]))
-            return None
+        wrong = [unread.get(id(one)) or refused.get(one.key) for one in example.pictures]
+        reason = next(filter(None, wrong), None)
+        if reason is not None:
+            other = _spared(vlm, example)
+            if other is None:
+                rejected.append(_rejected(example, reason))
+                return None
+            example = other
         tokens = _tokens(vlm, shapes(example), limit, size)
         if tokens is None:
             return example
@@ -114,6 +119,27 @@ def _rejected(example: Example, reason: str) -> Rejected:
     return Rejected(_place(example), None, reason)
 
 
+def _unread(picture: Picture) -> str | None:
+    """Return why not even the key of an image can be known, such as a file that has gone or grown; else None."""
+    try:
+        _ = picture.key
+    except Exception as error:
+        return f"{_name(picture)} cannot be read ({_said(error)})"
+    return None
+
+
+def _spared(vlm: Vlm, example: Example) -> Example | None:
+    """Return an example with the first of its spare images that can be used, or None."""
+    for picture in example.spare:
+        if _unread(picture) is None and not _refused(vlm, [picture])[1]:
+            return replace(example, image=picture)
+    return None
+
+
+def _name(picture: Picture) -> str:
+    return f"image {shown(picture.path.name)}" if isinstance(picture, FilePicture) else "its image"
+
+
 def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]]:
     """Compute the features that are not known yet: how many, and by key the reason of each that cannot be.
 
@@ -137,7 +163,7 @@ def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]
 
 def _reason(vlm: Vlm, picture: Picture) -> str | None:
     """Encode one image by itself and return why that fails, or None."""
-    name = f"image {shown(picture.path.name)}" if isinstance(picture, FilePicture) else "its image"
+    name = _name(picture)
     try:
         height, width = picture.pixels().shape[:2]
     except Exception as error:
