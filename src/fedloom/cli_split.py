@@ -144,7 +144,7 @@ def divided(experiment: Experiment) -> dict[str, Any]:
     from fedloom.scenarios.card import rows
 
     data = load_data(experiment.data, experiment.seed)
-    plan = build_plan(data.train, experiment.scenario, experiment.seed)
+    plan = build_plan(data.train, experiment.scenario, experiment.seed, data.drawn)
     found = survey(plan, data.train)
     return {
         "digest": plan.digest,

@@ -10,14 +10,14 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from fedloom.courses import abreast, drive, settled, timed
-from fedloom.data import load_data
+from fedloom.data import load_data, usable
 from fedloom.engine.memory import keep_freed
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
@@ -37,6 +37,7 @@ from fedloom.identity import contents_of, identity, require_same
 from fedloom.manifest import Manifest, check_files, list_files, read_manifest
 from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.features import cache_folder
+from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.models.source import Source
@@ -46,16 +47,20 @@ from fedloom.record import Clock, Record, read_json, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.plan import build_plan
+from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tasks.linear import require_choice
 from fedloom.tasks.verdict import Judge
 from fedloom.together import cells_together, train_together
 from fedloom.training import Setting, Steps, Training
 from fedloom.tuning.adapters import Tuned, prepare, release, replica, reseeded
 from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
-from fedloom.types import DataSet, UserError
+from fedloom.types import Conversation, DataSet, Example, Presence, UserError
 
 Models = dict[str, Vlm]
 """Loaded models by the settings they were loaded with; they remember what they made of pictures and texts."""
+
+SHOWN = 5
+"""Skipped records that a run names in its output; the record has all of them."""
 
 Cell = tuple[Experiment, Path]
 """What is run, and its run folder."""
@@ -286,9 +291,12 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         check_files(folder, manifest, [PLAN])
     if "linear" in experiment.methods:
         require_choice([*data.train, *data.test])
-    plan = build_plan(data.train, experiment.scenario, experiment.seed)
     tuned = bench.tuned(experiment)
-    vlm, path = tuned.vlm, experiment.evaluate.judge
+    vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
+    check = _fitted(experiment, vlm, data)
+    clock.lap("vision")
+    data = check.data
+    plan = build_plan(data.train, experiment.scenario, experiment.seed, data.drawn)
     judge = None if path is None else bench.judge(path, vlm.device)
     versions = {
         "python": platform.python_version(),
@@ -316,18 +324,16 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         },
     )
     rejected = [str(one) for one in data.rejected]
-    record.append(
-        "data", {"name": data.name, "train": len(data.train), "test": len(data.test), "rejected": rejected}
-    )
-    pictures = [one.image for one in (*data.train, *data.test) if one.image is not None]
-    clock = Clock()
-    computed = vlm.warm(pictures)
-    clock.lap("vision")
+    cut = {"cut": [*check.cut]} if check.cut else {}
+    counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
+    record.append("data", {**counts, "rejected": rejected, **cut})
+    for line in (*rejected[:SHOWN], *check.cut[:SHOWN]):
+        bench.progress.message(f"data: {line}")
     record.append(
         "vision",
         {
-            "pictures": len({one.key for one in pictures}),
-            "computed": computed,
+            "pictures": len({image.key for one in (*data.train, *data.test) for image in one.pictures}),
+            "computed": check.computed,
             "seconds": clock.seconds["vision"],
             "damaged": vlm.store.damaged if vlm.store else [],
         },
@@ -336,6 +342,19 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress, judge,
         bench.twins(experiment),
     )  # fmt: skip
+
+
+def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
+    """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
+    wordings = {PROMPTS[experiment.evaluate.prompt], PROMPTS[experiment.prompt.variant]}
+    whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
+
+    def shapes(example: Example) -> list[Conversation]:
+        render = TASKS[example.task].render
+        return [render(example, whole, clause=clause, answer_form=answer) for clause in wordings]
+
+    found = checked(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
+    return replace(found, data=usable(found.data, experiment.data))
 
 
 def _stages(experiment: Experiment) -> Strategy:

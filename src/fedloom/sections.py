@@ -102,6 +102,11 @@ class Data(Section):
     max_rejected: Share = Field(
         default=0.01, description="Share of bad records above which a run does not start."
     )
+    too_long: Literal["skip", "cut"] = Field(
+        default="skip",
+        description="Whether an example of more tokens than the model takes is skipped, or the end of its text "
+        "evidence is cut.",
+    )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about the shapes data set."
     )
@@ -179,6 +184,11 @@ class Model(Section):
         description="Fresh connector; null is the model's own, and mlp2 in an assembled model.",
     )
     queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
+    max_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens of an example with its images and answer, at most the model's own limit; null "
+        "is 8192.",
+    )
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it computes; auto is cuda where there is one."

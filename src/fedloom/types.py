@@ -30,6 +30,23 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A question of a conversation with its images where they stand, and the answer to it.
+
+    Attributes:
+        user: What is asked, without its images.
+        answer: The answer.
+        pictures: The images of this turn, in order.
+        places: For each image, how many characters of `user` stand before it; ascending, 0..len(user).
+    """
+
+    user: str
+    answer: str
+    pictures: tuple[Picture, ...] = ()
+    places: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One question with its answer and the evidence for it.
 
@@ -44,6 +61,11 @@ class Example:
         options: The possible answers of a multiple-choice question, else empty.
         task: A key of `fedloom.tasks.TASKS`.
         kind: What kind of answer is asked for, e.g. "open" or "closed"; scores are also reported by it.
+        turns: The conversation up to this question, whose turn is the last; `image` is then the first image of any
+            of them. Empty for a question that stands alone, with at most one image, which comes before it.
+        system: What the conversation says before its first turn, or None.
+        place: Where the record stands, in words ("data.jsonl, line 3"); "" for examples that no file holds.
+        spare: Images of the same thing, taken in order where `image` turns out to be damaged.
     """
 
     id: str
@@ -56,6 +78,17 @@ class Example:
     options: tuple[str, ...] = ()
     task: str = "choice"
     kind: str | None = None
+    turns: tuple[Turn, ...] = ()
+    system: str | None = None
+    place: str = field(default="", compare=False)
+    spare: tuple[Picture, ...] = field(default=(), compare=False)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All images, those of earlier turns first."""
+        if self.turns:
+            return tuple(picture for turn in self.turns for picture in turn.pictures)
+        return () if self.image is None else (self.image,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +101,17 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One user turn and the answer to it, ready for a chat template.
+    """One user turn and the answer to it, with what was said before, ready for a chat template.
 
     Attributes:
-        user: The text of the user turn; an image, if any, comes before it.
+        user: The text of the user turn.
         answer: The text the model is trained to give.
-        picture: The image shown, or None.
+        picture: The first image of the user turn, or None.
         options: The texts whose likelihoods are compared, in label order; empty for free answers.
-        more: Further images, shown after the first.
+        more: Further images of the user turn.
+        places: Where in `user` each image of the turn stands, as `Turn.places`; empty puts all before the text.
+        history: Earlier turns, which carry no loss here.
+        system: What is said before the first turn, or None.
     """
 
     user: str
@@ -83,20 +119,39 @@ class Conversation:
     picture: Picture | None = None
     options: tuple[str, ...] = ()
     more: tuple[Picture, ...] = ()
+    places: tuple[int, ...] = ()
+    history: tuple[Turn, ...] = ()
+    system: str | None = None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All images, in the order in which they are shown."""
-        return (*(() if self.picture is None else (self.picture,)), *self.more)
+        earlier = tuple(picture for turn in self.history for picture in turn.pictures)
+        own = (*(() if self.picture is None else (self.picture,)), *self.more)
+        return (*earlier, *own)
+
+    @property
+    def turn(self) -> Turn:
+        """The last turn by itself."""
+        own = (*(() if self.picture is None else (self.picture,)), *self.more)
+        return Turn(self.user, self.answer, own, self.places or (0,) * len(own))
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A bad record that was set aside: where it stands and what is wrong with it."""
+    """An invalid record, which is skipped: where it stands and what is wrong with it.
+
+    Attributes:
+        file: The file, or where else the record stands.
+        line: Its line, or None where there are no lines.
+        reason: What is wrong.
+        example: What is known of it, for draws of others that count it; None where too little is known.
+    """
 
     file: str
     line: int | None
     reason: str
+    example: Example | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}, line {self.line}"
@@ -105,20 +160,23 @@ class Rejected:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Examples for training and testing, and what was set aside while reading them.
+    """Examples for training and testing, and the records that were skipped while reading them.
 
     Attributes:
         name: A key of `fedloom.data.DATASETS`.
         train: Examples that are divided among clients.
         test: Held-out examples. Where fedloom makes the division, no picture and no variant of one is also in
             `train`; a published division is kept as it is (`fedloom data check` tells what it repeats).
-        rejected: Records set aside, with file, line and reason.
+        rejected: Skipped records, with file, line and reason.
+        drawn: The training part with the skipped records in their places, for draws that are replayed and count
+            them; empty where none was skipped or too little is known.
     """
 
     name: str
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     rejected: tuple[Rejected, ...] = ()
+    drawn: tuple[Example, ...] = field(default=(), compare=False, repr=False)
 
 
 Tensors = Mapping[str, "Tensor"]

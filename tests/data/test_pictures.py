@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from fedloom.data.pictures import FilePicture, Limits, ZipPicture, check_picture, glance_at_picture
+from fedloom.data.pictures import (
+    LIMITS,
+    FilePicture,
+    Limits,
+    ZipPicture,
+    _decode,
+    check_picture,
+    glance_at_picture,
+)
 from fedloom.types import UserError
 
 DAMAGED = "damaged or cut short"
@@ -53,18 +61,37 @@ def test_the_three_formats_are_read(tmp_path, encoded, format):
     assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((12, 13, 3), np.uint8, True)
 
 
-@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
-def test_other_formats_are_not(encoded, format):
-    assert check_picture(encoded(1, format)) == UNKNOWN
+OTHERS = {
+    "GIF": "a GIF image, ",
+    "BMP": "a BMP image, ",
+    "TIFF": "a TIFF image, ",
+    "PPM": "",
+    "ICO": "an icon, ",
+}
+
+
+@pytest.mark.parametrize("format", OTHERS)
+def test_other_formats_are_named(encoded, format):
+    assert check_picture(encoded(1, format)) == OTHERS[format] + UNKNOWN
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_every_truncation_is_found(encoded, format):
+    """What is left of a file is refused, or it is only its end that is missing and the pixels are all there."""
     content = encoded(2, format, side=16)
-    # The last four bytes of a PNG are the checksum of its empty end mark.
-    cuts = range(1, len(content) - (4 if format == "PNG" else 0))
-    assert {check_picture(content[:cut]) for cut in cuts} <= {DAMAGED, UNKNOWN}
-    assert {check_picture(content[:cut]) for cut in cuts[16:]} == {DAMAGED}
+    with Image.open(io.BytesIO(content)) as image:
+        whole = image.convert("RGB").tobytes()
+    used = []
+    for cut in range(1, len(content)):
+        reason = check_picture(content[:cut])
+        if reason is None:
+            assert _decode(content[:cut], LIMITS).tobytes() == whole
+            used.append(cut)
+        else:
+            assert reason == (DAMAGED if cut > 16 else reason)
+    # A PNG ends with a checksum of four bytes and an end mark of twelve; a JPEG with a mark of two.
+    assert used == {"PNG": [*range(len(content) - 16, len(content))], "JPEG": used, "WEBP": []}[format]
+    assert format != "JPEG" or set(used) >= {len(content) - 2, len(content) - 1}
 
 
 def test_every_flipped_bit_of_png_data_is_found(encoded):
@@ -231,5 +258,5 @@ def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path, orientation):
 
 def test_the_size_of_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(UserError, match=r"a\.png: the picture is damaged"):
+    with pytest.raises(UserError, match=r"a\.png: the picture is not a PNG, JPEG or WebP picture"):
         _ = FilePicture(tmp_path / "a.png").size

@@ -431,7 +431,8 @@ def test_the_folder_of_pictures_may_be_a_link_but_a_picture_may_not_lead_out_of_
     (tmp_path / "elsewhere/00001.png").unlink()
     (tmp_path / "elsewhere/00001.png").symlink_to(tmp_path / "outside.png")
     data = load("hateful-memes", root)
-    assert reasons(data) == ["image '00001.png' leaves the folder through a link"]
+    (reason,) = reasons(data)
+    assert reason.startswith("image '00001.png' leaves the folder through a link;")
     assert len(data.train) == 5
 
 

@@ -12,7 +12,7 @@ from fedloom.data import load_data
 from fedloom.data.boxes import in_fractions, in_pixels
 from fedloom.data.clients import take_off_frame
 from fedloom.data.fields import Bad
-from fedloom.data.mimic_cxr import sections
+from fedloom.data.mimic_cxr import described, sections
 from fedloom.data.pictures import FilePicture
 from fedloom.tasks import TASKS, UNPARSED
 from fedloom.types import UserError
@@ -290,6 +290,45 @@ def test_coco_takes_the_first_caption_of_a_picture(write, load, trees):
         load("coco-captions", variant="2017")
 
 
+def test_coco_passes_over_an_empty_caption_for_a_later_one(write, load, trees, tmp_path):
+    write("coco-captions")
+    path = tmp_path / "annotations/captions_train2014.json"
+    value = json.loads(path.read_text())
+    value["annotations"] = [
+        {"id": 1, "image_id": 0, "caption": " "},
+        {"id": 2, "image_id": 1, "caption": "one"},
+        {"id": 3, "image_id": 0, "caption": "zero"},
+        {"id": 4, "image_id": 0, "caption": "later"},
+    ]
+    path.write_text(json.dumps(value))
+    data = load("coco-captions")
+    assert [example.answer for example in data.train] == ["zero", "one"] and not data.rejected
+
+
+REPORTS = [
+    (" FINDINGS:\n\n Clear.\n PICC: in place.\n\n IMPRESSION:\n Normal.", "Clear. PICC: in place."),
+    (" FINDINGS AND IMPRESSION:\n\n Clear.", "Clear."),
+    (" CONCLUSION:  Clear.", "Clear."),
+    (" COMPARISON:  None.\n\n CHEST, TWO VIEWS:\n\n Clear.", "Clear."),
+    (" PA AND LATERAL CHEST RADIOGRAPHS:  Clear.", "Clear."),
+    (" INDICATION:  Cough.\n\n FINDNGS:  Clear.", "Clear."),
+    (" INDICATION:  Cough.\n\n IMPRESSON:  Clear.\n\n RECOMMENDATION(S):  None.", "Clear."),
+    (
+        " FINDINGS:\n\n CHEST:  Clear.\n BONES:  Whole.\n\n NOTIFICATION:  Told.",
+        "CHEST: Clear. BONES: Whole.",
+    ),
+    (" FINDINGS:\n\n IMPRESSION:  Clear.", "Clear."),
+    (" EXAMINATION:  CHEST\n\n Clear on both sides.\n\n No effusion.", "Clear on both sides. No effusion."),
+    (" EXAMINATION:  CHEST\n", None),
+    ("No heading at all", None),
+]
+
+
+@pytest.mark.parametrize(("report", "said"), REPORTS)
+def test_reports_are_read_as_their_owners_read_them(report, said):
+    assert described(f"                                 FINAL REPORT\n{report}\n") == said
+
+
 def test_coco_ugly_captions(write, load, trees, tmp_path):
     write("coco-captions")
     path = tmp_path / "annotations/captions_train2014.json"
@@ -391,6 +430,19 @@ def test_mimic_cxr_may_be_packed_and_its_reports_elsewhere(write, load, tmp_path
         moved.parent.mkdir(parents=True, exist_ok=True)
         report.rename(moved)
     assert len(load("mimic-cxr").train) == 3
+
+
+def test_mimic_cxr_one_bad_image_does_not_lose_its_study(write, load, tmp_path, encoded):
+    write("mimic-cxr")
+    with open(tmp_path / "mimic-cxr-2.0.0-split.csv", "a") as file:
+        file.write("extra,50000001,10000001,train\n")
+    before = load("mimic-cxr")
+    (example,) = (one for one in before.train if one.id == "50000001")
+    (example.image.path.parent / "extra.jpg").write_bytes(encoded(5, "JPEG"))
+    example.image.path.write_bytes(b"no image")
+    after = load("mimic-cxr")
+    (found,) = (one for one in after.train if one.id == "50000001")
+    assert found.image.path.name == "extra.jpg" and len(after.rejected) == len(before.rejected)
 
 
 def test_mimic_cxr_ugly_studies(write, load, trees, tmp_path):

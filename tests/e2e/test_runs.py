@@ -261,6 +261,28 @@ def test_own_data_runs_and_bad_records_are_reported(tiny_model: Path, tmp_path: 
         run(strict, tmp_path / "strict")
 
 
+@pytest.mark.parametrize("too_long", ["skip", "cut"])
+def test_what_the_model_cannot_take_is_named_everywhere(
+    too_long: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A text too long for the model: in the output, the record and the report; everybody else is trained on."""
+    rows = [
+        {"image": f"{n}.png", "text": f"note {n}", "question": "Which?", "answer": "ab"[n % 2]}
+        for n in range(16)
+    ]
+    rows[5]["text"] = "very long " * 3000
+    own_folder(tmp_path / "own", rows)
+    data = {"name": "folder", "root": str(tmp_path / "own"), "max_rejected": 0.1, "too_long": too_long}
+    value = experiment(tiny_model, data=data, methods=["fedavg"], train={"rounds": 1, "batch_size": 4})
+    run_experiment(value, tmp_path / "run", make_progress(quiet=False))
+    told = next(json.loads(line) for line in (tmp_path / "run/record.jsonl").open() if '"data"' in line)
+    assert told["train"] + told["test"] == (15 if too_long == "skip" else 16)
+    (line,) = told["rejected" if too_long == "skip" else "cut"]
+    assert line.startswith("data.jsonl, line 6: ") and "too long" in line
+    assert "data.jsonl, line 6" in capsys.readouterr().err
+    assert "data.jsonl, line 6" in (tmp_path / "run/report.html").read_text()
+
+
 def test_linear_is_refused_before_training_where_there_are_no_options(
     tiny_model: Path, tmp_path: Path
 ) -> None:

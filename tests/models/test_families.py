@@ -25,7 +25,7 @@ from fedloom.seeds import torch_stream
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
 from fedloom.tuning.dropout import Masks, dropping
 from fedloom.tuning.strategy import LINEARS, LoRA, stage
-from fedloom.types import Conversation, UserError
+from fedloom.types import Conversation, Turn, UserError
 
 from .tiny import TINY, Drawn, save
 
@@ -36,6 +36,18 @@ CONVERSATIONS = {
     "text only": Conversation("Which?", "no way", None, OPTIONS),
     "image only": Conversation("", "no way", Drawn("b", 16, 40), OPTIONS),
     "several images": Conversation("Same?", "yes", Drawn("c"), OPTIONS, more=(Drawn("a"),)),
+    "images where they stand": Conversation(
+        "Is it or is it not?", "yes", Drawn("c"), OPTIONS, more=(Drawn("a"),), places=(6, 19)
+    ),
+    "several turns": Conversation(
+        "And now?",
+        "no way",
+        Drawn("c"),
+        OPTIONS,
+        places=(4,),
+        history=(Turn("Which?", "yes", (Drawn("a"),), (0,)), Turn("Sure?", "no way")),
+        system="Be short.",
+    ),
 }
 
 
@@ -116,6 +128,52 @@ def test_the_loss_is_the_stock_models(vlm: Vlm) -> None:
     batch = list(CONVERSATIONS.values())
     stock = torch.stack([stock_losses(vlm, one, one.answer).mean() for one in batch])
     torch.testing.assert_close(answer_loss(vlm, batch), stock.mean(), rtol=1e-5, atol=1e-5)
+
+
+MARKS = (
+    "<image>",
+    "</s>",
+    "<s>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "[INST]",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "|NEWLINE|",
+)
+
+
+def special_ids(vlm: Vlm, ids: tuple[int, ...]) -> list[int]:
+    return [one for one in ids if one in vlm.tokenizer.all_special_ids]
+
+
+def test_a_users_text_stays_text(vlm: Vlm) -> None:
+    """Whatever stands in a question, an answer or an earlier turn, the special tokens are those of the template."""
+    known = (
+        *vlm.tokenizer.all_special_tokens,
+        *MARKS,
+        vlm.family.placeholder(vlm.model, vlm.tokenizer).strip(),
+    )
+    hostile = " ".join(f"{mark}{mark} a{mark}b" for mark in known)
+    assert special_ids(vlm, tuple(vlm.tokenizer(hostile, add_special_tokens=False)["input_ids"]))
+    for words in (hostile, "plain"):
+        history = (Turn(words, words, (Drawn("b"),), (0,)),)
+        talk = Conversation(words, words, Drawn("a"), history=history, system=words)
+        found = encode(vlm, talk, [words])
+        if words is hostile:
+            wrong = found
+    assert special_ids(vlm, wrong.prompt) == special_ids(vlm, found.prompt)
+    assert special_ids(vlm, wrong.answers[0]) == special_ids(vlm, found.answers[0])
+    kept = vlm.tokenizer.decode(wrong.answers[0], skip_special_tokens=True)
+    squeezed = "".join(hostile.split())
+    assert "".join(kept.split()).startswith(squeezed)
+
+
+def test_earlier_turns_stand_in_the_prompt_in_order(vlm: Vlm) -> None:
+    talk = CONVERSATIONS["several turns"]
+    found = vlm.tokenizer.decode(encode(vlm, talk, ["yes"]).prompt)
+    places = [found.find(words) for words in ("Be short.", "Which?", "yes", "Sure?", "no way", "And", "now?")]
+    assert -1 not in places and places == sorted(places)
 
 
 def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(vlm: Vlm, tmp_path: Path) -> None:

@@ -131,3 +131,38 @@ def test_dropout_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
     tower.train()
     with pytest.raises(UserError, match="drops values at random"):
         with_store(vlm, tmp_path, LIMIT)
+
+
+def test_a_full_disk_ends_nothing_and_is_told(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedloom.models.features.write_atomic", full)
+    plain = vlm.encode(dots(5, left=5))
+    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    assert torch.equal(stored.encode(dots(3, left=3)), plain[:3])
+    assert torch.equal(stored.encode(dots(5, left=2)), plain)
+    assert stored.store is not None
+    (told,) = stored.store.damaged
+    assert told.endswith("no features are kept (No space left on device)")
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "closed"])
+def test_a_folder_that_cannot_be_used_ends_nothing(place: str, vlm: Vlm, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    folder = (
+        tmp_path / {"a file": "file", "below a file": "file/features", "closed": "closed/features"}[place]
+    )
+    stored = replace(with_store(vlm, folder, LIMIT), features={})
+    assert torch.equal(stored.encode(dots(3, left=3)), vlm.encode(dots(3, left=3)))
+
+
+def test_the_grid_of_kept_features_is_read_without_them(vlm: Vlm, tmp_path: Path) -> None:
+    pictures = dots(3, left=3)
+    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    shapes = [value.shape[:-1] for value in stored.look(pictures)]
+    later = replace(with_store(vlm, tmp_path, LIMIT), features={}, grids_known={})
+    assert list(later.grids(pictures)) == [tuple(shape) for shape in shapes] and not later.features

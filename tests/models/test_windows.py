@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.families import FAMILIES
-from fedloom.models.inputs import limit_of, slides, windows
+from fedloom.models.inputs import positions_of, slides, windows
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.types import Conversation
 
@@ -180,4 +180,4 @@ def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
 )
 def test_the_limit_is_that_of_the_decoder(config: dict[str, Any], expected: int | None) -> None:
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config)))
-    assert limit_of(Vlm("x", model, None, FAMILIES["llava"], "")) == expected
+    assert positions_of(Vlm("x", model, None, FAMILIES["llava"], "")) == expected

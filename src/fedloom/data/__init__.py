@@ -27,7 +27,7 @@ from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "variants"]
+__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "usable", "variants"]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,
@@ -76,7 +76,18 @@ def load_data(settings: DataSettings, seed: int) -> DataSet:
     """
     if settings.name not in DATASETS:
         raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(DATASETS)}")
-    data = DATASETS[settings.name](settings, seed)
+    data = usable(DATASETS[settings.name](settings, seed), settings)
+    if settings.limit is not None:
+        data = replace(data, train=thin(data.train, settings.limit, seed), drawn=())
+    return data
+
+
+def usable(data: DataSet, settings: DataSettings) -> DataSet:
+    """Return a data set as it is, if not too many of its records are invalid and something is left of both parts.
+
+    Raises:
+        UserError: A larger share of records than `max_rejected` is invalid, or nothing is left to train or test on.
+    """
     _check_rejected(data, settings.max_rejected)
     for part, examples in (("training", data.train), ("test", data.test)):
         if not examples:
@@ -86,8 +97,6 @@ def load_data(settings: DataSettings, seed: int) -> DataSet:
                 f"data: no {part} example is left of {where} ({counts}); "
                 "add records, or change data.test_share or their split"
             )
-    if settings.limit is not None:
-        data = replace(data, train=thin(data.train, settings.limit, seed))
     return data
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fedloom.data import DATASETS, SHIPPED
 from fedloom.data.records import shown
+from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
 from fedloom.types import DataSet, Example, Rejected, UserError
 
@@ -97,11 +98,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return asdict(self) | {
+        return asdict(replace(self, rejected=())) | {
             "root": None if self.root is None else str(self.root),
             "usable": self.usable,
             "numbers": [number._asdict() for number in self.numbers],
             "repeats": [repeat._asdict() for repeat in self.repeats],
+            "rejected": [{"file": one.file, "line": one.line, "reason": one.reason} for one in self.rejected],
         }
 
 
@@ -161,9 +163,12 @@ def _check_other(settings: Settings) -> Report:
         return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))
     for part in ("train", "test"):
-        found.parts[part].extend((f"example {shown(one.id)}", one) for one in getattr(data, part))
+        found.parts[part].extend(
+            (one.place or f"example {shown(one.id)}", one) for one in getattr(data, part)
+        )
     faults = tuple(_faults(found, settings.max_rejected, needs_test=True))
-    return replace(report, faults=faults, numbers=tuple(_part_sizes(data)), rejected=data.rejected)
+    numbers, repeats = tuple(_part_sizes(data)), tuple(_repeats(found))
+    return replace(report, faults=faults, numbers=numbers, repeats=repeats, rejected=data.rejected)
 
 
 def _part_sizes(data: DataSet) -> Iterator[Number]:
@@ -235,10 +240,11 @@ def _repeats(found: _Found) -> Iterator[Repeat]:
 
 def _marks(example: Example) -> Iterator[tuple[str, Hashable]]:
     """Yield what should not be in two parts."""
-    if example.image is not None:
-        yield "picture", example.image.key
-        if example.text is None:
-            yield "question about the same picture", (example.image.key, example.question)
-    words = example.text if example.text is not None or example.image is not None else example.question
+    looks = tuple(look_of(picture) for picture in example.pictures)
+    for look in looks:
+        yield "picture", look
+    if looks and example.text is None:
+        yield "question about the same picture", (looks, alike(example.question))
+    words = example.text if example.text is not None or looks else example.question
     if words is not None:
-        yield "text", words
+        yield "text", alike(words)

@@ -43,15 +43,28 @@ def by_id(value: Any, key: str, wanted: str, path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the first caption of every picture, with the picture's file name."""
+    """Yield the first caption of every image that says anything, with the image's file name."""
     value = read_json(path)
-    names, seen = by_id(value, "images", "file_name", path), set[str]()
+    names, first = by_id(value, "images", "file_name", path), dict[str, int]()
+    found: dict[int, Raw | Rejected] = {}
     for number, entry in enumerate(listed(value, "annotations", path), 1):
         if not isinstance(entry, dict):
-            yield Rejected(name, None, f"annotation {number}: {kind(entry)} instead of an object")
-        elif (image := str(entry.get("image_id"))) not in seen:
-            seen.add(image)
-            yield Raw(name, "annotation", number, entry | {"file_name": names.get(image)})
+            reason = f"annotation {number}: {kind(entry)} instead of an object"
+            found[number] = Rejected(name, None, reason)
+            continue
+        image = str(entry.get("image_id"))
+        before = found.get(first.setdefault(image, number))
+        if before is None or (
+            isinstance(before, Raw)
+            and _empty(before.values.get("caption"))
+            and not _empty(entry.get("caption"))
+        ):
+            found[first[image]] = Raw(name, "annotation", number, entry | {"file_name": names.get(image)})
+    yield from found.values()
+
+
+def _empty(caption: Any) -> bool:
+    return not isinstance(caption, str) or not caption.strip()
 
 
 def make(raw: Raw, reading: Reading) -> Example:

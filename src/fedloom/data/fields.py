@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.data.pictures import FilePicture, whole_picture
 from fedloom.data.records import kind, shown
 
 _ESCAPES = (
@@ -21,11 +22,11 @@ _ESCAPES = (
 )
 
 Locate = Callable[[str], FilePicture]
-"""Picture's name in a record → the picture; raises `Bad`."""
+"""Name of an image in a record → the image; raises `Bad`."""
 
 
 class Bad(Exception):
-    """The reason a record is set aside."""
+    """The reason a record is invalid."""
 
 
 def text(record: dict[str, Any], key: str) -> str | None:
@@ -81,12 +82,44 @@ def one_of(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def locator(root: Path, check: Callable[[Path], str | None] = check_picture) -> Locate:
-    """Return a function from a record's picture to a checked one; each file is read and checked once.
+_LINK = (
+    "leaves the folder through a link; only a link to a whole folder that stands directly in it is followed"
+)
+
+
+def _linked(root: str, place: str) -> str:
+    """Return the folder that a path below `root` goes to first, where that is a link directly in `root`; else `root`.
+
+    The owner of the folder made that link; what a record says can only name it.
+    """
+    first = os.path.join(root, *Path(place).relative_to(root).parts[:1])
+    return os.path.realpath(first) if os.path.islink(first) and os.path.isdir(first) else root
+
+
+def _spelled(root: str, name: str) -> str | Bad:
+    """Return a name as the file system spells it, where that differs in Unicode form only; else the name itself.
+
+    Some systems store é as one character and others as two, and archives carry either from one to the other.
+    """
+    place = root
+    for part in name.split("/"):
+        if not os.path.lexists(os.path.join(place, part)) and os.path.isdir(place):
+            wanted = unicodedata.normalize("NFC", part)
+            same = [one for one in os.listdir(place) if unicodedata.normalize("NFC", one) == wanted]
+            if len(same) > 1:
+                return Bad(f"is there {len(same)} times, in several Unicode forms of its name")
+            part = same[0] if same else part
+        place = os.path.join(place, part)
+    return os.path.relpath(place, root)
+
+
+def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_picture) -> Locate:
+    """Return a function from a record's image to a checked one; each file is read and checked once.
 
     Args:
-        root: The folder that pictures are named relative to, and that none may leave.
-        check: Returns the reason a file is no good, or None.
+        root: The folder that images are named relative to, and that none may leave but through a link to a folder
+            directly in it.
+        look: Returns the image in a file, or the reason it is no good.
     """
     real_root = os.path.realpath(root)
 
@@ -95,11 +128,17 @@ def locator(root: Path, check: Callable[[Path], str | None] = check_picture) -> 
         for pattern, reason in _ESCAPES:
             if pattern.search(name):
                 return reason
-        path = Path(os.path.realpath(os.path.join(real_root, name)))
-        if not path.is_relative_to(real_root):
-            return "leaves the folder through a link"
-        reason = check(path)
-        return FilePicture(path) if reason is None else f"is {reason}"
+        place = os.path.join(real_root, name)
+        if not os.path.lexists(place):
+            spelled = _spelled(real_root, name)
+            if isinstance(spelled, Bad):
+                return str(spelled)
+            place = os.path.join(real_root, spelled)
+        path = Path(os.path.realpath(place))
+        if not any(path.is_relative_to(base) for base in (real_root, _linked(real_root, place))):
+            return _LINK
+        image = look(path)
+        return f"is {image}" if isinstance(image, str) else image
 
     def locate(name: str) -> FilePicture:
         picture = found(name)

@@ -3,7 +3,7 @@
 The folder holds `medical_meadow_wikidoc_medical_flashcards.json`, a list of {"instruction", "input",
 "output"}: input is the question, output the answer. There is no evidence besides the question, so an example
 has neither picture nor text. All cards are to train; `data.test_share` of them is held out, equal questions
-on one side. Cards without question or answer are set aside, which may take more than the default of
+on one side. Cards without question or answer are skipped, which may take more than the default of
 `data.max_rejected`.
 
 Reference: T. Han et al., "MedAlpaca: An Open-Source Collection of Medical Conversational AI Models and
@@ -31,6 +31,12 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
+def blank(raw: Raw, reading: Reading) -> Example:
+    """Make what is known of a card without question or answer; FedMLLM's draws count it."""
+    del reading
+    return Example(id=f"card-{raw.number}", question="", answer="", task="vqa")
+
+
 COUNTS = (Count("train", 33955),)
 
 FLASHCARDS = Source(
@@ -40,6 +46,6 @@ FLASHCARDS = Source(
         "Get medical_meadow_wikidoc_medical_flashcards.json from "
         "https://huggingface.co/datasets/medalpaca/medical_meadow_medical_flashcards. The root is its folder."
     ),
-    tables=(Table("train", FILES, make),),
+    tables=(Table("train", FILES, make, blank=blank),),
     counts=COUNTS,
 )

@@ -10,30 +10,37 @@ folder) and `text`. Optional: `options` (list of possible answers), `group` (wha
 a topic; text or whole number), `id` (likewise; unique), `split` ("train" or "test"). Absent, null and
 empty mean the same; other keys are ignored.
 
-A `.json` file is a list of such objects, or of LLaVA-style ones, or both:
+A `.json` file is a list of such objects. Either file may also hold conversations as LLaVA, ShareGPT, LLaMA-Factory,
+ms-swift or OpenAI-style trainers keep them; see `fedloom.data.talks`:
 
     [{"id": "17", "image": "scans/17.png", "conversations": [
         {"from": "human", "value": "<image>\\nIs there a fracture?"}, {"from": "gpt", "value": "no"}]}]
 
-Each pair of turns becomes one example that stands alone, with id "17", or "17#1", "17#2" … where there are
-several; "<image>" marks are taken out of the text.
+Each answer of a conversation becomes one example with the turns before it, named "17", or "17#1", "17#2" … where there
+are several. A conversation may have neither image nor text.
+
+**Ids** need not be unique: those of LLaVA name images. An id that was used before gets its place added
+("17@data.json:5").
 
 **Answers.** A record with `options` is multiple choice, its label the position of the answer. If no record
 of the data set has options and there are 2 to 50 distinct answers, those, sorted, are everybody's options.
-Any other record has a free answer: task "vqa", label None.
+Any other record has a free answer: task "vqa", label None. Answers and options that differ in case, white space or
+Unicode form only are the same; an answer is spelled as its option is, or else as most records spell it.
 
 **Division.** Files named train and test decide; else the records' `split`, which then every record needs;
-else `data.test_share` of the records is drawn, alike in answers, records with the same picture on one side.
-A test record whose picture (byte for byte) is also in the training part is set aside: scores on it would
-tell nothing.
+else `data.test_share` of the records is drawn, alike in answers, records with the same evidence on one side: an image
+they share (the same pixels, whatever file they are in), or, where there is none, the text, or else the question. A test
+record whose image is also in the training part is skipped: scores on it would mean nothing. Texts and questions that a
+division of your own repeats are kept; `fedloom data check` names them.
 
-**Bad records** are set aside with file, line and reason, and the others are used. A question with neither
-picture nor text is bad too: a benchmark of modalities has no place for it; put what there is into `text`.
+**Invalid records** are skipped with file, line and reason, and the others are used. A record with a question, but neither
+image nor text, is invalid too: a benchmark of modalities has no place for it; put what there is into `text`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +48,8 @@ from typing import Any
 from fedloom.data.base import DataSettings, divide
 from fedloom.data.fields import Bad, Locate, locator, needed, text, word
 from fedloom.data.records import Raw, kind, read_records, shown
+from fedloom.data.same import alike, look_of, marks
+from fedloom.data.talks import LISTS, images_of, is_talk, talk
 from fedloom.types import DataSet, Example, Rejected, UserError
 
 MAX_CLOSED = 50
@@ -75,20 +84,27 @@ def load_folder(settings: DataSettings, seed: int) -> DataSet:
     root = Path(settings.root)
     rows: list[_Row] = []
     rejected: list[Rejected] = []
-    locate, ids = locator(root), dict[str, Raw]()
+    locate, ids = locator(root), set[str]()
     for split, path in _files(root):
         for record in read_records(path):
-            for raw in _pairs(record) if isinstance(record, Raw) else [record]:
-                row = _row(raw, split, locate, ids) if isinstance(raw, Raw) else raw
-                rows.append(row) if isinstance(row, _Row) else rejected.append(row)
+            found = _rows(record, split, locate) if isinstance(record, Raw) else record
+            if isinstance(found, Rejected):
+                rejected.append(found)
+            else:
+                rows += [_named(row, ids) for row in found]
     rows = _with_options(rows)
     if any(row.split for row in rows):
         rows, late = _checked_splits(rows)
         rejected += late
         train, test = (tuple(row.example for row in rows if row.split == split) for split in SPLITS)
     else:
-        twins = [(row.example.image.key,) if row.example.image else () for row in rows]
-        train, test = divide([row.example for row in rows], twins, settings.test_share, seed)
+        examples = [row.example for row in rows]
+        # Answers of one conversation share whatever was said, with or without an image.
+        twins = [
+            (*own, ("talk", row.raw.file, row.raw.number))
+            for own, row in zip(marks(examples), rows, strict=True)
+        ]
+        train, test = divide(examples, twins, settings.test_share, seed)
     return DataSet("folder", train, test, tuple(rejected))
 
 
@@ -113,65 +129,91 @@ def _files(root: Path) -> list[tuple[str | None, Path]]:
     raise UserError(f"data.root: {root} holds no file of records (data.jsonl, or train.jsonl and test.jsonl)")
 
 
-def _pairs(raw: Raw) -> Iterator[Raw | Rejected]:
-    """Turn a LLaVA-style record into one record for each pair of turns; yield any other as it is."""
-    if "conversations" not in raw.values:
-        yield raw
-        return
-    turns = raw.values["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        yield raw.rejected("conversations is not a list of objects")
-        return
-    if not turns or [turn.get("from") for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
-        yield raw.rejected('conversations does not alternate between "human" and "gpt"')
-        return
-    for number, (human, gpt) in enumerate(zip(turns[::2], turns[1::2], strict=True), 1):
-        question = human.get("value")
-        values = {key: value for key, value in raw.values.items() if key != "conversations"}
-        values["question"] = question.replace("<image>", "") if isinstance(question, str) else question
-        values["answer"] = gpt.get("value")
-        if len(turns) > 2 and isinstance(name := values.get("id") or f"{raw.file}:{raw.number}", str | int):
-            values["id"] = f"{name}#{number}"
-        yield replace(raw, values=values)
-
-
-def _row(raw: Raw, split: str | None, locate: Locate, ids: dict[str, Raw]) -> _Row | Rejected:
-    """Check one record; `ids` remembers what was accepted."""
+def _rows(raw: Raw, split: str | None, locate: Locate) -> list[_Row] | Rejected:
+    """Read one record as its examples."""
     try:
-        example = _example(raw, locate)
-        if example.id in ids:
-            before = ids[example.id]
-            raise Bad(
-                f"id {shown(example.id)} was used before ({before.file}, {before.unit} {before.number})"
-            )
         own = split or text(raw.values, "split")
         if own not in (None, *SPLITS):
             raise Bad(f'split is {shown(own)}, not "train" or "test"')
+        examples = _talked(raw, locate) if is_talk(raw.values) else [_example(raw, locate)]
     except Bad as bad:
         return raw.rejected(str(bad))
-    ids[example.id] = raw
-    return _Row(raw, example, own)
+    return [_Row(raw, example, own) for example in examples]
+
+
+def _named(row: _Row, ids: set[str]) -> _Row:
+    """Give an example whose id was used before another one; `ids` remembers those that are used."""
+    example = row.example
+    name = example.id if example.id not in ids else f"{example.id}@{row.raw.file}:{row.raw.number}"
+    while name in ids:
+        name += "'"
+    ids.add(name)
+    return row if name == example.id else replace(row, example=replace(example, id=name))
+
+
+def _talked(raw: Raw, locate: Locate) -> list[Example]:
+    """Make an example of every answer of a conversation that is to be learned."""
+    record = raw.values
+    found, options, evidence = talk(record, locate), _options(record), text(record, "text")
+    name = _id(raw)
+    images = [picture for turn in found.turns for picture in turn.pictures]
+    simple = len(found.turns) == 1 and len(images) < 2 and not any(found.turns[0].places)
+    made: list[Example] = []
+    for number, (turn, learned) in enumerate(zip(found.turns, found.learned, strict=True), 1):
+        if learned:
+            made.append(
+                replace(
+                    _made(raw, turn.user, turn.answer, options),
+                    id=name if len(found.turns) == 1 else f"{name}#{number}",
+                    image=images[0] if images else None,
+                    text=evidence,
+                    turns=() if simple else found.turns[:number],
+                    system=found.system,
+                )
+            )
+    return made
 
 
 def _example(raw: Raw, locate: Locate) -> Example:
     record = raw.values
     question, answer = needed(record, "question"), needed(record, "answer")
-    options = _options(record)
-    if options and answer not in options:
-        raise Bad(f"answer {shown(answer)} is not among the options")
-    image, evidence = text(record, "image"), text(record, "text")
-    if image is None and evidence is None:
+    options, evidence, names = _options(record), text(record, "text"), images_of(record)
+    if not names and evidence is None:
         raise Bad("neither image nor text")
+    if len(names) > 1:
+        asked = {key: value for key, value in record.items() if key not in LISTS}
+        turns = talk({**asked, "messages": [_say("user", question), _say("assistant", answer)]}, locate).turns
+        image = turns[0].pictures[0]
+        question = turns[0].user
+    else:
+        turns, image = (), locate(names[0]) if names else None
+    made = _made(raw, question, answer, options)
+    return replace(made, id=_id(raw), image=image, text=evidence, turns=turns)
+
+
+def _say(role: str, words: str) -> dict[str, str]:
+    return {"role": role, "content": words}
+
+
+def _id(raw: Raw) -> str:
+    return word(raw.values, "id") or f"{raw.file}:{raw.number}"
+
+
+def _made(raw: Raw, question: str, answer: str, options: tuple[str, ...]) -> Example:
+    """Make an example without its evidence; an answer is spelled as its option."""
+    label = next((at for at, one in enumerate(options) if alike(one) == alike(answer)), None)
+    if options and label is None:
+        raise Bad(f"answer {shown(answer)} is not among the options")
+    answer = answer if label is None else options[label]
     return Example(
-        id=word(record, "id") or f"{raw.file}:{raw.number}",
+        id="",
         question=question,
         answer=answer,
-        image=None if image is None else locate(image),
-        text=evidence,
-        label=options.index(answer) if options else None,
-        group=word(record, "group") or (answer if options else None),
+        label=label,
+        group=word(raw.values, "group") or (answer if options else None),
         options=options,
         task="choice" if options else "vqa",
+        place=raw.place,
     )
 
 
@@ -180,34 +222,47 @@ def _options(record: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise Bad(f"options is {kind(value)}, not a list")
     options = tuple(needed({"an option": option}, "an option") for option in value)
-    if len(options) == 1 or len(set(options)) < len(options):
+    if len(options) == 1 or len(set(map(alike, options))) < len(options):
         raise Bad("options are not at least two different texts")
     return options
 
 
 def _with_options(rows: list[_Row]) -> list[_Row]:
     """Give every row the distinct answers as options where none has its own and there are few."""
-    answers = tuple(sorted({row.example.answer for row in rows}))
+    spelled = _spellings([row.example.answer for row in rows])
+    answers = tuple(sorted(set(spelled.values())))
     if not 2 <= len(answers) <= MAX_CLOSED or any(row.example.options for row in rows):
         return rows
     label = {answer: index for index, answer in enumerate(answers)}
     closed = []
     for row in rows:
-        answer, group = row.example.answer, row.example.group or row.example.answer
-        example = replace(row.example, options=answers, label=label[answer], group=group, task="choice")
+        answer = spelled[alike(row.example.answer)]
+        group = row.example.group or answer
+        example = replace(
+            row.example, answer=answer, options=answers, label=label[answer], group=group, task="choice"
+        )
         closed.append(replace(row, example=example))
     return closed
 
 
+def _spellings(answers: Sequence[str]) -> dict[str, str]:
+    """Return how most records spell each answer, the first in order of those that are as frequent."""
+    found: dict[str, Counter[str]] = {}
+    for answer in answers:
+        found.setdefault(alike(answer), Counter())[answer] += 1
+    return {same: min(sorted(count), key=lambda one: -count[one]) for same, count in found.items()}
+
+
 def _checked_splits(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
-    """Set aside rows without a split, and test rows with a picture of the training part."""
-    trained = {row.example.image.key for row in rows if row.split == "train" and row.example.image}
+    """Skip rows without a split, and test rows with an image of the training part."""
+    looks = [{look_of(picture) for picture in row.example.pictures} for row in rows]
+    trained = set().union(*(own for own, row in zip(looks, rows, strict=True) if row.split == "train"))
     kept: list[_Row] = []
     rejected: list[Rejected] = []
-    for row in rows:
+    for own, row in zip(looks, rows, strict=True):
         if row.split is None:
             rejected.append(row.raw.rejected("split is missing, though other records have one"))
-        elif row.split == "test" and row.example.image and row.example.image.key in trained:
+        elif row.split == "test" and own & trained:
             rejected.append(row.raw.rejected("its picture is also in the training part"))
         else:
             kept.append(row)

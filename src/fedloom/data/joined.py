@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedloom.data.records import Raw
-from fedloom.data.source import PartOf, Reading, Source, Table
+from fedloom.data.source import Make, PartOf, Reading, Source, Table
 from fedloom.types import Example
 
 
@@ -39,9 +39,9 @@ def below(
     variant = source.chosen(variant or None)
     name = group or source.name
 
-    def make(table: Table) -> Any:
+    def marking(make: Make) -> Make:
         def marked(raw: Raw, reading: Reading) -> Example | None:
-            example = table.make(raw, replace(reading, variant=variant))
+            example = make(raw, replace(reading, variant=variant))
             return example and replace(example, id=f"{source.name}-{example.id}", group=name)
 
         return marked
@@ -58,7 +58,8 @@ def below(
                 part=part,
                 files=moved(table.files),
                 pictures=moved(table.pictures),
-                make=make(table),
+                make=marking(table.make),
+                blank=table.blank and marking(table.blank),
                 variants=variants,
             )
 

@@ -2,18 +2,24 @@
 
 The folder holds `mimic-cxr-2.0.0-split.csv` (or .csv.gz) with the columns dicom_id, study_id, subject_id and
 split, the pictures as `files/p10/p10000032/s50414267/DICOM_ID.jpg`, and the reports as
-`files/p10/p10000032/s50414267.txt`, or the same below `mimic-cxr-reports`. The first listed picture of each
-study is used. The answer is the section FINDINGS of the report, else IMPRESSION, on one line; a report with
-neither is set aside, which may take more than the default of `data.max_rejected`.
+`files/p10/p10000032/s50414267.txt`, or the same below `mimic-cxr-reports`. The first listed image of each
+study that can be used is used. The answer is the findings of the report, else the impression, else the last paragraph,
+on one line; a report with none of them is skipped, which may take more than the default of `data.max_rejected`.
+
+Sections are found as the owners' own parser finds them: FINDINGS AND IMPRESSION and CONCLUSION are impressions, a
+heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words are recognised with a letter wrong.
+Other than there, a heading that names no section of a report (PICC, LUNGS, HEART) is part of the text, and so is one
+that names views inside the findings: findings stay whole.
 
 Reference: A. E. W. Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest
-radiographs", arXiv 1901.07042v5; used by FedVLMBench (arXiv 2506.09638), which uses 8,000 and does not say
+radiographs", arXiv 1901.07042v5, and the owners' section parser (https://github.com/MIT-LCP/mimic-cxr); used by FedVLMBench (arXiv 2506.09638), which uses 8,000 and does not say
 which.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import re
@@ -22,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.fields import Bad, needed, one_of
+from fedloom.data.pictures import FilePicture
 from fedloom.data.records import Raw
 from fedloom.data.source import Count, Reading, Source, Table
 from fedloom.types import Example, Rejected, UserError
@@ -29,6 +36,19 @@ from fedloom.types import Example, Rejected, UserError
 QUESTION = "Describe the findings in the chest X-ray."
 PARTS = {"train": "train", "validate": "dev", "test": "test"}
 _SECTION = re.compile(r"^[ \t]*([A-Z][A-Z ,/&()-]*):", re.MULTILINE)
+_WORDS = {
+    "FINDINGS": "findings",
+    "FINDING": "findings",
+    "IMPRESSION": "impression",
+    "CONCLUSION": "impression",
+}
+_OTHERS = re.compile(
+    r"HISTORY|INDICATIONS?\b|COMPARISONS?\b|TECHNIQUE|\bEXAM|REASON FOR|CLINICAL|NOTIFICATION|RECOMMENDATION|ADDENDUM"
+    r"|COMMENTS?$|WET ?READ|^DATE|^PFI$|^STUDY|^PROCEDURE|^REFERENCE|^CONTRAST|^DOSE|^DLP|REPORT$|^ORDER|^ACCESSION"
+)
+_VIEWS = re.compile(
+    r"CHEST|PORTABLE|RADIOGRAPH|X-RAY|\bVIEWS?\b|\b(?:PA|AP|FRONTAL)\b.*\bLAT|\bLATERAL AND\b|UPRIGHT|BONE WINDOW|RIBS"
+)
 
 
 def part_of(row: dict[str, Any]) -> str:
@@ -37,23 +57,24 @@ def part_of(row: dict[str, Any]) -> str:
 
 
 def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the first row of every study, with the text of its report, None if there is no file.
+    """Yield the first row of every study, with all its images and the text of its report, None if there is no file.
 
     Raises:
         UserError: The file is no CSV text.
     """
-    studies: set[str] = set()
+    studies: dict[str, tuple[int, dict[str, Any], list[str]]] = {}
     folders = (path.parent / "files", path.parent / "mimic-cxr-reports/files")
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
             for row in rows:
                 study = row.get("study_id") or f"line {rows.line_num}"
-                if study not in studies:
-                    studies.add(study)
-                    yield Raw(name, "line", rows.line_num, dict(row) | {"report": _report(row, folders)})
+                _, _, images = studies.setdefault(study, (rows.line_num, dict(row), []))
+                images.append(row.get("dicom_id") or "")
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None
+    for line, row, images in studies.values():
+        yield Raw(name, "line", line, row | {"images": images, "report": _report(row, folders)})
 
 
 def _report(row: dict[str, Any], folders: tuple[Path, ...]) -> str | None:
@@ -84,28 +105,85 @@ def make(raw: Raw, reading: Reading) -> Example:
     folder = f"{_patient(row)}/s{study}"
     if row["report"] is None:
         raise Bad(f"the report {folder}.txt is missing")
-    found = sections(row["report"])
-    answer = found.get("FINDINGS") or found.get("IMPRESSION")
+    answer = described(row["report"])
     if not answer:
         raise Bad(f"the report {folder}.txt has neither findings nor impression")
+    image, *spare = _images(row, folder, reading)
     return Example(
         id=study,
         question=QUESTION,
         answer=answer,
-        image=reading.picture(f"{folder}/{needed(row, 'dicom_id')}.jpg"),
+        image=image,
         task="caption",
+        spare=tuple(spare),
     )
 
 
+def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FilePicture]:
+    """Return the images of a study that can be used, at least one; what is wrong is told of the first."""
+    found: list[FilePicture] = []
+    reasons: list[Bad] = []
+    for name in row["images"]:
+        try:
+            found.append(reading.picture(f"{folder}/{needed({'dicom_id': name}, 'dicom_id')}.jpg"))
+        except Bad as bad:
+            reasons.append(bad)
+    if not found:
+        raise reasons[0]
+    return found
+
+
+def described(report: str) -> str | None:
+    """Return what a report says of its images, on one line: findings, else impression, else the last paragraph."""
+    found = sections(report)
+    answer = found.get("findings") or found.get("impression")
+    if answer or not found:
+        return answer
+    *_, last = _parts(report)
+    paragraphs = re.split(r"\n[ \t]*\n", last[1].strip())[1:]
+    return " ".join(" ".join(paragraphs).split()) or None
+
+
 def sections(report: str) -> dict[str, str]:
-    """Divide a report at its headings in capitals; each section is on one line.
+    """Divide a report at its headings in capitals; each section is on one line, under "findings" or "impression".
+
+    Sections of other names stand under their own. Of several of one name the last that says anything counts.
 
     Example:
-        >>> sections("EXAMINATION: CHEST\\n FINDINGS:\\n\\n Lungs are\\n clear.\\n\\n IMPRESSION: Normal.")
-        {'EXAMINATION': 'CHEST', 'FINDINGS': 'Lungs are clear.', 'IMPRESSION': 'Normal.'}
+        >>> sections("EXAMINATION: CHEST\\n FINDINGS:\\n\\n Lungs are\\n clear.\\n PICC: in place.\\n\\n IMPRESSION: Normal.")
+        {'EXAMINATION': 'CHEST', 'findings': 'Lungs are clear. PICC: in place.', 'impression': 'Normal.'}
     """
-    _, *parts = _SECTION.split(report)
-    return {name: " ".join(words.split()) for name, words in zip(parts[::2], parts[1::2], strict=True)}
+    found: dict[str, str] = {}
+    for name, words in _parts(report):
+        said = " ".join(words.split())
+        if said or name not in found:
+            found[name] = said
+    return found
+
+
+def _parts(report: str) -> list[tuple[str, str]]:
+    """Return the sections of a report in order, each with its name and text."""
+    _, *pieces = _SECTION.split(report)
+    found: list[tuple[str, str]] = []
+    for heading, words in zip(pieces[::2], pieces[1::2], strict=True):
+        name = _name(" ".join(heading.split()), found[-1][0] if found else "")
+        if name is not None:
+            found.append((name, words))
+        elif found:
+            found[-1] = found[-1][0], f"{found[-1][1]}{heading}:{words}"
+    return found
+
+
+def _name(heading: str, current: str) -> str | None:
+    """Return the section that a heading begins, or None for one that belongs to the text of the current section."""
+    close = difflib.get_close_matches(heading, [*_WORDS, "INDICATION", "COMPARISON", "EXAMINATION"], 1, 0.85)
+    whole = close[0] if close else heading
+    for word in ("IMPRESSION", "CONCLUSION", "FINDING"):
+        if word in whole:
+            return _WORDS[word]
+    if whole != heading or _OTHERS.search(heading):
+        return heading
+    return "findings" if current != "findings" and _VIEWS.search(heading) else None
 
 
 _FILES = ("mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-split.csv.gz")

@@ -1,4 +1,7 @@
-"""Pictures on disk: when one is acceptable, and how it becomes pixels. The only place that reads images.
+"""Images on disk: when one is acceptable, and how it becomes pixels. The only place that reads images.
+
+An image whose pixels are whole is used, whatever is wrong beside them: EXIF, color profiles, comments, text, further
+frames, bytes behind the end. Everything else is refused with the reason.
 
 Shape legend: H = height, W = width in pixels.
 """
@@ -11,19 +14,30 @@ import os
 import stat
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
+from fedloom.data.salvage import (
+    JPEG,
+    PNG,
+    WEBP,
+    ends,
+    has_all_rows,
+    kind_of,
+    orientation,
+    other_ending,
+    salvaged,
+)
 from fedloom.types import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-_HEAD = max(map(len, _SIGNATURES))
+_SIGNATURES = (PNG, JPEG, WEBP)
+_HEAD = 512
 _UNKNOWN = "not a PNG, JPEG or WebP picture"
 
 
@@ -41,6 +55,17 @@ class Limits:
 
 
 LIMITS = Limits()
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what turns an image upright."""
 
 
 class _Refused(Exception):
@@ -61,23 +86,46 @@ def check_picture(source: Path | bytes, limits: Limits = LIMITS) -> str | None:
     return None
 
 
+def whole_picture(path: Path) -> FilePicture | str:
+    """Return the image in a file after reading it to its last pixel, or the reason it is unacceptable."""
+    try:
+        image = _decode(_content(path, LIMITS), LIMITS)
+    except _Refused as refused:
+        return str(refused)
+    return FilePicture(path, (image.width, image.height), _look(image))
+
+
+def glanced_picture(path: Path) -> FilePicture | str:
+    """Return the image in a file after a glance at its first bytes, or the reason it cannot be one."""
+    reason = glance_at_picture(path)
+    return FilePicture(path) if reason is None else reason
+
+
 def glance_at_picture(path: Path) -> str | None:
     """Return a reason a file cannot be a picture, found from its first bytes; None says nothing of the rest.
 
     Thousands of pictures can be glanced at in the time it takes to decode a few.
     """
     try:
-        known = _content(path, LIMITS, _HEAD).startswith(_SIGNATURES)
+        head = _content(path, LIMITS, _HEAD)
     except _Refused as refused:
         return str(refused)
-    return None if known else _UNKNOWN
+    return None if _is_known(head) else _unknown(head)
 
 
 @dataclass(frozen=True)
 class FilePicture:
-    """A picture in a file of its own; `key` is the SHA-256 of the file's bytes."""
+    """An image in a file of its own; `key` is the SHA-256 of the file's bytes.
+
+    Attributes:
+        path: The file.
+        known_size: Width and height, where somebody has read it before.
+        known_look: What `look` is, where somebody has read it before.
+    """
 
     path: Path
+    known_size: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+    known_look: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -89,19 +137,32 @@ class FilePicture:
         return hashlib.sha256(_readable(self.path)).hexdigest()
 
     @property
+    def look(self) -> str:
+        """A name that is equal for equal pixels, however they are encoded; that of the file where it is damaged."""
+        return self.known_look or self._looked
+
+    @cached_property
+    def _looked(self) -> str:
+        try:
+            return _look(_decode(_content(self.path, LIMITS), LIMITS))
+        except _Refused:
+            return self.key
+
+    @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, as `pixels` has them but from the file's header alone; read once."""
-        return self._size
+        """Width and height in pixels, as `pixels` has them but from the file's header where it is sound; read once."""
+        return self.known_size or self._size
 
     @cached_property
     def _size(self) -> tuple[int, int]:
+        content = _readable(self.path)
         try:
-            with Image.open(self.path, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
-                lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        except Exception:  # whatever a decoder makes of hostile bytes, as in `_decode`
-            raise UserError(f"{self.path}: the picture is damaged or cut short") from None
-        return (height, width) if lying else (width, height)
+                return (height, width) if _orientation(image, content) >= 5 else (width, height)
+        except Exception:  # what the decoder stumbles over may stand beside the pixels
+            height, width = self.pixels().shape[:2]
+            return width, height
 
     def pixels(self) -> NDArray[np.uint8]:
         """Read the picture, shape [H, W, 3]; see `_rgb` for how transparency and rotation are settled."""
@@ -174,37 +235,93 @@ def _content(source: Path | bytes, limits: Limits, most: int | None = None) -> b
     return content
 
 
+def _is_known(head: bytes) -> bool:
+    return head.startswith((PNG, JPEG)) or (head.startswith(WEBP) and head[8:12] == b"WEBP")
+
+
+def _unknown(content: bytes) -> str:
+    found = kind_of(content)
+    return _UNKNOWN if found is None else f"{found}, {_UNKNOWN}"
+
+
 def _decode(content: bytes, limits: Limits) -> Image.Image:
-    """Decode to RGB, first frame, or raise `_Refused`."""
+    """Decode to upright RGB, first frame, or raise `_Refused`."""
+    if not _is_known(content):
+        raise _Refused(_unknown(content))
+    image = _opened_image(content, limits)
+    if image is None:
+        image = _salvaged_image(content, limits)
+    if image is None:
+        unusual = kind_of(content)
+        raise _Refused("damaged or cut short" if unusual is None else f"{unusual}, which cannot be decoded")
+    try:
+        return _rgb(image, content)
+    except Exception:
+        raise _Refused("damaged or cut short") from None
+
+
+def _opened_image(content: bytes, limits: Limits) -> Image.Image | None:
+    """Decode an image to its last pixel, or return None where the decoder fails.
+
+    Raises:
+        _Refused: It has too many pixels.
+    """
     # Pillow has a bound of its own, which a larger limit does not lift.
     most = min(limits.pixels, Image.MAX_IMAGE_PIXELS or limits.pixels)
     too_many = f"too large (more than {most:,} pixels)"
-    known = content.startswith(_SIGNATURES)
-    damaged = "damaged or cut short" if known else _UNKNOWN
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > most:
                     raise _Refused(too_many)
                 image.verify()  # checksums and the end of a PNG, which load() passes over; uses the image up
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.load()
-                return _rgb(image)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image.load()
+            return image if has_all_rows(content) else None
     except _Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _Refused(too_many) from None
-    except UnidentifiedImageError:
-        raise _Refused(damaged) from None
     except Exception:
-        # Decoders meet hostile bytes with any kind of exception; whichever it is, the picture is no good.
-        raise _Refused("damaged or cut short") from None
+        # Decoders meet hostile bytes with any kind of exception; whichever it is, this decoder cannot read it.
+        return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _salvaged_image(content: bytes, limits: Limits) -> Image.Image | None:
+    """Decode the pixels alone, if they are whole, or return None."""
+    for version in salvaged(content):
+        image = _opened_image(version, limits)
+        if image is not None and not ends(content):
+            other = _opened_image(other_ending(version), limits)
+            image = image if other is not None and other.tobytes() == image.tobytes() else None
+        if image is not None:
+            return image
+    return None
+
+
+def _look(image: Image.Image) -> str:
+    return hashlib.sha256(b"%d %d " % image.size + image.tobytes()).hexdigest()
+
+
+def _orientation(image: Image.Image, content: bytes) -> int:
+    """Return the orientation that an image's metadata give, 1..8; 1 where they give none that makes sense."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF is written in many wrong ways, and read with many kinds of exception
+        found = None
+    if not (isinstance(found, int) and 1 <= found <= 8):
+        found = orientation(content)
+    return found or 1
+
+
+def _rgb(image: Image.Image, content: bytes) -> Image.Image:
     """Turn upright as EXIF says, put transparency on white, and reduce every mode to 8-bit RGB."""
-    image = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(_orientation(image, content))
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
     if image.has_transparency_data:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from fedloom.types import Rejected, UserError
 
@@ -33,15 +34,21 @@ class Raw:
     number: int
     values: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """Where the record stands, in words."""
+        return f"{self.file}, {self.unit} {self.number}"
+
     def rejected(self, reason: str) -> Rejected:
-        """Set this record aside."""
+        """Return this record as an invalid one."""
         return _rejected(self.file, self.unit, self.number, reason)
 
 
 def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected]:
     """Yield the records of a `.jsonl` or `.tsv` file, or else of a JSON list, in their order.
 
-    Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
+    A `.jsonl` file that is one list of objects, and a `.json` file with an object on every line, are read as what they
+    are. Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
     Python's habit, are NaN, Infinity and an object that names a key twice. The first line of a `.tsv` file
     names the columns; a quotation mark means nothing but itself.
 
@@ -54,7 +61,38 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected
             one is lost.
     """
     read = {".jsonl": _json_lines, ".tsv": _tsv}.get(path.suffix.lower(), _json_list)
+    if read is _json_lines and _is_list(path):
+        read = _json_list
+    elif read is _json_list and _is_lines(path):
+        read = _json_lines
     return read(path, _printable(name or path.name))
+
+
+def _is_list(path: Path) -> bool:
+    """Tell whether a file of lines is one list of objects, as some writers name it wrongly."""
+    with open(path, "rb") as file:
+        if not file.read(99).removeprefix(_BOM).lstrip().startswith(b"["):
+            return False
+    try:
+        value = _parsed(path.read_bytes().removeprefix(_BOM), {})
+    except ValueError:
+        return False
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _is_lines(path: Path) -> bool:
+    """Tell whether a `.json` file holds one object a line: the first line is an object by itself, and more follow."""
+    with open(path, "rb") as file:
+        start = file.read(99).removeprefix(_BOM).lstrip()
+        if not start.startswith(b"{"):
+            return False
+        file.seek(0)
+        lines = (content for _, content in _lines(file) if content is None or content.strip())
+        try:
+            first = next(lines)
+            return first is not None and isinstance(_parsed(first, {}), dict) and next(lines, b"") != b""
+        except ValueError:
+            return False
 
 
 def kind(value: Any) -> str:
@@ -113,11 +151,29 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    entries = read_json(path)
+    faults: dict[int, tuple[Any, str]] = {}
+    try:
+        entries = _parsed(path.read_bytes().removeprefix(_BOM), faults)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: a .json file holds a list of entries, not {kind(entries)}")
     for number, entry in enumerate(entries, 1):
-        yield _raw(entry, name, "entry", number)
+        fault = _fault(entry, faults) if faults else None
+        yield _raw(entry, name, "entry", number) if fault is None else _rejected(name, "entry", number, fault)
+
+
+def _fault(value: Any, faults: Mapping[int, tuple[Any, str]]) -> str | None:
+    """Return what is wrong anywhere inside an entry, or None; looks no deeper than Python may call."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, _Fault):
+            return one.reason
+        if isinstance(one, dict) and id(one) in faults:
+            return faults[id(one)][1]
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return None
 
 
 def _tsv(path: Path, name: str) -> Iterator[Raw | Rejected]:
@@ -172,10 +228,40 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def _parsed(content: bytes) -> Any:
-    """Parse strict JSON, or raise ValueError with the reason."""
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What stands for a value that strict JSON does not have."""
+
+    reason: str
+
+
+def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) -> Any:
+    """Parse strict JSON, or raise ValueError with the reason.
+
+    Args:
+        content: The text.
+        faults: If given, what is wrong with one object alone is put here by the object's `id`, and nothing raised.
+    """
+
+    def constant(name: str) -> _Fault:
+        fault = _Fault(f"bad JSON: {name} is not a JSON number")
+        if faults is None:
+            raise ValueError(fault.reason)
+        faults[id(fault)] = fault, fault.reason
+        return fault
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            reason = f"bad JSON: key {shown(twice)} appears twice"
+            if faults is None:
+                raise ValueError(reason)
+            faults[id(found)] = found, reason  # held, so that no other object gets its id
+        return found
+
     try:
-        return json.loads(content.decode(), parse_constant=_no_constant, object_pairs_hook=_distinct)
+        return json.loads(content.decode(), parse_constant=constant, object_pairs_hook=distinct)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
@@ -183,19 +269,6 @@ def _parsed(content: bytes) -> Any:
         raise ValueError(f"bad JSON at {line}column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise ValueError("bad JSON: nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"bad JSON: {name} is not a JSON number")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"bad JSON: key {shown(key)} appears twice")
-        found[key] = value
-    return found
 
 
 def _printable(name: str) -> str:

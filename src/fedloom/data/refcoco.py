@@ -24,7 +24,7 @@ from typing import Any
 from fedloom.data.boxes import in_pixels
 from fedloom.data.coco import by_id
 from fedloom.data.fields import Bad, needed, one_of, word
-from fedloom.data.records import Raw, read_json, read_records
+from fedloom.data.records import Raw, kind, read_json, read_records
 from fedloom.data.source import Count, Reading, Source, Table
 from fedloom.types import Example, Rejected, UserError
 
@@ -52,7 +52,7 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
         sentences = record.values.get("sentences") if isinstance(record, Raw) else None
         if isinstance(record, Rejected):
             yield record
-        elif not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
+        elif not isinstance(sentences, list):
             yield record.rejected("sentences is not a list of objects")
         else:
             more = {
@@ -60,7 +60,10 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
                 "file_name": names.get(str(record.values.get("image_id"))),
             }
             for sentence in sentences:
-                yield Raw(name, record.unit, record.number, record.values | more | sentence)
+                if isinstance(sentence, dict):
+                    yield Raw(name, record.unit, record.number, record.values | more | sentence)
+                else:
+                    yield record.rejected(f"one of its sentences is {kind(sentence)}, not an object")
 
 
 def make(raw: Raw, reading: Reading) -> Example:

@@ -6,15 +6,16 @@ One value serves twice: called, it is a loader like any other; `fedloom.data.che
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.data.base import DataSettings, divide
 from fedloom.data.fields import Bad, Locate, locator
-from fedloom.data.pictures import FilePicture, check_picture, glance_at_picture
+from fedloom.data.pictures import FilePicture, glanced_picture, whole_picture
 from fedloom.data.records import Raw, read_records, shown
+from fedloom.data.same import marks
 from fedloom.types import DataSet, Example, Rejected, UserError
 
 
@@ -54,6 +55,8 @@ class Table:
         optional: Whether the data set can be used without them.
         spare: Name of a file that is left out where there are others.
         read: Reads one file, given its path and its name below the root.
+        blank: Makes what is known of a record that `make` refuses, for published draws that count it; it gets images
+            unread. None takes `make`.
     """
 
     part: str | PartOf
@@ -64,6 +67,7 @@ class Table:
     optional: bool = False
     spare: str = ""
     read: Callable[[Path, str], Iterator[Raw | Rejected]] = read_records
+    blank: Make | None = None
 
 
 class Count(NamedTuple):
@@ -92,7 +96,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """Where the record stands, in words."""
-        return f"{self.raw.file}, {self.raw.unit} {self.raw.number}"
+        return self.raw.place
 
     def once(self, ids: dict[str, str]) -> Row | Rejected:
         """Set the record aside if its id was used before; `ids` remembers ids and places."""
@@ -141,15 +145,24 @@ class Source:
         root, variant = Path(settings.root), self.chosen(settings.variant)
         parts: dict[str, list[Example]] = {"train": [], "test": []}
         rejected: list[Rejected] = []
+        drawn: list[Example] = []
         ids: dict[str, str] = {}
         for table in self.used(variant):
             for row in self.rows(table, root, variant, tuple(parts)):
                 row = row.once(ids) if isinstance(row, Row) else row
-                rejected.append(row) if isinstance(row, Rejected) else parts[row.part].append(row.example)
+                if isinstance(row, Row):
+                    parts[row.part].append(row.example)
+                    drawn += [row.example] * (row.part == "train")
+                else:
+                    rejected.append(row)
+                    drawn += [] if row.example is None or row.example.id in ids else [row.example]
         train, test = tuple(parts["train"]), tuple(parts["test"])
         if len(train) > 1 and not self.tests(root, variant):
-            train, test = divide(train, [_twins(example) for example in train], settings.test_share, seed)
-        return DataSet(self.name, train, test, tuple(rejected))
+            train, test = divide(train, marks(train), settings.test_share, seed)
+            drawn = []
+        return DataSet(
+            self.name, train, test, tuple(rejected), tuple(drawn) if len(drawn) > len(train) else ()
+        )
 
     def chosen(self, variant: str | None) -> str:
         """Return the variant meant, "" where there are none.
@@ -193,9 +206,9 @@ class Source:
             raise UserError(f"data.root: {self.missing(root, variant)}")
         if not paths:
             return
-        check = check_picture if whole else glance_at_picture
+        look = whole_picture if whole else glanced_picture
         folders = self._folders(table, root, variant)
-        reading = Reading(variant, _search([locator(folder, check) for folder in folders]))
+        reading = Reading(variant, _search([locator(folder, look) for folder in folders]))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
         for record in chain.from_iterable(records):
             row = _row(record, table, reading, parts) if isinstance(record, Raw) else record
@@ -224,7 +237,10 @@ class Source:
 
 
 def _search(places: Sequence[Locate]) -> Locate:
-    """Look for a picture in one place after another; what is wrong is told of the first."""
+    """Look for an image in one place after another; if it is nowhere, what is wrong is told of the first.
+
+    An image that is there and cannot be used is told of before one that is missing elsewhere.
+    """
 
     def picture(name: str) -> FilePicture:
         reasons: list[Bad] = []
@@ -233,7 +249,7 @@ def _search(places: Sequence[Locate]) -> Locate:
                 return locate(name)
             except Bad as bad:
                 reasons.append(bad)
-        raise reasons[0]
+        raise next((bad for bad in reasons if not str(bad).endswith("is missing")), reasons[0])
 
     return picture
 
@@ -253,10 +269,15 @@ def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> R
         part = table.part if isinstance(table.part, str) else table.part(record.values)
         example = table.make(record, reading) if part in parts else None
     except Bad as bad:
-        return record.rejected(str(bad))
-    return Row(record, example, part) if part and example else None
+        return replace(record.rejected(str(bad)), example=_blank(record, table, reading))
+    return Row(record, replace(example, place=record.place), part) if part and example else None
 
 
-def _twins(example: Example) -> tuple[str, ...]:
-    """Return what an example must not be parted over: its picture, else its words."""
-    return (example.image.key,) if example.image else (example.text or example.question,)
+def _blank(record: Raw, table: Table, reading: Reading) -> Example | None:
+    """Return what is known of a bad training record, with its image unread, or None where that is too little."""
+    unread = replace(reading, picture=lambda name: FilePicture(Path(name)))
+    try:
+        part = table.part if isinstance(table.part, str) else table.part(record.values)
+        return (table.blank or table.make)(record, unread) if part == "train" else None
+    except Exception:  # boxes, for one, ask an image for its size
+        return None

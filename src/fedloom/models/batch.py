@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from fedloom.models.inputs import (
 from fedloom.models.load import Vlm
 from fedloom.models.reading import reading
 from fedloom.record import Clock
-from fedloom.types import Conversation, UserError
+from fedloom.types import Conversation, Turn, UserError
 
 LOGITS = 2**26
 """Logits that are computed at once in training; more answer tokens go in pieces."""
@@ -51,13 +52,33 @@ def encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enco
 
     Raises:
         UserError: The chat template changes the prompt once an answer follows it, or does not show every
-            picture once.
+            image once.
     """
-    grids = tuple(vlm.grids(conversation.pictures))
-    key = (conversation.user, grids, tuple(answers))
+    key = _key(vlm, conversation, answers)
     if key not in vlm.tokens:
-        vlm.tokens[key] = _encode(vlm, conversation, grids, answers)
+        vlm.tokens[key] = _encode(vlm, conversation, answers)
     return vlm.tokens[key]
+
+
+def length(vlm: Vlm, conversation: Conversation) -> int:
+    """Return how many tokens a conversation has with its longest answer; nothing is remembered."""
+    found = _encode(vlm, conversation, conversation.options or (conversation.answer,))
+    return len(found.prompt) + max(map(len, found.answers))
+
+
+def image_tokens(vlm: Vlm, grid: Grid) -> int:
+    """Return how many tokens an image of a grid takes in a prompt, with the marks around it."""
+    key = ("image tokens", grid)
+    if key not in vlm.tokens:
+        ids = vlm.tokenizer(_spelled(vlm, grid), add_special_tokens=False)["input_ids"]
+        vlm.tokens[key] = len(ids)
+    return vlm.tokens[key]
+
+
+def _key(vlm: Vlm, one: Conversation, answers: Sequence[str]) -> tuple[Any, ...]:
+    """Name everything that a conversation's tokens depend on."""
+    turns = [(turn.user, turn.answer, turn.places) for turn in (*one.history, one.turn)]
+    return (tuple(turns[:-1]), one.user, one.turn.places, one.system, vlm.grids(one.pictures), tuple(answers))
 
 
 def _spelled(vlm: Vlm, grid: Grid) -> str:
@@ -66,15 +87,40 @@ def _spelled(vlm: Vlm, grid: Grid) -> str:
     return vlm.tokens[grid]
 
 
-def _encode(vlm: Vlm, conversation: Conversation, grids: Sequence[Grid], answers: Sequence[str]) -> Encoded:
-    images = [{"type": "image"} for _ in grids]
-    turn = [{"role": "user", "content": [*images, {"type": "text", "text": conversation.user}]}]
-    tokenizer = vlm.tokenizer
-    prompt = vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+def _content(turn: Turn) -> list[dict[str, str]]:
+    """Write a user turn as a chat template takes it: texts and images in their order."""
+    parts: list[dict[str, str]] = []
+    before = 0
+    for place in turn.places:
+        if place > before:
+            parts.append({"type": "text", "text": turn.user[before:place]})
+        parts.append({"type": "image"})
+        before = place
+    if turn.user[before:] or before == 0:
+        parts.append({"type": "text", "text": turn.user[before:]})
+    return parts
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _turns(conversation: Conversation) -> list[dict[str, Any]]:
+    """Write a conversation up to its answer as a chat template takes it."""
+    turns: list[dict[str, Any]] = []
+    if conversation.system is not None:
+        turns.append({"role": "system", "content": [{"type": "text", "text": conversation.system}]})
+    for turn in conversation.history:
+        turns += [{"role": "user", "content": _content(turn)}, _said(turn.answer)]
+    return [*turns, {"role": "user", "content": _content(conversation.turn)}]
+
+
+def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Encoded:
+    turns, grids, tokenizer = _turns(conversation), vlm.grids(conversation.pictures), vlm.tokenizer
+    turns, prompt = vlm.processor.framed(turns)
     ends: list[tuple[int, ...]] = []
     for answer in answers:
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        whole = vlm.processor.apply_chat_template([*turn, reply], tokenize=False)
+        whole = vlm.processor.apply_chat_template([*turns, _said(answer)], tokenize=False)
         if not whole.startswith(prompt):
             raise UserError(f"the chat template of {vlm.name!r} changes the prompt once an answer follows it")
         ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
@@ -82,7 +128,7 @@ def _encode(vlm: Vlm, conversation: Conversation, grids: Sequence[Grid], answers
     before, *after = prompt.split(placeholder := vlm.family.placeholder(vlm.model, tokenizer))
     if len(after) != len(grids):
         raise UserError(
-            f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} pictures"
+            f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} images"
         )
     spelled = [_spelled(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
     ids = tokenizer(before + "".join(spelled), add_special_tokens=False)["input_ids"]

@@ -3,7 +3,8 @@
 A shard is a safetensors file: `features` [pictures, T, E], and in its metadata the pictures' keys and the
 SHA-256 of each row. Shards of one encoder lie in a folder named by everything that the features depend
 on besides the picture: weights, processor, precision. Files appear whole or not at all, so processes may
-share the folder.
+share the folder. What is kept can always be computed again, so a full disk, a folder that cannot be written
+or a damaged file never ends a run; the reason is remembered instead.
 
 Shape legend: T image tokens of a picture, E encoder width.
 """
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class FeatureStore:
         limit: Bytes that all shards in `folder` may take; the ones used longest ago go first.
 
     Attributes:
-        damaged: Shards that were found damaged and removed, with the reason.
+        damaged: Why something could not be kept or read: a damaged shard, a full disk, a folder without access.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], limit: int) -> None:
@@ -50,11 +52,22 @@ class FeatureStore:
         self.folder, self._root, self._limit = folder / name, folder, limit
         self.damaged: list[str] = []
         self._rows: dict[str, tuple[Path, int, str]] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
+        self._shapes: dict[Path, tuple[int, ...]] = {}
+        self._full = False
+        try:
+            files = sorted(self.folder.glob("*.safetensors"))
+        except OSError as error:
+            files, _ = [], self.damaged.append(f"{self.folder}: {error.strerror}")
+        for file in files:
             self._open(file)
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
+
+    def grid(self, key: str) -> tuple[int, ...] | None:
+        """Return the shape of a picture's features without E, from the file's header; None where none are kept."""
+        place = self._rows.get(key)
+        return None if place is None else self._shapes[place[0]][1:-1]
 
     def read(self, key: str) -> Tensor | None:
         """Return a picture's features [T, E], or None where they are not kept or were damaged."""
@@ -73,9 +86,12 @@ class FeatureStore:
         return value
 
     def write(self, features: Mapping[str, Tensor]) -> None:
-        """Keep the features of some pictures, all of one shape, as one shard; then see to the limit."""
+        """Keep the features of some pictures, all of one shape, as one shard; then see to the limit.
+
+        After a failure, such as a full disk, no more is written.
+        """
         fresh = {key: value for key, value in features.items() if key not in self._rows}
-        if not fresh:
+        if not fresh or self._full:
             return
         rows = torch.stack([value.cpu() for value in fresh.values()]).contiguous()
         told = {"keys": json.dumps(list(fresh)), "sha256": json.dumps([_digest(row) for row in rows])}
@@ -83,34 +99,43 @@ class FeatureStore:
         if len(content) > self._limit:
             return
         file = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
-        write_atomic(file, content)
-        self._open(file)
-        self._make_room(file)
+        try:
+            write_atomic(file, content)
+            self._open(file)
+            self._make_room(file)
+        except OSError as error:
+            self._full = True
+            self.damaged.append(f"{file}: no features are kept ({error.strerror or error})")
 
     def _open(self, file: Path) -> None:
         try:
             with safe_open(file, "pt") as shard:
                 told = shard.metadata() or {}
-                count = shard.get_slice("features").get_shape()[0]
+                shape = tuple(shard.get_slice("features").get_shape())
             keys, digests = json.loads(told["keys"]), json.loads(told["sha256"])
-            if not count == len(keys) == len(digests):
+            if not shape[0] == len(keys) == len(digests):
                 raise ValueError("rows, keys and digests differ in number")
-            os.utime(file)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             self._drop(file, str(error))
             return
+        with suppress(OSError):  # a cache that others own can still be read
+            os.utime(file)
+        self._shapes[file] = shape
         for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
             self._rows[key] = (file, row, digest)
 
     def _drop(self, file: Path, reason: str) -> None:
         self.damaged.append(f"{file}: {reason}")
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         self._rows = {key: place for key, place in self._rows.items() if place[0] != file}
 
     def _make_room(self, newest: Path) -> None:
-        found = [
-            (file.stat().st_mtime, file.stat().st_size, file) for file in self._root.glob("*/*.safetensors")
-        ]
+        found = []
+        for file in self._root.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):  # another process may make room at the same time
+                state = file.stat()
+                found.append((state.st_mtime, state.st_size, file))
         total = sum(size for _, size, _ in found)
         for _, size, file in sorted(found):
             if total <= self._limit:

@@ -135,7 +135,7 @@ def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
     return (frozenset(kinds), window) if "sliding_attention" in kinds else (frozenset(), None)
 
 
-def limit_of(vlm: Vlm) -> int | None:
+def positions_of(vlm: Vlm) -> int | None:
     """Return how many positions the decoder was made for, or None where its configuration gives no number."""
     config = vlm.model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedloom.models.processor import plain, special
 from fedloom.models.source import Source
 from fedloom.models.templates import TODAY, dated, trial
 from fedloom.tasks.verdict import Judge
@@ -45,10 +46,11 @@ def load_judge(path: str, device: torch.device | str = "cpu") -> Judge:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    marks = special(tokenizer)  # a reply may hold what would end the judge's turn
 
     @torch.no_grad()
     def judge(prompts: Sequence[str]) -> list[str]:
-        texts, said = [_framed(tokenizer, prompt) for prompt in prompts], [""] * len(prompts)
+        texts, said = [_framed(tokenizer, plain(marks, prompt)) for prompt in prompts], [""] * len(prompts)
         # Texts of like length together waste the least on padding.
         order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
         for start in range(0, len(order), BATCH_SIZE):

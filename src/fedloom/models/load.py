@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedloom.models.checks import (
@@ -21,10 +23,10 @@ from fedloom.models.checks import (
     placeholder_of,
 )
 from fedloom.models.families import FAMILIES
-from fedloom.models.family import PLAIN, Family, Grid
+from fedloom.models.family import Family, Grid
 from fedloom.models.features import FeatureStore
-from fedloom.models.source import SHIPPED, Source, first_line
-from fedloom.models.templates import TODAY, Turn, dated
+from fedloom.models.processor import Processor
+from fedloom.models.source import SHIPPED, Source
 from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
 
@@ -45,56 +47,6 @@ SHARD = 512
 
 HELD = 2**30
 """Bytes of features that are held in memory; the rest is read again or computed again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Processor:
-    """A tokenizer and an image processor.
-
-    transformers' own processors do the same and more, but those that also take videos cannot be made without
-    torchvision.
-
-    Attributes:
-        tokenizer: With the chat template, if the model has one.
-        image_processor: Pictures to tensors.
-        template: The chat template of a model that has none.
-        image: What stands for a picture in a prompt.
-        flat: Whether the chat template takes text only, as those of plain language models do.
-    """
-
-    tokenizer: Any
-    image_processor: Any
-    template: str = PLAIN
-    image: str = ""
-    flat: bool = False
-
-    @property
-    def chat_template(self) -> str:
-        """The chat template that is used."""
-        return dated(self.tokenizer.chat_template or self.template)
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What the chat template is given besides the turns."""
-        return {"image": self.image, "date_string": TODAY}
-
-    def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
-        """Write turns as text; choices are those of the tokenizer's method of this name.
-
-        Raises:
-            UserError: The template fails.
-        """
-        if self.flat:
-            turns = [{**turn, "content": self._flat(turn["content"])} for turn in turns]
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.chat_template, **self.given, **choices
-            )
-        except Exception as error:  # a template is a program that came with a model
-            raise UserError(f"model: the chat template fails ({first_line(error)})") from error
-
-    def _flat(self, content: Sequence[dict[str, str]]) -> str:
-        return "".join(f"{self.image}\n" if part["type"] == "image" else part["text"] for part in content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +121,11 @@ class Vlm:
 
     def grids(self, pictures: Sequence[Picture]) -> tuple[Grid, ...]:
         """Return the grid of each picture's features: their shape without E."""
-        self.look([picture for picture in pictures if picture.key not in self.grids_known])
+        unknown = [picture for picture in pictures if picture.key not in self.grids_known]
+        if self.store is not None:
+            kept = {picture.key: self.store.grid(picture.key) for picture in unknown}
+            self.grids_known.update({key: grid for key, grid in kept.items() if grid is not None})
+        self.look([picture for picture in unknown if picture.key not in self.grids_known])
         return tuple(self.grids_known[picture.key] for picture in pictures)
 
     def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -191,13 +147,21 @@ class Vlm:
 
     def warm(self, pictures: Iterable[Picture]) -> int:
         """Encode all pictures that are not known yet, so that no client waits for it; return how many."""
-        missing = {one.key: one for one in pictures if one.key not in self.features}
-        if self.store is not None:
-            missing = {key: one for key, one in missing.items() if key not in self.store}
-        todo = list(missing.values())
+        todo = self.unknown(pictures)
         for start in range(0, len(todo), SHARD):
             self.look(todo[start : start + SHARD])
         return len(todo)
+
+    def unknown(self, pictures: Iterable[Picture]) -> list[Picture]:
+        """Return the pictures whose features are neither held in memory nor kept in files, each once."""
+        missing = {one.key: one for one in pictures if one.key not in self.features}
+        if self.store is not None:
+            missing = {key: one for key, one in missing.items() if key not in self.store}
+        return list(missing.values())
+
+    def probe(self, picture: Picture) -> None:
+        """Encode one image and forget what comes of it; raises whatever its image processor raises."""
+        self._compute([picture])
 
     def _known(self, key: str) -> Tensor | None:
         value = self.features.get(key)
@@ -216,15 +180,32 @@ class Vlm:
         fresh: dict[str, Tensor] = {}
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
-            images = [[one.pixels()] for one in some]
-            inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
-            there = {
-                key: value.to(self.device) if isinstance(value, Tensor) else value
-                for key, value in inputs.items()
-            }
-            encoded = self.family.encode(self.model, there)
-            fresh.update({one.key: row.cpu().clone() for one, row in zip(some, encoded, strict=True)})
+            try:
+                fresh.update(self._encoded(some))
+            except Exception:  # an image processor may refuse images together that it takes one by one
+                if len(some) == 1:
+                    raise
+                for one in some:
+                    fresh.update(self._encoded([one]))
         return fresh
+
+    def _encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Encode images in one batch."""
+        images = [[_tall(one.pixels())] for one in pictures]
+        inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
+        there = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+        }
+        encoded = self.family.encode(self.model, there)
+        if any(row.numel() == 0 for row in encoded):
+            raise UserError("an image is too small in one direction: no image token is left of it")
+        return {one.key: row.cpu().clone() for one, row in zip(pictures, encoded, strict=True)}
+
+
+def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write each pixel as four by four where image processors would take one or three rows for colors; [H, W, 3]."""
+    return pixels if pixels.shape[0] > 3 else pixels.repeat(4, 0).repeat(4, 1)
 
 
 def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:

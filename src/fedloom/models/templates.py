@@ -22,6 +22,7 @@ from fedloom.models.source import SHIPPED
 from fedloom.types import UserError
 
 Turn = dict[str, Any]
+"""A turn as chat templates take it: its role, and its content as a list of texts and images."""
 
 TODAY = "26 Jul 2024"
 """The date that templates are given, so that a prompt does not depend on the day; Llama 3.2's own default."""

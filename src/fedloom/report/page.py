@@ -200,9 +200,17 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _set_aside(run: Run) -> dict[str, Any]:
     """Return the records that could not be used: how many, and the first of them with their reasons."""
-    found = at((run.of_kind("data") or [{}])[-1], "rejected")
-    reasons = [str(reason) for reason in found] if isinstance(found, list) else []
-    return {"rejected": len(reasons), "reasons": reasons[:MOST_REJECTED]}
+    entry = (run.of_kind("data") or [{}])[-1]
+    found = {name: at(entry, name) for name in ("rejected", "cut")}
+    told = {
+        name: [str(one) for one in value] if isinstance(value, list) else [] for name, value in found.items()
+    }
+    return {
+        "rejected": len(told["rejected"]),
+        "reasons": told["rejected"][:MOST_REJECTED],
+        "shortened": len(told["cut"]),
+        "cuts": told["cut"][:MOST_REJECTED],
+    }
 
 
 def _refused(run: Run) -> dict[str, Any]:

@@ -158,7 +158,9 @@ class Plan:
         return plan
 
 
-def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: int) -> Plan:
+def build_plan(
+    examples: Sequence[Example], settings: ScenarioSettings, seed: int, drawn: Sequence[Example] = ()
+) -> Plan:
     """Divide examples among clients and decide which modalities each client sees.
 
     In corrected mode the plan depends on the settings, the seed and the set of examples, but not on their
@@ -170,6 +172,8 @@ def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: in
         examples: Training examples with unique ids.
         settings: The scenario.
         seed: The experiment's seed.
+        drawn: In published mode, the examples with the skipped records in their places: the published code draws with
+            all of them, and those that `examples` lacks leave no other where it would not have been. Empty for none.
 
     Raises:
         UserError: Ids repeat, more clients than examples, or a setting that the data cannot meet.
@@ -179,8 +183,12 @@ def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: in
         if examples[before].id == examples[after].id:
             raise UserError(f"two training examples have the id {examples[after].id!r}; ids must be unique")
     published = settings.mode == "published"
-    places = np.arange(len(order)) if published else np.array(order, np.int64)
-    found = [examples[place] for place in places.tolist()]
+    listed = (drawn or examples) if published else [examples[place] for place in order]
+    known = {one.id: place for place, one in enumerate(examples)}
+    places = np.array([known.get(one.id, -1) for one in listed], np.int64)
+    found = [
+        one if place < 0 else examples[place] for one, place in zip(listed, places.tolist(), strict=True)
+    ]
     held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in found])
     pool = Pool(
         labels=np.array([-1 if one.label is None else one.label for one in found], np.int64),
@@ -190,6 +198,7 @@ def build_plan(examples: Sequence[Example], settings: ScenarioSettings, seed: in
     )
     if published:
         parts, seen = published_draws(pool, held, settings)
+        parts = [[place for place in part if places[place] >= 0] for part in parts]
         sizes = np.array([len(part) for part in parts], np.int64)
         dealt = np.array([*chain.from_iterable(parts)], np.int64)
     else:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.types import Conversation, Example, Presence
+from fedloom.types import Conversation, Example, Presence, Turn
 
 AnswerForm = Literal["text", "letter"]
 Box = tuple[float, float, float, float]
@@ -217,10 +217,62 @@ def ask(example: Example, present: Presence, clause: str | None = None) -> str:
         Text: cat, pet
         Given the text: Which group does it belong to?
     """
+    return conversation(example, present, clause).user
+
+
+def conversation(
+    example: Example,
+    present: Presence,
+    clause: str | None = None,
+    *,
+    answer: str = "",
+    options: tuple[str, ...] = (),
+    frame: tuple[str, str] = ("", ""),
+) -> Conversation:
+    """Render a question with the turns before it, images where they stand; the text comes before the first turn.
+
+    Args:
+        example: What is asked.
+        present: Which modalities may be seen.
+        clause: As for `Render`.
+        answer: What the model is trained to say.
+        options: What it may say, in label order; empty for free answers.
+        frame: What stands before and after the question in its user turn.
+    """
     phrase = evidence(example, present, clause)
-    question = clean_text(example.question)
-    lines = [f"Text: {clean_text(example.text or '')}"] if shows_text(example, present) else []
-    return "\n".join([*lines, f"{phrase}: {question}" if phrase else question])
+    start = f"Text: {clean_text(example.text or '')}\n" if shows_text(example, present) else ""
+    own = () if example.image is None else (example.image,)
+    turns = example.turns or (Turn(example.question, "", own, (0,) * len(own)),)
+    shown = [
+        _turn(one, shows_image(example, present), "" if number else start, phrase)
+        for number, one in enumerate(turns)
+    ]
+    *history, last = shown
+    user = f"{frame[0]}{last.user}{frame[1]}"
+    places = tuple(place and place + len(frame[0]) for place in last.places)
+    image, *more = last.pictures or (None,)
+    system = None if example.system is None else clean_text(example.system)
+    return Conversation(
+        user, answer, image, options, tuple(more), places if any(places) else (), tuple(history), system
+    )
+
+
+def _turn(turn: Turn, image: bool, start: str, phrase: str) -> Turn:
+    """Write a turn as the model sees it: what comes before it, the evidence phrase, and the question.
+
+    Images at the beginning of the question stay at the beginning of the turn.
+    """
+    begins = start + (f"{phrase}: " if phrase else "")
+    places = turn.places if image else ()
+    ends = (*places, len(turn.user))
+    cuts = zip((0, *places), ends, strict=True)
+    pieces = [clean_text(turn.user[before:after]) for before, after in cuts]
+    user, stands = begins, list[int]()
+    for number, piece in enumerate(pieces):
+        if number:
+            stands.append(len(user) if any(pieces[:number]) else 0)
+        user += (" " if piece and number and any(pieces[:number]) else "") + piece
+    return Turn(user, clean_text(turn.answer), turn.pictures if image else (), tuple(stands))
 
 
 def free_answer(
@@ -228,8 +280,7 @@ def free_answer(
 ) -> Conversation:
     """Render a question whose answer is free text; the answer form makes no difference. See `Render`."""
     del answer_form
-    picture = example.image if shows_image(example, present) else None
-    return Conversation(ask(example, present, clause), clean_text(example.answer), picture)
+    return conversation(example, present, clause, answer=clean_text(example.answer))
 
 
 _SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")

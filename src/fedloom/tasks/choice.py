@@ -23,10 +23,9 @@ from fedloom.tasks.base import (
     Published,
     Task,
     Unparsed,
-    ask,
     clean_text,
+    conversation,
     evidence,
-    shows_image,
 )
 from fedloom.tasks.metrics import classification
 from fedloom.tasks.published import (
@@ -50,14 +49,15 @@ def render(
         UserError: The answer is no option, or there are more options than letters.
     """
     options = answers(example, answer_form)
-    user = ask(example, present, clause)
+    frame = ("", "")
     if answer_form == "letter":
         phrase = evidence(example, present, clause)
         pick = "pick the best of the options." if phrase else "Pick the best of the options."
         start = f"{phrase}, {pick}" if phrase else pick
-        user = "\n".join([start, user, "Options:", *options, "Reply with the letter of the option."])
-    picture = example.image if shows_image(example, present) else None
-    return Conversation(user, options[label_of(example)], picture, options)
+        frame = f"{start}\n", "\n".join(["", "Options:", *options, "Reply with the letter of the option."])
+    return conversation(
+        example, present, clause, answer=options[label_of(example)], options=options, frame=frame
+    )
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> int | Unparsed:

@@ -1,0 +1,184 @@
+"""Conversations in the forms of other trainers come to the same turns, images where they stand, every answer once."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from fedloom.data.folder import load_folder
+from fedloom.tasks import TASKS
+from fedloom.types import Presence, Turn
+
+
+@pytest.fixture
+def read(tmp_path, settings, encoded):
+    """Return a function that writes records and returns what comes of them, by id."""
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(encoded(ord(name)))
+
+    def loaded(*records, rejected=()):
+        (tmp_path / "data.json").write_text(json.dumps(records))
+        data = load_folder(settings(root=tmp_path, max_rejected=1.0), 0)
+        assert [one.reason for one in data.rejected] == [f"entry {number}: {why}" for number, why in rejected]
+        return {example.id: example for example in (*data.train, *data.test)}
+
+    return loaded
+
+
+def names(example):
+    return [[picture.path.name for picture in turn.pictures] for turn in example.turns]
+
+
+TURNS = [("What is <image>?", "A cat."), ("And <image> here?", "A dog.")]
+NAMES = ["a.png", "b.png"]
+
+
+def llava(first, last):
+    turns = [one for question, answer in TURNS for one in ((first, question), (last, answer))]
+    return [{"from": role, "value": words} for role, words in turns]
+
+
+def openai():
+    def parts(question, name):
+        before, after = question.split("<image>")
+        image = {"type": "image_url", "image_url": {"url": name}}
+        return [{"type": "text", "text": before}, image, {"type": "text", "text": after}]
+
+    asked = [
+        {"role": "user", "content": parts(turn[0], name)} for turn, name in zip(TURNS, NAMES, strict=True)
+    ]
+    said = [{"role": "assistant", "content": turn[1]} for turn in TURNS]
+    return [asked[0], said[0], asked[1], said[1]]
+
+
+FORMS = {
+    "llava": {"image": NAMES, "conversations": llava("human", "gpt")},
+    "sharegpt": {"images": NAMES, "conversations": llava("user", "assistant"), "tools": ""},
+    "messages": {
+        "images": [{"path": name, "bytes": None} for name in NAMES],
+        "messages": [{"role": turn["from"], "content": turn["value"]} for turn in llava("user", "assistant")],
+    },
+    "pairs": {"images": NAMES, "conversation": [{"human": one, "assistant": two} for one, two in TURNS]},
+    "swift": {"images": NAMES, "query": TURNS[1][0], "response": TURNS[1][1], "history": [TURNS[0]]},
+    "alpaca": {
+        "images": NAMES,
+        "instruction": TURNS[1][0],
+        "input": "",
+        "output": "A dog.",
+        "history": [TURNS[0]],
+    },
+    "openai": {"messages": openai()},
+    "qwen": {
+        "conversations": [
+            {
+                "from": role["from"],
+                "value": role["value"].replace("<image>", f"<img>{NAMES[number // 2]}</img>"),
+            }
+            for number, role in enumerate(llava("user", "assistant"))
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_comes_to_the_same_conversation(read, form):
+    found = read({**FORMS[form], "id": "x"})
+    assert set(found) == {"x#1", "x#2"}
+    first, second = found["x#1"], found["x#2"]
+    assert (first.answer, second.answer) == ("A cat.", "A dog.")
+    assert [" ".join(turn.user.split()) for turn in second.turns] == ["What is ?", "And here?"]
+    assert names(second) == [["a.png"], ["b.png"]] and names(first) == [["a.png"]]
+    for turn in second.turns:
+        assert turn.user[: turn.places[0]].strip() in ("What is", "And")
+    shown = TASKS["vqa"].render(second, Presence(True, True), answer_form="text")
+    assert [turn.answer for turn in shown.history] == ["A cat."]
+    assert [picture.path.name for picture in shown.pictures] == NAMES
+    assert shown.user[: shown.turn.places[0]].endswith("And")
+    blind = TASKS["vqa"].render(second, Presence(False, True), answer_form="text")
+    assert blind.pictures == () and [turn.answer for turn in blind.history] == ["A cat."]
+
+
+def test_ids_of_llava_name_images(read):
+    """Records about one image share its id; all are used, each under a name of its own."""
+    records = [
+        {"id": "7", "image": "a.png", "conversations": [{"from": "human", "value": f"<image>\nQ{n}?"},
+                                                       {"from": "gpt", "value": f"A{n}"}]}
+        for n in range(5)
+    ]  # fmt: skip
+    found = read(*records)
+    assert len(found) == 5
+    assert Counter(one.answer for one in found.values()) == Counter(f"A{n}" for n in range(5))
+
+
+def test_system_turns_and_several_users_in_a_row(read):
+    turns = [
+        {"role": "system", "content": "Be short."}, {"role": "user", "content": "One."},
+        {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Left open"},
+    ]  # fmt: skip
+    found = read({"id": "x", "messages": turns})["x"]
+    assert (found.system, found.question, found.answer) == ("Be short.", "One.\nTwo?", "Yes.")
+
+
+def test_answers_that_are_not_to_be_learned_are_said_only(read):
+    turns = [
+        {"role": "user", "content": "A?"}, {"role": "assistant", "content": "a", "weight": 0},
+        {"role": "user", "content": "B?"}, {"role": "assistant", "content": "b"},
+    ]  # fmt: skip
+    (found,) = read({"messages": turns}).values()
+    assert [(turn.user, turn.answer) for turn in found.turns] == [("A?", "a"), ("B?", "b")]
+
+
+def test_images_without_marks_stand_before_the_first_question(read):
+    talk = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "This."}]
+    found = read({"id": "x", "images": NAMES, "conversations": talk})["x"]
+    assert found.turns == (Turn("Which?", "This.", found.turns[0].pictures, (0, 0)),)
+    assert names(found) == [NAMES]
+
+
+def test_plain_records_may_have_several_images(read):
+    found = read({"id": "x", "image": NAMES, "question": "Is <image> like <image>?", "answer": "no"})["x"]
+    assert (found.question, found.turns[0].places) == ("Is  like ?", (3, 9))
+
+
+def say(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+BAD = [
+    ({"messages": "text"}, "messages is not a list of objects"),
+    ({"messages": []}, "it has no question with an answer to it"),
+    ({"messages": say(("assistant", "Hello!"))}, "it has no question with an answer to it"),
+    ({"messages": say(("user", "Q?"), ("assistant", ""))}, "the answer is empty"),
+    ({"messages": say(("user", ""), ("assistant", "A"))}, "the question is empty"),
+    ({"messages": say(("user", "Q?"), ("tool", "{}"), ("assistant", "A"))},
+     "a turn is of 'tool', not one of human, user, gpt, assistant, model, bot, chatgpt, bard, system, developer"),
+    ({"messages": say(("user", "Q?"), ("assistant", "A")), "tools": [{"name": "f"}]},
+     "it has tools (tools), which cannot be used"),
+    ({"messages": say(("user", "Q?"), ("assistant", "A")), "videos": ["v.mp4"]},
+     "it has videos (videos), which cannot be used"),
+    ({"messages": say(("user", "<image>Q?"), ("assistant", "A"))},
+     "its questions have 1 <image> marks for 0 images"),
+    ({"messages": say(("user", "<image>Q?"), ("assistant", "A")), "images": NAMES},
+     "its questions have 1 <image> marks for 2 images"),
+    ({"messages": say(("user", [{"type": "audio"}]), ("assistant", "A"))},
+     "a part of content is 'audio', not text or image"),
+    ({"messages": say(("user", [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]),
+                      ("assistant", "A"))},
+     "image 'https://example.org/a.png' is a URL or names a drive"),
+    ({"messages": say(("user", [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}}]),
+                      ("assistant", "A"))},
+     "image_url holds an image itself (a data: URI); put it into a file and name that"),
+    ({"messages": [{"content": "Q?"}]}, "a turn has neither from nor role"),
+    ({"query": "Q?", "response": "A", "history": ["one"]}, "history is not a list of pairs"),
+    ({"messages": say(("user", "Q?"), ("assistant", "A")), "image": "a.png", "images": ["b.png"]},
+     "it has both image and images"),
+    ({"messages": say(("user", 5), ("assistant", "A"))}, "content is a number, not text"),
+]  # fmt: skip
+
+
+def test_what_cannot_be_read_gives_its_reason_and_loses_nobody_else(read):
+    good = {"text": "t", "question": "q", "answer": "a"}
+    records = [one for record, _ in BAD for one in (record, good)]
+    found = read(*records, rejected=[(2 * at + 1, why) for at, (_, why) in enumerate(BAD)])
+    assert len(found) == len(BAD)

@@ -1,0 +1,77 @@
+"""Each bad image and record is used or skipped with the right reason, and nobody else is lost."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedloom.data.folder import load_folder
+from fedloom.data.pictures import FilePicture, check_picture
+
+from .records import IMAGES, RECORDS, fill, pixels
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(IMAGES) + len(RECORDS) >= 100
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_is_used_or_its_reason_is_right(name: str, tmp_path: Path) -> None:
+    case = IMAGES[name]
+    path = tmp_path / "image"
+    path.write_bytes(case.build())
+    reason = check_picture(path)
+    if case.reason is not None:
+        assert reason is not None and case.reason in reason
+        return
+    assert reason is None
+    picture = FilePicture(path)
+    found = picture.pixels()
+    assert picture.size == (found.shape[1], found.shape[0]) == case.size
+    assert found.dtype == np.uint8 and found.shape[2] == 3
+
+
+LOSSLESS = [
+    "png", "webp", "interlaced", "interlaced, without its end", "ancillary chunk with a wrong checksum", "text in png, bomb", "texts in png, together a bomb",
+    "transparency of a wrong length", "profile in png, bomb", "pixel chunk with a wrong checksum", "png without its end",
+    "png with more behind", "animated png", "animated webp", "exif in webp, noise", "animation header cut short",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_whole_pixels_are_the_pixels(name: str, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(IMAGES[name].build())
+    np.testing.assert_array_equal(FilePicture(tmp_path / "image").pixels(), pixels())
+
+
+@dataclass(frozen=True)
+class Settings:
+    root: Path
+    name: str = "folder"
+    test_share: float = 0.25
+    limit: int | None = None
+    max_rejected: float = 1.0
+    task: str = "classification"
+    variant: str | None = None
+
+
+def test_nobody_else_is_lost(tmp_path: Path) -> None:
+    images, records = fill(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = load_folder(Settings(tmp_path), 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # a GiB, in KiB
+    cases = [*(IMAGES[name] for name in images), *(RECORDS[name] for name in records)]
+    reasons = {one.line: one.reason for one in data.rejected}
+    assert set(reasons) == {2 * at + 2 for at, case in enumerate(cases) if case.reason is not None}
+    for at, case in enumerate(cases):
+        assert case.reason is None or case.reason in reasons[2 * at + 2]
+    good = {f"good {2 * at}" for at in range(len(cases))}
+    assert good <= {one.text for one in (*data.train, *data.test)}
+    ids = [one.id for one in (*data.train, *data.test)]
+    assert len(set(ids)) == len(ids)
+    for one in data.rejected:
+        str(one).encode()

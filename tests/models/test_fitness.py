@@ -1,0 +1,193 @@
+"""Examples are checked against the model: every one is used, skipped or cut with a reason, and nobody else is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fedloom.data.pictures import FilePicture
+from fedloom.models.batch import length
+from fedloom.models.families import FAMILIES
+from fedloom.models.fitness import MOST_TOKENS, Checked, checked, limit_of
+from fedloom.models.load import Vlm, load_vlm
+from fedloom.tasks import TASKS
+from fedloom.types import Conversation, DataSet, Example, Presence, UserError
+
+from .tiny import save
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A gray image of any size."""
+
+    height: int
+    width: int
+
+    @property
+    def key(self) -> str:
+        return f"plain-{self.height}-{self.width}"
+
+    def pixels(self) -> NDArray[np.uint8]:
+        return np.full((self.height, self.width, 3), 99, np.uint8)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An image that can no longer be read."""
+
+    key: str = "gone"
+
+    def pixels(self) -> NDArray[np.uint8]:
+        raise UserError("a.png: the picture is missing")
+
+
+def example(name: str, **changes: object) -> Example:
+    given = {
+        "question": "Which?",
+        "answer": "yes",
+        "options": ("no", "yes"),
+        "label": 1,
+        "place": f"d, line {name}",
+    }
+    return Example(id=name, **{**given, **changes})  # type: ignore[arg-type]
+
+
+def shapes(one: Example) -> Sequence[Conversation]:
+    return [TASKS[one.task].render(one, Presence(True, True), answer_form="text")]
+
+
+def check(vlm: Vlm, *examples: Example, **changes: object) -> Checked:
+    data = DataSet("any", examples, (example("test", text="t"),))
+    return checked(vlm, data, shapes, **{"too_long": "skip", **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Vlm]:
+    return lambda name: load_vlm(str(save(name, tmp_path_factory.mktemp(name) / "model")))
+
+
+SIZES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (2, 2),
+    (3, 3),
+    (3, 7),
+    (4, 1200),
+    (1200, 4),
+    (9, 9),
+    (150, 150),
+    (1, 1000),
+]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_an_image_is_used_or_its_record_is_named(family: str, load: Callable[[str], Vlm]) -> None:
+    """Whatever an image processor makes of a size, the check says it, and what the check lets pass can be trained on."""
+    vlm = load(family)
+    examples = [example(str(at), image=Plain(*size)) for at, size in enumerate(SIZES)]
+    good = example("good", image=Plain(16, 16))
+    data = DataSet("any", (*examples, good), (example("test", text="t"),))
+    found = checked(vlm, data, shapes, "skip", 10**6)
+    kept = {one.id for one in found.data.train}
+    assert "good" in kept
+    lost = {one.file for one in found.data.rejected}
+    assert lost == {one.place for one in examples if one.id not in kept}
+    for one in found.data.rejected:
+        assert (
+            "pixels, is refused by the model's image processor" in one.reason or "is too long" in one.reason
+        )
+    for one in found.data.train:
+        assert all(features.isfinite().all() and features.numel() for features in vlm.look(one.pictures))
+        assert length(vlm, shapes(one)[0]) > 0
+
+
+def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) -> None:
+    vlm = load("qwen2_vl")
+    good = [example(str(n), image=Plain(16 + n, 16)) for n in range(5)]
+    bad = [example("strip", image=Plain(1, 1000)), example("gone", image=Gone())]
+    alone = check(vlm, *good)
+    assert alone.data.train == tuple(good) and not alone.data.rejected
+    before = vlm.look([one.image for one in good if one.image])
+    cold = replace(vlm, features={}, grids_known={}, tokens={})
+    mixed = check(cold, good[0], bad[0], *good[1:3], bad[1], *good[3:])
+    assert mixed.data.train == tuple(good)
+    assert [str(one).split(":")[0] for one in mixed.data.rejected] == ["d, line strip", "d, line gone"]
+    assert "cannot be read (a.png: the picture is missing)" in mixed.data.rejected[1].reason
+    after = cold.look([one.image for one in good if one.image])
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_files_that_changed_since_they_were_found_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    gone = example("gone", image=FilePicture(tmp_path / "a.png"))
+    found = check(vlm, gone, example("good", image=Plain(8, 8)))
+    assert [one.id for one in found.data.train] == ["good"]
+    assert "image 'a.png' cannot be read" in found.data.rejected[0].reason
+
+
+def test_another_image_of_the_same_thing_takes_the_place_of_a_damaged_one(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    vlm = load_vlm(str(tiny_model))
+    spare = (FilePicture(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))
+    found = check(
+        vlm, example("study", image=Gone(), spare=spare), example("lost", image=Gone(), spare=spare[:2])
+    )
+    assert [(one.id, one.image) for one in found.data.train] == [("study", Plain(8, 8))]
+    assert [one.file for one in found.data.rejected] == ["d, line lost"]
+
+
+def test_the_limit_is_the_models_unless_less_is_wanted(tiny_model: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    config = vlm.model.config.get_text_config()
+    positions = config.max_position_embeddings
+    assert limit_of(vlm, 7) == 7
+    assert limit_of(vlm, 10**9) == positions
+    config.max_position_embeddings = 10**6
+    assert limit_of(vlm) == MOST_TOKENS
+
+
+def test_every_example_that_is_too_long_is_skipped_and_no_other(tiny_model: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    texts = ["word " * count for count in (1, 10, 20, 30, 40, 80, 10**5)]
+    examples = [example(str(at), text=text) for at, text in enumerate(texts)]
+    sizes = [length(vlm, shapes(one)[0]) for one in examples[:-1]]
+    limit = sizes[3]
+    found = check(vlm, *examples, most=limit)
+    assert found.data.train == tuple(examples[:4])
+    assert [one.file for one in found.data.rejected] == ["d, line 4", "d, line 5", "d, line 6"]
+    assert (
+        f"is too long: {sizes[4]:,} tokens, more than the {limit:,} positions"
+        in found.data.rejected[0].reason
+    )
+
+
+def test_the_text_is_cut_as_little_as_needed_and_nothing_else(tiny_model: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    long = example("1", text=" ".join(f"word{n}" for n in range(500)), question="What is it that it says?")
+    short = example("2", text="short")
+    limit = length(vlm, shapes(replace(long, text=long.text[:200] if long.text else None))[0])
+    found = check(vlm, long, short, example("3", question="why " * 500, text="t"), most=limit, too_long="cut")
+    cut, kept = found.data.train
+    assert kept == short and cut.text and long.text and long.text.startswith(cut.text)
+    assert (cut.question, cut.answer, cut.options) == (long.question, long.answer, long.options)
+    assert length(vlm, shapes(cut)[0]) <= limit
+    longer = replace(long, text=long.text[: len(cut.text) + 12])
+    assert length(vlm, shapes(longer)[0]) > limit
+    assert found.cut[0].startswith(
+        f"d, line 1: its text was cut to {len(cut.text):,} of {len(long.text):,} characters"
+    )
+    assert [one.file for one in found.data.rejected] == ["d, line 3"]
+
+
+def test_what_fits_is_handed_back_as_it_is(tiny_model: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
+    data = DataSet("any", (example("1", text="t"),), (example("2", image=Plain(8, 8)),))
+    assert checked(vlm, data, shapes, "cut").data is data
