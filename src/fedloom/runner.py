@@ -18,6 +18,7 @@ from typing import Any
 
 from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data, usable
+from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
@@ -212,7 +213,9 @@ def finished_result(experiment: Experiment, folder: Path, *, known: bool = False
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
     if not known:
-        require_same(folder, manifest.identity, _now(experiment, contents_of(_data(experiment))))
+        require_same(
+            folder, manifest.identity, _now(experiment, contents_of(_data(experiment.data, experiment.seed)))
+        )
     check_files(folder, manifest, _handed_out(manifest))
     return read_json(folder / RESULT, {"scores": dict})
 
@@ -222,7 +225,7 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
 
     @cache
     def contents(data: str, seed: int) -> dict[str, str]:
-        return contents_of(load_data(Data.model_validate_json(data), seed))
+        return contents_of(_data(Data.model_validate_json(data), seed))
 
     reasons: dict[int, str] = {}
     for place, (experiment, folder) in cells.items():
@@ -241,8 +244,11 @@ def _handed_out(manifest: Manifest) -> list[str]:
     return [name for name in manifest.files if not name.startswith(f"{METHODS}/")]
 
 
-def _data(experiment: Experiment) -> DataSet:
-    return load_data(experiment.data, experiment.seed)
+def _data(settings: Data, seed: int) -> DataSet:
+    data = load_data(settings, seed)
+    pictures = [image for one in (*data.train, *data.test) for image in one.pictures]
+    know_keys(pictures, cache_folder() / "hashes" / "images.json")
+    return data
 
 
 def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
@@ -284,7 +290,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     keep_freed()
     if experiment.model.threads is not None:
         torch.set_num_threads(experiment.model.threads)
-    data, manifest = _data(experiment), read_manifest(folder)
+    data, manifest = _data(experiment.data, experiment.seed), read_manifest(folder)
     now = _now(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.engine.store import Stored, last_commit, read_commit
+from fedloom.engine.store import Stored, read_commit
 from fedloom.folder import EXPERIMENT, METHODS, RECORD, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 from fedloom.record import read_lines
@@ -72,15 +72,16 @@ def _of_one(folder: Path) -> Iterator[Check]:
         elif file.suffix == ".json" and (file.parent == folder or name.startswith(f"{METHODS}/")):
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).rglob(MEMORY)):
-        yield partial(_read_memories, place.parent)
+        for checkpoint in sorted(place.parent.glob("round-*.json")):
+            yield partial(_read_memories, checkpoint)
 
 
 def _read_all(record: Path) -> None:
     deque(read_lines(record), maxlen=0)
 
 
-def _read_memories(training: Path) -> None:
-    """Read what each client keeps as the training's last checkpoint has it."""
-    standing = last_commit(training)
-    if standing is not None and isinstance(standing.memories, Stored):
-        deque(standing.memories.values(), maxlen=0)
+def _read_memories(checkpoint: Path) -> None:
+    """Read what each client keeps as a checkpoint has it."""
+    memories = read_commit(checkpoint).memories
+    if isinstance(memories, Stored):
+        deque(memories.values(), maxlen=0)

@@ -14,6 +14,8 @@ import os
 import stat
 import warnings
 import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,7 +35,8 @@ from fedloom.data.salvage import (
     other_ending,
     salvaged,
 )
-from fedloom.types import UserError
+from fedloom.hashes import file_digests
+from fedloom.types import Picture, UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SIGNATURES = (PNG, JPEG, WEBP)
@@ -167,6 +170,20 @@ class FilePicture:
     def pixels(self) -> NDArray[np.uint8]:
         """Read the picture, shape [H, W, 3]; see `_rgb` for how transparency and rotation are settled."""
         return _pixels(_readable(self.path), self.path)
+
+
+def know_keys(pictures: Iterable[Picture], known: Path) -> None:
+    """Work out the keys of images in files all at once; of files that have not changed since the last time, read none.
+
+    Args:
+        pictures: Images of any kind. A file that cannot be read is left alone: it tells when its key is asked for.
+        known: Where digests are remembered; see `fedloom.hashes.file_digests`.
+    """
+    files = [one for one in pictures if isinstance(one, FilePicture) and glance_at_picture(one.path) is None]
+    with suppress(UserError):
+        digests = file_digests([one.path for one in files], known)
+        for one in files:
+            one.__dict__["_key"] = digests[one.path]  # where `cached_property` keeps it
 
 
 @dataclass(frozen=True)

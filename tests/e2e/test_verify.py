@@ -1,0 +1,181 @@
+"""`fedloom verify` finds every file that is not as it was written, wherever the folder is taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from campaign.damage import begun
+from campaign.world import World, make_world
+from fedloom.cli import app
+from fedloom.engine.store import last_commit
+from fedloom.grid import load_grid
+from fedloom.manifest import read_manifest, read_sealed, write_sealed
+from fedloom.models.load import load_vlm
+from fedloom.progress import Progress
+from fedloom.sweep import run_sweep
+from fedloom.tuning.adapters import import_adapter, prepare
+from fedloom.tuning.strategy import LoRA, stage
+from fedloom.types import UserError
+from fedloom.verify import verify
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("verify") / "world", "scaffold")
+
+
+@pytest.fixture(scope="module")
+def finished(world: World) -> Path:
+    world.run(world.place.parent / "finished")
+    return world.place.parent / "finished"
+
+
+@pytest.fixture(scope="module")
+def unfinished(world: World) -> Path:
+    begun(world, world.place.parent / "unfinished", {})
+    return world.place.parent / "unfinished"
+
+
+def files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock"]
+
+
+def last_memories(folder: Path) -> list[Path]:
+    """The files of clients' memories that the last checkpoint uses."""
+    (training,) = {place.parent for place in folder.rglob("memory")}
+    stored = last_commit(training).memories
+    return [stored._file(client, round) for client, round in stored.rounds.items()]
+
+
+@pytest.mark.parametrize("kind", ["finished", "unfinished"])
+def test_every_file_that_counts_is_checked(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(kind)
+    count, faults = verify(folder)
+    assert count > 5 and faults == []
+    used = {file for file in files(folder) if "memory" not in file.parts} | {*last_memories(folder)}
+    assert len(used) > 10
+    for file in used:
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        place = copy / file.relative_to(folder)
+        content = bytearray(place.read_bytes())
+        content[len(content) // 2] ^= 4
+        place.write_bytes(content)
+        _, faults = verify(copy)
+        assert len(faults) >= 1 and place.name in " ".join(faults), file
+        shutil.rmtree(copy)
+
+
+def test_a_file_that_is_gone_is_found(finished: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(finished)
+    assert manifest is not None
+    for name in manifest.files:
+        shutil.copytree(finished, tmp_path / "copy")
+        (tmp_path / "copy" / name).unlink()
+        assert {name in fault for fault in verify(tmp_path / "copy")[1]} == {True}, name
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_an_adapter_proves_itself_wherever_it_is_taken(world: World, finished: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "elsewhere"
+    shutil.copytree(finished / "adapter", adapter)
+    assert verify(adapter)[1] == []
+    tuned = prepare(load_vlm(str(world.model)), stage("both", LoRA(2)), seed=0)
+    import_adapter(tuned, adapter)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        content = (adapter / name).read_bytes()
+        for bit in range(0, 8 * len(content), max(1, 8 * len(content) // 40)):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (adapter / name).write_bytes(damaged)
+            assert name in verify(adapter)[1][0]
+            with pytest.raises(UserError, match=name):
+                import_adapter(tuned, adapter)
+        (adapter / name).write_bytes(content)
+
+
+def test_scores_edited_in_a_methods_result_are_not_handed_out(
+    unfinished: Path, world: World, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(unfinished, copy)
+    file = copy / "methods/zero-shot/result.json"
+    value = json.loads(file.read_text())
+    true = value["scores"]["accuracy"]
+    value["scores"]["accuracy"] = 0.99
+    file.write_text(json.dumps(value))
+    world.go_on(copy)
+    assert json.loads((copy / "result.json").read_text())["scores"]["zero-shot"]["accuracy"] == true
+    assert '"damaged"' in (copy / "record.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["experiment.json", "plan.json", "manifest.json", "record.jsonl", "result.json"]
+)
+def test_reports_name_what_is_damaged(name: str, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    place = copy / name
+    content = place.read_text()
+    digit = next(k for k, letter in enumerate(content) if letter.isdigit())
+    place.write_text(f"{content[:digit]}{(int(content[digit]) + 1) % 10}{content[digit + 1 :]}")
+    told = CliRunner().invoke(app, ["report", str(copy)])
+    assert told.exit_code == 2 and name in told.stderr
+    assert CliRunner().invoke(app, ["verify", str(copy)]).exit_code == 1
+
+
+def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None:
+    recipe = tmp_path / "grid.yaml"
+    recipe.write_text(
+        f"data: {{name: folder, root: {world.data}, test_share: 0.3}}\n"
+        f"model: {{path: {world.model}, threads: 1}}\n"
+        "scenario: {clients: 2}\ntrain: {rounds: 1, batch_size: 4}\nevaluate: {every: 0}\n"
+        "engine: {workers: 1, side_by_side: 1, together: 1}\n"
+        "methods: [fedavg]\ngrid: {seed: [0, 1]}\n"
+    )
+    folder = tmp_path / "sweep"
+
+    def sweep(*, rerun: bool = False) -> list[str]:
+        told: list[str] = []
+        run_sweep(load_grid(str(recipe)), folder, told.append, lambda: Progress(None), rerun=rerun)
+        return told
+
+    sweep()
+    assert verify(folder)[1] == []
+    assert sweep() == ["2 of 2 cells are done already"]
+
+    cell = next(folder.glob("cells/*/result.json"))
+    content = cell.read_text()
+    cell.write_text(content.replace('"main": "fedavg"', '"main": "fedavh"'))
+    assert [cell.name in fault for fault in verify(folder)[1]] == [True]
+    with pytest.raises(UserError, match=r"1 cell .*result\.json is damaged.*--rerun"):
+        sweep()
+    again = sweep(rerun=True)
+    assert again[0] == "1 of 2 cells is done already" and len(again) == 2
+    assert cell.read_text() != content.replace('"main": "fedavg"', '"main": "fedavh"')
+
+    rows = (world.data / "data.jsonl").read_text()
+    try:
+        (world.data / "data.jsonl").write_text(rows.replace("note 1", "note one"))
+        with pytest.raises(UserError, match=r"2 cells .*this has changed: .*examples"):
+            sweep()
+    finally:
+        (world.data / "data.jsonl").write_text(rows)
+    assert sweep() == ["2 of 2 cells are done already"]
+
+    value = read_sealed(folder / "sweep.json")
+    (folder / "sweep.json").write_text(json.dumps({**value, "sha256": "0"}))
+    told = CliRunner().invoke(app, ["report", str(folder)])
+    assert told.exit_code == 2 and "sweep.json is damaged" in told.stderr
+    write_sealed(folder / "sweep.json", value)
+
+
+def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        told = CliRunner().invoke(app, ["verify", str(folder)])
+        assert told.exit_code == 2
