@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import SHIPPED, Vlm
+from fedloom.models.load import SHIPPED, Processor, Vlm
 from fedloom.startup import uncollected
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
@@ -107,10 +107,11 @@ def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 def random_vlm(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Vlm:
     """Wrap a random model as fedloom loads one."""
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
-    processor.image_processor.size = {"height": size.picture, "width": size.picture}
+    images = AutoImageProcessor.from_pretrained(SHIPPED["shipped"])
+    images.size = {"height": size.picture, "width": size.picture}
+    processor = Processor(AutoTokenizer.from_pretrained(SHIPPED["shipped"]), images, image="<image>")
     return Vlm("random", random_model(size, device, dtype), processor, FAMILIES["llava"], "random")
 
 

@@ -85,6 +85,8 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
         others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
         if others:
             raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
+        if (folder / EXPERIMENT).exists():
+            _read(folder)  # what is no experiment is not a run's
         return "new"
     if chosen(before) != chosen(experiment):
         digests = f"{before.digest[:8]}, not {experiment.digest[:8]}"

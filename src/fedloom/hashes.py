@@ -36,6 +36,14 @@ Mark = tuple[int, int, int, int]
 Known = dict[str, tuple[Mark, str]]
 
 
+def cache_folder() -> Path:
+    """Return where fedloom keeps what can be computed again: `$FEDLOOM_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("FEDLOOM_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
+
+
 def file_digest(path: Path, known: Path | None = None) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits; see `file_digests`."""
     return file_digests([path], known)[path]

@@ -33,11 +33,10 @@ from fedloom.folder import (
     resumable,
     working,
 )
-from fedloom.hashes import combined
+from fedloom.hashes import cache_folder, combined
 from fedloom.identity import contents_of, identity, require_same
 from fedloom.manifest import Manifest, check_files, list_files, read_manifest
 from fedloom.models.assemble import base_digest, load_model
-from fedloom.models.features import cache_folder
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store

@@ -21,9 +21,9 @@ from fedloom.engine.in_process import WINDOW, InProcess
 from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.workers import Workers
 from fedloom.folder import ENGINE
+from fedloom.hashes import cache_folder
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.models.compiled import compiling
-from fedloom.models.features import cache_folder
 from fedloom.models.recompute import recomputing
 from fedloom.record import Clock
 from fedloom.training import Setting, Trained, Training, workers_of

@@ -245,7 +245,7 @@ def _top16(values: Tensor) -> Tensor:
     # The bits of |value| order as the values do; the last four give way to the place.
     keys = blocks.view(torch.int32).bitwise_and(0x7FFFFFF0).bitwise_or_(torch.arange(TOP, dtype=torch.int32))
     places = keys.amax(1).bitwise_and_(TOP - 1)
-    kept = blocks.gather(1, places[:, None].long()).to(torch.bfloat16)
+    kept = blocks.gather(1, places[:, None].long()).to(torch.bfloat16).add_(0)  # −0 becomes 0
     places.masked_fill_(kept.view(-1) == 0, TOP - 1)  # also of a value that bf16 is too coarse for
     pairs = places.to(torch.uint8).view(-1, 2)
     return torch.cat([kept.view(torch.uint8).view(-1), pairs[:, 0] | (pairs[:, 1] << 4)])
@@ -256,7 +256,8 @@ def _from_top16(payload: Tensor, count: int) -> Tensor:
     kept = payload[: 2 * blocks].view(torch.bfloat16).float()
     pairs = payload[2 * blocks :]
     places = torch.stack([pairs & 15, pairs >> 4], 1).view(-1, 1).long()
-    _expect(bool(((kept != 0) | (places.view(-1) == TOP - 1)).all()), "a place of nothing")
+    nothing = (places.view(-1) == TOP - 1) & ~kept.signbit()
+    _expect(bool(((kept != 0) | nothing).all()), "a place of nothing")
     values = torch.zeros(blocks, TOP).scatter_(1, places, kept[:, None]).view(-1)
     _expect(not values[count:].any(), "values beyond the last")
     return values[:count]

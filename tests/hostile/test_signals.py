@@ -100,7 +100,7 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(
     assert said.endswith(f"fedloom: interrupted; `fedloom resume {folder}` goes on from there\n")
     assert "Traceback" not in said
     assert said.count("interrupted") == 1
-    assert not alive(process.pid)
+    wait(lambda: not alive(process.pid), 30)
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -115,7 +115,7 @@ def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
     assert process.returncode == 143, said
     assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` goes on from there\n$", said)
     assert "Traceback" not in said
-    assert not alive(process.pid)
+    wait(lambda: not alive(process.pid), 30)
 
 
 def test_before_anything_began_nothing_is_promised(

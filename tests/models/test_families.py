@@ -198,7 +198,7 @@ def test_image_tokens_that_disagree_with_the_encoder_are_told(vlm: Vlm) -> None:
 
 def test_a_chat_template_that_hides_the_picture_is_told(vlm: Vlm) -> None:
     vlm.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
-    with pytest.raises(UserError, match=r"chat template.*0 times for 1 pictures"):
+    with pytest.raises(UserError, match=r"chat template.*0 times for 1 images"):
         answer_loss(vlm, [CONVERSATIONS["image and text"]])
 
 
@@ -391,5 +391,5 @@ def test_a_decoder_in_bfloat16_gives_nearly_the_same_loss(vlm: Vlm) -> None:
     coarse = answer_loss(placed(vlm, "cpu", "bfloat16"), batch)
     assert vlm.precision == torch.bfloat16
     torch.testing.assert_close(coarse, exact, rtol=0.02, atol=0)
-    assert option_scores(vlm, batch).shape == (4, 2)
-    assert len(generate(vlm, batch, max_tokens=2)) == 4
+    assert option_scores(vlm, batch).shape == (len(batch), 2)
+    assert len(generate(vlm, batch, max_tokens=2)) == len(batch)

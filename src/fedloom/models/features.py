@@ -27,14 +27,6 @@ from torch import Tensor
 from fedloom.record import write_atomic
 
 
-def cache_folder() -> Path:
-    """Return where fedloom keeps what can be computed again: `$FEDLOOM_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("FEDLOOM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
-
-
 class FeatureStore:
     """Features of one encoder on disk, read through a memory map.
 

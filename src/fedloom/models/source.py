@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from fedloom.hashes import combined, file_digests
-from fedloom.models.features import cache_folder
+from fedloom.hashes import cache_folder, combined, file_digests
 from fedloom.models.files import SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
 from fedloom.models.weights import UNUSED, bounded, check_whole, tensors_of
 from fedloom.types import UserError
