@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from fedloom.failures import explained, sentence
 from fedloom.interrupts import exit_code, stoppable
 from fedloom.record import to_json
-from fedloom.terminal import message, printable, printable_json
+from fedloom.terminal import message, printable, printable_json, wrapped
 
 FAILED, USER_ERROR, UNHEARD = 1, 2, 141
 """Exit codes: a part of the work failed, or fedloom itself; the user has to change something; nobody reads on."""
@@ -92,8 +93,11 @@ def _print(text: str, err: bool, nl: bool) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a sentence, or a list of mistakes, to standard error."""
-    _print(f"fedloom: {message(text)}", True, True)
+    """Print a sentence, or a list of mistakes, to standard error; on a terminal, wrapped between words."""
+    told = f"fedloom: {message(text)}"
+    if sys.stderr.isatty():
+        told = "\n".join(wrapped(line, shutil.get_terminal_size().columns) for line in told.split("\n"))
+    _print(told, True, True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 WIDEST_LINE = 2_000
 """Characters of a line that are shown; what is longer was not written by people."""
@@ -55,6 +56,20 @@ def message(text: str) -> str:
     """
     lines = printable(text).replace("\n", "\\n").split("\\n  ")
     return "\n  ".join(shortened(line) for line in lines)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Wrap a line between words; further lines stand four characters further in. Words are never broken.
+
+    Example:
+        >>> print(wrapped("  train.lr: one two three", 16))
+          train.lr: one
+              two three
+    """
+    start = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        line, width, subsequent_indent=f"{start}    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def printable_json(text: str) -> str:
