@@ -19,6 +19,9 @@ from typing import Any
 
 from fedloom.types import UserError
 
+SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
+"""The models that come with fedloom, name → folder: with a vision encoder, and without one."""
+
 MEBI = 2**20
 SETTINGS = {
     "config.json": 16 * MEBI, "generation_config.json": MEBI, "preprocessor_config.json": MEBI,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fedloom.models.source import SHIPPED
+from fedloom.models.files import SHIPPED
 from fedloom.report.introduction import assembled
 from fedloom.report.records import Run, at
 from fedloom.report.tables import label
