@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.manifest import check_files, read_manifest
-from fedloom.record import expect, read_json, read_lines
+from fedloom.record import KINDS, expect, read_json, read_lines
 from fedloom.types import UserError
 
 Json = Mapping[str, Any]
@@ -23,7 +23,6 @@ REQUIRED: dict[str, dict[str, type]] = {
 }
 """What a line of the record needs before it can be drawn; other kinds are shown as far as they go."""
 
-
 FIGURES = {"*": Any}
 CARD = {
     "labels": {
@@ -31,8 +30,8 @@ CARD = {
         "total_variation": float,
         "jensen_shannon": float,
         "effective_per_client": float,
-    }
-    | {"effective": float},
+        "effective": float,
+    },
     "modalities": {"clients": {"*": int}, "examples": {"*": int}},
     "sizes": {
         "smallest": int,
@@ -70,8 +69,6 @@ SHAPES: dict[str, Any] = {
 
 A mapping says it key by key, "*" is every key; a list says it of each of its entries.
 """
-
-WORDS = {int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -217,18 +214,18 @@ def _check(place: str, value: Any, shape: Any, key: str) -> None:
     if value is None or shape is Any:
         return
     if isinstance(shape, dict):
-        _require(isinstance(value, dict), place, key, "an object")
+        _require(isinstance(value, dict), place, key, KINDS[dict])
         for name, inner in value.items():
             _check(place, inner, shape.get(name, shape.get("*", Any)), f"{key}.{name}" if key else name)
     elif isinstance(shape, list):
-        _require(isinstance(value, list), place, key, "a list")
+        _require(isinstance(value, list), place, key, KINDS[list])
         for index, inner in enumerate(value):
             _check(place, inner, shape[0], f"{key}[{index}]")
     elif shape is str:
-        _require(isinstance(value, str), place, key, WORDS[str])
+        _require(isinstance(value, str), place, key, KINDS[str])
     else:
         whole = isinstance(value, int) or shape is float
-        _require((number(value) is not None and whole) or value != value, place, key, WORDS[shape])
+        _require((number(value) is not None and whole) or value != value, place, key, KINDS[shape])
 
 
 def _check_card(place: str, card: Json) -> None:
