@@ -15,9 +15,12 @@ import torch
 
 from fedloom.hashes import combined, file_digests
 from fedloom.models.features import cache_folder
-from fedloom.models.files import SETTINGS, SHIPPED, VOCABULARY, ModelFiles, model_files, numbers_fit
+from fedloom.models.files import SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
 from fedloom.models.weights import UNUSED, bounded, check_whole, tensors_of
 from fedloom.types import UserError
+
+SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
+"""The models that come with fedloom, name → folder: with a vision encoder, and without one."""
 
 
 @dataclass(frozen=True)
