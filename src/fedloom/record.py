@@ -251,6 +251,23 @@ class Record:
         else:
             path.touch()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def require(self, size: int) -> None:
+        """Check that no line was lost that something else relies on.
+
+        Raises:
+            UserError: The file has fewer bytes.
+        """
+        if self.size < size:
+            raise UserError(
+                f"{self.path} is damaged: it has {self.size:,} bytes, and the run's checkpoints follow {size:,}; run it "
+                "again from the start with --rerun"
+            )
+
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add one line `{"kind": kind, …}` and flush it to the operating system.
 

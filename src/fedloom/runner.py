@@ -20,6 +20,7 @@ from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
+from fedloom.engine.store import recorded_below
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
     METHODS,
@@ -316,6 +317,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
     record = Record(folder / RECORD)
+    record.require(recorded_below(folder / METHODS))
     record.append(
         "start",
         {

@@ -133,6 +133,19 @@ def test_a_damaged_checkpoint_of_a_finished_method_exports_no_older_round(
         shutil.rmtree(copy)
 
 
+@pytest.mark.parametrize("state", ["scored", "unfinished"])
+def test_a_record_that_lost_lines_is_named(state: str, world: World, tmp_path: Path) -> None:
+    {"scored": scored, "unfinished": begun}[state](world, tmp_path / "run", {})
+    content = (tmp_path / "run/record.jsonl").read_bytes()
+    lines = content.splitlines(keepends=True)
+    for kept in (0, len(lines[0]), len(content) // 2, len(content) - len(lines[-1]), len(content) - 9):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        (tmp_path / "copy/record.jsonl").write_bytes(content[:kept])
+        with pytest.raises(UserError, match=r"record\.jsonl is damaged"):
+            world.go_on(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+
+
 @pytest.mark.parametrize(
     "name", ["experiment.json", "plan.json", "manifest.json", "record.jsonl", "result.json"]
 )
