@@ -256,18 +256,6 @@ class Record:
         """Bytes of the file."""
         return self.path.stat().st_size
 
-    def require(self, size: int) -> None:
-        """Check that no line was lost that something else relies on.
-
-        Raises:
-            UserError: The file has fewer bytes.
-        """
-        if self.size < size:
-            raise UserError(
-                f"{self.path} is damaged: it has {self.size:,} bytes, and the run's checkpoints follow {size:,}; run it "
-                "again from the start with --rerun"
-            )
-
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add one line `{"kind": kind, …}` and flush it to the operating system.
 
@@ -286,6 +274,19 @@ class Record:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (line for _, line in read_lines(self.path))
+
+
+def require_length(path: Path, length: int) -> None:
+    """Check that a record has not lost lines that something else relies on.
+
+    Raises:
+        UserError: It has fewer bytes than `length`.
+    """
+    if (found := path.stat().st_size) < length:
+        raise UserError(
+            f"{path} is damaged: it has {found:,} bytes, and the run's checkpoints follow {length:,}; run it again from "
+            "the start with --rerun"
+        )
 
 
 def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -45,7 +45,7 @@ from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.models.source import Source
 from fedloom.outcomes import export, outcome
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record, read_json, write_json
+from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.plan import build_plan
@@ -317,7 +317,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
     record = Record(folder / RECORD)
-    record.require(recorded_below(folder / METHODS))
+    require_length(record.path, recorded_below(folder / METHODS))
     record.append(
         "start",
         {

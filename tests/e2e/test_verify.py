@@ -141,6 +141,7 @@ def test_a_record_that_lost_lines_is_named(state: str, world: World, tmp_path: P
     for kept in (0, len(lines[0]), len(content) // 2, len(content) - len(lines[-1]), len(content) - 9):
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         (tmp_path / "copy/record.jsonl").write_bytes(content[:kept])
+        assert "record.jsonl" in " ".join(verify(tmp_path / "copy")[1])
         with pytest.raises(UserError, match=r"record\.jsonl is damaged"):
             world.go_on(tmp_path / "copy")
         shutil.rmtree(tmp_path / "copy")
