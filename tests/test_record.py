@@ -122,6 +122,30 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+def test_what_is_written_is_on_the_disk_before_anything_relies_on_it(tmp_path, monkeypatch):
+    """A power cut keeps what was synced: the file's bytes before it gets its name, its name before the call returns."""
+    done, sync, rename = [], os.fsync, os.replace
+
+    def syncing(number):
+        sync(number)
+        done.append((os.fstat(number).st_ino, os.fstat(number).st_size))
+
+    def renaming(old, new):
+        rename(old, new)
+        done.append("named")
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", renaming)
+    path = tmp_path / "result.json"
+    write_atomic(path, b"12345")
+    file, named, folder = done
+    assert (file, named, folder[0]) == ((path.stat().st_ino, 5), "named", tmp_path.stat().st_ino)
+    log = Record(tmp_path / "record.jsonl")
+    for number in range(3):
+        log.append("round", {"round": number})
+        assert done[-1] == (log.path.stat().st_ino, log.path.stat().st_size)
+
+
 def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
     path, rename = tmp_path / "shared.json", os.replace
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from campaign.world import World, outcome
+from fedloom import runner
 from fedloom.experiment import Experiment
 from fedloom.models.load import load_vlm
 from fedloom.record import Record
@@ -28,6 +29,21 @@ Found = dict[str, Counter[str]]
 
 class Stopped(Exception):
     """Stands for a kill, where the process goes on."""
+
+
+def scored(world: World, out: Path, models: Models) -> None:
+    """Stop a run when its methods are finished and nothing is exported yet."""
+
+    def stopping(*_: object) -> None:
+        raise Stopped
+
+    export, runner.export = runner.export, stopping
+    try:
+        world.run(out, models)
+    except Stopped:
+        pass
+    finally:
+        runner.export = export
 
 
 def begun(world: World, out: Path, models: Models) -> None:
@@ -49,7 +65,7 @@ def begun(world: World, out: Path, models: Models) -> None:
 
 
 def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, list[str]]:
-    """Damage files of a finished and of an unfinished run, of its data and of its model.
+    """Damage files of a finished run, of one whose methods are finished, of an unfinished one, of its data and its model.
 
     Args:
         world: What is run.
@@ -61,20 +77,20 @@ def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, l
         What became of them by kind of file, and a line for each that went wrong.
     """
     models: Models = {}
-    finished, unfinished = folder / "finished", folder / "unfinished"
-    world.run(finished, models)
-    begun(world, unfinished, models)
-    wanted, rng = outcome(finished), np.random.default_rng(seed)
-    places = [*_places(finished, "finished"), *_places(unfinished, "unfinished")]
-    places += [*_places(world.data, "data"), *_places(world.model, "model")]
+    runs = {name: folder / name for name in ("finished", "scored", "unfinished")}
+    world.run(runs["finished"], models)
+    scored(world, runs["scored"], models)
+    begun(world, runs["unfinished"], models)
+    wanted, rng = outcome(runs["finished"]), np.random.default_rng(seed)
+    roots = {**runs, "data": world.data, "model": world.model}
+    places = [one for name, root in roots.items() for one in _places(root, name)]
     found, wrong = Found(), list[str]()
     for number in range(count):
-        where, name = places[number % len(places)]
+        where, name = places[number * len(places) // count]
         trial = folder / "trial"
         copy = world.copy(trial / "world") if where in ("data", "model") else world
         out = trial / "run"
-        source = unfinished if where == "unfinished" or (where != "finished" and number % 2) else finished
-        shutil.copytree(source, out)
+        shutil.copytree(runs.get(where, runs["unfinished" if number % 2 else "finished"]), out)
         root = {"data": copy.data, "model": copy.model}.get(where, out)
         told = _damage(root / name, rng)
         fate = _fate(copy, out, wanted, models)

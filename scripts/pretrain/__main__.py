@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from fedloom.models.source import SHIPPED
+from fedloom.models.files import SHIPPED
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from fedloom.cli_options import (
     Commands,
     Debug,
     Json,
+    Places,
     Quiet,
     Recipe,
     Rerun,
@@ -75,7 +76,7 @@ def run(
     """Run an experiment and show its table."""
     with courteous(debug, "nothing was begun"):
         from fedloom.experiment import load_experiment
-        from fedloom.folder import default_folder, discard, folder_state
+        from fedloom.folder import default_folder, discard, folder_state, moves
 
         experiment = load_experiment(recipe, changes or ())
         folder = default_folder(experiment) if out is None else out
@@ -83,8 +84,9 @@ def run(
             discard(folder)
         state = folder_state(folder, experiment)
         if state == "unfinished":
+            words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
             raise UserError(
-                f"{folder} holds this experiment, interrupted; go on with `fedloom resume {folder}`"
+                f"{folder} holds this experiment, interrupted; go on with `fedloom resume {shlex.join(words)}`"
             )
         _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 
@@ -92,6 +94,7 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an interrupted run.")],
+    changes: Places = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -101,7 +104,7 @@ def resume(
         from fedloom.folder import finished, resumable
 
         _check_run(folder)
-        _show_work(folder, quiet, as_json, resumable(folder), finished=finished(folder))
+        _show_work(folder, quiet, as_json, resumable(folder, changes or ()), finished=finished(folder))
 
 
 @app.command()

@@ -70,6 +70,14 @@ Changes = Annotated[
         autocompletion=complete_key,
     ),
 ]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Where data or a model are now, e.g. data.root=NEW; may be given often.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Discard what the folder holds of a run and run again.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedloom.experiment import Experiment
+from fedloom.experiment import Experiment, load_experiment
 from fedloom.hashes import file_digest, json_digest
 from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, write_manifest
 from fedloom.record import read_lines, read_text, write_atomic, write_json
@@ -23,6 +24,9 @@ METHODS, ADAPTER, ENGINE = "methods", "adapter", "engine.json"
 HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, ENGINE, METHODS, ADAPTER, RESULT, REPORT)
 """All that a run writes into its folder."""
 
+PLACES = {"data": {"root"}, "model": {"path", "encoder", "llm", "network"}, "evaluate": {"judge"}}
+"""Keys of an experiment, by section, that name places; they may change after a run has begun, if the content does not."""
+
 State = Literal["new", "unfinished", "finished"]
 
 
@@ -33,8 +37,7 @@ def default_folder(experiment: Experiment) -> Path:
 
 def chosen(experiment: Experiment) -> str:
     """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
-    places = {"data": {"root"}, "model": {"path", "encoder", "llm", "network"}, "evaluate": {"judge"}}
-    return json_digest(experiment.model_dump(mode="json", exclude={"name": True, "engine": True, **places}))
+    return json_digest(experiment.model_dump(mode="json", exclude={"name": True, "engine": True, **PLACES}))
 
 
 def held(folder: Path) -> Experiment | None:
@@ -52,17 +55,41 @@ def held(folder: Path) -> Experiment | None:
     return _read(folder)
 
 
-def resumable(folder: Path) -> Experiment:
+def resumable(folder: Path, changes: Sequence[str] = ()) -> Experiment:
     """Return the experiment to go on with in a folder, also where a run was killed while it began.
 
+    Args:
+        folder: The run folder.
+        changes: New places of data and models, such as `data.root=elsewhere`.
+
     Raises:
-        UserError: There is none, it is damaged, or a version before 0.2 wrote it.
+        UserError: There is none, it is damaged, a version before 0.2 wrote it, or a change is not of a place.
     """
-    if (experiment := held(folder)) is not None:
-        return experiment
-    if (folder / EXPERIMENT).is_file():
-        return _read(folder)
-    raise UserError(f"{folder} holds no run: there is no {EXPERIMENT} in it")
+    if (experiment := held(folder)) is None:
+        if not (folder / EXPERIMENT).is_file():
+            raise UserError(f"{folder} holds no run: there is no {EXPERIMENT} in it")
+        experiment = _read(folder)
+    moved = load_experiment(str(folder / EXPERIMENT), changes) if changes else experiment
+    if moved.model_dump(exclude=dict(PLACES)) != experiment.model_dump(exclude=dict(PLACES)):
+        keys = ", ".join(f"{section}.{key}" for section, names in PLACES.items() for key in sorted(names))
+        raise UserError(
+            f"{folder} holds a run that has begun, of which only places may change: {keys}. For another experiment "
+            "use `fedloom run` with another folder (--out)"
+        )
+    return moved
+
+
+def moves(folder: Path, experiment: Experiment) -> list[str]:
+    """Return the places in which an experiment differs from the one in a folder, as changes such as `data.root=NEW`."""
+    if (before := held(folder)) is None:
+        return []
+    old, new = (one.model_dump(mode="json", include=dict(PLACES)) for one in (before, experiment))
+    return [
+        f"{section}.{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if value != old[section][key]
+    ]
 
 
 def _read(folder: Path) -> Experiment:

@@ -34,7 +34,7 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
     the last checkpoint that is.
 
     Returns:
-        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds".
+        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds", and "recorded", the size of the record.
     """
     file = setting.folder / METHODS / name / RESULT
     if file.exists():
@@ -48,7 +48,12 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
     method = parse_method(name)
     course = RUNS.get(method.base, _federated)(setting, method, name)
     (scores, up, down), seconds = yield from timed(course)
-    value = {"scores": scores, "bytes": {"up": up, "down": down}, "seconds": seconds}
+    value = {
+        "scores": scores,
+        "bytes": {"up": up, "down": down},
+        "seconds": seconds,
+        "recorded": setting.record.size,
+    }
     write_sealed(file, value, setting.folder)
     return value
 

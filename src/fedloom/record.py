@@ -25,7 +25,9 @@ _MARK = f', "{CHECK}": "'.encode()
 LARGEST = 2**30
 """Bytes of a file of a run that is still read; none is written that comes near it."""
 
-_KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
+KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
+"""What values of JSON are called in messages."""
+
 _NO_FILES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -98,10 +100,8 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            error.filename, error.filename2 = (
-                str(path),
-                None,
-            )  # a full disk does not say whose bytes did not fit
+            # A full disk does not say whose bytes did not fit.
+            error.filename, error.filename2 = str(path), None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -226,7 +226,7 @@ def expect(place: Path | str, value: Mapping[str, Any], key: str, kind: type) ->
     """
     found = value.get(key)
     if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-        raise UserError(f'{place}: key "{key}" is missing or is not {_KINDS[kind]}')
+        raise UserError(f'{place}: key "{key}" is missing or is not {KINDS[kind]}')
     return found
 
 
@@ -251,6 +251,11 @@ class Record:
         else:
             path.touch()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add one line `{"kind": kind, …}` and flush it to the operating system.
 
@@ -269,6 +274,19 @@ class Record:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (line for _, line in read_lines(self.path))
+
+
+def require_length(path: Path, length: int) -> None:
+    """Check that a record has not lost lines that something else relies on.
+
+    Raises:
+        UserError: It has fewer bytes than `length`.
+    """
+    if (found := path.stat().st_size) < length:
+        raise UserError(
+            f"{path} is damaged: it has {found:,} bytes, and the run's checkpoints follow {length:,}; run it again from "
+            "the start with --rerun"
+        )
 
 
 def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:

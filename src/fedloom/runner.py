@@ -20,6 +20,7 @@ from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
+from fedloom.engine.store import recorded_below
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
     METHODS,
@@ -43,7 +44,7 @@ from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.models.source import Source
 from fedloom.outcomes import export, outcome
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record, read_json, write_json
+from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.plan import build_plan
@@ -315,6 +316,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
     record = Record(folder / RECORD)
+    require_length(record.path, recorded_below(folder / METHODS))
     record.append(
         "start",
         {

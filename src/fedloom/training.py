@@ -218,7 +218,7 @@ def _training(
             full = slices_of(setting.data.test)[0]
             params = algorithm.broadcast(now.state).params
             answers_of(setting, {None: params}, method, name, done + done_before, full)
-        commit(folder, now)
+        commit(folder, now, setting.record.size)
 
     return Run(
         algorithm,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.engine.store import Stored, read_commit
+from fedloom.engine.store import Stored, read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, METHODS, RECORD, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
-from fedloom.record import read_lines
+from fedloom.record import read_lines, require_length
 from fedloom.types import UserError
 
 SWEEP = "sweep.json"
@@ -78,6 +78,7 @@ def _of_one(folder: Path) -> Iterator[Check]:
 
 def _read_all(record: Path) -> None:
     deque(read_lines(record), maxlen=0)
+    require_length(record, recorded_below(record.parent / METHODS))
 
 
 def _read_memories(checkpoint: Path) -> None:

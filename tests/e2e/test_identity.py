@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,25 @@ def test_data_and_models_may_move(world: World, tmp_path: Path, monkeypatch: pyt
     assert world.run() == result
     with pytest.raises(UserError):  # the folder still names the old places
         resume_run(world.out, Progress(None))
+
+
+def test_the_command_line_goes_on_with_data_and_models_that_moved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.interrupt(monkeypatch)
+    for place in ("data", "model"):
+        setattr(world, place, (tmp_path / place).rename(tmp_path / f"{place} moved"))
+    (tmp_path / "mine.json").write_text(world.experiment.to_json())
+    assert CliRunner().invoke(app, ["resume", str(world.out)]).exit_code == 2
+    for change in ("train.lr=0.5", "engine.workers=2", "name=other"):
+        told = CliRunner().invoke(app, ["resume", str(world.out), "--set", change])
+        assert told.exit_code == 2 and "data.root" in told.stderr
+    told = CliRunner().invoke(app, ["run", str(tmp_path / "mine.json"), "--out", str(world.out)])
+    said = re.search(r"`fedloom (.*)`", told.stderr)
+    assert told.exit_code == 2 and said
+    went_on = CliRunner().invoke(app, shlex.split(said[1]))
+    assert went_on.exit_code == 0, went_on.output
+    assert folder_state(world.out, world.experiment) == "finished"
 
 
 ALGORITHM = """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -310,12 +310,34 @@ def test_generated_letters_are_scored_too(tiny_model: Path, tmp_path: Path) -> N
     assert 0 <= scores["unparsed"] <= 1
 
 
-def test_a_run_opens_no_socket(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a run tried to open a network connection")
+NOBODY = """
+import os, socket, sys
+from pathlib import Path
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    run(experiment(tiny_model, methods=["fedavg"], train={"rounds": 1}), tmp_path / "run")
+def refuse(*arguments, **named):
+    os.write(2, b"a run asked the network for something")
+    os._exit(9)
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from fedloom.experiment import Experiment
+from fedloom.progress import Progress
+from fedloom.runner import run_experiment
+run_experiment(Experiment.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Progress(None))
+"""
+
+
+@pytest.mark.parametrize("path", ["tiny", "some-owner/some-model"])
+def test_a_run_asks_the_network_for_nothing(path: str, tiny_model: Path, tmp_path: Path) -> None:
+    """In a process whose libraries have not been told to stay offline."""
+    model = {"path": str(tiny_model) if path == "tiny" else path, "threads": 1}
+    value = experiment(tiny_model, methods=["fedavg"], train={"rounds": 1}, model=model)
+    (tmp_path / "mine.json").write_text(value.to_json())
+    words = [sys.executable, "-c", NOBODY, str(tmp_path / "mine.json"), str(tmp_path / "run")]
+    online = {key: one for key, one in os.environ.items() if not key.endswith("_OFFLINE")}
+    done = subprocess.run(words, env=online, capture_output=True, text=True, check=False)
+    assert "asked the network" not in done.stderr
+    assert (done.returncode == 0) == (path == "tiny"), done.stderr
+    assert path == "tiny" or "model.network" in done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if not sweep_keys(name)])

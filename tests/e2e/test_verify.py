@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from campaign.damage import begun
-from campaign.world import World, make_world
+from campaign.damage import begun, scored
+from campaign.world import World, make_world, outcome
 from fedloom.cli import app
 from fedloom.engine.store import last_commit
 from fedloom.grid import load_grid
@@ -112,6 +112,39 @@ def test_scores_edited_in_a_methods_result_are_not_handed_out(
     world.go_on(copy)
     assert json.loads((copy / "result.json").read_text())["scores"]["zero-shot"]["accuracy"] == true
     assert '"damaged"' in (copy / "record.jsonl").read_text()
+
+
+def test_a_damaged_checkpoint_of_a_finished_method_exports_no_older_round(
+    finished: Path, world: World, tmp_path: Path
+) -> None:
+    scored(world, tmp_path / "scored", {})
+    checkpoints = sorted((tmp_path / "scored/methods").glob("*/round-*"))[-2:]
+    assert [file.suffix for file in checkpoints] == [".json", ".safetensors"]
+    wanted = outcome(finished)
+    for file in checkpoints:
+        copy = tmp_path / "copy"
+        shutil.copytree(tmp_path / "scored", copy)
+        place = copy / file.relative_to(tmp_path / "scored")
+        content = bytearray(place.read_bytes())
+        content[len(content) // 2] ^= 4
+        place.write_bytes(content)
+        world.go_on(copy)
+        assert outcome(copy) == wanted
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("state", ["scored", "unfinished"])
+def test_a_record_that_lost_lines_is_named(state: str, world: World, tmp_path: Path) -> None:
+    {"scored": scored, "unfinished": begun}[state](world, tmp_path / "run", {})
+    content = (tmp_path / "run/record.jsonl").read_bytes()
+    lines = content.splitlines(keepends=True)
+    for kept in (0, len(lines[0]), len(content) // 2, len(content) - len(lines[-1]), len(content) - 9):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        (tmp_path / "copy/record.jsonl").write_bytes(content[:kept])
+        assert "record.jsonl" in " ".join(verify(tmp_path / "copy")[1])
+        with pytest.raises(UserError, match=r"record\.jsonl is damaged"):
+            world.go_on(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

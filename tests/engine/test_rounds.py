@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +157,23 @@ def test_only_two_commits_are_kept(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]
+
+
+def test_checkpoints_and_memories_are_ordered_by_number(tmp_path: Path) -> None:
+    """As texts, round-10000 stands before round-9999."""
+    standing = start("fedavg")
+    for number in range(9_998, 10_003):
+        stored = opened(tmp_path, replace(standing, state=replace(standing.state, round=number - 1)))
+        stored[0] = {"control": torch.full((6,), float(number))}
+        standing = replace(standing, state=replace(standing.state, round=number), memories=stored)
+        commit(tmp_path, standing)
+        found = last_commit(tmp_path)
+        assert found is not None and found.state.round == number
+        assert torch.equal(found.memories[0]["control"], torch.full((6,), float(number)))
+    kept = [f"round-{number}.{end}" for number in (10_001, 10_002) for end in ("json", "safetensors")]
+    assert sorted(file.name for file in tmp_path.glob("round-*")) == kept
+    memories = sorted(file.name for file in (tmp_path / "memory/0/0").iterdir())
+    assert memories[-2:] == ["round-10001.safetensors", "round-10002.safetensors"] and len(memories) <= 3
 
 
 def test_another_layout_reads_no_commit(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Compare a folder with what the owners of a data set ship: files, numbers, repeats, and what is set aside.
+"""Compare a folder with what the owners of a data set ship: files, numbers, repeats, and what is skipped.
 
-Unlike loading, a check decodes every picture to its last pixel and also reads the dev part.
+Unlike loading, a check decodes every image to its last pixel and also reads the dev part.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Tell whether a run could start with it."""
+        """Return whether a run could start with it."""
         return not self.faults
 
     def to_json(self) -> dict[str, Any]:

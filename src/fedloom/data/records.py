@@ -69,7 +69,7 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected
 
 
 def _is_list(path: Path) -> bool:
-    """Tell whether a file of lines is one list of objects, as some writers name it wrongly."""
+    """Return whether a file of lines is one list of objects, as some writers name it wrongly."""
     with open(path, "rb") as file:
         if not file.read(99).removeprefix(_BOM).lstrip().startswith(b"["):
             return False
@@ -81,7 +81,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _is_lines(path: Path) -> bool:
-    """Tell whether a `.json` file holds one object a line: the first line is an object by itself, and more follow."""
+    """Return whether a `.json` file holds one object a line: the first line is an object by itself, and more follow."""
     with open(path, "rb") as file:
         start = file.read(99).removeprefix(_BOM).lstrip()
         if not start.startswith(b"{"):

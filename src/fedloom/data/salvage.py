@@ -127,7 +127,7 @@ def _png(content: bytes) -> Iterator[bytes]:
 
 
 def has_all_rows(content: bytes) -> bool:
-    """Tell whether a PNG holds as many pixels as its header says, which decoders do not; other formats always do."""
+    """Return whether a PNG holds as many pixels as its header says, which decoders do not; other formats always do."""
     if not content.startswith(PNG):
         return True
     head, pixels = b"", list[bytes]()
@@ -150,7 +150,7 @@ def _raw_size(header: bytes) -> int:
 
 
 def _whole(pieces: list[bytes], size: int) -> bool:
-    """Tell whether compressed data end rightly and hold `size` bytes; no more than a piece of it is held at a time."""
+    """Return whether compressed data end rightly and hold `size` bytes; no more than a piece of it is held at a time."""
     decoder, found = zlib.decompressobj(), 0
     try:
         for piece in pieces:
@@ -231,7 +231,7 @@ def other_ending(version: bytes) -> bytes:
 
 
 def ends(content: bytes) -> bool:
-    """Tell whether an image has the end that its format asks for; only a JPEG's may have been put there."""
+    """Return whether an image has the end that its format asks for; only a JPEG's may have been put there."""
     return not content.startswith(JPEG) or b"\xff\xd9" in content
 
 

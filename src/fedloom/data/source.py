@@ -180,7 +180,7 @@ class Source:
         return tuple(table for table in self.tables if not table.variants or variant in table.variants)
 
     def tests(self, root: Path, variant: str) -> bool:
-        """Tell whether there are files to test on."""
+        """Return whether there are files to test on."""
         known = [table for table in self.used(variant) if table.part not in ("train", "dev")]
         return any(found(table, root, variant) for table in known)
 

@@ -76,7 +76,7 @@ Said = tuple[str, list["str | None"], bool]
 
 
 def is_talk(record: dict[str, Any]) -> bool:
-    """Tell whether a record is a conversation and not a question with its answer."""
+    """Return whether a record is a conversation and not a question with its answer."""
     if any(key in record for key in LISTS):
         return True
     return "question" not in record and any(first in record and last in record for first, last in PAIRS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def opened(folder: Path, standing: Standing) -> Stored:
     return Stored(folder, standing.state.round + 1, dict(known))
 
 
-def commit(folder: Path, standing: Standing) -> None:
+def commit(folder: Path, standing: Standing, recorded: int = 0) -> None:
     """Write the checkpoint of a round, and drop those older than the last two.
 
     What clients keep is in files already; see `opened`.
@@ -51,6 +52,7 @@ def commit(folder: Path, standing: Standing) -> None:
     Args:
         folder: An existing folder.
         standing: Where the run stands after the round.
+        recorded: Bytes of the run's record that the checkpoint follows; see `recorded_below`.
 
     Raises:
         UserError: The folder was removed.
@@ -69,6 +71,7 @@ def commit(folder: Path, standing: Standing) -> None:
         "layout": json.loads(standing.state.params.layout.to_json()),
         "norms": list(standing.norms),
         "missed": standing.missed,
+        "recorded": recorded,
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
@@ -77,6 +80,15 @@ def commit(folder: Path, standing: Standing) -> None:
     for old in _by_round(folder.glob("round-*.json"))[:-KEPT]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def recorded_below(folder: Path) -> int:
+    """Return how many bytes the run's record must have: those that checkpoints and results below a folder follow."""
+    found = 0
+    for file in folder.rglob("*.json"):
+        with suppress(UserError):  # what is damaged is passed over, or refused, by whoever reads it
+            found = max(found, read_sealed(file).get("recorded", 0))
+    return found
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _templates(folder: Path) -> list[Path]:
 
 
 def _check(folder: Path, path: Path, most: int | None, wrong: Callable[[str], UserError]) -> bool:
-    """Tell whether a file is there; refuse what is no regular file, leaves the folder or is too large."""
+    """Return whether a file is there; refuse what is no regular file, leaves the folder or is too large."""
     if not os.path.lexists(path):
         return False
     try:

@@ -25,8 +25,9 @@ from fedloom.models.checks import (
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import Family, Grid
 from fedloom.models.features import FeatureStore
+from fedloom.models.files import SHIPPED
 from fedloom.models.processor import Processor
-from fedloom.models.source import SHIPPED, Source
+from fedloom.models.source import Source
 from fedloom.startup import uncollected
 from fedloom.types import Picture, UserError
 

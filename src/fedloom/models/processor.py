@@ -121,6 +121,6 @@ def plain(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _is_mark(name: str) -> bool:
-    """Tell whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
+    """Return whether an added token has the form of a mark ("|NEWLINE|") and is no word of a language."""
     name = name.strip()
     return len(name) > 2 and not name[0].isalnum() and not name[-1].isalnum() and any(map(str.isalpha, name))

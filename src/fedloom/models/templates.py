@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.models.family import PLAIN
-from fedloom.models.files import TEMPLATE
-from fedloom.models.source import SHIPPED
+from fedloom.models.files import SHIPPED, TEMPLATE
 from fedloom.types import UserError
 
 Turn = dict[str, Any]

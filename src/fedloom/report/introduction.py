@@ -143,7 +143,7 @@ def dealt(plan: Json) -> int | None:
 
 
 def _difference(run: Run) -> str:
-    """Say how far the clients' labels lie from those of all together, as measured."""
+    """Return how far the clients' labels lie from those of all together, as measured."""
     labels = at(run.plan, "card", "labels")
     far, kinds = number(labels, "jensen_shannon"), number(labels, "count")
     if far is None or run.client_count < 2 or kinds is None or kinds < 2:
@@ -188,7 +188,7 @@ def _kinds(plan: Json) -> dict[str, int] | None:
 
 
 def _by_client(plan: Json) -> str:
-    """Say how many clients see images in none of their examples, or in some no text."""
+    """Return how many clients see images in none of their examples, or in some no text."""
     counts = at(plan, "card", "modalities", "clients")
     if not isinstance(counts, Mapping):
         return ""
@@ -206,7 +206,7 @@ def _by_client(plan: Json) -> str:
 
 
 def assembled(experiment: Json) -> bool:
-    """Tell whether the model was joined from an encoder and a language model."""
+    """Return whether the model was joined from an encoder and a language model."""
     return at(experiment, "model", "encoder") is not None and at(experiment, "model", "llm") is not None
 
 

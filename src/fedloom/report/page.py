@@ -245,7 +245,7 @@ OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
 def mode(experiment: Json) -> str:
-    """Tell whether algorithms were run as their papers say or as published code does it."""
+    """Return whether algorithms were run as their papers say or as published code does it."""
     if at(experiment, "mode") == "published":
         return "published: algorithms with the faults and the figures of FedMLLM's code"
     corrected = "corrected: what the papers say, where their published code does something else"
@@ -255,7 +255,7 @@ def mode(experiment: Json) -> str:
 
 
 def client_loop(experiment: Json) -> str:
-    """Tell how clients train, as far as papers differ in it."""
+    """Return how clients train, as far as papers differ in it."""
     train = at(experiment, "train")
     optimizer = str(at(train, "optimizer") or "adamw")
     beta2 = "" if optimizer == "sgd" else f" with β₂ = {at(train, 'beta2') or 0.999}"

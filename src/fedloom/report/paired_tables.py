@@ -178,7 +178,7 @@ def _entries(compared: Compared) -> list[str]:
 
 
 def _clients(one: Comparison) -> str:
-    """Say how single clients fare, where one of two methods is training alone."""
+    """Return how single clients fare, where one of two methods is training alone."""
     found, sides = one.found.clients, (one.value, one.factor.reference)
     if one.factor.kind != "method" or not found or all(base(side) != "local" for side in sides):
         return ""

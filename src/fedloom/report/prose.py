@@ -40,12 +40,12 @@ def gap_share(result: Json, method: str) -> float | None:
 
 
 def averaged(scores: Json) -> bool:
-    """Tell whether a method's scores are means over models, one for each client."""
+    """Return whether a method's scores are means over models, one for each client."""
     return number(scores, "best") is not None
 
 
 def shares(result: Json) -> bool:
-    """Tell whether a run's main score is a share of right answers, so that the number of questions says how sure it is.
+    """Return whether a run's main score is a share of right answers, so that the number of questions says how sure it is.
 
     A mean of the accuracies of several tasks is none.
     """
@@ -149,7 +149,7 @@ def _part(share: float) -> str:
 
 
 def client_sentence(result: Json, method: str) -> str:
-    """Say how single clients fare with a method, each on data like its own, beside their own models."""
+    """Return how single clients fare with a method, each on data like its own, beside their own models."""
     scores, name = result["scores"], label(method)
     local = alone_in(scores)
     if local is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.manifest import check_files, read_manifest
-from fedloom.record import read_lines
+from fedloom.record import KINDS, expect, read_json, read_lines
 from fedloom.types import UserError
 
 Json = Mapping[str, Any]
@@ -24,7 +23,6 @@ REQUIRED: dict[str, dict[str, type]] = {
 }
 """What a line of the record needs before it can be drawn; other kinds are shown as far as they go."""
 
-
 FIGURES = {"*": Any}
 CARD = {
     "labels": {
@@ -32,8 +30,8 @@ CARD = {
         "total_variation": float,
         "jensen_shannon": float,
         "effective_per_client": float,
-    }
-    | {"effective": float},
+        "effective": float,
+    },
     "modalities": {"clients": {"*": int}, "examples": {"*": int}},
     "sizes": {
         "smallest": int,
@@ -71,8 +69,6 @@ SHAPES: dict[str, Any] = {
 
 A mapping says it key by key, "*" is every key; a list says it of each of its entries.
 """
-
-WORDS = {int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -202,59 +198,13 @@ def _in_order(result: Json, experiment: Json) -> dict[str, Json]:
     return dict(sorted(result["scores"].items(), key=lambda item: rank.get(item[0], len(rank))))
 
 
-def expect(place: Path | str, value: Json, key: str, kind: type) -> Any:
-    """Return the value of a key, which must be there and of a kind.
-
-    Raises:
-        UserError: It is not.
-    """
-    if not isinstance(value.get(key), kind):
-        wanted = {dict: "an object", list: "a list", str: "text", int: "a whole number"}[kind]
-        raise UserError(f'{place}: key "{key}" is missing or is not {wanted}')
-    return value[key]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _parse(path: Path, text: str, first_line: int) -> Json:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
-    except ValueError as error:  # a number of more digits than Python reads
-        raise UserError(f"{path}, line {first_line}: not JSON ({error})") from error
-    except RecursionError as error:
-        raise UserError(f"{path}, line {first_line}: nested too deeply") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}, line {first_line}: expected a JSON object")
-    return value
-
-
-def read_object(path: Path) -> Json:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        UserError: It is not UTF-8, not JSON, or no object.
-    """
-    return _parse(path, _text(path), 1)
-
-
 def read_shaped(path: Path) -> Json:
     """Read one of the documents of a run folder, and check what a report takes from it.
 
     Raises:
-        UserError: As `read_object`, or a value is of another kind than a run writes; its key is named.
+        UserError: As `fedloom.record.read_json`, or a value is of another kind than a run writes; its key is named.
     """
-    value = read_object(path)
+    value = read_json(path)
     _check(str(path), value, SHAPES[path.name], "")
     return value
 
@@ -264,18 +214,18 @@ def _check(place: str, value: Any, shape: Any, key: str) -> None:
     if value is None or shape is Any:
         return
     if isinstance(shape, dict):
-        _require(isinstance(value, dict), place, key, "an object")
+        _require(isinstance(value, dict), place, key, KINDS[dict])
         for name, inner in value.items():
             _check(place, inner, shape.get(name, shape.get("*", Any)), f"{key}.{name}" if key else name)
     elif isinstance(shape, list):
-        _require(isinstance(value, list), place, key, "a list")
+        _require(isinstance(value, list), place, key, KINDS[list])
         for index, inner in enumerate(value):
             _check(place, inner, shape[0], f"{key}[{index}]")
     elif shape is str:
-        _require(isinstance(value, str), place, key, WORDS[str])
+        _require(isinstance(value, str), place, key, KINDS[str])
     else:
         whole = isinstance(value, int) or shape is float
-        _require((number(value) is not None and whole) or value != value, place, key, WORDS[shape])
+        _require((number(value) is not None and whole) or value != value, place, key, KINDS[shape])
 
 
 def _check_card(place: str, card: Json) -> None:

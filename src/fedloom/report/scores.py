@@ -140,7 +140,7 @@ def _withheld(result: Json) -> list[str]:
 
 
 def _scoring(result: Json) -> list[str]:
-    """Say how answers were found, for the kinds of question that the run has."""
+    """Return how answers were found, for the kinds of question that the run has."""
     how, tasks = str(result.get("scoring")), tasks_in(result)
     if how != "likelihood":
         return [SCORING[how]] if how in SCORING else []

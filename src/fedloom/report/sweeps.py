@@ -9,10 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from fedloom.manifest import SEAL, check_files, read_manifest, read_sealed
+from fedloom.record import expect, read_json
 from fedloom.report.gain import alone_in, fares, main_score, tasks_in
 from fedloom.report.paired import Estimate, Fares, estimate
 from fedloom.report.prose import headline_method
-from fedloom.report.records import Json, at, expect, number, read_object, read_shaped
+from fedloom.report.records import Json, at, number, read_shaped
 from fedloom.report.tables import federated, percent
 from fedloom.types import UserError
 
@@ -103,7 +104,7 @@ def read_sweep(folder: Path) -> SweepRun:
     file = folder / "sweep.json"
     if not file.is_file():
         raise UserError(f"{folder} holds no sweep: there is no sweep.json in it")
-    value = read_object(file)
+    value = read_json(file)
     if "version" in value or SEAL in value:  # version 0.1 wrote neither
         value = read_sealed(file)
     cells, axes = [], expect(file, value, "axes", dict)

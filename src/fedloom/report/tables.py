@@ -81,7 +81,7 @@ def base(method: str) -> str:
 
 
 def federated(method: str) -> bool:
-    """Tell whether a method is a federated algorithm rather than a reference."""
+    """Return whether a method is a federated algorithm rather than a reference."""
     return base(method) not in REFERENCES
 
 
