@@ -77,7 +77,7 @@ def _is_list(path: Path) -> bool:
         value = _parsed(path.read_bytes().removeprefix(_BOM), {})
     except ValueError:
         return False
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def _is_lines(path: Path) -> bool:
