@@ -460,3 +460,20 @@ def test_a_folder_is_listed_once_however_many_images_are_missing(load, tmp_path,
     data = load(*[line(image=f"absent{number}.png") for number in range(50)], max_rejected=1.0)
     assert len(data.rejected) == 50
     assert listed.count(os.path.realpath(tmp_path)) == 1
+
+
+def test_a_bad_first_line_loses_nobody_else_whatever_the_file_is_called(tmp_path, settings):
+    (tmp_path / "data.json").write_bytes(b"\n".join([b'{"question":', line(id="a"), line(id="b")]))
+    data = load_folder(settings(root=tmp_path, max_rejected=1.0), 0)
+    assert {one.id for one in examples_of(data)} == {"a", "b"}
+    assert [(one.line, one.reason) for one in data.rejected] == [
+        (1, "bad JSON at column 13: Expecting value")
+    ]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, settings, coding):
+    text = line().decode()
+    (tmp_path / "data.jsonl").write_bytes((text if coding == "utf-16" else f"\ufeff{text}").encode(coding))
+    with pytest.raises(UserError, match=r"data\.jsonl: it is UTF-16 text; save it as UTF-8"):
+        load_folder(settings(root=tmp_path), 0)
