@@ -1,7 +1,7 @@
 """The user's own data: a folder with records and pictures.
 
 The folder (`data.root`) holds `train` and `test`, or `data`, or one file of any name; `.jsonl` is looked
-for before `.json`. A `.jsonl` file has one object a line:
+for before `.json`, though `train` and `test` need not be of one kind. A `.jsonl` file has one object a line:
 
     {"question": "Is there a fracture?", "answer": "no", "image": "scans/17.png", "text": "Fell from a bike."}
 

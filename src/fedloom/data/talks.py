@@ -14,6 +14,9 @@ Every answer is learned once: a conversation of several answers becomes as many 
 as what was said before. An answer that stands before any question has nothing to answer and is passed over, as LLaVA
 does; so is a question without an answer at the end. An answer with "weight": 0 or "loss": false is said, not learned.
 
+Absent, null and empty values mean the same, as in files whose records all have the same keys. The marks of a last question
+without an answer count, for its images are named too. An image in a turn that is no question makes a record invalid.
+
 Tool calls, videos, audio and boxes named by marks have no place in a benchmark of images and texts: such a record is
 invalid, and the reason says so.
 """
