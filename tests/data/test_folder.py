@@ -94,7 +94,7 @@ UGLY = [
     (line(image="loop"), "image 'loop' is unreadable (Too many levels of symbolic links)"),
     (line(image="x" * 300), f"image '{'x' * 79}…' is unreadable (File name too long)"),
     (line(conversations=5), "conversations is not a list of objects"),
-    (line(conversations=[]), "it has no question with an answer to it"),
+    (line(conversations=[], question=None), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}]), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "the question is empty"),
     (line(options=["yes", " YES "]), "options are not at least two different texts"),
@@ -434,3 +434,46 @@ def test_loading_does_not_depend_on_where_the_folder_lies(tmp_path, settings):
         (tmp_path / name / "data.jsonl").write_bytes(b"\n".join(line(answer=str(n % 3)) for n in range(30)))
         found.append(load_data(settings(root=tmp_path / name), 1))
     assert found[0] == found[1]
+
+
+def test_train_and_test_are_found_whatever_their_suffixes(tmp_path, settings):
+    (tmp_path / "train.jsonl").write_bytes(line(id="learned"))
+    (tmp_path / "test.json").write_bytes(b"[" + line(id="asked") + b"]")
+    data = load_folder(settings(root=tmp_path), 0)
+    assert ([one.id for one in data.train], [one.id for one in data.test]) == (["learned"], ["asked"])
+    (tmp_path / "test.jsonl").write_bytes(line(id="other"))
+    with pytest.raises(UserError, match=r"test\.jsonl, test\.json; keep one file of each name"):
+        load_folder(settings(root=tmp_path), 0)
+
+
+def test_a_list_in_a_file_of_lines_loses_only_what_is_no_record(tmp_path, settings):
+    (tmp_path / "data.jsonl").write_bytes(b"[\n" + line(id="a") + b",\nnull,\n" + line(id="b") + b"]")
+    data = load_folder(settings(root=tmp_path, max_rejected=1.0), 0)
+    assert {one.id for one in examples_of(data)} == {"a", "b"}
+    assert [one.reason for one in data.rejected] == ["entry 2: null instead of an object"]
+
+
+def test_a_folder_is_listed_once_however_many_images_are_missing(load, tmp_path, monkeypatch):
+    listed = []
+    list_names = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: listed.append(place) or list_names(place))
+    data = load(*[line(image=f"absent{number}.png") for number in range(50)], max_rejected=1.0)
+    assert len(data.rejected) == 50
+    assert listed.count(os.path.realpath(tmp_path)) == 1
+
+
+def test_a_bad_first_line_loses_nobody_else_whatever_the_file_is_called(tmp_path, settings):
+    (tmp_path / "data.json").write_bytes(b"\n".join([b'{"question":', line(id="a"), line(id="b")]))
+    data = load_folder(settings(root=tmp_path, max_rejected=1.0), 0)
+    assert {one.id for one in examples_of(data)} == {"a", "b"}
+    assert [(one.line, one.reason) for one in data.rejected] == [
+        (1, "bad JSON at column 13: Expecting value")
+    ]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, settings, coding):
+    text = line().decode()
+    (tmp_path / "data.jsonl").write_bytes((text if coding == "utf-16" else f"\ufeff{text}").encode(coding))
+    with pytest.raises(UserError, match=r"data\.jsonl: it is UTF-16 text; save it as UTF-8"):
+        load_folder(settings(root=tmp_path), 0)

@@ -94,6 +94,41 @@ def test_every_truncation_is_found(encoded, format):
     assert format != "JPEG" or set(used) >= {len(content) - 2, len(content) - 1}
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_every_truncation_between_restart_markers_is_found(seed):
+    """Cameras mark every few blocks of a JPEG; a decoder goes on at the next mark, with what lies between left grey."""
+    noise = np.random.default_rng(seed or 0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    image = Image.fromarray(noise if seed is not None else np.full_like(noise, (10, 200, 30)))
+    stored = io.BytesIO()
+    image.save(stored, "JPEG", restart_marker_blocks=2)
+    content = stored.getvalue()
+    whole = _decode(content, LIMITS).tobytes()
+    first = content.rindex(b"\xff\xda")
+    used = [cut for cut in range(first, len(content)) if check_picture(content[:cut]) is None]
+    assert {_decode(content[:cut], LIMITS).tobytes() for cut in used} == {whole}
+    assert set(used) >= {len(content) - 2, len(content) - 1}
+
+
+def test_a_jpeg_that_lost_the_scans_of_its_colors_is_refused():
+    """Hand-made: 8 x 8, three components in scans of their own; every code is one bit, DC difference 0 or 1, then end."""
+
+    def segment(mark, data):
+        return struct.pack(">BBH", 0xFF, mark, len(data) + 2) + data
+
+    frame = segment(
+        0xC0, struct.pack(">BHHB", 8, 8, 8, 3) + b"".join(bytes((one, 0x11, 0)) for one in (1, 2, 3))
+    )
+    direct = segment(0xC4, bytes((0x00, 0, 2, *[0] * 14, 0, 6)))  # 00: no difference; 01: one of six bits
+    other = segment(0xC4, bytes((0x10, 1, *[0] * 15, 0)))  # 0: end of the block
+    tables = segment(0xDB, bytes((0, *[16] * 64))) + direct + other
+    # 01, six bits of a difference of 63, 0, and ones up to the byte's end.
+    scans = [segment(0xDA, bytes((1, one, 0, 0, 63, 0))) + b"\x7f\x7f" for one in (1, 2, 3)]
+    start, end = b"\xff\xd8" + tables + frame, b"\xff\xd9"
+    assert check_picture(start + b"".join(scans) + end) is None
+    for count in (1, 2):
+        assert check_picture(start + b"".join(scans[:count])) == DAMAGED
+
+
 def test_every_flipped_bit_of_png_data_is_found(encoded):
     content = encoded(3, side=8)
     data = content.index(b"IDAT") + 4

@@ -152,7 +152,7 @@ BAD = [
     ({"messages": say(("user", "Q?"), ("assistant", ""))}, "the answer is empty"),
     ({"messages": say(("user", ""), ("assistant", "A"))}, "the question is empty"),
     ({"messages": say(("user", "Q?"), ("tool", "{}"), ("assistant", "A"))},
-     "a turn is of 'tool', not one of human, user, gpt, assistant, model, bot, chatgpt, bard, system, developer"),
+     "a turn is of 'tool', not one of human, user, gpt, assistant, model, bot, chatgpt, bard, ai, system, developer"),
     ({"messages": say(("user", "Q?"), ("assistant", "A")), "tools": [{"name": "f"}]},
      "it has tools (tools), which cannot be used"),
     ({"messages": say(("user", "Q?"), ("assistant", "A")), "videos": ["v.mp4"]},
@@ -182,3 +182,81 @@ def test_what_cannot_be_read_gives_its_reason_and_loses_nobody_else(read):
     records = [one for record, _ in BAD for one in (record, good)]
     found = read(*records, rejected=[(2 * at + 1, why) for at, (_, why) in enumerate(BAD)])
     assert len(found) == len(BAD)
+
+
+def unified(**given):
+    """Return a record as tables write it whose rows all have the same columns."""
+    columns = (
+        "conversations",
+        "messages",
+        "conversation",
+        "question",
+        "answer",
+        "query",
+        "response",
+        "image",
+        "images",
+    )
+    return dict.fromkeys(columns) | given
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        unified(
+            messages=[{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "yes"}],
+            image="a.png",
+        ),
+        unified(query="Which?", response="yes", images=["a.png"], conversations=[]),
+        unified(question="Which?", answer="yes", image="a.png", messages=[]),
+        unified(question="<image>\nWhich?", answer="yes", image="a.png"),
+        unified(question="Which?", answer="yes", image="a.png", images=["a.png"]),
+        unified(query="Which?", response="yes", images=["a.png"], objects={"ref": [], "bbox": [[]]}),
+        unified(
+            image="a.png",
+            conversations=[
+                {"from": "human", "role": None, "value": "Which?", "content": None},
+                {"from": None, "role": "assistant", "value": None, "content": "yes"},
+            ],
+        ),
+        unified(
+            messages=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": None, "text": None, "image": "a.png"},
+                        {"type": "text", "text": "Which?", "image": None},
+                    ],
+                },
+                {"role": "assistant", "content": [{"text": "yes", "image": None}]},
+            ]
+        ),
+        unified(
+            images=["a.png", "b.png"],
+            messages=[
+                {"role": "user", "content": "<image>Which?"},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "<image>And here?"},
+            ],
+        ),
+    ],
+)
+def test_null_and_empty_mean_absent_and_no_image_is_lost_or_moved(read, record):
+    found = read({"id": 7.0, **record})["7"]
+    assert (found.question, found.answer, found.turns) == ("Which?", "yes", ())
+    assert [picture.path.name for picture in found.pictures] == ["a.png"]
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_an_image_that_no_question_shows_makes_its_record_invalid(read, role):
+    said = {"user": "Which?", "assistant": "yes", "system": "Be brief."}
+    said[role] = [{"type": "image", "image": "a.png"}, {"type": "text", "text": said[role]}]
+    turns = [{"role": one, "content": said[one]} for one in ("system", "user", "assistant")]
+    why = f"a turn of the {role} shows an image, which only questions can"
+    assert read({"id": "x", "messages": turns}, rejected=[(1, why)]) == {}
+
+
+def test_a_part_that_is_both_text_and_image_makes_its_record_invalid(read):
+    parts = [{"text": "Which?", "image": "a.png"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}]
+    assert read({"messages": turns}, rejected=[(1, "a part of content is both text and image")]) == {}

@@ -468,6 +468,15 @@ def test_a_report_without_headings_has_no_sections():
     assert sections("FINAL REPORT\nNo heading, though a colon: here") == {}
 
 
+def test_a_report_without_headings_is_what_follows_its_first_paragraph():
+    """As the owners' parser has it, which then calls the whole report one section."""
+    assert (
+        described(" FINAL REPORT\n \n Lungs are\n clear.\n \n Heart: normal.\n")
+        == "Lungs are clear. Heart: normal."
+    )
+    assert described("FINAL REPORT\nNo heading, though a colon: here") is None
+
+
 def test_a_file_that_is_no_csv_is_refused(write, load, tmp_path):
     write("mimic-cxr")
     (tmp_path / "mimic-cxr-2.0.0-split.csv").write_bytes(b"\xff\xfe\x00")

@@ -181,8 +181,8 @@ DEEP = 100_000
 BAD: dict[str, tuple[Build, str]] = {
     # weights
     "no tensors": (tensors(dict.clear), r"tensors lm_head\.weight, .* and \d+ more are missing"),
-    "a tensor missing": (tensors(lambda held: held.pop(key_like(held, "q_proj.weight"))), r"tensor .*q_proj\.weight are missing"),
-    "an extra tensor": (tensors(lambda held: held.update(extra=torch.zeros(1))), r"tensor extra are unknown"),
+    "a tensor missing": (tensors(lambda held: held.pop(key_like(held, "q_proj.weight"))), r"tensor .*q_proj\.weight is missing"),
+    "an extra tensor": (tensors(lambda held: held.update(extra=torch.zeros(1))), r"tensor extra is unknown"),
     "a transposed tensor": (
         tensors(lambda held: held.update({(k := key_like(held, "gate_proj.weight")): held[k].T.contiguous()})),
         r"gate_proj\.weight \[16, 24\] instead of \[24, 16\]",

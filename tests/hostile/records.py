@@ -392,7 +392,7 @@ RECORDS: dict[str, Case] = {
     "turns of nobody": Case(lambda: said(("narrator", "Once"), ASKED, TOLD), "a turn is of 'narrator'"),
     "turns without an answer": Case(lambda: said(ASKED), "no question with an answer"),
     "turns that are no list": Case(lambda: b'{"conversations": {"from": "human"}}', "not a list of objects"),
-    "turns with tools": Case(lambda: said(ASKED, TOLD, tools=[{}]), "tools"),
+    "turns with tools": Case(lambda: said(ASKED, TOLD, tools=[{"name": "f"}]), "tools"),
     "turns with a video": Case(lambda: said(ASKED, TOLD, videos=["a.mp4"]), "videos"),
     "marks without images": Case(lambda: said(("user", "<image><image>?"), TOLD), "marks for 0 images"),
     "parts of a wrong kind": Case(lambda: said(("user", [{"type": "audio"}]), TOLD), "not text or image"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedloom.data.pictures import FilePicture
 from fedloom.models.batch import length
@@ -191,3 +193,37 @@ def test_what_fits_is_handed_back_as_it_is(tiny_model: Path) -> None:
     vlm = load_vlm(str(tiny_model))
     data = DataSet("any", (example("1", text="t"),), (example("2", image=Plain(8, 8)),))
     assert checked(vlm, data, shapes, "cut").data is data
+
+
+@dataclass(frozen=True)
+class Colored(Plain):
+    """An image of one color, whose channels differ."""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        return np.full((self.height, self.width, 3), (10, 100, 200), np.uint8)
+
+
+@pytest.mark.parametrize("height", range(1, 9))
+@pytest.mark.parametrize("name", ["shipped", "shipped-free"])
+def test_an_image_of_few_rows_is_read_row_by_row(
+    name: str, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image processors take 1, 3 or 4 rows for channels; an image of one color shows that these ones did not."""
+    vlm = load_vlm(name)
+    read = type(vlm.processor.image_processor).__call__
+    made: list[Tensor] = []
+
+    def watched(*given: Any, **choices: Any) -> Any:
+        found = read(*given, **choices)
+        made.append(torch.as_tensor(found["images"][0][0] if "images" in found else found["pixel_values"]))
+        return found
+
+    monkeypatch.setattr(type(vlm.processor.image_processor), "__call__", watched)
+    low, usual = vlm.look([Colored(height, 24)]) + vlm.look([Colored(24, 24)])
+    assert low.shape[-1] == usual.shape[-1]
+    pixels = made[0].reshape(-1, *made[0].shape[-3:])[0]  # [3, H, W], from 0..255 to −1..1, and padding
+    assert len(pixels) == 3
+    shown = [
+        [bool(((row + 1) * 127.5 - value).abs().lt(1).any()) for value in (10, 100, 200)] for row in pixels
+    ]
+    assert shown == torch.eye(3).bool().tolist()

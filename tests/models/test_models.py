@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fedloom.client import evaluate
+from fedloom.client.evaluate import compare
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.families import FAMILIES
@@ -102,6 +105,29 @@ def test_packed_option_scores_are_one_by_one_scores(vlm: Vlm) -> None:
             length = len(encode(vlm, single, [option]).answers[0])
             alone = -answer_loss(vlm, [single]) * length
             torch.testing.assert_close(packed[row, column], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 8, 20])
+def test_options_that_need_several_passes_are_scored_alike(vlm: Vlm, monkeypatch: Any, most: int) -> None:
+    conversations = [
+        replace(one, options=one.options[: 1 + number % len(one.options)])
+        for number, one in enumerate(pictured(5))
+    ]
+    packed = compare(vlm, conversations, [vlm.connect, vlm.connect])
+    torch.testing.assert_close(packed[:5], option_scores(vlm, conversations), rtol=1e-4, atol=1e-4)
+    widths = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        answers = [encode(vlm, one, one.options).answers for one in given[1]]
+        widths.extend((len(own), sum(map(len, own))) for own in answers)
+        return option_scores(*given)
+
+    monkeypatch.setattr(evaluate, "PACKED", most)
+    monkeypatch.setattr(evaluate, "option_scores", counted)
+    apart = compare(vlm, conversations, [vlm.connect, vlm.connect])
+    torch.testing.assert_close(apart, packed, rtol=1e-4, atol=1e-4)
+    assert all(count == 1 or width <= most for count, width in widths)
+    assert sum(count for count, _ in widths) == sum(len(one.options) for one in conversations)
 
 
 def test_batched_generation_is_stock_generation(vlm: Vlm) -> None:

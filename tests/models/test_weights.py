@@ -83,14 +83,14 @@ def cut(ending: str) -> Callable[[dict[str, torch.Tensor]], object]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (drop("vision_model.encoder.layers.0.mlp.fc1.weight"), r"layers\.0\.mlp\.fc1\.weight are missing"),
+        (drop("vision_model.encoder.layers.0.mlp.fc1.weight"), r"layers\.0\.mlp\.fc1\.weight is missing"),
         (
             cut("vision_model.encoder.layers.0.mlp.fc1.weight"),
             r"fc1\.weight \[23, 16\] instead of \[24, 16\]",
         ),
         (
             lambda held: held.update({"vision_model.encoder.layers.7.mlp.fc1.bias": torch.zeros(24)}),
-            r"layers\.7\.mlp\.fc1\.bias are unknown",
+            r"layers\.7\.mlp\.fc1\.bias is unknown",
         ),
     ],
 )
@@ -107,9 +107,9 @@ def test_an_encoder_without_all_of_its_weights_is_told(
     ("change", "told"),
     [
         (dict.clear, r"and \d+ more are missing"),
-        (drop("lm_head.weight"), r"lm_head\.weight are missing"),
+        (drop("lm_head.weight"), r"lm_head\.weight is missing"),
         (cut("norm.weight"), r"norm\.weight \[15\] instead of \[16\]"),
-        (lambda held: held.update(score=torch.zeros(2)), "tensor score are unknown"),
+        (lambda held: held.update(score=torch.zeros(2)), "tensor score is unknown"),
     ],
 )
 def test_a_language_model_without_all_of_its_weights_is_told(

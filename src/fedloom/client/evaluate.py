@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedloom.models.batch import Connect, encode, generate, option_scores
 from fedloom.models.load import Vlm
@@ -22,6 +25,10 @@ from fedloom.types import Conversation, Example, Presence
 
 BATCH_SIZE = 32
 """Conversations in one pass, over all clients that answer side by side."""
+
+PACKED = 2048
+"""Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
+grow with their square. Options beyond that take further passes."""
 
 
 class EvaluateSettings(Protocol):
@@ -144,7 +151,7 @@ def _asked(
             return [(row, k, reply) for (row, k), reply in zip(asked, told, strict=True)]
         scores = [
             one[: len(conversations[k].options)].double()
-            for (_, k), one in zip(asked, option_scores(vlm, batch, connects), strict=True)
+            for (_, k), one in zip(asked, compare(vlm, batch, connects), strict=True)
         ]
         return [(row, k, torch.softmax(one, 0).tolist()) for (row, k), one in zip(asked, scores, strict=True)]
 
@@ -162,6 +169,33 @@ def _asked(
     else:
         for places in batches:
             yield from answered(places)
+
+
+def compare(vlm: Vlm, batch: Sequence[Conversation], connects: Sequence[Connect] | None = None) -> Tensor:
+    """Score every option as `fedloom.models.batch.option_scores` does, in as many passes as `PACKED` asks for."""
+    pieces = [_pieces(vlm, one) for one in batch]
+    passes = max(map(len, pieces))
+    if passes == 1:
+        return option_scores(vlm, batch, connects)
+    clients = 1 if connects is None else len(connects)
+    scores = torch.zeros(clients, len(batch), max(len(one.options) for one in batch))
+    for number in range(passes):
+        there = [(k, own[number]) for k, own in enumerate(pieces) if number < len(own)]
+        part = [replace(batch[k], options=batch[k].options[piece]) for k, piece in there]
+        found = option_scores(vlm, part, connects).view(clients, len(part), -1)
+        for at, (k, piece) in enumerate(there):
+            scores[:, k, piece] = found[:, at, : piece.stop - piece.start]
+    return scores.flatten(0, 1)
+
+
+def _pieces(vlm: Vlm, one: Conversation) -> list[slice]:
+    """Divide a question's options, in their order, into runs of at most `PACKED` tokens and of at least one option."""
+    starts, room = [0], PACKED
+    for number, answer in enumerate(encode(vlm, one, one.options).answers):
+        if len(answer) > room and number > starts[-1]:
+            starts, room = [*starts, number], PACKED
+        room -= len(answer)
+    return [slice(*ends) for ends in pairwise([*starts, len(one.options)])]
 
 
 def _replies(

@@ -48,8 +48,10 @@ def text(record: dict[str, Any], key: str) -> str | None:
 
 
 def word(record: dict[str, Any], key: str) -> str | None:
-    """Return a value that is a text or a whole number, as text; see `text`."""
+    """Return a value that is a text or a whole number (1.0 is 1, as tables with gaps write it), as text; see `text`."""
     value = record.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value) if type(value) is int else text(record, key)
 
 
@@ -96,7 +98,18 @@ def _linked(root: str, place: str) -> str:
     return os.path.realpath(first) if os.path.islink(first) and os.path.isdir(first) else root
 
 
-def _spelled(root: str, name: str) -> str | Bad:
+Listed = Callable[[str], dict[str, list[str]]]
+"""Folder → the names in it, by their composed Unicode form."""
+
+
+def _listed(folder: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return found
+
+
+def _spelled(root: str, name: str, listed: Listed) -> str | Bad:
     """Return a name as the file system spells it, where that differs in Unicode form only; else the name itself.
 
     Some systems store é as one character and others as two, and archives carry either from one to the other.
@@ -104,8 +117,7 @@ def _spelled(root: str, name: str) -> str | Bad:
     place = root
     for part in name.split("/"):
         if not os.path.lexists(os.path.join(place, part)) and os.path.isdir(place):
-            wanted = unicodedata.normalize("NFC", part)
-            same = [one for one in os.listdir(place) if unicodedata.normalize("NFC", one) == wanted]
+            same = listed(place).get(unicodedata.normalize("NFC", part), [])
             if len(same) > 1:
                 return Bad(f"is there {len(same)} times, in several Unicode forms of its name")
             part = same[0] if same else part
@@ -122,6 +134,7 @@ def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_pictur
         look: Returns the image in a file, or the reason it is no good.
     """
     real_root = os.path.realpath(root)
+    listed = cache(_listed)  # thousands of images may be missing from a folder of thousands
 
     @cache
     def found(name: str) -> FilePicture | str:
@@ -130,7 +143,7 @@ def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_pictur
                 return reason
         place = os.path.join(real_root, name)
         if not os.path.lexists(place):
-            spelled = _spelled(real_root, name)
+            spelled = _spelled(real_root, name, listed)
             if isinstance(spelled, Bad):
                 return str(spelled)
             place = os.path.join(real_root, spelled)

@@ -1,7 +1,7 @@
 """The user's own data: a folder with records and pictures.
 
 The folder (`data.root`) holds `train` and `test`, or `data`, or one file of any name; `.jsonl` is looked
-for before `.json`. A `.jsonl` file has one object a line:
+for before `.json`, though `train` and `test` need not be of one kind. A `.jsonl` file has one object a line:
 
     {"question": "Is there a fracture?", "answer": "no", "image": "scans/17.png", "text": "Fell from a bike."}
 
@@ -49,8 +49,8 @@ from fedloom.data.base import DataSettings, divide
 from fedloom.data.fields import Bad, Locate, locator, needed, text, word
 from fedloom.data.records import Raw, kind, read_records, shown
 from fedloom.data.same import alike, look_of, marks
-from fedloom.data.talks import LISTS, images_of, is_talk, talk
-from fedloom.types import DataSet, Example, Rejected, UserError
+from fedloom.data.talks import LISTS, MARK, images_of, is_talk, talk
+from fedloom.types import DataSet, Example, Rejected, Turn, UserError
 
 MAX_CLOSED = 50
 """Up to this many distinct answers are taken for the options of a closed question."""
@@ -112,10 +112,18 @@ def _files(root: Path) -> list[tuple[str | None, Path]]:
     """Find the files of records, each with the split it stands for."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
+    both = [
+        (split, path)
+        for split in SPLITS
+        for suffix in SUFFIXES
+        if (path := root / f"{split}{suffix}").is_file()
+    ]
+    if {split for split, _ in both} == set(SPLITS):
+        if len(both) > len(SPLITS):
+            names = ", ".join(path.name for _, path in both)
+            raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
+        return [*both]
     for suffix in SUFFIXES:
-        both = [(split, root / f"{split}{suffix}") for split in SPLITS]
-        if all(path.is_file() for _, path in both):
-            return [*both]
         found = sorted(path for path in root.glob(f"*{suffix}") if path.is_file())
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
@@ -157,7 +165,7 @@ def _talked(raw: Raw, locate: Locate) -> list[Example]:
     found, options, evidence = talk(record, locate), _options(record), text(record, "text")
     name = _id(raw)
     images = [picture for turn in found.turns for picture in turn.pictures]
-    simple = len(found.turns) == 1 and len(images) < 2 and not any(found.turns[0].places)
+    simple = _is_simple(found.turns)
     made: list[Example] = []
     for number, (turn, learned) in enumerate(zip(found.turns, found.learned, strict=True), 1):
         if learned:
@@ -180,15 +188,20 @@ def _example(raw: Raw, locate: Locate) -> Example:
     options, evidence, names = _options(record), text(record, "text"), images_of(record)
     if not names and evidence is None:
         raise Bad("neither image nor text")
-    if len(names) > 1:
+    if len(names) > 1 or (names and MARK.search(question)):
         asked = {key: value for key, value in record.items() if key not in LISTS}
         turns = talk({**asked, "messages": [_say("user", question), _say("assistant", answer)]}, locate).turns
-        image = turns[0].pictures[0]
-        question = turns[0].user
+        image, question = turns[0].pictures[0], turns[0].user
+        turns = () if _is_simple(turns) else turns
     else:
         turns, image = (), locate(names[0]) if names else None
     made = _made(raw, question, answer, options)
     return replace(made, id=_id(raw), image=image, text=evidence, turns=turns)
+
+
+def _is_simple(turns: Sequence[Turn]) -> bool:
+    """Tell whether a conversation is one question with at most one image, which stands before it."""
+    return len(turns) == 1 and len(turns[0].pictures) < 2 and not any(turns[0].places)
 
 
 def _say(role: str, words: str) -> dict[str, str]:

@@ -3,8 +3,8 @@
 The folder holds `mimic-cxr-2.0.0-split.csv` (or .csv.gz) with the columns dicom_id, study_id, subject_id and
 split, the pictures as `files/p10/p10000032/s50414267/DICOM_ID.jpg`, and the reports as
 `files/p10/p10000032/s50414267.txt`, or the same below `mimic-cxr-reports`. The first listed image of each
-study that can be used is used. The answer is the findings of the report, else the impression, else the last paragraph,
-on one line; a report with none of them is skipped, which may take more than the default of `data.max_rejected`.
+study that can be used is used. The answer is the findings of the report, else the impression, else the paragraphs
+behind the first of its last section, or of the whole report where nothing is headed, on one line; a report with none of them is skipped, which may take more than the default of `data.max_rejected`.
 
 Sections are found as the owners' own parser finds them: FINDINGS AND IMPRESSION and CONCLUSION are impressions, a
 heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words are recognised with a letter wrong.
@@ -136,11 +136,10 @@ def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FilePict
 def described(report: str) -> str | None:
     """Return what a report says of its images, on one line: findings, else impression, else the last paragraph."""
     found = sections(report)
-    answer = found.get("findings") or found.get("impression")
-    if answer or not found:
+    if answer := found.get("findings") or found.get("impression"):
         return answer
-    *_, last = _parts(report)
-    paragraphs = re.split(r"\n[ \t]*\n", last[1].strip())[1:]
+    *_, (_, last) = _parts(report) or [("", report)]
+    paragraphs = re.split(r"\n[ \t]*\n", last.strip())[1:]
     return " ".join(" ".join(paragraphs).split()) or None
 
 

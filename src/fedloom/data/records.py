@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ MAX_LINE = 1_000_000
 """Most bytes of one line; what is longer is skipped without being held in memory."""
 
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -57,9 +59,12 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected
         name: What to call it in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole cannot be read, or a `.tsv` file's columns; in lines only the bad
-            one is lost.
+        UserError: A JSON list as a whole cannot be read, or a `.tsv` file's columns, or the file is UTF-16 text; in
+            lines only the bad one is lost.
     """
+    with open(path, "rb") as file:
+        if file.read(2) in _UTF_16:
+            raise UserError(f"{path}: it is UTF-16 text; save it as UTF-8")
     read = {".jsonl": _json_lines, ".tsv": _tsv}.get(path.suffix.lower(), _json_list)
     if read is _json_lines and _is_list(path):
         read = _json_list
@@ -77,22 +82,26 @@ def _is_list(path: Path) -> bool:
         value = _parsed(path.read_bytes().removeprefix(_BOM), {})
     except ValueError:
         return False
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def _is_lines(path: Path) -> bool:
-    """Return whether a `.json` file holds one object a line: the first line is an object by itself, and more follow."""
+    """Return whether a `.json` file holds one object a line: one of the first two is an object by itself."""
     with open(path, "rb") as file:
         start = file.read(99).removeprefix(_BOM).lstrip()
         if not start.startswith(b"{"):
             return False
         file.seek(0)
         lines = (content for _, content in _lines(file) if content is None or content.strip())
-        try:
-            first = next(lines)
-            return first is not None and isinstance(_parsed(first, {}), dict) and next(lines, b"") != b""
-        except ValueError:
-            return False
+        first = list(islice(lines, 2))
+        return len(first) == 2 and any(content is not None and _is_object(content) for content in first)
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(_parsed(content, {}), dict)
+    except ValueError:
+        return False
 
 
 def kind(value: Any) -> str:

@@ -220,14 +220,19 @@ def _jpeg(content: bytes) -> Iterator[bytes]:
     scan = b"\xff\xda" + found[-1][1]
     if b"\xff\xd9" in scan:
         yield head + scan
-    elif frame[0] != 0xC2:
+    elif frame[0] != 0xC2 and scan[4:5] == frame[1][5:6]:  # all components are in this scan
         scan = scan.removesuffix(b"\xff")
         yield head + scan + b"\xff\xd9"
 
 
 def other_ending(version: bytes) -> bytes:
-    """Return a JPEG whose end was put there with other bytes before it."""
-    return version[:-2] + b"\x55\xaa" * 4096 + version[-2:]
+    """Return a JPEG whose end was put there with other bytes before it.
+
+    A decoder skips bytes up to the next restart marker where one is due, so these follow in their order.
+    """
+    due = len(re.findall(rb"\xff[\xd0-\xd7]", version[version.rindex(b"\xff\xda") :]))
+    more = b"".join(b"\xff" + bytes([0xD0 + (due + number) % 8]) + b"\x55\xaa" * 256 for number in range(16))
+    return version[:-2] + b"\x55\xaa" * 4096 + more + version[-2:]
 
 
 def ends(content: bytes) -> bool:

@@ -14,6 +14,9 @@ Every answer is learned once: a conversation of several answers becomes as many 
 as what was said before. An answer that stands before any question has nothing to answer and is passed over, as LLaVA
 does; so is a question without an answer at the end. An answer with "weight": 0 or "loss": false is said, not learned.
 
+Absent, null and empty values mean the same, as in files whose records all have the same keys. The marks of a last question
+without an answer count, for its images are named too. An image in a turn that is no question makes a record invalid.
+
 Tool calls, videos, audio and boxes named by marks have no place in a benchmark of images and texts: such a record is
 invalid, and the reason says so.
 """
@@ -40,6 +43,7 @@ ROLES = {
     "bot": "assistant",
     "chatgpt": "assistant",
     "bard": "assistant",
+    "ai": "assistant",
     "system": "system",
     "developer": "system",
 }
@@ -53,7 +57,7 @@ ELSEWHERE = {
 }
 """What a record may hold that has no place here: key → what it is."""
 
-_MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
+MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,24 @@ Said = tuple[str, list["str | None"], bool]
 
 def is_talk(record: dict[str, Any]) -> bool:
     """Return whether a record is a conversation and not a question with its answer."""
-    if any(key in record for key in LISTS):
+    if any(_holds(record, key) for key in LISTS):
         return True
-    return "question" not in record and any(first in record and last in record for first, last in PAIRS)
+    if _holds(record, "question"):
+        return False
+    return any(key in record for key in LISTS) or any(
+        first in record and last in record for first, last in PAIRS
+    )
+
+
+def _holds(record: dict[str, Any], key: str) -> bool:
+    """Return whether a value is there; files whose records all have the same keys fill up with null and empty ones."""
+    return record.get(key) not in (None, "", [], {}, "[]")
+
+
+def _empty(value: Any) -> bool:
+    """Return whether a value holds nothing, at any depth."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return value in (None, "", "[]") if inside is None else all(map(_empty, inside))
 
 
 def talk(record: dict[str, Any], locate: Locate) -> Talk:
@@ -93,12 +112,14 @@ def talk(record: dict[str, Any], locate: Locate) -> Talk:
         Bad: It cannot be used.
     """
     for key, what in ELSEWHERE.items():
-        if record.get(key) not in (None, "", [], {}, "[]"):
+        if not _empty(record.get(key)):
             raise Bad(f"it has {what} ({key}), which cannot be used")
     system = [one] if (one := text(record, "system")) else []
     asked: list[list[Said]] = []
     answers: list[list[Said]] = []
     for role, said in _turns(record):
+        if role != "user" and said[1]:
+            raise Bad(f"a turn of the {role} shows an image, which only questions can")
         if role == "system":
             system.append(said[0].strip())
         elif role == "user":
@@ -111,7 +132,7 @@ def talk(record: dict[str, Any], locate: Locate) -> Talk:
     pairs = [(before, after) for before, after in zip(asked, answers, strict=True) if after]
     if not pairs:
         raise Bad("it has no question with an answer to it")
-    turns = _placed([before for before, _ in pairs], images_of(record), locate)
+    turns = _placed(asked, images_of(record), locate)[: len(pairs)]  # only the last may lack an answer
     found = []
     for number, (turn, (_, after)) in enumerate(zip(turns, pairs, strict=True), 1):
         answer = "\n".join(said[0] for said in after).strip()
@@ -133,11 +154,13 @@ def images_of(record: dict[str, Any]) -> list[str]:
     Raises:
         Bad: One of them is no name.
     """
-    values = [record.get(key) for key in ("image", "images")]
-    if all(value not in (None, "", []) for value in values) and values[0] != values[1]:
+    single, several = (_names(record.get(key), key) for key in ("image", "images"))
+    if single and several and single != several:
         raise Bad("it has both image and images")
-    value = values[0] if values[0] not in (None, "", []) else values[1]
-    key = "image" if value is values[0] else "images"
+    return single or several
+
+
+def _names(value: Any, key: str) -> list[str]:
     listed = value if isinstance(value, list) else [value]
     return [_name(one, key) for one in listed if one not in (None, "")]
 
@@ -159,15 +182,18 @@ def _name(value: Any, key: str) -> str:
 
 def _turns(record: dict[str, Any]) -> Iterator[tuple[str, Said]]:
     """Yield the role of every turn and what it says."""
-    for key in LISTS:
-        if key in record:
-            turns = record[key]
-            if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-                raise Bad(f"{key} is not a list of objects")
-            for turn in turns:
-                yield from _turn(turn)
-            return
-    first, last = next(pair for pair in PAIRS if all(key in record for key in pair))
+    listed = next((key for key in LISTS if _holds(record, key)), None)
+    if listed is not None:
+        turns = record[listed]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise Bad(f"{listed} is not a list of objects")
+        for turn in turns:
+            yield from _turn(turn)
+        return
+    there = [pair for pair in PAIRS if all(key in record for key in pair)]
+    if not there:
+        return
+    first, last = next((pair for pair in there if all(_holds(record, key) for key in pair)), there[0])
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(one, list) and len(one) == 2 for one in history):
         raise Bad("history is not a list of pairs")
@@ -182,7 +208,7 @@ def _turns(record: dict[str, Any]) -> Iterator[tuple[str, Said]]:
 
 
 def _turn(turn: dict[str, Any]) -> Iterator[tuple[str, Said]]:
-    name = next((key for key in ("from", "role") if key in turn), None)
+    name = next((key for key in ("from", "role") if turn.get(key) is not None), None)
     if name is None:
         pair = next((key for key in ("human", "user") if key in turn), None)
         if pair is None or "assistant" not in turn:
@@ -196,9 +222,8 @@ def _turn(turn: dict[str, Any]) -> Iterator[tuple[str, Said]]:
         raise Bad(f"a turn is of {what}, not one of {', '.join(ROLES)}")
     if turn.get("tool_calls"):
         raise Bad("a turn calls tools, which cannot be used")
-    content = next(
-        (key for key in ("value", "content") if key in turn), "value" if name == "from" else "content"
-    )
+    usual = "value" if name == "from" else "content"
+    content = next((key for key in (usual, "value", "content") if turn.get(key) is not None), usual)
     learned = turn.get("weight") != 0 and turn.get("loss") is not False and turn.get("train") is not False
     words, names, _ = _said(turn, content)
     yield ROLES[role.strip().lower()], (words, names, learned)
@@ -215,19 +240,23 @@ def _said(turn: dict[str, Any], key: str) -> Said:
         if isinstance(part, str):
             words.append(part)
             continue
-        what = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, dict) and "text" in part and what in (None, "text", "input_text", "output_text"):
+        if not isinstance(part, dict):
+            raise Bad(f"a part of {key} is {kind(part)}, not text or image")
+        what = part.get("type")
+        own = next((name for name in ("image", "image_url", "path", "url") if part.get(name)), None)
+        if what is None:  # the part's own keys tell what it is
+            if (own is None) == (part.get("text") is None):
+                raise Bad(
+                    f"a part of {key} is {'neither text nor' if own is None else 'both text and'} image"
+                )
+            what = "text" if own is None else "image"
+        if what in ("text", "input_text", "output_text"):
             words.append(text(part, "text") or "")
-        elif isinstance(part, dict) and what in (None, "image", "image_url", "input_image"):
-            own = next((name for name in ("image", "image_url", "path", "url") if part.get(name)), None)
-            if own is None and what is None:
-                raise Bad(f"a part of {key} is neither text nor image")
+        elif what in ("image", "image_url", "input_image"):
             words.append("<image>")
             names.append(None if own is None else _name(part[own], own))
         else:
-            raise Bad(
-                f"a part of {key} is {shown(str(what)) if isinstance(part, dict) else kind(part)}, not text or image"
-            )
+            raise Bad(f"a part of {key} is {shown(str(what))}, not text or image")
     joined = "\n".join(word for word in words if word)
     text({key: joined}, key)
     return joined, names, True
@@ -242,7 +271,7 @@ def _placed(asked: Sequence[Sequence[Said]], names: Sequence[str], locate: Locat
         words = "\n".join(said[0] for said in turn)
         own = iter([name for said in turn for name in said[1]])
         found: list[str | None] = []
-        for mark in _MARK.finditer(words):
+        for mark in MARK.finditer(words):
             found.append(mark[1].strip() if mark[1] is not None else next(own, None))
         wanted.append(found)
         texts.append(words)
@@ -265,7 +294,7 @@ def _once(texts: Sequence[str], name: str, locate: Locate) -> list[Turn]:
     turns: list[Turn] = []
     images = [locate(name)]
     for words in texts:
-        count = len(_MARK.findall(words))
+        count = len(MARK.findall(words))
         shown_here = images[: bool(count)]
         images = images[len(shown_here) :]
         turns.append(_marked(words, shown_here))
@@ -274,7 +303,7 @@ def _once(texts: Sequence[str], name: str, locate: Locate) -> list[Turn]:
 
 def _marked(words: str, images: Sequence[Picture]) -> Turn:
     """Take the marks out of a question; each image stands where its mark stood."""
-    pieces = _MARK.sub("<image>", words).split("<image>")
+    pieces = MARK.sub("<image>", words).split("<image>")
     user, places = "", list[int]()
     for number, piece in enumerate(pieces):
         if number and number <= len(images):

@@ -21,7 +21,8 @@ MOST_TOKENS = 8192
 """Tokens of one conversation where `model.max_tokens` is null and the model has more positions.
 
 Scoring options side by side takes memory that grows with the square of the length: 8,192 tokens take about 0.3 GB
-for every conversation of a batch, beside what the model itself needs.
+for every conversation of a batch, beside what the model itself needs. Many options take several passes, see
+`fedloom.client.evaluate.PACKED`.
 """
 
 BYTES_A_TOKEN = 64

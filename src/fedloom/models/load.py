@@ -205,8 +205,8 @@ class Vlm:
 
 
 def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Write each pixel as four by four where image processors would take one or three rows for colors; [H, W, 3]."""
-    return pixels if pixels.shape[0] > 3 else pixels.repeat(4, 0).repeat(4, 1)
+    """Write each pixel as eight by eight where image processors would take the rows for channels; [H, W, 3]."""
+    return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
 
 
 def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
@@ -248,7 +248,7 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
         "config": vlm.model.config.to_dict(),
         "processor": vlm.processor.image_processor.to_dict(),
         "dtype": str(vlm.model.dtype),
-        "format": 1,
+        "format": 2,
     }
 
 

@@ -154,13 +154,17 @@ class Source:
     def _wrong(self, error: Exception) -> UserError:
         hint = (
             ""
-            if self.network or not self.key.startswith("model.")
+            if self.network or not self.key.startswith("model.") or Path(self.path).is_dir()
             else "; a hub is only contacted with model.network: true"
         )
         return UserError(f"{self.key}: cannot load {self.path!r}{hint} ({first_line(error)})")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, shortened, or its kind where it has none."""
-    told = str(error).strip().splitlines()
-    return told[0][:300] if told else type(error).__name__
+    """Return the first line of an error's message, shortened, or its kind where it has none.
+
+    A line that ends with a colon goes together with the next.
+    """
+    told = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(told[: 2 if told and told[0].endswith(":") else 1])
+    return first[:300] or type(error).__name__

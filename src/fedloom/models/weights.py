@@ -115,16 +115,20 @@ def check_whole(files: ModelFiles, info: Mapping[str, Any], unused: re.Pattern[s
     """
     shapes = {name: (tuple(here), tuple(wanted)) for name, here, wanted in info["mismatched_keys"]}
     listed = {
-        "are missing": sorted(info["missing_keys"]),
-        "have another shape than config.json says": [
+        "missing": sorted(info["missing_keys"]),
+        "of another shape than config.json says": [
             f"{name} {list(here)} instead of {list(wanted)}"
             for name, (here, wanted) in sorted(shapes.items())
         ],
-        "are unknown to the model that config.json describes": sorted(
+        "unknown to the model that config.json describes": sorted(
             name for name in info["unexpected_keys"] if not unused.search(name)
         ),
     }
-    wrong = [f"{_counted(names)} {what}" for what, names in listed.items() if names]
+    wrong = [
+        f"{_counted(names)} {'is' if len(names) == 1 else 'are'} {what}"
+        for what, names in listed.items()
+        if names
+    ]
     if wrong:
         raise _wrong(files, "; ".join(wrong))
 
