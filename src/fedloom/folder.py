@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fedloom.experiment import Experiment
 from fedloom.hashes import file_digest, json_digest
 from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, write_manifest
-from fedloom.record import read_lines, read_text, write_atomic, write_json
+from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
@@ -123,13 +123,13 @@ def discard(folder: Path) -> None:
     Raises:
         UserError: There are files of others in it, or another process works in it.
     """
-    if not (folder / EXPERIMENT).is_file():
+    if not any((folder / name).is_file() for name in (EXPERIMENT, RECORD)):
         return
     others = sorted({one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, *HELD})
     if others:
         raise UserError(f"{folder} also holds what no run wrote, first {others[0]!r}; move it elsewhere")
     with alone(folder):
-        for place in (folder / name for name in HELD):
+        for place in (folder / name for name in reversed(HELD)):  # a kill leaves what can be discarded again
             if place.is_dir() and not place.is_symlink():
                 shutil.rmtree(place)
             else:
@@ -194,4 +194,4 @@ def tidy(folder: Path) -> None:
 
 def temporary(file: Path) -> bool:
     """Say whether a file is one that was being written when its process ended."""
-    return file.name.startswith(".") and file.suffix == ".tmp" and file.is_file()
+    return TEMPORARY.fullmatch(file.name) is not None and file.is_file()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.hashes import file_digest, json_digest
-from fedloom.record import read_json, to_json, write_json
+from fedloom.record import TEMPORARY, read_json, to_json, write_json
 from fedloom.types import UserError
 
 MANIFEST = "manifest.json"
@@ -107,7 +107,8 @@ def list_files(folder: Path, names: Iterable[str] | None = None) -> None:
         names: Paths below it; None lists every file there is and forgets those that are gone.
     """
     manifest = read_manifest(folder)
-    assert manifest is not None
+    if manifest is None:
+        raise UserError(f"{folder / MANIFEST} was removed while the run went on")
     kept = {} if names is None else manifest.files
     names = files_in(folder) if names is None else names
     write_manifest(
@@ -125,8 +126,11 @@ def files_in(folder: Path) -> Iterator[str]:
 
 def _left_out(name: Path) -> bool:
     # A run's memories lie in methods/NAME/memory; a sweep's cells have manifests of their own.
-    temporary = name.name.startswith(".") and name.suffix == ".tmp"
-    return temporary or name.name in (LOCK, MANIFEST) or MEMORY in name.parent.parts
+    return (
+        TEMPORARY.fullmatch(name.name) is not None
+        or name.as_posix() in (LOCK, MANIFEST)
+        or MEMORY in name.parent.parts
+    )
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:

@@ -188,12 +188,15 @@ def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
     if (before := held(folder)) is not None:  # data and models may have moved; the rest stays as it was begun
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
     with working(folder):
+        folder_state(folder, experiment)  # another process may have begun, or ended, something else here
         manifest = read_manifest(folder)
         if manifest is None or RESULT not in manifest.files:
             result, seconds = yield from timed(_results(experiment, folder, bench))
             Record(folder / RECORD).append("end", {"seconds": seconds})
             write_json(folder / RESULT, result, folder)
             list_files(folder)
+        else:  # a run that ended before its report was written
+            finished_result(experiment, folder)
         write_report([folder], folder / REPORT)  # which also lists it
     return finished_result(experiment, folder, known=True)
 
@@ -246,7 +249,7 @@ def _handed_out(manifest: Manifest) -> list[str]:
 
 def _data(settings: Data, seed: int) -> DataSet:
     data = load_data(settings, seed)
-    pictures = [image for one in (*data.train, *data.test) for image in one.pictures]
+    pictures = [image for one in (*data.train, *data.test) for image in (*one.pictures, *one.spare)]
     know_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
 
