@@ -75,14 +75,15 @@ def run(
     """Run an experiment and show its table."""
     with courteous(debug, "nothing was begun"):
         from fedloom.experiment import load_experiment
-        from fedloom.folder import default_folder, discard, folder_state
+        from fedloom.folder import default_folder, discard, folder_state, resumable
 
         experiment = load_experiment(recipe, changes or ())
         folder = default_folder(experiment) if out is None else out
         if rerun:
             discard(folder)
         state = folder_state(folder, experiment)
-        if state == "unfinished":
+        # Where data or a model have moved, only this command can say so.
+        if state == "unfinished" and resumable(folder).digest == experiment.digest:
             raise UserError(
                 f"{folder} holds this experiment, interrupted; go on with `fedloom resume {folder}`"
             )

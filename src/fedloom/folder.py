@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,7 +14,7 @@ from typing import Any, Literal
 
 from fedloom.experiment import Experiment
 from fedloom.hashes import file_digest, json_digest
-from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, write_manifest
+from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, read_sealed, write_manifest
 from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
@@ -117,6 +119,21 @@ def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifes
     write_manifest(folder, replace(manifest, files=files))
 
 
+def require_whole(folder: Path, manifest: Manifest) -> None:
+    """Check what results are read from, or what a run goes on with; checkpoints are checked where they are read.
+
+    Raises:
+        UserError: A file is missing or damaged; which one is named.
+    """
+    check_files(folder, manifest, [name for name in manifest.files if not name.startswith(f"{METHODS}/")])
+    if RESULT in manifest.files:
+        return
+    if (folder / RECORD).exists():
+        deque(read_lines(folder / RECORD), maxlen=0)
+    if (folder / ENGINE).exists():
+        read_sealed(folder / ENGINE)
+
+
 def discard(folder: Path) -> None:
     """Remove what a run wrote into its folder, and nothing else; a folder that holds no run stays as it is.
 
@@ -176,7 +193,8 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process works in it.
     """
-    with open(folder / LOCK, "w", encoding="ascii") as file:
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    with open(number, "w", encoding="ascii") as file:
         try:
             # Unlike flock, this is not passed on to copies of the process.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -312,7 +312,8 @@ def _checked(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
             continue
         if (checked or _MARK in line) and not _whole(line, before):
             raise UserError(
-                f"{path}, line {number}: damaged, or not where it was written; the checksum does not match"
+                f"{path}, line {number}: damaged, or lines before it are missing: the checksum does not match; run it "
+                "again with --rerun"
             )
         before = _link(line)
         yield number, line

@@ -22,20 +22,19 @@ from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
-    METHODS,
-    PLAN,
     RECORD,
     REPORT,
     RESULT,
     begin,
     folder_state,
     held,
+    require_whole,
     resumable,
     working,
 )
 from fedloom.hashes import combined
 from fedloom.identity import contents_of, identity, require_same
-from fedloom.manifest import Manifest, check_files, list_files, read_manifest
+from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.features import cache_folder
 from fedloom.models.fitness import Checked, checked
@@ -219,7 +218,7 @@ def finished_result(experiment: Experiment, folder: Path, *, known: bool = False
         require_same(
             folder, manifest.identity, _now(experiment, contents_of(_data(experiment.data, experiment.seed)))
         )
-    check_files(folder, manifest, _handed_out(manifest))
+    require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
 
 
@@ -236,15 +235,10 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
             if folder_state(folder, experiment) != "new" and (manifest := read_manifest(folder)) is not None:
                 found = contents(experiment.data.model_dump_json(), experiment.seed)
                 require_same(folder, manifest.identity, _now(experiment, found))
-                check_files(folder, manifest, _handed_out(manifest))
+                require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)
     return reasons
-
-
-def _handed_out(manifest: Manifest) -> list[str]:
-    """Return the listed files that results are read from; a finished run's checkpoints are of no more use."""
-    return [name for name in manifest.files if not name.startswith(f"{METHODS}/")]
 
 
 def _data(settings: Data, seed: int) -> DataSet:
@@ -297,7 +291,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     now = _now(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
-        check_files(folder, manifest, [PLAN])
+        require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice([*data.train, *data.test])
     tuned = bench.tuned(experiment)

@@ -171,6 +171,34 @@ def test_data_and_models_may_move(world: World, tmp_path: Path, monkeypatch: pyt
         resume_run(world.out, Progress(None))
 
 
+def test_data_that_moved_are_named_to_the_command_that_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.interrupt(monkeypatch)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(world.experiment.to_json())
+    words = ["run", str(recipe), "--out", str(world.out), "--quiet"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 2 and "fedloom resume" in told.stderr
+    moved = world.data.rename(tmp_path / "moved")
+    assert CliRunner().invoke(app, ["resume", str(world.out)]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--set", f"data.root={moved}"]).exit_code == 0
+    assert folder_state(world.out, world.experiment) == "finished"
+
+
+def test_a_damaged_record_is_named_before_a_step_is_trained(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.interrupt(monkeypatch)
+    record = world.out / "record.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join([lines[0], *lines[2:]]))
+    before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"record\.jsonl, line 2.*--rerun"):
+        world.run()
+    assert {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()} == before
+
+
 ALGORITHM = """
 from helper import FACTOR
 from fedloom.algorithms.fedavg import fedavg
@@ -310,6 +338,7 @@ def test_a_discard_that_is_killed_is_done_by_the_next_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.run()
+    unlink = Path.unlink
     for kept in range(len(HELD)):
         left = [kept]
 
@@ -323,10 +352,9 @@ def test_a_discard_that_is_killed_is_done_by_the_next_one(
         shutil.copytree(world.out, copy)
         with monkeypatch.context() as patch:
             patch.setattr(folder.shutil, "rmtree", functools.partial(remove, shutil.rmtree))
-            unlink = Path.unlink
             patch.setattr(
                 Path, "unlink", lambda one, missing_ok=False: remove(unlink, one, missing_ok=missing_ok)
-            )  # noqa: B023
+            )
             with pytest.raises(KeyboardInterrupt):
                 discard(copy)
         discard(copy)
