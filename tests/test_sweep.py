@@ -20,7 +20,7 @@ from fedloom.cli import app
 from fedloom.experiment import Experiment
 from fedloom.folder import begin
 from fedloom.grid import load_grid
-from fedloom.manifest import Manifest, list_files
+from fedloom.manifest import Manifest, files_in, list_files
 from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
@@ -75,7 +75,7 @@ class Engine:
         scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
         (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
         (folder / "report.html").touch()
-        list_files(folder)
+        list_files(folder, files_in(folder))
 
 
 @pytest.fixture

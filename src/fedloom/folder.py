@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from fedloom.experiment import Experiment
 from fedloom.hashes import file_digest, json_digest
-from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, read_sealed, write_manifest
+from fedloom.manifest import (
+    LOCK,
+    MANIFEST,
+    Manifest,
+    check_files,
+    files_in,
+    read_manifest,
+    read_sealed,
+    write_manifest,
+)
 from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
@@ -117,6 +126,11 @@ def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifes
     write_json(folder / PLAN, plan, folder)
     files = {name: file_digest(folder / name) for name in (EXPERIMENT, PLAN)}
     write_manifest(folder, replace(manifest, files=files))
+
+
+def written(folder: Path) -> Iterator[str]:
+    """Yield the paths below a folder of what a run wrote and its manifest lists."""
+    return (name for name in files_in(folder) if name.partition("/")[0] in HELD)
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:

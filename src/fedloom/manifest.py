@@ -99,21 +99,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_sealed(folder / MANIFEST, value, folder)
 
 
-def list_files(folder: Path, names: Iterable[str] | None = None) -> None:
+def list_files(folder: Path, names: Iterable[str]) -> None:
     """Put the digests of files into the manifest of a folder.
 
     Args:
         folder: A folder with a manifest.
-        names: Paths below it; None lists every file there is and forgets those that are gone.
+        names: Paths below it.
+
+    Raises:
+        UserError: The manifest is gone or damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder / MANIFEST} was removed while the run went on")
-    kept = {} if names is None else manifest.files
-    names = files_in(folder) if names is None else names
-    write_manifest(
-        folder, replace(manifest, files={**kept, **{name: file_digest(folder / name) for name in names}})
-    )
+    found = {name: file_digest(folder / name) for name in names}
+    write_manifest(folder, replace(manifest, files={**manifest.files, **found}))
 
 
 def files_in(folder: Path) -> Iterator[str]:

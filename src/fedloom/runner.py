@@ -31,6 +31,7 @@ from fedloom.folder import (
     require_whole,
     resumable,
     working,
+    written,
 )
 from fedloom.hashes import combined
 from fedloom.identity import contents_of, identity, require_same
@@ -193,7 +194,7 @@ def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
             result, seconds = yield from timed(_results(experiment, folder, bench))
             Record(folder / RECORD).append("end", {"seconds": seconds})
             write_json(folder / RESULT, result, folder)
-            list_files(folder)
+            list_files(folder, written(folder))
         else:  # a run that ended before its report was written
             finished_result(experiment, folder)
         write_report([folder], folder / REPORT)  # which also lists it

@@ -28,6 +28,7 @@ from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.runner import resume_run, run_experiment
 from fedloom.types import Example, UserError
+from fedloom.verify import verify
 
 
 class World:
@@ -434,6 +435,32 @@ def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -
     there = {file.relative_to(world.out).as_posix() for file in world.out.rglob("*") if file.is_file()}
     proven = {name for name in there if name == "manifest.json" or "/memory/" in name}
     assert set(manifest.files) == there - proven - {".lock"}
+
+
+def test_what_others_put_into_a_run_folder_is_theirs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.interrupt(monkeypatch)
+    for name in ("notes.txt", ".draft.tmp"):
+        (world.out / name).write_text("mine")
+    result = world.run()
+    (world.out / "notes.txt").write_text("mine, and longer")
+    assert world.run() == result
+    assert verify(world.out)[1] == []
+    assert (world.out / ".draft.tmp").read_text() == "mine"
+
+
+def test_a_manifest_that_is_removed_meanwhile_ends_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Record.append
+
+    def removing(record: Record, kind: str, values: dict[str, object]) -> None:
+        if kind == "round":
+            (world.out / "manifest.json").unlink(missing_ok=True)
+        append(record, kind, values)
+
+    monkeypatch.setattr(Record, "append", removing)
+    with pytest.raises(UserError, match=r"manifest\.json was removed"):
+        world.run()
 
 
 def test_a_run_whose_folder_is_removed_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from campaign.damage import begun
 from campaign.world import World, make_world
 from fedloom.cli import app
+from fedloom.engine import store
 from fedloom.engine.store import last_commit
 from fedloom.grid import load_grid
 from fedloom.manifest import read_manifest, read_sealed, write_sealed
@@ -235,6 +236,27 @@ def test_rerun_helps_a_sweep_whichever_file_of_a_cell_is_damaged(
         go(recipe, folder)
     assert len(go(recipe, folder, rerun=True)) == 2
     assert verify(folder)[1] == []
+
+
+@pytest.mark.parametrize("name", ["record.jsonl", "engine.json", "plan.json"])
+def test_rerun_helps_a_sweep_whichever_file_of_an_unfinished_cell_is_damaged(
+    name: str, swept: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = swept
+    folder = tmp_path / "sweep"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", _stopping)
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe, folder)
+    (next(folder.glob("cells/*")) / name).write_text("{}\n")
+    with pytest.raises(UserError, match=rf"1 cell .*{name}.*--rerun"):
+        go(recipe, folder)
+    assert len(go(recipe, folder, rerun=True)) == 2
+    assert verify(folder)[1] == []
+
+
+def _stopping(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_a_kill_leaves_and_what_others_put_there_is_no_damage(
