@@ -85,7 +85,7 @@ def run(
         # Where data or a model have moved, only this command can say so.
         if state == "unfinished" and resumable(folder).digest == experiment.digest:
             raise UserError(
-                f"{folder} holds this experiment, interrupted; go on with `fedloom resume {folder}`"
+                f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {folder}`"
             )
         _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 
