@@ -12,7 +12,7 @@ from fedloom.cli import app
 from fedloom.cli_options import complete_key, complete_recipe
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.folder import begin, folder_state
-from fedloom.manifest import Manifest, list_files
+from fedloom.manifest import Manifest, files_in, list_files
 from fedloom.types import UserError
 
 LISTS = ["recipes", "algorithms", "datasets", "models", "strategies", "scenarios", "methods"]
@@ -51,7 +51,7 @@ class Engine:
         progress.advance()
         for name, text in {"result.json": json.dumps(RESULT), "report.html": ""}.items():
             (out / name).write_text(text)
-        list_files(out)
+        list_files(out, files_in(out))
         return RESULT
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom import record
-from fedloom.record import Record, read_json, read_text, to_json, write_atomic, write_json
+from fedloom.record import Record, read_json, read_lines, read_text, to_json, write_atomic, write_json
 from fedloom.types import UserError
 
 VALUES = st.dictionaries(
@@ -74,6 +74,30 @@ def test_any_flipped_bit_of_a_record_is_noticed_or_mended(tmp_path: Path) -> Non
             assert "record.jsonl, line" in str(error)
         else:
             assert found == lines
+
+
+def test_lines_that_are_missing_repeated_or_moved_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for number in range(4):
+        Record(path).append("round", {"round": number})
+    lines = path.read_bytes().splitlines(keepends=True)
+    a, b, c, d = lines
+    for damaged in (
+        [b, c, d],
+        [a, c, d],
+        [a, b, d],
+        [a, a, b, c, d],
+        [a, b, c, d, d],
+        [b, a, c, d],
+        lines * 2,
+    ):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(UserError, match=r"record\.jsonl, line \d"):
+            list(read_lines(path))
+        with pytest.raises(UserError, match=r"record\.jsonl, line \d"):
+            Record(path)
+    path.write_bytes(b"".join(lines))
+    assert [line["round"] for line in Record(path)] == [0, 1, 2, 3]
 
 
 def test_a_record_that_was_removed_is_not_made_again(tmp_path: Path) -> None:

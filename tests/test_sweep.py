@@ -20,7 +20,7 @@ from fedloom.cli import app
 from fedloom.experiment import Experiment
 from fedloom.folder import begin
 from fedloom.grid import load_grid
-from fedloom.manifest import Manifest, list_files
+from fedloom.manifest import Manifest, files_in, list_files
 from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
@@ -75,7 +75,7 @@ class Engine:
         scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
         (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
         (folder / "report.html").touch()
-        list_files(folder)
+        list_files(folder, files_in(folder))
 
 
 @pytest.fixture
@@ -307,6 +307,7 @@ def real(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scenario: {clients: 2}\n"
         "train: {rounds: 1, batch_size: 4}\n"
         "evaluate: {every: 0}\n"
+        "engine: {workers: 1, side_by_side: 1}\n"  # what is measured may differ, and round differently
         "methods: [fedavg]\n"
         "grid:\n"
         "  how:\n"

@@ -86,7 +86,7 @@ def run(
         if state == "unfinished":
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
             raise UserError(
-                f"{folder} holds this experiment, interrupted; go on with `fedloom resume {shlex.join(words)}`"
+                f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {shlex.join(words)}`"
             )
         _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 

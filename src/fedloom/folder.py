@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,8 +15,17 @@ from typing import Any, Literal
 
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.hashes import file_digest, json_digest
-from fedloom.manifest import LOCK, MANIFEST, Manifest, check_files, read_manifest, write_manifest
-from fedloom.record import read_lines, read_text, write_atomic, write_json
+from fedloom.manifest import (
+    LOCK,
+    MANIFEST,
+    Manifest,
+    check_files,
+    files_in,
+    read_manifest,
+    read_sealed,
+    write_manifest,
+)
+from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
@@ -146,19 +157,39 @@ def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifes
     write_manifest(folder, replace(manifest, files=files))
 
 
+def written(folder: Path) -> Iterator[str]:
+    """Yield the paths below a folder of what a run wrote and its manifest lists."""
+    return (name for name in files_in(folder) if name.partition("/")[0] in HELD)
+
+
+def require_whole(folder: Path, manifest: Manifest) -> None:
+    """Check what results are read from, or what a run goes on with; checkpoints are checked where they are read.
+
+    Raises:
+        UserError: A file is missing or damaged; which one is named.
+    """
+    check_files(folder, manifest, [name for name in manifest.files if not name.startswith(f"{METHODS}/")])
+    if RESULT in manifest.files:
+        return
+    if (folder / RECORD).exists():
+        deque(read_lines(folder / RECORD), maxlen=0)
+    if (folder / ENGINE).exists():
+        read_sealed(folder / ENGINE)
+
+
 def discard(folder: Path) -> None:
     """Remove what a run wrote into its folder, and nothing else; a folder that holds no run stays as it is.
 
     Raises:
         UserError: There are files of others in it, or another process works in it.
     """
-    if not (folder / EXPERIMENT).is_file():
+    if not any((folder / name).is_file() for name in (EXPERIMENT, RECORD)):
         return
     others = sorted({one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, *HELD})
     if others:
         raise UserError(f"{folder} also holds what no run wrote, first {others[0]!r}; move it elsewhere")
     with alone(folder):
-        for place in (folder / name for name in HELD):
+        for place in (folder / name for name in reversed(HELD)):  # a kill leaves what can be discarded again
             if place.is_dir() and not place.is_symlink():
                 shutil.rmtree(place)
             else:
@@ -205,7 +236,8 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process works in it.
     """
-    with open(folder / LOCK, "w", encoding="ascii") as file:
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    with open(number, "w", encoding="ascii") as file:
         try:
             # Unlike flock, this is not passed on to copies of the process.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,4 +255,4 @@ def tidy(folder: Path) -> None:
 
 def temporary(file: Path) -> bool:
     """Say whether a file is one that was being written when its process ended."""
-    return file.name.startswith(".") and file.suffix == ".tmp" and file.is_file()
+    return TEMPORARY.fullmatch(file.name) is not None and file.is_file()

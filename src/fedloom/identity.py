@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -24,6 +25,9 @@ PACKAGE = Path(__file__).parent
 
 NO_RESULTS = ("cli", "report", "progress", "recipes")
 """Beginnings of the names of what decides no result: it shows and writes down what others found."""
+
+LIBRARIES = ("site-packages", "dist-packages")
+"""Folders of installed packages."""
 
 PROCESS = uuid4().hex
 """Stands for code that no source is known of, which may be another one in another process."""
@@ -44,7 +48,8 @@ def contents_of(data: DataSet) -> dict[str, str]:
     """Return digests of what a data set's examples say and of their images, part by part."""
     return {
         f"{name} {what}": digest
-        for name, examples in (("training", data.train), ("test", data.test))
+        for name, examples in (("training", data.train), ("test", data.test), ("skipped", data.drawn))
+        if examples or name != "skipped"
         for what, digest in zip(("examples", "images"), content(examples), strict=True)
     }
 
@@ -76,7 +81,8 @@ def content(examples: Sequence[Example]) -> tuple[str, str]:
             images.update(_key(value).encode() + b"\n")
             return "image"
         if is_dataclass(value):  # where a record stands is no part of what it says
-            return {one.name: plain(getattr(value, one.name)) for one in fields(value) if one.compare}
+            named = [one.name for one in fields(value) if one.compare or one.name == "spare"]
+            return {name: plain(getattr(value, name)) for name in named}
         return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
     for example in examples:
@@ -105,13 +111,14 @@ def code(methods: Sequence[str]) -> dict[str, str]:
 
 
 def source_digest(value: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the file that defines a function and of what that imports from its own folder.
+    """Return the SHA-256 of the file that defines a function and of what that imports of its own.
 
-    Where there is no such file, the digest is good for this process only.
+    Its own are modules of the same package, and those beside a file that is in no package. Where there is no such
+    file, the digest is good for this process only.
     """
     try:
-        file = Path(inspect.getsourcefile(value) or "").resolve(strict=True)
-    except (OSError, TypeError):
+        file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve(strict=True)
+    except (OSError, TypeError, ValueError):
         return f"without source, process {PROCESS}"
     if not file.is_file():
         return f"without source, process {PROCESS}"
@@ -122,34 +129,56 @@ def source_digest(value: Callable[..., Any]) -> str:
 
 
 def _imported(file: Path) -> dict[str, bytes]:
-    """Return a Python file and all that it imports from its folder: path below the folder → content."""
+    """Return a Python file and all of its own that it imports: path from the file's folder → content."""
     found: dict[str, bytes] = {}
-    waiting = [file]
+    waiting, top = [file], _top(file)
     while waiting:
         one = waiting.pop()
-        name = one.relative_to(file.parent).as_posix()
+        name = os.path.relpath(one, file.parent)
         if name not in found:
             found[name] = one.read_bytes()
-            waiting += _beside(file.parent, one, found[name])
+            waiting += _own_imports(one, found[name], top)
     return found
 
 
-def _beside(folder: Path, file: Path, content: bytes) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(content)):
+def _top(file: Path) -> Path:
+    """Return the folder that the outermost package of a file lies in; the file's folder, if it is in none."""
+    top = file.parent
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    return top
+
+
+def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
+    """Yield the files that a file imports, if they are found from a folder, or from the file's own."""
+    package = file.relative_to(_top(file)).parts[0]
+    try:
+        nodes = [*ast.walk(ast.parse(content))]
+    except (SyntaxError, ValueError):  # nobody can import it
+        return
+    for node in nodes:
+        starts = [top, _top(file), file.parent]
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            starts = [*file.parents][node.level - 1 : node.level] if node.level else starts
         else:
             continue
-        for start in dict.fromkeys((folder, file.parent)):
-            for name in names:
-                parts = name.split(".")
-                for length in range(1, len(parts) + 1):
-                    place = start.joinpath(*parts[:length])
-                    both = (place.with_suffix(".py"), place / "__init__.py")
-                    yield from (one for one in both if name and one.is_file())
+        for name in names:
+            # Beside an installed package lie other people's.
+            own = (
+                start
+                for start in dict.fromkeys(starts)
+                if start.name not in LIBRARIES or name.split(".")[0] == package
+            )
+            for start in own:
+                parts = name.split(".") if name else []
+                places = (start.joinpath(*parts[:length]) for length in range(len(parts) + 1))
+                for place in places:
+                    both = (place / "__init__.py", place.parent / f"{place.name}.py")
+                    yield from (one for one in both if one.is_file())
 
 
 def _ours(value: Callable[..., Any]) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.hashes import file_digest, json_digest
-from fedloom.record import read_json, to_json, write_json
+from fedloom.record import TEMPORARY, read_json, to_json, write_json
 from fedloom.types import UserError
 
 MANIFEST = "manifest.json"
@@ -99,20 +99,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_sealed(folder / MANIFEST, value, folder)
 
 
-def list_files(folder: Path, names: Iterable[str] | None = None) -> None:
+def list_files(folder: Path, names: Iterable[str]) -> None:
     """Put the digests of files into the manifest of a folder.
 
     Args:
         folder: A folder with a manifest.
-        names: Paths below it; None lists every file there is and forgets those that are gone.
+        names: Paths below it.
+
+    Raises:
+        UserError: The manifest is gone or damaged.
     """
     manifest = read_manifest(folder)
-    assert manifest is not None
-    kept = {} if names is None else manifest.files
-    names = files_in(folder) if names is None else names
-    write_manifest(
-        folder, replace(manifest, files={**kept, **{name: file_digest(folder / name) for name in names}})
-    )
+    if manifest is None:
+        raise UserError(f"{folder / MANIFEST} was removed while the run went on")
+    found = {name: file_digest(folder / name) for name in names}
+    write_manifest(folder, replace(manifest, files={**manifest.files, **found}))
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -125,8 +126,11 @@ def files_in(folder: Path) -> Iterator[str]:
 
 def _left_out(name: Path) -> bool:
     # A run's memories lie in methods/NAME/memory; a sweep's cells have manifests of their own.
-    temporary = name.name.startswith(".") and name.suffix == ".tmp"
-    return temporary or name.name in (LOCK, MANIFEST) or MEMORY in name.parent.parts
+    return (
+        TEMPORARY.fullmatch(name.name) is not None
+        or name.as_posix() in (LOCK, MANIFEST)
+        or MEMORY in name.parent.parts
+    )
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:

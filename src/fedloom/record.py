@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import threading
 import time
@@ -18,9 +19,12 @@ from fedloom.failures import explained
 from fedloom.types import UserError
 
 CHECK = "crc32"
-"""The key of a record's line that holds the checksum of the rest of it."""
+"""The key of a record's line that holds the checksum of the rest of it and of the checksum of the line before."""
 
 _MARK = f', "{CHECK}": "'.encode()
+
+TEMPORARY = re.compile(r"\..+\.\d+(-\d+)?\.tmp", re.DOTALL)
+"""Names of files that are being written; see `write_atomic`. Version 0.1 used the shorter ones."""
 
 LARGEST = 2**30
 """Bytes of a file of a run that is still read; none is written that comes near it."""
@@ -233,9 +237,12 @@ def expect(place: Path | str, value: Mapping[str, Any], key: str, kind: type) ->
 class Record:
     """The run's log: one JSON object a line, only ever appended to.
 
-    The last key of a line, `crc32`, is the checksum of the line without it. A line cut short by a crash is dropped
-    when the file is opened again; whole lines are never changed. Lines are synced: a checkpoint that follows one never
-    outlives it.
+    The last key of a line, `crc32`, is the checksum of the checksum of the line before and of the line without it, so
+    that a line that is missing, repeated or moved is noticed too. A line cut short by a crash is dropped when the file
+    is opened again; whole lines are never changed. Lines are synced: a checkpoint that follows one never outlives it.
+
+    Raises:
+        UserError: A line is not as it was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -245,11 +252,15 @@ class Record:
             content = path.read_bytes()
             whole, last = content[: (cut := content.rfind(b"\n") + 1)], content[cut:]
             # A last line that is whole lacks its end only, which may also be a damaged character.
-            kept = next((line + b"\n" for line in (last, last[:-1]) if _whole(line)), b"")
+            before = _link(whole[:-1])
+            kept = next((line + b"\n" for line in (last, last[:-1]) if _whole(line, before)), b"")
             if last:
                 write_atomic(path, whole + kept)
         else:
             path.touch()
+        self._last = b""
+        for _, line in _checked(path):
+            self._last = _link(line)
 
     @property
     def size(self) -> int:
@@ -267,10 +278,12 @@ class Record:
             place = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
         except FileNotFoundError:
             raise UserError(f"{self.path.parent} was removed while it was being written to") from None
+        line = _sealed(text.encode(), self._last)
         with open(place, "ab") as file:
-            file.write(_sealed(text.encode()) + b"\n")
+            file.write(line + b"\n")
             file.flush()
             os.fsync(place)
+        self._last = _link(line)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (line for _, line in read_lines(self.path))
@@ -299,29 +312,41 @@ def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[
     Raises:
         UserError: A line is not as it was written, or is no JSON object.
     """
-    # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in _checked(path, checked):
         try:
             value = parse_object(path, line.decode(), number)
         except UnicodeDecodeError:
             raise UserError(f"{path}, line {number}: not UTF-8 text") from None
-        if (checked or CHECK in value) and not _whole(line):
-            raise UserError(f"{path}, line {number}: damaged; its content does not match its checksum")
         value.pop(CHECK, None)
         yield number, value
 
 
-def _checksum(text: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(text)
+def _checked(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
+    """Yield the number of each line and what it holds; see `read_lines`."""
+    before = b""
+    # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        if (checked or _MARK in line) and not _whole(line, before):
+            raise UserError(
+                f"{path}, line {number}: damaged, or lines before it are missing: the checksum does not match; run it "
+                "again with --rerun"
+            )
+        before = _link(line)
+        yield number, line
 
 
-def _whole(line: bytes) -> bool:
-    """Return whether a line without its end is as it was written."""
-    return line == _sealed(line[: line.rfind(_MARK)] + b"}")
+def _link(line: bytes) -> bytes:
+    """Return the checksum in a whole line, which the next line's checksum covers."""
+    return line[-10:-2]
 
 
-def _sealed(text: bytes) -> bytes:
+def _whole(line: bytes, before: bytes) -> bool:
+    """Return whether a line without its end is as it was written after a line with the checksum `before`."""
+    return line == _sealed(line[: line.rfind(_MARK)] + b"}", before)
+
+
+def _sealed(text: bytes, before: bytes) -> bytes:
     """Put the checksum of a JSON object into it as its last value."""
-    return text[:-1] + _MARK + _checksum(text) + b'"}'
+    return text[:-1] + _MARK + b"%08x" % zlib.crc32(before + text) + b'"}'

@@ -24,19 +24,20 @@ from fedloom.engine.store import recorded_below
 from fedloom.experiment import Data, Experiment
 from fedloom.folder import (
     METHODS,
-    PLAN,
     RECORD,
     REPORT,
     RESULT,
     begin,
     folder_state,
     held,
+    require_whole,
     resumable,
     working,
+    written,
 )
 from fedloom.hashes import cache_folder, combined
 from fedloom.identity import contents_of, identity, require_same
-from fedloom.manifest import Manifest, check_files, list_files, read_manifest
+from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
@@ -188,12 +189,15 @@ def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
     if (before := held(folder)) is not None:  # data and models may have moved; the rest stays as it was begun
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
     with working(folder):
+        folder_state(folder, experiment)  # another process may have begun, or ended, something else here
         manifest = read_manifest(folder)
         if manifest is None or RESULT not in manifest.files:
             result, seconds = yield from timed(_results(experiment, folder, bench))
             Record(folder / RECORD).append("end", {"seconds": seconds})
             write_json(folder / RESULT, result, folder)
-            list_files(folder)
+            list_files(folder, written(folder))
+        else:  # a run that ended before its report was written
+            finished_result(experiment, folder)
         write_report([folder], folder / REPORT)  # which also lists it
     return finished_result(experiment, folder, known=True)
 
@@ -216,7 +220,7 @@ def finished_result(experiment: Experiment, folder: Path, *, known: bool = False
         require_same(
             folder, manifest.identity, _now(experiment, contents_of(_data(experiment.data, experiment.seed)))
         )
-    check_files(folder, manifest, _handed_out(manifest))
+    require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
 
 
@@ -233,20 +237,15 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
             if folder_state(folder, experiment) != "new" and (manifest := read_manifest(folder)) is not None:
                 found = contents(experiment.data.model_dump_json(), experiment.seed)
                 require_same(folder, manifest.identity, _now(experiment, found))
-                check_files(folder, manifest, _handed_out(manifest))
+                require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)
     return reasons
 
 
-def _handed_out(manifest: Manifest) -> list[str]:
-    """Return the listed files that results are read from; a finished run's checkpoints are of no more use."""
-    return [name for name in manifest.files if not name.startswith(f"{METHODS}/")]
-
-
 def _data(settings: Data, seed: int) -> DataSet:
     data = load_data(settings, seed)
-    pictures = [image for one in (*data.train, *data.test) for image in one.pictures]
+    pictures = [image for one in (*data.train, *data.test) for image in (*one.pictures, *one.spare)]
     know_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
 
@@ -294,7 +293,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     now = _now(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
-        check_files(folder, manifest, [PLAN])
+        require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice([*data.train, *data.test])
     tuned = bench.tuned(experiment)

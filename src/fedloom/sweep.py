@@ -18,6 +18,7 @@ from fedloom.experiment import Experiment
 from fedloom.failures import sentence
 from fedloom.folder import alone, discard, finished, temporary
 from fedloom.grid import Cell, Grid
+from fedloom.hashes import file_digest
 from fedloom.manifest import LOCK, write_sealed
 from fedloom.progress import Progress, duration
 from fedloom.record import read_json, read_text
@@ -40,12 +41,14 @@ class Row:
         folder: Its run folder, relative to the sweep's.
         state: How far it has come.
         error: Why it failed, or None.
+        result: SHA-256 of its run's `result.json`; None unless it is done.
     """
 
     cell: Cell
     folder: str
     state: State = "waiting"
     error: str | None = None
+    result: str | None = None
 
 
 def default_sweep_folder(grid: Grid) -> Path:
@@ -199,10 +202,14 @@ def _seen(folder: Path, row: Row) -> Row:
     try:
         if file.exists():
             Experiment.from_json(read_text(file), str(file))
+        return _done(folder, row) if finished(file.parent) else row
     except UserError as error:
-        message = f"{str(error).partition(chr(10))[0]}; delete {file.parent} to run the cell again"
+        message = f"{str(error).partition(chr(10))[0]}; --rerun runs the cell again"
         return replace(row, state="failed", error=message)
-    return replace(row, state="done") if finished(folder / row.folder) else row
+
+
+def _done(folder: Path, row: Row) -> Row:
+    return replace(row, state="done", result=file_digest(folder / row.folder / "result.json"))
 
 
 def _run_some(
@@ -226,7 +233,7 @@ def _run_some(
         if isinstance(result, Exception):
             put(index, replace(rows[index], state="failed", error=sentence(result)))
         else:
-            put(index, replace(rows[index], state="done"))
+            put(index, _done(folder, rows[index]))
 
     try:
         run_cells([(one, folder / rows[index].folder) for index, one in kin], progress, models, begun, ended)
@@ -290,7 +297,8 @@ def _deal(
                 at[number] = index
             else:
                 del at[number]
-            put(index, replace(rows[index], state=state, error=error))
+            row = rows[index]
+            put(index, _done(folder, row) if state == "done" else replace(row, state=state, error=error))
 
 
 def _run_one(cell: tuple[Experiment, Path], models: dict[Any, Any]) -> str | None:
@@ -319,7 +327,7 @@ def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _row_json(row: Row) -> Mapping[str, Any]:
-    told = {} if row.error is None else {"error": row.error}
+    told = {key: one for key, one in {"error": row.error, "result": row.result}.items() if one is not None}
     return {
         "name": row.cell.name,
         "values": dict(row.cell.values),

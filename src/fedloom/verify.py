@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from fedloom.engine.store import Stored, read_commit, recorded_below
-from fedloom.folder import EXPERIMENT, METHODS, RECORD, held
+from fedloom.folder import ENGINE, EXPERIMENT, METHODS, RECORD, RESULT, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 from fedloom.record import read_lines, require_length
+from fedloom.report.sweeps import read_sweep
 from fedloom.types import UserError
 
 SWEEP = "sweep.json"
@@ -44,8 +45,8 @@ def verify(folder: Path) -> tuple[int, list[str]]:
 
 
 def _checks(folder: Path) -> Iterator[Check]:
-    if (folder / SWEEP).exists():
-        yield partial(read_sealed, folder / SWEEP)
+    for file in sorted(folder.rglob(SWEEP)):
+        yield partial(read_sweep, file.parent)
     places = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
     for place in sorted(places):
         yield from _of_one(place)
@@ -69,7 +70,7 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(_read_all, file)
         elif name.startswith(f"{METHODS}/") and file.name.startswith("round-") and file.suffix == ".json":
             yield partial(read_commit, file)
-        elif file.suffix == ".json" and (file.parent == folder or name.startswith(f"{METHODS}/")):
+        elif name == ENGINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).rglob(MEMORY)):
         for checkpoint in sorted(place.parent.glob("round-*.json")):

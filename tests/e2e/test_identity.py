@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,18 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom import identity
+from fedloom import folder, identity, runner
 from fedloom.algorithms import ALGORITHMS
 from fedloom.cli import app
+from fedloom.data.pictures import FilePicture
 from fedloom.experiment import Experiment
-from fedloom.folder import begin, discard, folder_state
+from fedloom.folder import HELD, begin, discard, folder_state
 from fedloom.manifest import Manifest, read_manifest
 from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.runner import resume_run, run_experiment
-from fedloom.types import UserError
+from fedloom.types import Example, UserError
+from fedloom.verify import verify
 
 
 class World:
@@ -189,6 +192,19 @@ def test_the_command_line_goes_on_with_data_and_models_that_moved(
     assert folder_state(world.out, world.experiment) == "finished"
 
 
+def test_a_damaged_record_is_named_before_a_step_is_trained(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.interrupt(monkeypatch)
+    record = world.out / "record.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join([lines[0], *lines[2:]]))
+    before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"record\.jsonl, line 2.*--rerun"):
+        world.run()
+    assert {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()} == before
+
+
 ALGORITHM = """
 from helper import FACTOR
 from fedloom.algorithms.fedavg import fedavg
@@ -217,6 +233,138 @@ def test_another_algorithms_code_and_what_it_imports_count(
     assert set(identity.code(["mine", "fedavg"])) == {"code", "code of mine"}
     monkeypatch.setitem(ALGORITHMS, "mine", functools.partial(mine.mine))
     assert identity.PROCESS in identity.code(["mine"])["code of mine"]
+
+
+HELPERS = {
+    "beside": ("mine.py", "import helper", "helper.py"),
+    "name beside": ("mine.py", "from parts import helper", "parts/helper.py"),
+    "same package": ("own/mine.py", "from own.helper import *", "own/helper.py"),
+    "relative": ("own/mine.py", "from . import helper", "own/helper.py"),
+    "two levels up": ("own/algorithms/mine.py", "from ..helper import *", "own/helper.py"),
+    "from the top": ("own/algorithms/mine.py", "from own.parts import helper", "own/parts/helper.py"),
+    "package itself": ("own/algorithms/mine.py", "from .. import VALUE", "own/__init__.py"),
+    "installed": ("site-packages/own/a/mine.py", "import own.b.helper", "site-packages/own/b/helper.py"),
+}
+
+
+@pytest.mark.parametrize("case", HELPERS)
+def test_helpers_count_wherever_a_package_has_them(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, line, helper = HELPERS[case]
+    other = tmp_path / "site-packages/torch/__init__.py" if case == "installed" else tmp_path / "other.py"
+    for place in (tmp_path / file, tmp_path / helper, other):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for above in place.relative_to(tmp_path).parents:
+            if above.name not in ("", "site-packages"):
+                (tmp_path / above / "__init__.py").touch()
+    (tmp_path / file).write_text(f"{line}\nimport torch\n\ndef mine():\n    return 1\n")
+    made: dict[str, Callable[..., object]] = {}
+    # As a module would be: only the name of its file is asked for.
+    exec(compile("def mine(): pass", str(tmp_path / file), "exec"), made)
+    before = identity.source_digest(made["mine"])
+    assert "without source" not in before
+    other.write_text("VALUE = 1\n")
+    assert identity.source_digest(made["mine"]) == before
+    (tmp_path / helper).write_text("VALUE = 2\n")
+    assert identity.source_digest(made["mine"]) != before
+    (tmp_path / helper).write_text("this is no Python \0")
+    assert identity.source_digest(made["mine"]) != before
+
+
+def test_a_decorated_algorithms_own_code_counts(tmp_path: Path) -> None:
+    made: dict[str, Callable[..., object]] = {}
+    (tmp_path / "mine.py").write_text("def mine(): pass")
+    exec(compile("def mine(): pass", str(tmp_path / "mine.py"), "exec"), made)
+
+    @functools.wraps(made["mine"])
+    def wrapped() -> None: ...
+
+    before = identity.source_digest(wrapped)
+    (tmp_path / "mine.py").write_text("def mine(): return 1")
+    assert identity.source_digest(wrapped) != before
+
+
+def test_a_spare_image_counts(tmp_path: Path, encoded: Callable[..., bytes]) -> None:
+    digests = set[tuple[str, str]]()
+    for number in (1, 2):
+        (tmp_path / "spare.png").write_bytes(encoded(number))
+        digests.add(identity.content([Example("1", "?", "a", spare=(FilePicture(tmp_path / "spare.png"),))]))
+    assert len(digests) == 2
+
+
+def test_what_changed_before_the_report_was_written_is_named_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_report", _interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            world.run()
+    assert folder_state(world.out, world.experiment) == "unfinished"
+    before = world.rows()
+    answers(world, monkeypatch)
+    with pytest.raises(UserError, match="training examples"):
+        resume_run(world.out, Progress(None))
+    world.write(before)
+    resume_run(world.out, Progress(None))
+
+
+def _interrupting(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_another_run_that_began_meanwhile_is_not_handed_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, working = world.experiment.model_copy(update={"seed": 5}), runner.working
+
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(runner, "working", working)
+        run_experiment(other, folder, Progress(None))
+        with working(folder):
+            yield
+
+    monkeypatch.setattr(runner, "working", late)
+    with pytest.raises(UserError, match="another experiment"):
+        world.run()
+
+
+@pytest.mark.parametrize("lost", ["experiment.json", "manifest.json", "record.jsonl", "plan.json"])
+def test_rerun_helps_whichever_file_is_lost(lost: str, world: World) -> None:
+    before = world.run()
+    (world.out / lost).unlink()
+    with pytest.raises(UserError, match=lost.replace(".", r"\.")):
+        world.run()
+    again = fedloom.run(world.experiment, world.out, quiet=True, rerun=True)
+    assert again["scores"] == before["scores"]
+
+
+def test_a_discard_that_is_killed_is_done_by_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    unlink = Path.unlink
+    for kept in range(len(HELD)):
+        left = [kept]
+
+        def remove(real: Callable[..., None], place: Path, left: list[int] = left, **named: object) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(place, **named)
+
+        copy = world.out.with_name(f"copy-{kept}")
+        shutil.copytree(world.out, copy)
+        with monkeypatch.context() as patch:
+            patch.setattr(folder.shutil, "rmtree", functools.partial(remove, shutil.rmtree))
+            patch.setattr(
+                Path, "unlink", lambda one, missing_ok=False: remove(unlink, one, missing_ok=missing_ok)
+            )
+            with pytest.raises(KeyboardInterrupt):
+                discard(copy)
+        discard(copy)
+        assert folder_state(copy, world.experiment) == "new"
 
 
 def test_a_start_that_fails_leaves_nothing_behind(world: World) -> None:
@@ -290,8 +438,34 @@ def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -
     manifest = read_manifest(world.out)
     assert manifest is not None
     there = {file.relative_to(world.out).as_posix() for file in world.out.rglob("*") if file.is_file()}
-    proven = {name for name in there if name.endswith("manifest.json") or "/memory/" in name}
+    proven = {name for name in there if name == "manifest.json" or "/memory/" in name}
     assert set(manifest.files) == there - proven - {".lock"}
+
+
+def test_what_others_put_into_a_run_folder_is_theirs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.interrupt(monkeypatch)
+    for name in ("notes.txt", ".draft.tmp"):
+        (world.out / name).write_text("mine")
+    result = world.run()
+    (world.out / "notes.txt").write_text("mine, and longer")
+    assert world.run() == result
+    assert verify(world.out)[1] == []
+    assert (world.out / ".draft.tmp").read_text() == "mine"
+
+
+def test_a_manifest_that_is_removed_meanwhile_ends_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Record.append
+
+    def removing(record: Record, kind: str, values: dict[str, object]) -> None:
+        if kind == "round":
+            (world.out / "manifest.json").unlink(missing_ok=True)
+        append(record, kind, values)
+
+    monkeypatch.setattr(Record, "append", removing)
+    with pytest.raises(UserError, match=r"manifest\.json was removed"):
+        world.run()
 
 
 def test_a_run_whose_folder_is_removed_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from campaign.damage import begun, scored
 from campaign.world import World, make_world, outcome
 from fedloom.cli import app
+from fedloom.engine import store
 from fedloom.engine.store import last_commit
 from fedloom.grid import load_grid
 from fedloom.manifest import read_manifest, read_sealed, write_sealed
@@ -206,6 +207,114 @@ def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None
     told = CliRunner().invoke(app, ["report", str(folder)])
     assert told.exit_code == 2 and "sweep.json is damaged" in told.stderr
     write_sealed(folder / "sweep.json", value)
+
+
+@pytest.fixture(scope="module")
+def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe of two cells, and the folder of its finished sweep."""
+    place = tmp_path_factory.mktemp("swept")
+    (place / "grid.yaml").write_text(
+        f"data: {{name: folder, root: {world.data}, test_share: 0.3}}\n"
+        f"model: {{path: {world.model}, threads: 1}}\n"
+        "scenario: {clients: 2}\ntrain: {rounds: 1, batch_size: 4}\nevaluate: {every: 0}\n"
+        "methods: [fedavg]\ngrid: {seed: [0, 1]}\n"
+    )
+    go(place / "grid.yaml", place / "sweep")
+    return place / "grid.yaml", place / "sweep"
+
+
+def go(recipe: Path, folder: Path, *, rerun: bool = False) -> list[str]:
+    told: list[str] = []
+    run_sweep(load_grid(str(recipe)), folder, told.append, lambda: Progress(None), rerun=rerun)
+    return told
+
+
+def swap(one: Path, other: Path) -> None:
+    """Give two folders each other's name."""
+    one.rename(one.with_name("between"))
+    other.rename(one)
+    one.with_name("between").rename(other)
+
+
+def test_cells_that_changed_places_or_are_gone_are_noticed(swept: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, whole = swept
+    for change in (lambda one, other: swap(one, other), lambda one, other: shutil.rmtree(one)):
+        folder = tmp_path / "sweep"
+        shutil.copytree(whole, folder)
+        change(*sorted((folder / "cells").iterdir()))
+        assert len(verify(folder)[1]) == len(verify(folder.parent)[1]) == 1
+        told = CliRunner().invoke(app, ["report", str(folder)])
+        assert told.exit_code == 2 and "result.json" in told.stderr
+        go(recipe, folder)
+        assert verify(folder)[1] == []
+        assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "experiment.json", "plan.json", "result.json", "record.jsonl"]
+)
+@pytest.mark.parametrize("gone", [False, True])
+def test_rerun_helps_a_sweep_whichever_file_of_a_cell_is_damaged(
+    name: str, gone: bool, swept: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, whole = swept
+    folder = tmp_path / "sweep"
+    shutil.copytree(whole, folder)
+    file = sorted((folder / "cells").iterdir())[0] / name
+    content = file.read_bytes()
+    file.unlink() if gone else file.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    assert verify(folder)[1] != []
+    with pytest.raises(UserError, match=r"1 cell .*--rerun"):
+        go(recipe, folder)
+    assert len(go(recipe, folder, rerun=True)) == 2
+    assert verify(folder)[1] == []
+
+
+@pytest.mark.parametrize("name", ["record.jsonl", "engine.json", "plan.json"])
+def test_rerun_helps_a_sweep_whichever_file_of_an_unfinished_cell_is_damaged(
+    name: str, swept: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = swept
+    folder = tmp_path / "sweep"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", _stopping)
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe, folder)
+    (next(folder.glob("cells/*")) / name).write_text("{}\n")
+    with pytest.raises(UserError, match=rf"1 cell .*{name}.*--rerun"):
+        go(recipe, folder)
+    assert len(go(recipe, folder, rerun=True)) == 2
+    assert verify(folder)[1] == []
+
+
+def _stopping(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_kill_leaves_and_what_others_put_there_is_no_damage(
+    unfinished: Path, finished: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(unfinished, copy)
+    shutil.copy(finished / "result.json", copy)  # killed between this and the manifest
+    (copy / "notes.json").write_text("{}")
+    assert verify(copy)[1] == []
+
+
+def test_the_manifest_of_an_adapter_cannot_go_unnoticed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy/adapter/manifest.json").unlink()
+    assert verify(tmp_path / "copy")[1] != []
+
+
+def test_a_checkpoint_under_another_rounds_name_is_passed_over(unfinished: Path, tmp_path: Path) -> None:
+    shutil.copytree(unfinished, tmp_path / "copy")
+    folder = tmp_path / "copy/methods/scaffold"
+    before = last_commit(folder).state.round
+    for kind in ("json", "safetensors"):
+        shutil.copy(folder / f"round-{before - 1:04}.{kind}", folder / f"round-{before + 1:04}.{kind}")
+    assert last_commit(folder).state.round == before
 
 
 def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:

@@ -280,3 +280,16 @@ def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match="client 3"):
         stored[3]
+
+
+def test_the_memory_of_another_client_or_round_is_told(tmp_path: Path) -> None:
+    for right, wrong in (("0/3/round-0001", "0/4/round-0001"), ("0/3/round-0001", "0/3/round-0002")):
+        stored = Stored(tmp_path, 1)
+        stored[3] = {"control": torch.ones(4)}
+        stored[4] = {"control": torch.zeros(4)}
+        assert torch.equal(stored[3]["control"], torch.ones(4))
+        files = [tmp_path / "memory" / f"{name}.safetensors" for name in (right, wrong)]
+        files[1].write_bytes(files[0].read_bytes())
+        client, round = int(wrong.split("/")[1]), int(wrong[-4:])
+        with pytest.raises(UserError, match=f"client {client}"):
+            Stored(tmp_path, round, {client: round})[client]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ class Stored(Mapping[int, Tensors]):
         try:
             with safe_open(file, "pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-                whole = (opened.metadata() or {}).get("sha256") == _digest(tensors)
+                whole = (opened.metadata() or {}).get("sha256") == _digest(tensors, file.parts[-2:])
         except (OSError, SafetensorError, ValueError):
             tensors, whole = {}, False
         if not whole:
@@ -131,8 +131,8 @@ class Stored(Mapping[int, Tensors]):
 
     def __setitem__(self, client: int, memory: Tensors) -> None:
         tensors = {name: value.contiguous() for name, value in memory.items()}
-        content = save(tensors, metadata={"sha256": _digest(tensors)})
         file = self._file(client, self.round)
+        content = save(tensors, metadata={"sha256": _digest(tensors, file.parts[-2:])})
         write_atomic(file, content, self.folder)
         older = [one for one in file.parent.glob("round-*.safetensors") if _round(one) < self.round]
         used = [one for one in _by_round(older) if _round(one) <= self.rounds.get(client, -1)]
@@ -154,8 +154,9 @@ def _by_round(files: Iterable[Path]) -> list[Path]:
     return sorted(files, key=_round)
 
 
-def _digest(tensors: Tensors) -> str:
-    sha = hashlib.sha256()
+def _digest(tensors: Tensors, place: Sequence[str]) -> str:
+    """Return the SHA-256 of what a client keeps, and of whose it is and since which round."""
+    sha = hashlib.sha256("/".join(place).encode())
     for name, value in sorted(tensors.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.numpy().tobytes())
@@ -204,6 +205,8 @@ def read_commit(file: Path, layout: Layout | None = None) -> Standing:
         raise UserError(f"{beside} cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != figures["tensors"]:
         raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
+    if _round(file) != figures["round"]:
+        raise UserError(f"{file} is the checkpoint of another round")
     own = Layout.from_json(json.dumps(figures["layout"]))
     if layout not in (None, own):
         raise UserError(f"{file} was made for another model or strategy")

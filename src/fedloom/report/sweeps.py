@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedloom.hashes import file_digest
 from fedloom.manifest import SEAL, check_files, read_manifest, read_sealed
 from fedloom.record import expect, read_json
 from fedloom.report.gain import alone_in, fares, main_score, tasks_in
@@ -114,7 +115,7 @@ def read_sweep(folder: Path) -> SweepRun:
         if not isinstance(row, dict):
             raise UserError(f'{file}: "cells" holds something that is no object')
         state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
-        result = _result(folder / place) if state == "done" else None
+        result = _result(folder / place, row.get("result")) if state == "done" else None
         values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
         if lacking := [axis for axis in axes if axis not in values]:
             raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
@@ -130,11 +131,15 @@ def read_sweep(folder: Path) -> SweepRun:
     return SweepRun(name, digest, quick, axes, tuple(cells), published)
 
 
-def _result(folder: Path) -> Json:
-    """Read what the run of a cell that is done came to."""
+def _result(folder: Path, wanted: str | None) -> Json:
+    """Read what the run of a cell that is done came to, which has a SHA-256 unless version 0.1 wrote it."""
     file, manifest = folder / "result.json", read_manifest(folder)
     if manifest is not None:
         check_files(folder, manifest, [file.name])
+    if wanted is not None and (not file.is_file() or file_digest(file) != wanted):
+        raise UserError(
+            f"{file} is not what the sweep's cell came to; the sweep's command looks at all cells again"
+        )
     result = read_shaped(file)
     for method in expect(file, result, "scores", dict):
         expect(file, result["scores"], method, dict)
