@@ -307,7 +307,8 @@ def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[
 
     Args:
         path: The record.
-        checked: Whether every line must have a checksum; lines of version 0.1 have none.
+        checked: Whether every line must have a checksum; lines of version 0.1 have none. A last line without its end
+            that is not whole was cut short by a crash, and is passed over.
 
     Raises:
         UserError: A line is not as it was written, or is no JSON object.
@@ -325,7 +326,10 @@ def _checked(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
     """Yield the number of each line and what it holds; see `read_lines`."""
     before = b""
     # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    *lines, last = path.read_bytes().split(b"\n")
+    if last and not (checked and not _whole(last, _link(lines[-1]) if lines else b"")):
+        lines.append(last)  # else it was cut short by a crash, and is dropped when the run goes on
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         if (checked or _MARK in line) and not _whole(line, before):

@@ -134,6 +134,15 @@ def test_a_damaged_checkpoint_of_a_finished_method_exports_no_older_round(
         shutil.rmtree(copy)
 
 
+def test_a_line_that_a_crash_cut_short_is_no_damage(world: World, finished: Path, tmp_path: Path) -> None:
+    begun(world, tmp_path / "run", {})
+    record = tmp_path / "run/record.jsonl"
+    record.write_bytes(record.read_bytes() + b'{"kind": "round", "met')
+    assert verify(tmp_path / "run")[1] == []
+    world.go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
 @pytest.mark.parametrize("state", ["scored", "unfinished"])
 def test_a_record_that_lost_lines_is_named(state: str, world: World, tmp_path: Path) -> None:
     {"scored": scored, "unfinished": begun}[state](world, tmp_path / "run", {})
