@@ -29,10 +29,11 @@ TIMES = ("seconds", "timers", "started", "crc32")
 
 @dataclass(frozen=True)
 class World:
-    """A folder with data and a model, and the name of what is trained on them."""
+    """A folder with data and a model, the name of what is trained on them, and the seed."""
 
     place: Path
     name: str
+    seed: int = 0
 
     @property
     def data(self) -> Path:
@@ -47,6 +48,7 @@ class World:
         method, strategy = METHODS[self.name]
         values = {
             "name": self.name,
+            "seed": self.seed,
             "data": {"name": "folder", "root": str(self.data), "test_share": 0.3, "max_rejected": 0.2},
             "scenario": {"clients": 3, "partition": "iid", "pattern": "hybrid"},
             "model": {"path": str(self.model), "threads": 1},
@@ -61,7 +63,7 @@ class World:
     def copy(self, place: Path) -> World:
         """Copy data and model, so that they can be damaged too."""
         shutil.copytree(self.place, place)
-        return World(place, self.name)
+        return World(place, self.name, self.seed)
 
     def run(self, out: Path, models: Models | None = None) -> None:
         run_experiment(self.experiment, out, Progress(None), models)

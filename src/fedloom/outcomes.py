@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedloom.client.train import OWN
@@ -34,12 +35,13 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
     the last checkpoint that is.
 
     Returns:
-        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds", and "recorded", the size of the record.
+        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds", the size
+        of the record ("recorded"), and whose result it is ("of").
     """
     file = setting.folder / METHODS / name / RESULT
     if file.exists():
         try:
-            value = read_sealed(file)
+            value = _of_this(setting, name, file)
         except UserError as error:
             setting.damaged(str(error))
         else:
@@ -53,14 +55,28 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
         "bytes": {"up": up, "down": down},
         "seconds": seconds,
         "recorded": setting.record.size,
+        "of": setting.of(name),
     }
     write_sealed(file, value, setting.folder)
     return value
 
 
+def _of_this(setting: Setting, name: str, file: Path) -> dict[str, Any]:
+    """Read what a method came to; raise `UserError` for a damaged file and for that of another run or method."""
+    value = read_sealed(file)
+    if value.get("of") != setting.of(name):
+        raise UserError(f"{file} is the result of another run or method")
+    return value
+
+
 def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standing | None:
     """Return where a finished method stands, or None where the checkpoint of its last round is damaged."""
-    standing = last_commit(setting.folder / METHODS / name, setting.tuned.layout, damaged)
+    standing = last_commit(
+        setting.folder / METHODS / name,
+        setting.tuned.layout,
+        damaged,
+        setting.of(name, None, len(setting.stages) - 1),
+    )
     return standing if standing is not None and standing.state.round == setting.rounds[-1] else None
 
 

@@ -35,7 +35,7 @@ from fedloom.folder import (
     working,
     written,
 )
-from fedloom.hashes import cache_folder, combined
+from fedloom.hashes import cache_folder, combined, json_digest
 from fedloom.identity import contents_of, identity, require_same
 from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.models.assemble import base_digest, load_model
@@ -345,8 +345,8 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         },
     )
     return Setting(
-        experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress, judge,
-        bench.twins(experiment),
+        experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress,
+        json_digest(now), judge, bench.twins(experiment),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from fedloom.engine.fit import copyable, cores
 from fedloom.engine.rounds import Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit, opened
 from fedloom.experiment import Experiment
+from fedloom.hashes import json_digest
 from fedloom.measure import answer_slice, slices_of
 from fedloom.methods import Method
 from fedloom.models.load import Vlm
@@ -54,8 +55,13 @@ class Setting:
     stages: Strategy
     record: Record
     progress: Progress
+    identity: str
     judge: Judge | None = None
     twins: tuple[Tuned, ...] = ()
+
+    def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
+        """Return what names a method of this run, or one training of it, so that no other's files pass for its own."""
+        return json_digest([self.identity, name, client, stage])
 
     @property
     def vlm(self) -> Vlm:
@@ -198,7 +204,8 @@ def _training(
     seed, done_before = setting.experiment.seed, sum(setting.rounds[:number])
     schedule = Schedule(train.rounds, clients, train.cohort, seed, train.sampler)
     folder.mkdir(parents=True, exist_ok=True)  # only here: a folder that is removed later stays so
-    standing = last_commit(folder, layout, setting.damaged)
+    of = setting.of(name, alone, number)
+    standing = last_commit(folder, layout, setting.damaged, of)
     if standing is None and before is None:
         standing = Standing(algorithm.init(_start(setting.tuned, method)))
     elif standing is None and before is not None:  # a stage has a fresh server; what was sent adds up
@@ -218,7 +225,7 @@ def _training(
             full = slices_of(setting.data.test)[0]
             params = algorithm.broadcast(now.state).params
             answers_of(setting, {None: params}, method, name, done + done_before, full)
-        commit(folder, now, setting.record.size)
+        commit(folder, now, setting.record.size, of)
 
     return Run(
         algorithm,

@@ -134,6 +134,17 @@ def test_a_damaged_checkpoint_of_a_finished_method_exports_no_older_round(
         shutil.rmtree(copy)
 
 
+def test_files_of_another_run_do_not_pass_for_a_runs_own(
+    world: World, finished: Path, tmp_path: Path
+) -> None:
+    scored(world, tmp_path / "run", {})
+    begun(World(world.place, "scaffold", seed=1), tmp_path / "other", {})
+    shutil.rmtree(tmp_path / "run/methods")
+    shutil.copytree(tmp_path / "other/methods", tmp_path / "run/methods")
+    world.go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
 def test_a_line_that_a_crash_cut_short_is_no_damage(world: World, finished: Path, tmp_path: Path) -> None:
     begun(world, tmp_path / "run", {})
     record = tmp_path / "run/record.jsonl"

@@ -44,7 +44,7 @@ def opened(folder: Path, standing: Standing) -> Stored:
     return Stored(folder, standing.state.round + 1, dict(known))
 
 
-def commit(folder: Path, standing: Standing, recorded: int = 0) -> None:
+def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
     """Write the checkpoint of a round, and drop those older than the last two.
 
     What clients keep is in files already; see `opened`.
@@ -53,6 +53,7 @@ def commit(folder: Path, standing: Standing, recorded: int = 0) -> None:
         folder: An existing folder.
         standing: Where the run stands after the round.
         recorded: Bytes of the run's record that the checkpoint follows; see `recorded_below`.
+        of: Names the training of a run; a checkpoint of another one is not read in its place.
 
     Raises:
         UserError: The folder was removed.
@@ -72,6 +73,7 @@ def commit(folder: Path, standing: Standing, recorded: int = 0) -> None:
         "norms": list(standing.norms),
         "missed": standing.missed,
         "recorded": recorded,
+        "of": of,
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
@@ -168,7 +170,10 @@ def _ignore(reason: str) -> None:
 
 
 def last_commit(
-    folder: Path, layout: Layout | None = None, passed_over: Callable[[str], None] = _ignore
+    folder: Path,
+    layout: Layout | None = None,
+    passed_over: Callable[[str], None] = _ignore,
+    of: str | None = None,
 ) -> Standing | None:
     """Read the newest checkpoint that is whole, or None where there is none.
 
@@ -179,24 +184,26 @@ def last_commit(
         folder: A training's folder.
         layout: That of the parameters; None accepts any.
         passed_over: Called with the reason for each newer checkpoint that is not whole.
+        of: The training that they must belong to; None accepts any.
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
         try:
-            return read_commit(file, layout)
+            return read_commit(file, layout, of)
         except UserError as error:
             passed_over(str(error))
     return None
 
 
-def read_commit(file: Path, layout: Layout | None = None) -> Standing:
+def read_commit(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
     """Read a checkpoint.
 
     Args:
         file: Its JSON file.
         layout: What its layout must be; None accepts any.
+        of: The training that it must belong to; None accepts any.
 
     Raises:
-        UserError: It is not whole, or of another layout; see `last_commit`.
+        UserError: It is not whole, of another layout or of another training; see `last_commit`.
     """
     figures, beside = read_sealed(file), file.with_suffix(".safetensors")
     try:
@@ -207,6 +214,8 @@ def read_commit(file: Path, layout: Layout | None = None) -> Standing:
         raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
     if _round(file) != figures["round"]:
         raise UserError(f"{file} is the checkpoint of another round")
+    if of not in (None, figures["of"]):
+        raise UserError(f"{file} is the checkpoint of another run or method")
     own = Layout.from_json(json.dumps(figures["layout"]))
     if layout not in (None, own):
         raise UserError(f"{file} was made for another model or strategy")
