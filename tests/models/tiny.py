@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     ChameleonImageProcessor,
@@ -68,9 +70,16 @@ TEMPLATE = (
 )
 
 
+FLAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""A chat template of a plain language model: what a turn says is one text."""
+
+
 def tokenizer(image: str, more: list[str], named: dict[str, str], template: str | None) -> Any:
-    """Make a tokenizer of bytes and special tokens."""
-    names = [*BASE, *dict.fromkeys([image, *more])]
+    """Make a tokenizer of bytes and special tokens; with an image token if one is named."""
+    names = [*BASE, *dict.fromkeys([*filter(None, [image]), *more])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*names, *alphabet])}
     inner = Tokenizer(models.BPE(vocabulary, []))
@@ -79,7 +88,7 @@ def tokenizer(image: str, more: list[str], named: dict[str, str], template: str 
     inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="<end>", pad_token="<pad>",
-        extra_special_tokens={"image_token": image, **named},
+        extra_special_tokens={**({"image_token": image} if image else {}), **named},
     )  # fmt: skip
     wrapped.chat_template = template
     return wrapped
@@ -148,8 +157,8 @@ class Tiny:
 
     Attributes:
         build: Vocabulary (token → id) and image token id → model.
-        images: The image processor.
-        image: The image token.
+        images: The image processor; None for a language model without images.
+        image: The image token; "" for none.
         more: Further special tokens.
         named: Names of special tokens that processors ask for.
         shown: What the chat template writes for a picture; None for families without a chat template.
@@ -157,7 +166,7 @@ class Tiny:
     """
 
     build: Callable[[dict[str, int], int], Any]
-    images: Callable[[], Any]
+    images: Callable[[], Any] | None
     image: str = "<image>"
     more: list[str] = field(default_factory=list)
     named: dict[str, str] = field(default_factory=dict)
@@ -424,17 +433,53 @@ TINY: dict[str, Tiny] = {
 }  # fmt: skip
 
 
+def decoder(kind: str, **more: Any) -> Callable[[dict[str, int], int], Any]:
+    """Return a function that makes a tiny language model of a kind."""
+
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        wanted = text(vocabulary, kind, **more)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(wanted.pop("model_type"), **wanted))
+
+    return build
+
+
+TWO_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": TWO_KINDS}
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {"head_dim": 8}, "gemma": {"head_dim": 8},
+    "gemma2": {**GEMMA, "final_logit_softcapping": 0.2}, "gemma3_text": GEMMA, "phi": {}, "phi3": {"sliding_window": 8},
+    "smollm3": {"no_rope_layers": [1, 0, 1]}, "olmo2": {}, "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": TWO_KINDS}, "starcoder2": {"sliding_window": 8},
+}  # fmt: skip
+"""Language models by `model_type`, and what differs in their configuration."""
+
+BARE = ("gemma", "phi", "starcoder2")
+"""Those that are saved without a chat template, as models are that were never tuned to follow instructions."""
+
+# transformers reads every tokenizer of a Qwen 2 as one that has this token.
+PLAIN_WORDS = {"image": "", "more": ["<|endoftext|>"], "shown": None}
+TINY.update({name: Tiny(decoder(name, **more), None, **PLAIN_WORDS) for name, more in DECODERS.items()})
+
+
+def template_of(name: str) -> str | None:
+    """Return the chat template of a family's tiny variant, or None where it has none."""
+    shown = TINY[name].shown
+    if TINY[name].images is None:
+        return None if name in BARE else FLAT
+    return TEMPLATE.replace("IMAGE", shown.replace("\n", "\\n")) if shown else None
+
+
 def save(name: str, folder: Path) -> Path:
     """Write a family's tiny variant in the standard layout."""
     tiny = TINY[name]
-    template = TEMPLATE.replace("IMAGE", tiny.shown.replace("\n", "\\n")) if tiny.shown else None
-    words = tokenizer(tiny.image, tiny.more, tiny.named, template)
+    words = tokenizer(tiny.image, tiny.more, tiny.named, template_of(name))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = tiny.build(words.get_vocab(), words.convert_tokens_to_ids(tiny.image))
+        model = tiny.build(words.get_vocab(), words.convert_tokens_to_ids(tiny.image) if tiny.image else -1)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
-    tiny.images().save_pretrained(folder)
+    if tiny.images is not None:
+        tiny.images().save_pretrained(folder)
     return folder
 
 

@@ -95,6 +95,11 @@ def check_vocabulary(source: Source, model: Any, tokenizer: Any) -> None:
 def check_processor(source: Source, processor: Any, image: str) -> None:
     """Refuse a chat template that cannot be used; see `fedloom.models.templates`.
 
+    Args:
+        source: Where it comes from.
+        processor: The processor with the template.
+        image: What the template writes for an image; "" for a model that sees none.
+
     Raises:
         UserError: It fails, does not end, or leaves out or changes what it is given.
     """

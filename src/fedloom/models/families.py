@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedloom.models import crossed, grids, patches, towers
+from fedloom.models import crossed, grids, patches, texts, towers
 from fedloom.models.family import Family
 from fedloom.models.parts import Parts
 
@@ -96,6 +96,12 @@ FAMILIES: dict[str, Family] = {
         parts=Parts(("model.vqmodel",), (), ("model.text_model", "lm_head")),
         encode=patches.emu_encode, connect=patches.looked_up, spell=patches.emu_spell,
     ),
+    **dict.fromkeys(texts.DECODERS, Family(
+        summary="Language model without images: text only",
+        parts=Parts((), (), ("model", "lm_head")), images=False,
+        encode=texts.no_features, connect=texts.no_features, placeholder=texts.no_placeholder,
+        head=texts.scaled_head,
+    )),
 }  # fmt: skip
 """By `model_type` of the configuration. An encoder that is only a frozen tokenizer of pictures (Chameleon, Emu3) is
 an encoder here as in memory, but has no connector."""

@@ -99,6 +99,7 @@ class Family:
         settings: Arguments of the image processor.
         template: The chat template of models that have none.
         swap: The module that a fresh connector may replace; empty where none may.
+        images: Whether the model sees images; one that does not is loaded as a plain language model.
     """
 
     summary: str
@@ -116,3 +117,4 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: str = PLAIN
     swap: str = ""
+    images: bool = True

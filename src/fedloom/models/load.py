@@ -1,4 +1,4 @@
-"""Load a vision-language model; with `batch.py` the only door to transformers."""
+"""Load a model; with `batch.py` the only door to transformers."""
 
 from __future__ import annotations
 
@@ -190,7 +190,13 @@ class Vlm:
         return fresh
 
     def _encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """Encode images in one batch."""
+        """Encode images in one batch.
+
+        Raises:
+            UserError: The model sees no images, or one of them is too small.
+        """
+        if not self.family.images:
+            self.family.encode(self.model, {})  # raises the error that says so
         images = [[_tall(one.pixels())] for one in pictures]
         inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
         there = {
@@ -262,7 +268,12 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     Raises:
         UserError: Nothing at `path`, a family that is not in `FAMILIES`, or weights that are not safetensors.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     source = Source("model.path", path, network)
     kind = source.read(AutoConfig).model_type
@@ -270,17 +281,18 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
-    tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
-    model = source.model(AutoModelForImageTextToText)
+    family, tokenizer = FAMILIES[kind], source.tokenizer()
+    images = source.read(AutoImageProcessor) if family.images else None
+    model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM)
     check_decoder(source, model)
     check_features(source, model)
     if kind in SQUARES:
         check_sizes(source, images, model.config.vision_config.image_size)
     model.requires_grad_(False).eval()
-    family = FAMILIES[kind]
-    placeholder = placeholder_of(source, family, model, tokenizer)
+    placeholder = placeholder_of(source, family, model, tokenizer) if family.images else ""
     check_vocabulary(source, model, tokenizer)
-    processor = Processor(tokenizer, images, family.template, placeholder)
+    flat = not family.images and tokenizer.chat_template is not None
+    processor = Processor(tokenizer, images, family.template, placeholder, flat)
     check_processor(source, processor, placeholder)
     return Vlm(path, model, processor, family, source.digest)
 

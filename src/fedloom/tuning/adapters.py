@@ -186,7 +186,9 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
     spots: dict[str, Spot] = {}
     for part, how in stage.train.items():
         if not getattr(vlm.family.parts, part):
-            raise UserError(f"strategy: this model has no {part}, so it cannot be trained")
+            raise UserError(
+                f"strategy: this model has no {part}, so it cannot be trained; set strategy.name to lora"
+            )
         if part == "encoder":
             raise UserError("strategy: the encoder stays frozen; what it makes of a picture is computed once")
         if isinstance(how, LoRA):
