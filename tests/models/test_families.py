@@ -283,7 +283,8 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
     tuned = tune(vlm)
     tuned.write(moved(tuned))
     live = {p.data_ptr() for p in vlm.model.parameters() if p.requires_grad}
-    frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if p.data_ptr() not in live}
+    held = (*vlm.model.named_parameters(), *vlm.model.named_buffers())
+    frozen = {n: p.clone() for n, p in held if p.data_ptr() not in live}
     before = tuned.read()
     answer_loss(vlm, [CONVERSATIONS[kind]]).backward()
     reached = {
@@ -293,7 +294,7 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
     assert reached == expected
     with torch.no_grad():
         tuned.flat.sub_(tuned.grads, alpha=0.1)
-    now = dict(vlm.model.named_parameters())
+    now = {**dict(vlm.model.named_parameters()), **dict(vlm.model.named_buffers())}
     assert all(torch.equal(now[name], value) for name, value in frozen.items())
     assert not torch.equal(tuned.read().flat, before.flat)
 

@@ -23,6 +23,8 @@ from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
     FuyuConfig,
     FuyuForCausalLM,
     FuyuImageProcessor,
@@ -194,6 +196,31 @@ def llava(vocabulary: dict[str, int], image: int) -> Any:
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=CLIP, text_config=text(vocabulary), image_token_id=image)
     )
+
+
+EFFICIENTNET = {
+    "model_type": "efficientnet", "width_coefficient": 1 / 80, "depth_coefficient": 1.0, "in_channels": [640, 640],
+    "out_channels": [640, 1280], "kernel_sizes": [3, 5], "strides": [1, 2], "num_block_repeats": [1, 2],
+    "expand_ratios": [1, 2], "hidden_dim": 16, "hidden_size": 16, "image_size": 16, "hidden_act": "relu6",
+}  # fmt: skip
+
+
+def fast_vlm(vocabulary: dict[str, int], image: int) -> Any:
+    model = FastVlmForConditionalGeneration(
+        FastVlmConfig(vision_config=EFFICIENTNET, text_config=text(vocabulary, "qwen2"), image_token_id=image)
+    )
+    with torch.no_grad():
+        for name, value in model.named_buffers():  # a batch norm that has seen nothing does nothing
+            if name.endswith(("running_mean", "running_var")):
+                value.add_(torch.rand(value.shape) * 0.5)
+        for name, value in model.named_parameters():  # small weights would let nothing of the image through
+            if "vision_tower" in name and value.dim() == 4:
+                torch.nn.init.kaiming_normal_(value)
+            if "vision_tower" in name and value.dim() == 1 and name.endswith("weight"):
+                value.fill_(1.0)
+            if "multi_modal_projector" in name and value.dim() == 2:
+                torch.nn.init.normal_(value, std=0.5)
+    return model
 
 
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
@@ -368,6 +395,9 @@ def qwen_images() -> Any:
 
 TINY: dict[str, Tiny] = {
     "llava": Tiny(llava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
+    "fast_vlm": Tiny(
+        fast_vlm, lambda: CLIPImageProcessor(size=SMALL, do_center_crop=False), more=["<|endoftext|>"]
+    ),
     "llava_next": Tiny(
         llava_next,
         lambda: LlavaNextImageProcessor(

@@ -21,6 +21,10 @@ FAMILIES: dict[str, Family] = {
         summary="LLaVA: vision encoder, MLP connector, decoder (the shipped model, LLaVA 1.5 and its like)",
         parts=_LLAVA, encode=towers.llava_encode, connect=towers.project, swap=_PROJECTOR,
     ),
+    "fast_vlm": Family(
+        summary="FastVLM with an encoder of transformers' own, such as EfficientNet: as LLaVA, with convolutions",
+        parts=_LLAVA, encode=towers.last_map, connect=towers.project, swap=_PROJECTOR,
+    ),
     "llava_next": Family(
         summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger pictures",
         parts=_ANYRES, encode=towers.anyres_encode, connect=towers.anyres_connect,

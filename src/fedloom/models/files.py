@@ -42,6 +42,9 @@ REFUSED = {
 }
 """Keys of a configuration that would have transformers open or run something else → what they ask for."""
 
+TIMM = "timm_wrapper"
+"""The `model_type` of encoders that the library timm makes."""
+
 LAYERS = re.compile(r"(^|_)(n_?layers?|layers|depths?|blocks)$|layers$|^num_.*(layers|blocks)")
 """Names of numbers of layers."""
 
@@ -106,6 +109,10 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
     for place, found in _pairs(config):
         if place in REFUSED and found:
             raise wrong(f"config.json asks for {REFUSED[place]}: {place}")
+        if place == "model_type" and found == TIMM:
+            raise wrong(
+                "config.json asks for an encoder of timm, which is not used here; choose one of transformers' own"
+            )
         if place.endswith("attn_implementation") and found not in (None, "eager", "sdpa"):
             raise wrong(f"config.json: {place} is {str(found)[:80]!r}; only eager and sdpa are known here")
     for file in ("preprocessor_config.json", "processor_config.json"):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedloom.models.checks import (
     SQUARES,
@@ -227,7 +228,7 @@ def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
 
 
 def not_storable(vlm: Vlm) -> str | None:
-    """Say why kept features could be wrong, or None: the encoder is trained, or drops values at random."""
+    """Say why kept features could be wrong, or None: the encoder is trained, drops values, or looks at the batch."""
     parts = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())
     for name in parts["encoder"]:
         if vlm.model.get_parameter(name).requires_grad:
@@ -235,6 +236,8 @@ def not_storable(vlm: Vlm) -> str | None:
     for name, module in vlm.model.named_modules():
         if isinstance(module, nn.Dropout) and module.training and module.p > 0 and _inside(vlm, name):
             return f"the encoder drops values at random ({name})"
+        if isinstance(module, _BatchNorm) and module.training and _inside(vlm, name):
+            return f"the encoder normalizes over the images of a batch ({name})"
     return None
 
 
@@ -247,7 +250,10 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
     sha = hashlib.sha256()
     for name in sorted(vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]):
         sha.update(name.encode())
-        sha.update(vlm.model.get_parameter(name).detach().cpu().float().contiguous().numpy().tobytes())
+        sha.update(_bytes(vlm.model.get_parameter(name)))
+    for name, buffer in vlm.model.named_buffers():  # such as what a batch norm has measured
+        if _inside(vlm, name):
+            sha.update(name.encode() + _bytes(buffer))
     return {
         "encoder": sha.hexdigest(),
         "config": vlm.model.config.to_dict(),
@@ -255,6 +261,10 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
         "dtype": str(vlm.model.dtype),
         "format": 1,
     }
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().float().contiguous().numpy().tobytes()
 
 
 @uncollected()

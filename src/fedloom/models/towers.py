@@ -38,6 +38,14 @@ def last_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
 
 
+def last_map(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the last map of a convolutional tower, row by row: [B, T, E]."""
+    states = model.model.vision_tower(
+        inputs["pixel_values"].to(model.dtype)
+    ).last_hidden_state  # [B, E, R, C]
+    return states.flatten(2).transpose(1, 2)
+
+
 def project(model: Any, features: Tensor) -> Tensor:
     """Connect [B, *grid, E] to [B, T, D] with the projector; tiles follow each other."""
     return model.model.multi_modal_projector(features.flatten(1, -2))
