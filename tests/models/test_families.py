@@ -109,7 +109,9 @@ def stock_inputs(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) 
     images: dict[str, Any] = {}
     if conversation.pictures:
         pixels = [one.pixels() for one in conversation.pictures]
-        images = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings))
+        images = dict(
+            vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings(vlm.model))
+        )
     given = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(prompt), images)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
 

@@ -45,11 +45,14 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PixtralImageProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -62,6 +65,8 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 BASE = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "<end>"]
@@ -196,6 +201,26 @@ def llava(vocabulary: dict[str, int], image: int) -> Any:
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=CLIP, text_config=text(vocabulary), image_token_id=image)
     )
+
+
+def vipllava(vocabulary: dict[str, int], image: int) -> Any:
+    config = VipLlavaConfig(
+        vision_config=CLIP, text_config=text(vocabulary), image_token_id=image, vision_feature_layer=[-2, 1]
+    )
+    return VipLlavaForConditionalGeneration(config)
+
+
+def mistral3(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {**CLIP, "model_type": "pixtral", "image_size": 40, "patch_size": 4, "head_dim": 8}
+    config = Mistral3Config(
+        vision_config=vision, text_config=text(vocabulary, "mistral", head_dim=8), image_token_id=image,
+        spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+    model = Mistral3ForConditionalGeneration(config)
+    for name, value in model.named_parameters():  # small weights would let nothing of the image through
+        if "multi_modal_projector" in name and value.dim() == 2:
+            torch.nn.init.normal_(value, std=0.3)
+    return model
 
 
 EFFICIENTNET = {
@@ -397,6 +422,11 @@ TINY: dict[str, Tiny] = {
     "llava": Tiny(llava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
     "fast_vlm": Tiny(
         fast_vlm, lambda: CLIPImageProcessor(size=SMALL, do_center_crop=False), more=["<|endoftext|>"]
+    ),
+    "vipllava": Tiny(vipllava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
+    "mistral3": Tiny(
+        mistral3, lambda: PixtralImageProcessor(size={"longest_edge": 40}, patch_size={"height": 4, "width": 4}),
+        image="[IMG]", more=["[IMG_BREAK]", "[IMG_END]"], shown="[IMG]",
     ),
     "llava_next": Tiny(
         llava_next,

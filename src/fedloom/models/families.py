@@ -25,6 +25,15 @@ FAMILIES: dict[str, Family] = {
         summary="FastVLM with an encoder of transformers' own, such as EfficientNet: as LLaVA, with convolutions",
         parts=_LLAVA, encode=towers.last_map, connect=towers.project, swap=_PROJECTOR,
     ),
+    "vipllava": Family(
+        summary="ViP-LLaVA: as LLaVA, with features of several layers of the encoder",
+        parts=_LLAVA, encode=towers.llava_encode, connect=towers.project,
+    ),
+    "mistral3": Family(
+        summary="Mistral Small 3.1 and 3.2: pictures of any size, four patches in one token, a mark after each row",
+        parts=_LLAVA, encode=towers.pixtral_encode, connect=towers.merged, spell=towers.pixtral_spell,
+        settings=towers.whole_tokens,
+    ),
     "llava_next": Family(
         summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger pictures",
         parts=_ANYRES, encode=towers.anyres_encode, connect=towers.anyres_connect,
@@ -38,17 +47,17 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(
         summary="Idefics3: tiles, four or more patches in one token",
         parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
-        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+        spell=towers.idefics_spell, settings=towers.numbered, swap=_SHUFFLED,
     ),
     "smolvlm": Family(
         summary="SmolVLM: Idefics3 with a small decoder",
         parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
-        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+        spell=towers.idefics_spell, settings=towers.numbered, swap=_SHUFFLED,
     ),
     "internvl": Family(
         summary="InternVL 2.5 and 3 (their transformers checkpoints, named -hf): tiles, four patches in one token",
         parts=_LLAVA, encode=towers.internvl_encode, connect=towers.project,
-        spell=towers.internvl_spell, settings={"crop_to_patches": True},
+        spell=towers.internvl_spell, settings=towers.cropped,
     ),
     "qwen2_vl": Family(
         summary="Qwen2-VL: pictures of any size",

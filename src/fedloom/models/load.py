@@ -199,7 +199,8 @@ class Vlm:
         if not self.family.images:
             self.family.encode(self.model, {})  # raises the error that says so
         images = [[_tall(one.pixels())] for one in pictures]
-        inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
+        settings = self.family.settings(self.model)
+        inputs = self.processor.image_processor(images, return_tensors="pt", **settings)
         there = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
