@@ -31,6 +31,12 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vImageProcessor,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    Glm46VImageProcessor,
     GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -326,6 +332,33 @@ def qwen(
     return build
 
 
+GLM = {
+    "image": "<|image|>", "more": [f"<|{edge}_of_{what}|>" for what in ("image", "video") for edge in ("begin", "end")],
+    "shown": "<|begin_of_image|><|image|><|end_of_image|>", "stock": image_types,
+}  # fmt: skip
+
+
+def glm(kind: type, config: type) -> Callable[[dict[str, int], int], Any]:
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        marks = {
+            f"{what}_{name}_token_id": vocabulary[f"<|{edge}_of_{what}|>"]
+            for what in ("image", "video")
+            for name, edge in (("start", "begin"), ("end", "end"))
+        }
+        vision = {
+            "model_type": "glm4v_vision", "depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16,
+            "out_hidden_size": 16, "intermediate_size": 24,
+        }  # fmt: skip
+        decoder = text(
+            vocabulary, "glm4v_text", rope_parameters={**ROPE, "partial_rotary_factor": 1.0}, head_dim=8
+        )
+        return kind(
+            config(vision_config=vision, text_config=decoder, image_token_id=image, video_token_id=0, **marks)
+        )
+
+    return build
+
+
 def paligemma(vocabulary: dict[str, int], image: int) -> Any:
     return PaliGemmaForConditionalGeneration(
         PaliGemmaConfig(
@@ -463,6 +496,14 @@ TINY: dict[str, Tiny] = {
     ),
     "qwen3_vl": Tiny(
         qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, VISION3, "qwen3_vl_text"), qwen_images, **QWEN
+    ),
+    "glm4v": Tiny(
+        glm(Glm4vForConditionalGeneration, Glm4vConfig),
+        lambda: Glm4vImageProcessor(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2 * 40 * 40}), **GLM,
+    ),
+    "glm46v": Tiny(
+        glm(Glm46VForConditionalGeneration, Glm46VConfig),
+        lambda: Glm46VImageProcessor(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2 * 40 * 40}), **GLM,
     ),
     "paligemma": Tiny(paligemma, lambda: SiglipImageProcessor(size=SMALL), shown=None, stock=suffix_types),
     "gemma3": Tiny(

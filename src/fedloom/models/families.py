@@ -14,6 +14,7 @@ _LLAVA = Parts(("model.vision_tower",), ("model.multi_modal_projector",), _HEAD)
 _ANYRES = Parts(_LLAVA.encoder, _LLAVA.connector, (*_HEAD, "model.image_newline"))
 _IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
 _QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), _HEAD)
+_GLM = Parts(("model.visual",), ("model.visual.merger",), _HEAD)
 _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality_projection"
 
 FAMILIES: dict[str, Family] = {
@@ -72,6 +73,14 @@ FAMILIES: dict[str, Family] = {
         summary="Qwen3-VL: as Qwen2-VL, with features of several layers of the encoder",
         parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
         positions=grids.qwen_positions,
+    ),
+    "glm4v": Family(
+        summary="GLM-4.1V: pictures of any size; the encoder merges patches",
+        parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,
+    ),
+    "glm46v": Family(
+        summary="GLM-4.6V Flash: as GLM-4.1V",
+        parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,
     ),
     "paligemma": Family(
         summary="PaliGemma 1 and 2: linear connector, a prompt that sees itself in both directions",

@@ -223,8 +223,9 @@ def numbers_fit(files: ModelFiles, tensors: int) -> None:
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
     """Refuse sizes of images that no memory holds."""
     pairs = [(name, value) for name, value in _pairs(content) if SIZES.search(name)]
-    # Qwen's processors write numbers of pixels where others write lengths of edges.
-    by_area = any("Qwen" in str(value) for name, value in _pairs(content) if name.endswith("processor_type"))
+    # Processors of Qwen's kind write numbers of pixels where others write lengths of edges.
+    kinds = [str(value) for name, value in _pairs(content) if name.endswith("processor_type")]
+    by_area = any(re.search("Qwen|Glm4", kind) for kind in kinds)
     for name, value in pairs:
         area = name.endswith("pixels") or (by_area and name.endswith("edge"))
         most = AREA if area else TILES if name.endswith(("patches", "tiles")) else SIDE
