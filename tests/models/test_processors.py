@@ -50,6 +50,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm46v": ("Glm46VProcessor", NO_VIDEO),
     "paligemma": ("PaliGemmaProcessor", {}),
     "gemma3": ("Gemma3Processor", {"image_seq_length": 4}),
+    "janus": ("JanusProcessor", {"num_image_tokens": 4}),
     "mllama": ("MllamaProcessor", {}),
     "chameleon": ("ChameleonProcessor", {"image_seq_length": 16}),
     "emu3": ("Emu3Processor", {}),

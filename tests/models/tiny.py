@@ -43,6 +43,9 @@ from transformers import (
     Idefics3ImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -380,6 +383,20 @@ def gemma3(vocabulary: dict[str, int], image: int) -> Any:
     return model
 
 
+def janus(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+        "projection_dim": 16, "mlp_ratio": 2.0, "num_image_tokens": 4,
+    }  # fmt: skip
+    vq = {
+        "embed_dim": 4, "num_embeddings": CODES, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1],
+        "num_res_blocks": 1, "num_patches": 2, "projection_dim": 16, "image_token_embed_dim": 16,
+    }  # fmt: skip
+    return JanusForConditionalGeneration(
+        JanusConfig(vision_config=vision, vq_config=vq, text_config=text(vocabulary), image_token_id=image)
+    )
+
+
 def mllama(vocabulary: dict[str, int], image: int) -> Any:
     vision = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_global_layers": 1,
@@ -511,6 +528,11 @@ TINY: dict[str, Tiny] = {
         more=["<start_of_image>", "<end_of_image>"],
         named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}, shown="<start_of_image>",
         stock=gemma_types,
+    ),
+    "janus": Tiny(
+        janus, lambda: JanusImageProcessor(size=SMALL), image="<image_placeholder>",
+        more=["<begin_of_image>", "<end_of_image>"],
+        named={"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}, shown="<image_placeholder>\n",
     ),
     "mllama": Tiny(
         mllama, lambda: MllamaImageProcessor(size=SMALL, max_image_tiles=4), image="<|image|>",

@@ -15,6 +15,9 @@ _ANYRES = Parts(_LLAVA.encoder, _LLAVA.connector, (*_HEAD, "model.image_newline"
 _IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
 _QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), _HEAD)
 _GLM = Parts(("model.visual",), ("model.visual.merger",), _HEAD)
+_DRAWS = tuple(
+    f"model.{one}" for one in ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+)
 _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality_projection"
 
 FAMILIES: dict[str, Family] = {
@@ -92,6 +95,11 @@ FAMILIES: dict[str, Family] = {
         summary="Gemma 3: pooled features, pictures that see themselves in both directions",
         parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.gemma_spell,
         placeholder=towers.gemma_placeholder, blocks=towers.gemma_blocks,
+    ),
+    "janus": Family(
+        summary="Janus and Janus-Pro: as LLaVA; what draws pictures is frozen and not used",
+        parts=Parts(("model.vision_model", *_DRAWS), ("model.aligner",), _HEAD),
+        encode=towers.janus_encode, connect=towers.janus_connect, spell=towers.janus_spell,
     ),
     "mllama": Family(
         summary="Mllama (Llama 3.2 Vision): layers of the decoder attend to the picture",

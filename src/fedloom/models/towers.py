@@ -211,6 +211,21 @@ def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
     return "".join(lines) + ("\n" if rows else "") + f"{edge}<global-img>{tile}{edge}"
 
 
+def janus_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Encode pictures of one tile each: [B, T, E]."""
+    return model.model.vision_model(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+
+
+def janus_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, T, E] to [B, T, D] with the aligner."""
+    return model.model.aligner(features)
+
+
+def janus_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each patch between start and end of the image."""
+    return f"{tokenizer.boi_token}{one_each(model, tokenizer, grid)}{tokenizer.eoi_token}"
+
+
 def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
     """Write as many image tokens as the projector pools features to, with marks and blank lines around."""
     del grid
