@@ -20,6 +20,8 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipConfig,
@@ -44,6 +46,7 @@ SMALL = {"height": 16, "width": 16}
 LLMS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "experts": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 2}),
     "roomy": (Qwen2ForCausalLM, Qwen2Config, {"vocab_size": 300}),
 }
 

@@ -335,7 +335,7 @@ def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
     groups = [every, [CONVERSATIONS["text only"]]]
     batch, seen = collate(vlm, groups), list[int]()
     (feed_forward,) = (part for name, part in layers_of(vlm)[-1].named_children() if name in FEED_FORWARD)
-    first = next(part for part in feed_forward.modules() if isinstance(part, torch.nn.Linear))
+    first = next(part for part in feed_forward.modules() if [*part.parameters(recurse=False)])
     first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
     found = []
     with side_by_side(tuned, 2) as stack:

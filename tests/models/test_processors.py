@@ -46,6 +46,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_vl": ("Qwen2VLProcessor", NO_VIDEO),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", NO_VIDEO),
     "qwen3_vl": ("Qwen3VLProcessor", NO_VIDEO),
+    "qwen3_vl_moe": ("Qwen3VLProcessor", NO_VIDEO),
     "glm4v": ("Glm4vProcessor", NO_VIDEO),
     "glm46v": ("Glm46VProcessor", NO_VIDEO),
     "paligemma": ("PaliGemmaProcessor", {}),

@@ -70,6 +70,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipImageProcessor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -321,14 +323,14 @@ QWEN = {"image": "<|image_pad|>", "more": ["<|vision_start|>", "<|vision_end|>",
 
 
 def qwen(
-    kind: type, config: type, vision: dict[str, Any], which: str
+    kind: type, config: type, vision: dict[str, Any], which: str, **more: Any
 ) -> Callable[[dict[str, int], int], Any]:
     def build(vocabulary: dict[str, int], image: int) -> Any:
         marks = {f"{name}_token_id": vocabulary[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
         return kind(
             config(
                 vision_config=vision, image_token_id=image, video_token_id=vocabulary["<|video_pad|>"], **marks,
-                text_config=text(vocabulary, which, rope_parameters=ROPE, head_dim=8),
+                text_config=text(vocabulary, which, rope_parameters=ROPE, head_dim=8, **more),
             )
         )  # fmt: skip
 
@@ -452,6 +454,7 @@ def letters(code: int) -> str:
     return "".join(chr(ord("A") + int(digit)) for digit in str(code))
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 SMALL = {"height": 16, "width": 16}
 VISION2 = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
 VISION25 = {
@@ -514,6 +517,10 @@ TINY: dict[str, Tiny] = {
     "qwen3_vl": Tiny(
         qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, VISION3, "qwen3_vl_text"), qwen_images, **QWEN
     ),
+    "qwen3_vl_moe": Tiny(
+        qwen(Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig, VISION3, "qwen3_vl_moe_text", **EXPERTS),
+        qwen_images, **QWEN,
+    ),
     "glm4v": Tiny(
         glm(Glm4vForConditionalGeneration, Glm4vConfig),
         lambda: Glm4vImageProcessor(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2 * 40 * 40}), **GLM,
@@ -573,6 +580,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gemma2": {**GEMMA, "final_logit_softcapping": 0.2}, "gemma3_text": GEMMA, "phi": {}, "phi3": {"sliding_window": 8},
     "smollm3": {"no_rope_layers": [1, 0, 1]}, "olmo2": {}, "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": TWO_KINDS}, "starcoder2": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {**EXPERTS, "head_dim": 8}, "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 """Language models by `model_type`, and what differs in their configuration."""
 

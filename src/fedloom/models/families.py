@@ -77,6 +77,11 @@ FAMILIES: dict[str, Family] = {
         parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
         positions=grids.qwen_positions,
     ),
+    "qwen3_vl_moe": Family(
+        summary="Qwen3-VL with a mixture of experts",
+        parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
+        positions=grids.qwen_positions,
+    ),
     "glm4v": Family(
         summary="GLM-4.1V: pictures of any size; the encoder merges patches",
         parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,

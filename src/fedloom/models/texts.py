@@ -16,7 +16,7 @@ from fedloom.types import Example, UserError
 
 DECODERS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "smollm3", "olmo2",
-    "granite", "cohere2", "starcoder2",
+    "granite", "cohere2", "starcoder2", "mixtral", "qwen3_moe", "olmoe",
 )  # fmt: skip
 """Language models that the tests compare with the stock model, by `model_type`."""
 

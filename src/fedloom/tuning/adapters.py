@@ -301,7 +301,16 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
-    linears = "|".join(map(re.escape, lora.targets)) if lora else ""
+    taken = (
+        [
+            one
+            for one in lora.targets
+            if any(replace(lora, targets=(one,)).takes(name) for name in tuned.adapters)
+        ]
+        if lora
+        else []
+    )
+    linears = "|".join(map(re.escape, taken))
     prefixes = "|".join(re.escape(prefix) for prefix in parts.llm)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
