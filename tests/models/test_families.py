@@ -390,6 +390,18 @@ def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Pat
     assert not torch.allclose(ours, plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"), [("phi", "<s>Which?\n"), ("llama", "<s><user>Which?<end><assistant>")]
+)
+def test_a_language_model_is_asked_in_its_template_or_in_plain_words(
+    saved: Callable[[str], Path], name: str, asked: str
+) -> None:
+    vlm = load_vlm(str(saved(name)))
+    found = encode(vlm, CONVERSATIONS["text only"], ["yes"])
+    assert vlm.tokenizer.decode(found.prompt) == asked
+    assert vlm.tokenizer.decode(found.answers[0]) == "yes<end>"
+
+
 def test_an_image_that_a_language_model_cannot_see_is_no_silent_loss(blind: Vlm) -> None:
     with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
         answer_loss(blind, [CONVERSATIONS["image and text"]])

@@ -34,7 +34,7 @@ FAMILIES: dict[str, Family] = {
         parts=_LLAVA, encode=towers.llava_encode, connect=towers.project,
     ),
     "mistral3": Family(
-        summary="Mistral Small 3.1 and 3.2: pictures of any size, four patches in one token, a mark after each row",
+        summary="Mistral Small 3.1 and 3.2: images of any size, four patches in one token, a mark after each row",
         parts=_LLAVA, encode=towers.pixtral_encode, connect=towers.merged, spell=towers.pixtral_spell,
         settings=towers.whole_tokens,
     ),
@@ -59,7 +59,7 @@ FAMILIES: dict[str, Family] = {
         spell=towers.idefics_spell, settings=towers.numbered, swap=_SHUFFLED,
     ),
     "internvl": Family(
-        summary="InternVL 2.5 and 3 (their transformers checkpoints, named -hf): tiles, four patches in one token",
+        summary="InternVL 2.5, 3 and 3.5 (their transformers checkpoints, named -hf): tiles, four patches in one token",
         parts=_LLAVA, encode=towers.internvl_encode, connect=towers.project,
         spell=towers.internvl_spell, settings=towers.cropped,
     ),
@@ -83,7 +83,7 @@ FAMILIES: dict[str, Family] = {
         positions=grids.qwen_positions,
     ),
     "glm4v": Family(
-        summary="GLM-4.1V: pictures of any size; the encoder merges patches",
+        summary="GLM-4.1V: images of any size; the encoder merges patches",
         parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,
     ),
     "glm46v": Family(
@@ -102,7 +102,7 @@ FAMILIES: dict[str, Family] = {
         placeholder=towers.gemma_placeholder, blocks=towers.gemma_blocks,
     ),
     "janus": Family(
-        summary="Janus and Janus-Pro: as LLaVA; what draws pictures is frozen and not used",
+        summary="Janus and Janus-Pro: as LLaVA; what generates images is frozen and not used",
         parts=Parts(("model.vision_model", *_DRAWS), ("model.aligner",), _HEAD),
         encode=towers.janus_encode, connect=towers.janus_connect, spell=towers.janus_spell,
     ),

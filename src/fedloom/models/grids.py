@@ -36,12 +36,12 @@ def _inputs_of(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[
 
 
 def _sides(visual: Any, grids: Tensor) -> list[tuple[int, int]]:
-    """Return rows and columns of merged patches of each picture."""
+    """Return rows and columns of merged patches of each image."""
     return [(int(h) // visual.spatial_merge_size, int(w) // visual.spatial_merge_size) for _, h, w in grids]
 
 
 def glm_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode with the convolution that merges patches: [H, W, E] for each picture."""
+    """Encode with the convolution that merges patches: [H, W, E] for each image."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
     pixels = inputs["pixel_values"].to(model.dtype)
     (states,) = _inputs_of([visual.merger], lambda: visual(pixels, grid_thw=grids))

@@ -59,7 +59,7 @@ def numbered(model: Any) -> dict[str, Any]:
 
 
 def cropped(model: Any) -> dict[str, Any]:
-    """Ask for tiles of larger pictures."""
+    """Ask for tiles of larger images."""
     del model
     return {"crop_to_patches": True}
 
@@ -71,7 +71,7 @@ def whole_tokens(model: Any) -> dict[str, Any]:
 
 
 def pixtral_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode pictures of any size, each without the padding of its batch: [R, C, E]."""
+    """Encode images of any size, each without the padding of its batch: [R, C, E]."""
     layers, patch, found = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
     for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         height, width = (int(side) for side in size)
@@ -212,7 +212,7 @@ def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 
 def janus_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """Encode pictures of one tile each: [B, T, E]."""
+    """Encode images of one size: [B, T, E]."""
     return model.model.vision_model(inputs["pixel_values"].to(model.dtype)).last_hidden_state
 
 
