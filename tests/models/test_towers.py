@@ -1,4 +1,4 @@
-"""What a frozen convolutional encoder must not do: look at other images of a batch, or forget what it measured."""
+"""Encoders: batch norms that look at no batch and forget nothing, libraries that are not used, sizes of images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedloom.models.files import model_files
 from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
 from fedloom.types import UserError
 
@@ -74,3 +75,18 @@ def test_an_encoder_that_needs_timm_is_refused_with_its_name(folder: Path) -> No
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="encoder of timm, which is not used here"):
         load_vlm(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["Qwen2VLImageProcessor", "Glm4vImageProcessor", "Glm46VImageProcessor"])
+def test_numbers_of_pixels_are_no_lengths_of_edges(kind: str, tmp_path: Path) -> None:
+    """Published checkpoints of these families allow images of twelve million pixels, and call that an edge."""
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}
+    (tmp_path / "config.json").write_text("{}")
+    for name in (kind, "CLIPImageProcessor"):
+        settings = {"image_processor_type": name, "size": size}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        if name == kind:
+            assert len(model_files("model.path", "any", tmp_path).others) == 2
+        else:
+            with pytest.raises(UserError, match="longest_edge is 11760000"):
+                model_files("model.path", "any", tmp_path)
