@@ -219,6 +219,9 @@ def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
     )
 
     vision = tower.config.to_dict()
+    select = (
+        "default" if vision["model_type"].startswith("clip") else "full"
+    )  # CLIP's first token is no patch
     choices: dict[str, Any] = {
         "text_config": decoder.config.to_dict(),
         "image_token_id": image,
@@ -232,10 +235,7 @@ def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
             LlavaConfig(
                 vision_config=vision,
                 vision_feature_layer=-2,
-                # CLIP's first token is no patch.
-                vision_feature_select_strategy="default"
-                if vision["model_type"].startswith("clip")
-                else "full",
+                vision_feature_select_strategy=select,
                 image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
                 **choices,
             )

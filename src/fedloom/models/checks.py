@@ -20,7 +20,7 @@ EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
 SPARSE = ("mixtral", "qwen3_moe", "olmoe", "qwen3_vl_moe_text")
 """Mixtures of experts that the tests compare with the stock model, by `model_type`: each token goes its own way."""
 
-SQUARES = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")
+SQUARES = ("llava", "vipllava", "llava_next", "llava_onevision", "paligemma", "gemma3", "janus")
 """Families whose encoder takes squares of one size only."""
 
 

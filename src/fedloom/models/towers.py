@@ -41,10 +41,8 @@ def last_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 def last_map(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the last map of a convolutional tower, row by row: [B, T, E]."""
-    states = model.model.vision_tower(
-        inputs["pixel_values"].to(model.dtype)
-    ).last_hidden_state  # [B, E, R, C]
-    return states.flatten(2).transpose(1, 2)
+    states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    return states.flatten(2).transpose(1, 2)  # from [B, E, R, C]
 
 
 def project(model: Any, features: Tensor) -> Tensor:

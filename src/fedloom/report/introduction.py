@@ -88,12 +88,10 @@ NO_FEDERATION = "This run has no federated method; it shows references alone."
 
 def purpose(methods: Sequence[str], text_only: bool = False) -> str:
     """Say what federated fine-tuning is, where a run has any."""
+    if not any(map(federated, methods)):
+        return NO_FEDERATION
     seen, read = "vision-language model reads images and text", "language model reads text"
-    return (
-        (PURPOSE.replace(seen, read) if text_only else PURPOSE)
-        if any(map(federated, methods))
-        else NO_FEDERATION
-    )
+    return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
 
 def introduction(run: Run) -> str:

@@ -301,15 +301,9 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
-    taken = (
-        [
-            one
-            for one in lora.targets
-            if any(replace(lora, targets=(one,)).takes(name) for name in tuned.adapters)
-        ]
-        if lora
-        else []
-    )
+    names, targets = _adapted(tuned.spots), lora.targets if lora else ()
+    # PEFT has rules of its own for names of layers that are not there, such as those of experts.
+    taken = [one for one in targets if any(LoRA(targets=(one,)).takes(name) for name in names)]
     linears = "|".join(map(re.escape, taken))
     prefixes = "|".join(re.escape(prefix) for prefix in parts.llm)
     config = LoraConfig(
