@@ -43,6 +43,7 @@ from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.models.source import Source
+from fedloom.models.texts import check_pattern
 from fedloom.outcomes import export, outcome
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
@@ -298,6 +299,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         require_choice([*data.train, *data.test])
     tuned = bench.tuned(experiment)
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
+    check_pattern(vlm.family, experiment.scenario.pattern)
     check = _fitted(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
@@ -326,14 +328,14 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
             "threads": torch.get_num_threads(),
             "model": vlm.digest,
             "trained": tuned.layout.size,
+            **({} if vlm.family.images else {"images": False}),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
     rejected = [str(one) for one in data.rejected]
-    cut = {"cut": [*check.cut]} if check.cut else {}
     counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
-    record.append("data", {**counts, "rejected": rejected, **cut})
-    for line in (*rejected[:SHOWN], *check.cut[:SHOWN]):
+    record.append("data", {**counts, "rejected": rejected, **check.noted})
+    for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
         bench.progress.message(f"data: {line}")
     record.append(
         "vision",
@@ -388,6 +390,6 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     if key not in models:
         vlm = load_model(settings, experiment.seed)
         models[key] = placed(vlm, settings.device, settings.precision)
-    if not engine.cache:
+    if not engine.cache or not models[key].family.images:
         return models[key]
     return with_store(models[key], cache_folder() / "features", int(engine.cache_gigabytes * 1e9))

@@ -176,7 +176,7 @@ class Model(Section):
     )
     encoder: PathText | None = Field(
         default=None,
-        description="CLIP or SigLIP encoder of an assembled model, which takes the place of path.",
+        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, which takes the place of path.",
     )
     llm: PathText | None = Field(default=None, description="Language model of an assembled model.")
     connector: Literal["linear", "mlp2", "mlp6", "resampler"] | None = Field(

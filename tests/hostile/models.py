@@ -163,7 +163,7 @@ def experts(folder: Path) -> None:
     decoder = {name: value for name, value in held["text_config"].items() if name in dense}
     held["text_config"] = {
         **decoder,
-        "model_type": "mixtral",
+        "model_type": "granitemoe",
         "num_key_value_heads": 2,
         "num_local_experts": 2,
     }

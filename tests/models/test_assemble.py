@@ -14,10 +14,14 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    EfficientNetConfig,
+    EfficientNetModel,
     Lfm2Config,
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipConfig,
@@ -33,7 +37,7 @@ from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation, UserError
 
-from .tiny import CLIP, SIGLIP, Drawn, tokenizer
+from .tiny import CLIP, EFFICIENTNET, SIGLIP, Drawn, tokenizer
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].strip() }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 WORDS = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -42,6 +46,7 @@ SMALL = {"height": 16, "width": 16}
 LLMS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "experts": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 2}),
     "roomy": (Qwen2ForCausalLM, Qwen2Config, {"vocab_size": 300}),
 }
 
@@ -62,6 +67,10 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             "siglip": lambda: (
                 SiglipModel(SiglipConfig(vision_config=SIGLIP, text_config={**TEXT, "projection_size": 16})),
                 SiglipImageProcessor(size=SMALL),
+            ),
+            "efficientnet": lambda: (
+                EfficientNetModel(EfficientNetConfig(**EFFICIENTNET)),
+                CLIPImageProcessor(size=SMALL, do_center_crop=False),
             ),
         }
         model, images = made[getattr(request, "param", "clip")]()
@@ -104,16 +113,16 @@ PICTURED = Conversation("Which?", "yes", Drawn("a"), ("yes", "no"))
 WRITTEN = Conversation("Which?", "no", None, ("yes", "no"))
 
 
-@pytest.mark.parametrize("encoder", ["clip", "clip alone", "siglip"], indirect=True)
+@pytest.mark.parametrize("encoder", ["clip", "clip alone", "siglip", "efficientnet"], indirect=True)
 @pytest.mark.parametrize("llm", LLMS, indirect=True)
-def test_an_assembled_model_is_a_llava_that_trains(encoder: Path, llm: Path) -> None:
+def test_an_assembled_model_trains(encoder: Path, llm: Path) -> None:
     vlm = load(encoder, llm)
+    convolutions = vlm.model.config.model_type == "fast_vlm"
     assert not any(parameter.is_meta for parameter in vlm.model.parameters())
     assert not any(buffer.is_meta for buffer in vlm.model.buffers())
     prompt = encode(vlm, PICTURED, []).prompt
-    assert (
-        prompt.count(vlm.model.config.image_token_id) == 4
-    )  # 16 px in patches of 8, without the class token
+    # 16 px in patches of 8, without the class token; or in two steps of stride 2.
+    assert prompt.count(vlm.model.config.image_token_id) == (16 if convolutions else 4)
     tuned = prepare(vlm, stage("both", LoRA(rank=2)), seed=0)
     answer_loss(vlm, [PICTURED, WRITTEN]).backward()
     reached = {name for name, grad in tuned.start.with_flat(tuned.grads).items() if grad.any()}
@@ -162,6 +171,7 @@ def test_the_connector_depends_on_the_seed_and_nothing_else_does(encoder: Path, 
     assert {one.family.parts.part_of(name) for name in changed} == {"connector"}
 
 
+@pytest.mark.parametrize("encoder", ["clip", "siglip", "efficientnet"], indirect=True)
 def test_an_assembled_model_can_be_saved_and_loaded_by_transformers(
     encoder: Path, llm: Path, tmp_path: Path
 ) -> None:

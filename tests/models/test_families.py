@@ -29,7 +29,9 @@ from fedloom.types import Conversation, Turn, UserError
 
 from .tiny import TINY, Drawn, save
 
-FUSED = ("query_key_value", "dense")  # Persimmon, the decoder of Fuyu
+FUSED = ("query_key_value", "dense", "qkv_proj")  # Persimmon, the decoder of Fuyu; Phi; Phi-3
+SEEING = sorted(name for name, row in FAMILIES.items() if row.images)
+BLIND = sorted(name for name, row in FAMILIES.items() if not row.images)
 OPTIONS = ("yes", "no way")
 CONVERSATIONS = {
     "image and text": Conversation("Which of these is it?", "yes", Drawn("a"), OPTIONS),
@@ -48,7 +50,21 @@ CONVERSATIONS = {
         history=(Turn("Which?", "yes", (Drawn("a"),), (0,)), Turn("Sure?", "no way")),
         system="Be short.",
     ),
+    "several turns without images": Conversation(
+        "And now?",
+        "yes",
+        None,
+        OPTIONS,
+        history=(Turn("Which?", "yes"), Turn("Sure?", "no way")),
+        system="Be short.",
+    ),
 }
+WORDS = {name: one for name, one in CONVERSATIONS.items() if not one.pictures}
+
+
+def conversations(vlm: Vlm) -> dict[str, Conversation]:
+    """Return the conversations that a model can have."""
+    return CONVERSATIONS if vlm.family.images else WORDS
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +90,18 @@ def vlm(folder: Path) -> Vlm:
     return load_vlm(str(folder))
 
 
+@pytest.fixture(params=SEEING)
+def seeing(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Vlm:
+    """Models that see images."""
+    return load_vlm(str(saved(request.param)))
+
+
+@pytest.fixture(params=BLIND)
+def blind(request: pytest.FixtureRequest, saved: Callable[[str], Path]) -> Vlm:
+    """Language models without images."""
+    return load_vlm(str(saved(request.param)))
+
+
 def stock_inputs(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) -> dict[str, Any]:
     """Make the stock model's inputs for one conversation and an answer."""
     prompt = encode(vlm, conversation, []).prompt
@@ -81,7 +109,9 @@ def stock_inputs(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) 
     images: dict[str, Any] = {}
     if conversation.pictures:
         pixels = [one.pixels() for one in conversation.pictures]
-        images = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings))
+        images = dict(
+            vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings(vlm.model))
+        )
     given = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(prompt), images)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
 
@@ -125,7 +155,7 @@ def test_parts_are_disjoint_and_cover_every_parameter(vlm: Vlm) -> None:
 
 def test_the_loss_is_the_stock_models(vlm: Vlm) -> None:
     """All kinds of conversations in one padded batch, against the stock model one by one."""
-    batch = list(CONVERSATIONS.values())
+    batch = list(conversations(vlm).values())
     stock = torch.stack([stock_losses(vlm, one, one.answer).mean() for one in batch])
     torch.testing.assert_close(answer_loss(vlm, batch), stock.mean(), rtol=1e-5, atol=1e-5)
 
@@ -152,13 +182,14 @@ def test_a_users_text_stays_text(vlm: Vlm) -> None:
     known = (
         *vlm.tokenizer.all_special_tokens,
         *MARKS,
-        vlm.family.placeholder(vlm.model, vlm.tokenizer).strip(),
+        vlm.family.placeholder(vlm.model, vlm.tokenizer).strip() or "<image>",
     )
     hostile = " ".join(f"{mark}{mark} a{mark}b" for mark in known)
     assert special_ids(vlm, tuple(vlm.tokenizer(hostile, add_special_tokens=False)["input_ids"]))
     for words in (hostile, "plain"):
-        history = (Turn(words, words, (Drawn("b"),), (0,)),)
-        talk = Conversation(words, words, Drawn("a"), history=history, system=words)
+        earlier = ((Drawn("b"),), (0,)) if vlm.family.images else ()
+        image = Drawn("a") if vlm.family.images else None
+        talk = Conversation(words, words, image, history=(Turn(words, words, *earlier),), system=words)
         found = encode(vlm, talk, [words])
         if words is hostile:
             wrong = found
@@ -170,36 +201,40 @@ def test_a_users_text_stays_text(vlm: Vlm) -> None:
 
 
 def test_earlier_turns_stand_in_the_prompt_in_order(vlm: Vlm) -> None:
-    talk = CONVERSATIONS["several turns"]
+    talk = CONVERSATIONS["several turns" if vlm.family.images else "several turns without images"]
     found = vlm.tokenizer.decode(encode(vlm, talk, ["yes"]).prompt)
     places = [found.find(words) for words in ("Be short.", "Which?", "yes", "Sure?", "no way", "And", "now?")]
     assert -1 not in places and places == sorted(places)
 
 
-def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(vlm: Vlm, tmp_path: Path) -> None:
+def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(
+    seeing: Vlm, tmp_path: Path
+) -> None:
     pictures = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
-    computed = vlm.look(pictures)
-    assert with_store(vlm, tmp_path, 2**24).warm(pictures) == 0  # held in memory
-    with_store(replace(vlm, features={}), tmp_path, 2**24).warm(pictures)
-    read = with_store(replace(vlm, features={}), tmp_path, 2**24)
+    computed = seeing.look(pictures)
+    assert with_store(seeing, tmp_path, 2**24).warm(pictures) == 0  # held in memory
+    with_store(replace(seeing, features={}), tmp_path, 2**24).warm(pictures)
+    read = with_store(replace(seeing, features={}), tmp_path, 2**24)
     assert read.store is not None
     assert all(picture.key in read.store for picture in pictures)
     assert all(torch.equal(a, b) for a, b in zip(read.look(pictures), computed, strict=True))
 
 
-def test_image_tokens_that_disagree_with_the_encoder_are_told(vlm: Vlm) -> None:
-    if vlm.model.config.model_type == "mllama":
+def test_image_tokens_that_disagree_with_the_encoder_are_told(seeing: Vlm) -> None:
+    if seeing.model.config.model_type == "mllama":
         return  # its pictures are no tokens
-    spell = vlm.family.spell
-    longer = replace(vlm.family, spell=lambda *given: spell(*given) + image_token(vlm.model, vlm.tokenizer))
+    spell = seeing.family.spell
+    longer = replace(
+        seeing.family, spell=lambda *given: spell(*given) + image_token(seeing.model, seeing.tokenizer)
+    )
     with pytest.raises(UserError, match="image tokens, but encoder and connector give"):
-        answer_loss(replace(vlm, family=longer), [CONVERSATIONS["image and text"]])
+        answer_loss(replace(seeing, family=longer), [CONVERSATIONS["image and text"]])
 
 
-def test_a_chat_template_that_hides_the_picture_is_told(vlm: Vlm) -> None:
-    vlm.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+def test_a_chat_template_that_hides_the_picture_is_told(seeing: Vlm) -> None:
+    seeing.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(UserError, match=r"chat template.*0 times for 1 images"):
-        answer_loss(vlm, [CONVERSATIONS["image and text"]])
+        answer_loss(seeing, [CONVERSATIONS["image and text"]])
 
 
 def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: Path) -> None:
@@ -213,13 +248,13 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: P
     assert load_vlm(str(tmp_path)).tokenizer.chat_template == text
 
 
-def test_pictures_change_the_loss(vlm: Vlm) -> None:
+def test_pictures_change_the_loss(seeing: Vlm) -> None:
     one, other = (Conversation("Which?", "yes", Drawn(key)) for key in "ab")
-    assert answer_loss(vlm, [one]) != answer_loss(vlm, [other])
+    assert answer_loss(seeing, [one]) != answer_loss(seeing, [other])
 
 
 def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
-    batch = list(CONVERSATIONS.values())
+    batch = list(conversations(vlm).values())
     scores = option_scores(vlm, batch)
     for row, conversation in zip(scores, batch, strict=True):
         stock = torch.stack([-stock_losses(vlm, conversation, option).sum() for option in OPTIONS])
@@ -228,7 +263,7 @@ def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
 
 @torch.no_grad()
 def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
-    batch = list(CONVERSATIONS.values())
+    batch = list(conversations(vlm).values())
     for conversation, reply in zip(batch, generate(vlm, batch, max_tokens=4), strict=True):
         said: list[int] = []
         while len(said) < 4:
@@ -239,22 +274,29 @@ def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
         assert vlm.tokenizer.decode(said, skip_special_tokens=True).strip() == reply
 
 
-@pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(vlm: Vlm, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in sorted(FAMILIES) for kind in (CONVERSATIONS if name in SEEING else WORDS)],
+)
+def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
+    saved: Callable[[str], Path], name: str, kind: str
+) -> None:
+    vlm = load_vlm(str(saved(name)))
     tuned = tune(vlm)
     tuned.write(moved(tuned))
     live = {p.data_ptr() for p in vlm.model.parameters() if p.requires_grad}
-    frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if p.data_ptr() not in live}
+    held = (*vlm.model.named_parameters(), *vlm.model.named_buffers())
+    frozen = {n: p.clone() for n, p in held if p.data_ptr() not in live}
     before = tuned.read()
     answer_loss(vlm, [CONVERSATIONS[kind]]).backward()
     reached = {
         name.partition("/")[0] for name, grad in tuned.start.with_flat(tuned.grads).items() if grad.any()
     }
-    expected = {"llm"} if kind == "text only" else set(tuned.stage.train)
+    expected = {"llm"} if kind in WORDS else set(tuned.stage.train)
     assert reached == expected
     with torch.no_grad():
         tuned.flat.sub_(tuned.grads, alpha=0.1)
-    now = dict(vlm.model.named_parameters())
+    now = {**dict(vlm.model.named_parameters()), **dict(vlm.model.named_buffers())}
     assert all(torch.equal(now[name], value) for name, value in frozen.items())
     assert not torch.equal(tuned.read().flat, before.flat)
 
@@ -262,7 +304,7 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(vlm: Vlm, kind
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout: float) -> None:
     """Three clients, with other parameters, other numbers of conversations, other pictures and other masks."""
-    tuned, every = tune(vlm, dropout), list(CONVERSATIONS.values())
+    tuned, every = tune(vlm, dropout), list(conversations(vlm).values())
     groups = [every, [CONVERSATIONS["text only"]], every[:2]]
     found = []
     with side_by_side(tuned, len(groups)) as stack:
@@ -289,11 +331,11 @@ def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
     vlm: Vlm, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two clients of unequal sizes: same losses, same gradients, from fewer positions; with dropout from all."""
-    tuned, every = tune(vlm, dropout), list(CONVERSATIONS.values())
+    tuned, every = tune(vlm, dropout), list(conversations(vlm).values())
     groups = [every, [CONVERSATIONS["text only"]]]
     batch, seen = collate(vlm, groups), list[int]()
     (feed_forward,) = (part for name, part in layers_of(vlm)[-1].named_children() if name in FEED_FORWARD)
-    first = next(part for part in feed_forward.modules() if isinstance(part, torch.nn.Linear))
+    first = next(part for part in feed_forward.modules() if [*part.parameters(recurse=False)])
     first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
     found = []
     with side_by_side(tuned, 2) as stack:
@@ -326,19 +368,21 @@ def test_dropout_is_refused_where_a_layer_sees_the_tokens_of_pictures_alone(
 
 def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Path) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     tuned = tune(load_vlm(str(folder)))
+    seen = "image and text" if tuned.vlm.family.images else "text only"
     params = moved(tuned)
     export_adapter(tuned, params, tmp_path)
     assert torch.equal(import_adapter(tuned, tmp_path).flat, params.flat)
-    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    kind = AutoModelForImageTextToText if tuned.vlm.family.images else AutoModelForCausalLM
+    base = kind.from_pretrained(folder, dtype=torch.float32)
     stock = PeftModel.from_pretrained(base, tmp_path).eval()
     result = stock.load_adapter(str(tmp_path), "again")
     assert not result.missing_keys
     assert not result.unexpected_keys
     tuned.write(params)
-    inputs = stock_inputs(tuned.vlm, CONVERSATIONS["image and text"], (7, 8))
+    inputs = stock_inputs(tuned.vlm, CONVERSATIONS[seen], (7, 8))
     with torch.no_grad():
         ours, theirs = tuned.vlm.model(**inputs).logits, stock(**inputs).logits
         plain = load_vlm(str(folder)).model(**inputs).logits
@@ -346,9 +390,28 @@ def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Pat
     assert not torch.allclose(ours, plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"), [("phi", "<s>Which?\n"), ("llama", "<s><user>Which?<end><assistant>")]
+)
+def test_a_language_model_is_asked_in_its_template_or_in_plain_words(
+    saved: Callable[[str], Path], name: str, asked: str
+) -> None:
+    vlm = load_vlm(str(saved(name)))
+    found = encode(vlm, CONVERSATIONS["text only"], ["yes"])
+    assert vlm.tokenizer.decode(found.prompt) == asked
+    assert vlm.tokenizer.decode(found.answers[0]) == "yes<end>"
+
+
+def test_an_image_that_a_language_model_cannot_see_is_no_silent_loss(blind: Vlm) -> None:
+    with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
+        answer_loss(blind, [CONVERSATIONS["image and text"]])
+    with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
+        option_scores(blind, [CONVERSATIONS["image only"]])
+
+
 @pytest.mark.parametrize("name", sorted(name for name, row in FAMILIES.items() if not row.parts.connector))
 def test_a_family_without_a_connector_says_so(saved: Callable[[str], Path], name: str) -> None:
-    with pytest.raises(UserError, match="no connector"):
+    with pytest.raises(UserError, match=r"no connector.*set strategy\.name to lora"):
         prepare(load_vlm(str(saved(name))), stage("connector", LoRA()), seed=0)
 
 
@@ -386,7 +449,7 @@ def test_adapters_are_as_large_as_published(
 
 
 def test_a_decoder_in_bfloat16_gives_nearly_the_same_loss(vlm: Vlm) -> None:
-    batch = list(CONVERSATIONS.values())
+    batch = list(conversations(vlm).values())
     exact = answer_loss(vlm, batch)
     coarse = answer_loss(placed(vlm, "cpu", "bfloat16"), batch)
     assert vlm.precision == torch.bfloat16

@@ -133,7 +133,7 @@ def test_embeddings_that_are_tied_to_a_missing_tensor_are_missing(tiny_model: Pa
 @pytest.mark.parametrize(
     ("kind", "more", "told"),
     [
-        ("Mixtral", {"num_local_experts": 2}, "mixture of experts"),
+        ("GraniteMoe", {"num_local_experts": 2}, "mixture of experts"),
         ("Qwen2Moe", {"num_experts": 2, "moe_intermediate_size": 8}, "mixture of experts"),
         ("Gemma2", {"head_dim": 8}, r"not plain \(final_logit_softcapping\)"),
         ("Bloom", {"n_head": 2, "n_layer": 2}, "does not take positions"),

@@ -126,7 +126,9 @@ def stock_logits(vlm: Vlm, conversation: Conversation, answer: tuple[int, ...]) 
     ids, images = torch.tensor([[*prompt, *answer]]), {}
     if conversation.pictures:
         pixels = [one.pixels() for one in conversation.pictures]
-        images = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings))
+        images = dict(
+            vlm.processor.image_processor(pixels, return_tensors="pt", **vlm.family.settings(vlm.model))
+        )
     given = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(prompt), images)
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **given).logits[0, len(prompt) - 1 :]
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     ChameleonImageProcessor,
@@ -21,18 +23,29 @@ from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
     FuyuConfig,
     FuyuForCausalLM,
     FuyuImageProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vImageProcessor,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    Glm46VImageProcessor,
     GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -41,11 +54,14 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PixtralImageProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -54,10 +70,14 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipImageProcessor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 BASE = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", "<end>"]
@@ -68,9 +88,16 @@ TEMPLATE = (
 )
 
 
+FLAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""A chat template of a plain language model: what a turn says is one text."""
+
+
 def tokenizer(image: str, more: list[str], named: dict[str, str], template: str | None) -> Any:
-    """Make a tokenizer of bytes and special tokens."""
-    names = [*BASE, *dict.fromkeys([image, *more])]
+    """Make a tokenizer of bytes and special tokens; with an image token if one is named."""
+    names = [*BASE, *dict.fromkeys([*filter(None, [image]), *more])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*names, *alphabet])}
     inner = Tokenizer(models.BPE(vocabulary, []))
@@ -79,7 +106,7 @@ def tokenizer(image: str, more: list[str], named: dict[str, str], template: str 
     inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="<end>", pad_token="<pad>",
-        extra_special_tokens={"image_token": image, **named},
+        extra_special_tokens={**({"image_token": image} if image else {}), **named},
     )  # fmt: skip
     wrapped.chat_template = template
     return wrapped
@@ -148,8 +175,8 @@ class Tiny:
 
     Attributes:
         build: Vocabulary (token → id) and image token id → model.
-        images: The image processor.
-        image: The image token.
+        images: The image processor; None for a language model without images.
+        image: The image token; "" for none.
         more: Further special tokens.
         named: Names of special tokens that processors ask for.
         shown: What the chat template writes for a picture; None for families without a chat template.
@@ -157,7 +184,7 @@ class Tiny:
     """
 
     build: Callable[[dict[str, int], int], Any]
-    images: Callable[[], Any]
+    images: Callable[[], Any] | None
     image: str = "<image>"
     more: list[str] = field(default_factory=list)
     named: dict[str, str] = field(default_factory=dict)
@@ -185,6 +212,51 @@ def llava(vocabulary: dict[str, int], image: int) -> Any:
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=CLIP, text_config=text(vocabulary), image_token_id=image)
     )
+
+
+def vipllava(vocabulary: dict[str, int], image: int) -> Any:
+    config = VipLlavaConfig(
+        vision_config=CLIP, text_config=text(vocabulary), image_token_id=image, vision_feature_layer=[-2, 1]
+    )
+    return VipLlavaForConditionalGeneration(config)
+
+
+def mistral3(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {**CLIP, "model_type": "pixtral", "image_size": 40, "patch_size": 4, "head_dim": 8}
+    config = Mistral3Config(
+        vision_config=vision, text_config=text(vocabulary, "mistral", head_dim=8), image_token_id=image,
+        spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+    model = Mistral3ForConditionalGeneration(config)
+    for name, value in model.named_parameters():  # small weights would let nothing of the image through
+        if "multi_modal_projector" in name and value.dim() == 2:
+            torch.nn.init.normal_(value, std=0.3)
+    return model
+
+
+EFFICIENTNET = {
+    "model_type": "efficientnet", "width_coefficient": 1 / 80, "depth_coefficient": 1.0, "in_channels": [640, 640],
+    "out_channels": [640, 1280], "kernel_sizes": [3, 5], "strides": [1, 2], "num_block_repeats": [1, 2],
+    "expand_ratios": [1, 2], "hidden_dim": 16, "hidden_size": 16, "image_size": 16, "hidden_act": "relu6",
+}  # fmt: skip
+
+
+def fast_vlm(vocabulary: dict[str, int], image: int) -> Any:
+    model = FastVlmForConditionalGeneration(
+        FastVlmConfig(vision_config=EFFICIENTNET, text_config=text(vocabulary, "qwen2"), image_token_id=image)
+    )
+    with torch.no_grad():
+        for name, value in model.named_buffers():  # a batch norm that has seen nothing does nothing
+            if name.endswith(("running_mean", "running_var")):
+                value.add_(torch.rand(value.shape) * 0.5)
+        for name, value in model.named_parameters():  # small weights would let nothing of the image through
+            if "vision_tower" in name and value.dim() == 4:
+                torch.nn.init.kaiming_normal_(value)
+            if "vision_tower" in name and value.dim() == 1 and name.endswith("weight"):
+                value.fill_(1.0)
+            if "multi_modal_projector" in name and value.dim() == 2:
+                torch.nn.init.normal_(value, std=0.5)
+    return model
 
 
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
@@ -251,16 +323,43 @@ QWEN = {"image": "<|image_pad|>", "more": ["<|vision_start|>", "<|vision_end|>",
 
 
 def qwen(
-    kind: type, config: type, vision: dict[str, Any], which: str
+    kind: type, config: type, vision: dict[str, Any], which: str, **more: Any
 ) -> Callable[[dict[str, int], int], Any]:
     def build(vocabulary: dict[str, int], image: int) -> Any:
         marks = {f"{name}_token_id": vocabulary[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
         return kind(
             config(
                 vision_config=vision, image_token_id=image, video_token_id=vocabulary["<|video_pad|>"], **marks,
-                text_config=text(vocabulary, which, rope_parameters=ROPE, head_dim=8),
+                text_config=text(vocabulary, which, rope_parameters=ROPE, head_dim=8, **more),
             )
         )  # fmt: skip
+
+    return build
+
+
+GLM = {
+    "image": "<|image|>", "more": [f"<|{edge}_of_{what}|>" for what in ("image", "video") for edge in ("begin", "end")],
+    "shown": "<|begin_of_image|><|image|><|end_of_image|>", "stock": image_types,
+}  # fmt: skip
+
+
+def glm(kind: type, config: type) -> Callable[[dict[str, int], int], Any]:
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        marks = {
+            f"{what}_{name}_token_id": vocabulary[f"<|{edge}_of_{what}|>"]
+            for what in ("image", "video")
+            for name, edge in (("start", "begin"), ("end", "end"))
+        }
+        vision = {
+            "model_type": "glm4v_vision", "depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16,
+            "out_hidden_size": 16, "intermediate_size": 24,
+        }  # fmt: skip
+        decoder = text(
+            vocabulary, "glm4v_text", rope_parameters={**ROPE, "partial_rotary_factor": 1.0}, head_dim=8
+        )
+        return kind(
+            config(vision_config=vision, text_config=decoder, image_token_id=image, video_token_id=0, **marks)
+        )
 
     return build
 
@@ -284,6 +383,20 @@ def gemma3(vocabulary: dict[str, int], image: int) -> Any:
     # Its projection starts at zero, which would hide what the encoder does.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
     return model
+
+
+def janus(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+        "projection_dim": 16, "mlp_ratio": 2.0, "num_image_tokens": 4,
+    }  # fmt: skip
+    vq = {
+        "embed_dim": 4, "num_embeddings": CODES, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1],
+        "num_res_blocks": 1, "num_patches": 2, "projection_dim": 16, "image_token_embed_dim": 16,
+    }  # fmt: skip
+    return JanusForConditionalGeneration(
+        JanusConfig(vision_config=vision, vq_config=vq, text_config=text(vocabulary), image_token_id=image)
+    )
 
 
 def mllama(vocabulary: dict[str, int], image: int) -> Any:
@@ -341,6 +454,7 @@ def letters(code: int) -> str:
     return "".join(chr(ord("A") + int(digit)) for digit in str(code))
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 SMALL = {"height": 16, "width": 16}
 VISION2 = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
 VISION25 = {
@@ -359,6 +473,14 @@ def qwen_images() -> Any:
 
 TINY: dict[str, Tiny] = {
     "llava": Tiny(llava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
+    "fast_vlm": Tiny(
+        fast_vlm, lambda: CLIPImageProcessor(size=SMALL, do_center_crop=False), more=["<|endoftext|>"]
+    ),
+    "vipllava": Tiny(vipllava, lambda: CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SMALL)),
+    "mistral3": Tiny(
+        mistral3, lambda: PixtralImageProcessor(size={"longest_edge": 40}, patch_size={"height": 4, "width": 4}),
+        image="[IMG]", more=["[IMG_BREAK]", "[IMG_END]"], shown="[IMG]",
+    ),
     "llava_next": Tiny(
         llava_next,
         lambda: LlavaNextImageProcessor(
@@ -395,12 +517,29 @@ TINY: dict[str, Tiny] = {
     "qwen3_vl": Tiny(
         qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, VISION3, "qwen3_vl_text"), qwen_images, **QWEN
     ),
+    "qwen3_vl_moe": Tiny(
+        qwen(Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig, VISION3, "qwen3_vl_moe_text", **EXPERTS),
+        qwen_images, **QWEN,
+    ),
+    "glm4v": Tiny(
+        glm(Glm4vForConditionalGeneration, Glm4vConfig),
+        lambda: Glm4vImageProcessor(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2 * 40 * 40}), **GLM,
+    ),
+    "glm46v": Tiny(
+        glm(Glm46VForConditionalGeneration, Glm46VConfig),
+        lambda: Glm46VImageProcessor(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2 * 40 * 40}), **GLM,
+    ),
     "paligemma": Tiny(paligemma, lambda: SiglipImageProcessor(size=SMALL), shown=None, stock=suffix_types),
     "gemma3": Tiny(
         gemma3, lambda: Gemma3ImageProcessor(size={"height": 32, "width": 32}), image="<image_soft_token>",
         more=["<start_of_image>", "<end_of_image>"],
         named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}, shown="<start_of_image>",
         stock=gemma_types,
+    ),
+    "janus": Tiny(
+        janus, lambda: JanusImageProcessor(size=SMALL), image="<image_placeholder>",
+        more=["<begin_of_image>", "<end_of_image>"],
+        named={"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}, shown="<image_placeholder>\n",
     ),
     "mllama": Tiny(
         mllama, lambda: MllamaImageProcessor(size=SMALL, max_image_tiles=4), image="<|image|>",
@@ -424,17 +563,55 @@ TINY: dict[str, Tiny] = {
 }  # fmt: skip
 
 
+def decoder(kind: str, **more: Any) -> Callable[[dict[str, int], int], Any]:
+    """Return a function that makes a tiny language model of a kind."""
+
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        wanted = text(vocabulary, kind, **more)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(wanted.pop("model_type"), **wanted))
+
+    return build
+
+
+TWO_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": TWO_KINDS}
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": {}, "mistral": {"sliding_window": 8}, "qwen2": {}, "qwen3": {"head_dim": 8}, "gemma": {"head_dim": 8},
+    "gemma2": {**GEMMA, "final_logit_softcapping": 0.2}, "gemma3_text": GEMMA, "phi": {}, "phi3": {"sliding_window": 8},
+    "smollm3": {"no_rope_layers": [1, 0, 1]}, "olmo2": {}, "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": TWO_KINDS}, "starcoder2": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {**EXPERTS, "head_dim": 8}, "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+"""Language models by `model_type`, and what differs in their configuration."""
+
+BARE = ("gemma", "phi", "starcoder2")
+"""Those that are saved without a chat template, as models are that were never tuned to follow instructions."""
+
+# transformers reads every tokenizer of a Qwen 2 as one that has this token.
+PLAIN_WORDS = {"image": "", "more": ["<|endoftext|>"], "shown": None}
+TINY.update({name: Tiny(decoder(name, **more), None, **PLAIN_WORDS) for name, more in DECODERS.items()})
+
+
+def template_of(name: str) -> str | None:
+    """Return the chat template of a family's tiny variant, or None where it has none."""
+    shown = TINY[name].shown
+    if TINY[name].images is None:
+        return None if name in BARE else FLAT
+    return TEMPLATE.replace("IMAGE", shown.replace("\n", "\\n")) if shown else None
+
+
 def save(name: str, folder: Path) -> Path:
     """Write a family's tiny variant in the standard layout."""
     tiny = TINY[name]
-    template = TEMPLATE.replace("IMAGE", tiny.shown.replace("\n", "\\n")) if tiny.shown else None
-    words = tokenizer(tiny.image, tiny.more, tiny.named, template)
+    words = tokenizer(tiny.image, tiny.more, tiny.named, template_of(name))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = tiny.build(words.get_vocab(), words.convert_tokens_to_ids(tiny.image))
+        model = tiny.build(words.get_vocab(), words.convert_tokens_to_ids(tiny.image) if tiny.image else -1)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
-    tiny.images().save_pretrained(folder)
+    if tiny.images is not None:
+        tiny.images().save_pretrained(folder)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 Assembled models follow FedVLMBench (arXiv 2506.09638), which joins CLIP ViT-B/32 and LLaMA-3.2-3B by a connector with
 random weights: pictures of 224 px become the 49 patch tokens of the encoder's last layer but one, without its class
-token.
+token. A convolutional encoder gives one token for each place of its last map instead.
 
 Differs from the paper: pictures are prepared as the encoder's own image processor prepares them (CLIP's cuts out the
 middle square), not padded to a square.
@@ -27,10 +27,11 @@ from fedloom.startup import uncollected
 from fedloom.types import UserError
 
 ENCODERS = {
-    "clip_vision_model": ("CLIPVisionModel", "default"),
-    "siglip_vision_model": ("SiglipVisionModel", "full"),
+    "clip_vision_model": ("CLIPVisionModel", "llava"),
+    "siglip_vision_model": ("SiglipVisionModel", "llava"),
+    "efficientnet": ("EfficientNetModel", "fast_vlm"),
 }
-"""Encoders that can be assembled, by `model_type`: the class, and whether its first token is left out ("default")."""
+"""Encoders that can be assembled, by `model_type`: the class, and the family of the assembled model."""
 
 IMAGE = "<image>"
 OWN = "mlp2"
@@ -170,10 +171,10 @@ def _takes_over(own: nn.Module, made: nn.Module, width: int) -> bool:
 
 @uncollected()
 def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
-    """Join an encoder and a language model by a fresh connector, as a LLaVA.
+    """Join an encoder and a language model by a fresh connector, as a LLaVA or, with an EfficientNet, a FastVLM.
 
     Args:
-        encoder: A CLIP or SigLIP model, or the vision half of one: a folder or a hub id.
+        encoder: A CLIP or SigLIP model, the vision half of one, or an EfficientNet: a folder or a hub id.
         llm: A causal language model with a plain linear head: a folder or a hub id.
         settings: Connector, queries, network.
         seed: Names the random streams of the connector.
@@ -182,11 +183,10 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
         UserError: One of them cannot be loaded, is of another kind, or the encoder's image processor makes pictures
             of another size than the encoder takes.
     """
-    from transformers import AutoImageProcessor, AutoModelForCausalLM, LlavaConfig
-    from transformers import LlavaForConditionalGeneration as Llava
+    from transformers import AutoImageProcessor, AutoModelForCausalLM
 
     at_encoder, at_llm = _sources(encoder, llm, settings.network)
-    tower, select = _tower(at_encoder)
+    tower, name = _tower(at_encoder)
     images = at_encoder.read(AutoImageProcessor)
     check_sizes(at_encoder, images, tower.config.image_size)
     decoder = at_llm.model(AutoModelForCausalLM)
@@ -196,22 +196,12 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     _make_room(decoder, image + 1)
-    choices: dict[str, Any] = {
-        "vision_config": tower.config.to_dict(),
-        "text_config": decoder.config.to_dict(),
-        "image_token_id": image,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": select,
-        "image_seq_length": (tower.config.image_size // tower.config.patch_size) ** 2,
-        "tie_word_embeddings": decoder.config.tie_word_embeddings,
-    }
-    with torch.device("meta"):  # without values: every part is put in or filled below
-        model: Any = Llava(LlavaConfig(**choices))
+    model = _frame(name, tower, decoder, image)
     model.model.vision_tower, model.model.language_model = tower, decoder.get_decoder()
     model.lm_head, model.generation_config = decoder.get_output_embeddings(), decoder.generation_config
     model.model.multi_modal_projector.to_empty(device="cpu")
     model.requires_grad_(False).eval()
-    family = FAMILIES["llava"]
+    family = FAMILIES[name]
     flat = tokenizer.chat_template is not None
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
     check_processor(at_llm, processor, IMAGE)
@@ -219,8 +209,41 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     return replace_connector(vlm, settings.connector or OWN, seed, settings.queries)
 
 
+def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
+    """Describe the assembled model, without values: every part is put in or filled later."""
+    from transformers import (
+        FastVlmConfig,
+        FastVlmForConditionalGeneration,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    vision = tower.config.to_dict()
+    select = (
+        "default" if vision["model_type"].startswith("clip") else "full"
+    )  # CLIP's first token is no patch
+    choices: dict[str, Any] = {
+        "text_config": decoder.config.to_dict(),
+        "image_token_id": image,
+        "tie_word_embeddings": decoder.config.tie_word_embeddings,
+    }
+    with torch.device("meta"):
+        if family == "fast_vlm":
+            vision["hidden_size"] = tower.config.hidden_dim  # the name by which the connector asks for it
+            return FastVlmForConditionalGeneration(FastVlmConfig(vision_config=vision, **choices))
+        return LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=vision,
+                vision_feature_layer=-2,
+                vision_feature_select_strategy=select,
+                image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+                **choices,
+            )
+        )
+
+
 def _tower(source: Source) -> tuple[Any, str]:
-    """Read a vision encoder, alone or out of a model of pictures and text."""
+    """Read a vision encoder, alone or out of a model of images and text; return it and the family it makes."""
     import transformers
 
     config = source.read(transformers.AutoConfig)
@@ -229,8 +252,8 @@ def _tower(source: Source) -> tuple[Any, str]:
         raise UserError(
             f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"
         )
-    name, select = ENCODERS[kind]
-    return source.model(getattr(transformers, name), BESIDE), select
+    name, family = ENCODERS[kind]
+    return source.model(getattr(transformers, name), BESIDE), family
 
 
 def _check_head(llm: str, decoder: Any) -> None:

@@ -125,7 +125,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
             raise UserError(f"the chat template of {vlm.name!r} changes the prompt once an answer follows it")
         ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
         ends.append((*ids, *(() if ids and ids[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,))))
-    before, *after = prompt.split(placeholder := vlm.family.placeholder(vlm.model, tokenizer))
+    placeholder = vlm.family.placeholder(vlm.model, tokenizer)
+    before, *after = prompt.split(placeholder) if placeholder else [prompt]
     if len(after) != len(grids):
         raise UserError(
             f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} images"

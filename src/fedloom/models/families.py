@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedloom.models import crossed, grids, patches, towers
+from fedloom.models import crossed, grids, patches, texts, towers
 from fedloom.models.family import Family
 from fedloom.models.parts import Parts
 
@@ -14,12 +14,29 @@ _LLAVA = Parts(("model.vision_tower",), ("model.multi_modal_projector",), _HEAD)
 _ANYRES = Parts(_LLAVA.encoder, _LLAVA.connector, (*_HEAD, "model.image_newline"))
 _IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
 _QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), _HEAD)
+_GLM = Parts(("model.visual",), ("model.visual.merger",), _HEAD)
+_DRAWS = tuple(
+    f"model.{one}" for one in ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+)
 _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality_projection"
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(
         summary="LLaVA: vision encoder, MLP connector, decoder (the shipped model, LLaVA 1.5 and its like)",
         parts=_LLAVA, encode=towers.llava_encode, connect=towers.project, swap=_PROJECTOR,
+    ),
+    "fast_vlm": Family(
+        summary="FastVLM with an encoder of transformers' own, such as EfficientNet: as LLaVA, with convolutions",
+        parts=_LLAVA, encode=towers.last_map, connect=towers.project, swap=_PROJECTOR,
+    ),
+    "vipllava": Family(
+        summary="ViP-LLaVA: as LLaVA, with features of several layers of the encoder",
+        parts=_LLAVA, encode=towers.llava_encode, connect=towers.project,
+    ),
+    "mistral3": Family(
+        summary="Mistral Small 3.1 and 3.2: images of any size, four patches in one token, a mark after each row",
+        parts=_LLAVA, encode=towers.pixtral_encode, connect=towers.merged, spell=towers.pixtral_spell,
+        settings=towers.whole_tokens,
     ),
     "llava_next": Family(
         summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger pictures",
@@ -34,17 +51,17 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(
         summary="Idefics3: tiles, four or more patches in one token",
         parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
-        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+        spell=towers.idefics_spell, settings=towers.numbered, swap=_SHUFFLED,
     ),
     "smolvlm": Family(
         summary="SmolVLM: Idefics3 with a small decoder",
         parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
-        spell=towers.idefics_spell, settings={"return_row_col_info": True}, swap=_SHUFFLED,
+        spell=towers.idefics_spell, settings=towers.numbered, swap=_SHUFFLED,
     ),
     "internvl": Family(
-        summary="InternVL 2.5 and 3 (their transformers checkpoints, named -hf): tiles, four patches in one token",
+        summary="InternVL 2.5, 3 and 3.5 (their transformers checkpoints, named -hf): tiles, four patches in one token",
         parts=_LLAVA, encode=towers.internvl_encode, connect=towers.project,
-        spell=towers.internvl_spell, settings={"crop_to_patches": True},
+        spell=towers.internvl_spell, settings=towers.cropped,
     ),
     "qwen2_vl": Family(
         summary="Qwen2-VL: pictures of any size",
@@ -60,6 +77,19 @@ FAMILIES: dict[str, Family] = {
         parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
         positions=grids.qwen_positions,
     ),
+    "qwen3_vl_moe": Family(
+        summary="Qwen3-VL with a mixture of experts",
+        parts=_QWEN, encode=grids.qwen_encode, connect=grids.qwen_connect, place=grids.deepstack_place,
+        positions=grids.qwen_positions,
+    ),
+    "glm4v": Family(
+        summary="GLM-4.1V: images of any size; the encoder merges patches",
+        parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,
+    ),
+    "glm46v": Family(
+        summary="GLM-4.6V Flash: as GLM-4.1V",
+        parts=_GLM, encode=grids.glm_encode, connect=grids.glm_connect, positions=grids.qwen_positions,
+    ),
     "paligemma": Family(
         summary="PaliGemma 1 and 2: linear connector, a prompt that sees itself in both directions",
         parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.paligemma_spell,
@@ -70,6 +100,11 @@ FAMILIES: dict[str, Family] = {
         summary="Gemma 3: pooled features, pictures that see themselves in both directions",
         parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.gemma_spell,
         placeholder=towers.gemma_placeholder, blocks=towers.gemma_blocks,
+    ),
+    "janus": Family(
+        summary="Janus and Janus-Pro: as LLaVA; what generates images is frozen and not used",
+        parts=Parts(("model.vision_model", *_DRAWS), ("model.aligner",), _HEAD),
+        encode=towers.janus_encode, connect=towers.janus_connect, spell=towers.janus_spell,
     ),
     "mllama": Family(
         summary="Mllama (Llama 3.2 Vision): layers of the decoder attend to the picture",
@@ -96,6 +131,12 @@ FAMILIES: dict[str, Family] = {
         parts=Parts(("model.vqmodel",), (), ("model.text_model", "lm_head")),
         encode=patches.emu_encode, connect=patches.looked_up, spell=patches.emu_spell,
     ),
+    **dict.fromkeys(texts.DECODERS, Family(
+        summary="Language model without images: text only",
+        parts=Parts((), (), ("model", "lm_head")), images=False,
+        encode=texts.no_features, connect=texts.no_features, placeholder=texts.no_placeholder,
+        head=texts.scaled_head,
+    )),
 }  # fmt: skip
 """By `model_type` of the configuration. An encoder that is only a frozen tokenizer of pictures (Chameleon, Emu3) is
 an encoder here as in memory, but has no connector."""

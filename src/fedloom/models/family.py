@@ -8,7 +8,7 @@ the features of one picture: (16,) for sixteen patches in a row, (4, 6, 16) for 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -71,9 +71,9 @@ def plain_head(model: Any, states: Tensor) -> Tensor:
     return model.get_output_embeddings()(states)
 
 
-def nothing(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep no argument of the first call for the tokens that follow one by one."""
-    del arguments
+def nothing(given: Any) -> dict[str, Any]:
+    """Return no arguments."""
+    del given
     return {}
 
 
@@ -96,9 +96,10 @@ class Family:
             directions, −1 sees backwards only. None: every token sees backwards only.
         across: Whether a block's tokens see each other across a sliding window too.
         head: (model, hidden states) → logits.
-        settings: Arguments of the image processor.
+        settings: (model) → arguments of the image processor.
         template: The chat template of models that have none.
         swap: The module that a fresh connector may replace; empty where none may.
+        images: Whether the model sees images; one that does not is loaded as a plain language model.
     """
 
     summary: str
@@ -113,6 +114,7 @@ class Family:
     blocks: Callable[[Any, Tensor], Tensor] | None = None
     across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Callable[[Any], Mapping[str, Any]] = nothing
     template: str = PLAIN
     swap: str = ""
+    images: bool = True

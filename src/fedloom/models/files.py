@@ -45,6 +45,9 @@ REFUSED = {
 }
 """Keys of a configuration that would have transformers open or run something else → what they ask for."""
 
+TIMM = "timm_wrapper"
+"""The `model_type` of encoders that the library timm makes."""
+
 LAYERS = re.compile(r"(^|_)(n_?layers?|layers|depths?|blocks)$|layers$|^num_.*(layers|blocks)")
 """Names of numbers of layers."""
 
@@ -109,6 +112,10 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
     for place, found in _pairs(config):
         if place in REFUSED and found:
             raise wrong(f"config.json asks for {REFUSED[place]}: {place}")
+        if place == "model_type" and found == TIMM:
+            raise wrong(
+                "config.json asks for an encoder of timm, which is not used here; choose one of transformers' own"
+            )
         if place.endswith("attn_implementation") and found not in (None, "eager", "sdpa"):
             raise wrong(f"config.json: {place} is {str(found)[:80]!r}; only eager and sdpa are known here")
     for file in ("preprocessor_config.json", "processor_config.json"):
@@ -219,8 +226,9 @@ def numbers_fit(files: ModelFiles, tensors: int) -> None:
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
     """Refuse sizes of images that no memory holds."""
     pairs = [(name, value) for name, value in _pairs(content) if SIZES.search(name)]
-    # Qwen's processors write numbers of pixels where others write lengths of edges.
-    by_area = any("Qwen" in str(value) for name, value in _pairs(content) if name.endswith("processor_type"))
+    # Processors of Qwen's kind write numbers of pixels where others write lengths of edges.
+    kinds = [str(value) for name, value in _pairs(content) if name.endswith("processor_type")]
+    by_area = any(re.search("Qwen|Glm4", kind) for kind in kinds)
     for name, value in pairs:
         area = name.endswith("pixels") or (by_area and name.endswith("edge"))
         most = AREA if area else TILES if name.endswith(("patches", "tiles")) else SIDE

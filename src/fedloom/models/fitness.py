@@ -1,20 +1,22 @@
 """Check examples against a model before a run begins: its image processor, and how many tokens it takes.
 
 An image that the model's image processor refuses, or of which no image token is left, makes its record invalid. So
-does a record whose tokens are more than the model has positions for, unless its text evidence may be cut.
+does a record whose tokens are more than the model has positions for, unless its text evidence may be cut, and for a
+language model without an encoder a record whose evidence is an image alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from fedloom.data.pictures import FilePicture
 from fedloom.data.records import shown
 from fedloom.models.batch import image_tokens, length
 from fedloom.models.inputs import positions_of
 from fedloom.models.load import SHARD, Vlm
+from fedloom.models.texts import TEXT_ONLY, without_images
 from fedloom.types import Conversation, DataSet, Example, Picture, Rejected
 
 MOST_TOKENS = 8192
@@ -41,11 +43,28 @@ class Checked:
         data: The data set without the examples that the model cannot use, which are now among its invalid records.
         cut: One sentence for each example whose text was cut.
         computed: Images whose features were computed.
+        unseen: Examples that have an image beside their text which the model does not see.
     """
 
     data: DataSet
     cut: tuple[str, ...]
     computed: int
+    unseen: int = 0
+
+    @property
+    def messages(self) -> list[str]:
+        """What the user must know of it besides invalid records, in sentences."""
+        count = f"{self.unseen:,} examples are" if self.unseen > 1 else "1 example is"
+        blind = f"{count} used without their image{'s' if self.unseen > 1 else ''}: {TEXT_ONLY}"
+        return [*([blind] if self.unseen else []), *self.cut]
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the record holds of it, where there is anything."""
+        return {
+            **({"cut": [*self.cut]} if self.cut else {}),
+            **({"unseen": self.unseen} if self.unseen else {}),
+        }
 
 
 def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: int | None = None) -> Checked:
@@ -58,15 +77,23 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
         too_long: Whether an example of too many tokens is skipped, or its text evidence cut at the end.
         most: Tokens allowed, at least 1; None as in `limit_of`.
     """
-    pictures = [picture for one in (*data.train, *data.test) for picture in one.pictures]
+    sees = vlm.family.images
+    pictures = [one for example in (*data.train, *data.test) for one in example.pictures if sees]
     unread = {id(one): reason for one in pictures if (reason := _unread(one)) is not None}
     computed, refused = _refused(vlm, [one for one in pictures if id(one) not in unread])
     limit = limit_of(vlm, most)
     size = _bounds(vlm)
     cut: list[str] = []
     rejected: list[Rejected] = []
+    blind: set[str] = set()
 
     def usable(example: Example) -> Example | None:
+        if example.pictures and not sees:
+            if example.text is None:
+                rejected.append(_rejected(example, f"shows an image and no text, but {TEXT_ONLY}"))
+                return None
+            blind.add(example.id)
+            example = without_images(example)
         wrong = [unread.get(id(one)) or refused.get(one.key) for one in example.pictures]
         reason = next(filter(None, wrong), None)
         if reason is not None:
@@ -93,11 +120,12 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
         tuple(one for example in part if (one := usable(example)) is not None)
         for part in (data.train, data.test)
     )
-    if not rejected and not cut:
+    if not rejected and not cut and not blind:
         return Checked(data, (), computed)
     drawn = data.drawn or (data.train if len(train) < len(data.train) else ())
     found = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn)
-    return Checked(found, tuple(cut), computed)
+    unseen = sum(one.id in blind for one in (*train, *test))
+    return Checked(found, tuple(cut), computed, unseen)
 
 
 def limit_of(vlm: Vlm, most: int | None = None) -> int:

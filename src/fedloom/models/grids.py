@@ -1,4 +1,4 @@
-"""The Qwen-VL families: pictures of any size as rows and columns of merged patches, positions on three axes.
+"""The Qwen-VL and GLM-V families: pictures of any size as rows and columns of merged patches, positions on three axes.
 
 Shape legend: B pictures, H and W rows and columns of merged patches, M patches merged into one token, E encoder
 width, S places of the encoder whose features the decoder receives, D language-model width, L tokens.
@@ -35,6 +35,26 @@ def _inputs_of(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[
     return [seen[id(module)] for module in modules]
 
 
+def _sides(visual: Any, grids: Tensor) -> list[tuple[int, int]]:
+    """Return rows and columns of merged patches of each image."""
+    return [(int(h) // visual.spatial_merge_size, int(w) // visual.spatial_merge_size) for _, h, w in grids]
+
+
+def glm_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode with the convolution that merges patches: [H, W, E] for each image."""
+    visual, grids = model.model.visual, inputs["image_grid_thw"]
+    pixels = inputs["pixel_values"].to(model.dtype)
+    (states,) = _inputs_of([visual.merger], lambda: visual(pixels, grid_thw=grids))
+    sides = _sides(visual, grids)
+    rows = states.split([h * w for h, w in sides])
+    return [one.unflatten(0, side) for one, side in zip(rows, sides, strict=True)]
+
+
+def glm_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, H, W, E] to [B, H · W, D]."""
+    return model.model.visual.merger(features.flatten(0, 2)).unflatten(0, (len(features), -1))
+
+
 def qwen_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode up to where patches are merged: [H, W, S · M · E] for each picture."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
@@ -42,7 +62,7 @@ def qwen_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     states = _inputs_of(_mergers(visual), lambda: visual(pixels, grid_thw=grids))
     merged = visual.spatial_merge_size**2
     together = torch.cat([one.reshape(len(one) // merged, -1) for one in states], dim=-1)
-    sides = [(int(h) // visual.spatial_merge_size, int(w) // visual.spatial_merge_size) for _, h, w in grids]
+    sides = _sides(visual, grids)
     rows = together.split([h * w for h, w in sides])
     return [one.unflatten(0, side) for one, side in zip(rows, sides, strict=True)]
 

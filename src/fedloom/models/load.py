@@ -1,4 +1,4 @@
-"""Load a vision-language model; with `batch.py` the only door to transformers."""
+"""Load a model; with `batch.py` the only door to transformers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedloom.models.checks import (
     SQUARES,
@@ -191,9 +192,16 @@ class Vlm:
         return fresh
 
     def _encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """Encode images in one batch."""
+        """Encode images in one batch.
+
+        Raises:
+            UserError: The model sees no images, or one of them is too small.
+        """
+        if not self.family.images:
+            self.family.encode(self.model, {})  # raises the error that says so
         images = [[_tall(one.pixels())] for one in pictures]
-        inputs = self.processor.image_processor(images, return_tensors="pt", **self.family.settings)
+        settings = self.family.settings(self.model)
+        inputs = self.processor.image_processor(images, return_tensors="pt", **settings)
         there = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
@@ -222,7 +230,7 @@ def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
 
 
 def not_storable(vlm: Vlm) -> str | None:
-    """Say why kept features could be wrong, or None: the encoder is trained, or drops values at random."""
+    """Say why kept features could be wrong, or None: the encoder is trained, drops values, or looks at the batch."""
     parts = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())
     for name in parts["encoder"]:
         if vlm.model.get_parameter(name).requires_grad:
@@ -230,6 +238,8 @@ def not_storable(vlm: Vlm) -> str | None:
     for name, module in vlm.model.named_modules():
         if isinstance(module, nn.Dropout) and module.training and module.p > 0 and _inside(vlm, name):
             return f"the encoder drops values at random ({name})"
+        if isinstance(module, _BatchNorm) and module.training and _inside(vlm, name):
+            return f"the encoder normalizes over the images of a batch ({name})"
     return None
 
 
@@ -242,7 +252,10 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
     sha = hashlib.sha256()
     for name in sorted(vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]):
         sha.update(name.encode())
-        sha.update(vlm.model.get_parameter(name).detach().cpu().float().contiguous().numpy().tobytes())
+        sha.update(_bytes(vlm.model.get_parameter(name)))
+    for name, buffer in vlm.model.named_buffers():  # such as what a batch norm has measured
+        if _inside(vlm, name):
+            sha.update(name.encode() + _bytes(buffer))
     return {
         "encoder": sha.hexdigest(),
         "config": vlm.model.config.to_dict(),
@@ -250,6 +263,10 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
         "dtype": str(vlm.model.dtype),
         "format": 2,
     }
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().float().contiguous().numpy().tobytes()
 
 
 @uncollected()
@@ -263,7 +280,12 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
     Raises:
         UserError: Nothing at `path`, a family that is not in `FAMILIES`, or weights that are not safetensors.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     source = Source("model.path", path, network)
     kind = source.read(AutoConfig).model_type
@@ -271,17 +293,18 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
         raise UserError(
             f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
         )
-    tokenizer, images = source.tokenizer(), source.read(AutoImageProcessor)
-    model = source.model(AutoModelForImageTextToText)
+    family, tokenizer = FAMILIES[kind], source.tokenizer()
+    images = source.read(AutoImageProcessor) if family.images else None
+    model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM)
     check_decoder(source, model)
     check_features(source, model)
     if kind in SQUARES:
         check_sizes(source, images, model.config.vision_config.image_size)
     model.requires_grad_(False).eval()
-    family = FAMILIES[kind]
-    placeholder = placeholder_of(source, family, model, tokenizer)
+    placeholder = placeholder_of(source, family, model, tokenizer) if family.images else ""
     check_vocabulary(source, model, tokenizer)
-    processor = Processor(tokenizer, images, family.template, placeholder)
+    flat = not family.images and tokenizer.chat_template is not None
+    processor = Processor(tokenizer, images, family.template, placeholder, flat)
     check_processor(source, processor, placeholder)
     return Vlm(path, model, processor, family, source.digest)
 

@@ -23,7 +23,7 @@ class Processor:
 
     Attributes:
         tokenizer: With the chat template, if the model has one.
-        image_processor: Pictures to tensors.
+        image_processor: Images to tensors; None for a language model without images.
         template: The chat template of a model that has none.
         image: What stands for a picture in a prompt.
         flat: Whether the chat template takes text only, as those of plain language models do.

@@ -41,7 +41,7 @@ def reading(vlm: Vlm, reads: Tensor) -> Iterator[None]:
     changed = _by_position(vlm)
     if any(getattr(part, "drop", None) is not None for module in changed for part in module.modules()):
         changed = []
-    with forwards(changed, partial(_only, reads.reshape(-1))):
+    with forwards(changed, partial(_only, reads)):
         yield
 
 
@@ -65,12 +65,12 @@ def _by_position(vlm: Vlm) -> list[nn.Module]:
 
 
 def _only(places: Tensor, forward: Forward) -> Forward:
-    """Compute a module at some places, [K·n], client by client as adapters side by side want them."""
+    """Compute a module at some places, [K, n], client by client as adapters side by side want them."""
 
     def only(x: Tensor) -> Tensor:  # [K·B, L, I] → [K·B, L, O]
         flat = x.reshape(-1, x.shape[-1])
-        y = forward(flat[places.clamp(max=len(flat) - 1)])
+        y = forward(flat[places.clamp(max=len(flat) - 1)]).flatten(0, 1)  # experts ask for [K, n, I]
         whole = y.new_zeros(len(flat) + 1, y.shape[-1])  # the last row takes what fills up `reads`
-        return whole.index_copy(0, places, y)[:-1].view(*x.shape[:-1], -1)
+        return whole.index_copy(0, places.flatten(), y)[:-1].view(*x.shape[:-1], -1)
 
     return only

@@ -23,7 +23,8 @@ def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
     config = model.config
     states = model.model.vision_tower(pixel_values.to(model.dtype), output_hidden_states=True).hidden_states
     layers = config.vision_feature_layer
-    start = 1 if config.vision_feature_select_strategy == "default" else 0  # "default" drops the class token
+    # "default" drops the class token; ViP-LLaVA, which has no such key, always does.
+    start = 0 if getattr(config, "vision_feature_select_strategy", "default") == "full" else 1
     chosen = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
     return torch.cat(chosen, dim=-1)
 
@@ -38,9 +39,59 @@ def last_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
 
 
+def last_map(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the last map of a convolutional tower, row by row: [B, T, E]."""
+    states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    return states.flatten(2).transpose(1, 2)  # from [B, E, R, C]
+
+
 def project(model: Any, features: Tensor) -> Tensor:
     """Connect [B, *grid, E] to [B, T, D] with the projector; tiles follow each other."""
     return model.model.multi_modal_projector(features.flatten(1, -2))
+
+
+def numbered(model: Any) -> dict[str, Any]:
+    """Ask for the number of rows and columns of tiles."""
+    del model
+    return {"return_row_col_info": True}
+
+
+def cropped(model: Any) -> dict[str, Any]:
+    """Ask for tiles of larger images."""
+    del model
+    return {"crop_to_patches": True}
+
+
+def whole_tokens(model: Any) -> dict[str, Any]:
+    """Ask for sizes that are whole numbers of image tokens."""
+    side = model.config.vision_config.patch_size * model.config.spatial_merge_size
+    return {"patch_size": {"height": side, "width": side}}
+
+
+def pixtral_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode images of any size, each without the padding of its batch: [R, C, E]."""
+    layers, patch, found = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
+    for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
+        height, width = (int(side) for side in size)
+        own = pixels[None, :, :height, :width].to(model.dtype)
+        states = model.model.vision_tower(own, output_hidden_states=True).hidden_states
+        chosen = [states[layer][0] for layer in ([layers] if isinstance(layers, int) else layers)]
+        found.append(torch.cat(chosen, dim=-1).unflatten(0, (height // patch, width // patch)))
+    return found
+
+
+def merged(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, R, C, E] with the projector, which merges neighboring patches to one token."""
+    patch = model.config.vision_config.patch_size
+    sizes = [(features.shape[1] * patch, features.shape[2] * patch)] * len(features)
+    return model.model.multi_modal_projector(features.flatten(0, 2), sizes).unflatten(0, (len(features), -1))
+
+
+def pixtral_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each merged patch, a mark after each row and another one after the last."""
+    merge = model.config.spatial_merge_size
+    row = image_token(model, tokenizer) * (grid[1] // merge)
+    return "[IMG_BREAK]".join([row] * (grid[0] // merge)) + "[IMG_END]"
 
 
 def anyres_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -156,6 +207,21 @@ def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
         for row in range(rows)
     ]
     return "".join(lines) + ("\n" if rows else "") + f"{edge}<global-img>{tile}{edge}"
+
+
+def janus_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Encode images of one size: [B, T, E]."""
+    return model.model.vision_model(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+
+
+def janus_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, T, E] to [B, T, D] with the aligner."""
+    return model.model.aligner(features)
+
+
+def janus_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write one image token for each patch between start and end of the image."""
+    return f"{tokenizer.boi_token}{one_each(model, tokenizer, grid)}{tokenizer.eoi_token}"
 
 
 def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:

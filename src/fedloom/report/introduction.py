@@ -86,9 +86,12 @@ PURPOSE = (
 NO_FEDERATION = "This run has no federated method; it shows references alone."
 
 
-def purpose(methods: Sequence[str]) -> str:
+def purpose(methods: Sequence[str], text_only: bool = False) -> str:
     """Say what federated fine-tuning is, where a run has any."""
-    return PURPOSE if any(map(federated, methods)) else NO_FEDERATION
+    if not any(map(federated, methods)):
+        return NO_FEDERATION
+    seen, read = "vision-language model reads images and text", "language model reads text"
+    return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
 
 def introduction(run: Run) -> str:
@@ -103,6 +106,7 @@ def introduction(run: Run) -> str:
         if at(experiment, "scenario", "mode") == "published"
         else "",
         f"{_model(experiment)}.",
+        _unseen(run),
         *training(run),
         f"It ran with seed {at(experiment, 'seed')}.",
     ]
@@ -220,6 +224,16 @@ def _model(experiment: Json) -> str:
         )
     told = OURS.get(path, f"The model is {path}")
     return f"{told}, with a fresh connector ({connector})" if connector else told
+
+
+def _unseen(run: Run) -> str:
+    """Say that the model sees no images, and of how many examples it would have had one."""
+    if not run.text_only:
+        return ""
+    told = "It is a language model without an encoder, which sees text only"
+    if not (count := run.unseen):
+        return f"{told}."
+    return f"{told}; the images of {counted(count, 'example')} were left out, in training and in the test."
 
 
 def training(run: Run) -> list[str]:

@@ -16,6 +16,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 {where}
 base = AutoModelForImageTextToText.from_pretrained(name, dtype="float32")
 processor = AutoProcessor.from_pretrained(name)"""
+TEXT = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+{where}
+base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+tokenizer = AutoTokenizer.from_pretrained(name)"""
 OURS = "from fedloom.models.load import SHIPPED\n\nname = SHIPPED[{path!r}]"
 MADE = """\
 from pathlib import Path
@@ -85,4 +91,4 @@ def _base(run: Run) -> str:
         return MADE.format(file=f"{run.folder.name}/experiment.json")
     path = str(at(run.experiment, "model", "path") or "shipped")
     where = OURS.format(path=path) if path in SHIPPED else f"name = {path!r}"
-    return STOCK.format(where=where)
+    return (TEXT if run.text_only else STOCK).format(where=where)

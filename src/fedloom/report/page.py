@@ -144,7 +144,7 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
     return {
         "anchor": anchor,
         "facts": facts(run),
-        "purpose": introduction.purpose(list(run.scores)),
+        "purpose": introduction.purpose(list(run.scores), run.text_only),
         "introduction": introduction.introduction(run),
         "glossary": introduction.glossary(list(run.scores)),
         "finding": first,

@@ -63,7 +63,7 @@ SHAPES: dict[str, Any] = {
         "seconds": FIGURES,
     },
     "round": {"clients": [FIGURES], "refused": [FIGURES], "timers": {"*": float}},
-    "data": {"rejected": [str]},
+    "data": {"rejected": [str], "unseen": int},
 }
 """Document, or kind of line in the record → what its values are where they are there and not null.
 
@@ -113,6 +113,16 @@ class Run:
         """Return how many test questions the scores of a slice rest on."""
         counts = [number(entry, "examples") for entry in self.evaluations if entry["slice"] == name]
         return next((count for count in counts if count), None)
+
+    @property
+    def text_only(self) -> bool:
+        """Whether the model is a language model that sees no images."""
+        return any(at(entry, "images") is False for entry in self.of_kind("start"))
+
+    @property
+    def unseen(self) -> int:
+        """How many examples have an image that the model does not see."""
+        return int(number((self.of_kind("data") or [{}])[-1], "unseen") or 0)
 
     @property
     def clients(self) -> list[Json]:

@@ -186,7 +186,9 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
     spots: dict[str, Spot] = {}
     for part, how in stage.train.items():
         if not getattr(vlm.family.parts, part):
-            raise UserError(f"strategy: this model has no {part}, so it cannot be trained")
+            raise UserError(
+                f"strategy: this model has no {part}, so it cannot be trained; set strategy.name to lora"
+            )
         if part == "encoder":
             raise UserError("strategy: the encoder stays frozen; what it makes of a picture is computed once")
         if isinstance(how, LoRA):
@@ -299,7 +301,10 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
-    linears = "|".join(map(re.escape, lora.targets)) if lora else ""
+    names, targets = _adapted(tuned.spots), lora.targets if lora else ()
+    # PEFT has rules of its own for names of layers that are not there, such as those of experts.
+    taken = [one for one in targets if any(LoRA(targets=(one,)).takes(name) for name in names)]
+    linears = "|".join(map(re.escape, taken))
     prefixes = "|".join(re.escape(prefix) for prefix in parts.llm)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -1,0 +1,77 @@
+"""Published models that are other than the first of their family: with another decoder, or features of several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
+
+from fedloom.models.batch import answer_loss, encode, option_scores
+from fedloom.models.load import Vlm, load_vlm
+from fedloom.types import Conversation
+
+from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, save, text
+
+ASKED = Conversation("Which of these is it?", "yes", Drawn("a", 16, 40), ("yes", "no way"))
+
+
+def internvl(kind: str, **more: Any) -> Callable[[dict[str, int], int], Any]:
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        vision = {**IDEFICS, "image_size": [16, 16], "patch_size": [4, 4]}
+        decoder = text(vocabulary, kind, head_dim=8, **more)
+        config = InternVLConfig(vision_config=vision, text_config=decoder, image_token_id=image)
+        return InternVLForConditionalGeneration(config)
+
+    return build
+
+
+def granite_vision(vocabulary: dict[str, int], image: int) -> Any:
+    config = LlavaNextConfig(
+        vision_config=SIGLIP, image_token_id=image, image_grid_pinpoints=PINPOINTS, vision_feature_layer=[-2, -1],
+        text_config=text(vocabulary, "granite", embedding_multiplier=2.0, logits_scaling=3.0),
+        vision_feature_select_strategy="full", use_image_newline_parameter=True,
+    )  # fmt: skip
+    return LlavaNextForConditionalGeneration(config)
+
+
+VARIANTS: dict[str, tuple[str, Callable[[dict[str, int], int], Any]]] = {
+    "InternVL 3.5, dense": ("internvl", internvl("qwen3")),
+    "InternVL 3.5, with experts": ("internvl", internvl("qwen3_moe", **EXPERTS)),
+    "Granite Vision 3": ("llava_next", granite_vision),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def vlm(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vlm:
+    family, build = VARIANTS[request.param]
+    monkeypatch.setitem(TINY, family, replace(TINY[family], build=build))
+    return load_vlm(str(save(family, tmp_path / "model")))
+
+
+@torch.no_grad()
+def test_a_variant_scores_answers_as_the_stock_model_does(vlm: Vlm) -> None:
+    pixels, settings = [ASKED.pictures[0].pixels()], vlm.family.settings(vlm.model)
+    given = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **settings))
+    sums = []
+    for option in ASKED.options:
+        found = encode(vlm, ASKED, [option])
+        (tokens,) = found.answers
+        ids = torch.tensor([[*found.prompt, *tokens]])
+        images = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(found.prompt), given)
+        logits = vlm.model(input_ids=ids, **images).logits[0, -len(tokens) - 1 : -1]
+        losses = F.cross_entropy(logits, torch.tensor(tokens), reduction="none")
+        sums.append(-losses.sum())
+        if option == ASKED.answer:
+            torch.testing.assert_close(answer_loss(vlm, [ASKED]), losses.mean(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(option_scores(vlm, [ASKED])[0], torch.stack(sums), rtol=1e-4, atol=1e-4)
