@@ -200,16 +200,15 @@ def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
         else:  # a run that ended before its report was written
             finished_result(experiment, folder)
         write_report([folder], folder / REPORT)  # which also lists it
-    return finished_result(experiment, folder, known=True)
+    return read_json(folder / RESULT, {"scores": dict})
 
 
-def finished_result(experiment: Experiment, folder: Path, *, known: bool = False) -> Result:
+def finished_result(experiment: Experiment, folder: Path) -> Result:
     """Read the result of a finished run, after a check that it is the one that would be run now.
 
     Args:
         experiment: What the folder must hold.
         folder: The run folder.
-        known: Whether data, base model and code were compared a moment ago.
 
     Raises:
         UserError: Its data, base model or code changed, or a file is damaged; which one is named.
@@ -217,10 +216,8 @@ def finished_result(experiment: Experiment, folder: Path, *, known: bool = False
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
-    if not known:
-        require_same(
-            folder, manifest.identity, _now(experiment, contents_of(_data(experiment.data, experiment.seed)))
-        )
+    contents = contents_of(_data(experiment.data, experiment.seed))
+    require_same(folder, manifest.identity, _now(experiment, contents))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
 

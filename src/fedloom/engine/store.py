@@ -137,8 +137,7 @@ class Stored(Mapping[int, Tensors]):
         content = save(tensors, metadata={"sha256": _digest(tensors, file.parts[-2:])})
         write_atomic(file, content, self.folder)
         older = [one for one in file.parent.glob("round-*.safetensors") if _round(one) < self.round]
-        used = [one for one in _by_round(older) if _round(one) <= self.rounds.get(client, -1)]
-        for old in {*older} - {*used[-KEPT:]}:  # also files of rounds that were not applied
+        for old in _by_round(older)[:-KEPT]:
             old.unlink()
         self.rounds[client] = self.round
 
