@@ -132,7 +132,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
             f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} images"
         )
     spelled = [_spelled(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
-    ids = tokenizer(before + "".join(spelled), add_special_tokens=False)["input_ids"]
+    text = vlm.family.tidy(tokenizer, before + "".join(spelled))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id not in ids:
         ids = [tokenizer.bos_token_id, *ids]
     return Encoded(tuple(ids), tuple(ends))
@@ -377,7 +378,8 @@ def generate(
         mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), 1)
         seen = attention(vlm, mask[:, None].bool(), places) if slides(vlm) else mask
         embeddings = vlm.model.get_input_embeddings()(token[:, None])
-        step = {"inputs_embeds": embeddings, "attention_mask": seen, "position_ids": position, **later}
+        given = vlm.family.place(vlm.model, token[:, None], embeddings, [])
+        step = {**given, "attention_mask": seen, "position_ids": position, **later}
         states = vlm.decoder(**step, past_key_values=cache, use_cache=True)[0][:, 0]
         position = position + 1
     replies = torch.stack(tokens, 1)
