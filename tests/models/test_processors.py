@@ -114,6 +114,18 @@ def test_the_prompt_is_the_stock_processors(
     assert ours == theirs
 
 
+def test_images_that_touch_share_a_mark(made: Callable[..., Any], tmp_path: Path) -> None:
+    """Idefics2 writes one mark between two images, and a space between an image and a word."""
+    vlm, pictures = load_vlm(str(save("idefics2", tmp_path))), (Drawn("a"), Drawn("b", 16, 40), Drawn("c"))
+    asked = Conversation("Is it?", "", pictures[0], more=pictures[1:], places=(0, 0, 3))
+    ours = list(encode(vlm, asked, []).prompt)
+    processor = made("idefics2", vlm.tokenizer, vlm.processor.image_processor)
+    text = "<user><image><image>Is <image>it?<end><assistant>"
+    images = [[Image.fromarray(one.pixels()) for one in pictures]]
+    theirs = processor(text=[text], images=images, return_tensors="pt")["input_ids"][0].tolist()
+    assert ours == [vlm.tokenizer.bos_token_id, *theirs]
+
+
 def test_every_family_is_compared_or_left_out() -> None:
     """Language models without images have no processor but their tokenizer."""
     assert set(PROCESSORS) | LEFT_OUT == {name for name, row in FAMILIES.items() if row.images}
