@@ -29,6 +29,7 @@ from fedloom.models.inputs import (
 )
 from fedloom.models.load import Vlm
 from fedloom.models.reading import reading
+from fedloom.models.templates import answered
 from fedloom.record import Clock
 from fedloom.types import Conversation, Turn, UserError
 
@@ -101,17 +102,13 @@ def _content(turn: Turn) -> list[dict[str, str]]:
     return parts
 
 
-def _said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
 def _turns(conversation: Conversation) -> list[dict[str, Any]]:
     """Write a conversation up to its answer as a chat template takes it."""
     turns: list[dict[str, Any]] = []
     if conversation.system is not None:
         turns.append({"role": "system", "content": [{"type": "text", "text": conversation.system}]})
     for turn in conversation.history:
-        turns += [{"role": "user", "content": _content(turn)}, _said(turn.answer)]
+        turns += [{"role": "user", "content": _content(turn)}, answered(turn.answer)]
     return [*turns, {"role": "user", "content": _content(conversation.turn)}]
 
 
@@ -120,10 +117,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
     turns, prompt = vlm.processor.framed(turns)
     ends: list[tuple[int, ...]] = []
     for answer in answers:
-        whole = vlm.processor.apply_chat_template([*turns, _said(answer)], tokenize=False)
-        if not whole.startswith(prompt):
-            raise UserError(f"the chat template of {vlm.name!r} changes the prompt once an answer follows it")
-        ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
+        written = vlm.processor.reply(turns, prompt, answer).rstrip("\n")
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
         ends.append((*ids, *(() if ids and ids[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,))))
     placeholder = vlm.family.placeholder(vlm.model, tokenizer)
     before, *after = prompt.split(placeholder) if placeholder else [prompt]

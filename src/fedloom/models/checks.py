@@ -112,8 +112,8 @@ def check_processor(source: Source, processor: Any, image: str) -> None:
     Raises:
         UserError: It fails, does not end, or leaves out or changes what it is given.
     """
-    more = {**processor.tokenizer.special_tokens_map, **processor.given}
-    named = {name: value for name, value in more.items() if isinstance(value, str)}
+    special = processor.tokenizer.special_tokens_map
+    named = {name: value for name, value in special.items() if isinstance(value, str)} | processor.given
     template = processor.chat_template
     trial(source.key, source.path, template, named, image=image, flat=processor.flat, token=processor.image)
 
