@@ -61,7 +61,13 @@ LARGE = {
     "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "use_bidirectional_attention": "vision",
     "attention_k_eq_v": True, "num_global_key_value_heads": 2,
 }  # fmt: skip
-GEMMA_EXPERTS = {**LARGE, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8}
+GEMMA_EXPERTS = {
+    **LARGE,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 8,
+}
 WHOLE = {"images": lambda: Idefics2ImageProcessor(size={"shortest_edge": 8, "longest_edge": 33})}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "InternVL 3.5, dense": ("internvl", {"build": internvl("qwen3")}),

@@ -138,7 +138,9 @@ def test_weights_that_are_not_finite_are_told_by_file_and_tensor(
         load_vlm(str(folder))
     kept = Path(shutil.copytree(llm, tmp_path / "other"))
     tensors(spoil("layers.1.mlp.up_proj.weight", value))(llm)
-    with pytest.raises(UserError, match=r"evaluate\.judge: .*layers\.1\.mlp\.up_proj\.weight holds .*" + told):
+    with pytest.raises(
+        UserError, match=r"evaluate\.judge: .*layers\.1\.mlp\.up_proj\.weight holds .*" + told
+    ):
         load_judge(str(llm))
     with pytest.raises(UserError, match=r"model\.llm: .*layers\.1\.mlp\.up_proj\.weight holds .*" + told):
         load_model(Chosen(str(encoder), str(llm)), 0)

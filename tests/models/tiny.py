@@ -354,7 +354,10 @@ def ovis2(vocabulary: dict[str, int], image: int, **more: Any) -> Any:
         visual_indicator_token_ids=[vocabulary[mark] for mark in OVIS], vocab_size=len(vocabulary),
     )  # fmt: skip
     model = Ovis2ForConditionalGeneration(config)
-    for name, value in model.named_parameters():  # small weights would give every visual word the same probability
+    for (
+        name,
+        value,
+    ) in model.named_parameters():  # small weights would give every visual word the same probability
         if "head_linear" in name or "visual_embeddings_table" in name:
             torch.nn.init.normal_(value, std=1.0)
     return model
@@ -481,7 +484,7 @@ def gemma4(vocabulary: dict[str, int], image: int, **more: Any) -> Any:
                      eoa_token_index=vocabulary["<eoa>"], **marks)
     )  # fmt: skip
     for name, value in model.named_parameters():  # small weights would let nothing of the image through
-        if "embed_vision" in name or "per_layer" in name and value.dim() == 2:
+        if "embed_vision" in name or ("per_layer" in name and value.dim() == 2):
             torch.nn.init.normal_(value, std=0.5)
     return model
 

@@ -37,12 +37,16 @@ def ovis_connect(model: Any, features: Tensor) -> Tensor:
     rows, columns = features.shape[1] - 1, features.shape[2]
     real = features.flatten(1, 2)[:, : rows * columns + 1]  # [B, N, T, E]
     words = tower.head_norm(tower.head_linear(real)).softmax(-1)
-    if tower.config.tokenize_function == "st_argmax":  # the likeliest word, with the gradient of the probabilities
+    if (
+        tower.config.tokenize_function == "st_argmax"
+    ):  # the likeliest word, with the gradient of the probabilities
         likeliest = torch.zeros_like(words).scatter_(-1, words.argmax(-1, keepdim=True), 1.0)
         words = likeliest - words.detach() + words
     seen, marks = table.split([words.shape[-1], len(table) - words.shape[-1]])
     tiles = words @ seen  # [B, N, T, D]
-    start, whole, column, row, end = marks[:, None].expand(-1, len(features), -1)[:, :, None]  # [B, 1, D] each
+    start, whole, column, row, end = marks[:, None].expand(-1, len(features), -1)[
+        :, :, None
+    ]  # [B, 1, D] each
     parts = [start, tiles[:, -1], whole]
     for number in range(rows * columns):
         last = number + 1 == rows * columns

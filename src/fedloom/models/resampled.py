@@ -70,10 +70,12 @@ def granite4_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     start = 1 if config.vision_feature_select_strategy == "default" else 0
     for pixels, shape in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         rows, columns = get_anyres_image_grid_shape(shape, config.image_grid_pinpoints, size)
-        outputs = model.model.vision_tower(pixels[: rows * columns + 1].to(model.dtype), output_hidden_states=True)
+        outputs = model.model.vision_tower(
+            pixels[: rows * columns + 1].to(model.dtype), output_hidden_states=True
+        )
         states = torch.cat([outputs.hidden_states[layer][:, start:] for layer in granite4_layers(config)], -1)
         ordered = torch.cat((states[1:], states[:1], states.new_zeros(columns - 1, *states.shape[1:])))
-        extra = _cut(tuple(int(one) for one in shape), rows * side, columns * side)
+        extra = _cut([int(one) for one in shape], rows * side, columns * side)
         filled = torch.nn.functional.pad(ordered, (0, 0, 0, extra))
         found.append(filled.unflatten(0, (rows + 1, columns)))
     return found
@@ -81,7 +83,9 @@ def granite4_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
 
 def granite4_layers(config: Any) -> list[int]:
     """Return the layers of the encoder whose features the decoder receives, each once, in order of first use."""
-    return list(dict.fromkeys((*(layer for layer, _ in config.deepstack_layer_map), config.spatial_vision_layer)))
+    return list(
+        dict.fromkeys((*(layer for layer, _ in config.deepstack_layer_map), config.spatial_vision_layer))
+    )
 
 
 def _side(model: Any) -> int:
@@ -91,7 +95,7 @@ def _side(model: Any) -> int:
     return int(patches * Fraction(config.downsample_rate))
 
 
-def _cut(shape: tuple[int, int], height: int, width: int) -> int:
+def _cut(shape: list[int], height: int, width: int) -> int:
     """Return 2 · rows to cut, or 2 · columns + 1, of a map of tokens that shows an image of some shape in its middle."""
     from transformers.models.llava_next.modeling_llava_next import unpad_image
 

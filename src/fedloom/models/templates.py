@@ -80,8 +80,10 @@ def continued(prompt: str, so_far: str, whole: str, other: str) -> str | None:
     """
     if whole.startswith(prompt):
         return whole[len(prompt) :]
-    before = os.path.commonprefix([whole, other])
-    return whole[len(before) :] if prompt.startswith(before) and before.startswith(so_far) else None
+    pairs = enumerate(zip(whole, other, strict=False))
+    start = next((place for place, (one, two) in pairs if one != two), len(whole))
+    before = whole[:start]
+    return whole[start:] if prompt.startswith(before) and before.startswith(so_far) else None
 
 
 def try_template(
