@@ -23,9 +23,9 @@ from transformers import (
 
 from fedloom.models.batch import answer_loss, encode, option_scores
 from fedloom.models.load import Vlm, load_vlm
-from fedloom.types import Conversation
+from fedloom.types import Conversation, UserError
 
-from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, gemma4, ovis2, save, text
+from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, gemma3, gemma4, ovis2, save, text
 
 ASKED = Conversation("Which of these is it?", "yes", Drawn("a", 16, 40), ("yes", "no way"))
 
@@ -81,11 +81,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def save_as(monkeypatch: pytest.MonkeyPatch, family: str, changed: dict[str, Any], folder: Path) -> Path:
+    """Write a family's tiny variant with something changed."""
+    monkeypatch.setitem(TINY, family, replace(TINY[family], **changed))
+    return save(family, folder / "model")
+
+
 @pytest.fixture(params=VARIANTS)
 def vlm(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vlm:
-    family, changed = VARIANTS[request.param]
-    monkeypatch.setitem(TINY, family, replace(TINY[family], **changed))
-    return load_vlm(str(save(family, tmp_path / "model")))
+    return load_vlm(str(save_as(monkeypatch, *VARIANTS[request.param], tmp_path)))
 
 
 @torch.no_grad()
@@ -104,3 +108,33 @@ def test_a_variant_scores_answers_as_the_stock_model_does(vlm: Vlm) -> None:
         if option == ASKED.answer:
             torch.testing.assert_close(answer_loss(vlm, [ASKED]), losses.mean(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(option_scores(vlm, [ASKED])[0], torch.stack(sums), rtol=1e-4, atol=1e-4)
+
+
+def gemma3_both(vocabulary: dict[str, int], image: int) -> Any:
+    model = gemma3(vocabulary, image)
+    model.config.text_config.use_bidirectional_attention = True
+    return model
+
+
+def ovis2_mixed(vocabulary: dict[str, int], image: int) -> Any:
+    model = ovis2(vocabulary, image)
+    model.config.visual_indicator_token_ids = model.config.visual_indicator_token_ids[::-1]
+    return model
+
+
+REFUSED: dict[str, tuple[str, Callable[[dict[str, int], int], Any], str]] = {
+    "visual words at random": ("ovis2", partial(ovis2, tokenize_function="gumbel_argmax"), "at random"),
+    "marks of other numbers": ("ovis2", ovis2_mixed, r"<IMG_START>.* are not the numbers"),
+    "Gemma 3 in both directions": ("gemma3", gemma3_both, "sees later tokens"),
+    "Gemma 4 in both directions": (
+        "gemma4", partial(gemma4, use_bidirectional_attention="all"), "sees later tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, build, told = REFUSED[name]
+    folder = save_as(monkeypatch, family, {"build": build}, tmp_path)
+    with pytest.raises(UserError, match=told):
+        load_vlm(str(folder))
