@@ -55,7 +55,7 @@ def dropping(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[Non
 
 def _dropped(
     name: str, share: float, real: Tensor, draws: Sequence[tuple[Masks, int]], x: Tensor
-) -> Tensor:  # [K·B, L, I] or [K·B·L, I] → the same
+) -> Tensor:  # [K·B, L, I], or [K·B·L, I] as shared experts are given → the same
     if x.shape[:-1] not in (real.shape, (real.numel(),)):
         raise UserError(
             f"strategy.dropout is {share}, but the layer {name} sees other rows than the batch's tokens, such as "
