@@ -15,7 +15,7 @@ import torch
 
 from fedloom.hashes import cache_folder, combined, file_digests
 from fedloom.models.files import SETTINGS, SHIPPED, VOCABULARY, ModelFiles, model_files, numbers_fit
-from fedloom.models.weights import UNUSED, bounded, check_whole, tensors_of
+from fedloom.models.weights import UNUSED, bounded, check_finite, check_whole, tensors_of
 from fedloom.types import UserError
 
 __all__ = ["SHIPPED", "Source", "first_line"]
@@ -87,7 +87,7 @@ class Source:
             unused: Names of extra tensors that are no error.
 
         Raises:
-            UserError: Weights are no safetensors, missing, misshapen, unknown or damaged; or the configuration is out
+            UserError: Weights are no safetensors, missing, misshapen, unknown, damaged or not finite; or the configuration is out
                 of proportion.
         """
         with bounded(self.files):
@@ -99,6 +99,7 @@ class Source:
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
         check_whole(self.files, info, unused)
+        check_finite(self.files, model)
         return model
 
     def tokenizer(self) -> Any:

@@ -69,11 +69,21 @@ GLOSSARY = {
 }
 
 
-def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Explain every method and modifier that has an explanation, in the order of the methods."""
+WORDS_ALONE = {"linear": GLOSSARY["linear"].replace("edges, colors and word counts", "word counts")}
+"""What is said instead where the model sees no images: the linear reference is then given none either."""
+
+
+def glossary(methods: Sequence[str], text_only: bool = False) -> list[tuple[str, str]]:
+    """Explain every method and modifier that has an explanation, in the order of the methods.
+
+    Args:
+        methods: The methods.
+        text_only: Whether the model is a language model without images.
+    """
+    told = {**GLOSSARY, **(WORDS_ALONE if text_only else {})}
     parts = dict.fromkeys(part for method in methods for part in method.split("+"))
     names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
-    return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
+    return [(names[part], told[part]) for part in parts if part in told]
 
 
 PURPOSE = (
@@ -88,8 +98,11 @@ NO_FEDERATION = "This run has no federated method; it shows references alone."
 
 def purpose(methods: Sequence[str], text_only: bool = False) -> str:
     """Say what federated fine-tuning is, where a run has any."""
-    if not any(map(federated, methods)):
-        return NO_FEDERATION
+    return described(text_only) if any(map(federated, methods)) else NO_FEDERATION
+
+
+def described(text_only: bool) -> str:
+    """Say what federated fine-tuning of a model is that sees images, or that sees text only."""
     seen, read = "vision-language model reads images and text", "language model reads text"
     return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
