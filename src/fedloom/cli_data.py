@@ -103,7 +103,9 @@ def add(
             )
         folder = openmoji_folder() if root is None else root
         drawn = add_openmoji(fetch() if package is None else read_package(package), folder)
-        say(f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items()))
+        say(
+            f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items())
+        )
         where = "" if root is None else f" with data.root={root}"
         say(f"data.name=emoji-styles{where} uses them with data.variant=with-openmoji; license: CC BY-SA 4.0")
 

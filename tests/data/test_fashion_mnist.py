@@ -46,13 +46,25 @@ HEAD = struct.pack(">BBBB3I", 0, 0, 8, 3, 20, 28, 28)
 LABELS = bytes(place % 10 for place in range(20))
 DAMAGED = {
     "no gzip": ("train-images-idx3-ubyte.gz", b"no gzip", "damaged"),
-    "cut gzip": ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES["train"]))[:5000], "damaged or cut short"),
+    "cut gzip": (
+        "train-images-idx3-ubyte.gz",
+        gzip.compress(idx(IMAGES["train"]))[:5000],
+        "damaged or cut short",
+    ),
     "magic": ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3" + bytes(12)), "no IDX file of bytes"),
-    "labels for images": ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros(20, np.uint8))), "3 dimensions"),
+    "labels for images": (
+        "train-images-idx3-ubyte.gz",
+        gzip.compress(idx(np.zeros(20, np.uint8))),
+        "3 dimensions",
+    ),
     "empty": ("train-images-idx3-ubyte.gz", b"", "no IDX file"),
     "fewer bytes": ("train-images-idx3-ubyte.gz", gzip.compress(HEAD + bytes(99)), "fewer"),
     "more bytes": ("train-images-idx3-ubyte.gz", gzip.compress(HEAD + bytes(10**6)), "more"),
-    "bomb": ("train-images-idx3-ubyte.gz", gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 28, 28)), "too many"),
+    "bomb": (
+        "train-images-idx3-ubyte.gz",
+        gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 28, 28)),
+        "too many",
+    ),
     "sides": ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((20, 8, 8), np.uint8))), "28 × 28"),
     "count": ("train-labels-idx1-ubyte", idx(np.zeros(19, np.uint8)), "19 labels"),
     "class": ("train-labels-idx1-ubyte", idx(np.full(20, 10, np.uint8)), "label 1 is 10"),

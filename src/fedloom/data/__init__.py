@@ -31,7 +31,18 @@ from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "ROOTLESS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "tasks", "usable", "variants"]
+__all__ = [
+    "DATASETS",
+    "ROOTLESS",
+    "SHIPPED",
+    "DataSettings",
+    "Loader",
+    "Source",
+    "load_data",
+    "tasks",
+    "usable",
+    "variants",
+]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,

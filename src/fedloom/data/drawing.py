@@ -26,7 +26,13 @@ SIDE = 64
 DATE = (2022, 8, 12, 0, 0, 0)
 """A fixed date keeps an archive's bytes the same whenever it is written."""
 
-COMMAND = ("rsvg-convert", f"--width={SIDE}", f"--height={SIDE}", "--keep-aspect-ratio", "--background-color=white")
+COMMAND = (
+    "rsvg-convert",
+    f"--width={SIDE}",
+    f"--height={SIDE}",
+    "--keep-aspect-ratio",
+    "--background-color=white",
+)
 
 
 def require_rsvg() -> None:

@@ -99,7 +99,10 @@ def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozense
     try:
         with zipfile.ZipFile(archive) as members:
             there = {one.filename for one in members.infolist() if one.compress_type == zipfile.ZIP_STORED}
-        for one in json.loads(listing.read_text(encoding="utf-8")):
+        vendors = json.loads(listing.read_text(encoding="utf-8"))
+        if not isinstance(vendors, list) or not vendors:
+            raise ValueError("no vendors")
+        for one in vendors:
             title, vendor, known = str(one["title"]), str(one["vendor"]), frozenset(map(str, one["icons"]))
             if not known or any(f"{vendor}/{codes}.webp" not in there for codes in known):
                 raise ValueError(vendor)

@@ -86,7 +86,9 @@ def _part(root: Path, prefix: str, part: str) -> tuple[Example, ...]:
     path = _found(root, f"{prefix}-labels-idx1-ubyte")
     labels = read_idx(path, 1)
     if images.shape[1:] != (SIDE, SIDE):
-        raise UserError(f"data.root: {root}: images of {part} are of {images.shape[1:]} pixels, not {SIDE} × {SIDE}")
+        raise UserError(
+            f"data.root: {root}: images of {part} are of {images.shape[1:]} pixels, not {SIDE} × {SIDE}"
+        )
     if len(images) != len(labels):
         raise UserError(f"data.root: {path} has {len(labels):,} labels, but there are {len(images):,} images")
     if labels.max(initial=0) >= len(CLASSES):
@@ -137,7 +139,9 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             shape = tuple(int(size) for size in np.frombuffer(start, ">u4", offset=4))
             size = int(np.prod(shape, dtype=object))
             if size > MOST * SIDE ** (2 * (dimensions > 1)):
-                raise UserError(f"data.root: {path} says that it holds {shape[0]:,} entries, too many to be read")
+                raise UserError(
+                    f"data.root: {path} says that it holds {shape[0]:,} entries, too many to be read"
+                )
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data.root: {path} is damaged or cut short ({error})") from None

@@ -46,7 +46,9 @@ def fetch() -> bytes:
         with urlopen(ADDRESS, timeout=60) as answer:
             return answer.read(LARGEST + 1)
     except OSError as error:
-        raise UserError(f"{ADDRESS} cannot be reached ({error}); download it elsewhere and give --package") from None
+        raise UserError(
+            f"{ADDRESS} cannot be reached ({error}); download it elsewhere and give --package"
+        ) from None
 
 
 def read_package(package: Path) -> bytes:
