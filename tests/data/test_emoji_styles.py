@@ -19,6 +19,9 @@ from fedloom.data.base import FILES
 from fedloom.data.emoji import picture_of, pool
 from fedloom.data.emoji_styles import may_distract, with_article
 from fedloom.data.openmoji import add_openmoji
+from fedloom.experiment import load_experiment
+from fedloom.report.clients import name_of
+from fedloom.scenarios import build_plan
 from fedloom.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,3 +261,16 @@ def test_a_folder_without_openmoji_says_how_to_add_it(tmp_path, settings):
 def test_noto_is_that_of_the_data_set_emoji(all_tasks):
     noto = [one for one in all_tasks[0].train if one.group == "Noto" and one.task == "choice"]
     assert all(one.image == picture_of(RECORDS[codes_of(one)]) for one in noto)
+
+
+def test_by_group_gives_each_client_a_vendor_whose_name_the_report_shows(all_tasks):
+    experiment = load_experiment("emoji-styles", ())
+    train = [one for one in all_tasks[0].train if one.task == "choice"]
+    for seed in SEEDS:
+        rows = build_plan(train, experiment.scenario, seed).to_json(train)["clients"]
+        assert {row["group"] for row in rows} == {"Noto", *(one["title"] for one in LISTED)}
+        for row in rows:
+            assert {train[place].group for place in row["indices"]} == {row["group"]}
+            assert name_of(row) == f"{row['id']} {row['group']}"
+    mixed = build_plan(train, load_experiment("emoji-styles", ["scenario.partition=iid"]).scenario, 0)
+    assert all("group" not in row for row in mixed.to_json(train)["clients"])
