@@ -89,7 +89,7 @@ def add_openmoji(content: bytes, folder: Path, digest: str = SHA256) -> dict[str
     for kind, codes, svg in _members(content):
         if (known := wanted.get(codes)) is not None:
             drawings[f"{VENDORS[kind][0]}/{known}"] = svg, False
-    images = {place: image for place, image in all_drawn(drawings).items() if image is not None}
+    images = _distinct(all_drawn(drawings))
     vendors = [
         {
             "vendor": vendor,
@@ -113,6 +113,20 @@ def add_openmoji(content: bytes, folder: Path, digest: str = SHA256) -> dict[str
         raise UserError("the package holds no drawing of an emoji of the data set")
     write_archive(folder, OPENMOJI, vendors, lambda vendor, codes: images[f"{vendor}/{codes}"])
     return {one["title"]: len(one["icons"]) for one in vendors}
+
+
+def _distinct(images: dict[str, bytes | None]) -> dict[str, bytes]:
+    """Leave out what cannot be drawn, and what a vendor draws alike for several emoji, as frames of flags in lines."""
+    base = {record["id"]: record["base"] for record in pool("federated")}
+    shown: dict[tuple[str, bytes | None], set[str]] = {}
+    for place, image in images.items():
+        vendor, codes = place.split("/")
+        shown.setdefault((vendor, image), set()).add(base[codes])
+    return {
+        place: image
+        for place, image in images.items()
+        if image is not None and len(shown[place.split("/")[0], image]) == 1
+    }
 
 
 def _members(content: bytes) -> list[tuple[str, str, bytes]]:

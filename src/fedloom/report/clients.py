@@ -59,7 +59,9 @@ def holdings(run: Run, width: float) -> Markup:
     tall = HEAD + ROW * len(shown)
     at_matrix = (width - matrix_width, height + 14) if side else (0.0, height + 14 + tall + 24)
     total = at_matrix[1] + tall
-    said = "; ".join(f"{name_of(client).replace('Client', 'client', 1)} {_size(client):.0f}" for client in shown)
+    said = "; ".join(
+        f"{name_of(client).replace('Client', 'client', 1)} {_size(client):.0f}" for client in shown
+    )
     body = [head, shift(0, height + 14, bars), shift(*at_matrix, matrix)]
     return drawing("Who holds what", f"Training examples: {said}.", width, total + 4, *body)
 
