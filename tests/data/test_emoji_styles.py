@@ -211,12 +211,12 @@ def test_openmoji_is_added_from_its_package(rsvg, tmp_path, settings):
             "package/black/svg/1F604.svg": BAR,
             "package/color/svg/1F600.svg": DOT,  # of the pretraining pool
             "package/color/svg/../../../1F607.svg": DOT,
-            "package/color/svg/1F923.svg": b"no drawing",
+            "package/color/svg/1F602.svg": b"no drawing",
             "package/black/svg/1F1E6-1F1F1.svg": DOT,  # flags that are equal as lines
             "package/black/svg/1F1E6-1F1F8.svg": DOT,
         }
     )
-    assert RECORDS.keys() >= {"1f604", "1f923", "1f1e6-1f1f1", "1f1e6-1f1f8"} and "1f600" not in RECORDS
+    assert RECORDS.keys() >= {"1f604", "1f602", "1f1e6-1f1f1", "1f1e6-1f1f8"} and "1f600" not in RECORDS
     assert add_openmoji(content, tmp_path / "new", digest) == {"OpenMoji": 1, "OpenMoji line": 1}
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["openmoji.json", "openmoji.zip"]
     data = load_data(settings(name="emoji-styles", root=tmp_path / "new"), 0)
