@@ -100,7 +100,7 @@ MISTAKES = {
         "data: {variant: en}\n",
         "data.variant is en, but of the data set emoji it must be left out, for it has none",
     ),
-    "task of another data set": ("data: {task: vqa}\n", "only the data set shapes has tasks"),
+    "task of another data set": ("data: {task: vqa}\n", "left out, for it has one task"),
     "main is not compared": ("main: fedprox\n", 'main is "fedprox", but must be null or a federated method'),
     "main is not federated": ("main: local\n", 'main is "local", but must be null or a federated method'),
     "algorithm": ("algorithms: {fedadm: {}}\n", "Did you mean fedadam?"),

@@ -199,14 +199,14 @@ def _over(own: Mapping[str, Any], given: Any) -> Any:
 
 
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    from fedloom.data import SHIPPED, variants
+    from fedloom.data import ROOTLESS, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
         [name for name in experiment.methods if parse_method(name).federated],
     )
-    if data.name not in SHIPPED and data.root is None:
+    if data.name not in ROOTLESS and data.root is None:
         message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
     known = variants(data.name)
@@ -214,8 +214,9 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         told = f"one of {', '.join(known)}" if known else "left out, for it has none"
         message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
-    if data.name != "shapes" and data.task != "classification":
-        message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
+    if data.task not in (asked := tasks(data.name)):
+        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
+        message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from _stage_conflicts(experiment)

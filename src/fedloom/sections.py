@@ -108,7 +108,7 @@ class Data(Section):
         "evidence is cut.",
     )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
-        default="classification", description="Kind of question asked about the shapes data set."
+        default="classification", description="Kind of question asked about shapes or emoji-styles."
     )
     variant: Text | None = Field(
         default=None,

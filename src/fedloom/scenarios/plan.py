@@ -118,6 +118,7 @@ class Plan:
         told = [
             {
                 **row,
+                **self._group(share, examples),
                 "indices": share.indices.tolist(),
                 "image": share.image.astype(int).tolist(),
                 "text": share.text.astype(int).tolist(),
@@ -139,6 +140,13 @@ class Plan:
                 "text": "".join("01"[seen] for seen in self.text.tolist()),
             }
         return value
+
+    def _group(self, share: Share, examples: Sequence[Example]) -> dict[str, str]:
+        """Return the one group that a client holds under `by_group`, which names it; empty where it holds several."""
+        if self.scenario.get("partition") != "by_group":
+            return {}
+        groups = {examples[place].group for place in share.indices.tolist()}
+        return {"group": group} if len(groups) == 1 and (group := groups.pop()) else {}
 
     @staticmethod
     def from_json(value: Mapping[str, Any], examples: Sequence[Example] | None = None) -> Plan:
