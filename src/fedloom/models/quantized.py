@@ -57,9 +57,11 @@ def read_llama(file: Path) -> tuple[Any, Any]:
         reader = gguf.GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         if fields.get("general.architecture") != "llama":
-            raise UserError(f"{file} holds {fields.get('general.architecture')!r}; only llama is read from GGUF")
+            raise UserError(
+                f"{file} holds {fields.get('general.architecture')!r}; only llama is read from GGUF"
+            )
         tensors = {
-            one.name: torch.from_numpy(np.ascontiguousarray(gguf.dequantize(one.data, one.tensor_type), np.float32))
+            one.name: torch.from_numpy(np.array(gguf.dequantize(one.data, one.tensor_type), np.float32))
             for one in reader.tensors
         }
         return _model(fields, tensors), tokenizer_of(fields)
@@ -96,7 +98,10 @@ def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         num_key_value_heads=groups,
         max_position_embeddings=fields["llama.context_length"],
         rms_norm_eps=_shortest(fields["llama.attention.layer_norm_rms_epsilon"]),
-        rope_parameters={"rope_type": "default", "rope_theta": float(fields.get("llama.rope.freq_base", 10_000.0))},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": float(fields.get("llama.rope.freq_base", 10_000.0)),
+        },
         tie_word_embeddings="output.weight" not in tensors,
         **special,
     )
@@ -107,7 +112,9 @@ def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     if config.tie_word_embeddings:
         found["lm_head.weight"] = found["model.embed_tokens.weight"]
     model.load_state_dict(found, strict=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are no tensors of the file
+    model.model.rotary_emb = type(model.model.rotary_emb)(
+        config
+    )  # its frequencies are no tensors of the file
     model.tie_weights()
     model.generation_config = GenerationConfig(**special)
     return model.requires_grad_(False).eval()
@@ -151,13 +158,18 @@ def tokenizer_of(fields: Mapping[str, Any]) -> Any:
 
     kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     if kind != "gpt2" or split not in SPLITS:
-        raise UserError(f"a GGUF tokenizer of kind {kind!r}, {split!r} is not known; known is gpt2, {', '.join(SPLITS)}")
+        raise UserError(
+            f"a GGUF tokenizer of kind {kind!r}, {split!r} is not known; known is gpt2, {', '.join(SPLITS)}"
+        )
     names, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"]]
     found = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, merges))
     pieces = [pre_tokenizers.Digits(individual_digits=True)] if SPLITS[split] else []
     found.pre_tokenizer = pre_tokenizers.Sequence(
-        [*pieces, pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix")))]
+        [
+            *pieces,
+            pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix"))),
+        ]
     )
     found.decoder = decoders.ByteLevel()
     found.post_processor = processors.ByteLevel(trim_offsets=False)
