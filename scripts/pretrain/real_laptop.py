@@ -198,6 +198,38 @@ def drawn(sources: list[Source], meanings: corpus.Meanings, step: int) -> tuple[
     return torch.stack(features), asked
 
 
+def begin(connector: nn.Module, sources: list[Source], vlm: Vlm, steps: int = 500) -> None:
+    """Start the connector near words: each image token becomes the mean embedding of the image's name.
+
+    That takes two minutes without the language model, which can read such tokens from the first step on.
+    """
+    table = vlm.model.get_input_embeddings().weight.float()
+
+    def meant(text: str) -> Tensor:
+        return table[torch.tensor(vlm.tokenizer(" " + text)["input_ids"])].mean(0)
+
+    targets = []
+    for source in sources:
+        told = [
+            name or text or "image" for name, text in zip(source.about.names, source.about.texts, strict=True)
+        ]
+        targets.append(torch.stack([meant(one) for one in told]))
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=1e-3, weight_decay=0.05)
+    for step in range(steps):
+        rng = stream(0, f"pretrain/{NAME}/begin", step=step)
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / WARMUP) * (1 - 0.95 * step / steps)
+        loss = torch.zeros(())
+        for source, target, share in zip(sources, targets, SHARES, strict=True):
+            picks = torch.tensor(source.train)[rng.integers(len(source.train), size=round(share * 160))]
+            tokens = connector(source.features[picks].float())
+            loss = loss + share * F.mse_loss(tokens, target[picks][:, None].expand_as(tokens)) / table.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 99:
+            print(f"begin: step {step + 1} error {loss.item():.3f}", flush=True)
+
+
 def train(work: Path, vlm: Vlm, minutes: float, peak: float, name: str) -> None:
     """Train the connector until the minutes of all sittings are used up."""
     sources, meanings, reader = gather(work, vlm), corpus.Meanings(corpus.wordnet()), Reader(vlm)
@@ -206,6 +238,8 @@ def train(work: Path, vlm: Vlm, minutes: float, peak: float, name: str) -> None:
     parameters = list(connector.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
     checkpoint = work / f"{name}.checkpoint"
+    if not checkpoint.exists():
+        begin(connector, sources, vlm)
     step, spent = resume(connector, optimizer, checkpoint) if checkpoint.exists() else (0, 0.0)
     begun, shown = time.time() - 60 * spent, []
     while (done := (time.time() - begun) / 60 / minutes) < 1:

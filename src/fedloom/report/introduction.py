@@ -68,12 +68,29 @@ GLOSSARY = {
     "held near the shared model (FedMLLM).",
 }
 
+EMBEDDED = (
+    "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the clients' "
+    "data pooled. The embeddings are a pretrained network's, which stays as it is."
+)
+"""What `linear` is with `evaluate.linear_text: minilm`."""
 
-def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Explain every method and modifier that has an explanation, in the order of the methods."""
+
+def glossary(methods: Sequence[str], texts: str = "words") -> list[tuple[str, str]]:
+    """Explain every method and modifier that has an explanation, in the order of the methods.
+
+    Args:
+        methods: Their names.
+        texts: What the linear reference knows of texts, `evaluate.linear_text`.
+    """
     parts = dict.fromkeys(part for method in methods for part in method.split("+"))
     names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
-    return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
+    told = {**GLOSSARY, "linear": EMBEDDED} if texts == "minilm" else GLOSSARY
+    return [(names[part], told[part]) for part in parts if part in told]
+
+
+def explained(run: Run) -> list[tuple[str, str]]:
+    """Explain the methods and modifiers of a run."""
+    return glossary(list(run.scores), str(at(run.experiment, "evaluate", "linear_text")))
 
 
 PURPOSE = (
@@ -216,14 +233,13 @@ def assembled(experiment: Json) -> bool:
 
 def _model(experiment: Json) -> str:
     model = at(experiment, "model")
-    path, connector = str(at(model, "path")), at(model, "connector")
+    path, form, weights = str(at(model, "path")), at(model, "connector"), at(model, "connector_weights")
+    trained = f"a connector ({form or 'mlp2'}) that was trained before ({weights})"
+    connector = f"a fresh connector ({form or 'mlp2'})" if weights is None else trained
     if assembled(experiment):
-        return (
-            f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by a fresh "
-            f"connector ({connector or 'mlp2'})"
-        )
+        return f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by {connector}"
     told = OURS.get(path, f"The model is {path}")
-    return f"{told}, with a fresh connector ({connector})" if connector else told
+    return f"{told}, with {connector}" if form else told
 
 
 def _unseen(run: Run) -> str:
