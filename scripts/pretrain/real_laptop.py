@@ -29,14 +29,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fedloom.data.emoji import GROUPS, QUESTION, pool
+from fedloom.models.added import status
 from fedloom.models.assemble import load_model
 from fedloom.models.batch import encode
+from fedloom.models.connectors import TRAINED, fresh
 from fedloom.models.load import Vlm
+from fedloom.record import write_atomic
 from fedloom.seeds import stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.types import Conversation, Example, Presence
@@ -326,6 +329,28 @@ def trained(connector: nn.Module, file: Path) -> tuple[int, float]:
     return int(told["step"]), float(told["minutes"])
 
 
+def encoder_digest(vlm: Vlm) -> str:
+    """Return the SHA-256 over the names and the float32 values of the encoder's tensors."""
+    sha = hashlib.sha256()
+    for name, value in sorted(vlm.model.model.vision_tower.state_dict().items()):
+        sha.update(name.encode() + value.float().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def export(work: Path, vlm: Vlm, name: str) -> None:
+    """Write the connector, in bfloat16, to where `model.connector_weights` finds it."""
+    made = fresh("mlp2", 1280, 576, 0)
+    connector = vlm.model.model.multi_modal_projector
+    step, minutes = trained(connector, work / f"{name}.checkpoint")
+    values = zip(made.state_dict(), connector.state_dict().values(), strict=True)
+    tensors = {key: value.to(torch.bfloat16).contiguous() for key, value in values}
+    told = {"encoder": encoder_digest(vlm), "llm": f"smollm2 {status('smollm2')}"}
+    content = save(tensors, {**told, "steps": str(step), "minutes": f"{minutes:.0f}"})
+    TRAINED[NAME].parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(TRAINED[NAME], content)
+    print(f"{TRAINED[NAME]}: {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}, {told}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -344,7 +369,9 @@ def main() -> None:
         gather(chosen.work, vlm)
     elif chosen.stage == "train":
         train(chosen.work, vlm, chosen.minutes, chosen.lr, chosen.name)
-    elif chosen.stage == "score":
+    elif chosen.stage == "export":
+        export(chosen.work, vlm, chosen.name)
+    else:
         connector = vlm.model.model.multi_modal_projector
         trained(connector, chosen.work / f"{chosen.name}.checkpoint")
         print(json.dumps(held_out_scores(gather(chosen.work, vlm), Reader(vlm), connector, 400)))

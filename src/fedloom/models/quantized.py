@@ -85,7 +85,7 @@ def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     heads, groups = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
-    special = {
+    special: dict[str, Any] = {
         f"{name}_token_id": fields.get(f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
