@@ -74,7 +74,7 @@ def read_llama(file: Path) -> tuple[Any, Any]:
 
 def _gguf() -> Any:
     try:
-        import gguf
+        import gguf  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"reading GGUF needs the package gguf: pip install 'fedloom[{EXTRA}]'") from error
     return gguf
