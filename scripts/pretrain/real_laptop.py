@@ -169,7 +169,7 @@ class Reader:
         longest = max(map(len, whole))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in whole])
         real = torch.tensor([[1] * (self.start + len(row)) + [0] * (longest - len(row)) for row in whole])
-        tokens = connector(features.float()).to(torch.bfloat16)
+        tokens = connector(features.float()).to(self.vlm.precision)
         embeddings = self.model.get_input_embeddings()(ids).masked_scatter(
             (ids == self.image)[..., None].expand(-1, -1, tokens.shape[-1]), tokens
         )
