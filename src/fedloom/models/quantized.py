@@ -52,7 +52,7 @@ def read_llama(file: Path) -> tuple[Any, Any]:
     Raises:
         UserError: gguf is not installed, or the file is damaged or holds something else.
     """
-    gguf = _gguf()
+    gguf = gguf_library()
     try:
         reader = gguf.GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -72,7 +72,12 @@ def read_llama(file: Path) -> tuple[Any, Any]:
         raise UserError(f"{file} cannot be read as GGUF ({reason[:300]})") from error
 
 
-def _gguf() -> Any:
+def gguf_library() -> Any:
+    """Return the package gguf.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import gguf  # pyright: ignore[reportMissingImports]
     except ImportError as error:
