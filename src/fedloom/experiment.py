@@ -280,6 +280,9 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
             f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
         )
         yield Conflict(("model", "path"), message, (("model", "encoder"),))
+    if model.connector_weights is not None and model.connector is None and model.encoder is None:
+        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
 def _repeats(names: Sequence[str]) -> Iterator[Conflict]:

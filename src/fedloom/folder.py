@@ -35,7 +35,11 @@ METHODS, ADAPTER, ENGINE = "methods", "adapter", "engine.json"
 HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, ENGINE, METHODS, ADAPTER, RESULT, REPORT)
 """All that a run writes into its folder."""
 
-PLACES = {"data": {"root"}, "model": {"path", "encoder", "llm", "network"}, "evaluate": {"judge"}}
+PLACES = {
+    "data": {"root"},
+    "model": {"path", "encoder", "llm", "connector_weights", "network"},
+    "evaluate": {"judge"},
+}
 """Keys of an experiment, by section, that name places; they may change after a run has begun, if the content does not."""
 
 State = Literal["new", "unfinished", "finished"]

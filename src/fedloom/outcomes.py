@@ -15,6 +15,7 @@ from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
+from fedloom.models.sentences import embed_sentences
 from fedloom.params import Params
 from fedloom.scenarios.plan import Plan, pooled
 from fedloom.tasks.linear import linear_reference
@@ -95,7 +96,8 @@ def _linear(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     yield from ()  # no adapter is trained
     setting.progress.stage(name, 1)
     data = setting.data
-    chances = linear_reference(_visible(data, setting.plan), data.test)
+    embed = embed_sentences if setting.experiment.evaluate.linear_text == "minilm" else None
+    chances = linear_reference(_visible(data, setting.plan), data.test, embed)
     answers = {
         part: Judged(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
     }

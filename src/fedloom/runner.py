@@ -42,6 +42,7 @@ from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
+from fedloom.models.sentences import sentence_source
 from fedloom.models.source import Source
 from fedloom.models.texts import check_pattern
 from fedloom.outcomes import export, outcome
@@ -368,8 +369,9 @@ def _stages(experiment: Experiment) -> Strategy:
 
 
 def _fresh(experiment: Experiment) -> int | None:
-    """Return the seed of a fresh connector, or None where the model has its own."""
-    return experiment.seed if experiment.model.connector or experiment.model.encoder else None
+    """Return the seed of a fresh connector, or None where the model has its own or a trained one."""
+    model = experiment.model
+    return experiment.seed if (model.connector or model.encoder) and model.connector_weights is None else None
 
 
 def _base(experiment: Experiment) -> str:
@@ -377,6 +379,8 @@ def _base(experiment: Experiment) -> str:
     found, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:
         found["judge"] = Source("evaluate.judge", judge, network=False).digest
+    if experiment.evaluate.linear_text == "minilm" and "linear" in experiment.methods:
+        found["linear text"] = sentence_source("evaluate.linear_text").digest
     return combined(found)
 
 

@@ -172,16 +172,24 @@ class Model(Section):
     """Which vision-language model is fine-tuned."""
 
     path: PathText = Field(
-        default="shipped", description="The model: shipped, shipped-free, a folder, or a name on a model hub."
+        default="shipped",
+        description="The model: shipped, shipped-free, one that `fedloom models add` adds, a folder, or a name on a "
+        "model hub.",
     )
     encoder: PathText | None = Field(
         default=None,
-        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, which takes the place of path.",
+        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, or a model that has one; takes the "
+        "place of path.",
     )
     llm: PathText | None = Field(default=None, description="Language model of an assembled model.")
     connector: Literal["linear", "mlp2", "mlp6", "resampler"] | None = Field(
         default=None,
-        description="Fresh connector; null is the model's own, and mlp2 in an assembled model.",
+        description="Connector in place of the model's own; null keeps that, and is mlp2 in an assembled model.",
+    )
+    connector_weights: PathText | None = Field(
+        default=None,
+        description="Values of that connector from earlier training: a safetensors file, or real-laptop; null draws "
+        "fresh ones.",
     )
     queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
     max_tokens: Count | None = Field(
@@ -271,6 +279,11 @@ class Evaluate(Section):
     scoring: Literal["likelihood", "generate", "teacher-forced"] = Field(
         default="likelihood",
         description="Compare the options' likelihoods, parse generated text, or parse teacher-forced text.",
+    )
+    linear_text: Literal["words", "minilm"] = Field(
+        default="words",
+        description="What the linear reference knows of texts: weights of words, or sentence embeddings of the model "
+        "that `fedloom models add minilm` adds.",
     )
     judge: PathText | None = Field(
         default=None,

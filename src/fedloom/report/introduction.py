@@ -44,8 +44,8 @@ TRAINED = {
 
 GLOSSARY = {
     "zero-shot": "The model as it comes, with no training on this data. What the others must beat.",
-    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled, "
-    "without any neural network. It shows how hard the task is.",
+    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled. It needs no "
+    "neural network and shows how hard the task is.",
     "local": "Each client trains alone on what it holds. Its scores on everybody's questions are means over the "
     "clients' own models; figures in brackets are the best and the worst of them.",
     "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
@@ -68,22 +68,31 @@ GLOSSARY = {
     "held near the shared model (FedMLLM).",
 }
 
+EMBEDDED = (
+    "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the clients' "
+    "data pooled. The embeddings are a pretrained network's, which stays as it is."
+)
+"""What `linear` is with `evaluate.linear_text: minilm`."""
 
-WORDS_ALONE = {"linear": GLOSSARY["linear"].replace("edges, colors and word counts", "word counts")}
-"""What is said instead where the model sees no images: the linear reference is then given none either."""
 
-
-def glossary(methods: Sequence[str], text_only: bool = False) -> list[tuple[str, str]]:
+def glossary(methods: Sequence[str], text_only: bool = False, texts: str = "words") -> list[tuple[str, str]]:
     """Explain every method and modifier that has an explanation, in the order of the methods.
 
     Args:
-        methods: The methods.
-        text_only: Whether the model is a language model without images.
+        methods: Their names.
+        text_only: Whether the model is a language model without images; the linear reference then sees none either.
+        texts: What the linear reference knows of texts, `evaluate.linear_text`.
     """
-    told = {**GLOSSARY, **(WORDS_ALONE if text_only else {})}
+    linear = EMBEDDED if texts == "minilm" else GLOSSARY["linear"]
+    told = {**GLOSSARY, "linear": linear.replace("edges, colors and ", "") if text_only else linear}
     parts = dict.fromkeys(part for method in methods for part in method.split("+"))
     names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
     return [(names[part], told[part]) for part in parts if part in told]
+
+
+def explained(run: Run) -> list[tuple[str, str]]:
+    """Explain the methods and modifiers of a run."""
+    return glossary(list(run.scores), run.text_only, at(run.experiment, "evaluate", "linear_text") or "words")
 
 
 PURPOSE = (
@@ -229,14 +238,13 @@ def assembled(experiment: Json) -> bool:
 
 def _model(experiment: Json) -> str:
     model = at(experiment, "model")
-    path, connector = str(at(model, "path")), at(model, "connector")
+    path, form, weights = str(at(model, "path")), at(model, "connector"), at(model, "connector_weights")
+    trained = f"a connector ({form or 'mlp2'}) that was trained before ({weights})"
+    connector = f"a fresh connector ({form or 'mlp2'})" if weights is None else trained
     if assembled(experiment):
-        return (
-            f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by a fresh "
-            f"connector ({connector or 'mlp2'})"
-        )
+        return f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by {connector}"
     told = OURS.get(path, f"The model is {path}")
-    return f"{told}, with a fresh connector ({connector})" if connector else told
+    return f"{told}, with {connector}" if form else told
 
 
 def _unseen(run: Run) -> str:

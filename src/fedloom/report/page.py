@@ -112,9 +112,7 @@ def render(runs: Sequence[Run]) -> str:
         ],
         groups=[] if one else list(zip(names(together), map(seeds_table, together), strict=True)),
         overview=experiments_table(together) if len(together) > 1 else None,
-        methods=introduction.glossary(
-            [method for run in runs for method in run.scores], all(run.text_only for run in runs)
-        ),
+        methods=list(dict.fromkeys(entry for run in runs for entry in introduction.explained(run))),
     )
 
 
@@ -146,7 +144,7 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "facts": facts(run),
         "purpose": introduction.purpose(list(run.scores), run.text_only),
         "introduction": introduction.introduction(run),
-        "glossary": introduction.glossary(list(run.scores), run.text_only),
+        "glossary": introduction.explained(run),
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),
