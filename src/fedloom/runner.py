@@ -44,7 +44,7 @@ from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
 from fedloom.models.source import Source
 from fedloom.models.texts import check_pattern
-from fedloom.outcomes import export, outcome
+from fedloom.outcomes import export, outcome, validation_of
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
@@ -273,6 +273,7 @@ def _results(experiment: Experiment, folder: Path, bench: _Bench) -> Steps[Resul
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
+        **validation_of(setting, results),
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }

@@ -27,7 +27,17 @@ from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "usable", "validates", "variants"]
+__all__ = [
+    "DATASETS",
+    "SHIPPED",
+    "DataSettings",
+    "Loader",
+    "Source",
+    "load_data",
+    "usable",
+    "validates",
+    "variants",
+]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,
