@@ -350,7 +350,7 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
         ) from None
 
 
-SWEEP_KEYS = ("grid", "quick", "choose", "published")
+SWEEP_KEYS = ("grid", "quick", "published")
 """Keys of a recipe that describes many experiments; see `fedloom.grid`."""
 
 

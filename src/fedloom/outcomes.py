@@ -87,7 +87,8 @@ Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
 def _zero_shot(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     yield from ()  # nothing is trained
     setting.progress.stage(name, len(slices_of(setting.data.test)))
-    models, rounds = {None: setting.tuned.start}, {None: 0}
+    models: dict[int | None, Params] = {None: setting.tuned.start}
+    rounds: dict[int | None, int] = {None: 0}
     found = _scores(setting, models, method, name, rounds)[0]
     return found, 0, 0, validated(setting, models, method, name, rounds)
 
