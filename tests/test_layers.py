@@ -22,7 +22,7 @@ LAYERS = {
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "experiment", "axes", "grid", "folder", "identity"}
+    5: {"report", "sections", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"training", "together", "outcomes", "runner", "sweep", "verify"},
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }

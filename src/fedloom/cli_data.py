@@ -80,9 +80,7 @@ def add(
     package: Annotated[
         Path | None, typer.Option(help="The npm package that you have downloaded, openmoji-17.0.0.tgz.")
     ] = None,
-    network: Annotated[
-        bool, typer.Option("--network", help="Download the package from registry.npmjs.org.")
-    ] = False,
+    network: Annotated[bool, typer.Option("--network", help="Download the package with npm.")] = False,
     root: Annotated[
         Path | None, typer.Option(help="Where to put it; without it, the data set finds it by itself.")
     ] = None,
@@ -91,7 +89,7 @@ def add(
     """Add to a data set what fedloom cannot ship: openmoji (CC BY-SA 4.0) to emoji-styles."""
     with courteous(debug):
         from fedloom.data.emoji_styles import openmoji_folder
-        from fedloom.data.openmoji import ADDRESS, add_openmoji, fetch, read_package
+        from fedloom.data.openmoji import PACKAGE, add_openmoji, fetch, read_package
 
         if what != "openmoji":
             from fedloom.mistakes import unknown
@@ -99,7 +97,7 @@ def add(
             raise UserError(unknown("part of a data set", what, ["openmoji"]))
         if (package is None) is not network:
             raise UserError(
-                f"give either --package FILE, where FILE is {ADDRESS} as you have downloaded it, or --network"
+                f"give either --package FILE, where FILE is what `npm pack {PACKAGE}` downloads, or --network"
             )
         folder = openmoji_folder() if root is None else root
         drawn = add_openmoji(fetch() if package is None else read_package(package), folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedloom.experiment import Experiment, load_experiment
-from fedloom.hashes import file_digest, json_digest
+from fedloom.hashes import file_digest
 from fedloom.manifest import (
     LOCK,
     MANIFEST,
@@ -52,7 +52,7 @@ def default_folder(experiment: Experiment) -> Path:
 
 def chosen(experiment: Experiment) -> str:
     """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
-    return json_digest(experiment.model_dump(mode="json", exclude={"name": True, "engine": True, **PLACES}))
+    return experiment.digest_without({"name": True, "engine": True, **PLACES})
 
 
 def held(folder: Path) -> Experiment | None:

@@ -172,6 +172,11 @@ def _kind(example: Example) -> tuple[str, str]:
     return example.task, example.answer if example.options else example.group or ""
 
 
+def evidence_of(example: Example, known: Mapping[str, Any]) -> str:
+    """Return the slice of known ones that an example belongs to by what it has."""
+    return _slice(example.image is not None, example.text is not None, known)
+
+
 def _slice(image: bool, text: bool, known: Mapping[str, Any]) -> str:
     name = "both" if image and text else "image" if image else "text"
     return name if name in known else next(iter(known))

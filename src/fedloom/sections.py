@@ -96,6 +96,11 @@ class Data(Section):
     test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         default=0.25, description="Share held out for testing."
     )
+    validation: Annotated[Number, Field(ge=0, lt=1)] | Literal["published"] = Field(
+        default=0.0,
+        description="Share of each client's training examples that is kept out to choose rounds, rates and methods by; "
+        "published takes the owners' own validation part.",
+    )
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
     )
@@ -290,6 +295,10 @@ class Evaluate(Section):
         description="Folder of a local language model that also judges free answers at the end; null is none.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
+    round: Literal["last", "best"] = Field(
+        default="last",
+        description="Round whose scores and adapter are reported: the last one, or the one with the best validation score.",
+    )
 
 
 class Engine(Section):

@@ -41,6 +41,7 @@ __all__ = [
     "load_data",
     "tasks",
     "usable",
+    "validates",
     "variants",
 ]
 
@@ -92,6 +93,12 @@ def tasks(name: str) -> tuple[str, ...]:
     return known.get(name, ("classification",))
 
 
+def validates(name: str) -> bool:
+    """Return whether a data set comes with a validation part of its owners."""
+    load = DATASETS[name]
+    return isinstance(load, Source) and load.validates
+
+
 def load_data(settings: DataSettings, seed: int) -> DataSet:
     """Load the data set that the settings name, check it, and keep at most `limit` training examples.
 
@@ -117,10 +124,13 @@ def usable(data: DataSet, settings: DataSettings) -> DataSet:
         UserError: A larger share of records than `max_rejected` is invalid, or nothing is left to train or test on.
     """
     _check_rejected(data, settings.max_rejected)
-    for part, examples in (("training", data.train), ("test", data.test)):
+    wanted = [("training", data.train), ("test", data.test)]
+    wanted += [("validation", data.validation)] if settings.validation == "published" else []
+    for part, examples in wanted:
         if not examples:
             where = settings.root or settings.name
-            counts = f"{len(data.train)} to train, {len(data.test)} to test, {len(data.rejected)} bad"
+            used = f"{len(data.train)} to train, {len(data.test)} to test"
+            counts = f"{used}{f', {len(data.validation)} for validation' if len(wanted) > 2 else ''}, {len(data.rejected)} bad"
             raise UserError(
                 f"data: no {part} example is left of {where} ({counts}); "
                 "add records, or change data.test_share or their split"
@@ -130,7 +140,7 @@ def usable(data: DataSet, settings: DataSettings) -> DataSet:
 
 def _check_rejected(data: DataSet, cap: float) -> None:
     count = len(data.rejected)
-    total = count + len(data.train) + len(data.test)
+    total = count + len(data.examples)
     if count and count / total > cap:
         first = "".join(f"\n  {bad}" for bad in data.rejected[:5])
         more = f"\n  and {count - 5} more" if count > 5 else ""

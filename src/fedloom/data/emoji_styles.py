@@ -142,6 +142,7 @@ def _of_group(drawing: Drawing) -> Example:
         text=", ".join(drawing.record["keywords"]),
         label=GROUPS.index(group),
         group=drawing.vendor,
+        base=drawing.record["base"],
         options=GROUPS,
     )
 
@@ -153,6 +154,7 @@ def _of_name(drawing: Drawing) -> Example:
         answer=drawing.record["name"],
         image=drawing.image,
         group=drawing.vendor,
+        base=drawing.record["base"],
         task="caption",
     )
 
@@ -186,6 +188,7 @@ def _yes_or_no(drawings: Sequence[Drawing], seed: int) -> Iterator[Example]:
             answer=answer,
             image=drawing.image,
             group=drawing.vendor,
+            base=drawing.record["base"],
             task="vqa",
             kind="closed",
         )

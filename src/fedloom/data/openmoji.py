@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import subprocess
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
-from urllib.request import urlopen
 
 from fedloom.data.drawing import all_drawn, require_rsvg, write_archive
 from fedloom.data.emoji import pool
@@ -20,7 +21,10 @@ from fedloom.data.emoji_styles import OPENMOJI
 from fedloom.types import UserError
 
 VERSION = "17.0.0"
-ADDRESS = f"https://registry.npmjs.org/openmoji/-/openmoji-{VERSION}.tgz"
+PACKAGE = f"openmoji@{VERSION}"
+"""As npm names it."""
+
+OTHERWISE = "download it elsewhere and give --package"
 SHA256 = "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"
 """Digest of the package."""
 
@@ -37,18 +41,24 @@ MEMBER = re.compile(r"package/(color|black)/svg/([0-9A-F]{2,6}(?:-[0-9A-F]{2,6})
 
 
 def fetch() -> bytes:
-    """Download the package; it is checked when it is added.
+    """Download the package with npm; it is checked when it is added.
 
     Raises:
-        UserError: It cannot be reached.
+        UserError: npm is missing, or it cannot get the package.
     """
-    try:
-        with urlopen(ADDRESS, timeout=60) as answer:
-            return answer.read(LARGEST + 1)
-    except OSError as error:
-        raise UserError(
-            f"{ADDRESS} cannot be reached ({error}); download it elsewhere and give --package"
-        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            command = ["npm", "pack", "--ignore-scripts", PACKAGE]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
+        except FileNotFoundError:
+            raise UserError(f"npm, which downloads {PACKAGE}, is not installed; {OTHERWISE}") from None
+        except subprocess.CalledProcessError as error:
+            told = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"npm cannot download {PACKAGE} ({told}); {OTHERWISE}") from None
+        except subprocess.TimeoutExpired:
+            raise UserError(f"npm took more than ten minutes for {PACKAGE}; {OTHERWISE}") from None
+        (file,) = Path(folder).glob("*.tgz")
+        return read_package(file)
 
 
 def read_package(package: Path) -> bytes:
@@ -81,7 +91,7 @@ def add_openmoji(content: bytes, folder: Path, digest: str = SHA256) -> dict[str
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise UserError(
-            f"this is not the npm package openmoji {VERSION}: its SHA-256 is {found}, not {digest}; get {ADDRESS}"
+            f"this is not the npm package openmoji {VERSION}: its SHA-256 is {found}, not {digest}; get {PACKAGE}"
         )
     require_rsvg()
     wanted = {record["id"].replace("-fe0f", ""): record["id"] for record in pool("federated")}

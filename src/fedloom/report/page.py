@@ -31,6 +31,7 @@ from fedloom.report.tables import (
     seconds,
     title,
 )
+from fedloom.report.validation import validation_curves, validation_table, validation_told
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
 MOST_SLIM = 4  # runs; with more, charts come in one width to keep the page small, and narrow screens scroll
@@ -158,6 +159,8 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, ids),
         "costs": cost_table(run.result),
+        "validation": validation_told(run),
+        "validated": [table for table in (validation_table(run), validation_curves(run)) if table],
         **_set_aside(run),
         **_refused(run),
         "provenance": provenance(run),

@@ -240,6 +240,19 @@ def only(plan: Plan, client: int) -> Plan:
     return Plan(share.indices, whole, share.image, share.text, digest, plan.scenario)
 
 
+def chosen_of(plan: Plan, chosen: NDArray[np.bool_], examples: Sequence[Example]) -> Plan:
+    """Return a plan in which clients hold only some of their examples.
+
+    Args:
+        plan: Who holds what.
+        chosen: Whether its client keeps an example, in the order of `plan.indices`, shape [N].
+        examples: The list the plan was built for.
+    """
+    ends = np.concatenate([[0], np.cumsum(chosen)])[plan.offsets]
+    seen = np.stack([plan.image, plan.text], axis=1)[chosen]
+    return _signed(plan.indices[chosen], ends, seen, examples, plan.scenario)
+
+
 def _derived(plan: Plan, how: str) -> str:
     return hashlib.sha256(f"{how}/{plan.digest}".encode()).hexdigest()
 
