@@ -139,7 +139,7 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
     """Gather what the template shows of one run; `slim` tells whether charts come in a narrow form too."""
     questions = run.questions(run.fullest)
     first, *others = prose.finding(run.result, questions)
-    ids = [str(client["id"]) for client in run.clients]
+    named = [clients.name_of(client) for client in run.clients]
     return {
         "anchor": anchor,
         "facts": facts(run),
@@ -152,12 +152,12 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         "score_name": title(main_score(run.result)),
         "task_scores": task_tables(run.result),
         "published": published_tables(run.result),
-        "gains": gain_table(run.result, ids),
+        "gains": gain_table(run.result, named),
         "hidden_clients": max(run.client_count - clients.SHOWN, 0),
         "beside": [column.head for column in clients.columns(run.clients[: clients.SHOWN])],
         "differences": card_rows(run.plan["card"]).rows if at(run.plan, "card") else (),
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
-        "per_client": client_table(run.result, ids),
+        "per_client": client_table(run.result, named),
         "costs": cost_table(run.result),
         "validation": validation_told(run),
         "validated": [table for table in (validation_table(run), validation_curves(run)) if table],
