@@ -35,6 +35,7 @@ class Chosen:
     encoder: str | None = None
     llm: str | None = None
     connector: str | None = None
+    connector_weights: str | None = None
     path: str = "shipped"
     queries: int = 16
     network: bool = False
