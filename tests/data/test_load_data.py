@@ -46,7 +46,9 @@ def test_a_limit_above_the_number_changes_nothing(settings, tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(settings):
-    with pytest.raises(UserError, match=r"data\.name: .*'emojis'.*emoji, emoji-styles, digits, shapes, fashion-mnist, folder"):
+    with pytest.raises(
+        UserError, match=r"data\.name: .*'emojis'.*emoji, emoji-styles, digits, shapes, fashion-mnist, folder"
+    ):
         load_data(settings(name="emojis"), 0)
 
 
