@@ -32,6 +32,7 @@ class Settings:
     limit: int | None = None
     max_rejected: float = 0.01
     task: str = "classification"
+    validation: float | str = 0.0
 
 
 class Number(NamedTuple):
