@@ -100,7 +100,7 @@ MISTAKES = {
         "data: {variant: en}\n",
         "data.variant is en, but of the data set emoji it must be left out, for it has none",
     ),
-    "task of another data set": ("data: {task: vqa}\n", "only the data set shapes has tasks"),
+    "task of another data set": ("data: {task: vqa}\n", "left out, for it has one task"),
     "main is not compared": ("main: fedprox\n", 'main is "fedprox", but must be null or a federated method'),
     "main is not federated": ("main: local\n", 'main is "local", but must be null or a federated method'),
     "algorithm": ("algorithms: {fedadm: {}}\n", "Did you mean fedadam?"),
@@ -320,6 +320,10 @@ def test_the_digest_sees_every_key(path):
     base = {"data": {"name": "slake", "root": "x"} if key == "variant" else {"name": "shapes"}}
     if key in ("encoder", "llm"):  # neither stands alone
         base["model"] = {"encoder": "a", "llm": "b"}
+    if key == "connector_weights":
+        base["model"] = {"connector": "mlp2"}
+    if path == ("evaluate", "round"):
+        base["data"]["validation"] = 0.1
     changed = {**base, section: {**base.get(section, {}), key: "en" if key == "variant" else another(path)}}
     differs = Experiment(**changed).digest != Experiment(**base).digest
     assert differs is (section != "engine")  # how fast a run is does not make it another

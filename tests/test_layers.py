@@ -22,9 +22,9 @@ LAYERS = {
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "experiment", "axes", "grid", "folder", "identity"}
+    5: {"report", "sections", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"training", "together", "outcomes", "runner", "sweep", "verify"},
-    6: {"cli", "cli_data", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
+    6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
@@ -32,11 +32,13 @@ LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in mod
 DOORS = {
     "PIL": {"data"},
     "transformers": {"models", "runner"},
+    "gguf": {"models"},
+    "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},
     "pydantic": {"mistakes", "sections", "experiment"},
     "yaml": {"document"},
-    "typer": {"cli", "cli_data", "cli_options", "cli_split", "cli_sweep"},
+    "typer": {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep"},
     "rich": {"progress"},
     "jinja2": {"report"},
     "pickle": set(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,17 @@ def test_slices_follow_what_the_data_have() -> None:
     assert slices_of([example("a")]) == ["both", "image", "text"]
     assert slices_of([example("a", text=None)]) == ["image"]
     assert slices_of([example("a", image=None)]) == ["text"]
+
+
+def test_a_client_of_one_group_is_asked_about_its_group_alone() -> None:
+    def of(group: str, answer: str) -> Example:
+        return replace(example(answer), group=group)
+
+    test = [of("Noto", "a"), of("Fluent", "a"), of("Noto", "b"), of("Fluent", "b")]
+    right = {name: np.array([1, 0, 1, 0.0]) for name in CORRECT}
+    for groups, expected in ((("Noto", "Noto"), 1.0), (("Fluent", "Fluent"), 0.0), (("Noto", "Fluent"), 0.5)):
+        train = [of(groups[0], "a"), of(groups[1], "b")]
+        share = Share(np.arange(2), np.ones(2, bool), np.ones(2, bool))
+        assert expected_score(share, train, test, right) == expected
+    elsewhere = Share(np.arange(1), np.ones(1, bool), np.ones(1, bool))
+    assert expected_score(elsewhere, [of("OpenMoji", "a")], test, right) == 0.5  # no test example of its own

@@ -196,6 +196,7 @@ class Settings:
     task: str = "classification"
     root: None = None
     test_share: float = 0.5
+    validation: float = 0.0
     limit: int | None = None
     max_rejected: float = 0.0
     answer: str = "text"

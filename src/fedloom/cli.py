@@ -12,6 +12,7 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
+from fedloom.cli_models import models
 from fedloom.cli_options import (
     FAILED,
     Changes,
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data)
+app.add_typer(models)
 
 
 def _print_version(wanted: bool) -> None:
@@ -266,13 +268,20 @@ def _datasets() -> dict[str, str]:
 
 
 def _models() -> dict[str, str]:
+    from fedloom.models.added import ADDED, status
     from fedloom.models.families import FAMILIES
 
     shipped = {
         "shipped": "The small model that comes with fedloom; needs no download.",
         "shipped-free": "Another one, without an encoder.",
     }
-    return shipped | {name: family.summary for name, family in FAMILIES.items()}
+    found = {name: status(name) for name in ADDED}
+    added = {
+        name: f"{row.summary}; "
+        + (f"added, SHA-256 {found[name]}" if found[name] else f"`fedloom models add {name}` adds it")
+        for name, row in ADDED.items()
+    }
+    return shipped | added | {name: family.summary for name, family in FAMILIES.items()}
 
 
 def _strategies() -> dict[str, str]:

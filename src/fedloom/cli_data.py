@@ -1,4 +1,4 @@
-"""The command `fedloom data`: whether a data set is there, and is what its owners ship."""
+"""The command `fedloom data`: whether a data set is there and is what its owners ship, and adding a part of one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = 12
 data = typer.Typer(
     name="data",
     cls=Commands,
-    help="Check data sets.",
+    help="Check data sets, or add to one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,7 +36,7 @@ data = typer.Typer(
 
 @data.callback()
 def _data() -> None:
-    """Check data sets."""
+    """Check data sets, or add to one."""
 
 
 def _complete_name(incomplete: str) -> list[str]:
@@ -72,6 +72,40 @@ def check(
         else:
             say("\n".join(map(one_line, lines(report))))
     raise typer.Exit(0 if report.usable else FAILED)
+
+
+@data.command()
+def add(
+    what: Annotated[str, typer.Argument(help="What to add: openmoji.", autocompletion=lambda: ["openmoji"])],
+    package: Annotated[
+        Path | None, typer.Option(help="The npm package that you have downloaded, openmoji-17.0.0.tgz.")
+    ] = None,
+    network: Annotated[bool, typer.Option("--network", help="Download the package with npm.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Where to put it; without it, the data set finds it by itself.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Add to a data set what fedloom cannot ship: openmoji (CC BY-SA 4.0) to emoji-styles."""
+    with courteous(debug):
+        from fedloom.data.emoji_styles import openmoji_folder
+        from fedloom.data.openmoji import PACKAGE, add_openmoji, fetch, read_package
+
+        if what != "openmoji":
+            from fedloom.mistakes import unknown
+
+            raise UserError(unknown("part of a data set", what, ["openmoji"]))
+        if (package is None) is not network:
+            raise UserError(
+                f"give either --package FILE, where FILE is what `npm pack {PACKAGE}` downloads, or --network"
+            )
+        folder = openmoji_folder() if root is None else root
+        drawn = add_openmoji(fetch() if package is None else read_package(package), folder)
+        say(
+            f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items())
+        )
+        where = "" if root is None else f" with data.root={root}"
+        say(f"data.name=emoji-styles{where} uses them with data.variant=with-openmoji; license: CC BY-SA 4.0")
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -140,11 +140,13 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
 def divided(experiment: Experiment) -> dict[str, Any]:
     """Load the data and divide them; returns what --json prints."""
     from fedloom.data import load_data
-    from fedloom.scenarios import build_plan, card, survey
+    from fedloom.scenarios import card, survey
     from fedloom.scenarios.card import rows
+    from fedloom.scenarios.validation import divided as divided_among
+    from fedloom.scenarios.validation import validation_json
 
     data = load_data(experiment.data, experiment.seed)
-    plan = build_plan(data.train, experiment.scenario, experiment.seed, data.drawn)
+    plan, kept = divided_among(data, experiment.data, experiment.scenario, experiment.seed)
     found = survey(plan, data.train)
     return {
         "digest": plan.digest,
@@ -153,6 +155,7 @@ def divided(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "card": card(found),
         "clients": rows(found),
+        **({} if kept is None else {"validation": validation_json(kept)}),
     }
 
 

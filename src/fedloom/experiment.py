@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from fedloom.conflicts import compile_conflicts, stage_conflicts, validation_conflicts
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
@@ -78,6 +79,10 @@ __all__ = [
     "parse_method",
     "recipes",
 ]
+
+
+LATER = {"data": ("validation",), "evaluate": ("round",)}
+"""Keys, by section, that experiments of version 0.1 did not have."""
 
 
 class Experiment(Section):
@@ -150,7 +155,19 @@ class Experiment(Section):
     @property
     def digest(self) -> str:
         """SHA-256 of everything but the name and how fast it is done, as hexadecimal text."""
-        return json_digest(self.model_dump(mode="json", exclude={"name", "engine"}))
+        return self.digest_without({"name": True, "engine": True})
+
+    def digest_without(self, left_out: Mapping[str, Any]) -> str:
+        """Return the SHA-256 of everything but some keys, as hexadecimal text.
+
+        Keys that came later count only where they are not at their defaults, so that digests stay what they were.
+        """
+        value = self.model_dump(mode="json", exclude=dict(left_out))
+        for section, keys in LATER.items():
+            for key in keys:
+                if value[section][key] == type(getattr(self, section)).model_fields[key].default:
+                    del value[section][key]
+        return json_digest(value)
 
     @property
     def exported(self) -> str | None:
@@ -199,14 +216,14 @@ def _over(own: Mapping[str, Any], given: Any) -> Any:
 
 
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    from fedloom.data import SHIPPED, variants
+    from fedloom.data import ROOTLESS, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
         [name for name in experiment.methods if parse_method(name).federated],
     )
-    if data.name not in SHIPPED and data.root is None:
+    if data.name not in ROOTLESS and data.root is None:
         message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
     known = variants(data.name)
@@ -214,12 +231,14 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         told = f"one of {', '.join(known)}" if known else "left out, for it has none"
         message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
-    if data.name != "shapes" and data.task != "classification":
-        message = f"data.task is {data.task}, but only the data set shapes has tasks; leave it out"
+    if data.task not in (asked := tasks(data.name)):
+        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
+        message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
-    yield from _stage_conflicts(experiment)
-    yield from _compile_conflicts(experiment)
+    yield from stage_conflicts(experiment)
+    yield from compile_conflicts(experiment)
+    yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
         message = (
@@ -243,32 +262,6 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         yield from _argument_conflicts(name, arguments, clients)
 
 
-def _stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    from fedloom.tuning.strategy import SEQUENCES
-
-    name, given = experiment.strategy.name, experiment.strategy.stage_rounds
-    stages = len(SEQUENCES[name])
-    where = (("strategy", "name"),)
-    if given is not None and len(given) != stages:
-        message = f"strategy.stage_rounds needs one number for each of the {stages} stages of {name}, not {len(given)}"
-        yield Conflict(("strategy", "stage_rounds"), message, where)
-    if given is None and experiment.train.rounds < stages:
-        message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
-        yield Conflict(("train", "rounds"), message, where)
-
-
-def _compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    if not experiment.engine.compile:
-        return
-    workers, dropout, where = experiment.engine.workers, experiment.strategy.dropout, (("engine", "compile"),)
-    if workers not in ("auto", 1):
-        message = f"engine.workers is {workers}, but engine.compile needs 1: each copy would compile anew"
-        yield Conflict(("engine", "workers"), message, where)
-    if dropout:
-        message = f"strategy.dropout is {dropout}, but engine.compile needs 0: named masks cannot be compiled"
-        yield Conflict(("strategy", "dropout"), message, where)
-
-
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
     for key, other in (("encoder", "llm"), ("llm", "encoder")):
         if getattr(model, key) is not None and getattr(model, other) is None:
@@ -279,6 +272,9 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
             f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
         )
         yield Conflict(("model", "path"), message, (("model", "encoder"),))
+    if model.connector_weights is not None and model.connector is None and model.encoder is None:
+        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
 def _repeats(names: Sequence[str]) -> Iterator[Conflict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedloom.experiment import Experiment, load_experiment
-from fedloom.hashes import file_digest, json_digest
+from fedloom.hashes import file_digest
 from fedloom.manifest import (
     LOCK,
     MANIFEST,
@@ -35,7 +35,11 @@ METHODS, ADAPTER, ENGINE = "methods", "adapter", "engine.json"
 HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, ENGINE, METHODS, ADAPTER, RESULT, REPORT)
 """All that a run writes into its folder."""
 
-PLACES = {"data": {"root"}, "model": {"path", "encoder", "llm", "network"}, "evaluate": {"judge"}}
+PLACES = {
+    "data": {"root"},
+    "model": {"path", "encoder", "llm", "connector_weights", "network"},
+    "evaluate": {"judge"},
+}
 """Keys of an experiment, by section, that name places; they may change after a run has begun, if the content does not."""
 
 State = Literal["new", "unfinished", "finished"]
@@ -48,7 +52,7 @@ def default_folder(experiment: Experiment) -> Path:
 
 def chosen(experiment: Experiment) -> str:
     """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
-    return json_digest(experiment.model_dump(mode="json", exclude={"name": True, "engine": True, **PLACES}))
+    return experiment.digest_without({"name": True, "engine": True, **PLACES})
 
 
 def held(folder: Path) -> Experiment | None:

@@ -48,8 +48,13 @@ def contents_of(data: DataSet) -> dict[str, str]:
     """Return digests of what a data set's examples say and of their images, part by part."""
     return {
         f"{name} {what}": digest
-        for name, examples in (("training", data.train), ("test", data.test), ("skipped", data.drawn))
-        if examples or name != "skipped"
+        for name, examples in (
+            ("training", data.train),
+            ("test", data.test),
+            ("skipped", data.drawn),
+            ("validation", data.validation),
+        )
+        if examples or name in ("training", "test")
         for what, digest in zip(("examples", "images"), content(examples), strict=True)
     }
 

@@ -153,9 +153,12 @@ def expected_score(
         scores: Slice → each test example's score, shape [test examples].
         task: The only task to look at; None for all.
     """
+    held = {train[index].group for index in share.indices}
+    only = held if len(held) == 1 and held & {example.group for example in test} else None
     places: dict[tuple[str, str], list[int]] = {}
     for place, example in enumerate(test):
-        places.setdefault(_kind(example), []).append(place)
+        if only is None or example.group in only:
+            places.setdefault(_kind(example), []).append(place)
     wanted: Counter[tuple[tuple[str, str], str]] = Counter()
     for index, image, text in zip(share.indices, share.image, share.text, strict=True):
         if task in (None, train[index].task):
@@ -170,6 +173,11 @@ def expected_score(
 
 def _kind(example: Example) -> tuple[str, str]:
     return example.task, example.answer if example.options else example.group or ""
+
+
+def evidence_of(example: Example, known: Mapping[str, Any]) -> str:
+    """Return the slice of known ones that an example belongs to by what it has."""
+    return _slice(example.image is not None, example.text is not None, known)
 
 
 def _slice(image: bool, text: bool, known: Mapping[str, Any]) -> str:

@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.client.train import OWN
+from fedloom.answering import answers_of, validated, validation_scores
 from fedloom.courses import timed
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.manifest import read_sealed, write_sealed
-from fedloom.measure import figures, headline, own_figures, slices_of
+from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
+from fedloom.models.sentences import embed_sentences
 from fedloom.params import Params
 from fedloom.scenarios.plan import Plan, pooled
 from fedloom.tasks.linear import linear_reference
-from fedloom.tasks.scoring import Judged
-from fedloom.training import Setting, Steps, algorithm_of, answers_of, train_method
+from fedloom.tasks.scoring import Judged, each
+from fedloom.training import Setting, Steps, models_of, train_method
 from fedloom.tuning.adapters import export_adapter
-from fedloom.tuning.masks import own_start, shared_mask
-from fedloom.types import DataSet, Example, UserError
+from fedloom.types import Example, UserError
 
 SCORED_TOGETHER = 4
 """Clients' own models that answer the test questions in one pass."""
@@ -49,11 +49,12 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
                 return value
     method = parse_method(name)
     course = RUNS.get(method.base, _federated)(setting, method, name)
-    (scores, up, down), seconds = yield from timed(course)
+    (scores, up, down, validation), seconds = yield from timed(course)
     value = {
         "scores": scores,
         "bytes": {"up": up, "down": down},
         "seconds": seconds,
+        **({} if validation is None else {"validation": validation}),
         "recorded": setting.record.size,
         "of": setting.of(name),
     }
@@ -80,14 +81,17 @@ def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standi
     return standing if standing is not None and standing.state.round == setting.rounds[-1] else None
 
 
-Outcome = tuple[dict[str, Any], int, int]
-"""Scores, bytes sent up, bytes sent down. References send nothing: data are pooled, or stay where they are."""
+Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
+"""Scores, bytes sent up, bytes sent down, validation scores. References send nothing: data are pooled, or stay where they are."""
 
 
 def _zero_shot(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     yield from ()  # nothing is trained
     setting.progress.stage(name, len(slices_of(setting.data.test)))
-    return _scores(setting, {None: setting.tuned.start}, method, name)[0], 0, 0
+    models: dict[int | None, Params] = {None: setting.tuned.start}
+    rounds: dict[int | None, int] = {None: 0}
+    found = _scores(setting, models, method, name, rounds)[0]
+    return found, 0, 0, validated(setting, models, method, name, rounds)
 
 
 def _linear(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
@@ -95,21 +99,39 @@ def _linear(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     yield from ()  # no adapter is trained
     setting.progress.stage(name, 1)
     data = setting.data
-    chances = linear_reference(_visible(data, setting.plan), data.test)
+    chances = linear_reference(_visible(data.train, setting.plan), data.test, _embedder(setting))
     answers = {
         part: Judged(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
     }
     ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
     found = figures(data.train, data.test, setting.plan, ordered)
     setting.progress.advance(1)
-    return found, 0, 0
+    return found, 0, 0, _linear_validated(setting, name)
 
 
-def _visible(data: DataSet, plan: Plan) -> list[Example]:
+def _linear_validated(setting: Setting, name: str) -> dict[str, Any] | None:
+    """Score the linear references on the validation part, each example by the evidence that is seen of it."""
+    if setting.validation is None:
+        return None
+    asked = _visible(setting.validation.examples, setting.validation.plan)
+    chances = linear_reference(_visible(setting.data.train, setting.plan), asked, _embedder(setting))
+    picked = [chances[evidence_of(one, chances)][place] for place, one in enumerate(asked)]
+    judged = Judged(tuple(int(row.argmax()) for row in picked), tuple(picked))
+    found = validation_scores(setting, {None: each(asked, judged, headline=True)}, {None: 0})
+    setting.record.append("validation", {"method": name, "client": None, "round": 0, **found})
+    return found
+
+
+def _embedder(setting: Setting) -> Callable[[Sequence[str]], Any] | None:
+    """Return what embeds texts for the linear reference; None for word counts."""
+    return embed_sentences if setting.experiment.evaluate.linear_text == "minilm" else None
+
+
+def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
     found: list[Example] = []
     for share in plan.clients:
         for index, image, text in zip(share.indices, share.image, share.text, strict=True):
-            example = data.train[index]
+            example = examples[index]
             found.append(
                 replace(example, image=example.image if image else None, text=example.text if text else None)
             )
@@ -119,47 +141,61 @@ def _visible(data: DataSet, plan: Plan) -> list[Example]:
 def _federated(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     clients = range(len(setting.plan.clients))
     (standing,) = yield from train_method(setting, method, name, setting.plan, [(None, clients)])
-    models = _models_of(setting, method, standing)
-    if None in models:
-        return _scores(setting, models, method, name)[0], standing.up, standing.down
-    return _own_scores(setting, models, method, name), standing.up, standing.down
+    models, rounds = _chosen(setting, method, [(None, standing)])
+    validation = validated(setting, models, method, name, rounds)
+    score = _global_scores if None in models else _own_scores
+    return score(setting, models, method, name, rounds), standing.up, standing.down, validation
 
 
-def _models_of(setting: Setting, method: Method, standing: Standing) -> dict[int | None, Params]:
-    """Return the global model, or each client's own where parts are personal."""
-    params = algorithm_of(setting, method).broadcast(standing.state).params
-    shared = shared_mask(setting.tuned.layout, setting.stages[-1])
-    if shared is None:
-        return {None: params}
-    return {
-        client: own_start(params, standing.memories.get(client, {}).get(OWN), shared)
-        for client in range(len(setting.plan.clients))
-    }
+def _chosen(
+    setting: Setting, method: Method, standings: Sequence[tuple[int | None, Standing]]
+) -> tuple[dict[int | None, Params], dict[int | None, int]]:
+    """Return the models that are reported, of the last round or of the best one, and the rounds that each took."""
+    models: dict[int | None, Params] = {}
+    rounds: dict[int | None, int] = {}
+    for alone, standing in standings:
+        own = standing.best.models if standing.best else models_of(setting, method, standing, alone)
+        models |= own
+        rounds |= dict.fromkeys(own, standing.best.round if standing.best else sum(setting.rounds))
+    return models, rounds
 
 
 def _centralised(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     (standing,) = yield from train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
-    return _scores(setting, {None: standing.state.params}, method, name)[0], 0, 0
+    models, rounds = _chosen(setting, method, [(None, standing)])
+    validation = validated(setting, models, method, name, rounds)
+    return _global_scores(setting, models, method, name, rounds), 0, 0, validation
 
 
 def _local(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
     standings = yield from train_method(setting, method, name, setting.plan, alone)
-    models: dict[int | None, Params] = {
-        client: standing.state.params for (client, _), standing in zip(alone, standings, strict=True)
-    }
-    return _own_scores(setting, models, method, name), 0, 0
+    clients = [client for client, _ in alone]
+    models, rounds = _chosen(setting, method, list(zip(clients, standings, strict=True)))
+    validation = validated(setting, models, method, name, rounds)
+    return _own_scores(setting, models, method, name, rounds), 0, 0, validation
+
+
+Rounds = Mapping[int | None, int]
+"""Client, or None for the global model → rounds that the model was trained for."""
+
+
+def _global_scores(
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
+) -> dict[str, Any]:
+    """Score the global model."""
+    return _scores(setting, models, method, name, rounds)[0]
 
 
 def _own_scores(
-    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
     found: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if setting.tuned.stackable else 1
     for start in range(0, len(models), together):
-        found += _scores(setting, dict(list(models.items())[start : start + together]), method, name)
+        found += _scores(setting, dict(list(models.items())[start : start + together]), method, name, rounds)
     reached = [value for one in found if (value := headline(one)) is not None]
     own = own_figures(found)
     mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
@@ -188,10 +224,9 @@ RUNS: dict[str, Callable[[Setting, Method, str], Steps[Outcome]]] = {
 
 
 def _scores(
-    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str
+    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
 ) -> list[dict[str, Any]]:
     """Score final parameters on every slice, several models at once; a global model's key is None."""
-    rounds = 0 if method.base == "zero-shot" else sum(setting.rounds)
     answers: list[dict[str, Judged]] = [{} for _ in models]
     for part in slices_of(setting.data.test):
         judged = answers_of(setting, models, method, name, rounds, part)
@@ -201,6 +236,15 @@ def _scores(
             setting.progress.advance(1)
     data, plan = setting.data, setting.plan
     return [figures(data.train, data.test, plan, found, setting.judge) for found in answers]
+
+
+def validation_of(setting: Setting, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what `result.json` holds of the validation part; nothing where there is none."""
+    if (part := setting.validation) is None:
+        return {}
+    value = {"from": part.source, "examples": len(part.plan.indices), "without": part.sizes.count(0)}
+    methods = {name: one.get("validation") for name, one in results.items()}
+    return {"validation": {**value, "round": setting.experiment.evaluate.round, "methods": methods}}
 
 
 def export(setting: Setting, main: str) -> None:
@@ -214,6 +258,6 @@ def export(setting: Setting, main: str) -> None:
         raise UserError(
             f"{setting.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    for client, params in _models_of(setting, parse_method(main), standing).items():
+    for client, params in _chosen(setting, parse_method(main), [(None, standing)])[0].items():
         folder = setting.folder / ADAPTER
         export_adapter(setting.tuned, params, folder if client is None else folder / f"client-{client}")

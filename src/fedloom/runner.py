@@ -42,14 +42,15 @@ from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
+from fedloom.models.sentences import sentence_source
 from fedloom.models.source import Source
 from fedloom.models.texts import check_pattern
-from fedloom.outcomes import export, outcome
+from fedloom.outcomes import export, outcome, validation_of
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
-from fedloom.scenarios.plan import build_plan
+from fedloom.scenarios.validation import divided, plan_json
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tasks.linear import require_choice
 from fedloom.tasks.verdict import Judge
@@ -243,7 +244,7 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
 
 def _data(settings: Data, seed: int) -> DataSet:
     data = load_data(settings, seed)
-    pictures = [image for one in (*data.train, *data.test) for image in (*one.pictures, *one.spare)]
+    pictures = [image for one in data.examples for image in (*one.pictures, *one.spare)]
     know_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
 
@@ -273,6 +274,7 @@ def _results(experiment: Experiment, folder: Path, bench: _Bench) -> Steps[Resul
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
+        **validation_of(setting, results),
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }
@@ -293,14 +295,14 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         require_same(folder, manifest.identity, now)
         require_whole(folder, manifest)
     if "linear" in experiment.methods:
-        require_choice([*data.train, *data.test])
+        require_choice(data.examples)
     tuned = bench.tuned(experiment)
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = _fitted(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
-    plan = build_plan(data.train, experiment.scenario, experiment.seed, data.drawn)
+    plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
     judge = None if path is None else bench.judge(path, vlm.device)
     versions = {
         "python": platform.python_version(),
@@ -309,7 +311,8 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         "machine": f"{platform.system()} {platform.machine()}",
     }
     if manifest is None:
-        begin(folder, experiment, plan.to_json(data.train), Manifest(fedloom.__version__, now, versions))
+        began = Manifest(fedloom.__version__, now, versions)
+        begin(folder, experiment, plan_json(plan, data.train, validation), began)
     elif manifest.versions != versions:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
@@ -331,13 +334,14 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     )
     rejected = [str(one) for one in data.rejected]
     counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
+    counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
     record.append("data", {**counts, "rejected": rejected, **check.noted})
     for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
         bench.progress.message(f"data: {line}")
     record.append(
         "vision",
         {
-            "pictures": len({image.key for one in (*data.train, *data.test) for image in one.pictures}),
+            "pictures": len({image.key for one in data.examples for image in one.pictures}),
             "computed": check.computed,
             "seconds": clock.seconds["vision"],
             "damaged": vlm.store.damaged if vlm.store else [],
@@ -345,7 +349,7 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
     )
     return Setting(
         experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress,
-        json_digest(now), judge, bench.twins(experiment),
+        json_digest(now), judge, bench.twins(experiment), validation,
     )  # fmt: skip
 
 
@@ -368,8 +372,9 @@ def _stages(experiment: Experiment) -> Strategy:
 
 
 def _fresh(experiment: Experiment) -> int | None:
-    """Return the seed of a fresh connector, or None where the model has its own."""
-    return experiment.seed if experiment.model.connector or experiment.model.encoder else None
+    """Return the seed of a fresh connector, or None where the model has its own or a trained one."""
+    model = experiment.model
+    return experiment.seed if (model.connector or model.encoder) and model.connector_weights is None else None
 
 
 def _base(experiment: Experiment) -> str:
@@ -377,6 +382,8 @@ def _base(experiment: Experiment) -> str:
     found, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:
         found["judge"] = Source("evaluate.judge", judge, network=False).digest
+    if experiment.evaluate.linear_text == "minilm" and "linear" in experiment.methods:
+        found["linear text"] = sentence_source("evaluate.linear_text").digest
     return combined(found)
 
 

@@ -96,6 +96,11 @@ class Data(Section):
     test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         default=0.25, description="Share held out for testing."
     )
+    validation: Annotated[Number, Field(ge=0, lt=1)] | Literal["published"] = Field(
+        default=0.0,
+        description="Share of each client's training examples that is kept out to choose rounds, rates and methods by; "
+        "published takes the owners' own validation part.",
+    )
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
     )
@@ -108,7 +113,7 @@ class Data(Section):
         "evidence is cut.",
     )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
-        default="classification", description="Kind of question asked about the shapes data set."
+        default="classification", description="Kind of question asked about shapes or emoji-styles."
     )
     variant: Text | None = Field(
         default=None,
@@ -172,16 +177,24 @@ class Model(Section):
     """Which vision-language model is fine-tuned."""
 
     path: PathText = Field(
-        default="shipped", description="The model: shipped, shipped-free, a folder, or a name on a model hub."
+        default="shipped",
+        description="The model: shipped, shipped-free, one that `fedloom models add` adds, a folder, or a name on a "
+        "model hub.",
     )
     encoder: PathText | None = Field(
         default=None,
-        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, which takes the place of path.",
+        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, or a model that has one; takes the "
+        "place of path.",
     )
     llm: PathText | None = Field(default=None, description="Language model of an assembled model.")
     connector: Literal["linear", "mlp2", "mlp6", "resampler"] | None = Field(
         default=None,
-        description="Fresh connector; null is the model's own, and mlp2 in an assembled model.",
+        description="Connector in place of the model's own; null keeps that, and is mlp2 in an assembled model.",
+    )
+    connector_weights: PathText | None = Field(
+        default=None,
+        description="Values of that connector from earlier training: a safetensors file, or real-laptop; null draws "
+        "fresh ones.",
     )
     queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
     max_tokens: Count | None = Field(
@@ -272,11 +285,20 @@ class Evaluate(Section):
         default="likelihood",
         description="Compare the options' likelihoods, parse generated text, or parse teacher-forced text.",
     )
+    linear_text: Literal["words", "minilm"] = Field(
+        default="words",
+        description="What the linear reference knows of texts: weights of words, or sentence embeddings of the model "
+        "that `fedloom models add minilm` adds.",
+    )
     judge: PathText | None = Field(
         default=None,
         description="Folder of a local language model that also judges free answers at the end; null is none.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
+    round: Literal["last", "best"] = Field(
+        default="last",
+        description="Round whose scores and adapter are reported: the last one, or the one with the best validation score.",
+    )
 
 
 class Engine(Section):

@@ -15,10 +15,11 @@ from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
+from fedloom.answering import workers_of
 from fedloom.client.train import Work
 from fedloom.engine.fit import MOST, Fit, remembered, short_of_memory
 from fedloom.engine.in_process import WINDOW, InProcess
-from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
+from fedloom.engine.rounds import Committed, Run, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.workers import Workers
 from fedloom.folder import ENGINE
 from fedloom.hashes import cache_folder
@@ -26,13 +27,11 @@ from fedloom.manifest import read_sealed, write_sealed
 from fedloom.models.compiled import compiling
 from fedloom.models.recompute import recomputing
 from fedloom.record import Clock
-from fedloom.training import Setting, Trained, Training, workers_of
+from fedloom.training import Setting, Trained, Training
 from fedloom.types import ClientUpdate
 
 CELLS = 8
 """Cells of a sweep that go on in step at most, so that some are done before long."""
-
-Committed = Callable[[Standing, dict[str, Any]], None]
 
 
 def train_together(asked: Sequence[Training]) -> list[Trained]:
@@ -66,10 +65,11 @@ def train_together(asked: Sequence[Training]) -> list[Trained]:
 def _counted(committed: Committed, clock: Clock) -> Committed:
     """Let a clock count what is done between rounds."""
 
-    def counted(now: Standing, log: dict[str, Any]) -> None:
+    def counted(now: Standing, log: dict[str, Any]) -> Standing | None:
         clock.skip()
-        committed(now, log)
+        after = committed(now, log)
         clock.lap("commit")
+        return after
 
     return counted
 

@@ -6,8 +6,8 @@ over the same model, can be trained in step; one by itself is the case of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,28 @@ from typing import Any
 from fedloom.algorithms import configured, make
 from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
+from fedloom.answering import answers_of, clause_of, validated
 from fedloom.client.evaluate import render
-from fedloom.client.train import learning_rate
+from fedloom.client.train import OWN, learning_rate
 from fedloom.courses import Course, End
-from fedloom.engine.fit import copyable, cores
-from fedloom.engine.rounds import Run, Schedule, Standing
+from fedloom.engine.rounds import Best, Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit, opened
 from fedloom.experiment import Experiment
 from fedloom.hashes import json_digest
-from fedloom.measure import answer_slice, slices_of
+from fedloom.measure import slices_of
 from fedloom.methods import Method
 from fedloom.models.load import Vlm
 from fedloom.params import Params
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record
+from fedloom.record import Record
 from fedloom.scenarios.plan import Plan, Share
-from fedloom.tasks import PROMPTS
-from fedloom.tasks.scoring import Judged, score
+from fedloom.scenarios.validation import Validation
 from fedloom.tasks.verdict import Judge
-from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.masks import shared_mask, trained_mask
+from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.masks import own_start, shared_mask, trained_mask
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
-from fedloom.types import Conversation, DataSet, Presence, UserError
+from fedloom.types import Conversation, DataSet, Presence
 
 CLIENTS_HELD = 1024
 """Clients whose rendered examples are kept from round to round."""
@@ -58,6 +57,7 @@ class Setting:
     identity: str
     judge: Judge | None = None
     twins: tuple[Tuned, ...] = ()
+    validation: Validation | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return what names a method of this run, or one training of it, so that no other's files pass for its own."""
@@ -106,12 +106,7 @@ def conversations_of(setting: Setting, share: Share, method: Method) -> list[Con
     examples = [setting.data.train[index] for index in share.indices]
     presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
     answer = setting.experiment.evaluate.answer
-    return render(examples, presence, answer, clause=_clause(setting, method))
-
-
-def _clause(setting: Setting, method: Method) -> str | None:
-    experiment = setting.experiment
-    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
+    return render(examples, presence, answer, clause=clause_of(setting, method))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,17 +210,20 @@ def _training(
     # Who trains alone, or on all data, has nobody to keep anything from.
     shared = shared_mask(layout, stage) if method.federated else None
 
-    def committed(now: Standing, log: dict[str, Any]) -> None:
+    def committed(now: Standing, log: dict[str, Any]) -> Standing:
         done, every = now.state.round, setting.experiment.evaluate.every
         lr = learning_rate(train, done - 1)
         row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
         setting.record.append("round", row)
-        final = last and done == schedule.rounds
-        if every and alone is None and shared is None and not final and done % every == 0:
-            full = slices_of(setting.data.test)[0]
-            params = algorithm.broadcast(now.state).params
-            answers_of(setting, {None: params}, method, name, done + done_before, full)
+        final, best = last and done == schedule.rounds, setting.experiment.evaluate.round == "best"
+        if (every and not final and done % every == 0) or (final and best):
+            total = done + done_before
+            if alone is None and shared is None:
+                models: dict[int | None, Params] = {None: algorithm.broadcast(now.state).params}
+                answers_of(setting, models, method, name, {None: total}, slices_of(setting.data.test)[0])
+            now = _validated(setting, method, name, now, alone, number, total)
         commit(folder, now, setting.record.size, of)
+        return now
 
     return Run(
         algorithm,
@@ -242,72 +240,32 @@ def _training(
     )
 
 
-def workers_of(setting: Setting) -> int:
-    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
-
-    With compiled layers there is one: a copy would forget what it compiled.
-
-    Raises:
-        UserError: The experiment wants more than there are devices where a process cannot be copied.
-    """
-    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
-    if setting.experiment.engine.compile:
-        return 1
-    if chosen == "auto":
-        return cores(setting.tuned)
-    if copyable(setting.tuned):
-        return chosen
-    if chosen > devices:
-        raise UserError(
-            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
-            f"here; set it to {devices}"
-        )
-    return 1
+def models_of(
+    setting: Setting, method: Method, standing: Standing, alone: int | None = None, stage: int = -1
+) -> dict[int | None, Params]:
+    """Return the global model, the one of a client that trains alone, or each client's own where parts are personal."""
+    if not method.federated:
+        return {alone: standing.state.params}
+    params = algorithm_of(setting, method).broadcast(standing.state).params
+    shared = shared_mask(setting.tuned.layout, setting.stages[stage])
+    if shared is None:
+        return {None: params}
+    return {
+        client: own_start(params, standing.memories.get(client, {}).get(OWN), shared)
+        for client in range(len(setting.plan.clients))
+    }
 
 
-def answers_of(
-    setting: Setting,
-    models: Mapping[int | None, Params],
-    method: Method,
-    name: str,
-    round: int,
-    part: str,
-) -> list[Judged]:
-    """Answer the test set with one slice's evidence, with several models at once, and write the scores down.
-
-    Args:
-        setting: What all methods share.
-        models: Parameters by the client they belong to, or None for the global model.
-        method: The method.
-        name: Its name.
-        round: Rounds these models were trained for.
-        part: The slice.
-    """
-    test, clock = setting.data.test, Clock()
-    with side_by_side(setting.tuned, len(models)) as stack:
-        for row, params in enumerate(models.values()):
-            stack.write(params, row)
-        judged = answer_slice(
-            stack.vlm,
-            stack.connects(len(models)),
-            test,
-            part,
-            setting.experiment.evaluate,
-            clause=_clause(setting, method),
-            workers=workers_of(setting),
-        )
-    clock.lap("evaluate")
-    for client, found in zip(models, judged, strict=True):
-        setting.record.append(
-            "evaluation",
-            {
-                "method": name,
-                "client": client,
-                "round": round,
-                "slice": part,
-                "examples": len(test),
-                "seconds": clock.seconds["evaluate"] / len(models),
-                "scores": score(test, found),
-            },
-        )
-    return judged
+def _validated(
+    setting: Setting, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
+) -> Standing:
+    """Validate a round, and remember its models where they are the best of the last stage so far."""
+    if setting.validation is None:
+        return now
+    models = models_of(setting, method, now, alone, stage)
+    found = validated(setting, models, method, name, dict.fromkeys(models, total))
+    if setting.experiment.evaluate.round != "best" or stage != len(setting.stages) - 1 or found is None:
+        return now
+    if now.best is not None and found["score"] <= now.best.score:
+        return now
+    return replace(now, best=Best(total, found["score"], models))

@@ -66,6 +66,8 @@ class Example:
         system: What the conversation says before its first turn, or None.
         place: Where the record stands, in words ("data.jsonl, line 3"); "" for examples that no file holds.
         spare: Images of the same thing, taken in order where `image` turns out to be damaged.
+        base: What this is a variant of, such as an emoji in another skin tone; variants are never parted between
+            training, validation and test. None where images, texts and records alone tell what belongs together.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Example:
     system: str | None = None
     place: str = field(default="", compare=False)
     spare: tuple[Picture, ...] = field(default=(), compare=False)
+    base: str | None = field(default=None, compare=False)
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -170,6 +173,7 @@ class DataSet:
         rejected: Skipped records, with file, line and reason.
         drawn: The training part with the skipped records in their places, for draws that are replayed and count
             them; empty where none was skipped or too little is known.
+        validation: The owners' own validation part, where `data.validation` asks for it; else empty.
     """
 
     name: str
@@ -177,6 +181,12 @@ class DataSet:
     test: tuple[Example, ...]
     rejected: tuple[Rejected, ...] = ()
     drawn: tuple[Example, ...] = field(default=(), compare=False, repr=False)
+    validation: tuple[Example, ...] = ()
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples of all parts."""
+        return (*self.train, *self.test, *self.validation)
 
 
 Tensors = Mapping[str, "Tensor"]

@@ -11,6 +11,7 @@ class Settings:
     name: str = "folder"
     root: Path | None = None
     test_share: float = 0.25
+    validation: float | str = 0.0
     limit: int | None = None
     max_rejected: float = 0.01
     task: str = "classification"

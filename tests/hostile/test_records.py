@@ -53,6 +53,7 @@ class Settings:
     root: Path
     name: str = "folder"
     test_share: float = 0.25
+    validation: float | str = 0.0
     limit: int | None = None
     max_rejected: float = 1.0
     task: str = "classification"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -29,15 +30,18 @@ from transformers import (
     SiglipModel,
 )
 
+from fedloom.document import read
 from fedloom.experiment import Experiment
-from fedloom.models.assemble import load_model
+from fedloom.mistakes import resolve
+from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
-from fedloom.models.load import Vlm
+from fedloom.models.connectors import fresh
+from fedloom.models.load import Vlm, load_vlm
 from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation, UserError
 
-from .tiny import CLIP, EFFICIENTNET, SIGLIP, Drawn, tokenizer
+from .tiny import CLIP, EFFICIENTNET, SIGLIP, Drawn, save, tokenizer
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].strip() }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 WORDS = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,6 +107,7 @@ class Chosen:
     path: str = "shipped"
     queries: int = 16
     network: bool = False
+    connector_weights: str | None = None
 
 
 def load(encoder: Path, llm: Path, connector: str | None = None, seed: int = 0) -> Vlm:
@@ -129,6 +134,77 @@ def test_an_assembled_model_trains(encoder: Path, llm: Path) -> None:
     assert reached == {name for name in tuned.layout.names if not name.endswith("lora_a")}
     assert option_scores(vlm, [PICTURED, WRITTEN]).shape == (2, 2)
     assert len(generate(vlm, [PICTURED, WRITTEN], max_tokens=2)) == 2
+
+
+@pytest.mark.parametrize("family", ["fast_vlm", "llava"])
+def test_an_encoder_is_taken_out_of_a_model_that_has_one(family: str, llm: Path, tmp_path: Path) -> None:
+    folder = save(family, tmp_path / "whole")
+    vlm, whole = load(folder, llm), load_vlm(str(folder))
+    torch.testing.assert_close(vlm.encode([Drawn("a")]), whole.encode([Drawn("a")]), rtol=0, atol=0)
+    settings = Chosen(str(folder), str(llm))
+    assert base_digest(settings, 0) == vlm.digest
+    assert answer_loss(vlm, [PICTURED]).isfinite()
+
+
+def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> None:
+    """What an earlier training has left works as it did, whatever the seed, under the file's own digest."""
+    folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
+    values = {key: value + 0.5 for key, value in fresh("mlp2", 16, 16, 3).named_parameters()}
+    save_file({key: value.detach().to(torch.bfloat16) for key, value in values.items()}, file)
+    settings = Chosen(str(folder), str(llm), connector_weights=str(file))
+    one, other = (load_model(settings, seed) for seed in (0, 1))
+    features = one.encode([Drawn("a")])
+    weights = {key: value.to(torch.bfloat16).float() for key, value in values.items()}
+    middle = torch.nn.functional.gelu(features @ weights["0.weight"].T + weights["0.bias"])
+    by_hand = middle @ weights["2.weight"].T + weights["2.bias"]
+    torch.testing.assert_close(one.connect(features), by_hand, rtol=1e-4, atol=1e-5)
+    assert one.digest == other.digest == base_digest(settings, 5)
+    assert one.digest != load(folder, llm).digest
+    save_file({key: value.detach() for key, value in values.items()}, file)
+    assert base_digest(settings, 5) != one.digest
+    assert list(one.model.state_dict()) == list(load(folder, llm).model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values.pop("2.bias"), r"does not fit: .* has 2.bias \[16\], the file not at all"),
+        (lambda values: values.update({"4.bias": torch.zeros(2)}), r"has 4.bias not at all, the file \[2\]"),
+        (
+            lambda values: values.update({"0.weight": torch.zeros(16, 8)}),
+            r"0.weight \[16, 16\], the file \[16, 8\]",
+        ),
+        (
+            lambda values: values.update({"0.bias": torch.full((16,), torch.nan)}),
+            "0.bias that are no finite numbers",
+        ),
+        (lambda values: values.update({"0.bias": torch.ones(16).int()}), "0.bias that are no finite numbers"),
+    ],
+)
+def test_another_connector_is_refused(llm: Path, tmp_path: Path, change: Any, told: str) -> None:
+    folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
+    values = {key: value.detach().clone() for key, value in fresh("mlp2", 16, 16, 3).named_parameters()}
+    change(values)
+    save_file(values, file)
+    with pytest.raises(UserError, match=f"model.connector_weights: .*{told}"):
+        load_model(Chosen(str(folder), str(llm), connector_weights=str(file)), 0)
+
+
+def test_a_connector_file_that_is_none_is_told(llm: Path, tmp_path: Path) -> None:
+    folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
+    settings = Chosen(str(folder), str(llm), connector_weights=str(file))
+    for load_or_digest in (load_model, base_digest):
+        with pytest.raises(
+            UserError, match=r"model.connector_weights: there is no file .*, or one of real-laptop"
+        ):
+            load_or_digest(settings, 0)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model.connector_weights: .* is damaged"):
+        load_model(settings, 0)
+    with pytest.raises(
+        UserError, match=r"model.connector is missing; model.connector_weights needs the form"
+    ):
+        resolve(Experiment, read("model: {connector_weights: real-laptop}", "mine.yaml"))
 
 
 def test_its_parts_are_the_given_ones(encoder: Path, llm: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
+from PIL import Image
 
 from fedloom.models.batch import encode
 from fedloom.models.families import FAMILIES
@@ -42,6 +43,14 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_image_tokens": 4, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_1", **NO_VIDEO},
     ),
     "idefics3": ("Idefics3Processor", {"image_seq_len": 4}),
+    "idefics2": ("Idefics2Processor", {"image_seq_len": 3}),
+    "aya_vision": ("AyaVisionProcessor", {"patch_size": 4, "img_size": 16, "downsample_factor": 2}),
+    "ovis2": ("Ovis2Processor", {"image_seq_length": 4}),
+    "granite4_vision": (
+        "Granite4VisionProcessor",
+        {"patch_size": 4, "vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
+    ),
+    "gemma4": ("Gemma4Processor", NO_VIDEO),
     "internvl": ("InternVLProcessor", {"image_seq_length": 4, **NO_VIDEO}),
     "qwen2_vl": ("Qwen2VLProcessor", NO_VIDEO),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", NO_VIDEO),
@@ -77,6 +86,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any
             from transformers.models.pixtral.processing_pixtral import PixtralProcessor
 
             return PixtralProcessor(image_processor=images, tokenizer=words, **choices)
+        if name == "gemma4":  # it asks for what reads sounds too
+            choices = {"feature_extractor": transformers.Gemma4AudioFeatureExtractor(), **choices}
         return getattr(transformers, kind)(image_processor=images, tokenizer=words, **choices)
 
     return make
@@ -95,13 +106,24 @@ def test_the_prompt_is_the_stock_processors(
     if vlm.tokenizer.chat_template is None:
         text = "Which is it?"  # PaliGemma's processor puts the picture before it
     more = {"return_for_text_completion": True} if name == "chameleon" else {}
-    theirs = processor(text=[text], images=[[picture.pixels()]], return_tensors="pt", **more)["input_ids"][
-        0
-    ].tolist()
+    pixels = Image.fromarray(picture.pixels()) if name == "idefics2" else picture.pixels()
+    theirs = processor(text=[text], images=[[pixels]], return_tensors="pt", **more)["input_ids"][0].tolist()
     begin = vlm.tokenizer.bos_token_id
     if theirs[0] != begin and ours[0] == begin:
         theirs = [begin, *theirs]  # a byte tokenizer adds none by itself
     assert ours == theirs
+
+
+def test_images_that_touch_share_a_mark(made: Callable[..., Any], tmp_path: Path) -> None:
+    """Idefics2 writes one mark between two images, and a space between an image and a word."""
+    vlm, pictures = load_vlm(str(save("idefics2", tmp_path))), (Drawn("a"), Drawn("b", 16, 40), Drawn("c"))
+    asked = Conversation("Is it?", "", pictures[0], more=pictures[1:], places=(0, 0, 3))
+    ours = list(encode(vlm, asked, []).prompt)
+    processor = made("idefics2", vlm.tokenizer, vlm.processor.image_processor)
+    text = "<user><image><image>Is <image>it?<end><assistant>"
+    images = [[Image.fromarray(one.pixels()) for one in pictures]]
+    theirs = processor(text=[text], images=images, return_tensors="pt")["input_ids"][0].tolist()
+    assert ours == [vlm.tokenizer.bos_token_id, *theirs]
 
 
 def test_every_family_is_compared_or_left_out() -> None:

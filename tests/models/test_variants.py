@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import (
+    Idefics2ImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from fedloom.models.batch import answer_loss, encode, option_scores
 from fedloom.models.load import Vlm, load_vlm
-from fedloom.types import Conversation
+from fedloom.types import Conversation, UserError
 
-from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, save, text
+from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, gemma3, gemma4, ovis2, save, text
 
 ASKED = Conversation("Which of these is it?", "yes", Drawn("a", 16, 40), ("yes", "no way"))
 
@@ -45,18 +49,47 @@ def granite_vision(vocabulary: dict[str, int], image: int) -> Any:
     return LlavaNextForConditionalGeneration(config)
 
 
-VARIANTS: dict[str, tuple[str, Callable[[dict[str, int], int], Any]]] = {
-    "InternVL 3.5, dense": ("internvl", internvl("qwen3")),
-    "InternVL 3.5, with experts": ("internvl", internvl("qwen3_moe", **EXPERTS)),
-    "Granite Vision 3": ("llava_next", granite_vision),
+def smolvlm2(vocabulary: dict[str, int], image: int) -> Any:
+    config = SmolVLMConfig(
+        vision_config=IDEFICS, image_token_id=image, scale_factor=4, pad_token_id=0, tie_word_embeddings=True,
+        text_config=text(vocabulary, num_key_value_heads=1),
+    )  # fmt: skip
+    return SmolVLMForConditionalGeneration(config)
+
+
+LARGE = {
+    "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "use_bidirectional_attention": "vision",
+    "attention_k_eq_v": True, "num_global_key_value_heads": 2,
+}  # fmt: skip
+GEMMA_EXPERTS = {
+    **LARGE,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 8,
 }
+WHOLE = {"images": lambda: Idefics2ImageProcessor(size={"shortest_edge": 8, "longest_edge": 33})}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "InternVL 3.5, dense": ("internvl", {"build": internvl("qwen3")}),
+    "InternVL 3.5, with experts": ("internvl", {"build": internvl("qwen3_moe", **EXPERTS)}),
+    "Granite Vision 3": ("llava_next", {"build": granite_vision}),
+    "SmolVLM2": ("smolvlm", {"build": smolvlm2}),
+    "Gemma 4 31B": ("gemma4", {"build": partial(gemma4, **LARGE)}),
+    "Gemma 4 26B, with experts": ("gemma4", {"build": partial(gemma4, **GEMMA_EXPERTS)}),
+    "Ovis2 with the likeliest word": ("ovis2", {"build": partial(ovis2, tokenize_function="st_argmax")}),
+    "Idefics2 without splitting": ("idefics2", WHOLE),
+}
+
+
+def save_as(monkeypatch: pytest.MonkeyPatch, family: str, changed: dict[str, Any], folder: Path) -> Path:
+    """Write a family's tiny variant with something changed."""
+    monkeypatch.setitem(TINY, family, replace(TINY[family], **changed))
+    return save(family, folder / "model")
 
 
 @pytest.fixture(params=VARIANTS)
 def vlm(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vlm:
-    family, build = VARIANTS[request.param]
-    monkeypatch.setitem(TINY, family, replace(TINY[family], build=build))
-    return load_vlm(str(save(family, tmp_path / "model")))
+    return load_vlm(str(save_as(monkeypatch, *VARIANTS[request.param], tmp_path)))
 
 
 @torch.no_grad()
@@ -75,3 +108,33 @@ def test_a_variant_scores_answers_as_the_stock_model_does(vlm: Vlm) -> None:
         if option == ASKED.answer:
             torch.testing.assert_close(answer_loss(vlm, [ASKED]), losses.mean(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(option_scores(vlm, [ASKED])[0], torch.stack(sums), rtol=1e-4, atol=1e-4)
+
+
+def gemma3_both(vocabulary: dict[str, int], image: int) -> Any:
+    model = gemma3(vocabulary, image)
+    model.config.text_config.use_bidirectional_attention = True
+    return model
+
+
+def ovis2_mixed(vocabulary: dict[str, int], image: int) -> Any:
+    model = ovis2(vocabulary, image)
+    model.config.visual_indicator_token_ids = model.config.visual_indicator_token_ids[::-1]
+    return model
+
+
+REFUSED: dict[str, tuple[str, Callable[[dict[str, int], int], Any], str]] = {
+    "visual words at random": ("ovis2", partial(ovis2, tokenize_function="gumbel_argmax"), "at random"),
+    "marks of other numbers": ("ovis2", ovis2_mixed, r"<IMG_START>.* are not the numbers"),
+    "Gemma 3 in both directions": ("gemma3", gemma3_both, "sees later tokens"),
+    "Gemma 4 in both directions": (
+        "gemma4", partial(gemma4, use_bidirectional_attention="all"), "sees later tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, build, told = REFUSED[name]
+    folder = save_as(monkeypatch, family, {"build": build}, tmp_path)
+    with pytest.raises(UserError, match=told):
+        load_vlm(str(folder))

@@ -16,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     ChameleonImageProcessor,
@@ -31,6 +33,9 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4ImageProcessor,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vImageProcessor,
@@ -38,6 +43,11 @@ from transformers import (
     Glm46VForConditionalGeneration,
     Glm46VImageProcessor,
     GotOcr2ImageProcessor,
+    Granite4VisionConfig,
+    Granite4VisionForConditionalGeneration,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
@@ -59,6 +69,9 @@ from transformers import (
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    Ovis2ImageProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PixtralImageProcessor,
@@ -118,7 +131,7 @@ Stock = Callable[[Any, torch.Tensor, int, dict[str, Any]], dict[str, Any]]
 
 def as_given(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
     """Hand the stock model what the image processor returns, without what only its processor reads."""
-    dropped = ("rows", "cols", "num_patches", "num_crops", "num_tiles")
+    dropped = ("rows", "cols", "num_patches", "num_crops", "num_tiles", "grids")
     return {name: value for name, value in images.items() if name not in dropped}
 
 
@@ -131,6 +144,12 @@ def gemma_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, An
     """Mark image tokens, as Gemma 3's processor does."""
     given = as_given(model, ids, prompt, images)
     return {**given, "token_type_ids": (ids == model.config.image_token_id).int()}
+
+
+def gemma4_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
+    """Mark image tokens, as Gemma 4's processor does."""
+    given = {name: value for name, value in images.items() if name != "num_soft_tokens_per_image"}
+    return {**given, "mm_token_type_ids": (ids == model.config.image_token_id).int()}
 
 
 def suffix_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
@@ -317,6 +336,67 @@ def internvl(vocabulary: dict[str, int], image: int) -> Any:
     )
 
 
+def aya_vision(vocabulary: dict[str, int], image: int) -> Any:
+    config = AyaVisionConfig(
+        vision_config={**SIGLIP, "patch_size": 4}, image_token_index=image, downsample_factor=2,
+        text_config=text(vocabulary, "cohere2", logit_scale=0.5, sliding_window=8, layer_types=TWO_KINDS),
+    )  # fmt: skip
+    return AyaVisionForConditionalGeneration(config)
+
+
+OVIS = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+
+
+def ovis2(vocabulary: dict[str, int], image: int, **more: Any) -> Any:
+    vision = {**IDEFICS, "hidden_stride": 2, "vocab_size": 24, "num_visual_indicator_tokens": 5, **more}
+    config = Ovis2Config(
+        vision_config=vision, text_config=text(vocabulary, "qwen2"), image_token_id=image, hidden_size=16,
+        visual_indicator_token_ids=[vocabulary[mark] for mark in OVIS], vocab_size=len(vocabulary),
+    )  # fmt: skip
+    model = Ovis2ForConditionalGeneration(config)
+    for (
+        name,
+        value,
+    ) in model.named_parameters():  # small weights would give every visual word the same probability
+        if "head_linear" in name or "visual_embeddings_table" in name:
+            torch.nn.init.normal_(value, std=1.0)
+    return model
+
+
+def idefics2(vocabulary: dict[str, int], image: int) -> Any:
+    perceiver = {
+        "hidden_size": 16, "resampler_n_latents": 3, "resampler_depth": 2, "resampler_n_heads": 2,
+        "resampler_head_dim": 8, "num_key_value_heads": 1,
+    }  # fmt: skip
+    config = Idefics2Config(
+        vision_config=IDEFICS, perceiver_config=perceiver, image_token_id=image, pad_token_id=0,
+        text_config=text(vocabulary, "mistral", head_dim=8),
+    )  # fmt: skip
+    model = Idefics2ForConditionalGeneration(config)
+    for name, value in model.named_parameters():  # small weights would let nothing of the image through
+        if "model.connector" in name and value.dim() == 2:
+            torch.nn.init.normal_(value, std=0.5)
+    return model
+
+
+def granite4_vision(vocabulary: dict[str, int], image: int) -> Any:
+    vision = {**SIGLIP, "hidden_size": 64, "patch_size": 4, "num_attention_heads": 2}
+    config = Granite4VisionConfig(
+        vision_config=vision, image_token_index=image, image_grid_pinpoints=PINPOINTS, downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0], [1, 2]], spatial_vision_layer=-2, spatial_target_layers=[1, 2, 3, 4],
+        vision_feature_select_strategy="full",
+        qformer_config={"num_hidden_layers": 1, "intermediate_size": 24, "cross_attention_frequency": 1,
+                        "use_qformer_text_input": False},
+        text_config=text(vocabulary, "granite4_vision_text", num_hidden_layers=6, embedding_multiplier=2.0,
+                         logits_scaling=3.0),
+    )  # fmt: skip
+    model = Granite4VisionForConditionalGeneration(config)
+    for name, value in model.named_parameters():  # small weights would let nothing of the image through
+        if "_projectors" in name and value.dim() == 2:
+            torch.nn.init.normal_(value, std=0.2)
+    return model
+
+
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 QWEN = {"image": "<|image_pad|>", "more": ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"],
         "shown": "<|vision_start|><|image_pad|><|vision_end|>", "stock": image_types}  # fmt: skip
@@ -382,6 +462,30 @@ def gemma3(vocabulary: dict[str, int], image: int) -> Any:
     )  # fmt: skip
     # Its projection starts at zero, which would hide what the encoder does.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+    return model
+
+
+def gemma4(vocabulary: dict[str, int], image: int, **more: Any) -> Any:
+    decoder = text(
+        vocabulary, "gemma4_text", num_hidden_layers=5, head_dim=8, global_head_dim=16, sliding_window=8,
+        num_key_value_heads=1, final_logit_softcapping=0.5, vocab_size_per_layer_input=len(vocabulary),
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        **{"hidden_size_per_layer_input": 4, "num_kv_shared_layers": 2, **more},
+    )  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 2, "patch_size": 2, "pooling_kernel_size": 2, "position_embedding_size": 300,
+    }  # fmt: skip
+    audio = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16,
+             "subsampling_conv_channels": [4, 4]}  # fmt: skip
+    marks = {f"{name}_token_id": vocabulary[f"<{name}>"] for name in ("boi", "eoi", "boa", "audio", "video")}
+    model = Gemma4ForConditionalGeneration(
+        Gemma4Config(vision_config=vision, text_config=decoder, audio_config=audio, image_token_id=image,
+                     eoa_token_index=vocabulary["<eoa>"], **marks)
+    )  # fmt: skip
+    for name, value in model.named_parameters():  # small weights would let nothing of the image through
+        if "embed_vision" in name or ("per_layer" in name and value.dim() == 2):
+            torch.nn.init.normal_(value, std=0.5)
     return model
 
 
@@ -507,6 +611,26 @@ TINY: dict[str, Tiny] = {
                "video_token": "<video>"},
         shown="<IMG_CONTEXT>\n",
     ),
+    "aya_vision": Tiny(
+        aya_vision, lambda: GotOcr2ImageProcessor(size=SMALL, min_patches=1, max_patches=4),
+        image="<|IMG_PATCH|>", more=["<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE", "TILE_GLOBAL"], shown="<image>",
+    ),
+    "ovis2": Tiny(
+        ovis2, lambda: Ovis2ImageProcessor(size=SMALL, max_patches=4, crop_to_patches=True), image="<IMG_ATOM>",
+        more=[*OVIS, "<|endoftext|>"],
+    ),
+    "idefics2": Tiny(
+        idefics2,
+        lambda: Idefics2ImageProcessor(size={"shortest_edge": 8, "longest_edge": 33}, do_image_splitting=True),
+        more=["<fake_token_around_image>", "<end_of_utterance>"],
+        named={"image_boundary_token": "<fake_token_around_image>"},
+    ),
+    "granite4_vision": Tiny(
+        granite4_vision,
+        lambda: LlavaNextImageProcessor(
+            size={"shortest_edge": 16}, crop_size=SMALL, image_grid_pinpoints=PINPOINTS
+        ),
+    ),
     "qwen2_vl": Tiny(
         qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, VISION2, "qwen2_vl_text"), qwen_images, **QWEN
     ),
@@ -535,6 +659,13 @@ TINY: dict[str, Tiny] = {
         more=["<start_of_image>", "<end_of_image>"],
         named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}, shown="<start_of_image>",
         stock=gemma_types,
+    ),
+    "gemma4": Tiny(
+        gemma4, lambda: Gemma4ImageProcessor(patch_size=2, pooling_kernel_size=2, max_soft_tokens=70),
+        image="<|image|>", more=["<boi>", "<eoi>", "<boa>", "<eoa>", "<audio>", "<video>", "<|video|>"],
+        named={"boi_token": "<boi>", "eoi_token": "<eoi>", "boa_token": "<boa>", "eoa_token": "<eoa>",
+               "audio_token": "<audio>"},
+        shown="<|image|>", stock=gemma4_types,
     ),
     "janus": Tiny(
         janus, lambda: JanusImageProcessor(size=SMALL), image="<image_placeholder>",
@@ -581,6 +712,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0, 1]}, "olmo2": {}, "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": TWO_KINDS}, "starcoder2": {"sliding_window": 8},
     "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 8, "mlp_only_layers": [1]},
     "qwen3_moe": {**EXPERTS, "head_dim": 8}, "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 """Language models by `model_type`, and what differs in their configuration."""

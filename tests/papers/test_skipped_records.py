@@ -27,6 +27,7 @@ class Data:
     root: object
     name: str = "medical"
     test_share: float = 0.25
+    validation: float | str = 0.0
     limit: int | None = None
     max_rejected: float = 0.5
     variant: str | None = "vqa-rad"

@@ -267,6 +267,20 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
     assert again == text
 
 
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_sweep_of_language_models_speaks_of_text_alone(tmp_path: Path, blind: bool) -> None:
+    methods = ["zero-shot", "linear", "fedavg"]
+    folder = make_sweep(tmp_path, {"seed": [0, 1]}, methods, lambda values, method: 0.5)
+    for cell in sorted((folder / "cells").iterdir()):
+        start = {"kind": "start", **({"images": False} if blind else {})}
+        (cell / "record.jsonl").write_text(json.dumps(start) + "\n")
+    text = render_sweep(read_sweep(folder))
+    assert ("A language model reads text and answers" in text) is blind
+    assert ("vision-language model" in text) is not blind
+    assert ("classifier on word counts" in text) is blind
+    assert ("edges, colors" in text) is not blind
+
+
 def test_a_chart_marks_every_method_at_every_value(tmp_path: Path) -> None:
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
     for width in (760, 400):

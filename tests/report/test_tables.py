@@ -144,11 +144,11 @@ def test_percentages_are_the_nearest_tenth(value):
 
 def test_the_client_table_has_a_column_for_each_client_and_their_mean_and_worst():
     result = {"scores": {"fedavg": {"clients": [0.5, None, 0.25]}, "linear": {"clients": None}}}
-    table = client_table(result, ["0", "1", "2"])
+    table = client_table(result, ["Client 0", "Client 1", "2 Fluent"])
     assert table is not None
-    assert table.columns == ("Method", "Client 0", "Client 1", "Client 2", "Mean", "Worst")
+    assert table.columns == ("Method", "Client 0", "Client 1", "2 Fluent", "Mean", "Worst")
     assert table.rows == (("FedAvg", "50.0", MISSING, "25.0", "37.5", "25.0"),)
-    assert client_table({"scores": {"fedavg": {}}}, ["0"]) is None
+    assert client_table({"scores": {"fedavg": {}}}, ["Client 0"]) is None
 
 
 def test_runs_that_differ_only_by_seed_are_averaged_and_others_are_not(run_folder):

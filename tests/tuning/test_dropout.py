@@ -151,7 +151,7 @@ def test_a_mistake_inside_leaves_none_behind(tuned: Tuned) -> None:
     assert all(layer.drop is None for layer in tuned.adapters.values())
 
 
-@pytest.mark.parametrize("cut", [lambda x: x[0], lambda x: x[:, 1:], lambda x: x.flatten(0, 1)])
+@pytest.mark.parametrize("cut", [lambda x: x[0], lambda x: x[:, 1:], lambda x: x.flatten(0, 1)[1:]])
 def test_other_rows_than_the_batchs_tokens_are_refused(tuned: Tuned, cut: Callable[[Tensor], Tensor]) -> None:
     batch = collate(tuned.vlm, [conversations(2)])
     name, layer = next(iter(tuned.adapters.items()))
@@ -159,6 +159,20 @@ def test_other_rows_than_the_batchs_tokens_are_refused(tuned: Tuned, cut: Callab
         layer(cut(torch.ones(*batch.mask.shape, layer.base.in_features)))
     assert name in str(caught.value)
     assert "Set strategy.dropout to 0" in str(caught.value)
+
+
+def test_tokens_in_one_row_meet_the_mask_that_they_meet_in_a_batch(tuned: Tuned) -> None:
+    """A shared expert is given the tokens of all conversations one after the other."""
+    tuned.write(tuned.start.with_flat(torch.ones_like(tuned.start.flat)))
+    batch = collate(tuned.vlm, [conversations(2)])
+    layer = next(iter(tuned.adapters.values()))
+    x = torch.rand(*batch.mask.shape, layer.base.in_features)
+    found = []
+    for given in (x, x.flatten(0, 1)):
+        with dropping(tuned, batch, [work(tuned).masks(0)]):
+            found.append(layer(given))
+    assert torch.equal(found[0].flatten(0, 1), found[1])
+    assert not torch.equal(found[0], layer(x))
 
 
 def test_the_exported_adapter_tells_of_it(tuned: Tuned, tiny_model: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.models.batch import Connect, encode, generate, option_scores
+from fedloom.models.inputs import positions_of
 from fedloom.models.load import Vlm
 from fedloom.models.published import teacher_forced
 from fedloom.processes import forked, threads_each
@@ -207,6 +208,9 @@ def _replies(
 
 
 def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:
-    """Allow half as many tokens again as the longest right answer has, and a few more."""
+    """Allow half as many tokens again as the longest right answer has, and a few more, as far as there are positions."""
     longest = max(len(vlm.tokenizer(one.answer)["input_ids"]) for one in batch)
-    return longest + longest // 2 + 4
+    wanted, positions = longest + longest // 2 + 4, positions_of(vlm)
+    if positions is None:
+        return wanted
+    return max(1, min(wanted, positions - max(len(encode(vlm, one, []).prompt) for one in batch)))

@@ -12,6 +12,10 @@ from fedloom.data.coco_qa import COCO_QA
 from fedloom.data.crisis_mmd import CRISIS_MMD
 from fedloom.data.digits import load_digits
 from fedloom.data.emoji import load_emoji
+from fedloom.data.emoji_styles import TASKS as STYLE_TASKS
+from fedloom.data.emoji_styles import VARIANTS as STYLE_VARIANTS
+from fedloom.data.emoji_styles import load_emoji_styles
+from fedloom.data.fashion_mnist import load_fashion_mnist
 from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.folder import load_folder
 from fedloom.data.hateful_memes import HATEFUL_MEMES
@@ -21,18 +25,32 @@ from fedloom.data.multitask import NATURE, RADIOLOGY
 from fedloom.data.prepared import PREPARED
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
-from fedloom.data.shapes import STYLES, load_shapes
+from fedloom.data.shapes import MAKERS, STYLES, load_shapes
 from fedloom.data.slake import SLAKE
 from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
-__all__ = ["DATASETS", "SHIPPED", "DataSettings", "Loader", "Source", "load_data", "usable", "variants"]
+__all__ = [
+    "DATASETS",
+    "ROOTLESS",
+    "SHIPPED",
+    "DataSettings",
+    "Loader",
+    "Source",
+    "load_data",
+    "tasks",
+    "usable",
+    "validates",
+    "variants",
+]
 
 DATASETS: dict[str, Loader] = {
     "emoji": load_emoji,
+    "emoji-styles": load_emoji_styles,
     "digits": load_digits,
     "shapes": load_shapes,
+    "fashion-mnist": load_fashion_mnist,
     "folder": load_folder,
     "hateful-memes": HATEFUL_MEMES,
     "crisis-mmd": CRISIS_MMD,
@@ -52,8 +70,11 @@ DATASETS: dict[str, Loader] = {
     "fedvlmbench-prepared": CLIENTS,
 }
 
-SHIPPED = ("emoji", "digits", "shapes")
-"""The data sets that need no folder."""
+SHIPPED = ("emoji", "emoji-styles", "digits", "shapes")
+"""The data sets that come with fedloom."""
+
+ROOTLESS = (*SHIPPED, "fashion-mnist")
+"""The data sets that need no folder, or look for one where a package of the system puts it."""
 
 
 def variants(name: str) -> tuple[str, ...]:
@@ -61,7 +82,21 @@ def variants(name: str) -> tuple[str, ...]:
     load = DATASETS[name]
     if isinstance(load, Source):
         return load.variants
+    if load is load_emoji_styles:
+        return STYLE_VARIANTS
     return tuple(STYLES) if load is load_shapes else ()
+
+
+def tasks(name: str) -> tuple[str, ...]:
+    """Return the values of `data.task` that a data set has, the default first; only that where there is no choice."""
+    known = {"shapes": (*MAKERS, "all"), "emoji-styles": STYLE_TASKS}
+    return known.get(name, ("classification",))
+
+
+def validates(name: str) -> bool:
+    """Return whether a data set comes with a validation part of its owners."""
+    load = DATASETS[name]
+    return isinstance(load, Source) and load.validates
 
 
 def load_data(settings: DataSettings, seed: int) -> DataSet:
@@ -89,10 +124,13 @@ def usable(data: DataSet, settings: DataSettings) -> DataSet:
         UserError: A larger share of records than `max_rejected` is invalid, or nothing is left to train or test on.
     """
     _check_rejected(data, settings.max_rejected)
-    for part, examples in (("training", data.train), ("test", data.test)):
+    wanted = [("training", data.train), ("test", data.test)]
+    wanted += [("validation", data.validation)] if settings.validation == "published" else []
+    for part, examples in wanted:
         if not examples:
             where = settings.root or settings.name
-            counts = f"{len(data.train)} to train, {len(data.test)} to test, {len(data.rejected)} bad"
+            used = f"{len(data.train)} to train, {len(data.test)} to test"
+            counts = f"{used}{f', {len(data.validation)} for validation' if len(wanted) > 2 else ''}, {len(data.rejected)} bad"
             raise UserError(
                 f"data: no {part} example is left of {where} ({counts}); "
                 "add records, or change data.test_share or their split"
@@ -102,7 +140,7 @@ def usable(data: DataSet, settings: DataSettings) -> DataSet:
 
 def _check_rejected(data: DataSet, cap: float) -> None:
     count = len(data.rejected)
-    total = count + len(data.train) + len(data.test)
+    total = count + len(data.examples)
     if count and count / total > cap:
         first = "".join(f"\n  {bad}" for bad in data.rejected[:5])
         more = f"\n  and {count - 5} more" if count > 5 else ""

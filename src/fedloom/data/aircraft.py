@@ -3,7 +3,8 @@
 The folder is `fgvc-aircraft-2013b`, or its `data`: `images_variant_train.txt` and its sisters (_family_,
 _manufacturer_; _train, _val, _test) with lines such as "1025794 707-320", `variants.txt`, `families.txt` and
 `manufacturers.txt` with the classes in their order, and `images/1025794.jpg`. `data.variant` is the level.
-The owners' parts train and val are both to train. The group is the class.
+The owners' parts train and val are both to train, unless `data.validation` is published, which keeps val out. The
+group is the class.
 
 Reference: S. Maji et al., "Fine-Grained Visual Classification of Aircraft", arXiv 1306.5151v1; used by
 FedVLMBench (arXiv 2506.09638).
@@ -61,9 +62,9 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
-def _table(part: str, file: str) -> Table:
+def _table(part: str, file: str, *, dev: bool = False) -> Table:
     name = f"images_{{variant}}_{file}.txt"
-    return Table(part, (f"data/{name}", name), make, ("data/images", "images"), read=read)
+    return Table(part, (f"data/{name}", name), make, ("data/images", "images"), read=read, dev=dev)
 
 
 AIRCRAFT = Source(
@@ -73,7 +74,7 @@ AIRCRAFT = Source(
         "Get fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ and unpack "
         "it. The root is the folder fgvc-aircraft-2013b."
     ),
-    tables=(_table("train", "train"), _table("train", "val"), _table("test", "test")),
+    tables=(_table("train", "train"), _table("train", "val", dev=True), _table("test", "test")),
     counts=(Count("train", 6667), Count("test", 3333)),
     variants=tuple(QUESTIONS),
 )

@@ -35,6 +35,11 @@ class DataSettings(Protocol):
         ...
 
     @property
+    def validation(self) -> float | str:
+        """Share of each client's training examples kept out for validation, or "published": the owners' own part."""
+        ...
+
+    @property
     def limit(self) -> int | None:
         """At most this many training examples."""
         ...
@@ -75,7 +80,7 @@ def divide(
         (train, test). One side is empty only where all examples hang together.
     """
     count = min(max(round(share * len(examples)), 1), len(examples) - 1)
-    chosen = _spread(examples, _families(twins), count, stream(seed, "split"))
+    chosen = spread(examples, families(twins), count, stream(seed, "split"))
     return (
         tuple(example for index, example in enumerate(examples) if index not in chosen),
         tuple(example for index, example in enumerate(examples) if index in chosen),
@@ -84,8 +89,8 @@ def divide(
 
 def thin(examples: Sequence[Example], limit: int, seed: int) -> tuple[Example, ...]:
     """Keep exactly min(limit, all) examples in order, alike in answers, from the stream "limit"."""
-    families = [[index] for index in range(len(examples))]
-    chosen = _spread(examples, families, min(limit, len(examples)), stream(seed, "limit"))
+    alone = [[index] for index in range(len(examples))]
+    chosen = spread(examples, alone, min(limit, len(examples)), stream(seed, "limit"))
     return tuple(examples[index] for index in sorted(chosen))
 
 
@@ -93,12 +98,12 @@ def _stratum(example: Example) -> str:
     return example.answer if example.options else example.group or ""
 
 
-def _spread(
-    examples: Sequence[Example], families: Sequence[Sequence[int]], count: int, rng: Generator
+def spread(
+    examples: Sequence[Example], together: Sequence[Sequence[int]], count: int, rng: Generator
 ) -> set[int]:
     """Choose at most `count` indices in whole families, from every stratum in proportion."""
     strata: dict[str, list[Sequence[int]]] = defaultdict(list)
-    for family in families:
+    for family in together:
         strata[_stratum(examples[family[0]])].append(family)
     names = sorted(strata)
     chosen: set[int] = set()
@@ -114,7 +119,7 @@ def _spread(
     return chosen
 
 
-def _families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+def families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     """Group indices that are connected by shared keys, each family and the list in index order."""
     parent = list(range(len(twins)))
 
@@ -129,7 +134,7 @@ def _families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
         for key in keys:
             low, high = sorted((head(first.setdefault(key, index)), head(index)))
             parent[high] = low
-    families: dict[int, list[int]] = defaultdict(list)
+    found: dict[int, list[int]] = defaultdict(list)
     for index in range(len(twins)):
-        families[head(index)].append(index)
-    return list(families.values())
+        found[head(index)].append(index)
+    return list(found.values())

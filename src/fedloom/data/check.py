@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.data import DATASETS, SHIPPED
+from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
@@ -156,6 +157,7 @@ def _check_other(settings: Settings) -> Report:
     """Check a data set that is shipped or the user's own by loading it."""
     shipped = settings.name in SHIPPED
     home = "It comes with fedloom; there is nothing to get." if shipped else "It is a folder of your own."
+    home = FASHION_MNIST if settings.name == "fashion-mnist" else home
     report = Report(settings.name, settings.root, "", home)
     try:
         data = DATASETS[settings.name](settings, 0)

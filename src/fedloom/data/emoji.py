@@ -59,6 +59,7 @@ def _example(record: dict[str, Any], picture: ZipPicture) -> Example:
         label=GROUPS.index(group),
         group=group,
         options=GROUPS,
+        base=record["base"],
     )
 
 

@@ -61,6 +61,7 @@ def below(
                 make=marking(table.make),
                 blank=table.blank and marking(table.blank),
                 variants=variants,
+                dev=table.dev and "dev" in parts,
             )
 
 

@@ -195,6 +195,6 @@ MIMIC_CXR = Source(
         "2.1.0, mimic-cxr-reports.zip; unpack the reports inside the folder of the first. The root is the "
         "folder with mimic-cxr-2.0.0-split.csv and files."
     ),
-    tables=(Table(part_of, _FILES, make, ("files",), read=read),),
+    tables=(Table(part_of, _FILES, make, ("files",), read=read, dev=True),),
     counts=(Count("train", 222758), Count("dev", 1808), Count("test", 3269)),
 )

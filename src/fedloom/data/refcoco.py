@@ -101,7 +101,7 @@ REFCOCO = Source(
         "json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))\". The root is the "
         "folder with refs(unc).json, instances.json and train2014."
     ),
-    tables=(Table(part_of, _FILES, make, _FOLDERS, read=read),),
+    tables=(Table(part_of, _FILES, make, _FOLDERS, read=read, dev=True),),
     counts=(
         Count("train", 120624),
         Count("dev", 10834),

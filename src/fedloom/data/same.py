@@ -56,3 +56,18 @@ def _told(example: Example) -> Mark | None:
     if example.text is not None:
         return "text", alike(example.text)
     return "question", *(alike(turn.user) for turn in example.turns[:-1]), alike(example.question)
+
+
+def twins(examples: Sequence[Example]) -> list[tuple[Mark, ...]]:
+    """Return for each example all that it must not be parted over: its `marks`, what it is a variant of, its record.
+
+    Answers of one conversation, or sentences about one object, come from one record.
+    """
+    return [
+        (
+            *own,
+            *([("base", one.base)] if one.base is not None else []),
+            *([("record", one.place)] if one.place else []),
+        )
+        for own, one in zip(marks(examples), examples, strict=True)
+    ]

@@ -4,7 +4,7 @@ The folder holds `problems.json`, an object from problem number to problem; `cap
 folder above; and the pictures, `images/train/17/image.png` or `train/17/image.png`. Of a problem are read
 question, choices, answer (a place in choices), hint, image (a name or null), topic and split. With
 `data.variant` "caption" a picture is to be described, and problems without one are not used; with "vqa" the
-question is multiple choice, with the hint for text. The part val is not used. The group is the topic.
+question is multiple choice, with the hint for text. The part val is for validation only. The group is the topic.
 
 Reference: P. Lu et al., "Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question
 Answering", arXiv 2209.09513v2; captions are used by FedVLMBench (arXiv 2506.09638), divided by topic.
@@ -98,7 +98,7 @@ SCIENCE_QA = Source(
         "Get problems.json and captions.json from the folder data of https://github.com/lupantech/ScienceQA "
         "and the pictures with its tools/download.sh. The root is the folder with problems.json and images."
     ),
-    tables=(Table(part_of, _FILES, make, _FOLDERS, read=read),),
+    tables=(Table(part_of, _FILES, make, _FOLDERS, read=read, dev=True),),
     counts=(
         Count("train", 12726, variant="vqa"),
         Count("dev", 4241, variant="vqa"),

@@ -44,8 +44,8 @@ class Table:
     """Files of records.
 
     Attributes:
-        part: The part they belong to: "train", "dev" (checked, never trained or tested on) or "test"; or how
-            a record tells its part.
+        part: The part they belong to: "train", "dev" (for validation only: never trained or tested on) or "test"; or
+            how a record tells its part.
         files: Where they may lie below the root, as patterns; the first that finds anything counts. In them
             "{variant}" stands for the variant.
         make: Makes an example of a record.
@@ -57,6 +57,8 @@ class Table:
         read: Reads one file, given its path and its name below the root.
         blank: Makes what is known of a record that `make` refuses, for published draws that count it; it gets images
             unread. None takes `make`.
+        dev: Whether records that tell their part may be of the part "dev"; of a table to train on, whether it is the
+            owners' validation part, which is trained on unless `data.validation` is published.
     """
 
     part: str | PartOf
@@ -68,6 +70,12 @@ class Table:
     spare: str = ""
     read: Callable[[Path, str], Iterator[Raw | Rejected]] = read_records
     blank: Make | None = None
+    dev: bool = False
+
+    @property
+    def validates(self) -> bool:
+        """Whether some of its records are of the part "dev"."""
+        return self.dev or self.part == "dev"
 
 
 class Count(NamedTuple):
@@ -134,11 +142,12 @@ class Source:
         is damaged further on is told by `fedloom data check`, or when its pixels are needed.
 
         Args:
-            settings: `root` and `variant` are read, and `test_share` where nothing is shipped to test on.
+            settings: `root`, `variant` and `validation` are read, and `test_share` where nothing is shipped to test on.
             seed: Decides what is held out.
 
         Raises:
-            UserError: No root, an unknown variant, a file or folder that is not there.
+            UserError: No root, an unknown variant, a file or folder that is not there, or no validation part where one
+                is asked for.
         """
         if settings.root is None:
             raise UserError(f"data.root: the data set {self.name} needs the path of its folder; {self.home}")
@@ -147,7 +156,10 @@ class Source:
         rejected: list[Rejected] = []
         drawn: list[Example] = []
         ids: dict[str, str] = {}
+        published = settings.validation == "published"
         for table in self.used(variant):
+            if published and table.part == "train" and table.dev:
+                continue
             for row in self.rows(table, root, variant, tuple(parts)):
                 row = row.once(ids) if isinstance(row, Row) else row
                 if isinstance(row, Row):
@@ -160,9 +172,37 @@ class Source:
         if len(train) > 1 and not self.tests(root, variant):
             train, test = divide(train, marks(train), settings.test_share, seed)
             drawn = []
-        return DataSet(
-            self.name, train, test, tuple(rejected), tuple(drawn) if len(drawn) > len(train) else ()
-        )
+        # Last, so that an id which is used twice costs no example of the other parts.
+        dev = self._dev(root, variant, ids, rejected) if published else ()
+        counted = tuple(drawn) if len(drawn) > len(train) else ()
+        return DataSet(self.name, train, test, tuple(rejected), counted, dev)
+
+    @property
+    def validates(self) -> bool:
+        """Whether the owners ship a validation part."""
+        return any(table.validates for table in self.tables)
+
+    def _dev(
+        self, root: Path, variant: str, ids: dict[str, str], rejected: list[Rejected]
+    ) -> tuple[Example, ...]:
+        """Read the validation part; invalid records are added to `rejected`."""
+        tables = [table for table in self.used(variant) if table.validates]
+        names = " or ".join(name.format(variant=variant) for table in tables for name in table.files)
+        if not any(found(table, root, variant) for table in tables):
+            raise UserError(
+                f"data.validation is published, but {root} holds no {names or 'validation part'}; add it, or give a share "
+                "of the training examples, such as 0.1"
+            )
+        parts = [table.part if isinstance(table.part, str) else "dev" for table in tables]
+        rows = (self.rows(table, root, variant, (part,)) for table, part in zip(tables, parts, strict=True))
+        kept: list[Example] = []
+        for row in chain.from_iterable(rows):
+            row = row.once(ids) if isinstance(row, Row) else row
+            if isinstance(row, Row):
+                kept.append(row.example)
+            else:
+                rejected.append(row)
+        return tuple(kept)
 
     def chosen(self, variant: str | None) -> str:
         """Return the variant meant, "" where there are none.

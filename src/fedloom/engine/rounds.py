@@ -19,6 +19,7 @@ from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.client.train import Result, TrainSettings, Work
 from fedloom.engine.gate import Gate, GateSettings
 from fedloom.engine.limits import Expected, norm
+from fedloom.params import Params
 from fedloom.record import Clock
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
@@ -53,6 +54,21 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
+class Best:
+    """The round with the best validation score so far, the first of equals.
+
+    Attributes:
+        round: Rounds that were done then, over all stages.
+        score: Its validation score.
+        models: Parameters by the client they belong to, or None for the global model.
+    """
+
+    round: int
+    score: float
+    models: Mapping[int | None, Params]
+
+
+@dataclass(frozen=True)
 class Standing:
     """Where a run stands between two rounds: all that a resumed run needs.
 
@@ -64,6 +80,7 @@ class Standing:
         up: Bytes sent by clients so far.
         down: Bytes sent to clients so far.
         seconds: Time spent in rounds so far.
+        best: The best round so far, where one is looked for and was found.
     """
 
     state: ServerState
@@ -73,6 +90,7 @@ class Standing:
     up: int = 0
     down: int = 0
     seconds: float = 0.0
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,10 @@ def _nothing(standing: Standing, log: dict[str, Any]) -> None:
     pass
 
 
+Committed = Callable[[Standing, dict[str, Any]], Standing | None]
+"""(where a run stands after a round, the round's figures) → where it then stands; None where that is the same."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training: a server, its clients, and where it stands.
@@ -147,7 +169,7 @@ class Run:
     settings: TrainSettings
     gate: GateSettings
     opened: Callable[[Standing], Memories] = in_memory
-    committed: Callable[[Standing, dict[str, Any]], None] = _nothing
+    committed: Committed = _nothing
     stage: int = 0
     trained: Tensor | None = None
     shared: Tensor | None = None
@@ -199,7 +221,7 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
             now[k] = replace(now[k], standing=standing)
             logs.append(log)
         for k, log in zip(together, logs, strict=True):
-            now[k].committed(now[k].standing, log)
+            now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)
     return [run.standing for run in now]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedloom.algorithms.base import ServerState
-from fedloom.engine.rounds import Standing
+from fedloom.engine.rounds import Best, Standing
 from fedloom.manifest import MEMORY, read_sealed, write_sealed
 from fedloom.params import Layout, Params
 from fedloom.record import write_atomic
@@ -33,6 +34,9 @@ KEPT = 2
 
 INDEX = ("memory/clients", "memory/rounds")
 """Tensors of a checkpoint: clients that keep something, and the round of each one's newest file, both [clients]."""
+
+BEST = "best/"
+"""Beginning of the names of tensors that hold the models of the best round: "all", or a client's number."""
 
 FOLDER = 1000
 """Clients whose memories lie in one folder."""
@@ -63,6 +67,10 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
     if isinstance(standing.memories, Stored) and standing.memories.rounds:
         columns = (standing.memories.rounds, standing.memories.rounds.values())
         tensors |= {name: torch.tensor([*one]) for name, one in zip(INDEX, columns, strict=True)}
+    if standing.best is not None:
+        tensors |= {
+            f"{BEST}{_whose(one)}": params.flat.clone() for one, params in standing.best.models.items()
+        }
     content = save({name: value.contiguous() for name, value in tensors.items()})
     name = f"round-{standing.state.round:04}"
     write_atomic(folder / f"{name}.safetensors", content, folder)
@@ -77,6 +85,11 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
         "up": standing.up,
         "down": standing.down,
         "seconds": standing.seconds,
+        **(
+            {}
+            if standing.best is None
+            else {"best": {"round": standing.best.round, "score": standing.best.score}}
+        ),
     }
     write_sealed(folder / f"{name}.json", figures, folder)
     for old in _by_round(folder.glob("round-*.json"))[:-KEPT]:
@@ -233,4 +246,18 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
         figures["up"],
         figures["down"],
         figures["seconds"],
+        _best(figures.get("best"), tensors, own),
     )
+
+
+def _whose(client: int | None) -> str:
+    return "all" if client is None else str(client)
+
+
+def _best(figures: Mapping[str, Any] | None, tensors: Tensors, layout: Layout) -> Best | None:
+    """Return the best round of a checkpoint, or None where none was looked for."""
+    if figures is None:
+        return None
+    named = {name[len(BEST) :]: value for name, value in tensors.items() if name.startswith(BEST)}
+    models = {None if name == "all" else int(name): Params(layout, value) for name, value in named.items()}
+    return Best(figures["round"], figures["score"], dict(sorted(models.items(), key=lambda one: one[0] or 0)))

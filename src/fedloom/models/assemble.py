@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fedloom.hashes import combined
+from fedloom.hashes import combined, file_digest
 from fedloom.models.checks import check_decoder, check_processor, check_sizes
-from fedloom.models.connectors import fresh
+from fedloom.models.connectors import fresh, put_trained, trained_file
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.models.source import Source
@@ -43,7 +43,7 @@ class ModelSettings(Protocol):
 
     @property
     def path(self) -> str:
-        """The model: a name in `SHIPPED`, a folder, or a hub id."""
+        """The model: a name in `SHIPPED` or `ADDED`, a folder, or a hub id."""
         ...
 
     @property
@@ -59,6 +59,11 @@ class ModelSettings(Protocol):
     @property
     def connector(self) -> str | None:
         """A key of `CONNECTORS`, or None for the model's own; an assembled model's own is "mlp2"."""
+        ...
+
+    @property
+    def connector_weights(self) -> str | None:
+        """The values of a connector that was trained before, or None for fresh ones."""
         ...
 
     @property
@@ -87,14 +92,14 @@ def load_model(settings: ModelSettings, seed: int) -> Vlm:
     vlm = load_vlm(settings.path, network=settings.network)
     if settings.connector is None:
         return vlm
-    return replace_connector(vlm, settings.connector, seed, settings.queries)
+    return replace_connector(vlm, settings.connector, seed, settings.queries, settings.connector_weights)
 
 
 def base_digest(settings: ModelSettings, seed: int) -> str:
     """Return the SHA-256 of what `load_model` would load, `Vlm.digest`, without loading it.
 
-    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what a fresh connector
-    depends on. Files that have not changed since they were last read are not read again; see `file_digests`.
+    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what another connector
+    than the model's own depends on. Files that have not changed since they were last read are not read again; see `file_digests`.
 
     Args:
         settings: What would be loaded.
@@ -105,11 +110,12 @@ def base_digest(settings: ModelSettings, seed: int) -> str:
     """
     if settings.encoder is not None and settings.llm is not None:
         found = _joined(*_sources(settings.encoder, settings.llm, settings.network))
-        return _with_connector(found, settings.connector or OWN, seed, settings.queries)
-    found = Source("model.path", settings.path, settings.network).digest
-    if settings.connector is None:
+        name = settings.connector or OWN
+    else:
+        found, name = Source("model.path", settings.path, settings.network).digest, settings.connector
+    if name is None:
         return found
-    return _with_connector(found, settings.connector, seed, settings.queries)
+    return _with_connector(found, name, seed, settings.queries, settings.connector_weights)
 
 
 def _sources(encoder: str, llm: str, network: bool) -> tuple[Source, Source]:
@@ -120,14 +126,15 @@ def _joined(encoder: Source, llm: Source) -> str:
     return combined({"encoder": encoder.digest, "llm": llm.digest})
 
 
-def _with_connector(base: str, name: str, seed: int, queries: int) -> str:
-    """Digest a model with a fresh connector, whose values depend on its form and the seed only."""
+def _with_connector(base: str, name: str, seed: int, queries: int, weights: str | None = None) -> str:
+    """Digest a model with another connector, whose values depend on its form and on the seed or a file only."""
     form = f"{name} of {queries} queries" if name == "resampler" else name
-    return combined({"base": base, "connector": f"{form}, seed {seed}"})
+    values = f"seed {seed}" if weights is None else f"SHA-256 {file_digest(trained_file(weights))}"
+    return combined({"base": base, "connector": f"{form}, {values}"})
 
 
-def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
-    """Put a fresh connector into a model; changes `vlm.model` in place.
+def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights: str | None = None) -> Vlm:
+    """Put another connector into a model, a fresh one or a trained one; changes `vlm.model` in place.
 
     A connector of the model that has the same form is kept and gets the fresh values, so that the names of its
     tensors stay those that the stock model knows.
@@ -137,9 +144,10 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
         name: A key of `CONNECTORS`.
         seed: Names the random streams.
         queries: Image tokens that a resampler gives.
+        weights: A name in `TRAINED` or a safetensors file with the connector's values; None draws fresh ones.
 
     Raises:
-        UserError: The family's connector has a form of its own.
+        UserError: The family's connector has a form of its own, or the file is damaged or holds another connector.
     """
     place = vlm.family.swap
     if not place:
@@ -151,10 +159,13 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16) -> Vlm:
     own = vlm.model.get_submodule(place)
     linears = [layer for layer in own.modules() if isinstance(layer, nn.Linear)]
     made = fresh(name, linears[0].in_features, linears[-1].out_features, seed, queries)
+    if weights is not None:
+        put_trained(made, name, weights)
     if not _takes_over(own, made, linears[0].in_features):
         above, _, last = place.rpartition(".")
         setattr(vlm.model.get_submodule(above), last, made.eval())
-    return replace(vlm, digest=_with_connector(vlm.digest, name, seed, queries), features={}, tokens={})
+    digest = _with_connector(vlm.digest, name, seed, queries, weights)
+    return replace(vlm, digest=digest, features={}, tokens={})
 
 
 @torch.no_grad()
@@ -174,8 +185,9 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     """Join an encoder and a language model by a fresh connector, as a LLaVA or, with an EfficientNet, a FastVLM.
 
     Args:
-        encoder: A CLIP or SigLIP model, the vision half of one, or an EfficientNet: a folder or a hub id.
-        llm: A causal language model with a plain linear head: a folder or a hub id.
+        encoder: A CLIP or SigLIP model, the vision half of one, an EfficientNet, or a model of images and text that has
+            one of these as its vision tower: a name in `SHIPPED`, a folder or a hub id.
+        llm: A causal language model with a plain linear head: a name in `ADDED`, a folder or a hub id.
         settings: Connector, queries, network.
         seed: Names the random streams of the connector.
 
@@ -206,7 +218,9 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
     check_processor(at_llm, processor, IMAGE)
     vlm = Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
-    return replace_connector(vlm, settings.connector or OWN, seed, settings.queries)
+    return replace_connector(
+        vlm, settings.connector or OWN, seed, settings.queries, settings.connector_weights
+    )
 
 
 def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
@@ -253,6 +267,8 @@ def _tower(source: Source) -> tuple[Any, str]:
             f"{source.key}: {source.path!r} is a {kind!r}; can be assembled: {', '.join(ENCODERS)}"
         )
     name, family = ENCODERS[kind]
+    if config.model_type in FAMILIES:  # its encoder's tensors have other names than an encoder's own
+        return source.model(transformers.AutoModelForImageTextToText).model.vision_tower, family
     return source.model(getattr(transformers, name), BESIDE), family
 
 

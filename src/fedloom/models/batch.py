@@ -29,6 +29,7 @@ from fedloom.models.inputs import (
 )
 from fedloom.models.load import Vlm
 from fedloom.models.reading import reading
+from fedloom.models.templates import answered
 from fedloom.record import Clock
 from fedloom.types import Conversation, Turn, UserError
 
@@ -101,17 +102,13 @@ def _content(turn: Turn) -> list[dict[str, str]]:
     return parts
 
 
-def _said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
 def _turns(conversation: Conversation) -> list[dict[str, Any]]:
     """Write a conversation up to its answer as a chat template takes it."""
     turns: list[dict[str, Any]] = []
     if conversation.system is not None:
         turns.append({"role": "system", "content": [{"type": "text", "text": conversation.system}]})
     for turn in conversation.history:
-        turns += [{"role": "user", "content": _content(turn)}, _said(turn.answer)]
+        turns += [{"role": "user", "content": _content(turn)}, answered(turn.answer)]
     return [*turns, {"role": "user", "content": _content(conversation.turn)}]
 
 
@@ -120,10 +117,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
     turns, prompt = vlm.processor.framed(turns)
     ends: list[tuple[int, ...]] = []
     for answer in answers:
-        whole = vlm.processor.apply_chat_template([*turns, _said(answer)], tokenize=False)
-        if not whole.startswith(prompt):
-            raise UserError(f"the chat template of {vlm.name!r} changes the prompt once an answer follows it")
-        ids = tokenizer(whole[len(prompt) :].rstrip("\n"), add_special_tokens=False)["input_ids"]
+        written = vlm.processor.reply(turns, prompt, answer).rstrip("\n")
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
         ends.append((*ids, *(() if ids and ids[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,))))
     placeholder = vlm.family.placeholder(vlm.model, tokenizer)
     before, *after = prompt.split(placeholder) if placeholder else [prompt]
@@ -132,7 +127,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
             f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} images"
         )
     spelled = [_spelled(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
-    ids = tokenizer(before + "".join(spelled), add_special_tokens=False)["input_ids"]
+    text = vlm.family.tidy(tokenizer, before + "".join(spelled))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id not in ids:
         ids = [tokenizer.bos_token_id, *ids]
     return Encoded(tuple(ids), tuple(ends))
@@ -377,7 +373,8 @@ def generate(
         mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), 1)
         seen = attention(vlm, mask[:, None].bool(), places) if slides(vlm) else mask
         embeddings = vlm.model.get_input_embeddings()(token[:, None])
-        step = {"inputs_embeds": embeddings, "attention_mask": seen, "position_ids": position, **later}
+        given = vlm.family.place(vlm.model, token[:, None], embeddings, [])
+        step = {**given, "attention_mask": seen, "position_ids": position, **later}
         states = vlm.decoder(**step, past_key_values=cache, use_cache=True)[0][:, 0]
         position = position + 1
     replies = torch.stack(tokens, 1)

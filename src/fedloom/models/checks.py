@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fedloom.models.families import FAMILIES
-from fedloom.models.family import Family
+from fedloom.models.family import Family, image_token
+from fedloom.models.resampled import granite4_layers
 from fedloom.models.source import Source, first_line
 from fedloom.models.templates import trial
 from fedloom.types import UserError
@@ -17,10 +18,13 @@ from fedloom.types import UserError
 EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
 """Names of modules that send tokens to experts."""
 
-SPARSE = ("mixtral", "qwen3_moe", "olmoe", "qwen3_vl_moe_text")
+SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_vl_moe_text", "gemma4_text")
 """Mixtures of experts that the tests compare with the stock model, by `model_type`: each token goes its own way."""
 
-SQUARES = ("llava", "vipllava", "llava_next", "llava_onevision", "paligemma", "gemma3", "janus")
+SQUARES = (
+    "llava", "vipllava", "llava_next", "llava_onevision", "granite4_vision", "aya_vision", "ovis2", "paligemma",
+    "gemma3", "janus",
+)  # fmt: skip
 """Families whose encoder takes squares of one size only."""
 
 
@@ -37,7 +41,8 @@ def check_decoder(source: Source, model: Any) -> None:
     taken = inspect.signature(type(decoder).forward).parameters
     family = FAMILIES.get(model.config.model_type)
     blocks = family and family.blocks  # families that have them decide themselves who sees later tokens
-    both = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None)
+    sees = getattr(config, "use_bidirectional_attention", None)
+    both = not getattr(config, "is_causal", True) or sees
     experts = sorted({type(one).__name__ for one in decoder.modules() if EXPERTS.search(type(one).__name__)})
     if other or getattr(decoder, "_is_stateful", False):
         kinds = ", ".join(sorted(other)) or config.model_type
@@ -53,7 +58,7 @@ def check_decoder(source: Source, model: Any) -> None:
         reason = (
             f"does not take positions as an argument ({config.model_type}); choose one with rotary positions"
         )
-    elif blocks is None and both:
+    elif (blocks is None and both) or sees == "all" or (sees is True and model.config.model_type == "gemma3"):
         reason = "sees later tokens; choose one that sees backwards only"
     else:
         return
@@ -61,18 +66,18 @@ def check_decoder(source: Source, model: Any) -> None:
 
 
 def placeholder_of(source: Source, family: Family, model: Any, tokenizer: Any) -> str:
-    """Return what the chat template writes for an image, which must be in the tokenizer's vocabulary.
+    """Return what the chat template writes for an image; the image token must be in the tokenizer's vocabulary.
 
     Raises:
         UserError: The tokenizer has no such token.
     """
     try:
-        found = family.placeholder(model, tokenizer)
+        found, token = family.placeholder(model, tokenizer), image_token(model, tokenizer)
     except Exception as error:  # a token without a name, or a number that is no token
         raise UserError(
             f"{source.key}: the tokenizer of {source.path!r} has no image token ({first_line(error)})"
         ) from error
-    if not isinstance(found, str) or found not in tokenizer.get_vocab():
+    if not isinstance(found, str) or token not in tokenizer.get_vocab():
         raise UserError(
             f"{source.key}: the tokenizer of {source.path!r} has no image token; config.json says that it is number "
             f"{getattr(model.config, 'image_token_id', None)} of {len(tokenizer)}"
@@ -107,19 +112,26 @@ def check_processor(source: Source, processor: Any, image: str) -> None:
     Raises:
         UserError: It fails, does not end, or leaves out or changes what it is given.
     """
-    more = {**processor.tokenizer.special_tokens_map, **processor.given}
-    named = {name: value for name, value in more.items() if isinstance(value, str)}
+    special = processor.tokenizer.special_tokens_map
+    named = {name: value for name, value in special.items() if isinstance(value, str)} | processor.given
     template = processor.chat_template
     trial(source.key, source.path, template, named, image=image, flat=processor.flat, token=processor.image)
 
 
 def check_features(source: Source, model: Any) -> None:
-    """Refuse a configuration that takes features from a layer which the encoder does not have.
+    """Refuse a configuration that takes features from a layer which the encoder does not have, or features at random.
 
     Raises:
-        UserError: There is no such layer.
+        UserError: There is no such layer, or what the encoder gives is drawn.
     """
+    if getattr(getattr(model.config, "vision_config", None), "tokenize_function", "") == "gumbel_argmax":
+        raise UserError(
+            f"{source.key}: the encoder of {source.path!r} draws visual words at random (tokenize_function is "
+            "gumbel_argmax); choose a model in which it is softmax or st_argmax"
+        )
     wanted = getattr(model.config, "vision_feature_layer", None)
+    if model.config.model_type == "granite4_vision":
+        wanted = granite4_layers(model.config)
     depth = getattr(getattr(model.config, "vision_config", None), "num_hidden_layers", None)
     for layer in [wanted] if isinstance(wanted, int) else wanted or []:
         if isinstance(depth, int) and not -depth - 1 <= layer <= depth:

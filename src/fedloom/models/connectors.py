@@ -20,13 +20,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedloom.seeds import torch_stream
+from fedloom.types import UserError
+
+TRAINED = {
+    name: Path(__file__).parent / "shipped-connectors" / name / "connector.safetensors"
+    for name in ("real-laptop",)
+}
+"""Trained connectors that come with fedloom, name → file; the card beside it says from what to what."""
 
 
 class Resampler(nn.Module):
@@ -105,6 +115,54 @@ def fresh(name: str, inputs: int, outputs: int, seed: int, queries: int = 16) ->
             elif key.endswith("bias"):
                 value.zero_()
     return connector.requires_grad_(False)
+
+
+def trained_file(weights: str) -> Path:
+    """Return the file of a trained connector: a name in `TRAINED` or a path.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    found = TRAINED.get(weights, Path(weights))
+    if not found.is_file():
+        raise UserError(
+            f"model.connector_weights: there is no file {weights!r}; give a safetensors file, or one of "
+            f"{', '.join(TRAINED)}"
+        )
+    return found
+
+
+@torch.no_grad()
+def put_trained(connector: nn.Module, name: str, weights: str) -> None:
+    """Copy the values of a trained connector into a connector of the same form.
+
+    Args:
+        connector: Made by `fresh`; changed in place.
+        name: The key of `CONNECTORS` it was made by, for messages.
+        weights: A name in `TRAINED`, or a safetensors file with a tensor for each parameter of `connector`.
+
+    Raises:
+        UserError: The file is missing or damaged, or holds a connector of another form.
+    """
+    try:
+        found = load_file(trained_file(weights))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.connector_weights: {weights!r} is damaged ({error})") from error
+    wanted = dict(connector.named_parameters())
+    held = {key: list(value.shape) for key, value in found.items()}
+    needed = {key: list(value.shape) for key, value in wanted.items()}
+    for key in sorted({*held, *needed}):
+        if held.get(key) != needed.get(key):
+            raise UserError(
+                f"model.connector_weights: {weights!r} does not fit: the connector {name} between these parts has "
+                f"{key} {needed.get(key, 'not at all')}, the file {held.get(key, 'not at all')}"
+            )
+    for key, value in wanted.items():
+        if not found[key].is_floating_point() or not bool(found[key].isfinite().all()):
+            raise UserError(
+                f"model.connector_weights: {weights!r} holds values of {key} that are no finite numbers"
+            )
+        value.copy_(found[key])
 
 
 def tokens_out(model: Any, features: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedloom.models import crossed, grids, patches, texts, towers
+from fedloom.models import crossed, gemmas, grids, ovis, patches, resampled, texts, towers
 from fedloom.models.family import Family
 from fedloom.models.parts import Parts
 
@@ -17,6 +17,11 @@ _QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack
 _GLM = Parts(("model.visual",), ("model.visual.merger",), _HEAD)
 _DRAWS = tuple(
     f"model.{one}" for one in ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+)
+_OVIS = Parts(
+    _LLAVA.encoder,
+    ("model.vision_tower.head_linear", "model.vision_tower.head_norm", "model.visual_embeddings_table"),
+    _HEAD,
 )
 _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality_projection"
 
@@ -48,6 +53,19 @@ FAMILIES: dict[str, Family] = {
         parts=_ANYRES, encode=towers.anyres_encode, connect=towers.anyres_connect,
         spell=towers.anyres_spell,
     ),
+    "granite4_vision": Family(
+        summary="Granite 4 Vision: as LLaVA-NeXT, with features for several layers of the decoder",
+        parts=Parts(
+            _LLAVA.encoder, ("model.layerwise_projectors", "model.spatial_projectors"), _ANYRES.llm
+        ),
+        encode=resampled.granite4_encode, connect=resampled.granite4_connect, spell=resampled.granite4_spell,
+        place=resampled.granite4_place, head=texts.scaled_head,
+    ),
+    "idefics2": Family(
+        summary="Idefics2: images of any size, read by learned queries",
+        parts=_IDEFICS, encode=resampled.idefics2_encode, connect=resampled.idefics2_connect,
+        spell=resampled.idefics2_spell, tidy=resampled.idefics2_tidy,
+    ),
     "idefics3": Family(
         summary="Idefics3: tiles, four or more patches in one token",
         parts=_IDEFICS, encode=towers.idefics_encode, connect=towers.idefics_connect,
@@ -62,6 +80,16 @@ FAMILIES: dict[str, Family] = {
         summary="InternVL 2.5, 3 and 3.5 (their transformers checkpoints, named -hf): tiles, four patches in one token",
         parts=_LLAVA, encode=towers.internvl_encode, connect=towers.project,
         spell=towers.internvl_spell, settings=towers.cropped,
+    ),
+    "aya_vision": Family(
+        summary="Aya Vision: tiles with their numbers, four patches in one token",
+        parts=_LLAVA, encode=towers.aya_encode, connect=towers.aya_connect, spell=towers.aya_spell,
+        placeholder=towers.aya_placeholder, settings=towers.cropped,
+    ),
+    "ovis2": Family(
+        summary="Ovis2: tiles become probabilities of visual words, with an embedding for each word",
+        parts=_OVIS, encode=ovis.ovis_encode, connect=ovis.ovis_connect, spell=ovis.ovis_spell,
+        placeholder=ovis.ovis_placeholder, place=ovis.ovis_place,
     ),
     "qwen2_vl": Family(
         summary="Qwen2-VL: pictures of any size",
@@ -98,8 +126,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": Family(
         summary="Gemma 3: pooled features, pictures that see themselves in both directions",
-        parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=towers.gemma_spell,
-        placeholder=towers.gemma_placeholder, blocks=towers.gemma_blocks,
+        parts=_LLAVA, encode=towers.last_states, connect=towers.project, spell=gemmas.gemma_spell,
+        placeholder=gemmas.gemma_placeholder, blocks=gemmas.gemma_blocks,
+    ),
+    "gemma4": Family(
+        summary="Gemma 4: images of any size; what listens is frozen and not used",
+        parts=Parts(
+            ("model.vision_tower", "model.audio_tower", "model.embed_audio"), ("model.embed_vision",), _HEAD
+        ),
+        encode=gemmas.gemma4_encode, connect=gemmas.gemma4_connect, spell=gemmas.gemma4_spell,
+        place=gemmas.gemma4_place, blocks=gemmas.gemma4_blocks, near=True, head=towers.capped_head,
     ),
     "janus": Family(
         summary="Janus and Janus-Pro: as LLaVA; what generates images is frozen and not used",

@@ -71,6 +71,12 @@ def plain_head(model: Any, states: Tensor) -> Tensor:
     return model.get_output_embeddings()(states)
 
 
+def as_written(tokenizer: Any, text: str) -> str:
+    """Return a prompt as it is."""
+    del tokenizer
+    return text
+
+
 def nothing(given: Any) -> dict[str, Any]:
     """Return no arguments."""
     del given
@@ -88,12 +94,14 @@ class Family:
             Only frozen modules take part, so features are computed once per picture.
         connect: (model, features [B, *grid, E]) → token embeddings [B, T, D].
         spell: (model, tokenizer, grid) → the text that stands for a picture in the prompt.
+        tidy: (tokenizer, a whole prompt with `spell` in it) → the prompt as it is tokenized.
         placeholder: (model, tokenizer) → what the chat template writes for a picture; `spell` replaces it.
         place: (model, ids, embeddings, connected features) → arguments of the decoder, see `scatter`.
         later: What of these arguments the tokens after the first call need, in generation.
         positions: (model, ids of a prompt [L], grids of its pictures) → positions [A, L]; None counts tokens.
         blocks: (model, ids of a prompt [L]) → block numbers [L]; tokens of a block see each other in both
             directions, −1 sees backwards only. None: every token sees backwards only.
+        near: Whether they do so in layers with a sliding window only, and whole layers see backwards.
         across: Whether a block's tokens see each other across a sliding window too.
         head: (model, hidden states) → logits.
         settings: (model) → arguments of the image processor.
@@ -107,11 +115,13 @@ class Family:
     encode: Callable[[Any, Mapping[str, Any]], Sequence[Tensor] | Tensor]
     connect: Callable[[Any, Tensor], Tensor]
     spell: Callable[[Any, Any, Grid], str] = one_each
+    tidy: Callable[[Any, str], str] = as_written
     placeholder: Callable[[Any, Any], str] = image_token
     place: Callable[[Any, Tensor, Tensor, Sequence[Tensor]], dict[str, Any]] = scatter
     later: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
     positions: Callable[[Any, Tensor, Sequence[Grid]], Tensor] | None = None
     blocks: Callable[[Any, Tensor], Tensor] | None = None
+    near: bool = False
     across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
     settings: Callable[[Any], Mapping[str, Any]] = nothing

@@ -78,7 +78,7 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
         most: Tokens allowed, at least 1; None as in `limit_of`.
     """
     sees = vlm.family.images
-    pictures = [one for example in (*data.train, *data.test) for one in example.pictures if sees]
+    pictures = [one for example in data.examples for one in example.pictures if sees]
     unread = {id(one): reason for one in pictures if (reason := _unread(one)) is not None}
     computed, refused = _refused(vlm, [one for one in pictures if id(one) not in unread])
     limit = limit_of(vlm, most)
@@ -116,15 +116,15 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
         rejected.append(_rejected(example, f"is too long: {tokens} tokens, {told}"))
         return None
 
-    train, test = (
+    train, test, validation = (
         tuple(one for example in part if (one := usable(example)) is not None)
-        for part in (data.train, data.test)
+        for part in (data.train, data.test, data.validation)
     )
     if not rejected and not cut and not blind:
         return Checked(data, (), computed)
     drawn = data.drawn or (data.train if len(train) < len(data.train) else ())
-    found = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn)
-    unseen = sum(one.id in blind for one in (*train, *test))
+    found = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn, validation)
+    unseen = sum(one.id in blind for one in found.examples)
     return Checked(found, tuple(cut), computed, unseen)
 
 

@@ -67,10 +67,7 @@ def decoder_inputs(
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
             within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
-        allowed = allowed | within
-    inputs["attention_mask"] = (
-        rows.mask if allowed is None else attention(vlm, allowed, position, within if family.across else None)
-    )
+    inputs["attention_mask"] = rows.mask if allowed is None else attention(vlm, allowed, position, within)
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:
@@ -161,7 +158,8 @@ def attention(
         vlm: The model.
         allowed: Which of the last Q tokens sees which of all K, shape [B, Q, K].
         position: Positions of all K, counted in tokens, shape [B, K]; None counts along the row.
-        within: Which tokens see each other across any window, shape [B, Q, K]; None is none.
+        within: Which tokens see each other in both directions besides, shape [B, Q, K]; None is none. The family says
+            whether they do so in whole layers too (`near`) and across a window (`across`).
 
     Returns:
         Values to add, shape [B, 1, Q, K], or such values by kind of layer.
@@ -178,11 +176,12 @@ def attention(
         )[:, None]
 
     kinds, window = windows(vlm)
-    always = itself if within is None else within | itself
-    whole = added(allowed | always)
+    family, both = vlm.family, allowed if within is None else allowed | within
+    whole = added((allowed if family.near else both) | itself)
     if window is None:
         return whole
+    always = itself if within is None or not family.across else within | itself
     along = torch.arange(keys, device=vlm.device)[None] if position is None else position
     away = along[:, keys - queries :, None] - along[:, None]  # [B, Q, K]
-    near = added((allowed & (away < window)) | always)
+    near = added((both & (away < window)) | always)
     return {"full_attention": whole, "sliding_attention": near} if kinds else near

@@ -9,7 +9,7 @@ import torch
 
 from fedloom.models.processor import plain, special
 from fedloom.models.source import Source
-from fedloom.models.templates import TODAY, dated, trial
+from fedloom.models.templates import SETTLED, TODAY, dated, trial
 from fedloom.tasks.verdict import Judge
 from fedloom.types import UserError
 
@@ -83,10 +83,10 @@ def _framed(tokenizer: Any, prompt: str) -> str:
     turn = [{"role": "user", "content": prompt}]
     template = dated(tokenizer.chat_template)
     return tokenizer.apply_chat_template(
-        turn, chat_template=template, tokenize=False, add_generation_prompt=True, date_string=TODAY
+        turn, chat_template=template, tokenize=False, add_generation_prompt=True, date_string=TODAY, **SETTLED
     )
 
 
-def _given(tokenizer: Any) -> dict[str, str]:
+def _given(tokenizer: Any) -> dict[str, Any]:
     named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    return {**named, "date_string": TODAY}
+    return {**named, "date_string": TODAY, **SETTLED}

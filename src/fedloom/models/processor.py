@@ -10,7 +10,7 @@ from typing import Any
 
 from fedloom.models.family import PLAIN
 from fedloom.models.source import first_line
-from fedloom.models.templates import TODAY, Turn, dated
+from fedloom.models.templates import SETTLED, TODAY, Turn, answered, continued, dated
 from fedloom.types import UserError
 
 
@@ -43,7 +43,7 @@ class Processor:
     @property
     def given(self) -> dict[str, Any]:
         """What the chat template is given besides the turns."""
-        return {"image": self.image, "date_string": TODAY}
+        return {"image": self.image, "date_string": TODAY, **SETTLED}
 
     def apply_chat_template(self, turns: Sequence[Turn], **choices: Any) -> str:
         """Write turns as text; choices are those of the tokenizer's method of this name.
@@ -81,6 +81,29 @@ class Processor:
         start = {"type": "text", "text": first["content"][0]["text"] + "\n"}
         merged = [{**rest[0], "content": [start, *rest[0]["content"]]}, *rest[1:]]
         return merged, self._prompt(merged)
+
+    def reply(self, turns: Sequence[Turn], prompt: str, answer: str) -> str:
+        """Return an answer and its end as the chat template writes them after a prompt.
+
+        Args:
+            turns: The turns that make the prompt.
+            prompt: What `framed` gives for them.
+            answer: The answer.
+
+        Raises:
+            UserError: The template changes the prompt once an answer follows it.
+        """
+        whole = self._written(turns, answer)
+        if whole.startswith(prompt):
+            return whole[len(prompt) :]
+        other = self._written(turns, "a" if answer.strip()[:1] != "a" else "b")
+        rest = continued(prompt, self.apply_chat_template(turns, tokenize=False), whole, other)
+        if rest is None:
+            raise UserError("model: the chat template changes the prompt once an answer follows it")
+        return rest
+
+    def _written(self, turns: Sequence[Turn], answer: str) -> str:
+        return self.apply_chat_template([*turns, answered(answer)], tokenize=False)
 
     def plain(self, text: str) -> str:
         """Put a space into whatever this tokenizer would take for a special token, so that a user's text stays text.

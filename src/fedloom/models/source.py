@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from fedloom.hashes import cache_folder, combined, file_digests
+from fedloom.models.added import ADDED, find_added
 from fedloom.models.files import SETTINGS, SHIPPED, VOCABULARY, ModelFiles, model_files, numbers_fit
-from fedloom.models.weights import UNUSED, bounded, check_whole, tensors_of
+from fedloom.models.weights import UNUSED, bounded, check_finite, check_whole, tensors_of
 from fedloom.types import UserError
 
 __all__ = ["SHIPPED", "Source", "first_line"]
@@ -27,7 +28,7 @@ class Source:
 
     Attributes:
         key: The key of the experiment that says so, for messages.
-        path: A name in `SHIPPED`, a local folder, or a hub id.
+        path: A name in `SHIPPED` or `ADDED`, a local folder, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
     """
 
@@ -42,7 +43,10 @@ class Source:
         Raises:
             UserError: There is no such folder, or something in it is wrong; see `model_files`.
         """
-        folder = SHIPPED.get(self.path, Path(self.path))
+        if self.path in ADDED:
+            folder = find_added(self.key, self.path)
+        else:
+            folder = SHIPPED.get(self.path, Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
         found = model_files(self.key, self.path, folder)
@@ -87,7 +91,7 @@ class Source:
             unused: Names of extra tensors that are no error.
 
         Raises:
-            UserError: Weights are no safetensors, missing, misshapen, unknown or damaged; or the configuration is out
+            UserError: Weights are no safetensors, missing, misshapen, unknown, damaged or not finite; or the configuration is out
                 of proportion.
         """
         with bounded(self.files):
@@ -99,6 +103,7 @@ class Source:
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
         check_whole(self.files, info, unused)
+        check_finite(self.files, model)
         return model
 
     def tokenizer(self) -> Any:

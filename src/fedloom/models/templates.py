@@ -23,6 +23,9 @@ from fedloom.types import UserError
 Turn = dict[str, Any]
 """A turn as chat templates take it: its role, and its content as a list of texts and images."""
 
+SETTLED: dict[str, Any] = {"enable_thinking": False}
+"""What every template is given besides dates: models that can think before they answer (Qwen3, SmolLM3) answer at once."""
+
 TODAY = "26 Jul 2024"
 """The date that templates are given, so that a prompt does not depend on the day; Llama 3.2's own default."""
 
@@ -32,7 +35,7 @@ SECONDS, MEMORY = 10, 2**30
 WAIT = 300
 """Seconds after which a trial is given up where the operating system does not bound its processor time."""
 
-QUESTION, ANSWER = "what is shown here", "a blue square"
+QUESTION, ANSWER, OTHER = "what is shown here", "a blue square", "the red one"
 
 
 def dated(template: str) -> str:
@@ -60,6 +63,29 @@ def answered(answer: str, *, flat: bool = False) -> Turn:
     return {"role": "assistant", "content": answer if flat else [{"type": "text", "text": answer}]}
 
 
+def continued(prompt: str, so_far: str, whole: str, other: str) -> str | None:
+    """Return what follows a prompt where an answer is given: the answer and its end.
+
+    A template may end a prompt by more than stands before an answer that is given, as Gemma 4's does by an empty thought:
+    what follows then begins where conversations with different answers part.
+
+    Args:
+        prompt: What asks for the answer.
+        so_far: The same conversation without a request for an answer.
+        whole: The conversation with the answer.
+        other: The conversation with an answer of another first letter.
+
+    Returns:
+        The text; None where the template writes what comes before the answer differently once it is there.
+    """
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    pairs = enumerate(zip(whole, other, strict=False))
+    start = next((place for place, (one, two) in pairs if one != two), len(whole))
+    before = whole[:start]
+    return whole[start:] if prompt.startswith(before) and before.startswith(so_far) else None
+
+
 def try_template(
     template: str, more: Mapping[str, Any], *, image: str | None = None, flat: bool = False, token: str = ""
 ) -> str | None:
@@ -81,19 +107,21 @@ def try_template(
     requests: list[tuple[list[Turn], bool]] = []
     for user, count in cases:
         turns = asked(user, count, flat=flat, image=token)
-        requests += [(turns, True), ([*turns, answered(ANSWER, flat=flat)], False)]
+        given = ([*turns, answered(one, flat=flat)] for one in (ANSWER, OTHER))
+        requests += [(turns, True), (turns, False), *((one, False) for one in given)]
     found = _rendered(template, json.dumps({"requests": requests, "more": dict(more)}))
     if isinstance(found, str):
         return found
     for number, (user, count) in enumerate(cases):
-        prompt, whole = found[2 * number : 2 * number + 2]
+        prompt, so_far, whole, other = found[4 * number : 4 * number + 4]
+        rest = continued(prompt, so_far, whole, other)
         if user.strip() not in prompt:
             return "it leaves out what the user says"
         if image and prompt.count(image) != count:
             return f"it writes {image!r} {prompt.count(image)} times for {count} images"
-        if not whole.startswith(prompt):
+        if rest is None:
             return "it changes the prompt once an answer follows it"
-        if ANSWER not in whole[len(prompt) :]:
+        if ANSWER not in rest:
             return "it leaves out the answer"
     return None
 

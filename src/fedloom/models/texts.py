@@ -16,7 +16,7 @@ from fedloom.types import Example, UserError
 
 DECODERS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "smollm3", "olmo2",
-    "granite", "cohere2", "starcoder2", "mixtral", "qwen3_moe", "olmoe",
+    "granite", "cohere2", "starcoder2", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
 )  # fmt: skip
 """Language models that the tests compare with the stock model, by `model_type`."""
 
@@ -47,7 +47,7 @@ def scaled_head(model: Any, states: Tensor) -> Tensor:
 
     Cohere multiplies logits, Granite divides them, and Gemma 2 keeps them within a bound.
     """
-    config = model.config
+    config = model.config.get_text_config()
     logits = plain_head(model, states)
     logits = logits * (getattr(config, "logit_scale", None) or 1.0)
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)

@@ -169,6 +169,30 @@ def internvl_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
     return f"{tokenizer.start_image_token}{image_token(model, tokenizer) * (grid[0] * grid[1])}{tokenizer.end_image_token}"
 
 
+def aya_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Encode the tiles of each image, the whole last: [N, T, E]."""
+    return chosen_layers(model, inputs["pixel_values"]).split([int(count) for count in inputs["num_patches"]])
+
+
+def aya_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, N, T, E] tile by tile; the projector lays neighboring patches over each other."""
+    maps = model.model.multi_modal_projector(features.flatten(0, 1))  # [B · N, R, C, D]
+    return maps.unflatten(0, features.shape[:2]).flatten(1, -2)
+
+
+def aya_placeholder(model: Any, tokenizer: Any) -> str:
+    """Return what Aya Vision's chat template writes for an image; it need not be a token."""
+    del model, tokenizer
+    return "<image>"
+
+
+def aya_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write the number of each tile and its image tokens, then those of the whole."""
+    tile = image_token(model, tokenizer) * (grid[1] // model.config.downsample_factor**2)
+    tiles = "".join(f"TILE_{number}{tile}" for number in range(1, grid[0]))
+    return f"<|START_OF_IMG|>{tiles}TILE_GLOBAL{tile}<|END_OF_IMG|>"
+
+
 def idefics_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode R × C tiles and the whole of each picture: [R + 1, C, T, E], the whole first in the last row."""
     patch, found = model.config.vision_config.patch_size, []
@@ -222,26 +246,6 @@ def janus_connect(model: Any, features: Tensor) -> Tensor:
 def janus_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
     """Write one image token for each patch between start and end of the image."""
     return f"{tokenizer.boi_token}{one_each(model, tokenizer, grid)}{tokenizer.eoi_token}"
-
-
-def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write as many image tokens as the projector pools features to, with marks and blank lines around."""
-    del grid
-    tokens = image_token(model, tokenizer) * model.config.mm_tokens_per_image
-    return f"\n\n{tokenizer.boi_token}{tokens}{tokenizer.eoi_token}\n\n"
-
-
-def gemma_placeholder(model: Any, tokenizer: Any) -> str:
-    """Name what Gemma 3's chat template writes for a picture: the start of an image."""
-    del model
-    return tokenizer.boi_token
-
-
-def gemma_blocks(model: Any, ids: Tensor) -> Tensor:
-    """Let the tokens of a picture see each other: one block for each run of image tokens."""
-    image = ids == model.config.image_token_id
-    begins = image & ~F.pad(image, (1, 0))[:-1]
-    return torch.where(image, begins.cumsum(0) - 1, -1)
 
 
 def paligemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:

@@ -7,6 +7,7 @@ tensors that are tied to others, and buffers that are computed again.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,42 @@ def check_whole(files: ModelFiles, info: Mapping[str, Any], unused: re.Pattern[s
     ]
     if wrong:
         raise _wrong(files, "; ".join(wrong))
+
+
+def check_finite(files: ModelFiles, model: nn.Module) -> None:
+    """Refuse weights that are not numbers or infinite, before a run has taken time.
+
+    The model that was loaded is looked at, in one pass over memory; its files are read once more only to find the
+    tensor's name there. Buffers may be infinite, as bounds that bound nothing are.
+
+    Args:
+        files: The files of the folder.
+        model: The model with its weights.
+
+    Raises:
+        UserError: There are such values; the message names the file and the tensor.
+    """
+    named = (name for name, value in model.named_parameters() if not _finite(value))
+    buffers = (name for name, value in model.named_buffers() if not _finite(value) and value.isnan().any())
+    name = next(iter((*named, *buffers)), None)
+    if name is None:
+        return
+    for path in files.weights:
+        with safe_open(path, "pt") as file:
+            for held in file.keys():
+                value = file.get_tensor(held)
+                if value.isnan().any() or (value.isinf().any() and held.endswith((".weight", ".bias"))):
+                    raise _wrong(files, f"{path.name}: {held} holds {_odd(value)}")
+    raise _wrong(files, f"{name} holds {_odd(model.state_dict()[name])}")
+
+
+def _finite(value: Tensor) -> bool:
+    """Return whether all values are finite; where their sum is, they are, and a sum is the fastest to know."""
+    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
+
+
+def _odd(value: Tensor) -> str:
+    return "values that are not numbers (NaN)" if value.isnan().any() else "infinite values"
 
 
 def _counted(names: Sequence[str]) -> str:

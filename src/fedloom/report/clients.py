@@ -59,9 +59,17 @@ def holdings(run: Run, width: float) -> Markup:
     tall = HEAD + ROW * len(shown)
     at_matrix = (width - matrix_width, height + 14) if side else (0.0, height + 14 + tall + 24)
     total = at_matrix[1] + tall
-    said = "; ".join(f"client {client['id']} {_size(client):.0f}" for client in shown)
+    said = "; ".join(
+        f"{name_of(client).replace('Client', 'client', 1)} {_size(client):.0f}" for client in shown
+    )
     body = [head, shift(0, height + 14, bars), shift(*at_matrix, matrix)]
     return drawing("Who holds what", f"Training examples: {said}.", width, total + 4, *body)
+
+
+def name_of(client: Json) -> str:
+    """Return what a chart calls a client: by its number, and by its group where it holds only one."""
+    group = at(client, "group")
+    return f"{client['id']} {group}" if isinstance(group, str) and group else f"Client {client['id']}"
 
 
 def _size(client: Json) -> float:
@@ -90,12 +98,12 @@ def _top_labels(clients: Sequence[Json]) -> list[str]:
 
 
 def _label_bars(clients: Sequence[Json], tints: Mapping[str, str], width: float) -> Markup:
-    left = min(max(measure(f"Client {client['id']}") for client in clients), 110.0) + 8
+    left = min(max(measure(name_of(client)) for client in clients), 110.0) + 8
     x = scale(0, max(max(map(_size, clients)), 1.0), 0, width - left - 40)
     pieces = [words(left, HEAD - 12, "Training examples by label", "strong")]
     for place, client in enumerate(clients):
         top, start = HEAD + ROW * place, 0.0
-        pieces.append(words(left - 8, top + 16, clip(f"Client {client['id']}", left), None, "end"))
+        pieces.append(words(left - 8, top + 16, clip(name_of(client), left), None, "end"))
         counts = dict.fromkeys(tints, 0.0)
         for name, count in _labels(client).items():
             counts[name if name in tints else OTHERS] += count
@@ -156,7 +164,7 @@ def _gauge(head: str, values: Sequence[float | None], most: float, digits: int) 
 
 def _matrix(clients: Sequence[Json], columns: Sequence[Column], width: float, named: bool) -> Markup:
     """Draw a cell for each client and column: darker for a larger share, or with a line as long as the share."""
-    left = min(max(measure(f"Client {client['id']}") for client in clients), 110.0) + 8 if named else 0.0
+    left = min(max(measure(name_of(client)) for client in clients), 110.0) + 8 if named else 0.0
     cell = (width - left) / len(columns)
     pieces = []
     for place, column in enumerate(columns):
@@ -165,7 +173,7 @@ def _matrix(clients: Sequence[Json], columns: Sequence[Column], width: float, na
     for place, client in enumerate(clients):
         top = HEAD + ROW * place
         if named:
-            pieces.append(words(left - 8, top + 16, clip(f"Client {client['id']}", left), None, "end"))
+            pieces.append(words(left - 8, top + 16, clip(name_of(client), left), None, "end"))
         for across, column in enumerate(columns):
             pieces.append(_cell(column, place, left + cell * across, top, cell))
     return Markup("").join(pieces)

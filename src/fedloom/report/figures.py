@@ -14,7 +14,7 @@ from markupsafe import Markup
 from fedloom.report.chance import interval
 from fedloom.report.gain import main_score
 from fedloom.report.prose import averaged, shares
-from fedloom.report.records import Run, number
+from fedloom.report.records import Run, at, number
 from fedloom.report.svg import (
     Point,
     clip,
@@ -90,6 +90,8 @@ def curves(run: Run) -> dict[str, Curve]:
         method: sorted((done, fmean(values)) for done, values in found[method].items())
         for method in run.scores
         if method in found and (federated(method) or (base(method) == "local" and len(found[method]) > 1))
+        # With rounds chosen on validation, clients that train alone are scored after rounds of their own.
+        if base(method) != "local" or at(run.result, "validation", "round") != "best"
     }
 
 

@@ -44,8 +44,8 @@ TRAINED = {
 
 GLOSSARY = {
     "zero-shot": "The model as it comes, with no training on this data. What the others must beat.",
-    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled, "
-    "without any neural network. It shows how hard the task is.",
+    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled. It needs no "
+    "neural network and shows how hard the task is.",
     "local": "Each client trains alone on what it holds. Its scores on everybody's questions are means over the "
     "clients' own models; figures in brackets are the best and the worst of them.",
     "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
@@ -68,12 +68,31 @@ GLOSSARY = {
     "held near the shared model (FedMLLM).",
 }
 
+EMBEDDED = (
+    "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the clients' "
+    "data pooled. The embeddings are a pretrained network's, which stays as it is."
+)
+"""What `linear` is with `evaluate.linear_text: minilm`."""
 
-def glossary(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Explain every method and modifier that has an explanation, in the order of the methods."""
+
+def glossary(methods: Sequence[str], text_only: bool = False, texts: str = "words") -> list[tuple[str, str]]:
+    """Explain every method and modifier that has an explanation, in the order of the methods.
+
+    Args:
+        methods: Their names.
+        text_only: Whether the model is a language model without images; the linear reference then sees none either.
+        texts: What the linear reference knows of texts, `evaluate.linear_text`.
+    """
+    linear = EMBEDDED if texts == "minilm" else GLOSSARY["linear"]
+    told = {**GLOSSARY, "linear": linear.replace("edges, colors and ", "") if text_only else linear}
     parts = dict.fromkeys(part for method in methods for part in method.split("+"))
     names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
-    return [(names[part], GLOSSARY[part]) for part in parts if part in GLOSSARY]
+    return [(names[part], told[part]) for part in parts if part in told]
+
+
+def explained(run: Run) -> list[tuple[str, str]]:
+    """Explain the methods and modifiers of a run."""
+    return glossary(list(run.scores), run.text_only, at(run.experiment, "evaluate", "linear_text") or "words")
 
 
 PURPOSE = (
@@ -88,8 +107,11 @@ NO_FEDERATION = "This run has no federated method; it shows references alone."
 
 def purpose(methods: Sequence[str], text_only: bool = False) -> str:
     """Say what federated fine-tuning is, where a run has any."""
-    if not any(map(federated, methods)):
-        return NO_FEDERATION
+    return described(text_only) if any(map(federated, methods)) else NO_FEDERATION
+
+
+def described(text_only: bool) -> str:
+    """Say what federated fine-tuning of a model is that sees images, or that sees text only."""
     seen, read = "vision-language model reads images and text", "language model reads text"
     return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
@@ -216,14 +238,13 @@ def assembled(experiment: Json) -> bool:
 
 def _model(experiment: Json) -> str:
     model = at(experiment, "model")
-    path, connector = str(at(model, "path")), at(model, "connector")
+    path, form, weights = str(at(model, "path")), at(model, "connector"), at(model, "connector_weights")
+    trained = f"a connector ({form or 'mlp2'}) that was trained before ({weights})"
+    connector = f"a fresh connector ({form or 'mlp2'})" if weights is None else trained
     if assembled(experiment):
-        return (
-            f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by a fresh "
-            f"connector ({connector or 'mlp2'})"
-        )
+        return f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by {connector}"
     told = OURS.get(path, f"The model is {path}")
-    return f"{told}, with a fresh connector ({connector})" if connector else told
+    return f"{told}, with {connector}" if form else told
 
 
 def _unseen(run: Run) -> str:

@@ -31,6 +31,7 @@ from fedloom.report.tables import (
     seconds,
     title,
 )
+from fedloom.report.validation import validation_curves, validation_table, validation_told
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
 MOST_SLIM = 4  # runs; with more, charts come in one width to keep the page small, and narrow screens scroll
@@ -112,9 +113,7 @@ def render(runs: Sequence[Run]) -> str:
         ],
         groups=[] if one else list(zip(names(together), map(seeds_table, together), strict=True)),
         overview=experiments_table(together) if len(together) > 1 else None,
-        methods=list(
-            dict.fromkeys(entry for run in runs for entry in introduction.glossary(list(run.scores)))
-        ),
+        methods=list(dict.fromkeys(entry for run in runs for entry in introduction.explained(run))),
     )
 
 
@@ -140,26 +139,28 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
     """Gather what the template shows of one run; `slim` tells whether charts come in a narrow form too."""
     questions = run.questions(run.fullest)
     first, *others = prose.finding(run.result, questions)
-    ids = [str(client["id"]) for client in run.clients]
+    named = [clients.name_of(client) for client in run.clients]
     return {
         "anchor": anchor,
         "facts": facts(run),
         "purpose": introduction.purpose(list(run.scores), run.text_only),
         "introduction": introduction.introduction(run),
-        "glossary": introduction.glossary(list(run.scores)),
+        "glossary": introduction.explained(run),
         "finding": first,
         "more_findings": others,
         "scores": score_table(run.result),
         "score_name": title(main_score(run.result)),
         "task_scores": task_tables(run.result),
         "published": published_tables(run.result),
-        "gains": gain_table(run.result, ids),
+        "gains": gain_table(run.result, named),
         "hidden_clients": max(run.client_count - clients.SHOWN, 0),
         "beside": [column.head for column in clients.columns(run.clients[: clients.SHOWN])],
         "differences": card_rows(run.plan["card"]).rows if at(run.plan, "card") else (),
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
-        "per_client": client_table(run.result, ids),
+        "per_client": client_table(run.result, named),
         "costs": cost_table(run.result),
+        "validation": validation_told(run),
+        "validated": [table for table in (validation_table(run), validation_curves(run)) if table],
         **_set_aside(run),
         **_refused(run),
         "provenance": provenance(run),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +158,19 @@ def at(value: Any, *keys: Any) -> Any:
     return value
 
 
+LARGEST = 1e100
+"""Figures of a run are smaller; sums and squares of larger ones would overflow."""
+
+
 def number(value: Any, *keys: Any) -> float | None:
-    """Follow keys to a finite number; None for anything else, NaN and infinity included.
+    """Follow keys to a number; None for anything else, NaN, infinity and beyond `LARGEST` included.
 
     Example:
-        >>> number({"auc": None}, "auc"), number({"auc": 0.5}, "auc"), number(float("nan"))
-        (None, 0.5, None)
+        >>> number({"auc": None}, "auc"), number({"auc": 0.5}, "auc"), number(float("nan")), number(1e308)
+        (None, 0.5, None, None)
     """
     found = at(value, *keys)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= LARGEST:
         return None
     return float(found)
 

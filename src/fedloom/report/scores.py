@@ -238,7 +238,7 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
 
     Args:
         result: The content of result.json.
-        clients: Names of the clients that get a column each; none for the summary alone.
+        clients: Heads of the columns, one for each client; none for the summary alone.
     """
     compared = comparison(result["scores"])
     gains = compared["gain"]
@@ -260,7 +260,7 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         "Helped",
         "Same",
         "Hurt",
-        *(f"Client {name}" for name in clients),
+        *clients,
     )
     note = (
         "Gain over local, in percent: how much better each client fares than with its own model trained alone, "

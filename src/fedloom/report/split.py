@@ -28,6 +28,10 @@ def split_text(value: Json, width: int = 80) -> str:
         f"{counted(card['examples'], 'example')} among {counted(card['clients'], 'client')}; "
         f"plan {value['digest'][:12]}",
     ]
+    if (kept := value.get("validation")) is not None:
+        told = f"{counted(kept['examples'], 'example')} for validation, plan {kept['digest'][:12]}"
+        without = f"; {counted(kept['without'], 'client')} without any" if kept["without"] else ""
+        head.append(f"{told}{without}")
     return "\n".join([*head, "", client_rows(value).text(width), card_rows(card).text(width)])
 
 

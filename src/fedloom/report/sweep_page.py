@@ -12,7 +12,7 @@ from fedloom import __version__
 from fedloom.hashes import file_digest
 from fedloom.manifest import Manifest, write_manifest
 from fedloom.record import write_atomic, write_json
-from fedloom.report.introduction import PURPOSE, glossary
+from fedloom.report.introduction import described, glossary
 from fedloom.report.page import SLIM, WIDE, Figure, template
 from fedloom.report.paired_figures import paired_chart
 from fedloom.report.paired_sweep import as_json, comparisons, factors
@@ -61,7 +61,7 @@ def render_sweep(sweep: SweepRun) -> str:
     return template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
-        purpose=PURPOSE,
+        purpose=described(sweep.text_only),
         facts=_facts(sweep, len(done)),
         findings=findings(sweep),
         scores=mean_table(sweep),
@@ -75,7 +75,7 @@ def render_sweep(sweep: SweepRun) -> str:
         unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
         charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
-        glossary_entries=glossary(sweep.methods),
+        glossary_entries=glossary(sweep.methods, sweep.text_only),
         cells=[
             (
                 cell.name,

@@ -86,7 +86,7 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
         if most > 1
         else "one seed, so no interval"
     )
-    marked = f" {BEST} best federated method of the row by its mean; where intervals overlap, another may be as good."
+    marked = f" {BEST} federated method of the row that is highest on test, which is no selection; where intervals overlap, another may be as good."
     note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on everybody's questions; {spread}."
     if rivals:
         note += marked

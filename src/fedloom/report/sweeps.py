@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class CellRun:
         state: "waiting", "begun", "done" or "failed".
         error: Why it failed, or None.
         result: What its result.json holds; None unless it is done.
+        text_only: Whether its model is a language model that sees no images, as far as it has begun.
     """
 
     name: str
@@ -46,6 +48,7 @@ class CellRun:
     state: str
     error: str | None
     result: Json | None
+    text_only: bool = False
 
     @property
     def scores(self) -> Json:
@@ -91,6 +94,12 @@ class SweepRun:
         return list(dict.fromkeys([self.metric, *found]))
 
     @property
+    def text_only(self) -> bool:
+        """Whether no cell's model sees images, as far as cells are done."""
+        done = [cell.text_only for cell in self.cells if cell.result is not None]
+        return bool(done) and all(done)
+
+    @property
     def settings(self) -> list[str]:
         """The axes that are not averaged over."""
         return [axis for axis in self.axes if axis != SEED]
@@ -120,7 +129,16 @@ def read_sweep(folder: Path) -> SweepRun:
         if lacking := [axis for axis in axes if axis not in values]:
             raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
         cells.append(
-            CellRun(expect(file, row, "name", str), values, digest, place, state, row.get("error"), result)
+            CellRun(
+                expect(file, row, "name", str),
+                values,
+                digest,
+                place,
+                state,
+                row.get("error"),
+                result,
+                result is not None and _text_only(folder / place),
+            )
         )
     name, published = expect(file, value, "name", str), value.get("published")
     if published is not None:
@@ -129,6 +147,16 @@ def read_sweep(folder: Path) -> SweepRun:
             expect(file, published["scores"], setting, dict)
     digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
     return SweepRun(name, digest, quick, axes, tuple(cells), published)
+
+
+def _text_only(folder: Path) -> bool:
+    """Read from the first line of a run's record whether its model sees no images."""
+    try:
+        with (folder / "record.jsonl").open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):  # results that were copied without their records still make a page
+        return False
+    return at(first, "images") is False
 
 
 def _result(folder: Path, wanted: str | None) -> Json:

@@ -301,7 +301,12 @@ def cost_table(result: Json) -> Table:
 
 
 def client_table(result: Json, clients: Sequence[str]) -> Table | None:
-    """Make the table of every client's score under every method; None where no method has one."""
+    """Make the table of every client's score under every method; None where no method has one.
+
+    Args:
+        result: The content of result.json.
+        clients: The columns' heads, one for each client.
+    """
     found = {method: at(scores, "clients") for method, scores in result["scores"].items()}
     rows = []
     for method, values in found.items():
@@ -313,5 +318,5 @@ def client_table(result: Json, clients: Sequence[str]) -> Table | None:
             rows.append((label(method), *cells, percent(mean), percent(worst)))
     if not rows:
         return None
-    columns = ("Method", *(f"Client {name}" for name in clients), "Mean", "Worst")
+    columns = ("Method", *clients, "Mean", "Worst")
     return Table(columns, tuple(rows), "In percent.")

@@ -118,6 +118,7 @@ class Plan:
         told = [
             {
                 **row,
+                **self._group(share, examples),
                 "indices": share.indices.tolist(),
                 "image": share.image.astype(int).tolist(),
                 "text": share.text.astype(int).tolist(),
@@ -139,6 +140,13 @@ class Plan:
                 "text": "".join("01"[seen] for seen in self.text.tolist()),
             }
         return value
+
+    def _group(self, share: Share, examples: Sequence[Example]) -> dict[str, str]:
+        """Return the one group that a client holds under `by_group`, which names it; empty where it holds several."""
+        if self.scenario.get("partition") != "by_group":
+            return {}
+        groups = {examples[place].group for place in share.indices.tolist()}
+        return {"group": group} if len(groups) == 1 and (group := groups.pop()) else {}
 
     @staticmethod
     def from_json(value: Mapping[str, Any], examples: Sequence[Example] | None = None) -> Plan:
@@ -230,6 +238,19 @@ def only(plan: Plan, client: int) -> Plan:
     whole = np.array([0, len(share)])
     digest = _derived(plan, f"only {client}")
     return Plan(share.indices, whole, share.image, share.text, digest, plan.scenario)
+
+
+def chosen_of(plan: Plan, chosen: NDArray[np.bool_], examples: Sequence[Example]) -> Plan:
+    """Return a plan in which clients hold only some of their examples.
+
+    Args:
+        plan: Who holds what.
+        chosen: Whether its client keeps an example, in the order of `plan.indices`, shape [N].
+        examples: The list the plan was built for.
+    """
+    ends = np.concatenate([[0], np.cumsum(chosen)])[plan.offsets]
+    seen = np.stack([plan.image, plan.text], axis=1)[chosen]
+    return _signed(plan.indices[chosen], ends, seen, examples, plan.scenario)
 
 
 def _derived(plan: Plan, how: str) -> str:

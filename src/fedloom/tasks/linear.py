@@ -1,7 +1,7 @@
 """What linear models reach without any network: the reference that a fine-tuned model has to beat.
 
-Pictures become gradients, colours and a thumbnail, texts become tf-idf weights of words and word pairs;
-each feeds a logistic regression, and "both" is the product of the two posteriors.
+Pictures become gradients, colours and a thumbnail, texts become tf-idf weights of words and word pairs, or whatever
+features a function gives, such as sentence embeddings; each feeds a logistic regression, and "both" is the product of the two posteriors.
 
 Shape legend: N = number of examples, C = number of options, F = number of features, S = side in pixels.
 
@@ -14,6 +14,7 @@ off at 0.2, not renormalised).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from fedloom.types import Example, UserError
 Floats = NDArray[np.float64]
 Features = Callable[[Sequence[Example], Sequence[Example]], tuple[Any, Any]]
 """(training examples, test examples) → features of either, [N, F], dense or sparse."""
+Embed = Callable[[Sequence[str]], Floats]
+"""Texts → features that do not depend on the other texts, [N, F]."""
 
 SIDE = 64
 ORIENTATIONS = 9
@@ -35,7 +38,9 @@ IMAGE_C, TEXT_C = 1.0, 30.0
 """Inverse strength of the L2 penalty for each kind of features."""
 
 
-def linear_reference(train: Sequence[Example], test: Sequence[Example]) -> dict[str, Floats]:
+def linear_reference(
+    train: Sequence[Example], test: Sequence[Example], embed: Embed | None = None
+) -> dict[str, Floats]:
     """Train logistic regressions on pictures and on texts and apply them to the test examples.
 
     Deterministic: nothing is drawn. A test example that lacks the modality gets equal probabilities.
@@ -43,6 +48,7 @@ def linear_reference(train: Sequence[Example], test: Sequence[Example]) -> dict[
     Args:
         train: Multiple-choice examples with the same options.
         test: Examples to classify.
+        embed: Turns texts into features, [N, F]; None weighs words by tf-idf.
 
     Returns:
         Slice ("image", "text", "both") → probabilities of the options, shape [N of test, C]. A slice is
@@ -54,7 +60,8 @@ def linear_reference(train: Sequence[Example], test: Sequence[Example]) -> dict[
     require_choice([*train, *test])
     options = len(test[0].options)
     slices: dict[str, Floats] = {}
-    for name, features, strength in (("image", image_features, IMAGE_C), ("text", text_features, TEXT_C)):
+    read = text_features if embed is None else partial(_embedded, embed)
+    for name, features, strength in (("image", image_features, IMAGE_C), ("text", read, TEXT_C)):
         seen, asked = _having(train, name), _having(test, name)
         if len(seen) and len(asked):
             inputs = features([train[index] for index in seen], [test[index] for index in asked])
@@ -107,6 +114,11 @@ def text_features(train: Sequence[Example], test: Sequence[Example]) -> tuple[An
     )
     texts = [[example.text or "" for example in examples] for examples in (train, test)]
     return vectorizer.fit_transform(texts[0]), vectorizer.transform(texts[1])
+
+
+def _embedded(embed: Embed, train: Sequence[Example], test: Sequence[Example]) -> tuple[Floats, Floats]:
+    found = embed([example.text or "" for example in (*train, *test)])
+    return found[: len(train)], found[len(train) :]
 
 
 def image_features(train: Sequence[Example], test: Sequence[Example]) -> tuple[Floats, Floats]:

@@ -55,19 +55,19 @@ def dropping(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[Non
 
 def _dropped(
     name: str, share: float, real: Tensor, draws: Sequence[tuple[Masks, int]], x: Tensor
-) -> Tensor:  # [K·B, L, I] → the same
-    if x.shape[:-1] != real.shape:
+) -> Tensor:  # [K·B, L, I], or [K·B·L, I] as shared experts are given → the same
+    if x.shape[:-1] not in (real.shape, (real.numel(),)):
         raise UserError(
             f"strategy.dropout is {share}, but the layer {name} sees other rows than the batch's tokens, such as "
             "one expert's share of them or the tokens of pictures, for which there is no mask. Set strategy.dropout "
             "to 0, or leave the layer out of strategy.targets"
         )
     width, where = x.shape[-1], x.device
-    lost = torch.zeros(x.shape, dtype=torch.bool, device=where)
+    lost = torch.zeros(*real.shape, width, dtype=torch.bool, device=where)
     lost[real] = torch.cat(
         [
             torch.rand(count, width, generator=masks(name, where), device=where) < share
             for masks, count in draws
         ]
     )
-    return x.masked_fill(lost, 0.0) / (1 - share)
+    return x.masked_fill(lost.view(x.shape), 0.0) / (1 - share)

