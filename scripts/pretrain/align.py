@@ -174,7 +174,7 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
         {"params": list(vlm.model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
         {"params": list(vlm.model.model.language_model.parameters()), "peak": 8e-4},
     ]
-    fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps))
+    fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps), work / language.HEAD)
 
 
 def export(work: Path, folder: Path) -> None:

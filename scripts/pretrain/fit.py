@@ -57,6 +57,7 @@ def fit(
     batch: Callable[[int], list[Exercise]],
     place: tuple[Path, str],
     budget: Budget,
+    head: Path | None = None,
 ) -> None:
     """Train groups of parameters, each with its `peak` learning rate, and keep the model as `NAME.safetensors`.
 
@@ -66,6 +67,7 @@ def fit(
         batch: Step → exercises; called once a step.
         place: Work folder and NAME. A checkpoint of that name is taken up.
         budget: When to stop.
+        head: What an earlier stage kept as `NAME.meaning.safetensors`; None begins with a fresh head.
     """
     work, name = place
     # torch's own attention takes four times as long backwards on a processor in bfloat16, a fifth of a step.
@@ -73,16 +75,17 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(5)
         meaning = nn.Linear(vlm.model.get_input_embeddings().embedding_dim, WIDTH)
-    kept = work / "meaning.safetensors"
-    if kept.exists():
-        meaning.load_state_dict(load_file(kept))
+    if head is not None:
+        meaning.load_state_dict(load_file(head))
     groups = [*groups, {"params": list(meaning.parameters()), "peak": 1e-3}]
     parameters = [parameter for group in groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
     checkpoint = work / f"{name}.checkpoint"
-    step, spent = _resume(vlm, optimizer, parameters, checkpoint) if checkpoint.exists() else (0, 0.0)
+    step, spent = (
+        _resume(vlm, meaning, optimizer, parameters, checkpoint) if checkpoint.exists() else (0, 0.0)
+    )
     begun, losses = time.time() - 60 * spent, []
     while (done := max(step / budget.steps, (time.time() - begun) / 60 / budget.minutes)) < 1:
         for group in optimizer.param_groups:
@@ -98,10 +101,10 @@ def fit(
                 flush=True,
             )
         if step % budget.every == 0:
-            _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
-    _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+            _save(vlm, meaning, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+    _save(vlm, meaning, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
     _write({key: value.contiguous() for key, value in _weights(vlm).items()}, work / f"{name}.safetensors")
-    _write(meaning.state_dict(), kept)
+    _write(meaning.state_dict(), work / f"{name}.meaning.safetensors")
     minutes = (time.time() - begun) / 60
     (work / f"{name}.json").write_text(json.dumps({"steps": step, "minutes": minutes}))
 
@@ -125,7 +128,7 @@ def _step(
             losses = _losses(vlm, meaning, part)
         share = len(part) / len(batch)
         ((losses[0] + MEANING * losses[1]) * share).backward()
-        told = [total + share * float(loss) for total, loss in zip(told, losses, strict=True)]
+        told = [total + share * loss.item() for total, loss in zip(told, losses, strict=True)]
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     return told[0], told[1]
@@ -165,6 +168,7 @@ def _weights(vlm: Vlm) -> dict[str, torch.Tensor]:
 
 def _save(
     vlm: Vlm,
+    meaning: nn.Linear,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[torch.nn.Parameter],
     file: Path,
@@ -172,6 +176,7 @@ def _save(
     minutes: float,
 ) -> None:
     tensors = {f"model/{key}": value.contiguous() for key, value in _weights(vlm).items()}
+    tensors |= {f"meaning/{key}": value for key, value in meaning.state_dict().items()}
     for number, parameter in enumerate(parameters):
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"adamw/{number}/{key}"] = optimizer.state[parameter][key]
@@ -186,19 +191,25 @@ def _write(tensors: dict[str, torch.Tensor], file: Path, told: dict[str, str] | 
 
 
 def _resume(
-    vlm: Vlm, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], file: Path
+    vlm: Vlm,
+    meaning: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    file: Path,
 ) -> tuple[int, float]:
-    """Put a checkpoint into model and optimiser; return its steps and minutes."""
+    """Put a checkpoint into model, head and optimizer; return its steps and minutes."""
     tensors = load_file(file)
     with safe_open(file, "pt") as opened:
         told = opened.metadata()
     step = int(told["step"])
-    weights = {
-        key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")
-    }
-    vlm.model.load_state_dict(weights, strict=False)
+    vlm.model.load_state_dict(_below("model/", tensors), strict=False)
+    meaning.load_state_dict(_below("meaning/", tensors))
     for number, parameter in enumerate(parameters):
         moments = {key: tensors[f"adamw/{number}/{key}"] for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
     print(f"taken up at step {step}", flush=True)
     return step, float(told["minutes"])
+
+
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

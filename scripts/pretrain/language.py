@@ -51,12 +51,20 @@ STOP = set(
     "a an the of or and to in for with that is by as on used from at who which it one its not be are etc e g".split()
 )
 BATCH = 96
+HEAD = "language.meaning.safetensors"
+"""What this stage's head for meanings is kept as."""
+
 GENERAL = 700
 """How many of the most used nouns are the general words from which the teacher chooses."""
 
 CLASS = ("What class is it?", "Which class does it have?", "Which category is it in?")
 KIND = ("What kind of thing is it?", "What sort of thing is it?", "What is it a kind of?")
-TOPIC = ("What is it about?", "Which topic does it belong to?", "Which theme is it?", "Which word fits it best?")
+TOPIC = (
+    "What is it about?",
+    "Which topic does it belong to?",
+    "Which theme is it?",
+    "Which word fits it best?",
+)
 RELATED = ("Which words go with it?", "Which words are related to it?")
 
 
@@ -191,7 +199,9 @@ def exercise(sense: corpus.Sense, teacher: Teacher, rng: np.random.Generator) ->
             Conversation(f"What is {word}?", f"{sense.gloss} ({sense.lexname})"), teacher.mean([word])
         )
     others = ", ".join(key for key in keywords if key != word) or word
-    return Exercise(Conversation(f"Text: {word}\n{phrase}{one_of(RELATED, rng)}", others), teacher.mean([word]))
+    return Exercise(
+        Conversation(f"Text: {word}\n{phrase}{one_of(RELATED, rng)}", others), teacher.mean([word])
+    )
 
 
 def assemble(work: Path) -> Vlm:
