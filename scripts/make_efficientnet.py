@@ -7,7 +7,7 @@ The weights are under the Apache License 2.0 (ML Illustrated, 2020). They are re
 reasons: the file must have the SHA-256 below, and torch reads tensors from it and nothing else.
 
 What Lite0 differs in from EfficientNet-B0 is said with the stock class: activations are ReLU6, and squeeze-and-excite,
-which Lite0 lacks, always multiplies by sigmoid(30), which is 1 in float32. Images are (x − 127) / 128, as in training.
+which Lite0 lacks, always multiplies by sigmoid(30), which is 1 in float32, and is one channel narrow. Images are (x − 127) / 128, as in training.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from torch import Tensor
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 128
+WIDTH = 1280
+"""Channels of the last map."""
+
 OPEN = 30.0
 """What a closed squeeze-and-excite layer gives to its sigmoid: the layer lets everything through."""
 
@@ -33,8 +36,8 @@ HEAD = ("_fc.weight", "_fc.bias")
 """The classifier over ImageNet's classes, which an encoder does not need."""
 
 CONFIG: dict[str, Any] = {
-    "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "image_size": SIDE, "hidden_act": "relu6",
-    "batch_norm_eps": 1e-3, "drop_connect_rate": 0.0, "dropout_rate": 0.0,
+    "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": WIDTH, "image_size": SIDE, "hidden_act": "relu6",
+    "batch_norm_eps": 1e-3, "drop_connect_rate": 0.0, "dropout_rate": 0.0, "squeeze_expansion_ratio": 1e-4,
 }  # fmt: skip
 
 RENAMED = {

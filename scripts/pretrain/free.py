@@ -60,7 +60,7 @@ def assemble(work: Path) -> Vlm:
 def train(work: Path, minutes: float, steps: int = 9000) -> None:
     """Train until `steps` or `minutes` are used up."""
     vlm = assemble(work)
-    fit(vlm, groups(vlm), align.batches(work), (work, "free"), Budget(minutes, steps))
+    fit(vlm, groups(vlm), align.batches(work), (work, "free"), Budget(minutes, steps), work / language.HEAD)
 
 
 def groups(vlm: Vlm) -> list[dict]:

@@ -1,32 +1,36 @@
 """Train the tokenizer and the decoder on words: what they mean, what they are kinds of, which go together.
 
-The exercises are questions in the chat form of the finished model. Loss is full on answers and 0.3 on the
-words of the question, so that glosses are also learnt as plain text.
+Exercises are questions in the chat form of the finished model, about WordNet's senses. Answers come from WordNet, and
+from a sentence encoder that knows which words are near each other (`pretrain.teacher`); its vectors are also a target
+of their own for the state from which the answer follows. Token embeddings start from its vectors.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedloom.data.shapes import MAKERS
+from fedloom.models.families import FAMILIES
+from fedloom.models.load import Processor, Vlm
 from fedloom.seeds import stream
+from fedloom.types import Conversation
 from pretrain import corpus
+from pretrain.fit import Budget, Exercise, fit
+from pretrain.teacher import Teacher, embed
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>"]
 CONFIG = {
-    "vocab_size": 4096,
+    "vocab_size": 6144,
     "hidden_size": 256,
-    "intermediate_size": 768,
+    "intermediate_size": 640,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -46,6 +50,22 @@ TEMPLATE = (
 STOP = set(
     "a an the of or and to in for with that is by as on used from at who which it one its not be are etc e g".split()
 )
+BATCH = 96
+HEAD = "language.meaning.safetensors"
+"""What this stage's head for meanings is kept as."""
+
+GENERAL = 700
+"""How many of the most used nouns are the general words from which the teacher chooses."""
+
+CLASS = ("What class is it?", "Which class does it have?", "Which category is it in?")
+KIND = ("What kind of thing is it?", "What sort of thing is it?", "What is it a kind of?")
+TOPIC = (
+    "What is it about?",
+    "Which topic does it belong to?",
+    "Which theme is it?",
+    "Which word fits it best?",
+)
+RELATED = ("Which words go with it?", "Which words are related to it?")
 
 
 def build() -> LlamaForCausalLM:
@@ -56,17 +76,21 @@ def build() -> LlamaForCausalLM:
 
 
 def train_tokenizer(senses: list[corpus.Sense], work: Path) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on glosses, words and questions about scenes."""
+    """Train a byte-level BPE on glosses, words and questions about scenes, once."""
+    if (work / "tokenizer").exists():
+        return AutoTokenizer.from_pretrained(work / "tokenizer")
 
-    def texts():
+    def texts() -> Iterator[str]:
         for sense in senses:
             yield from (f"{', '.join(sense.words)}: {sense.gloss}",) * (1 + min(3, sense.count // 5))
+            yield from sense.examples
         for index in range(3000):
             for name, make in MAKERS.items():
                 example = make(stream(0, f"tokenizer/{name}", step=index), "", "pretrain")
                 yield f"{example.question} {example.answer}"
-        for name, words in zip(*(lambda e: (e.names, e.words))(corpus.emoji()), strict=True):
-            yield f"{name}: {', '.join(words)}"
+        for source in corpus.pictured(work):
+            for name, words in zip(source.names, source.words, strict=True):
+                yield f"{name}: {', '.join(words)}"
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,7 +119,50 @@ def content_words(text: str) -> list[str]:
     return [word.strip("(),;:'`") for word in text.lower().split() if word.strip("(),;:'`") not in STOP]
 
 
-def exercise(sense: corpus.Sense, rng: np.random.Generator) -> tuple[str, str]:
+def teacher(senses: list[corpus.Sense], work: Path) -> Teacher:
+    """Gather every phrase that a lesson can be about, and the general words."""
+    phrases = {word for sense in senses for word in (*sense.words, *sense.hypernyms)}
+    phrases |= {word for sense in senses for word in content_words(sense.gloss)[:8]}
+    for source in corpus.pictured(work):
+        phrases |= {*source.names, *(word for words in source.words for word in words)}
+        phrases |= {phrase for text in source.texts for phrase in text.split(", ")}
+    used: dict[str, int] = {}
+    for sense in senses:
+        if sense.lexname in corpus.NOUN_CLASSES:
+            for word, count in zip(sense.words, sense.counts, strict=True):
+                used[word] = used.get(word, 0) + count
+    general = sorted(used, key=lambda word: (-used[word], word))[:GENERAL]
+    return Teacher(phrases - {""}, sorted({*general, *corpus.NOUN_CLASSES}), work)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What exercises are drawn from: senses, how likely each is (cumulative), and the teacher."""
+
+    senses: list[corpus.Sense]
+    cumulative: np.ndarray
+    teacher: Teacher
+
+    def draw(self, rng: np.random.Generator) -> Exercise:
+        """Draw a sense and make an exercise of it."""
+        place = int(np.searchsorted(self.cumulative, rng.random()))
+        return exercise(self.senses[min(place, len(self.senses) - 1)], self.teacher, rng)
+
+
+def lessons(work: Path) -> Lessons:
+    """Read WordNet; frequent senses and nouns come more often."""
+    senses = corpus.wordnet()
+    nouns = np.array([sense.lexname in corpus.NOUN_CLASSES for sense in senses])
+    weight = np.array([(sense.count + 0.3) ** 0.6 for sense in senses]) * np.where(nouns, 1.0, 0.35)
+    return Lessons(senses, np.cumsum(weight / weight.sum()), teacher(senses, work))
+
+
+def one_of(phrases: Sequence[str], rng: np.random.Generator) -> str:
+    """Draw one of several ways to say the same."""
+    return phrases[int(rng.integers(len(phrases)))]
+
+
+def exercise(sense: corpus.Sense, teacher: Teacher, rng: np.random.Generator) -> Exercise:
     """Make one question with its answer from one sense of a word."""
     likely = np.array(sense.counts) + 0.3
     word = sense.words[rng.choice(len(sense.words), p=likely / likely.sum())]
@@ -104,97 +171,71 @@ def exercise(sense: corpus.Sense, rng: np.random.Generator) -> tuple[str, str]:
     )
     count = min(len(pool), int(rng.integers(1, 7)))
     keywords = sorted(pool[k] for k in rng.permutation(len(pool))[:count])
-    text = f"Text: {', '.join(keywords)}.\n"
+    text = f"Text: {', '.join(keywords)}\n"
     phrase = ("", "Given the text: ")[rng.integers(2)]
+    meaning = teacher.mean([*keywords, word])
     kind = rng.random()
-    if kind < 0.45:
-        return f"{text}{phrase}What class is it?", sense.lexname
-    if kind < 0.6 and sense.hypernyms:
-        return f"{text}{phrase}What kind of thing is it?", ", ".join(
-            sense.hypernyms[: int(rng.integers(1, 4))]
+    if kind < 0.22:
+        return Exercise(Conversation(f"{text}{phrase}{one_of(CLASS, rng)}", sense.lexname), meaning)
+    if kind < 0.36 and sense.hypernyms:
+        above = ", ".join(sense.hypernyms[: int(rng.integers(1, 4))])
+        return Exercise(Conversation(f"{text}{phrase}{one_of(KIND, rng)}", above), meaning)
+    if kind < 0.60:
+        return Exercise(
+            Conversation(f"{text}{phrase}{one_of(TOPIC, rng)}", teacher.topic(meaning, rng)), meaning
         )
-    if kind < 0.75:
-        return f"Text: {sense.gloss}.\n{phrase}Which word is it?", word
-    if kind < 0.9:
-        return f"What is {word}?", f"{sense.gloss} ({sense.lexname})"
-    return f"Text: {word}.\n{phrase}Which words go with it?", ", ".join(
-        key for key in keywords if key != word
-    ) or word
+    if kind < 0.72:
+        return Exercise(
+            Conversation(f"Text: {sense.gloss}.\n{phrase}Which word is it?", word), teacher.mean([word])
+        )
+    if kind < 0.76 and sense.examples:
+        return Exercise(
+            Conversation(f"Text: {one_of(sense.examples, rng)}.\n{phrase}What is it about?", word), None
+        )
+    if kind < 0.80 and sense.examples:
+        return Exercise(Conversation(f"How is {word} used?", one_of(sense.examples, rng)), None)
+    if kind < 0.90:
+        return Exercise(
+            Conversation(f"What is {word}?", f"{sense.gloss} ({sense.lexname})"), teacher.mean([word])
+        )
+    others = ", ".join(key for key in keywords if key != word) or word
+    return Exercise(
+        Conversation(f"Text: {word}\n{phrase}{one_of(RELATED, rng)}", others), teacher.mean([word])
+    )
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, question: str, answer: str, weight: float
-) -> tuple[list[int], list[float]]:
-    """Turn a question and answer into token ids and loss weights."""
-    user = tokenizer(question, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    ids = [1, SPECIAL.index("<user>"), *user, SPECIAL.index("<assistant>"), *reply, 2]
-    return ids[:96], [0.0, 0.0, *[weight] * len(user), 0.0, *[1.0] * (len(reply) + 1)][:96]
-
-
-def pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad token ids (with 0) and weights on the right."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in rows])
-    return ids, torch.tensor([row + [0.0] * (width - len(row)) for _, row in rows])
-
-
-def train(work: Path, minutes: float, steps: int = 10_000) -> None:
-    """Train until `steps` or `minutes` are used up."""
-    senses = corpus.wordnet()
-    tokenizer = train_tokenizer(senses, work)
-    nouns = np.array([sense.lexname in corpus.NOUN_CLASSES for sense in senses])
-    weight = np.array([(sense.count + 0.3) ** 0.6 for sense in senses]) * np.where(nouns, 1.0, 0.35)
-    cumulative = np.cumsum(weight / weight.sum())
+def assemble(work: Path) -> Vlm:
+    """Put a fresh decoder behind its tokenizer; a token that is a word starts from the teacher's vector of it."""
+    tokenizer = train_tokenizer(corpus.wordnet(), work)
     model = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    begun, step, losses, hits = time.time(), 0, [], []
-    while True:
-        done = max(step / steps, (time.time() - begun) / 60 / minutes)
-        if done >= 1:
-            break
-        if step % 4 == 0:  # four batches at a time, sorted by length, so that little is padded
-            rng = stream(0, "language", step=step)
-            drawn = [senses[min(k, len(senses) - 1)] for k in np.searchsorted(cumulative, rng.random(4 * 80))]
-            rows = [encode(tokenizer, *exercise(sense, rng), 0.3) for sense in drawn]
-            rows.sort(key=lambda row: len(row[0]))
-            order = rng.permutation(4)
-        batch = rows[80 * order[step % 4] : 80 * (order[step % 4] + 1)]
-        ids, weights = pad(batch)
-        optimizer.param_groups[0]["lr"] = (
-            2e-3 * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        )
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-        scale = weights[:, 1:].flatten()
-        loss = (loss * scale).sum() / scale.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss))
-        answers = weights[:, 1:] == 1
-        hits.append(float((logits[:, :-1].argmax(2) == ids[:, 1:])[answers].float().mean()))
-        step += 1
-        if step % 100 == 0:
-            print(
-                f"step {step} {(time.time() - begun) / 60:.1f} min ({done:.0%}) loss {np.mean(losses[-100:]):.3f} "
-                f"answer tokens right {np.mean(hits[-100:]):.3f}",
-                flush=True,
-            )
-        if step % 300 == 0:
-            save(model, work)
-    save(model, work)
-    (work / "language.json").write_text(json.dumps({"steps": step, "minutes": (time.time() - begun) / 60}))
+    pieces = [tokenizer.decode([k]).strip().lower() for k in range(len(tokenizer))]
+    words = [k for k, piece in enumerate(pieces) if k >= len(SPECIAL) and len(piece) > 1 and piece.isalpha()]
+    vectors = embed([pieces[k] for k in words], work)
+    vectors = vectors - vectors.mean(0)
+    directions = torch.linalg.svd(vectors, full_matrices=False).Vh[: CONFIG["hidden_size"]]
+    known = vectors @ directions.T
+    with torch.no_grad():
+        model.get_input_embeddings().weight[words] = known * (0.02 / known.std())
+    model.requires_grad_(False).eval()
+    return Vlm("language", model, Processor(tokenizer, None), FAMILIES["llama"], "")
 
 
-def save(model: LlamaForCausalLM, work: Path) -> None:
-    """Keep the decoder, and the last one if the writing is cut short."""
-    tensors = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    temporary = work / "language.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(work / "language.safetensors")
+def batches(work: Path) -> Callable[[int], list[Exercise]]:
+    """Return the batch of each step."""
+    drawn = lessons(work)
+
+    def batch(step: int) -> list[Exercise]:
+        rng = stream(0, "language", step=step)
+        return [drawn.draw(rng) for _ in range(BATCH)]
+
+    return batch
+
+
+def train(work: Path, minutes: float, steps: int = 6000) -> None:
+    """Train until `steps` or `minutes` are used up."""
+    vlm = assemble(work)
+    groups = [{"params": list(vlm.model.parameters()), "peak": 2e-3}]
+    fit(vlm, groups, batches(work), (work, "language"), Budget(minutes, steps))
 
 
 def trained(work: Path) -> LlamaForCausalLM:

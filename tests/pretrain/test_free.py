@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.load import SHIPPED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
-from fedloom.types import Conversation, Presence
+from fedloom.types import Presence
 from pretrain import free, language
-from pretrain.fit import Budget, fit
+from pretrain.fit import Budget, Exercise, fit
+from pretrain.teacher import WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +27,13 @@ def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     work = tmp_path_factory.mktemp("language")
-    AutoTokenizer.from_pretrained(SHIPPED["shipped"]).save_pretrained(work / "tokenizer")
-    language.save(language.build(), work)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
+    tokenizer.add_tokens([f"word{k}" for k in range(language.CONFIG["vocab_size"] - len(tokenizer))])
+    tokenizer.save_pretrained(work / "tokenizer")
+    save_file(
+        {key: value for key, value in language.build().state_dict().items() if key != "lm_head.weight"},
+        work / "language.safetensors",
+    )
     return work
 
 
@@ -39,18 +47,19 @@ def work(languages: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def questions(step: int) -> list[Conversation]:
-    """Four questions about drawn scenes, one of them without its picture."""
+def questions(step: int) -> list[Exercise]:
+    """Four questions about drawn scenes, one of them without its image, with a direction for two of them."""
     found = []
     for number in range(4):
         example = MAKERS["classification"](stream(0, "free", step=step, client=number), str(number))
         shown = Presence(number > 0, True)
-        found.append(TASKS["choice"].render(example, shown, clause=None, answer_form="text"))
+        one = TASKS["choice"].render(example, shown, clause=None, answer_form="text")
+        found.append(Exercise(one, None if number % 2 else np.eye(WIDTH, dtype=np.float32)[number]))
     return found
 
 
 def train(
-    work: Path, batch: Callable[[int], list[Conversation]], steps: int, every: int = 100
+    work: Path, batch: Callable[[int], list[Exercise]], steps: int, every: int = 100
 ) -> dict[str, torch.Tensor]:
     vlm = free.assemble(work)
     fit(vlm, free.groups(vlm), batch, (work, "free"), Budget(60, steps, every=every))
@@ -67,7 +76,7 @@ def test_cut_short_and_taken_up_is_uninterrupted(work: Path) -> None:
     class Cut(Exception):
         pass
 
-    def broken(step: int) -> list[Conversation]:
+    def broken(step: int) -> list[Exercise]:
         if step == 3:
             raise Cut
         return questions(step)
@@ -90,7 +99,7 @@ def test_training_changes_all_of_it_and_the_folder_is_a_stock_model(work: Path) 
     vlm = load_vlm(str(work / "free"))
     assert not vlm.family.parts.encoder
     stock = AutoModelForImageTextToText.from_pretrained(work / "free", dtype=torch.float32)
-    batch = questions(9)
+    batch = [one.conversation for one in questions(9)]
     pictured = batch[1]
     prompt = encode(vlm, pictured, []).prompt
     assert prompt.count(vlm.model.config.image_token_id) == 16

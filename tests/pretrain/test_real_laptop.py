@@ -73,7 +73,7 @@ def test_variants_of_a_name_are_on_one_side_and_one_in_sixteen_is_held_out() -> 
 
 def test_batches_are_drawn_from_what_is_not_held_out() -> None:
     names = ["cat", "dog", "red apple", "car", "house"]
-    about = corpus.Pictured(torch.zeros(5, 1), ["k"] * 5, [[name] for name in names], names, names)
+    about = corpus.Pictured(torch.zeros(5, 1), ["k"] * 5, [[name] for name in names], names, names, [""] * 5)
     rows = torch.arange(5.0)[:, None]
     sources = [real_laptop.Source(rows, about, [0, 2, 4], [1, 3]) for _ in real_laptop.SHARES]
     meanings = corpus.Meanings([])
