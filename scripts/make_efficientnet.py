@@ -29,6 +29,9 @@ SIDE = 128
 WIDTH = 1280
 """Channels of the last map."""
 
+STRIDE = 32
+"""Pixels of an image on a side of a place of the last map."""
+
 OPEN = 30.0
 """What a closed squeeze-and-excite layer gives to its sigmoid: the layer lets everything through."""
 

@@ -31,7 +31,7 @@ from fedloom.data import load_data
 from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
 from fedloom.models.families import FAMILIES
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each
@@ -79,15 +79,9 @@ def assemble(work: Path) -> Vlm:
         model = FastVlmForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(encoder.state_dict())
     model.model.language_model.load_state_dict(language.trained(work).model.state_dict())
-    processor = LlavaProcessor(
-        image_processor=make_efficientnet.images(),
-        tokenizer=tokenizer,
-        patch_size=32,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=language.TEMPLATE,
-    )
     model.requires_grad_(False).eval()
+    tokenizer.chat_template = language.TEMPLATE
+    processor = Processor(tokenizer, make_efficientnet.images(), image=tokenizer.image_token)
     vlm = Vlm("shipped", model, processor, FAMILIES["fast_vlm"], "")
     with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
         sample = [Shown(str(k), pixels.numpy()) for k, pixels in enumerate(corpus.emoji().pixels[:64])]
@@ -184,7 +178,14 @@ def export(work: Path, folder: Path) -> None:
     vlm.model.model.language_model.to(torch.bfloat16)
     vlm.model.model.multi_modal_projector.to(torch.bfloat16)
     vlm.model.save_pretrained(folder)
-    vlm.processor.save_pretrained(folder)
+    LlavaProcessor(
+        image_processor=make_efficientnet.images(),
+        tokenizer=vlm.tokenizer,
+        patch_size=make_efficientnet.STRIDE,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=language.TEMPLATE,
+    ).save_pretrained(folder)
     print({file.name: file.stat().st_size for file in sorted(folder.iterdir())})
 
 
