@@ -169,6 +169,17 @@ def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):
     assert Experiment(engine={"compile": True}).engine.compile
 
 
+@pytest.mark.parametrize(
+    "key", ["data.validation", "engine.workers", "engine.side_by_side", "engine.together"]
+)
+@pytest.mark.parametrize("value", ["true", "-1", "nan", "null", "foo", "[1]", "{a: 1}"])
+def test_a_value_that_is_neither_a_number_nor_the_word_is_told_once(key, value):
+    with pytest.raises(
+        UserError, match=rf"one mistake in [^\n]*\n[^\n]*{key} is [^\n]*, but must be a [^\n]* or \w+[^\n]*$"
+    ):
+        load_experiment("pooled", [f"{key}={value}"])
+
+
 def test_a_conflict_with_a_mistaken_value_is_not_told(tmp_path):
     lines = told('scenario: {clients: "9"}\ntrain: {cohort: 8}\n', tmp_path)
     assert len(lines) == 1

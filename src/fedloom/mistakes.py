@@ -101,15 +101,14 @@ def _mistakes(
 ) -> tuple[list[Mistake], set[KeyPath]]:
     """Return what one pass found, and the keys to leave out in the next."""
     schema, found, paths = schema_of(model), [], set[KeyPath]()
-    rows = error.errors(include_url=False)
-    around = {row["loc"][:length] for row in rows for length in range(len(row["loc"]))}
-    for row in rows:
+    rows = {_place(schema, row["loc"]): row for row in reversed(error.errors(include_url=False))}
+    around = {path[:length] for path in rows for length in range(len(path))}
+    for path, row in reversed(rows.items()):
         if row["type"] == "conflict":
             for path, message, others in row.get("ctx", {})["conflicts"]:
                 if not any(key[:end] in wrong for key in (path, *others) for end in range(len(key) + 1)):
                     found.append(Mistake(document.place(path, of_key=True), message))
             continue
-        path: KeyPath = row["loc"]
         if path in around:
             continue  # a list whose items are wrong also counts as too short
         unknown = row["type"] == "extra_forbidden"
@@ -119,6 +118,15 @@ def _mistakes(
         # A list with a bad item is left out whole, so that the places of its other items stay true.
         paths.add(path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))])
     return found, paths
+
+
+def _place(schema: Schema, path: KeyPath) -> KeyPath:
+    """Return the key path of an error, without the names that pydantic gives to the members of a union."""
+    for end in range(len(path)):
+        options = schema_at(schema, path[:end]).get("anyOf", ())
+        if sum(option.get("type") != "null" for option in options) > 1:
+            return path[:end]
+    return path
 
 
 @cache
@@ -272,7 +280,7 @@ def key_descriptions(schema: Schema, path: KeyPath = ()) -> Iterator[tuple[KeyPa
 def _choices(part: Schema) -> list[Any]:
     if "anyOf" in part:
         return [choice for option in part["anyOf"] for choice in _choices(option)]
-    return part.get("enum", [])
+    return [part["const"]] if "const" in part else part.get("enum", [])
 
 
 _TYPES = {
@@ -295,6 +303,8 @@ def expected(schema: Schema, part: Schema) -> str:
     part = _resolved(schema, part)
     if "anyOf" in part:
         return " or ".join(expected(schema, option) for option in part["anyOf"])
+    if "const" in part:
+        return str(part["const"])
     if "enum" in part:
         return f"one of {', '.join(map(str, part['enum']))}"
     if part.get("type") == "object" and "properties" in part:
