@@ -93,7 +93,7 @@ def test_the_readme_commands_exist() -> None:
     assert commands
     for command in commands:
         _, verb, *rest = re.sub(r">.*", "", command).split()
-        words = [verb, *rest[:1]] if verb == "data" else [verb]  # a group of commands
+        words = [verb, *rest[:1]] if verb in ("data", "models") else [verb]  # a group of commands
         shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"}).output
         assert "Usage" in shown, command
         assert all(option in shown for option in rest if option.startswith("--")), command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from fedloom.measure import answer_slice
 from fedloom.methods import Method
 from fedloom.params import Params
 from fedloom.record import Clock
+from fedloom.scenarios.validation import Validation
 from fedloom.tasks import PROMPTS
-from fedloom.tasks.scoring import HEADLINES, Judged, each, score, tasks_of
+from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score, tasks_of
 from fedloom.tuning.adapters import side_by_side
-from fedloom.types import Presence, UserError
+from fedloom.types import Example, Presence, UserError
 
 if TYPE_CHECKING:
     from fedloom.training import Setting
@@ -123,7 +124,8 @@ def validated(
     """
     if setting.validation is None:
         return None
-    values: dict[int | None, np.ndarray] = {}
+    asked: dict[int | None, tuple[list[Example], Judged]] = {}
+    seconds: dict[int | None, float] = {}
     for client, params in models.items():
         share = setting.validation.share(client)
         if not len(share):
@@ -143,12 +145,34 @@ def validated(
                 workers=workers_of(setting),
             )
         clock.lap("validation")
-        values[client] = each(examples, judged, headline=len(tasks_of(examples)) == 1)
+        asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
+    if not asked:
+        return None
+    values = _values(asked, headline=len(_tasks(setting.validation)) == 1)
+    for client in asked:
         found = validation_scores(setting, {client: values[client]}, rounds)
         line = {"method": name, "client": client, "round": rounds[client]}
         shown = {key: value for key, value in found.items() if key != "rounds"}
-        setting.record.append("validation", {**line, **shown, "seconds": clock.seconds["validation"]})
-    return validation_scores(setting, values, rounds) if values else None
+        setting.record.append("validation", {**line, **shown, "seconds": seconds[client]})
+    return validation_scores(setting, values, rounds)
+
+
+def _tasks(validation: Validation) -> list[str]:
+    """List the tasks of all examples that are kept out, each once."""
+    return tasks_of([validation.examples[index] for index in validation.plan.indices.tolist()])
+
+
+def _values(
+    asked: Mapping[int | None, tuple[Sequence[Example], Judged]], *, headline: bool
+) -> dict[int | None, np.ndarray]:
+    """Score each model's answers, all in one, since how rare a word is in a caption is counted over all of them."""
+    whole = each(
+        [example for examples, _ in asked.values() for example in examples],
+        joined([judged for _, judged in asked.values()]),
+        headline=headline,
+    )
+    ends = np.cumsum([len(examples) for examples, _ in asked.values()])[:-1]
+    return dict(zip(asked, np.split(whole, ends), strict=True))
 
 
 def validation_scores(
@@ -168,7 +192,7 @@ def validation_scores(
     """
     validation = setting.validation
     assert validation is not None
-    tasks = tasks_of([validation.examples[index] for index in validation.plan.indices.tolist()])
+    tasks = _tasks(validation)
     whole = np.concatenate(list(values.values()))
     by_client: list[float | None] | None = None
     if None not in values:

@@ -115,6 +115,8 @@ def _linear_validated(setting: Setting, name: str) -> dict[str, Any] | None:
         return None
     asked = _visible(setting.validation.examples, setting.validation.plan)
     chances = linear_reference(_visible(setting.data.train, setting.plan), asked, _embedder(setting))
+    if not chances:  # no client trains on a modality that is seen of the validation part
+        return None
     picked = [chances[evidence_of(one, chances)][place] for place, one in enumerate(asked)]
     judged = Judged(tuple(int(row.argmax()) for row in picked), tuple(picked))
     found = validation_scores(setting, {None: each(asked, judged, headline=True)}, {None: 0})

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from fedloom import training
+from fedloom.answering import _values
 from fedloom.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
+from fedloom.tasks.scoring import Judged, each
+from fedloom.types import Example
 
 
 def experiment(tiny_model: Path, **changes: object) -> Experiment:
@@ -81,3 +84,23 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert adapters[0] == adapters[1]
     assert again["scores"] == whole["scores"]
     assert again["validation"] == whole["validation"]
+
+
+def test_rarity_in_captions_is_counted_over_all_clients() -> None:
+    """A client with one caption alone would score nothing, whatever it says: no word of it could be rare."""
+    said = ["a red apple", "a blue car", "two green trees"]
+    asked = {
+        client: (
+            [Example(str(client), "?", text, None, text, task="caption")],
+            Judged((text,), (None,), (text,)),
+        )
+        for client, text in enumerate(said)
+    }
+    values = _values(asked, headline=True)
+    assert all(len(value) == 1 and value[0] > 0 for value in values.values())
+    whole = each(
+        [one for examples, _ in asked.values() for one in examples],
+        Judged(tuple(said), (None,) * 3, tuple(said)),
+        headline=True,
+    )
+    assert [float(value[0]) for value in values.values()] == whole.tolist()

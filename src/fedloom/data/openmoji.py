@@ -50,15 +50,17 @@ def fetch() -> bytes:
         try:
             command = ["npm", "pack", "--ignore-scripts", PACKAGE]
             subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
-        except FileNotFoundError:
+        except OSError:
             raise UserError(f"npm, which downloads {PACKAGE}, is not installed; {OTHERWISE}") from None
         except subprocess.CalledProcessError as error:
             told = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"npm cannot download {PACKAGE} ({told}); {OTHERWISE}") from None
         except subprocess.TimeoutExpired:
             raise UserError(f"npm took more than ten minutes for {PACKAGE}; {OTHERWISE}") from None
-        (file,) = Path(folder).glob("*.tgz")
-        return read_package(file)
+        files = list(Path(folder).glob("*.tgz"))
+        if len(files) != 1:
+            raise UserError(f"npm has not downloaded {PACKAGE} as one file; {OTHERWISE}")
+        return read_package(files[0])
 
 
 def read_package(package: Path) -> bytes:

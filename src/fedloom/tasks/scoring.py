@@ -38,6 +38,16 @@ class Judged:
     answer_form: AnswerForm = "text"
 
 
+def joined(parts: Sequence[Judged]) -> Judged:
+    """Put answers to several lists of examples, judged alike, behind each other."""
+    return Judged(
+        tuple(answer for part in parts for answer in part.answers),
+        tuple(chances for part in parts for chances in part.probabilities),
+        tuple(reply for part in parts for reply in part.replies),
+        parts[0].answer_form,
+    )
+
+
 def tasks_of(examples: Sequence[Example]) -> list[str]:
     """List the tasks of examples, each once, in order of appearance."""
     return list(dict.fromkeys(example.task for example in examples))
