@@ -269,8 +269,25 @@ def published_table(sweep: SweepRun) -> Table | None:
     note = (
         f"{title(metric)} in percent. Published: {at(sweep.published, 'source')}. Ours come from "
         "the model and data of this sweep; where those differ, compare how scores change, not how high they are."
-    )
+    ) + _kept_out(sweep)
     return Table((_corner(sweep), *columns), tuple(rows), note)
+
+
+def _kept_out(sweep: SweepRun) -> str:
+    """Say what was kept out of our training for validation; "" where nothing was."""
+    done = [cell.result for cell in sweep.cells if cell.result]
+    parts = [at(result, "validation", "from") for result in done]
+    found = list(dict.fromkeys(part for part in parts if part is not None))
+    if not found:
+        return ""
+    named = [
+        "the owners' validation part"
+        if part == "published"
+        else f"a share of {part} of each client's training examples"
+        for part in found
+    ]
+    where = "some of our runs" if None in parts else "our runs"
+    return f" In {where}, {' or '.join(named)} was kept out of training for validation."
 
 
 def _corner(sweep: SweepRun) -> str:

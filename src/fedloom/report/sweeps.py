@@ -245,7 +245,7 @@ def local_of(sweep: SweepRun) -> str | None:
 
 
 def headline(result: Json) -> str:
-    """Tell a run in a few figures: local training, one federated method, and the best one if it is another.
+    """Tell a run in a few figures: local training, one federated method, and the one highest on the test part if another.
 
     Beside the score of a federated method on everybody's questions stands how many clients it serves better than their
     own models, where they trained alone.
@@ -255,8 +255,13 @@ def headline(result: Json) -> str:
     best, local = best_federated(reached), alone_in(reached)
     told = [method for method in (local, headline_method(result), best) if method]
     shown = list(dict.fromkeys(told)) or list(reached)[:3]
+    found = {
+        method: f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+    }
+    if best in told[:-1]:
+        return ", ".join(found.values())
     return ", ".join(
-        f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+        f"highest on the test part: {one}" if method == best else one for method, one in found.items()
     )
 
 
