@@ -318,7 +318,63 @@ def test_grids_beside_published_tables_are_run_as_published(name: str) -> None:
 
 def test_the_recipe_of_the_guide_is_a_grid(tmp_path: Path) -> None:
     guide = (Path(__file__).parent.parent / "docs/sweeps.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    block, choosing = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert load_grid(written(tmp_path, f"name: mine\n{choosing}")).choose == ("train.lr",)
     path = written(tmp_path, block)
     assert len(load_grid(path).cells) == 18
     assert len(load_grid(path, quick=True).cells) == 2
+
+
+CHOICE = """\
+data: {validation: 0.1}
+grid:
+  train.lr: [0.1, 0.2]
+  seed: [0, 1]
+"""
+
+
+def test_axes_are_named_that_values_are_chosen_along(tmp_path: Path) -> None:
+    path = written(tmp_path, BASE + CHOICE)
+    plain, asked = load_grid(path), load_grid(path, ["choose=[train.lr]"])
+    assert (plain.choose, asked.choose) == ((), ("train.lr",))
+    assert asked.digest == plain.digest  # the same cells, so what was run is kept
+    assert load_grid(written(tmp_path, f"{BASE}{CHOICE}choose: [train.lr]\n")).choose == ("train.lr",)
+
+
+@pytest.mark.parametrize(
+    ("choose", "told"),
+    [
+        ("[train.rate]", "is not a known axis to choose along"),
+        ("[seed]", "choose[0] is seed, which is averaged over"),
+        ("[train.lr, train.lr]", 'choose[1] repeats "train.lr"'),
+        ("[]", "choose must be a list of axes"),
+        ("train.lr", "choose must be a list of axes"),
+        ("[{train.lr: 1}]", "is not a known axis to choose along"),
+    ],
+)
+def test_what_cannot_be_chosen_along_is_refused_once(choose: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        load_grid(written(tmp_path, f"{BASE}{CHOICE}choose: {choose}\n"))
+    assert told in str(refused.value)
+    assert str(refused.value).startswith("one mistake in")
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (CHOICE.replace("0.1}", "0}"), "data.validation is 0, so"),
+        (
+            CHOICE.replace("  seed", "  data.validation: [0.1, 0]\n  seed").replace(
+                "data: {validation: 0.1}\n", ""
+            ),
+            "0 in",
+        ),
+    ],
+)
+def test_nothing_is_chosen_without_a_validation_part(text: str, where: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"choose needs a validation part, but data\.validation is 0"
+    ) as refused:
+        load_grid(written(tmp_path, f"{BASE}{text}choose: [train.lr]\n"))
+    assert where in str(refused.value)
+    assert str(refused.value).startswith("one mistake in")

@@ -134,6 +134,39 @@ def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
     assert (local["value"], local["verdict"]) == ("local", "worse")
 
 
+def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two rates the second has the higher validation score, and the lower test score."""
+    Path("mine.yaml").write_text(
+        "methods: [fedavg, local]\ndata: {validation: 0.1}\ngrid: {train.lr: [0.01, 0.02], seed: [0, 1]}\n"
+    )
+    real = engine.work
+
+    def work(experiment: Experiment, folder: Path) -> None:
+        real(experiment, folder)
+        file, second = folder / "result.json", experiment.train.lr == 0.02
+        found = json.loads(file.read_text())
+        found["scores"]["fedavg"]["accuracy"] = 0.6 if second else 0.9
+        scores = {name: {"score": 0.7 if second else 0.5} for name in found["scores"]}
+        file.write_text(json.dumps({**found, "validation": {"from": 0.1, "methods": scores}}))
+        list_files(folder, files_in(folder))
+
+    monkeypatch.setattr(engine, "work", work)
+    assert sweep().exit_code == 0
+    told = sweep("--set", "choose=[train.lr]")
+    assert told.exit_code == 0, told.output
+    assert len(engine.calls) == 4
+    assert "90.0" not in told.stdout
+    found = json.loads(Path("all/result.json").read_text())
+    assert [(one["values"], one["test"]["mean"]) for one in found["choices"]] == [
+        ({"train.lr": 0.02}, 0.6),
+        ({"train.lr": 0.02}, 0.5),
+    ]
+    (local,) = [one for one in found["comparisons"] if (one["factor"], one["by"]) == ("method", None)]
+    assert local["mean"] == pytest.approx(-0.1)
+
+
 def test_one_cell_is_told_in_the_singular(engine: Engine) -> None:
     Path("mine.yaml").write_text("methods: [fedavg]\ngrid: {scenario.alpha: [0.5], seed: [0]}\n")
     assert sweep().stderr.startswith("1 cell in all\n")

@@ -76,13 +76,14 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         say_json(result)
     else:
+        from fedloom.report.choices import choices, chosen
         from fedloom.report.paired_tables import by_factor, terminal_lines
         from fedloom.report.sweep_tables import terminal_tables
         from fedloom.report.sweeps import read_sweep
 
         found = read_sweep(folder)
         say(terminal_tables(found))
-        if lines := terminal_lines(by_factor(found)):
+        if lines := terminal_lines(by_factor(chosen(found, choices(found)))):
             say(f"{lines}\n")
         say(f"Report:  {folder / 'report.html'}")
     for cell in failed:

@@ -354,7 +354,7 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
         ) from None
 
 
-SWEEP_KEYS = ("grid", "quick", "published")
+SWEEP_KEYS = ("grid", "quick", "published", "choose")
 """Keys of a recipe that describes many experiments; see `fedloom.grid`."""
 
 

@@ -14,6 +14,8 @@
       metric: auc
       scores: {missing-30: {fedadam: 76.82}}
 
+    choose: [algorithms.fedadam.lr]          # axes whose value is chosen for each method by its validation score
+
 All other keys are the experiment that the cells have in common. `--set grid.seed=[0, 1]` changes an axis.
 """
 
@@ -32,10 +34,11 @@ from fedloom.axes import Axis, Change, Point, changes_of, overlaps, read_axes
 from fedloom.document import Document, KeyPath, Mistake, dotted, graft, part, read, read_change, without
 from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
 from fedloom.methods import parse_method
-from fedloom.mistakes import check, did_you_mean, told
+from fedloom.mistakes import check, did_you_mean, told, unknown
 from fedloom.sections import Published, Section
 from fedloom.types import UserError
 
+SEED = "seed"  # the axis that reports average over
 MOST_CELLS = 10_000
 MOST_BAD = 1_000  # cells with mistakes after which no more are looked at
 MOST_FOLDER = 60  # characters of a cell's name in its folder's
@@ -71,6 +74,7 @@ class Grid:
         axes: Axis → labels.
         cells: All combinations; the last axis turns fastest.
         published: Figures to show beside ours.
+        choose: Axes whose value is chosen for each method by its validation score.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Grid:
     axes: Mapping[str, tuple[Any, ...]]
     cells: tuple[Cell, ...]
     published: Published | None = None
+    choose: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -117,6 +122,7 @@ def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool
         raise UserError(told(document.source, check(Experiment, document)[1]))
     mistakes: list[Mistake] = []
     fewer, changes = _quick(document, mistakes) if quick else ({}, ())
+    asked = part(document, ("choose",)) if "choose" in document.value else None
     base, set_by_hand = without(document, SWEEP_KEYS), list[tuple[KeyPath, Document]]()
     for path, branch in changes:
         base = graft(base, path, branch)
@@ -125,20 +131,26 @@ def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool
         mistakes += branch.mistakes
         if path[0] == "grid" and len(path) > 1:
             fewer[dotted(path[1:])] = branch
+        elif path == ("choose",):
+            asked = branch
         elif not branch.mistakes:
             base = graft(base, path, branch)
             set_by_hand.append((path, branch))
     axes, whole = read_axes(document, fewer, mistakes)
     mistakes += overlaps(axes, set_by_hand)
-    published = _published(document, [label for axis in whole for label in axis.labels], mistakes)
+    choose = _choose(asked, axes, mistakes) if asked is not None and axes else ()
+    labels = [label for axis in whole if axis.name not in choose for label in axis.labels]
+    published = _published(document, labels, mistakes)
     if not axes and not mistakes:
         message = "there is no grid in it; add one, for example with --set grid.seed=[0,1,2]"
         raise UserError(f"{path_or_recipe}: {message}")
     cells = _cells(base, axes, mistakes)
+    if choose and asked is not None:
+        mistakes += _unvalidated(asked, cells)
     if mistakes:
         raise UserError(told(document.source, list(dict.fromkeys(mistakes))))
     name = base.value.get("name", Experiment.model_fields["name"].default)
-    return Grid(name, quick, {axis.name: axis.labels for axis in axes}, cells, published)
+    return Grid(name, quick, {axis.name: axis.labels for axis in axes}, cells, published, choose)
 
 
 def _quick(document: Document, mistakes: list[Mistake]) -> tuple[dict[str, Document], tuple[Change, ...]]:
@@ -157,6 +169,39 @@ def _quick(document: Document, mistakes: list[Mistake]) -> tuple[dict[str, Docum
         return {}, ()
     fewer = {name: part(axes, (name,)) for name in axes.value}
     return fewer, tuple(changes_of(without(section, ("grid",))))
+
+
+def _choose(asked: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[str, ...]:
+    """Read the axes along which values are chosen; each must be one of the grid's, and not the seed."""
+    if not isinstance(asked.value, list) or not asked.value:
+        message = "choose must be a list of axes of the grid, and not empty, such as [train.lr]"
+        mistakes.append(Mistake(asked.place(()), message))
+        return ()
+    names = [axis.name for axis in axes if axis.name != SEED]
+    for index, name in enumerate(asked.value):
+        problem = ""
+        if name == SEED:
+            problem = f"choose[{index}] is {SEED}, which is averaged over and cannot be chosen"
+        elif name not in names:
+            problem = f"choose[{index}]: {unknown('axis to choose along', str(name), names)}"
+        elif name in asked.value[:index]:
+            problem = f'choose[{index}] repeats "{name}"'
+        if problem:
+            mistakes.append(Mistake(asked.place((index,)), problem))
+    return tuple(name for name in names if name in asked.value)
+
+
+def _unvalidated(asked: Document, cells: Sequence[Cell]) -> list[Mistake]:
+    """Refuse to choose where a cell has no validation part, so that only test scores could choose."""
+    lacking = [cell.name for cell in cells if not cell.experiment.data.validation]
+    if not lacking:
+        return []
+    where = "" if len(lacking) == len(cells) else f" in {lacking[0]}"
+    message = (
+        f"choose needs a validation part, but data.validation is 0{where}, so that only test scores could choose; set "
+        "data.validation to a share such as 0.1"
+    )
+    return [Mistake(asked.place((), of_key=True), message)]
 
 
 def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake]) -> Published | None:

@@ -320,6 +320,7 @@ def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
             "quick": grid.quick,
             "axes": {name: list(labels) for name, labels in grid.axes.items()},
             "published": grid.published.model_dump(mode="json") if grid.published else None,
+            **({"choose": list(grid.choose)} if grid.choose else {}),
             "cells": [_row_json(row) for row in rows],
         },
         folder,

@@ -29,6 +29,7 @@ from fedloom.report.sweep_tables import (
 from fedloom.report.sweeps import (
     along,
     difference,
+    headline,
     over_seeds,
     read_sweep,
     rows_of,
@@ -199,6 +200,41 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
         ("gaps", "90.0†", "76.8", MISSING, "70.0"),
     )
     assert "a &lt;paper&gt;" in render_sweep(sweep)
+    assert "validation" not in table.note
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (
+            [0.1] * 12,
+            "In our runs, a share of 0.1 of each client's training examples was kept out of training",
+        ),
+        (["published"] * 12, "In our runs, the owners' validation part was kept out of training"),
+        ([None] + [0.1] * 11, "In some of our runs, a share of 0.1 of each client's"),
+    ],
+)
+def test_beside_published_figures_it_stands_that_validation_examples_were_not_trained_on(
+    parts: list[Any], told: str, tmp_path: Path
+) -> None:
+    published = {"source": "a paper", "metric": "auc", "scores": {"gaps": {"fedavg": 76.82}}}
+    make_sweep(tmp_path, AXES, list(LEVELS), level, published=published)
+    for place, part in enumerate(parts):
+        file = tmp_path / f"cells/{place}/result.json"
+        found = json.loads(file.read_text())
+        file.write_text(json.dumps(found if part is None else {**found, "validation": {"from": part}}))
+    table = published_table(read_sweep(tmp_path))
+    assert table is not None
+    assert told in table.note
+
+
+def test_the_line_of_a_cell_says_that_a_method_was_picked_by_its_test_score() -> None:
+    def line(**scores: float) -> str:
+        return headline({"main": "fedavg", "scores": {one: {"accuracy": two} for one, two in scores.items()}})
+
+    assert line(fedavg=0.6, fedadam=0.7) == "fedavg 60.0, highest on the test part: fedadam 70.0"
+    assert line(local=0.8, fedavg=0.6, fedadam=0.5) == "local 80.0, fedavg 60.0"
+    assert line(local=0.8) == "local 80.0"
 
 
 @given(

@@ -195,13 +195,13 @@ def _best_sentence(result: Json, value: float) -> list[str]:
     if len(known) == 1:
         return []
     if most <= value:
-        return ["No other federated method does better."]
+        return ["No other federated method scores higher on the test part."]
     share = gap_share(result, best[0])
     score = f"{_said(result, most)}" + ("" if share is None else f" ({percent(share, 0)}% of the gap)")
     names = " and ".join(map(label, best))
     return [
-        f"The best of the {len(known)} federated methods {'is' if len(best) == 1 else 'are'} {names} with {score}; "
-        "picked by looking at these very scores, it is flattered by them."
+        f"Of the {len(known)} federated methods {names} {'scores' if len(best) == 1 else 'score'} highest on the test "
+        f"part, with {score}; a score that is picked for being the highest is likely too high."
     ]
 
 
@@ -213,7 +213,8 @@ def _linear_sentence(result: Json, questions: float | None) -> list[str]:
     how = "below" if linear < best else "above" if linear > best else "level with"
     close = questions and linear != best and abs(best - linear) < margin(best, linear, questions)
     tail = ", though the difference is not significant" if close else ""
-    return [f"The linear reference reaches {_said(result, linear)}, {how} the best federated method{tail}."]
+    told = f"The linear reference reaches {_said(result, linear)}, {how} the federated method that scores highest on the test part"
+    return [f"{told}{tail}."]
 
 
 def _federated_scores(result: Json) -> dict[str, float]:

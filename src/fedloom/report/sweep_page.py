@@ -12,6 +12,7 @@ from fedloom import __version__
 from fedloom.hashes import file_digest
 from fedloom.manifest import Manifest, write_manifest
 from fedloom.record import write_atomic, write_json
+from fedloom.report.choices import choice_json, choices, chosen
 from fedloom.report.introduction import described, glossary
 from fedloom.report.page import SLIM, WIDE, Figure, template
 from fedloom.report.paired_figures import paired_chart
@@ -26,7 +27,14 @@ from fedloom.report.paired_tables import (
     value_title,
 )
 from fedloom.report.sweep_figures import axis_chart
-from fedloom.report.sweep_tables import findings, gain_table, mean_table, modifier_table, published_table
+from fedloom.report.sweep_tables import (
+    choice_table,
+    findings,
+    gain_table,
+    mean_table,
+    modifier_table,
+    published_table,
+)
 from fedloom.report.sweeps import SEED, SweepRun, headline, read_sweep, summary
 from fedloom.report.tables import MISSING, counted, title
 
@@ -46,7 +54,10 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
         UserError: There is no sweep in the folder, or a file is broken.
     """
     sweep = read_sweep(folder)
-    result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(sweep)]}
+    picked = choices(sweep)
+    result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(chosen(sweep, picked))]}
+    if sweep.choose:
+        result |= {"choose": list(sweep.choose), "choices": [choice_json(one) for one in picked]}
     write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
     write_json(folder / "result.json", result)
     files = {name: file_digest(folder / name) for name in ("report.html", "result.json")}
@@ -54,15 +65,18 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
     return result
 
 
-def render_sweep(sweep: SweepRun) -> str:
-    """Render the page for a sweep that was read."""
-    done = [cell for cell in sweep.cells if cell.state == "done"]
+def render_sweep(whole: SweepRun) -> str:
+    """Render the page for a sweep that was read; where values were chosen on validation, only those are judged."""
+    picked = choices(whole)
+    sweep = chosen(whole, picked)
+    done = [cell for cell in whole.cells if cell.state == "done"]
     groups = by_factor(sweep)
     return template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
         purpose=described(sweep.text_only),
-        facts=_facts(sweep, len(done)),
+        facts=_facts(whole, len(done)),
+        choices=choice_table(whole, picked),
         findings=findings(sweep),
         scores=mean_table(sweep),
         latex=mean_table(sweep).latex(),
@@ -83,7 +97,7 @@ def render_sweep(sweep: SweepRun) -> str:
                 cell.state,
                 headline(cell.result) if cell.result else cell.error or MISSING,
             )
-            for cell in sweep.cells
+            for cell in whole.cells
         ],
     )
 
@@ -129,6 +143,7 @@ def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
         ("Form", "quick" if sweep.quick else None),
         ("Cells", f"{done} of {len(sweep.cells)} done" if done < len(sweep.cells) else str(done)),
         *((axis, counted(len(sweep.axes[axis]), "value")) for axis in sweep.settings),
+        ("Chosen on validation", ", ".join(sweep.choose)),
         ("Seeds", ", ".join(map(str, seeds)) if seeds else None),
         ("Methods", str(len(sweep.methods))),
         ("Sweep digest", sweep.digest[:16]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from fedloom.report.choices import Choice, choices, chosen
 from fedloom.report.figures import brief
 from fedloom.report.gain import fares, worst_client
 from fedloom.report.paired import ROUNDING, Estimate, Fares
@@ -33,6 +34,7 @@ from fedloom.report.tables import (
 )
 
 BEST = "*"
+MOST_NAMED = 6  # cells that a note names; result.json has all
 ALIKE = "†"
 """Marks an estimate for which all of several seeds gave the same value."""
 
@@ -92,6 +94,39 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
         note += marked
     heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
     return Table((_corner(sweep), *heads, "n"), tuple(rows), explained(note, rows), left=2 if named else 1)
+
+
+def choice_table(sweep: SweepRun, found: Sequence[Choice]) -> Table | None:
+    """Make the table of what was chosen on validation; None where nothing was.
+
+    Args:
+        sweep: The sweep with all its values.
+        found: Its choices.
+    """
+    if not found:
+        return None
+    rows = tuple(
+        (
+            one.row,
+            brief(one.method),
+            *(MISSING if one.values is None else str(one.values[axis]) for axis in sweep.choose),
+            MISSING if one.validation is None else percent(one.validation),
+            shown(one.test),
+        )
+        for one in found
+    )
+    lacking = list(dict.fromkeys(name for one in found for name in one.missing))
+    note = (
+        "Chosen for each method: the value with the highest validation score, the mean over seeds, and the first in the "
+        "recipe's order of equals. Scores in percent; test scores are those at the chosen value and chose nothing."
+    )
+    if lacking:
+        more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
+        note += f" A value cannot be chosen if one of its cells has no validation score: {'; '.join(lacking[:MOST_NAMED])}{more}."
+    others = [axis for axis in sweep.settings if axis not in sweep.choose]
+    corner = ", ".join(axis.rpartition(".")[2] for axis in others).capitalize() or "Sweep"
+    columns = (corner, "Method", *sweep.choose, "Validation", "Test")
+    return Table(columns, rows, explained(note, rows), left=2 + len(sweep.choose))
 
 
 def gain_table(sweep: SweepRun) -> Table | None:
@@ -234,8 +269,25 @@ def published_table(sweep: SweepRun) -> Table | None:
     note = (
         f"{title(metric)} in percent. Published: {at(sweep.published, 'source')}. Ours come from "
         "the model and data of this sweep; where those differ, compare how scores change, not how high they are."
-    )
+    ) + _kept_out(sweep)
     return Table((_corner(sweep), *columns), tuple(rows), note)
+
+
+def _kept_out(sweep: SweepRun) -> str:
+    """Say what was kept out of our training for validation; "" where nothing was."""
+    done = [cell.result for cell in sweep.cells if cell.result]
+    parts = [at(result, "validation", "from") for result in done]
+    found = list(dict.fromkeys(part for part in parts if part is not None))
+    if not found:
+        return ""
+    named = [
+        "the owners' validation part"
+        if part == "published"
+        else f"a share of {part} of each client's training examples"
+        for part in found
+    ]
+    where = "some of our runs" if None in parts else "our runs"
+    return f" In {where}, {' or '.join(named)} was kept out of training for validation."
 
 
 def _corner(sweep: SweepRun) -> str:
@@ -243,9 +295,14 @@ def _corner(sweep: SweepRun) -> str:
 
 
 def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
-    """Write the table of scores for a terminal, its columns in as many blocks as the width asks for, and the findings."""
-    blocks = blocks_of(mean_table(sweep), width)
-    told = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in findings(sweep)]
+    """Write the table of scores for a terminal, its columns in as many blocks as the width asks for, and the findings.
+
+    Where values were chosen on validation, the table of choices comes first, and the others have chosen values only.
+    """
+    picked = choices(sweep)
+    judged, table = chosen(sweep, picked), choice_table(sweep, picked)
+    blocks = [*([table] if table else []), *blocks_of(mean_table(judged), width)]
+    told = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in findings(judged)]
     return "\n".join([*(block.text(width) for block in blocks), *told])
 
 

@@ -63,7 +63,10 @@ class CellRun:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A sweep as it was read: its axes with their labels, its cells, and figures of others or None."""
+    """A sweep as it was read: its axes with their labels, its cells, and figures of others or None.
+
+    Of the axes in `choose`, each method has the value with the highest validation score.
+    """
 
     name: str
     digest: str
@@ -71,6 +74,7 @@ class SweepRun:
     axes: Mapping[str, Sequence[Any]]
     cells: tuple[CellRun, ...]
     published: Json | None
+    choose: tuple[str, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -146,7 +150,10 @@ def read_sweep(folder: Path) -> SweepRun:
         for setting in expect(file, published, "scores", dict):
             expect(file, published["scores"], setting, dict)
     digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
-    return SweepRun(name, digest, quick, axes, tuple(cells), published)
+    choose = expect(file, value, "choose", list) if "choose" in value else []
+    if lacking := [axis for axis in choose if axis not in axes or axis == SEED]:
+        raise UserError(f'{file}: "choose" names {lacking[0]!r}, which is no axis to choose along')
+    return SweepRun(name, digest, quick, axes, tuple(cells), published, tuple(choose))
 
 
 def _text_only(folder: Path) -> bool:
@@ -238,7 +245,7 @@ def local_of(sweep: SweepRun) -> str | None:
 
 
 def headline(result: Json) -> str:
-    """Tell a run in a few figures: local training, one federated method, and the best one if it is another.
+    """Tell a run in a few figures: local training, one federated method, and the one highest on the test part if another.
 
     Beside the score of a federated method on everybody's questions stands how many clients it serves better than their
     own models, where they trained alone.
@@ -248,8 +255,13 @@ def headline(result: Json) -> str:
     best, local = best_federated(reached), alone_in(reached)
     told = [method for method in (local, headline_method(result), best) if method]
     shown = list(dict.fromkeys(told)) or list(reached)[:3]
+    found = {
+        method: f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+    }
+    if best in told[:-1]:
+        return ", ".join(found.values())
     return ", ".join(
-        f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+        f"highest on the test part: {one}" if method == best else one for method, one in found.items()
     )
 
 
