@@ -473,3 +473,20 @@ def test_a_changed_mode_changes_what_it_gave(tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_arguments_are_arguments(name):
     Experiment(mode="published", algorithms={name: PUBLISHED[name]})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("evaluate: {round: best}\n", "evaluate.round is best, but data.validation is 0"),
+        (
+            "data: {validation: 0.1}\nevaluate: {round: best, every: 0}\n",
+            "evaluate.round is best, but evaluate.every is 0",
+        ),
+    ],
+)
+def test_a_best_round_that_nothing_could_tell_is_refused_in_one_message(text, told):
+    with pytest.raises(UserError) as refused:
+        Experiment.from_json(text)
+    assert told in str(refused.value)
+    assert str(refused.value).startswith("one mistake in")
