@@ -9,7 +9,7 @@ import numpy as np
 
 from fedloom.client.evaluate import judge_rows
 from fedloom.engine.fit import copyable, cores
-from fedloom.measure import answer_slice
+from fedloom.measure import SLICES
 from fedloom.methods import Method
 from fedloom.params import Params
 from fedloom.record import Clock
@@ -52,6 +52,28 @@ def workers_of(setting: Setting) -> int:
     return 1
 
 
+def _judged(
+    setting: Setting,
+    models: Sequence[Params],
+    method: Method,
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+) -> list[Judged]:
+    """Answer examples with several models at once, side by side."""
+    with side_by_side(setting.tuned, len(models)) as stack:
+        for row, params in enumerate(models):
+            stack.write(params, row)
+        return judge_rows(
+            stack.vlm,
+            stack.connects(len(models)),
+            examples,
+            presence,
+            setting.experiment.evaluate,
+            clause=clause_of(setting, method),
+            workers=workers_of(setting),
+        )
+
+
 def answers_of(
     setting: Setting,
     models: Mapping[int | None, Params],
@@ -71,18 +93,7 @@ def answers_of(
         part: The slice.
     """
     test, clock = setting.data.test, Clock()
-    with side_by_side(setting.tuned, len(models)) as stack:
-        for row, params in enumerate(models.values()):
-            stack.write(params, row)
-        judged = answer_slice(
-            stack.vlm,
-            stack.connects(len(models)),
-            test,
-            part,
-            setting.experiment.evaluate,
-            clause=clause_of(setting, method),
-            workers=workers_of(setting),
-        )
+    judged = _judged(setting, list(models.values()), method, test, [SLICES[part]] * len(test))
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):
         setting.record.append(
@@ -133,17 +144,7 @@ def validated(
         clock = Clock()
         examples = [setting.validation.examples[index] for index in share.indices.tolist()]
         presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-        with side_by_side(setting.tuned, 1) as stack:
-            stack.write(params, 0)
-            (judged,) = judge_rows(
-                stack.vlm,
-                stack.connects(1),
-                examples,
-                presence,
-                setting.experiment.evaluate,
-                clause=clause_of(setting, method),
-                workers=workers_of(setting),
-            )
+        (judged,) = _judged(setting, [params], method, examples, presence)
         clock.lap("validation")
         asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
     if not asked:

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.client.evaluate import EvaluateSettings, judge_rows
-from fedloom.models.batch import Connect
-from fedloom.models.load import Vlm
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks.scoring import HEADLINES, Judged, each, score, tasks_of
 from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
@@ -26,21 +23,6 @@ def slices_of(examples: Sequence[Example]) -> list[str]:
     images = any(example.image is not None for example in examples)
     texts = any(example.text is not None for example in examples)
     return list(SLICES) if images and texts else ["image"] if images else ["text"]
-
-
-def answer_slice(
-    vlm: Vlm,
-    connects: Sequence[Connect],
-    examples: Sequence[Example],
-    name: str,
-    settings: EvaluateSettings,
-    *,
-    clause: str | None,
-    workers: int = 1,
-) -> list[Judged]:
-    """Answer all test examples with the evidence of one slice, with each client's adapters; see `judge_rows`."""
-    presence = [SLICES[name]] * len(examples)
-    return judge_rows(vlm, connects, examples, presence, settings, clause=clause, workers=workers)
 
 
 def figures(
