@@ -41,7 +41,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA of the shipped model's kind with random weights, saved in the standard layout."""
+    """A LLaVA with random weights, saved in the standard layout."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 

@@ -8,7 +8,7 @@ import torch
 
 
 def make_tiny(folder: Path) -> Path:
-    """Save a LLaVA of the shipped model's kind with random weights, the same ones each time."""
+    """Save a LLaVA of SigLIP and Llama with random weights, the same ones each time, and the bundled tokenizer."""
     from transformers import (
         AutoModelForImageTextToText,
         AutoProcessor,
@@ -21,6 +21,8 @@ def make_tiny(folder: Path) -> Path:
     from fedloom.models.load import SHIPPED
 
     processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
+    processor.image_processor.size = {"height": 64, "width": 64}
+    processor.patch_size = 16
     shipped = AutoModelForImageTextToText.from_pretrained(SHIPPED["shipped"]).config
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,

@@ -7,6 +7,7 @@ federated question (which of Unicode's groups?) is never asked.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import Processor, Vlm, load_vlm
+from fedloom.sections import Data, Evaluate
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each
@@ -186,22 +188,10 @@ def export(work: Path, folder: Path) -> None:
         num_additional_image_tokens=0,
         chat_template=language.TEMPLATE,
     ).save_pretrained(folder)
+    words = folder / "tokenizer.json"  # the same vocabulary without indentation, which takes more than half of the file
+    compact = json.dumps(json.loads(words.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
+    words.write_text(compact, "utf-8")
     print({file.name: file.stat().st_size for file in sorted(folder.iterdir())})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the loaders and the judge read."""
-
-    name: str
-    task: str = "classification"
-    root: None = None
-    test_share: float = 0.5
-    validation: float = 0.0
-    limit: int | None = None
-    max_rejected: float = 0.0
-    answer: str = "text"
-    scoring: str = "likelihood"
 
 
 def score(model: str) -> None:
@@ -210,13 +200,13 @@ def score(model: str) -> None:
     print(
         "| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |"
     )
-    emoji = load_data(Settings("emoji"), 0)
+    emoji = load_data(Data(name="emoji", test_share=0.5), 0)
     for name in SLICES:
         _row(vlm, "which of Unicode's eight groups (federated emoji)", name, [*emoji.train, *emoji.test])
-    digits = load_data(Settings("digits"), 0)
+    digits = load_data(Data(name="digits", test_share=0.5), 0)
     _row(vlm, "which digit is shown", "image", digits.test)
     for task in ("classification", "vqa", "captioning", "grounding"):
-        found = load_data(Settings("shapes", task, limit=300), 0).test
+        found = load_data(Data(name="shapes", task=task, test_share=0.5, limit=300), 0).test
         kinds = sorted({example.group or "" for example in found}) if task == "vqa" else [None]
         for kind in kinds:
             some = [example for example in found if kind is None or example.group == kind]
@@ -224,7 +214,7 @@ def score(model: str) -> None:
 
 
 def _row(vlm: Vlm, title: str, name: str, examples: Sequence[Example]) -> None:
-    judged = judge(vlm, examples, [SLICES[name]] * len(examples), Settings(""))
+    judged = judge(vlm, examples, [SLICES[name]] * len(examples), Evaluate())
     accuracy = float(each(examples, judged, headline=False).mean())
     prior = Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     print(f"| {title} | {name} | {len(examples)} | {prior:.3f} | {accuracy:.3f} |", flush=True)
