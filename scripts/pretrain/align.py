@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     EfficientNetConfig,
@@ -46,6 +47,10 @@ BATCH = 64
 SHARES = (0.19, 0.15, 0.08, 0.06, 0.06)
 """Of a batch, for each source of `corpus.pictured`; `SCENES` questions more are about drawn scenes, the rest about words."""
 SCENES = 8
+
+
+HEAD = "align.meaning.safetensors"
+"""What this stage's head for meanings is kept as."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,13 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
         {"params": list(vlm.model.model.language_model.parameters()), "peak": 8e-4},
     ]
     fit(vlm, groups, batches(work), (work, "align"), Budget(minutes, steps), work / language.HEAD)
+
+
+def decoder(work: Path) -> dict[str, Tensor]:
+    """Read the decoder's values that `train` kept, by their names in the decoder."""
+    start = "model.language_model."
+    found = load_file(work / "align.safetensors")
+    return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
 
 
 def export(work: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Build and train a small model without a vision encoder: patches of pixels go straight into the decoder.
 
-A Fuyu of stock transformers classes around the decoder that the language stage trained. Two tokens join its
+A Fuyu of stock transformers classes around the decoder as it knows words and images after the stage `align`. Two tokens join its
 vocabulary: one stands for a patch, one for the end of a row of patches. All of the model is trained, on the same
 questions as the encoder-based model.
 """
@@ -44,7 +44,7 @@ def assemble(work: Path) -> Vlm:
     with torch.random.fork_rng():
         torch.manual_seed(4)
         model = FuyuForCausalLM(config)
-    known = language.trained(work).model.state_dict()
+    known = align.decoder(work)
     words = known.pop("embed_tokens.weight")
     model.model.language_model.load_state_dict(known, strict=False)
     with torch.no_grad():  # the new tokens start as the mean of the others
@@ -60,7 +60,7 @@ def assemble(work: Path) -> Vlm:
 def train(work: Path, minutes: float, steps: int = 9000) -> None:
     """Train until `steps` or `minutes` are used up."""
     vlm = assemble(work)
-    fit(vlm, groups(vlm), align.batches(work), (work, "free"), Budget(minutes, steps), work / language.HEAD)
+    fit(vlm, groups(vlm), align.batches(work), (work, "free"), Budget(minutes, steps), work / align.HEAD)
 
 
 def groups(vlm: Vlm) -> list[dict]:

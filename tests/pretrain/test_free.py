@@ -22,26 +22,26 @@ from pretrain.teacher import WIDTH
 
 
 @pytest.fixture(scope="module")
-def languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the language stage leaves behind, untrained."""
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages before leave behind, untrained."""
     from transformers import AutoTokenizer
 
-    work = tmp_path_factory.mktemp("language")
+    work = tmp_path_factory.mktemp("aligned")
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
     tokenizer.add_tokens([f"word{k}" for k in range(language.CONFIG["vocab_size"] - len(tokenizer))])
     tokenizer.save_pretrained(work / "tokenizer")
     save_file(
-        {key: value for key, value in language.build().state_dict().items() if key != "lm_head.weight"},
-        work / "language.safetensors",
+        {f"model.language_model.{key}": value for key, value in language.build().model.state_dict().items()},
+        work / "align.safetensors",
     )
     return work
 
 
 @pytest.fixture
-def work(languages: Path, tmp_path: Path) -> Path:
-    for source in languages.rglob("*"):
+def work(aligned: Path, tmp_path: Path) -> Path:
+    for source in aligned.rglob("*"):
         if source.is_file():
-            target = tmp_path / source.relative_to(languages)
+            target = tmp_path / source.relative_to(aligned)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
     return tmp_path
