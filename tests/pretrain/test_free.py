@@ -16,7 +16,7 @@ from fedloom.models.load import SHIPPED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.types import Presence
-from pretrain import free, language
+from pretrain import align, free, language
 from pretrain.fit import Budget, Exercise, fit
 from pretrain.teacher import WIDTH
 
@@ -66,8 +66,8 @@ def train(
     return {name: value.clone() for name, value in vlm.model.state_dict().items()}
 
 
-def test_the_decoder_starts_as_the_language_stage_left_it(work: Path) -> None:
-    state, known = free.assemble(work).model.state_dict(), language.trained(work).model.state_dict()
+def test_the_decoder_starts_as_alignment_left_it(work: Path) -> None:
+    state, known = free.assemble(work).model.state_dict(), align.decoder(work)
     for name, value in known.items():
         assert torch.equal(state[f"model.language_model.{name}"][: len(value)], value)
 
