@@ -169,9 +169,7 @@ def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):
     assert Experiment(engine={"compile": True}).engine.compile
 
 
-@pytest.mark.parametrize(
-    "key", ["data.validation", "engine.workers", "engine.side_by_side", "engine.together"]
-)
+@pytest.mark.parametrize("key", ["data.validation", "engine.workers", "engine.side_by_side"])
 @pytest.mark.parametrize("value", ["true", "-1", "nan", "null", "foo", "[1]", "{a: 1}"])
 def test_a_value_that_is_neither_a_number_nor_the_word_is_told_once(key, value):
     with pytest.raises(

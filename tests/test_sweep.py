@@ -47,24 +47,7 @@ class Engine:
         self.stop: dict[int, BaseException] = {}
         self.bad: dict[str, Callable[[], None]] = {}
 
-    def run_cells(
-        self,
-        cells: list[tuple[Experiment, Path]],
-        progress: Progress,
-        models: object,
-        begun: Callable[[int], None],
-        ended: Callable[[int, Any], None],
-    ) -> None:
-        """Run the first of them alone."""
-        experiment, folder = cells[0]
-        begun(0)
-        try:
-            self.work(experiment, folder)
-        except Exception as error:
-            return ended(0, error)
-        ended(0, {})
-
-    def work(self, experiment: Experiment, folder: Path) -> None:
+    def run(self, experiment: Experiment, folder: Path, progress: Progress, models: object) -> None:
         what = "resume" if folder.exists() else "run"
         folder.mkdir(parents=True, exist_ok=True)
         begin(folder, experiment, {}, Manifest("0.2.0"))
@@ -83,7 +66,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
     fake = Engine()
-    monkeypatch.setattr(runner, "run_cells", fake.run_cells)
+    monkeypatch.setattr(runner, "run_experiment", fake.run)
     monkeypatch.setattr(runner, "stale", lambda cells: {})
     return fake
 
@@ -141,10 +124,10 @@ def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
     Path("mine.yaml").write_text(
         "methods: [fedavg, local]\ndata: {validation: 0.1}\ngrid: {train.lr: [0.01, 0.02], seed: [0, 1]}\n"
     )
-    real = engine.work
+    real = engine.run
 
-    def work(experiment: Experiment, folder: Path) -> None:
-        real(experiment, folder)
+    def run(experiment: Experiment, folder: Path, progress: Progress, models: object) -> None:
+        real(experiment, folder, progress, models)
         file, second = folder / "result.json", experiment.train.lr == 0.02
         found = json.loads(file.read_text())
         found["scores"]["fedavg"]["accuracy"] = 0.6 if second else 0.9
@@ -152,7 +135,7 @@ def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
         file.write_text(json.dumps({**found, "validation": {"from": 0.1, "methods": scores}}))
         list_files(folder, files_in(folder))
 
-    monkeypatch.setattr(engine, "work", work)
+    monkeypatch.setattr(runner, "run_experiment", run)
     assert sweep().exit_code == 0
     told = sweep("--set", "choose=[train.lr]")
     assert told.exit_code == 0, told.output

@@ -20,7 +20,7 @@ from fedloom.tuning.adapters import side_by_side
 from fedloom.types import Example, Presence, UserError
 
 if TYPE_CHECKING:
-    from fedloom.training import Setting
+    from fedloom.setting import Setting
 
 
 def clause_of(setting: Setting, method: Method) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedloom.answering import answers_of, validated, validation_scores
-from fedloom.courses import timed
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.folder import ADAPTER, METHODS, RESULT
@@ -18,9 +18,10 @@ from fedloom.methods import Method, parse_method
 from fedloom.models.sentences import embed_sentences
 from fedloom.params import Params
 from fedloom.scenarios.plan import Plan, pooled
+from fedloom.setting import Setting
 from fedloom.tasks.linear import linear_reference
 from fedloom.tasks.scoring import Judged, each
-from fedloom.training import Setting, Steps, models_of, train_method
+from fedloom.training import models_of, train_method
 from fedloom.tuning.adapters import export_adapter
 from fedloom.types import Example, UserError
 
@@ -28,7 +29,7 @@ SCORED_TOGETHER = 4
 """Clients' own models that answer the test questions in one pass."""
 
 
-def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
+def outcome(setting: Setting, name: str) -> dict[str, Any]:
     """Run one method, or read what it came to if it is finished.
 
     A result that is damaged, or whose parameters are wanted and are in no checkpoint that is whole, is made again from
@@ -48,12 +49,12 @@ def outcome(setting: Setting, name: str) -> Steps[dict[str, Any]]:
             if name != setting.experiment.exported or _last(setting, name, setting.damaged) is not None:
                 return value
     method = parse_method(name)
-    course = RUNS.get(method.base, _federated)(setting, method, name)
-    (scores, up, down, validation), seconds = yield from timed(course)
+    begun = time.perf_counter()
+    scores, up, down, validation = RUNS.get(method.base, _federated)(setting, method, name)
     value = {
         "scores": scores,
         "bytes": {"up": up, "down": down},
-        "seconds": seconds,
+        "seconds": time.perf_counter() - begun,
         **({} if validation is None else {"validation": validation}),
         "recorded": setting.record.size,
         "of": setting.of(name),
@@ -85,8 +86,7 @@ Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
 """Scores, bytes sent up, bytes sent down, validation scores. References send nothing: data are pooled, or stay where they are."""
 
 
-def _zero_shot(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
-    yield from ()  # nothing is trained
+def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
     setting.progress.stage(name, len(slices_of(setting.data.test)))
     models: dict[int | None, Params] = {None: setting.tuned.start}
     rounds: dict[int | None, int] = {None: 0}
@@ -94,9 +94,8 @@ def _zero_shot(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
     return found, 0, 0, validated(setting, models, method, name, rounds)
 
 
-def _linear(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+def _linear(setting: Setting, method: Method, name: str) -> Outcome:
     """Train the linear references on what clients see, pooled."""
-    yield from ()  # no adapter is trained
     setting.progress.stage(name, 1)
     data = setting.data
     chances = linear_reference(_visible(data.train, setting.plan), data.test, _embedder(setting))
@@ -140,9 +139,9 @@ def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
     return found
 
 
-def _federated(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     clients = range(len(setting.plan.clients))
-    (standing,) = yield from train_method(setting, method, name, setting.plan, [(None, clients)])
+    (standing,) = train_method(setting, method, name, setting.plan, [(None, clients)])
     models, rounds = _chosen(setting, method, [(None, standing)])
     validation = validated(setting, models, method, name, rounds)
     score = _global_scores if None in models else _own_scores
@@ -162,17 +161,17 @@ def _chosen(
     return models, rounds
 
 
-def _centralised(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
-    (standing,) = yield from train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
+def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
+    (standing,) = train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
     models, rounds = _chosen(setting, method, [(None, standing)])
     validation = validated(setting, models, method, name, rounds)
     return _global_scores(setting, models, method, name, rounds), 0, 0, validation
 
 
-def _local(setting: Setting, method: Method, name: str) -> Steps[Outcome]:
+def _local(setting: Setting, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
-    standings = yield from train_method(setting, method, name, setting.plan, alone)
+    standings = train_method(setting, method, name, setting.plan, alone)
     clients = [client for client, _ in alone]
     models, rounds = _chosen(setting, method, list(zip(clients, standings, strict=True)))
     validation = validated(setting, models, method, name, rounds)
@@ -216,7 +215,7 @@ def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-RUNS: dict[str, Callable[[Setting, Method, str], Steps[Outcome]]] = {
+RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
     "zero-shot": _zero_shot,
     "linear": _linear,
     "local": _local,

@@ -1,22 +1,17 @@
-"""Run experiments from data to report: every method of them, each resumable at every round.
-
-A run is a course (`fedloom.courses`): it prepares, has its methods trained, scores them and writes. One run by itself
-and several over one model go the same way.
-"""
+"""Run an experiment from data to report: every method of it, each resumable at every round."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedloom.courses import abreast, drive, settled, timed
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
@@ -50,18 +45,18 @@ from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
-from fedloom.scenarios.validation import divided, plan_json
+from fedloom.scenarios.validation import Validation, divided, plan_json
+from fedloom.setting import Setting
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tasks.linear import require_choice
-from fedloom.tasks.verdict import Judge
-from fedloom.together import cells_together, train_together
-from fedloom.training import Setting, Steps, Training
-from fedloom.tuning.adapters import Tuned, prepare, release, replica, reseeded
+from fedloom.tuning.adapters import Tuned, prepare, release, replica
 from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
 from fedloom.types import Conversation, DataSet, Example, Presence, UserError
 
-Models = dict[str, Vlm]
-"""Loaded models by the settings they were loaded with; they remember what they made of pictures and texts."""
+T = TypeVar("T")
+
+Models = dict[str, Any]
+"""Loaded models and judges by the settings they were loaded with; models remember what they made of images and texts."""
 
 SHOWN = 5
 """Skipped records that a run names in its output; the record has all of them."""
@@ -90,8 +85,24 @@ def run_experiment(
     Raises:
         UserError: The folder holds another experiment, or the experiment cannot be run.
     """
-    with _bench(progress, {} if models is None else models) as bench:
-        return drive(_run((experiment, out), bench), train_together)
+    models = {} if models is None else models
+    if folder_state(out, experiment) == "finished":
+        return finished_result(experiment, out)
+    if (before := held(out)) is not None:  # data and models may have moved; the rest stays as it was begun
+        experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
+    with working(out):
+        folder_state(out, experiment)  # another process may have begun, or ended, something else here
+        manifest = read_manifest(out)
+        if manifest is None or RESULT not in manifest.files:
+            begun = time.perf_counter()
+            result = _results(experiment, out, progress, models)
+            Record(out / RECORD).append("end", {"seconds": time.perf_counter() - begun})
+            write_json(out / RESULT, result, out)
+            list_files(out, written(out))
+        else:  # a run that ended before its report was written
+            finished_result(experiment, out)
+        write_report([out], out / REPORT)  # which also lists it
+    return read_json(out / RESULT, {"scores": dict})
 
 
 def resume_run(folder: Path, progress: Progress, models: Models | None = None) -> Result:
@@ -103,105 +114,6 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
         UserError: There is no run in the folder, or its data, base model or code changed since it began.
     """
     return run_experiment(resumable(folder), folder, progress, models)
-
-
-def kinship(experiment: Experiment) -> str:
-    """Return what is equal for experiments whose clients may train side by side: base, layout, training, engine."""
-    parts = experiment.model_dump(mode="json", include={"model", "strategy", "train", "engine"})
-    return json.dumps([parts, _fresh(experiment)], sort_keys=True)
-
-
-def run_cells(
-    cells: Sequence[Cell],
-    progress: Progress,
-    models: Models,
-    begun: Callable[[int], None],
-    ended: Callable[[int, Result | Exception], None],
-) -> None:
-    """Run the first of some cells of a sweep, and beside it others, as far as that is wanted.
-
-    Args:
-        cells: What may go on at once; all of one `kinship`.
-        progress: Told how far they have come.
-        models: Models to use again, and where to put one that is loaded.
-        begun: Called with a cell's place when it begins; those it is not called with are not run.
-        ended: Called with its place and result when it is done, or with what stops it alone.
-    """
-    wanted = lru_cache(maxsize=1)(cells_together)
-
-    def more(asked: Sequence[Training]) -> bool:
-        return bool(asked) and len(asked) < wanted(asked[0])
-
-    def course(place: int, bench: _Bench) -> Steps[None]:
-        begun(place)
-        ended(place, (yield from settled(_run(cells[place], bench))))
-
-    with _bench(progress, models, cells=True) as bench:
-        drive(abreast((course(place, bench) for place in range(len(cells))), more), train_together)
-
-
-@dataclass(frozen=True, eq=False)
-class _Bench:
-    """What runs share that go on at once.
-
-    Attributes:
-        tuned: Returns the model with an experiment's start; its adapters are put in for the first that asks.
-        twins: Returns its copies on the other devices that an experiment wants, made for the first that asks.
-        judge: Returns the model in a folder that judges answers, loaded once.
-        progress: Told how far they have come.
-        cells: Whether runs go on in step, and not the methods of one.
-    """
-
-    tuned: Callable[[Experiment], Tuned]
-    twins: Callable[[Experiment], tuple[Tuned, ...]]
-    judge: Callable[[str, Any], Judge]
-    progress: Progress
-    cells: bool
-
-
-@contextmanager
-def _bench(progress: Progress, models: Models, cells: bool = False) -> Iterator[_Bench]:
-    """Make what runs share; take the adapters out of the model again at the end."""
-    made: list[Tuned] = []
-    copies: list[Tuned] = []
-
-    def tuned(experiment: Experiment) -> Tuned:
-        if not made:
-            made.append(prepare(_loaded(experiment, models), whole(_stages(experiment)), experiment.seed))
-        return reseeded(made[0], experiment.seed)
-
-    def twins(experiment: Experiment) -> tuple[Tuned, ...]:
-        chosen, there = experiment.engine.workers, others(tuned(experiment).vlm)
-        wanted = there if chosen == "auto" else there[: chosen - 1]
-        copies.extend(replica(made[0], device) for device in wanted[len(copies) :])
-        return tuple(copies[: len(wanted)])
-
-    try:
-        yield _Bench(tuned, twins, lru_cache(load_judge), progress, cells)
-    finally:
-        for one in made:
-            release(one)
-
-
-def _run(cell: Cell, bench: _Bench) -> Steps[Result]:
-    """Run an experiment, from where it stands in its folder."""
-    experiment, folder = cell
-    if folder_state(folder, experiment) == "finished":
-        return finished_result(experiment, folder)
-    if (before := held(folder)) is not None:  # data and models may have moved; the rest stays as it was begun
-        experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
-    with working(folder):
-        folder_state(folder, experiment)  # another process may have begun, or ended, something else here
-        manifest = read_manifest(folder)
-        if manifest is None or RESULT not in manifest.files:
-            result, seconds = yield from timed(_results(experiment, folder, bench))
-            Record(folder / RECORD).append("end", {"seconds": seconds})
-            write_json(folder / RESULT, result, folder)
-            list_files(folder, written(folder))
-        else:  # a run that ended before its report was written
-            finished_result(experiment, folder)
-        write_report([folder], folder / REPORT)  # which also lists it
-    return read_json(folder / RESULT, {"scores": dict})
 
 
 def finished_result(experiment: Experiment, folder: Path) -> Result:
@@ -254,17 +166,13 @@ def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
     return identity(experiment, contents, _base(experiment))
 
 
-def _results(experiment: Experiment, folder: Path, bench: _Bench) -> Steps[Result]:
-    setting, main = _prepare(experiment, folder, bench), experiment.exported
-    together = 1 if bench.cells else experiment.engine.together
-
-    def more(asked: Sequence[Training]) -> bool:
-        return not asked or (together != "auto" and len(asked) < together)
-
-    found = yield from abreast((outcome(setting, name) for name in experiment.methods), more)
-    results = dict(zip(experiment.methods, found, strict=True))
-    if main is not None:
-        export(setting, main)
+def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
+    """Run or read every method, and return what `result.json` holds."""
+    with ExitStack() as live:
+        setting, main = _prepare(experiment, folder, progress, models, live), experiment.exported
+        results = {name: outcome(setting, name) for name in experiment.methods}
+        if main is not None:
+            export(setting, main)
     return {
         "name": experiment.name,
         "digest": experiment.digest,
@@ -280,9 +188,31 @@ def _results(experiment: Experiment, folder: Path, bench: _Bench) -> Steps[Resul
     }
 
 
-def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
+@contextmanager
+def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
+    """Put an experiment's adapters into its model, and into copies on the other devices that it wants."""
+    tuned = prepare(_loaded(experiment, models), whole(_stages(experiment)), experiment.seed)
+    try:
+        chosen, there = experiment.engine.workers, others(tuned.vlm)
+        wanted = there if chosen == "auto" else there[: chosen - 1]
+        yield tuned, tuple(replica(tuned, device) for device in wanted)
+    finally:
+        release(tuned)
+
+
+def _prepare(
+    experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
+) -> Setting:
+    """Read the data, load the model, divide the examples; begin the run's folder, or check that it is this run's.
+
+    Args:
+        experiment: Every choice.
+        folder: The run folder.
+        progress: Told what was found.
+        models: Models and judges to use again.
+        live: Takes the adapters out of the model again when it closes.
+    """
     import torch
-    import transformers
 
     import fedloom
 
@@ -296,35 +226,67 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
         require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice(data.examples)
-    tuned = bench.tuned(experiment)
+    tuned, twins = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = _fitted(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
     plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
-    judge = None if path is None else bench.judge(path, vlm.device)
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
+    judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
+    versions = _versions()
     if manifest is None:
         began = Manifest(fedloom.__version__, now, versions)
         begin(folder, experiment, plan_json(plan, data.train, validation), began)
     elif manifest.versions != versions:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
-        bench.progress.message(f"this run began with {told}; with others its bytes may come out differently")
+        progress.message(f"this run began with {told}; with others its bytes may come out differently")
     record = Record(folder / RECORD)
     require_length(record.path, recorded_below(folder / METHODS))
+    _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
+    rejected = [str(one) for one in data.rejected]
+    for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
+        progress.message(f"data: {line}")
+    return Setting(
+        experiment, folder, data, plan, tuned, _stages(experiment), record, progress,
+        json_digest(now), judge or None, twins, validation,
+    )  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that last bits may depend on."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _record_start(
+    record: Record,
+    experiment: Experiment,
+    tuned: Tuned,
+    check: Checked,
+    seconds: float,
+    validation: Validation | None,
+) -> None:
+    """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
+    import torch
+
+    import fedloom
+
+    vlm, data = tuned.vlm, check.data
     record.append(
         "start",
         {
             "digest": experiment.digest,
             "version": fedloom.__version__,
             "seed": experiment.seed,
-            **versions,
+            **_versions(),
             "threads": torch.get_num_threads(),
             "model": vlm.digest,
             "trained": tuned.layout.size,
@@ -332,25 +294,18 @@ def _prepare(experiment: Experiment, folder: Path, bench: _Bench) -> Setting:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    rejected = [str(one) for one in data.rejected]
     counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
     counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
-    record.append("data", {**counts, "rejected": rejected, **check.noted})
-    for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
-        bench.progress.message(f"data: {line}")
+    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.noted})
     record.append(
         "vision",
         {
             "pictures": len({image.key for one in data.examples for image in one.pictures}),
             "computed": check.computed,
-            "seconds": clock.seconds["vision"],
+            "seconds": seconds,
             "damaged": vlm.store.damaged if vlm.store else [],
         },
     )
-    return Setting(
-        experiment, folder, data, plan, tuned, _stages(experiment), record, bench.progress,
-        json_digest(now), judge, bench.twins(experiment), validation,
-    )  # fmt: skip
 
 
 def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
@@ -391,9 +346,18 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     """Load an experiment's model, or take the one that was loaded with the same settings before."""
     settings, engine = experiment.model, experiment.engine
     key = f"{settings.model_dump_json(exclude={'threads'})} {_fresh(experiment)}"
+
+    def load() -> Vlm:
+        return placed(load_model(settings, experiment.seed), settings.device, settings.precision)
+
+    vlm = _kept(models, key, load)
+    if not engine.cache or not vlm.family.images:
+        return vlm
+    return with_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9))
+
+
+def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
+    """Return what was loaded under a key before, or load it now and keep it."""
     if key not in models:
-        vlm = load_model(settings, experiment.seed)
-        models[key] = placed(vlm, settings.device, settings.precision)
-    if not engine.cache or not models[key].family.images:
-        return models[key]
-    return with_store(models[key], cache_folder() / "features", int(engine.cache_gigabytes * 1e9))
+        models[key] = load()
+    return models[key]

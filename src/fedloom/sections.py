@@ -313,11 +313,6 @@ class Engine(Section):
         description="Processes, or accelerators, that train a cohort's clients at once; auto takes up to one process for each "
         "thread, where that pays, or every accelerator.",
     )
-    together: Count | Literal["auto"] = Field(
-        default="auto",
-        description="Methods of a run, or cells of a sweep, that go on in step so that their clients train at once; "
-        "auto is one method, and as many cells as pay.",
-    )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether the backward pass computes layers again to save memory; auto where it is short.",

@@ -7,7 +7,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -65,11 +65,9 @@ def run_sweep(
     *,
     rerun: bool = False,
 ) -> dict[str, Any]:
-    """Run the cells that are not done yet, in the grid's order, and several at once where that pays.
+    """Run the cells that are not done yet, in the grid's order.
 
-    Cells share loaded models and what those remember of pictures and texts. Those that go on at once are trained in
-    step, so that their clients may stand side by side (`engine.together`). A cell that the folder holds
-    already, under whatever name, is not run again; one that was interrupted goes on from its last commit; one
+    Cells share loaded models and what those remember of images and texts. A cell that the folder holds already, under whatever name, is not run again; one that was interrupted goes on from its last commit; one
     that failed is tried again.
 
     Args:
@@ -118,12 +116,16 @@ def _run_all(
         if row.state != "begun":
             tell(_line(folder, rows, index, (time.perf_counter() - since) / len(tried)))
 
-    families = _families(folder, rows)
-    if jobs > 1 and families:
-        _run_jobs(folder, rows, {index: one for index, (one, _) in families.items()}, put, jobs)
-    while left := [index for index in families if rows[index].state == "waiting"]:
-        kin = [(index, families[index][0]) for index in left if families[index][1] == families[left[0]][1]]
-        _run_some(folder, rows, kin, put, make_progress(), models)
+    waiting = _waiting(folder, rows)
+    if jobs > 1 and waiting:
+        _run_jobs(folder, rows, waiting, put, jobs)
+    for index, experiment in waiting.items():
+        if rows[index].state == "waiting":
+            put(index, replace(rows[index], state="begun"))
+            with closing(make_progress()) as progress:
+                mistake = _run_one((experiment, folder / rows[index].folder), progress, models)
+            row = rows[index]
+            put(index, _done(folder, row) if mistake is None else replace(row, state="failed", error=mistake))
 
 
 def _renew(grid: Grid, folder: Path, rerun: bool) -> None:
@@ -146,18 +148,17 @@ def _renew(grid: Grid, folder: Path, rerun: bool) -> None:
         discard(begun[k])
 
 
-def _families(folder: Path, rows: Sequence[Row]) -> dict[int, tuple[Experiment, str]]:
-    """Return what is run for each cell that waits, and its kinship: cells of one may go on at once.
+def _waiting(folder: Path, rows: Sequence[Row]) -> dict[int, Experiment]:
+    """Return what is run for each cell that waits, in the grid's order.
 
     A cell that was begun goes on as it began; of cells that are the same experiment only the first is there.
     """
     waiting = {row.folder: index for index, row in reversed([*enumerate(rows)]) if row.state == "waiting"}
     if not waiting:
         return {}
-    from fedloom.runner import held, kinship
+    from fedloom.runner import held
 
-    runs = {k: held(folder / rows[k].folder) or rows[k].cell.experiment for k in sorted(waiting.values())}
-    return {index: (experiment, kinship(experiment)) for index, experiment in runs.items()}
+    return {k: held(folder / rows[k].folder) or rows[k].cell.experiment for k in sorted(waiting.values())}
 
 
 def check_sweep_folder(folder: Path) -> None:
@@ -212,35 +213,6 @@ def _done(folder: Path, row: Row) -> Row:
     return replace(row, state="done", result=file_digest(folder / row.folder / "result.json"))
 
 
-def _run_some(
-    folder: Path,
-    rows: Sequence[Row],
-    kin: Sequence[tuple[int, Experiment]],
-    put: Callable[[int, Row], None],
-    progress: Progress,
-    models: dict[Any, Any],
-) -> None:
-    """Run the first of some cells, and others beside it as far as that pays."""
-    from fedloom.runner import run_cells
-
-    def begun(place: int) -> None:
-        index, _ = kin[place]
-        put(index, replace(rows[index], state="begun"))
-
-    def ended(place: int, result: dict[str, Any] | Exception) -> None:
-        index, _ = kin[place]
-        progress.close()
-        if isinstance(result, Exception):
-            put(index, replace(rows[index], state="failed", error=sentence(result)))
-        else:
-            put(index, _done(folder, rows[index]))
-
-    try:
-        run_cells([(one, folder / rows[index].folder) for index, one in kin], progress, models, begun, ended)
-    finally:
-        progress.close()
-
-
 def _run_jobs(
     folder: Path,
     rows: Sequence[Row],
@@ -285,7 +257,7 @@ def _deal(
         while taken := os.read(queue.fileno(), PLACE.size):  # copies share how far the file has been read
             (index,) = PLACE.unpack(taken)
             yield json.dumps([index, "begun", None]).encode()
-            mistake = _run_one((cells[index], folder / rows[index].folder), models)
+            mistake = _run_one((cells[index], folder / rows[index].folder), Progress(None), models)
             yield json.dumps([index, "done" if mistake is None else "failed", mistake]).encode()
 
     with TemporaryFile(buffering=0) as queue:
@@ -301,13 +273,15 @@ def _deal(
             put(index, _done(folder, row) if state == "done" else replace(row, state=state, error=error))
 
 
-def _run_one(cell: tuple[Experiment, Path], models: dict[Any, Any]) -> str | None:
-    """Run a cell by itself and return the mistake that stopped it, if one did."""
-    from fedloom.runner import run_cells
+def _run_one(cell: tuple[Experiment, Path], progress: Progress, models: dict[str, Any]) -> str | None:
+    """Run a cell and return the mistake that stopped it, if one did."""
+    from fedloom.runner import run_experiment
 
-    ends: list[dict[str, Any] | Exception] = []
-    run_cells([cell], Progress(None), models, lambda _: None, lambda _, end: ends.append(end))
-    return sentence(ends[0]) if isinstance(ends[0], Exception) else None
+    try:
+        run_experiment(*cell, progress, models)
+    except Exception as error:  # the other cells go on
+        return sentence(error)
+    return None
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:

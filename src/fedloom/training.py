@@ -1,87 +1,33 @@
-"""Train methods of runs: their rounds, their commits, their learning curves.
-
-A method asks for its trainings and does not drive them itself, so that methods of a run, and those of several runs
-over the same model, can be trained in step; one by itself is the case of one.
-"""
+"""Train a method: its stages, their rounds, their commits, their learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from fedloom.algorithms import configured, make
 from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
 from fedloom.answering import answers_of, clause_of, validated
+from fedloom.backends import train_runs
 from fedloom.client.evaluate import render
 from fedloom.client.train import OWN, learning_rate
-from fedloom.courses import Course, End
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit, opened
-from fedloom.experiment import Experiment
-from fedloom.hashes import json_digest
 from fedloom.measure import slices_of
 from fedloom.methods import Method
-from fedloom.models.load import Vlm
 from fedloom.params import Params
-from fedloom.progress import Progress
-from fedloom.record import Record
 from fedloom.scenarios.plan import Plan, Share
-from fedloom.scenarios.validation import Validation
-from fedloom.tasks.verdict import Judge
+from fedloom.setting import Setting
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.masks import own_start, shared_mask, trained_mask
-from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
-from fedloom.types import Conversation, DataSet, Presence
+from fedloom.types import Conversation, Presence
 
 CLIENTS_HELD = 1024
 """Clients whose rendered examples are kept from round to round."""
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What all methods of a run share."""
-
-    experiment: Experiment
-    folder: Path
-    data: DataSet
-    plan: Plan
-    tuned: Tuned
-    stages: Strategy
-    record: Record
-    progress: Progress
-    identity: str
-    judge: Judge | None = None
-    twins: tuple[Tuned, ...] = ()
-    validation: Validation | None = None
-
-    def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
-        """Return what names a method of this run, or one training of it, so that no other's files pass for its own."""
-        return json_digest([self.identity, name, client, stage])
-
-    @property
-    def vlm(self) -> Vlm:
-        """The model."""
-        return self.tuned.vlm
-
-    def damaged(self, reason: str) -> None:
-        """Write down, and show, that a file is not used because it is damaged."""
-        self.record.append("damaged", {"reason": reason})
-        self.progress.message(f"{reason}; the run goes on from before it")
-
-    @property
-    def rounds(self) -> tuple[int, ...]:
-        """Rounds of each stage of the strategy."""
-        given, total, count = (
-            self.experiment.strategy.stage_rounds,
-            self.experiment.train.rounds,
-            len(self.stages),
-        )
-        return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
 
 
 def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
@@ -109,42 +55,10 @@ def conversations_of(setting: Setting, share: Share, method: Method) -> list[Con
     return render(examples, presence, answer, clause=clause_of(setting, method))
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What a method asks for: one stage of it, trained to its end.
-
-    Attributes:
-        setting: The run it belongs to.
-        label: What it is called while it goes on.
-        runs: Makes its trainings, each from its last commit if there is one.
-    """
-
-    setting: Setting
-    label: str
-    runs: Callable[[], list[Run]]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What a training came to.
-
-    Attributes:
-        ended: Where its runs stand, or what stopped one of them.
-        seconds: Its own share of the time.
-    """
-
-    ended: list[Standing] | Exception
-    seconds: float
-
-
-Steps = Course[Training, Trained, End]
-"""A piece of work that has trainings done for it."""
-
-
 def train_method(
     setting: Setting, method: Method, name: str, plan: Plan, servers: Sequence[tuple[int | None, range]]
-) -> Steps[list[Standing]]:
-    """Ask for the rounds of one or several trainings, stage by stage.
+) -> list[Standing]:
+    """Train a method's servers, stage by stage.
 
     Args:
         setting: What all methods share.
@@ -164,20 +78,15 @@ def train_method(
     def conversations(client: int) -> list[Conversation]:
         return conversations_of(setting, plan.clients[client], method)
 
-    def runs(number: int, standings: Sequence[Standing]) -> list[Run]:
-        return [
-            _training(setting, method, name, conversations, server, number, before)
-            for server, before in zip(servers, standings or [None] * len(servers), strict=True)
-        ]
-
-    standings: list[Standing] = []
+    standings: Sequence[Standing | None] = [None] * len(servers)
     for number in range(len(setting.stages)):
         label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
-        (trained,) = yield [Training(setting, label, partial(runs, number, standings))]
-        if isinstance(trained.ended, Exception):
-            raise trained.ended
-        standings = trained.ended
-    return standings
+        runs = [
+            _training(setting, method, name, conversations, server, number, before)
+            for server, before in zip(servers, standings, strict=True)
+        ]
+        standings = train_runs(setting, label, runs)
+    return [standing for standing in standings if standing is not None]
 
 
 def _training(

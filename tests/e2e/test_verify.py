@@ -189,7 +189,7 @@ def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None
         f"data: {{name: folder, root: {world.data}, test_share: 0.3}}\n"
         f"model: {{path: {world.model}, threads: 1}}\n"
         "scenario: {clients: 2}\ntrain: {rounds: 1, batch_size: 4}\nevaluate: {every: 0}\n"
-        "engine: {workers: 1, side_by_side: 1, together: 1}\n"
+        "engine: {workers: 1, side_by_side: 1}\n"
         "methods: [fedavg]\ngrid: {seed: [0, 1]}\n"
     )
     folder = tmp_path / "sweep"

@@ -212,11 +212,6 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
     return tuned
 
 
-def reseeded(tuned: Tuned, seed: int) -> Tuned:
-    """Return the same live model with the start that another seed gives: `prepare` with that seed, at no cost."""
-    return replace(tuned, start=_drawn(tuned.start, tuned.spots, seed))
-
-
 def replica(tuned: Tuned, device: torch.device) -> Tuned:
     """Copy a live model with one row to a device, where it can train beside the first; features are shared."""
     vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model).to(device))
