@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fedloom.data import DATASETS, SHIPPED
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
+from fedloom.data.folder import validates_folder
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
@@ -161,14 +162,14 @@ def _check_other(settings: Settings) -> Report:
     home = FASHION_MNIST if settings.name == "fashion-mnist" else home
     report = Report(settings.name, settings.root, "", home)
     try:
+        if settings.name == "folder" and settings.root is not None and validates_folder(settings.root):
+            settings = replace(settings, validation="published")
         data = DATASETS[settings.name](settings, 0)
     except UserError as error:
         return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))
-    for part in ("train", "test"):
-        found.parts[part].extend(
-            (one.place or f"example {shown(one.id)}", one) for one in getattr(data, part)
-        )
+    for part, examples in (("train", data.train), ("dev", data.validation), ("test", data.test)):
+        found.parts[part].extend((one.place or f"example {shown(one.id)}", one) for one in examples)
     faults = tuple(_faults(found, settings.max_rejected, needs_test=True))
     numbers, repeats = tuple(_part_sizes(data)), tuple(_repeats(found))
     return replace(report, faults=faults, numbers=numbers, repeats=repeats, rejected=data.rejected)
@@ -176,6 +177,8 @@ def _check_other(settings: Settings) -> Report:
 
 def _part_sizes(data: DataSet) -> Iterator[Number]:
     yield Number("train", None, len(data.train), None)
+    if data.validation:
+        yield Number("dev", None, len(data.validation), None)
     yield Number("test", None, len(data.test), None)
 
 
