@@ -90,7 +90,8 @@ def divided(
     if not len(kept.indices):
         raise UserError(
             f"data.validation is {settings.validation:g}, but no client has so many examples that one could be kept out: "
-            f"the largest holds {int(np.diff(plan.offsets).max()):,}; take a larger share, or fewer clients"
+            f"the largest holds {int(np.diff(plan.offsets).max()):,}, and examples with an image, a text or a record in "
+            "common stay together; take a larger share, or fewer clients"
         )
     return trained, Validation(data.train, kept, settings.validation)
 
