@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +54,11 @@ class Validation:
     def sizes(self) -> list[int]:
         """How many examples each client validates on; where the part is common, one number."""
         return np.diff(self.plan.offsets).tolist()
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the examples, each once, in order of appearance."""
+        return tuple(dict.fromkeys(self.examples[index].task for index in self.plan.indices.tolist()))
 
 
 class ValidationSettings(Protocol):
