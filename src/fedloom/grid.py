@@ -208,7 +208,7 @@ def _incomparable(asked: Document, choose: Sequence[str], cells: Sequence[Cell])
     """Refuse to choose along an axis whose values are not validated on the same examples in the same way."""
     mistakes: list[Mistake] = []
     for name in choose:
-        first: dict[str, Mapping[str, Any]] = {}
+        first: dict[str, dict[str, Any]] = {}
         for cell in cells:
             others = json.dumps({axis: label for axis, label in cell.values.items() if axis != name})
             known, own = first.setdefault(others, _judged_by(cell.experiment)), _judged_by(cell.experiment)

@@ -157,7 +157,8 @@ def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
         for split in (*SPLITS, VALIDATION)
     }
     splits = SPLITS if all(named[split] for split in SPLITS) else ()
-    files = [(split, path) for split in splits for path in named[split]] or [(None, _single(root))]
+    files: list[tuple[str | None, Path]] = [(split, path) for split in splits for path in named[split]]
+    files = files or [(None, _single(root))]
     if validation and all(path not in named[VALIDATION] for _, path in files):
         splits = (*splits, VALIDATION)
         files += [(VALIDATION, path) for path in named[VALIDATION]]
