@@ -211,7 +211,8 @@ def _incomparable(asked: Document, choose: Sequence[str], cells: Sequence[Cell])
         first: dict[str, dict[str, Any]] = {}
         for cell in cells:
             others = json.dumps({axis: label for axis, label in cell.values.items() if axis != name})
-            known, own = first.setdefault(others, _judged_by(cell.experiment)), _judged_by(cell.experiment)
+            own = _judged_by(cell.experiment)
+            known = first.setdefault(others, own)
             changed = [key for key in known | own if known.get(key) != own.get(key)]
             if changed:
                 at = asked.value.index(name)

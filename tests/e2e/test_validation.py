@@ -68,7 +68,9 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert sorted(scores) == [1, 2, 3]
     lines_of_one = [line for line in lines if line["kind"] == "validation" and line["client"] is not None]
     assert lines_of_one
-    assert not any("clients" in line for line in lines_of_one)  # a list for each client would be long for many
+    assert not any(
+        "clients" in line for line in lines_of_one
+    )  # a list for each client would be long for many
     best = min(done for done in scores if scores[done] == max(scores.values()))
     assert whole["validation"]["methods"]["fedavg"]["rounds"] == [best]
     assert whole["validation"]["methods"]["fedavg"]["score"] == scores[best]
