@@ -263,7 +263,7 @@ def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake
 
 
 def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[Cell, ...]:
-    """Make every combination; a mistake is told once, with the values that it takes to make it."""
+    """Make every combination; a mistake is reported once, with the values that it takes to make it."""
     count = 1
     for axis in axes:
         count *= len(axis.points)

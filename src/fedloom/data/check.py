@@ -82,7 +82,7 @@ class Report:
         faults: Why it cannot be used; empty where it can.
         numbers: Counts of examples, beside the published ones.
         repeats: What is in more than one part.
-        rejected: Records that are set aside.
+        rejected: Records that are skipped.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Found:
-    """Examples by part, each with its place; what was set aside; and ids of more than one part."""
+    """Examples by part, each with its place; invalid records; and ids of more than one part."""
 
     parts: Mapping[str, list[tuple[str, Example]]] = field(
         default_factory=lambda: {part: [] for part in PARTS}
@@ -128,7 +128,7 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
         name: A key of `fedloom.data.DATASETS`.
         root: Its folder; None asks only where to get it.
         variant: Which of its variants; None is the first.
-        max_rejected: Share of records set aside, 0..1, above which it counts as unusable.
+        max_rejected: Share of invalid records, 0..1, above which it counts as unusable.
 
     Raises:
         UserError: There is no such variant.

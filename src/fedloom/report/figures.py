@@ -37,7 +37,7 @@ from fedloom.report.tables import title as title_of
 
 NARROW = 560
 BOLD = 14.0  # bold text of 12 pixels is as wide as plain text of this size
-SERIES = 7  # colours the style sheet has for federated methods
+SERIES = 7  # colors the style sheet has for federated methods
 SLICES = {"both": "Image and text", "image": "Image only", "text": "Text only"}
 DASHES = {"zero-shot": "1.5 4", "linear": "4 3", "local": "8 3 2 3", "centralised": "11 4"}
 
@@ -61,7 +61,7 @@ def axis_title(run: Run) -> str:
 
 
 def paint(method: str, methods: Sequence[str]) -> str:
-    """Return the style that gives a method its colour: one for each reference, the others in turn."""
+    """Return the style that gives a method its color: one for each reference, the others in turn."""
     if not federated(method):
         return f"--c:var(--{base(method)})"
     return f"--c:var(--s{[name for name in methods if federated(name)].index(method) % SERIES + 1})"
