@@ -114,13 +114,15 @@ run_experiment(load_experiment(sys.argv[1]), Path(sys.argv[2]), Progress(None))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment]:
-    """A run with a best round of global models and one of clients' own, some parts of which are personal."""
+def undisturbed(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Experiment]:
+    """A run with a best round of each method, with the strategy that is asked for."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     value = experiment(
         tiny_model,
         methods=["local", "fedavg"],
-        strategy={"name": "share-lora", "rank": 2},
+        strategy={"name": request.param, "rank": 2},
         engine={
             "workers": 1,
             "side_by_side": 1,
@@ -150,9 +152,8 @@ def lines_of(folder: Path) -> set[str]:
     return {json.dumps(untimed(line)) for line in lines if line["kind"] in kinds}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
+CUTS = {
+    "share-lora": [  # each client has a model of its own
         "local/client-1/round-0001.safetensors$",  # the first round of one client of two
         "local/result.json$",
         "fedavg/round-0002.safetensors$",  # validated, and not committed
@@ -162,6 +163,18 @@ def lines_of(folder: Path) -> set[str]:
         "adapter/client-1/adapter_model.safetensors$",
         "run/result.json$",
     ],
+    "two-stage": [  # one round and two; only those of the second stage can be best
+        "fedavg/stage-1/round-0001.json$",
+        "fedavg/round-0001.safetensors$",
+        "fedavg/round-0002.json$",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("undisturbed", "file"),
+    [(strategy, file) for strategy, files in CUTS.items() for file in files],
+    indirect=["undisturbed"],
 )
 def test_a_run_killed_anywhere_reports_the_same_best_round(
     file: str, undisturbed: tuple[Path, Experiment], tmp_path: Path
