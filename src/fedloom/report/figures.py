@@ -129,7 +129,7 @@ def by_round(
     """
     if not lines:
         return Markup()
-    ends = {method: points[-1][1] for method, points in lines.items()} | levels
+    ends = {**{method: points[-1][1] for method, points in lines.items()}, **levels}
     names = {method: _end_name(method, value, width) for method, value in ends.items()}
     head, height = legend(
         [(_key(method, methods), label(method)) for method in methods if method in ends], width, 24
