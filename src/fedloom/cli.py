@@ -275,12 +275,15 @@ def _models() -> dict[str, str]:
         "shipped": "The small model that comes with fedloom; needs no download.",
         "shipped-free": "Another one, without an encoder.",
     }
-    found = {name: status(name) for name in ADDED}
-    added = {
-        name: f"{row.summary}; "
-        + (f"added, SHA-256 {found[name]}" if found[name] else f"`fedloom models add {name}` adds it")
-        for name, row in ADDED.items()
-    }
+
+    def state(name: str) -> str:
+        try:
+            digest = status(name)
+        except UserError as error:
+            return f"damaged: {error}"
+        return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
+
+    added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
     return shipped | added | {name: family.summary for name, family in FAMILIES.items()}
 
 
