@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -75,3 +76,13 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     remove_left(tmp_path, "a")
     assert names(tmp_path) == before and (target / "thesis").exists()
     remove_left(tmp_path / "nowhere", "a")
+
+
+def test_messages_name_the_place_and_not_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as full, scratch(tmp_path, "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as taken, scratch(tmp_path / "file" / "b", "a"):
+        pass
+    assert ".tmp" not in str(taken.value.filename)

@@ -6,6 +6,7 @@ unlocks it when the process ends, however it ends, and whoever comes next remove
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -31,6 +32,10 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     folder, lock = _locked(parent, name)
     try:
         yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(parent)  # a full disk names no file, or one in a folder that is gone by then
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -53,7 +58,11 @@ def remove_left(parent: Path, name: str) -> None:
 def _locked(parent: Path, name: str) -> tuple[Path, int]:
     """Make a folder with its lock, once more where somebody took it for a leftover before it was locked."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=parent))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=parent))
+        except OSError as error:
+            error.filename = str(parent)  # nobody knows the other name
+            raise
         with suppress(FileNotFoundError, BlockingIOError):
             lock = _lock(folder)
             if (folder / LOCK).exists():

