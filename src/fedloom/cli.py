@@ -25,6 +25,7 @@ from fedloom.cli_options import (
     Rerun,
     complain,
     courteous,
+    require_known,
     say,
     say_json,
 )
@@ -340,10 +341,7 @@ def list_(
 ) -> None:
     """List what there is to choose from."""
     with courteous(debug):
-        if kind not in _LISTS:
-            from fedloom.mistakes import unknown
-
-            raise UserError(unknown("list", kind, list(_LISTS)))
+        require_known("list", kind, _LISTS)
         rows = _LISTS[kind]()
         if as_json:
             say_json(rows)
