@@ -97,6 +97,8 @@ def add(
                 f"give either --package FILE, where FILE is what `npm pack {PACKAGE}` downloads, or --network"
             )
         folder = openmoji_folder() if root is None else root
+        if sys.stderr.isatty():
+            say("Drawing nearly 2,000 SVG files; that takes a minute or more.", err=True)
         drawn = add_openmoji(fetch() if package is None else read_package(package), folder)
         say(
             f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items())
