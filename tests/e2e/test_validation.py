@@ -29,6 +29,7 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
         "train": {"rounds": 3, "batch_size": 8},
         "methods": ["local", "fedavg", "centralised"],
         "evaluate": {"round": "best"},
+        "engine": {"side_by_side": 1, "workers": 1},  # what auto measures may differ when a run goes on
     }
     return Experiment.from_json(json.dumps({**values, **changes}))
 
