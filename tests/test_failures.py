@@ -74,3 +74,11 @@ def test_what_the_machine_lacks_is_a_users_mistake_in_python_too() -> None:
     with pytest.raises(UserError) as same, plainly():
         raise mistake
     assert same.value is mistake
+
+
+@pytest.mark.parametrize(
+    "text", ["Error while serializing: I/O error: No space left on device (os error 28)", "(os error 28)"]
+)
+def test_a_full_disk_is_told_whichever_library_met_it(text: str) -> None:
+    assert "no space is left on the disk" in (explained(RuntimeError(text)) or "")
+    assert explained(RuntimeError("(os error 28000000000000)")) is None

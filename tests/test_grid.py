@@ -359,6 +359,45 @@ def test_what_cannot_be_chosen_along_is_refused_once(choose: str, told: str, tmp
     assert str(refused.value).startswith("one mistake in")
 
 
+AXES = {
+    "data.task": ("data: {name: shapes, validation: 0.1}", "data.task: [vqa, captioning]"),
+    "data.name": ("data: {validation: 0.1}", "data.name: [emoji, digits]"),
+    "data.validation": ("data: {}", "data.validation: [0.1, 0.2]"),
+    "data.limit": ("data: {validation: 0.1}", "data.limit: [100, 200]"),
+    "scenario.clients": ("data: {validation: 0.1}", "scenario.clients: [2, 5]"),
+    "scenario.pattern": (
+        "data: {validation: 0.1}",
+        "setup: [{name: a, train.lr: 0.1}, {name: b, train.lr: 0.2, scenario.pattern: missing}]",
+    ),
+    "evaluate.scoring": ("data: {validation: 0.1}", "evaluate.scoring: [likelihood, generate]"),
+    "seed": ("data: {validation: 0.1}", "draw: [{name: a, seed: 0}, {name: b, seed: 1}]"),
+}
+
+
+@pytest.mark.parametrize("key", AXES)
+def test_an_axis_that_changes_what_is_validated_on_is_not_chosen_along(key: str, tmp_path: Path) -> None:
+    data, axis = AXES[key]
+    name = axis.partition(":")[0]
+    text = f"{BASE}{data}\ngrid:\n  {axis}\n  train.epochs: [1, 2]\n"
+    assert load_grid(written(tmp_path, text + ("choose: [train.epochs]\n" if data != "data: {}" else "")))
+    for choose, at in ((f"[{name}]", 0), (f"[train.epochs, {name}]", 1)):
+        with pytest.raises(UserError) as refused:
+            load_grid(written(tmp_path, f"{text}choose: {choose}\n"))
+        told = f"choose[{at}] is {name}, but validation scores with different {key} cannot be compared"
+        assert told in str(refused.value)
+        assert str(refused.value).startswith("one mistake in")
+
+
+def test_an_axis_that_no_validation_example_depends_on_is_chosen_along(tmp_path: Path) -> None:
+    points = "[{name: a, data.name: emoji, train.lr: 0.1}, {name: b, data.name: emoji, train.lr: 0.2}]"
+    same = f"{BASE}data: {{validation: 0.1}}\ngrid:\n  setup: {points}\nchoose: [setup]\n"
+    assert load_grid(written(tmp_path, same)).choose == ("setup",)
+    owners = "data: {name: hateful-memes, root: here, validation: published}\n"
+    for axis in ("data.limit: [100, 200]", "scenario.clients: [2, 5]"):
+        text = f"{BASE}{owners}grid:\n  {axis}\nchoose: [{axis.partition(':')[0]}]\n"
+        assert load_grid(written(tmp_path, text)).choose == (axis.partition(":")[0],)
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [

@@ -17,7 +17,7 @@ PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, 
 
 LAYERS = {
     0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire"}
-    | {"failures", "hashes", "interrupts", "manifest", "processes", "startup", "terminal"},
+    | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"},
     1: {"algorithms", "scenarios", "data", "methods"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},

@@ -68,5 +68,13 @@ def test_a_client_of_one_group_is_asked_about_its_group_alone() -> None:
         train = [of(groups[0], "a"), of(groups[1], "b")]
         share = Share(np.arange(2), np.ones(2, bool), np.ones(2, bool))
         assert expected_score(share, train, test, right) == expected
+    other_task = replace(of("Fluent", "a"), task="caption")  # what it holds of another task does not matter
+    share = Share(np.arange(2), np.ones(2, bool), np.ones(2, bool))
+    assert expected_score(share, [of("Noto", "a"), other_task], test, right, "choice") == 1.0
+    # Nor does it matter that another task is tested on the client's group.
+    share = Share(np.arange(1), np.ones(1, bool), np.ones(1, bool))
+    tested = [*test, replace(of("OpenMoji", "a"), task="caption")]
+    shown = {name: np.array([1, 0, 1, 0, 0.0]) for name in CORRECT}
+    assert expected_score(share, [of("OpenMoji", "a")], tested, shown, "choice") == 0.5
     elsewhere = Share(np.arange(1), np.ones(1, bool), np.ones(1, bool))
     assert expected_score(elsewhere, [of("OpenMoji", "a")], test, right) == 0.5  # no test example of its own

@@ -15,7 +15,7 @@ from fedloom.params import Params
 from fedloom.record import Clock
 from fedloom.scenarios.validation import Validation
 from fedloom.tasks import PROMPTS
-from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score, tasks_of
+from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score
 from fedloom.tuning.adapters import side_by_side
 from fedloom.types import Example, Presence, UserError
 
@@ -149,18 +149,13 @@ def validated(
         asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
     if not asked:
         return None
-    values = _values(asked, headline=len(_tasks(setting.validation)) == 1)
-    for client in asked:
-        found = validation_scores(setting, {client: values[client]}, rounds)
+    values = _values(asked, headline=len(setting.validation.tasks) == 1)
+    for client, own in values.items():
+        found = _summed(setting.validation, own)
+        found |= {"clients": _by_client(setting, {client: own})} if client is None else {}
         line = {"method": name, "client": client, "round": rounds[client]}
-        shown = {key: value for key, value in found.items() if key != "rounds"}
-        setting.record.append("validation", {**line, **shown, "seconds": seconds[client]})
+        setting.record.append("validation", {**line, **found, "seconds": seconds[client]})
     return validation_scores(setting, values, rounds)
-
-
-def _tasks(validation: Validation) -> list[str]:
-    """List the tasks of all examples that are kept out, each once."""
-    return tasks_of([validation.examples[index] for index in validation.plan.indices.tolist()])
 
 
 def _values(
@@ -191,25 +186,32 @@ def validation_scores(
         "examples"; "clients": each client's mean, None where it has no examples, or null where the part is common and
         the model global; "rounds": those of each model.
     """
-    validation = setting.validation
-    assert validation is not None
-    tasks = _tasks(validation)
-    whole = np.concatenate(list(values.values()))
-    by_client: list[float | None] | None = None
-    if None not in values:
-        by_client = [
-            float(values[one].mean()) if one in values else None for one in range(len(setting.plan.clients))
-        ]
-    elif not validation.common:
-        ends = validation.plan.offsets
-        by_client = [
-            float(whole[start:end].mean()) if end > start else None
-            for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-        ]
+    assert setting.validation is not None
+    found = _summed(setting.validation, np.concatenate(list(values.values())))
     return {
-        "score": float(whole.mean()),
-        "metric": HEADLINES[tasks[0]] if len(tasks) == 1 else "accuracy",
-        "examples": len(whole),
-        "clients": by_client,
+        **found,
+        "clients": _by_client(setting, values),
         "rounds": [rounds[one] for one in values],
     }
+
+
+def _summed(validation: Validation, values: np.ndarray) -> dict[str, Any]:
+    """Return the mean score, what it is a score of, and of how many examples."""
+    metric = HEADLINES[validation.tasks[0]] if len(validation.tasks) == 1 else "accuracy"
+    return {"score": float(values.mean()), "metric": metric, "examples": len(values)}
+
+
+def _by_client(setting: Setting, values: Mapping[int | None, np.ndarray]) -> list[float | None] | None:
+    """Return the mean score on each client's examples; None where a global model answers a common part."""
+    validation = setting.validation
+    assert validation is not None
+    if None not in values:
+        count = len(setting.plan.clients)
+        return [float(values[one].mean()) if one in values else None for one in range(count)]
+    if validation.common:
+        return None
+    ends = validation.plan.offsets.tolist()
+    return [
+        float(values[None][start:end].mean()) if end > start else None
+        for start, end in zip(ends[:-1], ends[1:], strict=True)
+    ]

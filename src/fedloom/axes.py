@@ -89,7 +89,7 @@ def _axis(name: str, rows: Document, before: Axis | None, mistakes: list[Mistake
 
 
 def _plain_point(name: str, item: Document, key: Place) -> Point:
-    """Make a point of one value; where its key is a mistake, that is told once, at the axis."""
+    """Make a point of one value; where its key is a mistake, it is reported once, at the axis."""
     label = json.dumps(item.value) if isinstance(item.value, list) else item.value
     branch = Document(item.source, item.value, {**item.keys, (): key}, item.values)
     return Point(label, ((tuple(name.split(".")), branch),))

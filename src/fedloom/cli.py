@@ -25,6 +25,7 @@ from fedloom.cli_options import (
     Rerun,
     complain,
     courteous,
+    require_known,
     say,
     say_json,
 )
@@ -275,12 +276,15 @@ def _models() -> dict[str, str]:
         "shipped": "The small model that comes with fedloom; needs no download.",
         "shipped-free": "Another one, without an encoder.",
     }
-    found = {name: status(name) for name in ADDED}
-    added = {
-        name: f"{row.summary}; "
-        + (f"added, SHA-256 {found[name]}" if found[name] else f"`fedloom models add {name}` adds it")
-        for name, row in ADDED.items()
-    }
+
+    def state(name: str) -> str:
+        try:
+            digest = status(name)
+        except UserError as error:
+            return f"damaged: {error}"
+        return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
+
+    added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
     return shipped | added | {name: family.summary for name, family in FAMILIES.items()}
 
 
@@ -337,10 +341,7 @@ def list_(
 ) -> None:
     """List what there is to choose from."""
     with courteous(debug):
-        if kind not in _LISTS:
-            from fedloom.mistakes import unknown
-
-            raise UserError(unknown("list", kind, list(_LISTS)))
+        require_known("list", kind, _LISTS)
         rows = _LISTS[kind]()
         if as_json:
             say_json(rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli_options import FAILED, Commands, Debug, Json, courteous, say, say_json
+from fedloom.cli_options import FAILED, Commands, Debug, Json, courteous, require_known, say, say_json
 from fedloom.terminal import one_line
 from fedloom.types import UserError
 
@@ -60,10 +60,7 @@ def check(
         from fedloom.data import DATASETS
         from fedloom.data.check import check as checked
 
-        if name not in DATASETS:
-            from fedloom.mistakes import unknown
-
-            raise UserError(unknown("data set", name, list(DATASETS)))
+        require_known("data set", name, DATASETS)
         if root is not None and sys.stderr.isatty():
             say("Decoding every image; for large data sets that takes minutes.", err=True)
         report = checked(name, root, variant)
@@ -86,20 +83,22 @@ def add(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Add to a data set what fedloom cannot ship: openmoji (CC BY-SA 4.0) to emoji-styles."""
-    with courteous(debug):
+    """Add to a data set what fedloom cannot ship: openmoji (CC BY-SA 4.0) to emoji-styles.
+
+    Give --network or --package. What was added before is replaced.
+    """
+    with courteous(debug, "nothing was added"):
         from fedloom.data.emoji_styles import openmoji_folder
         from fedloom.data.openmoji import PACKAGE, add_openmoji, fetch, read_package
 
-        if what != "openmoji":
-            from fedloom.mistakes import unknown
-
-            raise UserError(unknown("part of a data set", what, ["openmoji"]))
+        require_known("part of a data set", what, ["openmoji"])
         if (package is None) is not network:
             raise UserError(
                 f"give either --package FILE, where FILE is what `npm pack {PACKAGE}` downloads, or --network"
             )
         folder = openmoji_folder() if root is None else root
+        if sys.stderr.isatty():
+            say("Drawing nearly 2,000 SVG files; that takes a minute or more.", err=True)
         drawn = add_openmoji(fetch() if package is None else read_package(package), folder)
         say(
             f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items())

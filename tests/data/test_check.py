@@ -129,6 +129,17 @@ def test_every_picture_is_decoded_to_its_last_pixel(trees, encoded, memes):
     assert check("hateful-memes", memes, max_rejected=0.2).usable
 
 
+def test_the_validation_part_of_a_folder_is_counted_and_compared(tmp_path):
+    for name, numbered in (("train", range(4)), ("test", range(4, 6)), ("validation", (5, 6, 7))):
+        lines = [{"question": "Which?", "answer": "ab"[at % 2], "text": f"evidence {at}"} for at in numbered]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = check("folder", tmp_path)
+    assert [(one.part, one.found) for one in report.numbers] == [("train", 4), ("dev", 3), ("test", 2)]
+    assert [tuple(one)[:2] for one in report.repeats] == [("text", "test")]
+    (tmp_path / "validation.jsonl").unlink()
+    assert [one.part for one in check("folder", tmp_path).numbers] == ["train", "test"]
+
+
 def test_a_test_file_without_labels_cannot_be_used(trees, memes):
     lines = [{key: value for key, value in trees.meme(200 + n).items() if key != "label"} for n in range(4)]
     trees.put(memes / "test_seen.jsonl", trees.as_lines(lines))

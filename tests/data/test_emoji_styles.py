@@ -13,11 +13,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedloom.cli import app
 from fedloom.data import load_data
 from fedloom.data.base import FILES
 from fedloom.data.emoji import picture_of, pool
-from fedloom.data.emoji_styles import may_distract, with_article
+from fedloom.data.emoji_styles import KINDS, may_distract, with_article
 from fedloom.data.openmoji import add_openmoji
 from fedloom.experiment import load_experiment
 from fedloom.report.clients import name_of
@@ -160,6 +162,41 @@ def test_a_longer_name_of_the_same_is_no_distractor():
     assert not may_distract({**dog, "base": "a"}, cat)
 
 
+BY_NAME = {record["name"]: record for record in RECORDS.values()}
+
+
+@pytest.mark.parametrize(
+    "seen, asked",
+    [
+        ("dodo", "bird"),
+        ("taxi", "automobile"),
+        ("church", "place of worship"),
+        ("houses", "house"),
+        ("clinking beer mugs", "beer mug"),
+        ("busts in silhouette", "bust in silhouette"),
+        ("beaming face with smiling eyes", "grinning face with smiling eyes"),
+        ("hamburger", "sandwich"),
+    ],
+)
+def test_a_name_that_is_right_too_is_no_distractor(seen, asked):
+    assert not may_distract(BY_NAME[asked], BY_NAME[seen])
+
+
+@pytest.mark.parametrize(
+    "seen, asked", [("dodo", "owl"), ("bird", "dodo"), ("taxi", "bus"), ("house", "church"), ("fox", "wolf")]
+)
+def test_a_name_that_is_wrong_distracts(seen, asked):
+    known = {**BY_NAME, "owl": {"base": "1f989", "name": "owl", "keywords": ["bird of prey", "owl", "wise"]}}
+    assert may_distract(known[asked], known[seen])
+
+
+def test_kinds_are_names_of_emoji_of_other_bases_that_no_keyword_gives_away():
+    for kind, names in KINDS.items():
+        for name in names:
+            assert BY_NAME[name]["base"] != BY_NAME[kind]["base"]
+            assert kind not in BY_NAME[name]["keywords"]
+
+
 def test_each_task_alone_is_a_part_of_all(all_tasks, settings):
     for task, kind in (("classification", "choice"), ("captioning", "caption"), ("vqa", "vqa")):
         alone = load_data(settings(name="emoji-styles", task=task), SEEDS[0])
@@ -253,6 +290,40 @@ def test_a_damaged_folder_gives_one_message(listing, tmp_path, settings):
         archive.writestr("b/1f6ff.webp", b"")
     with pytest.raises(UserError, match="damaged"):
         load_data(settings(name="emoji-styles", root=tmp_path), 0)
+
+
+def test_a_list_of_another_archive_is_noticed(rsvg, tmp_path, settings):
+    """As after a process was killed between the two files when another version was added."""
+    for version in ("1F604", "1F602"):
+        content, digest = package(**{f"package/color/svg/{version}.svg": DOT})
+        add_openmoji(content, tmp_path / version, digest)
+        assert load_data(settings(name="emoji-styles", root=tmp_path / version), 0)
+    with_all = {f"package/color/svg/{codes}.svg": DOT for codes in ("1F604",)}
+    content, digest = package(**with_all, **{"package/black/svg/1F602.svg": BAR})
+    add_openmoji(content, tmp_path / "new", digest)
+    shutil.copyfile(tmp_path / "new/openmoji.zip", tmp_path / "1F604/openmoji.zip")
+    with pytest.raises(UserError, match="`fedloom data add openmoji` writes both anew"):
+        load_data(settings(name="emoji-styles", root=tmp_path / "1F604"), 0)
+
+
+def test_both_files_or_none_are_written(rsvg, tmp_path, monkeypatch):
+    content, digest = package(**{"package/color/svg/1F604.svg": DOT})
+
+    def full(path, *_):
+        if path.name == "openmoji.json":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"half")
+
+    monkeypatch.setattr("fedloom.data.drawing.write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        add_openmoji(content, tmp_path, digest)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [(), ("--package", "x.tgz", "--network")])
+def test_a_package_or_the_network_is_given_not_both(given):
+    result = CliRunner().invoke(app, ["data", "add", "openmoji", *given])
+    assert result.exit_code == 2 and "give either --package FILE" in result.stderr
 
 
 def test_a_folder_without_openmoji_says_how_to_add_it(tmp_path, settings):

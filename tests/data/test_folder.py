@@ -77,7 +77,7 @@ UGLY = [
     (line(id=1.5), "id is a number, not text"),
     (line(id=True), "id is true or false, not text"),
     (line(group=[1]), "group is a list, not text"),
-    (line(split="dev"), 'split is \'dev\', not "train" or "test"'),
+    (line(split="dev"), 'split is \'dev\', not "train", "validation" or "test"'),
     (line(text=...), "neither image nor text"),
     (line(text="", image=""), "neither image nor text"),
     (line(options="yes"), "options is text, not a list"),
@@ -342,6 +342,131 @@ def test_files_named_train_and_test_decide(tmp_path, settings):
         ["a", "b"], ["c", "a@test.jsonl:2"]
     ]  # fmt: skip
     assert not data.rejected
+
+
+def write(folder, **files):
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines))
+
+
+def ids_of(data):
+    return [[example.id for example in part] for part in (data.train, data.validation, data.test)]
+
+
+def answered(*names, answers=("yes", "no"), **changes):
+    return [
+        line(id=name, answer=answers[at % len(answers)], text=f"evidence {name}", **changes)
+        for at, name in enumerate(names)
+    ]
+
+
+FORMS = {
+    "three files": {
+        "train": answered("a", "b"),
+        "test": answered("c", "d"),
+        "validation": answered("x", "y"),
+    },
+    "data and validation": {"data": answered(*"abcd"), "validation": answered("x", "y")},
+    "train and validation": {"train": answered(*"abcd"), "validation": answered("x", "y")},
+    "splits": {
+        "data": [
+            *answered("a", "b", split="train"),
+            *answered("x", "y", split=" validation"),
+            *answered("c", "d", split="test"),
+        ]
+    },
+    "some splits": {"data": [*answered(*"abcd"), *answered("x", "y", split="validation")]},
+    "file and splits": {
+        "data": [*answered(*"abcd"), *answered("x", split="validation")],
+        "validation": answered("y", answers=("no",)),
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_validation_part_is_read_where_it_is_asked_for_and_changes_no_other(form, tmp_path, settings):
+    write(tmp_path, **FORMS[form])
+    plain, asked = (load_folder(settings(root=tmp_path, validation=one), 0) for one in (0.0, "published"))
+    assert (asked.train, asked.test) == (plain.train, plain.test)
+    assert ids_of(plain)[1] == []
+    assert ids_of(asked)[1] == ["x", "y"]
+    assert [one.label for one in asked.validation] == [1, 0]
+    assert {one.options for one in asked.examples} == {("no", "yes")}
+    assert sorted(ids_of(plain)[0] + ids_of(plain)[2]) == list("abcd")
+    assert not plain.rejected
+    assert not asked.rejected
+
+
+def test_validation_records_that_others_share_an_image_with_or_answer_otherwise_are_skipped(
+    tmp_path, settings, encoded
+):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    (tmp_path / "copy.png").write_bytes(encoded(1))
+    write(
+        tmp_path,
+        train=[line(image="0.png"), line(answer="no")],
+        test=[line(image="1.png"), line(answer="no")],
+        validation=[
+            line(image="0.png"),
+            line(image="2.png", answer=" YES "),
+            line(image="copy.png"),
+            line(answer="perhaps"),
+            line(answer=...),
+            line(answer="perhaps", options=["perhaps", "never"]),
+            b"{",
+        ],
+    )
+    data = load_folder(settings(root=tmp_path, validation="published"), 0)
+    assert [(one.answer, one.options) for one in data.validation] == [
+        ("yes", ("no", "yes")),
+        ("perhaps", ("perhaps", "never")),
+    ]
+    assert {(bad.line, bad.reason) for bad in data.rejected} == {
+        (1, "its image is also in the training part"),
+        (3, "its image is also in the test part"),
+        (4, "its answer 'perhaps' is none of the answers of the training and test parts"),
+        (5, "answer is missing"),
+        (7, "bad JSON at column 2: Expecting property name enclosed in double quotes"),
+    }
+    assert not load_folder(settings(root=tmp_path), 0).rejected
+
+
+def test_ids_of_the_other_parts_come_first(tmp_path, settings):
+    write(
+        tmp_path,
+        data=[
+            line(id="a", split="validation"),
+            line(id="a", split="train"),
+            line(id="b", split="train"),
+            line(id="a", split="test"),
+        ],
+    )
+    for asked, validation in (("published", ["a@data.jsonl:1"]), (0.0, [])):
+        data = load_folder(settings(root=tmp_path, validation=asked), 0)
+        assert ids_of(data) == [["a", "b"], validation, ["a@data.jsonl:4"]]
+
+
+@pytest.mark.parametrize("names", [["train", "test"], ["data"], ["validation"]])
+def test_a_validation_part_that_is_not_there_is_named(names, tmp_path, settings):
+    write(tmp_path, **{name: answered(*"abcdefgh") for name in names})
+    assert load_folder(settings(root=tmp_path), 0).train
+    message = (
+        r"data\.validation is published, but .* holds no validation\.jsonl, and no record with the split"
+    )
+    with pytest.raises(UserError, match=message):
+        load_folder(settings(root=tmp_path, validation="published"), 0)
+
+
+def test_a_validation_part_of_which_nothing_is_left_or_that_is_there_twice_is_named(tmp_path, settings):
+    write(tmp_path, data=answered(*"abcdefgh"), validation=[line(answer=...)])
+    asked = settings(root=tmp_path, validation="published", max_rejected=1.0)
+    with pytest.raises(UserError, match="no validation example is left"):
+        load_data(asked, 0)
+    (tmp_path / "validation.json").write_text("[]")
+    with pytest.raises(UserError, match=r"holds validation\.jsonl, validation\.json; keep one"):
+        load_data(asked, 0)
+    assert load_data(settings(root=tmp_path), 0).train
 
 
 def test_a_list_holds_conversations_and_plain_records(filled, settings):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +29,7 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
         "train": {"rounds": 3, "batch_size": 8},
         "methods": ["local", "fedavg", "centralised"],
         "evaluate": {"round": "best"},
+        "engine": {"side_by_side": 1, "workers": 1},  # what auto measures may differ when a run goes on
     }
     return Experiment.from_json(json.dumps({**values, **changes}))
 
@@ -62,6 +67,11 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
         if line["kind"] == "validation" and line["method"] == "fedavg"
     }
     assert sorted(scores) == [1, 2, 3]
+    lines_of_one = [line for line in lines if line["kind"] == "validation" and line["client"] is not None]
+    assert lines_of_one
+    assert not any(
+        "clients" in line for line in lines_of_one
+    )  # a list for each client would be long for many
     best = min(done for done in scores if scores[done] == max(scores.values()))
     assert whole["validation"]["methods"]["fedavg"]["rounds"] == [best]
     assert whole["validation"]["methods"]["fedavg"]["score"] == scores[best]
@@ -84,6 +94,109 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert adapters[0] == adapters[1]
     assert again["scores"] == whole["scores"]
     assert again["validation"] == whole["validation"]
+
+
+CHILD = """
+import os, re, signal, sys
+from pathlib import Path
+from fedloom.experiment import load_experiment
+from fedloom.progress import Progress
+from fedloom.runner import run_experiment
+import torch
+torch.set_num_threads(1)
+real = os.replace
+def replace(source, target):
+    if re.search(sys.argv[3], str(target)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = replace
+run_experiment(load_experiment(sys.argv[1]), Path(sys.argv[2]), Progress(None))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Experiment]:
+    """A run with a best round of each method, with the strategy that is asked for."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    value = experiment(
+        tiny_model,
+        methods=["local", "fedavg"],
+        strategy={"name": request.param, "rank": 2},
+        engine={
+            "workers": 1,
+            "side_by_side": 1,
+            "together": 1,
+        },  # what is measured to be faster may round otherwise
+    )
+    run_experiment(value, folder, make_progress(quiet=True))
+    return folder, value
+
+
+CLOCKED = ("seconds", "timers", "memory", "crc32")
+
+
+def untimed(value: Any) -> Any:
+    """Return plain values without what depends on the clock, and checksums of it."""
+    if isinstance(value, list):
+        return [untimed(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: untimed(one) for key, one in value.items() if key not in CLOCKED}
+
+
+def lines_of(folder: Path) -> set[str]:
+    """Return what the record holds; what is done again after an interruption is written again, and alike."""
+    lines = map(json.loads, (folder / "record.jsonl").read_text().splitlines())
+    kinds = ("round", "evaluation", "validation")
+    return {json.dumps(untimed(line)) for line in lines if line["kind"] in kinds}
+
+
+CUTS = {
+    "share-lora": [  # each client has a model of its own
+        "local/client-1/round-0001.safetensors$",  # the first round of one client of two
+        "local/result.json$",
+        "fedavg/round-0002.safetensors$",  # validated, and not committed
+        "fedavg/round-0002.json$",  # half committed
+        "fedavg/round-0003.json$",  # the last round, at which the best round is known
+        "fedavg/result.json$",
+        "adapter/client-1/adapter_model.safetensors$",
+        "run/result.json$",
+    ],
+    "two-stage": [  # one round and two; only those of the second stage can be best
+        "fedavg/stage-1/round-0001.json$",
+        "fedavg/round-0001.safetensors$",
+        "fedavg/round-0002.json$",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("undisturbed", "file"),
+    [(strategy, file) for strategy, files in CUTS.items() for file in files],
+    indirect=["undisturbed"],
+)
+def test_a_run_killed_anywhere_reports_the_same_best_round(
+    file: str, undisturbed: tuple[Path, Experiment], tmp_path: Path
+) -> None:
+    whole, value = undisturbed
+    recipe, folder = tmp_path / "mine.json", tmp_path / "run"
+    recipe.write_text(value.to_json())
+    words = [sys.executable, "-c", CHILD, str(recipe), str(folder), file]
+    killed = subprocess.run(words, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (folder / "result.json").exists()
+    again = resume_run(folder, make_progress(quiet=True))
+    wanted = json.loads((whole / "result.json").read_text())
+    for key in ("scores", "validation", "bytes"):
+        assert again[key] == wanted[key]
+    assert lines_of(folder) == lines_of(whole)
+    tensors = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) == tensors
+    assert {path.parts[0] for path in tensors} == {"adapter", "methods"}
+    for path in tensors:
+        assert (folder / path).read_bytes() == (whole / path).read_bytes(), path
 
 
 def test_rarity_in_captions_is_counted_over_all_clients() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from dataclasses import replace
 from importlib import metadata
@@ -130,7 +131,8 @@ def test_another_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
     if content is not None:
         other.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"other.whl(: there is no such file| is not the known wheel of tiny-model==1.0)"
+        UserError,
+        match=r"other.whl(: there is no such file| is another file than the known wheel of tiny-model==1.0)",
     ):
         add("tiny", other)
     assert [*home("tiny").parent.iterdir()] == []
@@ -146,7 +148,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(wheel: Path) -> None:
     folder = add("tiny", wheel).folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"config.json has changed since the model was added; remove the folder"
+        UserError, match=r"config.json has changed since the model was added; choose another folder"
     ):
         add("tiny", wheel)
     (folder / "config.json").unlink()
@@ -196,12 +198,49 @@ def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
     assert listed["tiny"] == f"A tiny model; added, SHA-256 {status('tiny')}"
 
 
-def test_a_damaged_list_is_no_added_model(wheel: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[", "", "[]", "null", "{}", "[" * 100_000, '{"files": []}', b"\xff", None,
+        '{"package": 1, "sha256": "", "files": {}}', '{"package": "", "sha256": "", "files": {"config.json": 5}}',
+        '{"package": "", "sha256": "", "files": {"../config.json": ""}}',
+        '{"package": "", "sha256": "", "files": {"config.json\\u0000": ""}}',
+        '{"package": "", "sha256": "", "files": {"gone.json": ""}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_list_gives_one_message_wherever_it_is_read(
+    wheel: Path, content: str | bytes | None
+) -> None:
     folder = add("tiny", wheel).folder
-    (folder / LISTED).write_text("[")
-    assert status("tiny") is None
-    with pytest.raises(UserError, match=LISTED):
+    if content is None:
+        (folder / LISTED).unlink()
+    else:
+        (folder / LISTED).write_bytes(content if isinstance(content, bytes) else content.encode())
+    again = f"remove {folder}, and `fedloom models add tiny` makes it anew"
+    with pytest.raises(UserError, match=re.escape(again)):
+        status("tiny")
+    with pytest.raises(UserError, match=rf"^model\.path: .*{re.escape(again)}$"):
+        load_vlm("tiny")
+    listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
+    assert listed["tiny"].startswith("A tiny model; damaged: ") and again in listed["tiny"]
+    with pytest.raises(
+        UserError, match=f"; choose another folder with --out, or remove {re.escape(str(folder))}$"
+    ):
         add("tiny", wheel)
+
+
+def test_a_missing_file_is_noticed_before_the_model_is_read(wheel: Path) -> None:
+    folder = add("tiny", wheel).folder
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^model\.path: .*model.safetensors is missing; remove"):
+        load_vlm("tiny")
+
+
+def test_a_wheel_and_the_network_are_not_given_together(wheel: Path) -> None:
+    given = ["models", "add", "tiny", "--wheel", str(wheel), "--network"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2 and "give --wheel or --network, not both" in result.stderr
+    assert not home("tiny").exists()
 
 
 @pytest.mark.slow

@@ -227,6 +227,14 @@ def text(vocabulary: dict[str, int], kind: str = "llama", **more: Any) -> dict[s
     }  # fmt: skip
 
 
+def louder(model: Any, std: float, *parts: str) -> Any:
+    """Draw matrices of some parts anew: those of a new model are so small that nothing of an image comes through."""
+    for name, value in model.named_parameters():
+        if value.dim() == 2 and any(part in name for part in parts):
+            torch.nn.init.normal_(value, std=std)
+    return model
+
+
 def llava(vocabulary: dict[str, int], image: int) -> Any:
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=CLIP, text_config=text(vocabulary), image_token_id=image)
@@ -246,11 +254,7 @@ def mistral3(vocabulary: dict[str, int], image: int) -> Any:
         vision_config=vision, text_config=text(vocabulary, "mistral", head_dim=8), image_token_id=image,
         spatial_merge_size=2, vision_feature_layer=-1,
     )  # fmt: skip
-    model = Mistral3ForConditionalGeneration(config)
-    for name, value in model.named_parameters():  # small weights would let nothing of the image through
-        if "multi_modal_projector" in name and value.dim() == 2:
-            torch.nn.init.normal_(value, std=0.3)
-    return model
+    return louder(Mistral3ForConditionalGeneration(config), 0.3, "multi_modal_projector")
 
 
 EFFICIENTNET = {
@@ -304,26 +308,17 @@ ROWS = [f"<row_{row + 1}_col_{column + 1}>" for row in range(3) for column in ra
 EDGES = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *ROWS]
 
 
-def idefics3(vocabulary: dict[str, int], image: int) -> Any:
-    config = Idefics3Config(
-        vision_config=IDEFICS,
-        text_config=text(vocabulary),
-        image_token_id=image,
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    return Idefics3ForConditionalGeneration(config)
+def idefics(kind: type, config: type) -> Callable[[dict[str, int], int], Any]:
+    """Return a function that makes a tiny Idefics3 or SmolVLM."""
 
+    def build(vocabulary: dict[str, int], image: int) -> Any:
+        made = config(
+            vision_config=IDEFICS, text_config=text(vocabulary), image_token_id=image, scale_factor=2,
+            pad_token_id=0,
+        )  # fmt: skip
+        return kind(made)
 
-def smolvlm(vocabulary: dict[str, int], image: int) -> Any:
-    config = SmolVLMConfig(
-        vision_config=IDEFICS,
-        text_config=text(vocabulary),
-        image_token_id=image,
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    return SmolVLMForConditionalGeneration(config)
+    return build
 
 
 def internvl(vocabulary: dict[str, int], image: int) -> Any:
@@ -354,13 +349,8 @@ def ovis2(vocabulary: dict[str, int], image: int, **more: Any) -> Any:
         visual_indicator_token_ids=[vocabulary[mark] for mark in OVIS], vocab_size=len(vocabulary),
     )  # fmt: skip
     model = Ovis2ForConditionalGeneration(config)
-    for (
-        name,
-        value,
-    ) in model.named_parameters():  # small weights would give every visual word the same probability
-        if "head_linear" in name or "visual_embeddings_table" in name:
-            torch.nn.init.normal_(value, std=1.0)
-    return model
+    # Small weights would give every visual word the same probability.
+    return louder(model, 1.0, "head_linear", "visual_embeddings_table")
 
 
 def idefics2(vocabulary: dict[str, int], image: int) -> Any:
@@ -372,11 +362,7 @@ def idefics2(vocabulary: dict[str, int], image: int) -> Any:
         vision_config=IDEFICS, perceiver_config=perceiver, image_token_id=image, pad_token_id=0,
         text_config=text(vocabulary, "mistral", head_dim=8),
     )  # fmt: skip
-    model = Idefics2ForConditionalGeneration(config)
-    for name, value in model.named_parameters():  # small weights would let nothing of the image through
-        if "model.connector" in name and value.dim() == 2:
-            torch.nn.init.normal_(value, std=0.5)
-    return model
+    return louder(Idefics2ForConditionalGeneration(config), 0.5, "model.connector")
 
 
 def granite4_vision(vocabulary: dict[str, int], image: int) -> Any:
@@ -390,11 +376,7 @@ def granite4_vision(vocabulary: dict[str, int], image: int) -> Any:
         text_config=text(vocabulary, "granite4_vision_text", num_hidden_layers=6, embedding_multiplier=2.0,
                          logits_scaling=3.0),
     )  # fmt: skip
-    model = Granite4VisionForConditionalGeneration(config)
-    for name, value in model.named_parameters():  # small weights would let nothing of the image through
-        if "_projectors" in name and value.dim() == 2:
-            torch.nn.init.normal_(value, std=0.2)
-    return model
+    return louder(Granite4VisionForConditionalGeneration(config), 0.2, "_projectors")
 
 
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -595,12 +577,12 @@ TINY: dict[str, Tiny] = {
         llava_onevision, lambda: LlavaOnevisionImageProcessor(size=SMALL, image_grid_pinpoints=PINPOINTS)
     ),
     "idefics3": Tiny(
-        idefics3,
+        idefics(Idefics3ForConditionalGeneration, Idefics3Config),
         lambda: Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16}),
         more=EDGES,
     ),
     "smolvlm": Tiny(
-        smolvlm,
+        idefics(SmolVLMForConditionalGeneration, SmolVLMConfig),
         lambda: SmolVLMImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16}),
         more=EDGES,
     ),

@@ -125,6 +125,24 @@ class Writer:
             found["auc"] = None
         return found
 
+    def validate(self, draw: random.Random, methods: Sequence[str], chosen: str) -> dict[str, Any]:
+        """Validate each round of those methods that have any, and return what the result holds."""
+        found: dict[str, Any] = {}
+        for method in methods:
+            rounds = range(1, self.rounds + 1) if method not in ("zero-shot", "linear") else [0]
+            own: dict[Any, list[tuple[float, int]]] = {}
+            for client in self.names if method == "local" else [None]:
+                own[client] = [(0.2 + 0.6 * draw.random(), done) for done in rounds]
+                self.lines += [
+                    {"kind": "validation", "method": method, "client": client, "round": done}
+                    | {"score": score, "metric": "accuracy", "examples": 20, "seconds": 0.1}
+                    for score, done in own[client]
+                ]
+            ends = [max(scores) if chosen == "best" else scores[-1] for scores in own.values()]
+            score = sum(one for one, _ in ends) / len(ends) if ends else None
+            found[method] = {"score": score, "metric": "accuracy", "rounds": [done for _, done in ends]}
+        return {"from": 0.1, "examples": 20, "without": 0, "round": chosen, "methods": found}
+
 
 def make_run(
     folder: Path,
@@ -136,8 +154,9 @@ def make_run(
     labels: Sequence[str] = LABELS,
     rejected: Sequence[str] = tuple(REJECTED),
     experiment: dict[str, Any] | None = None,
+    validation: str | None = None,
 ) -> Path:
-    """Write a run folder; equal arguments write equal files."""
+    """Write a run folder; equal arguments write equal files. With a validation part its round is "last" or "best"."""
     draw = random.Random(seed)
     writer = Writer(draw, names, rounds)
     plan = plan_of(draw, names, labels)
@@ -165,6 +184,8 @@ def make_run(
         "adapter": "adapter",
         "report": "report.html",
     }
+    if validation is not None:
+        result["validation"] = writer.validate(random.Random(seed), methods, validation)
     (folder / "adapter").mkdir(parents=True, exist_ok=True)
     (folder / "adapter/adapter_model.safetensors").touch()
     settings = experiment_of(seed, len(names), rounds, methods) | (experiment or {})

@@ -317,6 +317,21 @@ def test_a_sweep_of_language_models_speaks_of_text_alone(tmp_path: Path, blind: 
     assert ("edges, colors" in text) is not blind
 
 
+@pytest.mark.parametrize("texts", [["words"], ["minilm"], ["words", "minilm"]])
+def test_the_glossary_says_what_the_linear_references_of_the_cells_know_of_texts(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    axes = {"evaluate.linear_text": texts, "seed": [0, 1]}
+    folder = make_sweep(tmp_path, axes, ["linear", "fedavg"], lambda values, method: 0.5)
+    for place, cell in enumerate(sorted((folder / "cells").iterdir())):
+        experiment = {"evaluate": {"linear_text": texts[place // 2]}}
+        (cell / "experiment.json").write_text(json.dumps(experiment))
+    text = render_sweep(read_sweep(folder))
+    assert ("edges, colors and word counts" in text) is ("words" in texts)
+    assert ("sentence embeddings of the text" in text) is ("minilm" in texts)
+    assert text.count("Federated averaging: clients train") == 1
+
+
 def test_a_chart_marks_every_method_at_every_value(tmp_path: Path) -> None:
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
     for width in (760, 400):

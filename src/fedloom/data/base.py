@@ -46,7 +46,7 @@ class DataSettings(Protocol):
 
     @property
     def max_rejected(self) -> float:
-        """The share of records that may be set aside before loading fails."""
+        """The share of records that may be invalid before loading fails."""
         ...
 
     @property
@@ -71,7 +71,7 @@ def divide(
 
     Args:
         examples: What to divide; both parts keep this order.
-        twins: For each example the things it must not be parted over (a picture's key, a base); two
+        twins: For each example the things it must not be parted over (an image's key, a base); two
             examples that have one in common, directly or through others, stay together.
         share: Share of test examples, 0..1 exclusive; met as closely as twins allow.
         seed: The experiment's seed; draws come from its stream "split".

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fedloom.data import DATASETS, SHIPPED
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
+from fedloom.data.folder import validates_folder
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
@@ -81,7 +82,7 @@ class Report:
         faults: Why it cannot be used; empty where it can.
         numbers: Counts of examples, beside the published ones.
         repeats: What is in more than one part.
-        rejected: Records that are set aside.
+        rejected: Records that are skipped.
     """
 
     name: str
@@ -111,7 +112,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Found:
-    """Examples by part, each with its place; what was set aside; and ids of more than one part."""
+    """Examples by part, each with its place; invalid records; and ids of more than one part."""
 
     parts: Mapping[str, list[tuple[str, Example]]] = field(
         default_factory=lambda: {part: [] for part in PARTS}
@@ -127,7 +128,7 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
         name: A key of `fedloom.data.DATASETS`.
         root: Its folder; None asks only where to get it.
         variant: Which of its variants; None is the first.
-        max_rejected: Share of records set aside, 0..1, above which it counts as unusable.
+        max_rejected: Share of invalid records, 0..1, above which it counts as unusable.
 
     Raises:
         UserError: There is no such variant.
@@ -161,14 +162,14 @@ def _check_other(settings: Settings) -> Report:
     home = FASHION_MNIST if settings.name == "fashion-mnist" else home
     report = Report(settings.name, settings.root, "", home)
     try:
+        if settings.name == "folder" and settings.root is not None and validates_folder(settings.root):
+            settings = replace(settings, validation="published")
         data = DATASETS[settings.name](settings, 0)
     except UserError as error:
         return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))
-    for part in ("train", "test"):
-        found.parts[part].extend(
-            (one.place or f"example {shown(one.id)}", one) for one in getattr(data, part)
-        )
+    for part, examples in (("train", data.train), ("dev", data.validation), ("test", data.test)):
+        found.parts[part].extend((one.place or f"example {shown(one.id)}", one) for one in examples)
     faults = tuple(_faults(found, settings.max_rejected, needs_test=True))
     numbers, repeats = tuple(_part_sizes(data)), tuple(_repeats(found))
     return replace(report, faults=faults, numbers=numbers, repeats=repeats, rejected=data.rejected)
@@ -176,6 +177,8 @@ def _check_other(settings: Settings) -> Report:
 
 def _part_sizes(data: DataSet) -> Iterator[Number]:
     yield Number("train", None, len(data.train), None)
+    if data.validation:
+        yield Number("dev", None, len(data.validation), None)
     yield Number("test", None, len(data.test), None)
 
 

@@ -2,13 +2,16 @@
 
 An archive `NAME.zip` holds the images as `VENDOR/CODES.webp`, lossless. The list `NAME.json` beside it has an object
 for each vendor: `vendor`, `title`, `package`, `version`, `sha256` of the package, `license`, `author`, `home`, and
-`icons`, which maps code points ("1f469-200d-1f680") to the name that the vendor's package has for the drawing.
+`icons`, which maps code points ("1f469-200d-1f680") to the name that the vendor's package has for the drawing; in
+lists that are written now also `archive`, the SHA-256 of `NAME.zip`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -20,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from fedloom.record import write_atomic
+from fedloom.scratch import scratch
 from fedloom.types import UserError
 
 SIDE = 64
@@ -77,7 +81,9 @@ def all_drawn(images: Mapping[str, tuple[bytes, bool]]) -> dict[str, bytes | Non
 def write_archive(
     folder: Path, name: str, vendors: Iterable[Mapping[str, Any]], image: Callable[[str, str], bytes]
 ) -> None:
-    """Write `NAME.zip` and then `NAME.json`.
+    """Write `NAME.zip` and then `NAME.json`, which belongs to no other archive than this one.
+
+    Where the process ends between the two, an earlier list does not fit and readers notice.
 
     Args:
         folder: Where; it is made if it does not exist.
@@ -91,6 +97,12 @@ def write_archive(
             for codes in one["icons"]:
                 member = zipfile.ZipInfo(f"{one['vendor']}/{codes}.webp", DATE)
                 archive.writestr(member, image(one["vendor"], codes))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{name}.zip", buffer.getvalue())
-    write_atomic(folder / f"{name}.json", (json.dumps(vendors, ensure_ascii=False, indent=0) + "\n").encode())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    listed = [{**one, "archive": digest} for one in vendors]
+    with scratch(folder, name) as place:
+        write_atomic(place / f"{name}.zip", buffer.getvalue())
+        write_atomic(
+            place / f"{name}.json", (json.dumps(listed, ensure_ascii=False, indent=0) + "\n").encode()
+        )
+        for ending in ("zip", "json"):
+            os.replace(place / f"{name}.{ending}", folder / f"{name}.{ending}")

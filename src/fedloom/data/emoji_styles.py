@@ -15,10 +15,11 @@ Keywords hold the words of the name, so only the first task shows them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ TASKS = ("classification", "captioning", "vqa", "all")
 VARIANTS = ("bundled", "with-openmoji")
 OPENMOJI = "openmoji"
 """The name of the archive and the list that `fedloom data add openmoji` writes."""
+
+KINDS: Mapping[str, Sequence[str]] = {
+    "automobile": ("ambulance", "oncoming police car", "police car", "racing car", "taxi"),
+    "bear": ("panda",),
+    "bird": ("dodo",),
+    "black flag": ("pirate flag",),
+    "blossom": ("hibiscus", "lotus", "rose", "sunflower", "tulip"),
+    "bug": ("ant", "butterfly", "cockroach", "cricket", "fly", "honeybee", "microbe", "spider"),
+    "bullet train": ("high-speed train",),
+    "chair": ("motorized wheelchair",),
+    "envelope": ("e-mail",),
+    "glasses": ("goggles",),
+    "herb": ("shamrock",),
+    "high-speed train": ("bullet train",),
+    "jar": ("amphora",),
+    "place of worship": ("church", "hindu temple", "kaaba", "shinto shrine"),
+    "sandwich": ("hamburger", "hot dog"),
+    "warning": ("biohazard", "radioactive"),
+    "watch": ("stopwatch",),
+}
+"""Names of emoji that are right, or may pass for it, for others too whose keywords do not say so."""
 
 
 def openmoji_folder() -> Path:
@@ -99,6 +121,8 @@ def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozense
     try:
         with zipfile.ZipFile(archive) as members:
             there = {one.filename for one in members.infolist() if one.compress_type == zipfile.ZIP_STORED}
+        with open(archive, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         vendors = json.loads(listing.read_text(encoding="utf-8"))
         if not isinstance(vendors, list) or not vendors:
             raise ValueError("no vendors")
@@ -106,6 +130,8 @@ def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozense
             title, vendor, known = str(one["title"]), str(one["vendor"]), frozenset(map(str, one["icons"]))
             if not known or any(f"{vendor}/{codes}.webp" not in there for codes in known):
                 raise ValueError(vendor)
+            if one.get("archive", digest) != digest:  # the list that comes with fedloom does not have it
+                raise ValueError("the list of another archive")
             yield title, vendor, archive, known
     except FileNotFoundError:
         raise UserError(
@@ -195,17 +221,31 @@ def _yes_or_no(drawings: Sequence[Drawing], seed: int) -> Iterator[Example]:
 
 
 def may_distract(other: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Return whether an emoji is surely not another one called something else.
+    """Return whether the name of another emoji is surely wrong for an emoji.
 
-    It must have another base, and neither name may say the same with more words, as "cat" and "cat face" do.
+    The other must have another base. Neither name may say the same with more words, as "cat" and "cat face" do, in
+    whatever form, as "house" and "houses"; and the emoji must not be a kind of the other, as a taxi is an automobile.
+
+    Args:
+        other: The record of the emoji whose name is asked about.
+        record: The record of the emoji that is seen.
     """
-    theirs, ours = _words(other["name"]), _words(record["name"])
-    told = ours | _words(" ".join(record["keywords"]))
-    return other["base"] != record["base"] and not theirs <= told and not ours <= theirs
+    theirs, ours = _stems(other["name"]), _stems(record["name"])
+    told = ours | _stems(" ".join(record["keywords"]))
+    if other["base"] == record["base"] or record["name"] in KINDS.get(other["name"], ()):
+        return False
+    return not theirs <= told and not ours <= theirs
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.lower()))
+def _stems(text: str) -> frozenset[str]:
+    """Return the words of a text, each without an ending that makes a plural or a participle of it.
+
+    Example:
+        >>> sorted(_stems("Grinning faces")) == sorted(_stems("face, grin"))
+        True
+    """
+    words = re.findall(r"\w+", text.lower())
+    return frozenset(re.sub(r"(?<=\w{3})(?:e|e?s|(?:(?<=(\w))\1)?ing)$", "", word) for word in words)
 
 
 def with_article(name: str) -> str:

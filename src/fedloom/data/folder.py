@@ -1,14 +1,15 @@
-"""The user's own data: a folder with records and pictures.
+"""The user's own data: a folder with records and images.
 
-The folder (`data.root`) holds `train` and `test`, or `data`, or one file of any name; `.jsonl` is looked
-for before `.json`, though `train` and `test` need not be of one kind. A `.jsonl` file has one object a line:
+The folder (`data.root`) holds `train` and `test`, or `data`, or one file of any name, and beside them perhaps
+`validation`; `.jsonl` is looked for before `.json`, though these files need not be of one kind. A `.jsonl` file has one
+object a line:
 
     {"question": "Is there a fracture?", "answer": "no", "image": "scans/17.png", "text": "Fell from a bike."}
 
 `question` and `answer` are needed, and at least one of `image` (a PNG, JPEG or WebP file, relative to the
 folder) and `text`. Optional: `options` (list of possible answers), `group` (what partitions go by: a site,
-a topic; text or whole number), `id` (likewise; unique), `split` ("train" or "test"). Absent, null and
-empty mean the same; other keys are ignored.
+a topic; text or whole number), `id` (likewise; unique), `split` ("train", "validation" or "test"). Absent, null
+and empty mean the same; other keys are ignored.
 
 A `.json` file is a list of such objects. Either file may also hold conversations as LLaVA, ShareGPT, LLaMA-Factory,
 ms-swift or OpenAI-style trainers keep them; see `fedloom.data.talks`:
@@ -33,6 +34,10 @@ they share (the same pixels, whatever file they are in), or, where there is none
 record whose image is also in the training part is skipped: scores on it would mean nothing. Texts and questions that a
 division of your own repeats are kept; `fedloom data check` names them.
 
+**Validation.** Records of the file `validation`, and those whose `split` is "validation", are read only where
+`data.validation` is "published", and change nothing in the other two parts: their answers add no options, and one that
+has an image of another part, or an answer that is not among everybody's options, is skipped.
+
 **Invalid records** are skipped with file, line and reason, and the others are used. A record with a question, but neither
 image nor text, is invalid too: a benchmark of modalities has no place for it; put what there is into `text`.
 """
@@ -40,7 +45,7 @@ image nor text, is invalid too: a benchmark of modalities has no place for it; p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +62,7 @@ MAX_CLOSED = 50
 
 SUFFIXES = (".jsonl", ".json")
 SPLITS = ("train", "test")
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,77 +78,122 @@ def load_folder(settings: DataSettings, seed: int) -> DataSet:
     """Load the user's folder as this module's docstring describes.
 
     Args:
-        settings: `root` and `test_share` are read.
+        settings: `root`, `test_share` and `validation` are read.
         seed: Decides the division where neither files nor records do.
 
     Raises:
-        UserError: There is no folder, no file of records, more than one to choose from, or a `.json` file
-            that cannot be parsed.
+        UserError: There is no folder, no file of records, more than one to choose from, a `.json` file that cannot be
+            parsed, or no validation part where one is asked for.
     """
     if settings.root is None:
         raise UserError("data.root: the data set folder needs the path of a folder with your records")
-    root = Path(settings.root)
-    rows: list[_Row] = []
+    root, published = Path(settings.root), settings.validation == "published"
+    if published and not validates_folder(root):
+        raise UserError(
+            f"data.validation is published, but {root} holds no validation.jsonl, and no record with the split "
+            f"{VALIDATION}; add them, or give a share of the training examples, such as 0.1"
+        )
+    wanted = (None, *SPLITS, *([VALIDATION] if published else []))
+    found: list[_Row] = []
     rejected: list[Rejected] = []
-    locate, ids = locator(root), set[str]()
-    for split, path in _files(root):
+    locate = locator(root)
+    for split, path in _files(root, validation=published):
         for record in read_records(path):
-            found = _rows(record, split, locate) if isinstance(record, Raw) else record
-            if isinstance(found, Rejected):
-                rejected.append(found)
+            some = _rows(record, split, locate, wanted) if isinstance(record, Raw) else record
+            if isinstance(some, Rejected):
+                rejected.append(some)
             else:
-                rows += [_named(row, ids) for row in found]
-    rows = _with_options(rows)
+                found += some
+    ids = set[str]()
+    rows, kept = ([_named(row, ids) for row in part] for part in _parted(found))
+    spelled = _closed(rows)
+    rows = [_with_options(row, spelled) for row in rows]
+    train, test, late = _divided(rows, settings.test_share, seed)
+    validation, later = _validation(kept, spelled, {"training": train, "test": test})
+    return DataSet("folder", train, test, (*rejected, *late, *later), validation=validation)
+
+
+def validates_folder(root: Path) -> bool:
+    """Return whether a folder holds a validation part: the file, or a record whose split it is.
+
+    Raises:
+        UserError: As `load_folder`, of the files.
+    """
+    files = _files(root, validation=True)
+    records = (record for split, path in files if split is None for record in read_records(path))
+    return any(split == VALIDATION for split, _ in files) or any(
+        isinstance(record, Raw) and str(record.values.get("split")).strip() == VALIDATION
+        for record in records
+    )
+
+
+def _parted(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
+    """Return the rows to train and test on, and those of the validation part."""
+    return [row for row in rows if row.split != VALIDATION], [row for row in rows if row.split == VALIDATION]
+
+
+def _divided(
+    rows: list[_Row], share: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...], list[Rejected]]:
+    """Divide rows into (train, test), as they say or by a draw; the rest is invalid."""
     if any(row.split for row in rows):
         rows, late = _checked_splits(rows)
-        rejected += late
         train, test = (tuple(row.example for row in rows if row.split == split) for split in SPLITS)
-    else:
-        examples = [row.example for row in rows]
-        # Answers of one conversation share whatever was said, with or without an image.
-        twins = [
-            (*own, ("talk", row.raw.file, row.raw.number))
-            for own, row in zip(marks(examples), rows, strict=True)
-        ]
-        train, test = divide(examples, twins, settings.test_share, seed)
-    return DataSet("folder", train, test, tuple(rejected))
+        return train, test, late
+    examples = [row.example for row in rows]
+    # Answers of one conversation share whatever was said, with or without an image.
+    twins = [
+        (*own, ("talk", row.raw.file, row.raw.number)) for own, row in zip(marks(examples), rows, strict=True)
+    ]
+    return *divide(examples, twins, share, seed), []
 
 
-def _files(root: Path) -> list[tuple[str | None, Path]]:
-    """Find the files of records, each with the split it stands for."""
+def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
+    """Find the files of records, each with the split it stands for, and last that of the validation part if asked."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
-    both = [
-        (split, path)
-        for split in SPLITS
-        for suffix in SUFFIXES
-        if (path := root / f"{split}{suffix}").is_file()
-    ]
-    if {split for split, _ in both} == set(SPLITS):
-        if len(both) > len(SPLITS):
-            names = ", ".join(path.name for _, path in both)
-            raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
-        return [*both]
-    for suffix in SUFFIXES:
-        found = sorted(path for path in root.glob(f"*{suffix}") if path.is_file())
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            found = [path for path in found if path.stem == "data"]
-            if not found:
-                raise UserError(
-                    f"data.root: {root} holds {names}; name one data{suffix}, or two train and test"
-                )
-        if found:
-            return [(None, found[0])]
+    named = {
+        split: [path for suffix in SUFFIXES if (path := root / f"{split}{suffix}").is_file()]
+        for split in (*SPLITS, VALIDATION)
+    }
+    splits = SPLITS if all(named[split] for split in SPLITS) else ()
+    files: list[tuple[str | None, Path]] = [(split, path) for split in splits for path in named[split]]
+    files = files or [(None, _single(root))]
+    if validation and all(path not in named[VALIDATION] for _, path in files):
+        splits = (*splits, VALIDATION)
+        files += [(VALIDATION, path) for path in named[VALIDATION]]
+    if any(len(named[split]) > 1 for split in splits):
+        names = ", ".join(path.name for split in splits for path in named[split])
+        raise UserError(f"data.root: {root} holds {names}; keep one file of each name")
+    return files
+
+
+def _single(root: Path) -> Path:
+    """Find the one file of records; a validation part is one only where there is nothing else."""
+    for validates in (False, True):
+        for suffix in SUFFIXES:
+            paths = sorted(path for path in root.glob(f"*{suffix}") if path.is_file())
+            found = [path for path in paths if (path.stem == VALIDATION) is validates]
+            if len(found) > 1:
+                names = ", ".join(path.name for path in found)
+                found = [path for path in found if path.stem == "data"]
+                if not found:
+                    raise UserError(
+                        f"data.root: {root} holds {names}; name one data{suffix}, or two train and test"
+                    )
+            if found:
+                return found[0]
     raise UserError(f"data.root: {root} holds no file of records (data.jsonl, or train.jsonl and test.jsonl)")
 
 
-def _rows(raw: Raw, split: str | None, locate: Locate) -> list[_Row] | Rejected:
-    """Read one record as its examples."""
+def _rows(raw: Raw, split: str | None, locate: Locate, wanted: Sequence[str | None]) -> list[_Row] | Rejected:
+    """Read one record as its examples; none of a split that is not wanted."""
     try:
         own = split or text(raw.values, "split")
-        if own not in (None, *SPLITS):
-            raise Bad(f'split is {shown(own)}, not "train" or "test"')
+        if own not in (None, *SPLITS, VALIDATION):
+            raise Bad(f'split is {shown(own)}, not "train", "{VALIDATION}" or "test"')
+        if own not in wanted:
+            return []
         examples = _talked(raw, locate) if is_talk(raw.values) else [_example(raw, locate)]
     except Bad as bad:
         return raw.rejected(str(bad))
@@ -240,22 +291,26 @@ def _options(record: dict[str, Any]) -> tuple[str, ...]:
     return options
 
 
-def _with_options(rows: list[_Row]) -> list[_Row]:
-    """Give every row the distinct answers as options where none has its own and there are few."""
+def _closed(rows: Sequence[_Row]) -> dict[str, str]:
+    """Return how everybody's options are spelled, by what is equal for equal answers.
+
+    They are the distinct answers, where no row has options of its own and there are few; else there are none.
+    """
     spelled = _spellings([row.example.answer for row in rows])
-    answers = tuple(sorted(set(spelled.values())))
-    if not 2 <= len(answers) <= MAX_CLOSED or any(row.example.options for row in rows):
-        return rows
-    label = {answer: index for index, answer in enumerate(answers)}
-    closed = []
-    for row in rows:
-        answer = spelled[alike(row.example.answer)]
-        group = row.example.group or answer
-        example = replace(
-            row.example, answer=answer, options=answers, label=label[answer], group=group, task="choice"
-        )
-        closed.append(replace(row, example=example))
-    return closed
+    if not 2 <= len(spelled) <= MAX_CLOSED or any(row.example.options for row in rows):
+        return {}
+    return spelled
+
+
+def _with_options(row: _Row, spelled: Mapping[str, str]) -> _Row:
+    """Give a row everybody's options where there are any."""
+    if not spelled:
+        return row
+    options, answer = tuple(sorted(spelled.values())), spelled[alike(row.example.answer)]
+    group = row.example.group or answer
+    label = options.index(answer)
+    example = replace(row.example, answer=answer, options=options, label=label, group=group, task="choice")
+    return replace(row, example=example)
 
 
 def _spellings(answers: Sequence[str]) -> dict[str, str]:
@@ -280,3 +335,28 @@ def _checked_splits(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
         else:
             kept.append(row)
     return kept, rejected
+
+
+def _validation(
+    rows: Sequence[_Row], spelled: Mapping[str, str], parts: Mapping[str, Sequence[Example]]
+) -> tuple[tuple[Example, ...], list[Rejected]]:
+    """Return the validation part, and its rows that share an image with another part or have an answer of their own."""
+    looks = {
+        part: {look_of(picture) for example in examples for picture in example.pictures}
+        for part, examples in parts.items()
+    }
+    kept: list[Example] = []
+    rejected: list[Rejected] = []
+    for row in rows:
+        own, answer = {look_of(picture) for picture in row.example.pictures}, row.example.answer
+        shared = next((part for part in parts if own & looks[part]), None)
+        if shared is not None:
+            rejected.append(row.raw.rejected(f"its image is also in the {shared} part"))
+        elif row.example.options or not spelled:
+            kept.append(row.example)
+        elif alike(answer) not in spelled:
+            reason = f"its answer {shown(answer)} is none of the answers of the training and test parts"
+            rejected.append(row.raw.rejected(reason))
+        else:
+            kept.append(_with_options(row, spelled).example)
+    return tuple(kept), rejected

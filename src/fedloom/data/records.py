@@ -1,4 +1,4 @@
-"""Records from files that nobody checked: JSON lines, a JSON list, or tab-separated. None is lost untold."""
+"""Records from files that nobody checked: JSON lines, a JSON list, or tab-separated. Each one that is skipped is named."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Reading:
 
     Attributes:
         variant: Which variant is wanted, "" where the data set has none.
-        picture: Finds a picture of the data set by its name; raises `Bad`.
+        picture: Finds an image of the data set by its name; raises `Bad`.
     """
 
     variant: str
@@ -49,7 +49,7 @@ class Table:
         files: Where they may lie below the root, as patterns; the first that finds anything counts. In them
             "{variant}" stands for the variant.
         make: Makes an example of a record.
-        pictures: Folders below the root in which pictures are looked for, one after another; at least one
+        pictures: Folders below the root in which images are looked for, one after another; at least one
             must be there. Empty for none; "{variant}" is as in `files`.
         variants: The variants that have these files; empty for all.
         optional: Whether the data set can be used without them.
@@ -107,7 +107,7 @@ class Row(NamedTuple):
         return self.raw.place
 
     def once(self, ids: dict[str, str]) -> Row | Rejected:
-        """Set the record aside if its id was used before; `ids` remembers ids and places."""
+        """Reject the record if its id was used before; `ids` remembers ids and places."""
         if self.example.id in ids:
             before = ids[self.example.id]
             return self.raw.rejected(f"id {shown(self.example.id)} was used before ({before})")
@@ -138,8 +138,8 @@ class Source:
     def __call__(self, settings: DataSettings, seed: int) -> DataSet:
         """Load the training and the test part; where the owners ship no test part, hold one out.
 
-        Records without a fault are kept in the order of the files. Pictures are only glanced at: one that
-        is damaged further on is told by `fedloom data check`, or when its pixels are needed.
+        Records without a fault are kept in the order of the files. Of images only the beginning is read: damage
+        further on is found by `fedloom data check`, or when the pixels are needed.
 
         Args:
             settings: `root`, `variant` and `validation` are read, and `test_share` where nothing is shipped to test on.
@@ -234,10 +234,10 @@ class Source:
             root: The folder.
             variant: One of `variants`, or "".
             parts: Which parts are wanted; records of others are passed over.
-            whole: Whether to decode every picture to its last pixel instead of glancing at it.
+            whole: Whether to decode every image to its last pixel instead of reading its beginning only.
 
         Raises:
-            UserError: A needed file or the folder of pictures is not there.
+            UserError: A needed file or the folder of images is not there.
         """
         if isinstance(table.part, str) and table.part not in parts:
             return
@@ -277,9 +277,9 @@ class Source:
 
 
 def _search(places: Sequence[Locate]) -> Locate:
-    """Look for an image in one place after another; if it is nowhere, what is wrong is told of the first.
+    """Look for an image in one place after another; if it is nowhere, the reason is that of the first place.
 
-    An image that is there and cannot be used is told of before one that is missing elsewhere.
+    The reason why an image cannot be used goes before its being missing elsewhere.
     """
 
     def picture(name: str) -> FilePicture:

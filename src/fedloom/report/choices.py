@@ -1,4 +1,4 @@
-"""What a sweep chooses by its validation part: for each method one value of the axes that the recipe's `choose` names."""
+"""Settings that a sweep chooses by validation scores: for each method one value of each axis in the recipe's `choose`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.report.sweeps import SEED, CellRun, SweepRun, over_seeds
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a method in one setting of the other axes.
+    """The choice for a method in one setting of the other axes.
 
     Attributes:
         row: The setting, as the rows of tables name it.

@@ -1,4 +1,4 @@
-"""Charts of what came out of a run, as inline SVG; colours are left to the page's style sheet.
+"""Charts of what came out of a run, as inline SVG; colors are left to the page's style sheet.
 
 Every function maps a run and a width in CSS pixels to markup, and returns empty markup where the run has
 nothing to draw. Below `NARROW` pixels panels stand under each other and names move into the legend.
@@ -37,7 +37,7 @@ from fedloom.report.tables import title as title_of
 
 NARROW = 560
 BOLD = 14.0  # bold text of 12 pixels is as wide as plain text of this size
-SERIES = 7  # colours the style sheet has for federated methods
+SERIES = 7  # colors the style sheet has for federated methods
 SLICES = {"both": "Image and text", "image": "Image only", "text": "Text only"}
 DASHES = {"zero-shot": "1.5 4", "linear": "4 3", "local": "8 3 2 3", "centralised": "11 4"}
 
@@ -61,7 +61,7 @@ def axis_title(run: Run) -> str:
 
 
 def paint(method: str, methods: Sequence[str]) -> str:
-    """Return the style that gives a method its colour: one for each reference, the others in turn."""
+    """Return the style that gives a method its color: one for each reference, the others in turn."""
     if not federated(method):
         return f"--c:var(--{base(method)})"
     return f"--c:var(--s{[name for name in methods if federated(name)].index(method) % SERIES + 1})"
@@ -103,10 +103,33 @@ def learning_curves(run: Run, width: float) -> Markup:
     lines = curves(run)
     finals = {method: full_score(run, method) for method in run.scores if method not in lines}
     levels = {method: value for method, value in finals.items() if value is not None}
+    title = f"{named_score(run)} on the test questions after each round"
+    return by_round(list(run.scores), lines, levels, width, axis_title(run), title)
+
+
+def by_round(
+    methods: Sequence[str],
+    lines: Mapping[str, Curve],
+    levels: Mapping[str, float],
+    width: float,
+    axis: str,
+    title: str,
+    chosen: Mapping[str, float] | None = None,
+) -> Markup:
+    """Draw scores by round; nothing where there is no line.
+
+    Args:
+        methods: All methods of the run, which decide the colors.
+        lines: Method → (rounds done, score as a fraction), ascending.
+        levels: Method without rounds → score as a fraction, drawn level.
+        width: In CSS pixels.
+        axis: Name and unit of the score.
+        title: What the chart shows.
+        chosen: Method → the round that was chosen; its point gets a ring.
+    """
     if not lines:
         return Markup()
-    methods = list(run.scores)
-    ends = {method: points[-1][1] for method, points in lines.items()} | levels
+    ends = {**{method: points[-1][1] for method, points in lines.items()}, **levels}
     names = {method: _end_name(method, value, width) for method, value in ends.items()}
     head, height = legend(
         [(_key(method, methods), label(method)) for method in methods if method in ends], width, 24
@@ -119,10 +142,16 @@ def learning_curves(run: Run, width: float) -> Markup:
     low, high = _room(seen)
     marks = [mark for mark in ticks(low, high, 7) if low <= mark <= high]
     x, y = scale(first if first < last else 0, last, left + 8, right), scale(low, high, bottom, top)
-    body = [words(0, top - 14, axis_title(run), "muted"), _rows(y, marks, left, right)]
+    body = [words(0, top - 14, axis, "muted"), _rows(y, marks, left, right)]
     body.append(_rounds(x, (first, last), (left, right), bottom))
     body += [_level(method, y(value), (left, right), methods) for method, value in levels.items()]
     body += [_curve(method, points, x, y, methods) for method, points in lines.items()]
+    body += [
+        tag("circle", cx=x(done), cy=y(value), r=6.0, class_="ring", style=paint(method, methods))
+        for method, points in lines.items()
+        for done, value in points
+        if done == (chosen or {}).get(method)
+    ]
     places = spread([y(value) for value in ends.values()], 16, top, bottom)
     for (method, value), place in zip(ends.items(), places, strict=True):
         start = x(lines[method][-1][0]) + 5 if method in lines else right
@@ -130,7 +159,6 @@ def learning_curves(run: Run, width: float) -> Markup:
         named = words(right + 17, place + 4, names[method], "name")
         body.append(tag("g", leader, named, style=paint(method, methods)))
     said = "; ".join(f"{label(method)} {percent(value)}" for method, value in ends.items())
-    title = f"{named_score(run)} on the test questions after each round"
     return drawing(title, f"At the end, in percent: {said}.", width, bottom + 42, head, *body)
 
 

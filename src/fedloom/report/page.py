@@ -31,7 +31,7 @@ from fedloom.report.tables import (
     seconds,
     title,
 )
-from fedloom.report.validation import validation_curves, validation_table, validation_told
+from fedloom.report.validation import curve_table, validation_chart, validation_table, validation_text
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
 MOST_SLIM = 4  # runs; with more, charts come in one width to keep the page small, and narrow screens scroll
@@ -60,6 +60,7 @@ TRAINED = {
 
 CHARTS: dict[str, Callable[[Run, float], Markup]] = {
     "curves": figures.learning_curves,
+    "validation_curves": validation_chart,
     "slices": figures.slice_bars,
     "dots": figures.client_dots,
     "holdings": clients.holdings,
@@ -159,8 +160,10 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
         **{name: _figure(draw, run, slim) for name, draw in CHARTS.items()},
         "per_client": client_table(run.result, named),
         "costs": cost_table(run.result),
-        "validation": validation_told(run),
-        "validated": [table for table in (validation_table(run), validation_curves(run)) if table],
+        "validation": validation_text(run),
+        "validated": validation_table(run),
+        "validated_rounds": curve_table(run),
+        "best_round": at(run.result, "validation", "round") == "best",
         **_set_aside(run),
         **_refused(run),
         "provenance": provenance(run),

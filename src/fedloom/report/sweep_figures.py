@@ -35,7 +35,7 @@ SHAPES: tuple[Shape, ...] = (_circle, _square, _diamond)
 
 
 def shape_of(method: str, methods: Sequence[str]) -> Shape:
-    """Return how a method is marked: where the colours start again, the shape changes."""
+    """Return how a method is marked: where the colors start again, the shape changes."""
     if not federated(method):
         return SHAPES[list(REFERENCES).index(base(method)) % len(SHAPES)]
     return SHAPES[[name for name in methods if federated(name)].index(method) // SERIES % len(SHAPES)]

@@ -89,7 +89,7 @@ def render_sweep(whole: SweepRun) -> str:
         unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
         charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
-        glossary_entries=glossary(sweep.methods, sweep.text_only),
+        glossary_entries=_glossary(sweep),
         cells=[
             (
                 cell.name,
@@ -100,6 +100,17 @@ def render_sweep(whole: SweepRun) -> str:
             for cell in whole.cells
         ],
     )
+
+
+def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
+    """Explain the methods; the linear reference twice where cells differ in what it knows of texts."""
+    entries = (
+        entry
+        for method in sweep.methods
+        for texts in sweep.linear_texts or ["words"]
+        for entry in glossary([method], sweep.text_only, texts)
+    )
+    return list(dict.fromkeys(entries))
 
 
 def _paired(compared: Compared) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class CellRun:
         error: Why it failed, or None.
         result: What its result.json holds; None unless it is done.
         text_only: Whether its model is a language model that sees no images, as far as it has begun.
+        linear_text: What its linear reference knows of texts, `evaluate.linear_text`, as far as it has begun.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CellRun:
     error: str | None
     result: Json | None
     text_only: bool = False
+    linear_text: str = "words"
 
     @property
     def scores(self) -> Json:
@@ -104,6 +106,11 @@ class SweepRun:
         return bool(done) and all(done)
 
     @property
+    def linear_texts(self) -> list[str]:
+        """What the linear references of the cells that are done know of texts, in order of first appearance."""
+        return list(dict.fromkeys(cell.linear_text for cell in self.cells if "linear" in cell.scores))
+
+    @property
     def settings(self) -> list[str]:
         """The axes that are not averaged over."""
         return [axis for axis in self.axes if axis != SEED]
@@ -142,6 +149,7 @@ def read_sweep(folder: Path) -> SweepRun:
                 row.get("error"),
                 result,
                 result is not None and _text_only(folder / place),
+                _linear_text(folder / place) if result is not None else "words",
             )
         )
     name, published = expect(file, value, "name", str), value.get("published")
@@ -164,6 +172,15 @@ def _text_only(folder: Path) -> bool:
     except (OSError, ValueError):  # results that were copied without their records still make a page
         return False
     return at(first, "images") is False
+
+
+def _linear_text(folder: Path) -> str:
+    """Read from a run's experiment what its linear reference knows of texts."""
+    try:
+        value = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # results that were copied without their experiments still make a page
+        value = {}
+    return str(at(value, "evaluate", "linear_text") or "words")
 
 
 def _result(folder: Path, wanted: str | None) -> Json:

@@ -1,7 +1,7 @@
-"""The validation part: what rounds, rates and methods are chosen by, so that the test part chooses nothing.
+"""The validation part: examples by whose scores rounds, rates and methods are chosen.
 
-It is a share of each client's training examples, drawn when these have been divided among the clients, or the owners'
-own part, which is everybody's. Nothing of it is trained on, and nothing of it is in the test part.
+It is a share of each client's training examples, drawn after these have been divided among the clients, or the owners'
+own part, which is everybody's. No example of it is trained on or is in the test part.
 
 Shape legend: N = number of training examples, K = number of clients.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +27,11 @@ from fedloom.types import DataSet, Example, UserError
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What methods are chosen by.
+    """Examples to validate on, and which of them each client has.
 
     Attributes:
         examples: The list that the plan's indices point into.
-        plan: What each client validates on, possibly nothing; where it is common, one share for all of them.
+        plan: The examples of each client, of which there may be none; where the part is common, one share for all.
         source: The share of each client's training examples that is kept out, or "published".
     """
 
@@ -40,11 +41,11 @@ class Validation:
 
     @property
     def common(self) -> bool:
-        """Whether every model is validated on all of it; else a client's own model on the client's examples."""
+        """Whether each model is validated on all examples; else a client's own model on that client's."""
         return self.source == "published"
 
     def share(self, client: int | None) -> Share:
-        """Return what the model of a client, or of all of them together, is validated on."""
+        """Return the examples on which the model of a client, or with None a global model, is validated."""
         if client is None or self.common:
             return Share(self.plan.indices, self.plan.image, self.plan.text)
         return self.plan.clients[client]
@@ -53,6 +54,11 @@ class Validation:
     def sizes(self) -> list[int]:
         """How many examples each client validates on; where the part is common, one number."""
         return np.diff(self.plan.offsets).tolist()
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the examples, each once, in order of appearance."""
+        return tuple(dict.fromkeys(self.examples[index].task for index in self.plan.indices.tolist()))
 
 
 class ValidationSettings(Protocol):
@@ -90,7 +96,8 @@ def divided(
     if not len(kept.indices):
         raise UserError(
             f"data.validation is {settings.validation:g}, but no client has so many examples that one could be kept out: "
-            f"the largest holds {int(np.diff(plan.offsets).max()):,}; take a larger share, or fewer clients"
+            f"the largest holds {int(np.diff(plan.offsets).max()):,}, and examples with an image, a text or a record in "
+            "common stay together; take a larger share, or fewer clients"
         )
     return trained, Validation(data.train, kept, settings.validation)
 

@@ -1,0 +1,88 @@
+"""Folders to work in: gone in the end, gone after a kill when the next one comes, and never taken from who lives."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedloom.scratch import remove_left, scratch
+
+WORK = """
+import sys, time
+from pathlib import Path
+from fedloom.scratch import scratch
+with scratch(Path(sys.argv[1]), sys.argv[2]) as place:
+    (place / "deep").mkdir()
+    (place / "deep" / "file").write_text("x")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def started(parent: Path, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORK, str(parent), name]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    process.communicate()
+    return process.returncode
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_is_gone_in_the_end_whatever_happens(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch(tmp_path / "new", "a") as place:
+        (place / "file").write_text("x")
+        assert place.parent == tmp_path / "new"
+        raise KeyboardInterrupt
+    assert names(tmp_path / "new") == set()
+
+
+def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    dead, alive = started(tmp_path, "a"), started(tmp_path, "a")
+    assert len(names(tmp_path)) == 2
+    os.kill(dead.pid, signal.SIGKILL)
+    assert ended(dead) == -signal.SIGKILL
+    with scratch(tmp_path, "a") as mine, scratch(tmp_path, "a") as other:  # threads of one process, too
+        assert len(names(tmp_path)) == 3 and mine.is_dir() and other.is_dir()
+    (left,) = tmp_path.iterdir()
+    assert (left / "deep" / "file").read_text() == "x"
+    assert ended(alive) == 0
+    assert names(tmp_path) == set()
+
+
+def test_nothing_else_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "thesis").write_text("important")
+    kept = ["a", ".a", ".a-b", ".a-12345678", ".ab-12345678.tmp", ".b-12345678.tmp", ".a-123456789.tmp"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".a-abcdefgh.tmp").symlink_to(target)
+    (tmp_path / ".a-abcdefgi.tmp").write_text("a file")
+    before = names(tmp_path)
+    (tmp_path / ".a-12345678.tmp").mkdir()
+    remove_left(tmp_path, "a")
+    assert names(tmp_path) == before and (target / "thesis").exists()
+    remove_left(tmp_path / "nowhere", "a")
+
+
+def test_messages_name_the_place_and_not_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as full, scratch(tmp_path, "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as taken, scratch(tmp_path / "file" / "b", "a"):
+        pass
+    assert ".tmp" not in str(taken.value.filename)
