@@ -22,7 +22,7 @@ from benchmarks.harness import RESULTS, machine
 from benchmarks.models import Size, conversation, random_vlm
 from benchmarks.work import Clients, Settings
 from fedloom.client.train import train
-from fedloom.engine.fit import saved_bytes
+from fedloom.engine.machine import saved_bytes
 from fedloom.models.batch import option_scores
 from fedloom.models.compiled import compiling
 from fedloom.record import write_json

@@ -14,8 +14,8 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.base import PLAIN
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.train import Result, Work
-from fedloom.engine.fit import MOST, cores, fit
 from fedloom.engine.in_process import InProcess
+from fedloom.engine.machine import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.models.batch import encode
@@ -110,13 +110,13 @@ def cohort(clients: Clients) -> InProcess:
 
 def workers(clients: Clients) -> Backend:
     """One client after the other in each of as many processes as there are threads."""
-    return Workers(InProcess(clients.tuned), cores(clients.tuned))
+    return Workers(InProcess(clients.tuned), this_machine(clients.tuned.vlm.device).threads)
 
 
 def automatic(clients: Clients) -> Backend:
-    """What a run chooses by itself: processes, and clients side by side, by a short measurement."""
+    """What a run chooses by itself: processes, and clients side by side, by the work and the kind of machine."""
     works = [clients.work(client) for client in list(clients.held)[:MOST]]
-    found = fit(clients.tuned, works, len(clients.held), cores(clients.tuned))
+    found = choose(clients.tuned, works, len(clients.held), this_machine(clients.tuned.vlm.device))
     inner = InProcess(clients.tuned, found.rows)
     return inner if found.workers == 1 else Workers(inner, found.workers)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedloom.client.evaluate import judge_rows
-from fedloom.engine.fit import copyable, cores
+from fedloom.engine.machine import this_machine
 from fedloom.measure import SLICES
 from fedloom.methods import Method
 from fedloom.params import Params
@@ -40,9 +40,10 @@ def workers_of(setting: Setting) -> int:
     chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
     if setting.experiment.engine.compile:
         return 1
+    machine = this_machine(setting.vlm.device)
     if chosen == "auto":
-        return cores(setting.tuned)
-    if copyable(setting.tuned):
+        return machine.threads if machine.copies else 1
+    if machine.copies:
         return chosen
     if chosen > devices:
         raise UserError(

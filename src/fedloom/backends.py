@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import chain, islice
-from pathlib import Path
 
 from fedloom.answering import workers_of
 from fedloom.client.train import Work
-from fedloom.engine.fit import MOST, Fit, remembered, short_of_memory
 from fedloom.engine.in_process import InProcess
+from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
 from fedloom.engine.workers import Workers
-from fedloom.folder import ENGINE
-from fedloom.hashes import cache_folder
+from fedloom.folder import MACHINE
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.models.compiled import compiling
 from fedloom.models.recompute import recomputing
@@ -41,12 +40,58 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
     def trained(update: ClientUpdate) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
+    choice, works = choice_of(setting, runs), _works(runs)
+    inner = InProcess(setting.tuned, choice.rows, trained)
+    several = len(works) > 1 and choice.workers > 1
     with ExitStack() as changed:
-        compiled, twice = setting.experiment.engine.compile, _recompute(setting, runs)
         for tuned in (setting.tuned, *setting.twins):
-            changed.enter_context(compiling(tuned.vlm, compiled))
-            changed.enter_context(recomputing(tuned.vlm, twice))
-        return run_rounds(runs, backend_of(setting, runs, trained))
+            changed.enter_context(compiling(tuned.vlm, setting.experiment.engine.compile))
+            changed.enter_context(recomputing(tuned.vlm, choice.recompute))
+        return run_rounds(runs, Workers(inner, choice.workers, setting.twins) if several else inner)
+
+
+def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
+    """Return how clients train: as the experiment says, else as the run did before, else as the machine decides.
+
+    What the machine decides is written into the run's folder and its record, and used again when the run goes on.
+
+    Args:
+        setting: What the runs belong to.
+        runs: The trainings, at least one with rounds left.
+    """
+    engine, machine = setting.experiment.engine, this_machine(setting.vlm.device)
+    held = _held(setting, machine)
+    if held is None:
+        works, cohort = _works(runs), _clients(runs)
+        held = choose(setting.tuned, works, cohort, machine)
+        if cohort > 1:
+            value = {"machine": asdict(machine), "choice": asdict(held)}
+            write_sealed(setting.folder / MACHINE, value, setting.folder)
+            setting.record.append("machine", value)
+    rows = held.rows if engine.side_by_side == "auto" else engine.side_by_side
+    workers = held.workers if engine.workers == "auto" and not engine.compile else workers_of(setting)
+    recompute = held.recompute if engine.recompute == "auto" else engine.recompute == "always"
+    workers = len(setting.twins) + 1 if setting.twins else workers
+    return Choice(rows if setting.tuned.stackable else 1, workers, recompute)
+
+
+def _held(setting: Setting, machine: Machine) -> Choice | None:
+    """Read what was decided when the run began; another kind of machine than then is told."""
+    file = setting.folder / MACHINE
+    if not file.exists():
+        return None
+    value = read_sealed(file)
+    before = Machine(**value["machine"])
+    if before != machine:
+        told = ", ".join(
+            f"{key} {one!r} (now {asdict(machine)[key]!r})"
+            for key, one in value["machine"].items()
+            if one != asdict(machine)[key]
+        )
+        setting.progress.message(
+            f"this run began on another kind of machine: {told}; its bytes may come out differently"
+        )
+    return Choice(**value["choice"])
 
 
 def _works(runs: Sequence[Run]) -> list[Work]:
@@ -54,50 +99,6 @@ def _works(runs: Sequence[Run]) -> list[Work]:
     return list(islice(chain.from_iterable(works_of(run) for run in runs if run.left > 0), MOST))
 
 
-def _recompute(setting: Setting, runs: Sequence[Run]) -> bool:
-    chosen = setting.experiment.engine.recompute
-    return chosen == "always" or (chosen == "auto" and short_of_memory(setting.tuned, _works(runs)[0]))
-
-
-def backend_of(
-    setting: Setting, runs: Sequence[Run], trained: Callable[[ClientUpdate], None]
-) -> InProcess | Workers:
-    """Choose where clients train: as the experiment says, as the run did before, or as measured.
-
-    Args:
-        setting: What the runs belong to; the choice is written into its folder and record.
-        runs: The trainings, at least one with rounds left.
-        trained: Called with every update.
-    """
-    works, chosen, tuned, known = _works(runs), setting.experiment.engine, setting.tuned, Fit(1)
-    if len(works) < 2:
-        return InProcess(tuned, 1, trained)
-    if "auto" in (chosen.side_by_side, chosen.workers):
-        before = _noted(setting.folder)
-        known = before or _measured(setting, works, _clients(runs))
-        if before is None:
-            write_sealed(setting.folder / ENGINE, known.to_json(), setting.folder)
-            setting.record.append("engine", known.to_json())
-    rows = known.rows if chosen.side_by_side == "auto" else chosen.side_by_side
-    if setting.twins:
-        workers = len(setting.twins) + 1
-    else:
-        workers = known.workers if chosen.workers == "auto" else workers_of(setting)
-    inner = InProcess(tuned, rows if tuned.stackable else 1, trained)
-    return inner if workers == 1 else Workers(inner, workers, setting.twins)
-
-
 def _clients(runs: Sequence[Run]) -> int:
     """Count the clients of the runs' next rounds."""
     return sum(len(draw_cohort(run.schedule, run.round)) for run in runs if run.left > 0)
-
-
-def _noted(folder: Path) -> Fit | None:
-    file = folder / ENGINE
-    return Fit(**read_sealed(file)) if file.exists() else None
-
-
-def _measured(setting: Setting, works: Sequence[Work], clients: int) -> Fit:
-    known_here = cache_folder() / "side-by-side.json"
-    compiled = setting.experiment.engine.compile
-    return remembered(known_here, setting.tuned, works, clients, workers_of(setting), compiled=compiled)

@@ -31,8 +31,8 @@ from fedloom.types import UserError
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
 )  # fmt: skip
-METHODS, ADAPTER, ENGINE = "methods", "adapter", "engine.json"
-HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, ENGINE, METHODS, ADAPTER, RESULT, REPORT)
+METHODS, ADAPTER, MACHINE = "methods", "adapter", "machine.json"
+HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT)
 """All that a run writes into its folder."""
 
 PLACES = {
@@ -177,8 +177,8 @@ def require_whole(folder: Path, manifest: Manifest) -> None:
         return
     if (folder / RECORD).exists():
         deque(read_lines(folder / RECORD), maxlen=0)
-    if (folder / ENGINE).exists():
-        read_sealed(folder / ENGINE)
+    if (folder / MACHINE).exists():
+        read_sealed(folder / MACHINE)
 
 
 def discard(folder: Path) -> None:

@@ -306,12 +306,12 @@ class Engine(Section):
 
     side_by_side: Count | Literal["auto"] = Field(
         default="auto",
-        description="Clients trained at once over the shared model; auto measures what pays on this machine.",
+        description="Clients trained at once over the shared model; auto follows from the work and the kind of machine.",
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes, or accelerators, that train a cohort's clients at once; auto takes up to one process for each "
-        "thread, where that pays, or every accelerator.",
+        description="Processes, or accelerators, that train a cohort's clients at once; auto takes one process for each "
+        "thread where rounds are long, or every accelerator.",
     )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fedloom.engine.store import Stored, read_commit, recorded_below
-from fedloom.folder import ENGINE, EXPERIMENT, METHODS, RECORD, RESULT, held
+from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 from fedloom.record import read_lines, require_length
 from fedloom.report.sweeps import read_sweep
@@ -70,7 +70,7 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(_read_all, file)
         elif name.startswith(f"{METHODS}/") and file.name.startswith("round-") and file.suffix == ".json":
             yield partial(read_commit, file)
-        elif name == ENGINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
+        elif name == MACHINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).rglob(MEMORY)):
         for checkpoint in sorted(place.parent.glob("round-*.json")):

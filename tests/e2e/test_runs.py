@@ -107,7 +107,7 @@ def test_several_devices_give_the_same_bytes(
 def test_more_processes_than_the_system_can_copy_are_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedloom.engine.fit.can_fork", lambda: False)
+    monkeypatch.setattr("fedloom.engine.machine.can_fork", lambda: False)
     with pytest.raises(UserError, match=r"engine\.workers: .* set it to 1"):
         run(experiment(tiny_model, engine={"workers": 2}), tmp_path / "run")
 

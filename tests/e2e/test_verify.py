@@ -291,7 +291,7 @@ def test_rerun_helps_a_sweep_whichever_file_of_a_cell_is_damaged(
     assert verify(folder)[1] == []
 
 
-@pytest.mark.parametrize("name", ["record.jsonl", "engine.json", "plan.json"])
+@pytest.mark.parametrize("name", ["record.jsonl", "machine.json", "plan.json"])
 def test_rerun_helps_a_sweep_whichever_file_of_an_unfinished_cell_is_damaged(
     name: str, swept: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
