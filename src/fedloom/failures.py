@@ -80,6 +80,26 @@ def sentence(error: BaseException) -> str:
     return f"internal error: {type(error).__name__}{_detail(error, ': {}')}{f' ({place})' if place else ''}"
 
 
+def client_failure(error: Exception) -> str:
+    """Describe in a sentence why a client gave no update: what failed, and in which line of which file.
+
+    Example:
+        >>> client_failure(UserError("cat.png is damaged"))
+        'cat.png is damaged'
+    """
+    said = explained(error)
+    if said is not None:
+        return said
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{_detail(error, ': {}')}{place}"
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or _short_of_memory(error)
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
     """Raise a `UserError` in place of what the machine or the files lack; the original stays its cause.

@@ -227,5 +227,18 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=_no_figures)
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A client that was asked and gave no update: it did not answer, raised an error, or its process was killed.
+
+    Attributes:
+        client: The client's number.
+        reason: Why, in one sentence.
+    """
+
+    client: int
+    reason: str
+
+
 class UserError(Exception):
     """A mistake of the user's, told in one message without a traceback: what, where, and what would be right."""

@@ -78,7 +78,7 @@ def test_the_page_tells_what_a_stranger_needs(run_folder):
         "ab" * 32,
         "fedloom run run/experiment.json",
         "PeftModel",
-        "1 client update and took in 89",
+        "1 client update was refused or did not come; the server took in 89",
         "5 records",
     ):
         assert wanted in text

@@ -23,7 +23,7 @@ from fedloom.seeds import stream, torch_stream
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.dropout import Masks, dropping
 from fedloom.tuning.masks import own_start
-from fedloom.types import Broadcast, ClientUpdate, Conversation, Tensors
+from fedloom.types import Broadcast, ClientUpdate, Conversation, Missing, Tensors
 
 
 class TrainSettings(Protocol):
@@ -231,6 +231,9 @@ def draw_batches(
 
 Result = tuple[ClientUpdate, Tensors]
 """A client's update, and what the client keeps."""
+
+Answer = Result | Missing
+"""What a client that was asked comes to."""
 
 
 def train(tuned: Tuned, works: Sequence[Work], clock: Clock | None = None) -> list[Result]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from fedloom.client.train import Result, TrainSettings, Work, train
+from fedloom.client.train import Answer, TrainSettings, Work, train
+from fedloom.failures import client_failure, short_of_memory
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import ClientUpdate
+from fedloom.types import ClientUpdate, Missing
 
 WINDOW = 4
 """How many blocks of clients are looked at together to put alike ones side by side."""
@@ -37,8 +38,8 @@ class InProcess:
     rows: int = 1
     trained: Callable[[ClientUpdate], None] = ignore
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        """Train clients and yield their updates in the order of `works`.
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
+        """Train clients and yield their updates in the order of `works`; a client that raises is `Missing`.
 
         What a block took is shared out evenly, and counted when its client's update is yielded: works of several
         trainings may come mixed, and each is told its own time.
@@ -51,19 +52,36 @@ class InProcess:
             if not window:
                 return
             own.lap("load")
-            reading, done = _share(own, len(window)), dict[int, tuple[Result, Mapping[str, float]]]()
+            reading, done = _share(own, len(window)), dict[int, tuple[Answer, Mapping[str, float]]]()
             for block in blocks(window, self.rows):
-                found = train(self.tuned, [window[k] for k in block], own)
+                found = _answers(self.tuned, [window[k] for k in block], own)
                 share = _share(own, len(block))
-                for k, result in zip(block, found, strict=True):
-                    self.trained(result[0])
-                    done[k] = result, share
+                for k, answer in zip(block, found, strict=True):
+                    if not isinstance(answer, Missing):
+                        self.trained(answer[0])
+                    done[k] = answer, share
             clock.skip()
             for k in range(len(window)):
-                result, share = done.pop(k)
+                answer, share = done.pop(k)
                 clock.add(reading)
                 clock.add(share)
-                yield result
+                yield answer
+
+
+def _answers(tuned: Tuned, works: Sequence[Work], clock: Clock) -> list[Answer]:
+    """Train clients side by side; where one raises, each alone, to find which.
+
+    Raises:
+        Exception: Memory ran out for several side by side. Fewer rows would round otherwise, so they are not tried.
+    """
+    try:
+        return [*train(tuned, works, clock)]
+    except Exception as error:
+        if len(works) == 1:
+            return [Missing(works[0].client, client_failure(error))]
+        if short_of_memory(error):
+            raise
+    return [answer for work in works for answer in _answers(tuned, [work], clock)]
 
 
 def _share(clock: Clock, works: int) -> Mapping[str, float]:

@@ -101,6 +101,11 @@ class Expected:
         client, examples, steps = self._asked.popleft()
         return Allowance(client, examples, *self._reaches[steps])
 
+    def passed_over(self, client: int) -> None:
+        """Forget what a client was asked for that is missing; its work may not even have gone out."""
+        if self._asked and self._asked[0][0] == client:
+            self._asked.popleft()
+
     def _reach(self, work: Work) -> tuple[float, float, Mapping[str, Extra]]:
         gradient = UNCLIPPED if work.settings.clip is None else work.settings.clip
         extras = self._algorithm.extras(LocalWork(self._layout.size, work.steps, SLACK * gradient))

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
-from fedloom.client.train import Result, TrainSettings, Work
+from fedloom.client.train import Answer, Result, TrainSettings, Work
 from fedloom.engine.gate import Gate, GateSettings
 from fedloom.engine.limits import Expected, norm
 from fedloom.params import Params
 from fedloom.record import Clock
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
-from fedloom.types import ClientUpdate, Conversation, Tensors, UserError
+from fedloom.types import ClientUpdate, Conversation, Missing, Tensors, UserError
 
 
 class Memories(Protocol):
@@ -41,6 +41,12 @@ class Memories(Protocol):
 MISSED = 3
 """So many rounds in a row without effect end a run."""
 
+SILENT = "it did not answer"
+"""Why a client is missing for whom a backend yields nothing."""
+
+TOLD = 5
+"""Clients whose reasons a message gives."""
+
 LISTED = 1000
 """Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
 
@@ -48,8 +54,11 @@ LISTED = 1000
 class Backend(Protocol):
     """Where clients run. In-process, side by side, or at other sites: all give the same updates."""
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        """Do the work and yield (update, what the client keeps) in the order of `works`."""
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
+        """Do the work and yield (update, what the client keeps), or `Missing`, in the order of `works`.
+
+        A client for whom nothing is yielded has not answered; that is no error.
+        """
         ...
 
 
@@ -215,14 +224,60 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
             expected.noted(works_of(now[k], cohort))
             for k, cohort, expected in zip(together, cohorts, asked, strict=True)
         ]
-        results, logs = backend.map(chain.from_iterable(works), clock), list[dict[str, Any]]()
+        whole = list(chain.from_iterable(cohorts))
+        answers, logs = matched(backend.map(chain.from_iterable(works), clock), whole), list[dict[str, Any]]()
         for k, cohort, expected in zip(together, cohorts, asked, strict=True):
-            standing, log = _close(now[k], cohort, expected, islice(results, len(cohort)), clock)
+            standing, log = _close(now[k], cohort, expected, islice(answers, len(cohort)), clock)
             now[k] = replace(now[k], standing=standing)
             logs.append(log)
         for k, log in zip(together, logs, strict=True):
             now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)
     return [run.standing for run in now]
+
+
+def matched(answers: Iterable[Answer], clients: Sequence[int]) -> Iterator[Answer]:
+    """Yield one answer for each client that was asked, in their order; who was passed over is `Missing`.
+
+    An answer in the name of a later client means that those before are passed over, unless one of them still answers: then
+    it came in a false name. It is yielded in its own place, where admission refuses it for its name.
+
+    Args:
+        answers: What a backend yields: in the order of `clients`, and for some of them perhaps nothing.
+        clients: Who was asked.
+
+    Example:
+        >>> [one.reason for one in matched([Missing(4, "it broke")], [3, 4, 5])]
+        ['it did not answer', 'it broke', 'it did not answer']
+    """
+    coming, at = iter(answers), 0
+    waiting = next(coming, None)
+    while at < len(clients):
+        answer, place = waiting, at
+        if answer is not None:
+            waiting = None
+            if _name(answer) != clients[at]:
+                waiting = next(coming, None)
+                place = _place(clients, at, answer, waiting)
+        yield from (Missing(one, SILENT) for one in clients[at : len(clients) if answer is None else place])
+        if answer is None:
+            return
+        yield answer
+        at = place + 1
+        waiting = next(coming, None) if waiting is None else waiting
+
+
+def _name(answer: Answer) -> int:
+    return answer.client if isinstance(answer, Missing) else answer[0].client
+
+
+def _place(clients: Sequence[int], at: int, answer: Answer, after: Answer | None) -> int:
+    """Return whose place an answer takes that is not in the name of the client that is due, `clients[at]`."""
+    later = clients[at:]
+    if _name(answer) not in later:
+        return at
+    ahead = later.index(_name(answer))
+    honest = after is None or _name(after) not in later[: ahead + 1]
+    return at + ahead if honest else at
 
 
 def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
@@ -251,26 +306,29 @@ def _expected(run: Run) -> Expected:
 
 
 def _close(
-    run: Run, cohort: Sequence[int], expected: Expected, results: Iterator[Result], clock: Clock
+    run: Run, cohort: Sequence[int], expected: Expected, answers: Iterator[Answer], clock: Clock
 ) -> tuple[Standing, dict[str, Any]]:
-    """Take in a round's results; return where the run stands then, and the round's figures."""
+    """Take in a round's answers; return where the run stands then, and the round's figures."""
     before = run.standing
     gate = Gate(before.state.params.layout, expected, before.norms, run.gate)
-    tally = _Tally(gate, run.opened(before), run.exchanged)
-    accepted = tally.accepted(results, clock)
+    tally = _Tally(gate, expected, run.opened(before), run.exchanged)
+    accepted = tally.accepted(answers, clock)
     first = next(accepted, None)
+    if first is None and not tally.missing:
+        raise UserError(
+            f"round {before.state.round}: every client's update was refused, so the run stops here "
+            f"({_reasons(tally.refused)})"
+        )
     if first is None:
-        said = "; ".join(f"client {client}: {reason}" for client, reason in sorted(tally.refused.items()))
-        raise UserError(
-            f"round {before.state.round}: every client's update was refused, so the run stops here ({said})"
-        )
-    after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-    fault = _fault(after)
-    if fault is not None and before.missed + 1 == MISSED:
-        raise UserError(
-            f"round {before.state.round}: {fault}; this is the last of {MISSED} such rounds in a row, so the run "
-            "stops here"
-        )
+        after, diagnostics = before.state, dict[str, float]()
+        fault = f"no client's update could be used ({_reasons({**tally.refused, **tally.missing})})"
+    else:
+        after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+        fault = _fault(after)
+    last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
+    if fault is not None and before.missed + 1 >= last:
+        which = f"the last of {last} such rounds in a row" if last > 1 else "the only round"
+        raise UserError(f"round {before.state.round}: {fault}; this is {which}, so the run stops here")
     clock.lap("aggregate")
     broadcast = run.algorithm.broadcast(before.state)
     down = len(cohort) * (run.exchanged + payload(broadcast.extras))
@@ -287,6 +345,7 @@ def _close(
         "cohort": len(cohort),
         "clients": tally.clients,
         "refused": [{"client": client, "reason": why} for client, why in sorted(tally.refused.items())],
+        "missing": [{"client": client, "reason": why} for client, why in sorted(tally.missing.items())],
     }
     if fault is None:
         moved = replace(before, state=after, norms=tally.gate.norms, missed=0)
@@ -306,6 +365,13 @@ def _close(
     return moved, log
 
 
+def _reasons(reasons: Mapping[int, str]) -> str:
+    """List why updates of a round could not be used: those of the first clients, and how many more there are."""
+    told = [f"client {client}: {reason}" for client, reason in sorted(reasons.items())]
+    more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
+    return "; ".join([*told[:TOLD], *more])
+
+
 def _fault(state: ServerState) -> str | None:
     """Return what is wrong with a server's new state, or None."""
     for name, values in {"global parameters": state.params.flat, **state.slots}.items():
@@ -317,18 +383,28 @@ def _fault(state: ServerState) -> str | None:
 class _Tally:
     """What is counted while a round's updates stream by."""
 
-    def __init__(self, gate: Gate, memories: Memories, exchanged: int) -> None:
-        self.gate, self.memories, self.exchanged = gate, memories, exchanged
+    def __init__(self, gate: Gate, expected: Expected, memories: Memories, exchanged: int) -> None:
+        self.gate, self.expected, self.memories, self.exchanged = gate, expected, memories, exchanged
         self.up = 0
         self.loss = 0.0
         self.weight = 0.0
         self.clients: list[dict[str, Any]] = []
         self.refused: dict[int, str] = {}
+        self.missing: dict[int, str] = {}
         self.kept: list[int] = []
 
-    def accepted(self, results: Iterator[Result], clock: Clock) -> Iterator[ClientUpdate]:
+    def came(self, answers: Iterator[Answer]) -> Iterator[Result]:
+        """Pass on what came, and note who is missing."""
+        for answer in answers:
+            if isinstance(answer, Missing):
+                self.expected.passed_over(answer.client)
+                self.missing[answer.client] = answer.reason
+            else:
+                yield answer
+
+    def accepted(self, answers: Iterator[Answer], clock: Clock) -> Iterator[ClientUpdate]:
         """Pass on the updates that the gate lets through."""
-        for update, memory, reason in self.gate.judge(results):
+        for update, memory, reason in self.gate.judge(self.came(answers)):
             self.up += self.exchanged + payload(update.extras)
             if len(self.clients) < LISTED:
                 own = {"client": update.client, "weight": update.weight}

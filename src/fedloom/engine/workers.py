@@ -11,20 +11,21 @@ import json
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
 from safetensors.torch import load, save
 
-from fedloom.client.train import Result, Work
+from fedloom.client.train import Answer, Work
 from fedloom.engine.in_process import InProcess, ignore
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
 from fedloom.processes import forked, threaded, threads_each
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import ClientUpdate, Tensors
+from fedloom.types import ClientUpdate, Missing, Tensors
 
 EACH = 64
 """Clients of one worker between two copies of this process; a copy takes some 20 ms."""
@@ -32,8 +33,8 @@ HELD = 2**28
 """Bytes of updates that may wait for their turn."""
 LENGTH = struct.Struct("<I")
 
-Timed = tuple[Result, dict[str, float]]
-"""A result, and where the time for it went."""
+Timed = tuple[Answer, dict[str, float]]
+"""What a client came to, and where the time for it went."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +52,49 @@ class Workers:
     count: int
     twins: tuple[Tuned, ...] = ()
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        """Train clients and yield their updates in the order of `works`."""
+    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
+        """Train clients and yield their updates in the order of `works`.
+
+        A client that raises is `Missing`, and so are those that a process which is killed had yet to train.
+        """
         coming = iter(works)
         room = HELD // (4 * max(1, self.inner.tuned.layout.size))
         size = max(self.count, min(EACH * self.count, room))
         while window := list(islice(coming, size)):
             yield from self._together(window, clock)
 
-    def _together(self, works: Sequence[Work], clock: Clock) -> Iterator[Result]:
+    def _together(self, works: Sequence[Work], clock: Clock) -> Iterator[Answer]:
         clock.lap("load")
         begun = time.perf_counter()
         for work in works:  # tokenised here once, and not in every copy again
-            for one in work.conversations:
-                encode(self.inner.tuned.vlm, one, [one.answer])
+            with suppress(Exception):  # the client is missing then, and the copy says why
+                for one in work.conversations:
+                    encode(self.inner.tuned.vlm, one, [one.answer])
         shares = dealt([work.steps for work in works], self.count)
         places = [iter(share) for share in shares]
         done: dict[int, Timed] = {}
-        for number, (result, spent) in self._results([[works[k] for k in share] for share in shares]):
-            self.inner.trained(result[0])
-            done[next(places[number])] = result, spent
+        ends: dict[int, str] = {}
+        for number, (answer, spent) in self._results([[works[k] for k in share] for share in shares], ends):
+            if not isinstance(answer, Missing):
+                self.inner.trained(answer[0])
+            done[next(places[number])] = answer, spent
+        for number, rest in enumerate(places):
+            for k in rest:
+                done[k] = Missing(works[k].client, f"its process {ends[number]}"), {}
         # Seconds that passed here for each second of work in a process.
-        passed = (time.perf_counter() - begun) / sum(sum(spent.values()) for _, spent in done.values())
+        spent_there = sum(sum(spent.values()) for _, spent in done.values())
+        passed = (time.perf_counter() - begun) / spent_there if spent_there else 0.0
         clock.skip()
         for k in range(len(works)):
-            result, spent = done.pop(k)
+            answer, spent = done.pop(k)
             clock.add({name: seconds * passed for name, seconds in spent.items()})
-            yield result
+            yield answer
 
-    def _results(self, shares: Sequence[Sequence[Work]]) -> Iterator[tuple[int, Timed]]:
-        """Train each share and yield (its number, a result and where the time for it went), as results come."""
+    def _results(self, shares: Sequence[Sequence[Work]], ends: dict[int, str]) -> Iterator[tuple[int, Timed]]:
+        """Train each share and yield (its number, an answer and where the time for it went), as answers come.
+
+        How a process ended that was killed is put into `ends`, by the number of its share.
+        """
         each = replace(self.inner, trained=ignore)
         if self.twins:
             models = (self.inner.tuned, *self.twins)
@@ -90,7 +104,7 @@ class Workers:
             return
         layout = shares[0][0].broadcast.params.layout
         parts = [partial(_marked, each, share) for share in shares]
-        for number, message in forked(parts, threads_each(self.count)):
+        for number, message in forked(parts, threads_each(self.count), ends.__setitem__):
             yield number, _unmarked(message, layout)
 
 
@@ -132,9 +146,12 @@ def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
     return sorted(sorted(share) for share in shares)
 
 
-def packed(result: Result) -> bytes:
-    """Write a client's update, and what the client keeps, as bytes."""
-    update, kept = result
+def packed(answer: Answer) -> bytes:
+    """Write a client's update, and what the client keeps, or why there is none, as bytes."""
+    if isinstance(answer, Missing):
+        told = json.dumps([answer.client, answer.reason]).encode()
+        return LENGTH.pack(len(told)) + told
+    update, kept = answer
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {"delta": update.delta.flat.clone()}
     tensors |= {f"extras/{name}": value.clone() for name, value in update.extras.items()}
@@ -143,11 +160,14 @@ def packed(result: Result) -> bytes:
     return LENGTH.pack(len(told)) + told + save(tensors)
 
 
-def unpacked(message: bytes, layout: Layout) -> Result:
+def unpacked(message: bytes, layout: Layout) -> Answer:
     """Read what `packed` wrote."""
     (length,) = LENGTH.unpack_from(message)
     start = LENGTH.size + length
-    client, weight, metrics = json.loads(message[LENGTH.size : start])
+    client, *told = json.loads(message[LENGTH.size : start])
+    if len(message) == start:
+        return Missing(client, *told)
+    weight, metrics = told
     tensors = load(message[start:])
     delta = Params(layout, tensors["delta"])
     return ClientUpdate(client, delta, weight, _named("extras/", tensors), metrics), _named("kept/", tensors)

@@ -296,14 +296,15 @@ def _who(cohorts: Sequence[int], clients: int) -> str:
 
 
 def _absent(run: Run, rounds: Sequence[Json]) -> list[str]:
-    """Name the clients that no federated method's rounds drew, and those whose every update was refused."""
+    """Name the clients that no federated method's rounds drew, and those of which no update was used."""
     listed = [at(entry, "clients") for entry in rounds]
+    missing = [at(entry, "missing") or [] for entry in rounds]
     if any(
-        not isinstance(found, list) or len(found) < _size(entry)
-        for found, entry in zip(listed, rounds, strict=True)
+        not isinstance(found, list) or len(found) + len(lost) < _size(entry)
+        for found, lost, entry in zip(listed, missing, rounds, strict=True)
     ):
         return []  # the record of large cohorts lists their first clients only
-    took = {_key(one, "client") for found in listed for one in found}
+    took = {_key(one, "client") for found in (*listed, *missing) for one in found}
     accepted = {
         _key(one, "client")
         for entry, found in zip(rounds, listed, strict=True)
@@ -311,12 +312,12 @@ def _absent(run: Run, rounds: Sequence[Json]) -> list[str]:
         if _key(one, "client") not in {_key(other, "client") for other in at(entry, "refused") or []}
     }
     ids = [_key(client, "id") for client in run.clients]
-    never, refused = ([one for one in ids if one not in took], [one for one in ids if one in took - accepted])
+    never, unused = ([one for one in ids if one not in took], [one for one in ids if one in took - accepted])
     told = []
     if never and len(run.clients) == run.client_count:
         told.append(f"{_clients(never)} never took part in it.")
-    if refused:
-        told.append(f"Every update of {_clients(refused).lower()} was refused.")
+    if unused:
+        told.append(f"Every update of {_clients(unused).lower()} was refused or did not come.")
     return told
 
 

@@ -223,15 +223,15 @@ def _refused(run: Run) -> dict[str, Any]:
     for entry in run.rounds:
         if federated(entry["method"]):
             place = (label(entry["method"]), str(entry["round"] + 1))
-            refused = at(entry, "refused") or []
-            rows += [(*place, str(at(one, "client")), str(at(one, "reason"))) for one in refused]
+            unused = [*(at(entry, "refused") or []), *(at(entry, "missing") or [])]
+            rows += [(*place, str(at(one, "client")), str(at(one, "reason"))) for one in unused]
             # The record lists no more than the first clients of a large cohort, but counts them all.
             cohort = int(number(entry, "cohort") or len(at(entry, "clients") or []))
             trained += cohort
             if whole := at(entry, "not_applied"):
                 rows.append((*place, "all", str(whole)))
             else:
-                accepted += cohort - len(refused)
+                accepted += cohort - len(unused)
     table = Table(("Method", "Round", "Client", "Reason"), tuple(rows), left=4)
     return {"refused": table, "accepted": accepted, "sent": trained}
 

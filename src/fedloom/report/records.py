@@ -61,7 +61,7 @@ SHAPES: dict[str, Any] = {
         "bytes": {"*": FIGURES},
         "seconds": FIGURES,
     },
-    "round": {"clients": [FIGURES], "refused": [FIGURES], "timers": {"*": float}},
+    "round": {"clients": [FIGURES], "refused": [FIGURES], "missing": [FIGURES], "timers": {"*": float}},
     "data": {"rejected": [str], "unseen": int},
 }
 """Document, or kind of line in the record → what its values are where they are there and not null.
