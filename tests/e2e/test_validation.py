@@ -127,7 +127,6 @@ def undisturbed(
         engine={
             "workers": 1,
             "side_by_side": 1,
-            "together": 1,
         },  # what is measured to be faster may round otherwise
     )
     run_experiment(value, folder, make_progress(quiet=True))
