@@ -25,13 +25,13 @@ WORD = " cat"
 class Size:
     """A language model of `layers` × `width` behind a tower of `tower_layers` × `tower_width`.
 
-    Zeros stand for the shipped model's proportions: heads of 64, all with keys of their own, three times as
-    wide inside.
+    The vocabulary is that of the shipped tokenizer. Zeros stand for heads of 64, all with keys of their own, and three times
+    the width inside.
     """
 
     width: int = 256
     layers: int = 6
-    vocabulary: int = 4096
+    vocabulary: int = 6144
     heads: int = 0
     key_heads: int = 0
     inner: int = 0

@@ -19,7 +19,7 @@ SMOLVLM = Size(width=256, layers=6, tower_width=768, tower_layers=7, patch=8)
 """64 image tokens; a picture costs 7.7 times the forward pass of its 80 tokens, as in SmolVLM-256M."""
 
 LLAVA = Size(width=256, layers=4, tower_width=256, tower_layers=6)
-"""The shipped model's shape: 16 image tokens of a tower as wide as the language model."""
+"""The shape of the first bundled model: 16 image tokens of a tower as wide as the language model."""
 
 
 @dataclass(frozen=True)
