@@ -36,7 +36,7 @@ SHAPES = {
     "2B": Size(1536, 28, 151_936, heads=12, key_heads=2, inner=8960),
     "7B": Size(4096, 32, 32_064, heads=32, key_heads=32, inner=11_008),
 }
-TINY = {"tiny": Size(64, 2, 4096)}
+TINY = {"tiny": Size(64, 2)}
 OPTIONS = ("cat", "dog", "red sun", "blue tree")
 
 
