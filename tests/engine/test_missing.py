@@ -20,7 +20,8 @@ from fedloom.algorithms.base import LocalRule
 from fedloom.client.train import Answer, Work
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import MISSED, SILENT, Backend, Run, Schedule, Standing, matched, run_rounds
+from fedloom.engine.matching import SILENT, matched
+from fedloom.engine.rounds import MISSED, Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers, packed, unpacked
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
