@@ -1,8 +1,8 @@
 """Pretrain the shipped models, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
 
     language   tokenizer and decoder on words              45 minutes on one core
-    align      connector and decoder on images             45 minutes on one core
-    free       the model without an encoder, from words    124 minutes on one core
+    align      connector and decoder on images             60 minutes on one core
+    free       the model without an encoder, from align    70 minutes on one core
     export     the committed folder of --model in bfloat16
     score      zero-shot scores of --model by question type, beside the prior
 
