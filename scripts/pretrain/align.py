@@ -200,7 +200,7 @@ def export(work: Path, folder: Path) -> None:
         num_additional_image_tokens=0,
         chat_template=language.TEMPLATE,
     ).save_pretrained(folder)
-    words = folder / "tokenizer.json"  # the same vocabulary without indentation, which takes more than half of the file
+    words = folder / "tokenizer.json"  # indentation takes more than half of the file
     compact = json.dumps(json.loads(words.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
     words.write_text(compact, "utf-8")
     print({file.name: file.stat().st_size for file in sorted(folder.iterdir())})
