@@ -56,7 +56,9 @@ Lost = Callable[[int, str], None]
 """Takes the number of a part that will not end, and why: "was killed (SIGKILL)"."""
 
 
-def forked(parts: Sequence[Part], threads: int, lost: Lost | None = None) -> Iterator[tuple[int, bytes]]:
+def forked(
+    parts: Sequence[Part], threads: int, lost: Lost | None = None, *, only_killed: bool = False
+) -> Iterator[tuple[int, bytes]]:
     """Do each part in a process of its own.
 
     The processes hear no signal that asks to end; whoever stops listening to this iterator ends them.
@@ -66,6 +68,7 @@ def forked(parts: Sequence[Part], threads: int, lost: Lost | None = None) -> Ite
         threads: Threads of each process, ≥ 1.
         lost: Called in place of raising where a part raised something or its process was killed; the other parts
             go on.
+        only_killed: Whether `lost` is for killed processes only; what a part raises is then raised.
 
     Yields:
         (number of the part, message), in the order of messages within a part and as they come between parts.
@@ -86,7 +89,7 @@ def forked(parts: Sequence[Part], threads: int, lost: Lost | None = None) -> Ite
                 os.close(write)
                 pipes.append(read)
                 running[read] = pid
-        yield from _messages(pipes, running, lost)
+        yield from _messages(pipes, running, lost, only_killed)
     finally:
         for read, pid in running.items():
             os.kill(pid, signal.SIGKILL)
@@ -172,7 +175,7 @@ def _send(write: int, kind: int, message: bytes) -> None:
 
 
 def _messages(
-    pipes: Sequence[int], running: dict[int, int], lost: Lost | None
+    pipes: Sequence[int], running: dict[int, int], lost: Lost | None, only_killed: bool
 ) -> Iterator[tuple[int, bytes]]:
     """Read what comes until every process has said that it is done, or is lost."""
     waiting = {read: bytearray() for read in pipes}
@@ -193,7 +196,7 @@ def _messages(
                     ended = True
                     if kind == FAILURE:
                         mistake, failure = json.loads(message)
-                        if lost is None:
+                        if lost is None or only_killed:
                             raise UserError(failure) if mistake else RuntimeError(failure)
                 if not ended:
                     continue

@@ -234,6 +234,15 @@ def test_memory_that_runs_out_is_the_clients_own_matter_only_where_it_trains_alo
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+def test_memory_that_runs_out_side_by_side_in_a_process_stops_the_run_too(tuned: Tuned) -> None:
+    def short() -> None:
+        raise MemoryError
+
+    with pytest.raises(UserError, match="memory ran out"):
+        list(Workers(InProcess(tuned, 3), 2).map(works(tuned, short, 1), Clock()))
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
     here = os.getpid()
 

@@ -104,7 +104,7 @@ class Workers:
             return
         layout = shares[0][0].broadcast.params.layout
         parts = [partial(_marked, each, share) for share in shares]
-        for number, message in forked(parts, threads_each(self.count), ends.__setitem__):
+        for number, message in forked(parts, threads_each(self.count), ends.__setitem__, only_killed=True):
             yield number, _unmarked(message, layout)
 
 
