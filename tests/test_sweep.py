@@ -323,7 +323,7 @@ def real(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scenario: {clients: 2}\n"
         "train: {rounds: 1, batch_size: 4}\n"
         "evaluate: {every: 0}\n"
-        "engine: {workers: 1, side_by_side: 1}\n"  # what is measured may differ, and round differently
+        "engine: {workers: 1, side_by_side: 1}\n"  # so that comparisons stand at equal rows
         "methods: [fedavg]\n"
         "grid:\n"
         "  how:\n"

@@ -40,9 +40,9 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
     def trained(update: ClientUpdate) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
-    choice, works = choice_of(setting, runs), _works(runs)
+    choice = choice_of(setting, runs)
     inner = InProcess(setting.tuned, choice.rows, trained)
-    several = len(works) > 1 and choice.workers > 1
+    several = _clients(runs) > 1 and choice.workers > 1
     with ExitStack() as changed:
         for tuned in (setting.tuned, *setting.twins):
             changed.enter_context(compiling(tuned.vlm, setting.experiment.engine.compile))
@@ -62,8 +62,8 @@ def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
     engine, machine = setting.experiment.engine, this_machine(setting.vlm.device)
     held = _held(setting, machine)
     if held is None:
-        works, cohort = _works(runs), _clients(runs)
-        held = choose(setting.tuned, works, cohort, machine)
+        cohort = _clients(runs)
+        held = choose(setting.tuned, _works(runs), cohort, machine)
         if cohort > 1:
             value = {"machine": asdict(machine), "choice": asdict(held)}
             write_sealed(setting.folder / MACHINE, value, setting.folder)

@@ -44,7 +44,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 
 
 def explained(error: BaseException) -> str | None:
-    """Say in a sentence what the user's machine or files lack, or None where the fault is another.
+    """Describe in a sentence what the user's machine or files lack, or None where the fault is another.
 
     Example:
         >>> explained(OSError(errno.ENOSPC, "No space left on device", "runs/a/result.json"))
@@ -52,7 +52,7 @@ def explained(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError) or _short_of_memory(error):
+    if short_of_memory(error):
         return f"{_MEMORY}{_detail(error)}"
     if isinstance(error, OSError):
         return _of_system(error)
@@ -67,7 +67,7 @@ def explained(error: BaseException) -> str | None:
 
 
 def sentence(error: BaseException) -> str:
-    """Say in a sentence what failed; of an error of fedloom's own, its type, message and place.
+    """Describe in a sentence what failed; of an error of fedloom's own, its type, message and place.
 
     Example:
         >>> sentence(KeyError("round"))
@@ -77,7 +77,7 @@ def sentence(error: BaseException) -> str:
     if said is not None:
         return said
     place = _noticed(error, "")
-    return f"internal error: {type(error).__name__}{_detail(error, ': {}')}{f' ({place})' if place else ''}"
+    return f"internal error: {_named(error)}{f' ({place})' if place else ''}"
 
 
 def client_failure(error: Exception) -> str:
@@ -92,12 +92,7 @@ def client_failure(error: Exception) -> str:
         return said
     frames = traceback.extract_tb(error.__traceback__)
     place = f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{_detail(error, ': {}')}{place}"
-
-
-def short_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or _short_of_memory(error)
+    return f"{_named(error)}{place}"
 
 
 @contextmanager
@@ -117,12 +112,14 @@ def plainly() -> Iterator[None]:
         raise UserError(said) from error
 
 
-def _short_of_memory(error: BaseException) -> bool:
-    """Tell torch's errors about memory, which are plain RuntimeErrors on a processor, and errors of forks."""
+def short_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch's are plain RuntimeErrors on a processor."""
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
+        return error.errno == errno.ENOMEM  # a fork's
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    )
 
 
 def _of_system(error: OSError) -> str:
@@ -133,6 +130,10 @@ def _of_system(error: OSError) -> str:
     if reason is None:  # raised by a library with a text of its own
         return f"{where}{_first_line(error) or type(error).__name__}, {_noticed(error)}"
     return f"{where}{reason}" if names else f"{reason}, {_noticed(error)}"
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}{_detail(error, ': {}')}"
 
 
 def _detail(error: BaseException, form: str = " ({})") -> str:

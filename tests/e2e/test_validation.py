@@ -29,7 +29,7 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
         "train": {"rounds": 3, "batch_size": 8},
         "methods": ["local", "fedavg", "centralised"],
         "evaluate": {"round": "best"},
-        "engine": {"side_by_side": 1, "workers": 1},  # what auto measures may differ when a run goes on
+        "engine": {"side_by_side": 1, "workers": 1},  # so that comparisons stand at equal rows
     }
     return Experiment.from_json(json.dumps({**values, **changes}))
 
@@ -127,7 +127,7 @@ def undisturbed(
         engine={
             "workers": 1,
             "side_by_side": 1,
-        },  # what is measured to be faster may round otherwise
+        },  # so that comparisons stand at equal rows
     )
     run_experiment(value, folder, make_progress(quiet=True))
     return folder, value

@@ -15,7 +15,6 @@ Keywords hold the words of the name, so only the first task shows them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -27,7 +26,7 @@ from typing import Any
 from fedloom.data.base import FILES, DataSettings
 from fedloom.data.emoji import GROUPS, QUESTION, load_emoji, picture_of, pool
 from fedloom.data.pictures import ZipPicture
-from fedloom.hashes import cache_folder
+from fedloom.hashes import cache_folder, file_digest
 from fedloom.seeds import stream
 from fedloom.types import DataSet, Example, UserError
 
@@ -121,8 +120,7 @@ def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozense
     try:
         with zipfile.ZipFile(archive) as members:
             there = {one.filename for one in members.infolist() if one.compress_type == zipfile.ZIP_STORED}
-        with open(archive, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(archive)
         vendors = json.loads(listing.read_text(encoding="utf-8"))
         if not isinstance(vendors, list) or not vendors:
             raise ValueError("no vendors")

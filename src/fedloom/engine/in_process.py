@@ -21,7 +21,7 @@ WINDOW = 4
 
 
 def ignore(update: ClientUpdate) -> None:
-    """Tell nobody."""
+    """Do nothing with an update."""
 
 
 @dataclass(frozen=True)
