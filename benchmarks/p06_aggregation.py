@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Measured, agree, child, pairs, peak_memory
 from fedloom.algorithms.fedavg import fedavg
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import ClientUpdate
 
 TENSORS, VALUES, CLIENTS = 420, 4_800_000 // 420, 32
 LAYOUT = Layout.of({f"layer.{number:03d}": (VALUES,) for number in range(TENSORS)})
@@ -34,7 +34,7 @@ def weight(client: int) -> float:
 
 def ours() -> Tensor:
     """Average as a FedAvg round does, from updates to new parameters."""
-    updates = (ClientUpdate(client, Params(LAYOUT, row), weight(client)) for client, row in enumerate(rows()))
+    updates = (Update(client, Params(LAYOUT, row), weight(client)) for client, row in enumerate(rows()))
     return ALGORITHM.apply(STATE, updates)[0].params.flat
 
 
@@ -111,7 +111,7 @@ def main() -> None:
 
     def stream():
         for client in range(clients):
-            yield ClientUpdate(client, Params(LAYOUT, fresh.clone()), weight(client))
+            yield Update(client, Params(LAYOUT, fresh.clone()), weight(client))
 
     before = peak_memory()
     ALGORITHM.apply(STATE, stream())

@@ -32,9 +32,10 @@ from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.train import Result, Work
 from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
 from fedloom.engine.store import commit, opened
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.record import Clock, write_json
-from fedloom.types import ClientUpdate, Conversation
+from fedloom.types import Conversation
 
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
 LAYOUT = Layout.of({"w": (4096,)})
@@ -57,7 +58,7 @@ class Trivial:
             _, carry = work.rule.correct(torch.zeros_like(start), start, carry)
             extras, kept = work.rule.finish(carry, 1)
             delta = torch.full_like(start, 1e-3 * (work.client % 7))
-            yield ClientUpdate(work.client, work.broadcast.params.with_flat(delta), 1.0, extras), kept
+            yield Update(work.client, work.broadcast.params.with_flat(delta), 1.0, extras), kept
             clock.lap("step")
 
 

@@ -18,11 +18,12 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
+from fedloom.messages import Update
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import Broadcast, ClientUpdate, Conversation
+from fedloom.types import Broadcast, Conversation
 
 SEED = 0
 ROWS = 8  # clients side by side
@@ -227,7 +228,7 @@ class NoOp:
             self.live.copy_(sent.flat)
             self.live.add_(nudge(work.client))
             clock.lap("load")
-            yield ClientUpdate(work.client, sent.with_flat(self.live - sent.flat), 1.0), {}
+            yield Update(work.client, sent.with_flat(self.live - sent.flat), 1.0), {}
 
 
 def nudge(client: int) -> float:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli import app
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import ClientUpdate
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,7 +117,7 @@ def test_the_algorithm_of_the_guide_works() -> None:
     state = algorithm.init(Params(layout, torch.tensor([1.0, 2.0])))
     deltas = [[0.1, 0.0], [0.2, -0.1], [1e9, 5.0]]
     updates = [
-        ClientUpdate(client, Params(layout, torch.tensor(delta)), 1.0) for client, delta in enumerate(deltas)
+        Update(client, Params(layout, torch.tensor(delta)), 1.0) for client, delta in enumerate(deltas)
     ]
     after, _ = algorithm.apply(state, updates)
     torch.testing.assert_close(after.params.flat, torch.tensor([1.2, 2.0]))

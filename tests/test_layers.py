@@ -16,14 +16,14 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
 
 LAYERS = {
-    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire"}
+    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire", "messages"}
     | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"},
     1: {"algorithms", "scenarios", "data", "methods"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
     5: {"report", "sections", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
-    | {"setting", "backends", "training", "outcomes", "runner", "sweep", "verify"},
+    | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

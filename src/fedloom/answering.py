@@ -3,82 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedloom.client.evaluate import judge_rows
-from fedloom.engine.machine import this_machine
-from fedloom.measure import SLICES
-from fedloom.methods import Method
-from fedloom.params import Params
+from fedloom.backends import local_backend
+from fedloom.client.site import Question
 from fedloom.record import Clock
 from fedloom.scenarios.validation import Validation
-from fedloom.tasks import PROMPTS
 from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score
-from fedloom.tuning.adapters import side_by_side
-from fedloom.types import Example, Presence, UserError
+from fedloom.types import Example
 
 if TYPE_CHECKING:
     from fedloom.setting import Setting
 
 
-def clause_of(setting: Setting, method: Method) -> str | None:
-    """Return what a method's prompts say of the evidence; None names what is present."""
-    experiment = setting.experiment
-    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
-
-
-def workers_of(setting: Setting) -> int:
-    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
-
-    With compiled layers there is one: a copy would forget what it compiled.
-
-    Raises:
-        UserError: The experiment wants more than there are devices where a process cannot be copied.
-    """
-    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
-    if setting.experiment.engine.compile:
-        return 1
-    machine = this_machine(setting.vlm.device)
-    if chosen == "auto":
-        return machine.threads if machine.copies else 1
-    if machine.copies:
-        return chosen
-    if chosen > devices:
-        raise UserError(
-            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
-            f"here; set it to {devices}"
-        )
-    return 1
-
-
-def _judged(
-    setting: Setting,
-    models: Sequence[Params],
-    method: Method,
-    examples: Sequence[Example],
-    presence: Sequence[Presence],
-) -> list[Judged]:
-    """Answer examples with several models at once, side by side."""
-    with side_by_side(setting.tuned, len(models)) as stack:
-        for row, params in enumerate(models):
-            stack.write(params, row)
-        return judge_rows(
-            stack.vlm,
-            stack.connects(len(models)),
-            examples,
-            presence,
-            setting.experiment.evaluate,
-            clause=clause_of(setting, method),
-            workers=workers_of(setting),
-        )
-
-
 def answers_of(
     setting: Setting,
-    models: Mapping[int | None, Params],
-    method: Method,
+    models: Mapping[int | None, Question],
     name: str,
     rounds: Mapping[int | None, int],
     part: str,
@@ -87,14 +30,14 @@ def answers_of(
 
     Args:
         setting: What all methods share.
-        models: Parameters by the client they belong to, or None for the global model.
-        method: The method.
-        name: Its name.
+        models: Models to ask, by the client they belong to, or None for the global model.
+        name: The method's name.
         rounds: Rounds each of these models was trained for.
         part: The slice.
     """
     test, clock = setting.data.test, Clock()
-    judged = _judged(setting, list(models.values()), method, test, [SLICES[part]] * len(test))
+    questions = [replace(one, part=part) for one in models.values()]
+    judged = local_backend(setting).answer(questions)
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):
         setting.record.append(
@@ -114,8 +57,7 @@ def answers_of(
 
 def validated(
     setting: Setting,
-    models: Mapping[int | None, Params],
-    method: Method,
+    models: Mapping[int | None, Question],
     name: str,
     rounds: Mapping[int | None, int],
 ) -> dict[str, Any] | None:
@@ -127,8 +69,7 @@ def validated(
     Args:
         setting: What all methods share.
         models: Parameters by the client they belong to, or None for a global model.
-        method: The method.
-        name: Its name.
+        name: The method's name.
         rounds: Rounds each of these models was trained for.
 
     Returns:
@@ -138,14 +79,13 @@ def validated(
         return None
     asked: dict[int | None, tuple[list[Example], Judged]] = {}
     seconds: dict[int | None, float] = {}
-    for client, params in models.items():
+    for client, question in models.items():
         share = setting.validation.share(client)
         if not len(share):
             continue
         clock = Clock()
         examples = [setting.validation.examples[index] for index in share.indices.tolist()]
-        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-        (judged,) = _judged(setting, [params], method, examples, presence)
+        (judged,) = local_backend(setting).answer([replace(question, client=client, test="validation")])
         clock.lap("validation")
         asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
     if not asked:

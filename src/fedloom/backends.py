@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
-from itertools import chain, islice
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from itertools import chain
 
-from fedloom.answering import workers_of
-from fedloom.client.train import Work
+from fedloom.client.job import Job
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Run, Standing, draw_cohort, run_rounds, works_of
+from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.folder import MACHINE
 from fedloom.manifest import read_sealed, write_sealed
+from fedloom.messages import Update
 from fedloom.models.compiled import compiling
 from fedloom.models.recompute import recomputing
 from fedloom.setting import Setting
-from fedloom.types import ClientUpdate
+from fedloom.types import UserError
+
+
+def local_backend(setting: Setting) -> InProcess:
+    """Return the run's site as a backend that trains one client after the other."""
+    return InProcess(setting.site, processes=workers_of(setting))
 
 
 def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standing]:
@@ -37,11 +42,11 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
     if not left:
         return [run.standing for run in runs]
 
-    def trained(update: ClientUpdate) -> None:
+    def trained(update: Update) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
     choice = choice_of(setting, runs)
-    inner = InProcess(setting.tuned, choice.rows, trained)
+    inner = replace(local_backend(setting), rows=choice.rows, trained=trained)
     several = _clients(runs) > 1 and choice.workers > 1
     with ExitStack() as changed:
         for tuned in (setting.tuned, *setting.twins):
@@ -63,7 +68,8 @@ def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
     held = _held(setting, machine)
     if held is None:
         cohort = _clients(runs)
-        held = choose(setting.tuned, _works(runs), cohort, machine)
+        jobs = _jobs(setting, runs)
+        held = choose(setting.tuned, jobs, cohort, machine) if jobs else Choice()
         if cohort > 1:
             value = {"machine": asdict(machine), "choice": asdict(held)}
             write_sealed(setting.folder / MACHINE, value, setting.folder)
@@ -94,11 +100,41 @@ def _held(setting: Setting, machine: Machine) -> Choice | None:
     return Choice(**value["choice"])
 
 
-def _works(runs: Sequence[Run]) -> list[Work]:
-    """Return some of the works of runs' next rounds: those that choices are made by."""
-    return list(islice(chain.from_iterable(works_of(run) for run in runs if run.left > 0), MOST))
+def _jobs(setting: Setting, runs: Sequence[Run]) -> list[Job]:
+    """Return some of the jobs of runs' next rounds: those that choices are made by."""
+    jobs = list[Job]()
+    for assignment in chain.from_iterable(assignments_of(run) for run in runs if run.left > 0):
+        with suppress(Exception):  # that client will be missing, with the reason
+            jobs.append(setting.site.job(assignment))
+        if len(jobs) == MOST:
+            break
+    return jobs
 
 
 def _clients(runs: Sequence[Run]) -> int:
     """Count the clients of the runs' next rounds."""
     return sum(len(draw_cohort(run.schedule, run.round)) for run in runs if run.left > 0)
+
+
+def workers_of(setting: Setting) -> int:
+    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
+
+    With compiled layers there is one: a copy would forget what it compiled.
+
+    Raises:
+        UserError: The experiment wants more than there are devices where a process cannot be copied.
+    """
+    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
+    if setting.experiment.engine.compile:
+        return 1
+    machine = this_machine(setting.vlm.device)
+    if chosen == "auto":
+        return machine.threads if machine.copies else 1
+    if machine.copies:
+        return chosen
+    if chosen > devices:
+        raise UserError(
+            "engine.workers: several processes need Linux and a model on the CPU, and several devices are not "
+            f"here; set it to {devices}"
+        )
+    return 1

@@ -10,6 +10,9 @@ from fedloom.mistakes import Conflict
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
 
+WHOLE_COHORT = ("scaffold", "fednova")
+"""Algorithms with one figure for all values of a client, such as its steps, or control variates of all clients."""
+
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find numbers of rounds that do not fit the stages of the strategy."""
@@ -24,6 +27,16 @@ def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if given is None and experiment.train.rounds < stages:
         message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
         yield Conflict(("train", "rounds"), message, where)
+
+
+def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Find algorithms whose means are stated over the whole cohort, where only reporters are to count."""
+    if experiment.aggregate.over == "cohort":
+        return
+    for name in experiment.methods:
+        if name.split("+")[0] in WHOLE_COHORT:
+            message = f"aggregate.over is reporters, but {name} is stated for means over the whole cohort; leave one of them out"
+            yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:

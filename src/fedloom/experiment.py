@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fedloom.conflicts import compile_conflicts, stage_conflicts, validation_conflicts
+from fedloom.conflicts import aggregate_conflicts, compile_conflicts, stage_conflicts, validation_conflicts
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
@@ -41,6 +41,7 @@ from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
     MOST_NAMES,
     Adaptive,
+    Aggregate,
     Argument,
     Arguments,
     Data,
@@ -63,6 +64,7 @@ __all__ = [
     "MODIFIERS",
     "REFERENCES",
     "Adaptive",
+    "Aggregate",
     "Data",
     "Engine",
     "Evaluate",
@@ -81,7 +83,7 @@ __all__ = [
 ]
 
 
-LATER = {"data": ("validation",), "evaluate": ("round",)}
+LATER = {"data": ("validation",), "evaluate": ("round",), "aggregate": ("over",)}
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
@@ -115,6 +117,7 @@ class Experiment(Section):
         default={}, description="Arguments of algorithms and modifiers, by name."
     )
     evaluate: Evaluate = Evaluate()
+    aggregate: Aggregate = Aggregate()
     gate: Gate = Gate()
     engine: Engine = Engine()
 
@@ -167,6 +170,8 @@ class Experiment(Section):
             for key in keys:
                 if value[section][key] == type(getattr(self, section)).model_fields[key].default:
                     del value[section][key]
+            if not value[section]:
+                del value[section]
         return json_digest(value)
 
     @property
@@ -237,6 +242,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
+    yield from aggregate_conflicts(experiment)
     yield from compile_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)

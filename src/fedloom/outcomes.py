@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.answering import answers_of, validated, validation_scores
+from fedloom.client.site import Question
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.folder import ADAPTER, METHODS, RESULT
@@ -16,12 +17,11 @@ from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
 from fedloom.methods import Method, parse_method
 from fedloom.models.sentences import embed_sentences
-from fedloom.params import Params
-from fedloom.scenarios.plan import Plan, pooled
+from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting
 from fedloom.tasks.linear import linear_reference
 from fedloom.tasks.scoring import Judged, each
-from fedloom.training import models_of, train_method
+from fedloom.training import best_questions, questions_of, train_method
 from fedloom.tuning.adapters import export_adapter
 from fedloom.types import Example, UserError
 
@@ -88,10 +88,10 @@ Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
 
 def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
     setting.progress.stage(name, len(slices_of(setting.data.test)))
-    models: dict[int | None, Params] = {None: setting.tuned.start}
+    models: dict[int | None, Question] = {None: Question(name, 0, setting.tuned.start)}
     rounds: dict[int | None, int] = {None: 0}
-    found = _scores(setting, models, method, name, rounds)[0]
-    return found, 0, 0, validated(setting, models, method, name, rounds)
+    found = _scores(setting, models, name, rounds)[0]
+    return found, 0, 0, validated(setting, models, name, rounds)
 
 
 def _linear(setting: Setting, method: Method, name: str) -> Outcome:
@@ -141,41 +141,43 @@ def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
 
 def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     clients = range(len(setting.plan.clients))
-    (standing,) = train_method(setting, method, name, setting.plan, [(None, clients)])
-    models, rounds = _chosen(setting, method, [(None, standing)])
-    validation = validated(setting, models, method, name, rounds)
+    (standing,) = train_method(setting, method, name, [(None, clients)])
+    models, rounds = _chosen(setting, method, name, [(None, standing)])
+    validation = validated(setting, models, name, rounds)
     score = _global_scores if None in models else _own_scores
-    return score(setting, models, method, name, rounds), standing.up, standing.down, validation
+    return score(setting, models, name, rounds), standing.up, standing.down, validation
 
 
 def _chosen(
-    setting: Setting, method: Method, standings: Sequence[tuple[int | None, Standing]]
-) -> tuple[dict[int | None, Params], dict[int | None, int]]:
+    setting: Setting, method: Method, name: str, standings: Sequence[tuple[int | None, Standing]]
+) -> tuple[dict[int | None, Question], dict[int | None, int]]:
     """Return the models that are reported, of the last round or of the best one, and the rounds that each took."""
-    models: dict[int | None, Params] = {}
+    models: dict[int | None, Question] = {}
     rounds: dict[int | None, int] = {}
     for alone, standing in standings:
-        own = standing.best.models if standing.best else models_of(setting, method, standing, alone)
+        own = questions_of(setting, method, name, standing, alone)
+        if standing.best is not None:
+            own = best_questions(setting, name, standing.best, list(own))
         models |= own
         rounds |= dict.fromkeys(own, standing.best.round if standing.best else sum(setting.rounds))
     return models, rounds
 
 
 def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
-    (standing,) = train_method(setting, method, name, pooled(setting.plan), [(None, range(1))])
-    models, rounds = _chosen(setting, method, [(None, standing)])
-    validation = validated(setting, models, method, name, rounds)
-    return _global_scores(setting, models, method, name, rounds), 0, 0, validation
+    (standing,) = train_method(setting, method, name, [(None, range(1))])
+    models, rounds = _chosen(setting, method, name, [(None, standing)])
+    validation = validated(setting, models, name, rounds)
+    return _global_scores(setting, models, name, rounds), 0, 0, validation
 
 
 def _local(setting: Setting, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
-    standings = train_method(setting, method, name, setting.plan, alone)
+    standings = train_method(setting, method, name, alone)
     clients = [client for client, _ in alone]
-    models, rounds = _chosen(setting, method, list(zip(clients, standings, strict=True)))
-    validation = validated(setting, models, method, name, rounds)
-    return _own_scores(setting, models, method, name, rounds), 0, 0, validation
+    models, rounds = _chosen(setting, method, name, list(zip(clients, standings, strict=True)))
+    validation = validated(setting, models, name, rounds)
+    return _own_scores(setting, models, name, rounds), 0, 0, validation
 
 
 Rounds = Mapping[int | None, int]
@@ -183,20 +185,20 @@ Rounds = Mapping[int | None, int]
 
 
 def _global_scores(
-    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
+    setting: Setting, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score the global model."""
-    return _scores(setting, models, method, name, rounds)[0]
+    return _scores(setting, models, name, rounds)[0]
 
 
 def _own_scores(
-    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
+    setting: Setting, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
     found: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if setting.tuned.stackable else 1
     for start in range(0, len(models), together):
-        found += _scores(setting, dict(list(models.items())[start : start + together]), method, name, rounds)
+        found += _scores(setting, dict(list(models.items())[start : start + together]), name, rounds)
     reached = [value for one in found if (value := headline(one)) is not None]
     own = own_figures(found)
     mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
@@ -225,15 +227,15 @@ RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
 
 
 def _scores(
-    setting: Setting, models: Mapping[int | None, Params], method: Method, name: str, rounds: Rounds
+    setting: Setting, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> list[dict[str, Any]]:
     """Score final parameters on every slice, several models at once; a global model's key is None."""
     answers: list[dict[str, Judged]] = [{} for _ in models]
     for part in slices_of(setting.data.test):
-        judged = answers_of(setting, models, method, name, rounds, part)
+        judged = answers_of(setting, models, name, rounds, part)
         for found, one in zip(answers, judged, strict=True):
             found[part] = one
-        if method.base == "zero-shot":
+        if name == "zero-shot":
             setting.progress.advance(1)
     data, plan = setting.data, setting.plan
     return [figures(data.train, data.test, plan, found, setting.judge) for found in answers]
@@ -259,6 +261,10 @@ def export(setting: Setting, main: str) -> None:
         raise UserError(
             f"{setting.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    for client, params in _chosen(setting, parse_method(main), [(None, standing)])[0].items():
+    for client, question in _chosen(setting, parse_method(main), main, [(None, standing)])[0].items():
         folder = setting.folder / ADAPTER
-        export_adapter(setting.tuned, params, folder if client is None else folder / f"client-{client}")
+        export_adapter(
+            setting.tuned,
+            setting.site.model(question),
+            folder if client is None else folder / f"client-{client}",
+        )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ class Layout:
                 mask[self.slice(name)] = 1.0
         return mask
 
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of names and shapes."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
     def to_json(self) -> str:
         """Write names and shapes as canonical JSON."""
         return json.dumps([[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)])
@@ -91,6 +97,101 @@ class Layout:
         """Read what `to_json` wrote."""
         rows = json.loads(text)
         return Layout(tuple(name for name, _ in rows), tuple(tuple(shape) for _, shape in rows))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which values of a flat buffer a client gets, or reports.
+
+    Args:
+        size: Number P of values of the whole buffer.
+        stretches: (start, stop) of each stretch that belongs to the part: ascending, not empty, not touching.
+
+    Raises:
+        ValueError: Stretches overlap, touch, are empty or out of order, or leave the buffer.
+
+    Example:
+        >>> part = Part(6, ((1, 3), (5, 6)))
+        >>> part.take(torch.arange(6.0)), part.count
+        (tensor([1., 2., 5.]), 3)
+        >>> part.put(torch.tensor([7.0, 8.0, 9.0]), torch.zeros(6))
+        tensor([0., 7., 8., 0., 0., 9.])
+    """
+
+    size: int
+    stretches: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        end = -1
+        for start, stop in self.stretches:
+            if not end < start < stop <= self.size:
+                raise ValueError(f"a part of {self.size} values has no stretch {start} to {stop} there")
+            end = stop
+
+    @staticmethod
+    def whole(size: int) -> Part:
+        """Return the part that has every value."""
+        return Part(size, ((0, size),) if size else ())
+
+    @staticmethod
+    def of(mask: Tensor) -> Part:
+        """Return the part of the values at which a mask, shape [P], is not zero."""
+        edges = torch.nn.functional.pad(mask.bool().to(torch.int8), (1, 1)).diff()
+        starts, stops = (cast("list[int]", found.nonzero().flatten().tolist()) for found in (edges > 0, edges < 0))  # pyright: ignore
+        return Part(len(mask), tuple(zip(starts, stops, strict=True)))
+
+    @cached_property
+    def count(self) -> int:
+        """The number of values that belong to the part."""
+        return sum(stop - start for start, stop in self.stretches)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every value belongs to the part."""
+        return self.count == self.size
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """True for values of the part, shape [P]."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        for start, stop in self.stretches:
+            mask[start:stop] = True
+        return mask
+
+    @cached_property
+    def rest(self) -> Part:
+        """The part of all other values."""
+        return Part.of(~self.mask)
+
+    def __and__(self, other: Part) -> Part:
+        return Part.of(self.mask & other.mask)
+
+    def __or__(self, other: Part) -> Part:
+        return Part.of(self.mask | other.mask)
+
+    def take(self, flat: Tensor) -> Tensor:
+        """Return the part's values of a buffer, shape [P] → [count]; the buffer itself where the part is whole."""
+        if self.is_whole:
+            return flat
+        return torch.cat([flat[start:stop] for start, stop in self.stretches] or [flat[:0]])
+
+    def put(self, values: Tensor, under: Tensor) -> Tensor:
+        """Return a buffer, shape [P], with the part's values, shape [count], in the places of `under`'s."""
+        if self.is_whole:
+            return values
+        found, at = under.clone(), 0
+        for start, stop in self.stretches:
+            found[start:stop] = values[at : at + stop - start]
+            at += stop - start
+        return found
+
+    def only(self, flat: Tensor) -> Tensor:
+        """Return a buffer with zeros where values do not belong to the part; itself where the part is whole."""
+        return flat if self.is_whole else torch.where(self.mask.to(flat.device), flat, 0.0)
+
+    def silent(self, flat: Tensor) -> bool:
+        """Tell whether a buffer is zero wherever values do not belong to the part."""
+        return self.is_whole or not any(bool(flat[start:stop].any()) for start, stop in self.rest.stretches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +242,11 @@ class Params:
     def with_flat(self, flat: Tensor) -> Params:
         """Return other values under the same layout."""
         return Params(self.layout, flat)
+
+    @cached_property
+    def whole(self) -> Part:
+        """The part that has every value."""
+        return Part.whole(self.layout.size)
 
     def digest(self) -> str:
         """Return the SHA-256 of layout and values as hexadecimal text."""

@@ -47,6 +47,7 @@ from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.validation import Validation, divided, plan_json
 from fedloom.setting import Setting
+from fedloom.sites import make_site
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tasks.linear import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
@@ -247,9 +248,10 @@ def _prepare(
     rejected = [str(one) for one in data.rejected]
     for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
+    stages = _stages(experiment)
+    site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return Setting(
-        experiment, folder, data, plan, tuned, _stages(experiment), record, progress,
-        json_digest(now), judge or None, twins, validation,
+        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
     )  # fmt: skip
 
 

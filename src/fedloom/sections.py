@@ -330,6 +330,16 @@ class Engine(Section):
     )
 
 
+class Aggregate(Section):
+    """How clients' updates are combined, whatever the algorithm."""
+
+    over: Literal["cohort", "reporters"] = Field(
+        default="cohort",
+        description="Whether a client without images counts in the mean of the connector, which it cannot train: cohort "
+        "counts all that took part, reporters only those whose data reach a value.",
+    )
+
+
 class Gate(Section):
     """Which client updates are refused."""
 

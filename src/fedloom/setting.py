@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedloom.client.site import Site
 from fedloom.experiment import Experiment
 from fedloom.hashes import json_digest
 from fedloom.models.load import Vlm
@@ -20,13 +21,13 @@ from fedloom.types import DataSet
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What all methods of a run share."""
+    """What all methods of a run share: the server's folder and record, the site, and the data that scores need."""
 
     experiment: Experiment
     folder: Path
     data: DataSet
     plan: Plan
-    tuned: Tuned
+    site: Site
     stages: Strategy
     record: Record
     progress: Progress
@@ -38,6 +39,11 @@ class Setting:
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return what names a method of this run, or one training of it, so that no other's files pass for its own."""
         return json_digest([self.identity, name, client, stage])
+
+    @property
+    def tuned(self) -> Tuned:
+        """The model with its adapters."""
+        return self.site.tuned
 
     @property
     def vlm(self) -> Vlm:
@@ -52,9 +58,4 @@ class Setting:
     @property
     def rounds(self) -> tuple[int, ...]:
         """Rounds of each stage of the strategy."""
-        given, total, count = (
-            self.experiment.strategy.stage_rounds,
-            self.experiment.train.rounds,
-            len(self.stages),
-        )
-        return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
+        return tuple(one.rounds for one in self.site.settings)

@@ -1,62 +1,29 @@
-"""Train a method: its stages, their rounds, their commits, their learning curves."""
+"""Train a method: its stages, their rounds, their checkpoints, their learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
-from fedloom.algorithms import configured, make
-from fedloom.algorithms.base import FederatedAlgorithm, with_rule
-from fedloom.algorithms.wrap import adaptive
-from fedloom.answering import answers_of, clause_of, validated
-from fedloom.backends import train_runs
-from fedloom.client.evaluate import render
-from fedloom.client.train import OWN, learning_rate
+from fedloom.answering import answers_of, validated
+from fedloom.backends import local_backend, train_runs
+from fedloom.client.schedule import learning_rate
+from fedloom.client.site import Question
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
-from fedloom.engine.store import commit, last_commit, opened
+from fedloom.engine.store import commit, last_commit
+from fedloom.folder import METHODS
 from fedloom.measure import slices_of
 from fedloom.methods import Method
-from fedloom.params import Params
-from fedloom.scenarios.plan import Plan, Share
+from fedloom.params import Part
 from fedloom.setting import Setting
-from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.masks import own_start, shared_mask, trained_mask
-from fedloom.tuning.svd import svd_start
-from fedloom.types import Conversation, Presence
-
-CLIENTS_HELD = 1024
-"""Clients whose rendered examples are kept from round to round."""
-
-
-def algorithm_of(setting: Setting, method: Method) -> FederatedAlgorithm:
-    """Make a method's algorithm; references train with plain FedAvg over their one client."""
-    base = method.base if method.federated else "fedavg"
-    arguments = setting.experiment.arguments(base) if method.federated else {}
-    algorithm = make(base, len(setting.plan.clients), arguments)
-    if "adaptive" in method.modifiers:
-        rule = partial(adaptive, setting.tuned.layout)
-        chosen = setting.experiment.adaptive.model_dump()
-        algorithm = with_rule(algorithm, configured("algorithms.adaptive", rule, chosen))
-    return algorithm
-
-
-def _start(tuned: Tuned, method: Method) -> Params:
-    """Return what a method's first round broadcasts: YOCO's adapters come from the weights they adapt."""
-    return svd_start(tuned) if method.base == "yoco" else tuned.start
-
-
-def conversations_of(setting: Setting, share: Share, method: Method) -> list[Conversation]:
-    """Render a client's examples, showing what it holds, with the method's prompt."""
-    examples = [setting.data.train[index] for index in share.indices]
-    presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-    answer = setting.experiment.evaluate.answer
-    return render(examples, presence, answer, clause=clause_of(setting, method))
+from fedloom.sites import algorithm_of
+from fedloom.tuning.parts import Parts, part_named, parts_of
 
 
 def train_method(
-    setting: Setting, method: Method, name: str, plan: Plan, servers: Sequence[tuple[int | None, range]]
+    setting: Setting, method: Method, name: str, servers: Sequence[tuple[int | None, range]]
 ) -> list[Standing]:
     """Train a method's servers, stage by stage.
 
@@ -64,7 +31,6 @@ def train_method(
         setting: What all methods share.
         method: The method.
         name: Its name.
-        plan: Who holds what.
         servers: For each training the client that trains alone, or None, and the training's clients.
 
     Returns:
@@ -73,16 +39,11 @@ def train_method(
     Raises:
         UserError: One of them cannot go on.
     """
-
-    @lru_cache(maxsize=CLIENTS_HELD)
-    def conversations(client: int) -> list[Conversation]:
-        return conversations_of(setting, plan.clients[client], method)
-
     standings: Sequence[Standing | None] = [None] * len(servers)
     for number in range(len(setting.stages)):
         label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
         runs = [
-            _training(setting, method, name, conversations, server, number, before)
+            _training(setting, method, name, server, number, before)
             for server, before in zip(servers, standings, strict=True)
         ]
         standings = train_runs(setting, label, runs)
@@ -93,88 +54,131 @@ def _training(
     setting: Setting,
     method: Method,
     name: str,
-    conversations: Callable[[int], Sequence[Conversation]],
     server: tuple[int | None, range],
     number: int,
     before: Standing | None,
 ) -> Run:
-    """Set up one stage of one training: from its last commit, from the stage before, or from the start."""
-    (alone, clients), layout, stage = server, setting.tuned.layout, setting.stages[number]
+    """Set up one stage of one training: from its last checkpoint, from the stage before, or from the start."""
+    (alone, clients), layout = server, setting.tuned.layout
     last = number == len(setting.stages) - 1
-    folder = setting.folder / "methods" / name / ("" if alone is None else f"client-{alone}")
+    folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
     folder = folder if last else folder / f"stage-{number + 1}"
-    algorithm = algorithm_of(setting, method)
-    train = setting.experiment.train.model_copy(update={"rounds": setting.rounds[number]})
-    seed, done_before = setting.experiment.seed, sum(setting.rounds[:number])
-    schedule = Schedule(train.rounds, clients, train.cohort, seed, train.sampler)
+    algorithm = algorithm_of(setting.experiment, method, len(setting.plan.clients), layout)
+    train, backend = setting.site.settings[number], local_backend(setting)
+    schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
     folder.mkdir(parents=True, exist_ok=True)  # only here: a folder that is removed later stays so
-    of = setting.of(name, alone, number)
-    standing = last_commit(folder, layout, setting.damaged, of)
+    of, done = setting.of(name, alone, number), setting.site.begun(number)
+
+    def remembered(standing: Standing) -> None:
+        """Raise UserError where what clients kept of the last round cannot be read."""
+        for client, rounds in standing.kept.items():
+            if rounds[-1] == done + standing.state.round - 1:
+                setting.site.memory.read((name, client, rounds[-1]))
+
+    standing = last_commit(folder, layout, setting.damaged, of, remembered)
     if standing is None and before is None:
-        standing = Standing(algorithm.init(_start(setting.tuned, method)))
+        standing = Standing(algorithm.init(backend.start(name)))
     elif standing is None and before is not None:  # a stage has a fresh server; what was sent adds up
         params = algorithm.broadcast(before.state).params
-        standing = Standing(algorithm.init(params), up=before.up, down=before.down, seconds=before.seconds)
+        standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
-    # Who trains alone, or on all data, has nobody to keep anything from.
-    shared = shared_mask(layout, stage) if method.federated else None
+    parts = parts_of(layout, setting.stages, number, alone=not method.federated)
+    return Run(
+        name,
+        algorithm,
+        standing,
+        schedule,
+        backend.describe(name),
+        train,
+        setting.experiment.gate,
+        _committed(setting, method, name, alone, number, folder, of),
+        number,
+        done,
+        None if parts.down.is_whole else parts.down,
+        _reported(setting, name, parts),
+    )
+
+
+def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part | None]:
+    """Return which part each client reports: as `aggregate.over` says, with or without what its data never trains."""
+    up = None if parts.up.is_whole else parts.up
+    everybody = setting.experiment.aggregate.over == "cohort"
+    without = parts.up & part_named(setting.tuned.layout, "connector").rest
+    profiles = setting.site.local(name).profiles
+    return lambda client: up if everybody or not without.count or profiles[client].images else without
+
+
+def _committed(
+    setting: Setting, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
+) -> Callable[[Standing, dict[str, Any]], Standing]:
+    """Return what is done after each round: the record, the learning curve, the checkpoint."""
+    train, done_before = setting.site.settings[number], setting.site.begun(number)
+    last = number == len(setting.stages) - 1
 
     def committed(now: Standing, log: dict[str, Any]) -> Standing:
         done, every = now.state.round, setting.experiment.evaluate.every
         lr = learning_rate(train, done - 1)
         row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
         setting.record.append("round", row)
-        final, best = last and done == schedule.rounds, setting.experiment.evaluate.round == "best"
+        final, best = last and done == train.rounds, setting.experiment.evaluate.round == "best"
         if (every and not final and done % every == 0) or (final and best):
             total = done + done_before
-            if alone is None and shared is None:
-                models: dict[int | None, Params] = {None: algorithm.broadcast(now.state).params}
-                answers_of(setting, models, method, name, {None: total}, slices_of(setting.data.test)[0])
+            models = questions_of(setting, method, name, now, alone, number)
+            if alone is None and None in models:
+                answers_of(setting, models, name, {None: total}, slices_of(setting.data.test)[0])
             now = _validated(setting, method, name, now, alone, number, total)
         commit(folder, now, setting.record.size, of)
         return now
 
-    return Run(
-        algorithm,
-        standing,
-        schedule,
-        conversations,
-        train,
-        setting.experiment.gate,
-        partial(opened, folder),
-        committed,
-        number,
-        trained_mask(layout, stage),
-        shared,
+    return committed
+
+
+def questions_of(
+    setting: Setting, method: Method, name: str, standing: Standing, alone: int | None = None, stage: int = -1
+) -> dict[int | None, Question]:
+    """Return the models to ask about, by client, or None for a global one.
+
+    That is the global model, the one of a client that trains alone, or each client's own where parts are personal.
+    """
+    stage %= len(setting.stages)
+    params = (
+        algorithm_of(setting.experiment, method, len(setting.plan.clients), setting.tuned.layout)
+        .broadcast(standing.state)
+        .params
     )
-
-
-def models_of(
-    setting: Setting, method: Method, standing: Standing, alone: int | None = None, stage: int = -1
-) -> dict[int | None, Params]:
-    """Return the global model, the one of a client that trains alone, or each client's own where parts are personal."""
-    if not method.federated:
-        return {alone: standing.state.params}
-    params = algorithm_of(setting, method).broadcast(standing.state).params
-    shared = shared_mask(setting.tuned.layout, setting.stages[stage])
-    if shared is None:
-        return {None: params}
+    if not method.federated or not setting.site.local(name).parts[stage].personal.count:
+        return {alone: Question(name, stage, params, alone)}
+    since = standing.since
     return {
-        client: own_start(params, standing.memories.get(client, {}).get(OWN), shared)
+        client: Question(name, stage, params, client, since.get(client, -1))
         for client in range(len(setting.plan.clients))
+    }
+
+
+def best_questions(
+    setting: Setting, name: str, best: Best, models: Sequence[int | None]
+) -> dict[int | None, Question]:
+    """Return the models of the best round to ask about, by client, or None for a global one."""
+    stage = len(setting.stages) - 1
+    return {
+        client: Question(
+            name, stage, best.params, client, -1 if client is None else best.since.get(client, -1)
+        )
+        for client in models
     }
 
 
 def _validated(
     setting: Setting, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
 ) -> Standing:
-    """Validate a round, and remember its models where they are the best of the last stage so far."""
+    """Validate a round, and remember it where it is the best of the last stage so far."""
     if setting.validation is None:
         return now
-    models = models_of(setting, method, now, alone, stage)
-    found = validated(setting, models, method, name, dict.fromkeys(models, total))
+    models = questions_of(setting, method, name, now, alone, stage)
+    found = validated(setting, models, name, dict.fromkeys(models, total))
     if setting.experiment.evaluate.round != "best" or stage != len(setting.stages) - 1 or found is None:
         return now
     if now.best is not None and found["score"] <= now.best.score:
         return now
-    return replace(now, best=Best(total, found["score"], models))
+    params = next(iter(models.values())).params
+    return replace(now, best=Best(total, found["score"], params, now.since))

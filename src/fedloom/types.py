@@ -196,48 +196,12 @@ def _no_tensors() -> Tensors:
     return {}
 
 
-def _no_figures() -> Mapping[str, float]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Broadcast:
     """What the server sends to every client of a round."""
 
     params: Params
     extras: Tensors = field(default_factory=_no_tensors)
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """What one client sends back.
-
-    Attributes:
-        client: The client's number; sums run in this order.
-        delta: Local parameters minus broadcast parameters.
-        weight: Number of training examples, positive.
-        extras: What an algorithm sends besides the delta.
-        metrics: Plain numbers for the record: loss, steps, seconds.
-    """
-
-    client: int
-    delta: Params
-    weight: float
-    extras: Tensors = field(default_factory=_no_tensors)
-    metrics: Mapping[str, float] = field(default_factory=_no_figures)
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """A client that was asked and gave no update: it did not answer, raised an error, or its process was killed.
-
-    Attributes:
-        client: The client's number.
-        reason: Why, in one sentence.
-    """
-
-    client: int
-    reason: str
 
 
 class UserError(Exception):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.engine.store import Stored, read_commit, recorded_below
+from fedloom.client.memory import Files
+from fedloom.engine.store import read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 from fedloom.record import read_lines, require_length
@@ -72,9 +73,9 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(read_commit, file)
         elif name == MACHINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
             yield partial(read_sealed, file)
-    for place in sorted((folder / METHODS).rglob(MEMORY)):
-        for checkpoint in sorted(place.parent.glob("round-*.json")):
-            yield partial(_read_memories, checkpoint)
+    for place in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
+        for checkpoint in sorted(place.parent.rglob("round-*.json")):
+            yield partial(_read_memories, folder, place.parent.name, checkpoint)
 
 
 def _read_all(record: Path) -> None:
@@ -82,8 +83,9 @@ def _read_all(record: Path) -> None:
     require_length(record, recorded_below(record.parent / METHODS))
 
 
-def _read_memories(checkpoint: Path) -> None:
+def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
     """Read what each client keeps as a checkpoint has it."""
-    memories = read_commit(checkpoint).memories
-    if isinstance(memories, Stored):
-        deque(memories.values(), maxlen=0)
+    standing = read_commit(checkpoint)
+    best = standing.best.since.items() if standing.best else ()
+    for client, round in {*standing.since.items(), *best}:
+        Files(folder / METHODS).read((method, client, round))

@@ -12,8 +12,8 @@ import torch
 from fedloom.algorithms.base import Extra
 from fedloom.engine.gate import FIRST, REMEMBERED, Gate
 from fedloom.engine.limits import Allowance
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import ClientUpdate
 
 LAYOUT = Layout.of({"a": (2, 3), "b": (4,)})
 
@@ -41,19 +41,19 @@ class Asked:
         return Allowance(next(self.clients), 10, self.most, self.usual, self.extras)
 
 
-def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Layout = LAYOUT) -> ClientUpdate:
-    return ClientUpdate(client, Params(layout, torch.full((layout.size,), value)), weight)
+def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Layout = LAYOUT) -> Update:
+    return Update(client, Params(layout, torch.full((layout.size,), value)), weight)
 
 
 def refuse(
-    updates: list[ClientUpdate], norms: Iterable[float] = (), limits: Limits = LIMITS, **asked
+    updates: list[Update], norms: Iterable[float] = (), limits: Limits = LIMITS, **asked
 ) -> dict[int, str]:
     expected = Asked((update.client for update in updates), **asked)
     judged = Gate(LAYOUT, expected, tuple(norms), limits).judge((update, {}) for update in updates)
     return {update.client: why for update, _, why in judged if why is not None}
 
 
-def broken() -> dict[str, tuple[ClientUpdate, str]]:
+def broken() -> dict[str, tuple[Update, str]]:
     holed = update()
     holed.delta.flat[7] = float("nan")
     return {

@@ -23,6 +23,7 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.matching import SILENT, matched
 from fedloom.engine.rounds import MISSED, Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers, packed, unpacked
+from fedloom.messages import Missing
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
 from fedloom.processes import can_fork
@@ -32,7 +33,7 @@ from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Missing, Presence, Tensors, UserError
+from fedloom.types import Presence, Tensors, UserError
 
 from .test_workers import assert_same_bits
 

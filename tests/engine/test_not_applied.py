@@ -16,9 +16,10 @@ from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.engine.rounds import MISSED, Run, Schedule, Standing, run_rounds
 from fedloom.engine.store import Stored, commit, last_commit, opened
+from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.sections import Gate
-from fedloom.types import ClientUpdate, UserError
+from fedloom.types import UserError
 
 WIDE = Gate(max_norm=1e300, max_ratio=1e300)
 
@@ -29,7 +30,7 @@ def breaking(
     """Let the server's new state be broken in some rounds."""
     bad = tuple(rounds)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]):
+    def apply(state: ServerState, updates: Iterable[Update]):
         after, told = algorithm.apply(state, updates)
         if state.round not in bad:
             return after, told

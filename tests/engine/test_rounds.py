@@ -16,10 +16,11 @@ from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.client.train import Result, Work
 from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, in_memory, run_rounds
 from fedloom.engine.store import Stored, commit, last_commit, opened
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
 from fedloom.sections import Train
-from fedloom.types import ClientUpdate, Conversation, UserError
+from fedloom.types import Conversation, UserError
 
 LAYOUT = Layout.of({"w": (6,)})
 TRAIN = Train(epochs=3, batch_size=1000, lr=0.1, optimizer="sgd", schedule="constant", clip=None)
@@ -54,7 +55,7 @@ class Pull:
             if client in self.bad and work.round == 1:
                 delta = delta * float("nan")
             clock.lap("step")
-            yield ClientUpdate(client, Params(LAYOUT, delta), client + 1.0, extras, {"loss": 1.0}), memory
+            yield Update(client, Params(LAYOUT, delta), client + 1.0, extras, {"loss": 1.0}), memory
 
 
 def start(name: str) -> Standing:
@@ -242,7 +243,7 @@ def test_a_round_holds_few_updates_however_many_clients_there_are() -> None:
                 self.alive += 1
                 self.most = max(self.most, self.alive)
                 weakref.finalize(flat, self.gone)
-                yield ClientUpdate(work.client, Params(LAYOUT, flat), 1.0), {}
+                yield Update(work.client, Params(LAYOUT, flat), 1.0), {}
                 del flat
 
         def gone(self) -> None:

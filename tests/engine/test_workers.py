@@ -19,6 +19,7 @@ from fedloom.data.shapes import MAKERS
 from fedloom.engine import workers as module
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.workers import Workers, dealt, packed, unpacked
+from fedloom.messages import Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.processes import can_fork
@@ -28,7 +29,7 @@ from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import ClientUpdate, Conversation, Missing, Presence, Tensors, UserError
+from fedloom.types import Conversation, Presence, Tensors, UserError
 
 copying = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -200,7 +201,7 @@ def test_an_update_travels_unchanged(
     client: int, weight: float, values: list[float], extras: Tensors, kept: Tensors
 ) -> None:
     layout = Layout.of({"w": (len(values),)})
-    update = ClientUpdate(client, Params(layout, torch.tensor(values)), weight, extras, {"loss": weight / 3})
+    update = Update(client, Params(layout, torch.tensor(values)), weight, extras, {"loss": weight / 3})
     found, memory = unpacked(packed((update, kept)), layout)
     assert (found.client, found.weight, found.metrics) == (client, weight, update.metrics)
     torch.testing.assert_close(found.delta.flat, update.delta.flat, rtol=0, atol=0, equal_nan=True)
@@ -212,7 +213,7 @@ def test_an_update_travels_unchanged(
 
 def test_tensors_that_share_memory_travel_too() -> None:
     layout, values = Layout.of({"w": (3,)}), torch.ones(3)
-    update = ClientUpdate(0, Params(layout, values), 1.0, {"same": values})
+    update = Update(0, Params(layout, values), 1.0, {"same": values})
     found, kept = unpacked(packed((update, {"again": values})), layout)
     assert torch.equal(found.extras["same"], values)
     assert torch.equal(kept["again"], values)

@@ -18,10 +18,11 @@ from fedloom.algorithms import make
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.train import Result, Work
 from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
 from fedloom.sections import Gate, Train
-from fedloom.types import ClientUpdate, Conversation
+from fedloom.types import Conversation
 
 Corrupt = Callable[[Result], Result]
 
@@ -62,9 +63,7 @@ class Honest:
         delta = flat[0] - start if work.shared is None else (flat[0] - start) * work.shared
         metrics = {"loss": loss / work.steps, "steps": float(work.steps)}
         weight = float(len(work.conversations))
-        return ClientUpdate(
-            work.client, Params(work.start.params.layout, delta), weight, extras, metrics
-        ), kept
+        return Update(work.client, Params(work.start.params.layout, delta), weight, extras, metrics), kept
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from fedloom.algorithms.aggregate import mean_delta, means, ordered
 from fedloom.algorithms.base import PLAIN, LocalWork, ServerState, chain, with_rule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.wrap import adaptive
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
-from fedloom.types import Broadcast, ClientUpdate, UserError
+from fedloom.types import Broadcast, UserError
 
 LAYOUT = Layout.of({"llm/layers.0.q:lora_a": (2, 3), "llm/layers.0.q:lora_b": (4,), "connector/w": (1, 2)})
 CLIENTS = 3
@@ -49,7 +50,7 @@ def update(algorithm, state, client, delta, seed=0, weight=None):
     for step in range(STEPS[client]):
         _, carry = rule.correct(random(f"{seed} gradient {client}", step), sent.params.flat, carry)
     extras, _ = rule.finish(carry, STEPS[client])
-    return ClientUpdate(client, Params(LAYOUT, delta), weight or WEIGHTS[client], extras)
+    return Update(client, Params(LAYOUT, delta), weight or WEIGHTS[client], extras)
 
 
 def cohort(algorithm, state, seed=0):
@@ -161,7 +162,7 @@ def test_clients_send_what_is_announced(algorithm):
 def test_scaling_all_weights_changes_nothing(algorithm):
     state = after(algorithm)
     updates = cohort(algorithm, state, seed=7)
-    scaled = [ClientUpdate(u.client, u.delta, u.weight * 137.5, u.extras) for u in updates]
+    scaled = [Update(u.client, u.delta, u.weight * 137.5, u.extras) for u in updates]
     assert close(algorithm.apply(state, scaled)[0], algorithm.apply(state, updates)[0])
 
 
@@ -171,7 +172,7 @@ def test_weights_matter_unless_uniform(name, uniform):
     algorithm = make(name, CLIENTS, {"uniform": uniform})
     state = algorithm.init(Params(LAYOUT, random("start")))
     updates = cohort(algorithm, state)
-    others = [ClientUpdate(u.client, u.delta, 1.0 + u.client, u.extras) for u in reversed(updates)]
+    others = [Update(u.client, u.delta, 1.0 + u.client, u.extras) for u in reversed(updates)]
     found, expected = algorithm.apply(state, others)[0], algorithm.apply(state, updates)[0]
     assert torch.equal(found.params.flat, expected.params.flat) == uniform
 
@@ -209,7 +210,7 @@ def test_one_client_or_several_that_agree_give_the_same(algorithm):
     alone, _ = algorithm.apply(state, [update(algorithm, state, 0, delta)])
     one = update(algorithm, state, 0, delta)
     together, _ = algorithm.apply(
-        state, [ClientUpdate(k, one.delta, WEIGHTS[k], one.extras) for k in range(CLIENTS)]
+        state, [Update(k, one.delta, WEIGHTS[k], one.extras) for k in range(CLIENTS)]
     )
     assert close(alone, together)
 
@@ -219,9 +220,7 @@ def test_averaging_clients_that_agree_gives_that_client(name):
     algorithm = make(name, CLIENTS)
     state = algorithm.init(Params(LAYOUT, random("start")))
     one = update(algorithm, state, 1, random("agreed"))
-    found, _ = algorithm.apply(
-        state, [ClientUpdate(k, one.delta, WEIGHTS[k], one.extras) for k in range(CLIENTS)]
-    )
+    found, _ = algorithm.apply(state, [Update(k, one.delta, WEIGHTS[k], one.extras) for k in range(CLIENTS)])
     torch.testing.assert_close(found.params.flat, state.params.flat + one.delta.flat)
 
 
@@ -234,12 +233,10 @@ def test_bad_cohorts_are_refused(algorithm):
     with pytest.raises(ValueError, match="client 1 sent two"):
         algorithm.apply(state, [*good, good[1]])
     with pytest.raises(ValueError, match="client 2 sent names or shapes"):
-        algorithm.apply(
-            state, [*good[:2], ClientUpdate(2, Params(other, good[2].delta.flat), 1.0, good[2].extras)]
-        )
+        algorithm.apply(state, [*good[:2], Update(2, Params(other, good[2].delta.flat), 1.0, good[2].extras)])
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="client 0 has weight"):
-            algorithm.apply(state, [ClientUpdate(0, good[0].delta, weight, good[0].extras), *good[1:]])
+            algorithm.apply(state, [Update(0, good[0].delta, weight, good[0].extras), *good[1:]])
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova"])
@@ -250,7 +247,7 @@ def test_missing_and_broken_extras_are_refused(name):
     (key,) = good[1].extras
     for extras in ({}, {key: good[1].extras[key] * float("nan")}, {key: torch.zeros(LAYOUT.size + 1)}):
         with pytest.raises(ValueError, match=f"client 1 .*{key}"):
-            algorithm.apply(state, [good[0], ClientUpdate(1, good[1].delta, 1.0, extras), good[2]])
+            algorithm.apply(state, [good[0], Update(1, good[1].delta, 1.0, extras), good[2]])
 
 
 def test_scaffold_refuses_more_clients_than_there_are():
@@ -329,9 +326,7 @@ ROWS = st.lists(
 
 
 def rows_to_updates(rows):
-    return [
-        ClientUpdate(k, Params(VECTOR, torch.tensor(row)), weight) for k, (row, weight) in enumerate(rows)
-    ]
+    return [Update(k, Params(VECTOR, torch.tensor(row)), weight) for k, (row, weight) in enumerate(rows)]
 
 
 @given(ROWS, st.randoms(use_true_random=False), st.booleans())
@@ -365,14 +360,14 @@ def test_sums_in_blocks_are_the_sum(count, together, seed):
     """Updates that share one buffer are summed without a copy; the result is the same."""
     rows = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed))
     values = list(rows) if together else [row.clone() for row in rows]
-    updates = [ClientUpdate(k, Params(SEVEN, value), 1.0 + k) for k, value in enumerate(values)]
+    updates = [Update(k, Params(SEVEN, value), 1.0 + k) for k, value in enumerate(values)]
     weights = torch.arange(1.0, count + 1, dtype=torch.float64)
     expected = (weights @ rows.double() / weights.sum()).float()
     torch.testing.assert_close(mean_delta(updates), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_many_equal_updates_average_to_themselves():
-    one = ClientUpdate(0, Params(SEVEN, torch.full((7,), 0.1)), 3.0)
+    one = Update(0, Params(SEVEN, torch.full((7,), 0.1)), 3.0)
     found = means((one for _ in range(100_000)), lambda update: (update.weight, update.delta.flat))
     assert found.clients == 100_000
     torch.testing.assert_close(found.values[0], one.delta.flat, rtol=1e-6, atol=0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedloom.algorithms import make
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import ClientUpdate
 
 LAYOUT = Layout.of({"x": (2,)})
 START = torch.tensor([0.5, -1.0])
@@ -40,7 +40,7 @@ def train(algorithm, cohort, rounds, lr=0.1):
                 local = local - lr * grads
             extras, memory[k] = algorithm.local.finish(carry, client.steps)
             delta = sent.params.with_flat(local - sent.params.flat)
-            updates.append(ClientUpdate(k, delta, client.weight, extras))
+            updates.append(Update(k, delta, client.weight, extras))
         state, _ = algorithm.apply(state, updates)
     return state.params.flat
 
@@ -169,7 +169,7 @@ def test_server_optimisers_agree_with_torch(name):
             "exp_avg_sq": torch.full((2,), 0.2**2),
         }
     for delta in ([1.0, -2.0], [0.5, 0.0], [-3.0, 0.1], [0.2, 0.2]):
-        state, _ = algorithm.apply(state, [ClientUpdate(0, Params(LAYOUT, torch.tensor(delta)), 1.0)])
+        state, _ = algorithm.apply(state, [Update(0, Params(LAYOUT, torch.tensor(delta)), 1.0)])
         parameter.grad = -torch.tensor(delta)
         other.step()
         torch.testing.assert_close(state.params.flat, parameter.detach())

@@ -9,8 +9,9 @@ from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import with_rule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.wrap import adaptive
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import Broadcast, ClientUpdate
+from fedloom.types import Broadcast
 
 LAYOUT = Layout.of({"x": (1,)})
 
@@ -24,7 +25,7 @@ def run(algorithm, rounds, weights=(1.0, 1.0), extras=({}, {}), start=0.0):
     state, path = algorithm.init(one(start)), []
     for deltas in rounds:
         rows = zip(deltas, weights, extras, strict=True)
-        state, _ = algorithm.apply(state, [ClientUpdate(k, one(d), w, e) for k, (d, w, e) in enumerate(rows)])
+        state, _ = algorithm.apply(state, [Update(k, one(d), w, e) for k, (d, w, e) in enumerate(rows)])
         path.append(state.params.flat.item())
     return path
 
@@ -43,7 +44,7 @@ def test_fedavg_as_published():
     for expected in ([5.0, 6.0, 10.0], [9.0, 16.0, 26.0]):
         deltas = ([1.0, 1.0, 3.0], [5.0, 5.0, 7.0])  # the mean is 4, 4, 6
         updates = [
-            ClientUpdate(k, Params(layout, torch.tensor(delta)), w)
+            Update(k, Params(layout, torch.tensor(delta)), w)
             for k, (delta, w) in enumerate(zip(deltas, (1.0, 3.0), strict=True))
         ]
         plain, _ = make("fedavg", 2).apply(state, updates)
@@ -129,7 +130,7 @@ def test_scaffold():
                 grads, carry = algorithm.local.correct(torch.tensor([grad]), local, carry)
                 local = local - step * grads
             extras, memory = algorithm.local.finish(carry, len(path))
-            updates.append(ClientUpdate(k, one((local - sent.params.flat).item()), 1.0 + k, extras))
+            updates.append(Update(k, one((local - sent.params.flat).item()), 1.0 + k, extras))
             kept.append(memory)
         return updates, kept
 
@@ -156,7 +157,7 @@ def test_fednova():
     assert run(algorithm, [(2, 12)], (1, 3), extras) == [8.75]
     state = algorithm.init(one(0))
     with pytest.raises(ValueError, match="at least one"):
-        algorithm.apply(state, [ClientUpdate(0, one(1), 1.0, {"steps": torch.tensor(0.0)})])
+        algorithm.apply(state, [Update(0, one(1), 1.0, {"steps": torch.tensor(0.0)})])
 
 
 FACTORS = Layout.of(
@@ -183,7 +184,7 @@ def test_yoco_at_the_server():
         factors([0.0, 7.0], [0.0, 0.0], [0.0, 4.0], [1.0, 0.0, 6.0], 4.0),
     ]
     algorithm = make("yoco", 3)
-    updates = [ClientUpdate(k, delta, 10.0 ** (2 - k)) for k, delta in enumerate(deltas)]
+    updates = [Update(k, delta, 10.0 ** (2 - k)) for k, delta in enumerate(deltas)]
     state, _ = algorithm.apply(algorithm.init(Params.zeros(FACTORS)), updates)
     expected = factors([3.0, 0.0], [1.0, 2.0], [0.0, 3.0], [1.0, 1.0, 2.0], 2.0)
     torch.testing.assert_close(state.params.flat, expected.flat)
@@ -200,7 +201,7 @@ def test_two_clients_of_yoco_weigh_the_same():
         factors(*[[4.0, -1.0]] * 3, [0.0] * 3, 0.0),
     ]
     algorithm, mean = make("yoco", 2), make("fedmean", 2)
-    updates = [ClientUpdate(k, each, 1.0 + k) for k, each in enumerate(delta)]
+    updates = [Update(k, each, 1.0 + k) for k, each in enumerate(delta)]
     start = Params.zeros(FACTORS)
     found, expected = (each.apply(each.init(start), updates)[0].params.flat for each in (algorithm, mean))
     torch.testing.assert_close(found, expected)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from fedloom.params import Layout
-from fedloom.types import ClientUpdate
+from fedloom.messages import Update
+from fedloom.params import Layout, Part
 
 
-def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> Iterator[ClientUpdate]:
+def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
     """Check updates against the layout and put them in client-id order.
 
     A list is sorted; anything else is a stream, which is not held back and has to come in order.
@@ -44,7 +44,7 @@ def ordered(updates: Iterable[ClientUpdate], layout: Layout) -> Iterator[ClientU
         raise ValueError("a round needs at least one client update")
 
 
-Term = Callable[[ClientUpdate], tuple[float, Tensor]]
+Term = Callable[[Update], tuple[float, Tensor]]
 """Update → (weight > 0, value): one entry of a weighted mean."""
 
 HELD = 16
@@ -63,14 +63,15 @@ class Means:
 
     Attributes:
         clients: Number of updates.
-        values: Each term's Σ weight · value / Σ weight, float32, shaped as its values.
+        values: Each term's Σ weight · value / Σ weight, float32, shaped as its values. In vectors as long as the layout
+            each value's sums go over the clients whose part has it (`Update.up`); one that nobody's part has is 0.
     """
 
     clients: int
     values: tuple[Tensor, ...]
 
 
-def means(updates: Iterable[ClientUpdate], *terms: Term) -> Means:
+def means(updates: Iterable[Update], *terms: Term) -> Means:
     """Form several weighted means in one pass over a stream, in its order, holding few updates at a time.
 
     Sums run in float32 over `FOLD` updates and in float64 over those, so a million clients lose no
@@ -82,17 +83,31 @@ def means(updates: Iterable[ClientUpdate], *terms: Term) -> Means:
     """
     sums = [_Sum() for _ in terms]
     first: list[float] = []  # weights go in multiples of the first, so that equal ones multiply nothing
-    weights = [0.0] * len(terms)
+    weights: list[dict[Part | None, float]] = [{} for _ in terms]
     clients = 0
     for update in updates:
         found = [term(update) for term in terms]
         first = first or [weight for weight, _ in found]
         for k, (weight, value) in enumerate(found):
             sums[k].add(weight / first[k], value)
-            weights[k] += weight / first[k]
+            part = update.up if value.shape == update.delta.flat.shape else None
+            weights[k][part] = weights[k].get(part, 0.0) + weight / first[k]
         clients += 1
-    values = (one.total().div_(weight).float() for one, weight in zip(sums, weights, strict=True))
+    values = (_divided(one.total(), weight) for one, weight in zip(sums, weights, strict=True))
     return Means(clients, tuple(values))
+
+
+def _divided(total: Tensor, weights: Mapping[Part | None, float]) -> Tensor:
+    """Divide a weighted sum by the weights of the parts that went into it; a new float32 tensor."""
+    if len(weights) == 1:
+        return total.div_(*weights.values()).float()
+    whole = torch.zeros(total.shape, dtype=torch.float64)
+    for part, weight in weights.items():
+        if part is None:
+            whole += weight
+        else:
+            whole[part.mask] += weight
+    return torch.where(whole > 0, total / whole, 0.0).float()
 
 
 class _Sum:
@@ -164,7 +179,7 @@ def _as_rows(values: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((len(values), first.shape[0]), (step, 1)) if step >= first.shape[0] else None
 
 
-def extra(update: ClientUpdate, name: str, shape: tuple[int, ...]) -> Tensor:
+def extra(update: Update, name: str, shape: tuple[int, ...]) -> Tensor:
     """Return what a client sent besides its delta.
 
     Raises:
@@ -180,11 +195,11 @@ def extra(update: ClientUpdate, name: str, shape: tuple[int, ...]) -> Tensor:
     return value
 
 
-def by_size(update: ClientUpdate, *, uniform: bool = False) -> float:
+def by_size(update: Update, *, uniform: bool = False) -> float:
     """Return what an update counts: its number of examples, or 1 if `uniform`."""
     return 1.0 if uniform else update.weight
 
 
-def mean_delta(updates: Iterable[ClientUpdate], *, uniform: bool = False) -> Tensor:
+def mean_delta(updates: Iterable[Update], *, uniform: bool = False) -> Tensor:
     """Average the deltas, weighted by number of examples unless `uniform`."""
     return means(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).values[0]

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate, Tensors
+from fedloom.types import Broadcast, Tensors
 
 Diagnostics = Mapping[str, float]
 
@@ -117,7 +118,7 @@ class FederatedAlgorithm(NamedTuple):
 
     init: Callable[[Params], ServerState]
     broadcast: Callable[[ServerState], Broadcast]
-    apply: Callable[[ServerState, Iterable[ClientUpdate]], tuple[ServerState, Diagnostics]]
+    apply: Callable[[ServerState, Iterable[Update]], tuple[ServerState, Diagnostics]]
     local: LocalRule
     extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras
 

@@ -33,8 +33,9 @@ from fedloom.algorithms.base import (
     norm,
     positive,
 )
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate
+from fedloom.types import Broadcast
 
 
 def fedavg(
@@ -56,7 +57,7 @@ def fedavg(
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
         diagnostics = {"delta_norm": norm(delta)}
         old = _doubled(state.params) if published else state.params.flat

@@ -29,8 +29,9 @@ from fedloom.algorithms.base import (
     positive,
     zeros_like,
 )
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate
+from fedloom.types import Broadcast
 
 
 def fedavgm(
@@ -53,7 +54,7 @@ def fedavgm(
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
         entering = 1 - momentum if published and state.round > 0 else 1.0
         velocity = momentum * state.slots["velocity"] + entering * delta

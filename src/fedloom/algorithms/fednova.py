@@ -34,8 +34,9 @@ from fedloom.algorithms.base import (
     norm,
     positive,
 )
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate, Tensors
+from fedloom.types import Broadcast, Tensors
 
 
 def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
@@ -53,7 +54,7 @@ def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         found = means(
             ordered(updates, state.params.layout),
             lambda update: (by_size(update, uniform=uniform), update.delta.flat / _steps(update)),
@@ -72,7 +73,7 @@ def _extras(work: LocalWork) -> Mapping[str, Extra]:
     return {"steps": Extra((), most=work.steps, least=1)}
 
 
-def _steps(update: ClientUpdate) -> float:
+def _steps(update: Update) -> float:
     steps = float(extra(update, "steps", ()))
     if steps < 1:
         raise ValueError(f"client {update.client} took {steps} local steps; an update needs at least one")

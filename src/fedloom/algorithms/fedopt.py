@@ -41,8 +41,9 @@ from fedloom.algorithms.base import (
     positive,
     zeros_like,
 )
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate
+from fedloom.types import Broadcast
 
 SecondMoment = Callable[[Tensor, Tensor], Tensor]
 """(v, the square) → the next v."""
@@ -122,7 +123,7 @@ def _fedopt(
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform or published)
         entering = 1.0 if published and state.round == 0 else 1 - beta1
         m = beta1 * state.slots["m"] + entering * delta

@@ -38,8 +38,9 @@ from fedloom.algorithms.base import (
     positive,
     zeros_like,
 )
+from fedloom.messages import Update
 from fedloom.params import Params
-from fedloom.types import Broadcast, ClientUpdate, Tensors
+from fedloom.types import Broadcast, Tensors
 
 
 def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> FederatedAlgorithm:
@@ -58,7 +59,7 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params, {"control": state.slots["control"]})
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         shape = (state.params.layout.size,)
         found = means(
             ordered(updates, state.params.layout),

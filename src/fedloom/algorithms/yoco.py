@@ -43,8 +43,9 @@ from fedloom.algorithms.base import (
     norm,
     positive,
 )
+from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import Broadcast, ClientUpdate, Tensors
+from fedloom.types import Broadcast, Tensors
 
 
 def yoco(
@@ -74,11 +75,11 @@ def yoco(
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params)
 
-    def apply(state: ServerState, updates: Iterable[ClientUpdate]) -> tuple[ServerState, Diagnostics]:
+    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
         counts: list[float] = []
         kept: dict[str, list[Tensor]] = {name: [] for name in _named(state.params.layout, "a")}
 
-        def seen() -> Iterator[ClientUpdate]:
+        def seen() -> Iterator[Update]:
             for update in ordered(updates, state.params.layout):
                 counts.append(by_size(update, uniform=uniform))
                 for name, rows in kept.items():

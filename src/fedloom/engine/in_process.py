@@ -1,4 +1,4 @@
-"""Clients in this process over one frozen model: one after the other, or several side by side.
+"""A site in this process: clients train one after the other over one frozen model, or several side by side.
 
 One after the other is the reference; side by side gives the same updates and wins where a client's batch
 is too small to keep the processor busy.
@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from fedloom.client.train import Answer, TrainSettings, Work, train
+from fedloom.client.job import Job
+from fedloom.client.site import Profile, Question, Site
+from fedloom.client.train import train
 from fedloom.failures import client_failure, short_of_memory
+from fedloom.messages import Answer, Assignment, Missing, Update
+from fedloom.params import Params
 from fedloom.record import Clock
-from fedloom.tuning.adapters import Tuned
-from fedloom.types import ClientUpdate, Missing
+from fedloom.tasks.scoring import Judged
+
+if TYPE_CHECKING:
+    from fedloom.sections import Train
 
 WINDOW = 4
 """How many blocks of clients are looked at together to put alike ones side by side."""
 
 
-def ignore(update: ClientUpdate) -> None:
+def ignore(update: Update) -> None:
     """Do nothing with an update."""
 
 
@@ -29,36 +36,56 @@ class InProcess:
     """A backend that swaps clients' parameters into one model.
 
     Attributes:
-        tuned: The model.
+        site: The site.
         rows: Number of clients that train side by side, ≥ 1; 1 is one after the other.
         trained: Called with every update, for progress.
+        processes: Processes that answer questions at once, ≥ 1.
     """
 
-    tuned: Tuned
+    site: Site
     rows: int = 1
-    trained: Callable[[ClientUpdate], None] = ignore
+    trained: Callable[[Update], None] = ignore
+    processes: int = 1
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
-        """Train clients and yield their updates in the order of `works`; a client that raises is `Missing`.
+    def start(self, method: str) -> Params:
+        """Return what the first round of a method begins with."""
+        return self.site.local(method).start
 
-        What a block took is shared out evenly, and counted when its client's update is yielded: works of several
+    def describe(self, method: str) -> Sequence[Profile]:
+        """Return what is told of each client, by its number."""
+        return self.site.local(method).profiles
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """Answer questions, all about the same examples, each with its own model."""
+        return self.site.answer(questions, self.processes)
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        """Train clients and yield their updates in the order of `assignments`; a client that raises is `Missing`.
+
+        What a block took is shared out evenly, and counted when its client's update is yielded: assignments of several
         trainings may come mixed, and each is told its own time.
         """
-        coming, own = iter(works), Clock()
+        coming, own = iter(assignments), Clock()
         while True:
             clock.lap("load")
             own.skip()
             window = list(islice(coming, self.rows * WINDOW if self.rows > 1 else 1))
             if not window:
                 return
+            jobs, done = dict[int, Job](), dict[int, tuple[Answer, Mapping[str, float]]]()
+            for k, assignment in enumerate(window):
+                try:
+                    jobs[k] = self.site.job(assignment)
+                except Exception as error:
+                    done[k] = Missing(assignment.client, client_failure(error)), {}
             own.lap("load")
-            reading, done = _share(own, len(window)), dict[int, tuple[Answer, Mapping[str, float]]]()
-            for block in blocks(window, self.rows):
-                found = _answers(self.tuned, [window[k] for k in block], own)
+            reading = _share(own, len(window))
+            for block in blocks(jobs, self.rows):
+                found = self._answers([jobs[k] for k in block], own)
                 share = _share(own, len(block))
                 for k, answer in zip(block, found, strict=True):
-                    if not isinstance(answer, Missing):
-                        self.trained(answer[0])
+                    if isinstance(answer, Update):
+                        self.trained(answer)
                     done[k] = answer, share
             clock.skip()
             for k in range(len(window)):
@@ -67,51 +94,53 @@ class InProcess:
                 clock.add(share)
                 yield answer
 
+    def _answers(self, jobs: Sequence[Job], clock: Clock) -> list[Answer]:
+        """Train clients side by side; where one raises, each alone, to find which.
 
-def _answers(tuned: Tuned, works: Sequence[Work], clock: Clock) -> list[Answer]:
-    """Train clients side by side; where one raises, each alone, to find which.
-
-    Raises:
-        Exception: Memory ran out for several side by side. Fewer rows would round otherwise, so they are not tried.
-    """
-    try:
-        return [*train(tuned, works, clock)]
-    except Exception as error:
-        if len(works) == 1:
-            return [Missing(works[0].client, client_failure(error))]
-        if short_of_memory(error):
-            raise
-    return [answer for work in works for answer in _answers(tuned, [work], clock)]
-
-
-def _share(clock: Clock, works: int) -> Mapping[str, float]:
-    """Take what a clock has counted, divided by the number of works it was for."""
-    return {name: seconds / works for name, seconds in clock.take().items()}
+        Raises:
+            Exception: Memory ran out for several side by side. Fewer rows would round otherwise, so they are not tried.
+        """
+        try:
+            ends = train(self.site.tuned, jobs, clock)
+            found: list[Answer] = [self.site.update(*one) for one in zip(jobs, ends, strict=True)]
+            clock.lap("load")
+            return found
+        except Exception as error:
+            if len(jobs) == 1:
+                return [Missing(jobs[0].client, client_failure(error))]
+            if short_of_memory(error):
+                raise
+        return [answer for job in jobs for answer in self._answers([job], clock)]
 
 
-def blocks(works: Sequence[Work], rows: int) -> list[list[int]]:
-    """Put works side by side that take as many steps and show alike evidence, so that few rows stand idle.
+def _share(clock: Clock, jobs: int) -> Mapping[str, float]:
+    """Take what a clock has counted, divided by the number of jobs it was for."""
+    return {name: seconds / jobs for name, seconds in clock.take().items()}
+
+
+def blocks(jobs: Mapping[int, Job], rows: int) -> list[list[int]]:
+    """Put jobs side by side that take as many steps and show alike modalities, so that few rows stand idle.
 
     Returns:
-        Blocks of at most `rows` positions in `works`; together they hold every position once.
+        Blocks of at most `rows` keys of `jobs`; together they hold every key once.
     """
-    kinds: list[tuple[TrainSettings, int, list[int]]] = []
-    for k, work in enumerate(works):
+    kinds: list[tuple[Train, int, list[int]]] = []
+    for k, job in jobs.items():
         for settings, round, found in kinds:
-            if settings == work.settings and round == work.round:
+            if settings == job.settings and round == job.round:
                 found.append(k)
                 break
         else:
-            kinds.append((work.settings, work.round, [k]))
+            kinds.append((job.settings, job.round, [k]))
     cut: list[list[int]] = []
     for _, _, found in kinds:
-        found.sort(key=lambda k: (*_shape(works[k]), k))
+        found.sort(key=lambda k: (*_shape(jobs[k]), k))
         cut += [found[start : start + rows] for start in range(0, len(found), rows)]
     return cut
 
 
-def _shape(work: Work) -> tuple[int, float, float]:
-    """Return steps, share of conversations with a picture, and mean length of text."""
-    count = len(work.conversations)
-    pictures = sum(one.picture is not None for one in work.conversations)
-    return work.steps, pictures / count, sum(len(one.user) for one in work.conversations) / count
+def _shape(job: Job) -> tuple[int, float, float]:
+    """Return steps, share of conversations with an image, and mean length of text."""
+    count = len(job.conversations)
+    images = sum(one.picture is not None for one in job.conversations)
+    return job.steps, images / count, sum(len(one.user) for one in job.conversations) / count

@@ -20,18 +20,22 @@ values that are exchanged.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedloom.algorithms.base import PLAIN, Extra, FederatedAlgorithm, LocalWork
 from fedloom.client.optimizers import OPTIMIZERS
-from fedloom.client.train import Work
-from fedloom.params import Params
+from fedloom.client.schedule import rate_of, steps_of
+from fedloom.client.site import Profile
+from fedloom.params import Params, Part
+
+if TYPE_CHECKING:
+    from fedloom.sections import Train
 
 TIMES = 100.0
 """Norm of an update, as a multiple of the global parameters', where the settings bound nothing."""
@@ -51,72 +55,78 @@ class Allowance:
     """What one client's update may amount to.
 
     Attributes:
-        client: The client that was asked.
         examples: Examples that the client holds: the largest weight.
+        up: The part that it reports.
         most: Largest norm of its delta.
         usual: A norm that such work commonly comes to: the median of other updates counts for no less, so that a
             client with many steps, or with the only images, is not refused for being unlike the others.
         extras: What comes besides the delta, by name.
     """
 
-    client: int
     examples: int
+    up: Part
     most: float
     usual: float
     extras: Mapping[str, Extra]
 
 
 class Expected:
-    """What the clients of one round were asked for: noted as works go out, taken as updates come in.
+    """What the updates of one round may amount to, from what the server knows of its clients.
 
     Args:
-        algorithm: Says which extras updates carry.
+        algorithm: Says which extras updates carry, and whether its rule adds to gradients.
         params: What the round broadcasts.
-        masks: Masks of what is trained and of what is exchanged, where that is not all; shape [P].
+        settings: How clients train.
+        round: The round's number within its stage.
+        profiles: What sites tell of each client.
+        up: Client → the part that it reports; None is all.
 
     Attributes:
-        silent: Stretches of the layout in which a delta is zero, because they are not exchanged.
+        layout: Names and shapes of the global parameters.
     """
 
-    def __init__(self, algorithm: FederatedAlgorithm, params: Params, masks: Iterable[Tensor | None]) -> None:
-        self._algorithm, self._layout = algorithm, params.layout
-        given = [mask for mask in masks if mask is not None]
-        exchanged = torch.stack(given).prod(0).bool() if given else None
-        self.silent = () if exchanged is None else tuple(_stretches(~exchanged))
-        self._values = params.layout.size if exchanged is None else int(exchanged.sum())
-        self._norm = norm(params.flat if exchanged is None else params.flat[exchanged])
-        self._asked: deque[tuple[int, int, int]] = deque()
-        self._reaches: dict[int, tuple[float, float, Mapping[str, Extra]]] = {}
+    def __init__(
+        self,
+        algorithm: FederatedAlgorithm,
+        params: Params,
+        settings: Train,
+        round: int,
+        profiles: Sequence[Profile],
+        up: Callable[[int], Part | None],
+    ) -> None:
+        self.layout = params.layout
+        self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
+        self._profiles, self._up = profiles, up
+        self._known: dict[tuple[int, Part], tuple[float, float, Mapping[str, Extra]]] = {}
 
-    def noted(self, works: Iterable[Work]) -> Iterator[Work]:
-        """Pass works on, and note what each asks for."""
-        for work in works:
-            if work.steps not in self._reaches:  # the same for all clients with as many steps
-                self._reaches[work.steps] = self._reach(work)
-            self._asked.append((work.client, len(work.conversations), work.steps))
-            yield work
+    def of(self, client: int) -> Allowance:
+        """Return what a client's update may amount to."""
+        examples, part = self._profiles[client].examples, self._up(client) or self._params.whole
+        steps = steps_of(self._settings, examples)
+        if (steps, part) not in self._known:  # the same for all clients with as many steps
+            self._known[steps, part] = self._reach(steps, part)
+        return Allowance(examples, part, *self._known[steps, part])
 
-    def take(self) -> Allowance:
-        """Return what the next update may amount to: updates come in the order of the works."""
-        client, examples, steps = self._asked.popleft()
-        return Allowance(client, examples, *self._reaches[steps])
-
-    def passed_over(self, client: int) -> None:
-        """Forget what a client was asked for that is missing; its work may not even have gone out."""
-        if self._asked and self._asked[0][0] == client:
-            self._asked.popleft()
-
-    def _reach(self, work: Work) -> tuple[float, float, Mapping[str, Extra]]:
-        gradient = UNCLIPPED if work.settings.clip is None else work.settings.clip
-        extras = self._algorithm.extras(LocalWork(self._layout.size, work.steps, SLACK * gradient))
-        return *reach(work, self._values, self._norm), extras
+    def _reach(self, steps: int, part: Part) -> tuple[float, float, Mapping[str, Extra]]:
+        clip = self._settings.clip
+        free = self._algorithm.local.correct is PLAIN.correct
+        gradient = inf if clip is None or not free else clip
+        size = norm(part.take(self._params.flat))
+        most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
+        limit = SLACK * (UNCLIPPED if clip is None else clip)
+        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit))
 
 
-def reach(work: Work, values: int, start: float) -> tuple[float, float]:
+def reach(
+    settings: Train, round: int, steps: int, gradient: float, values: int, start: float
+) -> tuple[float, float]:
     """Bound the norm of the delta that a client's work can come to.
 
     Args:
-        work: The work.
+        settings: How it trains.
+        round: The round's number within its stage.
+        steps: Steps that it takes.
+        gradient: Largest norm of a gradient that the optimizer gets; inf where nothing bounds it.
         values: Number P of values that are exchanged.
         start: Norm of these values where the client starts.
 
@@ -124,13 +134,10 @@ def reach(work: Work, values: int, start: float) -> tuple[float, float]:
         The bound, and a norm that is common: that of steps in directions drawn at random, or a thousandth of the bound
         where the settings bound nothing.
     """
-    settings = work.settings
-    clipped = inf if settings.clip is None else settings.clip
-    gradient = clipped if work.rule.correct is PLAIN.correct else inf
     longest, decay = OPTIMIZERS[settings.optimizer].reach, settings.weight_decay
     far = squares = 0.0
-    for step in range(work.steps):
-        rate = work.rate(step)
+    for step in range(steps):
+        rate = rate_of(settings, round, step, steps)
         moved = rate * longest(step + 1, values, gradient, settings.beta2) if rate else 0.0
         far = abs(1 - rate * decay) * far + rate * decay * start + moved + ROUNDING * (start + far)
         squares += moved**2
@@ -145,10 +152,3 @@ def norm(values: Tensor) -> float:
     found = float(torch.linalg.vector_norm(values))
     # Squares of huge or tiny float32 values leave its range; then float64 decides.
     return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(values.double()))
-
-
-def _stretches(mask: Tensor) -> Iterator[slice]:
-    """Yield where a mask, bool of shape [P], holds."""
-    edges = torch.nn.functional.pad(mask.to(torch.int8), (1, 1)).diff()
-    starts, ends = (edges > 0).nonzero().flatten().tolist(), (edges < 0).nonzero().flatten().tolist()
-    yield from (slice(start, end) for start, end in zip(starts, ends, strict=True))

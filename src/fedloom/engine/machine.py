@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedloom.client.train import Work
+from fedloom.client.job import Job
 from fedloom.engine.in_process import WINDOW
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.reading import layers_of
@@ -75,8 +75,8 @@ def this_machine(device: torch.device) -> Machine:
     return Machine(device.type, _processor(), torch.get_num_threads(), _memory(), forks)
 
 
-def choose(tuned: Tuned, works: Sequence[Work], cohort: int, machine: Machine) -> Choice:
-    """Choose rows, processes and recomputing for works like these.
+def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> Choice:
+    """Choose rows, processes and recomputing for jobs like these.
 
     Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is a process for
     each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory that the
@@ -84,11 +84,11 @@ def choose(tuned: Tuned, works: Sequence[Work], cohort: int, machine: Machine) -
 
     Args:
         tuned: The model with one row.
-        works: Some of a round's works, at least one.
-        cohort: How many works a round has.
+        jobs: Some of a round's jobs, at least one.
+        cohort: How many clients a round has.
         machine: The kind of machine.
     """
-    first = max(works, key=lambda work: (work.steps, -work.client))
+    first = max(jobs, key=lambda job: (job.steps, -job.client))
     room = _room(tuned, machine)
     recompute = room is not None and _step_bytes(tuned, first) > room
     if cohort < 2:
@@ -96,7 +96,7 @@ def choose(tuned: Tuned, works: Sequence[Work], cohort: int, machine: Machine) -
     multiplications = _multiplications(tuned, first)
     many = machine.copies and 3 * multiplications * first.steps >= COPY
     # Twice what forward saves, since backward needs about as much again; values, gradients and optimizer of a row; and
-    # the updates, and what clients keep, of all works that are looked at together.
+    # the updates, and what clients keep, of all jobs that are looked at together.
     needed = 2 * saved_bytes(tuned, first) + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
     most = MOST * machine.threads if room is None else max(1, room // needed)
     workers = min(machine.threads, cohort, most) if many else 1
@@ -106,9 +106,9 @@ def choose(tuned: Tuned, works: Sequence[Work], cohort: int, machine: Machine) -
     return Choice(rows, workers, recompute)
 
 
-def _multiplications(tuned: Tuned, work: Work) -> int:
+def _multiplications(tuned: Tuned, job: Job) -> int:
     """Count the multiplications of a forward pass through the decoder's layers over one of a client's batches."""
-    batch = collate(tuned.vlm, [next(work.batches())])
+    batch = collate(tuned.vlm, [next(job.batches())])
     weights = sum(value.numel() for layer in layers_of(tuned.vlm) for value in layer.parameters())
     return weights * sum(batch.lengths)
 
@@ -119,14 +119,12 @@ def _room(tuned: Tuned, machine: Machine) -> int | None:
     return None if machine.memory is None else max(0, machine.memory - held) // 2
 
 
-def _step_bytes(tuned: Tuned, work: Work) -> int:
+def _step_bytes(tuned: Tuned, job: Job) -> int:
     """Estimate what one client's step takes, from a single example, so that the estimate does not take it itself."""
-    return (
-        2 * work.settings.batch_size * saved_bytes(tuned, replace(work, conversations=work.conversations[:1]))
-    )
+    return 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
 
 
-def saved_bytes(tuned: Tuned, work: Work) -> int:
+def saved_bytes(tuned: Tuned, job: Job) -> int:
     """Count the bytes that one client's step keeps for its backward pass; shared weights do not count."""
     own = {value.untyped_storage().data_ptr() for value in tuned.vlm.model.state_dict().values()}
     own.add(tuned.flat.untyped_storage().data_ptr())
@@ -138,10 +136,10 @@ def saved_bytes(tuned: Tuned, work: Work) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return value
 
-    tuned.write(work.broadcast.params)
-    batch = collate(tuned.vlm, [next(work.batches())])
+    tuned.write(job.start.params)
+    batch = collate(tuned.vlm, [next(job.batches())])
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
-    with hooks, dropping(tuned, batch, [work.masks(0)]):
+    with hooks, dropping(tuned, batch, [job.masks(0)]):
         # The losses are held until all is counted, so that no address is used twice.
         losses = answer_losses(tuned.vlm, batch)
     del losses

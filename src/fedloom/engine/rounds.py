@@ -1,7 +1,8 @@
-"""The round loop: broadcast, train a cohort, refuse what is broken, apply the rest, commit.
+"""The round loop: assign, let the cohort train, admit what is sound, aggregate it, step, commit.
 
-Updates stream from the clients through the gate into the aggregator; none is kept, so a round takes the
-memory of a few updates, whatever the size of its cohort.
+The server holds nothing that clients hold: it knows what sites declare about them and what updates say. Updates stream from
+the backend through admission into the aggregate; none is kept, so a round takes the memory of a few updates, whatever
+the size of its cohort.
 """
 
 from __future__ import annotations
@@ -10,34 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from math import isfinite
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
-from fedloom.client.train import Answer, Result, TrainSettings, Work
-from fedloom.engine.gate import Gate, GateSettings
+from fedloom.client.site import Profile, Question
+from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
-from fedloom.engine.matching import matched
-from fedloom.params import Params
+from fedloom.engine.ordering import in_order
+from fedloom.messages import Answer, Assignment
+from fedloom.params import Params, Part
 from fedloom.record import Clock
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
-from fedloom.types import ClientUpdate, Conversation, Missing, Tensors, UserError
+from fedloom.tasks.scoring import Judged
+from fedloom.types import UserError
 
-
-class Memories(Protocol):
-    """What clients keep, by client: a dict, or files."""
-
-    def get(self, client: int, default: Tensors, /) -> Tensors:
-        """Return what a client keeps."""
-        ...
-
-    def __setitem__(self, client: int, memory: Tensors, /) -> None:
-        """Keep what a client found in this round."""
-        ...
-
+if TYPE_CHECKING:
+    from fedloom.sections import Gate, Train
 
 MISSED = 3
 """So many rounds in a row without effect end a run."""
@@ -45,18 +37,30 @@ MISSED = 3
 TOLD = 5
 """Clients whose reasons a message gives."""
 
-LISTED = 1000
-"""Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
+KEPT = 2
+"""Rounds of accepted updates, newest last, to which the memory of a client may still go back."""
 
 
 class Backend(Protocol):
-    """Where clients run. In-process, side by side, or at other sites: all give the same updates."""
+    """Where sites are: in this process, in copies of it, or elsewhere. All give the same updates."""
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
-        """Do the work and yield (update, what the client keeps), or `Missing`, in the order of `works`.
+    def start(self, method: str) -> Params:
+        """Return what the first round of a method begins with."""
+        ...
 
-        A client for whom nothing is yielded has not answered; that is no error.
+    def describe(self, method: str) -> Sequence[Profile]:
+        """Return what sites tell of each client, by its number."""
+        ...
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        """Let clients train, and yield an update or `Missing` for each, in any order.
+
+        A client for which nothing is yielded has not answered; that is no error.
         """
+        ...
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """Answer questions, all about the same examples, each with its own model."""
         ...
 
 
@@ -67,37 +71,45 @@ class Best:
     Attributes:
         round: Rounds that were done then, over all stages.
         score: Its validation score.
-        models: Parameters by the client they belong to, or None for the global model.
+        params: The global parameters.
+        since: Client → round of the memory that it had then; see `Assignment.since`.
     """
 
     round: int
     score: float
-    models: Mapping[int | None, Params]
+    params: Params
+    since: Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands between two rounds: all that a resumed run needs.
+    """Where a run stands between two rounds: all that a server needs to go on.
 
     Attributes:
-        state: The server's state; `state.round` rounds are done.
-        memories: What clients keep, by client.
-        norms: Norms of the updates accepted last, at most `gate.REMEMBERED`.
+        state: The server's state; `state.round` rounds of the stage are done.
+        kept: Client → the last rounds, at most `KEPT`, counted over all stages, in which an update of it was accepted that
+            left something at its site; newest last.
+        norms: Norms of the updates accepted last, at most `admission.REMEMBERED`.
         missed: Number of the last rounds, in a row, that were not applied.
-        up: Bytes sent by clients so far.
-        down: Bytes sent to clients so far.
+        up: Bytes of all updates so far.
+        down: Bytes of all assignments so far.
         seconds: Time spent in rounds so far.
         best: The best round so far, where one is looked for and was found.
     """
 
     state: ServerState
-    memories: Memories = field(default_factory=dict[int, Tensors])
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     norms: tuple[float, ...] = ()
     missed: int = 0
     up: int = 0
     down: int = 0
     seconds: float = 0.0
     best: Best | None = None
+
+    @property
+    def since(self) -> dict[int, int]:
+        """Client → round of its newest accepted memory."""
+        return {client: rounds[-1] for client, rounds in self.kept.items()}
 
 
 @dataclass(frozen=True)
@@ -132,18 +144,12 @@ def draw_cohort(schedule: Schedule, round: int) -> Sequence[int]:
     return tuple(schedule.clients[place] for place in sorted(drawn))
 
 
-def payload(tensors: Tensors) -> int:
-    """Count the bytes of named tensors on the wire."""
-    return sum(value.numel() * value.element_size() for value in tensors.values())
-
-
-def in_memory(standing: Standing) -> Memories:
-    """Open a copy of clients' memories for the next round, in memory."""
-    return dict(standing.memories.items()) if isinstance(standing.memories, Mapping) else {}
-
-
 def _nothing(standing: Standing, log: dict[str, Any]) -> None:
     pass
+
+
+def _all(client: int) -> None:
+    return None
 
 
 Committed = Callable[[Standing, dict[str, Any]], Standing | None]
@@ -152,34 +158,35 @@ Committed = Callable[[Standing, dict[str, Any]], Standing | None]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a server, its clients, and where it stands.
+    """One training: a server, what it knows of its clients, and where it stands.
 
     Attributes:
-        algorithm: Server and client half.
+        method: Its method by the name in the experiment.
+        algorithm: The server half, and what updates carry.
         standing: Where it stands.
         schedule: Rounds and cohorts.
-        conversations: Each client's rendered examples, by client; may render them when asked.
+        profiles: What sites tell of each client, by its number.
         settings: How clients train.
-        gate: Which updates are refused.
-        opened: Makes the memories that the next round's clients write to, from where the run stands; those
-            of before stay as they are.
+        gate: Limits on updates.
         committed: Called after each round with where the run then stands and the round's figures.
         stage: Number of the strategy's stage.
-        trained: Mask of the values this stage trains, or None; see `Work`.
-        shared: Mask of the values that are exchanged, or None.
+        before: Rounds of the stages before.
+        down: The part that is sent; None is all.
+        up: Client → the part that it trains and reports; None is all.
     """
 
+    method: str
     algorithm: FederatedAlgorithm
     standing: Standing
     schedule: Schedule
-    conversations: Callable[[int], Sequence[Conversation]]
-    settings: TrainSettings
-    gate: GateSettings
-    opened: Callable[[Standing], Memories] = in_memory
+    profiles: Sequence[Profile]
+    settings: Train
+    gate: Gate
     committed: Committed = _nothing
     stage: int = 0
-    trained: Tensor | None = None
-    shared: Tensor | None = None
+    before: int = 0
+    down: Part | None = None
+    up: Callable[[int], Part | None] = _all
 
     @property
     def round(self) -> int:
@@ -191,19 +198,11 @@ class Run:
         """Rounds that are left."""
         return self.schedule.rounds - self.round
 
-    @property
-    def exchanged(self) -> int:
-        """Bytes of the values that go one way: those that this stage trains and clients do not keep."""
-        masks = [mask for mask in (self.trained, self.shared) if mask is not None]
-        if not masks:
-            return payload({"params": self.standing.state.params.flat})
-        return 4 * int(torch.stack(masks).prod(0).sum())
-
 
 def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     """Run the rounds that are left of one training, or of several in step over the same frozen model.
 
-    Several trainings share nothing but the model; together their clients may train side by side. A round is
+    Several trainings share nothing but the model, and no client; together their clients may train side by side. A round is
     committed when all that take part in it have ended it, so that a commit may use the model for evaluation.
 
     Raises:
@@ -215,112 +214,120 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
         # Runs that are behind go first, so that those which train together are in the same round.
         first = min(now[k].round for k in left)
         together = [k for k in left if now[k].round == first]
-        clock = Clock()
-        cohorts = [draw_cohort(now[k].schedule, first) for k in together]
-        asked = [_expected(now[k]) for k in together]
-        works = [
-            expected.noted(works_of(now[k], cohort))
-            for k, cohort, expected in zip(together, cohorts, asked, strict=True)
-        ]
-        whole = list(chain.from_iterable(cohorts))
-        answers, logs = matched(backend.map(chain.from_iterable(works), clock), whole), list[dict[str, Any]]()
-        for k, cohort, expected in zip(together, cohorts, asked, strict=True):
-            standing, log = _close(now[k], cohort, expected, islice(answers, len(cohort)), clock)
+        clock, cohorts = Clock(), {k: draw_cohort(now[k].schedule, now[k].round) for k in together}
+        admissions = {k: _admission(now[k]) for k in together}
+        assignments = chain.from_iterable(
+            map(admissions[k].sent, assignments_of(now[k], cohorts[k])) for k in together
+        )
+        asked = list(chain.from_iterable(cohorts.values()))
+        answers = in_order(backend.train(assignments, clock), asked, admissions[together[0]].stray)
+        logs = dict[int, dict[str, Any]]()
+        for k in together:
+            coming = islice(answers, len(cohorts[k]))
+            standing, logs[k] = _round(now[k], admissions[k], coming, len(cohorts[k]), clock)
             now[k] = replace(now[k], standing=standing)
-            logs.append(log)
-        for k, log in zip(together, logs, strict=True):
+        for k, log in logs.items():
             now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)
     return [run.standing for run in now]
 
 
-def works_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Work]:
-    """Say what each client of the next round's cohort is to do, one at a time."""
-    cohort = draw_cohort(run.schedule, run.round) if cohort is None else cohort
-    state, broadcast = run.standing.state, run.algorithm.broadcast(run.standing.state)
-    for client in cohort:
-        yield Work(
-            client,
-            state.round,
-            run.schedule.seed,
-            run.algorithm.local,
-            broadcast,
-            run.standing.memories.get(client, {}),
-            run.conversations(client),
-            run.settings,
+def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Assignment]:
+    """Make the assignment of each client of the next round's cohort, one at a time."""
+    standing, broadcast = run.standing, run.algorithm.broadcast(run.standing.state)
+    best = standing.best.since if standing.best else {}
+    for client in draw_cohort(run.schedule, run.round) if cohort is None else cohort:
+        *older, since = standing.kept.get(client, (-1,))
+        keep = {*older, *([best[client]] if client in best else [])}
+        yield Assignment(
+            run.method,
             run.stage,
-            run.trained,
-            run.shared,
+            run.round,
+            client,
+            broadcast.params,
+            broadcast.extras,
+            since,
+            tuple(sorted(keep)),
+            run.down,
+            run.up(client),
         )
 
 
-def _expected(run: Run) -> Expected:
+def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    return Expected(run.algorithm, params, (run.trained, run.shared))
+    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up)
+    return Admission(expected, run.standing.norms, run.gate)
 
 
-def _close(
-    run: Run, cohort: Sequence[int], expected: Expected, answers: Iterator[Answer], clock: Clock
+def _round(
+    run: Run, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
 ) -> tuple[Standing, dict[str, Any]]:
     """Take in a round's answers; return where the run stands then, and the round's figures."""
-    before = run.standing
-    gate = Gate(before.state.params.layout, expected, before.norms, run.gate)
-    tally = _Tally(gate, expected, run.opened(before), run.exchanged)
-    accepted = tally.accepted(answers, clock)
+    before, number = run.standing, run.round
+    accepted = admission.admitted(answers, clock)
     first = next(accepted, None)
-    if first is None and not tally.missing:
+    if first is None and not admission.missing:
         raise UserError(
-            f"round {before.state.round}: every client's update was refused, so the run stops here "
-            f"({_reasons(tally.refused)})"
+            f"round {number}: every client's update was refused, so the run stops here "
+            f"({_reasons(admission.refused)})"
         )
     if first is None:
         after, diagnostics = before.state, dict[str, float]()
-        fault = f"no client's update could be used ({_reasons({**tally.refused, **tally.missing})})"
+        fault = f"no client's update could be used ({_reasons({**admission.refused, **admission.missing})})"
     else:
         after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+        after = _where_reported(before.state, after, admission.reported)
         fault = _fault(after)
     last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
     if fault is not None and before.missed + 1 >= last:
         which = f"the last of {last} such rounds in a row" if last > 1 else "the only round"
-        raise UserError(f"round {before.state.round}: {fault}; this is {which}, so the run stops here")
+        raise UserError(f"round {number}: {fault}; this is {which}, so the run stops here")
     clock.lap("aggregate")
-    broadcast = run.algorithm.broadcast(before.state)
-    down = len(cohort) * (run.exchanged + payload(broadcast.extras))
     timers = clock.take()
     seconds = sum(timers.values())
     log = {
-        "round": before.state.round,
-        "loss": tally.loss / tally.weight if tally.weight else None,
-        "bytes_up": tally.up,
-        "bytes_down": down,
+        "round": number,
+        **admission.figures(),
         "seconds": seconds,
         "timers": timers,
         "diagnostics": dict(diagnostics),
-        "cohort": len(cohort),
-        "clients": tally.clients,
-        "refused": [{"client": client, "reason": why} for client, why in sorted(tally.refused.items())],
-        "missing": [{"client": client, "reason": why} for client, why in sorted(tally.missing.items())],
+        "cohort": cohort,
     }
-    if fault is None:
-        moved = replace(before, state=after, norms=tally.gate.norms, missed=0)
-    else:  # the next round begins where this one began
-        log["not_applied"] = fault
-        tally.take_back(before.memories)
-        moved = replace(
-            before, state=replace(before.state, round=before.state.round + 1), missed=before.missed + 1
-        )
     moved = replace(
-        moved,
-        memories=tally.memories,
-        up=before.up + tally.up,
-        down=before.down + down,
+        before,
+        up=before.up + admission.up,
+        down=before.down + admission.down,
         seconds=before.seconds + seconds,
     )
-    return moved, log
+    if (
+        fault is not None
+    ):  # the next round begins where this one began, for clients too: their memory goes back
+        log["not_applied"] = fault
+        state = replace(before.state, round=number + 1)
+        return replace(moved, state=state, missed=before.missed + 1), log
+    kept = {
+        client: (*before.kept.get(client, ())[1 - KEPT :], run.before + number) for client in admission.kept
+    }
+    return replace(moved, state=after, norms=admission.norms, missed=0, kept={**before.kept, **kept}), log
+
+
+def _where_reported(before: ServerState, after: ServerState, reported: Part) -> ServerState:
+    """Let a value that no client reported keep its value, and its slots."""
+    if reported.is_whole:
+        return after
+    size, mask = reported.size, reported.mask
+    slots = {
+        name: torch.where(mask, value, before.slots[name])
+        if value.shape == (size,) and name in before.slots
+        else value
+        for name, value in after.slots.items()
+    }
+    flat = torch.where(mask, after.params.flat, before.params.flat)
+    return replace(after, params=after.params.with_flat(flat), slots=slots)
 
 
 def _reasons(reasons: Mapping[int, str]) -> str:
     """List why updates of a round could not be used: those of the first clients, and how many more there are."""
-    told = [f"client {client}: {reason}" for client, reason in sorted(reasons.items())]
+    told = [f"client {client}: {reason}" for client, reason in reasons.items()]
     more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
     return "; ".join([*told[:TOLD], *more])
 
@@ -331,50 +338,3 @@ def _fault(state: ServerState) -> str | None:
         if not isfinite(norm(values)):
             return f"the aggregate was not applied, since it makes the server's {name} not finite"
     return None
-
-
-class _Tally:
-    """What is counted while a round's updates stream by."""
-
-    def __init__(self, gate: Gate, expected: Expected, memories: Memories, exchanged: int) -> None:
-        self.gate, self.expected, self.memories, self.exchanged = gate, expected, memories, exchanged
-        self.up = 0
-        self.loss = 0.0
-        self.weight = 0.0
-        self.clients: list[dict[str, Any]] = []
-        self.refused: dict[int, str] = {}
-        self.missing: dict[int, str] = {}
-        self.kept: list[int] = []
-
-    def came(self, answers: Iterator[Answer]) -> Iterator[Result]:
-        """Pass on what came, and note who is missing."""
-        for answer in answers:
-            if isinstance(answer, Missing):
-                self.expected.passed_over(answer.client)
-                self.missing[answer.client] = answer.reason
-            else:
-                yield answer
-
-    def accepted(self, answers: Iterator[Answer], clock: Clock) -> Iterator[ClientUpdate]:
-        """Pass on the updates that the gate lets through."""
-        for update, memory, reason in self.gate.judge(self.came(answers)):
-            self.up += self.exchanged + payload(update.extras)
-            if len(self.clients) < LISTED:
-                own = {"client": update.client, "weight": update.weight}
-                self.clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
-            if reason is not None:
-                self.refused[update.client] = reason
-                continue
-            if isfinite(loss := update.metrics.get("loss", 0.0)):
-                self.loss += update.weight * loss
-                self.weight += update.weight
-            if memory:
-                self.memories[update.client] = memory
-                self.kept.append(update.client)
-            clock.lap("aggregate")
-            yield update
-
-    def take_back(self, before: Memories) -> None:
-        """Let every client keep what it kept before this round."""
-        for client in self.kept:
-            self.memories[client] = before.get(client, {})

@@ -2,56 +2,43 @@
 
 A checkpoint is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
 into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is passed over for the one
-before it; the last two are kept. What a client keeps lies in files of its own, `memory/0/7/round-0003.safetensors`
-for client 7, written before the pair and read when the client trains again: a run of a million clients opens only its
-cohort's. The checkpoint holds the round of each client's newest file, so that no older one can take its place.
+before it; the last two are kept. What clients keep lies at their sites (`fedloom.client.memory`); the checkpoint holds the
+rounds of which the server has accepted it, so that nothing older or newer can take its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedloom.algorithms.base import ServerState
-from fedloom.engine.rounds import Best, Standing
-from fedloom.manifest import MEMORY, read_sealed, write_sealed
+from fedloom.client.memory import round_of
+from fedloom.engine.rounds import KEPT, Best, Standing
+from fedloom.manifest import read_sealed, write_sealed
 from fedloom.params import Layout, Params
 from fedloom.record import write_atomic
-from fedloom.types import Tensors, UserError
+from fedloom.types import UserError
 
-KEPT = 2
-"""Checkpoints that are kept, and files of one client's memory besides the one of the round that goes on."""
+CHECKPOINTS = 2
+"""Checkpoints that are kept."""
 
 INDEX = ("memory/clients", "memory/rounds")
-"""Tensors of a checkpoint: clients that keep something, and the round of each one's newest file, both [clients]."""
+"""Tensors of a checkpoint: clients that keep something, [clients], and of which rounds, [clients, KEPT], -1 for none."""
 
 BEST = "best/"
-"""Beginning of the names of tensors that hold the models of the best round: "all", or a client's number."""
-
-FOLDER = 1000
-"""Clients whose memories lie in one folder."""
-
-
-def opened(folder: Path, standing: Standing) -> Stored:
-    """Open the files that the next round's clients write what they keep to."""
-    known = standing.memories.rounds if isinstance(standing.memories, Stored) else {}
-    return Stored(folder, standing.state.round + 1, dict(known))
+"""Beginning of the names of tensors of the best round: its parameters, and an index as above."""
 
 
 def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
     """Write the checkpoint of a round, and drop those older than the last two.
-
-    What clients keep is in files already; see `opened`.
 
     Args:
         folder: An existing folder.
@@ -64,13 +51,11 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
     """
     tensors: dict[str, Tensor] = {"params": standing.state.params.flat}
     tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
-    if isinstance(standing.memories, Stored) and standing.memories.rounds:
-        columns = (standing.memories.rounds, standing.memories.rounds.values())
-        tensors |= {name: torch.tensor([*one]) for name, one in zip(INDEX, columns, strict=True)}
-    if standing.best is not None:
-        tensors |= {
-            f"{BEST}{_whose(one)}": params.flat.clone() for one, params in standing.best.models.items()
-        }
+    tensors |= _index(standing.kept)
+    if (best := standing.best) is not None:
+        tensors[f"{BEST}params"] = best.params.flat.clone()
+        index = _index({client: (round,) for client, round in best.since.items()})
+        tensors |= {f"{BEST}{name}": value for name, value in index.items()}
     content = save({name: value.contiguous() for name, value in tensors.items()})
     name = f"round-{standing.state.round:04}"
     write_atomic(folder / f"{name}.safetensors", content, folder)
@@ -92,7 +77,7 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
         ),
     }
     write_sealed(folder / f"{name}.json", figures, folder)
-    for old in _by_round(folder.glob("round-*.json"))[:-KEPT]:
+    for old in _by_round(folder.glob("round-*.json"))[:-CHECKPOINTS]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -106,78 +91,34 @@ def recorded_below(folder: Path) -> int:
     return found
 
 
-@dataclass(frozen=True)
-class Stored(Mapping[int, Tensors]):
-    """What clients keep, as it was after some round: read from files when asked for.
-
-    Writing adds a file for this round; those of earlier rounds stay until a third is written, so that a run
-    can go on from either of its last two checkpoints.
-
-    Attributes:
-        folder: The training's folder; the files lie in `memory` below it.
-        round: What is written belongs to this round.
-        rounds: Client → round of its newest file.
-    """
-
-    folder: Path
-    round: int
-    rounds: dict[int, int] = field(default_factory=dict[int, int])
-
-    def __getitem__(self, client: int) -> Tensors:
-        file = self._file(client, self.rounds[client])
-        try:
-            with safe_open(file, "pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-                whole = (opened.metadata() or {}).get("sha256") == _digest(tensors, file.parts[-2:])
-        except (OSError, SafetensorError, ValueError):
-            tensors, whole = {}, False
-        if not whole:
-            raise UserError(
-                f"{file}: what client {client} keeps is missing or damaged, and no earlier checkpoint can do without "
-                "it; run again from the start with --rerun"
-            )
-        return tensors
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self.rounds))
-
-    def __len__(self) -> int:
-        return len(self.rounds)
-
-    def __setitem__(self, client: int, memory: Tensors) -> None:
-        tensors = {name: value.contiguous() for name, value in memory.items()}
-        file = self._file(client, self.round)
-        content = save(tensors, metadata={"sha256": _digest(tensors, file.parts[-2:])})
-        write_atomic(file, content, self.folder)
-        older = [one for one in file.parent.glob("round-*.safetensors") if _round(one) < self.round]
-        for old in _by_round(older)[:-KEPT]:
-            old.unlink()
-        self.rounds[client] = self.round
-
-    def _file(self, client: int, round: int) -> Path:
-        return self.folder / MEMORY / str(client // FOLDER) / str(client) / f"round-{round:04}.safetensors"
+def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the tensors that say whose memory of which rounds is accepted; none where nobody keeps anything."""
+    if not kept:
+        return {}
+    rounds = [[-1] * (KEPT - len(one)) + list(one) for one in kept.values()]
+    return dict(zip(INDEX, (torch.tensor([*kept]), torch.tensor(rounds)), strict=True))
 
 
-def _round(file: Path) -> int:
-    number = file.stem.removeprefix("round-")
-    return int(number) if number.isdecimal() else -1
+def _kept(tensors: dict[str, Tensor], under: str = "") -> dict[int, tuple[int, ...]]:
+    """Take what `_index` made out of a checkpoint's tensors."""
+    clients, rounds = (
+        tensors.pop(f"{under}{name}").tolist() if f"{under}{name}" in tensors else [] for name in INDEX
+    )
+    return {
+        client: tuple(one for one in some if one >= 0) for client, some in zip(clients, rounds, strict=True)
+    }
 
 
 def _by_round(files: Iterable[Path]) -> list[Path]:
     # By number: as texts, round-10000 stands before round-9999.
-    return sorted(files, key=_round)
-
-
-def _digest(tensors: Tensors, place: Sequence[str]) -> str:
-    """Return the SHA-256 of what a client keeps, and of whose it is and since which round."""
-    sha = hashlib.sha256("/".join(place).encode())
-    for name, value in sorted(tensors.items()):
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.numpy().tobytes())
-    return sha.hexdigest()
+    return sorted(files, key=round_of)
 
 
 def _ignore(reason: str) -> None:
+    pass
+
+
+def _sound(standing: Standing) -> None:
     pass
 
 
@@ -186,21 +127,24 @@ def last_commit(
     layout: Layout | None = None,
     passed_over: Callable[[str], None] = _ignore,
     of: str | None = None,
+    check: Callable[[Standing], None] = _sound,
 ) -> Standing | None:
     """Read the newest checkpoint that is whole, or None where there is none.
 
-    A checkpoint is whole if its two files are as they were written, its layout is the one given, and the memories that
-    clients wrote in its round can be read.
+    A checkpoint is whole if its two files are as they were written, its layout is the one given, and `check` agrees.
 
     Args:
         folder: A training's folder.
         layout: That of the parameters; None accepts any.
         passed_over: Called with the reason for each newer checkpoint that is not whole.
         of: The training that they must belong to; None accepts any.
+        check: Raises UserError where the run cannot go on from a checkpoint.
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
         try:
-            return read_commit(file, layout, of)
+            standing = read_commit(file, layout, of)
+            check(standing)
+            return standing
         except UserError as error:
             passed_over(str(error))
     return None
@@ -224,7 +168,7 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
         raise UserError(f"{beside} cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != figures["tensors"]:
         raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
-    if _round(file) != figures["round"]:
+    if round_of(file) != figures["round"]:
         raise UserError(f"{file} is the checkpoint of another round")
     if of not in (None, figures["of"]):
         raise UserError(f"{file} is the checkpoint of another run or method")
@@ -232,32 +176,24 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
     if layout not in (None, own):
         raise UserError(f"{file} was made for another model or strategy")
     tensors = load(content)
-    clients, rounds = (tensors.pop(name).tolist() if name in tensors else [] for name in INDEX)
+    kept, best = _kept(tensors), _best(figures.get("best"), tensors, own)
     slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}
     state = ServerState(Params(own, tensors["params"]), figures["round"], slots)
-    stored = Stored(file.parent, figures["round"], dict(zip(clients, rounds, strict=True)))
-    for client in (client for client, round in stored.rounds.items() if round == figures["round"]):
-        _ = stored[client]
     return Standing(
         state,
-        stored,
+        kept,
         tuple(figures["norms"]),
         figures.get("missed", 0),
         figures["up"],
         figures["down"],
         figures["seconds"],
-        _best(figures.get("best"), tensors, own),
+        best,
     )
 
 
-def _whose(client: int | None) -> str:
-    return "all" if client is None else str(client)
-
-
-def _best(figures: Mapping[str, Any] | None, tensors: Tensors, layout: Layout) -> Best | None:
+def _best(figures: Mapping[str, Any] | None, tensors: dict[str, Tensor], layout: Layout) -> Best | None:
     """Return the best round of a checkpoint, or None where none was looked for."""
     if figures is None:
         return None
-    named = {name[len(BEST) :]: value for name, value in tensors.items() if name.startswith(BEST)}
-    models = {None if name == "all" else int(name): Params(layout, value) for name, value in named.items()}
-    return Best(figures["round"], figures["score"], dict(sorted(models.items(), key=lambda one: one[0] or 0)))
+    since = {client: rounds[-1] for client, rounds in _kept(tensors, BEST).items()}
+    return Best(figures["round"], figures["score"], Params(layout, tensors[f"{BEST}params"]), since)

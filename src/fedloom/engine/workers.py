@@ -1,8 +1,8 @@
 """Clients in several processes, or on several devices, at once: each trains its share of the cohort as `InProcess` does.
 
 A process is a copy of this one, with cores of its own, for processors with more cores than one client's batch can use;
-updates come back through a pipe. A device has a copy of the model and a thread that keeps it busy. The updates are
-those of one process with as many threads, or of one device.
+updates come back through a pipe, as the messages in which they would come from elsewhere. A device has a copy of the model
+and a thread that keeps it busy. The updates are those of one process with as many threads, or of one device.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from safetensors.torch import load, save
-
-from fedloom.client.train import Answer, Work
+from fedloom.client.schedule import steps_of
+from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import InProcess, ignore
+from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
 from fedloom.processes import forked, threaded, threads_each
 from fedloom.record import Clock
+from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import ClientUpdate, Missing, Tensors
 
 EACH = 64
 """Clients of one worker between two copies of this process; a copy takes some 20 ms."""
@@ -42,7 +42,7 @@ class Workers:
     """A backend that deals the cohort out to copies of this process, or to several devices.
 
     Attributes:
-        inner: How each of them trains its clients.
+        inner: How each of them trains its clients. Copies write what clients keep to files of the site.
         count: Number of processes, ≥ 2; they share this process's threads.
         twins: Copies of the model on other devices; where there are any, each device trains a share, and no process
             is copied.
@@ -52,83 +52,105 @@ class Workers:
     count: int
     twins: tuple[Tuned, ...] = ()
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
-        """Train clients and yield their updates in the order of `works`.
+    def start(self, method: str) -> Params:
+        """See `InProcess`."""
+        return self.inner.start(method)
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        """See `InProcess`."""
+        return self.inner.describe(method)
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """See `InProcess`."""
+        return self.inner.answer(questions)
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        """Train clients and yield their updates in the order of `assignments`.
 
         A client that raises is `Missing`, and so are those that a process which is killed had yet to train.
         """
-        coming = iter(works)
-        room = HELD // (4 * max(1, self.inner.tuned.layout.size))
+        coming = iter(assignments)
+        room = HELD // (4 * max(1, self.inner.site.tuned.layout.size))
         size = max(self.count, min(EACH * self.count, room))
         while window := list(islice(coming, size)):
             yield from self._together(window, clock)
 
-    def _together(self, works: Sequence[Work], clock: Clock) -> Iterator[Answer]:
+    def _together(self, window: Sequence[Assignment], clock: Clock) -> Iterator[Answer]:
         clock.lap("load")
-        begun = time.perf_counter()
-        for work in works:  # tokenised here once, and not in every copy again
-            with suppress(Exception):  # the client is missing then, and the copy says why
-                for one in work.conversations:
-                    encode(self.inner.tuned.vlm, one, [one.answer])
-        shares = dealt([work.steps for work in works], self.count)
+        begun, steps = time.perf_counter(), [self._prepared(one) for one in window]
+        shares = dealt(steps, self.count)
         places = [iter(share) for share in shares]
         done: dict[int, Timed] = {}
         ends: dict[int, str] = {}
-        for number, (answer, spent) in self._results([[works[k] for k in share] for share in shares], ends):
-            if not isinstance(answer, Missing):
-                self.inner.trained(answer[0])
+        for number, (answer, spent) in self._results([[window[k] for k in share] for share in shares], ends):
+            if isinstance(answer, Update):
+                if answer.keeps and not self.twins and not self.inner.site.memory.shared:
+                    raise ValueError("what clients keep in a copy of this process is lost; keep it in files")
+                self.inner.trained(answer)
             done[next(places[number])] = answer, spent
         for number, rest in enumerate(places):
             for k in rest:
-                done[k] = Missing(works[k].client, f"its process {ends[number]}"), {}
+                done[k] = Missing(window[k].client, f"its process {ends[number]}"), {}
         # Seconds that passed here for each second of work in a process.
         spent_there = sum(sum(spent.values()) for _, spent in done.values())
         passed = (time.perf_counter() - begun) / spent_there if spent_there else 0.0
         clock.skip()
-        for k in range(len(works)):
+        for k in range(len(window)):
             answer, spent = done.pop(k)
             clock.add({name: seconds * passed for name, seconds in spent.items()})
             yield answer
 
-    def _results(self, shares: Sequence[Sequence[Work]], ends: dict[int, str]) -> Iterator[tuple[int, Timed]]:
+    def _prepared(self, assignment: Assignment) -> int:
+        """Return how many steps a client takes, with its examples tokenized here once and not in every copy again."""
+        site = self.inner.site
+        with suppress(Exception):  # the client is missing then, and the copy says why
+            conversations = site.local(assignment.method).conversations(assignment.client)
+            for one in conversations:
+                encode(site.tuned.vlm, one, [one.answer])
+            return steps_of(site.settings[assignment.stage], len(conversations))
+        return 1
+
+    def _results(
+        self, shares: Sequence[Sequence[Assignment]], ends: dict[int, str]
+    ) -> Iterator[tuple[int, Timed]]:
         """Train each share and yield (its number, an answer and where the time for it went), as answers come.
 
         How a process ended that was killed is put into `ends`, by the number of its share.
         """
         each = replace(self.inner, trained=ignore)
         if self.twins:
-            models = (self.inner.tuned, *self.twins)
+            sites = [each.site, *(replace(each.site, tuned=tuned) for tuned in self.twins)]
             # There may be fewer shares than models, where there are few clients.
-            here = [(replace(each, tuned=tuned), share) for tuned, share in zip(models, shares, strict=False)]
+            here = [(replace(each, site=site), share) for site, share in zip(sites, shares, strict=False)]
             yield from threaded([partial(_share, *one) for one in here])
             return
-        layout = shares[0][0].broadcast.params.layout
+        layout = each.site.tuned.layout
         parts = [partial(_marked, each, share) for share in shares]
         for number, message in forked(parts, threads_each(self.count), ends.__setitem__, only_killed=True):
             yield number, _unmarked(message, layout)
 
 
-def _share(backend: InProcess, works: Sequence[Work]) -> Iterator[Timed]:
+def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Timed]:
     clock = Clock()
-    for result in backend.map(works, clock):
-        yield result, clock.take()
+    for answer in backend.train(assignments, clock):
+        yield answer, clock.take()
 
 
-def _marked(backend: InProcess, works: Sequence[Work]) -> Iterator[bytes]:
-    for result, spent in _share(backend, works):
+def _marked(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
+    for answer, spent in _share(backend, assignments):
         told = json.dumps(spent).encode()
-        yield LENGTH.pack(len(told)) + told + packed(result)
+        yield LENGTH.pack(len(told)) + told + answer.to_bytes()
 
 
 def _unmarked(message: bytes, layout: Layout) -> Timed:
-    """Read a result, and where the time for it went."""
+    """Read an answer, and where the time for it went."""
     (length,) = LENGTH.unpack_from(message)
     start = LENGTH.size + length
-    return unpacked(message[start:], layout), json.loads(message[LENGTH.size : start])
+    return answer_from_bytes(message[start:], layout), json.loads(message[LENGTH.size : start])
 
 
 def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal works out so that every worker has about as much to do: the largest first, each to the least laden.
+    """Deal work out so that every worker has about as much to do: the largest first, each to the least laden.
 
     Returns:
         Positions in `sizes` for each worker that has any, ascending.
@@ -144,34 +166,3 @@ def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
         shares[least].append(k)
         laden[least] += sizes[k]
     return sorted(sorted(share) for share in shares)
-
-
-def packed(answer: Answer) -> bytes:
-    """Write a client's update, and what the client keeps, or why there is none, as bytes."""
-    if isinstance(answer, Missing):
-        told = json.dumps([answer.client, answer.reason]).encode()
-        return LENGTH.pack(len(told)) + told
-    update, kept = answer
-    # Copies, because safetensors refuses tensors that share memory.
-    tensors = {"delta": update.delta.flat.clone()}
-    tensors |= {f"extras/{name}": value.clone() for name, value in update.extras.items()}
-    tensors |= {f"kept/{name}": value.clone() for name, value in kept.items()}
-    told = json.dumps([update.client, update.weight, dict(update.metrics)]).encode()
-    return LENGTH.pack(len(told)) + told + save(tensors)
-
-
-def unpacked(message: bytes, layout: Layout) -> Answer:
-    """Read what `packed` wrote."""
-    (length,) = LENGTH.unpack_from(message)
-    start = LENGTH.size + length
-    client, *told = json.loads(message[LENGTH.size : start])
-    if len(message) == start:
-        return Missing(client, *told)
-    weight, metrics = told
-    tensors = load(message[start:])
-    delta = Params(layout, tensors["delta"])
-    return ClientUpdate(client, delta, weight, _named("extras/", tensors), metrics), _named("kept/", tensors)
-
-
-def _named(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

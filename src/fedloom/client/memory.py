@@ -1,0 +1,138 @@
+"""What clients keep from round to round at their site: by method, client and round, in memory or in files.
+
+A site writes what a client keeps before it replies, as the memory of that round; whether the update was accepted it
+learns from later assignments, which say in `since` whose memory to start from. So a refused update, or a server that goes
+back to an earlier checkpoint, takes the client's memory back too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedloom.manifest import MEMORY
+from fedloom.record import write_atomic
+from fedloom.types import Tensors, UserError
+
+FOLDER = 1000
+"""Clients whose memories lie in one folder."""
+
+Key = tuple[str, int, int]
+"""Method, client, and round counted over all stages."""
+
+
+class Memory(Protocol):
+    """Where a site keeps what its clients keep."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether a copy of the process writes to the same place."""
+        ...
+
+    def read(self, key: Key) -> Tensors:
+        """Return what was written under a key.
+
+        Raises:
+            UserError: It was lost or damaged.
+        """
+        ...
+
+    def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
+        """Write what a client keeps of a round, and forget its other rounds but those to `keep`."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Memories in a dict, which end with the process."""
+
+    held: dict[Key, Tensors] = field(default_factory=dict[Key, Tensors])
+
+    @property
+    def shared(self) -> bool:
+        """See `Memory`."""
+        return False
+
+    def read(self, key: Key) -> Tensors:
+        """See `Memory`."""
+        if key not in self.held:
+            raise UserError(f"what client {key[1]} kept of round {key[2]} is lost")
+        return self.held[key]
+
+    def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
+        """See `Memory`."""
+        kept = {*keep, key[2]}
+        for other in [one for one in self.held if one[:2] == key[:2] and one[2] not in kept]:
+            del self.held[other]
+        self.held[key] = memory
+
+
+@dataclass(frozen=True)
+class Files:
+    """Memories in files `METHOD/memory/0/7/round-0003.safetensors` (client 7) below a folder, each proving itself."""
+
+    folder: Path
+
+    @property
+    def shared(self) -> bool:
+        """See `Memory`."""
+        return True
+
+    def read(self, key: Key) -> Tensors:
+        """See `Memory`."""
+        file = self.file(key)
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+                whole = (opened.metadata() or {}).get("sha256") == _digest(tensors, file.parts[-2:])
+        except (OSError, SafetensorError, ValueError):
+            tensors, whole = {}, False
+        if not whole:
+            raise UserError(
+                f"{file}: what client {key[1]} keeps is missing or damaged, and no earlier checkpoint can do without "
+                "it; run again from the start with --rerun"
+            )
+        return tensors
+
+    def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
+        """See `Memory`."""
+        tensors = {name: value.contiguous() for name, value in memory.items()}
+        file, kept = self.file(key), {*keep, key[2]}
+        content = save(tensors, metadata={"sha256": _digest(tensors, file.parts[-2:])})
+        write_atomic(file, content, self.folder)
+        for old in file.parent.glob("round-*.safetensors"):
+            if round_of(old) not in kept:
+                old.unlink()
+
+    def file(self, key: Key) -> Path:
+        """Return where a memory lies."""
+        method, client, round = key
+        return (
+            self.folder
+            / method
+            / MEMORY
+            / str(client // FOLDER)
+            / str(client)
+            / f"round-{round:04}.safetensors"
+        )
+
+
+def round_of(file: Path) -> int:
+    """Return the round that a file is of, by its name; -1 where it has none."""
+    number = file.stem.removeprefix("round-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _digest(tensors: Tensors, place: Sequence[str]) -> str:
+    """Return the SHA-256 of what a client keeps, and of whose it is and since which round."""
+    sha = hashlib.sha256("/".join(place).encode())
+    for name, value in sorted(tensors.items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,53 @@
+"""How many steps a client takes in a round, and at which learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedloom.sections import Train
+
+
+def learning_rate(settings: Train, round: int) -> float:
+    """Return the learning rate of a round, falling from round to round if "cosine"; `local_rate` changes it inside.
+
+    "published" is FedMLLM's cosine (arXiv 2411.14717, public code), which warms up over a hundredth of the
+    rounds, lr · (round + 1) / warm. With fewer than 100 rounds that is less than one round, so the first has
+    lr · 100 / rounds: four times the rate that was meant, at 25.
+    """
+    if settings.schedule == "constant":
+        return settings.lr
+    warm = 0.01 * settings.rounds if settings.schedule == "published" else 0.0
+    if round < warm:
+        return settings.lr * (round + 1) / warm
+    return settings.lr * (1 + math.cos(math.pi * (round - warm) / (settings.rounds - warm))) / 2
+
+
+def local_rate(schedule: str, step: int, steps: int) -> float:
+    """Return the part of a round's learning rate, in [0, 1], that one of the client's steps has.
+
+    Args:
+        schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step towards 0. "published" is
+            FedMLLM's (arXiv 2411.14717, public code): a fresh cosine of transformers' Trainer in each round,
+            with a warm-up over a hundredth of the steps, rounded up. That starts at 0, so the first step of
+            every round moves nothing, and a client with a single step stays where it was.
+        step: The step's number in this round, from 0.
+        steps: Steps that the client takes in this round.
+    """
+    if schedule == "constant":
+        return 1.0
+    warm = math.ceil(0.01 * steps) if schedule == "published" else 0
+    if step < warm:
+        return step / warm
+    return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+
+def steps_of(settings: Train, examples: int) -> int:
+    """Return how many optimizer steps a client with so many examples takes in a round."""
+    return settings.epochs * math.ceil(examples / settings.batch_size)
+
+
+def rate_of(settings: Train, round: int, step: int, steps: int) -> float:
+    """Return the learning rate of a client's step, counted from 0, in a round of so many steps."""
+    return learning_rate(settings, round) * local_rate(settings.local_schedule, step, steps)

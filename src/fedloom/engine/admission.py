@@ -1,0 +1,220 @@
+"""Which updates are admitted to the aggregate, which are refused and why, and what is counted meanwhile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from math import inf, isfinite
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedloom.algorithms.base import Extra
+from fedloom.engine.limits import Allowance, Expected, norm
+from fedloom.messages import Answer, Assignment, Missing, Update
+from fedloom.params import Layout, Part
+from fedloom.record import Clock
+from fedloom.types import Tensors
+
+if TYPE_CHECKING:
+    from fedloom.sections import Gate
+
+FIRST = 16
+"""Updates of a round that have a say in what is usual."""
+
+REMEMBERED = 1024
+"""Accepted norms that are kept."""
+
+LISTED = 1000
+"""Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
+
+
+class Admission:
+    """Decides which updates of one round are admitted, while they stream by in client-id order, and counts.
+
+    No update is longer than honest work can make it (`fedloom.engine.limits`), which needs no history. Nor is it many
+    times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the well-formed
+    ones among the first `FIRST` of this round, so the judgement needs no more than those in memory; for work that
+    commonly comes to more than that median, it is what such work comes to.
+
+    Args:
+        expected: What updates may come to.
+        norms: Norms of updates accepted in earlier rounds.
+        settings: Limits on norms.
+
+    Attributes:
+        up: Bytes of the updates that came.
+        down: Bytes of the assignments that were sent.
+        refused: Why updates were refused, by client.
+        missing: Why there is no update, by client.
+        kept: Clients with an admitted update that keep something of this round at their site.
+    """
+
+    def __init__(self, expected: Expected, norms: Sequence[float], settings: Gate) -> None:
+        self._expected, self._settings = expected, settings
+        self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
+        self._loss = self._weight = 0.0
+        self._clients: list[dict[str, Any]] = []
+        self._reported: dict[Part, None] = {}
+        self.up = self.down = 0
+        self.refused: dict[Any, str] = {}
+        self.missing: dict[int, str] = {}
+        self.kept: list[int] = []
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Norms of the updates accepted last, this round's included; at most `REMEMBERED`."""
+        return tuple(self._norms)
+
+    @property
+    def reported(self) -> Part:
+        """The values that any admitted update reports."""
+        found, *others = self._reported
+        for part in others:
+            found = found | part
+        return found
+
+    def sent(self, assignment: Assignment) -> Assignment:
+        """Count an assignment that goes out."""
+        self.down += assignment.length
+        return assignment
+
+    def stray(self, answer: Answer, reason: str) -> None:
+        """Note an answer that does not count."""
+        if isinstance(answer, Update):
+            self.up += answer.length
+        self.refused.setdefault(answer.client, reason)
+
+    def admitted(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
+        """Pass on the updates that are admitted."""
+        for update, reason in self.judged(self._came(answers)):
+            if len(self._clients) < LISTED:
+                own = {"client": update.client, "weight": update.weight}
+                self._clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
+            if reason is not None:
+                self.refused[update.client] = reason
+                continue
+            if isfinite(loss := update.metrics.get("loss", 0.0)):
+                self._loss += update.weight * loss
+                self._weight += update.weight
+            if update.keeps:
+                self.kept.append(update.client)
+            self._reported[update.up or update.delta.whole] = None
+            clock.lap("aggregate")
+            yield update
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the record holds of the round's updates."""
+        told = {
+            name: [{"client": client, "reason": why} for client, why in sorted(found.items(), key=_by_client)]
+            for name, found in (("refused", self.refused), ("missing", self.missing))
+        }
+        loss = self._loss / self._weight if self._weight else None
+        return {"loss": loss, "bytes_up": self.up, "bytes_down": self.down, "clients": self._clients, **told}
+
+    def judged(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
+        """Yield each update with the reason for which it is refused, or None."""
+        coming = map(self._measured, updates)
+        first = deque(islice(coming, FIRST))
+        lengths = [*self._norms, *(size for _, size, _, reason in first if reason is None)]
+        usual = median(lengths or [0.0])
+        # Taken out one by one, so that nobody holds what was judged.
+        waiting = (first.popleft() for _ in range(len(first)))
+        for update, size, common, reason in chain(waiting, coming):
+            why = reason or self._unusual(size, max(usual, common))
+            if why is None:
+                self._norms.append(size)
+            yield update, why
+
+    def _came(self, answers: Iterable[Answer]) -> Iterator[Update]:
+        """Pass on what came, and note who is missing."""
+        for answer in answers:
+            if isinstance(answer, Missing):
+                self.missing[answer.client] = answer.reason
+            else:
+                self.up += _length(answer)
+                yield answer
+
+    def _measured(self, update: Update) -> tuple[Update, float, float, str | None]:
+        """Return an update, its norm, a norm that is common for it, and why it is refused by itself, or None."""
+        allowed = self._expected.of(update.client)
+        reason = malformed(update, self._expected.layout, allowed)
+        size = 0.0 if reason else norm(update.delta.flat)
+        return update, size, allowed.usual, reason or self._outsized(update, size, allowed)
+
+    def _outsized(self, update: Update, size: float, allowed: Allowance) -> str | None:
+        most = self._settings.max_norm
+        if not isfinite(size):
+            return "delta holds values that are not finite"
+        if not allowed.up.silent(update.delta.flat):
+            return "delta changes values that are not exchanged"
+        if most is not None and size > most:
+            return f"norm {size:.4g} is above gate.max_norm {most:.4g}"
+        if most is None and size > allowed.most:
+            return f"norm {size:.4g} is above {allowed.most:.4g}, the most that honest work comes to"
+        return None
+
+    def _unusual(self, size: float, usual: float) -> str | None:
+        ratio = self._settings.max_ratio
+        if usual > 0 and size > ratio * usual:
+            return f"norm {size:.4g} is {size / usual:.1f} times the usual {usual:.4g}; gate.max_ratio is {ratio:.4g}"
+        return None
+
+
+def _by_client(one: tuple[Any, str]) -> tuple[int, str]:
+    client, _ = one  # what came in a name that is no number comes last
+    return (client, "") if isinstance(client, int) else (2**63, str(client))
+
+
+def _length(update: Update) -> int:
+    """Count the bytes that an update came in; 0 for one that no message could hold."""
+    try:
+        return update.length
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return 0
+
+
+def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
+    """Return what is wrong with an update but for its delta's values, or None."""
+    if update.delta.layout.names != layout.names:
+        odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
+        return (
+            f"names differ from the global model's, first {odd[0]!r}" if odd else "names are in another order"
+        )
+    if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
+        return "shapes differ from the global model's"
+    if (update.up or update.delta.whole) != allowed.up:
+        return "it reports another part of the parameters than it was asked for"
+    if not (_is_number(update.weight) and 1 <= update.weight <= allowed.examples):
+        held = f"the number of examples, of which this client holds {allowed.examples}"
+        return f"weight {update.weight} is not {held}"
+    if not all(_is_number(value) for value in update.metrics.values()):
+        return "a metric is not a number"
+    return _other_extras(update.extras, allowed.extras)
+
+
+def _other_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None:
+    """Return how extras differ from what the algorithm announces, or None."""
+    for name in sorted(extras.keys() ^ announced.keys()):
+        return (
+            f"{name} is missing" if name in announced else f"{name} is nothing that this algorithm asks for"
+        )
+    for name, wanted in announced.items():
+        value = extras[name]
+        if value.dtype != torch.float32 or tuple(value.shape) != wanted.shape:
+            found = f"{str(value.dtype).removeprefix('torch.')} values of shape {list(value.shape)}"
+            return f"{name} holds {found}, not float32 values of shape {list(wanted.shape)}"
+        size = norm(value)
+        if not isfinite(size):
+            return f"{name} holds values that are not finite"
+        if size > wanted.most:
+            return f"{name} has norm {size:.4g}, above {wanted.most:.4g}, the most that honest work comes to"
+        if wanted.least > -inf and float(value.amin()) < wanted.least:
+            return f"{name} holds values below {wanted.least:.4g}"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,153 @@
+"""Make a run's site in this process: its clients' examples, prompts, rules and memory, from the experiment and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import overload
+
+from fedloom.algorithms import configured, make
+from fedloom.algorithms.base import FederatedAlgorithm, with_rule
+from fedloom.algorithms.wrap import adaptive
+from fedloom.client.evaluate import render
+from fedloom.client.memory import Files
+from fedloom.client.site import Asked, Local, Profile, Question, Site
+from fedloom.experiment import Experiment
+from fedloom.measure import SLICES
+from fedloom.methods import Method, parse_method
+from fedloom.params import Layout, Params
+from fedloom.scenarios.plan import Plan, pooled
+from fedloom.scenarios.validation import Validation
+from fedloom.tasks import PROMPTS
+from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.parts import parts_of
+from fedloom.tuning.strategy import Strategy
+from fedloom.tuning.svd import svd_start
+from fedloom.types import Conversation, DataSet, Presence
+
+CLIENTS_HELD = 1024
+"""Clients whose rendered examples are kept from round to round."""
+
+
+def make_site(
+    experiment: Experiment,
+    data: DataSet,
+    plan: Plan,
+    tuned: Tuned,
+    strategy: Strategy,
+    folder: Path,
+    validation: Validation | None = None,
+) -> Site:
+    """Make a site of all clients of a plan.
+
+    Args:
+        experiment: Every choice.
+        data: The examples.
+        plan: Who holds what.
+        tuned: The model with the adapters that the strategy trains.
+        strategy: The stages.
+        folder: Where it keeps what clients keep, in a folder for each method.
+        validation: The part that is kept out for choices, if any.
+    """
+    together = cache(partial(pooled, plan))
+
+    @cache
+    def local(name: str) -> Local:
+        method = parse_method(name)
+        held = together() if method.base == "centralised" else plan
+        return Local(
+            algorithm_of(experiment, method, len(plan.clients), tuned.layout).local,
+            _start(tuned, method),
+            [
+                parts_of(tuned.layout, strategy, stage, alone=not method.federated)
+                for stage in range(len(strategy))
+            ],
+            Profiles(data, held),
+            _conversations(experiment, data, held, method),
+        )
+
+    def asked(question: Question) -> Asked:
+        clause = clause_of(experiment, parse_method(question.method))
+        if question.test == "test":
+            return Asked(data.test, [SLICES[question.part]] * len(data.test), clause)
+        assert validation is not None
+        share = validation.share(question.client)
+        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
+        return Asked([validation.examples[index] for index in share.indices.tolist()], presence, clause)
+
+    settings = [
+        experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)
+    ]
+    return Site(tuned, settings, experiment.seed, local, Files(folder), asked, experiment.evaluate)
+
+
+def rounds_of(experiment: Experiment, strategy: Strategy) -> tuple[int, ...]:
+    """Return the rounds of each stage of a strategy."""
+    given, total, count = experiment.strategy.stage_rounds, experiment.train.rounds, len(strategy)
+    return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
+
+
+def algorithm_of(experiment: Experiment, method: Method, clients: int, layout: Layout) -> FederatedAlgorithm:
+    """Make a method's algorithm; references train with plain FedAvg over their one client."""
+    base = method.base if method.federated else "fedavg"
+    arguments = experiment.arguments(base) if method.federated else {}
+    algorithm = make(base, clients, arguments)
+    if "adaptive" in method.modifiers:
+        chosen = experiment.adaptive.model_dump()
+        rule = configured("algorithms.adaptive", partial(adaptive, layout), chosen)
+        algorithm = with_rule(algorithm, rule)
+    return algorithm
+
+
+def clause_of(experiment: Experiment, method: Method) -> str | None:
+    """Return what a method's prompts say of the evidence; None names what is present."""
+    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
+
+
+class Profiles(Sequence[Profile]):
+    """What a plan tells of each client, read when asked for."""
+
+    def __init__(self, data: DataSet, plan: Plan) -> None:
+        self._data, self._plan = data, plan
+        self._one = lru_cache(maxsize=CLIENTS_HELD)(self._profile)
+
+    def __len__(self) -> int:
+        return len(self._plan.clients)
+
+    @overload
+    def __getitem__(self, client: int) -> Profile: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
+    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
+        if isinstance(client, slice):
+            return [self._one(one) for one in range(len(self))[client]]
+        return self._one(client)
+
+    def _profile(self, client: int) -> Profile:
+        share, train = self._plan.clients[client], self._data.train
+        return Profile(
+            len(share.indices),
+            any(seen and train[k].pictures for k, seen in zip(share.indices, share.image, strict=True)),
+            any(seen and train[k].text for k, seen in zip(share.indices, share.text, strict=True)),
+        )
+
+
+def _start(tuned: Tuned, method: Method) -> Params:
+    """Return what a method's first round begins with: YOCO's adapters come from the weights they adapt."""
+    return svd_start(tuned) if method.base == "yoco" else tuned.start
+
+
+def _conversations(
+    experiment: Experiment, data: DataSet, plan: Plan, method: Method
+) -> Callable[[int], Sequence[Conversation]]:
+    """Return what renders a client's examples, showing what it holds, with the method's prompt."""
+
+    @lru_cache(maxsize=CLIENTS_HELD)
+    def conversations(client: int) -> list[Conversation]:
+        share = plan.clients[client]
+        examples = [data.train[index] for index in share.indices]
+        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
+        return render(examples, presence, experiment.evaluate.answer, clause=clause_of(experiment, method))
+
+    return conversations
