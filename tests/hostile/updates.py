@@ -1,103 +1,48 @@
-"""Bad updates: functions that turn what an honest client sends and keeps into what no server may take in.
+"""Bad updates: functions that turn what an honest client sends into what no server may take in.
 
     BAD         for any algorithm
     BAD_EXTRAS  by algorithm, for those that send more than a delta
-
-`Honest` is a backend whose clients take real optimizer steps on a quadratic; `Corrupted` lets some of them be bad.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
 from fedloom.algorithms import make
-from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.client.train import Result, Work
-from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
+from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.messages import Update
-from fedloom.params import Layout, Params
-from fedloom.record import Clock
+from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate, Train
-from fedloom.types import Conversation
 
-Corrupt = Callable[[Result], Result]
-
-LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
-CLIENTS = 5
-TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
-
-
-def held(client: int) -> list[Conversation]:
-    """What a client holds: one example more than its number says."""
-    return [Conversation("", "")] * (client + 1)
-
-
-@dataclass(frozen=True)
-class Honest:
-    """A backend whose client k draws the parameters towards k."""
-
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        for work in works:
-            yield self.result(work)
-            clock.lap("step")
-
-    def result(self, work: Work) -> Result:
-        start, rule, settings = work.start.params.flat, work.rule, work.settings
-        flat, optimizer = start.clone()[None], OPTIMIZERS[settings.optimizer]
-        slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
-        carry, loss = rule.begin(work.start, work.memory), 0.0
-        for step in range(work.steps):
-            grads = flat - work.client
-            loss += float(grads.square().sum()) / 2
-            clip(grads, settings.clip)
-            corrected, carry = rule.correct(grads[0], flat[0], carry)
-            rate = work.rate(step)
-            optimizer.step(
-                flat, corrected[None].clone(), slots, step + 1, rate, settings.weight_decay, settings.beta2
-            )
-        extras, kept = rule.finish(carry, work.steps)
-        delta = flat[0] - start if work.shared is None else (flat[0] - start) * work.shared
-        metrics = {"loss": loss / work.steps, "steps": float(work.steps)}
-        weight = float(len(work.conversations))
-        return Update(work.client, Params(work.start.params.layout, delta), weight, extras, metrics), kept
-
-
-@dataclass(frozen=True)
-class Corrupted(Honest):
-    """A backend in which some clients are bad in some rounds."""
-
-    bad: Mapping[int, Corrupt] = field(default_factory=dict)
-    rounds: tuple[int, ...] = (0, 1, 2)
-
-    def result(self, work: Work) -> Result:
-        good = super().result(work)
-        return self.bad[work.client](good) if work.client in self.bad and work.round in self.rounds else good
+Corrupt = Callable[[Update], Update]
 
 
 def run(
     name: str,
-    backend: Honest,
+    bad: Mapping[int, Corrupt] | None = None,
     clients: tuple[int, ...] = tuple(range(CLIENTS)),
     train: Train = TRAIN,
     arguments: Mapping[str, Any] | None = None,
     gate: Gate = Gate(),
+    rounds: tuple[int, ...] = (0, 1, 2),
 ) -> tuple[Standing, list[dict[str, Any]]]:
-    """Train with an algorithm; return where that ends and the figures of its rounds."""
+    """Train with an algorithm, with some clients bad; return where that ends and the figures of its rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
-    start = Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
-    schedule = Schedule(train.rounds, clients, None, 0)
-    one = Run(algorithm, start, schedule, held, train, gate, committed=lambda now, log: logs.append(log))
+    one = run_of(
+        name, clients, train, gate, algorithm=algorithm, committed=lambda now, log: logs.append(log)
+    )
+    backend = Corrupted(site_of(algorithm, train), dict(bad or {}), rounds)
     return run_rounds([one], backend)[0], logs
 
 
 def _delta(change: Callable[[torch.Tensor], torch.Tensor]) -> Corrupt:
-    def corrupt(good: Result) -> Result:
-        update, kept = good
-        return replace(update, delta=Params(update.delta.layout, change(update.delta.flat.clone()))), kept
+    def corrupt(good: Update) -> Update:
+        return replace(good, delta=Params(good.delta.layout, change(good.delta.flat.clone())))
 
     return corrupt
 
@@ -117,33 +62,29 @@ def _at(place: int, value: float) -> Corrupt:
 
 def _layout(**shapes: tuple[int, ...]) -> Corrupt:
     layout = Layout.of({name.replace("_", "/"): shape for name, shape in shapes.items()})
-    return lambda good: (replace(good[0], delta=Params.zeros(layout)), good[1])
+    return lambda good: replace(good, delta=Params.zeros(layout))
 
 
 def _with(**fields: Any) -> Corrupt:
-    return lambda good: (replace(good[0], **fields), good[1])
-
-
-def _keeps(values: torch.Tensor) -> Corrupt:
-    return lambda good: (good[0], {**good[1], "control": values})
+    return lambda good: replace(good, **fields)
 
 
 def _extras(change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Corrupt:
-    return lambda good: (replace(good[0], extras=change(dict(good[0].extras))), good[1])
+    return lambda good: replace(good, extras=change(dict(good.extras)))
 
 
 def _extra(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Corrupt:
     return _extras(lambda extras: {**extras, name: change(extras[name])})
 
 
-def _reshaped(good: Result) -> Result:
+def _reshaped(good: Update) -> Update:
     shapes = {name: shape[::-1] for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True)}
-    return replace(good[0], delta=Params(Layout.of(shapes), good[0].delta.flat)), good[1]
+    return replace(good, delta=Params(Layout.of(shapes), good.delta.flat))
 
 
-def _renamed(good: Result) -> Result:
+def _renamed(good: Update) -> Update:
     shapes = {f"{name}!": shape for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True)}
-    return replace(good[0], delta=Params(Layout.of(shapes), good[0].delta.flat)), good[1]
+    return replace(good, delta=Params(Layout.of(shapes), good.delta.flat))
 
 
 BAD: dict[str, Corrupt] = {
@@ -180,12 +121,10 @@ BAD: dict[str, Corrupt] = {
     "a client nobody asked": _with(client=99),
     "a negative client": _with(client=-1),
     "a client that has answered": _with(client=0),
-    "a client that has yet to answer": _with(client=4),
     "a client with a name": _with(client="2"),
     "an extra nobody asked for": _extras(lambda extras: {**extras, "odd": torch.ones(3)}),
     "the model as an extra": _extras(lambda extras: {**extras, "params": torch.ones(LAYOUT.size)}),
-    "keeps NaN": _keeps(torch.full((LAYOUT.size,), float("nan"))),
-    "keeps one Inf": _keeps(torch.tensor([0.0] * (LAYOUT.size - 1) + [float("inf")])),
+    "another part": _with(up=Part(LAYOUT.size, ((0, 3),))),
     "a metric as text": _with(metrics={"loss": "low"}),
     "a metric that is nothing": _with(metrics={"loss": None}),
 }

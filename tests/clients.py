@@ -1,0 +1,164 @@
+"""Sites without a model, and backends whose clients are plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from fedloom.algorithms import make
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.client.job import Job
+from fedloom.client.memory import InMemory, Memory
+from fedloom.client.optimizers import OPTIMIZERS, clip
+from fedloom.client.site import Local, Profile, Question, Site
+from fedloom.client.train import Trained
+from fedloom.engine.rounds import Committed, Run, Schedule, Standing
+from fedloom.messages import Answer, Assignment, Update
+from fedloom.params import Layout, Params, Part
+from fedloom.record import Clock
+from fedloom.sections import Gate, Train
+from fedloom.tasks.scoring import Judged
+from fedloom.tuning.parts import Parts
+from fedloom.types import Conversation
+
+LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
+CLIENTS = 5
+TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
+PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
+
+
+def start_of(layout: Layout = LAYOUT) -> Params:
+    """Where every method begins."""
+    return Params(layout, torch.linspace(-1, 1, layout.size))
+
+
+def held(client: int) -> list[Conversation]:
+    """What a client holds: one example more than its number says."""
+    return [Conversation("", "")] * (client + 1)
+
+
+def profiles(clients: int = CLIENTS) -> list[Profile]:
+    """What is told of clients that hold what `held` says; those with odd numbers have no images."""
+    return [Profile(client + 1, images=client % 2 == 0, texts=True) for client in range(clients)]
+
+
+def all_parts(size: int) -> Parts:
+    """The parts of a strategy that exchanges everything."""
+    whole = Part.whole(size)
+    return Parts(whole, whole, Part(size, ()), whole)
+
+
+def site_of(
+    algorithm: FederatedAlgorithm,
+    train: Train = TRAIN,
+    memory: Memory | None = None,
+    parts: Parts | None = None,
+    layout: Layout = LAYOUT,
+    clients: int = CLIENTS,
+) -> Site:
+    """Make a site of clients that hold what `held` says, without a model."""
+    local = Local(
+        algorithm.local, start_of(layout), [parts or all_parts(layout.size)], profiles(clients), held
+    )
+    return Site(cast("Any", None), [train], 0, lambda method: local, memory or InMemory())
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A backend whose client k draws the parameters towards k, with the real optimizer, rule and memory."""
+
+    site: Site
+
+    def start(self, method: str) -> Params:
+        return self.site.local(method).start
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        return self.site.local(method).profiles
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        raise NotImplementedError
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        for assignment in assignments:
+            yield self.client(assignment)
+            clock.lap("step")
+
+    def client(self, assignment: Assignment) -> Answer:
+        job = self.site.job(assignment)
+        return self.site.update(job, trained(job))
+
+
+def trained(job: Job) -> Trained:
+    """Take a client's real optimizer steps on a quadratic around its number."""
+    rule, settings, flat = job.rule, job.settings, job.start.params.flat.clone()[None]
+    optimizer, mask = OPTIMIZERS[settings.optimizer], None if job.trained is None else job.trained.mask
+    slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
+    carry, loss, begun = rule.begin(job.start, job.memory), 0.0, flat[0].clone()
+    for step in range(job.steps):
+        grads = flat - job.client
+        loss += float(grads.square().sum()) / 2
+        penalized, carry = rule.penalize(grads[0], flat[0], carry)
+        grads = penalized[None].clone() if mask is None else penalized[None] * mask
+        clip(grads, settings.clip)
+        corrected, carry = rule.correct(grads[0], flat[0], carry)
+        optimizer.step(
+            flat,
+            corrected[None].clone(),
+            slots,
+            step + 1,
+            job.rate(step),
+            settings.weight_decay,
+            settings.beta2,
+        )
+        if mask is not None:
+            flat = torch.where(mask, flat, begun)
+    return Trained(flat[0], carry, loss / job.steps, 0.0)
+
+
+@dataclass(frozen=True)
+class Corrupted(Plain):
+    """A backend in which some clients' updates are changed in some rounds; None in their place is no answer."""
+
+    bad: dict[int, Callable[[Update], Answer | None]] = field(default_factory=dict)
+    rounds: tuple[int, ...] = (0, 1, 2)
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        for assignment in assignments:
+            answer: Answer | None = self.client(assignment)
+            if assignment.client in self.bad and assignment.round in self.rounds:
+                assert isinstance(answer, Update)
+                answer = self.bad[assignment.client](answer)
+            if answer is not None:
+                yield answer
+            clock.lap("step")
+
+
+def run_of(
+    name: str,
+    clients: Sequence[int] = range(CLIENTS),
+    train: Train = TRAIN,
+    gate: Gate = PERMISSIVE,
+    *,
+    algorithm: FederatedAlgorithm | None = None,
+    committed: Committed = lambda now, log: None,
+    standing: Standing | None = None,
+    cohort: int | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> Run:
+    """Set up a training of the clients of `site_of`."""
+    algorithm = algorithm or make(name, CLIENTS)
+    begun = standing or Standing(algorithm.init(start_of()))
+    schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
+    known = profiles(max(clients, default=0) + 1)
+    return Run(name, algorithm, begun, schedule, known, train, gate, committed, **fields)
+
+
+def same(left: Standing, right: Standing) -> bool:
+    """Whether two servers have equal bits."""
+    one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
