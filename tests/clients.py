@@ -9,20 +9,24 @@ from typing import Any, cast
 import torch
 
 from fedloom.algorithms import make
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
 from fedloom.client.train import Trained
+from fedloom.data.shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.record import Clock
 from fedloom.sections import Gate, Train
+from fedloom.seeds import stream
+from fedloom.tasks import TASKS
 from fedloom.tasks.scoring import Judged
+from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts
-from fedloom.types import Conversation
+from fedloom.types import Conversation, Presence
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5
@@ -162,3 +166,32 @@ def same(left: Standing, right: Standing) -> bool:
     """Whether two servers have equal bits."""
     one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def asked_about(client: int) -> list[Conversation]:
+    """The questions of a client of `real_site`: one to three, with text where its number is even."""
+    examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(1 + client % 3)]
+    return [TASKS["vqa"].render(one, Presence(True, client % 2 == 0), answer_form="text") for one in examples]
+
+
+def real_site(
+    tuned: Tuned,
+    name: str = "fedavg",
+    rule: LocalRule | None = None,
+    conversations: Callable[[int], Sequence[Conversation]] = asked_about,
+    memory: Memory | None = None,
+    train: Train = Train(batch_size=2),
+    clients: int = CLIENTS,
+) -> Site:
+    """Make a site with a real model; the clients hold what `conversations` says."""
+    known = [Profile(1 + client % 3, images=True, texts=client % 2 == 0) for client in range(clients)]
+    whole = all_parts(tuned.layout.size)
+    local = Local(rule or make(name, clients).local, tuned.start, [whole], known, conversations)
+    return Site(tuned, [train], 0, lambda method: local, memory or InMemory())
+
+
+def assigned(tuned: Tuned, name: str = "fedavg", clients: int = CLIENTS, round: int = 0) -> list[Assignment]:
+    """Make the assignments of a first round."""
+    algorithm = make(name, clients)
+    sent = algorithm.broadcast(algorithm.init(tuned.start))
+    return [Assignment(name, 0, round, client, sent.params, sent.extras) for client in range(clients)]

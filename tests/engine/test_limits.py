@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf, sqrt
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.hostile.updates import LAYOUT, held
+from tests.clients import LAYOUT, profiles
 
 from fedloom.algorithms import make
-from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.base import with_rule
 from fedloom.algorithms.fedprox import proximal
 from fedloom.client.optimizers import OPTIMIZERS, adamw_reach, clip
-from fedloom.client.train import Work
+from fedloom.client.schedule import rate_of
 from fedloom.engine.limits import TIMES, Expected, norm, reach
-from fedloom.params import Layout, Params
+from fedloom.params import Params, Part
 from fedloom.sections import Train
-from fedloom.types import Broadcast, Conversation
 
 SIZE = 12
 
 
-def work(train: Train, start: torch.Tensor, steps: int, round: int = 0) -> Work:
-    sent = Broadcast(Params(Layout.of({"w": (start.numel(),)}), start))
-    conversations = [Conversation("", "")] * steps
-    return Work(0, round, 0, PLAIN, sent, {}, conversations, train.model_copy(update={"batch_size": 1}))
-
-
-def walked(one: Work, gradients: torch.Tensor) -> torch.Tensor:
+def walked(train: Train, gradients: torch.Tensor, start: torch.Tensor, round: int = 0) -> torch.Tensor:
     """What the real optimizer makes of gradients, shape [steps, P]."""
-    start, optimizer = one.broadcast.params.flat, OPTIMIZERS[one.settings.optimizer]
-    flat = start.clone()[None]
+    optimizer, flat = OPTIMIZERS[train.optimizer], start.clone()[None]
     slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
     for step, gradient in enumerate(gradients):
         grads = gradient.clone()[None]
-        clip(grads, one.settings.clip)
-        settings = one.settings
-        optimizer.step(flat, grads, slots, step + 1, one.rate(step), settings.weight_decay, settings.beta2)
+        clip(grads, train.clip)
+        rate = rate_of(train, round, step, len(gradients))
+        optimizer.step(flat, grads, slots, step + 1, rate, train.weight_decay, train.beta2)
     return flat[0] - start
+
+
+def bound(train: Train, steps: int, start: float, round: int = 0) -> float:
+    return reach(train, round, steps, inf if train.clip is None else train.clip, SIZE, start)[0]
 
 
 @st.composite
@@ -78,19 +73,17 @@ def gradients(draw: st.DrawFn) -> torch.Tensor:
 @given(trainings(), gradients(), st.sampled_from([0.0, 1e-3, 1.0, 1e6]))
 def test_no_gradients_lead_beyond_the_bound(train: Train, given: torch.Tensor, size: float) -> None:
     start = size * torch.linspace(-1, 1, SIZE)
-    one = work(train, start, len(given), round=train.rounds // 3)
-    most, _ = reach(one, SIZE, norm(start))
+    most = bound(train, len(given), norm(start), train.rounds // 3)
     assert most < inf
     if most < 1e38:  # beyond, float32 values end
-        assert norm(walked(one, given)) <= most
+        assert norm(walked(train, given, start, train.rounds // 3)) <= most
 
 
 def test_the_bound_is_reached() -> None:
     """A bound that nothing comes near would let outsized updates in."""
     steady = torch.ones(8, SIZE)
     for train in (Train(lr=0.1), Train(lr=0.1, optimizer="sgd", clip=2.0)):
-        one = work(train, torch.zeros(SIZE), 8)
-        assert norm(walked(one, steady)) >= 0.9 * reach(one, SIZE, 0.0)[0]
+        assert norm(walked(train, steady, torch.zeros(SIZE))) >= 0.9 * bound(train, 8, 0.0)
 
 
 @pytest.mark.parametrize("beta2", [0.85, 0.95, 0.999])
@@ -98,8 +91,8 @@ def test_the_worst_gradients_for_adamw(beta2: float) -> None:
     """Where Cauchy and Schwarz hold with equality: gradients that grow by β1 / β2 into the past."""
     steps = 20
     given = ((0.9 / beta2) ** torch.arange(steps - 1, -1, -1.0))[:, None].expand(-1, SIZE)
-    one = work(Train(lr=1.0, beta2=beta2, schedule="constant", clip=None), torch.zeros(SIZE), steps)
-    last = walked(one, given) - walked(one, given[:-1])
+    train, start = Train(lr=1.0, beta2=beta2, schedule="constant", clip=None), torch.zeros(SIZE)
+    last = walked(train, given, start) - walked(train, given[:-1], start)
     assert norm(last) == pytest.approx(adamw_reach(steps, SIZE, inf, beta2), rel=1e-4)
 
 
@@ -112,35 +105,25 @@ def test_the_worst_gradients_for_adamw(beta2: float) -> None:
     ],
 )
 def test_where_the_settings_bound_nothing_the_parameters_do(train: Train) -> None:
-    one = work(train, torch.ones(SIZE), 5)
-    assert reach(one, SIZE, 3.0)[0] == TIMES * 3.0 + sqrt(SIZE)
+    assert bound(train, 5, 3.0) == TIMES * 3.0 + sqrt(SIZE)
 
 
 def test_a_rule_that_corrects_clipped_gradients_is_not_bounded_by_the_clip() -> None:
-    one = replace(work(Train(optimizer="sgd"), torch.ones(SIZE), 5), rule=proximal(100.0))
-    assert reach(one, SIZE, 3.0)[0] == TIMES * 3.0 + sqrt(SIZE)
+    train, start = Train(optimizer="sgd", batch_size=1), Params(LAYOUT, torch.ones(LAYOUT.size))
+    free, held = (
+        Expected(algorithm, start, train, 0, profiles(), lambda client: None)
+        for algorithm in (make("fedavg", 5), with_rule(make("fedavg", 5), proximal(100.0)))
+    )
+    assert held.of(4).most == TIMES * norm(start.flat) + sqrt(LAYOUT.size)
+    assert free.of(4).most < held.of(4).most / 100
 
 
-def test_bounds_are_of_what_is_exchanged() -> None:
+def test_bounds_are_of_what_a_client_reports() -> None:
     algorithm, params = make("fedavg", 3), Params(LAYOUT, torch.ones(LAYOUT.size))
-    shared = LAYOUT.mask(lambda name: name.startswith("llm/"))
-    trained = LAYOUT.mask(lambda name: not name.endswith("_b"))
-    works = [
-        Work(
-            client,
-            0,
-            0,
-            algorithm.local,
-            algorithm.broadcast(algorithm.init(params)),
-            {},
-            held(client),
-            Train(),
-        )
-        for client in range(3)
-    ]
-    expected = Expected(algorithm, params, (trained, shared))
-    assert list(expected.noted(works)) == works
-    found = [expected.take() for _ in works]
-    assert [(one.client, one.examples) for one in found] == [(0, 1), (1, 2), (2, 3)]
-    assert found[0].most == reach(works[0], 4, 2.0)[0]  # of 12 values the 4 of llm/…lora_a are exchanged
-    assert expected.silent == (slice(0, 6), slice(10, 12))
+    own = Part.of(LAYOUT.mask(lambda name: name.endswith("lora_a")))
+    expected = Expected(algorithm, params, Train(), 0, profiles(), lambda client: own if client else None)
+    found = [expected.of(client) for client in range(3)]
+    assert [one.examples for one in found] == [1, 2, 3]
+    assert [one.up for one in found] == [Part.whole(LAYOUT.size), own, own]
+    for one, values in zip(found, (LAYOUT.size, 4, 4), strict=True):  # of 12 values the 4 of llm/…lora_a
+        assert (one.most, one.usual) == pytest.approx(reach(Train(), 0, 1, 1.0, values, sqrt(values)))

@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedloom.algorithms.base import PLAIN
-from fedloom.client.train import Work, train
+from fedloom.client.job import Job
+from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import machine as module
 from fedloom.engine.in_process import WINDOW
 from fedloom.engine.machine import MOST, Choice, Machine, choose, saved_bytes, this_machine
+from fedloom.messages import Assignment
 from fedloom.models import batch as batches
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
@@ -36,32 +38,35 @@ def tuned(tiny_model: Path) -> Tuned:
     return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
-def works(tuned: Tuned, count: int, batch_size: int = 2) -> list[Work]:
+def jobs(tuned: Tuned, count: int, batch_size: int = 2) -> list[Job]:
     examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(4)]
     told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
     how = Train(batch_size=batch_size)
-    return [Work(k, 0, 0, PLAIN, Broadcast(tuned.start), {}, told, how) for k in range(count)]
+    return [
+        Job(Assignment("fedavg", 0, 0, k, tuned.start), Broadcast(tuned.start), PLAIN, {}, told, how, seed=0)
+        for k in range(count)
+    ]
 
 
 LAPTOP = Machine("cpu", "a processor", threads=2, memory=2**34, copies=True)
 
 
 def test_one_client_trains_alone(tuned: Tuned) -> None:
-    assert choose(tuned, works(tuned, 1), 1, LAPTOP) == Choice()
+    assert choose(tuned, jobs(tuned, 1), 1, LAPTOP) == Choice()
 
 
 def test_neither_clock_nor_load_nor_free_memory_decides(
     tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clock and load jump at every reading."""
-    before = choose(tuned, works(tuned, 8), 8, LAPTOP)
+    before = choose(tuned, jobs(tuned, 8), 8, LAPTOP)
 
     moments = itertools.cycle([0.0, 1e9, 3.0, 2e9, 5.0])
     for name in ("perf_counter", "monotonic", "process_time", "time"):
         monkeypatch.setattr(time, name, lambda: next(moments))
     monkeypatch.setattr(os, "getloadavg", lambda: (next(moments),) * 3)
     for _ in range(5):
-        assert choose(tuned, works(tuned, 8), 8, LAPTOP) == before
+        assert choose(tuned, jobs(tuned, 8), 8, LAPTOP) == before
     here = this_machine(torch.device("cpu"))
     held = bytearray(2**27)  # memory that is not free now
     assert this_machine(torch.device("cpu")) == here
@@ -80,7 +85,7 @@ def test_a_choice_fits_cohort_threads_and_memory(
     tuned: Tuned, cohort: int, threads: int, memory: int | None, copies: bool, device: str
 ) -> None:
     machine = Machine(device, "any", threads, memory, copies)
-    some = works(tuned, min(cohort, 4))
+    some = jobs(tuned, min(cohort, 4))
     found = choose(tuned, some, cohort, machine)
     assert 1 <= found.rows <= min(MOST, cohort)
     assert 1 <= found.workers <= min(threads, cohort)
@@ -95,43 +100,43 @@ def test_a_choice_fits_cohort_threads_and_memory(
 
 def test_larger_batches_never_get_more_rows(tuned: Tuned) -> None:
     alone = replace(LAPTOP, copies=False)
-    rows = [choose(tuned, works(tuned, 4, size), 40, alone).rows for size in (1, 2, 4)]
+    rows = [choose(tuned, jobs(tuned, 4, size), 40, alone).rows for size in (1, 2, 4)]
     assert rows == sorted(rows, reverse=True)
 
 
 def test_processes_are_for_long_rounds(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     for multiplications, count in ((0, 1), (10**12, 2)):
         monkeypatch.setattr(module, "_multiplications", lambda *_, m=multiplications: m)
-        assert choose(tuned, works(tuned, 4), 4, LAPTOP).workers == count
+        assert choose(tuned, jobs(tuned, 4), 4, LAPTOP).workers == count
 
 
 def test_a_model_that_does_not_stack_has_one_row(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tuned), "stackable", property(lambda _: False))
-    assert choose(tuned, works(tuned, 4), 4, LAPTOP).rows == 1
+    assert choose(tuned, jobs(tuned, 4), 4, LAPTOP).rows == 1
 
 
 def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:
-    small, large = (saved_bytes(tuned, works(tuned, 1, size)[0]) for size in (1, 4))
+    small, large = (saved_bytes(tuned, jobs(tuned, 1, size)[0]) for size in (1, 4))
     assert 3 * small < large < 6 * small
 
 
 def test_choosing_changes_nothing(tuned: Tuned) -> None:
-    before = train(tuned, works(tuned, 1))[0][0].delta.flat
-    choose(tuned, works(tuned, 4), 4, LAPTOP)
-    assert torch.equal(train(tuned, works(tuned, 1))[0][0].delta.flat, before)
+    before = train(tuned, jobs(tuned, 1))[0].end
+    choose(tuned, jobs(tuned, 4), 4, LAPTOP)
+    assert torch.equal(train(tuned, jobs(tuned, 1))[0].end, before)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputing_gives_the_same_bits_and_keeps_less(dropout: float, tiny_model: Path) -> None:
     tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2, dropout=dropout)), seed=0)
-    (work,) = works(tuned, 1)
-    plain, kept = train(tuned, [work])[0][0].delta.flat, saved_bytes(tuned, work)
+    (job,) = jobs(tuned, 1)
+    plain, kept = train(tuned, [job])[0].end, saved_bytes(tuned, job)
     with recomputing(tuned.vlm):
-        assert torch.equal(train(tuned, [work])[0][0].delta.flat, plain)
-        assert saved_bytes(tuned, work) < 0.7 * kept  # the rest is logits over the whole vocabulary
-    assert saved_bytes(tuned, work) == kept
+        assert torch.equal(train(tuned, [job])[0].end, plain)
+        assert saved_bytes(tuned, job) < 0.7 * kept  # the rest is logits over the whole vocabulary
+    assert saved_bytes(tuned, job) == kept
     with recomputing(tuned.vlm, wanted=False):
-        assert saved_bytes(tuned, work) == kept
+        assert saved_bytes(tuned, job) == kept
 
 
 def test_masks_are_counted_among_what_is_kept(tiny_model: Path) -> None:
@@ -139,24 +144,22 @@ def test_masks_are_counted_among_what_is_kept(tiny_model: Path) -> None:
         prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2, dropout=share)), seed=0)
         for share in (0.0, 0.3)
     )
-    assert saved_bytes(plain, works(plain, 1)[0]) < saved_bytes(dropped, works(dropped, 1)[0])
+    assert saved_bytes(plain, jobs(plain, 1)[0]) < saved_bytes(dropped, jobs(dropped, 1)[0])
 
 
 def test_layers_are_computed_again_where_a_step_would_take_more_than_half(tuned: Tuned) -> None:
-    (work,) = works(tuned, 1)
+    (job,) = jobs(tuned, 1)
     held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
-    step = (
-        2 * work.settings.batch_size * saved_bytes(tuned, replace(work, conversations=work.conversations[:1]))
-    )
+    step = 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
     for spare, wanted in ((step, True), (2 * step + 2, False)):
-        assert choose(tuned, [work], 1, replace(LAPTOP, memory=held + spare)).recompute is wanted
+        assert choose(tuned, [job], 1, replace(LAPTOP, memory=held + spare)).recompute is wanted
 
 
 def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
     tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (work,) = works(tuned, 1)
-    batch = collate(tuned.vlm, [next(work.batches())])
+    (job,) = jobs(tuned, 1)
+    batch = collate(tuned.vlm, [next(job.batches())])
     found = []
     for logits in (batches.LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
         monkeypatch.setattr(batches, "LOGITS", logits)

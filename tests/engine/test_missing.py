@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,149 +13,165 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.hostile.updates import CLIENTS, LAYOUT, TRAIN, Honest, held
+from tests.clients import (
+    CLIENTS,
+    TRAIN,
+    Corrupted,
+    Plain,
+    assigned,
+    real_site,
+    run_of,
+    same,
+    site_of,
+    start_of,
+)
 
 from fedloom.algorithms import ALGORITHMS, make
-from fedloom.algorithms.base import LocalRule
-from fedloom.client.train import Answer, Work
-from fedloom.data.shapes import MAKERS
+from fedloom.client.memory import InMemory
+from fedloom.client.site import Site
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.matching import SILENT, matched
-from fedloom.engine.rounds import MISSED, Backend, Run, Schedule, Standing, run_rounds
-from fedloom.engine.workers import Workers, packed, unpacked
-from fedloom.messages import Missing
+from fedloom.engine.ordering import SILENT, in_order
+from fedloom.engine.rounds import MISSED, Backend, Standing, run_rounds
+from fedloom.engine.workers import Workers
+from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
-from fedloom.params import Params
+from fedloom.params import Part
 from fedloom.processes import can_fork
 from fedloom.record import Clock
-from fedloom.sections import Gate, Train
-from fedloom.seeds import stream
-from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.parts import Parts
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Presence, Tensors, UserError
+from fedloom.types import Tensors, UserError
 
 from .test_workers import assert_same_bits
 
-PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
+LONG = TRAIN.model_copy(update={"rounds": 9})
+How = Callable[[Update], Answer | None]
 
 
-@dataclass(frozen=True)
-class Without:
-    """Leaves clients out in some rounds: `how` makes what comes in their place, nothing where it is None."""
-
-    who: tuple[int, ...]
-    rounds: tuple[int, ...]
-    how: Callable[[Work], Answer] | None = None
-
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
-        for work in works:
-            if work.client not in self.who or work.round not in self.rounds:
-                yield from Honest().map([work], clock)
-            elif self.how is not None:
-                yield self.how(work)
+def silent(update: Update) -> None:
+    return None
 
 
-def broken(work: Work) -> Answer:
-    return Missing(work.client, "it broke")
+def broken(update: Update) -> Answer:
+    return Missing(update.client, "it broke")
+
+
+def nan(update: Update) -> Answer:
+    return replace(update, delta=update.delta.with_flat(update.delta.flat * torch.nan))
+
+
+def without(name: str, who: Iterable[int], rounds: tuple[int, ...], how: How = silent) -> Corrupted:
+    return Corrupted(site_of(make(name, CLIENTS), LONG), dict.fromkeys(who, how), rounds)
 
 
 def go(
-    name: str, backend: Backend, rounds: int = 3, start: Standing | None = None
+    name: str, backend: Backend, rounds: int = 3, clients: Sequence[int] = range(CLIENTS)
 ) -> tuple[Standing, list[dict[str, Any]]]:
     logs: list[dict[str, Any]] = []
-    run = training(name, rounds, lambda now, log: logs.append(log), start=start)
+    run = run_of(name, clients, LONG, rounds=rounds, committed=lambda now, log: logs.append(log))
     return run_rounds([run], backend)[0], logs
 
 
-def training(
-    name: str,
-    rounds: int,
-    committed: Callable[..., None],
-    clients: Sequence[int] = range(CLIENTS),
-    start: Standing | None = None,
-) -> Run:
-    algorithm = make(name, CLIENTS)
-    begun = start or Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
-    schedule = Schedule(rounds, clients, None, 0)
-    train = TRAIN.model_copy(update={"rounds": 9})
-    return Run(algorithm, begun, schedule, held, train, PERMISSIVE, committed=committed)
-
-
-def same(left: Standing, right: Standing) -> bool:
-    one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
-    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-
-
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("how", [None, broken])
-def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(
-    name: str, how: Callable[[Work], Answer] | None
-) -> None:
-    """State, and what clients keep, are the same; the record gives the reason; nothing came from it."""
-
-    def nan(work: Work) -> Answer:
-        ((update, memory),) = Honest().map([work], Clock())
-        return replace(update, delta=update.delta.with_flat(update.delta.flat * torch.nan)), memory
-
-    found, logs = go(name, Without((2,), (1,), how))
-    refused, its = go(name, Without((2,), (1,), nan))
+@pytest.mark.parametrize("how", [silent, broken])
+def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, how: How) -> None:
+    """State, and whose memory is accepted, are the same; the record gives the reason; nothing came from it."""
+    found, logs = go(name, without(name, [2], (1,), how))
+    refused, its = go(name, without(name, [2], (1,), nan))
     assert same(found, refused)
-    for client in range(CLIENTS):
-        mine, theirs = found.memories.get(client, {}), refused.memories.get(client, {})
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
-    assert [log["missing"] for log in logs] == [
-        [],
-        [{"client": 2, "reason": SILENT if how is None else "it broke"}],
-        [],
-    ]
+    assert found.kept == refused.kept
+    reason = SILENT if how is silent else "it broke"
+    assert [log["missing"] for log in logs] == [[], [{"client": 2, "reason": reason}], []]
     assert all(log["refused"] == [] for log in logs)
     assert logs[1]["bytes_up"] < its[1]["bytes_up"] == logs[0]["bytes_up"]
-    assert logs[1]["bytes_down"] == logs[0]["bytes_down"]  # it was sent to
+    assert logs[1]["bytes_down"] == its[1]["bytes_down"]  # it was sent to
 
 
 @given(st.data())
-def test_every_client_that_was_asked_has_one_answer(data: st.DataObject) -> None:
+def test_every_client_that_was_asked_has_one_answer_in_order(data: st.DataObject) -> None:
+    """Whatever the order, whoever is silent, answers twice or was not asked; in memory or in a file."""
     clients = data.draw(st.lists(st.integers(0, 20), max_size=12, unique=True))
-    came = [k for k in range(len(clients)) if data.draw(st.booleans())]
-    answers = list(matched([Missing(clients[k], f"{k}") for k in came], clients))
-    assert [answer.client for answer in answers if isinstance(answer, Missing)] == clients
-    assert [one.reason for one in answers if isinstance(one, Missing) and one.reason != SILENT] == [
-        str(k) for k in came
-    ]
+    came = data.draw(st.lists(st.integers(0, 25), max_size=20))
+    strays: list[int] = []
+    held = data.draw(st.sampled_from([0, 10**9]))
+    answers = [Update(client, start_of(), float(k)) for k, client in enumerate(came)]
+    found = list(in_order(answers, clients, lambda one, why: strays.append(one.client), held))
+    assert [one.client for one in found] == clients
+    for one in found:
+        if isinstance(one, Missing):
+            assert (one.reason, one.client in came) == (SILENT, False)
+        else:
+            assert one.weight == came.index(one.client)
+            assert torch.equal(one.delta.flat, start_of().flat)
+    seen = [client for client in came if client in clients]
+    if len(set(seen)) < len(clients):  # then all that came was looked at
+        assert sorted(strays) == sorted(
+            client for k, client in enumerate(came) if client not in clients or client in came[:k]
+        )
+
+
+def test_an_answer_waits_only_for_those_before_it() -> None:
+    taken: list[int] = []
+
+    def coming() -> Iterator[Answer]:
+        for client in (1, 0, 3, 2):
+            taken.append(client)
+            yield Missing(client, "")
+
+    answers = in_order(coming(), range(4), lambda *_: None)
+    assert [next(answers).client for _ in range(2)] == [0, 1]
+    assert taken == [1, 0]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_any_order_of_answers_gives_the_same_bits(name: str) -> None:
+    class Reversed(Plain):
+        def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+            yield from reversed(list(super().train(assignments, clock)))
+
+    site = site_of(make(name, CLIENTS), LONG)
+    found, logs = go(name, Reversed(site))
+    plain, its = go(name, Plain(site_of(make(name, CLIENTS), LONG)))
+    assert same(found, plain)
+    assert [log["bytes_up"] for log in logs] == [log["bytes_up"] for log in its]
 
 
 def test_silent_clients_of_several_runs_stop_neither() -> None:
     """Each run has clients of its own, as clients that train alone are."""
-    parts, backend = {"fedavg": (0, 1, 2), "scaffold": (3, 4)}, Without((0, 2, 3), (1,))
+    parts = {"fedavg": (0, 1, 2), "fedadam": (3, 4)}
+    backend = without("fedavg", (0, 2, 3), (1,))
     logs: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
     runs = [
-        training(name, 3, lambda _, log, name=name: logs[name].append(log), clients)
+        run_of(
+            name,
+            clients,
+            LONG,
+            rounds=3,
+            committed=lambda _, log, name=name: logs[name].append(log),
+        )
         for name, clients in parts.items()
     ]
     together = run_rounds(runs, backend)
     for (name, clients), found in zip(parts.items(), together, strict=True):
-        its: list[dict[str, Any]] = []
-        (alone,) = run_rounds([training(name, 3, lambda _, log, its=its: its.append(log), clients)], backend)
+        alone, its = go(name, backend, 3, clients)
         assert same(found, alone)
         assert [log["missing"] for log in logs[name]] == [log["missing"] for log in its]
     assert [one["client"] for one in logs["fedavg"][1]["missing"]] == [0, 2]
-    assert [one["client"] for one in logs["scaffold"][1]["missing"]] == [3]
+    assert [one["client"] for one in logs["fedadam"][1]["missing"]] == [3]
 
 
-def test_a_backend_that_never_looks_at_its_works_is_silent() -> None:
-    class Deaf:
-        def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Answer]:
+def test_a_backend_that_never_looks_at_its_assignments_is_silent() -> None:
+    class Deaf(Plain):
+        def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
             return iter(())
 
     with pytest.raises(UserError, match=SILENT):
-        go("fedavg", Deaf())
+        go("fedavg", Deaf(site_of(make("fedavg", CLIENTS))))
 
 
 def test_a_round_that_nobody_answers_is_not_applied_and_the_next_goes_on() -> None:
-    everybody = tuple(range(CLIENTS))
-    found, logs = go("fedadam", Without(everybody, (1,)), rounds=3)
+    found, logs = go("fedadam", without("fedadam", range(CLIENTS), (1,)))
     assert "no client's update could be used" in logs[1]["not_applied"]
     assert logs[1]["bytes_up"] == 0
     assert found.state.round == 3
@@ -163,11 +179,33 @@ def test_a_round_that_nobody_answers_is_not_applied_and_the_next_goes_on() -> No
 
 
 def test_several_such_rounds_in_a_row_end_the_run_and_give_the_reasons() -> None:
-    everybody, rounds = tuple(range(CLIENTS)), tuple(range(1, 1 + MISSED))
+    everybody, rounds = range(CLIENTS), tuple(range(1, 1 + MISSED))
     with pytest.raises(UserError, match=rf"round {MISSED}: no client.*client 0: it broke.*last of {MISSED}"):
-        go("fedavg", Without(everybody, rounds, broken), rounds=9)
+        go("fedavg", without("fedavg", everybody, rounds, broken), rounds=9)
     with pytest.raises(UserError, match=r"round 0: no client.*the only round"):
-        go("fedavg", Without(everybody, (0,)), rounds=1)
+        go("fedavg", without("fedavg", everybody, (0,)), rounds=1)
+
+
+def test_a_client_whose_memory_is_lost_is_missing_and_the_others_go_on() -> None:
+    memory = InMemory()
+    backend = Plain(site_of(make("scaffold", CLIENTS), LONG, memory))
+    first, _ = go("scaffold", backend, 2)
+    lost = {key: value for key, value in memory.held.items() if key[1] != 3}
+    memory.held.clear()
+    memory.held.update(lost)
+    logs: list[dict[str, Any]] = []
+    run = run_of("scaffold", train=LONG, rounds=3, standing=first, committed=lambda _, log: logs.append(log))
+
+    class Guarded(Plain):
+        def client(self, assignment: Assignment) -> Answer:
+            try:
+                return super().client(assignment)
+            except UserError as error:
+                return Missing(assignment.client, str(error))
+
+    run_rounds([run], Guarded(backend.site))
+    assert [one["client"] for one in logs[0]["missing"]] == [3]
+    assert "lost" in logs[0]["missing"][0]["reason"]
 
 
 # Real clients.
@@ -178,24 +216,26 @@ def tuned(tiny_model: Path) -> Tuned:
     return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
-def works(tuned: Tuned, spoil: Callable[[], None], bad: int, count: int = 5) -> list[Work]:
-    """One client has a rule that spoils its work; the others have none."""
-    algorithm = make("fedavg", count)
-    broadcast, settings = algorithm.broadcast(algorithm.init(tuned.start)), Train(batch_size=2)
-    told = []
-    for client in range(count):
-        examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(3)]
-        told.append([TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples])
+def spoiled(tuned: Tuned, spoil: Callable[[], None], bad: int) -> Site:
+    """A site at which one client's rule spoils its work."""
+    site = real_site(tuned)
+    plain = site.local("fedavg")
+
+    def begin(sent: Any, memory: Tensors) -> Tensors:
+        return {"client": sent.extras["client"]}
 
     def correct(grads: torch.Tensor, params: torch.Tensor, carry: Tensors) -> tuple[torch.Tensor, Tensors]:
-        spoil()
+        if int(carry["client"]) == bad:
+            spoil()
         return grads, carry
 
-    rule: LocalRule = algorithm.local._replace(correct=correct)
-    return [
-        Work(k, 0, 0, rule if k == bad else algorithm.local, broadcast, {}, told[k], settings)
-        for k in range(count)
-    ]
+    local = replace(plain, rule=plain.rule._replace(begin=begin, correct=correct))
+    return replace(site, local=lambda method: local)
+
+
+def named(tuned: Tuned) -> list[Assignment]:
+    """Assignments that tell each client's rule whose it is."""
+    return [replace(one, extras={"client": torch.tensor(one.client)}) for one in assigned(tuned)]
 
 
 def fail() -> None:
@@ -206,8 +246,8 @@ def fail() -> None:
 def test_a_client_that_raises_is_missing_and_the_others_learn_what_they_learn(
     rows: int, tuned: Tuned
 ) -> None:
-    expected = list(InProcess(tuned).map(works(tuned, lambda: None, 1), Clock()))
-    found = list(InProcess(tuned, rows).map(works(tuned, fail, 1), Clock()))
+    expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
+    found = list(InProcess(spoiled(tuned, fail, 1), rows).train(named(tuned), Clock()))
     (missing,) = [one for one in found if isinstance(one, Missing)]
     assert (missing.client, found.index(missing)) == (1, 1)
     assert missing.reason.startswith(
@@ -215,23 +255,39 @@ def test_a_client_that_raises_is_missing_and_the_others_learn_what_they_learn(
     )
     others = [(mine, theirs) for mine, theirs in zip(found, expected, strict=True) if mine is not missing]
     for mine, theirs in others:
-        assert not isinstance(mine, Missing)
-        assert not isinstance(theirs, Missing)
-        left, right = mine[0].delta.flat, theirs[0].delta.flat
+        assert isinstance(mine, Update)
+        assert isinstance(theirs, Update)
+        left, right = mine.delta.flat, theirs.delta.flat
         assert float((left - right).norm()) <= 1e-3 * float(right.norm())
         if rows == 1:
             assert torch.equal(left, right)
+
+
+def test_what_a_client_would_keep_must_be_finite() -> None:
+    """Otherwise it could never send anything sound again."""
+    algorithm, memory = make("scaffold", CLIENTS), InMemory()
+
+    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        sent, kept = algorithm.local.finish(carry, steps)
+        return sent, {name: value * float("nan") for name, value in kept.items()}
+
+    rule = algorithm.local._replace(finish=finish)
+    backend = Plain(site_of(algorithm._replace(local=rule), memory=memory))
+    with pytest.raises(UserError, match="keeps as rule/control holds values that are not finite"):
+        go("scaffold", backend, 1)
+    assert not memory.held
 
 
 def test_memory_that_runs_out_is_the_clients_own_matter_only_where_it_trains_alone(tuned: Tuned) -> None:
     def short() -> None:
         raise MemoryError
 
-    alone = list(InProcess(tuned).map(works(tuned, short, 1), Clock()))
+    site = spoiled(tuned, short, 1)
+    alone = list(InProcess(site).train(named(tuned), Clock()))
     (missing,) = [one for one in alone if isinstance(one, Missing)]
     assert "memory ran out" in missing.reason
     with pytest.raises(MemoryError):
-        list(InProcess(tuned, 3).map(works(tuned, short, 1), Clock()))
+        list(InProcess(site, 3).train(named(tuned), Clock()))
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
@@ -240,7 +296,7 @@ def test_memory_that_runs_out_side_by_side_in_a_process_stops_the_run_too(tuned:
         raise MemoryError
 
     with pytest.raises(UserError, match="memory ran out"):
-        list(Workers(InProcess(tuned, 3), 2).map(works(tuned, short, 1), Clock()))
+        list(Workers(InProcess(spoiled(tuned, short, 1), 3), 2).train(named(tuned), Clock()))
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
@@ -251,8 +307,8 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
         assert os.getpid() != here
         os.kill(os.getpid(), signal.SIGKILL)
 
-    expected = list(InProcess(tuned).map(works(tuned, lambda: None, 2), Clock()))
-    found = list(Workers(InProcess(tuned), 2).map(works(tuned, die, 2), Clock()))
+    expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
+    found = list(Workers(InProcess(spoiled(tuned, die, 2)), 2).train(named(tuned), Clock()))
     missing = {one.client: one.reason for one in found if isinstance(one, Missing)}
     assert 2 in missing
     assert all("SIGKILL" in reason for reason in missing.values())
@@ -263,10 +319,16 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_a_client_that_raises_in_a_process_takes_nobody_with_it(tuned: Tuned) -> None:
-    found = list(Workers(InProcess(tuned), 2).map(works(tuned, fail, 2), Clock()))
+    found = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(named(tuned), Clock()))
     assert [one.client for one in found if isinstance(one, Missing)] == [2]
 
 
-def test_a_missing_client_survives_bytes() -> None:
-    missing = Missing(7, "it broke: ünten")
-    assert unpacked(packed(missing), LAYOUT) == missing
+def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None:
+    site = real_site(tuned)
+    plain = site.local("fedavg")
+    connector = tuned.layout.mask(lambda name: name.startswith("connector"))
+    own = Part.of(connector)
+    parts = Parts(own.rest, own.rest, own, own | own.rest)
+    local = replace(plain, parts=[parts])
+    found = list(InProcess(replace(site, local=lambda method: local)).train(assigned(tuned), Clock()))
+    assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in found)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tests.hostile.updates import CLIENTS, LAYOUT, TRAIN, Corrupted, Honest, held, run
+from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, same, site_of
+from tests.hostile.updates import run
 
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
-from fedloom.engine.rounds import MISSED, Run, Schedule, Standing, run_rounds
-from fedloom.engine.store import Stored, commit, last_commit, opened
+from fedloom.client.memory import Memory
+from fedloom.engine.rounds import MISSED, Standing, run_rounds
+from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.sections import Gate
@@ -42,60 +43,55 @@ def breaking(
 
 
 def go(
-    algorithm: FederatedAlgorithm, rounds: int, before: Standing | None = None, folder: Path | None = None
+    algorithm: FederatedAlgorithm,
+    rounds: int,
+    before: Standing | None = None,
+    folder: Path | None = None,
+    memory: Memory | None = None,
 ):
     """Run to so many rounds; return where that ends and the figures of the rounds."""
-    logs = []
-    start = before or Standing(algorithm.init(Params(LAYOUT, torch.linspace(-1, 1, LAYOUT.size))))
-    train = TRAIN.model_copy(update={"rounds": 9})
-    schedule = Schedule(rounds, range(CLIENTS), None, 0)
+    logs, train = [], TRAIN.model_copy(update={"rounds": 9})
 
     def committed(now: Standing, log: dict) -> None:
         logs.append(log)
         if folder is not None:
             commit(folder, now)
 
-    one = Run(algorithm, start, schedule, held, train, Gate(), committed=committed)
-    if folder is not None:
-        one = replace(one, opened=partial(opened, folder))
-    return run_rounds([one], Honest())[0], logs
-
-
-def same(left: Standing, right: Standing) -> bool:
-    states = [
-        {"params": now.state.params.flat, **now.state.slots, **{f"{k} {name}": value for k in range(CLIENTS) for name, value in now.memories.get(k, {}).items()}}
-        for now in (left, right)
-    ]  # fmt: skip
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    one = run_of(
+        "any",
+        train=train,
+        gate=Gate(),
+        algorithm=algorithm,
+        committed=committed,
+        standing=before,
+        rounds=rounds,
     )
+    return run_rounds([one], Plain(site_of(algorithm, train, memory)))[0], logs
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("stored", [False, True])
-def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, stored: bool, tmp_path: Path) -> None:
-    algorithm, folder = make(name, CLIENTS), tmp_path if stored else None
+def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, tmp_path: Path) -> None:
+    algorithm = make(name, CLIENTS)
     before, _ = go(algorithm, 1)
-    after, logs = go(breaking(algorithm, [1]), 2, folder=folder)
+    after, logs = go(breaking(algorithm, [1]), 2, folder=tmp_path)
     assert same(after, before)
+    assert after.kept == before.kept
     assert after.state.round == 2
     assert after.norms == before.norms
     assert "not_applied" not in logs[0]
     assert "global parameters not finite" in logs[1]["not_applied"]
     assert math.isfinite(logs[1]["loss"])
     assert logs[1]["refused"] == []
-    if folder is not None:
-        back = last_commit(folder, LAYOUT)
-        assert back is not None
-        assert same(back, before)
-        assert back.missed == 1
+    back = last_commit(tmp_path, LAYOUT)
+    assert back is not None
+    assert same(back, before)
+    assert back.missed == 1
 
 
 def test_the_first_round_may_be_the_one_that_is_not_applied(tmp_path: Path) -> None:
     algorithm = make("scaffold", CLIENTS)
     after, _ = go(breaking(algorithm, [0]), 1, folder=tmp_path)
-    assert isinstance(after.memories, Stored)
-    assert all(not after.memories.get(client, {}) for client in range(CLIENTS))
+    assert not after.kept
     rest, _ = go(algorithm, 3, after, tmp_path)
     assert torch.isfinite(rest.state.params.flat).all()
 
@@ -126,13 +122,11 @@ def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
 def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:
     """Each is finite, and a user's own bound lets them in."""
 
-    def huge(good):
-        update, kept = good
-        return replace(update, delta=Params(LAYOUT, torch.full((LAYOUT.size,), 3e38))), kept
+    def huge(good: Update) -> Update:
+        return replace(good, delta=Params(LAYOUT, torch.full((LAYOUT.size,), 3e38)))
 
-    backend = Corrupted(bad={3: huge, 4: huge}, rounds=(1,))
     for name in ("fedavg", "fedadam", "fednova", "fedmean"):
-        found, logs = run(name, backend, gate=WIDE)
+        found, logs = run(name, {3: huge, 4: huge}, gate=WIDE, rounds=(1,))
         assert torch.isfinite(found.state.params.flat).all()
         assert [log["refused"] for log in logs] == [[], [], []]
         assert ["not_applied" in log for log in logs] == [False, True, False]
@@ -140,16 +134,15 @@ def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(loss: float) -> None:
-    def said(good):
-        update, kept = good
-        return replace(update, metrics={**update.metrics, "loss": loss}), kept
+    def said(good: Update) -> Update:
+        return replace(good, metrics={**good.metrics, "loss": loss})
 
-    one, logs = run("fedavg", Corrupted(bad={2: said}))
-    plain, right = run("fedavg", Honest())
+    one, logs = run("fedavg", {2: said})
+    plain, right = run("fedavg")
     assert torch.equal(one.state.params.flat, plain.state.params.flat)  # its delta is as good as any
     for log, whole in zip(logs, right, strict=True):
         others = [row for row in whole["clients"] if row["client"] != 2]
         mean = sum(row["loss"] * row["weight"] for row in others) / sum(row["weight"] for row in others)
         assert log["loss"] == pytest.approx(mean)
-    _, logs = run("fedavg", Corrupted(bad=dict.fromkeys(range(CLIENTS), said)))
+    _, logs = run("fedavg", dict.fromkeys(range(CLIENTS), said))
     assert [log["loss"] for log in logs] == [None, None, None]

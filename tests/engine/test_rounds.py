@@ -1,138 +1,123 @@
-"""Rounds and commits, with clients that are plain functions."""
+"""Rounds and checkpoints, with clients that are plain functions."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same, site_of, start_of
 
 from fedloom.algorithms import ALGORITHMS, make
-from fedloom.algorithms.base import FederatedAlgorithm
-from fedloom.client.train import Result, Work
-from fedloom.engine.rounds import Run, Schedule, Standing, draw_cohort, in_memory, run_rounds
-from fedloom.engine.store import Stored, commit, last_commit, opened
-from fedloom.messages import Update
-from fedloom.params import Layout, Params
+from fedloom.algorithms.base import ServerState
+from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.engine.rounds import Best, Schedule, Standing, draw_cohort, run_rounds
+from fedloom.engine.store import commit, last_commit
+from fedloom.messages import Answer, Assignment, Update
+from fedloom.params import Layout, Params, Part
 from fedloom.record import Clock
-from fedloom.sections import Train
-from fedloom.types import Conversation, UserError
+from fedloom.sections import Gate
+from fedloom.tuning.parts import Parts
+from fedloom.types import UserError
 
-LAYOUT = Layout.of({"w": (6,)})
-TRAIN = Train(epochs=3, batch_size=1000, lr=0.1, optimizer="sgd", schedule="constant", clip=None)
-
-
-def held(client: int) -> list[Conversation]:
-    """What a client holds: one example more than its number says."""
-    return [Conversation("", "")] * (client + 1)
-
-
-@dataclass(frozen=True)
-class Limits:
-    max_norm: float | None = None
-    max_ratio: float = 1e9
-
-
-@dataclass(frozen=True)
-class Pull:
-    """Client k takes three gradient steps towards k; a client named in `bad` sends NaN in round 1."""
-
-    bad: tuple[int, ...] = ()
-
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-        for work in works:
-            client, rule, start = work.client, work.rule, work.broadcast.params.flat
-            carry, flat = rule.begin(work.broadcast, work.memory), start.clone()
-            for _ in range(3):
-                grads, carry = rule.correct(flat - client, flat, carry)
-                flat = flat - 0.1 * grads
-            extras, memory = rule.finish(carry, 3)
-            delta = flat - start
-            if client in self.bad and work.round == 1:
-                delta = delta * float("nan")
-            clock.lap("step")
-            yield Update(client, Params(LAYOUT, delta), client + 1.0, extras, {"loss": 1.0}), memory
-
-
-def start(name: str) -> Standing:
-    return Standing(make(name, 4).init(Params(LAYOUT, torch.linspace(-1, 1, 6))))
+LONG = TRAIN.model_copy(update={"rounds": 9})
 
 
 def whole_run(
-    algorithm: FederatedAlgorithm,
-    backend: Pull,
-    standing: Standing,
-    schedule: Schedule,
-    committed: Callable[[Standing, dict], None] = lambda now, log: None,
-    folder: Path | None = None,
+    name: str,
+    rounds: int = 4,
+    standing: Standing | None = None,
+    memory: Memory | None = None,
+    committed: Any = lambda now, log: None,
+    cohort: int | None = None,
+    seed: int = 0,
+    backend: Plain | None = None,
+    clients: Any = range(CLIENTS),
+    **fields: Any,
 ) -> Standing:
-    keep = in_memory if folder is None else partial(opened, folder)
-    run = Run(algorithm, standing, schedule, held, TRAIN, Limits(), keep, committed)
+    backend = backend or Plain(site_of(make(name, CLIENTS), LONG, memory))
+    run = run_of(
+        name, clients, LONG, committed=committed, standing=standing, rounds=rounds, cohort=cohort, seed=seed, **fields
+    )  # fmt: skip
     return run_rounds([run], backend)[0]
-
-
-SCHEDULE = Schedule(rounds=4, clients=(0, 1, 2, 3), cohort=None, seed=0)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_stopping_and_going_on_from_a_commit_changes_no_bit(name: str, stop: int, tmp_path: Path) -> None:
-    algorithm = make(name, 4)
-    whole = whole_run(algorithm, Pull(), start(name), SCHEDULE)
+def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop: int, tmp_path: Path) -> None:
+    """Also where the site is ahead: it has kept what came of a round that the server never committed."""
+    whole = whole_run(name)
 
     def committed(now: Standing, log: dict[str, object]) -> None:
-        commit(tmp_path, now)
-        if now.state.round == stop:
+        if now.state.round == stop + 1:
             raise KeyboardInterrupt
+        commit(tmp_path, now)
 
     with pytest.raises(KeyboardInterrupt):
-        whole_run(algorithm, Pull(), start(name), SCHEDULE, committed, tmp_path)
+        whole_run(name, memory=Files(tmp_path), committed=committed)
     back = last_commit(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
-    rest = whole_run(algorithm, Pull(), back, SCHEDULE)
-    assert torch.equal(rest.state.params.flat, whole.state.params.flat)
-    assert rest.norms == whole.norms
-    assert (rest.up, rest.down) == (whole.up, whole.down)
+    rest = whole_run(name, standing=back, memory=Files(tmp_path))
+    assert same(rest, whole)
+    assert (rest.norms, rest.up, rest.down, rest.kept) == (whole.norms, whole.up, whole.down, whole.kept)
 
 
 def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
-    algorithm, logs = make("fedavg", 4), []
+    logs: list[dict[str, Any]] = []
 
-    def committed(now: Standing, log: dict[str, object]) -> None:
-        logs.append(log)
+    def nan(update: Update) -> Update:
+        return replace(update, delta=Params(LAYOUT, update.delta.flat * float("nan")))
 
-    with_bad = whole_run(
-        algorithm, Pull(bad=(2,)), start("fedavg"), Schedule(2, (0, 1, 2, 3), None, 0), committed
-    )
-    first = whole_run(algorithm, Pull(), start("fedavg"), Schedule(1, (0, 1, 2, 3), None, 0))
-    second = whole_run(algorithm, Pull(), first, Schedule(2, (0, 1, 3), None, 0))
+    backend = Corrupted(site_of(make("fedavg", CLIENTS), LONG), {2: nan}, (1,))
+    with_bad = whole_run("fedavg", 2, committed=lambda now, log: logs.append(log), backend=backend)
+    first = whole_run("fedavg", 1)
+    second = whole_run("fedavg", 2, first, clients=(0, 1, 3, 4))
     assert torch.equal(with_bad.state.params.flat, second.state.params.flat)
     assert [row["client"] for row in logs[1]["refused"]] == [2]
     assert logs[0]["refused"] == []
 
 
+@pytest.mark.parametrize("name", ["scaffold", "fedavg"])
+def test_a_refused_update_takes_the_clients_memory_back(name: str) -> None:
+    """A site keeps before it replies; what the server refused, the client has not learnt."""
+
+    def outsized(update: Update) -> Update:
+        return replace(update, delta=Params(LAYOUT, update.delta.flat * 1e30))
+
+    personal = Part(LAYOUT.size, ((6, 12),))
+    parts = Parts(personal.rest, personal.rest, personal, Part.whole(LAYOUT.size))
+    algorithm = make(name, CLIENTS)
+    site = site_of(algorithm, LONG, parts=parts)
+    fields: dict[str, Any] = {"down": parts.down, "up": lambda client: parts.up, "gate": Gate()}
+    refused = whole_run(name, 3, backend=Corrupted(site, {2: outsized}, (1,)), **fields)
+    silent_site = site_of(algorithm, LONG, parts=parts)
+    silent = whole_run(name, 3, backend=Corrupted(silent_site, {2: lambda _: None}, (1,)), **fields)
+    assert same(refused, silent)
+    assert refused.kept[2] == silent.kept[2] == (0, 2)
+    for (_, client, round), kept in silent_site.memory.held.items():  # type: ignore[attr-defined]
+        if round == silent.since[client]:
+            found = site.memory.read((name, client, round))
+            assert found.keys() == kept.keys()
+            assert all(torch.equal(value, found[key]) for key, value in kept.items())
+
+
 def test_a_run_stops_when_nobody_is_left() -> None:
-    algorithm = make("fedavg", 4)
+    def nan(update: Update) -> Update:
+        return replace(update, delta=Params(LAYOUT, update.delta.flat * float("nan")))
+
+    backend = Corrupted(site_of(make("fedavg", CLIENTS), LONG), dict.fromkeys(range(CLIENTS), nan), (1,))
     with pytest.raises(UserError, match=r"round 1: every client.*client 3: delta"):
-        whole_run(algorithm, Pull(bad=(0, 1, 2, 3)), start("fedavg"), SCHEDULE)
+        whole_run("fedavg", backend=backend)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no tensors", "half json"])
-def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
-    algorithm = make("scaffold", 4)
-    whole_run(
-        algorithm,
-        Pull(),
-        start("scaffold"),
-        SCHEDULE,
-        lambda now, _: commit(tmp_path, now),
-        tmp_path,
-    )
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+    whole_run("scaffold", memory=Files(tmp_path), committed=lambda now, _: commit(tmp_path, now))
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
     if damage == "flip":
@@ -147,38 +132,43 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(damage: str, tmp_pat
     back = last_commit(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == 3
-    rest = whole_run(algorithm, Pull(), back, SCHEDULE)
-    whole = whole_run(algorithm, Pull(), start("scaffold"), SCHEDULE)
-    assert torch.equal(rest.state.params.flat, whole.state.params.flat)
+    rest = whole_run("scaffold", standing=back, memory=Files(tmp_path))
+    assert same(rest, whole_run("scaffold"))
 
 
-def test_only_two_commits_are_kept(tmp_path: Path) -> None:
-    algorithm = make("fedavg", 4)
-    whole_run(algorithm, Pull(), start("fedavg"), SCHEDULE, lambda now, _: commit(tmp_path, now))
+def test_only_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    whole_run("fedavg", committed=lambda now, _: commit(tmp_path, now))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]
 
 
-def test_checkpoints_and_memories_are_ordered_by_number(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
     """As texts, round-10000 stands before round-9999."""
-    standing = start("fedavg")
+    standing = Standing(ServerState(start_of()))
     for number in range(9_998, 10_003):
-        stored = opened(tmp_path, replace(standing, state=replace(standing.state, round=number - 1)))
-        stored[0] = {"control": torch.full((6,), float(number))}
-        standing = replace(standing, state=replace(standing.state, round=number), memories=stored)
+        kept = {0: (number - 1, number), 7: (3,)}
+        standing = replace(standing, state=replace(standing.state, round=number), kept=kept)
         commit(tmp_path, standing)
         found = last_commit(tmp_path)
-        assert found is not None and found.state.round == number
-        assert torch.equal(found.memories[0]["control"], torch.full((6,), float(number)))
-    kept = [f"round-{number}.{end}" for number in (10_001, 10_002) for end in ("json", "safetensors")]
-    assert sorted(file.name for file in tmp_path.glob("round-*")) == kept
-    memories = sorted(file.name for file in (tmp_path / "memory/0/0").iterdir())
-    assert memories[-2:] == ["round-10001.safetensors", "round-10002.safetensors"] and len(memories) <= 3
+        assert found is not None
+        assert (found.state.round, found.kept) == (number, kept)
+    kept_files = [f"round-{number}.{end}" for number in (10_001, 10_002) for end in ("json", "safetensors")]
+    assert sorted(file.name for file in tmp_path.glob("round-*")) == kept_files
+
+
+def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
+    best = Best(3, 0.5, Params(LAYOUT, torch.arange(12.0)), {0: 2, 4: 1})
+    commit(tmp_path, Standing(ServerState(start_of(), 5), best=best))
+    found = last_commit(tmp_path, LAYOUT)
+    assert found is not None
+    assert found.best is not None
+    assert (found.best.round, found.best.score, found.best.since) == (3, 0.5, {0: 2, 4: 1})
+    assert torch.equal(found.best.params.flat, torch.arange(12.0))
 
 
 def test_another_layout_reads_no_commit(tmp_path: Path) -> None:
-    commit(tmp_path, start("fedavg"))
+    commit(tmp_path, Standing(ServerState(start_of())))
     assert last_commit(tmp_path, Layout.of({"v": (6,)})) is None
 
 
@@ -191,42 +181,95 @@ def test_cohorts_depend_on_the_seed_and_round_alone() -> None:
     assert drawn != [draw_cohort(Schedule(50, tuple(range(20)), 5, seed=2), round) for round in range(50)]
 
 
-def test_bytes_are_what_travels() -> None:
-    algorithm = make("fedavg", 4)
-    end = whole_run(algorithm, Pull(), start("fedavg"), SCHEDULE)
-    assert end.up == end.down == 4 * 4 * LAYOUT.size * 4  # rounds × clients × values × bytes
+@dataclass(frozen=True)
+class Heard(Plain):
+    """A backend to which everything goes as bytes, and from which it comes as bytes."""
+
+    sent: list[bytes] = field(default_factory=list)
+    came: list[bytes] = field(default_factory=list)
+
+    def client(self, assignment: Assignment) -> Answer:
+        self.sent.append(assignment.to_bytes())
+        answer = super().client(Assignment.from_bytes(self.sent[-1], LAYOUT))
+        self.came.append(answer.to_bytes())
+        return Update.from_bytes(self.came[-1], LAYOUT)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
+    """Whatever part of the parameters travels."""
+    down, up = Part(LAYOUT.size, ((0, 3), (6, 12))), Part(LAYOUT.size, ((7, 9),))
+    parts = Parts(down, down, Part(LAYOUT.size, ()), down)
+    for fields in ({}, {"down": down, "up": lambda client: up if client % 2 else down}):
+        logs: list[dict[str, Any]] = []
+        sites = [site_of(make(name, CLIENTS), LONG, parts=parts if fields else None) for _ in range(2)]
+        heard = Heard(sites[0])
+        sent, came = heard.sent, heard.came
+        found = whole_run(
+            name, 3, committed=lambda now, log, logs=logs: logs.append(log), backend=heard, **fields
+        )
+        plain = whole_run(name, 3, backend=Plain(sites[1]), **fields)
+        assert same(found, plain)
+        assert (
+            (found.up, found.down)
+            == (plain.up, plain.down)
+            == (
+                sum(map(len, came)),
+                sum(map(len, sent)),
+            )
+        )
+        assert [log["bytes_up"] for log in logs] == [
+            sum(map(len, came[start : start + CLIENTS])) for start in range(0, 3 * CLIENTS, CLIENTS)
+        ]
+
+
+def test_a_value_counts_only_clients_whose_part_has_it() -> None:
+    """Two clients with the same weight, of whom one reports the first half: by hand."""
+    start, half = torch.zeros(LAYOUT.size), Part(LAYOUT.size, ((0, 6),))
+    one = Update(0, Params(LAYOUT, torch.full((12,), 2.0)), 3.0)
+    other = Update(1, Params(LAYOUT, half.only(torch.full((12,), 4.0))), 3.0, up=half)
+    for name in ("fedavg", "fedmean", "fedprox"):
+        algorithm = make(name, 2)
+        after, _ = algorithm.apply(algorithm.init(Params(LAYOUT, start)), [one, other])
+        assert after.params.flat.tolist() == [3.0] * 6 + [2.0] * 6
+    third = replace(other, client=2, weight=6.0)  # (3·2 + 3·4 + 6·4) / 12
+    after, _ = make("fedavg", 3).apply(make("fedavg", 3).init(Params(LAYOUT, start)), [one, other, third])
+    assert after.params.flat.tolist() == [3.5] * 6 + [2.0] * 6
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_value_that_nobody_reports_keeps_its_value_and_its_slots(name: str) -> None:
+    up, memory = Part(LAYOUT.size, ((3, 12),)), InMemory()
+    before = whole_run(name, 1, memory=memory)
+    after = whole_run(name, 2, before, up=lambda client: up, memory=memory)
+    silent = up.rest.mask
+    assert torch.equal(after.state.params.flat[silent], before.state.params.flat[silent])
+    for key, value in after.state.slots.items():
+        if value.shape == (LAYOUT.size,):
+            assert torch.equal(value[silent], before.state.slots[key][silent])
+    assert not torch.equal(after.state.params.flat[up.mask], before.state.params.flat[up.mask])
 
 
 def test_several_runs_in_step_are_the_runs_by_themselves() -> None:
     runs = [
-        Run(
-            make(name, 4),
-            start(name),
-            Schedule(rounds, (0, 1, 2, 3), cohort, seed),
-            held,
-            TRAIN,
-            Limits(),
-        )
-        for name, rounds, cohort, seed in (
-            ("fedavg", 3, None, 0),
-            ("scaffold", 4, 2, 1),
-            ("fedadam", 2, 3, 2),
+        run_of(name, clients, LONG, rounds=rounds, cohort=cohort, seed=seed)
+        for name, clients, rounds, cohort, seed in (
+            ("fedavg", (0, 1, 2), 3, 2, 0),
+            ("fedadam", (3,), 4, None, 1),
+            ("fedavgm", (4,), 2, None, 2),
         )
     ]
-    together = run_rounds(runs, Pull())
+    site = site_of(make("fedavg", CLIENTS), LONG)
+    together = run_rounds(runs, Plain(site))
     for run, found in zip(runs, together, strict=True):
-        alone = run_rounds([run], Pull())[0]
-        assert torch.equal(found.state.params.flat, alone.state.params.flat)
+        alone = run_rounds([run], Plain(site))[0]
+        assert same(found, alone)
         assert (found.norms, found.up, found.down) == (alone.norms, alone.up, alone.down)
 
 
 def test_the_timers_explain_the_round() -> None:
     logs: list[dict] = []
-
-    def committed(now: Standing, log: dict) -> None:
-        logs.append(log)
-
-    whole_run(make("fedavg", 4), Pull(), start("fedavg"), SCHEDULE, committed)
+    whole_run("fedavg", committed=lambda now, log: logs.append(log))
     assert len(logs) == 4  # one for each round
     for log in logs:
         assert set(log["timers"]) == {"step", "aggregate"}
@@ -234,63 +277,52 @@ def test_the_timers_explain_the_round() -> None:
 
 
 def test_a_round_holds_few_updates_however_many_clients_there_are() -> None:
-    class Counting:
-        alive = most = 0
-
-        def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
-            for work in works:
+    class Counting(Plain):
+        def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+            for one in assignments:
                 flat = torch.ones(LAYOUT.size)
-                self.alive += 1
-                self.most = max(self.most, self.alive)
-                weakref.finalize(flat, self.gone)
-                yield Update(work.client, Params(LAYOUT, flat), 1.0), {}
+                counts.append(counts[-1] + 1)
+                weakref.finalize(flat, lambda: counts.append(counts[-1] - 1))
+                yield Update(one.client, Params(LAYOUT, flat), 1.0)
                 del flat
 
-        def gone(self) -> None:
-            self.alive -= 1
-
-    counting = Counting()
-    whole_run(make("fedavg", 500), counting, start("fedavg"), Schedule(1, range(500), None, 0))
-    assert counting.most < 64
+    counts = [0]
+    whole_run("fedavg", 1, backend=Counting(site_of(make("fedavg", 500), clients=500)), clients=range(500))
+    assert max(counts) < 64
 
 
-@pytest.mark.parametrize("name", ["scaffold"])
-def test_what_clients_keep_lies_in_files_and_is_bounded(name: str, tmp_path: Path) -> None:
-    algorithm = make(name, 4)
-
-    def committed(now: Standing, log: dict[str, object]) -> None:
-        commit(tmp_path, now)
-
-    schedule = Schedule(5, (0, 1, 2, 3), 2, seed=3)
-    stored = whole_run(algorithm, Pull(), start(name), schedule, committed, tmp_path)
-    kept = whole_run(algorithm, Pull(), start(name), schedule)
-    assert isinstance(stored.memories, Stored)
-    assert list(stored.memories) == sorted(kept.memories)
-    for client, memory in kept.memories.items():
-        assert set(memory) == {"control"}
-        assert all(torch.equal(stored.memories[client][key], value) for key, value in memory.items())
-        assert len(list((tmp_path / "memory/0" / str(client)).iterdir())) <= 3
+def test_what_clients_keep_lies_in_files_and_is_bounded(tmp_path: Path) -> None:
+    memory = InMemory()
+    files = Files(tmp_path)
+    stored = whole_run("scaffold", 5, memory=files, cohort=2, seed=3)
+    held = whole_run("scaffold", 5, memory=memory, cohort=2, seed=3)
+    assert stored.kept == held.kept
+    for client, rounds in held.kept.items():
+        assert len(rounds) <= 2
+        for round in rounds:
+            mine, theirs = (one.read(("scaffold", client, round)) for one in (files, memory))
+            assert set(mine) == set(theirs) == {"rule/control"}
+            assert torch.equal(mine["rule/control"], theirs["rule/control"])
+        assert len(list((tmp_path / "scaffold/memory/0" / str(client)).iterdir())) <= 3
 
 
-def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
-    stored = Stored(tmp_path, 1)
-    stored[3] = {"control": torch.ones(4)}
-    file = next(tmp_path.rglob("*.safetensors"))
+def test_a_damaged_memory_is_named(tmp_path: Path) -> None:
+    files, key = Files(tmp_path), ("scaffold", 3, 1)
+    files.write(key, {"control": torch.ones(4)}, ())
+    file = files.file(key)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match="client 3"):
-        stored[3]
+        files.read(key)
 
 
-def test_the_memory_of_another_client_or_round_is_told(tmp_path: Path) -> None:
-    for right, wrong in (("0/3/round-0001", "0/4/round-0001"), ("0/3/round-0001", "0/3/round-0002")):
-        stored = Stored(tmp_path, 1)
-        stored[3] = {"control": torch.ones(4)}
-        stored[4] = {"control": torch.zeros(4)}
-        assert torch.equal(stored[3]["control"], torch.ones(4))
-        files = [tmp_path / "memory" / f"{name}.safetensors" for name in (right, wrong)]
-        files[1].write_bytes(files[0].read_bytes())
-        client, round = int(wrong.split("/")[1]), int(wrong[-4:])
-        with pytest.raises(UserError, match=f"client {client}"):
-            Stored(tmp_path, round, {client: round})[client]
+def test_the_memory_of_another_client_or_round_is_named(tmp_path: Path) -> None:
+    files, right = Files(tmp_path), ("scaffold", 3, 1)
+    for wrong in (("scaffold", 4, 1), ("scaffold", 3, 2)):
+        files.write(right, {"control": torch.ones(4)}, ())
+        files.write(("scaffold", 4, 1), {"control": torch.zeros(4)}, ())
+        assert torch.equal(files.read(right)["control"], torch.ones(4))
+        files.file(wrong).write_bytes(files.file(right).read_bytes())
+        with pytest.raises(UserError, match=f"client {wrong[1]}"):
+            files.read(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,25 +12,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.clients import CLIENTS, asked_about, assigned, real_site
 
-from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms import ALGORITHMS
 from fedloom.client.evaluate import judge_rows
-from fedloom.client.train import Result, Work
+from fedloom.client.memory import Files
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import workers as module
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.workers import Workers, dealt, packed, unpacked
-from fedloom.messages import Missing, Update
+from fedloom.engine.workers import Workers, dealt
+from fedloom.messages import Answer, Missing, Update
 from fedloom.models.load import load_vlm
-from fedloom.params import Layout, Params
 from fedloom.processes import can_fork
 from fedloom.record import Clock
-from fedloom.sections import Evaluate, Train
+from fedloom.sections import Evaluate
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Conversation, Presence, Tensors, UserError
+from fedloom.types import Conversation, Presence, UserError
 
 copying = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -39,47 +40,56 @@ def tuned(tiny_model: Path) -> Tuned:
     return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
-def told(client: int) -> list[Conversation]:
-    examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(1 + client % 3)]
-    return [TASKS["vqa"].render(one, Presence(True, client % 2 == 0), answer_form="text") for one in examples]
-
-
-def works(tuned: Tuned, name: str = "fedavg", count: int = 5) -> list[Work]:
-    algorithm = make(name, count)
-    broadcast = algorithm.broadcast(algorithm.init(tuned.start))
-    settings = Train(batch_size=2)
-    return [Work(k, 0, 0, algorithm.local, broadcast, {}, told(k), settings) for k in range(count)]
-
-
-def assert_same_bits(found: list[Result], expected: list[Result]) -> None:
+def assert_same_bits(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
     assert len(found) == len(expected)
-    for (mine, kept), (theirs, remembered) in zip(found, expected, strict=True):
-        assert (mine.client, mine.weight) == (theirs.client, theirs.weight)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert isinstance(mine, Update)
+        assert isinstance(theirs, Update)
+        assert (mine.client, mine.weight, mine.up, mine.keeps) == (
+            theirs.client, theirs.weight, theirs.up, theirs.keeps
+        )  # fmt: skip
         assert {**mine.metrics, "seconds": 0} == {**theirs.metrics, "seconds": 0}
         assert mine.delta.layout == theirs.delta.layout
         assert torch.equal(mine.delta.flat, theirs.delta.flat)
-        for left, right in ((mine.extras, theirs.extras), (kept, remembered)):
-            assert left.keys() == right.keys()
-            assert all(torch.equal(left[key], right[key]) for key in left)
+        assert mine.extras.keys() == theirs.extras.keys()
+        assert all(torch.equal(value, theirs.extras[key]) for key, value in mine.extras.items())
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """What clients keep, file by file."""
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*.safetensors")}
 
 
 @copying
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned) -> None:
-    todo, alone = works(tuned, name), InProcess(tuned)
-    expected = list(alone.map(todo, Clock()))
-    assert_same_bits(list(Workers(alone, 2).map(todo, Clock())), expected)
+def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
+    """And what clients keep is the same."""
+    todo, found = assigned(tuned, name), {}
+    for count in (1, 2):
+        (folder := tmp_path / str(count)).mkdir()
+        alone = InProcess(real_site(tuned, name, memory=Files(folder)))
+        backend = alone if count == 1 else Workers(alone, count)
+        found[count] = list(backend.train(todo, Clock()))
+    assert_same_bits(found[2], found[1])
+    assert kept(tmp_path / "2") == kept(tmp_path / "1")
+    assert bool(kept(tmp_path / "1")) is (name == "scaffold")
+
+
+@copying
+def test_what_a_copy_cannot_keep_is_refused(tuned: Tuned) -> None:
+    with pytest.raises(ValueError, match="keep it in files"):
+        list(Workers(InProcess(real_site(tuned, "scaffold")), 2).train(assigned(tuned, "scaffold"), Clock()))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
     """Processors stand in for accelerators: each twin is a model of its own, trained in a thread of its own."""
-    todo, alone, seen = works(tuned, name), InProcess(tuned), []
-    expected = list(alone.map(todo, Clock()))
+    todo, seen = assigned(tuned, name), []
+    expected = list(InProcess(real_site(tuned, name)).train(todo, Clock()))
     twins = tuple(replica(tuned, torch.device("cpu")) for _ in range(2))
-    backend = Workers(InProcess(tuned, 1, lambda update: seen.append(update.client)), 3, twins)
-    assert_same_bits(list(backend.map(iter(todo), Clock())), expected)
-    assert sorted(seen) == list(range(5))
+    inner = InProcess(real_site(tuned, name), 1, lambda update: seen.append(update.client))
+    assert_same_bits(list(Workers(inner, 3, twins).train(iter(todo), Clock())), expected)
+    assert sorted(seen) == list(range(CLIENTS))
 
 
 def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) -> None:
@@ -98,30 +108,32 @@ def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) ->
 @copying
 @pytest.mark.parametrize(("count", "rows"), [(2, 2), (3, 1), (9, 1)])
 def test_any_number_of_workers_and_rows(count: int, rows: int, tuned: Tuned) -> None:
-    todo, alone = works(tuned), InProcess(tuned)
-    expected = list(alone.map(todo, Clock()))
-    found = list(Workers(InProcess(tuned, rows), count).map(iter(todo), Clock()))
+    todo, site = assigned(tuned), real_site(tuned)
+    expected = list(InProcess(site).train(todo, Clock()))
+    found = list(Workers(InProcess(site, rows), count).train(iter(todo), Clock()))
     if rows == 1:
         assert_same_bits(found, expected)
-    for (mine, _), (theirs, _) in zip(found, expected, strict=True):
+    for mine, theirs in zip(found, expected, strict=True):
+        assert isinstance(mine, Update)
+        assert isinstance(theirs, Update)
         assert float((mine.delta.flat - theirs.delta.flat).norm()) <= 1e-2 * float(theirs.delta.flat.norm())
 
 
 @copying
 def test_a_long_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EACH", 2)
-    todo, asked, seen = works(tuned, count=9), [], []
+    todo, asked, seen = assigned(tuned, clients=9), [], []
 
     def coming():
-        for work in todo:
-            asked.append(work.client)
-            yield work
+        for one in todo:
+            asked.append(one.client)
+            yield one
 
-    backend = Workers(InProcess(tuned, 1, lambda update: seen.append(update.client)), 2)
-    results = backend.map(coming(), Clock())
-    assert [update.client for update, _ in islice(results, 1)] == [0]
+    backend = Workers(InProcess(real_site(tuned, clients=9), 1, lambda update: seen.append(update.client)), 2)
+    results = backend.train(coming(), Clock())
+    assert [update.client for update in islice(results, 1)] == [0]
     assert asked == [0, 1, 2, 3]
-    assert [update.client for update, _ in results] == list(range(1, 9))
+    assert [update.client for update in results] == list(range(1, 9))
     assert sorted(seen) == list(range(9))
 
 
@@ -129,7 +141,7 @@ def test_a_long_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pyt
 def test_time_is_told_by_what_workers_did(tuned: Tuned) -> None:
     """Also where several trainings share a round: each is told of its own clients, and of no more than passed."""
     clock, begun = Clock(), time.perf_counter()
-    results = Workers(InProcess(tuned, 2), 2).map(works(tuned), clock)
+    results = Workers(InProcess(real_site(tuned), 2), 2).train(assigned(tuned), clock)
     taken = []
     for count in (2, 3):
         assert len(list(islice(results, count))) == count
@@ -142,10 +154,13 @@ def test_time_is_told_by_what_workers_did(tuned: Tuned) -> None:
 @copying
 def test_a_client_with_a_damaged_image_is_missing_as_in_one_process(tuned: Tuned) -> None:
     broken = TASKS["vqa"].render(MAKERS["vqa"](stream(0, "t"), "x"), Presence(True, True), answer_form="text")
-    todo = works(tuned)
-    todo[3] = replace(todo[3], conversations=[replace(broken, picture=Damaged())])
-    for backend in (InProcess(tuned), Workers(InProcess(tuned), 2)):
-        found = [one for one in backend.map(todo, Clock()) if isinstance(one, Missing)]
+
+    def told(client: int) -> list[Conversation]:
+        return [replace(broken, picture=Damaged())] if client == 3 else asked_about(client)
+
+    site = real_site(tuned, conversations=told)
+    for backend in (InProcess(site), Workers(InProcess(site), 2)):
+        found = [one for one in backend.train(assigned(tuned), Clock()) if isinstance(one, Missing)]
         assert found == [Missing(3, "the picture is gone")]
 
 
@@ -181,39 +196,3 @@ def test_works_are_dealt_out_once_and_evenly(sizes: list[int], count: int) -> No
     most = max(sum(sizes[k] for k in share) for share in shares)
     # Graham's bound for the largest first (SIAM J. Appl. Math. 17, 1969), with the mean for the optimum.
     assert most <= max(max(sizes), sum(sizes) / len(shares) + max(sizes))
-
-
-tensors = st.dictionaries(
-    st.text("abc/", min_size=1, max_size=4),
-    st.lists(st.floats(width=32), max_size=4).map(torch.tensor),
-    max_size=3,
-)
-
-
-@given(
-    st.integers(0, 2**40),
-    st.floats(min_value=0.5, max_value=1e9),
-    st.lists(st.floats(width=32), min_size=1, max_size=6),
-    tensors,
-    tensors,
-)
-def test_an_update_travels_unchanged(
-    client: int, weight: float, values: list[float], extras: Tensors, kept: Tensors
-) -> None:
-    layout = Layout.of({"w": (len(values),)})
-    update = Update(client, Params(layout, torch.tensor(values)), weight, extras, {"loss": weight / 3})
-    found, memory = unpacked(packed((update, kept)), layout)
-    assert (found.client, found.weight, found.metrics) == (client, weight, update.metrics)
-    torch.testing.assert_close(found.delta.flat, update.delta.flat, rtol=0, atol=0, equal_nan=True)
-    for left, right in ((found.extras, extras), (memory, kept)):
-        assert left.keys() == right.keys()
-        for key in left:
-            torch.testing.assert_close(left[key], right[key], rtol=0, atol=0, equal_nan=True)
-
-
-def test_tensors_that_share_memory_travel_too() -> None:
-    layout, values = Layout.of({"w": (3,)}), torch.ones(3)
-    update = Update(0, Params(layout, values), 1.0, {"same": values})
-    found, kept = unpacked(packed((update, {"again": values})), layout)
-    assert torch.equal(found.extras["same"], values)
-    assert torch.equal(kept["again"], values)

@@ -1,7 +1,7 @@
 """Bad updates: functions that turn what an honest client sends into what no server may take in.
 
-    BAD         for any algorithm
-    BAD_EXTRAS  by algorithm, for those that send more than a delta
+BAD         for any algorithm
+BAD_EXTRAS  by algorithm, for those that send more than a delta
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def run(
 ) -> tuple[Standing, list[dict[str, Any]]]:
     """Train with an algorithm, with some clients bad; return where that ends and the figures of its rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
-    one = run_of(
-        name, clients, train, gate, algorithm=algorithm, committed=lambda now, log: logs.append(log)
-    )
+    one = run_of(name, clients, train, gate, algorithm=algorithm, committed=lambda now, log: logs.append(log))
     backend = Corrupted(site_of(algorithm, train), dict(bad or {}), rounds)
     return run_rounds([one], backend)[0], logs
 
