@@ -137,8 +137,8 @@ class Part:
     def of(mask: Tensor) -> Part:
         """Return the part of the values at which a mask, shape [P], is not zero."""
         edges = torch.nn.functional.pad(mask.bool().to(torch.int8), (1, 1)).diff()
-        starts, stops = (cast("list[int]", found.nonzero().flatten().tolist()) for found in (edges > 0, edges < 0))  # pyright: ignore
-        return Part(len(mask), tuple(zip(starts, stops, strict=True)))
+        ends = [cast("list[int]", (edges == sign).nonzero().flatten().tolist()) for sign in (1, -1)]  # pyright: ignore
+        return Part(len(mask), tuple(zip(*ends, strict=True)))
 
     @cached_property
     def count(self) -> int:

@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
@@ -201,6 +202,29 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
         release(tuned)
 
 
+@contextmanager
+def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
+    """Open the site of all clients of an experiment, without a server.
+
+    Args:
+        experiment: Every choice.
+        folder: Where the site keeps what its clients keep.
+    """
+    _set_threads(experiment)
+    with _adapted(experiment, {}) as (tuned, _):
+        data = _fitted(experiment, tuned.vlm, _data(experiment.data, experiment.seed)).data
+        plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
+        yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
+
+
+def _set_threads(experiment: Experiment) -> None:
+    import torch
+
+    keep_freed()
+    if experiment.model.threads is not None:
+        torch.set_num_threads(experiment.model.threads)
+
+
 def _prepare(
     experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
 ) -> Setting:
@@ -213,13 +237,9 @@ def _prepare(
         models: Models and judges to use again.
         live: Takes the adapters out of the model again when it closes.
     """
-    import torch
-
     import fedloom
 
-    keep_freed()
-    if experiment.model.threads is not None:
-        torch.set_num_threads(experiment.model.threads)
+    _set_threads(experiment)
     data, manifest = _data(experiment.data, experiment.seed), read_manifest(folder)
     now = _now(experiment, contents_of(data))
     if manifest is not None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fedloom import training
+from fedloom import sites, training
 from fedloom.answering import _values
+from fedloom.data import load_data
 from fedloom.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
@@ -38,17 +39,18 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
 def test_nothing_of_it_is_trained_on(
     strategy: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = training.conversations_of, set[int]()
+    real, seen = sites.render, set[str]()
 
-    def noted(setting, share, method):
-        seen.update(share.indices.tolist())
-        return real(setting, share, method)
+    def noted(examples, presence, answer, *, clause):
+        seen.update(example.id for example in examples)
+        return real(examples, presence, answer, clause=clause)
 
-    monkeypatch.setattr(training, "conversations_of", noted)
+    monkeypatch.setattr(sites, "render", noted)
     value = experiment(tiny_model, strategy={"name": strategy, "rank": 2}, train={"rounds": 2})
     result = run_experiment(value, tmp_path / "run", make_progress(quiet=True))
     kept = json.loads((tmp_path / "run/plan.json").read_text())["validation"]
-    held_out = {index for client in kept["clients"] for index in client}
+    train = load_data(value.data, value.seed).train
+    held_out = {train[index].id for client in kept["clients"] for index in client}
     assert seen
     assert held_out
     assert not seen & held_out

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from campaign.damage import begun, scored
 from campaign.world import World, make_world, outcome
 from fedloom.cli import app
+from fedloom.client.memory import Files
 from fedloom.engine import store
 from fedloom.engine.store import last_commit
 from fedloom.grid import load_grid
@@ -49,8 +50,9 @@ def files(folder: Path) -> list[Path]:
 def last_memories(folder: Path) -> list[Path]:
     """The files of clients' memories that the last checkpoint uses."""
     (training,) = {place.parent for place in folder.rglob("memory")}
-    stored = last_commit(training).memories
-    return [stored._file(client, round) for client, round in stored.rounds.items()]
+    standing, memory = last_commit(training), Files(training.parent)
+    assert standing is not None
+    return [memory.file((training.name, client, round)) for client, round in standing.since.items()]
 
 
 @pytest.mark.parametrize("kind", ["finished", "unfinished"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from fedloom.data.folder import load_folder
 from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.sections import Data
 
 from .records import IMAGES, RECORDS, fill, pixels
 
@@ -48,22 +48,10 @@ def test_whole_pixels_are_the_pixels(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(FilePicture(tmp_path / "image").pixels(), pixels())
 
 
-@dataclass(frozen=True)
-class Settings:
-    root: Path
-    name: str = "folder"
-    test_share: float = 0.25
-    validation: float | str = 0.0
-    limit: int | None = None
-    max_rejected: float = 1.0
-    task: str = "classification"
-    variant: str | None = None
-
-
 def test_nobody_else_is_lost(tmp_path: Path) -> None:
     images, records = fill(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    data = load_folder(Settings(tmp_path), 0)
+    data = load_folder(Data(name="folder", root=str(tmp_path), max_rejected=1.0), 0)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # a GiB, in KiB
     cases = [*(IMAGES[name] for name in images), *(RECORDS[name] for name in records)]
     reasons = {one.line: one.reason for one in data.rejected}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pooled
 from fedloom.scenarios.partition import Pool
 from fedloom.scenarios.pattern import coins
+from fedloom.sections import Scenario
 from fedloom.types import Example, UserError
 
 LAW = settings(max_examples=25, deadline=None)
@@ -23,18 +24,10 @@ FREE = [name for name in PARTITIONS if name != "by_source"]  # those that any ex
 GRID = list(product(FREE, PATTERNS))
 
 
-@dataclass(frozen=True)
-class Settings:
-    clients: int = 4
-    partition: str = "dirichlet"
-    alpha: float = 0.5
-    pattern: str = "missing"
-    rate: float = 0.3
-    image_clients: int | None = None
-    p: float = 0.7
-    mode: str = "corrected"
-    repair: str | None = None
-    lose_all: bool = False
+def scenario(**changes: object) -> Scenario:
+    """A scenario in which clients differ in labels and modalities."""
+    values: dict[str, object] = {"clients": 4, "partition": "dirichlet", "pattern": "missing"}
+    return Scenario.model_validate({**values, **changes})
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def cases(draw):
     )
     examples = [example(number, *row) for number, row in enumerate(rows)]
     clients = draw(st.integers(1, len(examples)))
-    settings = Settings(
+    settings = scenario(
         clients=clients,
         alpha=draw(st.sampled_from([0.01, 0.5, 100.0])),
         rate=draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
@@ -145,16 +138,16 @@ def test_by_source_gives_each_source_to_those_that_hold_its_modality_in_equal_pa
 
 def test_by_source_says_which_source_is_missing():
     with pytest.raises(UserError, match="12 training examples have an image while 0 have none, but client"):
-        build_plan(many(12), Settings(partition="by_source", pattern="cross"), 0)
+        build_plan(many(12), scenario(partition="by_source", pattern="cross"), 0)
     mixed = [example(number, image=number < 6, text=number >= 6) for number in range(12)]
     with pytest.raises(UserError, match="one of the two would have no client"):
-        build_plan(mixed, Settings(partition="by_source", pattern="cross", image_clients=4), 0)
+        build_plan(mixed, scenario(partition="by_source", pattern="cross", image_clients=4), 0)
 
 
 @pytest.mark.parametrize("pattern", ["cross", "hybrid"])
 def test_by_source_shows_every_example_as_it_is(pattern):
     mixed = [example(number, image=number % 4 == 0, text=number % 4 != 0) for number in range(80)]
-    settings = Settings(partition="by_source", pattern=pattern, clients=6, image_clients=2)
+    settings = scenario(partition="by_source", pattern=pattern, clients=6, image_clients=2)
     plan = build_plan(mixed, settings, 1)
     assert flags(plan).tolist() == [[number % 4 == 0, number % 4 != 0] for number in range(80)]
     if pattern == "cross":
@@ -164,17 +157,17 @@ def test_by_source_shows_every_example_as_it_is(pattern):
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_more_clients_than_examples_is_a_users_mistake(partition):
     with pytest.raises(UserError, match="clients is 4, but there are 3"):
-        build_plan(many(3), Settings(clients=4, partition=partition), 0)
+        build_plan(many(3), scenario(clients=4, partition=partition), 0)
 
 
 def test_iid_sizes_differ_by_at_most_one():
-    sizes = [len(share) for share in build_plan(many(23), Settings(partition="iid", clients=5), 0).clients]
+    sizes = [len(share) for share in build_plan(many(23), scenario(partition="iid", clients=5), 0).clients]
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_dirichlet_with_a_large_alpha_gives_equal_shares_of_every_label():
     examples = many(300)
-    plan = build_plan(examples, Settings(alpha=1e8, clients=4), 0)
+    plan = build_plan(examples, scenario(alpha=1e8, clients=4), 0)
     for share in plan.clients:
         counts = Counter(examples[index].label for index in share.indices)
         assert all(abs(counts[label] - 25) <= 1 for label in range(len(OPTIONS)))
@@ -182,7 +175,7 @@ def test_dirichlet_with_a_large_alpha_gives_equal_shares_of_every_label():
 
 def test_dirichlet_with_a_small_alpha_gives_nearly_every_label_to_one_client():
     examples = many(300)
-    plan = build_plan(examples, Settings(alpha=1e-3, clients=3), 0)
+    plan = build_plan(examples, scenario(alpha=1e-3, clients=3), 0)
     for label in range(len(OPTIONS)):
         counts = [sum(examples[index].label == label for index in share.indices) for share in plan.clients]
         assert max(counts) >= 95
@@ -190,7 +183,7 @@ def test_dirichlet_with_a_small_alpha_gives_nearly_every_label_to_one_client():
 
 def test_dirichlet_goes_by_group_where_there_is_no_label():
     examples = [example(number, label=None) for number in range(300)]
-    plan = build_plan(examples, Settings(alpha=1e-3, clients=3), 0)
+    plan = build_plan(examples, scenario(alpha=1e-3, clients=3), 0)
     for group in {one.group for one in examples}:
         counts = [sum(examples[index].group == group for index in share.indices) for share in plan.clients]
         assert max(counts) >= 55
@@ -199,7 +192,7 @@ def test_dirichlet_goes_by_group_where_there_is_no_label():
 @pytest.mark.parametrize("clients", [2, 5])
 def test_by_group_keeps_groups_whole_where_there_are_enough(clients):
     examples = many(40)
-    plan = build_plan(examples, Settings(partition="by_group", clients=clients), 0)
+    plan = build_plan(examples, scenario(partition="by_group", clients=clients), 0)
     holders = [{examples[index].group for index in share.indices} for share in plan.clients]
     assert sum(map(len, holders)) == len(set().union(*holders)) == 5
 
@@ -207,7 +200,7 @@ def test_by_group_keeps_groups_whole_where_there_are_enough(clients):
 def test_by_group_needs_groups():
     examples = [Example(str(number), "Which?", "cat", options=OPTIONS) for number in range(4)]
     with pytest.raises(UserError, match="no example of this data set has a group"):
-        build_plan(examples, Settings(partition="by_group"), 0)
+        build_plan(examples, scenario(partition="by_group"), 0)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -215,7 +208,7 @@ def test_by_group_needs_groups():
 @given(case=cases())
 def test_nobody_gains_a_modality_and_nobody_loses_all(pattern, case):
     examples, settings, seed = case
-    present = flags(build_plan(examples, Settings(**{**vars(settings), "pattern": pattern}), seed))
+    present = flags(build_plan(examples, scenario(**{**vars(settings), "pattern": pattern}), seed))
     # A question with no evidence besides is itself a text.
     held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in examples])
     assert not (present & ~held).any()
@@ -227,7 +220,7 @@ def test_nobody_gains_a_modality_and_nobody_loses_all(pattern, case):
 @given(case=cases(), shuffle=st.randoms(use_true_random=False))
 def test_a_plan_depends_on_settings_and_seed_but_not_on_listing_order(partition, pattern, case, shuffle):
     examples, settings, seed = case
-    settings = Settings(**{**vars(settings), "partition": partition, "pattern": pattern})
+    settings = scenario(**{**vars(settings), "partition": partition, "pattern": pattern})
     shuffled = list(examples)
     shuffle.shuffle(shuffled)
     first, second = build_plan(examples, settings, seed), build_plan(shuffled, settings, seed)
@@ -238,23 +231,23 @@ def test_a_plan_depends_on_settings_and_seed_but_not_on_listing_order(partition,
 @pytest.mark.parametrize(("partition", "pattern"), GRID)
 def test_digests_differ_for_different_seeds_and_settings(partition, pattern):
     examples = many(60)
-    settings = Settings(partition=partition, pattern=pattern)
+    settings = scenario(partition=partition, pattern=pattern)
     digests = {build_plan(examples, settings, seed).digest for seed in range(5)}
-    digests.add(build_plan(examples, Settings(partition=partition, pattern=pattern, clients=6), 0).digest)
+    digests.add(build_plan(examples, scenario(partition=partition, pattern=pattern, clients=6), 0).digest)
     assert len(digests) == 6
 
 
 def test_the_digest_covers_presence():
     examples, settings = many(20), {"partition": "iid"}
-    kinds = {build_plan(examples, Settings(**settings, pattern=pattern), 0).digest for pattern in PATTERNS}
+    kinds = {build_plan(examples, scenario(**settings, pattern=pattern), 0).digest for pattern in PATTERNS}
     assert len(kinds) == len(PATTERNS)
 
 
 def test_missing_nothing_is_aligned():
     examples = many(50)
-    aligned = build_plan(examples, Settings(pattern="aligned"), 3)
-    assert build_plan(examples, Settings(pattern="missing", rate=0.0), 3).digest == aligned.digest
-    assert build_plan(examples, Settings(pattern="hybrid", p=1.0), 3).digest == aligned.digest
+    aligned = build_plan(examples, scenario(pattern="aligned"), 3)
+    assert build_plan(examples, scenario(pattern="missing", rate=0.0), 3).digest == aligned.digest
+    assert build_plan(examples, scenario(pattern="hybrid", p=1.0), 3).digest == aligned.digest
     assert flags(aligned).all()
 
 
@@ -267,7 +260,7 @@ def within(count: int, trials: int, chance: float) -> bool:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_missing_meets_its_rate_within_binomial_bounds(rate, seed):
     count = 4000
-    present = flags(build_plan(many(count), Settings(pattern="missing", rate=rate), seed))
+    present = flags(build_plan(many(count), scenario(pattern="missing", rate=rate), seed))
     lost = ~present
     for modality in (0, 1):
         assert within(int(lost[:, modality].sum()), count, rate - rate**2 / 2)
@@ -276,7 +269,7 @@ def test_missing_meets_its_rate_within_binomial_bounds(rate, seed):
 
 @pytest.mark.parametrize("image_clients", [None, 0, 3, 7, 10])
 def test_cross_gives_each_client_one_modality(image_clients):
-    settings = Settings(pattern="cross", clients=10, partition="iid", image_clients=image_clients)
+    settings = scenario(pattern="cross", clients=10, partition="iid", image_clients=image_clients)
     plan = build_plan(many(100), settings, 0)
     kinds = [(share.image.all(), share.text.all()) for share in plan.clients]
     assert all((share.image ^ share.text).all() for share in plan.clients)
@@ -286,12 +279,12 @@ def test_cross_gives_each_client_one_modality(image_clients):
 
 def test_cross_refuses_more_image_clients_than_clients():
     with pytest.raises(UserError, match="image_clients is 5"):
-        build_plan(many(10), Settings(pattern="cross", clients=4, image_clients=5), 0)
+        build_plan(many(10), scenario(pattern="cross", clients=4, image_clients=5), 0)
 
 
 def test_cross_adds_image_clients_without_changing_others():
     def image_clients(count: int) -> set[int]:
-        settings = Settings(pattern="cross", clients=10, partition="iid", image_clients=count)
+        settings = scenario(pattern="cross", clients=10, partition="iid", image_clients=count)
         plan = build_plan(many(50), settings, 7)
         return {number for number, share in enumerate(plan.clients) if share.image.all()}
 
@@ -300,7 +293,7 @@ def test_cross_adds_image_clients_without_changing_others():
 
 def test_hybrid_draws_clients_within_binomial_bounds_and_tosses_a_coin_where_both_are_absent():
     clients, p = 1000, 0.6
-    settings = Settings(clients=clients, partition="iid", pattern="hybrid", p=p)
+    settings = scenario(clients=clients, partition="iid", pattern="hybrid", p=p)
     plan = build_plan(many(20 * clients), settings, 0)
     both = sum((share.image & share.text).all() for share in plan.clients)
     mixed = [share for share in plan.clients if share.image.any() and not share.image.all()]
@@ -317,13 +310,13 @@ def test_an_examples_draws_do_not_depend_on_other_examples():
 
 def test_repeated_ids_are_refused():
     with pytest.raises(UserError, match="'e1'"):
-        build_plan([*many(4), example(1)], Settings(clients=2), 0)
+        build_plan([*many(4), example(1)], scenario(clients=2), 0)
 
 
 @pytest.mark.parametrize(("partition", "pattern"), GRID)
 def test_a_plan_survives_json_and_its_counts_add_up(partition, pattern):
     examples = many(40)
-    plan = build_plan(examples, Settings(partition=partition, pattern=pattern), 0)
+    plan = build_plan(examples, scenario(partition=partition, pattern=pattern), 0)
     value = json.loads(json.dumps(plan.to_json(examples)))
     again = Plan.from_json(value, examples)
     assert content(again, examples) == content(plan, examples)
@@ -340,7 +333,7 @@ def test_a_plan_survives_json_and_its_counts_add_up(partition, pattern):
 
 def test_a_plan_read_for_other_data_is_refused():
     examples = many(20)
-    value = build_plan(examples, Settings(), 0).to_json(examples)
+    value = build_plan(examples, scenario(), 0).to_json(examples)
     for others in (many(19), examples[::-1]):
         with pytest.raises(UserError, match="other data"):
             Plan.from_json(value, others)
@@ -348,7 +341,7 @@ def test_a_plan_read_for_other_data_is_refused():
 
 def test_pooled_and_only_keep_what_is_seen():
     examples = many(30)
-    plan = build_plan(examples, Settings(), 0)
+    plan = build_plan(examples, scenario(), 0)
     rows = content(plan, examples)
     assert sorted(content(pooled(plan), examples)[0]) == sorted(row for share in rows for row in share)
     assert [content(only(plan, client), examples)[0] for client in range(4)] == rows
@@ -356,14 +349,14 @@ def test_pooled_and_only_keep_what_is_seen():
 
 
 def test_a_share_cannot_be_changed():
-    share = build_plan(many(10), Settings(), 0).clients[0]
+    share = build_plan(many(10), scenario(), 0).clients[0]
     with pytest.raises(ValueError, match="read-only"):
         share.image[0] = False
 
 
 def test_examples_may_lose_everything_where_that_is_asked_for():
     count, rate = 4000, 0.4
-    settings = Settings(pattern="missing", rate=rate, lose_all=True)
+    settings = scenario(pattern="missing", rate=rate, lose_all=True)
     lost = ~flags(build_plan(many(count), settings, 0))
     for modality in (0, 1):
         assert within(int(lost[:, modality].sum()), count, rate)
@@ -372,8 +365,8 @@ def test_examples_may_lose_everything_where_that_is_asked_for():
 
 def test_losing_everything_takes_nothing_from_those_who_keep_something():
     examples = many(200)
-    kept = flags(build_plan(examples, Settings(), 0))
-    lost = flags(build_plan(examples, Settings(lose_all=True), 0))
+    kept = flags(build_plan(examples, scenario(), 0))
+    lost = flags(build_plan(examples, scenario(lose_all=True), 0))
     gone = ~lost.any(axis=1)
     assert gone.any() and (kept[gone].sum(axis=1) == 1).all()
     assert (kept[~gone] == lost[~gone]).all()
@@ -385,7 +378,7 @@ def test_losing_everything_takes_nothing_from_those_who_keep_something():
 def test_shares_are_views_of_the_plans_arrays(partition, pattern, case):
     examples, settings, seed = case
     plan = build_plan(
-        examples, Settings(**{**vars(settings), "partition": partition, "pattern": pattern}), seed
+        examples, scenario(**{**vars(settings), "partition": partition, "pattern": pattern}), seed
     )
     assert len(plan.clients) == settings.clients == len(plan.offsets) - 1
     for name in ("indices", "image", "text"):
@@ -402,7 +395,7 @@ def test_shares_are_views_of_the_plans_arrays(partition, pattern, case):
 
 def test_a_plan_of_very_many_clients_is_written_as_arrays_and_read_back():
     examples = many(10_050)
-    plan = build_plan(examples, Settings(clients=10_001, partition="iid", pattern="hybrid"), 0)
+    plan = build_plan(examples, scenario(clients=10_001, partition="iid", pattern="hybrid"), 0)
     value = json.loads(json.dumps(plan.to_json(examples)))
     assert value["count"] == 10_001 and len(value["clients"]) == 100
     again = Plan.from_json(value, examples)
@@ -415,7 +408,7 @@ def test_the_digest_is_that_of_compact_json():
     examples = [example(number, text=number % 2 == 0) for number in range(9)] + [
         Example('é"\n', "Which?", "cat", text="words", options=OPTIONS)
     ]
-    plan = build_plan(examples, Settings(clients=3), 0)
+    plan = build_plan(examples, scenario(clients=3), 0)
     rows = [[[id, int(image), int(text)] for id, image, text in share] for share in content(plan, examples)]
     text = json.dumps(rows, separators=(",", ":"))
     assert plan.digest == hashlib.sha256(text.encode()).hexdigest()
@@ -423,5 +416,5 @@ def test_the_digest_is_that_of_compact_json():
 
 def test_a_question_without_evidence_is_a_text():
     examples = [Example(str(number), "Why?", "so", task="vqa") for number in range(4)]
-    plan = build_plan(examples, Settings(clients=2, partition="iid", pattern="aligned"), 0)
+    plan = build_plan(examples, scenario(clients=2, partition="iid", pattern="aligned"), 0)
     assert [row["text_only"] for row in plan.to_json(examples)["clients"]] == [2, 2]

@@ -15,23 +15,13 @@ import pytest
 from fedloom.engine.rounds import Schedule, draw_cohort
 from fedloom.experiment import load_experiment
 from fedloom.scenarios import Plan, build_plan, published_cohort
+from fedloom.sections import Scenario
 from fedloom.types import Example, UserError
 
 HATEFUL = (5450, 3050)  # rows of Hateful-Memes' training file with label 0 and 1; the first row has label 0
 
 
-@dataclass(frozen=True)
-class Settings:
-    mode: str = "published"
-    clients: int = 10
-    partition: str = "dirichlet"
-    alpha: float = 0.5
-    repair: str | None = "each"
-    pattern: str = "aligned"
-    rate: float = 0.3
-    lose_all: bool = False
-    image_clients: int | None = None
-    p: float = 0.7
+PUBLISHED = Scenario(mode="published", clients=10, partition="dirichlet", repair="each", pattern="aligned")
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ MEMES = listed(*HATEFUL)
 
 
 def plan_of(examples: list[Example] = MEMES, **changes: object) -> Plan:
-    return build_plan(examples, replace(Settings(), **changes), seed=0)  # type: ignore[arg-type]
+    return build_plan(examples, PUBLISHED.model_copy(update=changes), seed=0)
 
 
 def seen(plan: Plan) -> list[str]:
@@ -109,7 +99,7 @@ def test_sizes_follow_the_order_in_which_labels_are_first_seen():
 
 def test_a_published_split_is_the_same_for_every_seed():
     for pattern in ("aligned", "missing", "cross", "hybrid"):
-        settings = Settings(pattern=pattern)
+        settings = PUBLISHED.model_copy(update={"pattern": pattern})
         assert build_plan(MEMES[:500], settings, 1).digest == build_plan(MEMES[:500], settings, 2).digest
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -16,7 +16,7 @@ from fedloom.data import load_data
 from fedloom.scenarios import Plan, build_plan
 from fedloom.types import Example
 
-from .test_fedmllm_scenarios import MEMES, Settings
+from .test_fedmllm_scenarios import MEMES, PUBLISHED
 
 CARDS = 60
 BLANK = (3, 17, 41)
@@ -47,7 +47,7 @@ def test_blank_flashcards_take_part_in_the_shuffle(tmp_path, trees, encoded):
     (tmp_path / "medical_meadow_wikidoc_medical_flashcards.json").write_text(json.dumps(cards))
     data = load_data(Data(tmp_path), 0)
     assert len([one for one in data.rejected if "output is empty" in one.reason]) == len(BLANK)
-    settings = replace(Settings(), partition="by_source", pattern="cross", clients=4)
+    settings = PUBLISHED.model_copy(update={"partition": "by_source", "pattern": "cross", "clients": 4})
     plan = build_plan(data.train, settings, 0, data.drawn)
     draws = random.Random(41)
     images = draws.sample(range(4), 2)
@@ -67,7 +67,7 @@ def test_blank_flashcards_take_part_in_the_shuffle(tmp_path, trees, encoded):
 def test_a_skipped_record_moves_no_other(pattern):
     gone = {MEMES[place].id for place in (5, 100, 4000, 8499)}
     left = [one for one in MEMES if one.id not in gone]
-    settings = replace(Settings(), pattern=pattern)
+    settings = PUBLISHED.model_copy(update={"pattern": pattern})
     whole, part = build_plan(MEMES, settings, 0), build_plan(left, settings, 0, MEMES)
     assert held(part, left) == [[name for name in names if name not in gone] for names in held(whole, MEMES)]
     flags = {
@@ -81,5 +81,5 @@ def test_a_skipped_record_moves_no_other(pattern):
 
 
 def test_in_corrected_mode_nothing_is_replayed():
-    settings = replace(Settings(), mode="corrected", partition="iid")
+    settings = PUBLISHED.model_copy(update={"mode": "corrected", "partition": "iid"})
     assert build_plan(MEMES[1:], settings, 0, MEMES).digest == build_plan(MEMES[1:], settings, 0).digest

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,28 +24,15 @@ from fedloom.tasks.base import AnswerForm
 from fedloom.tasks.scoring import Judged
 from fedloom.types import Conversation, Example, Presence
 
+if TYPE_CHECKING:
+    from fedloom.sections import Evaluate
+
 BATCH_SIZE = 32
 """Conversations in one pass, over all clients that answer side by side."""
 
 PACKED = 2048
 """Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
 grow with their square. Options beyond that take further passes."""
-
-
-class EvaluateSettings(Protocol):
-    """The `evaluate` section of an experiment, as far as asking and judging read it."""
-
-    @property
-    def answer(self) -> AnswerForm:
-        """Whether the answer to a multiple-choice question is the option's text or its letter."""
-        ...
-
-    @property
-    def scoring(self) -> str:
-        """How answers are found: "likelihood" compares options, "generate" parses what the model says, and
-        "teacher-forced" parses what it says when shown the right answer word by word.
-        """
-        ...
 
 
 def render(
@@ -66,7 +53,7 @@ def judge(
     vlm: Vlm,
     examples: Sequence[Example],
     presence: Sequence[Presence],
-    settings: EvaluateSettings,
+    settings: Evaluate,
     *,
     clause: str | None = None,
 ) -> Judged:
@@ -79,7 +66,7 @@ def judge_rows(
     connects: Sequence[Connect],
     examples: Sequence[Example],
     presence: Sequence[Presence],
-    settings: EvaluateSettings,
+    settings: Evaluate,
     *,
     clause: str | None = None,
     workers: int = 1,
@@ -127,7 +114,7 @@ def _asked(
     vlm: Vlm,
     connects: Sequence[Connect],
     conversations: Sequence[Conversation],
-    settings: EvaluateSettings,
+    settings: Evaluate,
     workers: int,
 ) -> Iterator[Found]:
     """Ask all questions in batches by length, here or in several processes."""
@@ -200,7 +187,7 @@ def _pieces(vlm: Vlm, one: Conversation) -> list[slice]:
 
 
 def _replies(
-    vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: EvaluateSettings
+    vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: Evaluate
 ) -> list[str]:
     if settings.scoring == "teacher-forced":
         return teacher_forced(vlm, batch, connects)

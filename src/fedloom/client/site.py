@@ -172,13 +172,14 @@ class Site:
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(up, value) for name, value in rule.items()}
         if job.personal is not None:
             kept[PERSONAL] = job.personal.take(trained.end).clone()
-        for name, value in kept.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise UserError(f"what the client keeps as {name} holds values that are not finite")
+        delta = up.only(trained.end - start.flat)
+        if bool(torch.isfinite(delta).all()):  # otherwise the server refuses it, and says why
+            for name, value in kept.items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise UserError(f"what the client keeps as {name} holds values that are not finite")
         if kept:
             rounds = (*asked.keep, asked.since)
             self.memory.write((asked.method, job.client, self.begun(asked.stage) + job.round), kept, rounds)
-        delta = up.only(trained.end - start.flat)
         metrics = {
             "loss": trained.loss,
             "steps": float(job.steps),

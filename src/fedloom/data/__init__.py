@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fedloom.data.aircraft import AIRCRAFT
-from fedloom.data.base import DataSettings, Loader, thin
+from fedloom.data.base import Loader, thin
 from fedloom.data.clients import CLIENTS
 from fedloom.data.coco import COCO
 from fedloom.data.coco_qa import COCO_QA
@@ -31,11 +32,13 @@ from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.types import DataSet, UserError
 
+if TYPE_CHECKING:
+    from fedloom.sections import Data
+
 __all__ = [
     "DATASETS",
     "ROOTLESS",
     "SHIPPED",
-    "DataSettings",
     "Loader",
     "Source",
     "load_data",
@@ -99,7 +102,7 @@ def validates(name: str) -> bool:
     return load is load_folder or (isinstance(load, Source) and load.validates)
 
 
-def load_data(settings: DataSettings, seed: int) -> DataSet:
+def load_data(settings: Data, seed: int) -> DataSet:
     """Load the data set that the settings name, check it, and keep at most `limit` training examples.
 
     Args:
@@ -117,7 +120,7 @@ def load_data(settings: DataSettings, seed: int) -> DataSet:
     return data
 
 
-def usable(data: DataSet, settings: DataSettings) -> DataSet:
+def usable(data: DataSet, settings: Data) -> DataSet:
     """Return a data set as it is, if not too many of its records are invalid and something is left of both parts.
 
     Raises:

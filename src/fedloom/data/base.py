@@ -5,62 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from numpy.random import Generator
 
 from fedloom.seeds import stream
 from fedloom.types import DataSet, Example
 
+if TYPE_CHECKING:
+    from fedloom.sections import Data
+
 FILES = Path(__file__).parent / "files"
 """Where the shipped data sets lie."""
 
 
-class DataSettings(Protocol):
-    """The `data` section of an experiment, as far as loaders read it."""
-
-    @property
-    def name(self) -> str:
-        """A key of `fedloom.data.DATASETS`."""
-        ...
-
-    @property
-    def root(self) -> Path | str | None:
-        """The folder of the user's own data."""
-        ...
-
-    @property
-    def test_share(self) -> float:
-        """Share of examples held out, between 0 and 1 exclusive."""
-        ...
-
-    @property
-    def validation(self) -> float | str:
-        """Share of each client's training examples kept out for validation, or "published": the owners' own part."""
-        ...
-
-    @property
-    def limit(self) -> int | None:
-        """At most this many training examples."""
-        ...
-
-    @property
-    def max_rejected(self) -> float:
-        """The share of records that may be invalid before loading fails."""
-        ...
-
-    @property
-    def task(self) -> str:
-        """Which tasks to make, for data sets that offer several."""
-        ...
-
-    @property
-    def variant(self) -> str | None:
-        """Which variant of the data set; None is its first."""
-        ...
-
-
-Loader = Callable[[DataSettings, int], DataSet]
+Loader = Callable[["Data", int], DataSet]
 """(settings, seed) → data set."""
 
 

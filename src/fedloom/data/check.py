@@ -17,23 +17,10 @@ from fedloom.data.folder import validates_folder
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
+from fedloom.sections import Data
 from fedloom.types import DataSet, Example, Rejected, UserError
 
 PARTS = ("train", "dev", "test")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The `data` section as far as a check needs it; see `fedloom.data.base.DataSettings`."""
-
-    name: str
-    root: Path | None
-    variant: str | None = None
-    test_share: float = 0.25
-    limit: int | None = None
-    max_rejected: float = 0.01
-    task: str = "classification"
-    validation: float | str = 0.0
 
 
 class Number(NamedTuple):
@@ -135,7 +122,7 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
     """
     source = DATASETS[name]
     if not isinstance(source, Source):
-        return _check_other(Settings(name, root, max_rejected=max_rejected))
+        return _check_other(name, root, max_rejected)
     chosen = source.chosen(variant)
     report = Report(name, root, chosen, source.home)
     if root is None:
@@ -155,16 +142,19 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
     )
 
 
-def _check_other(settings: Settings) -> Report:
+def _check_other(name: str, root: Path | None, max_rejected: float) -> Report:
     """Check a data set that is shipped or the user's own by loading it."""
-    shipped = settings.name in SHIPPED
+    shipped = name in SHIPPED
     home = "It comes with fedloom; there is nothing to get." if shipped else "It is a folder of your own."
-    home = FASHION_MNIST if settings.name == "fashion-mnist" else home
-    report = Report(settings.name, settings.root, "", home)
+    home = FASHION_MNIST if name == "fashion-mnist" else home
+    report = Report(name, root, "", home)
     try:
-        if settings.name == "folder" and settings.root is not None and validates_folder(settings.root):
-            settings = replace(settings, validation="published")
-        data = DATASETS[settings.name](settings, 0)
+        theirs = name == "folder" and root is not None and validates_folder(root)
+        settings = Data(
+            name=name, root=None if root is None else str(root), max_rejected=max_rejected,
+            validation="published" if theirs else 0.0,
+        )  # fmt: skip
+        data = DATASETS[name](settings, 0)
     except UserError as error:
         return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))

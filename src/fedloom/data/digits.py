@@ -7,16 +7,20 @@ Repository, 1998 (the test part, as scikit-learn ships it). scripts/make_digits.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from fedloom.data.base import FILES, DataSettings, divide
+from fedloom.data.base import FILES, divide
 from fedloom.data.pictures import ZipPicture
 from fedloom.types import DataSet, Example
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 QUESTION = "Which digit is shown?"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def load_digits(settings: DataSettings, seed: int) -> DataSet:
+def load_digits(settings: Data, seed: int) -> DataSet:
     """Load the digits; pictures that are equal to the last pixel stay on one side.
 
     Args:

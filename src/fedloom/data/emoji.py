@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fedloom.data.base import FILES, DataSettings, divide
+from fedloom.data.base import FILES, divide
 from fedloom.data.pictures import ZipPicture
 from fedloom.types import DataSet, Example
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 QUESTION = "Which group does it belong to?"
 GROUPS = ("face", "person", "animal", "food", "place", "object", "symbol", "flag")
 
 
-def load_emoji(settings: DataSettings, seed: int) -> DataSet:
+def load_emoji(settings: Data, seed: int) -> DataSet:
     """Load the pool "federated", divided so that no variant and no equal picture is on both sides.
 
     Skin-tone and gender variants of one emoji share its `base` and stay together, and so do flags that

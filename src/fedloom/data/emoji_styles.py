@@ -21,14 +21,17 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedloom.data.base import FILES, DataSettings
+from fedloom.data.base import FILES
 from fedloom.data.emoji import GROUPS, QUESTION, load_emoji, picture_of, pool
 from fedloom.data.pictures import ZipPicture
 from fedloom.hashes import cache_folder, file_digest
 from fedloom.seeds import stream
 from fedloom.types import DataSet, Example, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 TASKS = ("classification", "captioning", "vqa", "all")
 VARIANTS = ("bundled", "with-openmoji")
@@ -71,7 +74,7 @@ class Drawing:
     image: ZipPicture
 
 
-def load_emoji_styles(settings: DataSettings, seed: int) -> DataSet:
+def load_emoji_styles(settings: Data, seed: int) -> DataSet:
     """Load the drawings; all of one emoji are on the side on which the data set `emoji` has it for the same seed.
 
     Args:

@@ -15,12 +15,15 @@ import hashlib
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.data.base import DataSettings
 from fedloom.types import DataSet, Example, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 QUESTION = "Which article of clothing is it?"
@@ -66,7 +69,7 @@ class Row:
         return hash(self.key)
 
 
-def load_fashion_mnist(settings: DataSettings, seed: int) -> DataSet:
+def load_fashion_mnist(settings: Data, seed: int) -> DataSet:
     """Load all images, with the owners' division.
 
     Args:

@@ -48,14 +48,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedloom.data.base import DataSettings, divide
+from fedloom.data.base import divide
 from fedloom.data.fields import Bad, Locate, locator, needed, text, word
 from fedloom.data.records import Raw, kind, read_records, shown
 from fedloom.data.same import alike, look_of, marks
 from fedloom.data.talks import LISTS, MARK, images_of, is_talk, talk
 from fedloom.types import DataSet, Example, Rejected, Turn, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 MAX_CLOSED = 50
 """Up to this many distinct answers are taken for the options of a closed question."""
@@ -74,7 +77,7 @@ class _Row:
     split: str | None
 
 
-def load_folder(settings: DataSettings, seed: int) -> DataSet:
+def load_folder(settings: Data, seed: int) -> DataSet:
     """Load the user's folder as this module's docstring describes.
 
     Args:

@@ -28,7 +28,7 @@ from fedloom.seeds import stream
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.data import DataSettings
+    from fedloom.sections import Data
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "bar")
 COLORS = {
@@ -265,7 +265,7 @@ MAKERS: dict[str, Callable[..., Example]] = {
 }
 
 
-def load_shapes(settings: DataSettings, seed: int) -> DataSet:
+def load_shapes(settings: Data, seed: int) -> DataSet:
     """Draw `limit` training scenes (1,000 if unset) and `test_share` / (1 − `test_share`) as many test scenes.
 
     With task "all" the four kinds take turns, and the group is the kind, so that the partition by_group gives

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedloom.data.base import DataSettings, divide
+from fedloom.data.base import divide
 from fedloom.data.fields import Bad, Locate, locator
 from fedloom.data.pictures import FilePicture, glanced_picture, whole_picture
 from fedloom.data.records import Raw, read_records, shown
 from fedloom.data.same import marks
 from fedloom.types import DataSet, Example, Rejected, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Source:
     counts: tuple[Count, ...] = ()
     variants: tuple[str, ...] = ()
 
-    def __call__(self, settings: DataSettings, seed: int) -> DataSet:
+    def __call__(self, settings: Data, seed: int) -> DataSet:
         """Load the training and the test part; where the owners ship no test part, hold one out.
 
         Records without a fault are kept in the order of the files. Of images only the beginning is read: damage

@@ -5,13 +5,11 @@ from fedloom.scenarios.partition import PARTITIONS
 from fedloom.scenarios.pattern import PATTERNS
 from fedloom.scenarios.plan import Plan, Share, build_plan, only, pooled
 from fedloom.scenarios.published import published_cohort
-from fedloom.scenarios.settings import ScenarioSettings
 
 __all__ = [
     "PARTITIONS",
     "PATTERNS",
     "Plan",
-    "ScenarioSettings",
     "Share",
     "build_plan",
     "card",

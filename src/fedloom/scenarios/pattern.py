@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.scenarios.settings import ScenarioSettings
 from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Scenario
 
 Flags = NDArray[np.bool_]
 
 
-Pattern = Callable[[ScenarioSettings, np.random.Generator], Flags]
+Pattern = Callable[["Scenario", np.random.Generator], Flags]
 """(settings, generator) → whether each client holds images and texts, [K, 2]."""
 
 
@@ -41,13 +44,13 @@ def coins(ids: Sequence[str], seed: int) -> NDArray[np.float64]:
     return (np.frombuffer(digests, dtype=">u8") >> 11).astype(np.float64).reshape(-1, 3) * 2.0**-53
 
 
-def aligned(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
+def aligned(settings: Scenario, rng: np.random.Generator) -> Flags:
     """Let every client see all its examples have. See `Pattern`."""
     del rng
     return np.ones((settings.clients, 2), bool)
 
 
-def missing(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
+def missing(settings: Scenario, rng: np.random.Generator) -> Flags:
     """Drop image and text of each example independently with probability `rate`. See `Pattern`.
 
     Because no example loses both, an example that has both loses a given one with probability
@@ -59,7 +62,7 @@ def missing(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     return np.ones((settings.clients, 2), bool)
 
 
-def cross(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
+def cross(settings: Scenario, rng: np.random.Generator) -> Flags:
     """Let `image_clients` random clients see only images and the others only text. See `Pattern`.
 
     With the same seed a larger `image_clients` adds image clients and changes no other.
@@ -73,7 +76,7 @@ def cross(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
     return np.stack([image_only, ~image_only], axis=1)
 
 
-def hybrid(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
+def hybrid(settings: Scenario, rng: np.random.Generator) -> Flags:
     """Let each client hold images with probability `p`, and texts likewise. See `Pattern`.
 
     At a client that holds neither, a coin for each example decides which one is seen.
@@ -84,7 +87,7 @@ def hybrid(settings: ScenarioSettings, rng: np.random.Generator) -> Flags:
 PATTERNS: dict[str, Pattern] = {"aligned": aligned, "missing": missing, "cross": cross, "hybrid": hybrid}
 
 
-def image_count(settings: ScenarioSettings) -> int:
+def image_count(settings: Scenario) -> int:
     """Return the number of image-only clients of `cross`.
 
     Raises:
@@ -97,7 +100,7 @@ def image_count(settings: ScenarioSettings) -> int:
     return found
 
 
-def present(held: Flags, holds: Flags, draws: NDArray[np.float64], settings: ScenarioSettings) -> Flags:
+def present(held: Flags, holds: Flags, draws: NDArray[np.float64], settings: Scenario) -> Flags:
     """Return which modalities of each example are seen, shape [N, 2].
 
     Args:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from fedloom.scenarios.card import card, rows, survey
 from fedloom.scenarios.partition import PARTITIONS, Pool
 from fedloom.scenarios.pattern import PATTERNS, Flags, coins, present
 from fedloom.scenarios.published import published_draws
-from fedloom.scenarios.settings import FIELDS, ScenarioSettings
 from fedloom.seeds import stream
 from fedloom.types import Example, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Scenario
 
 ROWS = 10_000
 """Up to this many clients `Plan.to_json` has a row for each; beyond, only for the first `SHOWN`."""
@@ -167,7 +169,7 @@ class Plan:
 
 
 def build_plan(
-    examples: Sequence[Example], settings: ScenarioSettings, seed: int, drawn: Sequence[Example] = ()
+    examples: Sequence[Example], settings: Scenario, seed: int, drawn: Sequence[Example] = ()
 ) -> Plan:
     """Divide examples among clients and decide which modalities each client sees.
 
@@ -215,11 +217,10 @@ def build_plan(
         seen = present(held, pool.holds[client_of], draws, settings)
         sizes = np.bincount(client_of, minlength=settings.clients)
         dealt = np.argsort(client_of, kind="stable")
-    scenario = {name: getattr(settings, name) for name in FIELDS}
-    return _signed(places[dealt], _offsets(sizes), seen[dealt], examples, scenario)
+    return _signed(places[dealt], _offsets(sizes), seen[dealt], examples, settings.model_dump())
 
 
-def _holds(settings: ScenarioSettings, seed: int, published: bool) -> Flags:
+def _holds(settings: Scenario, seed: int, published: bool) -> Flags:
     """Draw which modalities each client holds, shape [K, 2]; published mode has draws of its own."""
     if published:
         return np.ones((settings.clients, 2), bool)

@@ -24,13 +24,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedloom.scenarios.partition import Indices, Pool, check_size, kinds, require_parts, require_takers
 from fedloom.scenarios.pattern import Flags, image_count
-from fedloom.scenarios.settings import ScenarioSettings
 from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Scenario
 
 SEED, TWO_SOURCE_SEED = 42, 41
 
@@ -47,7 +50,7 @@ Outcome = tuple[Parts, Flags]
 """Who holds which example, and which modalities of each example are seen, shape [N, 2]."""
 
 
-def published_draws(pool: Pool, held: Flags, settings: ScenarioSettings) -> Outcome:
+def published_draws(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
     """Draw who holds which example, and which modalities of it are seen, as the published code does.
 
     Args:
@@ -67,7 +70,7 @@ def published_draws(pool: Pool, held: Flags, settings: ScenarioSettings) -> Outc
     return _two_sources(pool, held, settings)
 
 
-def unpublished(settings: ScenarioSettings) -> str | None:
+def unpublished(settings: Scenario) -> str | None:
     """Say why there is no published procedure for a scenario, or None where there is one."""
     if settings.partition == "dirichlet":
         return None
@@ -157,7 +160,7 @@ def _fill(parts: Parts) -> None:
             part.append(max(parts, key=len).pop())
 
 
-def _seen(parts: Parts, held: Flags, settings: ScenarioSettings) -> Flags:
+def _seen(parts: Parts, held: Flags, settings: Scenario) -> Flags:
     """Draw which modalities are seen where every example may have both, shape [N, 2]."""
     seen, draws = np.zeros_like(held), random.Random(SEED)
     if settings.pattern == "missing":
@@ -174,7 +177,7 @@ def _seen(parts: Parts, held: Flags, settings: ScenarioSettings) -> Flags:
     return seen & held
 
 
-def _client_holds(settings: ScenarioSettings, seed: int, draws: random.Random) -> Flags:
+def _client_holds(settings: Scenario, seed: int, draws: random.Random) -> Flags:
     """Draw which modalities each client holds, shape [K, 2]; hybrid draws from numpy's generator of `seed`."""
     holds = np.ones((settings.clients, 2), bool)
     if settings.pattern == "hybrid":
@@ -186,12 +189,12 @@ def _client_holds(settings: ScenarioSettings, seed: int, draws: random.Random) -
     return holds
 
 
-def _image_clients(settings: ScenarioSettings, draws: random.Random) -> list[int]:
+def _image_clients(settings: Scenario, draws: random.Random) -> list[int]:
     """Draw the image clients of cross, in the order in which they are drawn."""
     return draws.sample(range(settings.clients), image_count(settings))
 
 
-def _two_sources(pool: Pool, held: Flags, settings: ScenarioSettings) -> Outcome:
+def _two_sources(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
     """Divide examples with an image among image clients and the others among text clients.
 
     Each source is shuffled and cut into equal parts, the last of which takes the remainder. Under cross the

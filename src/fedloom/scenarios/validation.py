@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from fedloom.data.base import families, spread
 from fedloom.data.same import twins
 from fedloom.scenarios.plan import ROWS, SHOWN, Plan, Share, build_plan, chosen_of
-from fedloom.scenarios.settings import ScenarioSettings
 from fedloom.seeds import stream
 from fedloom.types import DataSet, Example, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data, Scenario
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +63,7 @@ class Validation:
         return tuple(dict.fromkeys(self.examples[index].task for index in self.plan.indices.tolist()))
 
 
-class ValidationSettings(Protocol):
-    """The `data` section of an experiment, as far as it is read here."""
-
-    @property
-    def validation(self) -> float | str:
-        """A share, 0 ≤ share < 1, or "published"."""
-        ...
-
-
-def divided(
-    data: DataSet, settings: ValidationSettings, scenario: ScenarioSettings, seed: int
-) -> tuple[Plan, Validation | None]:
+def divided(data: DataSet, settings: Data, scenario: Scenario, seed: int) -> tuple[Plan, Validation | None]:
     """Divide training examples among clients, and keep the validation part out of what they train on.
 
     Args:

@@ -1,0 +1,160 @@
+"""A site in another process, over a pair of pipes: assignments and updates go as bytes, and nothing else does.
+
+The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Requests and replies are
+frames, eight bytes of length before each. A site that ends early leaves its clients missing, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import torch
+
+from fedloom.client.site import Profile, Question
+from fedloom.engine.in_process import InProcess
+from fedloom.messages import Answer, Assignment, Missing, answer_from_bytes
+from fedloom.params import Layout, Params
+from fedloom.record import Clock
+from fedloom.tasks import UNPARSED
+from fedloom.tasks.scoring import Judged
+
+SIZE = struct.Struct("<Q")
+START, DESCRIBE, TRAIN, ANSWER = b"sdta"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A backend whose site is another process.
+
+    Attributes:
+        process: The process, with pipes for input and output; it runs `serve`.
+        layout: Names and shapes of what is exchanged.
+    """
+
+    process: subprocess.Popen[bytes]
+    layout: Layout
+
+    def start(self, method: str) -> Params:
+        """Return what the first round of a method begins with."""
+        return Assignment.from_bytes(self._ask(START, method.encode()), self.layout).params
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        """Return what the site tells of each client, by its number."""
+        return [Profile(*one) for one in json.loads(self._ask(DESCRIBE, method.encode()))]
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """Answer questions, all about the same examples, each with its own model."""
+        for one in questions:
+            asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
+            told = json.dumps([one.client is not None, one.test, one.part]).encode()
+            self._send(ANSWER, SIZE.pack(len(told)) + told + asked.to_bytes())
+        self._send(ANSWER, b"")
+        return [_judged(one) for one in json.loads(self._receive())]
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        """Let clients train one after the other; those that the site was not asked about by then are `Missing`."""
+        for assignment in assignments:
+            try:
+                message = self._ask(TRAIN, assignment.to_bytes())
+                answer = answer_from_bytes(message, self.layout)
+                if answer.client != assignment.client:
+                    raise ValueError(f"it answered as client {answer.client}")
+            except (OSError, EOFError, ValueError) as error:
+                answer = Missing(assignment.client, f"its site failed: {error}")
+            clock.lap("site")
+            yield answer
+
+    def _ask(self, kind: int, content: bytes) -> bytes:
+        self._send(kind, content)
+        return self._receive()
+
+    def _send(self, kind: int, content: bytes) -> None:
+        assert self.process.stdin is not None
+        _write(self.process.stdin, bytes([kind]) + content)
+
+    def _receive(self) -> bytes:
+        assert self.process.stdout is not None
+        return _read(self.process.stdout)
+
+
+def serve(backend: InProcess, requests: IO[bytes], replies: IO[bytes]) -> None:
+    """Answer what a server asks until its requests end.
+
+    Args:
+        backend: The site, and how its clients train.
+        requests: What `Remote` sends.
+        replies: Where answers go.
+    """
+    layout, questions = backend.site.tuned.layout, list[Question]()
+    while True:
+        try:
+            request = _read(requests)
+        except EOFError:
+            return
+        kind, content = request[0], request[1:]
+        if kind == START:
+            _write(replies, Assignment("", 0, 0, 0, backend.start(content.decode())).to_bytes())
+        elif kind == DESCRIBE:
+            _write(replies, json.dumps(list(backend.describe(content.decode()))).encode())
+        elif kind == TRAIN:
+            (answer,) = backend.train([Assignment.from_bytes(content, layout)], Clock())
+            _write(replies, answer.to_bytes())
+        elif content:
+            questions.append(_question(content, layout))
+        else:
+            _write(replies, json.dumps([_told(one) for one in backend.answer(questions)]).encode())
+            questions.clear()
+
+
+def _question(content: bytes, layout: Layout) -> Question:
+    (length,) = SIZE.unpack_from(content)
+    personal, test, part = json.loads(content[SIZE.size : SIZE.size + length])
+    asked = Assignment.from_bytes(content[SIZE.size + length :], layout)
+    client = asked.client if personal else None
+    return Question(asked.method, asked.stage, asked.params, client, asked.since, test, part)
+
+
+def _told(judged: Judged) -> list[Any]:
+    """Write answers as plain values."""
+    answers = [
+        None if one is UNPARSED else list(one) if isinstance(one, tuple) else one for one in judged.answers
+    ]
+    chances = [None if one is None else one.tolist() for one in judged.probabilities]
+    return [answers, chances, judged.replies, judged.answer_form]
+
+
+def _judged(told: list[Any]) -> Judged:
+    answers, chances, replies, form = told
+    return Judged(
+        tuple(UNPARSED if one is None else tuple(one) if isinstance(one, list) else one for one in answers),
+        tuple(None if one is None else torch.tensor(one, dtype=torch.float64).numpy() for one in chances),
+        tuple(replies),
+        form,
+    )
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    stream.write(SIZE.pack(len(content)))
+    stream.write(content)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    """Read one frame.
+
+    Raises:
+        EOFError: The other side has ended.
+    """
+    head = stream.read(SIZE.size)
+    if len(head) < SIZE.size:
+        raise EOFError("it has ended")
+    (size,) = SIZE.unpack(head)
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError("it has ended")
+    return content

@@ -1,0 +1,21 @@
+"""A site in a process of its own: it builds data, model and rules from an experiment's file, and gets only messages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedloom.engine.in_process import InProcess
+from fedloom.engine.remote import serve
+from fedloom.experiment import load_experiment
+from fedloom.runner import open_site
+
+
+def main(experiment: str, folder: str) -> None:
+    replies, sys.stdout = sys.stdout.buffer, sys.stderr  # what is printed here must not come between messages
+    with open_site(load_experiment(experiment), Path(folder)) as site:
+        serve(InProcess(site), sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,134 @@
+"""A site in another process that gets only messages trains, keeps and answers as one in this process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.clients import same
+
+from fedloom.algorithms import ALGORITHMS
+from fedloom.client.site import Question
+from fedloom.engine.in_process import InProcess
+from fedloom.engine.remote import Remote
+from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
+from fedloom.experiment import Experiment
+from fedloom.messages import Assignment, Missing
+from fedloom.methods import parse_method
+from fedloom.record import Clock
+from fedloom.runner import open_site
+from fedloom.sites import algorithm_of
+from fedloom.tuning.parts import Parts, parts_of
+from fedloom.tuning.strategy import LoRA, strategy
+
+CLIENTS = 3
+STRATEGIES = ("both", "share-connector", "share-lora", "two-stage")
+
+
+def experiment(tiny_model: Path, name: str) -> Experiment:
+    values = {
+        "data": {"limit": 12, "test_share": 0.01},
+        "scenario": {"clients": CLIENTS, "pattern": "hybrid"},
+        "model": {"path": str(tiny_model), "threads": 1},
+        "strategy": {"name": name, "rank": 2},
+        "train": {"rounds": 2, "batch_size": 2, "cohort": 2},
+        "methods": ["local", "centralised", *ALGORITHMS, "fedprox+prompt+adaptive"],
+        "algorithms": {"adaptive": {"skip": 0}},
+    }
+    return Experiment.from_json(json.dumps(values))
+
+
+@pytest.fixture(params=STRATEGIES)
+def sides(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path
+) -> Iterator[tuple[Experiment, InProcess, Remote]]:
+    """The same experiment's site in this process and in another one."""
+    value = experiment(tiny_model, request.param)
+    file = tmp_path / "experiment.json"
+    file.write_text(value.to_json())
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    script = str(Path(__file__).parent / "site_process.py")
+    command = [sys.executable, script, str(file), str(tmp_path / "there")]
+    with (
+        open_site(value, tmp_path / "here") as site,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        yield value, InProcess(site), Remote(process, site.tuned.layout)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[Standing]:
+    """Train all stages of a method; return where each ends."""
+    algorithm = algorithm_of(value, parse_method(name), CLIENTS, backend.start(name).layout)
+    found: list[Standing] = []
+    rounds = value.train.rounds // len(stages)
+    for number, parts in enumerate(stages):
+        begun = found[-1].state.params if found else backend.start(name)
+        kept = found[-1].kept if found else {}
+        train = value.train.model_copy(update={"rounds": rounds})
+        clients = range(len(backend.describe(name)))
+        run = Run(
+            name,
+            algorithm,
+            Standing(algorithm.init(begun), kept),
+            Schedule(rounds, clients, value.train.cohort, value.seed),
+            backend.describe(name),
+            train,
+            value.gate,
+            stage=number,
+            before=number * rounds,
+            down=parts.down,
+            up=lambda client, parts=parts: parts.up,
+        )
+        found += run_rounds([run], backend)
+    return found
+
+
+def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remote], tmp_path: Path) -> None:
+    value, here, there = sides
+    stages = strategy(value.strategy.name, LoRA(rank=2))
+    for name in value.methods:
+        if name in ("local", "centralised"):
+            continue
+        assert torch.equal(here.start(name).flat, there.start(name).flat)
+        assert list(here.describe(name)) == list(there.describe(name))
+        parts = [parts_of(here.site.tuned.layout, stages, number) for number in range(len(stages))]
+        mine, theirs = (trained(value, backend, name, parts) for backend in (here, there))
+        for one, other in zip(mine, theirs, strict=True):
+            assert same(one, other), name
+            assert (one.kept, one.norms, one.up, one.down) == (other.kept, other.norms, other.up, other.down)
+            assert all(torch.isfinite(one.state.params.flat))
+        last, stage = mine[-1], len(stages) - 1
+        questions = [
+            Question(name, stage, last.state.params, client, since)
+            for client, since in last.since.items() or [(0, -1)]
+        ]
+        for one, other in zip(here.answer(questions), there.answer(questions), strict=True):
+            assert one.answers == other.answers
+            assert all((a == b).all() for a, b in zip(one.probabilities, other.probabilities, strict=True))
+    memories = [
+        {str(one.relative_to(tmp_path / side)): one.read_bytes() for one in (tmp_path / side).rglob("*.safetensors")}
+        for side in ("here", "there")
+    ]  # fmt: skip
+    assert memories[0] == memories[1]
+    assert memories[0]
+
+
+def test_clients_of_a_site_that_dies_are_missing(tiny_model: Path, tmp_path: Path) -> None:
+    value = experiment(tiny_model, "both")
+    with open_site(value, tmp_path) as site:
+        command = [sys.executable, "-c", "import sys; sys.stdin.buffer.read(1)"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            there = Remote(process, site.tuned.layout)
+            todo = [Assignment("fedavg", 0, 0, client, site.tuned.start) for client in range(2)]
+            found = list(there.train(todo, Clock()))
+    assert [one.client for one in found if isinstance(one, Missing)] == [0, 1]
+    assert all(isinstance(one, Missing) and "its site failed" in one.reason for one in found)
