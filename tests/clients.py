@@ -9,20 +9,21 @@ from typing import Any, cast
 import torch
 
 from fedloom.algorithms import make
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
-from fedloom.client.train import Trained
+from fedloom.client.train import Trained, train
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.record import Clock
 from fedloom.sections import Gate, Train
 from fedloom.tasks.scoring import Judged
+from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts
-from fedloom.types import Conversation
+from fedloom.types import Broadcast, Conversation, Tensors
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5
@@ -162,3 +163,47 @@ def same(left: Standing, right: Standing) -> bool:
     """Whether two servers have equal bits."""
     one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+# With a real model ------------------------------------------------------------------------------------
+
+
+def job_of(
+    tuned: Tuned,
+    rule: LocalRule,
+    conversations: Sequence[Conversation],
+    settings: Train,
+    *,
+    seed: int = 0,
+    round: int = 0,
+    client: int = 0,
+    stage: int = 0,
+    start: Broadcast | None = None,
+    memory: Tensors | None = None,
+    trained: Part | None = None,
+) -> Job:
+    """Put together what a client does, without a site; where `start` is None it begins where the model does."""
+    begun = start or Broadcast(tuned.start)
+    assignment = Assignment("method", stage, round, client, begun.params, begun.extras, up=trained)
+    return Job(assignment, begun, rule, memory or {}, conversations, settings, seed, trained)
+
+
+Result = tuple[Update, Tensors]
+"""A client's update, and what it keeps at its site."""
+
+
+def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
+    """Train clients side by side, and let a site make updates of where they end."""
+    return [_result(tuned, *one) for one in zip(jobs, train(tuned, jobs), strict=True)]
+
+
+def _result(tuned: Tuned, job: Job, end: Trained) -> Result:
+    memory = InMemory()
+    stages = [job.settings] * (job.assignment.stage + 1)
+    update = Site(tuned, stages, job.seed, lambda method: cast("Local", None), memory).update(job, end)
+    return update, next(iter(memory.held.values()), {})
+
+
+def deltas(tuned: Tuned, jobs: Sequence[Job]) -> list[torch.Tensor]:
+    """Train clients side by side; return how far each came, shape [P] each."""
+    return [update.delta.flat for update, _ in results(tuned, jobs)]
