@@ -16,13 +16,23 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
 
 LAYERS = {
-    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire", "messages"}
-    | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"},
+    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire", "framing"}
+    | {
+        "messages",
+        "failures",
+        "hashes",
+        "interrupts",
+        "manifest",
+        "processes",
+        "scratch",
+        "startup",
+        "terminal",
+    },
     1: {"algorithms", "scenarios", "data", "methods"},
-    2: {"tasks", "models", "tuning"},
+    2: {"tasks", "models", "tuning", "sections"},
     3: {"client"},
     4: {"engine", "measure"},
-    5: {"report", "sections", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
+    5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
 }
