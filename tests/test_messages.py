@@ -444,7 +444,10 @@ PLAIN = bytes(SIZE * 4 + 4) + bytes(24)  # 17 values, four bytes to the next mul
         ([["a", "float32", [2], "bf16", False]], bytes(40)),
         ([["a", "int32", [2], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(4)),
         ([["a", "float32", [3], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(2)),
-        ([["a", "uint8", [], "fp32", False]] * 100, bytes(800)),
+        (
+            [[str(k), "uint8", [], "fp32", False] for k in range(framing.MOST - 1)],
+            bytes(8 * framing.MOST - 8),
+        ),
     ],
     ids=range(9),
 )
