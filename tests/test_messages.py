@@ -444,12 +444,13 @@ PLAIN = bytes(SIZE * 4 + 4) + bytes(24)  # 17 values, four bytes to the next mul
         ([["a", "float32", [2], "bf16", False]], bytes(40)),
         ([["a", "int32", [2], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(4)),
         ([["a", "float32", [3], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(2)),
+        ([["a", "float32", [63], "int4", False]], wire.encode(torch.ones(64), "int4") + bytes(6)),  # as long
         (
             [[str(k), "uint8", [], "fp32", False] for k in range(framing.MOST - 1)],
             bytes(8 * framing.MOST - 8),
         ),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_forged_extras_are_refused(more: list[list[Any]], payload: bytes) -> None:
     assert read(update_of(DELTA, FIGURES, payload=PLAIN), "update").extras == {}

@@ -186,16 +186,18 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
         raise ValueError("there is something between its tensors")
     if codec != "fp32":
         value = wire.decode(bytearray(piece.numpy().data))
-        if len(value) != count:
-            raise ValueError(f"{len(value)} values for shape {short(shape)}")
     else:
         if dtype == torch.bool and (piece > 1).any():
-            raise ValueError(f"{name} holds values that are neither true nor false")
+            raise ValueError(f"{short(name)} holds values that are neither true nor false")
         value = piece.view(dtype) if count else torch.empty(0, dtype=dtype)
     try:
         return Found(name, value.view(shape), partial), after
-    except (RuntimeError, TypeError, OverflowError):  # such as more dimensions than there can be
-        raise ValueError(f"{name} has shape {short(shape)}") from None
+    except (
+        RuntimeError,
+        TypeError,
+        OverflowError,
+    ):  # another number of values, or more dimensions than can be
+        raise ValueError(f"{short(name)} does not have shape {short(shape)}") from None
 
 
 def _size(count: int, dtype: torch.dtype, codec: str) -> int:
