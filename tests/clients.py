@@ -14,7 +14,7 @@ from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
-from fedloom.client.train import Trained
+from fedloom.client.train import Trained, train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.messages import Answer, Assignment, Update
@@ -26,7 +26,7 @@ from fedloom.tasks import TASKS
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts
-from fedloom.types import Conversation, Presence
+from fedloom.types import Broadcast, Conversation, Presence, Tensors
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5
@@ -195,3 +195,47 @@ def assigned(tuned: Tuned, name: str = "fedavg", clients: int = CLIENTS, round: 
     algorithm = make(name, clients)
     sent = algorithm.broadcast(algorithm.init(tuned.start))
     return [Assignment(name, 0, round, client, sent.params, sent.extras) for client in range(clients)]
+
+
+# With a real model ------------------------------------------------------------------------------------
+
+
+def job_of(
+    tuned: Tuned,
+    rule: LocalRule,
+    conversations: Sequence[Conversation],
+    settings: Train,
+    *,
+    seed: int = 0,
+    round: int = 0,
+    client: int = 0,
+    stage: int = 0,
+    start: Broadcast | None = None,
+    memory: Tensors | None = None,
+    trained: Part | None = None,
+) -> Job:
+    """Put together what a client does, without a site; where `start` is None it begins where the model does."""
+    begun = start or Broadcast(tuned.start)
+    assignment = Assignment("method", stage, round, client, begun.params, begun.extras, up=trained)
+    return Job(assignment, begun, rule, memory or {}, conversations, settings, seed, trained)
+
+
+Result = tuple[Update, Tensors]
+"""A client's update, and what it keeps at its site."""
+
+
+def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
+    """Train clients side by side, and let a site make updates of where they end."""
+    return [_result(tuned, *one) for one in zip(jobs, train(tuned, jobs), strict=True)]
+
+
+def _result(tuned: Tuned, job: Job, end: Trained) -> Result:
+    memory = InMemory()
+    stages = [job.settings] * (job.assignment.stage + 1)
+    update = Site(tuned, stages, job.seed, lambda method: cast("Local", None), memory).update(job, end)
+    return update, next(iter(memory.held.values()), {})
+
+
+def deltas(tuned: Tuned, jobs: Sequence[Job]) -> list[torch.Tensor]:
+    """Train clients side by side; return how far each came, shape [P] each."""
+    return [update.delta.flat for update, _ in results(tuned, jobs)]

@@ -16,7 +16,18 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
 
 LAYERS = {
-    0: {"types", "params", "seeds", "record", "progress", "document", "mistakes", "wire", "messages"}
+    0: {
+        "types",
+        "params",
+        "seeds",
+        "record",
+        "progress",
+        "document",
+        "mistakes",
+        "wire",
+        "framing",
+        "messages",
+    }
     | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"},
     1: {"algorithms", "scenarios", "data", "methods", "sections"},
     2: {"tasks", "models", "tuning"},

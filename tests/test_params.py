@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.params import Layout, Params
+from fedloom.params import Layout, Params, Part
 
 SHAPES = st.dictionaries(
     st.text(min_size=1, max_size=12),
@@ -127,3 +127,105 @@ def test_a_digest_tells_values_names_and_shapes_apart():
     }
     assert len(digests) == 5
     assert Params.of(base).digest() == Params.of({"a": base["a"].clone()}).digest()
+
+
+# Parts ------------------------------------------------------------------------------------------------
+
+MASKS = st.lists(st.booleans(), min_size=1, max_size=40).map(torch.tensor)
+
+
+def two_masks(size):
+    one = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    return st.tuples(one, one)
+
+
+@given(MASKS)
+def test_a_part_is_that_of_its_mask(mask):
+    part = Part.of(mask)
+    assert torch.equal(part.mask, mask)
+    assert (part.size, part.count, part.is_whole) == (len(mask), int(mask.sum()), bool(mask.all()))
+    assert Part.of(mask.float() * 7) == Part.of(part.mask) == Part(part.size, part.stretches) == part
+    assert [place for start, stop in part.stretches for place in range(start, stop)] == [
+        place for place, inside in enumerate(mask.tolist()) if inside
+    ]
+
+
+@given(MASKS)
+def test_what_is_taken_is_put_back(mask):
+    part, size = Part.of(mask), len(mask)
+    flat, under = torch.arange(1.0, size + 1), -torch.arange(1.0, size + 1)
+    assert torch.equal(part.take(flat), flat[mask])
+    found = part.put(part.take(flat), under)
+    assert torch.equal(found, torch.where(mask, flat, under))
+    assert torch.equal(part.take(found), part.take(flat))
+    assert torch.equal(part.rest.take(found), part.rest.take(under))
+    assert torch.equal(part.put(part.take(under), found), under)
+    assert torch.equal(under, -torch.arange(1.0, size + 1))  # as it was
+
+
+@given(MASKS)
+def test_only_a_part_is_left_and_the_rest_is_silent(mask):
+    part, flat = Part.of(mask), torch.arange(1.0, len(mask) + 1)
+    found = part.only(flat)
+    assert torch.equal(found, torch.where(mask, flat, 0.0))
+    assert part.silent(found)
+    assert part.silent(flat) == part.is_whole
+    assert torch.equal(part.only(flat) + part.rest.only(flat), flat)
+    for strange in (torch.nan, torch.inf):
+        assert part.silent(torch.where(mask, 0.0, strange)) == part.is_whole
+        assert torch.equal(part.only(torch.where(mask, 1.0, strange)), mask.float())
+
+
+@given(st.integers(1, 30).flatmap(two_masks))
+def test_parts_are_sets_of_places(masks):
+    left, right = map(Part.of, masks)
+    assert torch.equal((left & right).mask, masks[0] & masks[1])
+    assert torch.equal((left | right).mask, masks[0] | masks[1])
+    assert left.rest.rest == left
+    assert (left & right).rest == left.rest | right.rest
+    assert left | left.rest == Part.whole(left.size)
+    assert (left & left.rest).count == 0
+    assert ((left & right) == left) == bool((masks[0] <= masks[1]).all())
+
+
+def test_a_whole_part_gives_the_buffer_itself():
+    part, flat = Part.whole(3), torch.arange(3.0)
+    assert part.is_whole and part.stretches == ((0, 3),)
+    assert part.take(flat) is flat and part.only(flat) is flat
+    assert Params.zeros(Layout.of({"a": (3,)})).whole == part
+    assert Part.whole(0).stretches == () and Part.whole(0).is_whole
+
+
+@pytest.mark.parametrize(
+    "stretches",
+    [
+        ((-1, 2),),
+        ((2, 2),),
+        ((3, 2),),
+        ((0, 7),),
+        ((7, 8),),
+        ((0, 2), (1, 3)),
+        ((0, 2), (2, 3)),  # they touch, and would be one
+        ((3, 4), (0, 1)),
+        ((0, 1), (0, 1)),
+    ],
+)
+def test_bad_stretches_are_refused(stretches):
+    with pytest.raises(ValueError, match="a part of 6 values has no stretch"):
+        Part(6, stretches)
+
+
+@pytest.mark.parametrize("part", [Part(3, ((0, 1), (2, 3))), Part.whole(3)])
+def test_buffers_and_parts_of_another_size_are_refused(part):
+    count = part.count
+    for attempt in (
+        lambda: part.take(torch.zeros(4)),
+        lambda: part.take(torch.zeros(1, 3)),
+        lambda: part.put(torch.zeros(1), torch.zeros(3)),  # would be spread over all
+        lambda: part.put(torch.zeros(count + 1), torch.zeros(3)),
+        lambda: part.put(torch.zeros(count), torch.zeros(4)),
+        lambda: part & Part.whole(1),
+        lambda: part | Part.whole(4),
+    ):
+        with pytest.raises(ValueError, match="a part of 3 values"):
+            attempt()

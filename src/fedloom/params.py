@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -137,8 +137,8 @@ class Part:
     def of(mask: Tensor) -> Part:
         """Return the part of the values at which a mask, shape [P], is not zero."""
         edges = torch.nn.functional.pad(mask.bool().to(torch.int8), (1, 1)).diff()
-        ends = [cast("list[int]", (edges == sign).nonzero().flatten().tolist()) for sign in (1, -1)]  # pyright: ignore
-        return Part(len(mask), tuple(zip(*ends, strict=True)))
+        starts, stops = (_places(found) for found in (edges > 0, edges < 0))
+        return Part(len(mask), tuple(zip(starts, stops, strict=True)))
 
     @cached_property
     def count(self) -> int:
@@ -164,19 +164,38 @@ class Part:
         return Part.of(~self.mask)
 
     def __and__(self, other: Part) -> Part:
+        self._expect((other.size,), self.size)
         return Part.of(self.mask & other.mask)
 
     def __or__(self, other: Part) -> Part:
+        self._expect((other.size,), self.size)
         return Part.of(self.mask | other.mask)
 
+    def _expect(self, shape: Sequence[int], wanted: int) -> None:
+        if tuple(shape) != (wanted,):
+            raise ValueError(f"{list(shape)} values where a part of {self.size} values has {wanted}")
+
     def take(self, flat: Tensor) -> Tensor:
-        """Return the part's values of a buffer, shape [P] → [count]; the buffer itself where the part is whole."""
+        """Return the part's values of a buffer, shape [P] → [count]; the buffer itself where the part is whole.
+
+        Raises:
+            ValueError: The buffer has another shape.
+        """
+        self._expect(flat.shape, self.size)
         if self.is_whole:
             return flat
         return torch.cat([flat[start:stop] for start, stop in self.stretches] or [flat[:0]])
 
     def put(self, values: Tensor, under: Tensor) -> Tensor:
-        """Return a buffer, shape [P], with the part's values, shape [count], in the places of `under`'s."""
+        """Return a buffer, shape [P], with the part's values, shape [count], in the places of `under`'s.
+
+        Where the part is whole, that is `values` itself.
+
+        Raises:
+            ValueError: One of them has another shape.
+        """
+        self._expect(values.shape, self.count)
+        self._expect(under.shape, self.size)
         if self.is_whole:
             return values
         found, at = under.clone(), 0
@@ -192,6 +211,10 @@ class Part:
     def silent(self, flat: Tensor) -> bool:
         """Tell whether a buffer is zero wherever values do not belong to the part."""
         return self.is_whole or not any(bool(flat[start:stop].any()) for start, stop in self.rest.stretches)
+
+
+def _places(found: Tensor) -> list[int]:
+    return cast("list[int]", found.nonzero().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.clients import Result, all_parts, job_of, results
 
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import PLAIN, LocalRule, chain
 from fedloom.algorithms.fedprox import proximal
 from fedloom.client.evaluate import judge, judge_rows
-from fedloom.client.train import Result, Work, train
+from fedloom.client.job import Job
+from fedloom.client.memory import InMemory
+from fedloom.client.site import Local, Profile, Site
+from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
+from fedloom.messages import Update
 from fedloom.models.load import load_vlm, placed
+from fedloom.params import Part
 from fedloom.record import Clock
-from fedloom.sections import Evaluate
+from fedloom.sections import Evaluate, Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
-from fedloom.types import Broadcast, Conversation, Presence
+from fedloom.types import Conversation, Presence
+
+SETTINGS = Train(
+    rounds=4,
+    epochs=2,
+    batch_size=2,
+    lr=1e-2,
+    schedule="constant",
+    local_schedule="constant",
+    optimizer="sgd",
+    beta2=0.999,
+    weight_decay=0.01,
+    batches="shuffled",
+    clip=0.5,
+)
 
 
-@dataclass(frozen=True)
-class Settings:
-    rounds: int = 4
-    epochs: int = 2
-    batch_size: int = 2
-    lr: float = 1e-2
-    schedule: str = "constant"
-    local_schedule: str = "constant"
-    beta2: float = 0.999
-    optimizer: str = "sgd"
-    weight_decay: float = 0.01
-    batches: str = "shuffled"
-    clip: float | None = 0.5
+def varied(**other: Any) -> Train:
+    """Return settings that differ in what is given."""
+    return SETTINGS.model_copy(update=other)
 
 
 BOTH, IMAGE, TEXT = Presence(True, True), Presence(True, False), Presence(False, True)
@@ -53,17 +64,17 @@ def conversations(client: int, count: int, present: Presence) -> list[Conversati
 COHORT = {0: (5, BOTH), 1: (2, TEXT), 2: (6, IMAGE), 3: (1, TEXT), 4: (5, TEXT)}
 
 
-def works(tuned: Tuned, settings: Settings, rule: LocalRule = PLAIN, name: str = "fedavg") -> list[Work]:
+def jobs_of(tuned: Tuned, settings: Train, rule: LocalRule = PLAIN, name: str = "fedavg") -> list[Job]:
     algorithm = make(name, len(COHORT))
-    broadcast = algorithm.broadcast(algorithm.init(tuned.start))
+    sent, both = algorithm.broadcast(algorithm.init(tuned.start)), chain(algorithm.local, rule)
     return [
-        Work(k, 0, 7, chain(algorithm.local, rule), broadcast, {}, conversations(k, *holds), settings)
+        job_of(tuned, both, conversations(k, *holds), settings, seed=7, client=k, start=sent)
         for k, holds in COHORT.items()
     ]
 
 
-def one_by_one(tuned: Tuned, todo: list[Work]) -> list[Result]:
-    return [train(tuned, [work])[0] for work in todo]
+def one_by_one(tuned: Tuned, todo: list[Job]) -> list[Result]:
+    return [results(tuned, [job])[0] for job in todo]
 
 
 def assert_alike(found: list[Result], expected: list[Result], tolerance: float) -> None:
@@ -86,25 +97,34 @@ def tune(path: Path, strategy: str = "both", dropout: float = 0.0) -> Tuned:
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_every_strategy(strategy: str, clip: float | None, tiny_model: Path) -> None:
     tuned = tune(tiny_model, strategy)
-    todo = works(tuned, replace(Settings(), clip=clip))
-    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-5)
+    todo = jobs_of(tuned, varied(clip=clip))
+    assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
+
+
+def test_parts_of_their_own(tiny_model: Path) -> None:
+    """Side by side, one client trains everything, the next ones the connector or the adapters."""
+    tuned = tune(tiny_model)
+    connector = Part.of(tuned.layout.mask(lambda name: name.startswith("connector/")))
+    parts = [None, connector, connector.rest, connector, None]
+    todo = [replace(job, trained=part) for job, part in zip(jobs_of(tuned, SETTINGS), parts, strict=True)]
+    assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_local_rule(name: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    todo = works(tuned, Settings(), proximal(0.3), name)
-    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-5)
+    todo = jobs_of(tuned, SETTINGS, proximal(0.3), name)
+    assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "published"])
 def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
     """Clients with other numbers of steps are at other places of their schedules."""
     tuned = tune(tiny_model)
-    todo = works(tuned, replace(Settings(), local_schedule=schedule))
+    todo = jobs_of(tuned, varied(local_schedule=schedule))
     alone = one_by_one(tuned, todo)
-    assert_alike(train(tuned, todo), alone, 1e-5)
-    constant = one_by_one(tuned, works(tuned, Settings()))
+    assert_alike(results(tuned, todo), alone, 1e-5)
+    constant = one_by_one(tuned, jobs_of(tuned, SETTINGS))
     assert all(
         not torch.equal(mine.delta.flat, other.delta.flat)
         for (mine, _), (other, _) in zip(alone, constant, strict=True)
@@ -115,12 +135,12 @@ def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
 def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
     """Dropout leaves out the same for a client, whoever trains beside it and however long its neighbours' texts are."""
     tuned = tune(tiny_model, strategy, dropout=0.3)
-    todo = works(tuned, Settings())
+    todo = jobs_of(tuned, SETTINGS)
     alone = one_by_one(tuned, todo)
-    assert_alike(train(tuned, todo), alone, 1e-5)
-    assert_alike(train(tuned, todo[::-1])[::-1], alone, 1e-5)
+    assert_alike(results(tuned, todo), alone, 1e-5)
+    assert_alike(results(tuned, todo[::-1])[::-1], alone, 1e-5)
     plain = tune(tiny_model, strategy)
-    without = one_by_one(plain, works(plain, Settings()))
+    without = one_by_one(plain, jobs_of(plain, SETTINGS))
     for (mine, _), (other, _) in zip(alone, without, strict=True):
         assert float((mine.delta.flat - other.delta.flat).norm()) > 0.01 * float(other.delta.flat.norm())
 
@@ -128,63 +148,71 @@ def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
 def test_adam_too(tiny_model: Path) -> None:
     """Adam blows a gradient that is nothing but rounding up to a full step, so the bound is wider."""
     tuned = tune(tiny_model)
-    todo = works(tuned, replace(Settings(), optimizer="adamw"))
-    assert_alike(train(tuned, todo), one_by_one(tuned, todo), 1e-2)
+    todo = jobs_of(tuned, varied(optimizer="adamw"))
+    assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-2)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_equal_lengths_give_equal_bits(optimizer: str, dropout: float, tiny_model: Path) -> None:
     tuned = tune(tiny_model, dropout=dropout)
-    settings = replace(Settings(), optimizer=optimizer, epochs=1)
-    broadcast = Broadcast(tuned.start)
-    told = conversations(0, 4, BOTH)
-    todo = [Work(k, 0, 7, PLAIN, broadcast, {}, [told[k]] * 4, settings) for k in (0, 0, 0)]
-    for (mine, _), (theirs, _) in zip(train(tuned, todo), one_by_one(tuned, todo), strict=True):
+    settings = varied(optimizer=optimizer, epochs=1)
+    (one,) = conversations(0, 1, BOTH)
+    todo = [job_of(tuned, PLAIN, [one] * 4, settings, seed=7)] * 3
+    for (mine, _), (theirs, _) in zip(results(tuned, todo), one_by_one(tuned, todo), strict=True):
         torch.testing.assert_close(mine.delta.flat, theirs.delta.flat, rtol=0, atol=1e-6)
 
 
 def test_rows_do_not_touch_each_other(tiny_model: Path) -> None:
     """A neighbour with other data changes nothing but the last bits."""
     tuned = tune(tiny_model)
-    todo = works(tuned, Settings())
+    todo = jobs_of(tuned, SETTINGS)
     changed = [*todo[:-1], replace(todo[-1], conversations=conversations(99, 5, BOTH))]
-    assert_alike(train(tuned, todo)[:-1], train(tuned, changed)[:-1], 1e-5)
+    assert_alike(results(tuned, todo)[:-1], results(tuned, changed)[:-1], 1e-5)
 
 
 def test_the_model_has_one_row_again_afterwards(tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    alone = one_by_one(tuned, works(tuned, Settings()))
-    train(tuned, works(tuned, Settings()))
-    again = one_by_one(tuned, works(tuned, Settings()))
+    alone = one_by_one(tuned, jobs_of(tuned, SETTINGS))
+    results(tuned, jobs_of(tuned, SETTINGS))
+    again = one_by_one(tuned, jobs_of(tuned, SETTINGS))
     for (mine, _), (theirs, _) in zip(again, alone, strict=True):
         assert torch.equal(mine.delta.flat, theirs.delta.flat)
+
+
+def local(tuned: Tuned, todo: list[Job]) -> Local:
+    profiles = [Profile(count, present.image, present.text) for count, present in COHORT.values()]
+    parts = [all_parts(tuned.layout.size)]
+    return Local(todo[0].rule, tuned.start, parts, profiles, lambda client: todo[client].conversations)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_the_backend_keeps_the_order(rows: int, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    todo = works(tuned, Settings())
-    found = list(InProcess(tuned, rows).map(iter(todo), Clock()))
-    assert_alike(found, one_by_one(tuned, todo), 1e-5)
+    todo, memory = jobs_of(tuned, SETTINGS, name="scaffold"), InMemory()
+    site = Site(tuned, [SETTINGS], 7, lambda method: local(tuned, todo), memory)
+    found = list(InProcess(site, rows).train((job.assignment for job in todo), Clock()))
+    assert all(isinstance(one, Update) for one in found)
+    kept = [memory.read(("method", client, 0)) for client in COHORT]
+    assert_alike(list(zip(found, kept, strict=True)), one_by_one(tuned, todo), 1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
-def test_blocks_hold_every_work_once(rows: int, tiny_model: Path) -> None:
+def test_blocks_hold_every_job_once(rows: int, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    todo = works(tuned, Settings()) + works(tuned, replace(Settings(), lr=1.0))
-    found = blocks(todo, rows)
+    todo = jobs_of(tuned, SETTINGS) + jobs_of(tuned, varied(lr=1.0))
+    found = blocks(dict(enumerate(todo)), rows)
     assert sorted(k for block in found for k in block) == list(range(len(todo)))
     for block in found:
         assert len(block) <= rows
         assert len({todo[k].settings for k in block}) == 1
 
 
-def test_works_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
+def test_jobs_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
     tuned = tune(tiny_model)
-    one, two, *_ = works(tuned, Settings())
+    one, two, *_ = jobs_of(tuned, SETTINGS)
     with pytest.raises(ValueError, match="same settings and round"):
-        train(tuned, [one, replace(two, settings=replace(Settings(), lr=1.0))])
+        train(tuned, [one, replace(two, settings=varied(lr=1.0))])
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
@@ -217,11 +245,11 @@ def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: 
 
 def test_lower_precision_is_near(tiny_model: Path) -> None:
     """Half the bits in the frozen model: updates point the same way."""
-    settings = replace(Settings(), epochs=1)
+    settings = varied(epochs=1)
     full, half = tune(tiny_model), placed(load_vlm(str(tiny_model)), "cpu", "bfloat16")
     tuned = prepare(half, stage("both", LoRA(rank=2)), seed=0)
     for (mine, _), (theirs, _) in zip(
-        train(tuned, works(tuned, settings)), train(full, works(full, settings)), strict=True
+        results(tuned, jobs_of(tuned, settings)), results(full, jobs_of(full, settings)), strict=True
     ):
         assert mine.delta.flat.dtype == torch.float32
         assert torch.cosine_similarity(mine.delta.flat, theirs.delta.flat, dim=0) > 0.98

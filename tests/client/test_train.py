@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.clients import Result, deltas, job_of, results
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
@@ -16,34 +18,41 @@ from fedloom.algorithms import make
 from fedloom.algorithms.base import PLAIN, LocalRule, chain, clipped
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.wrap import adaptive
-from fedloom.client.train import Result, Work, draw_batches, learning_rate, local_rate, train
+from fedloom.client.job import draw_batches
+from fedloom.client.schedule import learning_rate, local_rate
+from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
 from fedloom.models.load import load_vlm
-from fedloom.params import Params
+from fedloom.params import Params, Part
+from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Broadcast, Conversation, Presence
 
+SETTINGS = Train(
+    rounds=4,
+    epochs=2,
+    batch_size=3,
+    lr=1e-2,
+    schedule="cosine",
+    local_schedule="constant",
+    optimizer="adamw",
+    beta2=0.999,
+    weight_decay=0.01,
+    batches="shuffled",
+    clip=1.0,
+)
 
-@dataclass(frozen=True)
-class Settings:
-    rounds: int = 4
-    epochs: int = 2
-    batch_size: int = 3
-    lr: float = 1e-2
-    schedule: str = "cosine"
-    local_schedule: str = "constant"
-    beta2: float = 0.999
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    batches: str = "shuffled"
-    clip: float | None = 1.0
+
+def varied(settings: Train = SETTINGS, **other: Any) -> Train:
+    """Return settings that differ in what is given."""
+    return settings.model_copy(update=other)
 
 
-COSINE = Settings(local_schedule="cosine")
+COSINE = varied(local_schedule="cosine")
 BROADCAST = Broadcast(Params.of({"x": torch.zeros(1)}))
 
 
@@ -62,16 +71,16 @@ def train_client(
     tuned: Tuned,
     rule: LocalRule,
     examples: list[Conversation],
-    settings: Settings,
+    settings: Train,
     place: tuple[int, int, int],
 ) -> Result:
     seed, round, client = place
-    return train(tuned, [Work(client, round, seed, rule, Broadcast(tuned.start), {}, examples, settings)])[0]
+    return results(tuned, [job_of(tuned, rule, examples, settings, seed=seed, round=round, client=client)])[0]
 
 
 @pytest.mark.parametrize(("local", "beta2"), [("constant", 0.999), ("cosine", 0.999), ("published", 0.95)])
 def test_it_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: Tuned) -> None:
-    settings, examples = replace(Settings(), local_schedule=local, beta2=beta2), conversations()
+    settings, examples = varied(local_schedule=local, beta2=beta2), conversations()
     update, memory = train_client(tuned, PLAIN, examples, settings, (3, 1, 5))
     plain = torch.nn.Parameter(tuned.start.flat.clone())
     stock = torch.optim.AdamW(
@@ -94,7 +103,7 @@ def test_it_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: T
 
 
 def trained_like_a_trainer(
-    tuned: Tuned, examples: list[Conversation], settings: Settings, client: int, pull: torch.Tensor
+    tuned: Tuned, examples: list[Conversation], settings: Train, client: int, pull: torch.Tensor
 ) -> torch.Tensor:
     """Train as a Trainer of transformers whose loss has the penalty ½ Σ pull · (w − x)² in it; return w − x."""
     start = tuned.start.flat
@@ -118,7 +127,7 @@ def trained_like_a_trainer(
 
 
 MU = 20.0
-SMALL = replace(Settings(), clip=0.1, lr=3e-3)
+SMALL = varied(clip=0.1, lr=3e-3)
 
 
 def held(tuned: Tuned, name: str) -> tuple[LocalRule, torch.Tensor]:
@@ -136,11 +145,11 @@ def test_as_published_loss_and_penalty_are_clipped_together_as_a_trainer_does(
 ) -> None:
     rule, pull = held(tuned, name)
     held_by = {5: conversations(7), 6: conversations(4)}
-    works = [
-        Work(client, 1, 3, rule, Broadcast(tuned.start), {}, examples, SMALL)
+    jobs = [
+        job_of(tuned, rule, examples, SMALL, seed=3, round=1, client=client)
         for client, examples in held_by.items()
     ]
-    found = [update.delta.flat for update, _ in train(tuned, works)]  # side by side
+    found = deltas(tuned, jobs)  # side by side
     for (client, examples), delta in zip(held_by.items(), found, strict=True):
         expected = trained_like_a_trainer(tuned, examples, SMALL, client, pull)
         torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-6)
@@ -148,7 +157,7 @@ def test_as_published_loss_and_penalty_are_clipped_together_as_a_trainer_does(
 
 def test_corrected_penalties_are_not_clipped(tuned: Tuned) -> None:
     """One step by hand: SGD with rate 1 moves by what it sees."""
-    settings = replace(SMALL, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0.0, epochs=1)
+    settings = varied(SMALL, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0.0, epochs=1)
     away = torch.full_like(tuned.start.flat, 0.5)
     rule = PLAIN._replace(correct=lambda grads, params, carry: (grads + away, carry))
     plain, corrected, published = (
@@ -174,21 +183,35 @@ def test_rules_in_a_chain_are_each_clipped_or_not() -> None:
 
 def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:
     before = tuned.start.flat.clone()
-    train_client(tuned, proximal(0.1), conversations(), Settings(), (0, 0, 0))
+    train_client(tuned, proximal(0.1), conversations(), SETTINGS, (0, 0, 0))
     assert torch.equal(tuned.start.flat, before)
 
 
 def test_what_ran_before_changes_nothing(tuned: Tuned) -> None:
-    first, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 0, 1))
-    train_client(tuned, PLAIN, conversations(4), Settings(), (0, 0, 2))
-    again, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 0, 1))
-    other, _ = train_client(tuned, PLAIN, conversations(), Settings(), (0, 1, 1))
+    first, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 0, 1))
+    train_client(tuned, PLAIN, conversations(4), SETTINGS, (0, 0, 2))
+    again, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 0, 1))
+    other, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 1, 1))
     assert torch.equal(first.delta.flat, again.delta.flat)
     assert not torch.equal(first.delta.flat, other.delta.flat)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_nothing_but_the_trained_part_moves(optimizer: str, tuned: Tuned) -> None:
+    """Weight decay, a rule and an optimizer's memory would move the rest too."""
+    settings = varied(optimizer=optimizer, weight_decay=0.5)
+    rule = PLAIN._replace(correct=lambda grads, params, carry: (grads + 0.5, carry))
+    for chosen in ("connector/", "llm/"):
+        part = Part.of(tuned.layout.mask(lambda name, chosen=chosen: name.startswith(chosen)))
+        job = job_of(tuned, rule, conversations(3), settings, trained=part)
+        (end,) = train(tuned, [job])
+        moved = end.end != tuned.start.flat
+        assert moved[part.mask].any()
+        assert not moved[part.rest.mask].any()
+
+
 def test_a_strong_pull_keeps_a_client_near_the_global_model(tuned: Tuned) -> None:
-    settings = replace(Settings(), optimizer="sgd", lr=0.1, weight_decay=0.0)
+    settings = varied(optimizer="sgd", lr=0.1, weight_decay=0.0)
     norms = []
     for mu in (0.0, 2.0):
         update, _ = train_client(tuned, proximal(mu), conversations(), settings, (0, 0, 0))
@@ -197,16 +220,16 @@ def test_a_strong_pull_keeps_a_client_near_the_global_model(tuned: Tuned) -> Non
 
 
 def test_the_learning_rate_falls_over_rounds() -> None:
-    rates = [learning_rate(Settings(), round) for round in range(4)]
-    assert rates[0] == Settings().lr
+    rates = [learning_rate(SETTINGS, round) for round in range(4)]
+    assert rates[0] == SETTINGS.lr
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > 0
-    assert learning_rate(replace(Settings(), schedule="constant"), 3) == Settings().lr
+    assert learning_rate(varied(schedule="constant"), 3) == SETTINGS.lr
 
 
 @pytest.mark.parametrize(("rounds", "times"), [(25, 4.0), (40, 2.5), (50, 2.0), (100, 1.0)])
 def test_the_published_schedule_starts_too_high(rounds: int, times: float) -> None:
-    settings = replace(Settings(), rounds=rounds, schedule="published")
+    settings = varied(rounds=rounds, schedule="published")
     rates = [learning_rate(settings, round) for round in range(rounds)]
     assert rates[0] == pytest.approx(times * settings.lr)
     # From the second round on it is the cosine that was meant, shifted by a hundredth of the rounds.
@@ -218,7 +241,7 @@ def test_the_published_schedule_starts_too_high(rounds: int, times: float) -> No
 
 
 def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None:
-    settings = replace(Settings(), rounds=400, schedule="published")
+    settings = varied(rounds=400, schedule="published")
     rates = [learning_rate(settings, round) / settings.lr for round in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
@@ -259,16 +282,16 @@ def test_the_rate_inside_a_round_by_hand() -> None:
 
 
 def test_as_published_a_client_with_one_step_stays_where_it_was(tuned: Tuned) -> None:
-    settings = replace(Settings(), local_schedule="published", epochs=1)
+    settings = varied(local_schedule="published", epochs=1)
     one, _ = train_client(tuned, PLAIN, conversations(3), settings, (0, 0, 0))
     two, _ = train_client(tuned, PLAIN, conversations(4), settings, (0, 0, 0))
     assert not one.delta.flat.any()
     assert two.delta.flat.any()
 
 
-def test_every_round_begins_anew() -> None:
-    works = [Work(0, round, 0, PLAIN, BROADCAST, {}, conversations(), COSINE) for round in (0, 3)]
-    first, last = ([work.rate(step) for step in range(work.steps)] for work in works)
+def test_every_round_begins_anew(tuned: Tuned) -> None:
+    jobs = [job_of(tuned, PLAIN, conversations(), COSINE, round=round) for round in (0, 3)]
+    first, last = ([job.rate(step) for step in range(job.steps)] for job in jobs)
     falls = [learning_rate(COSINE, round) for round in (0, 3)]
     assert [rate / falls[0] for rate in first] == pytest.approx([rate / falls[1] for rate in last])
     assert (first[0], last[0]) == (falls[0], falls[1])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.clients import deltas, job_of
 
 from fedloom.algorithms.base import PLAIN
-from fedloom.client.train import Work, train
+from fedloom.client.job import Job
 from fedloom.data.shapes import MAKERS
 from fedloom.models.compiled import compiling
 from fedloom.models.load import load_vlm
@@ -20,15 +21,15 @@ from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Broadcast, Presence
+from fedloom.types import Presence
 
 
-def works(tuned: Tuned, count: int) -> list[Work]:
+def jobs(tuned: Tuned, count: int) -> list[Job]:
     """Clients of 5 examples in batches of two, so that batches have several shapes."""
     examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(8)]
     told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
     settings = Train(batch_size=2, optimizer="sgd", lr=0.1)
-    return [Work(k, 0, 0, PLAIN, Broadcast(tuned.start), {}, told[k : k + 5], settings) for k in range(count)]
+    return [job_of(tuned, PLAIN, told[k : k + 5], settings, client=k) for k in range(count)]
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def tuned(tiny_model: Path) -> Tuned:
 def test_clients_learn_what_they_learn_in_plain_layers(
     tuned: Tuned, clients: int, backend: str, twice: bool
 ) -> None:
-    plain = [update.delta.flat for update, _ in train(tuned, works(tuned, clients))]
+    plain = deltas(tuned, jobs(tuned, clients))
     with compiling(tuned.vlm, backend=backend), recomputing(tuned.vlm, twice):
-        compiled = [update.delta.flat for update, _ in train(tuned, works(tuned, clients))]
+        compiled = deltas(tuned, jobs(tuned, clients))
     for one, other in zip(plain, compiled, strict=True):
         assert float((one - other).norm()) <= 1e-4 * float(one.norm())
     assert not any("forward" in vars(layer) for layer in layers_of(tuned.vlm))
@@ -51,10 +52,10 @@ def test_clients_learn_what_they_learn_in_plain_layers(
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
 def test_code_made_by_the_compiler_learns_the_same(tuned: Tuned) -> None:
-    plain = train(tuned, works(tuned, 1))[0][0].delta.flat
+    plain = deltas(tuned, jobs(tuned, 1))[0]
     torch.compiler.reset()
     with compiling(tuned.vlm):
-        compiled = train(tuned, works(tuned, 1))[0][0].delta.flat
+        compiled = deltas(tuned, jobs(tuned, 1))[0]
     assert float((plain - compiled).norm()) <= 1e-4 * float(plain.norm())
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
+from tests.clients import job_of
 from torch import Tensor, nn
 
 from fedloom.algorithms.base import PLAIN
-from fedloom.client.train import Work
+from fedloom.client.job import Job
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import Batch, answer_losses, collate
 from fedloom.models.load import load_vlm
@@ -23,7 +24,7 @@ from fedloom.tuning.adapters import Tuned, adapter_config, prepare
 from fedloom.tuning.dropout import dropping
 from fedloom.tuning.lora import LoRALinear
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Broadcast, Conversation, Presence, UserError
+from fedloom.types import Conversation, Presence, UserError
 
 SHARE = 0.25
 
@@ -40,12 +41,11 @@ def conversations(count: int) -> list[Conversation]:
     return [TASKS["vqa"].render(one, Presence(False, True), answer_form="text") for one in examples]
 
 
-def work(tuned: Tuned, client: int = 4, round: int = 2, stage: int = 0) -> Work:
-    broadcast = Broadcast(tuned.start)
-    return Work(client, round, 7, PLAIN, broadcast, {}, conversations(3), Train(), stage)
+def job(tuned: Tuned, client: int = 4, round: int = 2, stage: int = 0) -> Job:
+    return job_of(tuned, PLAIN, conversations(3), Train(), seed=7, round=round, client=client, stage=stage)
 
 
-def seen(tuned: Tuned, batch: Batch, masks: Work, step: int = 0) -> Tensor:
+def seen(tuned: Tuned, batch: Batch, masks: Job, step: int = 0) -> Tensor:
     """What the first adapter of each layer is given for inputs of ones, [B, L, I]."""
     layer = next(iter(tuned.adapters.values()))
     with dropping(tuned, batch, [masks.masks(step)]):
@@ -93,14 +93,14 @@ def test_masks_are_the_named_draws_of_real_tokens_in_their_order(tuned: Tuned) -
     drawn = torch.rand(
         int(batch.mask.sum()), width, generator=torch_stream(7, f"dropout/{name}", round=2, client=4, step=5)
     )
-    found = seen(tuned, batch, work(tuned), step=5)
+    found = seen(tuned, batch, job(tuned), step=5)
     expected = (drawn >= SHARE).float() / (1 - SHARE)
     torch.testing.assert_close(found[batch.mask.bool()], expected)
 
 
 def test_the_mean_is_kept(tuned: Tuned) -> None:
     batch = collate(tuned.vlm, [conversations(3)])
-    found = torch.stack([seen(tuned, batch, work(tuned), step)[batch.mask.bool()] for step in range(40)])
+    found = torch.stack([seen(tuned, batch, job(tuned), step)[batch.mask.bool()] for step in range(40)])
     # Of n draws the mean is 1, with variance p / (1 - p) / n; five standard deviations.
     bound = 5 * (SHARE / (1 - SHARE) / found.numel()) ** 0.5
     assert abs(float(found.mean()) - 1) < bound < 0.05
@@ -112,12 +112,12 @@ def test_the_mean_is_kept(tuned: Tuned) -> None:
 def test_every_client_round_stage_and_step_has_its_own(tuned: Tuned, other: dict[str, int]) -> None:
     batch = collate(tuned.vlm, [conversations(3)])
     step = other.pop("step", 0)
-    assert not torch.equal(seen(tuned, batch, work(tuned)), seen(tuned, batch, work(tuned, **other), step))
+    assert not torch.equal(seen(tuned, batch, job(tuned)), seen(tuned, batch, job(tuned, **other), step))
 
 
 def test_every_layer_has_its_own(tuned: Tuned) -> None:
     batch = collate(tuned.vlm, [conversations(1)])
-    with dropping(tuned, batch, [work(tuned).masks(0)]):
+    with dropping(tuned, batch, [job(tuned).masks(0)]):
         found = [
             layer.drop(torch.ones(*batch.mask.shape, layer.base.in_features))
             for layer in tuned.adapters.values()
@@ -135,18 +135,18 @@ def losses(tuned: Tuned, batch: Batch) -> Tensor:
 def test_outside_of_training_there_is_none(tuned: Tuned, tiny_model: Path) -> None:
     batch = collate(tuned.vlm, [conversations(3)])
     before = losses(tuned, batch)
-    with dropping(tuned, batch, [work(tuned).masks(0)]):
+    with dropping(tuned, batch, [job(tuned).masks(0)]):
         assert not torch.equal(losses(tuned, batch), before)
     assert torch.equal(losses(tuned, batch), before)
     plain = prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2)), seed=0)
     plain.write(tuned.read())
-    with dropping(plain, batch, [work(plain).masks(0)]):
+    with dropping(plain, batch, [job(plain).masks(0)]):
         assert torch.equal(losses(plain, batch), before)
 
 
 def test_a_mistake_inside_leaves_none_behind(tuned: Tuned) -> None:
     batch = collate(tuned.vlm, [conversations(1)])
-    with pytest.raises(ZeroDivisionError), dropping(tuned, batch, [work(tuned).masks(0)]):
+    with pytest.raises(ZeroDivisionError), dropping(tuned, batch, [job(tuned).masks(0)]):
         raise ZeroDivisionError
     assert all(layer.drop is None for layer in tuned.adapters.values())
 
@@ -155,7 +155,7 @@ def test_a_mistake_inside_leaves_none_behind(tuned: Tuned) -> None:
 def test_other_rows_than_the_batchs_tokens_are_refused(tuned: Tuned, cut: Callable[[Tensor], Tensor]) -> None:
     batch = collate(tuned.vlm, [conversations(2)])
     name, layer = next(iter(tuned.adapters.items()))
-    with dropping(tuned, batch, [work(tuned).masks(0)]), pytest.raises(UserError) as caught:
+    with dropping(tuned, batch, [job(tuned).masks(0)]), pytest.raises(UserError) as caught:
         layer(cut(torch.ones(*batch.mask.shape, layer.base.in_features)))
     assert name in str(caught.value)
     assert "Set strategy.dropout to 0" in str(caught.value)
@@ -169,7 +169,7 @@ def test_tokens_in_one_row_meet_the_mask_that_they_meet_in_a_batch(tuned: Tuned)
     x = torch.rand(*batch.mask.shape, layer.base.in_features)
     found = []
     for given in (x, x.flatten(0, 1)):
-        with dropping(tuned, batch, [work(tuned).masks(0)]):
+        with dropping(tuned, batch, [job(tuned).masks(0)]):
             found.append(layer(given))
     assert torch.equal(found[0].flatten(0, 1), found[1])
     assert not torch.equal(found[0], layer(x))

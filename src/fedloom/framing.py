@@ -1,0 +1,261 @@
+"""A head in JSON and tensors as bytes with a checksum: the frame of every message between a server and a site.
+
+    frame = magic "FLM1" · kind (1 byte) · zero (3) · bytes of the head (4) · bytes of the payload (8) · checksum (8)
+            · head, JSON, filled up with blanks to a multiple of 8 · tensors, each filled up with zeros to one
+
+All figures are little-endian. The head lists the tensors in their order with name, dtype, shape, codec of `fedloom.wire`,
+and whether only the values of a part are there. The checksum is that of `fedloom.wire`, over all that is before and after
+it: it finds accidents, and is no defense against forgery. Forged bytes with a right checksum are read only if they are
+well formed, and take no memory beyond that of their own values.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from reprlib import repr as short
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedloom import wire
+from fedloom.params import Part
+
+MAGIC = b"FLM1"
+FIXED = struct.Struct("<4sB3xIQ")
+CHECK = struct.Struct("<Q")
+HEADER = FIXED.size + CHECK.size
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LIMIT = 2**40
+"""Bytes that no message has: a head that announces more is damaged."""
+MOST = 64
+"""Most tensors in a message: one of a part grows to the layout's size when it is read."""
+
+
+class Piece(NamedTuple):
+    """A tensor on its way.
+
+    Attributes:
+        name: Its name.
+        value: The tensor.
+        part: Which of its values travel, where it is a vector as long as the layout; None is all.
+        codec: A key of `fedloom.wire.CODECS`; others than "fp32" need float32 values and at least one.
+    """
+
+    name: str
+    value: Tensor
+    part: Part | None = None
+    codec: str = "fp32"
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of what travels."""
+        return list(self.value.shape) if self.part is None else [self.part.count]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return _size(prod(self.shape), self.value.dtype, self.codec)
+
+    def to_bytes(self) -> bytes | memoryview:
+        """Write what travels."""
+        value = self.value if self.part is None else self.part.take(self.value)
+        if self.codec != "fp32":
+            return wire.encode(value, self.codec)
+        held = value.detach().cpu().contiguous()
+        if not held.numel():
+            return b""
+        row = held.as_strided((held.numel(),), (1,))  # a single value is contiguous whatever its stride is
+        return row.view(torch.uint8).numpy().data
+
+
+class Found(NamedTuple):
+    """A tensor that has come: its name, its values, and whether they are those of a part only."""
+
+    name: str
+    value: Tensor
+    partial: bool
+
+
+def length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
+    """Return the bytes of a message without writing it."""
+    return HEADER + len(_head(fields, pieces)) + sum(one.size + -one.size % 8 for one in pieces)
+
+
+def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:
+    """Write a message.
+
+    Raises:
+        ValueError: There are more than `MOST` tensors, or one of a dtype that is not in `DTYPES`.
+    """
+    body = bytearray(_head(fields, pieces))
+    start = len(body)
+    for piece in pieces:
+        body += piece.to_bytes()
+        body += bytes(-piece.size % 8)
+    fixed = FIXED.pack(MAGIC, kind, start, len(body) - start)
+    return b"".join(
+        (fixed, CHECK.pack(wire.checksum(torch.frombuffer(body, dtype=torch.uint8), fixed)), body)
+    )
+
+
+def _head(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:
+    if len(pieces) > MOST:
+        raise ValueError(f"{len(pieces)} tensors; a message holds at most {MOST}")
+    for one in pieces:
+        if one.value.dtype not in NAMES:
+            raise ValueError(f"{one.name} holds {one.value.dtype}; a message holds {', '.join(DTYPES)}")
+    listed = [
+        [one.name, NAMES[one.value.dtype], one.shape, one.codec, one.part is not None] for one in pieces
+    ]
+    text = json.dumps({**fields, "tensors": listed}, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def kind_of(message: bytes) -> int:
+    """Return the kind of a message, unchecked; -1 where there is none."""
+    return message[4] if len(message) > 4 else -1
+
+
+def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
+    """Check a message and return its head and tensors.
+
+    Raises:
+        ValueError: It is not as it was written, or of another kind.
+    """
+    if len(message) < HEADER or message[:4] != MAGIC or any(message[5:8]):
+        raise ValueError("these bytes do not begin as a message of this version does")
+    _, number, start, payload = FIXED.unpack_from(message)
+    if number != kind:
+        raise ValueError(f"this message is of kind {number}, not {kind}")
+    if not 0 < start + payload < LIMIT or len(message) != HEADER + start + payload:
+        raise ValueError(
+            f"the message has {len(message)} bytes, not the {HEADER + start + payload} it announces"
+        )
+    body = torch.frombuffer(bytearray(memoryview(message)[HEADER:]), dtype=torch.uint8)
+    if wire.checksum(body, message[: FIXED.size]) != CHECK.unpack_from(message, FIXED.size)[0]:
+        raise ValueError("the checksum does not fit: the message was damaged on the way")
+    try:
+        fields = json.loads(body[:start].numpy().tobytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its head is not JSON: {error}") from None
+    if not isinstance(fields, dict) or start % 8:
+        raise ValueError("its head is nothing that this version writes")
+    head = Head(fields)
+    listed = head.of("tensors", lambda value: isinstance(value, list) and len(value) <= MOST)
+    at, found = start, list[Found]()
+    for entry in listed:
+        one, at = _tensor(body, at, entry)
+        found.append(one)
+    if at != len(body):
+        raise ValueError("its tensors do not fill it")
+    return head, found
+
+
+def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
+    """Read the tensor that begins at a byte of the body; return it and the byte after it."""
+    match entry:
+        case [str(name), str(kind), list(shape), str(codec), bool(partial)] if (
+            kind in DTYPES
+            and codec in wire.CODECS
+            and all(map(_whole, shape))
+            and prod(one or 1 for one in shape) < LIMIT
+            and (codec == "fp32" or kind == "float32")
+        ):
+            dtype, count = DTYPES[kind], prod(shape)
+        case _:
+            raise ValueError(f"it lists {short(entry)} as a tensor")
+    size = _size(count, dtype, codec)
+    if at + size > len(body):
+        raise ValueError("its tensors end before they are whole")
+    piece, after = body[at : at + size], at + size + -size % 8
+    if body[at + size : after].any():
+        raise ValueError("there is something between its tensors")
+    if codec != "fp32":
+        value = wire.decode(bytearray(piece.numpy().data))
+    else:
+        if dtype == torch.bool and (piece > 1).any():
+            raise ValueError(f"{short(name)} holds values that are neither true nor false")
+        value = piece.view(dtype) if count else torch.empty(0, dtype=dtype)
+    try:
+        return Found(name, value.view(shape), partial), after
+    except (
+        RuntimeError,
+        TypeError,
+        OverflowError,
+    ):  # another number of values, or more dimensions than can be
+        raise ValueError(f"{short(name)} does not have shape {short(shape)}") from None
+
+
+def _size(count: int, dtype: torch.dtype, codec: str) -> int:
+    return count * dtype.itemsize if codec == "fp32" else wire.HEADER + wire.CODECS[codec].size(count)
+
+
+def _whole(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+class Head:
+    """The head of a message; what is missing or of another type is a ValueError."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def of(self, key: str, holds: Callable[[Any], bool]) -> Any:
+        """Return what is said for a key, if it is as it should be."""
+        value = self._fields.get(key)
+        if key not in self._fields or not holds(value):
+            raise ValueError(f"the message says {short(value)} for {key}")
+        return value
+
+    def number(self, key: str, least: int = 0) -> int:
+        """Return a whole number."""
+        return self.of(key, lambda value: _whole(value, least))
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        """Return several whole numbers, none negative."""
+        return tuple(self.of(key, lambda value: isinstance(value, list) and all(map(_whole, value))))
+
+    def text(self, key: str) -> str:
+        """Return a text."""
+        return self.of(key, lambda value: isinstance(value, str))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return several texts, all different."""
+        return tuple(self.of(key, _different_texts))
+
+    def flag(self, key: str) -> bool:
+        """Return whether something holds."""
+        return self.of(key, lambda value: isinstance(value, bool))
+
+    def part(self, key: str, size: int) -> Part | None:
+        """Return a part of so many values; None is all."""
+        stretches = self.of(key, lambda value: value is None or _pairs(value))
+        return None if stretches is None else Part(size, tuple((start, stop) for start, stop in stretches))
+
+
+def _different_texts(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(one, str) for one in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def _pairs(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, list) and len(one) == 2 and all(map(_whole, one)) for one in value
+    )
