@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from benchmarks.models import SMALL, TINY, Size
 from benchmarks.work import Clients, NoOp, make_clients, nudge, round_of, run_round
-from fedloom.client.train import train
 from fedloom.params import Params
-from fedloom.types import Broadcast
 
 ACTORS = 2
 
@@ -69,8 +67,7 @@ def local(name: str, client: int, flat: Tensor) -> Tensor:
     if CASES[name].tensors:
         return flat + nudge(client)
     made = work_of(name)
-    work = replace(made.work(client), broadcast=Broadcast(made.tuned.start.with_flat(flat)))
-    update, _ = train(made.tuned, [work])[0]
+    (update,) = made.updates([made.job(client, sent=made.tuned.start.with_flat(flat))])
     return flat + update.delta.flat
 
 

@@ -64,7 +64,7 @@ def answer_recipe(message: Message, context: Context) -> Message:
     recipe, client = str(config["recipe"]), int(context.node_config["partition-id"])
     run = run_of(recipe)
     done = client_parameters(recipe, client, int(str(config["round"])), unpack(sent, run.tuned.start))
-    weight = float(len(run.clients[client]))
+    weight = float(run.weights[client])
     arrays = pack(run.tuned.start.with_flat(done), whole=False)
     content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": weight})}
     return Message(content=RecordDict(content), reply_to=message)

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import RESULTS, machine
 from benchmarks.models import Size, conversation, random_vlm
-from benchmarks.work import Clients, Settings
+from benchmarks.work import Clients, train_settings
 from fedloom.client.train import train
 from fedloom.engine.machine import saved_bytes
 from fedloom.models.batch import option_scores
@@ -51,7 +51,7 @@ def clients_of(tuned: Tuned, count: int, tokens: int, steps: int) -> Clients:
         client: [conversation(tuned.vlm, tokens, 4, client * steps + k) for k in range(steps)]
         for client in range(count)
     }
-    return Clients(tuned, held, Settings(1))
+    return Clients(tuned, held, train_settings(1))
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
@@ -109,13 +109,13 @@ def measure(
     found: dict[str, Any] = {"model": name, "tokens": tokens, "peak_tflops": peak / 1e12, "rows": {}}
     weights = sum(one.numel() * one.element_size() for one in tuned.vlm.model.parameters())
     made = clients_of(tuned, max(rows), tokens, steps)
-    works = [made.work(client) for client in made.held]
-    kept = saved_bytes(tuned, works[0])
+    jobs = [made.job(client) for client in made.held]
+    kept = saved_bytes(tuned, jobs[0])
     for count in rows:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with compiling(tuned.vlm, compiled):
-            took = seconds(lambda count=count: train(tuned, works[:count]), device, 3) / (count * steps)
+            took = seconds(lambda count=count: train(tuned, jobs[:count]), device, 3) / (count * steps)
         # Weights, what forward keeps for each row, and four vectors a row: values, gradients, two slots.
         predicted = weights + count * (kept + 16 * tuned.layout.size)
         used = torch.cuda.max_memory_allocated() if device == "cuda" else None

@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
-from fedloom.algorithms.base import PLAIN
+from benchmarks.work import Clients
 from fedloom.client.evaluate import judge, render
-from fedloom.client.train import Work, learning_rate, train
+from fedloom.client.job import Job
+from fedloom.client.schedule import learning_rate
 from fedloom.data import load_data
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.measure import SLICES, slices_of
@@ -34,7 +35,7 @@ from fedloom.scenarios.plan import build_plan
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Broadcast, Conversation, DataSet, Presence
+from fedloom.types import Conversation, DataSet, Presence
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,17 @@ class Run:
 
     experiment: Experiment
     data: DataSet
-    tuned: Tuned
-    clients: tuple[tuple[Conversation, ...], ...]
+    clients: Clients
+
+    @property
+    def tuned(self) -> Tuned:
+        """The model with its adapters."""
+        return self.clients.tuned
+
+    @property
+    def weights(self) -> list[int]:
+        """How many examples each client holds."""
+        return [len(held) for held in self.clients.held.values()]
 
     @property
     def vlm(self) -> Vlm:
@@ -56,10 +66,9 @@ class Run:
         """What prompts say of the evidence."""
         return PROMPTS[self.experiment.evaluate.prompt]
 
-    def work(self, client: int, round: int) -> Work:
-        """What a client is to do in a round."""
-        experiment, sent = self.experiment, Broadcast(self.tuned.start)
-        return Work(client, round, experiment.seed, PLAIN, sent, {}, self.clients[client], experiment.train)
+    def job(self, client: int, round: int) -> Job:
+        """What a client does in a round."""
+        return self.clients.job(client, round)
 
     def evaluated(self, done: int) -> list[str]:
         """The slices of the test set that are answered after `done` rounds."""
@@ -77,18 +86,16 @@ def run_of(recipe: str) -> Run:
     plan = build_plan(data.train, experiment.scenario, experiment.seed)
     how = experiment.strategy
     tuned = prepare(load_vlm(), stage(how.name, LoRA(how.rank, how.alpha, how.targets)), experiment.seed)
-    clients = tuple(
-        tuple(
-            render(
-                [data.train[index] for index in share.indices],
-                [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)],
-                experiment.evaluate.answer,
-                clause=PROMPTS[experiment.evaluate.prompt],
-            )
+    held = {
+        client: render(
+            [data.train[index] for index in share.indices],
+            [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)],
+            experiment.evaluate.answer,
+            clause=PROMPTS[experiment.evaluate.prompt],
         )
-        for share in plan.clients
-    )
-    return Run(experiment, data, tuned, clients)
+        for client, share in enumerate(plan.clients)
+    }
+    return Run(experiment, data, Clients(tuned, held, experiment.train, experiment.seed))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -96,7 +103,7 @@ class Batches(torch.utils.data.Dataset):
 
     def __init__(self, run: Run, client: int, round: int) -> None:
         self.vlm = run.vlm
-        self.batches = list(run.work(client, round).batches())
+        self.batches = list(run.job(client, round).batches())
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -141,11 +148,11 @@ def published(recipe: str, out: Path) -> dict[str, float]:
     export_adapter(run.tuned, run.tuned.start, out)
     model: Any = PeftModel.from_pretrained(load_vlm().model, str(out), is_trainable=True)
     shared = copy.deepcopy(get_peft_model_state_dict(model))
-    weights = [len(held) for held in run.clients]
+    weights = run.weights
     scores: dict[str, float] = {}
     for round in range(run.experiment.train.rounds):
         local = []
-        for client in range(len(run.clients)):
+        for client in range(len(weights)):
             set_peft_model_state_dict(model, shared)
             _trainer(run, model, client, round)
             local.append(copy.deepcopy(get_peft_model_state_dict(model)))
@@ -209,9 +216,8 @@ def _generated(run: Run, model: Any, name: str) -> float:
 def client_parameters(recipe: str, client: int, round: int, flat: Tensor) -> Tensor:
     """What a client sends back over Flower: its parameters after training, shape [P]."""
     run = run_of(recipe)
-    update, _ = train(
-        run.tuned, [replace(run.work(client, round), broadcast=Broadcast(run.tuned.start.with_flat(flat)))]
-    )[0]
+    sent = run.tuned.start.with_flat(flat)
+    (update,) = run.clients.updates([run.clients.job(client, round, sent)])
     return flat + update.delta.flat
 
 
@@ -228,7 +234,7 @@ def flower(recipe: str, out: Path) -> dict[str, float]:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        count = len(run.clients)
+        count = len(run.weights)
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=count, min_available_nodes=count)
         params = run.tuned.start
         for round in range(run.experiment.train.rounds):
@@ -246,7 +252,7 @@ def flower(recipe: str, out: Path) -> dict[str, float]:
                 scores[name] = sum(hits) / len(hits)
         export_adapter(run.tuned, params, out)
 
-    ray_simulation(app, HEADLINE, len(run.clients))
+    ray_simulation(app, HEADLINE, len(run.weights))
     if not scores:
         raise RuntimeError("Flower's simulation ended before the run was done")
     return scores

@@ -7,7 +7,6 @@ from itertools import cycle
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import SMALL, TINY, Size
 from benchmarks.work import Batch, Clients, apart, bare_client, make_clients, round_of, tensors
-from fedloom.client.train import train
 
 COHORT = 2  # clients of one timed round; a round of all eight would leave time for too few pairs
 
@@ -18,7 +17,7 @@ def overhead(
     """Measure rounds of the engine against a bare loop over the same clients."""
     made = make_clients(size, clients=clients, steps=steps, batch_size=batch_size, tokens=tokens)
     tuned, lr = made.tuned, made.settings.lr
-    held = {client: [tensors(tuned, batch) for batch in made.work(client).batches()] for client in made.held}
+    held = {client: [tensors(tuned, batch) for batch in made.job(client).batches()] for client in made.held}
     _check(made, held)
     groups = [range(first, first + cohort) for first in range(0, clients, cohort)]
     rounds, turns = cycle([round_of(made, cohort=group) for group in groups]), cycle(groups)
@@ -34,7 +33,7 @@ def overhead(
 def _check(made: Clients, held: dict[int, list[Batch]]) -> None:
     start = made.tuned.start
     for client in (0, 1):
-        update, _ = train(made.tuned, [made.work(client)])[0]
+        (update,) = made.updates([made.job(client)])
         bare_client(made.tuned, start, held[client], made.settings.lr)
         # Both sides take the same steps; AdamW turns rounding in tiny gradients into parts of a step.
         away = apart(start.flat + update.delta.flat, made.tuned.flat[0], start.flat)

@@ -11,7 +11,6 @@ from benchmarks.harness import Bench, Measured, Missing, agree, pairs
 from benchmarks.models import SMALL
 from benchmarks.work import ROWS as SIDE_BY_SIDE
 from benchmarks.work import Clients, make_clients, round_of
-from fedloom.client.train import train
 
 STEPS = 2
 
@@ -21,7 +20,7 @@ def against_sequential(tokens: int, batch_size: int, way: str) -> Callable[[], M
 
     def measure() -> Measured:
         made = make_clients(SMALL, clients=SIDE_BY_SIDE, steps=STEPS, batch_size=batch_size, tokens=tokens)
-        plain = replace(made, settings=replace(made.settings, optimizer="sgd", lr=0.1))
+        plain = replace(made, settings=made.settings.model_copy(update={"optimizer": "sgd", "lr": 0.1}))
         away, _ = _away(plain)
         agree("parameters after plain gradient steps", away, 1e-6)
         # AdamW takes whole steps along gradients that are nothing but rounding: there only the sum can agree.
@@ -35,9 +34,9 @@ def against_sequential(tokens: int, batch_size: int, way: str) -> Callable[[], M
 
 def _away(made: Clients) -> tuple[float, float]:
     """Say how far clients' deltas lie apart: the largest difference, and the largest distance over length."""
-    works = [made.work(client) for client in made.held]
-    alone = [train(made.tuned, [work])[0][0].delta.flat for work in works]
-    together = [update.delta.flat for update, _ in train(made.tuned, works)]
+    jobs = [made.job(client) for client in made.held]
+    alone = [update.delta.flat for job in jobs for update in made.updates([job])]
+    together = [update.delta.flat for update in made.updates(jobs)]
     both = list(zip(alone, together, strict=True))
     largest = max(float((a - b).abs().max()) for a, b in both)
     return largest, max(float((a - b).norm() / a.norm()) for a, b in both)

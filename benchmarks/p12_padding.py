@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.harness import Bench, Measured
 from benchmarks.models import Size, conversation, tuned_model
 from benchmarks.p05_cache import Noise
-from benchmarks.work import SEED, Clients, Settings
+from benchmarks.work import SEED, Clients, train_settings
 from fedloom.models.batch import collate
 
 SIZE = Size(width=64, layers=1, picture=128)  # 64 image tokens
@@ -32,10 +32,10 @@ def padding() -> Measured:
             )
             for k, (length, image) in enumerate(zip(lengths, shown, strict=True))
         ]
-    made = Clients(vlm, held, Settings(BATCH, batches="bucketed"))
+    made = Clients(vlm, held, train_settings(BATCH, batches="bucketed"))
     ratios = []
     for client in held:
-        masks = [collate(vlm.vlm, [batch]).mask for batch in made.work(client).batches()]
+        masks = [collate(vlm.vlm, [batch]).mask for batch in made.job(client).batches()]
         ratios.append(sum(mask.numel() for mask in masks) / sum(int(mask.sum()) for mask in masks))
     return ratios, f"{CLIENTS} clients with {HELD} conversations, batches of {BATCH}, 64 image tokens"
 

@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ import torch
 
 from benchmarks.harness import ROOT, child, machine, peak_memory
 from benchmarks.models import TINY
-from benchmarks.work import Limits, Settings, make_clients, run_round, sequential
-from fedloom.algorithms.base import FederatedAlgorithm
+from benchmarks.work import OPEN, Trainless, make_clients, run_round, sequential, train_settings
+from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.algorithms.scaffold import scaffold
-from fedloom.client.train import Result, Work
-from fedloom.engine.rounds import Run, Schedule, Standing, run_rounds
-from fedloom.engine.store import commit, opened
-from fedloom.messages import Update
+from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds
+from fedloom.engine.store import commit
+from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params
 from fedloom.record import Clock, write_json
-from fedloom.types import Conversation
+from fedloom.types import Broadcast
 
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
 LAYOUT = Layout.of({"w": (4096,)})
@@ -47,33 +46,53 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Trivial:
-    """A backend whose clients add a number to every value."""
+class Trivial(Trainless):
+    """A backend whose clients add a number to every value.
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+    Attributes:
+        rule: The client half of the algorithm.
+        memory: Where clients keep what the rule keeps.
+    """
+
+    rule: LocalRule
+    memory: Memory = field(default_factory=InMemory)
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Update]:
         """Go through what a client does without training."""
-        for work in works:
-            carry = work.rule.begin(work.broadcast, work.memory)
-            start = work.broadcast.params.flat
-            _, carry = work.rule.correct(torch.zeros_like(start), start, carry)
-            extras, kept = work.rule.finish(carry, 1)
-            delta = torch.full_like(start, 1e-3 * (work.client % 7))
-            yield Update(work.client, work.broadcast.params.with_flat(delta), 1.0, extras), kept
+        for asked in assignments:
+            key = (asked.method, asked.client, asked.round)
+            memory = {} if asked.since < 0 else self.memory.read((*key[:2], asked.since))
+            carry = self.rule.begin(Broadcast(asked.params, asked.extras), memory)
+            start = asked.params.flat
+            _, carry = self.rule.correct(torch.zeros_like(start), start, carry)
+            extras, kept = self.rule.finish(carry, 1)
+            if kept:
+                self.memory.write(key, kept, (*asked.keep, asked.since))
+            delta = torch.full_like(start, 1e-3 * (asked.client % 7))
+            yield Update(asked.client, asked.params.with_flat(delta), 1.0, extras, keeps=bool(kept))
             clock.lap("step")
 
 
-def _holds(client: int) -> list[Conversation]:
-    return [Conversation("", "")]
+def _standing(now: Standing, log: dict[str, Any]) -> None:
+    pass
 
 
-def _round(algorithm: FederatedAlgorithm, clients: int, **files: Any) -> None:
+def _round(
+    name: str,
+    algorithm: FederatedAlgorithm,
+    clients: int,
+    memory: Memory | None = None,
+    committed: Committed = _standing,
+) -> None:
     start, schedule = Standing(algorithm.init(Params.zeros(LAYOUT))), Schedule(1, range(clients), None, 0)
-    run_rounds([Run(algorithm, start, schedule, _holds, Settings(1), Limits(), **files)], Trivial())
+    backend = Trivial(algorithm.local, memory or InMemory())
+    known, settings = backend.describe(name), train_settings(1)
+    run_rounds([Run(name, algorithm, start, schedule, known, settings, OPEN, committed)], backend)
 
 
 def trivial(clients: int) -> None:
     """A round of FedAvg with trivial clients."""
-    _round(fedavg(), clients)
+    _round("fedavg", fedavg(), clients)
 
 
 def keep(clients: int) -> None:
@@ -84,14 +103,14 @@ def keep(clients: int) -> None:
         def committed(now: Standing, log: dict[str, Any]) -> None:
             commit(folder, now)
 
-        _round(scaffold(clients=clients), clients, opened=partial(opened, folder), committed=committed)
+        _round("scaffold", scaffold(clients=clients), clients, Files(folder), committed)
 
 
 def train(clients: int) -> None:
     """A round of FedAvg with clients that train, one after the other."""
     few = make_clients(TINY, clients=8, steps=1, batch_size=1, tokens=16)
     held = {client: few.held[client % 8] for client in range(clients)}
-    everyone = type(few)(few.tuned, held, few.settings)
+    everyone = replace(few, held=held)
     run_round(sequential(everyone), few.tuned.start, range(clients), everyone)
 
 

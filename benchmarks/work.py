@@ -4,74 +4,106 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import Size, conversation, tuned_model
-from fedloom.algorithms.base import PLAIN
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.client.train import Result, Work
+from fedloom.client.job import Job
+from fedloom.client.site import Local, Profile, Question, Site
+from fedloom.client.train import train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
-from fedloom.messages import Update
+from fedloom.messages import Assignment, Update
 from fedloom.models.batch import encode
-from fedloom.params import Layout, Params
+from fedloom.params import Layout, Params, Part
 from fedloom.record import Clock
+from fedloom.sections import Gate, Train
+from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import Broadcast, Conversation
+from fedloom.tuning.parts import Parts
+from fedloom.types import Conversation
 
 SEED = 0
+METHOD = "fedavg"
 ROWS = 8  # clients side by side
+MOST_CLIENTS = 10**9  # of a backend without a model: more than any cohort has
+OPEN = Gate(max_norm=1e30, max_ratio=1e9)  # admits every finite update
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How clients train: AdamW at a constant learning rate, without clipping or decay."""
-
-    batch_size: int
-    rounds: int = 1
-    epochs: int = 1
-    lr: float = 1e-3
-    schedule: str = "constant"
-    local_schedule: str = "constant"
-    beta2: float = 0.999
-    optimizer: str = "adamw"
-    weight_decay: float = 0.0
-    clip: float | None = None
-    batches: str = "shuffled"
+def train_settings(batch_size: int, **more: Any) -> Train:
+    """Return how clients train if not said otherwise: AdamW at a constant learning rate, without clipping or decay."""
+    return Train(rounds=1, batch_size=batch_size, schedule="constant", clip=None, **more)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """A gate that lets every finite update through."""
+class Profiles(Sequence[Profile]):
+    """What is told of clients, made when asked for, so that a million of them take no memory."""
 
-    max_norm: float | None = 1e30
-    max_ratio: float = 1e9
+    def __init__(self, clients: int, one: Callable[[int], Profile]) -> None:
+        self._clients, self._one = clients, one
+
+    def __len__(self) -> int:
+        return self._clients
+
+    @overload
+    def __getitem__(self, client: int) -> Profile: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
+    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
+        if isinstance(client, slice):
+            return [self._one(one) for one in range(self._clients)[client]]
+        return self._one(client)
+
+
+def text_only(client: int) -> Profile:
+    """Describe a client with one example, which shows a text."""
+    return Profile(1, images=False, texts=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Clients:
-    """Clients with some batches each, for one model.
+    """Clients with some batches each, for one model, whose values are all sent and trained.
 
     Attributes:
         tuned: The model with its adapters.
         held: Each client's conversations.
         settings: How they train.
+        seed: Names the random streams of their batches.
     """
 
     tuned: Tuned
     held: Mapping[int, Sequence[Conversation]]
-    settings: Settings
+    settings: Train
+    seed: int = SEED
 
-    def work(self, client: int) -> Work:
-        """What a client is to do in round 0."""
-        sent = Broadcast(self.tuned.start)
-        return Work(client, 0, SEED, PLAIN, sent, {}, self.held[client], self.settings)
+    @cached_property
+    def site(self) -> Site:
+        """The site of these clients."""
+        size = self.tuned.layout.size
+        whole = Part.whole(size)
+        parts = [Parts(whole, whole, Part(size, ()), whole)]
+        profiles = Profiles(len(self.held), self._profile)
+        local = Local(fedavg().local, self.tuned.start, parts, profiles, self.held.__getitem__)
+        return Site(self.tuned, [self.settings], self.seed, lambda _: local)
+
+    def job(self, client: int, round: int = 0, sent: Params | None = None) -> Job:
+        """Return what a client does in a round that sends some parameters; the start if not said."""
+        return self.site.job(Assignment(METHOD, 0, round, client, sent or self.tuned.start))
+
+    def updates(self, jobs: Sequence[Job]) -> list[Update]:
+        """Train clients, side by side if there are several, and return what they send back."""
+        ends = train(self.tuned, jobs)
+        return [self.site.update(job, end) for job, end in zip(jobs, ends, strict=True)]
+
+    def _profile(self, client: int) -> Profile:
+        held = self.held[client]
+        return Profile(len(held), any(one.pictures for one in held), any(one.user for one in held))
 
 
 def make_clients(
@@ -96,29 +128,29 @@ def make_clients(
             held[client] = [conversation(tuned.vlm, tokens, answer, client)] * count
         else:
             held[client] = [conversation(tuned.vlm, tokens, answer, client * count + k) for k in range(count)]
-    return Clients(tuned, held, Settings(batch_size))
+    return Clients(tuned, held, train_settings(batch_size))
 
 
 def sequential(clients: Clients) -> InProcess:
     """One client after the other."""
-    return InProcess(clients.tuned)
+    return InProcess(clients.site)
 
 
 def cohort(clients: Clients) -> InProcess:
     """Eight clients side by side."""
-    return InProcess(clients.tuned, ROWS)
+    return InProcess(clients.site, ROWS)
 
 
 def workers(clients: Clients) -> Backend:
     """One client after the other in each of as many processes as there are threads."""
-    return Workers(InProcess(clients.tuned), this_machine(clients.tuned.vlm.device).threads)
+    return Workers(sequential(clients), this_machine(clients.tuned.vlm.device).threads)
 
 
 def automatic(clients: Clients) -> Backend:
     """What a run chooses by itself: processes, and clients side by side, by the work and the kind of machine."""
-    works = [clients.work(client) for client in list(clients.held)[:MOST]]
-    found = choose(clients.tuned, works, len(clients.held), this_machine(clients.tuned.vlm.device))
-    inner = InProcess(clients.tuned, found.rows)
+    jobs = [clients.job(client) for client in list(clients.held)[:MOST]]
+    found = choose(clients.tuned, jobs, len(clients.held), this_machine(clients.tuned.vlm.device))
+    inner = InProcess(clients.site, found.rows)
     return inner if found.workers == 1 else Workers(inner, found.workers)
 
 
@@ -130,25 +162,22 @@ BACKENDS: dict[str, Callable[[Clients], Backend]] = {
 }
 
 
-def _nothing(client: int) -> list[Conversation]:
-    return [Conversation("", "")]
-
-
 def run_round(
     backend: Backend,
     start: Params,
     cohort: Sequence[int],
     clients: Clients | None = None,
 ) -> Params:
-    """Run round 0 of FedAvg through the whole engine: broadcast, clients, gate, aggregation."""
+    """Run round 0 of FedAvg through the whole engine: assignments, clients, admission, aggregation."""
     algorithm = fedavg()
     run = Run(
+        METHOD,
         algorithm,
         Standing(algorithm.init(start)),
         Schedule(1, cohort, None, SEED),
-        clients.held.__getitem__ if clients else _nothing,
-        clients.settings if clients else Settings(1),
-        Limits(),
+        backend.describe(METHOD),
+        clients.settings if clients else train_settings(1),
+        OPEN,
     )
     return run_rounds([run], backend)[0].state.params
 
@@ -203,8 +232,25 @@ def apart(one: Tensor, other: Tensor, start: Tensor) -> float:
     return float((one - other).norm() / (other - start).norm())
 
 
+class Trainless:
+    """What a backend without a model has besides `train`: its clients are all alike, and nothing is asked of it."""
+
+    def start(self, method: str) -> Params:
+        """Not called: benchmarks say where a round begins."""
+        raise NotImplementedError
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        """Describe as many clients with one example as anybody asks for."""
+        del method
+        return Profiles(MOST_CLIENTS, text_only)
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """Not called: benchmarks of the engine evaluate nothing."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class NoOp:
+class NoOp(Trainless):
     """A backend whose clients only add a small constant: what is left is the engine's own cost.
 
     Attributes:
@@ -221,14 +267,14 @@ class NoOp:
         layout = Layout.of({f"layer.{number:03d}": (values,) for number in range(tensors)})
         return NoOp(layout, torch.zeros(layout.size))
 
-    def map(self, works: Iterable[Work], clock: Clock) -> Iterator[Result]:
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Update]:
         """Load, nudge and read back, client by client."""
-        for work in works:
-            sent = work.broadcast.params
+        for assignment in assignments:
+            sent = assignment.params
             self.live.copy_(sent.flat)
-            self.live.add_(nudge(work.client))
+            self.live.add_(nudge(assignment.client))
             clock.lap("load")
-            yield Update(work.client, sent.with_flat(self.live - sent.flat), 1.0), {}
+            yield Update(assignment.client, sent.with_flat(self.live - sent.flat), 1.0)
 
 
 def nudge(client: int) -> float:
