@@ -42,7 +42,7 @@ class Row:
     """What is compared.
 
     Attributes:
-        title: What it is, in at most 32 characters.
+        title: What it is, in at most 34 characters.
         module: The module under `benchmarks` that has the row; "" for the quickstart.
         turns: How often each side runs in one pair.
         unit: "s" or "B"; "" for a plain number.
@@ -187,29 +187,32 @@ def quickstart_pair(
     return {key: {name: [done[name][0][key]] for name in SIDES} for key in keys}, note
 
 
-HEAD = f"{'row':<19}{'what (ours, after / before)':<35}{'median':>7}  {'95 % interval':<15}ok"
+HEAD = f"{'row':<19}{'what (ours, after / before)':<35}{'median':>7}  {'95 % interval':<14}ok"
 
 
 def line(key: str, found: Found) -> str:
     """Write a row as one line of at most 80 columns."""
     if found.failures:
-        return f"{key:<19}{ROWS[key].title:<35}{'':>7}  {'':<15}FAIL"
+        return f"{key:<19}{ROWS[key].title:<35}{'':>7}  {'':<14}FAIL"
     ends = interval(found.ratios)
     said = f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else "too few pairs"
     verdict = {None: "-", True: "yes", False: "no"}[found.ok]
-    return f"{key:<19}{ROWS[key].title:<35}{median(found.ratios):>7.3f}  {said:<15}{verdict}"
+    return f"{key:<19}{ROWS[key].title:<35}{median(found.ratios):>7.3f}  {said:<14}{verdict}"
 
 
 def detail(key: str, found: Found) -> str:
     """Write a row's two medians, or why it failed."""
     if found.failures:
         return found.failures[0]
-    write = {"s": span, "B": lambda value: f"{value / 1e6:.4g} MB", "": lambda value: f"{value:.3g}"}[
-        ROWS[key].unit
-    ]
-    return (
-        f"before {write(median(found.before))}, after {write(median(found.after))}; {len(found.ratios)} pairs"
-    )
+    before, after = (written(median(values), ROWS[key].unit) for values in (found.before, found.after))
+    return f"before {before}, after {after}; {len(found.ratios)} pairs"
+
+
+def written(value: float, unit: str) -> str:
+    """Write a figure with its unit; see `Row.unit`."""
+    if unit == "s":
+        return span(value)
+    return f"{value / 1e6:.4g} MB" if unit == "B" else f"{value:.4g}"
 
 
 def rounds(
