@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from benchmarks.__main__ import ENVIRONMENT
 from benchmarks.harness import ROOT, THREADS
 
 SCRIPT = ROOT / "benchmarks" / "against_worker.py"
+PATIENCE = 30.0
+"""Seconds that a process has for ending, the call in progress included."""
 
 
 class Failed(Exception):
@@ -100,16 +102,21 @@ class Worker:
     def tell(self, request: str) -> None:
         """Send a request that has no answer; a process that ended shows at the next `ask`."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        """End the process; where it does not by itself, at the end of the requests, it is killed."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
         self._errors.close()
 
     def _answer(self) -> dict[str, Any]:
