@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -44,7 +43,7 @@ class Row:
     Attributes:
         title: What it is, in at most 34 characters.
         module: The module under `benchmarks` that has the row; "" for the quickstart.
-        turns: How often each side runs in one pair.
+        turns: How often each side runs in one pair; 0 if preparing the row is the measurement.
         unit: "s" or "B"; "" for a plain number.
     """
 
@@ -66,10 +65,10 @@ ROWS = {
     "P4-auto-T256": Row("8 clients, auto, b1 T256", "p04_cohort", 2),
     "P4-auto-b4": Row("8 clients, auto, b4 T64", "p04_cohort", 2),
     "P6-floor": Row("averaging 32 updates of 19 MB", "p06_aggregation", 7),
-    "P6-memory": Row("memory while averaging, in updates", "p06_aggregation", unit=""),
+    "P6-memory": Row("memory while averaging, in updates", "p06_aggregation", 0, ""),
     "P7-1000": Row("round of 1,000 no-op clients", "p07_growth", 3),
-    "P7-10000": Row("round of 10,000 no-op clients", "p07_growth"),
-    "P7-peak": Row("peak memory at 10,000 clients", "p07_growth", unit="B"),
+    "P7-10000": Row("round of 10,000 no-op clients", "p07_growth", 0),
+    "P7-peak": Row("peak memory at 10,000 clients", "p07_growth", 0, "B"),
     "P8-cached": Row("choosing an option, 16 samples", "p08_evaluation", 5),
     "quickstart-seconds": Row("quickstart, wall clock", ""),
     "quickstart-cpu": Row("quickstart, CPU time", ""),
@@ -139,9 +138,9 @@ def pair(key: str, workers: Mapping[str, Worker], order: Sequence[str]) -> Pair:
     row = ROWS[key]
     figures: dict[str, list[float]] = {name: [] for name in SIDES}
     try:
-        prepared = {name: workers[name].ask(f"row {row.module} {key}") for name in order}
-        if all("figure" in found for found in prepared.values()):
-            return {name: [prepared[name]["figure"]] for name in SIDES}
+        if not row.turns:
+            return {name: [workers[name].ask(f"row {row.module} {key}")["figure"]] for name in order}
+        _prepare(f"row {row.module} {key}", workers)
         for _ in range(row.turns):
             for name in order:
                 figures[name].append(workers[name].ask("run")["figure"])
@@ -151,21 +150,35 @@ def pair(key: str, workers: Mapping[str, Worker], order: Sequence[str]) -> Pair:
     return figures
 
 
+def _prepare(request: str, workers: Mapping[str, Worker]) -> None:
+    """Prepare both sides at once, which is not timed, and listen to both even if one fails."""
+    reasons = []
+    for worker in workers.values():
+        worker.tell(request)
+    for worker in workers.values():
+        try:
+            worker.hear()
+        except Failed as reason:
+            reasons.append(str(reason))
+    if reasons:
+        raise Failed("; ".join(reasons))
+
+
 def pairs_of(
     module: str, keys: Sequence[str], sides: Mapping[str, Side], order: Sequence[str], vocabulary: int
 ) -> Iterator[tuple[str, Pair | str]]:
     """Run one pair of each of a module's rows in two fresh processes; a reason stands for a row that failed."""
-    with ExitStack() as stack:
-        try:
-            workers = {name: stack.enter_context(opened(sides[name], vocabulary)) for name in order}
-        except Failed as reason:
-            yield from ((key, str(reason)) for key in keys)
-            return
-        for key in keys:
-            try:
-                yield key, pair(key, workers, order)
-            except Failed as reason:
-                yield key, str(reason)
+    left = list(keys)
+    try:
+        with opened((sides[name] for name in order), vocabulary) as workers:
+            while left:
+                key = left.pop(0)
+                try:
+                    yield key, pair(key, workers, order)
+                except Failed as reason:
+                    yield key, str(reason)
+    except Failed as reason:  # a side did not start
+        yield from ((key, str(reason)) for key in left)
 
 
 def quickstart_pair(
@@ -256,10 +269,10 @@ def meet(sides: Mapping[str, Side], methods: str) -> tuple[dict[str, Any], int, 
         SystemExit: A side does not start.
     """
     try:
-        with opened(sides["before"]) as before, opened(sides["after"]) as after:
-            about = after.ask("machine")["machine"]
-            vocabulary = max(before.about["vocabulary"], after.about["vocabulary"])
-            models = [Path(one.about["model"]) for one in (before, after)]
+        with opened(sides.values()) as workers:
+            about = workers["after"].ask("machine")["machine"]
+            vocabulary = max(worker.about["vocabulary"] for worker in workers.values())
+            models = [Path(workers[name].about["model"]) for name in SIDES]
     except Failed as reason:
         raise SystemExit(str(reason)) from None
     return about, vocabulary, Quickstart(methods, None if same_files(*models) else models[1])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,13 +94,17 @@ class Worker:
             Failed: The answer is an error, or the process ended.
         """
         self.tell(request)
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for the answer to a request that was sent; see `ask` for what may fail."""
         found = self._answer()
         if "error" in found:
             raise Failed(f"{self.side.name}: {found['error']}")
         return found
 
     def tell(self, request: str) -> None:
-        """Send a request that has no answer; a process that ended shows at the next `ask`."""
+        """Send a request and go on; a process that ended shows when it is listened to."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(request + "\n")
@@ -133,14 +137,18 @@ class Worker:
 
 
 @contextmanager
-def opened(side: Side, vocabulary: int = 0) -> Iterator[Worker]:
-    """Start a side's process for as long as the block lasts; see `Worker.greet` for what may fail."""
-    worker = Worker(side, vocabulary)
+def opened(sides: Iterable[Side], vocabulary: int = 0) -> Iterator[dict[str, Worker]]:
+    """Start a process of each side for as long as the block lasts; see `Worker.greet` for what may fail."""
+    workers: dict[str, Worker] = {}
     try:
-        worker.about = worker.greet()
-        yield worker
+        for side in sides:
+            workers[side.name] = Worker(side, vocabulary)
+        for worker in workers.values():
+            worker.about = worker.greet()
+        yield workers
     finally:
-        worker.close()
+        for worker in workers.values():
+            worker.close()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ def turns():
 def broken():
     raise ValueError("no such model")
 
+def half():
+    if PACE == 2.0:
+        raise ValueError("only here")
+    return turns()
+
 def dying():
     return pairs(lambda: os._exit(3) if now[0] else turn(), None, 9)
 
@@ -82,6 +87,7 @@ ROWS = {
     "once": Bench("", 1, None, lambda: ([PACE], "")),
     "vocabulary": Bench("", 1, None, lambda: ([float(SMALL.vocabulary)], "")),
     "broken": Bench("", 1, None, broken),
+    "half": Bench("", 1, None, half),
     "dying": Bench("", 1, None, dying),
 }
 """
@@ -122,8 +128,9 @@ def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Side]:
             (folder / file).write_text(said, encoding="utf-8")
         (tmp_path / f"{name}-cache").mkdir()
         found[name] = Side(name, folder.resolve(), tmp_path / f"{name}-cache")
-    for key in ("turns", "once", "vocabulary", "broken", "dying", "absent"):
-        monkeypatch.setitem(ROWS, key, Row(key, "rows", turns=2))
+    turns = {"turns": 2, "once": 0, "vocabulary": 0, "broken": 2, "half": 2, "dying": 2, "absent": 2}
+    for key, count in turns.items():
+        monkeypatch.setitem(ROWS, key, Row(key, "rows", count))
     return found
 
 
@@ -174,12 +181,20 @@ def test_a_pair_is_the_median_of_its_turns() -> None:
 
 def test_sides_run_by_turns_after_one_untimed_call_of_each(sides: dict[str, Side], tmp_path: Path) -> None:
     assert one_pair(sides, "turns") == {"turns": {"before": [2.0, 2.0], "after": [3.0, 3.0]}}
-    assert (tmp_path / "trace").read_text().split() == ["before", "after"] * 3
+    assert untimed(tmp_path) == ["after", "before"]
+    assert (tmp_path / "trace").read_text().split()[2:] == ["before", "after"] * 2
+
+
+def untimed(tmp_path: Path) -> list[str]:
+    """The first call of each side, which are made at once."""
+    return sorted((tmp_path / "trace").read_text().split()[:2])
 
 
 def test_every_second_pair_begins_with_the_other_side(sides: dict[str, Side], tmp_path: Path) -> None:
     *_, (found, notes) = rounds(["turns"], 2, sides, 0, Quickstart("fedavg"))
-    assert (tmp_path / "trace").read_text().split() == ["before", "after"] * 3 + ["after", "before"] * 3
+    ran = (tmp_path / "trace").read_text().split()
+    assert ran[2:6] == ["before", "after"] * 2
+    assert ran[8:] == ["after", "before"] * 2
     assert found["turns"].ratios == [1.5, 1.5]
     assert not notes
 
@@ -195,8 +210,9 @@ def test_models_have_the_same_vocabulary_on_both_sides(sides: dict[str, Side]) -
 
 
 def test_a_row_that_fails_says_why_and_the_next_is_measured(sides: dict[str, Side]) -> None:
-    found = one_pair(sides, "broken", "absent", "turns")
-    assert found["broken"] == "before: ValueError: no such model"
+    found = one_pair(sides, "broken", "half", "absent", "turns")
+    assert found["broken"] == "before: ValueError: no such model; after: ValueError: no such model"
+    assert found["half"] == "before: ValueError: only here"
     assert "absent" in str(found["absent"])
     assert found["turns"] == {"before": [2.0, 2.0], "after": [3.0, 3.0]}
 
@@ -205,6 +221,15 @@ def test_a_process_that_ends_fails_its_row(sides: dict[str, Side]) -> None:
     found = one_pair(sides, "dying", "turns")
     assert "before: the process ended with status 3" in str(found["dying"])
     assert "before: the process ended" in str(found["turns"])  # the module's other rows share the process
+
+
+def test_a_side_that_does_not_start_fails_every_row(sides: dict[str, Side]) -> None:
+    (sides["after"].folder / "benchmarks" / "models.py").write_text("raise ImportError('no models')")
+    found = one_pair(sides, "turns", "once")
+    assert all(
+        "after: the process ended" in str(reason) and "no models" in str(reason) for reason in found.values()
+    )
+    assert set(found) == {"turns", "once"}
 
 
 def test_a_row_that_fails_has_no_verdict_and_says_why_in_the_table(sides: dict[str, Side]) -> None:
@@ -219,7 +244,7 @@ def test_a_side_that_runs_other_sources_is_refused(sides: dict[str, Side]) -> No
     moved.folder.mkdir()
     (moved.folder / "src").symlink_to(sides["before"].folder / "src")
     (moved.folder / "benchmarks").symlink_to(sides["before"].folder / "benchmarks")
-    with pytest.raises(Failed, match="fedloom comes from"), opened(moved):
+    with pytest.raises(Failed, match="fedloom comes from"), opened([moved]):
         pass
 
 
