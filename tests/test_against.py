@@ -299,6 +299,31 @@ def test_what_is_compared_with_is_a_checkout_or_a_commit(sides: dict[str, Side],
             pass
 
 
+def test_the_harness_lets_requests_through() -> None:
+    ticks, answers = iter([1.0, 3.0, 3.0, 8.0]), []
+    pairs = against_worker.serving(
+        iter(["run\n", "run\n", "done\n", "run\n"]), lambda **said: answers.append(said)
+    )
+    calls: list[str] = []
+
+    def measure() -> harness.Measured:
+        return pairs(
+            lambda: calls.append("ours"), lambda: calls.append("rival"), 9, clock=lambda: next(ticks)
+        )
+
+    with pytest.raises(against_worker.Done):
+        harness.measured(harness.Bench("a title", 1.0, None, measure))
+    assert answers == [{"ready": True}, {"figure": 2.0}, {"figure": 5.0}]
+    assert calls == ["ours"] * 3
+
+
+def test_this_checkout_is_a_side(tmp_path: Path) -> None:
+    with opened([Side("after", harness.ROOT, tmp_path)]) as workers:
+        about = workers["after"].about
+    assert (Path(about["model"]) / "model.safetensors").is_file()
+    assert about["vocabulary"] > 0
+
+
 def test_every_row_is_one_of_the_benchmarks() -> None:
     for key, row in ROWS.items():
         if row.module:
