@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
+from math import comb, inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -229,12 +229,20 @@ def written(value: float, unit: str) -> str:
 
 
 def rounds(
-    keys: Sequence[str], count: int, sides: Mapping[str, Side], vocabulary: int, quickstart: Quickstart
+    keys: Sequence[str],
+    count: int,
+    sides: Mapping[str, Side],
+    vocabulary: int,
+    quickstart: Quickstart,
+    seconds: float = inf,
 ) -> Iterator[tuple[dict[str, Found], set[str]]]:
-    """Measure `count` pairs of each row and yield all that is known after each; odd pairs begin with the other side."""
+    """Measure `count` pairs of each row and yield all that is known, and notes, after each.
+
+    Odd pairs begin with the other side. After the given time no further pairs begin.
+    """
     found, notes = {key: Found() for key in keys}, set[str]()
     modules = {ROWS[key].module: None for key in keys}
-    whole = "" in modules
+    whole, ends = "" in modules, time.perf_counter() + seconds
     if whole:  # once untimed: encoder features are kept from then on, and sources are compiled
         quickstart_pair(quickstart, sides, SIDES)
     for number in range(count):
@@ -243,10 +251,12 @@ def rounds(
             these = [key for key in keys if ROWS[key].module == module]
             _collect(found, pairs_of(module, these, sides, order, vocabulary))
         if whole and number < QUICKSTART_PAIRS:
-            pair, note = quickstart_pair(quickstart, sides, order)
-            _collect(found, pair.items())
+            pairs, note = quickstart_pair(quickstart, sides, order)
+            _collect(found, pairs.items())
             notes |= {note} if note else set()
         yield found, notes
+        if time.perf_counter() >= ends:
+            return
 
 
 def _collect(found: Mapping[str, Found], pairs: Iterable[tuple[str, Pair | str]]) -> None:
@@ -303,18 +313,13 @@ def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
             flush=True,
         )
         begun, found = time.perf_counter(), {}
-        for number, (found, notes) in enumerate(
-            rounds(keys, options.pairs, sides, vocabulary, quickstart), 1
-        ):
+        measuring = rounds(keys, options.pairs, sides, vocabulary, quickstart, 60 * options.minutes)
+        for number, (found, notes) in enumerate(measuring, 1):
             minutes = (time.perf_counter() - begun) / 60
             rows = {key: found[key].to_json() for key in keys}
             write_json(options.results, {**head, "minutes": minutes, "notes": sorted(notes), "rows": rows})
-            print(
-                f"pair {number} of {options.pairs} after {minutes:.1f} min",
-                *sorted(notes),
-                sep="; ",
-                flush=True,
-            )
+            said = [f"pair {number} of {options.pairs} after {minutes:.1f} min", *sorted(notes)]
+            print("; ".join(said), flush=True)
     return found
 
 
@@ -329,6 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--methods", default="fedavg", help="of the quickstart, with commas; 'all' for its own"
     )
+    parser.add_argument("--minutes", type=float, default=inf, help="after so many, no further pairs begin")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
     options = parser.parse_args(arguments)
     if options.pairs < 1:

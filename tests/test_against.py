@@ -199,6 +199,10 @@ def test_every_second_pair_begins_with_the_other_side(sides: dict[str, Side], tm
     assert not notes
 
 
+def test_no_pairs_begin_when_time_is_up(sides: dict[str, Side]) -> None:
+    assert len(list(rounds(["once"], 5, sides, 0, Quickstart("fedavg"), seconds=0.0))) == 1
+
+
 def test_a_single_measurement_is_a_pair_by_itself(sides: dict[str, Side]) -> None:
     assert one_pair(sides, "once") == {"once": {"before": [2.0], "after": [3.0]}}
 
