@@ -10,6 +10,7 @@ the whole time. Results go to `results/against.json` after every round of pairs.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -339,6 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.pairs < 1:
         parser.error("--pairs is at least 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree goes
     with tempfile.TemporaryDirectory(prefix="against-") as name:
         found = compare(options, Path(name).resolve())
     print(HEAD)
