@@ -303,7 +303,7 @@ def _record_start(
             "pictures": len({image.key for one in data.examples for image in one.pictures}),
             "computed": check.computed,
             "seconds": seconds,
-            "damaged": vlm.store.damaged if vlm.store else [],
+            "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
         },
     )
 

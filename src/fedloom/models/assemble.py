@@ -165,7 +165,7 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights
         above, _, last = place.rpartition(".")
         setattr(vlm.model.get_submodule(above), last, made.eval())
     digest = _with_connector(vlm.digest, name, seed, queries, weights)
-    return replace(vlm, digest=digest, features={}, tokens={})
+    return replace(vlm, digest=digest)
 
 
 @torch.no_grad()
