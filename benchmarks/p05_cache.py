@@ -62,7 +62,7 @@ def on_or_off(size: Size, tokens: int) -> Callable[[], Measured]:
         tuned, batch = batch_of(size, tokens, 4)
 
         def off() -> torch.Tensor:
-            tuned.vlm.features.clear()
+            tuned.vlm.memo.features.clear()
             return step(tuned, batch)
 
         agree("losses", abs(float(off() - step(tuned, batch))), 0.0)

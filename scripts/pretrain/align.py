@@ -92,7 +92,7 @@ def assemble(work: Path) -> Vlm:
     vlm = Vlm("shipped", model, processor, FAMILIES["fast_vlm"], "")
     with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
         sample = [Shown(str(k), pixels.numpy()) for k, pixels in enumerate(corpus.emoji().pixels[:64])]
-        spread = vlm.encode(sample).std()
+        spread = torch.stack(vlm.look(sample)).std()
         model.model.multi_modal_projector.linear_1.weight.div_(spread)
     return vlm
 

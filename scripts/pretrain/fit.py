@@ -117,7 +117,7 @@ def _step(
     batch: list[Exercise],
 ) -> tuple[float, float]:
     """Take one step; return the loss of the answers and 1 − cosine to the teacher's vectors."""
-    vlm.features.clear(), vlm.tokens.clear()
+    vlm.memo.features.clear(), vlm.memo.tokens.clear()
     # By length in parts: questions with an image are longer, and padding costs time.
     batch.sort(key=lambda one: _length(one.conversation))
     size, told = -(-len(batch) // PARTS), [0.0, 0.0]

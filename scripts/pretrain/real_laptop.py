@@ -105,11 +105,11 @@ def gather(work: Path, vlm: Vlm | None) -> list[Source]:
             assert vlm is not None, "run the stage features first"
             pixels = about.pixels.numpy()
             rows = []
-            for start in range(0, len(pixels), 64):
+            for start in range(0, len(pixels), 32):
                 images = [
-                    Image(str(start + place), one) for place, one in enumerate(pixels[start : start + 64])
+                    Image(str(start + place), one) for place, one in enumerate(pixels[start : start + 32])
                 ]
-                rows += [value.half() for value in vlm._compute(images).values()]
+                rows += [value.half() for value in vlm.encoded(images).values()]
             save_file({"features": torch.stack(rows)}, file)
             print(f"{file.name}: {len(rows)} images", flush=True)
         sides: tuple[list[int], list[int]] = ([], [])
@@ -149,7 +149,7 @@ class Reader:
 
     def __init__(self, vlm: Vlm) -> None:
         self.vlm, self.model = vlm, vlm.model
-        vlm.grids_known["any"] = (16,)
+        vlm.memo.grids_known["any"] = (16,)
         self.image = vlm.model.config.image_token_id
         ids = encode(vlm, rendered("?", "."), (".",)).prompt
         self.start = ids.index(self.image)
@@ -255,7 +255,7 @@ def train(work: Path, vlm: Vlm, minutes: float, peak: float, name: str) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        vlm.tokens.clear()
+        vlm.memo.tokens.clear()
         shown.append(loss.item())
         step += 1
         if step % 25 == 0:

@@ -34,7 +34,7 @@ from fedloom.folder import (
 from fedloom.hashes import cache_folder, combined, json_digest
 from fedloom.identity import contents_of, identity, require_same
 from fedloom.manifest import Manifest, list_files, read_manifest
-from fedloom.models.assemble import base_digest, load_model
+from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
 from fedloom.models.load import Vlm, others, placed, with_store
@@ -58,7 +58,10 @@ from fedloom.types import Conversation, DataSet, Example, Presence, UserError
 T = TypeVar("T")
 
 Models = dict[str, Any]
-"""Loaded models and judges by the settings they were loaded with; models remember what they made of images and texts."""
+"""Loaded base models and judges by the settings they were loaded with; models remember what they made of images and texts."""
+
+BESIDE_BASE = {"connector", "connector_weights", "queries", "max_tokens", "threads"}
+"""Keys of the section `model` that the base model does not depend on."""
 
 SHOWN = 5
 """Skipped records that a run names in its output; the record has all of them."""
@@ -325,7 +328,7 @@ def _record_start(
             "pictures": len({image.key for one in data.examples for image in one.pictures}),
             "computed": check.computed,
             "seconds": seconds,
-            "damaged": vlm.store.damaged if vlm.store else [],
+            "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
         },
     )
 
@@ -348,12 +351,6 @@ def _stages(experiment: Experiment) -> Strategy:
     return strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
 
 
-def _fresh(experiment: Experiment) -> int | None:
-    """Return the seed of a fresh connector, or None where the model has its own or a trained one."""
-    model = experiment.model
-    return experiment.seed if (model.connector or model.encoder) and model.connector_weights is None else None
-
-
 def _base(experiment: Experiment) -> str:
     """Return a digest of the models that an experiment names: the base model's, and the judge's if there is one."""
     found, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
@@ -365,14 +362,15 @@ def _base(experiment: Experiment) -> str:
 
 
 def _loaded(experiment: Experiment, models: Models) -> Vlm:
-    """Load an experiment's model, or take the one that was loaded with the same settings before."""
+    """Return an experiment's model: its connector in a base model, which is loaded unless another experiment did so."""
     settings, engine = experiment.model, experiment.engine
-    key = f"{settings.model_dump_json(exclude={'threads'})} {_fresh(experiment)}"
 
     def load() -> Vlm:
-        return placed(load_model(settings, experiment.seed), settings.device, settings.precision)
+        return placed(load_base(settings), settings.device, settings.precision)
 
-    vlm = _kept(models, key, load)
+    # By content too: files may have changed since another experiment loaded them.
+    key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)}"
+    vlm = connected(_kept(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
     return with_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9))

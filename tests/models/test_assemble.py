@@ -140,7 +140,9 @@ def test_an_assembled_model_trains(encoder: Path, llm: Path) -> None:
 def test_an_encoder_is_taken_out_of_a_model_that_has_one(family: str, llm: Path, tmp_path: Path) -> None:
     folder = save(family, tmp_path / "whole")
     vlm, whole = load(folder, llm), load_vlm(str(folder))
-    torch.testing.assert_close(vlm.encode([Drawn("a")]), whole.encode([Drawn("a")]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        vlm.look([Drawn("a")])[0][None], whole.look([Drawn("a")])[0][None], rtol=0, atol=0
+    )
     settings = Chosen(str(folder), str(llm))
     assert base_digest(settings, 0) == vlm.digest
     assert answer_loss(vlm, [PICTURED]).isfinite()
@@ -153,7 +155,7 @@ def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> No
     save_file({key: value.detach().to(torch.bfloat16) for key, value in values.items()}, file)
     settings = Chosen(str(folder), str(llm), connector_weights=str(file))
     one, other = (load_model(settings, seed) for seed in (0, 1))
-    features = one.encode([Drawn("a")])
+    features = one.look([Drawn("a")])[0][None]
     weights = {key: value.to(torch.bfloat16).float() for key, value in values.items()}
     middle = torch.nn.functional.gelu(features @ weights["0.weight"].T + weights["0.bias"])
     by_hand = middle @ weights["2.weight"].T + weights["2.bias"]
@@ -233,7 +235,7 @@ def test_the_features_are_those_of_the_last_layer_but_one(encoder: Path, llm: Pa
     pixels = vlm.processor.image_processor([Drawn("a").pixels()], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(vlm.encode([Drawn("a")]), states[-2][:, 1:])
+    torch.testing.assert_close(vlm.look([Drawn("a")])[0][None], states[-2][:, 1:])
 
 
 def test_the_connector_depends_on_the_seed_and_nothing_else_does(encoder: Path, llm: Path) -> None:

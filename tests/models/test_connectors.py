@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedloom.models.assemble import replace_connector
-from fedloom.models.batch import answer_loss, encode
+from fedloom.models.batch import answer_loss, encode, image_tokens
 from fedloom.models.connectors import CONNECTORS, Resampler, fresh, mlp, places
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import load_vlm
@@ -110,6 +110,18 @@ def test_a_fresh_connector_trains_and_travels(
 def test_a_resampler_sets_the_number_of_image_tokens(tiny_model: Path) -> None:
     vlm = replace_connector(load_vlm(str(tiny_model)), "resampler", seed=0, queries=5)
     assert encode(vlm, ONE, []).prompt.count(vlm.model.config.image_token_id) == 5
+
+
+def test_models_that_differ_in_the_connector_share_what_does_not_depend_on_it(tiny_model: Path) -> None:
+    own = load_vlm(str(tiny_model))
+    (features,), before = own.look([Drawn("a")]), encode(own, ONE, ["yes"])
+    image, plain = own.model.config.image_token_id, image_tokens(own, own.grids([Drawn("a")])[0])
+    other = replace_connector(own, "resampler", seed=0, queries=5)
+    assert other.look([Drawn("a")])[0] is features
+    assert encode(other, ONE, ["yes"]).prompt.count(image) == 5 != before.prompt.count(image)
+    assert plain - image_tokens(other, own.grids([Drawn("a")])[0]) == before.prompt.count(image) - 5
+    again = replace_connector(own, "linear", seed=1)
+    assert encode(again, ONE, ["yes"]) is before
 
 
 def test_a_connector_of_the_same_form_keeps_its_names(tiny_model: Path) -> None:

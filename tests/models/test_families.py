@@ -18,6 +18,7 @@ from fedloom.models.batch import answer_loss, answer_losses, collate, encode, ge
 from fedloom.models.families import FAMILIES
 from fedloom.models.family import PLAIN, image_token
 from fedloom.models.load import Vlm, load_vlm, placed, with_store
+from fedloom.models.memo import Memo
 from fedloom.models.parts import PARTS
 from fedloom.models.reading import FEED_FORWARD, layers_of
 from fedloom.params import Params
@@ -212,11 +213,10 @@ def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(
 ) -> None:
     pictures = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
     computed = seeing.look(pictures)
-    assert with_store(seeing, tmp_path, 2**24).warm(pictures) == 0  # held in memory
-    with_store(replace(seeing, features={}), tmp_path, 2**24).warm(pictures)
-    read = with_store(replace(seeing, features={}), tmp_path, 2**24)
-    assert read.store is not None
-    assert all(picture.key in read.store for picture in pictures)
+    assert not with_store(seeing, tmp_path, 2**24).memo.unknown(pictures)  # held in memory
+    with_store(replace(seeing, memo=Memo()), tmp_path, 2**24).look(pictures)
+    read = with_store(replace(seeing, memo=Memo()), tmp_path, 2**24)
+    assert not read.memo.unknown(pictures)
     assert all(torch.equal(a, b) for a, b in zip(read.look(pictures), computed, strict=True))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedloom.models.features import FeatureStore
 from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
+from fedloom.models.memo import Memo
 from fedloom.types import UserError
 
 LIMIT = 2**24
@@ -39,42 +40,51 @@ def dots(count: int, left: int) -> list[Dots]:
     return [Dots(number, counter) for number in range(count)]
 
 
+def cold(vlm: Vlm, folder: Path) -> Vlm:
+    """Return a model that remembers nothing, and keeps its features below a folder."""
+    return with_store(replace(vlm, memo=Memo()), folder, LIMIT)
+
+
+def seen(vlm: Vlm, pictures: list[Dots]) -> torch.Tensor:
+    return torch.stack(vlm.look(pictures))
+
+
 @pytest.fixture
 def vlm(tiny_model: Path) -> Vlm:
     return load_vlm(str(tiny_model))
 
 
 def test_another_process_reads_the_same_bits_and_encodes_nothing(vlm: Vlm, tmp_path: Path) -> None:
-    plain = vlm.encode(dots(5, left=5))
-    first = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    assert first.warm(dots(5, left=5)) == 5
-    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    assert later.warm(dots(5, left=0)) == 0
-    assert torch.equal(later.encode(dots(5, left=0)), plain)
+    plain = seen(vlm, dots(5, left=5))
+    first = cold(vlm, tmp_path)
+    first.look(dots(5, left=5))
+    later = cold(vlm, tmp_path)
+    assert not later.memo.unknown(dots(5, left=0))
+    assert torch.equal(seen(later, dots(5, left=0)), plain)
 
 
 def test_shards_of_several_calls_are_all_found(vlm: Vlm, tmp_path: Path) -> None:
-    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    stored = cold(vlm, tmp_path)
     pictures = dots(6, left=6)
-    stored.encode(pictures[:2])
-    stored.encode(pictures)
-    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    assert torch.equal(later.encode(pictures), stored.encode(pictures))
+    seen(stored, pictures[:2])
+    seen(stored, pictures)
+    later = cold(vlm, tmp_path)
+    assert torch.equal(seen(later, pictures), seen(stored, pictures))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what is mapped")
 def test_pictures_that_are_held_keep_no_file_mapped(vlm: Vlm, tmp_path: Path) -> None:
     """A mapping for each picture would reach the system's limit (65,530) and look like damage."""
-    replace(with_store(vlm, tmp_path, LIMIT), features={}).warm(dots(5, left=5))
-    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    cold(vlm, tmp_path).look(dots(5, left=5))
+    later = cold(vlm, tmp_path)
     held = later.look(dots(5, left=0))
     assert len(held) == 5 and str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "header"])
 def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) -> None:
-    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    right = stored.encode(dots(3, left=3))
+    stored = cold(vlm, tmp_path)
+    right = seen(stored, dots(3, left=3))
     file = next(tmp_path.rglob("*.safetensors"))
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -84,11 +94,11 @@ def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) 
     else:
         content[3] ^= 255
     file.write_bytes(content)
-    later = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    assert torch.equal(later.encode(dots(3, left=3)), right)
-    assert later.store is not None
-    assert len(later.store.damaged) == 1
-    assert str(file) in later.store.damaged[0]
+    later = cold(vlm, tmp_path)
+    assert torch.equal(seen(later, dots(3, left=3)), right)
+    assert later.memo.store is not None
+    assert len(later.memo.store.damaged) == 1
+    assert str(file) in later.memo.store.damaged[0]
 
 
 def test_the_store_keeps_to_its_limit(tmp_path: Path) -> None:
@@ -140,12 +150,12 @@ def test_a_full_disk_ends_nothing_and_is_told(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedloom.models.features.write_atomic", full)
-    plain = vlm.encode(dots(5, left=5))
-    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
-    assert torch.equal(stored.encode(dots(3, left=3)), plain[:3])
-    assert torch.equal(stored.encode(dots(5, left=2)), plain)
-    assert stored.store is not None
-    (told,) = stored.store.damaged
+    plain = seen(vlm, dots(5, left=5))
+    stored = cold(vlm, tmp_path)
+    assert torch.equal(seen(stored, dots(3, left=3)), plain[:3])
+    assert torch.equal(seen(stored, dots(5, left=2)), plain)
+    assert stored.memo.store is not None
+    (told,) = stored.memo.store.damaged
     assert told.endswith("no features are kept (No space left on device)")
 
 
@@ -156,13 +166,13 @@ def test_a_folder_that_cannot_be_used_ends_nothing(place: str, vlm: Vlm, tmp_pat
     folder = (
         tmp_path / {"a file": "file", "below a file": "file/features", "closed": "closed/features"}[place]
     )
-    stored = replace(with_store(vlm, folder, LIMIT), features={})
-    assert torch.equal(stored.encode(dots(3, left=3)), vlm.encode(dots(3, left=3)))
+    stored = cold(vlm, folder)
+    assert torch.equal(seen(stored, dots(3, left=3)), seen(vlm, dots(3, left=3)))
 
 
 def test_the_grid_of_kept_features_is_read_without_them(vlm: Vlm, tmp_path: Path) -> None:
     pictures = dots(3, left=3)
-    stored = replace(with_store(vlm, tmp_path, LIMIT), features={})
+    stored = cold(vlm, tmp_path)
     shapes = [value.shape[:-1] for value in stored.look(pictures)]
-    later = replace(with_store(vlm, tmp_path, LIMIT), features={}, grids_known={})
-    assert list(later.grids(pictures)) == [tuple(shape) for shape in shapes] and not later.features
+    later = cold(vlm, tmp_path)
+    assert list(later.grids(pictures)) == [tuple(shape) for shape in shapes] and not later.memo.features

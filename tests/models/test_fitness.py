@@ -18,6 +18,7 @@ from fedloom.models.batch import length
 from fedloom.models.families import FAMILIES
 from fedloom.models.fitness import MOST_TOKENS, Checked, checked, limit_of
 from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.memo import Memo
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, DataSet, Example, Presence, UserError
 
@@ -117,7 +118,7 @@ def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) 
     alone = check(vlm, *good)
     assert alone.data.train == tuple(good) and not alone.data.rejected
     before = vlm.look([one.image for one in good if one.image])
-    cold = replace(vlm, features={}, grids_known={}, tokens={})
+    cold = replace(vlm, memo=Memo())
     mixed = check(cold, good[0], bad[0], *good[1:3], bad[1], *good[3:])
     assert mixed.data.train == tuple(good)
     assert [str(one).split(":")[0] for one in mixed.data.rejected] == ["d, line strip", "d, line gone"]

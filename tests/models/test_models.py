@@ -160,9 +160,9 @@ def test_teacher_forced_text_is_the_stock_models_best_token_after_each_right_one
 
 def test_an_encoded_picture_is_the_same_hot_or_cold(vlm: Vlm) -> None:
     pictures = [one.picture for one in pictured(4) if one.picture is not None]
-    cold = vlm.encode(pictures)
-    assert len(vlm.features) == len({picture.key for picture in pictures})
-    assert torch.equal(vlm.encode(pictures), cold)
+    cold = torch.stack(vlm.look(pictures))
+    assert len(vlm.memo.features) == len({picture.key for picture in pictures})
+    assert torch.equal(torch.stack(vlm.look(pictures)), cold)
 
 
 def test_user_text_cannot_place_an_image(vlm: Vlm) -> None:

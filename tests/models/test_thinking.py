@@ -14,6 +14,7 @@ import pytest
 
 from fedloom.models.batch import Encoded, answer_loss, encode
 from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.memo import Memo
 from fedloom.types import Conversation, Turn, UserError
 
 from .tiny import save
@@ -100,6 +101,6 @@ def test_a_template_that_changes_what_was_said_before_is_refused(loaded: Loaded)
     changed = "{{ messages | length }}" + GEMMA4
     vlm.tokenizer.chat_template = changed
     with pytest.raises(UserError, match="changes the prompt once an answer follows it"):
-        encode(replace(vlm, tokens={}), ASKED, ["yes"])
+        encode(replace(vlm, memo=Memo()), ASKED, ["yes"])
     with pytest.raises(UserError, match="changes the prompt once an answer follows it"):
         loaded("gemma4", changed)

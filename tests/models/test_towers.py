@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fedloom.models.files import model_files
 from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
+from fedloom.models.memo import Memo
 from fedloom.types import UserError
 
 from .tiny import Drawn, save
@@ -32,7 +33,7 @@ def vlm(folder: Path) -> Vlm:
 def test_an_image_has_the_same_features_whatever_images_come_with_it(vlm: Vlm) -> None:
     one, other = Drawn("a"), Drawn("b")
     alone = vlm.look([one])[0]
-    (beside, _) = replace(vlm, features={}).look([one, other])
+    (beside, _) = replace(vlm, memo=Memo()).look([one, other])
     torch.testing.assert_close(beside, alone, rtol=1e-5, atol=1e-6)
     assert not torch.equal(vlm.look([other])[0], alone)
 

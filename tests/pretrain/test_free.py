@@ -107,7 +107,7 @@ def test_training_changes_all_of_it_and_the_folder_is_a_stock_model(work: Path) 
     ids, (answer,) = torch.tensor([prompt]), encode(vlm, pictured, [pictured.answer]).answers
     ids = torch.tensor([[*prompt, *answer]])
     labels = torch.tensor([[*[-100] * len(prompt), *answer]])
-    patches = vlm.encode([pictured.picture]).flatten(1, 2)
+    patches = torch.stack(vlm.look([pictured.picture])).flatten(1, 2)
     with torch.no_grad():
         loss = stock(input_ids=ids, pixel_values=patches, labels=labels).loss
     torch.testing.assert_close(answer_loss(vlm, [pictured]), loss, rtol=1e-5, atol=1e-5)

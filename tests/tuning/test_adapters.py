@@ -224,3 +224,11 @@ def test_release_gives_the_model_back_as_it_was_loaded(tiny_model: Path, strateg
     assert not any(value.requires_grad for value in vlm.model.parameters())
     tuned.flat.zero_()  # the buffer is the model's no more
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_release_puts_the_connector_back_where_the_model_computes(tiny_model: Path) -> None:
+    """A device without values stands in for an accelerator, of which this machine may have none."""
+    tuned = tune(tiny_model, "both")
+    release(replace(tuned, flat=tuned.flat.to("meta")))
+    names = [name.partition("/")[2] for name in tuned.layout.names if name.startswith("connector/")]
+    assert names and all(tuned.vlm.model.get_parameter(name).is_meta for name in names)

@@ -10,6 +10,7 @@ middle square), not padded to a square.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -87,12 +88,43 @@ def load_model(settings: ModelSettings, seed: int) -> Vlm:
     Raises:
         UserError: Something cannot be loaded or does not fit.
     """
+    return connected(load_base(settings), settings, seed)
+
+
+def load_base(settings: ModelSettings) -> Vlm:
+    """Load what models that differ only in the connector have in common, for `connected`.
+
+    The connector of an assembled model holds no values yet.
+
+    Raises:
+        UserError: Something cannot be loaded or does not fit.
+    """
     if settings.encoder is not None and settings.llm is not None:
-        return assemble(settings.encoder, settings.llm, settings, seed)
-    vlm = load_vlm(settings.path, network=settings.network)
-    if settings.connector is None:
-        return vlm
-    return replace_connector(vlm, settings.connector, seed, settings.queries, settings.connector_weights)
+        return assemble(settings.encoder, settings.llm, settings.network)
+    return load_vlm(settings.path, network=settings.network)
+
+
+def connected(base: Vlm, settings: ModelSettings, seed: int) -> Vlm:
+    """Return a base model with the connector of an experiment; see `replace_connector`.
+
+    Args:
+        base: What `load_base` gave for these settings, on whatever device; it is left as it is.
+        settings: Which connector; with none, a model that is not assembled keeps its own and is returned itself.
+        seed: Names the random streams of a fresh connector.
+
+    Raises:
+        UserError: The model takes no other connector, or the file of a trained one cannot be used.
+    """
+    name = _connector(settings)
+    if name is None:
+        return base
+    return replace_connector(base, name, seed, settings.queries, settings.connector_weights)
+
+
+def _connector(settings: ModelSettings) -> str | None:
+    """Return which connector takes the place of the model's own, or None."""
+    assembled = settings.encoder is not None and settings.llm is not None
+    return settings.connector or (OWN if assembled else None)
 
 
 def base_digest(settings: ModelSettings, seed: int) -> str:
@@ -108,14 +140,21 @@ def base_digest(settings: ModelSettings, seed: int) -> str:
     Raises:
         UserError: A folder is missing or damaged.
     """
-    if settings.encoder is not None and settings.llm is not None:
-        found = _joined(*_sources(settings.encoder, settings.llm, settings.network))
-        name = settings.connector or OWN
-    else:
-        found, name = Source("model.path", settings.path, settings.network).digest, settings.connector
+    found, name = parts_digest(settings), _connector(settings)
     if name is None:
         return found
     return _with_connector(found, name, seed, settings.queries, settings.connector_weights)
+
+
+def parts_digest(settings: ModelSettings) -> str:
+    """Return the SHA-256 of what `load_base` would load, as `base_digest` does for `load_model`.
+
+    Raises:
+        UserError: A folder is missing or damaged.
+    """
+    if settings.encoder is not None and settings.llm is not None:
+        return _joined(*_sources(settings.encoder, settings.llm, settings.network))
+    return Source("model.path", settings.path, settings.network).digest
 
 
 def _sources(encoder: str, llm: str, network: bool) -> tuple[Source, Source]:
@@ -134,13 +173,13 @@ def _with_connector(base: str, name: str, seed: int, queries: int, weights: str 
 
 
 def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights: str | None = None) -> Vlm:
-    """Put another connector into a model, a fresh one or a trained one; changes `vlm.model` in place.
+    """Return a model with another connector, a fresh one or a trained one; it shares all other modules with the given one.
 
-    A connector of the model that has the same form is kept and gets the fresh values, so that the names of its
-    tensors stay those that the stock model knows.
+    So both hold one copy of encoder and language model, and what is inserted into these is in both. A connector of
+    the same form as the model's own goes by the same names, so that its tensors fit the stock model.
 
     Args:
-        vlm: A model of a family with a place for it (`Family.swap`).
+        vlm: A model of a family with a place for it (`Family.swap`); it is left as it is.
         name: A key of `CONNECTORS`.
         seed: Names the random streams.
         queries: Image tokens that a resampler gives.
@@ -161,35 +200,46 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights
     made = fresh(name, linears[0].in_features, linears[-1].out_features, seed, queries)
     if weights is not None:
         put_trained(made, name, weights)
-    if not _takes_over(own, made, linears[0].in_features):
-        above, _, last = place.rpartition(".")
-        setattr(vlm.model.get_submodule(above), last, made.eval())
+    named = _named_as(own, made, linears[0].in_features).eval().to(vlm.device)
     digest = _with_connector(vlm.digest, name, seed, queries, weights)
-    return replace(vlm, digest=digest, features={}, tokens={})
+    return replace(vlm, model=_with_module(vlm.model, place, named), digest=digest)
 
 
 @torch.no_grad()
-def _takes_over(own: nn.Module, made: nn.Module, width: int) -> bool:
-    """Copy fresh values into a model's own connector and tell whether it then does what the fresh one does."""
-    ours, fresh_ones = list(own.parameters()), list(made.parameters())
-    if [one.shape for one in ours] != [one.shape for one in fresh_ones]:
-        return False
-    for mine, value in zip(ours, fresh_ones, strict=True):
+def _named_as(own: nn.Module, made: nn.Module, width: int) -> nn.Module:
+    """Return the connector that was made, as a copy of a model's own with its values if that then does the same."""
+    if [one.shape for one in own.parameters()] != [one.shape for one in made.parameters()]:
+        return made
+    named = copy.deepcopy(own).cpu()
+    for mine, value in zip(named.parameters(), made.parameters(), strict=True):
         mine.copy_(value)
     probe = torch.linspace(-2, 2, 3 * width).view(1, 3, width)
-    return torch.allclose(own(probe), made(probe), atol=1e-5)
+    return named if torch.allclose(named(probe), made(probe), atol=1e-5) else made
+
+
+def _with_module(model: Any, place: str, module: nn.Module) -> Any:
+    """Return a model with another module at a place: a copy of what lies on the way there, which shares all the rest."""
+    name, _, below = place.partition(".")
+    frame = copy.copy(model)
+    frame._parameters = dict(model._parameters)
+    frame._modules = {
+        **model._modules,
+        name: _with_module(model.get_submodule(name), below, module) if below else module,
+    }
+    return frame
 
 
 @uncollected()
-def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
-    """Join an encoder and a language model by a fresh connector, as a LLaVA or, with an EfficientNet, a FastVLM.
+def assemble(encoder: str, llm: str, network: bool) -> Vlm:
+    """Join an encoder and a language model, as a LLaVA or, with an EfficientNet, a FastVLM.
+
+    The connector between them holds no values; `replace_connector` gives the model one that does.
 
     Args:
         encoder: A CLIP or SigLIP model, the vision half of one, an EfficientNet, or a model of images and text that has
             one of these as its vision tower: a name in `SHIPPED`, a folder or a hub id.
         llm: A causal language model with a plain linear head: a name in `ADDED`, a folder or a hub id.
-        settings: Connector, queries, network.
-        seed: Names the random streams of the connector.
+        network: Whether a hub may be contacted.
 
     Raises:
         UserError: One of them cannot be loaded, is of another kind, or the encoder's image processor makes pictures
@@ -197,7 +247,7 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     """
     from transformers import AutoImageProcessor, AutoModelForCausalLM
 
-    at_encoder, at_llm = _sources(encoder, llm, settings.network)
+    at_encoder, at_llm = _sources(encoder, llm, network)
     tower, name = _tower(at_encoder)
     images = at_encoder.read(AutoImageProcessor)
     check_sizes(at_encoder, images, tower.config.image_size)
@@ -217,10 +267,7 @@ def assemble(encoder: str, llm: str, settings: ModelSettings, seed: int) -> Vlm:
     flat = tokenizer.chat_template is not None
     processor = Processor(tokenizer, images, family.template, IMAGE, flat)
     check_processor(at_llm, processor, IMAGE)
-    vlm = Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
-    return replace_connector(
-        vlm, settings.connector or OWN, seed, settings.queries, settings.connector_weights
-    )
+    return Vlm(f"{encoder} + {llm}", model, processor, family, _joined(at_encoder, at_llm))
 
 
 def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:

@@ -55,10 +55,10 @@ def encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enco
         UserError: The chat template changes the prompt once an answer follows it, or does not show every
             image once.
     """
-    key = _key(vlm, conversation, answers)
-    if key not in vlm.tokens:
-        vlm.tokens[key] = _encode(vlm, conversation, answers)
-    return vlm.tokens[key]
+    key, known = _key(vlm, conversation, answers), vlm.memo.tokens
+    if key not in known:
+        known[key] = _encode(vlm, conversation, answers)
+    return known[key]
 
 
 def length(vlm: Vlm, conversation: Conversation) -> int:
@@ -69,23 +69,26 @@ def length(vlm: Vlm, conversation: Conversation) -> int:
 
 def image_tokens(vlm: Vlm, grid: Grid) -> int:
     """Return how many tokens an image of a grid takes in a prompt, with the marks around it."""
-    key = ("image tokens", grid)
-    if key not in vlm.tokens:
-        ids = vlm.tokenizer(_spelled(vlm, grid), add_special_tokens=False)["input_ids"]
-        vlm.tokens[key] = len(ids)
-    return vlm.tokens[key]
+    text, known = _spelled(vlm, grid), vlm.memo.tokens
+    key = ("image tokens", text)
+    if key not in known:
+        known[key] = len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return known[key]
 
 
 def _key(vlm: Vlm, one: Conversation, answers: Sequence[str]) -> tuple[Any, ...]:
     """Name everything that a conversation's tokens depend on."""
     turns = [(turn.user, turn.answer, turn.places) for turn in (*one.history, one.turn)]
-    return (tuple(turns[:-1]), one.user, one.turn.places, one.system, vlm.grids(one.pictures), tuple(answers))
+    images = tuple(_spelled(vlm, grid) for grid in vlm.grids(one.pictures))
+    return (tuple(turns[:-1]), one.user, one.turn.places, one.system, images, tuple(answers))
 
 
 def _spelled(vlm: Vlm, grid: Grid) -> str:
-    if grid not in vlm.tokens:
-        vlm.tokens[grid] = vlm.family.spell(vlm.model, vlm.tokenizer, grid)
-    return vlm.tokens[grid]
+    """Return the text that stands for an image; models with other connectors, and so digests, may have another."""
+    key, known = ("spelled", vlm.digest, grid), vlm.memo.tokens
+    if key not in known:
+        known[key] = vlm.family.spell(vlm.model, vlm.tokenizer, grid)
+    return known[key]
 
 
 def _content(turn: Turn) -> list[dict[str, str]]:

@@ -15,7 +15,8 @@ from fedloom.data.pictures import FilePicture
 from fedloom.data.records import shown
 from fedloom.models.batch import image_tokens, length
 from fedloom.models.inputs import positions_of
-from fedloom.models.load import SHARD, Vlm
+from fedloom.models.load import Vlm
+from fedloom.models.memo import SHARD
 from fedloom.models.texts import TEXT_ONLY, without_images
 from fedloom.types import Conversation, DataSet, Example, Picture, Rejected
 
@@ -173,7 +174,7 @@ def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]
 
     Images go together as far as nothing is wrong with them, so that one bad image changes no other's features.
     """
-    todo = vlm.unknown(pictures)
+    todo = vlm.memo.unknown(pictures)
     reasons: dict[str, str] = {}
     for start in range(0, len(todo), SHARD):
         some = todo[start : start + SHARD]
@@ -197,7 +198,7 @@ def _reason(vlm: Vlm, picture: Picture) -> str | None:
     except Exception as error:
         return f"{name} cannot be read ({_said(error)})"
     try:
-        vlm.probe(picture)
+        vlm.encoded([picture])
     except Exception as error:
         return f"{name}, {width:,} x {height:,} pixels, is refused by the model's image processor ({_said(error)})"
     return None

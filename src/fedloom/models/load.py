@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.family import Family, Grid
 from fedloom.models.features import FeatureStore
 from fedloom.models.files import SHIPPED
+from fedloom.models.memo import Memo
 from fedloom.models.processor import Processor
 from fedloom.models.source import Source
 from fedloom.startup import uncollected
@@ -44,12 +45,6 @@ __all__ = [
     "with_store",
 ]
 
-SHARD = 512
-"""Pictures whose features go into one file."""
-
-HELD = 2**30
-"""Bytes of features that are held in memory; the rest is read again or computed again."""
-
 
 @dataclass(frozen=True, eq=False)
 class Vlm:
@@ -61,11 +56,7 @@ class Vlm:
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
         digest: SHA-256 over configuration, processor and weights, as `base_digest` gives it.
-        store: Encoder features on disk, shared between runs, or None.
-        features: Encoder features by picture key, as many as `HELD` bytes hold. The encoder is frozen in
-            every strategy, so this is a memo, not state: a cold one gives the same numbers.
-        grids_known: Shapes of features without E by picture key, a memo likewise.
-        tokens: Token ids by conversation text, a memo likewise.
+        memo: What the model has made of images and texts; it changes no result.
     """
 
     name: str
@@ -73,10 +64,7 @@ class Vlm:
     processor: Any
     family: Family
     digest: str
-    store: FeatureStore | None = field(default=None, repr=False)
-    features: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    grids_known: dict[str, Grid] = field(default_factory=dict, repr=False)
-    tokens: dict[Any, Any] = field(default_factory=dict, repr=False)
+    memo: Memo = field(default_factory=Memo, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -117,82 +105,17 @@ class Vlm:
         """The language model without embeddings' lookup and head: embeddings in, hidden states out."""
         return self.model.get_decoder()
 
-    def encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Return encoder features of pictures of one grid, shape [B, *grid, E]; each picture is encoded once."""
-        return torch.stack(self.look(pictures))
+    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Return the encoder features of each image, shape [*grid, E]; each image is encoded once."""
+        return self.memo.look(pictures, self.encoded)
 
     def grids(self, pictures: Sequence[Picture]) -> tuple[Grid, ...]:
-        """Return the grid of each picture's features: their shape without E."""
-        unknown = [picture for picture in pictures if picture.key not in self.grids_known]
-        if self.store is not None:
-            kept = {picture.key: self.store.grid(picture.key) for picture in unknown}
-            self.grids_known.update({key: grid for key, grid in kept.items() if grid is not None})
-        self.look([picture for picture in unknown if picture.key not in self.grids_known])
-        return tuple(self.grids_known[picture.key] for picture in pictures)
-
-    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Return the encoder features of each picture, shape [*grid, E]; each picture is encoded once."""
-        found = {picture.key: self._known(picture.key) for picture in pictures}
-        missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
-        todo = list(missing.values())
-        for start in range(0, len(todo), SHARD):
-            fresh = self._compute(todo[start : start + SHARD])
-            if self.store is not None:
-                for shape in {value.shape for value in fresh.values()}:
-                    self.store.write({key: value for key, value in fresh.items() if value.shape == shape})
-            for key, value in fresh.items():
-                found[key] = value
-                self._hold(key, value)
-        known = {key: value for key, value in found.items() if value is not None}
-        self.grids_known.update({key: tuple(value.shape[:-1]) for key, value in known.items()})
-        return [known[picture.key] for picture in pictures]
-
-    def warm(self, pictures: Iterable[Picture]) -> int:
-        """Encode all pictures that are not known yet, so that no client waits for it; return how many."""
-        todo = self.unknown(pictures)
-        for start in range(0, len(todo), SHARD):
-            self.look(todo[start : start + SHARD])
-        return len(todo)
-
-    def unknown(self, pictures: Iterable[Picture]) -> list[Picture]:
-        """Return the pictures whose features are neither held in memory nor kept in files, each once."""
-        missing = {one.key: one for one in pictures if one.key not in self.features}
-        if self.store is not None:
-            missing = {key: one for key, one in missing.items() if key not in self.store}
-        return list(missing.values())
-
-    def probe(self, picture: Picture) -> None:
-        """Encode one image and forget what comes of it; raises whatever its image processor raises."""
-        self._compute([picture])
-
-    def _known(self, key: str) -> Tensor | None:
-        value = self.features.get(key)
-        if value is None and self.store is not None:
-            value = self.store.read(key)
-            if value is not None:
-                self._hold(key, value)
-        return value
-
-    def _hold(self, key: str, value: Tensor) -> None:
-        if (len(self.features) + 1) * value.numel() * value.element_size() <= HELD:
-            self.features[key] = value
+        """Return the grid of each image's features: their shape without E."""
+        return self.memo.grids(pictures, self.encoded)
 
     @torch.no_grad()
-    def _compute(self, pictures: Sequence[Picture], batch_size: int = 32) -> dict[str, Tensor]:
-        fresh: dict[str, Tensor] = {}
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            try:
-                fresh.update(self._encoded(some))
-            except Exception:  # an image processor may refuse images together that it takes one by one
-                if len(some) == 1:
-                    raise
-                for one in some:
-                    fresh.update(self._encoded([one]))
-        return fresh
-
-    def _encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """Encode images in one batch.
+    def encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Encode images in one batch, whatever is known of them, and return their features [*grid, E] by image key.
 
         Raises:
             UserError: The model sees no images, or one of them is too small.
@@ -226,7 +149,8 @@ def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
     reason = not_storable(vlm)
     if reason is not None:
         raise UserError(f"engine.cache: features cannot be kept, because {reason}")
-    return replace(vlm, store=FeatureStore(folder, encoder_identity(vlm), limit))
+    store = FeatureStore(folder, encoder_identity(vlm), limit)
+    return replace(vlm, memo=replace(vlm.memo, store=store))
 
 
 def not_storable(vlm: Vlm) -> str | None:

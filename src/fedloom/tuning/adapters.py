@@ -240,7 +240,11 @@ def release(tuned: Tuned) -> None:
         spot = tuned.spots[name]
         layer = model.get_submodule(spot.module)
         if not _is_adapter(name):
-            setattr(layer, spot.attribute, nn.Parameter(start[name].clone(), requires_grad=False))
+            setattr(
+                layer,
+                spot.attribute,
+                nn.Parameter(start[name].to(tuned.flat.device, copy=True), requires_grad=False),
+            )
         elif isinstance(layer, LoRALinear):
             _swap(model, spot.module, layer.base)
 
