@@ -45,6 +45,21 @@ MOST = 64
 """Most tensors in a message: one of a part grows to the layout's size when it is read."""
 
 
+class Spec(NamedTuple):
+    """What a head says of a tensor: its name, dtype and shape, its codec, and whether only values of a part are there."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    codec: str = "fp32"
+    partial: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, but for what fills it up."""
+        return _size(prod(self.shape), self.dtype, self.codec)
+
+
 class Piece(NamedTuple):
     """A tensor on its way.
 
@@ -61,14 +76,10 @@ class Piece(NamedTuple):
     codec: str = "fp32"
 
     @property
-    def shape(self) -> list[int]:
-        """The shape of what travels."""
-        return list(self.value.shape) if self.part is None else [self.part.count]
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes."""
-        return _size(prod(self.shape), self.value.dtype, self.codec)
+    def spec(self) -> Spec:
+        """What the head says of it."""
+        shape = tuple(self.value.shape) if self.part is None else (self.part.count,)
+        return Spec(self.name, self.value.dtype, shape, self.codec, self.part is not None)
 
     def to_bytes(self) -> bytes | memoryview:
         """Write what travels."""
@@ -90,9 +101,14 @@ class Found(NamedTuple):
     partial: bool
 
 
-def length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
-    """Return the bytes of a message without writing it."""
-    return HEADER + len(_head(fields, pieces)) + sum(one.size + -one.size % 8 for one in pieces)
+def text_length(fields: Mapping[str, Any], specs: Sequence[Spec]) -> int:
+    """Return the characters of a head, but for what fills it up."""
+    return len(_text(fields, specs))
+
+
+def length(text: int, specs: Sequence[Spec]) -> int:
+    """Return the bytes of a message whose head has so many characters, without writing it."""
+    return HEADER + text + -text % 8 + sum(one.size + -one.size % 8 for one in specs)
 
 
 def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:
@@ -101,28 +117,27 @@ def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> byte
     Raises:
         ValueError: There are more than `MOST` tensors, or one of a dtype that is not in `DTYPES`.
     """
-    body = bytearray(_head(fields, pieces))
+    text = _text(fields, [one.spec for one in pieces])
+    body = bytearray(text + b" " * (-len(text) % 8))
     start = len(body)
     for piece in pieces:
-        body += piece.to_bytes()
-        body += bytes(-piece.size % 8)
+        written = piece.to_bytes()
+        body += written
+        body += bytes(-len(written) % 8)
     fixed = FIXED.pack(MAGIC, kind, start, len(body) - start)
     return b"".join(
         (fixed, CHECK.pack(wire.checksum(torch.frombuffer(body, dtype=torch.uint8), fixed)), body)
     )
 
 
-def _head(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:
-    if len(pieces) > MOST:
-        raise ValueError(f"{len(pieces)} tensors; a message holds at most {MOST}")
-    for one in pieces:
-        if one.value.dtype not in NAMES:
-            raise ValueError(f"{one.name} holds {one.value.dtype}; a message holds {', '.join(DTYPES)}")
-    listed = [
-        [one.name, NAMES[one.value.dtype], one.shape, one.codec, one.part is not None] for one in pieces
-    ]
-    text = json.dumps({**fields, "tensors": listed}, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
+def _text(fields: Mapping[str, Any], specs: Sequence[Spec]) -> bytes:
+    if len(specs) > MOST:
+        raise ValueError(f"{len(specs)} tensors; a message holds at most {MOST}")
+    for one in specs:
+        if one.dtype not in NAMES:
+            raise ValueError(f"{one.name} holds {one.dtype}; a message holds {', '.join(DTYPES)}")
+    listed = [[one.name, NAMES[one.dtype], one.shape, one.codec, one.partial] for one in specs]
+    return json.dumps({**fields, "tensors": listed}, separators=(",", ":")).encode()
 
 
 def kind_of(message: bytes) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedloom import wire
-from fedloom.framing import Found, Head, Piece, frame, kind_of, length, unframe
+from fedloom.framing import Found, Head, Piece, Spec, frame, kind_of, length, text_length, unframe
 from fedloom.params import Layout, Params, Part
 from fedloom.types import Tensors
 
@@ -55,7 +56,7 @@ class Assignment:
     @property
     def length(self) -> int:
         """Bytes of the message in float32."""
-        return length(self._fields(), self._pieces("fp32"))
+        return _length(self._fields(), self._pieces("fp32"))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
         """Write the assignment as bytes, with the parameters in a codec of `fedloom.wire.CODECS`.
@@ -129,7 +130,7 @@ class Update:
     @property
     def length(self) -> int:
         """Bytes of the message in float32."""
-        return length(self._fields(), self._pieces("fp32"))
+        return _length(self._fields(), self._pieces("fp32", counted=True))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
         """Write the update as bytes, with the delta in a codec of `fedloom.wire.CODECS`.
@@ -167,14 +168,18 @@ class Update:
     def _fields(self) -> dict[str, Any]:
         return {
             "client": self.client,
-            "metrics": list(self.metrics),
+            "metrics": tuple(self.metrics),
             "keeps": self.keeps,
             **_parts(self.delta.layout, up=self.up),
         }
 
-    def _pieces(self, codec: str) -> list[Piece]:
+    def _pieces(self, codec: str, *, counted: bool = False) -> list[Piece]:
         # As float64, so that figures such as seconds take as many bytes whatever they are.
-        figures = torch.tensor([self.weight, *self.metrics.values()], dtype=torch.float64)
+        figures = (
+            torch.empty(1 + len(self.metrics), dtype=torch.float64)
+            if counted
+            else torch.tensor([self.weight, *self.metrics.values()], dtype=torch.float64)
+        )
         return _pieces(self.delta, self.extras, self.up, codec, Piece("figures", figures))
 
 
@@ -214,6 +219,22 @@ def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
 def _parts(layout: Layout, **parts: Part | None) -> dict[str, Any]:
     there = {name: None if part is None or part.is_whole else part.stretches for name, part in parts.items()}
     return {"layout": layout.digest, **there}
+
+
+def _length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
+    """Return the bytes of a message without writing it: heads that differ in numbers differ in their digits alone."""
+    digits, key = 0, list[tuple[str, Any]]()
+    for name, value in fields.items():
+        if type(value) is int:
+            digits += len(str(value)) - 1
+        key.append((name, 0 if type(value) is int else value))
+    specs = tuple(one.spec for one in pieces)
+    return length(_text_length(tuple(key), specs) + digits, specs)
+
+
+@lru_cache(maxsize=1024)
+def _text_length(fields: tuple[tuple[str, Any], ...], specs: tuple[Spec, ...]) -> int:
+    return text_length(dict(fields), specs)
 
 
 def _check_layout(head: Head, layout: Layout) -> None:

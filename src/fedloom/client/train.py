@@ -29,7 +29,7 @@ class Trained:
     """Where a client's local training ended.
 
     Attributes:
-        end: Its parameters, shape [P].
+        end: Its parameters, shape [P]; it may be the model's own buffer, which the next training overwrites.
         carry: What its rule carries after the last step.
         loss: Mean loss over its steps.
         seconds: Time it took; clients side by side share theirs evenly.

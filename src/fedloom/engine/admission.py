@@ -84,7 +84,7 @@ class Admission:
     def stray(self, answer: Answer, reason: str) -> None:
         """Note an answer that does not count."""
         if isinstance(answer, Update):
-            self.up += answer.length
+            self.up += _length(answer)
         self.refused.setdefault(answer.client, reason)
 
     def admitted(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
