@@ -27,7 +27,7 @@ def calls(world: World, out: Path) -> int:
 
     def work() -> None:
         count = [0]
-        _patched(lambda: count.__setitem__(0, count[0] + 1))
+        patched(lambda: count.__setitem__(0, count[0] + 1))
         world.run(out)
         os.write(write, str(count[0]).encode())
 
@@ -53,10 +53,10 @@ def kills(world: World, folder: Path, count: int, seed: int) -> dict[str, list[s
     for place, point in enumerate(points):
         kind = "full disk" if place % 6 == 1 else "two kills" if place % 6 == 4 else "kill"
         out = folder / f"run-{place}"
-        fault = _full_at(int(point)) if kind == "full disk" else _kill_at(int(point))
+        fault = _full_at(int(point)) if kind == "full disk" else kill_at(int(point))
         _disturbed(world.run, out, fault)
         if kind == "two kills":
-            _disturbed(world.go_on, out, _kill_at(int(rng.integers(1, number))))
+            _disturbed(world.go_on, out, kill_at(int(rng.integers(1, number))))
         found[kind].append(_ended(world, out, wanted) or f"at call {point}")
     return found
 
@@ -73,13 +73,13 @@ def _ended(world: World, out: Path, wanted: dict[str, Any]) -> str:
 
 def _disturbed(work: Callable[[Path], None], out: Path, fault: Callable[[], Callable[[], None]]) -> None:
     def working() -> None:
-        _patched(fault())
+        patched(fault())
         work(out)
 
     _child(working, quiet=True)
 
 
-def _kill_at(point: int) -> Callable[[], Callable[[], None]]:
+def kill_at(point: int) -> Callable[[], Callable[[], None]]:
     def fault() -> Callable[[], None]:
         left = [point]
 
@@ -107,7 +107,7 @@ def _full_at(point: int) -> Callable[[], Callable[[], None]]:
     return fault
 
 
-def _patched(called: Callable[[], None]) -> None:
+def patched(called: Callable[[], None]) -> None:
     """Let a function be called before each of the system's calls; only ever in a process that ends soon."""
 
     def before(real: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:

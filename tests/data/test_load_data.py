@@ -49,7 +49,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(settings):
     with pytest.raises(
         UserError, match=r"data\.name: .*'emojis'.*emoji, emoji-styles, digits, shapes, fashion-mnist, folder"
     ):
-        load_data(settings(name="emojis"), 0)
+        load_data(settings().model_copy(update={"name": "emojis"}), 0)
 
 
 def test_too_many_bad_records_stop_the_run_and_name_the_first_five(settings, tmp_path):

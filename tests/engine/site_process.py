@@ -14,7 +14,7 @@ from fedloom.runner import open_site
 def main(experiment: str, folder: str) -> None:
     replies, sys.stdout = sys.stdout.buffer, sys.stderr  # what is printed here must not come between messages
     with open_site(load_experiment(experiment), Path(folder)) as site:
-        serve(InProcess(site), sys.stdin.buffer, replies)
+        serve(InProcess(site), site.tuned.layout, sys.stdin.buffer, replies)
 
 
 if __name__ == "__main__":

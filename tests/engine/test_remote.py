@@ -59,8 +59,9 @@ def sides(
         open_site(value, tmp_path / "here") as site,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
     ):
-        yield value, InProcess(site), Remote(process, site.tuned.layout)
         assert process.stdin is not None
+        assert process.stdout is not None
+        yield value, InProcess(site), Remote(process.stdin, process.stdout, site.tuned.layout)
         process.stdin.close()
         assert process.wait(60) == 0
 
@@ -127,7 +128,9 @@ def test_clients_of_a_site_that_dies_are_missing(tiny_model: Path, tmp_path: Pat
     with open_site(value, tmp_path) as site:
         command = [sys.executable, "-c", "import sys; sys.stdin.buffer.read(1)"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            there = Remote(process, site.tuned.layout)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            there = Remote(process.stdin, process.stdout, site.tuned.layout)
             todo = [Assignment("fedavg", 0, 0, client, site.tuned.start) for client in range(2)]
             found = list(there.train(todo, Clock()))
     assert [one.client for one in found if isinstance(one, Missing)] == [0, 1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from fedloom.client.site import Profile, Question
-from fedloom.engine.in_process import InProcess
+from fedloom.engine.rounds import Backend
 from fedloom.messages import Answer, Assignment, Missing, answer_from_bytes
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
@@ -32,11 +31,13 @@ class Remote:
     """A backend whose site is another process.
 
     Attributes:
-        process: The process, with pipes for input and output; it runs `serve`.
+        requests: Where the input of the process begins that runs `serve`.
+        replies: Where its output ends.
         layout: Names and shapes of what is exchanged.
     """
 
-    process: subprocess.Popen[bytes]
+    requests: IO[bytes]
+    replies: IO[bytes]
     layout: Layout
 
     def start(self, method: str) -> Params:
@@ -74,23 +75,22 @@ class Remote:
         return self._receive()
 
     def _send(self, kind: int, content: bytes) -> None:
-        assert self.process.stdin is not None
-        _write(self.process.stdin, bytes([kind]) + content)
+        _write(self.requests, bytes([kind]) + content)
 
     def _receive(self) -> bytes:
-        assert self.process.stdout is not None
-        return _read(self.process.stdout)
+        return _read(self.replies)
 
 
-def serve(backend: InProcess, requests: IO[bytes], replies: IO[bytes]) -> None:
+def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[bytes]) -> None:
     """Answer what a server asks until its requests end.
 
     Args:
         backend: The site, and how its clients train.
+        layout: Names and shapes of what is exchanged.
         requests: What `Remote` sends.
         replies: Where answers go.
     """
-    layout, questions = backend.site.tuned.layout, list[Question]()
+    questions = list[Question]()
     while True:
         try:
             request = _read(requests)

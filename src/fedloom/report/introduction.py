@@ -275,6 +275,10 @@ def training(run: Run) -> list[str]:
     told.append(
         f"Federated training took {taken}; in each, {who} trained for {passes} over {_own(cohorts)} examples."
     )
+    if at(run.experiment, "aggregate", "over") == "reporters":
+        told.append(
+            "Means of the connector went over the clients that hold images, since no other can train it."
+        )
     return told + _absent(run, rounds)
 
 

@@ -1,0 +1,170 @@
+"""Server and site in processes of their own, either killed at any point: both go on to the same bytes.
+
+A site that is killed is started again, and the server goes on from its last checkpoint; a server that is killed finds a site
+that may have kept more than was ever accepted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, site_of
+
+from campaign.kills import kill_at, patched
+from fedloom.algorithms import make
+from fedloom.client.memory import Files
+from fedloom.engine.remote import Remote, serve
+from fedloom.engine.rounds import run_rounds
+from fedloom.engine.store import commit, last_commit
+from fedloom.messages import Answer, Assignment, Missing
+from fedloom.params import Part
+from fedloom.processes import can_fork
+from fedloom.record import Clock
+from fedloom.tuning.parts import Parts
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+
+METHODS = {"fedavg": "fedavg", "scaffold": "scaffold", "fedadam": "fedadam", "share-connector": "fedavg"}
+"""What is trained: with nothing, with client state, with server state, and with personal parts."""
+
+OWN = Part(LAYOUT.size, ((6, 12),))
+PERSONAL = Parts(OWN.rest, OWN.rest, OWN, Part.whole(LAYOUT.size))
+Fault = Callable[[], Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class Stopping(Remote):
+    """A backend that ends the run when its site is gone, as whoever starts the site again would."""
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        for answer in super().train(assignments, clock):
+            if isinstance(answer, Missing):
+                os._exit(3)
+            yield answer
+
+
+def at_site(kind: str, folder: Path, requests: int, replies: int) -> None:
+    algorithm = make(METHODS[kind], CLIENTS)
+    parts = PERSONAL if kind == "share-connector" else None
+    site = site_of(algorithm, TRAIN, Files(folder), parts)
+    with os.fdopen(requests, "rb") as coming, os.fdopen(replies, "wb") as going:
+        serve(Plain(site), LAYOUT, coming, going)
+
+
+def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:
+    parts = PERSONAL if kind == "share-connector" else None
+    fields: dict[str, Any] = {"down": parts.down, "up": lambda _: parts.up} if parts else {}
+    with os.fdopen(requests, "wb") as going, os.fdopen(replies, "rb") as coming:
+        run = run_of(
+            METHODS[kind],
+            committed=lambda now, log: commit(folder, now),
+            standing=last_commit(folder, LAYOUT),
+            cohort=3,
+            **fields,
+        )
+        run_rounds([run], Stopping(going, coming, LAYOUT))
+
+
+def together(
+    kind: str, folder: Path, site: Fault | None = None, server: Fault | None = None
+) -> tuple[int, int]:
+    """Run a site and a server, each in a process of its own; return how they ended."""
+    to_site, to_server = os.pipe(), os.pipe()
+
+    def process(work: Callable[..., None], place: str, fault: Fault | None, ends: tuple[int, int]) -> int:
+        if pid := os.fork():
+            return pid
+        code = 1
+        try:
+            for end in {*to_site, *to_server} - set(ends):
+                os.close(end)
+            if fault is not None:
+                patched(fault())
+            work(kind, folder / place, *ends)
+            code = 0
+        finally:
+            os._exit(code)
+
+    for place in ("site", "server"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    pids = [
+        process(at_site, "site", site, (to_site[0], to_server[1])),
+        process(at_server, "server", server, (to_site[1], to_server[0])),
+    ]
+    for end in {*to_site, *to_server}:
+        os.close(end)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return ends[0], ends[1]
+
+
+def counting(write: int) -> Fault:
+    def fault() -> Callable[[], None]:
+        return lambda: os.write(write, b"x") and None
+
+    return fault
+
+
+def ended(kind: str, folder: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The bytes of the last checkpoint's tensors, and of what it says that clients keep."""
+    standing = last_commit(folder / "server", LAYOUT)
+    assert standing is not None
+    assert standing.state.round == TRAIN.rounds
+    memory = Files(folder / "site")
+    kept = {
+        f"{client} {round}": memory.file((METHODS[kind], client, round)).read_bytes()
+        for client, rounds in standing.kept.items()
+        for round in rounds
+    }
+    return (folder / "server" / f"round-{TRAIN.rounds:04}.safetensors").read_bytes(), kept
+
+
+@pytest.mark.parametrize("side", ["site", "server"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_kill_at_any_point_on_either_side_changes_no_byte(kind: str, side: str, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    assert together(kind, tmp_path / "whole", **{side: counting(write)}) == (0, 0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        calls = len(pipe.read())
+    whole = ended(kind, tmp_path / "whole")
+    assert bool(whole[1]) is (kind in ("scaffold", "share-connector"))
+    if side == "site" and not whole[1]:
+        assert (
+            calls == 0
+        )  # it writes nothing, so nothing of it can be half done; it dies between two requests
+        calls, faults = 25, [dying(at) for at in range(9)] * 3
+    else:
+        faults = [kill_at(int(at)) for at in np.linspace(1, calls, 25).astype(int)]
+    killed = 0
+    for number, fault in enumerate(faults[:25]):
+        folder = tmp_path / str(number)
+        ends = together(kind, folder, **{side: fault})
+        killed += -signal.SIGKILL in ends
+        assert together(kind, folder) == (0, 0)
+        assert ended(kind, folder) == whole
+    assert killed == 25
+
+
+def dying(requests: int) -> Fault:
+    """Kill a site that writes no file after some requests: before it replies to the next one."""
+
+    def fault() -> Callable[[], None]:
+        left, real = [requests], Plain.client
+
+        def client(self: Plain, assignment: Assignment) -> Answer:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(self, assignment)
+
+        Plain.client = client  # type: ignore[method-assign]
+        return lambda: None
+
+    return fault
