@@ -82,6 +82,9 @@ class Plain:
     def describe(self, method: str) -> Sequence[Profile]:
         return self.site.local(method).profiles
 
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        raise NotImplementedError
+
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
         raise NotImplementedError
 

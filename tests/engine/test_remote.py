@@ -18,7 +18,7 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment import Experiment
-from fedloom.messages import Assignment, Missing
+from fedloom.messages import Assignment, Missing, Update
 from fedloom.methods import parse_method
 from fedloom.record import Clock
 from fedloom.runner import open_site
@@ -115,6 +115,16 @@ def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remo
         for one, other in zip(here.answer(questions), there.answer(questions), strict=True):
             assert one.answers == other.answers
             assert all((a == b).all() for a, b in zip(one.probabilities, other.probabilities, strict=True))
+        asked = [
+            Assignment(name, 0, 0, client, here.start(name), down=parts[0].down, up=parts[0].up)
+            for client in range(CLIENTS)
+        ]
+        for one, other in zip(
+            here.measure(asked, "gradient_norms"), there.measure(asked, "gradient_norms"), strict=True
+        ):
+            assert isinstance(one, Update)
+            assert isinstance(other, Update)
+            assert torch.equal(one.extras["norms"], other.extras["norms"])
     memories = [
         {str(one.relative_to(tmp_path / side)): one.read_bytes() for one in (tmp_path / side).rglob("*.safetensors")}
         for side in ("here", "there")

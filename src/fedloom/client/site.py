@@ -17,6 +17,7 @@ from fedloom.algorithms.base import LocalRule
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
+from fedloom.client.probes import PROBES
 from fedloom.client.train import Trained, put
 from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
@@ -194,6 +195,20 @@ class Site:
             metrics,
             asked.up,
             bool(kept),
+        )
+
+    def measured(self, job: Job, probe: str) -> Update:
+        """Return what a probe of `fedloom.client.probes` finds at a client, as an update that reports no parameters.
+
+        Raises:
+            UserError: There is no such probe.
+        """
+        if probe not in PROBES:
+            raise UserError(f"there is no probe {probe!r}; there are {', '.join(PROBES)}")
+        found = put(PROBES[probe](self.tuned, job), "cpu")
+        layout = self.tuned.layout
+        return Update(
+            job.client, Params.zeros(layout), float(len(job.conversations)), found, up=Part(layout.size, ())
         )
 
     def model(self, question: Question) -> Params:

@@ -59,6 +59,14 @@ class InProcess:
         """Answer questions, all about the same examples, each with its own model."""
         return self.site.answer(questions, self.processes)
 
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """Yield what a probe finds at each client, in the order of `assignments`; a client that raises is `Missing`."""
+        for assignment in assignments:
+            try:
+                yield self.site.measured(self.site.job(assignment), probe)
+            except Exception as error:
+                yield Missing(assignment.client, client_failure(error))
+
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`; a client that raises is `Missing`.
 

@@ -23,7 +23,7 @@ from fedloom.tasks import UNPARSED
 from fedloom.tasks.scoring import Judged
 
 SIZE = struct.Struct("<Q")
-START, DESCRIBE, TRAIN, ANSWER = b"sdta"
+START, DESCRIBE, TRAIN, MEASURE, ANSWER = b"sdtma"
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,23 @@ class Remote:
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Let clients train one after the other; those that the site was not asked about by then are `Missing`."""
         for assignment in assignments:
-            try:
-                message = self._ask(TRAIN, assignment.to_bytes())
-                answer = answer_from_bytes(message, self.layout)
-                if answer.client != assignment.client:
-                    raise ValueError(f"it answered as client {answer.client}")
-            except (OSError, EOFError, ValueError) as error:
-                answer = Missing(assignment.client, f"its site failed: {error}")
+            answer = self._answered(TRAIN, assignment)
             clock.lap("site")
             yield answer
+
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """Yield what a probe finds at each client."""
+        named = SIZE.pack(len(probe)) + probe.encode()
+        return (self._answered(MEASURE, assignment, named) for assignment in assignments)
+
+    def _answered(self, kind: int, assignment: Assignment, before: bytes = b"") -> Answer:
+        try:
+            answer = answer_from_bytes(self._ask(kind, before + assignment.to_bytes()), self.layout)
+            if answer.client != assignment.client:
+                raise ValueError(f"it answered as client {answer.client}")
+            return answer
+        except (OSError, EOFError, ValueError) as error:
+            return Missing(assignment.client, f"its site failed: {error}")
 
     def _ask(self, kind: int, content: bytes) -> bytes:
         self._send(kind, content)
@@ -104,6 +112,10 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
         elif kind == TRAIN:
             (answer,) = backend.train([Assignment.from_bytes(content, layout)], Clock())
             _write(replies, answer.to_bytes())
+        elif kind == MEASURE:
+            probe, content = _parted(content)
+            (answer,) = backend.measure([Assignment.from_bytes(content, layout)], probe.decode())
+            _write(replies, answer.to_bytes())
         elif content:
             questions.append(_question(content, layout))
         else:
@@ -112,11 +124,17 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
 
 
 def _question(content: bytes, layout: Layout) -> Question:
-    (length,) = SIZE.unpack_from(content)
-    personal, test, part = json.loads(content[SIZE.size : SIZE.size + length])
-    asked = Assignment.from_bytes(content[SIZE.size + length :], layout)
+    told, content = _parted(content)
+    personal, test, part = json.loads(told)
+    asked = Assignment.from_bytes(content, layout)
     client = asked.client if personal else None
     return Question(asked.method, asked.stage, asked.params, client, asked.since, test, part)
+
+
+def _parted(content: bytes) -> tuple[bytes, bytes]:
+    """Take what stands first, after its length, off a request."""
+    (length,) = SIZE.unpack_from(content)
+    return content[SIZE.size : SIZE.size + length], content[SIZE.size + length :]
 
 
 def _told(judged: Judged) -> list[Any]:

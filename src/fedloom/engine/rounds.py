@@ -59,6 +59,10 @@ class Backend(Protocol):
         """
         ...
 
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """Yield what a probe of `fedloom.client.probes` finds at each client, as an update's extras; nothing is trained."""
+        ...
+
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
         """Answer questions, all about the same examples, each with its own model."""
         ...

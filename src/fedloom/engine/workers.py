@@ -64,6 +64,10 @@ class Workers:
         """See `InProcess`."""
         return self.inner.answer(questions)
 
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """See `InProcess`."""
+        return self.inner.measure(assignments, probe)
+
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`.
 

@@ -1,0 +1,40 @@
+"""What a server may ask of clients before it assigns work: figures of their data, none of which change anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fedloom.client.job import Job
+from fedloom.models.batch import answer_losses, collate
+from fedloom.tuning.adapters import Tuned
+from fedloom.types import Tensors
+
+
+def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
+    """Return how much each tensor matters to a client: the norm of its gradient of the mean loss over all examples.
+
+    Args:
+        tuned: The model with one row; its live values are overwritten.
+        job: Where the client starts, and its examples.
+
+    Returns:
+        "norms": shape [names of the layout], in their order; zero for what the client does not train.
+    """
+    layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
+    tuned.write(job.start.params)
+    tuned.grads.zero_()
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        loss = answer_losses(tuned.vlm, collate(tuned.vlm, [list(batch)])).sum()
+        if loss.requires_grad:  # not where only the connector is trained and no image is shown
+            (loss * len(batch) / len(examples)).backward()
+    flat = tuned.grads[0].cpu()
+    flat = flat if job.trained is None else job.trained.only(flat)
+    norms = [torch.linalg.vector_norm(flat[layout.slice(name)]) for name in layout.names]
+    return {"norms": torch.stack(norms)}
+
+
+PROBES: dict[str, Callable[[Tuned, Job], Tensors]] = {"gradient_norms": gradient_norms}
+"""What can be asked, by name."""

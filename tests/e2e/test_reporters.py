@@ -1,0 +1,70 @@
+"""Whether clients without images count in the mean of a connector that they cannot train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedloom.experiment import Experiment
+from fedloom.progress import Progress
+from fedloom.runner import run_experiment
+from fedloom.types import UserError
+
+CLIENTS, CONNECTOR = 4, "multi_modal_projector"
+
+
+def run(
+    tiny_model: Path, folder: Path, over: str, methods: list[str]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    values = {
+        "data": {"limit": 24, "test_share": 0.01},
+        "scenario": {"clients": CLIENTS, "pattern": "cross", "image_clients": 1},
+        "model": {"path": str(tiny_model), "threads": 1},
+        "strategy": {"name": "both", "rank": 2},
+        "train": {"rounds": 1, "batch_size": 2},
+        "methods": methods,
+        "aggregate": {"over": over},
+        "engine": {"side_by_side": 1, "workers": 1},
+    }
+    result = run_experiment(Experiment.from_json(json.dumps(values)), folder, Progress(None))
+    return result, load_file(folder / "methods" / methods[0] / "round-0001.safetensors")
+
+
+def test_reporters_move_the_connector_as_far_as_those_who_train_it(tiny_model: Path, tmp_path: Path) -> None:
+    """With one client that holds images the connector ends where that client's own training does."""
+    whole, cohort = run(tiny_model, tmp_path / "cohort", "cohort", ["fedavg"])
+    fewer, reporters = run(tiny_model, tmp_path / "reporters", "reporters", ["fedavg", "local"])
+    checkpoint = json.loads((tmp_path / "cohort/methods/fedavg/round-0001.json").read_text())
+    at, stretches = 0, {}
+    for name, shape in checkpoint["layout"]:
+        size = torch.Size(shape).numel()
+        stretches[name], at = slice(at, at + size), at + size
+    connector = [part for name, part in stretches.items() if name.startswith("connector/")]
+    other = [part for name, part in stretches.items() if not name.startswith("connector/")]
+    (images,) = [
+        client
+        for client in range(CLIENTS)
+        if json.loads((tmp_path / "reporters/plan.json").read_text())["clients"][client]["image_only"]
+    ]
+    alone = load_file(tmp_path / f"reporters/methods/local/client-{images}/round-0001.safetensors")["params"]
+    for part in connector:
+        torch.testing.assert_close(reporters["params"][part], alone[part], rtol=1e-5, atol=1e-7)
+    assert any(not torch.allclose(cohort["params"][part], alone[part]) for part in connector)
+    for part in other:
+        assert torch.equal(cohort["params"][part], reporters["params"][part])
+    values = sum(part.stop - part.start for part in connector)
+    saved = whole["bytes"]["fedavg"]["up"] - fewer["bytes"]["fedavg"]["up"]
+    assert 4 * values * (CLIENTS - 1) - 1024 < saved <= 4 * values * (CLIENTS - 1)
+    assert "clients that hold images" in (tmp_path / "reporters/report.html").read_text()
+    assert "clients that hold images" not in (tmp_path / "cohort/report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_algorithms_that_are_stated_for_the_cohort_refuse_it(name: str) -> None:
+    with pytest.raises(UserError, match=r"aggregate\.over is reporters"):
+        Experiment.from_json(json.dumps({"methods": [name], "aggregate": {"over": "reporters"}}))
