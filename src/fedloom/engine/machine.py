@@ -25,7 +25,7 @@ from fedloom.tuning.dropout import dropping
 MOST = 32
 """Rows beyond which a pass gains nothing: what it costs besides its arithmetic is spread thin by then."""
 
-FULL, FULL_ACCELERATOR = 10**9, 10**12
+FULL, FULL_ACCELERATOR = 4 * 10**9, 10**12
 """Multiplications of one forward pass that keep a thread of a processor, and an accelerator, busy: more rows gain nothing."""
 
 COPY = 10**10
