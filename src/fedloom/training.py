@@ -83,6 +83,7 @@ def _training(
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
     parts = parts_of(layout, setting.stages, number, alone=not method.federated)
+    down = None if parts.down.is_whole else parts.down
     return Run(
         name,
         algorithm,
@@ -94,7 +95,7 @@ def _training(
         _committed(setting, method, name, alone, number, folder, of),
         number,
         done,
-        None if parts.down.is_whole else parts.down,
+        lambda _: down,
         _reported(setting, name, parts),
     )
 

@@ -60,7 +60,7 @@ def at_site(kind: str, folder: Path, requests: int, replies: int) -> None:
 
 def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:
     parts = PERSONAL if kind == "share-connector" else None
-    fields: dict[str, Any] = {"down": parts.down, "up": lambda _: parts.up} if parts else {}
+    fields: dict[str, Any] = {"down": lambda _: parts.down, "up": lambda _: parts.up} if parts else {}
     with os.fdopen(requests, "wb") as going, os.fdopen(replies, "rb") as coming:
         run = run_of(
             METHODS[kind],

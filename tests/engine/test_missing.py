@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from tests.clients import (
     site_of,
     start_of,
 )
+from torch import Tensor
 
 from fedloom.algorithms import ALGORITHMS, make
+from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
 from fedloom.client.site import Site
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.ordering import SILENT, in_order
-from fedloom.engine.rounds import MISSED, Backend, Standing, run_rounds
+from fedloom.engine.rounds import MISSED, Backend, Run, Standing, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
@@ -216,26 +218,25 @@ def tuned(tiny_model: Path) -> Tuned:
     return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
-def spoiled(tuned: Tuned, spoil: Callable[[], None], bad: int) -> Site:
+@dataclass(frozen=True, eq=False)
+class Spoiled(Site):
     """A site at which one client's rule spoils its work."""
-    site = real_site(tuned)
-    plain = site.local("fedavg")
 
-    def begin(sent: Any, memory: Tensors) -> Tensors:
-        return {"client": sent.extras["client"]}
+    bad: int = 1
+    spoil: Callable[[], None] = lambda: None
 
-    def correct(grads: torch.Tensor, params: torch.Tensor, carry: Tensors) -> tuple[torch.Tensor, Tensors]:
-        if int(carry["client"]) == bad:
-            spoil()
+    def job(self, assignment: Assignment) -> Job:
+        job = super().job(assignment)
+        return replace(job, rule=job.rule._replace(correct=self.correct)) if job.client == self.bad else job
+
+    def correct(self, grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+        self.spoil()
         return grads, carry
 
-    local = replace(plain, rule=plain.rule._replace(begin=begin, correct=correct))
-    return replace(site, local=lambda method: local)
 
-
-def named(tuned: Tuned) -> list[Assignment]:
-    """Assignments that tell each client's rule whose it is."""
-    return [replace(one, extras={"client": torch.tensor(one.client)}) for one in assigned(tuned)]
+def spoiled(tuned: Tuned, spoil: Callable[[], None], bad: int) -> Site:
+    site = real_site(tuned)
+    return Spoiled(tuned, site.settings, site.seed, site.local, site.memory, bad=bad, spoil=spoil)
 
 
 def fail() -> None:
@@ -247,7 +248,7 @@ def test_a_client_that_raises_is_missing_and_the_others_learn_what_they_learn(
     rows: int, tuned: Tuned
 ) -> None:
     expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
-    found = list(InProcess(spoiled(tuned, fail, 1), rows).train(named(tuned), Clock()))
+    found = list(InProcess(spoiled(tuned, fail, 1), rows).train(assigned(tuned), Clock()))
     (missing,) = [one for one in found if isinstance(one, Missing)]
     assert (missing.client, found.index(missing)) == (1, 1)
     assert missing.reason.startswith(
@@ -283,11 +284,11 @@ def test_memory_that_runs_out_is_the_clients_own_matter_only_where_it_trains_alo
         raise MemoryError
 
     site = spoiled(tuned, short, 1)
-    alone = list(InProcess(site).train(named(tuned), Clock()))
+    alone = list(InProcess(site).train(assigned(tuned), Clock()))
     (missing,) = [one for one in alone if isinstance(one, Missing)]
     assert "memory ran out" in missing.reason
     with pytest.raises(MemoryError):
-        list(InProcess(site, 3).train(named(tuned), Clock()))
+        list(InProcess(site, 3).train(assigned(tuned), Clock()))
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
@@ -296,7 +297,7 @@ def test_memory_that_runs_out_side_by_side_in_a_process_stops_the_run_too(tuned:
         raise MemoryError
 
     with pytest.raises(UserError, match="memory ran out"):
-        list(Workers(InProcess(spoiled(tuned, short, 1), 3), 2).train(named(tuned), Clock()))
+        list(Workers(InProcess(spoiled(tuned, short, 1), 3), 2).train(assigned(tuned), Clock()))
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
@@ -308,7 +309,7 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
-    found = list(Workers(InProcess(spoiled(tuned, die, 2)), 2).train(named(tuned), Clock()))
+    found = list(Workers(InProcess(spoiled(tuned, die, 2)), 2).train(assigned(tuned), Clock()))
     missing = {one.client: one.reason for one in found if isinstance(one, Missing)}
     assert 2 in missing
     assert all("SIGKILL" in reason for reason in missing.values())
@@ -319,7 +320,7 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_a_client_that_raises_in_a_process_takes_nobody_with_it(tuned: Tuned) -> None:
-    found = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(named(tuned), Clock()))
+    found = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(assigned(tuned), Clock()))
     assert [one.client for one in found if isinstance(one, Missing)] == [2]
 
 
@@ -332,3 +333,50 @@ def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None
     local = replace(plain, parts=[parts])
     found = list(InProcess(replace(site, local=lambda method: local)).train(assigned(tuned), Clock()))
     assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in found)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+def test_a_client_that_fails_leaves_the_runs_beside_its_own_alone(how: str, rows: int, tuned: Tuned) -> None:
+    """Two trainings in step, as of clients that train alone: one loses a client, the other learns what it learns alone."""
+    if how == "is killed" and not can_fork():
+        pytest.skip("this system cannot copy a process")
+    here = os.getpid()
+
+    def die() -> None:
+        if how == "raises":
+            fail()
+        assert os.getpid() != here
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    algorithm, site = make("fedavg", CLIENTS), spoiled(tuned, die, 1)
+    inner = InProcess(site, rows)
+    backend = inner if how == "raises" else Workers(inner, 2)
+    logs: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+
+    def run(clients: tuple[int, ...]) -> Run:
+        logs[clients] = []
+        begun = Standing(algorithm.init(tuned.start))
+        return run_of(
+            "fedavg",
+            clients,
+            site.settings[0],
+            algorithm=algorithm,
+            standing=begun,
+            rounds=2,
+            committed=lambda _, log: logs[clients].append(log),
+        )
+
+    together = run_rounds([run((0, 1)), run((2, 3, 4))], backend)
+    missing = {
+        clients: {one["client"] for log in told for one in log["missing"]} for clients, told in logs.items()
+    }
+    assert 1 in missing[0, 1]
+    if how == "raises":
+        assert missing == {(0, 1): {1}, (2, 3, 4): set()}
+        (alone,) = run_rounds([run((2, 3, 4))], backend)
+        left, right = (one.state.params.flat - tuned.start.flat for one in (together[1], alone))
+        assert float((left - right).norm()) <= 1e-3 * float(right.norm())
+        if rows == 1:
+            assert torch.equal(left, right)
+    assert all(one.state.round == 2 for one in together)

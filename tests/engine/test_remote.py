@@ -86,7 +86,7 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
             value.gate,
             stage=number,
             before=number * rounds,
-            down=parts.down,
+            down=lambda client, parts=parts: parts.down,
             up=lambda client, parts=parts: parts.up,
         )
         found += run_rounds([run], backend)

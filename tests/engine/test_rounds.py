@@ -93,7 +93,11 @@ def test_a_refused_update_takes_the_clients_memory_back(name: str) -> None:
     parts = Parts(personal.rest, personal.rest, personal, Part.whole(LAYOUT.size))
     algorithm = make(name, CLIENTS)
     site = site_of(algorithm, LONG, parts=parts)
-    fields: dict[str, Any] = {"down": parts.down, "up": lambda client: parts.up, "gate": Gate()}
+    fields: dict[str, Any] = {
+        "down": lambda client: parts.down,
+        "up": lambda client: parts.up,
+        "gate": Gate(),
+    }
     refused = whole_run(name, 3, backend=Corrupted(site, {2: outsized}, (1,)), **fields)
     silent_site = site_of(algorithm, LONG, parts=parts)
     silent = whole_run(name, 3, backend=Corrupted(silent_site, {2: lambda _: None}, (1,)), **fields)
@@ -200,7 +204,7 @@ def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
     """Whatever part of the parameters travels."""
     down, up = Part(LAYOUT.size, ((0, 3), (6, 12))), Part(LAYOUT.size, ((7, 9),))
     parts = Parts(down, down, Part(LAYOUT.size, ()), down)
-    for fields in ({}, {"down": down, "up": lambda client: up if client % 2 else down}):
+    for fields in ({}, {"down": lambda client: down, "up": lambda client: up if client % 2 else down}):
         logs: list[dict[str, Any]] = []
         sites = [site_of(make(name, CLIENTS), LONG, parts=parts if fields else None) for _ in range(2)]
         heard = Heard(sites[0])

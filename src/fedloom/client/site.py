@@ -146,7 +146,7 @@ class Site:
             )
         trained = parts.trained if up == parts.up else up | (parts.trained & parts.personal)
         kept = self._kept(assignment.method, assignment.client, assignment.since)
-        start = _with_own(local, stage, assignment.params, kept)
+        start = _with_own(local, stage, assignment.params, assignment.down or whole, kept)
         # Control variates and the like begin anew with a stage; personal values stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         return Job(
@@ -216,7 +216,8 @@ class Site:
         if question.client is None:
             return question.params
         kept = self._kept(question.method, question.client, question.since)
-        return _with_own(self.local(question.method), question.stage, question.params, kept)
+        local = self.local(question.method)
+        return _with_own(local, question.stage, question.params, local.parts[question.stage].down, kept)
 
     def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Judged]:
         """Answer questions, all about the same examples, with the models of each.
@@ -239,13 +240,11 @@ class Site:
         return {} if since < 0 else self.memory.read((method, client, since))
 
 
-def _with_own(local: Local, stage: int, params: Params, kept: Tensors) -> Params:
-    """Return what a client has: what is sent, the method's start elsewhere, and the client's own values."""
-    parts = local.parts[stage]
-    if parts.down.is_whole:
-        return params
-    flat = torch.where(parts.down.mask, params.flat, local.start.flat)
-    return params.with_flat(parts.personal.put(kept[PERSONAL], flat) if PERSONAL in kept else flat)
+def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensors) -> Params:
+    """Return what a client has: what is sent to it, the method's start elsewhere, and its own values."""
+    flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
+    own = kept.get(PERSONAL)
+    return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
 
 
 def _on(up: Part, value: Tensor) -> Tensor:

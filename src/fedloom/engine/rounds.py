@@ -175,7 +175,7 @@ class Run:
         committed: Called after each round with where the run then stands and the round's figures.
         stage: Number of the strategy's stage.
         before: Rounds of the stages before.
-        down: The part that is sent; None is all.
+        down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
     """
 
@@ -189,7 +189,7 @@ class Run:
     committed: Committed = _nothing
     stage: int = 0
     before: int = 0
-    down: Part | None = None
+    down: Callable[[int], Part | None] = _all
     up: Callable[[int], Part | None] = _all
 
     @property
@@ -210,8 +210,9 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     committed when all that take part in it have ended it, so that a commit may use the model for evaluation.
 
     Raises:
-        UserError: Every update of a round was refused, or the last of `MISSED` rounds in a row could not be applied;
-            nothing of that round is kept.
+        UserError: In all trainings that take part every update of a round was refused, or the last of `MISSED` rounds in a
+            row could not be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop
+            those beside it.
     """
     now = list(runs)
     while left := [k for k, run in enumerate(now) if run.left > 0]:
@@ -224,12 +225,17 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
             map(admissions[k].sent, assignments_of(now[k], cohorts[k])) for k in together
         )
         asked = list(chain.from_iterable(cohorts.values()))
+        if len(set(asked)) < len(asked):
+            raise ValueError("trainings in step need clients of their own")
         answers = in_order(backend.train(assignments, clock), asked, admissions[together[0]].stray)
-        logs = dict[int, dict[str, Any]]()
+        logs, ends = dict[int, dict[str, Any]](), list[str | None]()
         for k in together:
             coming = islice(answers, len(cohorts[k]))
-            standing, logs[k] = _round(now[k], admissions[k], coming, len(cohorts[k]), clock)
+            standing, logs[k], end = _round(now[k], admissions[k], coming, len(cohorts[k]), clock)
             now[k] = replace(now[k], standing=standing)
+            ends.append(end)
+        if all(ends):  # one that cannot go on does not stop those beside it
+            raise UserError(f"{next(iter(ends))}, so the run stops here")
         for k, log in logs.items():
             now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)
     return [run.standing for run in now]
@@ -251,7 +257,7 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            run.down,
+            run.down(client),
             run.up(client),
         )
 
@@ -264,27 +270,31 @@ def _admission(run: Run) -> Admission:
 
 def _round(
     run: Run, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
-) -> tuple[Standing, dict[str, Any]]:
-    """Take in a round's answers; return where the run stands then, and the round's figures."""
-    before, number = run.standing, run.round
+) -> tuple[Standing, dict[str, Any], str | None]:
+    """Take in a round's answers.
+
+    Returns:
+        Where the run stands then, the round's figures, and why the run should not go on, or None.
+    """
+    before, number, end = run.standing, run.round, None
     accepted = admission.admitted(answers, clock)
     first = next(accepted, None)
-    if first is None and not admission.missing:
-        raise UserError(
-            f"round {number}: every client's update was refused, so the run stops here "
-            f"({_reasons(admission.refused)})"
-        )
     if first is None:
         after, diagnostics = before.state, dict[str, float]()
-        fault = f"no client's update could be used ({_reasons({**admission.refused, **admission.missing})})"
+        whole = (
+            "no client's update could be used" if admission.missing else "every client's update was refused"
+        )
+        fault = f"{whole} ({_reasons({**admission.refused, **admission.missing})})"
     else:
         after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
         after = _where_reported(before.state, after, admission.reported)
         fault = _fault(after)
     last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
-    if fault is not None and before.missed + 1 >= last:
+    if first is None and not admission.missing:
+        end = f"round {number}: {fault}"
+    elif fault is not None and before.missed + 1 >= last:
         which = f"the last of {last} such rounds in a row" if last > 1 else "the only round"
-        raise UserError(f"round {number}: {fault}; this is {which}, so the run stops here")
+        end = f"round {number}: {fault}; this is {which}"
     clock.lap("aggregate")
     timers = clock.take()
     seconds = sum(timers.values())
@@ -307,11 +317,12 @@ def _round(
     ):  # the next round begins where this one began, for clients too: their memory goes back
         log["not_applied"] = fault
         state = replace(before.state, round=number + 1)
-        return replace(moved, state=state, missed=before.missed + 1), log
+        return replace(moved, state=state, missed=before.missed + 1), log, end
     kept = {
         client: (*before.kept.get(client, ())[1 - KEPT :], run.before + number) for client in admission.kept
     }
-    return replace(moved, state=after, norms=admission.norms, missed=0, kept={**before.kept, **kept}), log
+    moved = replace(moved, state=after, norms=admission.norms, missed=0, kept={**before.kept, **kept})
+    return moved, log, end
 
 
 def _where_reported(before: ServerState, after: ServerState, reported: Part) -> ServerState:

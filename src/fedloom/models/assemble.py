@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from fedloom.models.weights import BESIDE
 from fedloom.startup import uncollected
 from fedloom.types import UserError
 
+if TYPE_CHECKING:
+    from fedloom.sections import Model
+
 ENCODERS = {
     "clip_vision_model": ("CLIPVisionModel", "llava"),
     "siglip_vision_model": ("SiglipVisionModel", "llava"),
@@ -39,46 +42,7 @@ OWN = "mlp2"
 """The connector of an assembled model that names none."""
 
 
-class ModelSettings(Protocol):
-    """The `model` section of an experiment, as far as loading reads it."""
-
-    @property
-    def path(self) -> str:
-        """The model: a name in `SHIPPED` or `ADDED`, a folder, or a hub id."""
-        ...
-
-    @property
-    def encoder(self) -> str | None:
-        """The encoder of an assembled model, or None."""
-        ...
-
-    @property
-    def llm(self) -> str | None:
-        """The language model of an assembled model, or None."""
-        ...
-
-    @property
-    def connector(self) -> str | None:
-        """A key of `CONNECTORS`, or None for the model's own; an assembled model's own is "mlp2"."""
-        ...
-
-    @property
-    def connector_weights(self) -> str | None:
-        """The values of a connector that was trained before, or None for fresh ones."""
-        ...
-
-    @property
-    def queries(self) -> int:
-        """Image tokens that a resampler gives."""
-        ...
-
-    @property
-    def network(self) -> bool:
-        """Whether a hub may be contacted."""
-        ...
-
-
-def load_model(settings: ModelSettings, seed: int) -> Vlm:
+def load_model(settings: Model, seed: int) -> Vlm:
     """Load the model of an experiment.
 
     Args:
@@ -91,7 +55,7 @@ def load_model(settings: ModelSettings, seed: int) -> Vlm:
     return connected(load_base(settings), settings, seed)
 
 
-def load_base(settings: ModelSettings) -> Vlm:
+def load_base(settings: Model) -> Vlm:
     """Load what models that differ only in the connector have in common, for `connected`.
 
     The connector of an assembled model holds no values yet.
@@ -104,7 +68,7 @@ def load_base(settings: ModelSettings) -> Vlm:
     return load_vlm(settings.path, network=settings.network)
 
 
-def connected(base: Vlm, settings: ModelSettings, seed: int) -> Vlm:
+def connected(base: Vlm, settings: Model, seed: int) -> Vlm:
     """Return a base model with the connector of an experiment; see `replace_connector`.
 
     Args:
@@ -121,13 +85,13 @@ def connected(base: Vlm, settings: ModelSettings, seed: int) -> Vlm:
     return replace_connector(base, name, seed, settings.queries, settings.connector_weights)
 
 
-def _connector(settings: ModelSettings) -> str | None:
+def _connector(settings: Model) -> str | None:
     """Return which connector takes the place of the model's own, or None."""
     assembled = settings.encoder is not None and settings.llm is not None
     return settings.connector or (OWN if assembled else None)
 
 
-def base_digest(settings: ModelSettings, seed: int) -> str:
+def base_digest(settings: Model, seed: int) -> str:
     """Return the SHA-256 of what `load_model` would load, `Vlm.digest`, without loading it.
 
     It covers configuration, tokenizer, processor, chat template and weights of each folder, and what another connector
@@ -146,7 +110,7 @@ def base_digest(settings: ModelSettings, seed: int) -> str:
     return _with_connector(found, name, seed, settings.queries, settings.connector_weights)
 
 
-def parts_digest(settings: ModelSettings) -> str:
+def parts_digest(settings: Model) -> str:
     """Return the SHA-256 of what `load_base` would load, as `base_digest` does for `load_model`.
 
     Raises:
