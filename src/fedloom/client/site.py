@@ -146,7 +146,9 @@ class Site:
             )
         trained = parts.trained if up == parts.up else up | (parts.trained & parts.personal)
         kept = self._kept(assignment.method, assignment.client, assignment.since)
-        start = _with_own(local, stage, assignment.params, assignment.down or whole, kept)
+        sent = assignment.down or whole  # of which nothing that stays with clients is taken
+        down = parts.down if sent in (whole, parts.down) else sent & parts.down
+        start = _with_own(local, stage, assignment.params, down, kept)
         # Control variates and the like begin anew with a stage; personal values stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         return Job(
