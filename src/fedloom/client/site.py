@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -176,17 +177,16 @@ class Site:
         if job.personal is not None:
             kept[PERSONAL] = job.personal.take(trained.end).clone()
         delta = up.only(trained.end - start.flat)
-        if bool(torch.isfinite(delta).all()):  # otherwise the server refuses it, and says why
-            for name, value in kept.items():
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise UserError(f"what the client keeps as {name} holds values that are not finite")
+        norm = float(torch.linalg.vector_norm(delta))
         if kept:
+            if isfinite(norm):  # otherwise the server refuses the update, and says why
+                _require_finite(kept)
             rounds = (*asked.keep, asked.since)
             self.memory.write((asked.method, job.client, self.begun(asked.stage) + job.round), kept, rounds)
         metrics = {
             "loss": trained.loss,
             "steps": float(job.steps),
-            "norm": float(torch.linalg.vector_norm(delta)),
+            "norm": norm,
             "seconds": trained.seconds,
         }
         return Update(
@@ -247,6 +247,13 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+
+
+def _require_finite(kept: Tensors) -> None:
+    """Raise UserError for what a client would keep that is not finite: it could never send anything sound again."""
+    for name, value in kept.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"what the client keeps as {name} holds values that are not finite")
 
 
 def _on(up: Part, value: Tensor) -> Tensor:
