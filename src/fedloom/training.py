@@ -66,9 +66,8 @@ def _training(
     algorithm = algorithm_of(setting.experiment, method, len(setting.plan.clients), layout)
     train, backend = setting.site.settings[number], local_backend(setting)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
-    folder.mkdir(
-        parents=True, exist_ok=True
-    )  # only here, so that a folder that is removed later is not made again
+    # Only here, so that a folder that is removed later is not made again.
+    folder.mkdir(parents=True, exist_ok=True)
     of, done = setting.of(name, alone, number), setting.site.rounds_before(number)
 
     def remembered(standing: Standing) -> None:
