@@ -147,7 +147,7 @@ class Site:
         trained = parts.trained if up == parts.up else up | (parts.trained & parts.personal)
         kept = self._kept(assignment.method, assignment.client, assignment.since)
         start = _with_own(local, stage, assignment.params, assignment.down or whole, kept)
-        # What rules keep, such as control variates, begins anew with a stage; personal values stay.
+        # Control variates and the like begin anew with a stage; personal values stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         return Job(
             assignment,
