@@ -1,9 +1,9 @@
 """Compare this checkout with another commit: `python -m benchmarks.against --before COMMIT [--only P1 …] [--pairs N]`.
 
 Each side runs by its own code: its own `src`, and its own `benchmarks` for the rows, since those call interfaces that
-differ between commits. A pair of a row is two fresh processes, one a side, which run our half of the row by turns; its
-ratio is the median of after / before over the turns. What differs from process to process, such as where memory lies,
-therefore varies from pair to pair, and the interval covers it. Pairs of all rows take turns, so each row is spread over
+differ between commits. A pair of a row is two fresh processes, one for each side, which run our half of the row by turns;
+its ratio is the median of after / before over the turns. So what differs from process to process, such as the place of
+memory, varies from pair to pair, and the interval covers it. Pairs of all rows take turns, so each row is spread over
 the whole time. Results go to `results/against.json` after every round of pairs.
 """
 
@@ -27,11 +27,11 @@ from fedloom.record import write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "against.json"
 LIMIT = 1.03
-"""A row is no worse than before, as far as the measurement can tell, if its interval reaches down to this ratio."""
+"""A row is ok if its interval begins at or below this ratio."""
 CONFIDENCE = 0.95
 SIDES = ("before", "after")
 QUICKSTART_PAIRS = 6
-"""The fewest pairs that have an interval; the quickstart takes too long for more."""
+"""Pairs of the quickstart, which takes too long for more; with fewer there is no interval."""
 
 Pair = Mapping[str, Sequence[float]]
 """The figures of each side, one for each turn."""
@@ -39,10 +39,10 @@ Pair = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """What is compared.
+    """A row of the comparison.
 
     Attributes:
-        title: What it is, in at most 34 characters.
+        title: What is measured, in at most 34 characters.
         module: The module under `benchmarks` that has the row; "" for the quickstart.
         turns: How often each side runs in one pair; 0 if preparing the row is the measurement.
         unit: "s" or "B"; "" for a plain number.
@@ -79,7 +79,7 @@ ROWS = {
 
 @dataclass
 class Found:
-    """What was measured of a row: for each pair, the median of each side's turns, and the median of their ratios."""
+    """The measurements of a row: for each pair, the median of each side's turns, and the median of their ratios."""
 
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Found:
         return None if found is None else found[0] <= LIMIT
 
     def to_json(self) -> dict[str, Any]:
-        """Write it as it stands in the results file."""
+        """Return the row's entry in the results file."""
         found = interval(self.ratios)
         return {
             "ratio": median(self.ratios) if self.ratios else None,
@@ -134,7 +134,7 @@ def pair(key: str, workers: Mapping[str, Worker], order: Sequence[str]) -> Pair:
     """Run a row on both sides by turns and return the figures of each.
 
     Raises:
-        Failed: A side gave none.
+        Failed: A side gave no figure.
     """
     row = ROWS[key]
     figures: dict[str, list[float]] = {name: [] for name in SIDES}
@@ -152,7 +152,7 @@ def pair(key: str, workers: Mapping[str, Worker], order: Sequence[str]) -> Pair:
 
 
 def _prepare(request: str, workers: Mapping[str, Worker]) -> None:
-    """Prepare both sides at once, which is not timed, and listen to both even if one fails."""
+    """Prepare both sides at once, untimed, and read the answers of both even if one fails."""
     reasons = []
     for worker in workers.values():
         worker.tell(request)
@@ -168,7 +168,7 @@ def _prepare(request: str, workers: Mapping[str, Worker]) -> None:
 def pairs_of(
     module: str, keys: Sequence[str], sides: Mapping[str, Side], order: Sequence[str], vocabulary: int
 ) -> Iterator[tuple[str, Pair | str]]:
-    """Run one pair of each of a module's rows in two fresh processes; a reason stands for a row that failed."""
+    """Run one pair of each of a module's rows in two fresh processes; for a row that failed, yield the reason."""
     left = list(keys)
     try:
         with opened((sides[name] for name in order), vocabulary) as workers:
@@ -188,7 +188,7 @@ def quickstart_pair(
     """Run the quickstart once on each side.
 
     Returns:
-        The pair of each of its rows, or the reason why there is none; and which accuracies differ, if any do.
+        The pair of each of its rows, or the reason why there is none; and a note on accuracies that differ, or None.
     """
     keys = [key for key, row in ROWS.items() if not row.module]
     try:
@@ -205,7 +205,7 @@ HEAD = f"{'row':<19}{'what (ours, after / before)':<35}{'median':>7}  {'95 % int
 
 
 def line(key: str, found: Found) -> str:
-    """Write a row as one line of at most 80 columns."""
+    """Format a row as one line of at most 80 columns."""
     if found.failures:
         return f"{key:<19}{ROWS[key].title:<35}{'':>7}  {'':<14}FAIL"
     ends = interval(found.ratios)
@@ -215,7 +215,7 @@ def line(key: str, found: Found) -> str:
 
 
 def detail(key: str, found: Found) -> str:
-    """Write a row's two medians, or why it failed."""
+    """Format a row's two medians, or the reason why it failed."""
     if found.failures:
         return found.failures[0]
     before, after = (written(median(values), ROWS[key].unit) for values in (found.before, found.after))
@@ -223,7 +223,7 @@ def detail(key: str, found: Found) -> str:
 
 
 def written(value: float, unit: str) -> str:
-    """Write a figure with its unit; see `Row.unit`."""
+    """Format a figure with its unit; see `Row.unit`."""
     if unit == "s":
         return span(value)
     return f"{value / 1e6:.4g} MB" if unit == "B" else f"{value:.4g}"
@@ -237,14 +237,14 @@ def rounds(
     quickstart: Quickstart,
     seconds: float = inf,
 ) -> Iterator[tuple[dict[str, Found], set[str]]]:
-    """Measure `count` pairs of each row and yield all that is known, and notes, after each.
+    """Measure `count` pairs of each row; after each round of pairs, yield all measurements and notes so far.
 
-    Odd pairs begin with the other side. After the given time no further pairs begin.
+    Every second pair begins with the other side. After `seconds` no further pairs begin.
     """
     found, notes = {key: Found() for key in keys}, set[str]()
     modules = {ROWS[key].module: None for key in keys}
     whole, ends = "" in modules, time.perf_counter() + seconds
-    if whole:  # once untimed: encoder features are kept from then on, and sources are compiled
+    if whole:  # once untimed, so that encoder features are cached and sources compiled
         quickstart_pair(quickstart, sides, SIDES)
     for number in range(count):
         order = SIDES if number % 2 == 0 else SIDES[::-1]
@@ -271,10 +271,10 @@ def _collect(found: Mapping[str, Found], pairs: Iterable[tuple[str, Pair | str]]
 
 
 def meet(sides: Mapping[str, Side], methods: str) -> tuple[dict[str, Any], int, Quickstart]:
-    """Check that both sides start, and settle what must be the same on both.
+    """Check that both sides start, and choose what must be the same on both.
 
     Returns:
-        What is known of the machine, the vocabulary of the rows' models, and the quickstart to run.
+        A description of the machine, the vocabulary of the rows' models, and the quickstart to run.
 
     Raises:
         SystemExit: A side does not start.
@@ -290,7 +290,7 @@ def meet(sides: Mapping[str, Side], methods: str) -> tuple[dict[str, Any], int, 
 
 
 def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
-    """Measure, print what is being done, and write the results file after every round of pairs."""
+    """Measure, print the progress, and write the results file after every round of pairs."""
     keys = chosen(ROWS, options.only) if options.only else list(ROWS)
     with checkout(options.before, place / "before") as folder:
         sides = {
@@ -325,7 +325,7 @@ def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare, print the table; 1 if a row is worse than before or was not measured."""
+    """Compare, and print the table; return 1 if a row is not ok or was not measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
     parser.add_argument("--before", required=True, help="a commit, or the folder of a checkout")
     parser.add_argument("--only", nargs="+", default=[], help="rows or groups; all if none is named")
@@ -335,12 +335,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--methods", default="fedavg", help="of the quickstart, with commas; 'all' for its own"
     )
-    parser.add_argument("--minutes", type=float, default=inf, help="after so many, no further pairs begin")
+    parser.add_argument(
+        "--minutes", type=float, default=inf, help="minutes after which no further pairs begin"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
     options = parser.parse_args(arguments)
     if options.pairs < 1:
         parser.error("--pairs is at least 1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
     with tempfile.TemporaryDirectory(prefix="against-") as name:
         found = compare(options, Path(name).resolve())
     print(HEAD)

@@ -1,4 +1,4 @@
-"""The two checkouts of `benchmarks.against`: where they come from, and the processes that run by their code."""
+"""Make the two checkouts of `benchmarks.against`, and start the processes that run their code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.harness import ROOT, THREADS
 
 SCRIPT = ROOT / "benchmarks" / "against_worker.py"
 PATIENCE = 30.0
-"""Seconds that a process has for ending, the call in progress included."""
+"""Seconds that a process has to end, including the call in progress."""
 
 
 class Failed(Exception):
@@ -74,10 +74,10 @@ class Worker:
         )
 
     def greet(self) -> dict[str, Any]:
-        """Read its first line, and check that it runs the side's own sources.
+        """Read the process's first line, and check that it runs the side's own sources.
 
         Raises:
-            Failed: It did not start, or runs others.
+            Failed: It did not start, or runs other sources.
         """
         about = self._answer()
         for name in ("fedloom", "benchmarks"):
@@ -97,21 +97,21 @@ class Worker:
         return self.hear()
 
     def hear(self) -> dict[str, Any]:
-        """Wait for the answer to a request that was sent; see `ask` for what may fail."""
+        """Wait for the answer to a request that was sent; see `ask` for errors."""
         found = self._answer()
         if "error" in found:
             raise Failed(f"{self.side.name}: {found['error']}")
         return found
 
     def tell(self, request: str) -> None:
-        """Send a request and go on; a process that ended shows when it is listened to."""
+        """Send a request and go on; that a process has ended shows when its answer is read."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End the process; where it does not by itself, at the end of the requests, it is killed."""
+        """End the requests, and kill the process if it does not end then."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -138,7 +138,7 @@ class Worker:
 
 @contextmanager
 def opened(sides: Iterable[Side], vocabulary: int = 0) -> Iterator[dict[str, Worker]]:
-    """Start a process of each side for as long as the block lasts; see `Worker.greet` for what may fail."""
+    """Start a process of each side for as long as the block lasts; see `Worker.greet` for errors."""
     workers: dict[str, Worker] = {}
     try:
         for side in sides:
@@ -156,7 +156,7 @@ class Quickstart:
     """The quickstart as a user runs it.
 
     Attributes:
-        methods: Which, joined with commas; "all" for the recipe's own.
+        methods: Its methods, joined with commas; "all" for the recipe's own.
         model: A folder for both sides, or None where both come with the same model.
     """
 
@@ -165,7 +165,7 @@ class Quickstart:
 
     @property
     def settings(self) -> list[str]:
-        """What is set beside the recipe."""
+        """The settings that replace the recipe's."""
         methods = [] if self.methods == "all" else [f"methods=[{self.methods}]"]
         return [*methods, *([f"model.path={self.model}"] if self.model else [])]
 
@@ -246,7 +246,7 @@ def checkout(before: str, place: Path) -> Iterator[Path]:
 
 
 def named(folder: Path) -> str:
-    """Say which commit a folder holds, and whether it was changed since."""
+    """Return which commit a folder holds, and whether it was changed since."""
     try:
         return git("-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except SystemExit:  # a folder without its history
@@ -254,6 +254,6 @@ def named(folder: Path) -> str:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two model folders hold the same files; what people read is left out."""
+    """Whether two model folders hold the same files; files that people read are left out."""
     names = [{file.name for file in folder.iterdir() if file.suffix != ".md"} for folder in (one, other)]
     return names[0] == names[1] and not any(filecmp.cmpfiles(one, other, names[0], shallow=False)[1:])

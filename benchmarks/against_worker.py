@@ -1,10 +1,10 @@
-"""One side of `benchmarks.against`: our half of its rows, run by one checkout's own code, a call at a time.
+"""Run one side of `benchmarks.against`: our half of its rows, by one checkout's own code, one call at a time.
 
 It runs as a script with a checkout's `src` and root on PYTHONPATH, so `fedloom` and `benchmarks` are that checkout's.
 Of them it uses only what does not change with the engine's interfaces: `ROWS` of the rows' modules, `Bench`, `measured`
 and `machine` of the harness, and `engine` and `run` of `p07_growth`.
 
-Requests are lines on standard input, answers are JSON objects, one a line, on standard output:
+Requests are lines on standard input; answers are JSON objects on standard output, one on each line:
 
     row MODULE KEY     {"ready": true}: the row is prepared, both of its sides agree, and ours ran once untimed;
                        {"figure": F}: the row is one measurement, and this is it; or {"error": "why"}
@@ -30,13 +30,13 @@ from typing import Any, NoReturn, TextIO
 
 
 class Done(BaseException):
-    """The row in progress is put away; no exception of a row, so nothing that catches those stops it."""
+    """Raised to put the row in progress away; a BaseException, so that nothing that catches a row's errors stops it."""
 
 
 def serving(
     requests: Iterator[str], answer: Callable[..., None]
 ) -> Callable[[Callable[[], object], object, int], NoReturn]:
-    """Make what takes the place of `harness.pairs`: our side runs once for each request, the rival never.
+    """Return a replacement of `harness.pairs`: our side runs once for each request, the rival never.
 
     Args:
         requests: The lines to come.
@@ -65,7 +65,7 @@ def serving(
 
 
 def growth(harness: Any, module: Any) -> dict[str, Callable[[], Any]]:
-    """P7's rounds by themselves: the rows of its module compare them with each other or with a rival."""
+    """Return P7's rounds by themselves: the rows of its module compare them with each other or with a rival."""
     return {
         "P7-1000": lambda: harness.pairs(lambda: module.engine(1_000), None, 1),
         "P7-10000": lambda: (_many(module)["seconds"], ""),
@@ -75,7 +75,7 @@ def growth(harness: Any, module: Any) -> dict[str, Callable[[], Any]]:
 
 @cache
 def _many(module: Any) -> dict[str, Any]:
-    """A process of its own with 10,000 clients; two rows read it."""
+    """Return the figures of a process with 10,000 clients, which two rows read."""
     return module.run("engine", 10_000)
 
 
@@ -106,7 +106,7 @@ def serve(lines: TextIO, out: TextIO, vocabulary: int) -> None:
     Args:
         lines: Where requests come from.
         out: Where answers go.
-        vocabulary: Of the rows' models, so that they are the same on both sides; 0 leaves each checkout's own.
+        vocabulary: Size of the rows' models' vocabulary, so that it is the same on both sides; 0 leaves the checkout's.
     """
     import fedloom
     from benchmarks import harness, models
@@ -139,5 +139,5 @@ def serve(lines: TextIO, out: TextIO, vocabulary: int) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore", FutureWarning)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # so that what libraries print is not read as an answer
     serve(sys.stdin, answers, int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Sites without a model, and backends whose clients are plain functions."""
+"""Sites with and without a model, backends whose clients are plain functions, and what tests need around them."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
 
 
 def start_of(layout: Layout = LAYOUT) -> Params:
-    """Where every method begins."""
+    """Return the parameters with which every method begins."""
     return Params(layout, torch.linspace(-1, 1, layout.size))
 
 
 def held(client: int) -> list[Conversation]:
-    """What a client holds: one example more than its number says."""
+    """Return what a client holds: one example more than its number."""
     return [Conversation("", "")] * (client + 1)
 
 
 def profiles(clients: int = CLIENTS) -> list[Profile]:
-    """What is told of clients that hold what `held` says; those with odd numbers have no images."""
+    """Return the profiles of clients that hold what `held` gives; those with odd numbers have no images."""
     return [Profile(client + 1, images=client % 2 == 0, texts=True) for client in range(clients)]
 
 
 def all_parts(size: int) -> Parts:
-    """The parts of a strategy that exchanges everything."""
+    """Return the parts of a strategy that exchanges everything."""
     whole = Part.whole(size)
     return Parts(whole, whole, Part(size, ()), whole)
 
@@ -63,7 +63,7 @@ def site_of(
     layout: Layout = LAYOUT,
     clients: int = CLIENTS,
 ) -> Site:
-    """Make a site of clients that hold what `held` says, without a model."""
+    """Make a site of clients that hold what `held` gives, without a model."""
     local = Local(
         algorithm.local, start_of(layout), [parts or all_parts(layout.size)], profiles(clients), held
     )
@@ -72,7 +72,7 @@ def site_of(
 
 @dataclass(frozen=True)
 class Plain:
-    """A backend whose client k draws the parameters towards k, with the real optimizer, rule and memory."""
+    """A backend whose client k pulls the parameters toward k, with the real optimizer, rule and memory."""
 
     site: Site
 
@@ -127,7 +127,7 @@ def trained(job: Job) -> Trained:
 
 @dataclass(frozen=True)
 class Corrupted(Plain):
-    """A backend in which some clients' updates are changed in some rounds; None in their place is no answer."""
+    """A backend in which some clients' updates are changed in some rounds, or left out where the change returns None."""
 
     bad: dict[int, Callable[[Update], Answer | None]] = field(default_factory=dict)
     rounds: tuple[int, ...] = (0, 1, 2)
@@ -166,13 +166,16 @@ def run_of(
 
 
 def same(left: Standing, right: Standing) -> bool:
-    """Whether two servers have equal bits."""
+    """Return whether two servers have equal bits."""
     one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+# With a real model ------------------------------------------------------------------------------------
+
+
 def asked_about(client: int) -> list[Conversation]:
-    """The questions of a client of `real_site`: one to three, with text where its number is even."""
+    """Return the examples of a client of `real_site`: one to three, with text where its number is even."""
     examples = [MAKERS["vqa"](stream(client, "t", step=k), str(k)) for k in range(1 + client % 3)]
     return [TASKS["vqa"].render(one, Presence(True, client % 2 == 0), answer_form="text") for one in examples]
 
@@ -186,7 +189,7 @@ def real_site(
     train: Train = Train(batch_size=2),
     clients: int = CLIENTS,
 ) -> Site:
-    """Make a site with a real model; the clients hold what `conversations` says."""
+    """Make a site with a real model; the clients hold what `conversations` gives."""
     known = [Profile(1 + client % 3, images=True, texts=client % 2 == 0) for client in range(clients)]
     whole = all_parts(tuned.layout.size)
     local = Local(rule or make(name, clients).local, tuned.start, [whole], known, conversations)
@@ -194,13 +197,10 @@ def real_site(
 
 
 def assigned(tuned: Tuned, name: str = "fedavg", clients: int = CLIENTS, round: int = 0) -> list[Assignment]:
-    """Make the assignments of a first round."""
+    """Make the assignments of a round from the start of training."""
     algorithm = make(name, clients)
     sent = algorithm.broadcast(algorithm.init(tuned.start))
     return [Assignment(name, 0, round, client, sent.params, sent.extras) for client in range(clients)]
-
-
-# With a real model ------------------------------------------------------------------------------------
 
 
 def job_of(
@@ -217,7 +217,7 @@ def job_of(
     memory: Tensors | None = None,
     trained: Part | None = None,
 ) -> Job:
-    """Put together what a client does, without a site; where `start` is None it begins where the model does."""
+    """Make a client's job without a site; where `start` is None it begins with the model's start."""
     begun = start or Broadcast(tuned.start)
     assignment = Assignment("method", stage, round, client, begun.params, begun.extras, up=trained)
     return Job(assignment, begun, rule, memory or {}, conversations, settings, seed, trained)
@@ -228,7 +228,7 @@ Result = tuple[Update, Tensors]
 
 
 def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
-    """Train clients side by side, and let a site make updates of where they end."""
+    """Train clients side by side, and let a site make updates from where they end."""
     return [_result(tuned, *one) for one in zip(jobs, train(tuned, jobs), strict=True)]
 
 
@@ -240,5 +240,5 @@ def _result(tuned: Tuned, job: Job, end: Trained) -> Result:
 
 
 def deltas(tuned: Tuned, jobs: Sequence[Job]) -> list[torch.Tensor]:
-    """Train clients side by side; return how far each came, shape [P] each."""
+    """Train clients side by side; return their deltas, shape [P] each."""
     return [update.delta.flat for update, _ in results(tuned, jobs)]

@@ -1,4 +1,4 @@
-"""Laws of messages: what is written is read again bit for bit, and nothing else is read."""
+"""Laws of messages: what is written is read back bit for bit, and nothing else is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def vector(numbers: st.SearchStrategy[float] = FLOATS) -> st.SearchStrategy[Tens
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    """A tensor of any dtype that travels: 0 to 3 dimensions, or as long as the layout; any bits."""
+    """Draw a tensor of any dtype that travels: 0 to 3 dimensions, or as long as the layout; any bits."""
     dtype, shape = draw(st.sampled_from(list(framing.NAMES))), draw(SHAPES)
     count = int(torch.Size(shape).numel())
     if dtype == torch.bool:
@@ -51,7 +51,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 @st.composite
 def extras(draw: st.DrawFn, part: Part | None) -> dict[str, Tensor]:
-    """Tensors by any names; some are vectors that are zero outside the part."""
+    """Draw tensors with any names; some are vectors that are zero outside the part."""
     found = draw(st.dictionaries(st.text(max_size=4), tensors(), max_size=3))
     if draw(st.booleans()):
         found["control"] = (part or Part.whole(SIZE)).only(draw(vector()))
@@ -108,7 +108,7 @@ def whole_is_none(part: Part | None) -> Part | None:
 
 
 def content(one: Assignment | Update | Missing) -> dict[str, Any]:
-    """All that a message says, so that equal content is equal bits; a whole part is all, as None is."""
+    """Return what a message holds, comparable bit by bit; a whole part is the same as None."""
     if isinstance(one, Missing):
         return {"client": one.client, "reason": one.reason}
     own = {"extras": {name: bits(value) for name, value in one.extras.items()}, "up": whole_is_none(one.up)}
@@ -141,7 +141,7 @@ def test_the_length_is_that_of_the_bytes(one: Assignment | Update) -> None:
 
 
 @given(WORDS, NUMBERS)
-def test_who_is_missing_survives(reason: str, client: int) -> None:
+def test_a_missing_client_survives(reason: str, client: int) -> None:
     one = Missing(client, reason)
     assert answer_from_bytes(one.to_bytes(), LAYOUT) == one
 
@@ -153,15 +153,15 @@ def test_an_answer_is_an_update_too(one: Update) -> None:
 
 
 @given(updates(), st.floats(), st.floats())
-def test_seconds_of_another_size_take_as_many_bytes(one: Update, left: float, right: float) -> None:
+def test_the_length_does_not_depend_on_the_values_of_metrics(one: Update, left: float, right: float) -> None:
     both = [replace(one, metrics={"seconds": seconds, "loss": 0.5}) for seconds in (left, right)]
     assert both[0].length == both[1].length
 
 
 @pytest.mark.parametrize("codec", wire.CODECS)
 @given(updates(st.floats(-1000, 1000, width=32)))
-def test_codecs_lose_what_they_may(codec: str, one: Update) -> None:
-    """The values of the part, and they alone, go through the codec; all else comes as it was."""
+def test_codecs_change_the_values_of_the_part_alone(codec: str, one: Update) -> None:
+    """These go through the codec; everything else is read as it was."""
     found, part = Update.from_bytes(one.to_bytes(codec), LAYOUT), one.up or Part.whole(SIZE)
     sent = part.take(one.delta.flat)
     expected = wire.decode(wire.encode(sent, codec)) if part.count else sent
@@ -177,20 +177,20 @@ def test_values_outside_the_part_are_not_sent(one: Assignment) -> None:
     assert torch.equal(found.params.flat, 7.0 * part.mask)
 
 
-def test_a_part_takes_its_own_bytes_alone() -> None:
-    """40 of 1,000 values: of parameters and of an extra that is zero elsewhere, not of one that is not."""
+def test_only_the_values_of_a_part_take_bytes() -> None:
+    """40 of 1,000 values travel, of the parameters and of an extra that is zero elsewhere, but not of one that is not."""
     layout, part = Layout.of({"x": (1000,)}), Part(1000, ((100, 140),))
     flat, ones = part.only(torch.randn(1000, generator=torch.Generator().manual_seed(0))), torch.ones(1000)
 
     def length(extra: Tensor, up: Part | None) -> int:
         return Update(0, Params(layout, flat), 1.0, {"control": extra}, up=up).length
 
-    everything, heads = length(flat, None), 64  # the stretches and the counts take some bytes more or fewer
+    everything, heads = length(flat, None), 64  # the stretches and counts in the head differ by some bytes
     assert abs(everything - length(flat, part) - 2 * 960 * 4) < heads
     assert abs(everything - length(ones, part) - 960 * 4) < heads
 
 
-def test_a_zero_with_a_sign_is_sent() -> None:
+def test_a_negative_zero_is_sent() -> None:
     part = Part(SIZE, ((0, 2),))
     control = torch.zeros(SIZE)
     control[5] = -0.0
@@ -293,7 +293,7 @@ def test_another_layout_is_refused() -> None:
             type(one).from_bytes(one.to_bytes(), OTHER)
 
 
-def test_what_does_not_travel_is_refused_when_it_is_written() -> None:
+def test_what_cannot_travel_is_refused_when_it_is_written() -> None:
     one = EXAMPLES["update"]
     assert isinstance(one, Update)
     with pytest.raises(ValueError, match="no codec is called 'int3'"):
@@ -317,7 +317,7 @@ def taken_apart(message: bytes) -> tuple[int, dict[str, Any], bytes]:
 
 
 def forged(kind: int, head: bytes, payload: bytes, align: bool = True) -> bytes:
-    """Put a message together whose checksum is right."""
+    """Return a message whose checksum is right."""
     head += b" " * (-len(head) % 8 if align else 0)
     fixed = framing.FIXED.pack(framing.MAGIC, kind, len(head), len(payload))
     body = torch.frombuffer(bytearray(head + payload), dtype=torch.uint8)
@@ -332,7 +332,7 @@ def refuse(message: bytes, kind: str) -> None:
 
 
 def test_a_message_put_together_again_is_read(kind: str) -> None:
-    """What follows is refused for what is changed, not for how it is put together."""
+    """So the forgeries below are refused for what they change, not for how they are put together."""
     number, head, payload = taken_apart(EXAMPLES[kind].to_bytes())
     found = read(forged(number, json.dumps(head).encode(), payload), kind)
     assert content(found) == content(EXAMPLES[kind])
@@ -346,7 +346,7 @@ NONSENSE: list[Any] = [
     {"0": 1}, [{"a": 1}],
 ]  # fmt: skip
 FITTING: dict[str, Callable[[Any], bool]] = {
-    # What a key of the head may be besides what it was: the rest of NONSENSE is refused.
+    # Valid values of a key besides the one that it had: the rest of NONSENSE is refused.
     "stage": lambda value: type(value) is int and 0 <= value < 2**63,
     "round": lambda value: type(value) is int and 0 <= value < 2**63,
     "client": lambda value: type(value) is int and 0 <= value < 2**63,
@@ -366,13 +366,13 @@ def test_nonsense_in_a_head_is_refused(kind: str) -> None:
         )
         for value in NONSENSE:
             if key == "up" and kind == "assignment" and value in (None, []):
-                continue  # parts as good as any
+                continue  # valid parts, too
             if not (FITTING[key](value) if key in FITTING else value == head[key]):
                 refuse(forged(number, json.dumps(head | {key: value}).encode(), payload), kind)
 
 
 @pytest.mark.parametrize("stretches", [[[0, 6]], [[0, 7], [9, 10]], [[0, SIZE]], [], None])
-def test_another_part_than_that_of_the_values_is_refused(stretches: Any) -> None:
+def test_a_part_other_than_that_of_the_values_is_refused(stretches: Any) -> None:
     number, head, payload = taken_apart(EXAMPLES["assignment"].to_bytes())
     assert head["down"] != stretches
     refuse(forged(number, json.dumps(head | {"down": stretches}).encode(), payload), "assignment")
@@ -402,7 +402,7 @@ def test_nonsense_in_a_list_of_tensors_is_refused(kind: str) -> None:
     ],
     ids=range(13),
 )
-def test_heads_that_are_none_are_refused(head: bytes, kind: str) -> None:
+def test_bytes_that_are_no_head_are_refused(head: bytes, kind: str) -> None:
     number, _, payload = taken_apart(EXAMPLES[kind].to_bytes())
     refuse(forged(number, head, payload), kind)
     refuse(forged(number, head, b""), kind)
@@ -468,7 +468,7 @@ def test_updates_without_what_every_update_has_are_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that any operation returns."""
+    """Records the bytes of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -483,7 +483,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_forged_sizes_take_no_memory() -> None:
-    """Sizes that a head announces are checked against what came before anything of that size is made."""
+    """Sizes in a head are checked against the bytes that came before any tensor of that size is made."""
     number, head, payload = taken_apart(EXAMPLES["assignment"].to_bytes())
     coded = bytearray(wire.encode(torch.ones(SIZE), "top16") + bytes(6))
     coded[8:16] = (2**33).to_bytes(8, "little")
@@ -509,13 +509,13 @@ def test_forged_sizes_take_no_memory() -> None:
     honest = Update(0, Params.zeros(layout), 1.0, up=Part(2**18, ((0, 2**10),))).to_bytes()
     with Largest() as made:
         Update.from_bytes(honest, layout)
-    assert made.bytes == 2**20  # so it is noticed where something is made
+    assert made.bytes == 2**20  # so a tensor that is made is noticed
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_forged_bytes_are_a_message_or_a_value_error(data: st.DataObject) -> None:
-    """Whatever replaces a stretch of a message, under a right checksum: it is read, or refused as anything bad is."""
+    """Whatever replaces a stretch of a head, under a right checksum, the message is read or refused with a ValueError."""
     kind = data.draw(st.sampled_from(list(EXAMPLES)))
     message = EXAMPLES[kind].to_bytes()
     _, number, start, _ = framing.FIXED.unpack_from(message)

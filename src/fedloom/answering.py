@@ -1,4 +1,4 @@
-"""Ask models the questions of the test part and of the validation part, and write the scores down."""
+"""Evaluate models on the test part and on the validation part, and record the scores."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def answers_of(
     rounds: Mapping[int | None, int],
     part: str,
 ) -> list[Judged]:
-    """Answer the test set with one slice's evidence, with several models at once, and write the scores down.
+    """Answer the test part with the modalities of one slice, with several models at once, and record the scores.
 
     Args:
         setting: What all methods share.
-        models: Models to ask, by the client they belong to, or None for the global model.
+        models: Models, by the client they belong to, or None for the global model.
         name: The method's name.
-        rounds: Rounds each of these models was trained for.
-        part: The slice.
+        rounds: How many rounds each of these models was trained for.
+        part: The slice, a key of `SLICES`.
     """
     test, clock = setting.data.test, Clock()
-    questions = [replace(one, part=part) for one in models.values()]
+    questions = [replace(one, slice=part) for one in models.values()]
     judged = local_backend(setting).answer(questions)
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):
@@ -61,16 +61,17 @@ def validated(
     name: str,
     rounds: Mapping[int | None, int],
 ) -> dict[str, Any] | None:
-    """Answer the validation part with models, and write the scores down.
+    """Answer the validation part with models, and record the scores.
 
-    A global model answers what all clients keep out, a client's own model what that client keeps out, or the owners'
-    part where that is common. The score is the mean over clients, weighted by their numbers of validation examples.
+    A global model answers the examples that all clients keep out, a client's own model those that this client keeps
+    out, or all of the owners' part where that is common. The score is the mean over clients, weighted by their numbers of
+    validation examples.
 
     Args:
         setting: What all methods share.
-        models: Parameters by the client they belong to, or None for a global model.
+        models: Models, by the client they belong to, or None for a global model.
         name: The method's name.
-        rounds: Rounds each of these models was trained for.
+        rounds: How many rounds each of these models was trained for.
 
     Returns:
         As `validation_scores`; None where no model has anything to answer.
@@ -102,7 +103,7 @@ def validated(
 def _values(
     asked: Mapping[int | None, tuple[Sequence[Example], Judged]], *, headline: bool
 ) -> dict[int | None, np.ndarray]:
-    """Score each model's answers, all in one, since how rare a word is in a caption is counted over all of them."""
+    """Score the answers of all models in one call, since the rarity of a caption's words is counted over all of them."""
     whole = each(
         [example for examples, _ in asked.values() for example in examples],
         joined([judged for _, judged in asked.values()]),
@@ -115,12 +116,12 @@ def _values(
 def validation_scores(
     setting: Setting, values: Mapping[int | None, np.ndarray], rounds: Mapping[int | None, int]
 ) -> dict[str, Any]:
-    """Sum up what models score on the validation part.
+    """Average the scores of models on the validation part.
 
     Args:
         setting: What all methods share.
         values: Each model's score of each of its validation examples, by client, or None for a global model.
-        rounds: Rounds each of these models was trained for.
+        rounds: How many rounds each of these models was trained for.
 
     Returns:
         "score": the mean over all examples, which is that over clients weighted by their numbers of examples; "metric";
@@ -137,7 +138,7 @@ def validation_scores(
 
 
 def _summed(validation: Validation, values: np.ndarray) -> dict[str, Any]:
-    """Return the mean score, what it is a score of, and of how many examples."""
+    """Return the mean score, its metric, and the number of examples."""
     metric = HEADLINES[validation.tasks[0]] if len(validation.tasks) == 1 else "accuracy"
     return {"score": float(values.mean()), "metric": metric, "examples": len(values)}
 

@@ -1,4 +1,4 @@
-"""Choose where the clients of a run train, and train them there: how many side by side, in how many processes."""
+"""Choose how many clients of a run train side by side and in how many processes, and train them so."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
 
     Args:
         setting: What all methods of the run share.
-        label: What is trained, for the progress bar.
+        label: The name of what is trained, for the progress bar.
         runs: One training, or several that share nothing but the model (clients that train alone).
 
     Returns:
-        Where they stand at the end.
+        Where each stands at the end.
     """
     left = sum(max(run.left, 0) * len(draw_cohort(run.schedule, 0)) for run in runs)
     setting.progress.stage(label, left)
@@ -58,7 +58,8 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
 def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
     """Return how clients train: as the experiment says, else as the run did before, else as the machine decides.
 
-    What the machine decides is written into the run's folder and its record, and used again when the run goes on.
+    What the machine decides for several clients is written into the run's folder and record, and is used again when the
+    run goes on.
 
     Args:
         setting: What the runs belong to.
@@ -82,26 +83,26 @@ def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
 
 
 def _held(setting: Setting, machine: Machine) -> Choice | None:
-    """Read what was decided when the run began; another kind of machine than then is told."""
+    """Read what was decided when the run began; show a message where that was on another kind of machine."""
     file = setting.folder / MACHINE
     if not file.exists():
         return None
     value = read_sealed(file)
     before = Machine(**value["machine"])
     if before != machine:
-        told = ", ".join(
+        differences = ", ".join(
             f"{key} {one!r} (now {asdict(machine)[key]!r})"
             for key, one in value["machine"].items()
             if one != asdict(machine)[key]
         )
         setting.progress.message(
-            f"this run began on another kind of machine: {told}; its bytes may come out differently"
+            f"this run began on another kind of machine: {differences}; its bytes may come out differently"
         )
     return Choice(**value["choice"])
 
 
 def _jobs(setting: Setting, runs: Sequence[Run]) -> list[Job]:
-    """Return some of the jobs of runs' next rounds: those that choices are made by."""
+    """Return at most `MOST` jobs of the runs' next rounds, on which choices are based."""
     jobs = list[Job]()
     for assignment in chain.from_iterable(assignments_of(run) for run in runs if run.left > 0):
         with suppress(Exception):  # that client will be missing, with the reason
@@ -117,9 +118,9 @@ def _clients(runs: Sequence[Run]) -> int:
 
 
 def workers_of(setting: Setting) -> int:
-    """Return how many processes may work at once; on an accelerator its devices do, and processes cannot.
+    """Return how many processes may work at once: one where a process cannot be copied, as on an accelerator.
 
-    With compiled layers there is one: a copy would forget what it compiled.
+    With compiled layers there is one, too: a copy would not keep what it compiled.
 
     Raises:
         UserError: The experiment wants more than there are devices where a process cannot be copied.

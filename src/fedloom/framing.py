@@ -1,12 +1,12 @@
-"""A head in JSON and tensors as bytes with a checksum: the frame of every message between a server and a site.
+"""The frame of every message between a server and a site: a head in JSON, tensors, and a checksum.
 
     frame = magic "FLM1" · kind (1 byte) · zero (3) · bytes of the head (4) · bytes of the payload (8) · checksum (8)
-            · head, JSON, filled up with blanks to a multiple of 8 · tensors, each filled up with zeros to one
+            · head, JSON, padded with blanks to a multiple of 8 · tensors, each padded with zeros to one
 
-All figures are little-endian. The head lists the tensors in their order with name, dtype, shape, codec of `fedloom.wire`,
+All numbers are little-endian. The head lists the tensors in order, each with name, dtype, shape, codec of `fedloom.wire`,
 and whether only the values of a part are there. The checksum is that of `fedloom.wire`, over all that is before and after
-it: it finds accidents, and is no defense against forgery. Forged bytes with a right checksum are read only if they are
-well formed, and take no memory beyond that of their own values.
+it: it detects accidental damage and is no defense against forgery. Forged bytes with a right checksum are read only
+if they are well formed, and take no memory beyond that of their own values.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LIMIT = 2**40
-"""Bytes that no message has: a head that announces more is damaged."""
+"""Bytes that no message reaches: one that announces as many is damaged."""
 MOST = 64
-"""Most tensors in a message: one of a part grows to the layout's size when it is read."""
+"""Most tensors in a message; there is a limit since each that holds a part grows to the layout's size when it is read."""
 
 
 class Spec(NamedTuple):
-    """What a head says of a tensor: its name, dtype and shape, its codec, and whether only values of a part are there."""
+    """The entry of a tensor in a head: its name, dtype and shape, its codec, and whether only values of a part are there."""
 
     name: str
     dtype: torch.dtype
@@ -56,12 +56,12 @@ class Spec(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, but for what fills it up."""
+        """Bytes of the tensor without padding."""
         return _size(prod(self.shape), self.dtype, self.codec)
 
 
 class Piece(NamedTuple):
-    """A tensor on its way.
+    """A tensor to be written.
 
     Attributes:
         name: Its name.
@@ -77,12 +77,12 @@ class Piece(NamedTuple):
 
     @property
     def spec(self) -> Spec:
-        """What the head says of it."""
+        """The tensor's entry in the head."""
         shape = tuple(self.value.shape) if self.part is None else (self.part.count,)
         return Spec(self.name, self.value.dtype, shape, self.codec, self.part is not None)
 
     def to_bytes(self) -> bytes | memoryview:
-        """Write what travels."""
+        """Write the values that travel."""
         value = self.value if self.part is None else self.part.take(self.value)
         if self.codec != "fp32":
             return wire.encode(value, self.codec)
@@ -94,7 +94,7 @@ class Piece(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A tensor that has come: its name, its values, and whether they are those of a part only."""
+    """A tensor that was read: its name, its values, and whether they are those of a part only."""
 
     name: str
     value: Tensor
@@ -102,12 +102,12 @@ class Found(NamedTuple):
 
 
 def text_length(fields: Mapping[str, Any], specs: Sequence[Spec]) -> int:
-    """Return the characters of a head, but for what fills it up."""
+    """Return the number of characters of a head without padding."""
     return len(_text(fields, specs))
 
 
 def length(text: int, specs: Sequence[Spec]) -> int:
-    """Return the bytes of a message whose head has so many characters, without writing it."""
+    """Return the bytes of a message whose head has `text` characters, without writing it."""
     return HEADER + text + -text % 8 + sum(one.size + -one.size % 8 for one in specs)
 
 
@@ -168,7 +168,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its head is not JSON: {error}") from None
     if not isinstance(fields, dict) or start % 8:
-        raise ValueError("its head is nothing that this version writes")
+        raise ValueError("its head is not one that this version writes")
     head = Head(fields)
     listed = head.of("tensors", lambda value: isinstance(value, list) and len(value) <= MOST)
     at, found = start, list[Found]()
@@ -198,7 +198,7 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
         raise ValueError("its tensors end before they are whole")
     piece, after = body[at : at + size], at + size + -size % 8
     if body[at + size : after].any():
-        raise ValueError("there is something between its tensors")
+        raise ValueError("the padding between its tensors is not zero")
     if codec != "fp32":
         value = wire.decode(bytearray(piece.numpy().data))
     else:
@@ -207,11 +207,8 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
         value = piece.view(dtype) if count else torch.empty(0, dtype=dtype)
     try:
         return Found(name, value.view(shape), partial), after
-    except (
-        RuntimeError,
-        TypeError,
-        OverflowError,
-    ):  # another number of values, or more dimensions than can be
+    # The number of values differs, or there are more dimensions than torch has.
+    except (RuntimeError, TypeError, OverflowError):
         raise ValueError(f"{short(name)} does not have shape {short(shape)}") from None
 
 
@@ -224,13 +221,13 @@ def _whole(value: object, least: int = 0) -> bool:
 
 
 class Head:
-    """The head of a message; what is missing or of another type is a ValueError."""
+    """The head of a message; reading a key that is missing or has another type raises ValueError."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
 
     def of(self, key: str, holds: Callable[[Any], bool]) -> Any:
-        """Return what is said for a key, if it is as it should be."""
+        """Return the value of a key for which `holds` is true."""
         value = self._fields.get(key)
         if key not in self._fields or not holds(value):
             raise ValueError(f"the message says {short(value)} for {key}")
@@ -257,7 +254,7 @@ class Head:
         return self.of(key, lambda value: isinstance(value, bool))
 
     def part(self, key: str, size: int) -> Part | None:
-        """Return a part of so many values; None is all."""
+        """Return a part of a buffer of `size` values; None is all."""
         stretches = self.of(key, lambda value: value is None or _pairs(value))
         return None if stretches is None else Part(size, tuple((start, stop) for start, stop in stretches))
 

@@ -1,8 +1,8 @@
 """What travels between a server and a site: assignments, updates, and clients that are missing, as values and as bytes.
 
-As bytes each is a frame of `fedloom.framing`. Of vectors as long as the layout only the values of a *part* travel; the part
-is written as its stretches, and all of them as no part. Messages of equal content have equal bytes, so what a record counts
-as sent is `len(message)`; `length` gives that without writing the message.
+As bytes each message is a frame of `fedloom.framing`. Of a vector as long as the layout only the values of a *part* travel;
+the part is written as its stretches, and a part that has every value as null. Messages of equal content have equal bytes.
+The bytes that a record counts as sent are `len(message)`, which `length` computes without writing the message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ASSIGNMENT, UPDATE, MISSING = 1, 2, 3
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a server asks of one client in one round: data, from which the client's site builds the work.
+    """What a server asks of one client in one round, as data from which the client's site builds a `Job`.
 
     Attributes:
         method: The method by its name in the experiment; the site knows its rule, prompt and examples.
@@ -34,11 +34,11 @@ class Assignment:
         round: Number of the round within its stage, from 0; with stage and client it names the random streams.
         client: The client's number.
         params: The global parameters; of these the client gets the values of `down`.
-        extras: What the algorithm sends besides.
-        since: Last round, counted over all stages, in which an update of this client was accepted that left something at
-            the site: the client starts with what it kept then. -1 where there is none.
+        extras: What the algorithm sends besides the parameters, by name.
+        since: Round, counted over all stages, of the client's memory that the server accepted last: the client starts
+            with what it kept then. -1 where it has none.
         keep: Other rounds whose memory the server may still go back to.
-        down: The part that is sent; None is all. Elsewhere the client has the method's start, or values of its own.
+        down: The part that is sent; None is all. Elsewhere the client has the method's start, or its personal values.
         up: The part that the client trains and reports; None is all.
     """
 
@@ -113,10 +113,10 @@ class Update:
         client: The client's number; sums run in this order.
         delta: Local parameters minus broadcast parameters; zero outside `up`.
         weight: Number of training examples, positive.
-        extras: What an algorithm sends besides the delta.
-        metrics: Plain numbers for the record: loss, steps, seconds.
+        extras: What the algorithm sends besides the delta, by name.
+        metrics: Figures for the record, by name: loss, steps, norm, seconds.
         up: The part that is reported; None is all.
-        keeps: Whether the client keeps something of this round at its site.
+        keeps: Whether the client keeps memory of this round at its site.
     """
 
     client: int
@@ -185,7 +185,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A client that was asked and gave no update: it did not answer, raised an error, or its process was killed.
+    """A client that gave no update: it did not answer, raised an error, or its process was killed.
 
     Attributes:
         client: The client's number.
@@ -196,16 +196,16 @@ class Missing:
     reason: str
 
     def to_bytes(self) -> bytes:
-        """Write it as bytes."""
+        """Write the message as bytes."""
         return frame(MISSING, {"client": self.client, "reason": self.reason}, [])
 
 
 Answer = Update | Missing
-"""What a client that was asked comes to."""
+"""The answer to an assignment: an update, or the reason why there is none."""
 
 
 def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
-    """Read an update, or why there is none.
+    """Read an update, or the reason why there is none.
 
     Raises:
         ValueError: The bytes are damaged, of another kind, or for another layout.
@@ -222,7 +222,7 @@ def _parts(layout: Layout, **parts: Part | None) -> dict[str, Any]:
 
 
 def _length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
-    """Return the bytes of a message without writing it: heads that differ in numbers differ in their digits alone."""
+    """Return the bytes of a message without writing it: heads that differ only in numbers differ only in digits."""
     digits, key = 0, list[tuple[str, Any]]()
     for name, value in fields.items():
         if type(value) is int:
@@ -243,7 +243,7 @@ def _check_layout(head: Head, layout: Layout) -> None:
 
 
 def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more: Piece) -> list[Piece]:
-    """List what travels: the flat buffer first, in a codec, then `more`, then the extras by their names."""
+    """List the tensors of a message: the flat buffer first, in a codec, then `more`, then the extras."""
     if codec not in wire.CODECS:
         raise ValueError(f"no codec is called {codec!r}; there are {', '.join(wire.CODECS)}")
     part = None if part is None or part.is_whole else part
@@ -255,7 +255,7 @@ def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more:
 
 
 def _blank(value: Tensor, part: Part) -> bool:
-    """Whether a tensor is a vector as long as the layout, and has no bit set where values do not belong to a part."""
+    """Return whether a tensor is a vector as long as the layout without a bit set outside a part."""
     if value.dtype != torch.float32 or value.shape != (part.size,):
         return False
     bits = value.contiguous().view(torch.int32)  # −0 is not blank: it would come back as 0
@@ -265,7 +265,7 @@ def _blank(value: Tensor, part: Part) -> bool:
 def _spread(
     found: Sequence[Found], more: int, part: Part | None, layout: Layout
 ) -> tuple[Params, dict[str, Tensor]]:
-    """Return what `_pieces` listed, but for `more`: the flat buffer, and the extras by their names."""
+    """Return what `_pieces` listed, except `more`: the flat buffer, and the extras by name."""
     if len(found) <= more:
         raise ValueError("the message has no parameters, or no weight")
     first, extras = found[0], found[1 + more :]

@@ -1,4 +1,4 @@
-"""What each method of a run comes to: what it has trained, how that is scored, and the adapter of the main one."""
+"""Train or read each method of a run, score it, and export the adapter of the main one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SCORED_TOGETHER = 4
 
 
 def outcome(setting: Setting, name: str) -> dict[str, Any]:
-    """Run one method, or read what it came to if it is finished.
+    """Run one method, or read its result if it is finished.
 
-    A result that is damaged, or whose parameters are wanted and are in no checkpoint that is whole, is made again from
-    the last checkpoint that is.
+    A result that is damaged, or whose parameters are to be exported and are in no checkpoint that is whole, is made
+    again from the last checkpoint that is.
 
     Returns:
         What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds", the size
@@ -64,7 +64,7 @@ def outcome(setting: Setting, name: str) -> dict[str, Any]:
 
 
 def _of_this(setting: Setting, name: str, file: Path) -> dict[str, Any]:
-    """Read what a method came to; raise `UserError` for a damaged file and for that of another run or method."""
+    """Read the result of a method; raise `UserError` for a damaged file and for that of another run or method."""
     value = read_sealed(file)
     if value.get("of") != setting.of(name):
         raise UserError(f"{file} is the result of another run or method")
@@ -83,7 +83,7 @@ def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standi
 
 
 Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
-"""Scores, bytes sent up, bytes sent down, validation scores. References send nothing: data are pooled, or stay where they are."""
+"""Scores, bytes sent up, bytes sent down, validation scores. References send nothing: data are pooled, or do not move."""
 
 
 def _zero_shot(setting: Setting, method: Method, name: str) -> Outcome:
@@ -109,7 +109,7 @@ def _linear(setting: Setting, method: Method, name: str) -> Outcome:
 
 
 def _linear_validated(setting: Setting, name: str) -> dict[str, Any] | None:
-    """Score the linear references on the validation part, each example by the evidence that is seen of it."""
+    """Score the linear references on the validation part, each example with the modalities that its client sees."""
     if setting.validation is None:
         return None
     asked = _visible(setting.validation.examples, setting.validation.plan)
@@ -124,7 +124,7 @@ def _linear_validated(setting: Setting, name: str) -> dict[str, Any] | None:
 
 
 def _embedder(setting: Setting) -> Callable[[Sequence[str]], Any] | None:
-    """Return what embeds texts for the linear reference; None for word counts."""
+    """Return the function that embeds texts for the linear reference; None for word counts."""
     return embed_sentences if setting.experiment.evaluate.linear_text == "minilm" else None
 
 
@@ -151,7 +151,7 @@ def _federated(setting: Setting, method: Method, name: str) -> Outcome:
 def _chosen(
     setting: Setting, method: Method, name: str, standings: Sequence[tuple[int | None, Standing]]
 ) -> tuple[dict[int | None, Question], dict[int | None, int]]:
-    """Return the models that are reported, of the last round or of the best one, and the rounds that each took."""
+    """Return the models that are reported, of the last round or the best one, and how many rounds each was trained for."""
     models: dict[int | None, Question] = {}
     rounds: dict[int | None, int] = {}
     for alone, standing in standings:
@@ -206,7 +206,7 @@ def _own_scores(
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average nested figures entry by entry; an entry unknown anywhere is unknown."""
+    """Average nested figures entry by entry; an entry that is None anywhere is None."""
     mean: dict[str, Any] = {}
     for key, first in values[0].items():
         found = [value[key] for value in values]
@@ -242,7 +242,7 @@ def _scores(
 
 
 def validation_of(setting: Setting, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what `result.json` holds of the validation part; nothing where there is none."""
+    """Return what `result.json` holds of the validation part; an empty dict where there is none."""
     if (part := setting.validation) is None:
         return {}
     value = {"from": part.source, "examples": len(part.plan.indices), "without": part.sizes.count(0)}
@@ -254,7 +254,7 @@ def export(setting: Setting, main: str) -> None:
     """Write the adapter of a finished method, or each client's own, in PEFT's format.
 
     Raises:
-        UserError: Its last commit is damaged.
+        UserError: Its last checkpoint is damaged.
     """
     standing = _last(setting, main, setting.damaged)
     if standing is None:

@@ -101,7 +101,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """Which values of a flat buffer a client gets, or reports.
+    """Some of the values of a flat buffer, such as those that a client is sent, or reports.
 
     Args:
         size: Number P of values of the whole buffer.
@@ -187,9 +187,9 @@ class Part:
         return torch.cat([flat[start:stop] for start, stop in self.stretches] or [flat[:0]])
 
     def put(self, values: Tensor, under: Tensor) -> Tensor:
-        """Return a buffer, shape [P], with the part's values, shape [count], in the places of `under`'s.
+        """Return `under`, shape [P], with the part's values replaced by others, shape [count].
 
-        Where the part is whole, that is `values` itself.
+        Where the part is whole, the result is `values` itself.
 
         Raises:
             ValueError: One of them has another shape.
@@ -205,11 +205,11 @@ class Part:
         return found
 
     def only(self, flat: Tensor) -> Tensor:
-        """Return a buffer with zeros where values do not belong to the part; itself where the part is whole."""
+        """Return a buffer with zeros outside the part; the buffer itself where the part is whole."""
         return flat if self.is_whole else torch.where(self.mask.to(flat.device), flat, 0.0)
 
     def silent(self, flat: Tensor) -> bool:
-        """Tell whether a buffer is zero wherever values do not belong to the part."""
+        """Return whether a buffer is zero outside the part."""
         return self.is_whole or not any(bool(flat[start:stop].any()) for start, stop in self.rest.stretches)
 
 

@@ -336,7 +336,7 @@ class Aggregate(Section):
     over: Literal["cohort", "reporters"] = Field(
         default="cohort",
         description="Whether a client without images counts in the mean of the connector, which it cannot train: cohort "
-        "counts all that took part, reporters only those whose data reach a value.",
+        "counts all clients that took part, reporters only those that hold images.",
     )
 
 

@@ -37,7 +37,7 @@ class Setting:
     validation: Validation | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
-        """Return what names a method of this run, or one training of it, so that no other's files pass for its own."""
+        """Return the digest by which files of a method, or of one training of it, prove whose they are."""
         return json_digest([self.identity, name, client, stage])
 
     @property
@@ -51,7 +51,7 @@ class Setting:
         return self.tuned.vlm
 
     def damaged(self, reason: str) -> None:
-        """Write down, and show, that a file is not used because it is damaged."""
+        """Record and show that a file is not used because it is damaged."""
         self.record.append("damaged", {"reason": reason})
         self.progress.message(f"{reason}; the run goes on from before it")
 

@@ -47,8 +47,8 @@ def make_site(
         plan: Who holds what.
         tuned: The model with the adapters that the strategy trains.
         strategy: The stages.
-        folder: Where it keeps what clients keep, in a folder for each method.
-        validation: The part that is kept out for choices, if any.
+        folder: The folder of the clients' memories, which has one folder for each method.
+        validation: The examples that are kept out of training for choices, if any.
     """
     together = cache(partial(pooled, plan))
 
@@ -70,7 +70,7 @@ def make_site(
     def asked(question: Question) -> Asked:
         clause = clause_of(experiment, parse_method(question.method))
         if question.test == "test":
-            return Asked(data.test, [SLICES[question.part]] * len(data.test), clause)
+            return Asked(data.test, [SLICES[question.slice]] * len(data.test), clause)
         assert validation is not None
         share = validation.share(question.client)
         presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
@@ -101,12 +101,12 @@ def algorithm_of(experiment: Experiment, method: Method, clients: int, layout: L
 
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
-    """Return what a method's prompts say of the evidence; None names what is present."""
+    """Return what a method's prompts say of an example's modalities; None names those that are present."""
     return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
 
 
 class Profiles(Sequence[Profile]):
-    """What a plan tells of each client, read when asked for."""
+    """The profile of each client of a plan, made when it is first read."""
 
     def __init__(self, data: DataSet, plan: Plan) -> None:
         self._data, self._plan = data, plan
@@ -134,14 +134,14 @@ class Profiles(Sequence[Profile]):
 
 
 def _start(tuned: Tuned, method: Method) -> Params:
-    """Return what a method's first round begins with: YOCO's adapters come from the weights they adapt."""
+    """Return the parameters of a method's first round: YOCO's adapters come from the weights that they adapt."""
     return svd_start(tuned) if method.base == "yoco" else tuned.start
 
 
 def _conversations(
     experiment: Experiment, data: DataSet, plan: Plan, method: Method
 ) -> Callable[[int], Sequence[Conversation]]:
-    """Return what renders a client's examples, showing what it holds, with the method's prompt."""
+    """Return a function that renders a client's examples with the modalities that it holds and the method's prompt."""
 
     @lru_cache(maxsize=CLIENTS_HELD)
     def conversations(client: int) -> list[Conversation]:

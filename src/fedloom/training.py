@@ -34,10 +34,10 @@ def train_method(
         servers: For each training the client that trains alone, or None, and the training's clients.
 
     Returns:
-        Where they stand at the end, in the order of `servers`.
+        Where each stands at the end, in the order of `servers`.
 
     Raises:
-        UserError: One of them cannot go on.
+        UserError: None of them can go on.
     """
     standings: Sequence[Standing | None] = [None] * len(servers)
     for number in range(len(setting.stages)):
@@ -58,7 +58,7 @@ def _training(
     number: int,
     before: Standing | None,
 ) -> Run:
-    """Set up one stage of one training: from its last checkpoint, from the stage before, or from the start."""
+    """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
     (alone, clients), layout = server, setting.tuned.layout
     last = number == len(setting.stages) - 1
     folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
@@ -66,8 +66,9 @@ def _training(
     algorithm = algorithm_of(setting.experiment, method, len(setting.plan.clients), layout)
     train, backend = setting.site.settings[number], local_backend(setting)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
-    folder.mkdir(parents=True, exist_ok=True)  # only here: a folder that is removed later stays so
-    of, done = setting.of(name, alone, number), setting.site.begun(number)
+    # Only here, so that a folder that is removed later is not made again.
+    folder.mkdir(parents=True, exist_ok=True)
+    of, done = setting.of(name, alone, number), setting.site.rounds_before(number)
 
     def remembered(standing: Standing) -> None:
         """Raise UserError where what clients kept of the last round cannot be read."""
@@ -78,7 +79,7 @@ def _training(
     standing = last_commit(folder, layout, setting.damaged, of, remembered)
     if standing is None and before is None:
         standing = Standing(algorithm.init(backend.start(name)))
-    elif standing is None and before is not None:  # a stage has a fresh server; what was sent adds up
+    elif standing is None and before is not None:  # a stage has a fresh server; bytes add up over stages
         params = algorithm.broadcast(before.state).params
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
@@ -101,7 +102,7 @@ def _training(
 
 
 def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part | None]:
-    """Return which part each client reports: as `aggregate.over` says, with or without what its data never trains."""
+    """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
     everybody = setting.experiment.aggregate.over == "cohort"
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
@@ -112,8 +113,8 @@ def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part
 def _committed(
     setting: Setting, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
 ) -> Callable[[Standing, dict[str, Any]], Standing]:
-    """Return what is done after each round: the record, the learning curve, the checkpoint."""
-    train, done_before = setting.site.settings[number], setting.site.begun(number)
+    """Return what is called after each round; it writes the record, the learning curve and the checkpoint."""
+    train, done_before = setting.site.settings[number], setting.site.rounds_before(number)
     last = number == len(setting.stages) - 1
 
     def committed(now: Standing, log: dict[str, Any]) -> Standing:
@@ -137,9 +138,9 @@ def _committed(
 def questions_of(
     setting: Setting, method: Method, name: str, standing: Standing, alone: int | None = None, stage: int = -1
 ) -> dict[int | None, Question]:
-    """Return the models to ask about, by client, or None for a global one.
+    """Return which models are evaluated, by client, or None for a global one.
 
-    That is the global model, the one of a client that trains alone, or each client's own where parts are personal.
+    These are the global model, that of a client that trains alone, or each client's own where parts are personal.
     """
     stage %= len(setting.stages)
     params = (
@@ -159,7 +160,7 @@ def questions_of(
 def best_questions(
     setting: Setting, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
-    """Return the models of the best round to ask about, by client, or None for a global one."""
+    """Return the models of the best round, which are evaluated, by client, or None for a global one."""
     stage = len(setting.stages) - 1
     return {
         client: Question(
@@ -172,7 +173,7 @@ def best_questions(
 def _validated(
     setting: Setting, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
 ) -> Standing:
-    """Validate a round, and remember it where it is the best of the last stage so far."""
+    """Validate a round; where it is the best of the last stage so far, return a standing that holds it."""
     if setting.validation is None:
         return now
     models = questions_of(setting, method, name, now, alone, stage)

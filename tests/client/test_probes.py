@@ -1,4 +1,4 @@
-"""What a server may ask of clients: figures that are those of the mean loss over all of a client's examples."""
+"""Probes measure the mean loss over all of a client's examples, and change nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_gradient_norms_are_those_of_the_mean_loss(tuned: Tuned) -> None:
         assert one.length == len(one.to_bytes()) < 2000  # no parameters travel
 
 
-def test_asking_changes_nothing(tuned: Tuned) -> None:
+def test_measuring_changes_nothing(tuned: Tuned) -> None:
     (before,) = InProcess(real_site(tuned)).train(assigned(tuned)[:1], Clock())
     list(InProcess(real_site(tuned)).measure(assigned(tuned), "gradient_norms"))
     (after,) = InProcess(real_site(tuned)).train(assigned(tuned)[:1], Clock())
@@ -48,7 +48,7 @@ def test_asking_changes_nothing(tuned: Tuned) -> None:
     assert torch.equal(before.delta.flat, after.delta.flat)
 
 
-def test_an_unknown_probe_is_the_clients_reason(tuned: Tuned) -> None:
+def test_an_unknown_probe_makes_the_client_missing(tuned: Tuned) -> None:
     (found,) = InProcess(real_site(tuned)).measure(assigned(tuned)[:1], "nothing")
     assert isinstance(found, Missing)
     assert "gradient_norms" in found.reason

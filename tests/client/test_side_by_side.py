@@ -1,4 +1,4 @@
-"""Clients side by side get the updates they get one after the other."""
+"""Clients side by side give the updates that they give one after the other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SETTINGS = Train(
 
 
 def varied(**other: Any) -> Train:
-    """Return settings that differ in what is given."""
+    """Return the settings with the given values changed."""
     return SETTINGS.model_copy(update=other)
 
 
@@ -60,7 +60,7 @@ def conversations(client: int, count: int, present: Presence) -> list[Conversati
     return [TASKS["vqa"].render(one, present, answer_form="text") for one in examples]
 
 
-# client → (examples, what it sees): other numbers of steps, other lengths, other modalities
+# client → (examples, what it sees): different numbers of steps, lengths and modalities
 COHORT = {0: (5, BOTH), 1: (2, TEXT), 2: (6, IMAGE), 3: (1, TEXT), 4: (5, TEXT)}
 
 
@@ -119,7 +119,7 @@ def test_every_local_rule(name: str, tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "published"])
 def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
-    """Clients with other numbers of steps are at other places of their schedules."""
+    """Clients with different numbers of steps are at different places of their schedules."""
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, varied(local_schedule=schedule))
     alone = one_by_one(tuned, todo)
@@ -133,7 +133,7 @@ def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["lora", "both"])
 def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
-    """Dropout leaves out the same for a client, whoever trains beside it and however long its neighbours' texts are."""
+    """Dropout drops the same values of a client, whoever trains beside it and however long its neighbors' texts are."""
     tuned = tune(tiny_model, strategy, dropout=0.3)
     todo = jobs_of(tuned, SETTINGS)
     alone = one_by_one(tuned, todo)
@@ -146,7 +146,7 @@ def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
 
 
 def test_adam_too(tiny_model: Path) -> None:
-    """Adam blows a gradient that is nothing but rounding up to a full step, so the bound is wider."""
+    """Adam turns a gradient that is only rounding error into a full step, so the bound is wider."""
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, varied(optimizer="adamw"))
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-2)
@@ -164,7 +164,7 @@ def test_equal_lengths_give_equal_bits(optimizer: str, dropout: float, tiny_mode
 
 
 def test_rows_do_not_touch_each_other(tiny_model: Path) -> None:
-    """A neighbour with other data changes nothing but the last bits."""
+    """A neighbor with other data changes only the last bits."""
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, SETTINGS)
     changed = [*todo[:-1], replace(todo[-1], conversations=conversations(99, 5, BOTH))]
@@ -216,7 +216,7 @@ def test_jobs_that_cannot_step_together_are_refused(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "generate", "teacher-forced"])
-def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: Path) -> None:
+def test_personal_models_answer_side_by_side_as_they_do_alone(scoring: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     asked = ("vqa", "classification", "vqa", "classification", "classification")
     examples = [MAKERS[task](stream(1, "t", step=k), str(k)) for k, task in enumerate(asked)]
@@ -243,7 +243,7 @@ def test_personal_models_answer_side_by_side_as_alone(scoring: str, tiny_model: 
                 np.testing.assert_allclose(left, right, atol=1e-4)
 
 
-def test_lower_precision_is_near(tiny_model: Path) -> None:
+def test_lower_precision_gives_similar_updates(tiny_model: Path) -> None:
     """Half the bits in the frozen model: updates point the same way."""
     settings = varied(epochs=1)
     full, half = tune(tiny_model), placed(load_vlm(str(tiny_model)), "cpu", "bfloat16")

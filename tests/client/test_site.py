@@ -1,4 +1,4 @@
-"""A site: what a client begins with, what it sends and keeps, and how it goes back to an earlier round."""
+"""At a site: what a client begins with, what it sends and keeps, and how it goes back to an earlier round."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_a_client_keeps_is_not_in_its_message() -> None:
     assert everything.length - update.length > 4 * CONNECTOR.rest.count - 64
 
 
-def test_one_client_has_nothing_of_another(memory: Memory) -> None:
+def test_no_client_reads_the_memory_of_another(memory: Memory) -> None:
     here = site(memory)
     answer(here, asked(client=1))
     with pytest.raises(UserError, match="client 2"):
@@ -82,7 +82,7 @@ def test_one_client_has_nothing_of_another(memory: Memory) -> None:
 
 
 def test_a_refused_update_leaves_no_trace(memory: Memory) -> None:
-    """Round 1 is refused: round 2 goes on from round 0, and is what it is where round 1 never was."""
+    """Round 1 is refused: round 2 goes on from round 0, and gives what it gives where round 1 never was."""
     tried, never = site(memory), site(InMemory())
     for here in (tried, never):
         answer(here, asked(0))
@@ -92,7 +92,7 @@ def test_a_refused_update_leaves_no_trace(memory: Memory) -> None:
     assert torch.equal(*(here.job(asked(3, since=2)).start.params.flat for here in (tried, never)))
 
 
-def test_a_server_may_go_back_as_far_as_it_has_said(memory: Memory) -> None:
+def test_a_server_may_go_back_to_the_rounds_that_it_asked_to_keep(memory: Memory) -> None:
     here = site(memory)
     for round in range(4):
         answer(here, asked(round, since=round - 1, keep=(1,) if round > 1 else ()))
@@ -113,7 +113,7 @@ def test_a_rule_finds_what_it_kept_and_keeps_it_apart_from_personal_values(memor
     assert here.job(asked(3, since=2)).memory["personal"] == 3.0
 
 
-def test_who_keeps_nothing_says_so(memory: Memory) -> None:
+def test_a_client_that_keeps_nothing_says_so(memory: Memory) -> None:
     parts = parts_of(LAYOUT, strategy("both", LoRA()), 0)
     here = site(memory, parts=parts)
     assert not answer(here, asked(parts=parts)).keeps
@@ -135,7 +135,7 @@ def test_what_is_not_finite_is_not_kept(value: float, memory: Memory) -> None:
         here.job(asked(2, since=1))
 
 
-def test_a_server_cannot_ask_for_what_stays() -> None:
+def test_a_server_cannot_ask_for_what_stays_with_clients() -> None:
     for up in (None, CONNECTOR.rest, Part.whole(SIZE)):
         with pytest.raises(UserError, match="stay with clients"):
             site().job(replace(asked(), up=up))
@@ -154,7 +154,7 @@ def test_a_personal_model_is_the_global_one_with_the_clients_own_values(memory: 
     assert here.model(Question("m", 0, other)).flat is other.flat
 
 
-def test_a_rules_vectors_are_of_what_is_exchanged() -> None:
+def test_a_rules_vectors_are_zero_outside_what_is_exchanged() -> None:
     rule = PLAIN._replace(finish=lambda carry, steps: ({"all": torch.ones(SIZE)}, {"all": torch.ones(SIZE)}))
     memory = InMemory()
     update = answer(site(memory, make("fedavg", 5)._replace(local=rule)), asked())
@@ -162,7 +162,7 @@ def test_a_rules_vectors_are_of_what_is_exchanged() -> None:
     assert torch.equal(memory.read(("m", 1, 0))["rule/all"], CONNECTOR.mask.float())
 
 
-def test_the_weight_is_the_number_of_examples_and_metrics_are_of_the_work() -> None:
+def test_weight_and_metrics_are_those_of_the_work() -> None:
     for client in range(3):
         update = answer(site(), asked(client=client))
         assert update.weight == len(held(client))

@@ -48,7 +48,7 @@ SETTINGS = Train(
 
 
 def varied(settings: Train = SETTINGS, **other: Any) -> Train:
-    """Return settings that differ in what is given."""
+    """Return the settings with the given values changed."""
     return settings.model_copy(update=other)
 
 
@@ -131,7 +131,7 @@ SMALL = varied(clip=0.1, lr=3e-3)
 
 
 def held(tuned: Tuned, name: str) -> tuple[LocalRule, torch.Tensor]:
-    """Return an algorithm's rule as published, and how strongly it holds each value."""
+    """Return an algorithm's rule as published, and how strongly it pulls each value back."""
     if name == "fedprox":
         return make("fedprox", 2, {"mu": MU, "published": True}).local, torch.full_like(tuned.start.flat, MU)
     layout = tuned.start.layout
@@ -156,7 +156,7 @@ def test_as_published_loss_and_penalty_are_clipped_together_as_a_trainer_does(
 
 
 def test_corrected_penalties_are_not_clipped(tuned: Tuned) -> None:
-    """One step by hand: SGD with rate 1 moves by what it sees."""
+    """One step by hand: SGD with rate 1 moves by the gradient that it gets."""
     settings = varied(SMALL, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0.0, epochs=1)
     away = torch.full_like(tuned.start.flat, 0.5)
     rule = PLAIN._replace(correct=lambda grads, params, carry: (grads + away, carry))
@@ -247,7 +247,7 @@ def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None
 
 
 def stock_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], steps: int) -> list[float]:
-    """The learning rates of a scheduler's steps, as parts of the first."""
+    """Return the learning rates of a scheduler's steps, as shares of the optimizer's rate."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, found = make(optimizer), []
     for _ in range(steps):
@@ -298,7 +298,7 @@ def test_every_round_begins_anew(tuned: Tuned) -> None:
 
 
 def mixed(count: int) -> list[Conversation]:
-    """Half with a picture and a long text, half short and without."""
+    """Return conversations of which half have an image and a long text, and half a short text only."""
     long = [replace(one, user="what is that " * (3 + k % 4)) for k, one in enumerate(conversations(count))]
     return [
         replace(one, picture=None, user="what" * (1 + k % 3)) if k % 2 else one for k, one in enumerate(long)

@@ -1,4 +1,4 @@
-"""Whether clients without images count in the mean of a connector that they cannot train."""
+"""`aggregate.over` decides whether clients without images count in the mean of a connector that they cannot train."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def run(
     return result, load_file(folder / "methods" / methods[0] / "round-0001.safetensors")
 
 
-def test_reporters_move_the_connector_as_far_as_those_who_train_it(tiny_model: Path, tmp_path: Path) -> None:
-    """With one client that holds images the connector ends where that client's own training does."""
+def test_over_reporters_the_connector_moves_as_far_as_its_trainers_move_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """With one client that holds images, the connector ends where that client's own training ends."""
     whole, cohort = run(tiny_model, tmp_path / "cohort", "cohort", ["fedavg"])
     fewer, reporters = run(tiny_model, tmp_path / "reporters", "reporters", ["fedavg", "local"])
     checkpoint = json.loads((tmp_path / "cohort/methods/fedavg/round-0001.json").read_text())
@@ -65,6 +67,6 @@ def test_reporters_move_the_connector_as_far_as_those_who_train_it(tiny_model: P
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova"])
-def test_algorithms_that_are_stated_for_the_cohort_refuse_it(name: str) -> None:
+def test_algorithms_that_need_means_over_the_whole_cohort_refuse_reporters(name: str) -> None:
     with pytest.raises(UserError, match=r"aggregate\.over is reporters"):
         Experiment.from_json(json.dumps({"methods": [name], "aggregate": {"over": "reporters"}}))

@@ -23,8 +23,8 @@ WHOLE = Part.whole(LAYOUT.size)
 
 
 @dataclass
-class Asked:
-    """What clients were asked for: each holds ten examples."""
+class Bounds:
+    """Bounds that are the same for all clients; each holds ten examples."""
 
     most: float = inf
     usual: float = 0.0
@@ -36,8 +36,8 @@ class Asked:
         return Allowance(10, self.up, self.most, self.usual, self.extras)
 
 
-def admission(norms: Iterable[float] = (), limits: Gate = Gate(), **asked: Any) -> Admission:
-    return Admission(cast("Any", Asked(**asked)), tuple(norms), limits)
+def admission(norms: Iterable[float] = (), limits: Gate = Gate(), **bounds: Any) -> Admission:
+    return Admission(cast("Any", Bounds(**bounds)), tuple(norms), limits)
 
 
 def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Layout = LAYOUT) -> Update:
@@ -45,9 +45,9 @@ def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Lay
 
 
 def refuse(
-    updates: list[Update], norms: Iterable[float] = (), limits: Gate = Gate(), **asked: Any
+    updates: list[Update], norms: Iterable[float] = (), limits: Gate = Gate(), **bounds: Any
 ) -> dict[int, str]:
-    judged = admission(norms, limits, **asked).judged(updates)
+    judged = admission(norms, limits, **bounds).judged(updates)
     return {update.client: why for update, why in judged if why is not None}
 
 
@@ -92,7 +92,7 @@ EXTRA = {"c": Extra((2,), most=3.0, least=-1.0)}
         (None, "c is missing"),
     ],
 )
-def test_extras_are_what_the_algorithm_announces(value: torch.Tensor | None, words: str) -> None:
+def test_extras_must_be_what_the_algorithm_announces(value: torch.Tensor | None, words: str) -> None:
     sent = replace(update(1), extras={} if value is None else {"c": value})
     good = replace(update(0), extras={"c": torch.tensor([0.0, 3.0])})
     reasons = refuse([good, sent], extras=EXTRA)
@@ -100,7 +100,7 @@ def test_extras_are_what_the_algorithm_announces(value: torch.Tensor | None, wor
     assert words in reasons[1]
 
 
-def test_values_that_are_not_exchanged_stay_zero() -> None:
+def test_a_change_of_values_that_are_not_exchanged_is_refused() -> None:
     up = Part(LAYOUT.size, ((0, 2), (5, 10)))
     good, bad = (replace(update(client), up=up) for client in (0, 1))
     good.delta.flat[2:5] = -0.0
@@ -127,14 +127,14 @@ def test_an_outsized_update_is_refused_by_ratio_and_by_norm() -> None:
     assert refuse(updates, most=0.1, limits=Gate(max_norm=1e6, max_ratio=1e6)) == {}
 
 
-def test_a_median_below_what_is_common_refuses_nobody() -> None:
+def test_a_median_below_the_common_norm_refuses_nobody() -> None:
     updates = [update(0, 1e-9), update(1, 1e-9), update(2, 1e-9), update(3)]
     assert set(refuse(updates)) == {3}
     assert refuse(updates, usual=0.2) == {}  # its norm is √10, less than 20 · 0.2
     assert set(refuse(updates, usual=0.1)) == {3}
 
 
-def test_zero_updates_are_no_reason_to_refuse_the_others() -> None:
+def test_zero_updates_do_not_make_others_outsized() -> None:
     assert refuse([update(0, 0.0), update(1, 0.0), update(2)], []) == {}
 
 
@@ -159,7 +159,7 @@ def test_a_stream_is_judged_as_it_comes() -> None:
     assert len(taken) == FIRST + 1
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_few_norms_are_remembered() -> None:
     one = admission([1.0] * REMEMBERED)
     list(one.judged(update(client, value=0.5) for client in range(40)))
     assert len(one.norms) == REMEMBERED

@@ -1,4 +1,4 @@
-"""Server and site in processes of their own, either killed at any point: both go on to the same bytes.
+"""Server and site in processes of their own: wherever either is killed, both go on to the same bytes.
 
 A site that is killed is started again, and the server goes on from its last checkpoint; a server that is killed finds a site
 that may have kept more than was ever accepted.
@@ -32,7 +32,7 @@ from fedloom.tuning.parts import Parts
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
 METHODS = {"fedavg": "fedavg", "scaffold": "scaffold", "fedadam": "fedadam", "share-connector": "fedavg"}
-"""What is trained: with nothing, with client state, with server state, and with personal parts."""
+"""Case → algorithm: without state, with client state, with server state, and with personal parts."""
 
 OWN = Part(LAYOUT.size, ((6, 12),))
 PERSONAL = Parts(OWN.rest, OWN.rest, OWN, Part.whole(LAYOUT.size))
@@ -41,7 +41,7 @@ Fault = Callable[[], Callable[[], None]]
 
 @dataclass(frozen=True)
 class Stopping(Remote):
-    """A backend that ends the run when its site is gone, as whoever starts the site again would."""
+    """A backend that ends the process when its site is gone, as a user would before starting both again."""
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         for answer in super().train(assignments, clock):
@@ -112,7 +112,7 @@ def counting(write: int) -> Fault:
 
 
 def ended(kind: str, folder: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The bytes of the last checkpoint's tensors, and of what it says that clients keep."""
+    """Return the bytes of the last checkpoint's tensors, and of the memories that it has accepted."""
     standing = last_commit(folder / "server", LAYOUT)
     assert standing is not None
     assert standing.state.round == TRAIN.rounds
@@ -136,9 +136,7 @@ def test_a_kill_at_any_point_on_either_side_changes_no_byte(kind: str, side: str
     whole = ended(kind, tmp_path / "whole")
     assert bool(whole[1]) is (kind in ("scaffold", "share-connector"))
     if side == "site" and not whole[1]:
-        assert (
-            calls == 0
-        )  # it writes nothing, so nothing of it can be half done; it dies between two requests
+        assert calls == 0  # it writes no file, so it is killed between two requests instead
         calls, faults = 25, [dying(at) for at in range(9)] * 3
     else:
         faults = [kill_at(int(at)) for at in np.linspace(1, calls, 25).astype(int)]
@@ -153,7 +151,7 @@ def test_a_kill_at_any_point_on_either_side_changes_no_byte(kind: str, side: str
 
 
 def dying(requests: int) -> Fault:
-    """Kill a site that writes no file after some requests: before it replies to the next one."""
+    """Kill a site that writes no file, after some requests and before it replies to the next one."""
 
     def fault() -> Callable[[], None]:
         left, real = [requests], Plain.client

@@ -1,4 +1,4 @@
-"""What honest work comes to stays within what the server derives from the settings, whatever the gradients are."""
+"""Honest work stays within the bounds that the server derives from the settings, whatever the gradients are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 12
 
 
 def walked(train: Train, gradients: torch.Tensor, start: torch.Tensor, round: int = 0) -> torch.Tensor:
-    """What the real optimizer makes of gradients, shape [steps, P]."""
+    """Return the delta that the real optimizer makes of gradients, shape [steps, P]."""
     optimizer, flat = OPTIMIZERS[train.optimizer], start.clone()[None]
     slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
     for step, gradient in enumerate(gradients):
@@ -54,7 +54,7 @@ def trainings(draw: st.DrawFn) -> Train:
 
 @st.composite
 def gradients(draw: st.DrawFn) -> torch.Tensor:
-    """Steady, random, growing, fading and rare gradients of any size."""
+    """Draw steady, random, growing, fading or rare gradients of any size."""
     steps = draw(st.integers(1, 60))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     noise = torch.randn(steps, SIZE, generator=generator)
@@ -118,7 +118,7 @@ def test_a_rule_that_corrects_clipped_gradients_is_not_bounded_by_the_clip() -> 
     assert free.of(4).most < held.of(4).most / 100
 
 
-def test_bounds_are_of_what_a_client_reports() -> None:
+def test_bounds_are_those_of_the_part_that_a_client_reports() -> None:
     algorithm, params = make("fedavg", 3), Params(LAYOUT, torch.ones(LAYOUT.size))
     own = Part.of(LAYOUT.mask(lambda name: name.endswith("lora_a")))
     expected = Expected(algorithm, params, Train(), 0, profiles(), lambda client: own if client else None)

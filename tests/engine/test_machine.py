@@ -1,4 +1,4 @@
-"""What the machine decides: by the work and the kind of machine, within memory, the same each time."""
+"""The machine's choices follow from the work and the kind of machine, stay within memory, and are the same each time."""
 
 from __future__ import annotations
 
@@ -40,10 +40,18 @@ def tuned(tiny_model: Path) -> Tuned:
 
 def jobs(tuned: Tuned, count: int, batch_size: int = 2) -> list[Job]:
     examples = [MAKERS["vqa"](stream(2, "t", step=k), str(k)) for k in range(4)]
-    told = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
+    conversations = [TASKS["vqa"].render(one, Presence(True, True), answer_form="text") for one in examples]
     how = Train(batch_size=batch_size)
     return [
-        Job(Assignment("fedavg", 0, 0, k, tuned.start), Broadcast(tuned.start), PLAIN, {}, told, how, seed=0)
+        Job(
+            Assignment("fedavg", 0, 0, k, tuned.start),
+            Broadcast(tuned.start),
+            PLAIN,
+            {},
+            conversations,
+            how,
+            seed=0,
+        )
         for k in range(count)
     ]
 
@@ -115,7 +123,7 @@ def test_a_model_that_does_not_stack_has_one_row(tuned: Tuned, monkeypatch: pyte
     assert choose(tuned, jobs(tuned, 4), 4, LAPTOP).rows == 1
 
 
-def test_more_examples_keep_more_bytes(tuned: Tuned) -> None:
+def test_larger_batches_save_more_bytes(tuned: Tuned) -> None:
     small, large = (saved_bytes(tuned, jobs(tuned, 1, size)[0]) for size in (1, 4))
     assert 3 * small < large < 6 * small
 
@@ -139,7 +147,7 @@ def test_recomputing_gives_the_same_bits_and_keeps_less(dropout: float, tiny_mod
         assert saved_bytes(tuned, job) == kept
 
 
-def test_masks_are_counted_among_what_is_kept(tiny_model: Path) -> None:
+def test_dropout_masks_count_among_saved_bytes(tiny_model: Path) -> None:
     plain, dropped = (
         prepare(load_vlm(str(tiny_model)), stage("lora", LoRA(rank=2, dropout=share)), seed=0)
         for share in (0.0, 0.3)
@@ -147,7 +155,7 @@ def test_masks_are_counted_among_what_is_kept(tiny_model: Path) -> None:
     assert saved_bytes(plain, jobs(plain, 1)[0]) < saved_bytes(dropped, jobs(dropped, 1)[0])
 
 
-def test_layers_are_computed_again_where_a_step_would_take_more_than_half(tuned: Tuned) -> None:
+def test_layers_are_recomputed_where_a_step_would_take_more_than_half(tuned: Tuned) -> None:
     (job,) = jobs(tuned, 1)
     held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
     step = 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))

@@ -78,7 +78,7 @@ def go(
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("how", [silent, broken])
 def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, how: How) -> None:
-    """State, and whose memory is accepted, are the same; the record gives the reason; nothing came from it."""
+    """The state and the accepted memories are the same; the record gives the reason; no bytes came from the client."""
     found, logs = go(name, without(name, [2], (1,), how))
     refused, its = go(name, without(name, [2], (1,), nan))
     assert same(found, refused)
@@ -87,12 +87,12 @@ def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, 
     assert [log["missing"] for log in logs] == [[], [{"client": 2, "reason": reason}], []]
     assert all(log["refused"] == [] for log in logs)
     assert logs[1]["bytes_up"] < its[1]["bytes_up"] == logs[0]["bytes_up"]
-    assert logs[1]["bytes_down"] == its[1]["bytes_down"]  # it was sent to
+    assert logs[1]["bytes_down"] == its[1]["bytes_down"]  # the assignment was sent
 
 
 @given(st.data())
 def test_every_client_that_was_asked_has_one_answer_in_order(data: st.DataObject) -> None:
-    """Whatever the order, whoever is silent, answers twice or was not asked; in memory or in a file."""
+    """This holds in any order, if clients are silent, answer twice or were not asked, in memory and in a file."""
     clients = data.draw(st.lists(st.integers(0, 20), max_size=12, unique=True))
     came = data.draw(st.lists(st.integers(0, 25), max_size=20))
     strays: list[int] = []
@@ -107,7 +107,7 @@ def test_every_client_that_was_asked_has_one_answer_in_order(data: st.DataObject
             assert one.weight == came.index(one.client)
             assert torch.equal(one.delta.flat, start_of().flat)
     seen = [client for client in came if client in clients]
-    if len(set(seen)) < len(clients):  # then all that came was looked at
+    if len(set(seen)) < len(clients):  # then all answers were read
         assert sorted(strays) == sorted(
             client for k, client in enumerate(came) if client not in clients or client in came[:k]
         )
@@ -139,8 +139,8 @@ def test_any_order_of_answers_gives_the_same_bits(name: str) -> None:
     assert [log["bytes_up"] for log in logs] == [log["bytes_up"] for log in its]
 
 
-def test_silent_clients_of_several_runs_stop_neither() -> None:
-    """Each run has clients of its own, as clients that train alone are."""
+def test_silent_clients_of_several_runs_stop_none_of_them() -> None:
+    """Each run has clients of its own, as where clients train alone."""
     parts = {"fedavg": (0, 1, 2), "fedadam": (3, 4)}
     backend = without("fedavg", (0, 2, 3), (1,))
     logs: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
@@ -163,7 +163,7 @@ def test_silent_clients_of_several_runs_stop_neither() -> None:
     assert [one["client"] for one in logs["fedadam"][1]["missing"]] == [3]
 
 
-def test_a_backend_that_never_looks_at_its_assignments_is_silent() -> None:
+def test_a_backend_that_never_reads_its_assignments_is_silent() -> None:
     class Deaf(Plain):
         def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
             return iter(())
@@ -220,7 +220,7 @@ def tuned(tiny_model: Path) -> Tuned:
 
 @dataclass(frozen=True, eq=False)
 class Spoiled(Site):
-    """A site at which one client's rule spoils its work."""
+    """A site at which one client's rule calls `spoil`."""
 
     bad: int = 1
     spoil: Callable[[], None] = lambda: None
@@ -244,7 +244,7 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_client_that_raises_is_missing_and_the_others_learn_what_they_learn(
+def test_a_client_that_raises_is_missing_and_the_others_give_the_same_updates(
     rows: int, tuned: Tuned
 ) -> None:
     expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
@@ -265,7 +265,7 @@ def test_a_client_that_raises_is_missing_and_the_others_learn_what_they_learn(
 
 
 def test_what_a_client_would_keep_must_be_finite() -> None:
-    """Otherwise it could never send anything sound again."""
+    """Otherwise none of its later updates could be admitted."""
     algorithm, memory = make("scaffold", CLIENTS), InMemory()
 
     def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
@@ -279,7 +279,7 @@ def test_what_a_client_would_keep_must_be_finite() -> None:
     assert not memory.held
 
 
-def test_memory_that_runs_out_is_the_clients_own_matter_only_where_it_trains_alone(tuned: Tuned) -> None:
+def test_a_client_out_of_memory_is_missing_only_where_it_trains_alone(tuned: Tuned) -> None:
     def short() -> None:
         raise MemoryError
 
@@ -292,7 +292,7 @@ def test_memory_that_runs_out_is_the_clients_own_matter_only_where_it_trains_alo
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
-def test_memory_that_runs_out_side_by_side_in_a_process_stops_the_run_too(tuned: Tuned) -> None:
+def test_running_out_of_memory_side_by_side_in_a_process_stops_the_run_too(tuned: Tuned) -> None:
     def short() -> None:
         raise MemoryError
 
@@ -319,7 +319,7 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
-def test_a_client_that_raises_in_a_process_takes_nobody_with_it(tuned: Tuned) -> None:
+def test_a_client_that_raises_in_a_process_stops_no_other(tuned: Tuned) -> None:
     found = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(assigned(tuned), Clock()))
     assert [one.client for one in found if isinstance(one, Missing)] == [2]
 
@@ -337,8 +337,10 @@ def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("how", ["raises", "is killed"])
-def test_a_client_that_fails_leaves_the_runs_beside_its_own_alone(how: str, rows: int, tuned: Tuned) -> None:
-    """Two trainings in step, as of clients that train alone: one loses a client, the other learns what it learns alone."""
+def test_a_client_that_fails_does_not_change_the_runs_beside_its_own(
+    how: str, rows: int, tuned: Tuned
+) -> None:
+    """Two trainings in step, as of clients that train alone: one loses a client, the other gives what it gives alone."""
     if how == "is killed" and not can_fork():
         pytest.skip("this system cannot copy a process")
     here = os.getpid()

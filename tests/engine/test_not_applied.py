@@ -28,16 +28,16 @@ WIDE = Gate(max_norm=1e300, max_ratio=1e300)
 def breaking(
     algorithm: FederatedAlgorithm, rounds: Iterable[int], part: str = "params"
 ) -> FederatedAlgorithm:
-    """Let the server's new state be broken in some rounds."""
+    """Return the algorithm with a server step that breaks the new state in some rounds."""
     bad = tuple(rounds)
 
     def apply(state: ServerState, updates: Iterable[Update]):
-        after, told = algorithm.apply(state, updates)
+        after, figures = algorithm.apply(state, updates)
         if state.round not in bad:
-            return after, told
+            return after, figures
         if part == "params":
-            return replace(after, params=after.params.with_flat(after.params.flat * math.nan)), told
-        return replace(after, slots={**after.slots, part: after.slots[part] + math.inf}), told
+            return replace(after, params=after.params.with_flat(after.params.flat * math.nan)), figures
+        return replace(after, slots={**after.slots, part: after.slots[part] + math.inf}), figures
 
     return algorithm._replace(apply=apply)
 
@@ -49,7 +49,7 @@ def go(
     folder: Path | None = None,
     memory: Memory | None = None,
 ):
-    """Run to so many rounds; return where that ends and the figures of the rounds."""
+    """Run up to `rounds` rounds; return where that ends and the figures of each round."""
     logs, train = [], TRAIN.model_copy(update={"rounds": 9})
 
     def committed(now: Standing, log: dict) -> None:

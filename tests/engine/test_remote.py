@@ -1,4 +1,4 @@
-"""A site in another process that gets only messages trains, keeps and answers as one in this process."""
+"""A site in another process that gets only messages trains, keeps and answers as one in this process does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def experiment(tiny_model: Path, name: str) -> Experiment:
 def sides(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path
 ) -> Iterator[tuple[Experiment, InProcess, Remote]]:
-    """The same experiment's site in this process and in another one."""
+    """Yield an experiment, and its site in this process and in another one."""
     value = experiment(tiny_model, request.param)
     file = tmp_path / "experiment.json"
     file.write_text(value.to_json())

@@ -49,7 +49,7 @@ def whole_run(
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop: int, tmp_path: Path) -> None:
-    """Also where the site is ahead: it has kept what came of a round that the server never committed."""
+    """The site is ahead: it keeps memory of a round of which the server wrote no checkpoint."""
     whole = whole_run(name)
 
     def committed(now: Standing, log: dict[str, object]) -> None:
@@ -83,8 +83,8 @@ def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fedavg"])
-def test_a_refused_update_takes_the_clients_memory_back(name: str) -> None:
-    """A site keeps before it replies; what the server refused, the client has not learnt."""
+def test_a_refused_update_rolls_the_clients_memory_back(name: str) -> None:
+    """A site writes memory before it replies; that of a refused update is not used."""
 
     def outsized(update: Update) -> Update:
         return replace(update, delta=Params(LAYOUT, update.delta.flat * 1e30))
@@ -120,7 +120,7 @@ def test_a_run_stops_when_nobody_is_left() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no tensors", "half json"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_path: Path) -> None:
     whole_run("scaffold", memory=Files(tmp_path), committed=lambda now, _: commit(tmp_path, now))
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
@@ -171,7 +171,7 @@ def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(found.best.params.flat, torch.arange(12.0))
 
 
-def test_another_layout_reads_no_commit(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_layout_is_not_read(tmp_path: Path) -> None:
     commit(tmp_path, Standing(ServerState(start_of())))
     assert last_commit(tmp_path, Layout.of({"v": (6,)})) is None
 
@@ -186,8 +186,8 @@ def test_cohorts_depend_on_the_seed_and_round_alone() -> None:
 
 
 @dataclass(frozen=True)
-class Heard(Plain):
-    """A backend to which everything goes as bytes, and from which it comes as bytes."""
+class Bytes(Plain):
+    """A backend whose assignments and updates go through bytes."""
 
     sent: list[bytes] = field(default_factory=list)
     came: list[bytes] = field(default_factory=list)
@@ -201,16 +201,16 @@ class Heard(Plain):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
-    """Whatever part of the parameters travels."""
+    """This holds whatever part of the parameters travels."""
     down, up = Part(LAYOUT.size, ((0, 3), (6, 12))), Part(LAYOUT.size, ((7, 9),))
     parts = Parts(down, down, Part(LAYOUT.size, ()), down)
     for fields in ({}, {"down": lambda client: down, "up": lambda client: up if client % 2 else down}):
         logs: list[dict[str, Any]] = []
         sites = [site_of(make(name, CLIENTS), LONG, parts=parts if fields else None) for _ in range(2)]
-        heard = Heard(sites[0])
-        sent, came = heard.sent, heard.came
+        by_bytes = Bytes(sites[0])
+        sent, came = by_bytes.sent, by_bytes.came
         found = whole_run(
-            name, 3, committed=lambda now, log, logs=logs: logs.append(log), backend=heard, **fields
+            name, 3, committed=lambda now, log, logs=logs: logs.append(log), backend=by_bytes, **fields
         )
         plain = whole_run(name, 3, backend=Plain(sites[1]), **fields)
         assert same(found, plain)
@@ -254,7 +254,7 @@ def test_a_value_that_nobody_reports_keeps_its_value_and_its_slots(name: str) ->
     assert not torch.equal(after.state.params.flat[up.mask], before.state.params.flat[up.mask])
 
 
-def test_several_runs_in_step_are_the_runs_by_themselves() -> None:
+def test_several_runs_in_step_give_what_each_gives_by_itself() -> None:
     runs = [
         run_of(name, clients, LONG, rounds=rounds, cohort=cohort, seed=seed)
         for name, clients, rounds, cohort, seed in (
@@ -295,7 +295,7 @@ def test_a_round_holds_few_updates_however_many_clients_there_are() -> None:
     assert max(counts) < 64
 
 
-def test_what_clients_keep_lies_in_files_and_is_bounded(tmp_path: Path) -> None:
+def test_what_clients_keep_is_in_files_and_bounded(tmp_path: Path) -> None:
     memory = InMemory()
     files = Files(tmp_path)
     stored = whole_run("scaffold", 5, memory=files, cohort=2, seed=3)

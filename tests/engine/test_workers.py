@@ -1,4 +1,4 @@
-"""Clients in several processes get the updates they get in one."""
+"""Clients in several processes, or on several devices, give the updates that they give in one."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def assert_same_bits(found: Sequence[Answer], expected: Sequence[Answer]) -> Non
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """What clients keep, file by file."""
+    """Return what clients keep, by file."""
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*.safetensors")}
 
 
 @copying
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
-    """And what clients keep is the same."""
+    """What clients keep is the same, too."""
     todo, found = assigned(tuned, name), {}
     for count in (1, 2):
         (folder := tmp_path / str(count)).mkdir()
@@ -120,7 +120,7 @@ def test_any_number_of_workers_and_rows(count: int, rows: int, tuned: Tuned) -> 
 
 
 @copying
-def test_a_long_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EACH", 2)
     todo, asked, seen = assigned(tuned, clients=9), [], []
 
@@ -138,37 +138,37 @@ def test_a_long_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pyt
 
 
 @copying
-def test_time_is_told_by_what_workers_did(tuned: Tuned) -> None:
-    """Also where several trainings share a round: each is told of its own clients, and of no more than passed."""
+def test_time_is_counted_by_the_work_of_each_worker(tuned: Tuned) -> None:
+    """Where trainings share a round, each counts the time of its own clients, in all no more than passed."""
     clock, begun = Clock(), time.perf_counter()
     results = Workers(InProcess(real_site(tuned), 2), 2).train(assigned(tuned), clock)
     taken = []
     for count in (2, 3):
         assert len(list(islice(results, count))) == count
         taken.append(clock.take())
-    for told in taken:
-        assert {"forward", "backward", "step"} <= told.keys()
-    assert sum(sum(told.values()) for told in taken) <= time.perf_counter() - begun
+    for seconds in taken:
+        assert {"forward", "backward", "step"} <= seconds.keys()
+    assert sum(sum(seconds.values()) for seconds in taken) <= time.perf_counter() - begun
 
 
 @copying
 def test_a_client_with_a_damaged_image_is_missing_as_in_one_process(tuned: Tuned) -> None:
     broken = TASKS["vqa"].render(MAKERS["vqa"](stream(0, "t"), "x"), Presence(True, True), answer_form="text")
 
-    def told(client: int) -> list[Conversation]:
+    def shown(client: int) -> list[Conversation]:
         return [replace(broken, picture=Damaged())] if client == 3 else asked_about(client)
 
-    site = real_site(tuned, conversations=told)
+    site = real_site(tuned, conversations=shown)
     for backend in (InProcess(site), Workers(InProcess(site), 2)):
         found = [one for one in backend.train(assigned(tuned), Clock()) if isinstance(one, Missing)]
-        assert found == [Missing(3, "the picture is gone")]
+        assert found == [Missing(3, "the image is gone")]
 
 
 class Damaged:
     key = "nowhere"
 
     def pixels(self):
-        raise UserError("the picture is gone")
+        raise UserError("the image is gone")
 
 
 @copying
@@ -189,7 +189,7 @@ def test_several_processes_answer_as_one(scoring: str, tuned: Tuned) -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 9))
-def test_works_are_dealt_out_once_and_evenly(sizes: list[int], count: int) -> None:
+def test_work_is_dealt_out_once_and_evenly(sizes: list[int], count: int) -> None:
     shares = dealt(sizes, count)
     assert sorted(k for share in shares for k in share) == list(range(len(sizes)))
     assert all(share == sorted(share) and share for share in shares)

@@ -64,7 +64,7 @@ class Means:
     Attributes:
         clients: Number of updates.
         values: Each term's Σ weight · value / Σ weight, float32, shaped as its values. In vectors as long as the layout
-            each value's sums go over the clients whose part has it (`Update.up`); one that nobody's part has is 0.
+            each value is averaged over the clients whose part has it (`Update.up`); one that no part has is 0.
     """
 
     clients: int

@@ -1,4 +1,4 @@
-"""What one client does in one round, put together at its site from an assignment."""
+"""The work of one client in one round, which its site makes from an assignment."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from fedloom.sections import Train
 
 BUCKETED = 32
-"""Batches in whose examples those that are alike are looked for."""
+"""Batches whose examples are sorted together by modality and length where batches are "bucketed"."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What one client does in one round.
+    """The work of one client in one round.
 
     Attributes:
         assignment: What the server asks for; with `seed` its client, round and stage name the random streams.
-        start: What the client begins with: what was sent, the method's start where nothing was, and its own values where
-            they are personal.
+        start: The parameters that the client begins with (what was sent, the method's start where nothing was, and its
+            personal values) and the algorithm's extras.
         rule: The client half of the algorithm.
-        memory: What the rule kept from this client's last round, or {}.
+        memory: What the rule kept of this client's last accepted round, or {}.
         conversations: The client's rendered examples, at least one.
-        settings: Epochs, batch size, optimizer.
+        settings: How the client trains: epochs, batch size, optimizer and so on.
         seed: The experiment's seed.
         trained: The part that the client trains, personal values included; None is all.
-        personal: The part that the client keeps; None is nothing.
+        personal: The part that stays with the client; None is nothing.
     """
 
     assignment: Assignment
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Number of optimizer steps that this takes."""
+        """Number of optimizer steps in the round."""
         return steps_of(self.settings, len(self.conversations))
 
     def rate(self, step: int) -> float:

@@ -1,8 +1,8 @@
 """What clients keep from round to round at their site: by method, client and round, in memory or in files.
 
-A site writes what a client keeps before it replies, as the memory of that round; whether the update was accepted it
-learns from later assignments, which say in `since` whose memory to start from. So a refused update, or a server that goes
-back to an earlier checkpoint, takes the client's memory back too.
+A site writes what a client keeps before it replies, as the memory of that round. It learns from later assignments whether
+the update was accepted: `since` is the round whose memory the client starts from. So where an update is refused, or the
+server goes back to an earlier checkpoint, the client's memory goes back, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedloom.record import write_atomic
 from fedloom.types import Tensors, UserError
 
 FOLDER = 1000
-"""Clients whose memories lie in one folder."""
+"""Clients whose memories are in one folder."""
 
 Key = tuple[str, int, int]
 """Method, client, and round counted over all stages."""
@@ -44,13 +44,13 @@ class Memory(Protocol):
         ...
 
     def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
-        """Write what a client keeps of a round, and forget its other rounds but those to `keep`."""
+        """Write what a client keeps of a round, and delete what it kept of other rounds except those in `keep`."""
         ...
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Memories in a dict, which end with the process."""
+    """Memories in a dict, which is lost when the process ends."""
 
     held: dict[Key, Tensors] = field(default_factory=dict[Key, Tensors])
 
@@ -75,7 +75,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Files:
-    """Memories in files `METHOD/memory/0/7/round-0003.safetensors` (client 7) below a folder, each proving itself."""
+    """Memories in files `METHOD/memory/0/7/round-0003.safetensors` (client 7) below a folder, each with its SHA-256."""
 
     folder: Path
 
@@ -95,8 +95,8 @@ class Files:
             tensors, whole = {}, False
         if not whole:
             raise UserError(
-                f"{file}: what client {key[1]} keeps is missing or damaged, and no earlier checkpoint can do without "
-                "it; run again from the start with --rerun"
+                f"{file}: what client {key[1]} keeps is missing or damaged; if no earlier checkpoint can do without it, "
+                "run again from the start with --rerun"
             )
         return tensors
 
@@ -111,7 +111,7 @@ class Files:
                 old.unlink()
 
     def file(self, key: Key) -> Path:
-        """Return where a memory lies."""
+        """Return the file of a memory."""
         method, client, round = key
         return (
             self.folder
@@ -130,7 +130,7 @@ def round_of(file: Path) -> int:
 
 
 def _digest(tensors: Tensors, place: Sequence[str]) -> str:
-    """Return the SHA-256 of what a client keeps, and of whose it is and since which round."""
+    """Return the SHA-256 of what a client keeps, and of the client and the round that the file's place names."""
     sha = hashlib.sha256("/".join(place).encode())
     for name, value in sorted(tensors.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What a server may ask of clients before it assigns work: figures of their data, none of which change anything."""
+"""Measure what a server may ask of clients before it assigns work; no measurement changes anything."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedloom.types import Tensors
 
 
 def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
-    """Return how much each tensor matters to a client: the norm of its gradient of the mean loss over all examples.
+    """Return the norm of each tensor's gradient of a client's mean loss over all its examples.
 
     Args:
         tuned: The model with one row; its live values are overwritten.
-        job: Where the client starts, and its examples.
+        job: The client's start and its examples.
 
     Returns:
-        "norms": shape [names of the layout], in their order; zero for what the client does not train.
+        "norms": shape [number of the layout's names], in their order; zero for what the client does not train.
     """
     layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
     tuned.write(job.start.params)
@@ -37,4 +37,4 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
 
 
 PROBES: dict[str, Callable[[Tuned, Job], Tensors]] = {"gradient_norms": gradient_norms}
-"""What can be asked, by name."""
+"""The measurements, by name."""

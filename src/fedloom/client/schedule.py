@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def learning_rate(settings: Train, round: int) -> float:
-    """Return the learning rate of a round, falling from round to round if "cosine"; `local_rate` changes it inside.
+    """Return the learning rate of a round, which "cosine" lowers from round to round; `local_rate` scales it within one.
 
     "published" is FedMLLM's cosine (arXiv 2411.14717, public code), which warms up over a hundredth of the
     rounds, lr · (round + 1) / warm. With fewer than 100 rounds that is less than one round, so the first has
-    lr · 100 / rounds: four times the rate that was meant, at 25.
+    lr · 100 / rounds: with 25 rounds, four times the rate that was meant.
     """
     if settings.schedule == "constant":
         return settings.lr
@@ -25,13 +25,13 @@ def learning_rate(settings: Train, round: int) -> float:
 
 
 def local_rate(schedule: str, step: int, steps: int) -> float:
-    """Return the part of a round's learning rate, in [0, 1], that one of the client's steps has.
+    """Return the factor, in [0, 1], by which one of a client's steps scales the round's learning rate.
 
     Args:
         schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step towards 0. "published" is
             FedMLLM's (arXiv 2411.14717, public code): a fresh cosine of transformers' Trainer in each round,
             with a warm-up over a hundredth of the steps, rounded up. That starts at 0, so the first step of
-            every round moves nothing, and a client with a single step stays where it was.
+            every round changes nothing, and a client with a single step stays where it was.
         step: The step's number in this round, from 0.
         steps: Steps that the client takes in this round.
     """
@@ -44,10 +44,10 @@ def local_rate(schedule: str, step: int, steps: int) -> float:
 
 
 def steps_of(settings: Train, examples: int) -> int:
-    """Return how many optimizer steps a client with so many examples takes in a round."""
+    """Return how many optimizer steps a client with `examples` examples takes in a round."""
     return settings.epochs * math.ceil(examples / settings.batch_size)
 
 
 def rate_of(settings: Train, round: int, step: int, steps: int) -> float:
-    """Return the learning rate of a client's step, counted from 0, in a round of so many steps."""
+    """Return the learning rate of a client's step, counted from 0, in a round in which it takes `steps`."""
     return learning_rate(settings, round) * local_rate(settings.local_schedule, step, steps)

@@ -1,7 +1,7 @@
-"""A site: what holds clients' data, their rendered examples, what they keep, and the base model.
+"""A site: the owner of clients' data, rendered examples and memory, and of the base model.
 
-A server knows of it what it describes and what it sends. In one process a site is an object beside the server; elsewhere
-it is another process or machine, to which assignments go as bytes. Nothing else differs.
+A server knows of a site only the profiles of its clients and what it sends. In one process a site is an object beside the
+server; elsewhere it is another process or machine, to which assignments go as bytes. Nothing else differs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from fedloom.sections import Evaluate, Train
 
 PERSONAL = "personal"
-"""What a site calls a client's own values in its memory, beside what the algorithm's rule keeps."""
+"""The name of a client's personal values in its memory."""
 
 RULE = "rule/"
-"""Beginning of the names of what the rule keeps."""
+"""The prefix of the names in a client's memory under which the algorithm's rule keeps its tensors."""
 
 
 class Profile(NamedTuple):
-    """What a site tells of a client: how much it holds, and of which modalities.
+    """What a site tells the server about a client: how many examples it holds, and of which modalities.
 
     Attributes:
         examples: Training examples, ≥ 1.
-        images: Whether any of them shows an image.
-        texts: Whether any of them shows a text.
+        images: Whether any of them has an image.
+        texts: Whether any of them has a text.
     """
 
     examples: int
@@ -53,14 +53,14 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """What a site knows of a method.
+    """What a site knows about a method.
 
     Attributes:
         rule: The client half of its algorithm.
-        start: What its first round begins with, equal at all sites.
+        start: The parameters of its first round, equal at all sites.
         parts: What is sent, trained and kept, one entry for each stage of the strategy.
-        profiles: What is told of each client, by its number.
-        conversations: A client's rendered examples; may render them when asked.
+        profiles: The profile of each client, by its number.
+        conversations: Client → its rendered examples; it may render them when it is called.
     """
 
     rule: LocalRule
@@ -72,17 +72,17 @@ class Local:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What a server asks a model, and which model that is.
+    """A request to answer examples with a model, and which model that is.
 
     Attributes:
         method: The method by its name in the experiment; the site knows its prompt.
         stage: Number of the strategy's stage.
         params: The global parameters.
-        client: Whose personal values take the place of the global ones, or whose own examples are asked about; None is
-            neither.
+        client: The client whose personal values take the place of the global ones, or whose validation examples are
+            answered; None is neither.
         since: Round of the client's memory; see `Assignment.since`.
         test: "test" for the common test part, or "validation".
-        part: Which evidence examples of the test part show: "both", "image" or "text".
+        slice: The modalities that are shown of the test part: "both", "image" or "text".
     """
 
     method: str
@@ -91,11 +91,11 @@ class Question:
     client: int | None = None
     since: int = -1
     test: str = "test"
-    part: str = "both"
+    slice: str = "both"
 
 
 class Asked(NamedTuple):
-    """The examples of a question, what they show, and what prompts say of it."""
+    """The examples of a question, their modalities that are shown, and what prompts say of these."""
 
     examples: Sequence[Example]
     presence: Sequence[Presence]
@@ -114,10 +114,10 @@ class Site:
         tuned: The base model with the adapters that are trained.
         settings: How clients train, one entry for each stage of the strategy.
         seed: The experiment's seed.
-        local: What the site knows of a method, by its name.
-        memory: Where it keeps what its clients keep.
-        asked: The examples of a question.
-        evaluate: How answers are found.
+        local: Method → what the site knows about it.
+        memory: What its clients keep.
+        asked: Question → its examples.
+        evaluate: How models answer; None where nothing is evaluated.
     """
 
     tuned: Tuned
@@ -128,15 +128,15 @@ class Site:
     asked: Callable[[Question], Asked] = _nothing
     evaluate: Evaluate | None = None
 
-    def begun(self, stage: int) -> int:
-        """Return how many rounds the stages before have."""
+    def rounds_before(self, stage: int) -> int:
+        """Return how many rounds the stages before a stage have in all."""
         return sum(one.rounds for one in self.settings[:stage])
 
     def job(self, assignment: Assignment) -> Job:
-        """Put together what a client does.
+        """Make the job of an assignment.
 
         Raises:
-            UserError: What the client kept is lost.
+            UserError: What the client kept is lost, or the server asks for values that it must not have.
         """
         local, stage = self.local(assignment.method), assignment.stage
         parts, whole = local.parts[stage], assignment.params.whole
@@ -156,7 +156,7 @@ class Site:
             assignment,
             Broadcast(start, assignment.extras),
             local.rule,
-            rule if assignment.since >= self.begun(stage) else {},
+            rule if assignment.since >= self.rounds_before(stage) else {},
             local.conversations(assignment.client),
             self.settings[stage],
             self.seed,
@@ -165,7 +165,7 @@ class Site:
         )
 
     def update(self, job: Job, trained: Trained) -> Update:
-        """Make a client's update of where its training ended; what it keeps is written before that is returned.
+        """Make a client's update from where its training ended; write what it keeps before the update is returned.
 
         Raises:
             UserError: What the client would keep is not finite.
@@ -182,7 +182,9 @@ class Site:
             if isfinite(norm):  # otherwise the server refuses the update, and says why
                 _require_finite(kept)
             rounds = (*asked.keep, asked.since)
-            self.memory.write((asked.method, job.client, self.begun(asked.stage) + job.round), kept, rounds)
+            self.memory.write(
+                (asked.method, job.client, self.rounds_before(asked.stage) + job.round), kept, rounds
+            )
         metrics = {
             "loss": trained.loss,
             "steps": float(job.steps),
@@ -200,7 +202,7 @@ class Site:
         )
 
     def measured(self, job: Job, probe: str) -> Update:
-        """Return what a probe of `fedloom.client.probes` finds at a client, as an update that reports no parameters.
+        """Measure a probe of `fedloom.client.probes` at a client; return an update that reports no parameters.
 
         Raises:
             UserError: There is no such probe.
@@ -214,7 +216,7 @@ class Site:
         )
 
     def model(self, question: Question) -> Params:
-        """Return the parameters that a question is about: the global ones, with a client's own where it has any."""
+        """Return the parameters of a question's model: the global ones, with a client's personal values where it has any."""
         if question.client is None:
             return question.params
         kept = self._kept(question.method, question.client, question.since)
@@ -222,10 +224,10 @@ class Site:
         return _with_own(local, question.stage, question.params, local.parts[question.stage].down, kept)
 
     def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Judged]:
-        """Answer questions, all about the same examples, with the models of each.
+        """Answer questions, all about the same examples, each with its own model.
 
         Args:
-            questions: At least one; they differ in parameters and client alone.
+            questions: At least one; they differ only in parameters, client and `since`.
             workers: Processes that answer at once; more than one needs `fedloom.processes.can_fork`.
         """
         assert self.evaluate is not None
@@ -243,7 +245,7 @@ class Site:
 
 
 def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensors) -> Params:
-    """Return what a client has: what is sent to it, the method's start elsewhere, and its own values."""
+    """Return a client's parameters: what was sent, the method's start elsewhere, and its personal values."""
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
@@ -257,5 +259,5 @@ def _require_finite(kept: Tensors) -> None:
 
 
 def _on(up: Part, value: Tensor) -> Tensor:
-    """Zero a vector as long as the layout where it is not exchanged: a rule acts on what is."""
+    """Return a rule's tensor, with zeros outside `up` where it is as long as the layout: rules act on what is exchanged."""
     return up.only(value) if value.shape == (up.size,) else value

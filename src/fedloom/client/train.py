@@ -1,4 +1,4 @@
-"""Clients' local training: start from what was sent, take local steps, end somewhere.
+"""Train clients locally: start from what was sent, take optimizer steps, and return where they end.
 
 This is the whole local loop; there is no trainer behind it.
 
@@ -52,10 +52,10 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
     Args:
         tuned: The model with one row; its live values are overwritten.
         jobs: What each client is to do; all with the same settings and round.
-        clock: Told where the time goes.
+        clock: Counts where the time goes.
 
     Returns:
-        Where each ended, in the order of `jobs`.
+        Where each client ended, in the order of `jobs`.
 
     Raises:
         ValueError: Settings or rounds differ between jobs, so their rows could not step together.
@@ -64,7 +64,7 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
     if any(job.settings != first.settings or job.round != first.round for job in jobs):
         raise ValueError("clients that train side by side need the same settings and round")
     begun, clock = time.perf_counter(), clock or Clock()
-    # Clients with most steps first: those still at work are always the first rows.
+    # Clients with most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
     losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
     with side_by_side(tuned, len(jobs)) as stack:
@@ -89,7 +89,7 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
 
 @dataclass
 class _Row:
-    """A client at work: its job, its batches, and what changes from step to step."""
+    """A client in training: its job, its batches, and what changes from step to step."""
 
     job: Job
     batches: Iterator[list[Conversation]]
@@ -111,7 +111,7 @@ def _begun(job: Job, stack: Tuned, row: int) -> _Row:
 
 
 def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: Clock) -> Tensor:
-    """Take one step with all clients that are still at work; return their losses, shape [K]."""
+    """Take one step with all clients that are still in training; return their losses, shape [K]."""
     jobs, settings = [row.job for row in rows], rows[0].job.settings
     batch = collate(stack.vlm, [next(row.batches) for row in rows], clock)
     flat, grads = stack.flat[: len(rows)], stack.grads[: len(rows)]
@@ -130,7 +130,7 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     _change(rows, grads, flat, [job.rule.correct for job in jobs])
     _move(flat, grads, slots, jobs, step)
     for row, values in zip(rows, flat, strict=True):
-        if row.trained is not None:  # an optimizer moves a value without gradient too: it decays it
+        if row.trained is not None:  # an optimizer moves a value without gradient, too, by weight decay
             values.copy_(torch.where(row.trained, values, row.start))
     clock.lap("step")
     return losses.detach()

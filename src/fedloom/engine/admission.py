@@ -1,4 +1,4 @@
-"""Which updates are admitted to the aggregate, which are refused and why, and what is counted meanwhile."""
+"""Decide which updates are admitted to the aggregate, give the reason for refusing others, and count them for the record."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from fedloom.sections import Gate
 
 FIRST = 16
-"""Updates of a round that have a say in what is usual."""
+"""Updates of a round whose norms count toward the usual norm: the first ones."""
 
 REMEMBERED = 1024
-"""Accepted norms that are kept."""
+"""Norms of accepted updates that are kept from round to round."""
 
 LISTED = 1000
-"""Clients of one round whose figures go into the record one by one; larger cohorts are summed up."""
+"""Clients of one round whose own figures go into the record; those of further ones count only in the totals."""
 
 
 class Admission:
     """Decides which updates of one round are admitted, while they stream by in client-id order, and counts.
 
-    No update is longer than honest work can make it (`fedloom.engine.limits`), which needs no history. Nor is it many
-    times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the well-formed
-    ones among the first `FIRST` of this round, so the judgement needs no more than those in memory; for work that
-    commonly comes to more than that median, it is what such work comes to.
+    No admitted update is longer than honest work can make it (`fedloom.engine.limits`), which needs no history. Nor is it
+    many times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the
+    well-formed ones among the first `FIRST` of this round, so that no more than those are held in memory. Where a
+    client's work commonly leads to a larger norm than that median, this norm takes its place.
 
     Args:
         expected: What updates may come to.
@@ -45,11 +45,11 @@ class Admission:
         settings: Limits on norms.
 
     Attributes:
-        up: Bytes of the updates that came.
+        up: Bytes of the updates that arrived.
         down: Bytes of the assignments that were sent.
-        refused: Why updates were refused, by client.
-        missing: Why there is no update, by client.
-        kept: Clients with an admitted update that keep something of this round at their site.
+        refused: Client → why its update was refused.
+        missing: Client → why there is no update.
+        kept: Clients with an admitted update that keep memory of this round at their site.
     """
 
     def __init__(self, expected: Expected, norms: Sequence[float], settings: Gate) -> None:
@@ -70,25 +70,25 @@ class Admission:
 
     @property
     def reported(self) -> Part:
-        """The values that any admitted update reports."""
+        """The part that admitted updates report together; at least one was admitted."""
         found, *others = self._reported
         for part in others:
             found = found | part
         return found
 
     def sent(self, assignment: Assignment) -> Assignment:
-        """Count an assignment that goes out."""
+        """Count the bytes of an assignment, and return it."""
         self.down += assignment.length
         return assignment
 
     def stray(self, answer: Answer, reason: str) -> None:
-        """Note an answer that does not count."""
+        """Count the bytes of an answer that was not asked for, and note why it is refused."""
         if isinstance(answer, Update):
             self.up += _length(answer)
         self.refused.setdefault(answer.client, reason)
 
     def admitted(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
-        """Pass on the updates that are admitted."""
+        """Yield the updates that are admitted."""
         for update, reason in self.judged(self._came(answers)):
             if len(self._clients) < LISTED:
                 own = {"client": update.client, "weight": update.weight}
@@ -106,13 +106,19 @@ class Admission:
             yield update
 
     def figures(self) -> dict[str, Any]:
-        """Return what the record holds of the round's updates."""
-        told = {
+        """Return the figures of the round's updates for the record."""
+        unused = {
             name: [{"client": client, "reason": why} for client, why in sorted(found.items(), key=_by_client)]
             for name, found in (("refused", self.refused), ("missing", self.missing))
         }
         loss = self._loss / self._weight if self._weight else None
-        return {"loss": loss, "bytes_up": self.up, "bytes_down": self.down, "clients": self._clients, **told}
+        return {
+            "loss": loss,
+            "bytes_up": self.up,
+            "bytes_down": self.down,
+            "clients": self._clients,
+            **unused,
+        }
 
     def judged(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
         """Yield each update with the reason for which it is refused, or None."""
@@ -120,7 +126,7 @@ class Admission:
         first = deque(islice(coming, FIRST))
         lengths = [*self._norms, *(size for _, size, _, reason in first if reason is None)]
         usual = median(lengths or [0.0])
-        # Taken out one by one, so that nobody holds what was judged.
+        # Taken out one by one, so that no reference is left to what was judged.
         waiting = (first.popleft() for _ in range(len(first)))
         for update, size, common, reason in chain(waiting, coming):
             why = reason or self._unusual(size, max(usual, common))
@@ -129,7 +135,7 @@ class Admission:
             yield update, why
 
     def _came(self, answers: Iterable[Answer]) -> Iterator[Update]:
-        """Pass on what came, and note who is missing."""
+        """Yield the updates that arrive, and note who is missing."""
         for answer in answers:
             if isinstance(answer, Missing):
                 self.missing[answer.client] = answer.reason
@@ -138,7 +144,7 @@ class Admission:
                 yield answer
 
     def _measured(self, update: Update) -> tuple[Update, float, float, str | None]:
-        """Return an update, its norm, a norm that is common for it, and why it is refused by itself, or None."""
+        """Return an update, its norm, a norm that is common for such work, and why it is refused by itself, or None."""
         allowed = self._expected.of(update.client)
         reason = malformed(update, self._expected.layout, allowed)
         size = 0.0 if reason else norm(update.delta.flat)
@@ -164,12 +170,12 @@ class Admission:
 
 
 def _by_client(one: tuple[Any, str]) -> tuple[int, str]:
-    client, _ = one  # what came in a name that is no number comes last
+    client, _ = one  # what came under a name that is not a number comes last
     return (client, "") if isinstance(client, int) else (2**63, str(client))
 
 
 def _length(update: Update) -> int:
-    """Count the bytes that an update came in; 0 for one that no message could hold."""
+    """Return the bytes of an update's message; 0 for one that no message could hold."""
     try:
         return update.length
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
@@ -177,7 +183,7 @@ def _length(update: Update) -> int:
 
 
 def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
-    """Return what is wrong with an update but for its delta's values, or None."""
+    """Return what is wrong with an update apart from its delta's values, or None."""
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
         return (

@@ -1,6 +1,6 @@
-"""A site in this process: clients train one after the other over one frozen model, or several side by side.
+"""Train the clients of a site in this process over one frozen model: one after the other, or several side by side.
 
-One after the other is the reference; side by side gives the same updates and wins where a client's batch
+One after the other is the reference; side by side gives the same updates and is faster where a client's batch
 is too small to keep the processor busy.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedloom.sections import Train
 
 WINDOW = 4
-"""How many blocks of clients are looked at together to put alike ones side by side."""
+"""Blocks of clients that are formed at once, so that similar clients train side by side."""
 
 
 def ignore(update: Update) -> None:
@@ -48,11 +48,11 @@ class InProcess:
     processes: int = 1
 
     def start(self, method: str) -> Params:
-        """Return what the first round of a method begins with."""
+        """Return the parameters of a method's first round."""
         return self.site.local(method).start
 
     def describe(self, method: str) -> Sequence[Profile]:
-        """Return what is told of each client, by its number."""
+        """Return the profile of each client, by its number."""
         return self.site.local(method).profiles
 
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
@@ -60,7 +60,7 @@ class InProcess:
         return self.site.answer(questions, self.processes)
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Yield what a probe finds at each client, in the order of `assignments`; a client that raises is `Missing`."""
+        """Measure a probe at each client, in the order of `assignments`; a client that raises is `Missing`."""
         for assignment in assignments:
             try:
                 yield self.site.measured(self.site.job(assignment), probe)
@@ -70,8 +70,8 @@ class InProcess:
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`; a client that raises is `Missing`.
 
-        What a block took is shared out evenly, and counted when its client's update is yielded: assignments of several
-        trainings may come mixed, and each is told its own time.
+        The time of a block is divided evenly among its clients, and counted when a client's answer is yielded: assignments
+        of several trainings may come mixed, and each training counts its own time.
         """
         coming, own = iter(assignments), Clock()
         while True:
@@ -103,10 +103,10 @@ class InProcess:
                 yield answer
 
     def _answers(self, jobs: Sequence[Job], clock: Clock) -> list[Answer]:
-        """Train clients side by side; where one raises, each alone, to find which.
+        """Train clients side by side; where one raises, train each alone to find out which.
 
         Raises:
-            Exception: Memory ran out for several side by side. Fewer rows would round otherwise, so they are not tried.
+            Exception: Memory ran out for several side by side. Fewer rows would round differently, so they are not tried.
         """
         try:
             ends = train(self.site.tuned, jobs, clock)
@@ -122,12 +122,12 @@ class InProcess:
 
 
 def _share(clock: Clock, jobs: int) -> Mapping[str, float]:
-    """Take what a clock has counted, divided by the number of jobs it was for."""
+    """Take what a clock has counted, and divide it by the number of jobs that it was for."""
     return {name: seconds / jobs for name, seconds in clock.take().items()}
 
 
 def blocks(jobs: Mapping[int, Job], rows: int) -> list[list[int]]:
-    """Put jobs side by side that take as many steps and show alike modalities, so that few rows stand idle.
+    """Put jobs into blocks with similar numbers of steps and modalities, so that few rows stand idle.
 
     Returns:
         Blocks of at most `rows` keys of `jobs`; together they hold every key once.

@@ -1,4 +1,4 @@
-"""What a client's update may amount to, derived from what the server knows before any update has come.
+"""Bound what a client's update may be, from what the server knows before any update has arrived.
 
 The server knows the training settings, the global parameters x and how many examples a client holds, hence its steps
 t = 1 … T and their learning rates η_t. A step moves the parameters by at most
@@ -12,9 +12,9 @@ and with weight decay λ the distance d_t from x grows as
     d_t ≤ |1 − η_t λ| · d_{t−1} + η_t λ ‖x‖ + η_t r_t,        d_0 = 0.
 
 d_T bounds the norm of every honest update, whatever its data: no honest update is refused by it. Where the settings
-bound nothing (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
-may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW divides by
-single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
+do not bound it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
+may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
+divides by single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
 values that are exchanged.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fedloom.sections import Train
 
 TIMES = 100.0
-"""Norm of an update, as a multiple of the global parameters', where the settings bound nothing."""
+"""Norm of an update, as a multiple of the global parameters', where the settings do not bound it."""
 
 UNCLIPPED = 1e6
 """Largest norm of a gradient where gradients are not clipped: with one beyond it, training has failed."""
@@ -47,20 +47,20 @@ SLACK = 1.05
 """Factor on bounds: float32 norms of many millions of values are a few percent off."""
 
 ROUNDING = 2.0**-22
-"""What float32 rounds away from parameters in one step, as a share of their norm."""
+"""The rounding error of float32 parameters in one step, as a share of their norm."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one client's update may amount to.
+    """The bounds on one client's update.
 
     Attributes:
         examples: Examples that the client holds: the largest weight.
         up: The part that it reports.
         most: Largest norm of its delta.
-        usual: A norm that such work commonly comes to: the median of other updates counts for no less, so that a
-            client with many steps, or with the only images, is not refused for being unlike the others.
-        extras: What comes besides the delta, by name.
+        usual: A norm that such work commonly leads to. The usual norm counts as at least this one, so that a client with
+            many steps, or with the only images, is not refused for being unlike the others.
+        extras: Name → shape and bounds of what comes besides the delta.
     """
 
     examples: int
@@ -71,14 +71,14 @@ class Allowance:
 
 
 class Expected:
-    """What the updates of one round may amount to, from what the server knows of its clients.
+    """The bounds on the updates of one round, from what the server knows about its clients.
 
     Args:
         algorithm: Says which extras updates carry, and whether its rule adds to gradients.
-        params: What the round broadcasts.
+        params: The global parameters of the round.
         settings: How clients train.
         round: The round's number within its stage.
-        profiles: What sites tell of each client.
+        profiles: The profile of each client.
         up: Client → the part that it reports; None is all.
 
     Attributes:
@@ -100,7 +100,7 @@ class Expected:
         self._known: dict[tuple[int, Part], tuple[float, float, Mapping[str, Extra]]] = {}
 
     def of(self, client: int) -> Allowance:
-        """Return what a client's update may amount to."""
+        """Return the bounds on a client's update."""
         examples, part = self._profiles[client].examples, self._up(client) or self._params.whole
         steps = steps_of(self._settings, examples)
         if (steps, part) not in self._known:  # the same for all clients with as many steps
@@ -120,10 +120,10 @@ class Expected:
 def reach(
     settings: Train, round: int, steps: int, gradient: float, values: int, start: float
 ) -> tuple[float, float]:
-    """Bound the norm of the delta that a client's work can come to.
+    """Bound the norm of the delta to which a client's work can lead.
 
     Args:
-        settings: How it trains.
+        settings: How the client trains.
         round: The round's number within its stage.
         steps: Steps that it takes.
         gradient: Largest norm of a gradient that the optimizer gets; inf where nothing bounds it.
@@ -132,7 +132,7 @@ def reach(
 
     Returns:
         The bound, and a norm that is common: that of steps in directions drawn at random, or a thousandth of the bound
-        where the settings bound nothing.
+        where the settings do not bound it.
     """
     longest, decay = OPTIMIZERS[settings.optimizer].reach, settings.weight_decay
     far = squares = 0.0

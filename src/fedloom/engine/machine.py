@@ -1,7 +1,7 @@
-"""What the machine decides: how many clients train at once, and whether layers are computed twice to save memory.
+"""Choose what the machine decides: how many clients train at once, and whether layers are recomputed to save memory.
 
-A choice follows from the experiment and from the kind of machine, its device, threads and whole memory. Neither clock nor load
-nor free memory has a say, so the same experiment makes the same choice on the same kind of machine.
+A choice follows from the experiment and from the kind of machine: its device, threads and total memory. Clock, load and free
+memory do not matter, so the same experiment leads to the same choice on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.dropout import dropping
 
 MOST = 32
-"""Rows beyond which a pass gains nothing: what it costs besides its arithmetic is spread thin by then."""
+"""Most rows of a pass: with so many, its costs besides arithmetic are small, and further rows gain nothing."""
 
 FULL, FULL_ACCELERATOR = 4 * 10**9, 10**12
-"""Multiplications of one forward pass that keep a thread of a processor, and an accelerator, busy: more rows gain nothing."""
+"""Multiplications of one forward pass that keep a thread of a processor, or an accelerator, busy: more rows gain nothing."""
 
 COPY = 10**10
-"""Multiplications of a client's round below which copying this process, some 20 ms, costs more than it gains."""
+"""Multiplications of a client's round below which copying this process, some 20 ms, costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Machine:
 
     Attributes:
         device: Kind of device that the model is on, such as cpu or cuda.
-        processor: What the system calls its processor or accelerator.
+        processor: The system's name for its processor or accelerator.
         threads: Threads of this process.
-        memory: Bytes of memory in all that this process may use where the model is; None where the system does not say.
+        memory: Total bytes of memory, on the model's device, that this process may use; None if the system does not say.
         copies: Whether this process can be copied.
     """
 
@@ -58,7 +58,7 @@ class Choice:
     Attributes:
         rows: Clients side by side in one pass, ≥ 1.
         workers: Processes that train clients at once, ≥ 1, each with its share of the threads.
-        recompute: Whether layers are computed again in the backward pass.
+        recompute: Whether layers are recomputed in the backward pass.
     """
 
     rows: int = 1
@@ -76,11 +76,11 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> Choice:
-    """Choose rows, processes and recomputing for jobs like these.
+    """Choose the number of rows and of processes, and whether layers are recomputed, for jobs like the given ones.
 
-    Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is a process for
-    each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory that the
-    model leaves.
+    Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is one process
+    for each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory
+    that the model leaves free.
 
     Args:
         tuned: The model with one row.
@@ -114,13 +114,13 @@ def _multiplications(tuned: Tuned, job: Job) -> int:
 
 
 def _room(tuned: Tuned, machine: Machine) -> int | None:
-    """Return half of the memory in bytes that the model leaves, or None where the system does not say."""
+    """Return half of the bytes of memory that the model leaves free, or None if the system does not say."""
     held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
     return None if machine.memory is None else max(0, machine.memory - held) // 2
 
 
 def _step_bytes(tuned: Tuned, job: Job) -> int:
-    """Estimate what one client's step takes, from a single example, so that the estimate does not take it itself."""
+    """Estimate the bytes of one client's step from a single example, so that estimating does not need as many."""
     return 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
 
 
@@ -140,7 +140,7 @@ def saved_bytes(tuned: Tuned, job: Job) -> int:
     batch = collate(tuned.vlm, [next(job.batches())])
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
     with hooks, dropping(tuned, batch, [job.masks(0)]):
-        # The losses are held until all is counted, so that no address is used twice.
+        # The losses are held until everything is counted, so that no address is used twice.
         losses = answer_losses(tuned.vlm, batch)
     del losses
     return sum(seen.values())
@@ -158,7 +158,7 @@ def _processor() -> str:
 
 
 def _memory() -> int | None:
-    """Return the bytes of memory that this process may use in all."""
+    """Return the total bytes of memory that this process may use."""
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):

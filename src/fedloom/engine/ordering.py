@@ -1,4 +1,4 @@
-"""Put what a backend answers, in whatever order, into the order in which clients were asked."""
+"""Put the answers of a backend, which come in any order, into the order in which clients were asked."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from fedloom.messages import Answer, Missing, Update
 from fedloom.params import Layout
 
 SILENT = "it did not answer"
-"""Why a client is missing for whom a backend yields nothing."""
+"""The reason of a missing client for which a backend yielded nothing."""
 
 HELD = 2**28
-"""Bytes of updates that wait in memory for those before them; further ones wait in a file."""
+"""Bytes of updates that may wait in memory for those before them; further ones wait in a file."""
 
 
 def in_order(
     answers: Iterable[Answer], clients: Sequence[int], stray: Callable[[Answer, str], None], held: int = HELD
 ) -> Iterator[Answer]:
-    """Yield one answer for each client that was asked, in their order, as soon as it and those before it have come.
+    """Yield one answer for each client that was asked, in their order, as soon as it and those before it are there.
 
     Args:
         answers: What a backend yields, in any order.
         clients: Who was asked; no client twice.
-        stray: Called with each answer that nobody asked for, or that is a client's second, and why it does not count.
+        stray: Called with each answer that nobody asked for, or that is not a client's first, and why it does not count.
         held: Bytes of updates that may wait in memory.
 
     Yields:
@@ -51,13 +51,13 @@ def in_order(
                 while at in waiting:
                     yield waiting.take(at)
                     at += 1
-            del answer  # nobody holds what was passed on
+            del answer  # no reference is left to what was yielded
         for place in range(at, len(clients)):
             yield waiting.take(place) if place in waiting else Missing(clients[place], SILENT)
 
 
 class _Waiting:
-    """Answers that came before their turn: in memory, and beyond some bytes in a file that nobody else sees."""
+    """Answers that came before their turn: in memory, and beyond `most` bytes in a temporary file."""
 
     def __init__(self, most: int) -> None:
         self._most, self._bytes = most, 0

@@ -1,7 +1,7 @@
-"""A site in another process, over a pair of pipes: assignments and updates go as bytes, and nothing else does.
+"""Reach a site in another process over a pair of pipes: whatever goes between them goes as bytes.
 
-The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Requests and replies are
-frames, eight bytes of length before each. A site that ends early leaves its clients missing, and the run goes on.
+The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Before each request and
+reply go eight bytes with its length. A site that ends early leaves its clients missing, and the run goes on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Remote:
     """A backend whose site is another process.
 
     Attributes:
-        requests: Where the input of the process begins that runs `serve`.
-        replies: Where its output ends.
+        requests: The input of the process that runs `serve`.
+        replies: Its output.
         layout: Names and shapes of what is exchanged.
     """
 
@@ -41,31 +41,31 @@ class Remote:
     layout: Layout
 
     def start(self, method: str) -> Params:
-        """Return what the first round of a method begins with."""
+        """Return the parameters of a method's first round."""
         return Assignment.from_bytes(self._ask(START, method.encode()), self.layout).params
 
     def describe(self, method: str) -> Sequence[Profile]:
-        """Return what the site tells of each client, by its number."""
+        """Return the profile of each client, by its number."""
         return [Profile(*one) for one in json.loads(self._ask(DESCRIBE, method.encode()))]
 
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
         """Answer questions, all about the same examples, each with its own model."""
         for one in questions:
             asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
-            told = json.dumps([one.client is not None, one.test, one.part]).encode()
-            self._send(ANSWER, SIZE.pack(len(told)) + told + asked.to_bytes())
+            fields = json.dumps([one.client is not None, one.test, one.slice]).encode()
+            self._send(ANSWER, SIZE.pack(len(fields)) + fields + asked.to_bytes())
         self._send(ANSWER, b"")
         return [_judged(one) for one in json.loads(self._receive())]
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
-        """Let clients train one after the other; those that the site was not asked about by then are `Missing`."""
+        """Let clients train one after the other; where the site has failed, a client and those after it are `Missing`."""
         for assignment in assignments:
             answer = self._answered(TRAIN, assignment)
             clock.lap("site")
             yield answer
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Yield what a probe finds at each client."""
+        """Measure a probe of `fedloom.client.probes` at each client."""
         named = SIZE.pack(len(probe)) + probe.encode()
         return (self._answered(MEASURE, assignment, named) for assignment in assignments)
 
@@ -90,7 +90,7 @@ class Remote:
 
 
 def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer what a server asks until its requests end.
+    """Answer a server's requests until they end.
 
     Args:
         backend: The site, and how its clients train.
@@ -113,31 +113,31 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
             (answer,) = backend.train([Assignment.from_bytes(content, layout)], Clock())
             _write(replies, answer.to_bytes())
         elif kind == MEASURE:
-            probe, content = _parted(content)
+            probe, content = _split(content)
             (answer,) = backend.measure([Assignment.from_bytes(content, layout)], probe.decode())
             _write(replies, answer.to_bytes())
         elif content:
             questions.append(_question(content, layout))
         else:
-            _write(replies, json.dumps([_told(one) for one in backend.answer(questions)]).encode())
+            _write(replies, json.dumps([_plain(one) for one in backend.answer(questions)]).encode())
             questions.clear()
 
 
 def _question(content: bytes, layout: Layout) -> Question:
-    told, content = _parted(content)
-    personal, test, part = json.loads(told)
+    fields, content = _split(content)
+    has_client, test, slice = json.loads(fields)
     asked = Assignment.from_bytes(content, layout)
-    client = asked.client if personal else None
-    return Question(asked.method, asked.stage, asked.params, client, asked.since, test, part)
+    client = asked.client if has_client else None
+    return Question(asked.method, asked.stage, asked.params, client, asked.since, test, slice)
 
 
-def _parted(content: bytes) -> tuple[bytes, bytes]:
-    """Take what stands first, after its length, off a request."""
+def _split(content: bytes) -> tuple[bytes, bytes]:
+    """Split a request into its first field, before which its length stands, and the rest."""
     (length,) = SIZE.unpack_from(content)
     return content[SIZE.size : SIZE.size + length], content[SIZE.size + length :]
 
 
-def _told(judged: Judged) -> list[Any]:
+def _plain(judged: Judged) -> list[Any]:
     """Write answers as plain values."""
     answers = [
         None if one is UNPARSED else list(one) if isinstance(one, tuple) else one for one in judged.answers
@@ -146,8 +146,8 @@ def _told(judged: Judged) -> list[Any]:
     return [answers, chances, judged.replies, judged.answer_form]
 
 
-def _judged(told: list[Any]) -> Judged:
-    answers, chances, replies, form = told
+def _judged(plain: list[Any]) -> Judged:
+    answers, chances, replies, form = plain
     return Judged(
         tuple(UNPARSED if one is None else tuple(one) if isinstance(one, list) else one for one in answers),
         tuple(None if one is None else torch.tensor(one, dtype=torch.float64).numpy() for one in chances),
@@ -163,7 +163,7 @@ def _write(stream: IO[bytes], content: bytes) -> None:
 
 
 def _read(stream: IO[bytes]) -> bytes:
-    """Read one frame.
+    """Read a request or reply.
 
     Raises:
         EOFError: The other side has ended.

@@ -1,8 +1,8 @@
-"""The round loop: assign, let the cohort train, admit what is sound, aggregate it, step, commit.
+"""Run rounds: assign, let the cohort train, admit its updates, aggregate them, take a server step, write a checkpoint.
 
-The server holds nothing that clients hold: it knows what sites declare about them and what updates say. Updates stream from
-the backend through admission into the aggregate; none is kept, so a round takes the memory of a few updates, whatever
-the size of its cohort.
+The server holds nothing that clients hold: it knows their profiles and what updates say. Updates stream from the backend
+through admission into the aggregate. None is kept, so a round needs memory for a few updates, whatever the size of its
+cohort.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from fedloom.sections import Gate, Train
 
 MISSED = 3
-"""So many rounds in a row without effect end a run."""
+"""Rounds in a row that are not applied and after which a run ends."""
 
-TOLD = 5
+REASONS = 5
 """Clients whose reasons a message gives."""
 
 KEPT = 2
-"""Rounds of accepted updates, newest last, to which the memory of a client may still go back."""
+"""Rounds of accepted updates to which the memory of a client may still go back."""
 
 
 class Backend(Protocol):
-    """Where sites are: in this process, in copies of it, or elsewhere. All give the same updates."""
+    """The way to the sites, which are in this process, in copies of it, or elsewhere. All backends give the same updates."""
 
     def start(self, method: str) -> Params:
-        """Return what the first round of a method begins with."""
+        """Return the parameters of a method's first round."""
         ...
 
     def describe(self, method: str) -> Sequence[Profile]:
-        """Return what sites tell of each client, by its number."""
+        """Return the profile of each client, by its number."""
         ...
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
@@ -60,7 +60,7 @@ class Backend(Protocol):
         ...
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Yield what a probe of `fedloom.client.probes` finds at each client, as an update's extras; nothing is trained."""
+        """Measure a probe of `fedloom.client.probes` at each client, and yield it as an update's extras."""
         ...
 
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
@@ -70,10 +70,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Best:
-    """The round with the best validation score so far, the first of equals.
+    """The round with the best validation score so far; of equal ones the first.
 
     Attributes:
-        round: Rounds that were done then, over all stages.
+        round: Rounds that were done by then, over all stages.
         score: Its validation score.
         params: The global parameters.
         since: Client → round of the memory that it had then; see `Assignment.since`.
@@ -91,14 +91,14 @@ class Standing:
 
     Attributes:
         state: The server's state; `state.round` rounds of the stage are done.
-        kept: Client → the last rounds, at most `KEPT`, counted over all stages, in which an update of it was accepted that
-            left something at its site; newest last.
+        kept: Client → the rounds, counted over all stages, of the memories that were accepted last, at most `KEPT`; newest
+            last.
         norms: Norms of the updates accepted last, at most `admission.REMEMBERED`.
         missed: Number of the last rounds, in a row, that were not applied.
         up: Bytes of all updates so far.
         down: Bytes of all assignments so far.
         seconds: Time spent in rounds so far.
-        best: The best round so far, where one is looked for and was found.
+        best: The best round so far; None where none is chosen.
     """
 
     state: ServerState
@@ -118,13 +118,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often and with whom.
+    """How many rounds there are, and which clients train in each.
 
     Attributes:
         rounds: Number of rounds.
         clients: Client numbers to draw from, ascending.
         cohort: How many of them train in a round; None means all.
-        seed: Names the draws.
+        seed: Seed of the draws.
         sampler: corrected, or published: the cohorts of FedMLLM's code, which are the same for every seed.
     """
 
@@ -157,7 +157,7 @@ def _all(client: int) -> None:
 
 
 Committed = Callable[[Standing, dict[str, Any]], Standing | None]
-"""(where a run stands after a round, the round's figures) → where it then stands; None where that is the same."""
+"""(standing after a round, the round's figures) → the standing from which the run goes on; None for the same one."""
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,16 @@ class Run:
     """One training: a server, what it knows of its clients, and where it stands.
 
     Attributes:
-        method: Its method by the name in the experiment.
+        method: The method by its name in the experiment.
         algorithm: The server half, and what updates carry.
         standing: Where it stands.
         schedule: Rounds and cohorts.
-        profiles: What sites tell of each client, by its number.
+        profiles: The profile of each client, by its number.
         settings: How clients train.
         gate: Limits on updates.
-        committed: Called after each round with where the run then stands and the round's figures.
+        committed: Called after each round with the run's standing and the round's figures; it writes the checkpoint.
         stage: Number of the strategy's stage.
-        before: Rounds of the stages before.
+        before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
     """
@@ -194,25 +194,26 @@ class Run:
 
     @property
     def round(self) -> int:
-        """The next round."""
+        """Number of the next round within its stage."""
         return self.standing.state.round
 
     @property
     def left(self) -> int:
-        """Rounds that are left."""
+        """Number of rounds that are left."""
         return self.schedule.rounds - self.round
 
 
 def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     """Run the rounds that are left of one training, or of several in step over the same frozen model.
 
-    Several trainings share nothing but the model, and no client; together their clients may train side by side. A round is
-    committed when all that take part in it have ended it, so that a commit may use the model for evaluation.
+    Several trainings share nothing but the model, and no client; together their clients may train side by side. `committed`
+    is called when all that take part in a round have ended it, so that it may use the model for evaluation.
 
     Raises:
         UserError: In all trainings that take part every update of a round was refused, or the last of `MISSED` rounds in a
-            row could not be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop
-            those beside it.
+            row could not be applied; nothing of that round is kept. A training whose rounds cannot be applied does not
+            stop those beside it.
+        ValueError: Two trainings have a client in common.
     """
     now = list(runs)
     while left := [k for k, run in enumerate(now) if run.left > 0]:
@@ -271,20 +272,20 @@ def _admission(run: Run) -> Admission:
 def _round(
     run: Run, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
 ) -> tuple[Standing, dict[str, Any], str | None]:
-    """Take in a round's answers.
+    """Admit a round's answers, aggregate them, and take the server step.
 
     Returns:
-        Where the run stands then, the round's figures, and why the run should not go on, or None.
+        Where the run then stands, the round's figures, and why the run should not go on, or None.
     """
     before, number, end = run.standing, run.round, None
     accepted = admission.admitted(answers, clock)
     first = next(accepted, None)
     if first is None:
         after, diagnostics = before.state, dict[str, float]()
-        whole = (
+        outcome = (
             "no client's update could be used" if admission.missing else "every client's update was refused"
         )
-        fault = f"{whole} ({_reasons({**admission.refused, **admission.missing})})"
+        fault = f"{outcome} ({_reasons({**admission.refused, **admission.missing})})"
     else:
         after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
         after = _where_reported(before.state, after, admission.reported)
@@ -312,9 +313,8 @@ def _round(
         down=before.down + admission.down,
         seconds=before.seconds + seconds,
     )
-    if (
-        fault is not None
-    ):  # the next round begins where this one began, for clients too: their memory goes back
+    if fault is not None:
+        # The next round begins where this one began, for clients, too: their memory goes back.
         log["not_applied"] = fault
         state = replace(before.state, round=number + 1)
         return replace(moved, state=state, missed=before.missed + 1), log, end
@@ -326,7 +326,7 @@ def _round(
 
 
 def _where_reported(before: ServerState, after: ServerState, reported: Part) -> ServerState:
-    """Let a value that no client reported keep its value, and its slots."""
+    """Return the state after a step, in which values that no client reported are as before, and so are their slots."""
     if reported.is_whole:
         return after
     size, mask = reported.size, reported.mask
@@ -341,10 +341,10 @@ def _where_reported(before: ServerState, after: ServerState, reported: Part) -> 
 
 
 def _reasons(reasons: Mapping[int, str]) -> str:
-    """List why updates of a round could not be used: those of the first clients, and how many more there are."""
+    """List the reasons for which updates could not be used: those of the first clients, and how many more there are."""
     told = [f"client {client}: {reason}" for client, reason in reasons.items()]
-    more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
-    return "; ".join([*told[:TOLD], *more])
+    more = [f"and {len(told) - REASONS} more"] if len(told) > REASONS else []
+    return "; ".join([*told[:REASONS], *more])
 
 
 def _fault(state: ServerState) -> str | None:

@@ -1,9 +1,9 @@
 """Write a checkpoint of every finished round, so that a run killed at any moment goes on from the last one.
 
 A checkpoint is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
-into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is passed over for the one
-before it; the last two are kept. What clients keep lies at their sites (`fedloom.client.memory`); the checkpoint holds the
-rounds of which the server has accepted it, so that nothing older or newer can take its place.
+into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is skipped for the one
+before it; the last two are kept. What clients keep stays at their sites (`fedloom.client.memory`); the checkpoint holds the
+rounds whose memory the server has accepted, so that no older or newer one can take its place.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CHECKPOINTS = 2
 """Checkpoints that are kept."""
 
 INDEX = ("memory/clients", "memory/rounds")
-"""Tensors of a checkpoint: clients that keep something, [clients], and of which rounds, [clients, KEPT], -1 for none."""
+"""Tensors of a checkpoint: clients that keep memory, [clients], and of which rounds, [clients, KEPT], -1 for none."""
 
 BEST = "best/"
-"""Beginning of the names of tensors of the best round: its parameters, and an index as above."""
+"""The prefix of the names of the best round's tensors: its parameters, and an index as above."""
 
 
 def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
-    """Write the checkpoint of a round, and drop those older than the last two.
+    """Write the checkpoint of a round, and delete all but the last two.
 
     Args:
         folder: An existing folder.
         standing: Where the run stands after the round.
-        recorded: Bytes of the run's record that the checkpoint follows; see `recorded_below`.
-        of: Names the training of a run; a checkpoint of another one is not read in its place.
+        recorded: Bytes that the run's record has when the checkpoint is written; see `recorded_below`.
+        of: Digest of the training, so that no checkpoint of another one is read in its place.
 
     Raises:
         UserError: The folder was removed.
@@ -83,16 +83,16 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
 
 
 def recorded_below(folder: Path) -> int:
-    """Return how many bytes the run's record must have: those that checkpoints and results below a folder follow."""
+    """Return how many bytes the run's record must have: what it had when the last file below a folder was written."""
     found = 0
     for file in folder.rglob("*.json"):
-        with suppress(UserError):  # what is damaged is passed over, or refused, by whoever reads it
+        with suppress(UserError):  # whoever reads a damaged file skips or refuses it
             found = max(found, read_sealed(file).get("recorded", 0))
     return found
 
 
 def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors that say whose memory of which rounds is accepted; none where nobody keeps anything."""
+    """Return the tensors that hold which memory is accepted, by client and round; none where no client keeps any."""
     if not kept:
         return {}
     rounds = [[-1] * (KEPT - len(one)) + list(one) for one in kept.values()]
@@ -100,7 +100,7 @@ def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def _kept(tensors: dict[str, Tensor], under: str = "") -> dict[int, tuple[int, ...]]:
-    """Take what `_index` made out of a checkpoint's tensors."""
+    """Remove the tensors of `_index` from a checkpoint's, and return what they hold."""
     clients, rounds = (
         tensors.pop(f"{under}{name}").tolist() if f"{under}{name}" in tensors else [] for name in INDEX
     )
@@ -137,7 +137,7 @@ def last_commit(
         folder: A training's folder.
         layout: That of the parameters; None accepts any.
         passed_over: Called with the reason for each newer checkpoint that is not whole.
-        of: The training that they must belong to; None accepts any.
+        of: Digest of the training that they must belong to; None accepts any.
         check: Raises UserError where the run cannot go on from a checkpoint.
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
@@ -156,7 +156,7 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
     Args:
         file: Its JSON file.
         layout: What its layout must be; None accepts any.
-        of: The training that it must belong to; None accepts any.
+        of: Digest of the training that it must belong to; None accepts any.
 
     Raises:
         UserError: It is not whole, of another layout or of another training; see `last_commit`.
@@ -192,7 +192,7 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
 
 
 def _best(figures: Mapping[str, Any] | None, tensors: dict[str, Tensor], layout: Layout) -> Best | None:
-    """Return the best round of a checkpoint, or None where none was looked for."""
+    """Return the best round of a checkpoint, or None where none was chosen."""
     if figures is None:
         return None
     since = {client: rounds[-1] for client, rounds in _kept(tensors, BEST).items()}

@@ -1,8 +1,8 @@
-"""Clients in several processes, or on several devices, at once: each trains its share of the cohort as `InProcess` does.
+"""Train clients in several processes, or on several devices, at once: each trains its share as `InProcess` does.
 
 A process is a copy of this one, with cores of its own, for processors with more cores than one client's batch can use;
-updates come back through a pipe, as the messages in which they would come from elsewhere. A device has a copy of the model
-and a thread that keeps it busy. The updates are those of one process with as many threads, or of one device.
+updates come back through a pipe, as the messages in which they would come from another machine. A device has a copy of
+the model and a thread that keeps it busy. The updates are those of one process with as many threads, or of one device.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 
 EACH = 64
-"""Clients of one worker between two copies of this process; a copy takes some 20 ms."""
+"""Clients that a copy of this process trains before a new one is made; making one takes some 20 ms."""
 HELD = 2**28
 """Bytes of updates that may wait for their turn."""
 LENGTH = struct.Struct("<I")
 
 Timed = tuple[Answer, dict[str, float]]
-"""What a client came to, and where the time for it went."""
+"""A client's answer, and the seconds that each kind of work for it took."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workers:
     """A backend that deals the cohort out to copies of this process, or to several devices.
 
     Attributes:
-        inner: How each of them trains its clients. Copies write what clients keep to files of the site.
+        inner: How each of them trains its clients. In processes, what clients keep goes to files of the site.
         count: Number of processes, ≥ 2; they share this process's threads.
         twins: Copies of the model on other devices; where there are any, each device trains a share, and no process
             is copied.
@@ -53,25 +53,25 @@ class Workers:
     twins: tuple[Tuned, ...] = ()
 
     def start(self, method: str) -> Params:
-        """See `InProcess`."""
+        """See `Backend`."""
         return self.inner.start(method)
 
     def describe(self, method: str) -> Sequence[Profile]:
-        """See `InProcess`."""
+        """See `Backend`."""
         return self.inner.describe(method)
 
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
-        """See `InProcess`."""
+        """See `Backend`."""
         return self.inner.answer(questions)
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """See `InProcess`."""
+        """See `Backend`."""
         return self.inner.measure(assignments, probe)
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Train clients and yield their updates in the order of `assignments`.
 
-        A client that raises is `Missing`, and so are those that a process which is killed had yet to train.
+        A client that raises is `Missing`, and so are the clients that a killed process had not trained yet.
         """
         coming = iter(assignments)
         room = HELD // (4 * max(1, self.inner.site.tuned.layout.size))
@@ -105,7 +105,7 @@ class Workers:
             yield answer
 
     def _prepared(self, assignment: Assignment) -> int:
-        """Return how many steps a client takes, with its examples tokenized here once and not in every copy again."""
+        """Tokenize a client's examples, so that no copy has to do it again; return how many steps the client takes."""
         site = self.inner.site
         with suppress(Exception):  # the client is missing then, and the copy says why
             conversations = site.local(assignment.method).conversations(assignment.client)
@@ -117,21 +117,21 @@ class Workers:
     def _results(
         self, shares: Sequence[Sequence[Assignment]], ends: dict[int, str]
     ) -> Iterator[tuple[int, Timed]]:
-        """Train each share and yield (its number, an answer and where the time for it went), as answers come.
+        """Train all shares at once; yield the number of a share, an answer and its time, as answers come.
 
-        How a process ended that was killed is put into `ends`, by the number of its share.
+        Where a process is killed, `ends` holds how it ended, by the number of its share.
         """
         each = replace(self.inner, trained=ignore)
         if self.twins:
             sites = [each.site, *(replace(each.site, tuned=tuned) for tuned in self.twins)]
-            # There may be fewer shares than models, where there are few clients.
+            # With few clients there may be fewer shares than models.
             here = [(replace(each, site=site), share) for site, share in zip(sites, shares, strict=False)]
             yield from threaded([partial(_share, *one) for one in here])
             return
         layout = each.site.tuned.layout
-        parts = [partial(_marked, each, share) for share in shares]
+        parts = [partial(_packed, each, share) for share in shares]
         for number, message in forked(parts, threads_each(self.count), ends.__setitem__, only_killed=True):
-            yield number, _unmarked(message, layout)
+            yield number, _unpacked(message, layout)
 
 
 def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Timed]:
@@ -140,21 +140,21 @@ def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Ti
         yield answer, clock.take()
 
 
-def _marked(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
+def _packed(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
     for answer, spent in _share(backend, assignments):
-        told = json.dumps(spent).encode()
-        yield LENGTH.pack(len(told)) + told + answer.to_bytes()
+        times = json.dumps(spent).encode()
+        yield LENGTH.pack(len(times)) + times + answer.to_bytes()
 
 
-def _unmarked(message: bytes, layout: Layout) -> Timed:
-    """Read an answer, and where the time for it went."""
+def _unpacked(message: bytes, layout: Layout) -> Timed:
+    """Read what `_packed` wrote."""
     (length,) = LENGTH.unpack_from(message)
     start = LENGTH.size + length
     return answer_from_bytes(message[start:], layout), json.loads(message[LENGTH.size : start])
 
 
 def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal work out so that every worker has about as much to do: the largest first, each to the least laden.
+    """Deal work out so that all workers have about as much to do: the largest first, each to the least loaded worker.
 
     Returns:
         Positions in `sizes` for each worker that has any, ascending.
@@ -164,9 +164,9 @@ def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
         [[0, 4], [1, 2, 3]]
     """
     shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
-    laden = [0] * len(shares)
+    loads = [0] * len(shares)
     for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
-        least = laden.index(min(laden))
+        least = loads.index(min(loads))
         shares[least].append(k)
-        laden[least] += sizes[k]
+        loads[least] += sizes[k]
     return sorted(sorted(share) for share in shares)

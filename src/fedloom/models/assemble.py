@@ -1,10 +1,10 @@
-"""Choose the model an experiment names: as it is, with a fresh connector, or assembled from parts.
+"""Load the model that an experiment names: as it is, with a fresh connector, or assembled from parts.
 
 Assembled models follow FedVLMBench (arXiv 2506.09638), which joins CLIP ViT-B/32 and LLaMA-3.2-3B by a connector with
-random weights: pictures of 224 px become the 49 patch tokens of the encoder's last layer but one, without its class
+random weights: images of 224 px become the 49 patch tokens of the encoder's last layer but one, without its class
 token. A convolutional encoder gives one token for each place of its last map instead.
 
-Differs from the paper: pictures are prepared as the encoder's own image processor prepares them (CLIP's cuts out the
+Differs from the paper: images are prepared as the encoder's own image processor prepares them (CLIP's cuts out the
 middle square), not padded to a square.
 """
 
@@ -56,7 +56,7 @@ def load_model(settings: Model, seed: int) -> Vlm:
 
 
 def load_base(settings: Model) -> Vlm:
-    """Load what models that differ only in the connector have in common, for `connected`.
+    """Load the base model, which models that differ only in the connector have in common; see `connected`.
 
     The connector of an assembled model holds no values yet.
 
@@ -94,8 +94,9 @@ def _connector(settings: Model) -> str | None:
 def base_digest(settings: Model, seed: int) -> str:
     """Return the SHA-256 of what `load_model` would load, `Vlm.digest`, without loading it.
 
-    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what another connector
-    than the model's own depends on. Files that have not changed since they were last read are not read again; see `file_digests`.
+    It covers configuration, tokenizer, processor, chat template and weights of each folder, and what a connector other
+    than the model's own depends on. Files that have not changed since they were last read are not read again; see
+    `file_digests`.
 
     Args:
         settings: What would be loaded.
@@ -139,7 +140,7 @@ def _with_connector(base: str, name: str, seed: int, queries: int, weights: str 
 def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights: str | None = None) -> Vlm:
     """Return a model with another connector, a fresh one or a trained one; it shares all other modules with the given one.
 
-    So both hold one copy of encoder and language model, and what is inserted into these is in both. A connector of
+    So both hold the same encoder and language model, and what is inserted into these is in both. A connector of
     the same form as the model's own goes by the same names, so that its tensors fit the stock model.
 
     Args:
@@ -171,7 +172,7 @@ def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights
 
 @torch.no_grad()
 def _named_as(own: nn.Module, made: nn.Module, width: int) -> nn.Module:
-    """Return the connector that was made, as a copy of a model's own with its values if that then does the same."""
+    """Return `made` as a copy of a model's own connector with its values, if that computes the same; else `made`."""
     if [one.shape for one in own.parameters()] != [one.shape for one in made.parameters()]:
         return made
     named = copy.deepcopy(own).cpu()
@@ -182,7 +183,7 @@ def _named_as(own: nn.Module, made: nn.Module, width: int) -> nn.Module:
 
 
 def _with_module(model: Any, place: str, module: nn.Module) -> Any:
-    """Return a model with another module at a place: a copy of what lies on the way there, which shares all the rest."""
+    """Return a model with another module at a place: modules on the way there are copied, and all others are shared."""
     name, _, below = place.partition(".")
     frame = copy.copy(model)
     frame._parameters = dict(model._parameters)
@@ -206,7 +207,7 @@ def assemble(encoder: str, llm: str, network: bool) -> Vlm:
         network: Whether a hub may be contacted.
 
     Raises:
-        UserError: One of them cannot be loaded, is of another kind, or the encoder's image processor makes pictures
+        UserError: One of them cannot be loaded, is of another kind, or the encoder's image processor makes images
             of another size than the encoder takes.
     """
     from transformers import AutoImageProcessor, AutoModelForCausalLM
@@ -235,7 +236,7 @@ def assemble(encoder: str, llm: str, network: bool) -> Vlm:
 
 
 def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
-    """Describe the assembled model, without values: every part is put in or filled later."""
+    """Make the assembled model without values: every part is put in or filled later."""
     from transformers import (
         FastVlmConfig,
         FastVlmForConditionalGeneration,
@@ -244,9 +245,8 @@ def _frame(family: str, tower: Any, decoder: Any, image: int) -> Any:
     )
 
     vision = tower.config.to_dict()
-    select = (
-        "default" if vision["model_type"].startswith("clip") else "full"
-    )  # CLIP's first token is no patch
+    # CLIP's first token is not a patch.
+    select = "default" if vision["model_type"].startswith("clip") else "full"
     choices: dict[str, Any] = {
         "text_config": decoder.config.to_dict(),
         "image_token_id": image,

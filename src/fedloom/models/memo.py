@@ -1,4 +1,4 @@
-"""What a model has made of images and texts already, so that nothing is computed twice.
+"""Keep what a model has computed of images and texts, so that nothing is computed twice.
 
 Encoder features do not depend on the connector, so models that differ only in it share one memo.
 
@@ -32,14 +32,14 @@ Encode = Callable[[Sequence[Picture]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Memo:
-    """Encoder features and token ids by what they were made of.
+    """Encoder features and token ids by what they were computed from.
 
     The encoder is frozen in every strategy, so an empty memo gives the same numbers as a full one.
 
     Attributes:
-        features: Encoder features [*grid, E] by image key, as many as `HELD` bytes hold.
+        features: Encoder features [*grid, E] by image key, at most `HELD` bytes.
         grids_known: Grids by image key.
-        tokens: Token ids of conversations and what else tokenizing gives, each by all that it depends on.
+        tokens: What tokenizing conversations gives, each by everything that it depends on.
         store: Encoder features on disk, shared between runs, or None.
     """
 
@@ -49,7 +49,7 @@ class Memo:
     store: FeatureStore | None = None
 
     def look(self, pictures: Sequence[Picture], encode: Encode) -> list[Tensor]:
-        """Return the encoder features of each image, shape [*grid, E]; what is not known yet is encoded, once."""
+        """Return the encoder features of each image, shape [*grid, E]; those that are not known yet are computed once."""
         found = {picture.key: self._known(picture.key) for picture in pictures}
         missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
         todo = list(missing.values())

@@ -1,4 +1,4 @@
-"""Which values of the flat buffer a strategy sends, trains and reports in each of its stages, and which stay at clients."""
+"""Find which values of the flat buffer a strategy sends, trains and reports in each stage, and which stay with clients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Parts(NamedTuple):
     """The parts of one stage.
 
     Attributes:
-        down: What a client gets: all that differs from the start and is not personal; so a client that first trains in a
-            later stage has what was learnt in those before.
+        down: What a client is sent: all that may differ from the start and is not personal, so that a client that first
+            trains in a later stage has what was learned in those before.
         up: What a client trains and reports.
-        personal: What stays with each client, of this stage and those before.
-        trained: What a client trains: all of `up`, and what of this stage is personal.
+        personal: What stays with each client, in this stage and those before.
+        trained: What a client trains: `up`, and the personal values of this stage.
     """
 
     down: Part
@@ -32,8 +32,8 @@ def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = Fa
     Args:
         layout: Names and shapes of all that the strategy trains.
         strategy: The stages.
-        stage: The number of one.
-        alone: Whether a client trains alone, or on all data: then there is nobody to keep anything from.
+        stage: Number of the stage, from 0.
+        alone: Whether a client trains alone, or on all data pooled: then nothing is personal.
 
     Example:
         >>> from fedloom.tuning.strategy import LoRA, strategy
