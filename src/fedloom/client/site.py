@@ -19,7 +19,7 @@ from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.probes import PROBES
 from fedloom.client.train import Trained, put
-from fedloom.messages import Assignment, Update
+from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
@@ -165,10 +165,12 @@ class Site:
         """Make a client's update of where its training ended; what it keeps is written before that is returned.
 
         Raises:
-            UserError: What the client would keep is not finite.
+            UserError: What the client would keep is not finite, or no message can hold what it would send.
         """
         asked, start = job.assignment, job.start.params
         sent, rule = (put(tensors, "cpu") for tensors in job.rule.finish(trained.carry, job.steps))
+        if why := unsendable(sent):
+            raise UserError(f"what the algorithm sends cannot be sent: {why}")
         up = asked.up or start.whole
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(up, value) for name, value in rule.items()}
         if job.personal is not None:
