@@ -168,3 +168,21 @@ def test_the_weight_is_the_number_of_examples_and_metrics_are_of_the_work() -> N
         assert update.weight == len(held(client))
         assert update.metrics["steps"] == TRAIN.epochs * len(held(client))
         assert update.metrics["norm"] == pytest.approx(float(update.delta.flat.norm()))
+
+
+def test_a_rule_may_keep_one_tensor_under_two_names_and_of_any_number_type(memory: Memory) -> None:
+    """A site with files keeps what one without them keeps."""
+    value = torch.linspace(0, 1, 4)
+    kept = {
+        "a": value,
+        "b": value,
+        "c": value[1:3],
+        "d": value.bfloat16(),
+        "e": value.clone().requires_grad_(),
+    }
+    memory.write(("m", 1, 0), kept, ())
+    found = memory.read(("m", 1, 0))
+    assert found.keys() == kept.keys()
+    assert all(
+        torch.equal(value, found[name]) and value.dtype == found[name].dtype for name, value in kept.items()
+    )

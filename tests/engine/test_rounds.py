@@ -330,3 +330,14 @@ def test_the_memory_of_another_client_or_round_is_named(tmp_path: Path) -> None:
         files.file(wrong).write_bytes(files.file(right).read_bytes())
         with pytest.raises(UserError, match=f"client {wrong[1]}"):
             files.read(wrong)
+
+
+def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
+    """An algorithm may remember the parameters themselves, or views of them."""
+    params = start_of()
+    slots = {"anchor": params.flat, "again": params.flat, "head": params.flat[:2]}
+    commit(tmp_path, Standing(ServerState(params, 1, slots)))
+    found = last_commit(tmp_path)
+    assert found is not None
+    assert found.state.slots.keys() == slots.keys()
+    assert all(torch.equal(found.state.slots[name], value) for name, value in slots.items())

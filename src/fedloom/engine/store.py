@@ -53,10 +53,11 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
     tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
     tensors |= _index(standing.kept)
     if (best := standing.best) is not None:
-        tensors[f"{BEST}params"] = best.params.flat.clone()
+        tensors[f"{BEST}params"] = best.params.flat
         index = _index({client: (round,) for client, round in best.since.items()})
         tensors |= {f"{BEST}{name}": value for name, value in index.items()}
-    content = save({name: value.contiguous() for name, value in tensors.items()})
+    # Copies, since a file holds no tensor that shares its memory with another.
+    content = save({name: value.contiguous().clone() for name, value in tensors.items()})
     name = f"round-{standing.state.round:04}"
     write_atomic(folder / f"{name}.safetensors", content, folder)
     figures = {
