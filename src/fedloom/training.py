@@ -106,7 +106,7 @@ def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part
     everybody = setting.experiment.aggregate.over == "cohort"
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
     profiles = setting.site.local(name).profiles
-    return lambda client: up if everybody or not without.count or profiles[client].images else without
+    return lambda client: up if everybody or profiles[client].images else without
 
 
 def _committed(
