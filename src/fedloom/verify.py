@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.client.memory import Files
+from fedloom.client.memory import Files, round_of
 from fedloom.engine.store import read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
@@ -84,8 +84,13 @@ def _read_all(record: Path) -> None:
 
 
 def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
-    """Read what each client keeps as a checkpoint has it."""
-    standing = read_commit(checkpoint)
-    best = standing.best.since.items() if standing.best else ()
+    """Read what each client keeps as a checkpoint has it.
+
+    What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one finds again
+    the better rounds that came after it.
+    """
+    standing, others = read_commit(checkpoint), checkpoint.parent.glob("round-*.json")
+    last = all(round_of(one) <= round_of(checkpoint) for one in others)
+    best = standing.best.since.items() if standing.best and last else ()
     for client, round in {*standing.since.items(), *best}:
         Files(folder / METHODS).read((method, client, round))

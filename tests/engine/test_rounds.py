@@ -15,7 +15,7 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import ServerState
 from fedloom.client.memory import Files, InMemory, Memory
-from fedloom.engine.rounds import Best, Schedule, Standing, draw_cohort, run_rounds
+from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
@@ -23,6 +23,7 @@ from fedloom.record import Clock
 from fedloom.sections import Gate
 from fedloom.tuning.parts import Parts
 from fedloom.types import UserError
+from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
 
@@ -341,3 +342,34 @@ def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
     assert found is not None
     assert found.state.slots.keys() == slots.keys()
     assert all(torch.equal(found.state.slots[name], value) for name, value in slots.items())
+
+
+def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
+    """What clients kept of the round that was best before is forgotten; no checkpoint that is used needs it."""
+
+    folder = tmp_path / "methods/scaffold"
+    folder.mkdir(parents=True)
+
+    def committed(now: Standing, log: dict[str, Any]) -> Standing:
+        if now.state.round in (1, 3):
+            now = replace(
+                now, best=Best(now.state.round, float(now.state.round), now.state.params, now.since)
+            )
+        commit(folder, now)
+        return now
+
+    files = Files(tmp_path / "methods")
+    backend = Plain(site_of(make("scaffold", CLIENTS), memory=files))
+    (third,) = run_rounds([run_of("scaffold", committed=committed)], backend)
+    for client in range(CLIENTS):  # the fourth round begins, and does not end
+        (asked,) = assignments_of(run_of("scaffold", standing=third, rounds=4), [client])
+        backend.client(asked)
+    checkpoints = sorted(folder.glob("round-*.json"))
+    assert [file.name for file in checkpoints] == ["round-0002.json", "round-0003.json"]
+    for file in checkpoints:
+        _read_memories(tmp_path, "scaffold", file)
+    assert third.best is not None
+    gone = files.file(("scaffold", 0, third.best.since[0]))
+    gone.unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        _read_memories(tmp_path, "scaffold", checkpoints[-1])
