@@ -473,3 +473,20 @@ def test_a_rule_that_sends_what_no_message_can_hold_makes_its_client_missing_eve
         assert missing.client == 1
         assert "cannot be sent" in missing.reason
     assert not memory.held
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_gradient_of_another_shape_is_not_spread_over_all_values(
+    shape: tuple[int, ...], tuned: Tuned
+) -> None:
+    @dataclass(frozen=True, eq=False)
+    class Odd(Spoiled):
+        def correct(self, grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+            return torch.ones(shape), carry
+
+    site = real_site(tuned)
+    odd = Odd(tuned, site.settings, site.seed, site.local, site.memory)
+    found = list(InProcess(odd).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in found if isinstance(one, Missing)]
+    assert missing.client == 1
+    assert "gradient" in missing.reason

@@ -15,6 +15,7 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import ServerState
 from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.engine import store
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Update
@@ -373,3 +374,15 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
     gone.unlink()
     with pytest.raises(UserError, match="missing or damaged"):
         _read_memories(tmp_path, "scaffold", checkpoints[-1])
+
+
+def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) -> None:
+    """Before a client's last two rounds were kept there was one round for each client."""
+    standing = Standing(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            store, "_index", lambda kept: dict(zip(store.INDEX, torch.tensor([[3], [1]]), strict=True))
+        )
+        commit(tmp_path, standing)
+    with pytest.raises(UserError, match=r"round-0000.*another version"):
+        store.read_commit(tmp_path / "round-0000.json")
