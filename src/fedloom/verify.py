@@ -75,12 +75,22 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
         for checkpoint in sorted(place.parent.rglob("round-*.json")):
+            if _is_over(checkpoint.parent):
+                continue
             yield partial(_read_memories, folder, place.parent.name, checkpoint)
 
 
 def _read_all(record: Path) -> None:
     deque(read_lines(record), maxlen=0)
     require_length(record, recorded_below(record.parent / METHODS))
+
+
+def _is_over(folder: Path) -> bool:
+    """Return whether a folder is that of a stage after which another has a checkpoint: then its memories are forgotten."""
+    if not folder.name.startswith("stage-"):
+        return False
+    later = [one for one in folder.parent.glob("stage-*") if one.name > folder.name]
+    return any(any(one.glob("round-*.json")) for one in (folder.parent, *later))
 
 
 def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
