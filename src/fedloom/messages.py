@@ -16,7 +16,20 @@ import torch
 from torch import Tensor
 
 from fedloom import wire
-from fedloom.framing import Found, Head, Piece, Spec, frame, kind_of, length, text_length, unframe
+from fedloom.framing import (
+    DTYPES,
+    MOST,
+    NAMES,
+    Found,
+    Head,
+    Piece,
+    Spec,
+    frame,
+    kind_of,
+    length,
+    text_length,
+    unframe,
+)
 from fedloom.params import Layout, Params, Part
 from fedloom.types import Tensors
 
@@ -214,6 +227,18 @@ def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
         return Update.from_bytes(message, layout)
     head, _ = unframe(MISSING, message)
     return Missing(head.number("client"), head.text("reason"))
+
+
+def unsendable(extras: Tensors) -> str | None:
+    """Return why no message can hold what an algorithm sends besides parameters, or None."""
+    if len(extras) > MOST - 2:  # beside the parameters and the figures
+        return f"{len(extras)} tensors; a message holds at most {MOST - 2} besides the parameters"
+    for name, value in extras.items():
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]: rules come from outside
+            return f"the name {name!r} is not a text"
+        if value.layout != torch.strided or value.dtype not in NAMES:
+            return f"{name} holds {value.dtype} in the layout {value.layout}; a message holds {', '.join(DTYPES)}, all dense"
+    return None
 
 
 def _parts(layout: Layout, **parts: Part | None) -> dict[str, Any]:

@@ -175,9 +175,17 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     alone = [(client, range(client, client + 1)) for client in range(len(setting.plan.clients))]
     standings = train_method(setting, method, name, alone)
     clients = [client for client, _ in alone]
-    models, rounds = _chosen(setting, method, name, list(zip(clients, standings, strict=True)))
+    trained = list(zip(clients, standings, strict=True))
+    # Rounds in a row that had no effect, up to the end: the model is the one that its client began with.
+    untrained = [client for client, standing in trained if standing.missed >= setting.rounds[-1]]
+    for client in untrained:
+        setting.progress.message(
+            f"{name}: no update of client {client} could be used; its model is untrained"
+        )
+    models, rounds = _chosen(setting, method, name, trained)
     validation = validated(setting, models, name, rounds)
-    return _own_scores(setting, models, name, rounds), 0, 0, validation
+    scores = _own_scores(setting, models, name, rounds)
+    return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
 
 
 Rounds = Mapping[int | None, int]

@@ -60,23 +60,13 @@ def _training(
 ) -> Run:
     """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
     (alone, clients), layout = server, setting.tuned.layout
-    last = number == len(setting.stages) - 1
-    folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
-    folder = folder if last else folder / f"stage-{number + 1}"
+    folder, of = _place(setting, name, alone, number)
     algorithm = algorithm_of(setting.experiment, method, len(setting.plan.clients), layout)
     train, backend = setting.site.settings[number], local_backend(setting)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
     # Only here, so that a folder that is removed later is not made again.
     folder.mkdir(parents=True, exist_ok=True)
-    of, done = setting.of(name, alone, number), setting.site.rounds_before(number)
-
-    def remembered(standing: Standing) -> None:
-        """Raise UserError where what clients kept of the last round cannot be read."""
-        for client, rounds in standing.kept.items():
-            if rounds[-1] == done + standing.state.round - 1:
-                setting.site.memory.read((name, client, rounds[-1]))
-
-    standing = last_commit(folder, layout, setting.damaged, of, remembered)
+    standing = _last(setting, name, alone, number, setting.damaged)
     if standing is None and before is None:
         standing = Standing(algorithm.init(backend.start(name)))
     elif standing is None and before is not None:  # a stage has a fresh server; bytes add up over stages
@@ -95,10 +85,41 @@ def _training(
         setting.experiment.gate,
         _committed(setting, method, name, alone, number, folder, of),
         number,
-        done,
+        setting.site.rounds_before(number),
         lambda _: down,
         _reported(setting, name, parts),
     )
+
+
+def _place(setting: Setting, name: str, alone: int | None, number: int) -> tuple[Path, str]:
+    """Return the folder of a stage's checkpoints, and whose they are."""
+    folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
+    last = number == len(setting.stages) - 1
+    return folder if last else folder / f"stage-{number + 1}", setting.of(name, alone, number)
+
+
+def _last(
+    setting: Setting, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
+) -> Standing | None:
+    """Return where a stage stood last, or None where it begins anew.
+
+    What clients kept of its last round is needed, unless the next stage goes on from what they kept after it.
+    """
+    (folder, of), done = _place(setting, name, alone, number), setting.site.rounds_before(number)
+
+    def nobody(reason: str) -> None:
+        pass
+
+    def remembered(standing: Standing) -> None:
+        """Raise UserError where what clients kept of the last round cannot be read."""
+        for client, rounds in standing.kept.items():
+            if rounds[-1] == done + standing.state.round - 1:
+                setting.site.memory.read((name, client, rounds[-1]))
+
+    last, layout = number == len(setting.stages) - 1, setting.tuned.layout
+    if last or _last(setting, name, alone, number + 1, nobody) is None:
+        return last_commit(folder, layout, passed_over, of, remembered)
+    return last_commit(folder, layout, passed_over, of)
 
 
 def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part | None]:
@@ -107,7 +128,7 @@ def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part
     everybody = setting.experiment.aggregate.over == "cohort"
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
     profiles = setting.site.local(name).profiles
-    return lambda client: up if everybody or not without.count or profiles[client].images else without
+    return lambda client: up if everybody or profiles[client].images else without
 
 
 def _committed(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.client.memory import Files
+from fedloom.client.memory import Files, round_of
 from fedloom.engine.store import read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
 from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
@@ -75,6 +75,8 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
         for checkpoint in sorted(place.parent.rglob("round-*.json")):
+            if _is_over(checkpoint.parent):
+                continue
             yield partial(_read_memories, folder, place.parent.name, checkpoint)
 
 
@@ -83,9 +85,22 @@ def _read_all(record: Path) -> None:
     require_length(record, recorded_below(record.parent / METHODS))
 
 
+def _is_over(folder: Path) -> bool:
+    """Return whether a folder is that of a stage after which another has a checkpoint: then its memories are forgotten."""
+    if not folder.name.startswith("stage-"):
+        return False
+    later = [one for one in folder.parent.glob("stage-*") if one.name > folder.name]
+    return any(any(one.glob("round-*.json")) for one in (folder.parent, *later))
+
+
 def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
-    """Read what each client keeps as a checkpoint has it."""
-    standing = read_commit(checkpoint)
-    best = standing.best.since.items() if standing.best else ()
+    """Read what each client keeps as a checkpoint has it.
+
+    What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one finds again
+    the better rounds that came after it.
+    """
+    standing, others = read_commit(checkpoint), checkpoint.parent.glob("round-*.json")
+    last = all(round_of(one) <= round_of(checkpoint) for one in others)
+    best = standing.best.since.items() if standing.best and last else ()
     for client, round in {*standing.since.items(), *best}:
         Files(folder / METHODS).read((method, client, round))

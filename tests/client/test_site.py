@@ -14,11 +14,12 @@ from fedloom.algorithms import make
 from fedloom.algorithms.base import PLAIN, FederatedAlgorithm
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.client.site import Question, Site
+from fedloom.client.train import Trained
 from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
 from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
-from fedloom.types import UserError
+from fedloom.types import Tensors, UserError
 
 SIZE = LAYOUT.size
 CONNECTOR = Part.of(LAYOUT.mask(lambda name: name.startswith("connector/")))
@@ -168,3 +169,38 @@ def test_weight_and_metrics_are_those_of_the_work() -> None:
         assert update.weight == len(held(client))
         assert update.metrics["steps"] == TRAIN.epochs * len(held(client))
         assert update.metrics["norm"] == pytest.approx(float(update.delta.flat.norm()))
+
+
+def test_a_rule_may_keep_one_tensor_under_two_names_and_of_any_number_type(memory: Memory) -> None:
+    """A site with files keeps what one without them keeps."""
+    value = torch.linspace(0, 1, 4)
+    kept = {
+        "a": value,
+        "b": value,
+        "c": value[1:3],
+        "d": value.bfloat16(),
+        "e": value.clone().requires_grad_(),
+    }
+    memory.write(("m", 1, 0), kept, ())
+    found = memory.read(("m", 1, 0))
+    assert found.keys() == kept.keys()
+    assert all(
+        torch.equal(value, found[name]) and value.dtype == found[name].dtype for name, value in kept.items()
+    )
+
+
+def test_what_a_rule_sends_does_not_change_when_the_model_trains_on() -> None:
+    """With one client at a time the end of its training is the model's own buffer."""
+    live = torch.ones(LAYOUT.size)
+
+    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        return {"end": live[:3], "other": torch.zeros(2)}, {"own": live}
+
+    memory = InMemory()
+    here = site(memory, make("fedavg", 5)._replace(local=PLAIN._replace(finish=finish)))
+    update = here.update(here.job(asked()), Trained(live, {}, 0.0, 0.0))
+    live.zero_()
+    assert update.extras["end"].tolist() == [1.0] * 3
+    (kept,) = memory.held.values()
+    assert torch.equal(kept["rule/own"], CONNECTOR.mask.float())
+    assert bool(kept["personal"].all())

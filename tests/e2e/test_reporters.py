@@ -19,14 +19,14 @@ CLIENTS, CONNECTOR = 4, "multi_modal_projector"
 
 
 def run(
-    tiny_model: Path, folder: Path, over: str, methods: list[str]
+    tiny_model: Path, folder: Path, over: str, methods: list[str], strategy: str = "both"
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     values = {
         "data": {"limit": 24, "test_share": 0.01},
         "scenario": {"clients": CLIENTS, "pattern": "cross", "image_clients": 1},
         "model": {"path": str(tiny_model), "threads": 1},
-        "strategy": {"name": "both", "rank": 2},
-        "train": {"rounds": 1, "batch_size": 2},
+        "strategy": {"name": strategy, "rank": 2},
+        "train": {"rounds": 2 if strategy == "two-stage" else 1, "batch_size": 2},
         "methods": methods,
         "aggregate": {"over": over},
         "engine": {"side_by_side": 1, "workers": 1},
@@ -70,3 +70,22 @@ def test_over_reporters_the_connector_moves_as_far_as_its_trainers_move_it(
 def test_algorithms_that_need_means_over_the_whole_cohort_refuse_reporters(name: str) -> None:
     with pytest.raises(UserError, match=r"aggregate\.over is reporters"):
         Experiment.from_json(json.dumps({"methods": [name], "aggregate": {"over": "reporters"}}))
+
+
+@pytest.mark.parametrize("strategy", ["connector", "share-connector", "two-stage"])
+def test_who_cannot_train_all_that_is_exchanged_reports_nothing(
+    strategy: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Where the connector is all that a stage exchanges, it moves as far as the one client with images moves it."""
+    run(tiny_model, tmp_path, "reporters", ["fedavg", "fedadam"], strategy)
+    record = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    rounds = [one for one in record if "bytes_up" in one]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    images = [client for client in range(CLIENTS) if plan["clients"][client]["image_only"]]
+    assert rounds
+    for one in rounds:
+        assert one["refused"] == one["missing"] == []
+    first = rounds[0]
+    norms = {one["client"]: one["norm"] for one in first["clients"]}
+    assert [client for client, norm in norms.items() if norm] == images
+    assert first["diagnostics"]["delta_norm"] == pytest.approx(norms[images[0]], rel=1e-5)

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -178,3 +179,13 @@ def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
     assert len(batch.row) > 2  # so that there are pieces
     for left, right in zip(*found, strict=True):
         assert float((left - right).norm()) <= 1e-5 * float(right.norm())
+
+
+def test_a_client_that_cannot_work_decides_nothing(tuned: Tuned) -> None:
+    """It will be missing, with the reason; the choice is that of the others, or that for one client after the other."""
+    good = jobs(tuned, 3)
+    broken = [cast("Any", None)] * 99
+    bad = replace(good[1], conversations=broken)
+    assert bad.steps > good[0].steps
+    assert choose(tuned, [good[0], bad, good[2]], 3, LAPTOP) == choose(tuned, [good[0], good[2]], 3, LAPTOP)
+    assert choose(tuned, [bad], 3, LAPTOP) == Choice()

@@ -37,7 +37,7 @@ from fedloom.engine.rounds import MISSED, Backend, Run, Standing, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
-from fedloom.params import Part
+from fedloom.params import Params, Part
 from fedloom.processes import can_fork
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned, prepare
@@ -382,3 +382,113 @@ def test_a_client_that_fails_does_not_change_the_runs_beside_its_own(
         if rows == 1:
             assert torch.equal(left, right)
     assert all(one.state.round == 2 for one in together)
+
+
+class Again(Plain):
+    """A backend in which client 4, the last one, answers twice."""
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        for answer in super().train(assignments, clock):
+            yield from [answer] * (1 + (answer.client == 4))
+
+
+@pytest.mark.parametrize("split", [[(0, 1, 2, 3, 4)], [(0, 1), (2, 3, 4)]])
+def test_what_comes_after_everybodys_answer_is_counted_too(split: list[tuple[int, ...]]) -> None:
+    """A second answer costs its bytes and is refused, the last client's as any other's."""
+    found: dict[type, list[dict[str, Any]]] = {}
+    for kind in (Plain, Again):
+        found[kind] = []
+        runs = [
+            run_of("fedavg", who, LONG, rounds=1, committed=lambda _, log, kind=kind: found[kind].append(log))
+            for who in split
+        ]
+        run_rounds(runs, kind(site_of(make("fedavg", CLIENTS), LONG)))
+    up = {kind: sum(log["bytes_up"] for log in logs) for kind, logs in found.items()}
+    last = Plain(site_of(make("fedavg", CLIENTS), LONG)).client(Assignment("fedavg", 0, 0, 4, start_of()))
+    assert isinstance(last, Update)
+    assert up[Again] - up[Plain] == len(last.to_bytes())
+    assert [one["client"] for log in found[Again] for one in log["refused"]] == [4]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"extras": {"control": torch.ones(3, dtype=torch.complex64)}},
+        {"extras": {str(k): torch.ones(1) for k in range(99)}},
+        {"delta": Params(start_of().layout, torch.zeros(2, start_of().layout.size))},
+        {"weight": "many"},
+    ],
+)
+def test_an_update_that_no_message_can_hold_waits_for_its_refusal(odd: dict[str, Any]) -> None:
+    answers = [replace(Update(1, start_of(), 1.0), **odd), Update(0, start_of(), 1.0)]
+    found = list(in_order(answers, [0, 1], lambda *_: None, held=0))
+    assert [one.client for one in found] == [0, 1]
+    assert found[1] is answers[0]
+
+
+def test_a_run_that_lags_behind_and_fails_stops_no_more_than_one_in_step() -> None:
+    """Killed between the commits of two trainings, the one behind fails as it would have beside the other."""
+    site = site_of(make("fedavg", CLIENTS), LONG)
+    backend = Corrupted(site, {4: broken}, tuple(range(9)))
+
+    def runs() -> list[Run]:
+        return [run_of("fedavg", (client,), LONG, rounds=4) for client in (0, 4)]
+
+    whole = run_rounds(runs(), backend)
+    three = run_rounds([replace(run, schedule=replace(run.schedule, rounds=3)) for run in runs()], backend)
+    two = run_rounds([replace(run, schedule=replace(run.schedule, rounds=2)) for run in runs()], backend)
+    behind = [
+        replace(run, standing=standing) for run, standing in zip(runs(), (three[0], two[1]), strict=True)
+    ]
+    again = run_rounds(behind, backend)
+    assert [one.state.round for one in again] == [4, 4]
+    assert all(same(left, right) for left, right in zip(whole, again, strict=True))
+
+
+@pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"a": torch.ones(3, dtype=torch.complex64)},
+        {"a": torch.ones(2).to_sparse()},
+        {str(k): torch.ones(1) for k in range(99)},
+        {3: torch.ones(1)},
+    ],
+)
+def test_a_rule_that_sends_what_no_message_can_hold_makes_its_client_missing_everywhere(
+    extras: Tensors, tuned: Tuned
+) -> None:
+    site = real_site(tuned)
+
+    @dataclass(frozen=True, eq=False)
+    class Odd(Site):
+        def job(self, assignment: Assignment) -> Job:
+            job = super().job(assignment)
+            rule = job.rule._replace(finish=lambda carry, steps: (extras, {"b": torch.ones(1)}))
+            return replace(job, rule=rule) if job.client == 1 else job
+
+    memory = InMemory()
+    odd = Odd(tuned, site.settings, site.seed, site.local, memory)
+    for backend in (InProcess(odd), InProcess(odd, 2), Workers(InProcess(odd), 2)):
+        found = list(backend.train(assigned(tuned), Clock()))
+        (missing,) = [one for one in found if isinstance(one, Missing)]
+        assert missing.client == 1
+        assert "cannot be sent" in missing.reason
+    assert not memory.held
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_gradient_of_another_shape_is_not_spread_over_all_values(
+    shape: tuple[int, ...], tuned: Tuned
+) -> None:
+    @dataclass(frozen=True, eq=False)
+    class Odd(Spoiled):
+        def correct(self, grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+            return torch.ones(shape), carry
+
+    site = real_site(tuned)
+    odd = Odd(tuned, site.settings, site.seed, site.local, site.memory)
+    found = list(InProcess(odd).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in found if isinstance(one, Missing)]
+    assert missing.client == 1
+    assert "gradient" in missing.reason

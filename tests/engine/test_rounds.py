@@ -15,7 +15,8 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same
 from fedloom.algorithms import ALGORITHMS, make
 from fedloom.algorithms.base import ServerState
 from fedloom.client.memory import Files, InMemory, Memory
-from fedloom.engine.rounds import Best, Schedule, Standing, draw_cohort, run_rounds
+from fedloom.engine import store
+from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
@@ -23,6 +24,7 @@ from fedloom.record import Clock
 from fedloom.sections import Gate
 from fedloom.tuning.parts import Parts
 from fedloom.types import UserError
+from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
 
@@ -330,3 +332,57 @@ def test_the_memory_of_another_client_or_round_is_named(tmp_path: Path) -> None:
         files.file(wrong).write_bytes(files.file(right).read_bytes())
         with pytest.raises(UserError, match=f"client {wrong[1]}"):
             files.read(wrong)
+
+
+def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
+    """An algorithm may remember the parameters themselves, or views of them."""
+    params = start_of()
+    slots = {"anchor": params.flat, "again": params.flat, "head": params.flat[:2]}
+    commit(tmp_path, Standing(ServerState(params, 1, slots)))
+    found = last_commit(tmp_path)
+    assert found is not None
+    assert found.state.slots.keys() == slots.keys()
+    assert all(torch.equal(found.state.slots[name], value) for name, value in slots.items())
+
+
+def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
+    """What clients kept of the round that was best before is forgotten; no checkpoint that is used needs it."""
+
+    folder = tmp_path / "methods/scaffold"
+    folder.mkdir(parents=True)
+
+    def committed(now: Standing, log: dict[str, Any]) -> Standing:
+        if now.state.round in (1, 3):
+            now = replace(
+                now, best=Best(now.state.round, float(now.state.round), now.state.params, now.since)
+            )
+        commit(folder, now)
+        return now
+
+    files = Files(tmp_path / "methods")
+    backend = Plain(site_of(make("scaffold", CLIENTS), memory=files))
+    (third,) = run_rounds([run_of("scaffold", committed=committed)], backend)
+    for client in range(CLIENTS):  # the fourth round begins, and does not end
+        (asked,) = assignments_of(run_of("scaffold", standing=third, rounds=4), [client])
+        backend.client(asked)
+    checkpoints = sorted(folder.glob("round-*.json"))
+    assert [file.name for file in checkpoints] == ["round-0002.json", "round-0003.json"]
+    for file in checkpoints:
+        _read_memories(tmp_path, "scaffold", file)
+    assert third.best is not None
+    gone = files.file(("scaffold", 0, third.best.since[0]))
+    gone.unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        _read_memories(tmp_path, "scaffold", checkpoints[-1])
+
+
+def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) -> None:
+    """Before a client's last two rounds were kept there was one round for each client."""
+    standing = Standing(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            store, "_index", lambda kept: dict(zip(store.INDEX, torch.tensor([[3], [1]]), strict=True))
+        )
+        commit(tmp_path, standing)
+    with pytest.raises(UserError, match=r"round-0000.*another version"):
+        store.read_commit(tmp_path / "round-0000.json")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -102,7 +103,8 @@ class Files:
 
     def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
         """See `Memory`."""
-        tensors = {name: value.contiguous() for name, value in memory.items()}
+        # Copies, since a file holds no tensor that shares its memory with another.
+        tensors = {name: value.detach().contiguous().clone() for name, value in memory.items()}
         file, kept = self.file(key), {*keep, key[2]}
         content = save(tensors, metadata={"sha256": _digest(tensors, file.parts[-2:])})
         write_atomic(file, content, self.folder)
@@ -134,5 +136,5 @@ def _digest(tensors: Tensors, place: Sequence[str]) -> str:
     sha = hashlib.sha256("/".join(place).encode())
     for name, value in sorted(tensors.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.numpy().tobytes())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return sha.hexdigest()

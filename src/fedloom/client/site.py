@@ -20,7 +20,7 @@ from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.probes import PROBES
 from fedloom.client.train import Trained, put
-from fedloom.messages import Assignment, Update
+from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
@@ -168,10 +168,13 @@ class Site:
         """Make a client's update from where its training ended; write what it keeps before the update is returned.
 
         Raises:
-            UserError: What the client would keep is not finite.
+            UserError: What the client would keep is not finite, or no message can hold what it would send.
         """
         asked, start = job.assignment, job.start.params
-        sent, rule = (put(tensors, "cpu") for tensors in job.rule.finish(trained.carry, job.steps))
+        found = job.rule.finish(trained.carry, job.steps)
+        sent, rule = (_apart(put(tensors, "cpu"), trained.end) for tensors in found)
+        if why := unsendable(sent):
+            raise UserError(f"what the algorithm sends cannot be sent: {why}")
         up = asked.up or start.whole
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(up, value) for name, value in rule.items()}
         if job.personal is not None:
@@ -249,6 +252,17 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+
+
+def _apart(tensors: Tensors, end: Tensor) -> Tensors:
+    """Copy what lies in the model's own buffer, which the next training overwrites."""
+    live = end.untyped_storage().data_ptr()
+    return {
+        name: value.clone()
+        if value.layout == torch.strided and value.untyped_storage().data_ptr() == live
+        else value
+        for name, value in tensors.items()
+    }
 
 
 def _require_finite(kept: Tensors) -> None:

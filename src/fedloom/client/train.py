@@ -140,6 +140,10 @@ def _change(rows: Sequence[_Row], grads: Tensor, flat: Tensor, changes: Sequence
     """Let each client's rule change its own gradient, a row of [K, P], and what it carries."""
     for row, grad, values, change in zip(rows, grads, flat, changes, strict=True):
         changed, row.carry = change(grad, values, row.carry)
+        if changed.shape != grad.shape:  # it would be spread over all values
+            raise ValueError(
+                f"a rule made a gradient of shape {list(changed.shape)} of one of {list(grad.shape)}"
+            )
         if changed is not grad:
             grad.copy_(changed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,7 +81,7 @@ def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> 
 
     Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is one process
     for each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory
-    that the model leaves free.
+    that the model leaves free. Where the job of a client fails, the others decide.
 
     Args:
         tuned: The model with one row.
@@ -88,7 +89,14 @@ def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> 
         cohort: How many clients a round has.
         machine: The kind of machine.
     """
-    first = max(jobs, key=lambda job: (job.steps, -job.client))
+    for job in sorted(jobs, key=lambda job: (-job.steps, job.client)):
+        with suppress(Exception):  # that client will be missing, with the reason
+            return _chosen(tuned, job, cohort, machine)
+    return Choice()
+
+
+def _chosen(tuned: Tuned, first: Job, cohort: int, machine: Machine) -> Choice:
+    """Choose by one job, that of the client with most steps."""
     room = _room(tuned, machine)
     recompute = room is not None and _step_bytes(tuned, first) > room
     if cohort < 2:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile
 from typing import IO
 
-from fedloom.messages import Answer, Missing, Update
+from fedloom.messages import Answer, Missing, Update, unsendable
 from fedloom.params import Layout
 
 SILENT = "it did not answer"
@@ -77,13 +77,13 @@ class _Waiting:
 
     def put(self, place: int, answer: Answer) -> None:
         size = 0 if isinstance(answer, Missing) else answer.delta.flat.nbytes
-        if isinstance(answer, Missing) or self._bytes + size <= self._most:
+        fits = self._bytes + size <= self._most
+        if isinstance(answer, Missing) or fits or (message := _message(answer)) is None:
             self._here[place] = answer
             self._bytes += size
             return
         if self._file is None:
             self._file = TemporaryFile()
-        message = answer.to_bytes()
         self._there[place] = self._file.seek(0, 2), len(message), answer.delta.layout
         self._file.write(message)
 
@@ -95,4 +95,15 @@ class _Waiting:
         start, length, layout = self._there.pop(place)
         assert self._file is not None
         self._file.seek(start)
-        return Update.from_bytes(self._file.read(length), layout)
+        message = self._file.read(length)
+        if not self._there:  # so that the file takes what waits, not what has waited
+            self._file.truncate(0)
+        return Update.from_bytes(message, layout)
+
+
+def _message(update: Update) -> bytes | None:
+    """Write an update that can be read again, or return None: admission refuses what no message can hold."""
+    try:
+        return None if update.delta.flat.dim() != 1 or unsendable(update.extras) else update.to_bytes()
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return None

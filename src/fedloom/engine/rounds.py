@@ -210,9 +210,9 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     is called when all that take part in a round have ended it, so that it may use the model for evaluation.
 
     Raises:
-        UserError: In all trainings that take part every update of a round was refused, or the last of `MISSED` rounds in a
-            row could not be applied; nothing of that round is kept. A training whose rounds cannot be applied does not
-            stop those beside it.
+        UserError: In all trainings every update of a round was refused, or the last of `MISSED` rounds in a row could not
+            be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop those beside
+            it, nor does one that is behind stop those that have committed the round.
         ValueError: Two trainings have a client in common.
     """
     now = list(runs)
@@ -228,14 +228,15 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
         asked = list(chain.from_iterable(cohorts.values()))
         if len(set(asked)) < len(asked):
             raise ValueError("trainings in step need clients of their own")
-        answers = in_order(backend.train(assignments, clock), asked, admissions[together[0]].stray)
+        answers = in_order(backend.train(assignments, clock), asked, admissions[together[-1]].stray)
         logs, ends = dict[int, dict[str, Any]](), list[str | None]()
         for k in together:
-            coming = islice(answers, len(cohorts[k]))
+            # The last one looks at all that comes, so that answers after everybody's count as well.
+            coming = answers if k == together[-1] else islice(answers, len(cohorts[k]))
             standing, logs[k], end = _round(now[k], admissions[k], coming, len(cohorts[k]), clock)
             now[k] = replace(now[k], standing=standing)
             ends.append(end)
-        if all(ends):  # one that cannot go on does not stop those beside it
+        if len(ends) == len(now) and all(ends):  # one that cannot go on does not stop the others
             raise UserError(f"{next(iter(ends))}, so the run stops here")
         for k, log in logs.items():
             now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)

@@ -53,10 +53,11 @@ def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") ->
     tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
     tensors |= _index(standing.kept)
     if (best := standing.best) is not None:
-        tensors[f"{BEST}params"] = best.params.flat.clone()
+        tensors[f"{BEST}params"] = best.params.flat
         index = _index({client: (round,) for client, round in best.since.items()})
         tensors |= {f"{BEST}{name}": value for name, value in index.items()}
-    content = save({name: value.contiguous() for name, value in tensors.items()})
+    # Copies, since a file holds no tensor that shares its memory with another.
+    content = save({name: value.contiguous().clone() for name, value in tensors.items()})
     name = f"round-{standing.state.round:04}"
     write_atomic(folder / f"{name}.safetensors", content, folder)
     figures = {
@@ -176,6 +177,10 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
     if layout not in (None, own):
         raise UserError(f"{file} was made for another model or strategy")
     tensors = load(content)
+    if any(tensors[name].dim() != 2 for name in (INDEX[1], BEST + INDEX[1]) if name in tensors):
+        raise UserError(
+            f"{file} was written by another version of fedloom, which counted what clients keep otherwise"
+        )
     kept, best = _kept(tensors), _best(figures.get("best"), tensors, own)
     slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}
     state = ServerState(Params(own, tensors["params"]), figures["round"], slots)
