@@ -101,14 +101,14 @@ class Found(NamedTuple):
     partial: bool
 
 
-def text_length(fields: Mapping[str, Any], specs: Sequence[Spec]) -> int:
-    """Return the number of characters of a head without padding."""
-    return len(_text(fields, specs))
+def sizes(fields: Mapping[str, Any], specs: Sequence[Spec]) -> tuple[int, int]:
+    """Return the number of characters of a head without padding, and the bytes of the tensors after it."""
+    return len(_text(fields, specs)), sum(one.size + -one.size % 8 for one in specs)
 
 
-def length(text: int, specs: Sequence[Spec]) -> int:
-    """Return the bytes of a message whose head has `text` characters, without writing it."""
-    return HEADER + text + -text % 8 + sum(one.size + -one.size % 8 for one in specs)
+def length(text: int, payload: int) -> int:
+    """Return the bytes of a message whose head has `text` characters and whose tensors take `payload` bytes."""
+    return HEADER + text + -text % 8 + payload
 
 
 def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:

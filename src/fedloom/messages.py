@@ -27,7 +27,7 @@ from fedloom.framing import (
     frame,
     kind_of,
     length,
-    text_length,
+    sizes,
     unframe,
 )
 from fedloom.params import Layout, Params, Part
@@ -189,7 +189,7 @@ class Update:
     def _pieces(self, codec: str, *, counted: bool = False) -> list[Piece]:
         # As float64, so that figures such as seconds take as many bytes whatever they are.
         figures = (
-            torch.empty(1 + len(self.metrics), dtype=torch.float64)
+            _blank_figures(1 + len(self.metrics))
             if counted
             else torch.tensor([self.weight, *self.metrics.values()], dtype=torch.float64)
         )
@@ -253,13 +253,18 @@ def _length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
         if type(value) is int:
             digits += len(str(value)) - 1
         key.append((name, 0 if type(value) is int else value))
-    specs = tuple(one.spec for one in pieces)
-    return length(_text_length(tuple(key), specs) + digits, specs)
+    text, payload = _sizes(tuple(key), tuple([one.spec for one in pieces]))
+    return length(text + digits, payload)
 
 
 @lru_cache(maxsize=1024)
-def _text_length(fields: tuple[tuple[str, Any], ...], specs: tuple[Spec, ...]) -> int:
-    return text_length(dict(fields), specs)
+def _sizes(fields: tuple[tuple[str, Any], ...], specs: tuple[Spec, ...]) -> tuple[int, int]:
+    return sizes(dict(fields), specs)
+
+
+@lru_cache(maxsize=64)
+def _blank_figures(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.float64)
 
 
 def _check_layout(head: Head, layout: Layout) -> None:

@@ -57,7 +57,7 @@ class Admission:
         self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
         self._loss = self._weight = 0.0
         self._clients: list[dict[str, Any]] = []
-        self._reported: dict[Part, None] = {}
+        self._reported: dict[Part | None, None] = {}
         self.up = self.down = 0
         self.refused: dict[Any, str] = {}
         self.missing: dict[int, str] = {}
@@ -71,7 +71,8 @@ class Admission:
     @property
     def reported(self) -> Part:
         """The part that admitted updates report together; at least one was admitted."""
-        found, *others = self._reported
+        whole = Part.whole(self._expected.layout.size)
+        found, *others = [part or whole for part in self._reported]
         for part in others:
             found = found | part
         return found
@@ -101,7 +102,7 @@ class Admission:
                 self._weight += update.weight
             if update.keeps:
                 self.kept.append(update.client)
-            self._reported[update.up or update.delta.whole] = None
+            self._reported[update.up] = None
             clock.lap("aggregate")
             yield update
 
@@ -191,7 +192,7 @@ def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
         )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
-    if (update.up or update.delta.whole) != allowed.up:
+    if not allowed.up.is_whole if update.up is None else update.up != allowed.up:
         return "it reports another part of the parameters than it was asked for"
     if not (_is_number(update.weight) and 1 <= update.weight <= allowed.examples):
         held = f"the number of examples, of which this client holds {allowed.examples}"
