@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.job import Job
-from fedloom.client.site import Local, Profile, Question, Site
+from fedloom.client.site import Local, Profile, Profiles, Question, Site
 from fedloom.client.train import train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, choose, this_machine
@@ -40,25 +40,6 @@ OPEN = Gate(max_norm=1e30, max_ratio=1e9)  # admits every finite update
 def train_settings(batch_size: int, **more: Any) -> Train:
     """Return how clients train if not said otherwise: AdamW at a constant learning rate, without clipping or decay."""
     return Train(rounds=1, batch_size=batch_size, schedule="constant", clip=None, **more)
-
-
-class Profiles(Sequence[Profile]):
-    """What is told of clients, made when asked for, so that a million of them take no memory."""
-
-    def __init__(self, clients: int, one: Callable[[int], Profile]) -> None:
-        self._clients, self._one = clients, one
-
-    def __len__(self) -> int:
-        return self._clients
-
-    @overload
-    def __getitem__(self, client: int) -> Profile: ...
-    @overload
-    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
-    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
-        if isinstance(client, slice):
-            return [self._one(one) for one in range(self._clients)[client]]
-        return self._one(client)
 
 
 def text_only(client: int) -> Profile:

@@ -69,8 +69,7 @@ def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
     held = _held(setting, machine)
     if held is None:
         cohort = _clients(runs)
-        jobs = _jobs(setting, runs)
-        held = choose(setting.tuned, jobs, cohort, machine) if jobs else Choice()
+        held = choose(setting.tuned, _jobs(setting, runs), cohort, machine)
         if cohort > 1:
             value = {"machine": asdict(machine), "choice": asdict(held)}
             write_sealed(setting.folder / MACHINE, value, setting.folder)

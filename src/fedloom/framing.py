@@ -27,6 +27,7 @@ from fedloom.params import Part
 MAGIC = b"FLM1"
 FIXED = struct.Struct("<4sB3xIQ")
 CHECK = struct.Struct("<Q")
+LENGTH = struct.Struct("<Q")
 HEADER = FIXED.size + CHECK.size
 DTYPES = {
     "float32": torch.float32,
@@ -138,6 +139,17 @@ def _text(fields: Mapping[str, Any], specs: Sequence[Spec]) -> bytes:
             raise ValueError(f"{one.name} holds {one.dtype}; a message holds {', '.join(DTYPES)}")
     listed = [[one.name, NAMES[one.dtype], one.shape, one.codec, one.partial] for one in specs]
     return json.dumps({**fields, "tensors": listed}, separators=(",", ":")).encode()
+
+
+def prefixed(field: bytes, rest: bytes) -> bytes:
+    """Put a field before other bytes, such that `split` takes it off again."""
+    return LENGTH.pack(len(field)) + field + rest
+
+
+def split(content: bytes) -> tuple[bytes, bytes]:
+    """Take off what `prefixed` put before other bytes, and return both."""
+    start = LENGTH.size + LENGTH.unpack_from(content)[0]
+    return content[LENGTH.size : start], content[start:]
 
 
 def kind_of(message: bytes) -> int:

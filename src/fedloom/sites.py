@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import overload
 
 from fedloom.algorithms import configured, make
 from fedloom.algorithms.base import FederatedAlgorithm, with_rule
 from fedloom.algorithms.wrap import adaptive
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
-from fedloom.client.site import Asked, Local, Profile, Question, Site
+from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
 from fedloom.experiment import Experiment
 from fedloom.measure import SLICES
 from fedloom.methods import Method, parse_method
 from fedloom.params import Layout, Params
-from fedloom.scenarios.plan import Plan, pooled
+from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation import Validation
 from fedloom.tasks import PROMPTS
 from fedloom.tuning.adapters import Tuned
@@ -25,9 +24,6 @@ from fedloom.tuning.parts import parts_of
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
 from fedloom.types import Conversation, DataSet, Presence
-
-CLIENTS_HELD = 1024
-"""Clients whose rendered examples are kept from round to round."""
 
 
 def make_site(
@@ -63,7 +59,7 @@ def make_site(
                 parts_of(tuned.layout, strategy, stage, alone=not method.federated)
                 for stage in range(len(strategy))
             ],
-            Profiles(data, held),
+            Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
         )
 
@@ -73,8 +69,8 @@ def make_site(
             return Asked(data.test, [SLICES[question.slice]] * len(data.test), clause)
         assert validation is not None
         share = validation.share(question.client)
-        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-        return Asked([validation.examples[index] for index in share.indices.tolist()], presence, clause)
+        examples = [validation.examples[index] for index in share.indices.tolist()]
+        return Asked(examples, _presence(share), clause)
 
     settings = [
         experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)
@@ -105,32 +101,19 @@ def clause_of(experiment: Experiment, method: Method) -> str | None:
     return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
 
 
-class Profiles(Sequence[Profile]):
-    """The profile of each client of a plan, made when it is first read."""
+def _profile(data: DataSet, plan: Plan, client: int) -> Profile:
+    """Return what is told of a client: how many examples it holds, and of which modalities."""
+    share, train = plan.clients[client], data.train
+    return Profile(
+        len(share.indices),
+        any(seen and train[k].pictures for k, seen in zip(share.indices, share.image, strict=True)),
+        any(seen and train[k].text for k, seen in zip(share.indices, share.text, strict=True)),
+    )
 
-    def __init__(self, data: DataSet, plan: Plan) -> None:
-        self._data, self._plan = data, plan
-        self._one = lru_cache(maxsize=CLIENTS_HELD)(self._profile)
 
-    def __len__(self) -> int:
-        return len(self._plan.clients)
-
-    @overload
-    def __getitem__(self, client: int) -> Profile: ...
-    @overload
-    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
-    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
-        if isinstance(client, slice):
-            return [self._one(one) for one in range(len(self))[client]]
-        return self._one(client)
-
-    def _profile(self, client: int) -> Profile:
-        share, train = self._plan.clients[client], self._data.train
-        return Profile(
-            len(share.indices),
-            any(seen and train[k].pictures for k, seen in zip(share.indices, share.image, strict=True)),
-            any(seen and train[k].text for k, seen in zip(share.indices, share.text, strict=True)),
-        )
+def _presence(share: Share) -> list[Presence]:
+    """Return the modalities of each of a client's examples."""
+    return [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
 
 
 def _start(tuned: Tuned, method: Method) -> Params:
@@ -147,7 +130,8 @@ def _conversations(
     def conversations(client: int) -> list[Conversation]:
         share = plan.clients[client]
         examples = [data.train[index] for index in share.indices]
-        presence = [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
-        return render(examples, presence, experiment.evaluate.answer, clause=clause_of(experiment, method))
+        return render(
+            examples, _presence(share), experiment.evaluate.answer, clause=clause_of(experiment, method)
+        )
 
     return conversations

@@ -10,7 +10,7 @@ from typing import Any
 from fedloom.answering import answers_of, validated
 from fedloom.backends import local_backend, train_runs
 from fedloom.client.schedule import learning_rate
-from fedloom.client.site import Question
+from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit
 from fedloom.folder import METHODS
@@ -19,7 +19,7 @@ from fedloom.methods import Method
 from fedloom.params import Part
 from fedloom.setting import Setting
 from fedloom.sites import algorithm_of
-from fedloom.tuning.parts import Parts, part_named, parts_of
+from fedloom.tuning.parts import Parts, part_named
 
 
 def train_method(
@@ -73,21 +73,21 @@ def _training(
         params = algorithm.broadcast(before.state).params
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
-    parts = parts_of(layout, setting.stages, number, alone=not method.federated)
+    parts, profiles = setting.site.local(name).parts[number], backend.describe(name)
     down = None if parts.down.is_whole else parts.down
     return Run(
         name,
         algorithm,
         standing,
         schedule,
-        backend.describe(name),
+        profiles,
         train,
         setting.experiment.gate,
         _committed(setting, method, name, alone, number, folder, of),
         number,
         setting.site.rounds_before(number),
         lambda _: down,
-        _reported(setting, name, parts),
+        _reported(setting, profiles, parts),
     )
 
 
@@ -107,9 +107,6 @@ def _last(
     """
     (folder, of), done = _place(setting, name, alone, number), setting.site.rounds_before(number)
 
-    def nobody(reason: str) -> None:
-        pass
-
     def remembered(standing: Standing) -> None:
         """Raise UserError where what clients kept of the last round cannot be read."""
         for client, rounds in standing.kept.items():
@@ -117,18 +114,18 @@ def _last(
                 setting.site.memory.read((name, client, rounds[-1]))
 
     last, layout = number == len(setting.stages) - 1, setting.tuned.layout
-    if last or _last(setting, name, alone, number + 1, nobody) is None:
+    if last or _last(setting, name, alone, number + 1, lambda _: None) is None:
         return last_commit(folder, layout, passed_over, of, remembered)
     return last_commit(folder, layout, passed_over, of)
 
 
-def _reported(setting: Setting, name: str, parts: Parts) -> Callable[[int], Part | None]:
+def _reported(setting: Setting, profiles: Sequence[Profile], parts: Parts) -> Callable[[int], Part | None]:
     """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
-    everybody = setting.experiment.aggregate.over == "cohort"
+    if setting.experiment.aggregate.over == "cohort":
+        return lambda _: up
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
-    profiles = setting.site.local(name).profiles
-    return lambda client: up if everybody or profiles[client].images else without
+    return lambda client: up if profiles[client].images else without
 
 
 def _committed(

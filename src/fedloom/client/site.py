@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ RULE = "rule/"
 """The prefix of the names in a client's memory under which the algorithm's rule keeps its tensors."""
 
 
+CLIENTS_HELD = 1024
+"""Clients whose profiles and rendered examples are kept from round to round."""
+
+
 class Profile(NamedTuple):
     """What a site tells the server about a client: how many examples it holds, and of which modalities.
 
@@ -49,6 +54,30 @@ class Profile(NamedTuple):
     examples: int
     images: bool
     texts: bool
+
+
+class Profiles(Sequence[Profile]):
+    """Profiles of clients, made when they are read, so that a million of them take no memory.
+
+    Args:
+        clients: Number of clients.
+        one: Client → its profile.
+    """
+
+    def __init__(self, clients: int, one: Callable[[int], Profile]) -> None:
+        self._clients, self._one = clients, lru_cache(maxsize=CLIENTS_HELD)(one)
+
+    def __len__(self) -> int:
+        return self._clients
+
+    @overload
+    def __getitem__(self, client: int) -> Profile: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
+    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
+        if isinstance(client, slice):
+            return [self._one(one) for one in range(self._clients)[client]]
+        return self._one(client)
 
 
 @dataclass(frozen=True, eq=False)

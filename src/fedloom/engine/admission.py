@@ -192,7 +192,8 @@ def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
         )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
-    if not allowed.up.is_whole if update.up is None else update.up != allowed.up:
+    as_asked = allowed.up.is_whole if update.up is None else update.up == allowed.up
+    if not as_asked:
         return "it reports another part of the parameters than it was asked for"
     if not (_is_number(update.weight) and 1 <= update.weight <= allowed.examples):
         held = f"the number of examples, of which this client holds {allowed.examples}"

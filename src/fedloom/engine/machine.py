@@ -85,7 +85,7 @@ def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> 
 
     Args:
         tuned: The model with one row.
-        jobs: Some of a round's jobs, at least one.
+        jobs: Some of a round's jobs; with none nothing runs side by side.
         cohort: How many clients a round has.
         machine: The kind of machine.
     """

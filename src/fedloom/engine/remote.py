@@ -16,6 +16,7 @@ import torch
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Backend
+from fedloom.framing import prefixed, split
 from fedloom.messages import Answer, Assignment, Missing, answer_from_bytes
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
@@ -53,7 +54,7 @@ class Remote:
         for one in questions:
             asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
             fields = json.dumps([one.client is not None, one.test, one.slice]).encode()
-            self._send(ANSWER, SIZE.pack(len(fields)) + fields + asked.to_bytes())
+            self._send(ANSWER, prefixed(fields, asked.to_bytes()))
         self._send(ANSWER, b"")
         return [_judged(one) for one in json.loads(self._receive())]
 
@@ -66,12 +67,12 @@ class Remote:
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
         """Measure a probe of `fedloom.client.probes` at each client."""
-        named = SIZE.pack(len(probe)) + probe.encode()
-        return (self._answered(MEASURE, assignment, named) for assignment in assignments)
+        return (self._answered(MEASURE, assignment, probe) for assignment in assignments)
 
-    def _answered(self, kind: int, assignment: Assignment, before: bytes = b"") -> Answer:
+    def _answered(self, kind: int, assignment: Assignment, probe: str = "") -> Answer:
         try:
-            answer = answer_from_bytes(self._ask(kind, before + assignment.to_bytes()), self.layout)
+            request = prefixed(probe.encode(), assignment.to_bytes())
+            answer = answer_from_bytes(self._ask(kind, request), self.layout)
             if answer.client != assignment.client:
                 raise ValueError(f"it answered as client {answer.client}")
             return answer
@@ -109,12 +110,12 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
             _write(replies, Assignment("", 0, 0, 0, backend.start(content.decode())).to_bytes())
         elif kind == DESCRIBE:
             _write(replies, json.dumps(list(backend.describe(content.decode()))).encode())
-        elif kind == TRAIN:
-            (answer,) = backend.train([Assignment.from_bytes(content, layout)], Clock())
-            _write(replies, answer.to_bytes())
-        elif kind == MEASURE:
-            probe, content = _split(content)
-            (answer,) = backend.measure([Assignment.from_bytes(content, layout)], probe.decode())
+        elif kind in (TRAIN, MEASURE):
+            probe, message = split(content)
+            asked = [Assignment.from_bytes(message, layout)]
+            (answer,) = (
+                backend.train(asked, Clock()) if kind == TRAIN else backend.measure(asked, probe.decode())
+            )
             _write(replies, answer.to_bytes())
         elif content:
             questions.append(_question(content, layout))
@@ -124,17 +125,11 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
 
 
 def _question(content: bytes, layout: Layout) -> Question:
-    fields, content = _split(content)
+    fields, content = split(content)
     has_client, test, slice = json.loads(fields)
     asked = Assignment.from_bytes(content, layout)
     client = asked.client if has_client else None
     return Question(asked.method, asked.stage, asked.params, client, asked.since, test, slice)
-
-
-def _split(content: bytes) -> tuple[bytes, bytes]:
-    """Split a request into its first field, before which its length stands, and the rest."""
-    (length,) = SIZE.unpack_from(content)
-    return content[SIZE.size : SIZE.size + length], content[SIZE.size + length :]
 
 
 def _plain(judged: Judged) -> list[Any]:

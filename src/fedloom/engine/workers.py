@@ -8,7 +8,6 @@ the model and a thread that keeps it busy. The updates are those of one process 
 from __future__ import annotations
 
 import json
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,8 @@ from itertools import islice
 from fedloom.client.schedule import steps_of
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import InProcess, ignore
+from fedloom.engine.ordering import HELD
+from fedloom.framing import prefixed, split
 from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
@@ -29,9 +30,6 @@ from fedloom.tuning.adapters import Tuned
 
 EACH = 64
 """Clients that a copy of this process trains before a new one is made; making one takes some 20 ms."""
-HELD = 2**28
-"""Bytes of updates that may wait for their turn."""
-LENGTH = struct.Struct("<I")
 
 Timed = tuple[Answer, dict[str, float]]
 """A client's answer, and the seconds that each kind of work for it took."""
@@ -142,15 +140,13 @@ def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Ti
 
 def _packed(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
     for answer, spent in _share(backend, assignments):
-        times = json.dumps(spent).encode()
-        yield LENGTH.pack(len(times)) + times + answer.to_bytes()
+        yield prefixed(json.dumps(spent).encode(), answer.to_bytes())
 
 
 def _unpacked(message: bytes, layout: Layout) -> Timed:
     """Read what `_packed` wrote."""
-    (length,) = LENGTH.unpack_from(message)
-    start = LENGTH.size + length
-    return answer_from_bytes(message[start:], layout), json.loads(message[LENGTH.size : start])
+    times, answer = split(message)
+    return answer_from_bytes(answer, layout), json.loads(times)
 
 
 def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
