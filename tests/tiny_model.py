@@ -43,3 +43,27 @@ def make_tiny(folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def make_llama(folder: Path, template: str | None = None) -> Path:
+    """Save a Llama with random weights, the same ones each time, and the bundled model's vocabulary.
+
+    Args:
+        folder: Where to.
+        template: Its chat template; None keeps that of the bundled model.
+    """
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from fedloom.models.load import SHIPPED
+
+    words = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
+    words.chat_template = template or words.chat_template
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder

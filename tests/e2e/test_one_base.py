@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny_model import make_llama
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fedloom import runner
 from fedloom.experiment import Experiment
 from fedloom.models.connectors import fresh
 from fedloom.models.load import Vlm
-from fedloom.models.source import SHIPPED
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.tuning.adapters import Tuned
@@ -31,17 +29,7 @@ from fedloom.types import Picture
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random language model with the vocabulary of the shipped model."""
-    folder = tmp_path_factory.mktemp("llama") / "model"
-    words = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return make_llama(tmp_path_factory.mktemp("llama") / "model")
 
 
 def experiment(strategy: str, seed: int, **model: Any) -> Experiment:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tests.tiny_model import make_llama
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment
-from fedloom.models.source import SHIPPED
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
 from fedloom.types import UserError
@@ -23,21 +21,11 @@ from fedloom.types import UserError
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random language model with the vocabulary of the shipped model and a template for plain text."""
-    folder = tmp_path_factory.mktemp("llama") / "model"
-    words = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
-    words.chat_template = (
+    template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return make_llama(tmp_path_factory.mktemp("llama") / "model", template)
 
 
 def experiment(folder: Path, **changes: Any) -> Experiment:
