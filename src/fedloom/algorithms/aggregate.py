@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedloom.messages import Update
 from fedloom.params import Layout, Part
+
+if TYPE_CHECKING:
+    from fedloom.algorithms.base import Aggregate, ServerState
 
 
 def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
@@ -81,20 +85,52 @@ def means(updates: Iterable[Update], *terms: Term) -> Means:
         updates: At least one, in client-id order.
         terms: What is averaged.
     """
-    sums = [_Sum() for _ in terms]
-    first: list[float] = []  # weights go in multiples of the first, so that equal ones multiply nothing
-    weights: list[dict[Part | None, float]] = [{} for _ in terms]
-    clients = 0
+    running = _Running(terms)
     for update in updates:
-        found = [term(update) for term in terms]
-        first = first or [weight for weight, _ in found]
+        running.add(update)
+    return running.means()
+
+
+def also(updates: Iterable[Update], *terms: Term) -> tuple[Iterator[Update], Callable[[], Means]]:
+    """Form weighted means of a stream while something else goes through it.
+
+    Returns:
+        The same stream, and a function that gives the means of what has gone by.
+    """
+    running = _Running(terms)
+
+    def passing() -> Iterator[Update]:
+        for update in updates:
+            running.add(update)
+            yield update
+
+    return passing(), running.means
+
+
+class _Running:
+    """Several weighted means that grow."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms, self._clients = terms, 0
+        self._sums = [_Sum() for _ in terms]
+        self._first: list[float] = []  # weights go in multiples of the first, so that equal ones multiply nothing
+        self._weights: list[dict[Part | None, float]] = [{} for _ in terms]
+
+    def add(self, update: Update) -> None:
+        found = [term(update) for term in self._terms]
+        self._first = self._first or [weight for weight, _ in found]
         for k, (weight, value) in enumerate(found):
-            sums[k].add(weight / first[k], value)
+            share = weight / self._first[k]
+            self._sums[k].add(share, value)
             part = update.up if value.shape == update.delta.flat.shape else None
-            weights[k][part] = weights[k].get(part, 0.0) + weight / first[k]
-        clients += 1
-    values = (_divided(one.total(), weight) for one, weight in zip(sums, weights, strict=True))
-    return Means(clients, tuple(values))
+            self._weights[k][part] = self._weights[k].get(part, 0.0) + share
+        self._clients += 1
+
+    def means(self) -> Means:
+        values = (
+            _divided(one.total(), weight) for one, weight in zip(self._sums, self._weights, strict=True)
+        )
+        return Means(self._clients, tuple(values))
 
 
 def _divided(total: Tensor, weights: Mapping[Part | None, float]) -> Tensor:
@@ -203,3 +239,16 @@ def by_size(update: Update, *, uniform: bool = False) -> float:
 def mean_delta(updates: Iterable[Update], *, uniform: bool = False) -> Tensor:
     """Average the deltas, weighted by number of examples unless `uniform`."""
     return means(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).values[0]
+
+
+def mean(*, uniform: bool = False) -> Aggregate:
+    """Return the weighted mean of the deltas as an aggregate.
+
+    Args:
+        uniform: Weigh all clients alike instead of by number of examples.
+    """
+
+    def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Mapping[str, float]]:
+        return mean_delta(updates, uniform=uniform), {}
+
+    return aggregate

@@ -1,7 +1,10 @@
-"""What a federated algorithm is: four pure functions for the server and four for the client.
+"""What a federated algorithm is: pure functions for the server, and local rules for the clients.
 
-The server half never calls a client; it maps a state and updates to a state. The client half changes
-gradients while the client trains. Both act on flat vectors, so a page reads like its paper.
+The server half never calls a client; it maps a state and updates to a state. It is put together by `server` from an
+aggregate (updates → one delta) and a step (that delta → the next parameters). The client half changes how a client
+trains. All of them act on flat vectors, so a page reads like its paper.
+
+Shape legend: P trained values, K clients side by side.
 """
 
 from __future__ import annotations
@@ -9,16 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fedloom.algorithms.aggregate import ordered
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors
 
 Diagnostics = Mapping[str, float]
+
+
+class TooFew(ValueError):
+    """Fewer updates than an aggregate needs: the round is not applied."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,59 @@ class ServerState:
     slots: Tensors = field(default_factory=dict[str, Tensor])
 
 
+Aggregate = Callable[[Iterable[Update], ServerState], tuple[Tensor, Diagnostics]]
+"""(updates in client-id order, the state before) → (the round's delta as a new tensor of shape [P], figures)."""
+
+Change = Callable[[Aggregate], Aggregate]
+"""What wraps an aggregate, such as clipping every update first."""
+
+
+class Step(NamedTuple):
+    """What a server does with the delta of a round.
+
+    Attributes:
+        move: (state, delta of shape [P]) → (next parameters of shape [P], next slots, figures). It may overwrite the delta.
+        slots: Start parameters → slots before the first round.
+    """
+
+    move: Callable[[ServerState, Tensor], tuple[Tensor, Tensors, Diagnostics]]
+    slots: Callable[[Params], Tensors] = lambda params: {}
+
+
 Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
 """(grads, params, carry) → (grads, carry); grads and params are flat, shape [P] or [K, P]."""
+
+
+class Probe(Protocol):
+    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client.
+
+    Attributes:
+        examples: Number of examples of the batch.
+        trained: 1 for values that the client trains and 0 elsewhere, shape [P].
+    """
+
+    examples: int
+    trained: Tensor
+
+    def loss(self, params: Tensor) -> Tensor:
+        """Return the mean loss of the batch at parameters of shape [P], a scalar."""
+        ...
+
+    def gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of the batch, a scalar, and its gradient, shape [P], zero for what is not trained."""
+        ...
+
+    def per_example(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each example, shape [B], and its gradient, shape [B, P]."""
+        ...
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return a random stream named by the purpose, the client, the round and the step; on the CPU."""
+        ...
+
+
+Gradient = Callable[[Probe, Tensor, Tensors], tuple[Tensor, Tensor, Tensors]]
+"""(probe, params of shape [P], carry) → (loss, gradient of shape [P], carry)."""
 
 
 def _begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
@@ -55,6 +114,9 @@ def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
 class LocalRule(NamedTuple):
     """What an algorithm does inside a client's training; `carry` is a dict of tensors passed along.
 
+    Every function has a default that leaves training alone. At each step the gradient is made (`gradient`), changed
+    (`penalize`), clipped, and changed again (`correct`); the local optimizer sees the result.
+
     Attributes:
         begin: (broadcast, memory) → carry. `memory` is what this client kept from its last round, or {}.
         correct: Called at every step after clipping; the result is what the local optimizer sees.
@@ -62,12 +124,37 @@ class LocalRule(NamedTuple):
             `steps` is the number of optimizer steps taken, at least 1.
         penalize: Called at every step before clipping, so that what it adds is clipped together with the
             gradient of the loss; see `clipped`.
+        gradient: Makes the gradient in place of backpropagation through the batch's mean loss. Clients with such a rule
+            train one after the other.
+        start: (broadcast, memory) → the parameters that the client begins with, shape [P], in place of those that were
+            sent.
+        own: (parameters at the end of training of shape [P], carry) → a model that the client keeps for itself, shape
+            [P]; it is what the client is evaluated with. None keeps none.
     """
 
-    begin: Callable[[Broadcast, Tensors], Tensors]
-    correct: Correct
-    finish: Callable[[Tensors, int], tuple[Tensors, Tensors]]
+    begin: Callable[[Broadcast, Tensors], Tensors] = _begin
+    correct: Correct = _correct
+    finish: Callable[[Tensors, int], tuple[Tensors, Tensors]] = _finish
     penalize: Correct = _correct
+    gradient: Gradient | None = None
+    start: Callable[[Broadcast, Tensors], Tensor] | None = None
+    own: Callable[[Tensor, Tensors], Tensor] | None = None
+
+
+class Second(NamedTuple):
+    """A second pass over a client's data in every round, from the client's own model to its next.
+
+    Attributes:
+        name: Names the pass's random streams.
+        rule: Its rule; `begin` gets what the server sent, and an empty memory.
+        epochs: Epochs, ≥ 1; None is as many as in the first pass.
+        rate: Factor on the learning rate, > 0.
+    """
+
+    name: str
+    rule: LocalRule
+    epochs: int | None = None
+    rate: float = 1.0
 
 
 class LocalWork(NamedTuple):
@@ -102,29 +189,97 @@ def _no_extras(work: LocalWork) -> Mapping[str, Extra]:
     return {}
 
 
+PLAIN = LocalRule()
+"""The rule that leaves local training alone."""
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as a value.
 
     Attributes:
         init: Global parameters → state before the first round.
         broadcast: State → what every client of the round receives; `.params` is the model to evaluate.
-        apply: (state, updates) → (state, diagnostics). Takes updates in any order, sums in client-id
-            order, changes nothing it was given, and raises ValueError for no update at all, for a
-            layout other than the state's, and for a weight that is not finite and positive.
-        local: The client half.
+        combine: (state, updates in client-id order, aggregate) → (state, figures). It changes nothing it was given.
+        local: The client half: the rule of the pass over the data whose result is sent.
         extras: Work → what an update carries besides its delta, by name. An update that lacks one of them, or has
             others, is refused before `apply`.
+        aggregate: How updates become one delta.
+        second: A second pass over a client's data in every round, or None.
+        exchanges: Whether parameters and deltas travel. Where they do not, server and client rebuild the parameters from
+            the method's start and what travels as extras.
     """
 
     init: Callable[[Params], ServerState]
     broadcast: Callable[[ServerState], Broadcast]
-    apply: Callable[[ServerState, Iterable[Update]], tuple[ServerState, Diagnostics]]
+    combine: Callable[[ServerState, Iterable[Update], Aggregate], tuple[ServerState, Diagnostics]]
     local: LocalRule
-    extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras
+    extras: Callable[[LocalWork], Mapping[str, Extra]]
+    aggregate: Aggregate
+    second: Second | None = None
+    exchanges: bool = True
+
+    def apply(self, state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
+        """Take a round's updates into the state.
+
+        Args:
+            state: The state before; nothing of it is changed.
+            updates: A list in any order, or a stream in client-id order.
+
+        Raises:
+            TooFew: Fewer updates than the aggregate needs.
+            ValueError: No update at all, a client twice, another layout than the state's, or a weight that is not
+                finite and positive.
+        """
+        return self.combine(state, ordered(updates, state.params.layout), self.aggregate)
+
+    @property
+    def personal(self) -> bool:
+        """Whether each client ends with a model of its own, which it is evaluated with."""
+        return self.local.own is not None or self.second is not None
 
 
-PLAIN = LocalRule(_begin, _correct, _finish)
-"""The rule that leaves local training alone."""
+def server(
+    step: Step,
+    aggregate: Aggregate,
+    local: LocalRule = PLAIN,
+    extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras,
+) -> FederatedAlgorithm:
+    """Put an algorithm together.
+
+    Args:
+        step: What the server does with the delta of a round.
+        aggregate: How updates become that delta.
+        local: The client half.
+        extras: What clients send besides their delta; see `FederatedAlgorithm.extras`.
+
+    Example:
+        >>> from fedloom.algorithms.aggregate import mean
+        >>> half = Step(lambda state, delta: (state.params.flat + delta / 2, {}, {}))
+        >>> algorithm = server(half, mean())
+        >>> state = algorithm.init(Params.of({"x": torch.tensor([1.0])}))
+        >>> update = Update(0, Params.of({"x": torch.tensor([4.0])}), weight=10.0)
+        >>> state, figures = algorithm.apply(state, [update])
+        >>> state.params["x"], figures
+        (tensor([3.]), {'delta_norm': 4.0})
+    """
+
+    def init(params: Params) -> ServerState:
+        return ServerState(params, slots=step.slots(params))
+
+    def combine(
+        state: ServerState, updates: Iterable[Update], aggregate: Aggregate
+    ) -> tuple[ServerState, Diagnostics]:
+        delta, figures = aggregate(updates, state)
+        figures = {"delta_norm": norm(delta), **figures}
+        flat, slots, more = step.move(state, delta)
+        return ServerState(state.params.with_flat(flat), state.round + 1, slots), {**figures, **more}
+
+    return FederatedAlgorithm(init, sent, combine, local, extras, aggregate)
+
+
+def sent(state: ServerState) -> Broadcast:
+    """Send the global parameters and nothing else."""
+    return Broadcast(state.params)
 
 
 def clipped(rule: LocalRule) -> LocalRule:
@@ -142,6 +297,9 @@ def clipped(rule: LocalRule) -> LocalRule:
 
 def chain(first: LocalRule, second: LocalRule) -> LocalRule:
     """Apply two rules one after the other, keeping what each carries, sends and remembers apart.
+
+    Raises:
+        ValueError: Both make a gradient, both choose where the client starts, or both keep a model of its own.
 
     Example:
         >>> chain(PLAIN, PLAIN).finish({}, 1)
@@ -173,14 +331,51 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
         extras = {name: value for sent, _ in ends.values() for name, value in sent.items()}
         return extras, joined({key: memory for key, (_, memory) in ends.items()})
 
-    correct = both({key: rule.correct for key, rule in rules.items()})
-    penalize = both({key: rule.penalize for key, rule in rules.items()})
-    return LocalRule(begin, correct, finish, penalize)
+    def only(field: str) -> str | None:
+        """Return the key of the rule that has a field of which there can be one, or None."""
+        having = [key for key, rule in rules.items() if getattr(rule, field) is not None]
+        if len(having) == 2:
+            raise ValueError(f"two rules that each have a {field} of their own cannot go together")
+        return having[0] if having else None
+
+    def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
+        assert maker is not None and (make := rules[maker].gradient) is not None
+        loss, grads, own = make(probe, params, part(carry, maker))
+        return loss, grads, {**carry, **joined({maker: own})}
+
+    def start(broadcast: Broadcast, memory: Tensors) -> Tensor:
+        assert starter is not None and (begun := rules[starter].start) is not None
+        return begun(broadcast, part(memory, starter))
+
+    def own(end: Tensor, carry: Tensors) -> Tensor:
+        assert keeper is not None and (keep := rules[keeper].own) is not None
+        return keep(end, part(carry, keeper))
+
+    maker, starter, keeper = (only(field) for field in ("gradient", "start", "own"))
+    return LocalRule(
+        begin,
+        both({key: rule.correct for key, rule in rules.items()}),
+        finish,
+        both({key: rule.penalize for key, rule in rules.items()}),
+        gradient if maker else None,
+        start if starter else None,
+        own if keeper else None,
+    )
 
 
 def with_rule(algorithm: FederatedAlgorithm, rule: LocalRule) -> FederatedAlgorithm:
     """Add a local rule to an algorithm, after the algorithm's own."""
     return algorithm._replace(local=chain(algorithm.local, rule))
+
+
+def with_aggregate(algorithm: FederatedAlgorithm, change: Change) -> FederatedAlgorithm:
+    """Change how an algorithm's updates become one delta.
+
+    Args:
+        algorithm: The algorithm.
+        change: Its aggregate → another, which may call it.
+    """
+    return algorithm._replace(aggregate=change(algorithm.aggregate))
 
 
 def positive(**values: float) -> None:
@@ -192,6 +387,17 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if not (isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be a positive number")
+
+
+def not_negative(**values: float) -> None:
+    """Check settings by name.
+
+    Raises:
+        ValueError: One is not finite, or below zero.
+    """
+    for name, value in values.items():
+        if not (isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}; it must be zero or a positive number")
 
 
 def fraction(**values: float) -> None:

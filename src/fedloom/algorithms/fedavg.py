@@ -10,64 +10,49 @@ Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorith
 
 Differs from the paper: averages deltas instead of parameters, which is the same at η = 1; n is the number
 of examples of the round's cohort (the corrected reading of line 8, as in later versions of the paper).
-`published=True` does what FedMLLM's code (arXiv 2411.14717) does instead: the average of the clients'
-parameters is meant to replace the old ones, but is added to them in every tensor except the first, so
-x ← 2 x + Δ there and weights about double with every round. First is here the first name of the layout.
-It is kept to show what the fault does; nothing is learnt with it.
+`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published.adding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import mean_delta, ordered
-from fedloom.algorithms.base import (
-    PLAIN,
-    Diagnostics,
-    FederatedAlgorithm,
-    LocalRule,
-    ServerState,
-    norm,
-    positive,
-)
-from fedloom.messages import Update
-from fedloom.params import Params
-from fedloom.types import Broadcast
+from fedloom.algorithms import published as faults
+from fedloom.algorithms.aggregate import mean
+from fedloom.algorithms.base import Diagnostics, FederatedAlgorithm, ServerState, Step, positive, server
+from fedloom.algorithms.entry import Entry
+from fedloom.types import Tensors
 
 
-def fedavg(
-    *, lr: float = 1.0, uniform: bool = False, published: bool = False, local: LocalRule = PLAIN
-) -> FederatedAlgorithm:
+def averaging(lr: float) -> Step:
+    """Return the step x ← x + η Δ."""
+
+    def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
+        # The delta is nobody else's, so the new parameters take its place: no further buffer to fill.
+        return torch.add(state.params.flat, delta, alpha=lr, out=delta), {}, {}
+
+    return Step(move)
+
+
+def fedavg(*, lr: float = 1.0, uniform: bool = False, published: bool = False) -> FederatedAlgorithm:
     """Make FedAvg.
 
     Args:
         lr: Server step η, > 0; 1 is the paper's.
         uniform: Weigh all clients alike instead of by number of examples.
         published: Add the average to the old parameters, as FedMLLM's code does.
-        local: The client half.
     """
     positive(lr=lr)
-
-    def init(params: Params) -> ServerState:
-        return ServerState(params)
-
-    def broadcast(state: ServerState) -> Broadcast:
-        return Broadcast(state.params)
-
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
-        delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
-        diagnostics = {"delta_norm": norm(delta)}
-        old = _doubled(state.params) if published else state.params.flat
-        # The mean is nobody else's, so the new parameters take its place: no further buffer to fill.
-        params = state.params.with_flat(torch.add(old, delta, alpha=lr, out=delta))
-        return ServerState(params, state.round + 1), diagnostics
-
-    return FederatedAlgorithm(init, broadcast, apply, local)
+    return server(faults.adding(lr) if published else averaging(lr), mean(uniform=uniform))
 
 
-def _doubled(params: Params) -> Tensor:
-    first = params.layout.names[:1]
-    return params.flat * (1 + params.layout.mask(lambda name: name not in first))
+ENTRIES = {
+    "fedavg": Entry(
+        fedavg,
+        "server",
+        "FedAvg",
+        "Federated averaging: clients train, and the server averages their changes, weighted by their numbers of examples.",
+        published={"published": True},
+    )
+}

@@ -9,29 +9,38 @@ Reference: T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the Effects of Non-Identica
 Federated Visual Classification", arXiv 1909.06335v1.
 
 Differs from the paper: nothing but the sign (there Δ points from the new parameters to the old).
-`published=True` does what FedMLLM's code (arXiv 2411.14717) does instead: v is the whole first Δ, then
-v ← β v + (1 − β) Δ. There the first delta, entering undamped, is added about 1 / (1 − β) times over a run
-and every later one about once, which goes far to explain that paper's low FedAvgM scores.
+`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published.averaged_momentum`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from torch import Tensor
 
-from fedloom.algorithms.aggregate import mean_delta, ordered
+from fedloom.algorithms import published as faults
+from fedloom.algorithms.aggregate import mean
 from fedloom.algorithms.base import (
-    PLAIN,
     Diagnostics,
     FederatedAlgorithm,
     ServerState,
+    Step,
     fraction,
     norm,
     positive,
+    server,
     zeros_like,
 )
-from fedloom.messages import Update
-from fedloom.params import Params
-from fedloom.types import Broadcast
+from fedloom.algorithms.entry import Entry
+from fedloom.types import Tensors
+
+
+def momentous(momentum: float, lr: float) -> Step:
+    """Return the step v ← β v + Δ, x ← x + η v."""
+
+    def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
+        velocity = momentum * state.slots["velocity"] + delta
+        return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
+
+    return Step(move, lambda params: {"velocity": zeros_like(params)})
 
 
 def fedavgm(
@@ -47,19 +56,16 @@ def fedavgm(
     """
     fraction(momentum=momentum)
     positive(lr=lr)
+    step = faults.averaged_momentum if published else momentous
+    return server(step(momentum, lr), mean(uniform=uniform))
 
-    def init(params: Params) -> ServerState:
-        return ServerState(params, slots={"velocity": zeros_like(params)})
 
-    def broadcast(state: ServerState) -> Broadcast:
-        return Broadcast(state.params)
-
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
-        delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform)
-        entering = 1 - momentum if published and state.round > 0 else 1.0
-        velocity = momentum * state.slots["velocity"] + entering * delta
-        params = state.params.with_flat(state.params.flat + lr * velocity)
-        diagnostics = {"delta_norm": norm(delta), "step_norm": lr * norm(velocity)}
-        return ServerState(params, state.round + 1, {"velocity": velocity}), diagnostics
-
-    return FederatedAlgorithm(init, broadcast, apply, PLAIN)
+ENTRIES = {
+    "fedavgm": Entry(
+        fedavgm,
+        "server",
+        "FedAvgM",
+        "As FedAvg, with momentum at the server.",
+        published={"published": True, "momentum": 0.9, "lr": 1.0},
+    )
+}

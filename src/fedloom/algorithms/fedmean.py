@@ -15,6 +15,7 @@ Differs from the paper: nothing in a run of one round; a run may have more.
 from __future__ import annotations
 
 from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import fedavg
 
 
@@ -26,3 +27,13 @@ def fedmean(*, lr: float = 1.0, uniform: bool = True) -> FederatedAlgorithm:
         uniform: Weigh all clients alike; False is FedAvg.
     """
     return fedavg(lr=lr, uniform=uniform)
+
+
+ENTRIES = {
+    "fedmean": Entry(
+        fedmean,
+        "server",
+        "FedMean",
+        "As FedAvg, with every client counting alike however many examples it holds.",
+    )
+}

@@ -22,21 +22,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
-from fedloom.algorithms.aggregate import by_size, extra, means, ordered
+from fedloom.algorithms.aggregate import by_size, extra, means
 from fedloom.algorithms.base import (
-    PLAIN,
+    Aggregate,
     Diagnostics,
     Extra,
     FederatedAlgorithm,
+    LocalRule,
     LocalWork,
     ServerState,
-    norm,
     positive,
+    server,
 )
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging
 from fedloom.messages import Update
-from fedloom.params import Params
-from fedloom.types import Broadcast, Tensors
+from fedloom.types import Tensors
+
+
+def per_step(*, uniform: bool = False) -> Aggregate:
+    """Return the aggregate τ_eff · Σ_i p_i Δ_i / τ_i."""
+
+    def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
+        delta, effective = means(
+            updates,
+            lambda update: (by_size(update, uniform=uniform), update.delta.flat / _steps(update)),
+            lambda update: (by_size(update, uniform=uniform), extra(update, "steps", ())),
+        ).values
+        return float(effective) * delta, {"effective_steps": float(effective)}
+
+    return aggregate
 
 
 def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
@@ -47,26 +64,7 @@ def fednova(*, lr: float = 1.0, uniform: bool = False) -> FederatedAlgorithm:
         uniform: Weigh all clients alike instead of by number of examples.
     """
     positive(lr=lr)
-
-    def init(params: Params) -> ServerState:
-        return ServerState(params)
-
-    def broadcast(state: ServerState) -> Broadcast:
-        return Broadcast(state.params)
-
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
-        found = means(
-            ordered(updates, state.params.layout),
-            lambda update: (by_size(update, uniform=uniform), update.delta.flat / _steps(update)),
-            lambda update: (by_size(update, uniform=uniform), extra(update, "steps", ())),
-        )
-        effective = float(found.values[1])
-        delta = effective * found.values[0]
-        params = state.params.with_flat(state.params.flat + lr * delta)
-        diagnostics = {"delta_norm": norm(delta), "effective_steps": effective}
-        return ServerState(params, state.round + 1), diagnostics
-
-    return FederatedAlgorithm(init, broadcast, apply, PLAIN._replace(finish=_finish), _extras)
+    return server(averaging(lr), per_step(uniform=uniform), LocalRule(finish=_finish), _extras)
 
 
 def _extras(work: LocalWork) -> Mapping[str, Extra]:
@@ -82,3 +80,14 @@ def _steps(update: Update) -> float:
 
 def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
     return {"steps": torch.tensor(float(steps))}, {}
+
+
+ENTRIES = {
+    "fednova": Entry(
+        fednova,
+        "server",
+        "FedNova",
+        "As FedAvg, with changes normalized by how many steps each client took.",
+        traits=frozenset({"own aggregate", "whole vectors", "extras"}),
+    )
+}

@@ -18,32 +18,31 @@ Reference: S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný
 
 Differs from the paper: the mean is weighted by number of examples unless `uniform` (Algorithm 2 weighs
 clients alike), so that a comparison with FedAvg changes the server step and nothing else. `published=True`
-does what FedMLLM's code (arXiv 2411.14717) does: an unweighted mean; the whole first Δ as first m, without
-the factor 1 − β₁; and m² in place of Δ² in every line for v, so that v follows the momentum. FedAdagrad
-there has no momentum, so only the mean differs.
+has an unweighted mean, and the step of FedMLLM's code, `fedloom.algorithms.published.squared_momentum`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import mean_delta, ordered
+from fedloom.algorithms import published as faults
+from fedloom.algorithms.aggregate import mean
 from fedloom.algorithms.base import (
-    PLAIN,
     Diagnostics,
     FederatedAlgorithm,
     ServerState,
+    Step,
     fraction,
     norm,
     positive,
+    server,
     zeros_like,
 )
-from fedloom.messages import Update
-from fedloom.params import Params
-from fedloom.types import Broadcast
+from fedloom.algorithms.entry import Entry
+from fedloom.types import Tensors
 
 SecondMoment = Callable[[Tensor, Tensor], Tensor]
 """(v, the square) → the next v."""
@@ -115,22 +114,51 @@ def _fedopt(
 ) -> FederatedAlgorithm:
     positive(lr=lr, tau=tau)
     fraction(beta1=beta1)
+    step = faults.squared_momentum if published else adaptive_step
+    return server(step(second, lr, beta1, tau), mean(uniform=uniform or published))
 
-    def init(params: Params) -> ServerState:
-        zeros = zeros_like(params)
-        return ServerState(params, slots={"m": zeros, "v": zeros + tau**2})
 
-    def broadcast(state: ServerState) -> Broadcast:
-        return Broadcast(state.params)
+def adaptive_step(second: SecondMoment, lr: float, beta1: float, tau: float) -> Step:
+    """Return the step of m, v and x above.
 
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
-        delta = mean_delta(ordered(updates, state.params.layout), uniform=uniform or published)
-        entering = 1.0 if published and state.round == 0 else 1 - beta1
-        m = beta1 * state.slots["m"] + entering * delta
-        v = second(state.slots["v"], (m if published else delta).square())
+    Args:
+        second: (v, Δ²) → the next v.
+        lr: Server step η, > 0.
+        beta1: Momentum β₁ in [0, 1).
+        tau: Adaptivity τ, > 0.
+    """
+
+    def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
+        m = beta1 * state.slots["m"] + (1 - beta1) * delta
+        v = second(state.slots["v"], delta.square())
         step = lr * m / (v.sqrt() + tau)
-        params = state.params.with_flat(state.params.flat + step)
-        diagnostics = {"delta_norm": norm(delta), "step_norm": norm(step)}
-        return ServerState(params, state.round + 1, {"m": m, "v": v}), diagnostics
+        return state.params.flat + step, {"m": m, "v": v}, {"step_norm": norm(step)}
 
-    return FederatedAlgorithm(init, broadcast, apply, PLAIN)
+    return Step(move, lambda params: {"m": zeros_like(params), "v": zeros_like(params) + tau**2})
+
+
+_MOMENTS = {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
+
+ENTRIES = {
+    "fedadagrad": Entry(
+        fedadagrad,
+        "server",
+        "FedAdagrad",
+        "As FedAvg, with Adagrad as the server's optimizer: step sizes adapt to each parameter.",
+        published={"published": True, "lr": 1e-3, "tau": 1e-3},
+    ),
+    "fedyogi": Entry(
+        fedyogi,
+        "server",
+        "FedYogi",
+        "As FedAvg, with Yogi as the server's optimizer: step sizes adapt, more slowly than Adam's.",
+        published=_MOMENTS,
+    ),
+    "fedadam": Entry(
+        fedadam,
+        "server",
+        "FedAdam",
+        "As FedAvg, with Adam as the server's optimizer: step sizes adapt to each parameter.",
+        published=_MOMENTS,
+    ),
+}

@@ -19,6 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedloom.algorithms.base import FederatedAlgorithm, LocalRule, clipped
+from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.types import Broadcast, Tensors
 
@@ -54,10 +55,7 @@ def proximal(mu: float, mask: Tensor | None = None) -> LocalRule:
             away = away * carry["mask"]
         return grads + mu * away, carry
 
-    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-        return {}, {}
-
-    return LocalRule(begin, correct, finish)
+    return LocalRule(begin, correct)
 
 
 def fedprox(
@@ -73,4 +71,32 @@ def fedprox(
     """
     rule = proximal(mu)
     local = clipped(rule) if published else rule
-    return fedavg(lr=lr, uniform=uniform, published=published, local=local)
+    return fedavg(lr=lr, uniform=uniform, published=published)._replace(local=local)
+
+
+def pull(*, mu: float = 0.01, published: bool = False) -> LocalRule:
+    """Make FedProx's rule as a part that goes with any algorithm.
+
+    Args:
+        mu: Strength μ of the pull, ≥ 0.
+        published: Clip the pull together with the gradient, as FedMLLM's code does.
+    """
+    return clipped(proximal(mu)) if published else proximal(mu)
+
+
+ENTRIES = {
+    "fedprox": Entry(
+        fedprox,
+        "server",
+        "FedProx",
+        "As FedAvg, with a pull that keeps each client near the shared model while it trains.",
+        published={"published": True, "mu": 0.01},
+    ),
+    "proximal": Entry(
+        pull,
+        "rule",
+        "proximal",
+        "A pull keeps each client near the shared model while it trains (FedProx).",
+        published={"published": True, "mu": 0.01},
+    ),
+}

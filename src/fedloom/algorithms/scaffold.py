@@ -26,8 +26,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import by_size, extra, means, ordered
+from fedloom.algorithms.aggregate import also, by_size, extra, mean
 from fedloom.algorithms.base import (
+    Aggregate,
     Diagnostics,
     Extra,
     FederatedAlgorithm,
@@ -38,6 +39,7 @@ from fedloom.algorithms.base import (
     positive,
     zeros_like,
 )
+from fedloom.algorithms.entry import Entry
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors
@@ -59,22 +61,24 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
     def broadcast(state: ServerState) -> Broadcast:
         return Broadcast(state.params, {"control": state.slots["control"]})
 
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
+    def combine(
+        state: ServerState, updates: Iterable[Update], aggregate: Aggregate
+    ) -> tuple[ServerState, Diagnostics]:
         shape = (state.params.layout.size,)
-        found = means(
-            ordered(updates, state.params.layout),
-            lambda update: (by_size(update, uniform=uniform), update.delta.flat),
-            lambda update: (by_size(update, uniform=uniform), extra(update, "control", shape)),
+        stream, change = also(
+            updates, lambda update: (by_size(update, uniform=uniform), extra(update, "control", shape))
         )
+        delta, figures = aggregate(stream, state)
+        found = change()
         if found.clients > clients:
             raise ValueError(f"a cohort of {found.clients} clients, but there are only {clients} in all")
-        delta, change = found.values
         params = state.params.with_flat(state.params.flat + lr * delta)
-        control = state.slots["control"] + found.clients / clients * change
-        diagnostics = {"delta_norm": norm(delta), "control_norm": norm(control)}
-        return ServerState(params, state.round + 1, {"control": control}), diagnostics
+        control = state.slots["control"] + found.clients / clients * found.values[0]
+        figures = {"delta_norm": norm(delta), "control_norm": norm(control), **figures}
+        return ServerState(params, state.round + 1, {"control": control}), figures
 
-    return FederatedAlgorithm(init, broadcast, apply, LocalRule(_begin, _correct, _finish), _extras)
+    rule = LocalRule(_begin, _correct, _finish)
+    return FederatedAlgorithm(init, broadcast, combine, rule, _extras, mean(uniform=uniform))
 
 
 def _extras(work: LocalWork) -> Mapping[str, Extra]:
@@ -96,3 +100,14 @@ def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Ten
 def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
     own = carry["total"] / steps
     return {"control": own - carry["own"]}, {"control": own}
+
+
+ENTRIES = {
+    "scaffold": Entry(
+        scaffold,
+        "server",
+        "SCAFFOLD",
+        "As FedAvg, with control variates that correct each client's drift from the others.",
+        traits=frozenset({"own aggregate", "whole vectors", "extras"}),
+    )
+}

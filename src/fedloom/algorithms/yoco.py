@@ -33,18 +33,21 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import by_size, mean_delta, ordered
+from fedloom.algorithms.aggregate import by_size, mean_delta
 from fedloom.algorithms.base import (
+    Aggregate,
     Diagnostics,
     FederatedAlgorithm,
     LocalRule,
     ServerState,
     clipped,
-    norm,
     positive,
+    server,
 )
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging
 from fedloom.messages import Update
-from fedloom.params import Layout, Params
+from fedloom.params import Layout
 from fedloom.types import Broadcast, Tensors
 
 
@@ -68,19 +71,19 @@ def yoco(
         published: Clip the gradients of the penalties with that of the loss, as its code does.
     """
     positive(lr=lr, sharpness=sharpness)
+    rule = directed(sign, sparse, sharpness)
+    return server(averaging(lr), by_direction(uniform=uniform), clipped(rule) if published else rule)
 
-    def init(params: Params) -> ServerState:
-        return ServerState(params)
 
-    def broadcast(state: ServerState) -> Broadcast:
-        return Broadcast(state.params)
+def by_direction(*, uniform: bool = True) -> Aggregate:
+    """Return the aggregate that weighs every client's A by how far its direction agrees with the others'."""
 
-    def apply(state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
+    def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
         counts: list[float] = []
         kept: dict[str, list[Tensor]] = {name: [] for name in _named(state.params.layout, "a")}
 
         def seen() -> Iterator[Update]:
-            for update in ordered(updates, state.params.layout):
+            for update in updates:
                 counts.append(by_size(update, uniform=uniform))
                 for name, rows in kept.items():
                     rows.append(update.delta[name].flatten().double())
@@ -91,11 +94,9 @@ def yoco(
             stack = torch.stack(rows)  # [K, R·I]
             weights = torch.tensor(counts, dtype=torch.float64) * principal(stack)
             delta[name].copy_((weights / weights.sum() @ stack).view_as(delta[name]))
-        params = state.params.with_flat(state.params.flat + lr * delta.flat)
-        return ServerState(params, state.round + 1), {"delta_norm": norm(delta.flat)}
+        return delta.flat, {}
 
-    rule = directed(sign, sparse, sharpness)
-    return FederatedAlgorithm(init, broadcast, apply, clipped(rule) if published else rule)
+    return aggregate
 
 
 def principal(rows: Tensor) -> Tensor:
@@ -131,6 +132,7 @@ def directed(sign: float, sparse: float, sharpness: float) -> LocalRule:
         ValueError: A strength is negative or not a number.
 
     Example:
+        >>> from fedloom.params import Params
         >>> rule = directed(sign=0.0, sparse=0.5, sharpness=10.0)
         >>> layout = Layout.of({"llm/q:lora_a": (3,), "llm/q:lora_b": (1,)})
         >>> carry = rule.begin(Broadcast(Params.zeros(layout)), {})
@@ -161,11 +163,22 @@ def directed(sign: float, sparse: float, sharpness: float) -> LocalRule:
         pull = sign * sharpness * (1 - soft.square()) * gap * scale
         return grads + pull + sparse * carry["a"] * params.sign(), carry
 
-    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-        return {}, {}
-
-    return LocalRule(begin, correct, finish)
+    return LocalRule(begin, correct)
 
 
 def _named(layout: Layout, factor: str) -> list[str]:
     return [name for name in layout.names if name.endswith(f":lora_{factor}")]
+
+
+ENTRIES = {
+    "yoco": Entry(
+        yoco,
+        "server",
+        "YOCO",
+        "One-shot: adapters start from the model's own weights, clients keep the signs of one factor and keep the other "
+        "sparse, and the server weighs clients by how far they agree.",
+        published={"published": True},
+        start="svd",
+        traits=frozenset({"own aggregate", "whole vectors"}),
+    )
+}

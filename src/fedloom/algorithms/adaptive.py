@@ -1,4 +1,4 @@
-"""Local rules that are added to an algorithm: FedMLLM's adaptive regulariser.
+"""FedMLLM's adaptive regularizer of the middle layers, a local rule that goes with any algorithm.
 
     loss + (μ/2) · w · Σ_{s ≤ l ≤ L−1−s} ‖θ_l − θ_l^global‖²
 
@@ -12,8 +12,8 @@ Reference: B. Xu, X. Shu, H. Mei, G. Xie, B. Fernando, J. Tang, "FedMLLM: Federa
 Multimodal Heterogeneity Data", arXiv 2411.14717v2, and its public code.
 
 Differs from the paper's code: L is the layout's, one more than the last layer that is trained;
-`published=True` takes 28 for every model as the code does, which never holds the last four of 32 layers, in
-the base variant neither, and frees no last layers at all where there are fewer. The gradient is added in
+`published=True` takes 28 for every model as the code does (`fedloom.algorithms.published.LAYERS`), which never
+holds the last four of 32 layers, in the base variant neither, and frees no last layers at all where there are fewer. The gradient is added in
 closed form, after clipping; with `published=True` before, as a part of the loss in the code.
 """
 
@@ -21,16 +21,15 @@ from __future__ import annotations
 
 import re
 
+from fedloom.algorithms import published as faults
 from fedloom.algorithms.base import LocalRule, clipped
+from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedprox import proximal
 from fedloom.params import Layout
 
-PUBLISHED_LAYERS = 28
-"""The number of layers that FedMLLM's code takes for granted: Qwen2-7B's."""
-
 
 def adaptive(
-    layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int = 4, published: bool = False
+    layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int = 1, published: bool = False
 ) -> LocalRule:
     """Make the adaptive regulariser for the parameters of one layout.
 
@@ -39,7 +38,7 @@ def adaptive(
         mu: Strength μ, ≥ 0.
         weight: Factor w, ≥ 0: the larger, the more heterogeneous the scenario.
         skip: Number s of layers left free at either end, ≥ 0.
-        published: Take `PUBLISHED_LAYERS` for the number of layers, and clip what is added with the gradient.
+        published: Take 28 for the number of layers, and clip what is added with the gradient.
 
     Raises:
         ValueError: No layer is left, or an argument is negative.
@@ -58,7 +57,7 @@ def adaptive(
         raise ValueError(f"skip is {skip}; it must be zero or positive")
     layers = {name: layer for name in layout.names if (layer := _layer(name)) is not None}
     count = max(layers.values(), default=-1) + 1
-    last = (PUBLISHED_LAYERS if published else count) - 1 - skip
+    last = (faults.LAYERS if published else count) - 1 - skip
     held = {name for name, layer in layers.items() if skip <= layer <= last}
     if not held:
         raise ValueError(
@@ -71,3 +70,15 @@ def adaptive(
 def _layer(name: str) -> int | None:
     found = re.search(r"layers\.(\d+)\.", name) if name.startswith("llm/") else None
     return int(found[1]) if found else None
+
+
+ENTRIES = {
+    "adaptive": Entry(
+        adaptive,
+        "rule",
+        "adaptive regulariser",
+        "While a client trains, layers of its language model, by default all but the first and the last, are held near the "
+        "shared model (FedMLLM).",
+        published={"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},
+    )
+}

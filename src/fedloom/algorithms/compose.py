@@ -1,0 +1,222 @@
+"""Put an algorithm and its parts together by name, from what an experiment says about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from math import isfinite
+from typing import Any
+
+from fedloom.algorithms import ENTRIES, SERVERS
+from fedloom.algorithms.base import FederatedAlgorithm, with_aggregate, with_rule
+from fedloom.algorithms.entry import Entry
+from fedloom.params import Layout
+from fedloom.types import UserError
+
+ANY_LAYOUT = Layout.of({f"llm/layers.{layer}.{name}": (1,) for layer in range(256) for name in "ab"})
+"""A layout to check arguments with before a model is there."""
+
+CONFLICTS: Sequence[tuple[str, str, str]] = (
+    ("own aggregate", "kind aggregate", "its aggregate belongs to it and cannot be replaced"),
+    ("gradient", "gradient", "each makes the gradient in its own way"),
+    ("own model", "own model", "each leaves clients with another model of their own"),
+    ("extras", "noise", "what clients send besides their delta would carry no noise"),
+    ("noise", "kind aggregate", "noise fits the largest change of a mean, not of this aggregate"),
+    ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
+    ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
+    ("no values", "kind wrapper", "no delta travels that could be changed"),
+    ("no values", "kind rule", "its clients take a step along a drawn direction that leaves no room for another rule"),
+    ("no values", "kind pass", "its clients never have a gradient"),
+    ("no values", "kind part", "all values move together along drawn directions"),
+)
+"""(trait of one part, trait or kind of another, why they do not go together)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the program, not the user, gives to the parts that ask for it.
+
+    Attributes:
+        clients: Number of all clients.
+        cohort: Number of clients in a round.
+        seed: The experiment's seed.
+        stage: Number of the strategy's stage.
+        layout: Names and shapes of what is trained.
+    """
+
+    clients: int
+    cohort: int | None = None
+    seed: int = 0
+    stage: int = 0
+    layout: Layout = ANY_LAYOUT
+
+    def named(self) -> dict[str, Any]:
+        """Return everything by name."""
+        return {
+            "clients": self.clients,
+            "cohort": self.clients if self.cohort is None else self.cohort,
+            "seed": self.seed,
+            "stage": self.stage,
+            "layout": self.layout,
+        }
+
+
+def make(
+    name: str,
+    given: Given | int,
+    arguments: Mapping[str, Any] | None = None,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> Any:
+    """Make an algorithm, or a part of one, from its name and what an experiment says about it.
+
+    Args:
+        name: A key of `entries`.
+        given: What the program gives; a number stands for that of all clients.
+        arguments: Keyword arguments, e.g. {"lr": 0.01}.
+        entries: Name → entry.
+
+    Raises:
+        UserError: The name or an argument is unknown, or a value is of the wrong type or out of range.
+
+    Example:
+        >>> make("fedadm", 5)
+        Traceback (most recent call last):
+            ...
+        fedloom.types.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
+Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco
+    """
+    if name not in entries:
+        raise UserError(_unknown("algorithms", name, SERVERS if entries is ENTRIES else list(entries)))
+    values = (Given(given) if isinstance(given, int) else given).named()
+    wanted = signature(entries[name].make).parameters
+    needed = {
+        key: values[key]
+        for key, one in wanted.items()
+        if one.default is Parameter.empty and one.kind is Parameter.KEYWORD_ONLY and key in values
+    }
+    return configured(f"algorithms.{name}", entries[name].make, arguments or {}, **needed)
+
+
+def compose(
+    names: Sequence[str],
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = lambda name: {},
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> FederatedAlgorithm:
+    """Put an algorithm together from its name and those of the parts that are added to it.
+
+    An aggregate takes the place of the algorithm's own; wrappers go round it in the order in which they are written, the
+    inner one first; rules follow the algorithm's own in the order in which they are written.
+
+    Args:
+        names: The algorithm first.
+        given: What the program gives.
+        arguments: Name → its arguments in the experiment.
+        entries: Name → entry.
+
+    Raises:
+        UserError: A name or an argument is refused, or two parts do not go together.
+
+    Example:
+        >>> compose(["fedadam", "proximal"], Given(5)).local.correct is compose(["fedadam"], Given(5)).local.correct
+        False
+    """
+    for reason in conflicts(names, entries):
+        raise UserError(reason)
+    base, *parts = names
+    algorithm: FederatedAlgorithm = make(base, given, arguments(base), entries)
+    made = [(entries[name].kind, make(name, given, arguments(name), entries)) for name in parts]
+    for aggregate in (value for kind, value in made if kind == "aggregate"):
+        algorithm = with_aggregate(algorithm, lambda own, one=aggregate: one)
+    for kind, value in made:
+        if kind == "wrapper":
+            algorithm = with_aggregate(algorithm, value)
+        elif kind == "rule":
+            algorithm = with_rule(algorithm, value)
+        elif kind == "pass":
+            algorithm = algorithm._replace(second=value)
+    return algorithm
+
+
+def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> Iterator[str]:
+    """Yield why parts of a method do not go together, a sentence for each pair.
+
+    Example:
+        >>> list(conflicts(["scaffold", "proximal"])), len(list(conflicts(["fedavg", "adaptive"])))
+        ([], 0)
+    """
+    known = [(name, entries[name]) for name in names]
+    for k, (name, entry) in enumerate(known):
+        for other, beside in known[k + 1 :]:
+            if reason := _conflict(entry, beside):
+                yield f'"{"+".join(names)}": {name} and {other} do not go together, since {reason}'
+
+
+def _conflict(one: Entry, other: Entry) -> str | None:
+    """Return why two entries do not go together, or None."""
+    if one.kind == other.kind and one.kind in ("server", "aggregate", "pass"):
+        return f"a method has one {one.kind}"
+    facts = [{*entry.traits, f"kind {entry.kind}"} for entry in (one, other)]
+    for left, right, reason in CONFLICTS:
+        for here, there in (facts, facts[::-1]):
+            if left in here and right in there:
+                return reason
+    return None
+
+
+def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, Any], **given: Any) -> Any:
+    """Call a factory with a user's arguments, checked against its keyword defaults.
+
+    Args:
+        where: Where the arguments stand in the experiment, e.g. "algorithms.adaptive".
+        factory: Its arguments with a number, a truth value, a text or a tuple as default can be set.
+        arguments: What the user says.
+        given: What the program adds.
+
+    Raises:
+        UserError: An argument is unknown, of the wrong type, or refused by the factory.
+    """
+    settable = {
+        key: parameter.default
+        for key, parameter in signature(factory).parameters.items()
+        if isinstance(parameter.default, bool | int | float | str | tuple)
+    }
+    for key, value in arguments.items():
+        if key not in settable:
+            raise UserError(_unknown(where, key, list(settable)))
+        kind, fits = _fits(settable[key], value)
+        if not fits:
+            default: Any = settable[key]
+            example = list(default) if isinstance(default, tuple) else default
+            raise UserError(f"{where}.{key} is {value!r}; it must be {kind}, for example {example}")
+    try:
+        return factory(**given, **{key: _frozen(value) for key, value in arguments.items()})
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _fits(default: Any, value: Any) -> tuple[str, bool]:
+    if isinstance(default, bool):
+        return "true or false", isinstance(value, bool)
+    if isinstance(default, int):
+        return "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return "a number", isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(default, str):
+        return "text", isinstance(value, str)
+    if not isinstance(value, list | tuple):
+        return "a list", False
+    kinds = {_fits(default[0], one) for one in value} if default else {("a list", True)}
+    return f"a list; each entry {next(iter(kinds or {('', True)}))[0]}", all(fits for _, fits in kinds)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unknown(where: str, name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{where}: there is no {name!r}{guess} Known are {', '.join(known)}"

@@ -1,0 +1,65 @@
+"""What is known of an algorithm, or of a part of one, besides its equations: how it is named, made and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = {
+    "server": "an algorithm: how a round's updates change the global parameters",
+    "aggregate": "how updates become one delta, in place of their mean",
+    "wrapper": "a change of every update, or of their aggregate, before the server's step",
+    "rule": "a change of how clients train",
+    "pass": "a further pass over each client's data, for a model of its own",
+    "part": "which values each client holds, trains and reports",
+    "prompt": "a change of what prompts say",
+}
+"""What a name in a method may stand for."""
+
+TRAITS = {
+    "own aggregate": "its aggregate belongs to it",
+    "whole vectors": "it is stated for whole vectors, which all clients report",
+    "extras": "clients send more than their delta",
+    "gradient": "it makes the gradient in its own way",
+    "own model": "each client ends with a model of its own",
+    "no values": "neither parameters nor deltas travel",
+    "noise": "it adds noise that hides a single client, or a single example, within a bound on its delta",
+}
+"""What decides which parts go together; see `fedloom.algorithms.compose.CONFLICTS`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named algorithm, or a named part of one.
+
+    Attributes:
+        make: Makes it. Its keyword arguments with defaults are what an experiment may set. Of those without a default it
+            is given `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage`
+            (number of the strategy's stage) and `layout` (names and shapes of what is trained). It returns a
+            `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), or
+            a `Share` (part).
+        kind: A key of `KINDS`.
+        label: Its name in tables and figures.
+        about: What it does, in one sentence for readers of a report.
+        published: The arguments that `mode: published` takes where an experiment gives none.
+        start: Where the first round starts: "loaded", or "svd" for adapters from the weights that they adapt.
+        traits: Keys of `TRAITS`.
+
+    Raises:
+        ValueError: The kind or a trait is unknown.
+    """
+
+    make: Callable[..., Any]
+    kind: str
+    label: str
+    about: str
+    published: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    start: str = "loaded"
+    traits: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"there is no kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if unknown := sorted(self.traits - TRAITS.keys()):
+            raise ValueError(f"there is no trait {unknown[0]!r}; there are {', '.join(TRAITS)}")
