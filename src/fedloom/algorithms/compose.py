@@ -30,11 +30,7 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
     ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
     ("no values", "kind wrapper", "no delta travels that could be changed"),
-    (
-        "no values",
-        "kind rule",
-        "its clients take a step along a drawn direction that leaves no room for another rule",
-    ),
+    ("no values", "kind rule", "its clients take a step along a drawn direction that leaves no room for another rule"),
     ("no values", "kind pass", "its clients never have a gradient"),
     ("no values", "kind part", "all values move together along drawn directions"),
 )

@@ -53,7 +53,7 @@ def geometric_median(*, cohort: int, f: int = 1, steps: int = 100, smoothing: fl
                 held, lambda one, away=away: (1 / max(smoothing, away[one.client]), one.delta.flat)
             ).values[0]
             if step == steps or distance(found, before) <= STILL * sorted(away.values())[len(held) // 2]:
-                return found, {"steps": float(step)}
+                return found, {"weiszfeld_steps": float(step)}
         raise AssertionError("there is at least one step")
 
     return aggregate

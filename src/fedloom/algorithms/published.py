@@ -48,7 +48,9 @@ def averaged_momentum(momentum: float, lr: float) -> Step:
     return Step(move, lambda params: {"velocity": zeros_like(params)})
 
 
-def squared_momentum(second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float) -> Step:
+def squared_momentum(
+    second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float
+) -> Step:
     """Return the step of `fedloom.algorithms.fedopt` with m² in place of Δ² in every line for v, so that v follows the momentum.
 
     The whole first Δ is the first m, without the factor 1 − β₁. FedAdagrad there has no momentum.

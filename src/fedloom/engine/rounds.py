@@ -7,6 +7,7 @@ cohort.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.algorithms.base import Diagnostics, FederatedAlgorithm, ServerState, TooFew
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
@@ -280,18 +281,24 @@ def _round(
     """
     before, number, end = run.standing, run.round, None
     accepted = admission.admitted(answers, clock)
-    first = next(accepted, None)
+    first, few = next(accepted, None), True
+    after: ServerState = before.state
+    diagnostics: Diagnostics = {}
     if first is None:
-        after, diagnostics = before.state, dict[str, float]()
-        outcome = (
+        fault = (
             "no client's update could be used" if admission.missing else "every client's update was refused"
         )
-        fault = f"{outcome} ({_reasons({**admission.refused, **admission.missing})})"
+        fault += _reasons(admission)
     else:
-        after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-        after = _where_reported(before.state, after, admission.reported)
-        fault = _fault(after)
-    last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
+        try:
+            after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+            after = _where_reported(before.state, after, admission.reported)
+            fault, few = _fault(after), False
+        except TooFew as error:
+            deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well
+            fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
+    # A short run that had too few updates in every round would otherwise end as if it had trained.
+    last = min(MISSED, run.schedule.rounds) if few else MISSED
     if first is None and not admission.missing:
         end = f"round {number}: {fault}"
     elif fault is not None and before.missed + 1 >= last:
@@ -341,11 +348,12 @@ def _where_reported(before: ServerState, after: ServerState, reported: Part) -> 
     return replace(after, params=after.params.with_flat(flat), slots=slots)
 
 
-def _reasons(reasons: Mapping[int, str]) -> str:
-    """List the reasons for which updates could not be used: those of the first clients, and how many more there are."""
-    told = [f"client {client}: {reason}" for client, reason in reasons.items()]
-    more = [f"and {len(told) - REASONS} more"] if len(told) > REASONS else []
-    return "; ".join([*told[:REASONS], *more])
+def _reasons(admission: Admission) -> str:
+    """List in brackets why updates could not be used: the first clients' reasons, and how many more there are."""
+    found = {**admission.refused, **admission.missing}
+    listed = [f"client {client}: {reason}" for client, reason in found.items()]
+    more = [f"and {len(listed) - REASONS} more"] if len(listed) > REASONS else []
+    return f" ({'; '.join([*listed[:REASONS], *more])})" if listed else ""
 
 
 def _fault(state: ServerState) -> str | None:
