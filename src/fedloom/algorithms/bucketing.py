@@ -4,12 +4,14 @@
 
 with s the argument `size`. Clients that differ from each other are closer together after it, which robust aggregates need;
 f faulty clients spoil at most f buckets, so that the aggregate's f stays and its n becomes ⌈n / s⌉. Every client counts
-alike: a bucket weighs as many as it holds. A bucket has the lowest client number of those in it.
+alike: where the aggregate is a mean by weights, a bucket weighs as many as it holds. In figures a bucket goes by the
+lowest client number in it.
 
 Reference: S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
 arXiv 2006.09365v5, Algorithm 1.
 
-Differs from the paper: nothing; the last bucket may be smaller, as there. All updates of a round are held.
+Differs from the paper: a last bucket with fewer than s updates is the mean of those that it holds. All updates of a round
+are held.
 """
 
 from __future__ import annotations
