@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
@@ -44,9 +44,9 @@ from fedloom.sections import (
     Data,
     Engine,
     Evaluate,
+    FewNames,
     Gate,
     Index,
-    MethodNames,
     Model,
     Scenario,
     Section,
@@ -83,6 +83,15 @@ LATER = {"data": ("validation",), "evaluate": ("round",), "aggregate": ("over",)
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
+def _known(name: str) -> str:
+    """Return the name of a method; one that is not known, or whose parts do not go together, is a mistake."""
+    try:
+        parse_method(name)
+    except UserError as error:
+        raise choice_error(str(error)) from None
+    return name
+
+
 class Experiment(Section):
     """Every choice of a run.
 
@@ -103,8 +112,8 @@ class Experiment(Section):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: MethodNames = Field(
-        default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
+    methods: Annotated[tuple[Annotated[Text, AfterValidator(_known)], ...], Field(min_length=1), FewNames] = (
+        Field(default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`.")
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."

@@ -96,9 +96,7 @@ Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaff
     values = (Given(given) if isinstance(given, int) else given).named()
     wanted = signature(entries[name].make).parameters
     needed = {
-        key: values[key]
-        for key, one in wanted.items()
-        if one.default is Parameter.empty and one.kind is Parameter.KEYWORD_ONLY and key in values
+        key: values[key] for key, one in wanted.items() if one.default is Parameter.empty and key in values
     }
     return configured(f"algorithms.{name}", entries[name].make, arguments or {}, **needed)
 
@@ -190,7 +188,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     settable: dict[str, Any] = {
         key: cast("Any", parameter.default)
         for key, parameter in signature(factory).parameters.items()
-        if isinstance(cast("Any", parameter.default), bool | int | float | str | tuple)
+        if isinstance(parameter.default, bool | int | float | str | tuple)
     }
     for key, value in arguments.items():
         if key not in settable:
