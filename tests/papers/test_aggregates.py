@@ -246,3 +246,29 @@ def test_distances_between_long_vectors_that_lie_close_keep_their_digits() -> No
     rows = torch.stack([base, base + 0.25, base - 0.5])
     expected = torch.tensor([[0, 12500.0, 50000], [12500, 0, 112500], [50000, 112500, 0]])
     torch.testing.assert_close(squared_distances(updates_of(rows)).float(), expected, rtol=1e-3, atol=0)
+
+
+# Factors and products ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping"]
+)
+def test_a_rule_on_factors_is_no_rule_on_products(name: str) -> None:
+    """A client with c·A and B / c has the same product, and another place among the others."""
+    factors = random(5, 6)  # A of shape [1, 3], then B of shape [3, 1]
+    scaled = factors.clone()
+    scaled[3, :3] *= 8.0
+    scaled[3, 3:] /= 8.0
+
+    def products(rows: Tensor) -> Tensor:
+        return (rows[:, 3:, None] * rows[:, None, :3]).flatten(1)
+
+    torch.testing.assert_close(products(scaled), products(factors))
+    aggregate = by_name(name)
+    on_products = result(aggregate, products(factors))
+    torch.testing.assert_close(result(aggregate, products(scaled)), on_products)
+    by_factors = products(result(aggregate, factors)[None])[0]
+    assert not torch.allclose(by_factors, on_products, atol=1e-3)
+    changed_by = products(result(aggregate, scaled)[None])[0]
+    assert name == "krum" or not torch.allclose(changed_by, by_factors, atol=1e-3)

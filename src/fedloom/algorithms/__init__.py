@@ -49,6 +49,7 @@ PLACES: Mapping[str, Place] = {
     "dp": Place("wrapper", "dp", "DP-FedAvg"),
     "proximal": Place("rule", "fedprox", "proximal"),
     "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
+    "finetune": Place("stage", "finetune", "fine-tuning"),
     "prompt": Place("prompt", "prompt", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""
