@@ -248,6 +248,13 @@ def test_distances_between_long_vectors_that_lie_close_keep_their_digits() -> No
     torch.testing.assert_close(squared_distances(updates_of(rows)).float(), expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+def test_sums_of_huge_values_stay_finite(name: str) -> None:
+    """In float32 the sum of two of them is not."""
+    found = result(by_name(name, 4), [[3e38], [3e38], [3e38], [-3e38]])
+    assert float(found) == pytest.approx(3e38)
+
+
 # Factors and products ---------------------------------------------------------------------------------
 
 

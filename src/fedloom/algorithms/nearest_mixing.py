@@ -49,8 +49,7 @@ def nearest_mixing(*, cohort: int, f: int = 1) -> Change:
 
 def mixed(held: list[Update], f: int) -> Iterator[Update]:
     """Yield each update with the mean of its n − f nearest, itself among them, as its delta, and weight 1."""
-    squares = squared_distances(held).fill_diagonal_(-1.0)  # each is its own nearest, however many are equal
-    for update, row in zip(held, squares, strict=True):
+    for update, row in zip(held, squared_distances(held), strict=True):
         delta = mean_delta([held[k] for k in smallest(row, len(held) - f)], uniform=True)
         yield replace(update, delta=update.delta.with_flat(delta), weight=1.0)
 
