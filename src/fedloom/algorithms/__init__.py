@@ -46,7 +46,7 @@ PLACES: Mapping[str, Place] = {
     "clip": Place("wrapper", "clip", "clipping"),
     "nearest_mixing": Place("wrapper", "nearest_mixing", "nearest-neighbor mixing"),
     "bucketing": Place("wrapper", "bucketing", "bucketing"),
-    "dp": Place("wrapper", "dp", "DP-FedAvg"),
+    "dp": Place("wrapper", "dp", "DP mechanism"),
     "proximal": Place("rule", "fedprox", "proximal"),
     "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
     "finetune": Place("stage", "finetune", "fine-tuning"),

@@ -81,7 +81,7 @@ ENTRIES = {
     "dp": Entry(
         dp,
         "wrapper",
-        "DP-FedAvg",
+        "DP mechanism",
         "Clients' changes are clipped and averaged alike, and Gaussian noise is added to the mean. This is the mechanism "
         "only: without accounting it gives no privacy guarantee.",
         traits=frozenset({"whole vectors", "noise", "a mean"}),
