@@ -14,7 +14,13 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
-from fedloom.conflicts import aggregate_conflicts, compile_conflicts, stage_conflicts, validation_conflicts
+from fedloom.conflicts import (
+    aggregate_conflicts,
+    compile_conflicts,
+    part_conflicts,
+    stage_conflicts,
+    validation_conflicts,
+)
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
@@ -254,6 +260,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
     yield from aggregate_conflicts(experiment)
+    yield from part_conflicts(experiment)
     yield from compile_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)

@@ -185,11 +185,9 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
     """
-    settable: dict[str, Any] = {
-        key: cast("Any", parameter.default)
-        for key, parameter in signature(factory).parameters.items()
-        if isinstance(parameter.default, bool | int | float | str | tuple)
-    }
+    defaults: dict[str, Any] = {key: one.default for key, one in signature(factory).parameters.items()}
+    kinds = bool | int | float | str | tuple
+    settable = {key: default for key, default in defaults.items() if isinstance(default, kinds)}
     for key, value in arguments.items():
         if key not in settable:
             raise UserError(_unknown(where, key, list(settable)))
