@@ -16,7 +16,7 @@ CLIENTS = range(20, 27)
 
 TRAIN = Train(rounds=25, batch_size=64, lr=0.3, optimizer="sgd", schedule="constant", clip=None)
 
-ARGUMENTS = {"fedavg": {"uniform": True}, "centered_clipping": {"bound": 3.0}, "clip": {"bound": 20.0}}
+ARGUMENTS = {"fedavg": {"uniform": True}, "centered-clipping": {"bound": 3.0}, "clip": {"bound": 20.0}}
 
 
 def end(method: str, faulty: int | None) -> tuple[torch.Tensor, float]:
@@ -36,12 +36,12 @@ def end(method: str, faulty: int | None) -> tuple[torch.Tensor, float]:
     "method",
     [
         "fedavg+krum",
-        "fedavg+multi_krum",
+        "fedavg+multi-krum",
         "fedavg+median",
-        "fedavg+trimmed_mean",
-        "fedavg+geometric_median",
-        "fedavg+centered_clipping",
-        "fedavg+median+nearest_mixing",
+        "fedavg+trimmed-mean",
+        "fedavg+geometric-median",
+        "fedavg+centered-clipping",
+        "fedavg+median+nearest-mixing",
         "fedavg+median+bucketing",
         "fedavg+krum+clip",
     ],

@@ -44,15 +44,15 @@ LONG = {"bound": 1e9}
 """A bound that no honest client comes near."""
 
 PLAIN = {
-    **{name: Case({name: {}}) for name in AGGREGATES if name != "centered_clipping"},
+    **{name: Case({name: {}}) for name in AGGREGATES if name != "centered-clipping"},
     "median of half": Case({"median": {"f": 5}}),
-    "trimmed mean, 3": Case({"trimmed_mean": {"f": 3}}),
+    "trimmed mean, 3": Case({"trimmed-mean": {"f": 3}}),
     "Krum, 4 faulty": Case({"krum": {"f": 4}}),
-    "multi-Krum, 3 of 11": Case({"multi_krum": {"keep": 3}}),
-    "centered_clipping": Case({"centered_clipping": {"bound": 0.5}}, moves=False),
+    "multi-Krum, 3 of 11": Case({"multi-krum": {"keep": 3}}),
+    "centered-clipping": Case({"centered-clipping": {"bound": 0.5}}, moves=False),
 }
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"dp": {"noise": 0.0, "bound": 5.0}, "clip": {"bound": 5.0}}
-MOVING = {"nearest_mixing", "bucketing"}
+MOVING = {"nearest-mixing", "bucketing"}
 MANY = {"median of half", "trimmed mean, 3", "Krum, 4 faulty"}
 """These need more clients than there are buckets."""
 
@@ -204,13 +204,13 @@ def test_a_clipped_client_moves_the_mean_by_at_most_its_share(wrapper: str) -> N
     [
         {"clip": LONG},
         {"dp": {**LONG, "noise": 0.0}},
-        {"nearest_mixing": {"f": 0}},
+        {"nearest-mixing": {"f": 0}},
         {"bucketing": {"size": 1}},
         {"bucketing": {"size": 99}},
-        {"trimmed_mean": {"f": 0}},
-        {"multi_krum": {"f": 0}},
+        {"trimmed-mean": {"f": 0}},
+        {"multi-krum": {"f": 0}},
         {"krum": {"f": 0, "keep": CLIENTS}},
-        {"centered_clipping": {**LONG, "steps": 1}},
+        {"centered-clipping": {**LONG, "steps": 1}},
     ],
 )
 def test_without_faulty_clients_clipping_or_noise_it_is_the_mean(
@@ -232,9 +232,9 @@ def test_degenerate_cases_that_are_the_mean_to_a_bit() -> None:
     expected = delta(mean(uniform=True), cohort())
     for parts in (
         {"dp": {**LONG, "noise": 0.0}},
-        {"multi_krum": {"f": 0}},
+        {"multi-krum": {"f": 0}},
         {"bucketing": {"size": CLIENTS}},
-        {"centered_clipping": {**LONG, "steps": 1}},
+        {"centered-clipping": {**LONG, "steps": 1}},
     ):
         assert torch.equal(delta(Case(parts)(), cohort()), expected), parts
     weighted = compose(
@@ -245,7 +245,7 @@ def test_degenerate_cases_that_are_the_mean_to_a_bit() -> None:
 
 def test_the_middle_of_two_ways_to_trim_is_the_median() -> None:
     for clients in (5, 6):
-        trimmed = make("trimmed_mean", clients, {"f": 2})
+        trimmed = make("trimmed-mean", clients, {"f": 2})
         assert torch.equal(delta(trimmed, cohort(clients)), delta(make("median", clients), cohort(clients)))
 
 
@@ -260,12 +260,12 @@ def test_non_degenerate_ones_differ(case: Case) -> None:
 
 BOUNDS = {
     "median": 2 * 2 + 1,
-    "trimmed_mean": 2 * 2 + 1,
-    "geometric_median": 2 * 2 + 1,
-    "centered_clipping": 2 * 2 + 1,
-    "nearest_mixing": 2 * 2 + 1,
+    "trimmed-mean": 2 * 2 + 1,
+    "geometric-median": 2 * 2 + 1,
+    "centered-clipping": 2 * 2 + 1,
+    "nearest-mixing": 2 * 2 + 1,
     "krum": 2 * 2 + 3,
-    "multi_krum": 2 * 2 + 3,
+    "multi-krum": 2 * 2 + 3,
 }
 """The fewest clients with two faulty ones."""
 
@@ -287,7 +287,7 @@ def test_more_faulty_clients_than_a_rule_bears_are_refused(name: str) -> None:
 
 
 def test_every_rule_with_a_bound_is_among_them() -> None:
-    assert set(BOUNDS) == {*AGGREGATES, "nearest_mixing"}
+    assert set(BOUNDS) == {*AGGREGATES, "nearest-mixing"}
 
 
 def test_the_cohort_counts_and_not_all_clients() -> None:
@@ -300,7 +300,7 @@ def test_multi_krum_keeps_no_more_than_are_left_without_the_faulty() -> None:
     with pytest.raises(UserError, match="keeps 5 updates, but of 5 only 4"):
         make("krum", 5, {"keep": 5})
     with pytest.raises(UserError, match="keep is -1"):
-        make("multi_krum", 5, {"keep": -1})
+        make("multi-krum", 5, {"keep": -1})
     with pytest.raises(TooFew, match="keeps 5 updates, but of 5 only 4"):
         delta(make("krum", 6, {"keep": 5}), cohort(5))
 
@@ -312,7 +312,7 @@ def test_too_few_buckets_are_found_before_the_first_round() -> None:
         )
     with pytest.raises(UserError, match=r"3 buckets of 3"):
         compose(
-            ["fedavg", "krum", "nearest_mixing", "bucketing"],
+            ["fedavg", "krum", "nearest-mixing", "bucketing"],
             Given(9),
             lambda name: {"size": 3} if name == "bucketing" else {},
         )
@@ -329,12 +329,12 @@ def test_too_few_buckets_are_found_before_the_first_round() -> None:
         ("dp", {"noise": -0.5}, "noise is -0.5"),
         ("dp", {"noise": inf}, "noise is inf"),
         ("bucketing", {"size": 0}, "size is 0"),
-        ("centered_clipping", {"bound": 0.0}, "bound is 0.0"),
-        ("centered_clipping", {"steps": 0}, "steps is 0"),
-        ("geometric_median", {"steps": 0}, "steps is 0"),
-        ("geometric_median", {"smoothing": 0.0}, "smoothing is 0.0"),
+        ("centered-clipping", {"bound": 0.0}, "bound is 0.0"),
+        ("centered-clipping", {"steps": 0}, "steps is 0"),
+        ("geometric-median", {"steps": 0}, "steps is 0"),
+        ("geometric-median", {"smoothing": 0.0}, "smoothing is 0.0"),
         ("krum", {"f": 1.5}, "whole number"),
-        ("trimmed_mean", {"beta": 0.1}, "there is no 'beta'"),
+        ("trimmed-mean", {"beta": 0.1}, "there is no 'beta'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(name: str, arguments: Mapping[str, Any], reason: str) -> None:
@@ -347,15 +347,15 @@ def test_arguments_out_of_range_are_refused(name: str, arguments: Mapping[str, A
     [
         "scaffold+krum",
         "fednova+median",
-        "yoco+trimmed_mean",
+        "yoco+trimmed-mean",
         "fedavg+median+krum",
-        "scaffold+nearest_mixing",
+        "scaffold+nearest-mixing",
         "fednova+bucketing",
         "scaffold+dp",
         "yoco+dp",
         "fedavg+krum+dp",
         "fedavg+bucketing+dp",
-        "fedavg+dp+nearest_mixing",
+        "fedavg+dp+nearest-mixing",
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_with_a_reason(method: str) -> None:
@@ -373,9 +373,9 @@ def test_parts_that_go_together(method: str) -> None:
 
 def test_wrappers_go_round_the_aggregate_in_the_order_in_which_they_are_written() -> None:
     """Clipped before they are mixed, updates differ from those that are mixed before they are clipped."""
-    inner = Case({"nearest_mixing": {}, "clip": {"bound": 0.5}})()
-    outer = Case({"clip": {"bound": 0.5}, "nearest_mixing": {}})()
-    clip, mix = make("clip", CLIENTS, {"bound": 0.5}), make("nearest_mixing", CLIENTS)
+    inner = Case({"nearest-mixing": {}, "clip": {"bound": 0.5}})()
+    outer = Case({"clip": {"bound": 0.5}, "nearest-mixing": {}})()
+    clip, mix = make("clip", CLIENTS, {"bound": 0.5}), make("nearest-mixing", CLIENTS)
     assert torch.equal(delta(inner, cohort()), delta(clip(mix(mean(uniform=True))), cohort()))
     assert torch.equal(delta(outer, cohort()), delta(mix(clip(mean(uniform=True))), cohort()))
     assert not torch.equal(delta(inner, cohort()), delta(outer, cohort()))
@@ -394,7 +394,7 @@ def reporting(parts: Sequence[Part | None]) -> list[Update]:
     ]
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["median", "trimmed-mean"])
 def test_a_value_counts_the_clients_whose_part_has_it(name: str) -> None:
     updates = reporting([HALF] * 3 + [REST] * 4)
     found = delta(make(name, 7), updates)
@@ -406,7 +406,7 @@ def test_a_value_counts_the_clients_whose_part_has_it(name: str) -> None:
     assert not found[8:].any()  # nobody reports these
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["median", "trimmed-mean"])
 def test_a_value_that_too_few_clients_report_is_not_aggregated(name: str) -> None:
     with pytest.raises(TooFew, match=r"not all clients report, with f = 1 .* there are 2"):
         delta(make(name, 7), reporting([HALF] * 5 + [REST] * 2))

@@ -69,18 +69,18 @@ def changed(name: str, inner: Aggregate, cohort: int = 5, **arguments: float) ->
     [
         (mean(uniform=True), (-0.16, -0.99)),
         (by_name("median"), (1.0, 0.0)),
-        (by_name("trimmed_mean"), (1.0, -0.05 / 3)),
+        (by_name("trimmed-mean"), (1.0, -0.05 / 3)),
         (by_name("krum"), (1.1, 0.05)),
-        (by_name("multi_krum"), (1.05, 0.0125)),
+        (by_name("multi-krum"), (1.05, 0.0125)),
         (by_name("krum", keep=4), (1.05, 0.0125)),
-        (by_name("multi_krum", keep=3), (1.1, 0.05)),
-        (by_name("geometric_median", steps=1), (0.687536, -0.286347)),
-        (by_name("geometric_median", steps=3), (0.94344, -0.065418)),
-        (by_name("geometric_median", steps=8), (1.001796, -0.003511)),
-        (by_name("centered_clipping", steps=1), (0.637682, -0.135731)),
-        (by_name("centered_clipping", steps=3), (0.849648, -0.147681)),
-        (changed("nearest_mixing", by_name("median")), (1.05, 0.0125)),
-        (changed("nearest_mixing", mean()), (0.74, -0.2425)),
+        (by_name("multi-krum", keep=3), (1.1, 0.05)),
+        (by_name("geometric-median", steps=1), (0.687536, -0.286347)),
+        (by_name("geometric-median", steps=3), (0.94344, -0.065418)),
+        (by_name("geometric-median", steps=8), (1.001796, -0.003511)),
+        (by_name("centered-clipping", steps=1), (0.637682, -0.135731)),
+        (by_name("centered-clipping", steps=3), (0.849648, -0.147681)),
+        (changed("nearest-mixing", by_name("median")), (1.05, 0.0125)),
+        (changed("nearest-mixing", mean()), (0.74, -0.2425)),
         (changed("bucketing", mean()), (-0.16, -0.99)),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_trimmed_mean_is_scipys(clients: int, f: int) -> None:
     rows = random(clients)
     share = (f + 0.5) / clients  # scipy drops as many as this makes, rounded down
     near(
-        result(by_name("trimmed_mean", clients, f=f), rows),
+        result(by_name("trimmed-mean", clients, f=f), rows),
         stats.trim_mean(rows.double().numpy(), share, axis=0),
     )
 
@@ -227,14 +227,14 @@ def test_the_geometric_median_is_where_a_general_minimizer_ends(clients: int) ->
         return float(np.linalg.norm(rows - point, axis=1).sum())
 
     best = minimize(total, rows.mean(axis=0), method="BFGS", options={"gtol": 1e-9})
-    found = result(by_name("geometric_median", clients, steps=1000), torch.tensor(rows))
+    found = result(by_name("geometric-median", clients, steps=1000), torch.tensor(rows))
     near(found, best.x, atol=1e-3)
     assert total(found.double().numpy()) <= float(best.fun) * (1 + 1e-6)
 
 
 def test_centered_clipping_to_the_end_is_the_point_where_clipped_distances_cancel() -> None:
     rows = random(9).double()
-    center = result(by_name("centered_clipping", 9, steps=2000, bound=1.5), rows).double()
+    center = result(by_name("centered-clipping", 9, steps=2000, bound=1.5), rows).double()
     away = rows - center
     clipped = away * (1.5 / away.norm(dim=1, keepdim=True)).clamp(max=1)
     near(clipped.mean(dim=0).float(), torch.zeros(7).numpy(), atol=1e-5)
@@ -248,7 +248,7 @@ def test_distances_between_long_vectors_that_lie_close_keep_their_digits() -> No
     torch.testing.assert_close(squared_distances(updates_of(rows)).float(), expected, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["median", "trimmed-mean"])
 def test_sums_of_huge_values_stay_finite(name: str) -> None:
     """In float32 the sum of two of them is not."""
     found = result(by_name(name, 4), [[3e38], [3e38], [3e38], [-3e38]])
@@ -259,7 +259,7 @@ def test_sums_of_huge_values_stay_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping"]
+    "name", ["median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centered-clipping"]
 )
 def test_a_rule_on_factors_is_no_rule_on_products(name: str) -> None:
     """A client with c·A and B / c has the same product, and another place among the others."""

@@ -59,7 +59,7 @@ def centered_clipping(*, cohort: int, f: int = 1, bound: float = 1.0, steps: int
 
 
 ENTRIES = {
-    "centered_clipping": Entry(
+    "centered-clipping": Entry(
         centered_clipping,
         "aggregate",
         "centered clipping",

@@ -60,7 +60,7 @@ def geometric_median(*, cohort: int, f: int = 1, steps: int = 100, smoothing: fl
 
 
 ENTRIES = {
-    "geometric_median": Entry(
+    "geometric-median": Entry(
         geometric_median,
         "aggregate",
         "geometric median",

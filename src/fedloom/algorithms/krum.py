@@ -87,7 +87,7 @@ ENTRIES = {
         "The model moves by the change of the one client that lies closest to its neighbors.",
         traits=frozenset({"whole vectors"}),
     ),
-    "multi_krum": Entry(
+    "multi-krum": Entry(
         multi_krum,
         "aggregate",
         "multi-Krum",

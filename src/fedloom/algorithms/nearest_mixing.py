@@ -55,7 +55,7 @@ def mixed(held: list[Update], f: int) -> Iterator[Update]:
 
 
 ENTRIES = {
-    "nearest_mixing": Entry(
+    "nearest-mixing": Entry(
         nearest_mixing,
         "wrapper",
         "nearest-neighbor mixing",

@@ -47,7 +47,7 @@ def trimmed_mean(*, cohort: int, f: int = 1) -> Aggregate:
 
 
 ENTRIES = {
-    "trimmed_mean": Entry(
+    "trimmed-mean": Entry(
         trimmed_mean,
         "aggregate",
         "trimmed mean",
