@@ -158,15 +158,18 @@ class Part:
         alike = widths[1:] == widths[:-1]
         # True where a stretch and the two after it are alike and equally far apart.
         regular = alike[1:] & alike[:-1] & (steps[1:] == steps[:-1])
-        pairs: list[Stretch] = list(zip(_listed(starts), _listed(stops), strict=True))
+
+        def single(begin: int, end: int | None) -> list[tuple[int, int]]:
+            return list(zip(_listed(starts[begin:end]), _listed(stops[begin:end]), strict=True))
+
         entries, free = list[Stretch](), 0
         for begin, end in zip(*map(_listed, _edges(regular)), strict=True):
             first, after = max(begin, free), end + 2
             if after - first > 2:
-                (start, stop), (follows, _) = pairs[first][:2], pairs[first + 1][:2]
-                entries += [*pairs[free:first], (start, stop, follows - start, after - first)]
+                ((start, stop), (follows, _)) = single(first, first + 2)
+                entries += [*single(free, first), (start, stop, follows - start, after - first)]
                 free = after
-        return Part(len(mask), (*entries, *pairs[free:]))
+        return Part(len(mask), (*entries, *single(free, None)))
 
     @cached_property
     def count(self) -> int:
@@ -193,11 +196,15 @@ class Part:
 
     def __and__(self, other: Part) -> Part:
         self._expect((other.size,), self.size)
-        return Part.of(self.mask & other.mask)
+        if self == other or other.is_whole or not self.count:
+            return self
+        return other if self.is_whole or not other.count else Part.of(self.mask & other.mask)
 
     def __or__(self, other: Part) -> Part:
         self._expect((other.size,), self.size)
-        return Part.of(self.mask | other.mask)
+        if self == other or self.is_whole or not other.count:
+            return self
+        return other if other.is_whole or not self.count else Part.of(self.mask | other.mask)
 
     def _expect(self, shape: Sequence[int], wanted: int) -> None:
         if tuple(shape) != (wanted,):
@@ -259,12 +266,12 @@ def _end(one: Stretch) -> int:
 
 
 def _places(one: Stretch) -> list[tuple[int, int, bool]]:
-    """Return start and length of an entry's first two and last two stretches, and whether a longer entry could begin there.
+    """Return start and length of an entry's first two and last two stretches, and whether a further entry may begin there.
 
-    One that begins in the midst of an entry takes nothing from it but the last two.
+    None may begin within three that belong together: only with a single one, or with the last but one.
     """
     start, stop, step, count = _four(one)
-    numbers = sorted({0, 1, count - 2, count - 1} & set(range(count)))
+    numbers = (0,) if count == 1 else sorted({0, 1, count - 2, count - 1})
     return [(start + step * k, stop - start, count == 1 or k == count - 2) for k in numbers]
 
 
