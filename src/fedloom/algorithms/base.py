@@ -9,7 +9,7 @@ Shape legend: P trained values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from fedloom.algorithms.rule import (  # noqa: F401
     clipped,
 )
 from fedloom.messages import Update
-from fedloom.params import Params
+from fedloom.params import Params, Part
 from fedloom.types import Broadcast, Tensors
 
 Diagnostics = Mapping[str, float]
@@ -269,3 +269,43 @@ def moments(tau: float) -> Callable[[Params], Tensors]:
         return {"m": zeros_like(params), "v": zeros_like(params) + tau**2}
 
     return slots
+
+
+class Share(NamedTuple):
+    """What each client holds of all that is trained, by the client's number.
+
+    Attributes:
+        down: The part that a client is sent, and holds; None is all.
+        up: The part that it trains and reports, which `down` includes; None is all.
+        scale: Factor on the scale of the client's LoRA adapters, > 0. At the server, whose adapters have the plain scale,
+            each B is multiplied by it, so that the products are the client's.
+    """
+
+    down: Callable[[int], Part | None] = lambda client: None
+    up: Callable[[int], Part | None] = lambda client: None
+    scale: Callable[[int], float] = lambda client: 1.0
+
+
+def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str) -> None:
+    """Check that a setting lists a whole number for each client.
+
+    Args:
+        name: The setting's name.
+        values: What it lists.
+        clients: Number of clients.
+        most: Largest number that is right; the smallest is 1.
+        of: What `most` is, for the message.
+
+    Raises:
+        ValueError: There are more or fewer numbers than clients, or one is not within bounds.
+    """
+    if len(values) != clients:
+        raise ValueError(
+            f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as "
+            f"{[most] * clients if clients <= 8 else f'{clients} times {most}'}"
+        )
+    for client, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(
+                f"{name} gives client {client} {value!r}; it must be a whole number from 1 to {most}, {of}"
+            )
