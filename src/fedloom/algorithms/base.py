@@ -271,7 +271,16 @@ def moments(tau: float) -> Callable[[Params], Tensors]:
     return slots
 
 
-class Share(NamedTuple):
+def _all(client: int) -> Part | None:
+    return None
+
+
+def _plain(client: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Share:
     """What each client holds of all that is trained, by the client's number.
 
     Attributes:
@@ -281,9 +290,13 @@ class Share(NamedTuple):
             each B is multiplied by it, so that the products are the client's.
     """
 
-    down: Callable[[int], Part | None] = lambda client: None
-    up: Callable[[int], Part | None] = lambda client: None
-    scale: Callable[[int], float] = lambda client: 1.0
+    down: Callable[[int], Part | None] = _all
+    up: Callable[[int], Part | None] = _all
+    scale: Callable[[int], float] = _plain
+
+
+EVERYTHING = Share()
+"""The share of clients that each hold, train and report all, with adapters of the plain scale."""
 
 
 def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str) -> None:
@@ -300,12 +313,12 @@ def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str)
         ValueError: There are more or fewer numbers than clients, or one is not within bounds.
     """
     if len(values) != clients:
+        right = str([most] * clients) if clients <= 8 else f"{clients} times {most}"
         raise ValueError(
-            f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as "
-            f"{[most] * clients if clients <= 8 else f'{clients} times {most}'}"
+            f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as {right}"
         )
     for client, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        if type(value) is not int or not 1 <= value <= most:  # true is no number here
             raise ValueError(
                 f"{name} gives client {client} {value!r}; it must be a whole number from 1 to {most}, {of}"
             )
