@@ -189,12 +189,8 @@ class Site:
         kept = self._kept(assignment.method, assignment.client, assignment.since)
         sent = assignment.down or whole  # of which nothing that stays with clients is taken
         down = parts.down if sent in (whole, parts.down) else sent & parts.down
-        start, scale = (
-            _with_own(local, stage, assignment.params, down, kept),
-            local.share.scale(assignment.client),
-        )
-        # Messages, memory and models that are evaluated are for adapters of the plain scale, jobs for those of the client's.
-        start = start.with_flat(fold(start.flat, start.layout, 1 / scale))
+        start = _with_own(local, stage, assignment.params, down, kept)
+        start = _as_held(local.share, assignment.client, start)
         # Control variates and the like begin anew with a stage; personal values stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         return Job(
@@ -207,7 +203,7 @@ class Site:
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
-            scale=scale,
+            scale=local.share.scale(assignment.client),
         )
 
     def update(self, job: Job, trained: Trained) -> Update:
@@ -298,6 +294,16 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+
+
+def _as_held(share: Share, client: int, params: Params) -> Params:
+    """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
+
+    Messages, memory and models that are evaluated are for adapters of the plain scale.
+    """
+    held = share.down(client)
+    flat = params.flat if held is None else held.only(params.flat)
+    return params.with_flat(fold(flat, params.layout, 1 / share.scale(client)))
 
 
 def _apart(tensors: Tensors, end: Tensor) -> Tensors:
