@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import cast
 
@@ -252,6 +252,21 @@ class Part:
         for one in self.stretches:
             start, stop, step, count = _four(one)
             yield flat[start:stop] if count == 1 else flat[start : _end(one)].unfold(0, stop - start, step)
+
+
+@lru_cache(maxsize=64)
+def common(one: Part | None, other: Part | None) -> Part | None:
+    """Return the values that two parts have in common; None is all, of the parts and of the result.
+
+    The last results are kept, since clients with equal parts ask for them in every round.
+
+    Example:
+        >>> common(Part(4, ((0, 3),)), Part(4, ((2, 4),))), common(None, None)
+        (Part(size=4, stretches=((2, 3),)), None)
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def _four(one: Stretch) -> tuple[int, int, int, int]:

@@ -148,6 +148,19 @@ def test_layer_budgets_two_clients() -> None:
     }
 
 
+def test_shares_go_together() -> None:
+    """A client of rank 2 of 4 that trains the last of two layers trains the first two slots of that layer."""
+    layout = Layout.of({f"llm/layers.{k}.q:lora_{x}": (4, 4) for k in range(2) for x in "ab"})
+    ranks, budgets = share_of("ranks", layout, 2, ranks=[2, 4]), share_of("layers", layout, 2, budgets=[1, 2])
+    found = ranks & budgets
+    last = layout.mask(lambda name: "layers.1." in name).bool()
+    slots, up = ranks.up(0), found.up(0)
+    assert slots is not None and up is not None and found.down(0) == slots
+    assert torch.equal(up.mask, slots.mask & last)
+    assert (found.up(1), found.down(1)) == (None, None)
+    assert [found.scale(client) for client in range(2)] == [2.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

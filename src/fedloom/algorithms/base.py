@@ -30,7 +30,7 @@ from fedloom.algorithms.rule import (  # noqa: F401
     clipped,
 )
 from fedloom.messages import Update
-from fedloom.params import Params, Part
+from fedloom.params import Params, Part, common
 from fedloom.types import Broadcast, Tensors
 
 Diagnostics = Mapping[str, float]
@@ -293,6 +293,14 @@ class Share:
     down: Callable[[int], Part | None] = _all
     up: Callable[[int], Part | None] = _all
     scale: Callable[[int], float] = _plain
+
+    def __and__(self, other: Share) -> Share:
+        """Return the share of clients that hold, train and report only what both shares give them."""
+        return Share(
+            lambda client: common(self.down(client), other.down(client)),
+            lambda client: common(self.up(client), other.up(client)),
+            lambda client: self.scale(client) * other.scale(client),
+        )
 
 
 EVERYTHING = Share()

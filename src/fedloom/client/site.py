@@ -91,8 +91,8 @@ class Local:
         parts: What is sent, trained and kept, one entry for each stage of the strategy.
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
-        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
         further: How clients train in stages of the method's own, after those of the strategy.
+        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
 
     rule: LocalRule
