@@ -1,8 +1,9 @@
 """What travels between a server and a site: assignments, updates, and clients that are missing, as values and as bytes.
 
 As bytes each message is a frame of `fedloom.framing`. Of a vector as long as the layout only the values of a *part* travel;
-the part is written as its stretches, and a part that has every value as null. Messages of equal content have equal bytes.
-The bytes that a record counts as sent are `len(message)`, which `length` computes without writing the message.
+the part is written as its stretches (`fedloom.params.Part`), and a part that has every value as null. Messages of equal
+content have equal bytes. The bytes that a record counts as sent are `len(message)`, which `length` computes without writing
+the message.
 """
 
 from __future__ import annotations

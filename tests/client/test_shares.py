@@ -27,7 +27,8 @@ from fedloom.record import Clock
 from fedloom.sections import Gate, Train
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of
-from fedloom.tuning.strategy import LoRA, strategy, whole
+from fedloom.tuning.strategy import LoRA, stage, strategy, whole
+from fedloom.types import Broadcast
 
 LAYERS = 3
 LAYOUT = Layout.of(
@@ -241,3 +242,17 @@ def test_clients_of_several_ranks_share_a_block(tiny_model: Path) -> None:
         assert size > 0
         assert float((mine.delta.flat - theirs.delta.flat).norm()) <= 1e-5 * size
         assert mine.up == theirs.up == share.up(mine.client)
+
+
+@pytest.mark.parametrize("job_of_client", [1, 2])
+def test_a_scale_is_that_of_another_alpha(job_of_client: int, tiny_model: Path) -> None:
+    """With twice the scale a client measures and trains what a model with twice the alpha does, bit for bit."""
+    found = []
+    for alpha, scale in ((8.0, 2.0), (16.0, 1.0)):
+        tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=4, alpha=alpha)), seed=0)
+        start = tuned.start.with_flat(tuned.start.flat + 0.01)  # B is not zero, so A has a gradient
+        site = real_site(tuned, train=SETTINGS)
+        job = replace(site.job(assigned(tuned)[job_of_client]), start=Broadcast(start), scale=scale)
+        norms = site.measured(job, "gradient_norms").extras["norms"]
+        found.append((norms, train(tuned, [job])[0].end))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
