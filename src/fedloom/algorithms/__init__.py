@@ -50,6 +50,8 @@ PLACES: Mapping[str, Place] = {
     "proximal": Place("rule", "fedprox", "proximal"),
     "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
     "finetune": Place("stage", "finetune", "fine-tuning"),
+    "layers": Place("part", "layers", "layer budgets"),
+    "ranks": Place("part", "ranks", "unequal ranks"),
     "prompt": Place("prompt", "prompt", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""

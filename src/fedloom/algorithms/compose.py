@@ -15,8 +15,26 @@ from fedloom.algorithms.entry import Entry
 from fedloom.params import Layout
 from fedloom.types import UserError
 
-ANY_LAYOUT = Layout.of({f"llm/layers.{layer}.{name}": (1,) for layer in range(256) for name in "ab"})
-"""A layout to check arguments with before a model is there."""
+
+def any_layout(rank: int | None) -> Layout:
+    """Return a layout to check arguments with before a model is there.
+
+    Args:
+        rank: Rank of the LoRA factors, ≥ 1; None where only the connector is trained.
+
+    Example:
+        >>> any_layout(2).size, any_layout(None).names
+        (1024, ('connector/w',))
+    """
+    if rank is None:
+        return Layout.of({"connector/w": (1,)})
+    shapes = {"lora_a": (rank, 1), "lora_b": (1, rank)}
+    return Layout.of(
+        {f"llm/layers.{layer}.q:{name}": shape for layer in range(256) for name, shape in shapes.items()}
+    )
+
+
+ANY_LAYOUT = any_layout(8)
 
 CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("own aggregate", "kind aggregate", "its aggregate belongs to it and cannot be replaced"),

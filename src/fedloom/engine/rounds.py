@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from fedloom.algorithms.base import Diagnostics, FederatedAlgorithm, ServerState, TooFew
+from fedloom.algorithms.base import EVERYTHING, Diagnostics, FederatedAlgorithm, ServerState, TooFew
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
@@ -153,10 +153,6 @@ def _nothing(standing: Standing, log: dict[str, Any]) -> None:
     pass
 
 
-def _all(client: int) -> None:
-    return None
-
-
 Committed = Callable[[Standing, dict[str, Any]], Standing | None]
 """(standing after a round, the round's figures) → the standing from which the run goes on; None for the same one."""
 
@@ -178,6 +174,7 @@ class Run:
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
+        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Share`.
     """
 
     method: str
@@ -190,8 +187,9 @@ class Run:
     committed: Committed = _nothing
     stage: int = 0
     before: int = 0
-    down: Callable[[int], Part | None] = _all
-    up: Callable[[int], Part | None] = _all
+    down: Callable[[int], Part | None] = EVERYTHING.down
+    up: Callable[[int], Part | None] = EVERYTHING.up
+    scale: Callable[[int], float] = EVERYTHING.scale
 
     @property
     def round(self) -> int:
@@ -267,7 +265,7 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up)
+    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up, run.scale)
     return Admission(expected, run.standing.norms, run.gate)
 
 
