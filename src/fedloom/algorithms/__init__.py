@@ -37,8 +37,14 @@ PLACES: Mapping[str, Place] = {
     "scaffold": Place("server", "scaffold", "SCAFFOLD"),
     "fednova": Place("server", "fednova", "FedNova"),
     "yoco": Place("server", "yoco", "YOCO"),
+    "fedkseed": Place("server", "fedkseed", "FedKSeed"),
     "proximal": Place("rule", "fedprox", "proximal"),
     "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
+    "sam": Place("rule", "fedsam", "SAM"),
+    "dp-sgd": Place("rule", "dp_sgd", "DP-SGD"),
+    "pfedme": Place("rule", "pfedme", "pFedMe"),
+    "keep-last": Place("rule", "keep_last", "own last model"),
+    "ditto": Place("pass", "ditto", "Ditto"),
     "prompt": Place("prompt", "prompt", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""

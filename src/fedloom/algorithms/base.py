@@ -73,10 +73,12 @@ class Probe(Protocol):
     Attributes:
         examples: Number of examples of the batch.
         trained: 1 for values that the client trains and 0 elsewhere, shape [P].
+        rate: Learning rate of the step.
     """
 
     examples: int
     trained: Tensor
+    rate: float
 
     def loss(self, params: Tensor) -> Tensor:
         """Return the mean loss of the batch at parameters of shape [P], a scalar."""
@@ -164,11 +166,13 @@ class LocalWork(NamedTuple):
         values: Number P of values in the layout.
         steps: Optimizer steps that the client takes, ≥ 1.
         gradient: Largest norm of a gradient as `LocalRule.correct` receives it.
+        rate: Largest learning rate of a step.
     """
 
     values: int
     steps: int
     gradient: float
+    rate: float = 1.0
 
 
 class Extra(NamedTuple):
@@ -317,6 +321,9 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
         return joined({key: rule.begin(broadcast, part(memory, key)) for key, rule in rules.items()})
 
     def both(changes: Mapping[str, Correct]) -> Correct:
+        if all(one is _correct for one in changes.values()):  # then a clipped gradient stays within its bound
+            return _correct
+
         def change(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
             carries: dict[str, Tensors] = {}
             for key, one in changes.items():

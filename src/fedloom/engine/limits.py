@@ -113,8 +113,11 @@ class Expected:
         gradient = inf if clip is None or not free else clip
         size = norm(part.take(self._params.flat))
         most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
+        if self._algorithm.local.start is not None:  # the client begins elsewhere than where its delta is measured from
+            most, usual = unbounded(part.count, size)
         limit = SLACK * (UNCLIPPED if clip is None else clip)
-        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit))
+        rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
+        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
 
 
 def reach(
@@ -143,6 +146,11 @@ def reach(
         squares += moved**2
     if far < inf:
         return SLACK * far, sqrt(squares)
+    return unbounded(values, start)
+
+
+def unbounded(values: int, start: float) -> tuple[float, float]:
+    """Return the bound, and a norm that is common, where nothing bounds how far a client goes; see `reach`."""
     largest = TIMES * start + sqrt(values)
     return largest, largest / 1000
 

@@ -192,6 +192,13 @@ class Run:
     down: Callable[[int], Part | None] = _all
     up: Callable[[int], Part | None] = _all
 
+    def parts(self, client: int) -> tuple[Part | None, Part | None]:
+        """Return what is sent to a client and what it reports; no values where the algorithm exchanges none."""
+        if self.algorithm.exchanges:
+            return self.down(client), self.up(client)
+        nothing = Part(self.standing.state.params.layout.size, ())
+        return nothing, nothing
+
     @property
     def round(self) -> int:
         """Number of the next round within its stage."""
@@ -259,14 +266,13 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            run.down(client),
-            run.up(client),
+            *run.parts(client),
         )
 
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up)
+    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, lambda client: run.parts(client)[1])
     return Admission(expected, run.standing.norms, run.gate)
 
 
@@ -289,7 +295,8 @@ def _round(
         fault = f"{outcome} ({_reasons({**admission.refused, **admission.missing})})"
     else:
         after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-        after = _where_reported(before.state, after, admission.reported)
+        if run.algorithm.exchanges:
+            after = _where_reported(before.state, after, admission.reported)
         fault = _fault(after)
     last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
     if first is None and not admission.missing:

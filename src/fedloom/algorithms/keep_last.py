@@ -1,0 +1,32 @@
+"""Each client is evaluated with the parameters at which its own last training ended, before they were averaged.
+
+    θ_k = x_k
+
+with x_k client k's parameters after the local epochs of the last round in which it took part. Nothing else changes: what is
+sent, and the shared model, are those of the algorithm to the last bit.
+
+Reference: the local models of FedAvg as a personalized baseline, as in T. Yu, E. Bagdasaryan, V. Shmatikov, "Salvaging
+Federated Learning by Local Adaptation", arXiv 2002.04758v3, where a further local training follows; here it is that of the
+round itself.
+"""
+
+from __future__ import annotations
+
+from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.entry import Entry
+
+
+def keep_last() -> LocalRule:
+    """Make the rule that keeps each client's parameters at the end of its training."""
+    return LocalRule(own=lambda end, carry: end)
+
+
+ENTRIES = {
+    "keep-last": Entry(
+        keep_last,
+        "rule",
+        "own last model",
+        "Each client is evaluated with the model at which its own last training ended.",
+        traits=frozenset({"own model"}),
+    )
+}
