@@ -68,17 +68,22 @@ Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
 
 
 class Probe(Protocol):
-    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client.
+    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client."""
 
-    Attributes:
-        examples: Number of examples of the batch.
-        trained: 1 for values that the client trains and 0 elsewhere, shape [P].
-        rate: Learning rate of the step.
-    """
+    @property
+    def examples(self) -> int:
+        """Number of examples of the batch."""
+        ...
 
-    examples: int
-    trained: Tensor
-    rate: float
+    @property
+    def trained(self) -> Tensor:
+        """1 for values that the client trains and 0 elsewhere, shape [P]."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the step."""
+        ...
 
     def loss(self, params: Tensor) -> Tensor:
         """Return the mean loss of the batch at parameters of shape [P], a scalar."""

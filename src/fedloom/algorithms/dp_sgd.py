@@ -38,7 +38,7 @@ def dp_sgd(*, noise: float = 1.0, bound: float = 1.0) -> LocalRule:
 
     def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
         losses, rows = probe.per_example(params)
-        sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        sizes = rows.square().sum(1, keepdim=True).sqrt()
         mean = (rows * (bound / sizes).clamp(max=1.0)).mean(0)
         drawn = torch.randn(params.shape, generator=probe.stream("noise")).to(params.device)
         return losses.mean(), mean + noise * bound / probe.examples * drawn, carry

@@ -8,12 +8,13 @@ with z_j ~ N(0, I) the direction of seed j, which everybody can draw, F the mean
 the server's sums (slot and extra `sums`), from which each client rebuilds x by the same replay. x_0 is the start (slot).
 
 Reference: Z. Qin, D. Chen, B. Qian, B. Ding, Y. Li, S. Deng, "Federated Full-Parameter Tuning of Billion-Sized Language
-Models with Communication Cost under 18 Kilobytes", arXiv 2312.06353v5, Algorithm 1 and equations 4 and 5.
+Models with Communication Cost under 18 Kilobytes", arXiv 2312.06353v5, Algorithm 1.
 
 Differs from the paper: it moves what the strategy trains, such as adapters, not all weights; the numbers hold the learning
 rate, so it may follow a schedule; K is 64 by default, not 4096, since a replay draws each direction anew; the server
-sends the sums, not every client's history. The replay is that of plain SGD: with clipping, weight decay or AdamW clients
-would move otherwise than the server knows. The variant FedKSeed-Pro, which draws useful seeds more often, is not here.
+sends the sums, not every client's history. Where `train.clip` shortens g z_j, a_j gets the shortened g. The replay is that
+of plain SGD: with weight decay or AdamW clients would move otherwise than the server knows. The variant FedKSeed-Pro,
+which draws useful seeds more often, is not here.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def direction(seed: int, number: int, size: int) -> Tensor:
 def replayed(start: Tensor, sums: Tensor, seed: int) -> Tensor:
     """Return start − Σ_j sums_j z_j, shape [P]: the same bits for equal arguments."""
     flat = start.clone()
-    for number, total in enumerate(sums.tolist()):
-        if total:
+    for number in range(len(sums)):
+        if total := float(sums[number]):
             flat.sub_(direction(seed, number, len(flat)), alpha=total)
     return flat
 
@@ -94,22 +95,23 @@ def fedkseed(*, seed: int, seeds: int = 64, eps: float = 5e-4, uniform: bool = F
         number = int(torch.randint(seeds, (1,), generator=probe.stream("seed")))
         along = direction(seed, number, len(params)).to(params.device)
         up, down = probe.loss(params + eps * along), probe.loss(params - eps * along)
-        slope = float(up - down) / (2 * eps)
-        sums = carry["sums"].clone()
-        sums[number] += probe.rate * slope
-        return (up + down) / 2, slope * along, {"sums": sums}
+        step = torch.zeros_like(carry["sums"])
+        step[number] = probe.rate
+        return (up + down) / 2, (up - down) / (2 * eps) * along, {**carry, "along": along, "step": step}
+
+    def correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
+        slope = grads.dot(carry["along"]) / carry["along"].dot(carry["along"])  # after clipping
+        return grads, {**carry, "sums": carry["sums"] + slope * carry["step"]}
 
     def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         return {"sums": carry["sums"]}, {}
 
     def extras(work: LocalWork) -> Mapping[str, Extra]:
-        # A slope is at most as long as the step's gradient, unless a direction is shorter than 1.
+        # A slope is at most as large as its gradient is long, since no direction of many values is shorter than 1.
         return {"sums": Extra((seeds,), most=work.steps * work.rate * work.gradient)}
 
-    rule = LocalRule(begin, finish=finish, gradient=gradient, start=start)
-    return FederatedAlgorithm(
-        init, broadcast, combine, rule, extras, mean(uniform=uniform), exchanges=False
-    )
+    rule = LocalRule(begin, correct, finish, gradient=gradient, start=start)
+    return FederatedAlgorithm(init, broadcast, combine, rule, extras, mean(uniform=uniform), exchanges=False)
 
 
 ENTRIES = {

@@ -15,10 +15,9 @@ twice the time.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule, Probe, not_negative
+from fedloom.algorithms.base import LocalRule, Probe, norm, not_negative
 from fedloom.algorithms.entry import Entry
 from fedloom.types import Tensors
 
@@ -33,8 +32,7 @@ def sam(*, rho: float = 0.05) -> LocalRule:
 
     def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
         loss, grads = probe.gradient(params)
-        size = torch.linalg.vector_norm(grads) + 1e-12
-        _, sharp = probe.gradient(params + rho * grads / size)
+        _, sharp = probe.gradient(params + rho * grads / (norm(grads) + 1e-12))
         return loss, sharp, carry
 
     return LocalRule(gradient=gradient)

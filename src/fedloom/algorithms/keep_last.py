@@ -12,13 +12,20 @@ round itself.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fedloom.algorithms.base import LocalRule
 from fedloom.algorithms.entry import Entry
+from fedloom.types import Tensors
 
 
 def keep_last() -> LocalRule:
     """Make the rule that keeps each client's parameters at the end of its training."""
-    return LocalRule(own=lambda end, carry: end)
+    return LocalRule(own=_end)
+
+
+def _end(end: Tensor, carry: Tensors) -> Tensor:
+    return end
 
 
 ENTRIES = {

@@ -45,7 +45,10 @@ def pfedme(*, lam: float = 15.0, inner: int = 5, rate: float = 0.01) -> LocalRul
             losses.append(loss)
         return losses[0], lam * (params - own), {"own": own}
 
-    return LocalRule(begin, gradient=gradient, own=lambda end, carry: carry["own"])
+    def own_model(end: Tensor, carry: Tensors) -> Tensor:
+        return carry["own"]
+
+    return LocalRule(begin, gradient=gradient, own=own_model)
 
 
 ENTRIES = {

@@ -318,7 +318,9 @@ def _own(job: Job, trained: Trained) -> Tensor | None:
     if own is None:
         return None
     if own.shape != trained.end.shape:
-        raise ValueError(f"a rule keeps a model of shape {list(own.shape)} of one of {list(trained.end.shape)}")
+        raise ValueError(
+            f"a rule keeps a model of shape {list(own.shape)} of one of {list(trained.end.shape)}"
+        )
     return own.detach().float().cpu().clone()
 
 

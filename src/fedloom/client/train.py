@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedloom.algorithms.base import Correct
 from fedloom.client.job import Job
-from fedloom.client.probe import BatchProbe
 from fedloom.client.optimizers import OPTIMIZERS, clip
+from fedloom.client.probe import BatchProbe
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
@@ -181,9 +181,7 @@ def _made(stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: 
     make, params = row.job.rule.gradient, stack.flat[0].clone()
     assert make is not None
     trained = torch.ones_like(params) if row.trained is None else row.trained.to(params.dtype)
-    loss, grad, row.carry = make(
-        BatchProbe(stack, row.job, group, step, trained, clock), params, row.carry
-    )
+    loss, grad, row.carry = make(BatchProbe(stack, row.job, group, step, trained, clock), params, row.carry)
     _require_shape(grad, params)
     stack.grads[0].copy_(grad)
     return loss.reshape(1)
@@ -201,7 +199,9 @@ def _change(rows: Sequence[_Row], grads: Tensor, flat: Tensor, changes: Sequence
 def _require_shape(found: Tensor, wanted: Tensor) -> None:
     """Raise ValueError for a rule's gradient of another shape, which would be spread over all values."""
     if found.shape != wanted.shape:
-        raise ValueError(f"a rule made a gradient of shape {list(found.shape)} of one of {list(wanted.shape)}")
+        raise ValueError(
+            f"a rule made a gradient of shape {list(found.shape)} of one of {list(wanted.shape)}"
+        )
 
 
 def _move(flat: Tensor, grads: Tensor, slots: Tensors, jobs: Sequence[Job], step: int) -> None:

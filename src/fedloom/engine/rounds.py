@@ -272,7 +272,9 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, lambda client: run.parts(client)[1])
+    expected = Expected(
+        run.algorithm, params, run.settings, run.round, run.profiles, lambda client: run.parts(client)[1]
+    )
     return Admission(expected, run.standing.norms, run.gate)
 
 
