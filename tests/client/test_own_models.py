@@ -121,7 +121,7 @@ def test_a_second_pass_goes_on_from_the_own_model_of_the_round_before(memory: Me
     second = site.job(ask(algorithm, 1, 0)).second
     assert second is not None
     assert torch.equal(second.begun.flat, own_of(site, 0))
-    assert torch.equal(second.start.params.flat, first.start.params.flat)  # toward which it is pulled
+    assert bool((second.start.params.flat == 4.0).all())  # what was sent, toward which it is pulled
 
 
 def test_an_own_model_survives_a_change_of_stage_and_control_variates_do_not() -> None:
