@@ -10,9 +10,6 @@ from fedloom.mistakes import Conflict
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
 
-WHOLE_COHORT = ("scaffold", "fednova")
-"""Algorithms with one figure for all values of a client, such as its steps, or control variates of all clients."""
-
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find numbers of rounds that do not fit the stages of the strategy."""
@@ -34,9 +31,65 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if experiment.aggregate.over == "cohort":
         return
     for name in experiment.methods:
-        if name.split("+")[0] in WHOLE_COHORT:
-            message = f"aggregate.over is reporters, but {name} is stated for means over the whole cohort; leave one of them out"
-            yield Conflict(("aggregate", "over"), message, (("methods",),))
+        method = experiment.method(name)
+        for part in method.composed if method.federated else ():
+            if "whole vectors" in experiment.entries[part].traits:
+                message = f"aggregate.over is reporters, but {part} is stated for whole vectors of the whole cohort; leave one of them out"
+                yield Conflict(("aggregate", "over"), message, (("methods",),))
+
+
+def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Find methods whose parts need other settings."""
+    for index, name in enumerate(experiment.methods):
+        method, path = experiment.method(name), ("methods", index)
+        for part in method.composed:
+            for key, reason in _needed(experiment, part):
+                yield Conflict(path, f"methods[{index}]: {part} {reason}", (key,))
+
+
+def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the key of each setting that a part cannot go with, and why."""
+    from fedloom.tuning.strategy import SEQUENCES
+
+    entry, train = experiment.entries[part], experiment.train
+    stages, strategy = SEQUENCES[experiment.strategy.name], f"strategy.name is {experiment.strategy.name}"
+    personal = any(own for _, own in stages)
+    if "own model" in entry.traits and personal:
+        yield (
+            ("strategy", "name"),
+            f"gives each client a model of its own, but {strategy}, which keeps parts at clients",
+        )
+    if "own model" in entry.traits and entry.kind == "stage" and experiment.evaluate.round == "best":
+        yield ("evaluate", "round"), "starts from the last round, but evaluate.round is best; set it to last"
+    if {"gradient", "noise"} <= entry.traits and train.clip is not None:
+        yield (
+            ("train", "clip"),
+            f"clips each example, but train.clip is {train.clip}, which would undo its noise; set it to null",
+        )
+    if "no values" not in entry.traits:
+        return
+    if personal or len(stages) > 1:
+        yield (
+            ("strategy", "name"),
+            f"rebuilds all that is trained from one start, but {strategy}; set it to lora, connector or both",
+        )
+    for key, wanted in REPLAYED.items():
+        if getattr(train, key) != wanted:
+            told = "null" if wanted is None else wanted
+            yield (
+                ("train", key),
+                f"replays plain steps of one size, but train.{key} is {getattr(train, key)}; set it to {told}",
+            )
+
+
+REPLAYED = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "local_schedule": "constant",
+    "weight_decay": 0.0,
+    "clip": None,
+}
+"""The settings of `train` under which a client's steps can be replayed from scalars."""
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:

@@ -8,28 +8,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from fedloom.conflicts import aggregate_conflicts, compile_conflicts, stage_conflicts, validation_conflicts
+from fedloom.algorithms import ENTRIES
+from fedloom.algorithms.entry import Entry
+from fedloom.conflicts import (
+    aggregate_conflicts,
+    compile_conflicts,
+    part_conflicts,
+    stage_conflicts,
+    validation_conflicts,
+)
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
     DEFAULT_METHODS,
-    MODIFIERS,
-    PUBLISHED,
     PUBLISHED_SETTINGS,
     REFERENCES,
     Method,
-    algorithm_names,
     parse_method,
 )
 from fedloom.mistakes import (
     Conflict,
     choice_error,
     did_you_mean,
-    explain,
     refusal,
     resolve,
     schema_at,
@@ -40,18 +44,16 @@ from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
     MOST_NAMES,
-    Adaptive,
     Aggregate,
     Argument,
     Arguments,
     Data,
     Engine,
     Evaluate,
+    FewNames,
     Gate,
     Index,
-    MethodNames,
     Model,
-    Prompt,
     Scenario,
     Section,
     Strategy,
@@ -60,10 +62,11 @@ from fedloom.sections import (
 )
 from fedloom.types import UserError
 
+if TYPE_CHECKING:
+    from fedloom.algorithms.compose import Given
+
 __all__ = [
-    "MODIFIERS",
     "REFERENCES",
-    "Adaptive",
     "Aggregate",
     "Data",
     "Engine",
@@ -72,7 +75,6 @@ __all__ = [
     "Gate",
     "Method",
     "Model",
-    "Prompt",
     "Scenario",
     "Strategy",
     "Train",
@@ -85,6 +87,15 @@ __all__ = [
 
 LATER = {"data": ("validation",), "evaluate": ("round",), "aggregate": ("over",)}
 """Keys, by section, that experiments of version 0.1 did not have."""
+
+
+def _known(name: str) -> str:
+    """Return the name of a method; one that is not known, or whose parts do not go together, is a mistake."""
+    try:
+        parse_method(name)
+    except UserError as error:
+        raise choice_error(str(error)) from None
+    return name
 
 
 class Experiment(Section):
@@ -107,14 +118,14 @@ class Experiment(Section):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: MethodNames = Field(
-        default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
+    methods: Annotated[tuple[Annotated[Text, AfterValidator(_known)], ...], Field(min_length=1), FewNames] = (
+        Field(default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`.")
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
     algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
-        default={}, description="Arguments of algorithms and modifiers, by name."
+        default={}, description="Arguments of algorithms and of parts that are added to them, by name."
     )
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
@@ -175,25 +186,31 @@ class Experiment(Section):
         return json_digest(value)
 
     @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Algorithms and parts by name."""
+        return ENTRIES
+
+    def method(self, name: str) -> Method:
+        """Take the name of a method apart."""
+        return parse_method(name, self.entries)
+
+    @property
     def exported(self) -> str | None:
         """The method whose adapter is exported, or None where no method is federated."""
-        federated = (name for name in self.methods if parse_method(name).federated)
+        federated = (name for name in self.methods if self.method(name).federated)
         return self.main or next(federated, None)
 
     def arguments(self, name: str) -> Mapping[str, Argument]:
-        """Return the arguments of an algorithm or modifier: those given, over what the mode has of its own."""
-        own = PUBLISHED.get(name, {}) if self.mode == "published" else {}
+        """Return the arguments of an algorithm or a part: those given, over what the mode has of its own."""
+        own = self.entries[name].published if self.mode == "published" else {}
         return {**own, **self.algorithms.get(name, {})}
 
     @property
-    def adaptive(self) -> Adaptive:
-        """The arguments of the modifier `adaptive`."""
-        return Adaptive.model_validate(self.arguments("adaptive"))
+    def given(self) -> Given:
+        """What algorithms and parts are given, but for the layout of a model and the stage."""
+        from fedloom.algorithms.compose import Given
 
-    @property
-    def prompt(self) -> Prompt:
-        """The arguments of the modifier `prompt`."""
-        return Prompt.model_validate(self.arguments("prompt"))
+        return Given(self.scenario.clients, self.train.cohort, self.seed)
 
     def to_json(self) -> str:
         """Write every value, defaults too, as indented JSON."""
@@ -226,7 +243,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
-        [name for name in experiment.methods if parse_method(name).federated],
+        [name for name in experiment.methods if experiment.method(name).federated],
     )
     if data.name not in ROOTLESS and data.root is None:
         message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
@@ -243,6 +260,7 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
     yield from aggregate_conflicts(experiment)
+    yield from part_conflicts(experiment)
     yield from compile_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
@@ -263,9 +281,9 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
         told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
         yield Conflict(("main",), told, (("methods",),))
-    yield from _repeats(experiment.methods)
-    for name, arguments in experiment.algorithms.items():
-        yield from _argument_conflicts(name, arguments, clients)
+    yield from _repeats(experiment)
+    for name in experiment.algorithms:
+        yield from _argument_conflicts(experiment, name)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -283,47 +301,32 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
-def _repeats(names: Sequence[str]) -> Iterator[Conflict]:
-    methods = [parse_method(name) for name in names]
+def _repeats(experiment: Experiment) -> Iterator[Conflict]:
+    names = experiment.methods
+    methods = [experiment.method(name) for name in names]
     for index, method in enumerate(methods):
         first = methods.index(method)
         if first < index:
             yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
-_ARGUMENTS_OF: dict[str, type[Section]] = {"adaptive": Adaptive, "prompt": Prompt}
+def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
+    """Check the arguments of one algorithm or part: each alone, so that each mistake has its place, and then all together."""
+    from fedloom.algorithms.compose import make
 
-
-def _argument_conflicts(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
-    """Check the arguments of one algorithm or modifier."""
-    path: KeyPath = ("algorithms", name)
-    if name in _ARGUMENTS_OF:
-        section = _ARGUMENTS_OF[name]
-        try:
-            section.model_validate(arguments)
-        except ValidationError as error:
-            for row in error.errors(include_url=False):
-                message = explain(section.model_json_schema(), row["loc"], row, arguments, above=path)
-                yield Conflict((*path, *row["loc"]), message)
-    elif name not in (names := algorithm_names()):
-        yield Conflict(path, f"algorithms: {unknown('algorithm or modifier', name, [*names, *MODIFIERS])}")
-    else:
-        yield from _refused_arguments(name, arguments, clients)
-
-
-def _refused_arguments(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
-    """Try each argument alone, so that each mistake has its place, and then all together."""
-    from fedloom.algorithms import make
-
-    path, fine = ("algorithms", name), True
+    path, entries = ("algorithms", name), experiment.entries
+    if name not in entries:
+        yield Conflict(path, f"algorithms: {unknown('algorithm or part', name, list(entries))}")
+        return
+    arguments, fine = experiment.algorithms[name], True
     for key, value in arguments.items():
         try:
-            make(name, clients, {key: value})
+            make(name, experiment.given, {key: value}, entries)
         except UserError as error:
             fine = False
             yield Conflict((*path, key), str(error))
     try:
-        make(name, clients, arguments if fine else {})
+        make(name, experiment.given, arguments if fine else {}, entries)
     except UserError as error:
         yield Conflict(path, str(error), (("scenario", "clients"),))
 

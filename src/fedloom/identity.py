@@ -15,10 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 import fedloom
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import PLACES
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
-from fedloom.methods import parse_method
 from fedloom.types import DataSet, Example, Picture, UserError
 
 PACKAGE = Path(__file__).parent
@@ -41,7 +40,7 @@ def identity(experiment: Experiment, contents: Mapping[str, str], base: str) -> 
         contents: What `contents_of` says of its data.
         base: Digest of the base model and of any other model that the experiment names.
     """
-    return {"experiment": chosen(experiment), **contents, "base model": base, **code(experiment.methods)}
+    return {"experiment": chosen(experiment), **contents, "base model": base, **code(experiment)}
 
 
 def contents_of(data: DataSet) -> dict[str, str]:
@@ -103,16 +102,17 @@ def _key(image: Picture) -> str:
         return "unreadable"
 
 
-def code(methods: Sequence[str]) -> dict[str, str]:
+def code(experiment: Experiment) -> dict[str, str]:
     """Return the version of the package, or a digest of its sources where these can change, and of outside algorithms.
 
     Args:
-        methods: Names of an experiment's methods.
+        experiment: Its methods name the algorithms and parts.
     """
     own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
-    bases = dict.fromkeys(method.base for method in map(parse_method, methods) if method.federated)
-    outside = {name: ALGORITHMS[name] for name in bases if not _ours(ALGORITHMS[name])}
-    return {"code": own, **{f"code of {name}": source_digest(make) for name, make in outside.items()}}
+    methods = [experiment.method(name) for name in experiment.methods]
+    used = dict.fromkeys(name for method in methods for name in method.composed if name not in PLACES)
+    outside = {f"code of {name}": source_digest(experiment.entries[name].make) for name in used}
+    return {"code": own, **outside}
 
 
 def source_digest(value: Callable[..., Any]) -> str:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
-from fedloom.methods import PUBLISHED, PUBLISHED_SETTINGS
+from fedloom.methods import PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
 from fedloom.processes import can_fork
@@ -292,7 +292,7 @@ def test_linear_is_refused_before_training_where_there_are_no_options(
     assert not (tmp_path / "run/methods").exists()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(tiny_model, methods=[name], train={"rounds": 2, "batch_size": 4, "optimizer": "sgd"})
     result = run(value, tmp_path / "run")
@@ -364,7 +364,7 @@ def test_the_published_mode_is_what_its_arguments_and_settings_are(tiny_model: P
         "scenario": {"clients": 3, "pattern": "hybrid"},
         "strategy": {"name": "both", "rank": 2},
     }
-    own = PUBLISHED["fedyogi"]
+    own = dict(ENTRIES["fedyogi"].published)
 
     def run_with(name: str, mode: str, arguments: object, **changes: object) -> bytes:
         algorithms = {"fedyogi": arguments}

@@ -45,6 +45,7 @@ PLACES: Mapping[str, Place] = {
     "pfedme": Place("rule", "pfedme", "pFedMe"),
     "keep-last": Place("rule", "keep_last", "own last model"),
     "ditto": Place("pass", "ditto", "Ditto"),
+    "finetune": Place("stage", "finetune", "fine-tuning"),
     "prompt": Place("prompt", "prompt", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""
@@ -65,6 +66,9 @@ class _Entries(Mapping[str, Entry]):
 
 ENTRIES: Mapping[str, Entry] = _Entries()
 """Name → entry, for everything that comes with fedloom."""
+
+COMPARED = "fedavg"
+"""The algorithm that others are compared with, and by which baselines train."""
 
 SERVERS = tuple(name for name, place in PLACES.items() if place.kind == "server")
 """The algorithms to which parts are added."""

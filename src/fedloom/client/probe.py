@@ -21,7 +21,7 @@ from fedloom.types import Conversation
 
 @dataclass(frozen=True, eq=False)
 class BatchProbe:
-    """The probe of one step of one client; see `fedloom.algorithms.base.Probe`.
+    """The probe of one step of one client; see `fedloom.algorithms.rule.Probe`.
 
     Every evaluation of the step leaves out the same inputs where there is dropout, and leaves the model's live values as
     they were.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule, Second
+from fedloom.algorithms.base import PLAIN, LocalRule, Second
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job, second_pass
 from fedloom.client.memory import InMemory, Memory
@@ -95,6 +95,7 @@ class Local:
         conversations: Client → its rendered examples; it may render them when it is called.
         second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
+        further: How clients train in stages of the method's own, after those of the strategy.
     """
 
     rule: LocalRule
@@ -102,6 +103,7 @@ class Local:
     parts: Sequence[Parts]
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
+    further: Sequence[Train] = ()
     second: Second | None = None
     exchanges: bool = True
 
@@ -164,6 +166,10 @@ class Site:
     asked: Callable[[Question], Asked] = _nothing
     evaluate: Evaluate | None = None
 
+    def stages(self, method: str) -> Sequence[Train]:
+        """Return how clients train in each stage of a method."""
+        return (*self.settings, *self.local(method).further)
+
     def rounds_before(self, stage: int) -> int:
         """Return how many rounds the stages before a stage have in all."""
         return sum(one.rounds for one in self.settings[:stage])
@@ -175,6 +181,8 @@ class Site:
             UserError: What the client kept is lost, or the server asks for values that it must not have.
         """
         local, stage = self.local(assignment.method), assignment.stage
+        if stage >= len(self.settings):  # one of the method's own, in which clients train plainly
+            local = replace(local, rule=PLAIN, second=None, exchanges=True)
         parts, whole = local.parts[stage], assignment.params.whole
         up = assignment.up or whole
         if up != parts.up and (up & parts.up) != up:
@@ -198,7 +206,7 @@ class Site:
             local.rule,
             memory,
             local.conversations(assignment.client),
-            self.settings[stage],
+            self.stages(assignment.method)[stage],
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,

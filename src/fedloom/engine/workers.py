@@ -106,7 +106,7 @@ class Workers:
         """Tokenize a client's examples, so that no copy has to do it again; return how many steps the client takes."""
         site = self.inner.site
         with suppress(Exception):  # the client is missing then, and the copy says why
-            local, settings = site.local(assignment.method), site.settings[assignment.stage]
+            local, settings = site.local(assignment.method), site.stages(assignment.method)[assignment.stage]
             conversations = local.conversations(assignment.client)
             for one in conversations:
                 encode(site.tuned.vlm, one, [one.answer])
