@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
 from fedloom.algorithms.compose import Given, compose
 from fedloom.client.job import Job
@@ -31,6 +32,8 @@ from fedloom.types import Broadcast, Conversation, Presence, Tensors
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5
+EXCHANGING = tuple(name for name in SERVERS if "no values" not in ENTRIES[name].traits)
+"""The algorithms whose clients send deltas."""
 TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
 PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.clients import Result, all_parts, job_of, results
+from tests.clients import EXCHANGING, Result, all_parts, job_of, results
 
-from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.base import PLAIN, LocalRule, chain
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
@@ -111,7 +110,7 @@ def test_parts_of_their_own(tiny_model: Path) -> None:
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SERVERS if "gradient" not in ENTRIES[name].traits])
+@pytest.mark.parametrize("name", EXCHANGING)
 def test_every_local_rule(name: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, SETTINGS, proximal(0.3), name)

@@ -13,7 +13,7 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, same, site_of
 from tests.hostile.updates import run
 
 from fedloom.algorithms import SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.algorithms.base import Aggregate, FederatedAlgorithm, ServerState
 from fedloom.algorithms.compose import make
 from fedloom.client.memory import Memory
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
@@ -32,15 +32,15 @@ def breaking(
     """Return the algorithm with a server step that breaks the new state in some rounds."""
     bad = tuple(rounds)
 
-    def apply(state: ServerState, updates: Iterable[Update]):
-        after, figures = algorithm.apply(state, updates)
+    def combine(state: ServerState, updates: Iterable[Update], aggregate: Aggregate):
+        after, figures = algorithm.combine(state, updates, aggregate)
         if state.round not in bad:
             return after, figures
         if part == "params":
             return replace(after, params=after.params.with_flat(after.params.flat * math.nan)), figures
         return replace(after, slots={**after.slots, part: after.slots[part] + math.inf}), figures
 
-    return algorithm._replace(apply=apply)
+    return algorithm._replace(combine=combine)
 
 
 def go(
