@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from tests.clients import LAYOUT, TRAIN, Quadratic, named, site_of, start_of, trained
+from tests.clients import LAYOUT, TRAIN, Plain, Quadratic, named, run_of, site_of, start_of, trained
 
-from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.base import LocalRule, ServerState
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedkseed import direction, replayed
 from fedloom.client.site import OWN
+from fedloom.engine.rounds import run_rounds
 from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
 from fedloom.types import Broadcast, UserError
@@ -164,6 +165,48 @@ def test_a_replay_ends_where_the_client_ends(schedule: str, clip: float | None) 
         state, _ = algorithm.apply(state, [update])
         torch.testing.assert_close(state.params.flat, end.end, rtol=1e-5, atol=1e-5)
         assert torch.equal(state.params.flat, replayed(start_of().flat, state.slots["sums"], 0))
+
+
+def test_fedkseed_learns_what_clients_hold() -> None:
+    """The mean loss of clients that pull toward their numbers falls from round to round."""
+    settings = SGD.model_copy(update={"rounds": 4, "lr": 0.02, "clip": 1.0, "epochs": 2})
+    algorithm = named("fedkseed", arguments={"fedkseed": {"seeds": 32}})
+    losses: list[float] = []
+    run = run_of(
+        "fedkseed",
+        train=settings,
+        algorithm=algorithm,
+        committed=lambda now, log: losses.append(log["loss"]),
+    )
+    end = run_rounds([run], Plain(site_of(algorithm, settings)))[0]
+    assert losses == sorted(losses, reverse=True)
+    assert torch.equal(end.state.params.flat, replayed(start_of().flat, end.state.slots["sums"], 0))
+
+
+def test_fedkseeds_server_gives_the_same_bits_in_any_order_and_after_a_restart() -> None:
+    algorithm, start = make("fedkseed", 3, {"seeds": 5}), start_of()
+
+    def cohort(round: int) -> list[Update]:
+        draws = torch.randn(3, 5, generator=torch.Generator().manual_seed(round))
+        return [Update(k, Params.zeros(LAYOUT), 1.0 + k, {"sums": row}) for k, row in enumerate(draws)]
+
+    state = algorithm.init(start)
+    given = {name: value.clone() for name, value in state.slots.items()}
+    first, figures = algorithm.apply(state, cohort(0))
+    turned, other = algorithm.apply(state, cohort(0)[::-1])
+    assert torch.equal(first.params.flat, turned.params.flat)
+    assert figures == other
+    assert all(torch.equal(value, state.slots[name]) for name, value in given.items())
+    assert torch.equal(start.flat, start_of().flat)
+    resumed = ServerState(
+        first.params.with_flat(first.params.flat.clone()),
+        first.round,
+        {name: value.clone() for name, value in first.slots.items()},
+    )
+    on, again = (algorithm.apply(one, cohort(1))[0].params.flat for one in (first, resumed))
+    assert torch.equal(on, again)
+    with pytest.raises(ValueError, match=r"client 0 .*'sums'"):
+        algorithm.apply(state, [Update(0, Params.zeros(LAYOUT), 1.0)])
 
 
 def test_fedkseeds_messages_are_as_long_for_a_million_values_as_for_one() -> None:

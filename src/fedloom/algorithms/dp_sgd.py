@@ -6,7 +6,7 @@ with g_b the gradient of example b of a batch of B, C the bound (`bound`) and σ
 optimizer gets ḡ.
 
 This is the mechanism only. It gives no guarantee of privacy without an account of how often each example was used with
-which noise, and nothing here keeps one.
+which noise, and nothing here keeps one. The mean loss and the number of examples that a client reports carry no noise.
 
 Reference: M. Abadi, A. Chu, I. Goodfellow, H. B. McMahan, I. Mironov, K. Talwar, L. Zhang, "Deep Learning with
 Differential Privacy", arXiv 1607.00133v2, Algorithm 1.

@@ -5,9 +5,9 @@
 with x_k client k's parameters after the local epochs of the last round in which it took part. Nothing else changes: what is
 sent, and the shared model, are those of the algorithm to the last bit.
 
-Reference: the local models of FedAvg as a personalized baseline, as in T. Yu, E. Bagdasaryan, V. Shmatikov, "Salvaging
-Federated Learning by Local Adaptation", arXiv 2002.04758v3, where a further local training follows; here it is that of the
-round itself.
+Reference: w in ClientUpdate of H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-Efficient
+Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorithm 1, before it is averaged. No paper is
+known to us that proposes it as a method; it is the personalization that costs nothing.
 """
 
 from __future__ import annotations

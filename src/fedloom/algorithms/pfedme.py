@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedloom.algorithms.base import LocalRule, Probe, not_negative, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.types import Broadcast, Tensors
+from fedloom.types import Tensors
 
 
 def pfedme(*, lam: float = 15.0, inner: int = 5, rate: float = 0.01) -> LocalRule:
@@ -34,9 +34,6 @@ def pfedme(*, lam: float = 15.0, inner: int = 5, rate: float = 0.01) -> LocalRul
     not_negative(lam=lam)
     positive(inner=inner, rate=rate)
 
-    def begin(sent: Broadcast, memory: Tensors) -> Tensors:
-        return {"own": sent.params.flat}
-
     def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
         own, losses = params, list[Tensor]()
         for _ in range(inner):
@@ -48,7 +45,7 @@ def pfedme(*, lam: float = 15.0, inner: int = 5, rate: float = 0.01) -> LocalRul
     def own_model(end: Tensor, carry: Tensors) -> Tensor:
         return carry["own"]
 
-    return LocalRule(begin, gradient=gradient, own=own_model)
+    return LocalRule(gradient=gradient, own=own_model)
 
 
 ENTRIES = {
