@@ -18,17 +18,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import ordered
-from fedloom.algorithms.rule import (  # noqa: F401
-    PLAIN,
-    Correct,
-    Final,
-    Gradient,
-    LocalRule,
-    Probe,
-    Second,
-    chain,
-    clipped,
-)
+from fedloom.algorithms.rule import PLAIN, LocalRule, Second, chain
 from fedloom.messages import Update
 from fedloom.params import Params, Part, common
 from fedloom.types import Broadcast, Tensors
@@ -85,11 +75,13 @@ class LocalWork(NamedTuple):
         values: Number P of values in the layout.
         steps: Optimizer steps that the client takes, ≥ 1.
         gradient: Largest norm of a gradient as `LocalRule.correct` receives it.
+        rate: Largest learning rate of a step.
     """
 
     values: int
     steps: int
     gradient: float
+    rate: float = 1.0
 
 
 class Extra(NamedTuple):

@@ -191,6 +191,13 @@ class Run:
     up: Callable[[int], Part | None] = EVERYTHING.up
     scale: Callable[[int], float] = EVERYTHING.scale
 
+    def parts(self, client: int) -> tuple[Part | None, Part | None]:
+        """Return what is sent to a client and what it reports; no values where the algorithm exchanges none."""
+        if self.algorithm.exchanges:
+            return self.down(client), self.up(client)
+        nothing = Part(self.standing.state.params.layout.size, ())
+        return nothing, nothing
+
     @property
     def round(self) -> int:
         """Number of the next round within its stage."""
@@ -258,14 +265,21 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            run.down(client),
-            run.up(client),
+            *run.parts(client),
         )
 
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up, run.scale)
+    expected = Expected(
+        run.algorithm,
+        params,
+        run.settings,
+        run.round,
+        run.profiles,
+        lambda client: run.parts(client)[1],
+        run.scale,
+    )
     return Admission(expected, run.standing.norms, run.gate)
 
 
@@ -290,7 +304,8 @@ def _round(
     else:
         try:
             after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-            after = _where_reported(before.state, after, admission.reported)
+            if run.algorithm.exchanges:
+                after = _where_reported(before.state, after, admission.reported)
             fault, few = _fault(after), False
         except TooFew as error:
             deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well
