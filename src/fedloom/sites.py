@@ -8,8 +8,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.algorithms import base
-from fedloom.algorithms.base import EVERYTHING, FederatedAlgorithm
+from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
 from fedloom.algorithms.compose import compose, make
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
@@ -70,7 +69,7 @@ def make_site(
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
             [_settings_of(experiment.train, final)] if final else [],
-            share_of(experiment, method, tuned.layout),
+            budget_of(experiment, method, tuned.layout),
             algorithm.second,
             algorithm.exchanges,
         )
@@ -116,13 +115,13 @@ def final_of(experiment: Experiment, method: Method) -> Final | None:
     return None
 
 
-def share_of(experiment: Experiment, method: Method, layout: Layout) -> base.Share:
+def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
     """Return what each client of a method holds, trains and reports."""
-    given, share = replace(experiment.given, layout=layout), EVERYTHING
+    given, budget = replace(experiment.given, layout=layout), EVERYTHING
     for part in method.parts:
         if kind_of(part, experiment.entries) == "part":
-            share &= make(part, given, experiment.arguments(part), experiment.entries)
-    return share
+            budget &= make(part, given, experiment.arguments(part), experiment.entries)
+    return budget
 
 
 def _settings_of(train: Train, final: Final) -> Train:

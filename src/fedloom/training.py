@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.algorithms.base import FederatedAlgorithm, Share
+from fedloom.algorithms.base import Budget, FederatedAlgorithm
 from fedloom.answering import answers_of, validated
 from fedloom.backends import local_backend, train_runs
 from fedloom.client.schedule import learning_rate
@@ -76,7 +76,7 @@ def _training(
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
     parts, profiles = setting.site.local(name).parts[number], backend.describe(name)
-    down, share = None if parts.down.is_whole else parts.down, setting.site.local(name).share
+    down, budget = None if parts.down.is_whole else parts.down, setting.site.local(name).budget
     return Run(
         name,
         algorithm,
@@ -88,9 +88,9 @@ def _training(
         _committed(setting, method, name, alone, number, folder, of),
         number,
         setting.site.rounds_before(number),
-        lambda client: common(down, share.down(client)),
-        _reported(setting, profiles, parts, share),
-        share.scale,
+        lambda client: common(down, budget.down(client)),
+        _reported(setting, profiles, parts, budget),
+        budget.scale,
     )
 
 
@@ -129,14 +129,14 @@ def _last(
 
 
 def _reported(
-    setting: Setting, profiles: Sequence[Profile], parts: Parts, share: Share
+    setting: Setting, profiles: Sequence[Profile], parts: Parts, budget: Budget
 ) -> Callable[[int], Part | None]:
     """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
     if setting.experiment.aggregate.over == "cohort":
-        return lambda client: common(up, share.up(client))
+        return lambda client: common(up, budget.up(client))
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
-    return lambda client: common(up if profiles[client].images else without, share.up(client))
+    return lambda client: common(up if profiles[client].images else without, budget.up(client))
 
 
 def _committed(

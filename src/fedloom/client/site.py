@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import EVERYTHING, Share
+from fedloom.algorithms.base import EVERYTHING, Budget
 from fedloom.algorithms.rule import PLAIN, LocalRule, Second
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job, second_pass
@@ -98,7 +98,7 @@ class Local:
         second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
         further: How clients train in stages of the method's own, after those of the strategy.
-        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
+        budget: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
 
     rule: LocalRule
@@ -107,7 +107,7 @@ class Local:
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
     further: Sequence[Train] = ()
-    share: Share = EVERYTHING
+    budget: Budget = EVERYTHING
     second: Second | None = None
     exchanges: bool = True
 
@@ -195,13 +195,13 @@ class Site:
             )
         everything = up == parts.up or not local.exchanges
         trained = parts.trained if everything else up | (parts.trained & parts.personal)
-        if (held := local.share.up(assignment.client)) is not None:
+        if (held := local.budget.up(assignment.client)) is not None:
             trained = trained & held
         kept = self._kept(assignment.method, assignment.client, assignment.since)
         asked = assignment.down or whole  # of which nothing that stays with clients is taken
         down = parts.down if asked in (whole, parts.down) else asked & parts.down
         start = _with_own(local, stage, assignment.params, down, kept)
-        start = _as_held(local.share, assignment.client, start)
+        start = _as_held(local.budget, assignment.client, start)
         # Control variates and the like begin anew with a stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         memory = rule if assignment.since >= self.rounds_before(stage) else {}
@@ -217,7 +217,7 @@ class Site:
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
-            scale=local.share.scale(assignment.client),
+            scale=local.budget.scale(assignment.client),
             begin=begin,
             exchanges=local.exchanges,
         )
@@ -326,14 +326,14 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
 
 
-def _as_held(share: Share, client: int, params: Params) -> Params:
+def _as_held(budget: Budget, client: int, params: Params) -> Params:
     """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
 
     Messages, memory and models that are evaluated are for adapters of the plain scale.
     """
-    held = share.down(client)
+    held = budget.down(client)
     flat = params.flat if held is None else held.only(params.flat)
-    return params.with_flat(fold(flat, params.layout, 1 / share.scale(client)))
+    return params.with_flat(fold(flat, params.layout, 1 / budget.scale(client)))
 
 
 def _own(job: Job, trained: Trained) -> Tensor | None:

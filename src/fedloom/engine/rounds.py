@@ -174,7 +174,7 @@ class Run:
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
-        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Share`.
+        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Budget`.
     """
 
     method: str
