@@ -149,7 +149,7 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_client_trains_nothing_beyond_its_budget_of_its_personal_values_either(budget: str) -> None:
     """The adapters are personal: round after round a client's own adapters change within its budget only."""
-    parts = parts_of(LAYOUT, strategy("budget-connector", LoRA()), 0)
+    parts = parts_of(LAYOUT, strategy("share-connector", LoRA()), 0)
     memory, own = InMemory(), BUDGETS[budget]
     site = with_budget(site_of(make("fedavg", CLIENTS), OPTIMIZERS[0], memory, parts, LAYOUT), own)
     connector, sent = parts.up, start_of(LAYOUT)
