@@ -60,14 +60,16 @@ def make_site(
             parts_of(tuned.layout, strategy, stage, alone=not method.federated)
             for stage in range(len(strategy))
         ]
-        final = final_of(experiment, method)
+        final, algorithm = final_of(experiment, method), algorithm_of(experiment, method, tuned.layout)
         return Local(
-            algorithm_of(experiment, method, tuned.layout).local,
+            algorithm.local,
             STARTS[experiment.entries[method.composed[0]].start](tuned),
             [*parts, *([_kept(parts[-1])] if final else [])],
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
             [_settings_of(experiment.train, final)] if final else [],
+            algorithm.second,
+            algorithm.exchanges,
         )
 
     def asked(question: Question) -> Asked:
