@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 
 from fedloom.algorithms import ENTRIES, SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
+from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.compose import Given, compose
+from fedloom.algorithms.rule import LocalRule
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip

@@ -18,10 +18,10 @@ from fedloom.conflicts import conflicts_of
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
-    DEFAULT_METHODS,
     PUBLISHED_SETTINGS,
     REFERENCES,
     Method,
+    default_methods,
     parse_method,
 )
 from fedloom.mistakes import (
@@ -90,6 +90,10 @@ def _known(name: str) -> str:
     return name
 
 
+MethodName = Annotated[Text, AfterValidator(_known)]
+MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), FewNames]
+
+
 class Experiment(Section):
     """Every choice of a run.
 
@@ -110,8 +114,9 @@ class Experiment(Section):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: Annotated[tuple[Annotated[Text, AfterValidator(_known)], ...], Field(min_length=1), FewNames] = (
-        Field(default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`.")
+    methods: MethodNames = Field(
+        default_factory=default_methods,
+        description="What is compared, as listed by `fedloom list methods`.",
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."

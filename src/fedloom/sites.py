@@ -8,8 +8,10 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.algorithms.base import FederatedAlgorithm, Final
+from fedloom.algorithms import base
+from fedloom.algorithms.base import EVERYTHING, FederatedAlgorithm
 from fedloom.algorithms.compose import compose, make
+from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
@@ -68,6 +70,7 @@ def make_site(
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
             [_settings_of(experiment.train, final)] if final else [],
+            share_of(experiment, method, tuned.layout),
             algorithm.second,
             algorithm.exchanges,
         )
@@ -111,6 +114,15 @@ def final_of(experiment: Experiment, method: Method) -> Final | None:
         if kind_of(part, experiment.entries) == "stage":
             return make(part, experiment.given, experiment.arguments(part), experiment.entries)
     return None
+
+
+def share_of(experiment: Experiment, method: Method, layout: Layout) -> base.Share:
+    """Return what each client of a method holds, trains and reports."""
+    given, share = replace(experiment.given, layout=layout), EVERYTHING
+    for part in method.parts:
+        if kind_of(part, experiment.entries) == "part":
+            share &= make(part, given, experiment.arguments(part), experiment.entries)
+    return share
 
 
 def _settings_of(train: Train, final: Final) -> Train:

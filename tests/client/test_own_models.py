@@ -28,7 +28,8 @@ from tests.clients import (
     trained,
 )
 
-from fedloom.algorithms.base import PLAIN, FederatedAlgorithm, Second
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.rule import PLAIN, Second
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.client.site import OWN, RULE, Local, Question, Site
 from fedloom.client.train import train

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tests.clients import Result, job_of, named, real_site, results
 
-from fedloom.algorithms.base import PLAIN, Gradient, LocalRule, Probe
 from fedloom.algorithms.compose import make
+from fedloom.algorithms.rule import PLAIN, Gradient, LocalRule, Probe
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
 from fedloom.client.probe import BatchProbe

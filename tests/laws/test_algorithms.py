@@ -11,9 +11,10 @@ from tests.clients import EXCHANGING
 
 from fedloom.algorithms.adaptive import adaptive
 from fedloom.algorithms.aggregate import mean_delta, means, ordered
-from fedloom.algorithms.base import PLAIN, LocalWork, ServerState, chain, with_rule
+from fedloom.algorithms.base import LocalWork, ServerState, with_rule
 from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import PLAIN, chain
 from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream

@@ -14,9 +14,10 @@ may differ from the shared one's; its optimizer begins anew in each round, as th
 
 from __future__ import annotations
 
-from fedloom.algorithms.base import Second, not_negative, positive
+from fedloom.algorithms.base import not_negative, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import Second
 
 
 def ditto(*, lam: float = 0.1, epochs: int = 0, rate: float = 1.0) -> Second:

@@ -30,14 +30,13 @@ from fedloom.algorithms.base import (
     Diagnostics,
     Extra,
     FederatedAlgorithm,
-    LocalRule,
     LocalWork,
-    Probe,
     ServerState,
     norm,
     positive,
 )
 from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.rule import LocalRule, Probe
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.seeds import torch_stream

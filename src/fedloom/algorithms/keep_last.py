@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule
 from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.rule import LocalRule
 from fedloom.types import Tensors
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule, Probe, not_negative, positive
+from fedloom.algorithms.base import not_negative, positive
 from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.rule import LocalRule, Probe
 from fedloom.types import Tensors
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedloom.algorithms.base import LocalRule, Second
+from fedloom.algorithms.rule import LocalRule, Second
 from fedloom.client.schedule import rate_of, steps_of
 from fedloom.messages import Assignment
 from fedloom.params import Params, Part
@@ -39,6 +39,8 @@ class Job:
         seed: The experiment's seed.
         trained: The part that the client trains, personal values included; None is all.
         personal: The part that stays with the client; None is nothing.
+        scale: Factor on the scale of the client's LoRA adapters. `start` is for adapters of this scale, and so is where
+            training ends; `assignment.params` and updates are for those of the plain scale.
         begin: The parameters that training begins with where they are not those of `start`.
         exchanges: Whether parameters travel; see `fedloom.algorithms.base.FederatedAlgorithm.exchanges`.
         name: The pass's name, which its random streams carry; the first pass has none.
@@ -55,6 +57,7 @@ class Job:
     seed: int
     trained: Part | None = None
     personal: Part | None = None
+    scale: float = 1.0
     begin: Params | None = None
     exchanges: bool = True
     name: str = ""

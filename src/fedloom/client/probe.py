@@ -77,7 +77,7 @@ class BatchProbe:
         """Return the mean loss of each group at its row of `flat`, and the gradients, one row each; zeros without autograd."""
         before = self.tuned.flat.clone()
         try:
-            with side_by_side(self.tuned, len(groups)) as stack:
+            with side_by_side(self.tuned, len(groups), [self.job.scale] * len(groups)) as stack:
                 stack.flat.copy_(flat)
                 stack.grads.zero_()
                 batch = collate(stack.vlm, groups, self.clock)

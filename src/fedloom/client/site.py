@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import PLAIN, LocalRule, Second
+from fedloom.algorithms.base import EVERYTHING, Share
+from fedloom.algorithms.rule import PLAIN, LocalRule, Second
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job, second_pass
 from fedloom.client.memory import InMemory, Memory
@@ -25,6 +26,7 @@ from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.lora import fold
 from fedloom.tuning.parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors, UserError
 
@@ -96,6 +98,7 @@ class Local:
         second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
         further: How clients train in stages of the method's own, after those of the strategy.
+        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
 
     rule: LocalRule
@@ -104,6 +107,7 @@ class Local:
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
     further: Sequence[Train] = ()
+    share: Share = EVERYTHING
     second: Second | None = None
     exchanges: bool = True
 
@@ -191,10 +195,13 @@ class Site:
             )
         everything = up == parts.up or not local.exchanges
         trained = parts.trained if everything else up | (parts.trained & parts.personal)
+        if (held := local.share.up(assignment.client)) is not None:
+            trained = trained & held
         kept = self._kept(assignment.method, assignment.client, assignment.since)
         asked = assignment.down or whole  # of which nothing that stays with clients is taken
         down = parts.down if asked in (whole, parts.down) else asked & parts.down
         start = _with_own(local, stage, assignment.params, down, kept)
+        start = _as_held(local.share, assignment.client, start)
         # Control variates and the like begin anew with a stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         memory = rule if assignment.since >= self.rounds_before(stage) else {}
@@ -210,12 +217,13 @@ class Site:
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
-            begin,
-            local.exchanges,
+            scale=local.share.scale(assignment.client),
+            begin=begin,
+            exchanges=local.exchanges,
         )
         if local.second is None:
             return job
-        own = start.with_flat(kept[OWN]) if OWN in kept else None
+        own = start.with_flat(fold(kept[OWN], start.layout, 1 / job.scale)) if OWN in kept else None
         return replace(job, second=second_pass(job, local.second, own))
 
     def update(self, job: Job, trained: Trained) -> Update:
@@ -233,10 +241,10 @@ class Site:
         ruled = up if job.exchanges else start.whole  # rules act on what is exchanged, or else on everything
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(ruled, value) for name, value in rule.items()}
         if job.personal is not None:
-            kept[PERSONAL] = job.personal.take(trained.end).clone()
+            kept[PERSONAL] = job.personal.take(fold(trained.end, start.layout, job.scale)).clone()
         if (own := _own(job, trained)) is not None:
-            kept[OWN] = own
-        delta = up.only(trained.end - start.flat)
+            kept[OWN] = fold(own, start.layout, job.scale)
+        delta = up.only(fold(trained.end - start.flat, start.layout, job.scale))
         moved = delta if job.exchanges else trained.end - job.begun.flat
         norm = float(torch.linalg.vector_norm(moved))
         if kept:
@@ -316,6 +324,16 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+
+
+def _as_held(share: Share, client: int, params: Params) -> Params:
+    """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
+
+    Messages, memory and models that are evaluated are for adapters of the plain scale.
+    """
+    held = share.down(client)
+    flat = params.flat if held is None else held.only(params.flat)
+    return params.with_flat(fold(flat, params.layout, 1 / share.scale(client)))
 
 
 def _own(job: Job, trained: Trained) -> Tensor | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Correct
+from fedloom.algorithms.rule import Correct
 from fedloom.client.job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.probe import BatchProbe
@@ -95,7 +95,7 @@ def _passed(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
     # Clients with most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
     losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
-    with side_by_side(tuned, len(jobs)) as stack:
+    with side_by_side(tuned, len(jobs), [jobs[k].scale for k in order]) as stack:
         rows = [_begun(jobs[k], stack, row) for row, k in enumerate(order)]
         slots, tied = stack.zeroed(OPTIMIZERS[first.settings.optimizer].slots), len(rows)
         clock.lap("load")
