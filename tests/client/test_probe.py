@@ -102,6 +102,19 @@ def test_a_row_is_the_gradient_of_its_example_alone(tuned: Tuned) -> None:
         assert float((rows[k] - grads).norm()) <= 1e-5 * float(grads.norm())
 
 
+def test_rows_have_the_scale_of_the_clients_adapters(tuned: Tuned) -> None:
+    """A client with adapters of its own scale asks about a model of that scale, however its examples are grouped."""
+    plain, params = probe_of(tuned), away(tuned)
+    half = replace(plain, job=replace(plain.job, scale=0.5))
+    before = plain.gradient(params)[1]
+    loss, grads = half.gradient(params)
+    losses, rows = half.per_example(params)
+    torch.testing.assert_close(losses.mean(), loss, rtol=1e-6, atol=0)
+    assert float((rows.mean(0) - grads).norm()) <= 1e-6 * float(grads.norm())
+    assert float((grads - before).norm()) > 0.01 * float(before.norm())
+    assert torch.equal(plain.gradient(params)[1], before)
+
+
 def test_asking_changes_nothing_of_the_client(tuned: Tuned) -> None:
     probe, live = probe_of(tuned), away(tuned, 2)
     tuned.flat[0].copy_(live)

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
-from tests.clients import LAYOUT, TRAIN, Plain, Quadratic, named, run_of, site_of, start_of, trained
+from tests.clients import (
+    LAYOUT,
+    TRAIN,
+    Corrupted,
+    Plain,
+    Quadratic,
+    named,
+    run_of,
+    same,
+    site_of,
+    start_of,
+    trained,
+)
 
 from fedloom.algorithms.base import ServerState
 from fedloom.algorithms.compose import make
@@ -182,6 +195,26 @@ def test_fedkseed_learns_what_clients_hold() -> None:
     end = run_rounds([run], Plain(site_of(algorithm, settings)))[0]
     assert losses == sorted(losses, reverse=True)
     assert torch.equal(end.state.params.flat, replayed(start_of().flat, end.state.slots["sums"], 0))
+
+
+@pytest.mark.parametrize("factor", [1e6, float("nan")])
+def test_sums_that_no_honest_client_has_are_refused(factor: float) -> None:
+    """Gradients are clipped to 1, so a client's steps bound its sums; the round is that without the client."""
+    settings = SGD.model_copy(update={"clip": 1.0})
+    algorithm, logs = named("fedkseed"), list[dict[str, Any]]()
+
+    def wild(update: Update) -> Update:
+        return replace(update, extras={"sums": update.extras["sums"] * factor})
+
+    def missing(update: Update) -> None:
+        return None
+
+    run = run_of("fedkseed", train=settings, committed=lambda now, log: logs.append(log))
+    found, without = (
+        run_rounds([run], Corrupted(site_of(algorithm, settings), {3: bad}))[0] for bad in (wild, missing)
+    )
+    assert [[row["client"] for row in log["refused"]] for log in logs[:3]] == [[3]] * 3
+    assert same(found, without)
 
 
 def test_fedkseeds_server_gives_the_same_bits_in_any_order_and_after_a_restart() -> None:
