@@ -44,7 +44,7 @@ def test_too_small_cohorts(
     ("clients", "method", "algorithms"),
     [
         (4, "fedavg+krum", {"krum": {"f": 0, "keep": 2}}),
-        (2, "fedavg+geometric-median", {"geometric_median": {"f": 0, "steps": 5}}),
+        (2, "fedavg+geometric-median", {"geometric-median": {"f": 0, "steps": 5}}),
         (5, "fedavg+krum", {}),
         (9, "fedavg+krum+bucketing", {}),
         (2, "fedavg+clip", {"clip": {"bound": 2.0}}),

@@ -204,20 +204,13 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
         )
     for key, wanted in REPLAYED.items():
         if getattr(train, key) != wanted:
-            told = "null" if wanted is None else wanted
             yield (
                 ("train", key),
-                f"replays plain steps of one size, but train.{key} is {getattr(train, key)}; set it to {told}",
+                f"replays plain steps along drawn directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
             )
 
 
-REPLAYED = {
-    "optimizer": "sgd",
-    "schedule": "constant",
-    "local_schedule": "constant",
-    "weight_decay": 0.0,
-    "clip": None,
-}
+REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 """The settings of `train` under which a client's steps can be replayed from scalars."""
 
 

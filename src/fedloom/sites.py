@@ -51,6 +51,9 @@ def make_site(
         folder: The folder of the clients' memories, which has one folder for each method.
         validation: The examples that are kept out of training for choices, if any.
     """
+    for name in experiment.methods:  # what does not fit the model is found before the first method trains
+        algorithm_of(experiment, experiment.method(name), tuned.layout)
+        budget_of(experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
 
     @cache
