@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import fedloom
 from fedloom.algorithms import ALGORITHMS
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
 from fedloom.methods import parse_method
+from fedloom.sources import PROCESS, source_digest
 from fedloom.types import DataSet, Example, Picture, UserError
 
 PACKAGE = Path(__file__).parent
 
-NO_RESULTS = ("cli", "report", "progress", "recipes")
+NO_RESULTS = ("cli", "report", "progress", "recipes", "testing")
 """Beginnings of the names of what decides no result: it shows and writes down what others found."""
-
-LIBRARIES = ("site-packages", "dist-packages")
-"""Folders of installed packages."""
-
-PROCESS = uuid4().hex
-"""Stands for code that no source is known of, which may be another one in another process."""
 
 
 def identity(experiment: Experiment, contents: Mapping[str, str], base: str) -> dict[str, str]:
@@ -113,77 +105,6 @@ def code(methods: Sequence[str]) -> dict[str, str]:
     bases = dict.fromkeys(method.base for method in map(parse_method, methods) if method.federated)
     outside = {name: ALGORITHMS[name] for name in bases if not _ours(ALGORITHMS[name])}
     return {"code": own, **{f"code of {name}": source_digest(make) for name, make in outside.items()}}
-
-
-def source_digest(value: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the file that defines a function and of what that imports of its own.
-
-    Its own are modules of the same package, and those beside a file that is in no package. Where there is no such
-    file, the digest is good for this process only.
-    """
-    try:
-        file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve(strict=True)
-    except (OSError, TypeError, ValueError):
-        return f"without source, process {PROCESS}"
-    if not file.is_file():
-        return f"without source, process {PROCESS}"
-    sha = hashlib.sha256()
-    for name, text in sorted(_imported(file).items()):
-        sha.update(f"{name}\n{len(text)}\n".encode() + text)
-    return sha.hexdigest()
-
-
-def _imported(file: Path) -> dict[str, bytes]:
-    """Return a Python file and all of its own that it imports: path from the file's folder → content."""
-    found: dict[str, bytes] = {}
-    waiting, top = [file], _top(file)
-    while waiting:
-        one = waiting.pop()
-        name = os.path.relpath(one, file.parent)
-        if name not in found:
-            found[name] = one.read_bytes()
-            waiting += _own_imports(one, found[name], top)
-    return found
-
-
-def _top(file: Path) -> Path:
-    """Return the folder that the outermost package of a file lies in; the file's folder, if it is in none."""
-    top = file.parent
-    while (top / "__init__.py").is_file():
-        top = top.parent
-    return top
-
-
-def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
-    """Yield the files that a file imports, if they are found from a folder, or from the file's own."""
-    package = file.relative_to(_top(file)).parts[0]
-    try:
-        nodes = [*ast.walk(ast.parse(content))]
-    except (SyntaxError, ValueError):  # nobody can import it
-        return
-    for node in nodes:
-        starts = [top, _top(file), file.parent]
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-            starts = [*file.parents][node.level - 1 : node.level] if node.level else starts
-        else:
-            continue
-        for name in names:
-            # Beside an installed package lie other people's.
-            own = (
-                start
-                for start in dict.fromkeys(starts)
-                if start.name not in LIBRARIES or name.split(".")[0] == package
-            )
-            for start in own:
-                parts = name.split(".") if name else []
-                places = (start.joinpath(*parts[:length]) for length in range(len(parts) + 1))
-                for place in places:
-                    both = (place / "__init__.py", place.parent / f"{place.name}.py")
-                    yield from (one for one in both if one.is_file())
 
 
 def _ours(value: Callable[..., Any]) -> bool:
