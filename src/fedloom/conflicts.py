@@ -56,8 +56,9 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find a validation part that does not exist, and a best round that could not be found."""
     from fedloom.data import DATASETS, validates
 
+    sets = experiment.datasets
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
-    if data.validation == "published" and not validates(data.name):
+    if data.validation == "published" and not validates(data.name, sets):
         known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "

@@ -36,6 +36,7 @@ from fedloom.mistakes import (
     schema_of,
     unknown,
 )
+from fedloom.outside import Outside, name_conflicts, plugin_conflicts
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
@@ -83,11 +84,11 @@ __all__ = [
 ]
 
 
-LATER = {"data": ("validation",), "evaluate": ("round",), "aggregate": ("over",)}
+LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate": ("over",)}
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
-class Experiment(Section):
+class Experiment(Outside):
     """Every choice of a run.
 
     Example:
@@ -165,7 +166,9 @@ class Experiment(Section):
 
         Keys that came later count only where they are not at their defaults, so that digests stay what they were.
         """
-        value = self.model_dump(mode="json", exclude=dict(left_out))
+        value = self.model_dump(mode="json", exclude={**left_out, "plugins": True})
+        if self.plugins and "plugins" not in left_out:  # their code counts, not where it lies
+            value["plugins"] = sorted(self.added.digests.values())
         for section, keys in LATER.items():
             for key in keys:
                 if value[section][key] == type(getattr(self, section)).model_fields[key].default:
@@ -221,17 +224,21 @@ def _over(own: Mapping[str, Any], given: Any) -> Any:
 
 
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    from fedloom.data import ROOTLESS, tasks, variants
+    from fedloom.data import rootless, tasks, variants
 
+    if found := [*plugin_conflicts(experiment), *name_conflicts(experiment)]:
+        yield from found
+        return
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
         [name for name in experiment.methods if parse_method(name).federated],
     )
-    if data.name not in ROOTLESS and data.root is None:
+    sets = experiment.datasets
+    if data.root is None and not rootless(data.name, sets):
         message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
-    known = variants(data.name)
+    known = variants(data.name, sets)
     if data.variant is not None and data.variant not in known:
         told = f"one of {', '.join(known)}" if known else "left out, for it has none"
         message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"

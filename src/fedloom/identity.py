@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import fedloom
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import PLACES
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
-from fedloom.methods import parse_method
+from fedloom.hashes import combined
+from fedloom.methods import REFERENCES
+from fedloom.models.families import FAMILIES
+from fedloom.models.source import Source
+from fedloom.plugins import INSTALLED, installed_code
 from fedloom.sources import PROCESS, source_digest
 from fedloom.types import DataSet, Example, Picture, UserError
 
@@ -33,7 +36,7 @@ def identity(experiment: Experiment, contents: Mapping[str, str], base: str) -> 
         contents: What `contents_of` says of its data.
         base: Digest of the base model and of any other model that the experiment names.
     """
-    return {"experiment": chosen(experiment), **contents, "base model": base, **code(experiment.methods)}
+    return {"experiment": chosen(experiment), **contents, "base model": base, **code(experiment)}
 
 
 def contents_of(data: DataSet) -> dict[str, str]:
@@ -95,21 +98,37 @@ def _key(image: Picture) -> str:
         return "unreadable"
 
 
-def code(methods: Sequence[str]) -> dict[str, str]:
-    """Return the version of the package, or a digest of its sources where these can change, and of outside algorithms.
+def code(experiment: Experiment) -> dict[str, str]:
+    """Return what an experiment's code is, by name.
 
-    Args:
-        methods: Names of an experiment's methods.
+    That is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
+    what it imports from beside it; and the digests of what the experiment uses of installed packages.
     """
     own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
-    bases = dict.fromkeys(method.base for method in map(parse_method, methods) if method.federated)
-    outside = {name: ALGORITHMS[name] for name in bases if not _ours(ALGORITHMS[name])}
-    return {"code": own, **{f"code of {name}": source_digest(make) for name, make in outside.items()}}
+    used = dict.fromkeys(part for method in experiment.methods for part in method.split("+"))
+    added, known = experiment.added, (*PLACES, *REFERENCES)
+    outside = {
+        **{name: installed_code("algorithms", name) for name in used if name not in (*known, *added.algorithms)},
+        **{
+            name: installed_code("metrics", name)
+            for name in experiment.evaluate.metrics or ()
+            if name not in added.metrics
+        },
+    }
+    named = {f"code of {name}": digest for name, digest in outside.items()}
+    return {"code": own, **added.digests, **named, **outside_family(experiment)}
 
 
-def _ours(value: Callable[..., Any]) -> bool:
-    module = inspect.getmodule(value)
-    return module is not None and module.__name__.partition(".")[0] == "fedloom"
+def outside_family(experiment: Experiment) -> dict[str, str]:
+    """Return the digest of the code of the base model's family, by name; empty where fedloom has the family itself."""
+    model, added = experiment.model, experiment.added
+    if model.encoder is not None or not (added.families or INSTALLED.families):
+        return {}
+    kind = str(Source("model.path", model.path, model.network).files.config.get("model_type"))
+    if kind in FAMILIES or kind not in experiment.families:
+        return {}
+    digest = combined(added.digests) if kind in added.families else installed_code("families", kind)
+    return {f"code of the family {kind}": digest}
 
 
 def _editable() -> bool:

@@ -314,7 +314,8 @@ def expected(schema: Schema, part: Schema) -> str:
         return f"a mapping from names to values{most}"
     if part.get("type") == "array":
         most = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
-        return f"a list, each item {expected(schema, part['items'])}, and not empty{most}"
+        least = ", and not empty" if part.get("minItems") else ""
+        return f"a list, each item {expected(schema, part['items'])}{least}{most}"
     bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
     return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
 

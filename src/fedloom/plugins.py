@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from fedloom.algorithms import PLACES
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.importing import imported, line_of
 from fedloom.methods import REFERENCES
-from fedloom.sources import UNKNOWN, source_digest
+from fedloom.sources import UNKNOWN, file_code_digest, source_digest
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -351,6 +352,18 @@ def _from_package(kind: str, point: EntryPoint, where: str) -> Any:
     except (Exception, SystemExit) as error:
         raise UserError(f"{where}: its entry point {point.value} fails: {type(error).__name__}: {error}") from error
     return _checked(kind, {point.name: value}, lambda _: f"{where}: its entry point {point.value}")[point.name]
+
+
+def installed_code(kind: str, name: str) -> str:
+    """Return the SHA-256 of the module that an entry point names, and of what that imports of its own package.
+
+    Args:
+        kind: A key of `KINDS`.
+        name: A name that an installed package adds.
+    """
+    point = next(iter(entry_points(group=f"fedloom.{kind}", name=name)))
+    file = import_module(point.module).__file__
+    return file_code_digest(Path(file).resolve()) if file and file.endswith(".py") else UNKNOWN
 
 
 INSTALLED = Plugins(**{kind: _Installed(kind) for kind in KINDS})
