@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from fedloom.algorithms import make
 from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
+from fedloom.algorithms.compose import make
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip

@@ -379,7 +379,7 @@ def choices(section, key) -> set[str]:
 
 
 def test_choices_are_what_the_packages_offer():
-    from fedloom.algorithms import ALGORITHMS
+    from fedloom.algorithms import SERVERS
     from fedloom.data import DATASETS
     from fedloom.scenarios import PARTITIONS, PATTERNS
     from fedloom.tuning.strategy import LINEARS, SEQUENCES
@@ -389,8 +389,8 @@ def test_choices_are_what_the_packages_offer():
     assert choices(Strategy, "name") == set(SEQUENCES)
     assert Strategy().targets == LINEARS
     assert Data().name in DATASETS
-    assert {parse_method(name).base for name in DEFAULT_METHODS} <= {*REFERENCES, *ALGORITHMS}
-    assert not set(REFERENCES) & set(ALGORITHMS)
+    assert {parse_method(name).base for name in DEFAULT_METHODS} <= {*REFERENCES, *SERVERS}
+    assert not set(REFERENCES) & set(SERVERS)
 
 
 def test_neither_the_package_nor_a_bad_key_loads_torch():

@@ -253,10 +253,9 @@ def _recipes() -> dict[str, str]:
 
 
 def _algorithms() -> dict[str, str]:
-    from fedloom.algorithms import ALGORITHMS
+    from fedloom.algorithms import ENTRIES
 
-    # The first line of a factory says "Make X."; the first line of its page says what X does.
-    return {name: _about(inspect.getmodule(make)) for name, make in ALGORITHMS.items()}
+    return {name if entry.kind == "server" else f"+{name}": entry.about for name, entry in ENTRIES.items()}
 
 
 def _datasets() -> dict[str, str]:

@@ -10,9 +10,6 @@ from fedloom.mistakes import Conflict
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
 
-WHOLE_COHORT = ("scaffold", "fednova")
-"""Algorithms with one figure for all values of a client, such as its steps, or control variates of all clients."""
-
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find numbers of rounds that do not fit the stages of the strategy."""
@@ -34,9 +31,11 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if experiment.aggregate.over == "cohort":
         return
     for name in experiment.methods:
-        if name.split("+")[0] in WHOLE_COHORT:
-            message = f"aggregate.over is reporters, but {name} is stated for means over the whole cohort; leave one of them out"
-            yield Conflict(("aggregate", "over"), message, (("methods",),))
+        method = experiment.method(name)
+        for part in method.composed if method.federated else ():
+            if "whole vectors" in experiment.entries[part].traits:
+                message = f"aggregate.over is reporters, but {part} is stated for whole vectors of the whole cohort; leave one of them out"
+                yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:

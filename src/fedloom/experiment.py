@@ -8,40 +8,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedloom.conflicts import aggregate_conflicts, compile_conflicts, stage_conflicts, validation_conflicts
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
     DEFAULT_METHODS,
-    MODIFIERS,
-    PUBLISHED,
     PUBLISHED_SETTINGS,
     REFERENCES,
     Method,
-    algorithm_names,
     parse_method,
 )
 from fedloom.mistakes import (
     Conflict,
     choice_error,
     did_you_mean,
-    explain,
     refusal,
     resolve,
     schema_at,
     schema_of,
     unknown,
 )
-from fedloom.outside import Outside, name_conflicts, plugin_conflicts
+from fedloom.outside import Outside, unknown_names, unusable
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
     MOST_NAMES,
-    Adaptive,
     Aggregate,
     Argument,
     Arguments,
@@ -52,7 +47,6 @@ from fedloom.sections import (
     Index,
     MethodNames,
     Model,
-    Prompt,
     Scenario,
     Section,
     Strategy,
@@ -61,10 +55,11 @@ from fedloom.sections import (
 )
 from fedloom.types import UserError
 
+if TYPE_CHECKING:
+    from fedloom.algorithms.compose import Given
+
 __all__ = [
-    "MODIFIERS",
     "REFERENCES",
-    "Adaptive",
     "Aggregate",
     "Data",
     "Engine",
@@ -73,7 +68,6 @@ __all__ = [
     "Gate",
     "Method",
     "Model",
-    "Prompt",
     "Scenario",
     "Strategy",
     "Train",
@@ -115,7 +109,7 @@ class Experiment(Outside):
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
     algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
-        default={}, description="Arguments of algorithms and modifiers, by name."
+        default={}, description="Arguments of algorithms and of parts that are added to them, by name."
     )
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
@@ -152,7 +146,7 @@ class Experiment(Outside):
 
     @model_validator(mode="after")
     def _nothing_conflicts(self) -> Experiment:
-        if conflicts := list(_conflicts(self)):
+        if conflicts := _all_conflicts(self):
             raise refusal(conflicts)
         return self
 
@@ -177,26 +171,27 @@ class Experiment(Outside):
                 del value[section]
         return json_digest(value)
 
+    def method(self, name: str) -> Method:
+        """Take the name of a method apart."""
+        return parse_method(name, self.entries)
+
     @property
     def exported(self) -> str | None:
         """The method whose adapter is exported, or None where no method is federated."""
-        federated = (name for name in self.methods if parse_method(name).federated)
+        federated = (name for name in self.methods if self.method(name).federated)
         return self.main or next(federated, None)
 
     def arguments(self, name: str) -> Mapping[str, Argument]:
-        """Return the arguments of an algorithm or modifier: those given, over what the mode has of its own."""
-        own = PUBLISHED.get(name, {}) if self.mode == "published" else {}
+        """Return the arguments of an algorithm or a part: those given, over what the mode has of its own."""
+        own = self.entries[name].published if self.mode == "published" else {}
         return {**own, **self.algorithms.get(name, {})}
 
     @property
-    def adaptive(self) -> Adaptive:
-        """The arguments of the modifier `adaptive`."""
-        return Adaptive.model_validate(self.arguments("adaptive"))
+    def given(self) -> Given:
+        """What algorithms and parts are given, but for the layout of a model and the stage."""
+        from fedloom.algorithms.compose import Given
 
-    @property
-    def prompt(self) -> Prompt:
-        """The arguments of the modifier `prompt`."""
-        return Prompt.model_validate(self.arguments("prompt"))
+        return Given(self.scenario.clients, self.train.cohort, self.seed)
 
     def to_json(self) -> str:
         """Write every value, defaults too, as indented JSON."""
@@ -223,16 +218,25 @@ def _over(own: Mapping[str, Any], given: Any) -> Any:
     return {**own, **given} if isinstance(given, Mapping) else given
 
 
+def _all_conflicts(experiment: Experiment) -> list[Conflict]:
+    """Find all conflicts; where a name is not known, without what depends on it."""
+    if found := list(unusable(experiment)):
+        return found
+    if not (found := list(unknown_names(experiment))):
+        return list(_conflicts(experiment))
+    defaults = {"data": Data(), "methods": DEFAULT_METHODS, "evaluate": Evaluate()}
+    wrong = {conflict.path[0] for conflict in found}
+    rest = _conflicts(experiment.model_copy(update={key: defaults[str(key)] for key in wrong}))
+    return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]
+
+
 def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
     from fedloom.data import rootless, tasks, variants
 
-    if found := [*plugin_conflicts(experiment), *name_conflicts(experiment)]:
-        yield from found
-        return
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
-        [name for name in experiment.methods if parse_method(name).federated],
+        [name for name in experiment.methods if experiment.method(name).federated],
     )
     sets = experiment.datasets
     if data.root is None and not rootless(data.name, sets):
@@ -270,9 +274,9 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
         told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
         yield Conflict(("main",), told, (("methods",),))
-    yield from _repeats(experiment.methods)
-    for name, arguments in experiment.algorithms.items():
-        yield from _argument_conflicts(name, arguments, clients)
+    yield from _repeats(experiment)
+    for name in experiment.algorithms:
+        yield from _argument_conflicts(experiment, name)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -290,47 +294,32 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
-def _repeats(names: Sequence[str]) -> Iterator[Conflict]:
-    methods = [parse_method(name) for name in names]
+def _repeats(experiment: Experiment) -> Iterator[Conflict]:
+    names = experiment.methods
+    methods = [experiment.method(name) for name in names]
     for index, method in enumerate(methods):
         first = methods.index(method)
         if first < index:
             yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
-_ARGUMENTS_OF: dict[str, type[Section]] = {"adaptive": Adaptive, "prompt": Prompt}
+def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
+    """Check the arguments of one algorithm or part: each alone, so that each mistake has its place, and then all together."""
+    from fedloom.algorithms.compose import make
 
-
-def _argument_conflicts(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
-    """Check the arguments of one algorithm or modifier."""
-    path: KeyPath = ("algorithms", name)
-    if name in _ARGUMENTS_OF:
-        section = _ARGUMENTS_OF[name]
-        try:
-            section.model_validate(arguments)
-        except ValidationError as error:
-            for row in error.errors(include_url=False):
-                message = explain(section.model_json_schema(), row["loc"], row, arguments, above=path)
-                yield Conflict((*path, *row["loc"]), message)
-    elif name not in (names := algorithm_names()):
-        yield Conflict(path, f"algorithms: {unknown('algorithm or modifier', name, [*names, *MODIFIERS])}")
-    else:
-        yield from _refused_arguments(name, arguments, clients)
-
-
-def _refused_arguments(name: str, arguments: Mapping[str, Argument], clients: int) -> Iterator[Conflict]:
-    """Try each argument alone, so that each mistake has its place, and then all together."""
-    from fedloom.algorithms import make
-
-    path, fine = ("algorithms", name), True
+    path, entries = ("algorithms", name), experiment.entries
+    if name not in entries:
+        yield Conflict(path, f"algorithms: {unknown('algorithm or part', name, list(entries))}")
+        return
+    arguments, fine = experiment.algorithms[name], True
     for key, value in arguments.items():
         try:
-            make(name, clients, {key: value})
+            make(name, experiment.given, {key: value}, entries)
         except UserError as error:
             fine = False
             yield Conflict((*path, key), str(error))
     try:
-        make(name, clients, arguments if fine else {})
+        make(name, experiment.given, arguments if fine else {}, entries)
     except UserError as error:
         yield Conflict(path, str(error), (("scenario", "clients"),))
 

@@ -15,7 +15,6 @@ from fedloom.algorithms import PLACES
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
 from fedloom.hashes import combined
-from fedloom.methods import REFERENCES
 from fedloom.models.families import FAMILIES
 from fedloom.models.source import Source
 from fedloom.plugins import INSTALLED, installed_code
@@ -105,17 +104,16 @@ def code(experiment: Experiment) -> dict[str, str]:
     what it imports from beside it; and the digests of what the experiment uses of installed packages.
     """
     own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
-    used = dict.fromkeys(part for method in experiment.methods for part in method.split("+"))
-    added, known = experiment.added, (*PLACES, *REFERENCES)
-    outside = {
-        **{name: installed_code("algorithms", name) for name in used if name not in (*known, *added.algorithms)},
-        **{
-            name: installed_code("metrics", name)
-            for name in experiment.evaluate.metrics or ()
-            if name not in added.metrics
-        },
+    methods, added = [experiment.method(name) for name in experiment.methods], experiment.added
+    used = {
+        "algorithms": {name for method in methods for name in method.composed if name not in PLACES},
+        "metrics": {*(experiment.evaluate.metrics or ())},
     }
-    named = {f"code of {name}": digest for name, digest in outside.items()}
+    named = {
+        f"code of {name}": installed_code(kind, name)
+        for kind, names in used.items()
+        for name in sorted(names - getattr(added, kind).keys())
+    }
     return {"code": own, **added.digests, **named, **outside_family(experiment)}
 
 

@@ -1,10 +1,12 @@
-"""What is compared: references and federated algorithms, with what is added to them, by name."""
+"""What is compared: baselines and federated algorithms, with the parts that are added to them, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from fedloom.algorithms import ENTRIES, PLACES
+from fedloom.algorithms.entry import Entry
 from fedloom.mistakes import unknown
 from fedloom.types import UserError
 
@@ -13,14 +15,17 @@ ABOUT = {
     "linear": "A linear classifier on edges, colors and words, trained on the clients' data pooled.",
     "local": "Each client trains alone; its figures are means over clients.",
     "centralised": "One training run on all data pooled: what federated training is measured against.",
-    "+prompt": "Added to a trained method: FedMLLM's modality-agnostic prompt, or a variant of it.",
-    "+adaptive": "Added to a trained method: FedMLLM's adaptive regulariser of the middle layers.",
 }
-"""What references and modifiers are, in one sentence each."""
+"""What baselines are, in one sentence each."""
 
-REFERENCES = tuple(name for name in ABOUT if not name.startswith("+"))
-MODIFIERS = tuple(name[1:] for name in ABOUT if name.startswith("+"))
+REFERENCES = tuple(ABOUT)
 _UNTRAINED = ("zero-shot", "linear")
+_ALONE = ("prompt", "rule")
+"""Kinds of parts that baselines with one client in each training take."""
+
+ORDER = ("prompt", "server", "aggregate", "wrapper", "rule", "pass", "stage", "part")
+"""The kinds of parts in the order in which they stand in `Method.parts`."""
+
 DEFAULT_METHODS = (
     "zero-shot",
     "linear",
@@ -30,23 +35,6 @@ DEFAULT_METHODS = (
     "fedavg+prompt+adaptive",
     "centralised",
 )
-
-
-PUBLISHED: Mapping[str, Mapping[str, bool | int | float]] = {
-    "fedavg": {"published": True},
-    "fedprox": {"published": True, "mu": 0.01},
-    "fedavgm": {"published": True, "momentum": 0.9, "lr": 1.0},
-    "fedadagrad": {"published": True, "lr": 1e-3, "tau": 1e-3},
-    "fedyogi": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-    "fedadam": {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-    "yoco": {"published": True},
-    "adaptive": {"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},
-}
-"""What `mode: published` takes for arguments that an experiment does not give: FedMLLM's code and its figures.
-
-FedVLMBench (arXiv 2506.09638) has the same server optimisers with the same figures. Algorithms that are not
-named here are the same in either mode.
-"""
 
 PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str | float]] = {
     "scenario": {"mode": "published"},
@@ -65,50 +53,78 @@ class Method(NamedTuple):
     """A name in `methods`, taken apart.
 
     Attributes:
-        base: A reference (one of `REFERENCES`) or a key of `fedloom.algorithms.ALGORITHMS`.
-        modifiers: What is added to it, in the order of `MODIFIERS`.
+        base: A baseline (one of `REFERENCES`) or the name of an algorithm.
+        parts: What is added to it, kind by kind, and within a kind in the order in which they are written.
     """
 
     base: str
-    modifiers: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @property
     def federated(self) -> bool:
         """Whether a server combines what clients learnt."""
         return self.base not in REFERENCES
 
+    @property
+    def composed(self) -> tuple[str, ...]:
+        """The names that its algorithm is put together from; baselines train by FedAvg over their one client."""
+        return (self.base if self.federated else "fedavg", *self.parts)
 
-def parse_method(name: str) -> Method:
+
+def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
     """Take a method name apart.
 
     Args:
-        name: A reference or an algorithm, and for trained ones any of `MODIFIERS`, joined by `+`.
+        name: A baseline or an algorithm, and names of parts, joined by `+`.
+        entries: Name → entry, of algorithms and parts.
 
     Raises:
-        UserError: The name is unknown, or a modifier is unknown, repeated, or has nothing to modify.
+        UserError: A name is unknown, a part is repeated or has nothing that it could be added to, or two do not go together.
 
     Example:
         >>> parse_method("fedavg+adaptive+prompt")
-        Method(base='fedavg', modifiers=('prompt', 'adaptive'))
+        Method(base='fedavg', parts=('prompt', 'adaptive'))
     """
-    base, *modifiers = name.split("+")
-    # Naming the defaults here spares those who use them the import of the algorithms, and of torch with it.
-    if base not in REFERENCES and all(base != default.split("+")[0] for default in DEFAULT_METHODS):
-        names = [*REFERENCES, *algorithm_names()]
-        if base not in names:
-            raise UserError(unknown("method", base, names))
-    for modifier in modifiers:
-        if modifier not in MODIFIERS:
-            raise UserError(unknown("modifier", modifier, MODIFIERS))
-    if len(set(modifiers)) < len(modifiers):
-        raise UserError(f'"{name}" names a modifier twice')
-    if modifiers and base in _UNTRAINED:
-        raise UserError(f'"{name}": {base} trains no adapter, so it takes no modifier')
-    return Method(base, tuple(modifier for modifier in MODIFIERS if modifier in modifiers))
+    base, *parts = name.split("+")
+    servers = [one for one in entries if kind_of(one, entries) == "server"]
+    if base not in REFERENCES and base not in servers:
+        if base in entries:
+            told = f"fedavg+{base}"
+            raise UserError(f'"{name}": {base} is added to an algorithm, for example {told}')
+        raise UserError(unknown("method", base, [*REFERENCES, *servers]))
+    for part in parts:
+        if part in servers:
+            raise UserError(f'"{name}": {part} is an algorithm of its own, and {base} is there already')
+        if part not in entries:
+            raise UserError(unknown("part", part, [one for one in entries if one not in servers]))
+    if len(set(parts)) < len(parts):
+        raise UserError(f'"{name}" names a part twice')
+    _require_fitting(name, base, parts, entries)
+    kinds = {part: kind_of(part, entries) for part in parts}
+    method = Method(base, tuple(sorted(parts, key=lambda part: ORDER.index(kinds[part]))))
+    # Names of the defaults are known to be right; that spares those who use them the import of pages, and of torch.
+    if name not in DEFAULT_METHODS and parts:
+        from fedloom.algorithms.compose import conflicts
+
+        for reason in conflicts(method.composed, entries):
+            raise UserError(f'"{name}": {reason}')
+    return method
 
 
-def algorithm_names() -> Sequence[str]:
-    """Return the names of the federated algorithms; the import of torch is paid here."""
-    from fedloom.algorithms import ALGORITHMS
+def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mapping[str, Entry]) -> None:
+    """Raise UserError where a baseline takes no such part."""
+    if parts and base in _UNTRAINED:
+        raise UserError(f'"{name}": {base} trains no adapter, so nothing can be added to it')
+    if base not in REFERENCES:
+        return
+    for part in parts:
+        if kind_of(part, entries) not in _ALONE:
+            reason = "it has no updates to combine" if base == "centralised" else "each client trains alone"
+            raise UserError(f'"{name}": {part} cannot be added to {base}, for {reason}')
+        if "own model" in entries[part].traits:
+            raise UserError(f'"{name}": {part} cannot be added to {base}, whose model is the client\'s own')
 
-    return tuple(ALGORITHMS)
+
+def kind_of(name: str, entries: Mapping[str, Entry] = ENTRIES) -> str:
+    """Return the kind of an entry, without importing its page where it comes with fedloom."""
+    return PLACES[name].kind if name in PLACES else entries[name].kind

@@ -15,7 +15,7 @@ from fedloom.engine.store import last_commit
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
-from fedloom.methods import Method, parse_method
+from fedloom.methods import Method
 from fedloom.models.sentences import embed_sentences
 from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting
@@ -48,7 +48,7 @@ def outcome(setting: Setting, name: str) -> dict[str, Any]:
         else:
             if name != setting.experiment.exported or _last(setting, name, setting.damaged) is not None:
                 return value
-    method = parse_method(name)
+    method = setting.experiment.method(name)
     begun = time.perf_counter()
     scores, up, down, validation = RUNS.get(method.base, _federated)(setting, method, name)
     value = {
@@ -77,9 +77,9 @@ def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standi
         setting.folder / METHODS / name,
         setting.tuned.layout,
         damaged,
-        setting.of(name, None, len(setting.stages) - 1),
+        setting.of(name, None, setting.stages(name) - 1),
     )
-    return standing if standing is not None and standing.state.round == setting.rounds[-1] else None
+    return standing if standing is not None and standing.state.round == setting.rounds(name)[-1] else None
 
 
 Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
@@ -159,7 +159,7 @@ def _chosen(
         if standing.best is not None:
             own = best_questions(setting, name, standing.best, list(own))
         models |= own
-        rounds |= dict.fromkeys(own, standing.best.round if standing.best else sum(setting.rounds))
+        rounds |= dict.fromkeys(own, standing.best.round if standing.best else sum(setting.rounds(name)))
     return models, rounds
 
 
@@ -177,7 +177,7 @@ def _local(setting: Setting, method: Method, name: str) -> Outcome:
     clients = [client for client, _ in alone]
     trained = list(zip(clients, standings, strict=True))
     # Rounds in a row that had no effect, up to the end: the model is the one that its client began with.
-    untrained = [client for client, standing in trained if standing.missed >= setting.rounds[-1]]
+    untrained = [client for client, standing in trained if standing.missed >= setting.rounds(name)[-1]]
     for client in untrained:
         setting.progress.message(
             f"{name}: no update of client {client} could be used; its model is untrained"
@@ -269,7 +269,9 @@ def export(setting: Setting, main: str) -> None:
         raise UserError(
             f"{setting.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    for client, question in _chosen(setting, parse_method(main), main, [(None, standing)])[0].items():
+    for client, question in _chosen(setting, setting.experiment.method(main), main, [(None, standing)])[
+        0
+    ].items():
         folder = setting.folder / ADAPTER
         export_adapter(
             setting.tuned,

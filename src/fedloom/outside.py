@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
+from fedloom.document import KeyPath, dotted
 from fedloom.mistakes import Conflict, choice_error, unknown
 from fedloom.plugins import INSTALLED, Layered, Plugins, gathered
 from fedloom.sections import MOST_NAMES, Section, possible_path
@@ -18,6 +19,7 @@ from fedloom.types import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader
+    from fedloom.experiment import Experiment
     from fedloom.models.family import Family
     from fedloom.tasks import Metric
 
@@ -103,7 +105,7 @@ def datasets(added: Plugins) -> Mapping[str, Loader]:
     return Layered(DATASETS, added.datasets, INSTALLED.datasets)
 
 
-def plugin_conflicts(experiment: Outside) -> Iterator[Conflict]:
+def unusable(experiment: Outside) -> Iterator[Conflict]:
     """Find plug-ins that cannot be used; without them nothing else of the experiment can be checked."""
     for index, plugin in enumerate(experiment.plugins):
         try:
@@ -117,21 +119,28 @@ def plugin_conflicts(experiment: Outside) -> Iterator[Conflict]:
         yield Conflict(("plugins",), f"plugins: {error}")
 
 
-def name_conflicts(experiment: Any) -> Iterator[Conflict]:
-    """Find a data set and metrics that neither fedloom nor a plug-in has."""
-    name, where = experiment.data.name, (("plugins",),)
-    try:
-        if name not in experiment.datasets:
-            told = unknown("data set", name, tuple(experiment.datasets))
-            yield Conflict(("data", "name"), f"data.name: {told}", where)
+def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
+    """Find data sets, methods and metrics that neither fedloom nor a plug-in has."""
+    name, sets = experiment.data.name, experiment.datasets
+    known = Layered(experiment.added.metrics, INSTALLED.metrics)
+    if name not in sets:
+        yield Conflict(("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}")
+    else:
+        yield from _refused(("data", "name"), lambda: sets[name])
+    for index, method in enumerate(experiment.methods):
+        yield from _refused(("methods", index), partial(experiment.method, method))
+    for index, metric in enumerate(experiment.evaluate.metrics or ()):
+        path = ("evaluate", "metrics", index)
+        if metric not in known:
+            told = unknown("metric of a plug-in", metric, tuple(known))
+            yield Conflict(path, f"{dotted(path)}: {told}")
         else:
-            _ = experiment.datasets[name]
-        known = Layered(experiment.added.metrics, INSTALLED.metrics)
-        for index, metric in enumerate(experiment.evaluate.metrics or ()):
-            if metric not in known:
-                told = unknown("metric of a plug-in", metric, tuple(known))
-                yield Conflict(("evaluate", "metrics", index), f"evaluate.metrics: {told}", where)
-            else:
-                _ = known[metric]
-    except UserError as error:  # an entry point that cannot be used
-        yield Conflict(("plugins",), str(error))
+            yield from _refused(path, partial(known.__getitem__, metric))
+
+
+def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
+    """Find out whether something can be found."""
+    try:
+        find()
+    except UserError as error:
+        yield Conflict(path, f"{dotted(path)}: {error}")

@@ -34,6 +34,7 @@ from fedloom.folder import (
 from fedloom.hashes import cache_folder, combined, json_digest
 from fedloom.identity import contents_of, identity, outside_family, require_same
 from fedloom.manifest import Manifest, list_files, read_manifest
+from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
@@ -48,8 +49,8 @@ from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.scenarios.validation import Validation, divided, plan_json
 from fedloom.setting import Setting
-from fedloom.sites import make_site
-from fedloom.tasks import PROMPTS, TASKS
+from fedloom.sites import clause_of, make_site
+from fedloom.tasks import TASKS
 from fedloom.tasks.linear import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
 from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
@@ -187,6 +188,7 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "digest": experiment.digest,
         "main": main,
         "scores": {name: one["scores"] for name, one in results.items()},
+        "parts": _explained(experiment),
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*setting.metrics]} if setting.metrics else {}),
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
@@ -196,6 +198,15 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }
+
+
+def _explained(experiment: Experiment) -> dict[str, str]:
+    """Return what each algorithm and each part of the experiment's methods does, in a sentence."""
+    methods = [experiment.method(name) for name in experiment.methods]
+    names = dict.fromkeys(
+        name for one in methods for name in (*([one.base] if one.federated else []), *one.parts)
+    )
+    return {name: experiment.entries[name].about for name in names}
 
 
 @contextmanager
@@ -340,7 +351,7 @@ def _record_start(
 
 def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
     """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
-    wordings = {PROMPTS[experiment.evaluate.prompt], PROMPTS[experiment.prompt.variant]}
+    wordings = {clause_of(experiment, parse_method(name)) for name in ("fedavg", "fedavg+prompt")}
     whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
 
     def shapes(example: Example) -> list[Conversation]:

@@ -18,26 +18,26 @@ from pydantic import (
     model_validator,
 )
 
-from fedloom.methods import parse_method
 from fedloom.mistakes import choice_error
-from fedloom.types import UserError
+
+MOST_NUMBERS = 100_000
+"""Entries of an argument that is a list."""
 
 MOST_NAMES = 100
 """Methods of an experiment, algorithms with arguments, and arguments of one."""
 
 
-def _argument(value: Any) -> bool | int | float | str:
+def _argument(value: Any) -> Any:
+    """Return an argument; a list comes back as a tuple of such values."""
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise choice_error("an argument must be a finite number, text, true or false")
-
-
-def _name_of_method(name: str) -> str:
-    try:
-        parse_method(name)
-    except UserError as error:
-        raise choice_error(str(error)) from None
-    return name
+    if (
+        isinstance(value, list | tuple)
+        and len(value) <= MOST_NUMBERS
+        and not any(isinstance(one, list | tuple) for one in value)
+    ):
+        return tuple(map(_argument, value))
+    raise choice_error("an argument must be a finite number, text, true, false, or a list of these")
 
 
 def possible_path(path: str) -> str:
@@ -66,15 +66,16 @@ PathText = Annotated[
     BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
     AfterValidator(possible_path),
 ]
-MethodName = Annotated[Text, AfterValidator(_name_of_method)]
-MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
+MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Wording = Literal["present", "original", "relaxed", "agnostic", "strict", "none"]
+Scalar = bool | int | float | str
 Argument = Annotated[
-    bool | int | float | str, PlainValidator(_argument, json_schema_input_type=bool | int | float | str)
+    Scalar | tuple[Scalar, ...],
+    PlainValidator(_argument, json_schema_input_type=Scalar | tuple[Scalar, ...]),
 ]
 Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
@@ -346,29 +347,6 @@ class Gate(Section):
     max_ratio: Positive = Field(
         default=20.0,
         description="Largest norm as a multiple of the median of accepted updates, or of what such work commonly comes to.",
-    )
-
-
-class Prompt(Section):
-    """Arguments of the modifier `prompt`; see `fedloom.tasks.base.PROMPTS`."""
-
-    variant: Wording = Field(
-        default="agnostic",
-        description="What prompts say of the evidence: agnostic is FedMLLM's strategy, the others its ablation.",
-    )
-
-
-class Adaptive(Section):
-    """Arguments of the modifier `adaptive`; see `fedloom.algorithms.wrap`."""
-
-    mu: NotNegative = Field(
-        default=0.01, description="Strength of the pull towards the broadcast parameters."
-    )
-    weight: NotNegative = Field(default=0.1, description="Factor of mu; the larger, the more clients differ.")
-    skip: Index = Field(default=1, description="Layers left free at either end of the language model.")
-    published: Flag = Field(
-        default=False,
-        description="Take every model to have 28 layers and clip loss and penalty together, as FedMLLM does.",
     )
 
 

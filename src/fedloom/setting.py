@@ -30,7 +30,7 @@ class Setting:
     data: DataSet
     plan: Plan
     site: Site
-    stages: Strategy
+    strategy: Strategy
     record: Record
     progress: Progress
     identity: str
@@ -62,7 +62,10 @@ class Setting:
         self.record.append("damaged", {"reason": reason})
         self.progress.message(f"{reason}; the run goes on from before it")
 
-    @property
-    def rounds(self) -> tuple[int, ...]:
-        """Rounds of each stage of the strategy."""
-        return tuple(one.rounds for one in self.site.settings)
+    def rounds(self, name: str) -> tuple[int, ...]:
+        """Return the rounds of each stage of a method."""
+        return tuple(one.rounds for one in self.site.stages(name))
+
+    def stages(self, name: str) -> int:
+        """Return the number of stages of a method: those of the strategy, and its own."""
+        return len(self.rounds(name))

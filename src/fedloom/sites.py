@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fedloom.algorithms import configured, make
-from fedloom.algorithms.base import FederatedAlgorithm, with_rule
-from fedloom.algorithms.wrap import adaptive
+from fedloom.algorithms.base import FederatedAlgorithm, Final
+from fedloom.algorithms.compose import compose, make
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
 from fedloom.experiment import Experiment
 from fedloom.measure import SLICES
-from fedloom.methods import Method, parse_method
-from fedloom.params import Layout, Params
+from fedloom.methods import Method, kind_of
+from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation import Validation
 from fedloom.tasks import PROMPTS
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.parts import parts_of
+from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
 from fedloom.types import Conversation, DataSet, Presence
+
+if TYPE_CHECKING:
+    from fedloom.sections import Train
 
 
 def make_site(
@@ -50,21 +54,24 @@ def make_site(
 
     @cache
     def local(name: str) -> Local:
-        method = parse_method(name)
+        method = experiment.method(name)
         held = together() if method.base == "centralised" else plan
+        parts = [
+            parts_of(tuned.layout, strategy, stage, alone=not method.federated)
+            for stage in range(len(strategy))
+        ]
+        final = final_of(experiment, method)
         return Local(
-            algorithm_of(experiment, method, len(plan.clients), tuned.layout).local,
-            _start(tuned, method),
-            [
-                parts_of(tuned.layout, strategy, stage, alone=not method.federated)
-                for stage in range(len(strategy))
-            ],
+            algorithm_of(experiment, method, tuned.layout).local,
+            STARTS[experiment.entries[method.composed[0]].start](tuned),
+            [*parts, *([_kept(parts[-1])] if final else [])],
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
+            [_settings_of(experiment.train, final)] if final else [],
         )
 
     def asked(question: Question) -> Asked:
-        clause = clause_of(experiment, parse_method(question.method))
+        clause = clause_of(experiment, experiment.method(question.method))
         if question.test == "test":
             return Asked(data.test, [SLICES[question.slice]] * len(data.test), clause)
         assert validation is not None
@@ -84,21 +91,43 @@ def rounds_of(experiment: Experiment, strategy: Strategy) -> tuple[int, ...]:
     return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
 
 
-def algorithm_of(experiment: Experiment, method: Method, clients: int, layout: Layout) -> FederatedAlgorithm:
-    """Make a method's algorithm; references train with plain FedAvg over their one client."""
-    base = method.base if method.federated else "fedavg"
-    arguments = experiment.arguments(base) if method.federated else {}
-    algorithm = make(base, clients, arguments)
-    if "adaptive" in method.modifiers:
-        chosen = experiment.adaptive.model_dump()
-        rule = configured("algorithms.adaptive", partial(adaptive, layout), chosen)
-        algorithm = with_rule(algorithm, rule)
-    return algorithm
+def algorithm_of(
+    experiment: Experiment, method: Method, layout: Layout, stage: int = 0
+) -> FederatedAlgorithm:
+    """Put a method's algorithm together for a stage; baselines train with plain FedAvg over their one client."""
+    given = replace(experiment.given, layout=layout, stage=stage)
+
+    def arguments(name: str) -> Mapping[str, Any]:
+        return experiment.arguments(name) if method.federated or name in method.parts else {}
+
+    return compose(method.composed, given, arguments, experiment.entries)
+
+
+def final_of(experiment: Experiment, method: Method) -> Final | None:
+    """Return the stage after the last round that a method has, or None."""
+    for part in method.parts:
+        if kind_of(part, experiment.entries) == "stage":
+            return make(part, experiment.given, experiment.arguments(part), experiment.entries)
+    return None
+
+
+def _settings_of(train: Train, final: Final) -> Train:
+    """Return how clients train in the final stage: all of them, for one round."""
+    rate = {"lr": train.lr * final.rate, "schedule": "constant", "epochs": final.epochs}
+    return train.model_copy(update={**rate, "rounds": 1, "cohort": None})
+
+
+def _kept(parts: Parts) -> Parts:
+    """Return the parts of a stage of which nothing is reported: what clients train stays with them."""
+    return Parts(parts.down, Part(parts.up.size, ()), parts.down | parts.trained, parts.trained)
 
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return what a method's prompts say of an example's modalities; None names those that are present."""
-    return PROMPTS[experiment.prompt.variant if "prompt" in method.modifiers else experiment.evaluate.prompt]
+    for part in method.parts:
+        if kind_of(part, experiment.entries) == "prompt":
+            return PROMPTS[make(part, experiment.given, experiment.arguments(part), experiment.entries)]
+    return PROMPTS[experiment.evaluate.prompt]
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:
@@ -116,9 +145,8 @@ def _presence(share: Share) -> list[Presence]:
     return [Presence(bool(i), bool(t)) for i, t in zip(share.image, share.text, strict=True)]
 
 
-def _start(tuned: Tuned, method: Method) -> Params:
-    """Return the parameters of a method's first round: YOCO's adapters come from the weights that they adapt."""
-    return svd_start(tuned) if method.base == "yoco" else tuned.start
+STARTS: dict[str, Callable[[Tuned], Params]] = {"loaded": lambda tuned: tuned.start, "svd": svd_start}
+"""Where the first round starts, by the `start` of an algorithm's entry."""
 
 
 def _conversations(

@@ -40,8 +40,9 @@ def train_method(
         UserError: None of them can go on.
     """
     standings: Sequence[Standing | None] = [None] * len(servers)
-    for number in range(len(setting.stages)):
-        label = f"{name}, stage {number + 1}" if len(setting.stages) > 1 else name
+    count = setting.stages(name)
+    for number in range(count):
+        label = f"{name}, stage {number + 1}" if count > 1 else name
         runs = [
             _training(setting, method, name, server, number, before)
             for server, before in zip(servers, standings, strict=True)
@@ -61,8 +62,8 @@ def _training(
     """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
     (alone, clients), layout = server, setting.tuned.layout
     folder, of = _place(setting, name, alone, number)
-    algorithm = algorithm_of(setting.experiment, method, len(setting.plan.clients), layout)
-    train, backend = setting.site.settings[number], local_backend(setting)
+    algorithm = algorithm_of(setting.experiment, method, layout, number)
+    train, backend = setting.site.stages(name)[number], local_backend(setting)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
     # Only here, so that a folder that is removed later is not made again.
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def _training(
 def _place(setting: Setting, name: str, alone: int | None, number: int) -> tuple[Path, str]:
     """Return the folder of a stage's checkpoints, and whose they are."""
     folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
-    last = number == len(setting.stages) - 1
+    last = number == setting.stages(name) - 1
     return folder if last else folder / f"stage-{number + 1}", setting.of(name, alone, number)
 
 
@@ -113,7 +114,7 @@ def _last(
             if rounds[-1] == done + standing.state.round - 1:
                 setting.site.memory.read((name, client, rounds[-1]))
 
-    last, layout = number == len(setting.stages) - 1, setting.tuned.layout
+    last, layout = number == setting.stages(name) - 1, setting.tuned.layout
     if last or _last(setting, name, alone, number + 1, lambda _: None) is None:
         return last_commit(folder, layout, passed_over, of, remembered)
     return last_commit(folder, layout, passed_over, of)
@@ -132,8 +133,8 @@ def _committed(
     setting: Setting, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
 ) -> Callable[[Standing, dict[str, Any]], Standing]:
     """Return what is called after each round; it writes the record, the learning curve and the checkpoint."""
-    train, done_before = setting.site.settings[number], setting.site.rounds_before(number)
-    last = number == len(setting.stages) - 1
+    train, done_before = setting.site.stages(name)[number], setting.site.rounds_before(number)
+    last = number == setting.stages(name) - 1
 
     def committed(now: Standing, log: dict[str, Any]) -> Standing:
         done, every = now.state.round, setting.experiment.evaluate.every
@@ -160,13 +161,11 @@ def questions_of(
 
     These are the global model, that of a client that trains alone, or each client's own where parts are personal.
     """
-    stage %= len(setting.stages)
-    params = (
-        algorithm_of(setting.experiment, method, len(setting.plan.clients), setting.tuned.layout)
-        .broadcast(standing.state)
-        .params
-    )
-    if not method.federated or not setting.site.local(name).parts[stage].personal.count:
+    stage %= setting.stages(name)
+    algorithm = algorithm_of(setting.experiment, method, setting.tuned.layout, stage)
+    params = algorithm.broadcast(standing.state).params
+    own = algorithm.personal or setting.site.local(name).parts[stage].personal.count
+    if not method.federated or not own:
         return {alone: Question(name, stage, params, alone)}
     since = standing.since
     return {
@@ -179,7 +178,7 @@ def best_questions(
     setting: Setting, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
     """Return the models of the best round, which are evaluated, by client, or None for a global one."""
-    stage = len(setting.stages) - 1
+    stage = setting.stages(name) - 1
     return {
         client: Question(
             name, stage, best.params, client, -1 if client is None else best.since.get(client, -1)
@@ -196,7 +195,7 @@ def _validated(
         return now
     models = questions_of(setting, method, name, now, alone, stage)
     found = validated(setting, models, name, dict.fromkeys(models, total))
-    if setting.experiment.evaluate.round != "best" or stage != len(setting.stages) - 1 or found is None:
+    if setting.experiment.evaluate.round != "best" or stage != setting.stages(name) - 1 or found is None:
         return now
     if now.best is not None and found["score"] <= now.best.score:
         return now

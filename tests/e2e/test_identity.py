@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom import folder, identity, runner
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import SERVERS
 from fedloom.cli import app
 from fedloom.data.pictures import FilePicture
 from fedloom.experiment import Experiment
@@ -229,9 +229,9 @@ def test_another_algorithms_code_and_what_it_imports_count(
     (tmp_path / "helper.py").write_text("FACTOR = 2\n")
     assert identity.source_digest(mine.mine) != before
 
-    monkeypatch.setitem(ALGORITHMS, "mine", mine.mine)
+    monkeypatch.setitem(SERVERS, "mine", mine.mine)
     assert set(identity.code(["mine", "fedavg"])) == {"code", "code of mine"}
-    monkeypatch.setitem(ALGORITHMS, "mine", functools.partial(mine.mine))
+    monkeypatch.setitem(SERVERS, "mine", functools.partial(mine.mine))
     assert identity.PROCESS in identity.code(["mine"])["code of mine"]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import SERVERS
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.methods import PUBLISHED, PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
@@ -292,7 +292,7 @@ def test_linear_is_refused_before_training_where_there_are_no_options(
     assert not (tmp_path / "run/methods").exists()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(tiny_model, methods=[name], train={"rounds": 2, "batch_size": 4, "optimizer": "sgd"})
     result = run(value, tmp_path / "run")

@@ -18,7 +18,7 @@ import pytest
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, site_of
 
 from campaign.kills import kill_at, patched
-from fedloom.algorithms import make
+from fedloom.algorithms.compose import make
 from fedloom.client.memory import Files
 from fedloom.engine.remote import Remote, serve
 from fedloom.engine.rounds import run_rounds

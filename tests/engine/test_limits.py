@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import LAYOUT, profiles
 
-from fedloom.algorithms import make
 from fedloom.algorithms.base import with_rule
+from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.client.optimizers import OPTIMIZERS, adamw_reach, clip
 from fedloom.client.schedule import rate_of

@@ -27,7 +27,8 @@ from tests.clients import (
 )
 from torch import Tensor
 
-from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms import SERVERS
+from fedloom.algorithms.compose import make
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
 from fedloom.client.site import Site
@@ -75,7 +76,7 @@ def go(
     return run_rounds([run], backend)[0], logs
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("how", [silent, broken])
 def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, how: How) -> None:
     """The state and the accepted memories are the same; the record gives the reason; no bytes came from the client."""
@@ -126,7 +127,7 @@ def test_an_answer_waits_only_for_those_before_it() -> None:
     assert taken == [1, 0]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_any_order_of_answers_gives_the_same_bits(name: str) -> None:
     class Reversed(Plain):
         def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:

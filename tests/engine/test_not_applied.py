@@ -12,8 +12,9 @@ import torch
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, same, site_of
 from tests.hostile.updates import run
 
-from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms import SERVERS
 from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.algorithms.compose import make
 from fedloom.client.memory import Memory
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
@@ -69,7 +70,7 @@ def go(
     return run_rounds([one], Plain(site_of(algorithm, train, memory)))[0], logs
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, tmp_path: Path) -> None:
     algorithm = make(name, CLIENTS)
     before, _ = go(algorithm, 1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.clients import same
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import SERVERS
 from fedloom.client.site import Question
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import Remote
@@ -38,7 +38,7 @@ def experiment(tiny_model: Path, name: str) -> Experiment:
         "model": {"path": str(tiny_model), "threads": 1},
         "strategy": {"name": name, "rank": 2},
         "train": {"rounds": 2, "batch_size": 2, "cohort": 2},
-        "methods": ["local", "centralised", *ALGORITHMS, "fedprox+prompt+adaptive"],
+        "methods": ["local", "centralised", *SERVERS, "fedprox+prompt+adaptive"],
         "algorithms": {"adaptive": {"skip": 0}},
     }
     return Experiment.from_json(json.dumps(values))

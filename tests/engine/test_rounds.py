@@ -12,8 +12,9 @@ import pytest
 import torch
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same, site_of, start_of
 
-from fedloom.algorithms import ALGORITHMS, make
+from fedloom.algorithms import SERVERS
 from fedloom.algorithms.base import ServerState
+from fedloom.algorithms.compose import make
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.engine import store
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
@@ -48,7 +49,7 @@ def whole_run(
     return run_rounds([run], backend)[0]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop: int, tmp_path: Path) -> None:
     """The site is ahead: it keeps memory of a round of which the server wrote no checkpoint."""
@@ -201,7 +202,7 @@ class Bytes(Plain):
         return Update.from_bytes(self.came[-1], LAYOUT)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
     """This holds whatever part of the parameters travels."""
     down, up = Part(LAYOUT.size, ((0, 3), (6, 12))), Part(LAYOUT.size, ((7, 9),))
@@ -243,7 +244,7 @@ def test_a_value_counts_only_clients_whose_part_has_it() -> None:
     assert after.params.flat.tolist() == [3.5] * 6 + [2.0] * 6
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_a_value_that_nobody_reports_keeps_its_value_and_its_slots(name: str) -> None:
     up, memory = Part(LAYOUT.size, ((3, 12),)), InMemory()
     before = whole_run(name, 1, memory=memory)

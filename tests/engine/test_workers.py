@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import CLIENTS, asked_about, assigned, real_site
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import SERVERS
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.memory import Files
 from fedloom.data.shapes import MAKERS
@@ -61,7 +61,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 @copying
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
     """What clients keep is the same, too."""
     todo, found = assigned(tuned, name), {}
@@ -81,7 +81,7 @@ def test_what_a_copy_cannot_keep_is_refused(tuned: Tuned) -> None:
         list(Workers(InProcess(real_site(tuned, "scaffold")), 2).train(assigned(tuned, "scaffold"), Clock()))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
     """Processors stand in for accelerators: each twin is a model of its own, trained in a thread of its own."""
     todo, seen = assigned(tuned, name), []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.hostile.updates import BAD, BAD_EXTRAS, Corrupt, run, scaled
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import SERVERS
 
 BAD_CLIENT = 2
 OTHERS = (0, 1, 3, 4)
@@ -34,13 +34,13 @@ def test_a_bad_update_changes_no_bit(name: str, said: str, corrupt: Corrupt) -> 
             assert [row["client"] for row in log["missing"]] == [BAD_CLIENT]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_honest_updates_pass(name: str) -> None:
     _, logs = run(name)
     assert [log["refused"] for log in logs] == [[], [], []]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("said", ["a million times", "a million times, turned round", "all 1e30"])
 def test_neither_one_of_two_nor_two_of_three_get_in(name: str, said: str) -> None:
     """A median over the round's own norms would be theirs."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
-from fedloom.algorithms import make
+from fedloom.algorithms.compose import make
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.messages import Update
 from fedloom.params import Layout, Params, Part

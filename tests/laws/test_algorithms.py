@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fedloom.algorithms import ALGORITHMS, configured, make
+from fedloom.algorithms import SERVERS
+from fedloom.algorithms.adaptive import adaptive
 from fedloom.algorithms.aggregate import mean_delta, means, ordered
 from fedloom.algorithms.base import PLAIN, LocalWork, ServerState, chain, with_rule
+from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
-from fedloom.algorithms.wrap import adaptive
 from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
@@ -23,7 +24,7 @@ CLIENTS = 3
 WEIGHTS = (1.0, 5.0, 2.5)
 STEPS = (2, 1, 4)
 CASES = {
-    **{name: (name, {}) for name in ALGORITHMS},
+    **{name: (name, {}) for name in SERVERS},
     "fedavg uniform": ("fedavg", {"uniform": True, "lr": 0.5}),
     "fedavgm published": ("fedavgm", {"published": True}),
     "fedadagrad published": ("fedadagrad", {"published": True}),
@@ -167,7 +168,7 @@ def test_scaling_all_weights_changes_nothing(algorithm):
 
 
 @pytest.mark.parametrize("uniform", [True, False])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_weights_matter_unless_uniform(name, uniform):
     algorithm = make(name, CLIENTS, {"uniform": uniform})
     state = algorithm.init(Params(LAYOUT, random("start")))
@@ -177,7 +178,7 @@ def test_weights_matter_unless_uniform(name, uniform):
     assert torch.equal(found.params.flat, expected.params.flat) == uniform
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SERVERS)
 def test_a_step_is_proportional_to_the_server_step(name):
     moves = []
     for lr in (0.1, 0.3):
@@ -269,7 +270,7 @@ def test_save_load_continue_is_the_uninterrupted_run(algorithm):
 
 
 RULES = {
-    **{name: lambda name=name: make(name, CLIENTS).local for name in ALGORITHMS},
+    **{name: lambda name=name: make(name, CLIENTS).local for name in SERVERS},
     "adaptive": lambda: adaptive(LAYOUT, skip=0),
     "chain": lambda: chain(make("scaffold", CLIENTS).local, proximal(0.3)),
 }
@@ -393,7 +394,7 @@ def test_many_equal_updates_average_to_themselves():
         ("fedprox", {"mu": -0.1}, "mu is -0.1"),
         ("yoco", {"sparse": -0.1}, "sparse is -0.1"),
         ("yoco", {"sharpness": 0.0}, "sharpness is 0.0.*positive"),
-        *[(name, {"lr": -1.0}, "lr is -1.0.*positive") for name in ALGORITHMS],
+        *[(name, {"lr": -1.0}, "lr is -1.0.*positive") for name in SERVERS],
     ],
 )
 def test_mistakes_are_told_in_one_message(name, arguments, message):
@@ -409,7 +410,7 @@ def test_arguments_reach_the_algorithm():
 
 
 def test_a_modifier_is_configured_like_an_algorithm():
-    with pytest.raises(UserError, match=r"algorithms.adaptive: skip is 4, which leaves none"):
+    with pytest.raises(UserError, match=r"algorithms.adaptive: skip is 1, which leaves none"):
         configured("algorithms.adaptive", adaptive, {}, layout=LAYOUT)
     with pytest.raises(UserError, match=r"adaptive.skip is 1.5; it must be a whole number"):
         configured("algorithms.adaptive", adaptive, {"skip": 1.5}, layout=LAYOUT)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fedloom.algorithms import make
+from fedloom.algorithms.compose import make
 from fedloom.messages import Update
 from fedloom.params import Layout, Params
 

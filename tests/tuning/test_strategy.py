@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.clients import site_of, start_of
 
-from fedloom.algorithms import make
+from fedloom.algorithms.compose import make
 from fedloom.client.memory import InMemory
 from fedloom.client.site import PERSONAL
 from fedloom.data.shapes import MAKERS

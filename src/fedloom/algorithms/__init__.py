@@ -39,6 +39,7 @@ PLACES: Mapping[str, Place] = {
     "yoco": Place("server", "yoco", "YOCO"),
     "proximal": Place("rule", "fedprox", "proximal"),
     "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
+    "finetune": Place("stage", "finetune", "fine-tuning"),
     "prompt": Place("prompt", "prompt", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""

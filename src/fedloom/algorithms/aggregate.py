@@ -113,7 +113,9 @@ class _Running:
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms, self._clients = terms, 0
         self._sums = [_Sum() for _ in terms]
-        self._first: list[float] = []  # weights go in multiples of the first, so that equal ones multiply nothing
+        self._first: list[
+            float
+        ] = []  # weights go in multiples of the first, so that equal ones multiply nothing
         self._weights: list[dict[Part | None, float]] = [{} for _ in terms]
 
     def add(self, update: Update) -> None:

@@ -1,10 +1,10 @@
 """What a federated algorithm is: pure functions for the server, and local rules for the clients.
 
 The server half never calls a client; it maps a state and updates to a state. It is put together by `server` from an
-aggregate (updates → one delta) and a step (that delta → the next parameters). The client half changes how a client
-trains. All of them act on flat vectors, so a page reads like its paper.
+aggregate (updates → one delta) and a step (that delta → the next parameters). The client half, a rule of
+`fedloom.algorithms.rule`, changes how a client trains. All of them act on flat vectors, so a page reads like its paper.
 
-Shape legend: P trained values, K clients side by side.
+Shape legend: P trained values.
 """
 
 from __future__ import annotations
@@ -12,12 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import ordered
+from fedloom.algorithms.rule import (  # noqa: F401
+    PLAIN,
+    Correct,
+    Final,
+    Gradient,
+    LocalRule,
+    Probe,
+    Second,
+    chain,
+    clipped,
+)
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors
@@ -51,6 +62,10 @@ Change = Callable[[Aggregate], Aggregate]
 """What wraps an aggregate, such as clipping every update first."""
 
 
+def _no_slots(params: Params) -> Tensors:
+    return {}
+
+
 class Step(NamedTuple):
     """What a server does with the delta of a round.
 
@@ -60,101 +75,7 @@ class Step(NamedTuple):
     """
 
     move: Callable[[ServerState, Tensor], tuple[Tensor, Tensors, Diagnostics]]
-    slots: Callable[[Params], Tensors] = lambda params: {}
-
-
-Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
-"""(grads, params, carry) → (grads, carry); grads and params are flat, shape [P] or [K, P]."""
-
-
-class Probe(Protocol):
-    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client.
-
-    Attributes:
-        examples: Number of examples of the batch.
-        trained: 1 for values that the client trains and 0 elsewhere, shape [P].
-    """
-
-    examples: int
-    trained: Tensor
-
-    def loss(self, params: Tensor) -> Tensor:
-        """Return the mean loss of the batch at parameters of shape [P], a scalar."""
-        ...
-
-    def gradient(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of the batch, a scalar, and its gradient, shape [P], zero for what is not trained."""
-        ...
-
-    def per_example(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each example, shape [B], and its gradient, shape [B, P]."""
-        ...
-
-    def stream(self, purpose: str) -> torch.Generator:
-        """Return a random stream named by the purpose, the client, the round and the step; on the CPU."""
-        ...
-
-
-Gradient = Callable[[Probe, Tensor, Tensors], tuple[Tensor, Tensor, Tensors]]
-"""(probe, params of shape [P], carry) → (loss, gradient of shape [P], carry)."""
-
-
-def _begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
-    return {}
-
-
-def _correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
-    return grads, carry
-
-
-def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-    return {}, {}
-
-
-class LocalRule(NamedTuple):
-    """What an algorithm does inside a client's training; `carry` is a dict of tensors passed along.
-
-    Every function has a default that leaves training alone. At each step the gradient is made (`gradient`), changed
-    (`penalize`), clipped, and changed again (`correct`); the local optimizer sees the result.
-
-    Attributes:
-        begin: (broadcast, memory) → carry. `memory` is what this client kept from its last round, or {}.
-        correct: Called at every step after clipping; the result is what the local optimizer sees.
-        finish: (carry, steps) → (extras, memory): what to send besides the delta, and what to keep.
-            `steps` is the number of optimizer steps taken, at least 1.
-        penalize: Called at every step before clipping, so that what it adds is clipped together with the
-            gradient of the loss; see `clipped`.
-        gradient: Makes the gradient in place of backpropagation through the batch's mean loss. Clients with such a rule
-            train one after the other.
-        start: (broadcast, memory) → the parameters that the client begins with, shape [P], in place of those that were
-            sent.
-        own: (parameters at the end of training of shape [P], carry) → a model that the client keeps for itself, shape
-            [P]; it is what the client is evaluated with. None keeps none.
-    """
-
-    begin: Callable[[Broadcast, Tensors], Tensors] = _begin
-    correct: Correct = _correct
-    finish: Callable[[Tensors, int], tuple[Tensors, Tensors]] = _finish
-    penalize: Correct = _correct
-    gradient: Gradient | None = None
-    start: Callable[[Broadcast, Tensors], Tensor] | None = None
-    own: Callable[[Tensor, Tensors], Tensor] | None = None
-
-
-class Second(NamedTuple):
-    """A second pass over a client's data in every round, from the client's own model to its next.
-
-    Attributes:
-        name: Names the pass's random streams.
-        rule: Its rule; `begin` gets what the server sent, and an empty memory.
-        epochs: Epochs, ≥ 1; None is as many as in the first pass.
-        rate: Factor on the learning rate, > 0.
-    """
-
-    name: str
-    rule: LocalRule
-    epochs: int | None = None
-    rate: float = 1.0
+    slots: Callable[[Params], Tensors] = _no_slots
 
 
 class LocalWork(NamedTuple):
@@ -187,10 +108,6 @@ class Extra(NamedTuple):
 
 def _no_extras(work: LocalWork) -> Mapping[str, Extra]:
     return {}
-
-
-PLAIN = LocalRule()
-"""The rule that leaves local training alone."""
 
 
 class FederatedAlgorithm(NamedTuple):
@@ -282,87 +199,6 @@ def sent(state: ServerState) -> Broadcast:
     return Broadcast(state.params)
 
 
-def clipped(rule: LocalRule) -> LocalRule:
-    """Clip what a rule adds to the gradient together with the gradient of the loss.
-
-    That is what becomes of a penalty which is added to the loss of a Trainer of `transformers`, as in the
-    code of FedMLLM (arXiv 2411.14717) and of FedVLMBench (arXiv 2506.09638).
-
-    Example:
-        >>> clipped(PLAIN).penalize is PLAIN.correct
-        True
-    """
-    return rule._replace(correct=_correct, penalize=rule.correct)
-
-
-def chain(first: LocalRule, second: LocalRule) -> LocalRule:
-    """Apply two rules one after the other, keeping what each carries, sends and remembers apart.
-
-    Raises:
-        ValueError: Both make a gradient, both choose where the client starts, or both keep a model of its own.
-
-    Example:
-        >>> chain(PLAIN, PLAIN).finish({}, 1)
-        ({}, {})
-    """
-    rules = {"0": first, "1": second}
-
-    def part(tensors: Tensors, key: str) -> Tensors:
-        return {name[2:]: value for name, value in tensors.items() if name.startswith(f"{key}.")}
-
-    def joined(parts: Mapping[str, Tensors]) -> Tensors:
-        return {f"{key}.{name}": value for key, tensors in parts.items() for name, value in tensors.items()}
-
-    def begin(broadcast: Broadcast, memory: Tensors) -> Tensors:
-        return joined({key: rule.begin(broadcast, part(memory, key)) for key, rule in rules.items()})
-
-    def both(changes: Mapping[str, Correct]) -> Correct:
-        def change(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
-            carries: dict[str, Tensors] = {}
-            for key, one in changes.items():
-                grads, carries[key] = one(grads, params, part(carry, key))
-            return grads, joined(carries)
-
-        return change
-
-    def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-        ends = {key: rule.finish(part(carry, key), steps) for key, rule in rules.items()}
-        # Extras keep their plain names: the server half that reads them knows nothing of the chain.
-        extras = {name: value for sent, _ in ends.values() for name, value in sent.items()}
-        return extras, joined({key: memory for key, (_, memory) in ends.items()})
-
-    def only(field: str) -> str | None:
-        """Return the key of the rule that has a field of which there can be one, or None."""
-        having = [key for key, rule in rules.items() if getattr(rule, field) is not None]
-        if len(having) == 2:
-            raise ValueError(f"two rules that each have a {field} of their own cannot go together")
-        return having[0] if having else None
-
-    def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
-        assert maker is not None and (make := rules[maker].gradient) is not None
-        loss, grads, own = make(probe, params, part(carry, maker))
-        return loss, grads, {**carry, **joined({maker: own})}
-
-    def start(broadcast: Broadcast, memory: Tensors) -> Tensor:
-        assert starter is not None and (begun := rules[starter].start) is not None
-        return begun(broadcast, part(memory, starter))
-
-    def own(end: Tensor, carry: Tensors) -> Tensor:
-        assert keeper is not None and (keep := rules[keeper].own) is not None
-        return keep(end, part(carry, keeper))
-
-    maker, starter, keeper = (only(field) for field in ("gradient", "start", "own"))
-    return LocalRule(
-        begin,
-        both({key: rule.correct for key, rule in rules.items()}),
-        finish,
-        both({key: rule.penalize for key, rule in rules.items()}),
-        gradient if maker else None,
-        start if starter else None,
-        own if keeper else None,
-    )
-
-
 def with_rule(algorithm: FederatedAlgorithm, rule: LocalRule) -> FederatedAlgorithm:
     """Add a local rule to an algorithm, after the algorithm's own."""
     return algorithm._replace(local=chain(algorithm.local, rule))
@@ -419,3 +255,17 @@ def norm(vector: Tensor) -> float:
 def zeros_like(params: Params) -> Tensor:
     """Return zeros of shape [P] for a slot."""
     return torch.zeros_like(params.flat)
+
+
+def still(params: Params) -> Tensors:
+    """Return the slot of a velocity before the first round."""
+    return {"velocity": zeros_like(params)}
+
+
+def moments(tau: float) -> Callable[[Params], Tensors]:
+    """Return a function that makes the slots of a momentum, 0, and of a mean square, τ², before the first round."""
+
+    def slots(params: Params) -> Tensors:
+        return {"m": zeros_like(params), "v": zeros_like(params) + tau**2}
+
+    return slots

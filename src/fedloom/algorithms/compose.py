@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.base import FederatedAlgorithm, with_aggregate, with_rule
@@ -27,7 +27,11 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
     ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
     ("no values", "kind wrapper", "no delta travels that could be changed"),
-    ("no values", "kind rule", "its clients take a step along a drawn direction that leaves no room for another rule"),
+    (
+        "no values",
+        "kind rule",
+        "its clients take a step along a drawn direction that leaves no room for another rule",
+    ),
     ("no values", "kind pass", "its clients never have a gradient"),
     ("no values", "kind part", "all values move together along drawn directions"),
 )
@@ -99,10 +103,14 @@ Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaff
     return configured(f"algorithms.{name}", entries[name].make, arguments or {}, **needed)
 
 
+def _no_arguments(name: str) -> Mapping[str, Any]:
+    return {}
+
+
 def compose(
     names: Sequence[str],
     given: Given,
-    arguments: Callable[[str], Mapping[str, Any]] = lambda name: {},
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
     entries: Mapping[str, Entry] = ENTRIES,
 ) -> FederatedAlgorithm:
     """Put an algorithm together from its name and those of the parts that are added to it.
@@ -128,8 +136,9 @@ def compose(
     base, *parts = names
     algorithm: FederatedAlgorithm = make(base, given, arguments(base), entries)
     made = [(entries[name].kind, make(name, given, arguments(name), entries)) for name in parts]
-    for aggregate in (value for kind, value in made if kind == "aggregate"):
-        algorithm = with_aggregate(algorithm, lambda own, one=aggregate: one)
+    for kind, value in made:
+        if kind == "aggregate":
+            algorithm = algorithm._replace(aggregate=value)
     for kind, value in made:
         if kind == "wrapper":
             algorithm = with_aggregate(algorithm, value)
@@ -151,7 +160,7 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
     for k, (name, entry) in enumerate(known):
         for other, beside in known[k + 1 :]:
             if reason := _conflict(entry, beside):
-                yield f'"{"+".join(names)}": {name} and {other} do not go together, since {reason}'
+                yield f"{name} and {other} do not go together, since {reason}"
 
 
 def _conflict(one: Entry, other: Entry) -> str | None:
@@ -178,19 +187,19 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
     """
-    settable = {
-        key: parameter.default
+    settable: dict[str, Any] = {
+        key: cast("Any", parameter.default)
         for key, parameter in signature(factory).parameters.items()
-        if isinstance(parameter.default, bool | int | float | str | tuple)
+        if isinstance(cast("Any", parameter.default), bool | int | float | str | tuple)
     }
     for key, value in arguments.items():
         if key not in settable:
             raise UserError(_unknown(where, key, list(settable)))
         kind, fits = _fits(settable[key], value)
         if not fits:
-            default: Any = settable[key]
-            example = list(default) if isinstance(default, tuple) else default
-            raise UserError(f"{where}.{key} is {value!r}; it must be {kind}, for example {example}")
+            default = settable[key]
+            example = "" if default == () else f", for example {_shown(default)}"
+            raise UserError(f"{where}.{key} is {_shown(value)!r}; it must be {kind}{example}")
     try:
         return factory(**given, **{key: _frozen(value) for key, value in arguments.items()})
     except ValueError as error:
@@ -208,12 +217,19 @@ def _fits(default: Any, value: Any) -> tuple[str, bool]:
         return "text", isinstance(value, str)
     if not isinstance(value, list | tuple):
         return "a list", False
-    kinds = {_fits(default[0], one) for one in value} if default else {("a list", True)}
-    return f"a list; each entry {next(iter(kinds or {('', True)}))[0]}", all(fits for _, fits in kinds)
+    entries = cast("Sequence[Any]", value)
+    if not default:
+        return "a list", True
+    return f"a list, each entry {_fits(default[0], 0)[0]}", all(_fits(default[0], one)[1] for one in entries)
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as a recipe writes it."""
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _unknown(where: str, name: str, known: Sequence[str]) -> str:

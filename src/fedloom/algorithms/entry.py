@@ -12,6 +12,7 @@ KINDS = {
     "wrapper": "a change of every update, or of their aggregate, before the server's step",
     "rule": "a change of how clients train",
     "pass": "a further pass over each client's data, for a model of its own",
+    "stage": "a stage after the last round, in which each client trains a model of its own",
     "part": "which values each client holds, trains and reports",
     "prompt": "a change of what prompts say",
 }
@@ -40,8 +41,8 @@ class Entry:
         make: Makes it. Its keyword arguments with defaults are what an experiment may set. Of those without a default it
             is given `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage`
             (number of the strategy's stage) and `layout` (names and shapes of what is trained). It returns a
-            `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), or
-            a `Share` (part).
+            `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), a
+            `Final` (stage), or a `Share` (part).
         kind: A key of `KINDS`.
         label: Its name in tables and figures.
         about: What it does, in one sentence for readers of a report.

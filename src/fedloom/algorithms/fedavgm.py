@@ -27,7 +27,7 @@ from fedloom.algorithms.base import (
     norm,
     positive,
     server,
-    zeros_like,
+    still,
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.types import Tensors
@@ -40,7 +40,7 @@ def momentous(momentum: float, lr: float) -> Step:
         velocity = momentum * state.slots["velocity"] + delta
         return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
 
-    return Step(move, lambda params: {"velocity": zeros_like(params)})
+    return Step(move, still)
 
 
 def fedavgm(

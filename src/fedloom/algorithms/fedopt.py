@@ -36,10 +36,10 @@ from fedloom.algorithms.base import (
     ServerState,
     Step,
     fraction,
+    moments,
     norm,
     positive,
     server,
-    zeros_like,
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.types import Tensors
@@ -134,7 +134,7 @@ def adaptive_step(second: SecondMoment, lr: float, beta1: float, tau: float) -> 
         step = lr * m / (v.sqrt() + tau)
         return state.params.flat + step, {"m": m, "v": v}, {"step_norm": norm(step)}
 
-    return Step(move, lambda params: {"m": zeros_like(params), "v": zeros_like(params) + tau**2})
+    return Step(move, moments(tau))
 
 
 _MOMENTS = {"published": True, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from fedloom.algorithms.entry import Entry
 
+VARIANTS = ("present", "original", "relaxed", "agnostic", "strict", "none")
+"""The keys of `fedloom.tasks.base.PROMPTS`."""
+
 
 def prompt(*, variant: str = "agnostic") -> str:
     """Return the key of `fedloom.tasks.base.PROMPTS` that words the prompts.
 
     Args:
         variant: agnostic is FedMLLM's strategy, the others are its ablation.
+
+    Raises:
+        ValueError: There is no such variant.
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}; there are {', '.join(VARIANTS)}")
     return variant
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Diagnostics, ServerState, Step, norm, zeros_like
+from fedloom.algorithms.base import Diagnostics, ServerState, Step, moments, norm, still
 from fedloom.types import Tensors
 
 LAYERS = 28
@@ -45,12 +45,10 @@ def averaged_momentum(momentum: float, lr: float) -> Step:
         velocity = momentum * state.slots["velocity"] + entering * delta
         return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
 
-    return Step(move, lambda params: {"velocity": zeros_like(params)})
+    return Step(move, still)
 
 
-def squared_momentum(
-    second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float
-) -> Step:
+def squared_momentum(second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float) -> Step:
     """Return the step of `fedloom.algorithms.fedopt` with m² in place of Δ² in every line for v, so that v follows the momentum.
 
     The whole first Δ is the first m, without the factor 1 − β₁. FedAdagrad there has no momentum.
@@ -68,4 +66,4 @@ def squared_momentum(
         step = lr * m / (v.sqrt() + tau)
         return state.params.flat + step, {"m": m, "v": v}, {"step_norm": norm(step)}
 
-    return Step(move, lambda params: {"m": zeros_like(params), "v": zeros_like(params) + tau**2})
+    return Step(move, moments(tau))

@@ -90,6 +90,7 @@ class Local:
         parts: What is sent, trained and kept, one entry for each stage of the strategy.
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
+        further: How clients train in stages of the method's own, after those of the strategy.
     """
 
     rule: LocalRule
@@ -97,6 +98,7 @@ class Local:
     parts: Sequence[Parts]
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
+    further: Sequence[Train] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +159,10 @@ class Site:
     asked: Callable[[Question], Asked] = _nothing
     evaluate: Evaluate | None = None
 
+    def stages(self, method: str) -> Sequence[Train]:
+        """Return how clients train in each stage of a method."""
+        return (*self.settings, *self.local(method).further)
+
     def rounds_before(self, stage: int) -> int:
         """Return how many rounds the stages before a stage have in all."""
         return sum(one.rounds for one in self.settings[:stage])
@@ -187,7 +193,7 @@ class Site:
             local.rule,
             rule if assignment.since >= self.rounds_before(stage) else {},
             local.conversations(assignment.client),
-            self.settings[stage],
+            self.stages(assignment.method)[stage],
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,

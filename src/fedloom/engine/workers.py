@@ -109,7 +109,7 @@ class Workers:
             conversations = site.local(assignment.method).conversations(assignment.client)
             for one in conversations:
                 encode(site.tuned.vlm, one, [one.answer])
-            return steps_of(site.settings[assignment.stage], len(conversations))
+            return steps_of(site.stages(assignment.method)[assignment.stage], len(conversations))
         return 1
 
     def _results(

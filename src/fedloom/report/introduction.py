@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedloom.algorithms import ENTRIES
 from fedloom.report.records import Json, Run, at, number
-from fedloom.report.tables import MODIFIERS, base, counted, federated, label
+from fedloom.report.tables import base, counted, federated, label, part_label
 
 DATA = {
     "emoji": "emoji, small images with words that describe them; the question is to which group one belongs",
@@ -50,22 +51,6 @@ GLOSSARY = {
     "clients' own models; figures in brackets are the best and the worst of them.",
     "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
     "A reference for what sharing can reach.",
-    "fedavg": "Federated averaging: clients train, and the server averages their changes, "
-    "weighted by number of examples.",
-    "fedmean": "As FedAvg, with every client counting alike however many examples it holds.",
-    "fedprox": "As FedAvg, with a pull that keeps each client near the shared model while it trains.",
-    "fedavgm": "As FedAvg, with momentum at the server.",
-    "fedadagrad": "As FedAvg, with Adagrad as the server's optimizer: step sizes adapt to each parameter.",
-    "fedyogi": "As FedAvg, with Yogi as the server's optimizer: step sizes adapt, more slowly than Adam's.",
-    "fedadam": "As FedAvg, with Adam as the server's optimizer: step sizes adapt to each parameter.",
-    "scaffold": "As FedAvg, with control variates that correct each client's drift from the others.",
-    "fednova": "As FedAvg, with changes normalized by how many steps each client took.",
-    "yoco": "One-shot: adapters start from the model's own weights, clients keep the signs of one factor and "
-    "keep the other sparse, and the server weighs clients by how far they agree.",
-    "prompt": "The instruction does not name the evidence of each example; by default it uses the same words "
-    "whatever evidence is there (FedMLLM).",
-    "adaptive": "While a client trains, layers of its language model, by default all but the first and the last, are "
-    "held near the shared model (FedMLLM).",
 }
 
 EMBEDDED = (
@@ -75,24 +60,35 @@ EMBEDDED = (
 """What `linear` is with `evaluate.linear_text: minilm`."""
 
 
-def glossary(methods: Sequence[str], text_only: bool = False, texts: str = "words") -> list[tuple[str, str]]:
-    """Explain every method and modifier that has an explanation, in the order of the methods.
+def glossary(
+    methods: Sequence[str], parts: Json, text_only: bool = False, texts: str = "words"
+) -> list[tuple[str, str]]:
+    """Explain every baseline, algorithm and part that has an explanation, in the order of the methods.
 
     Args:
         methods: Their names.
+        parts: What algorithms and parts do, by name, as the result of a run has it.
         text_only: Whether the model is a language model without images; the linear reference then sees none either.
         texts: What the linear reference knows of texts, `evaluate.linear_text`.
     """
     linear = EMBEDDED if texts == "minilm" else GLOSSARY["linear"]
     told = {**GLOSSARY, "linear": linear.replace("edges, colors and ", "") if text_only else linear}
-    parts = dict.fromkeys(part for method in methods for part in method.split("+"))
-    names = {part: f"+ {MODIFIERS[part]}" if part in MODIFIERS else label(part) for part in parts}
-    return [(names[part], told[part]) for part in parts if part in told]
+    names = {method.split("+")[0]: label(method.split("+")[0]) for method in methods}
+    names |= {part: f"+ {part_label(part)}" for method in methods for part in method.split("+")[1:]}
+    order = dict.fromkeys(part for method in methods for part in method.split("+"))
+    # Results of version 0.1 have no such texts; then they come from the pages of the algorithms.
+    found = ((names[part], told.get(part) or parts.get(part) or _about(part)) for part in order)
+    return [(name, about) for name, about in found if about]
+
+
+def _about(part: str) -> str | None:
+    return ENTRIES[part].about if part in ENTRIES else None
 
 
 def explained(run: Run) -> list[tuple[str, str]]:
-    """Explain the methods and modifiers of a run."""
-    return glossary(list(run.scores), run.text_only, at(run.experiment, "evaluate", "linear_text") or "words")
+    """Explain the methods of a run and what is added to them."""
+    texts = at(run.experiment, "evaluate", "linear_text") or "words"
+    return glossary(list(run.scores), at(run.result, "parts") or {}, run.text_only, texts)
 
 
 PURPOSE = (

@@ -13,7 +13,7 @@ from typing import Any
 from fedloom.report.paired import Pair, Paired, Reading, compare, pairs
 from fedloom.report.paired_readings import Measure, readings_of
 from fedloom.report.sweeps import SweepRun
-from fedloom.report.tables import MODIFIERS, federated
+from fedloom.report.tables import federated
 
 WITH, WITHOUT = "with", "without"
 
@@ -88,7 +88,7 @@ def factors(sweep: SweepRun) -> list[Factor]:
     if names and len(sweep.methods) > 1:
         reference = "fedavg" if "fedavg" in names else names[0]
         found.append(Factor(method, "method", tuple(sweep.methods), reference, settings, method, readings))
-    for modifier in MODIFIERS:
+    for modifier in dict.fromkeys(part for name in sweep.methods for part in name.split("+")[1:]):
         plain = {name: _without(name, modifier) for name in sweep.methods}
         plain = {name: other for name, other in plain.items() if other != name and other in plain}
         if plain:

@@ -12,7 +12,7 @@ from fedloom.report.paired_sweep import Comparison, Factor, comparisons
 from fedloom.report.scores import headline_title
 from fedloom.report.sweep_tables import BEST, explained, shown, written
 from fedloom.report.sweeps import SweepRun
-from fedloom.report.tables import MISSING, MODIFIERS, Table, base, counted, printable
+from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable
 
 MOST_LINES = 15  # of a terminal
 FEW = 5  # seeds with which only large differences are told apart
@@ -33,7 +33,7 @@ def by_factor(sweep: SweepRun) -> list[list[Comparison]]:
 def factor_title(factor: Factor) -> str:
     """Name a factor for readers."""
     if factor.kind == "modifier":
-        return f"+ {MODIFIERS[factor.name.strip('+_')]}"
+        return f"+ {part_label(factor.name.strip('+_'))}"
     return "Methods" if factor.kind == "method" else factor.name
 
 

@@ -108,7 +108,7 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
         entry
         for method in sweep.methods
         for texts in sweep.linear_texts or ["words"]
-        for entry in glossary([method], sweep.text_only, texts)
+        for entry in glossary([method], sweep.parts, sweep.text_only, texts)
     )
     return list(dict.fromkeys(entries))
 

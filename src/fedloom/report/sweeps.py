@@ -100,6 +100,11 @@ class SweepRun:
         return list(dict.fromkeys([self.metric, *found]))
 
     @property
+    def parts(self) -> Json:
+        """What algorithms and parts do, by name, as far as cells are done."""
+        return {name: text for cell in self.cells for name, text in (at(cell.result, "parts") or {}).items()}
+
+    @property
     def text_only(self) -> bool:
         """Whether no cell's model sees images, as far as cells are done."""
         done = [cell.text_only for cell in self.cells if cell.result is not None]

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedloom.algorithms import PLACES
 from fedloom.report.records import Json, at, number
 
 MISSING = "—"
@@ -19,21 +20,6 @@ REFERENCES = {
     "centralised": "centralised",
 }
 """Methods that are not federated, and how they are shown."""
-
-ALGORITHMS = {
-    "fedavg": "FedAvg",
-    "fedmean": "FedMean",
-    "fedprox": "FedProx",
-    "fedavgm": "FedAvgM",
-    "fedadagrad": "FedAdagrad",
-    "fedyogi": "FedYogi",
-    "fedadam": "FedAdam",
-    "scaffold": "SCAFFOLD",
-    "fednova": "FedNova",
-    "yoco": "YOCO",
-}
-
-MODIFIERS = {"prompt": "prompt", "adaptive": "adaptive regulariser"}
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -76,8 +62,13 @@ LATEX = str.maketrans(
 
 
 def base(method: str) -> str:
-    """Return a method's name without its modifiers."""
+    """Return a method's name without the parts that are added to it."""
     return method.split("+")[0]
+
+
+def part_label(name: str) -> str:
+    """Return the name of an algorithm or of a part of one for readers; one that is not known is shown as it is."""
+    return PLACES[name].label if name in PLACES else name
 
 
 def federated(method: str) -> bool:
@@ -92,10 +83,8 @@ def label(method: str) -> str:
         >>> label("fedavg+prompt+adaptive"), label("local"), label("mine")
         ('FedAvg + prompt + adaptive regulariser', 'local (mean)', 'mine')
     """
-    first, *modifiers = method.split("+")
-    return " + ".join(
-        [{**REFERENCES, **ALGORITHMS}.get(first, first), *(MODIFIERS.get(m, m) for m in modifiers)]
-    )
+    first, *parts = method.split("+")
+    return " + ".join([REFERENCES.get(first) or part_label(first), *map(part_label, parts)])
 
 
 def title(name: str) -> str:
