@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fedloom.models.family import Family
     from fedloom.tasks import Metric
 
+AROUND: tuple[KeyPath, ...] = (("plugins",),)
+"""Where plug-ins are wrong themselves, names that they might have are not looked for."""
+
 PYTHON = "python"
 """Key that stands for a plug-in which was given as a Python value, in an experiment that is written down."""
 
@@ -45,9 +48,9 @@ def _written(plugin: str | Plugins) -> Any:
 
 
 Plugin = Annotated[
-    str | Plugins, PlainValidator(_plugin, json_schema_input_type=str), PlainSerializer(_written, return_type=Any)
+    Any, PlainValidator(_plugin, json_schema_input_type=str), PlainSerializer(_written, return_type=Any)
 ]
-"""An absolute path, or a value."""
+"""An absolute path, or a `Plugins`."""
 
 
 class Outside(Section):
@@ -124,7 +127,7 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
     name, sets = experiment.data.name, experiment.datasets
     known = Layered(experiment.added.metrics, INSTALLED.metrics)
     if name not in sets:
-        yield Conflict(("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}")
+        yield Conflict(("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND)
     else:
         yield from _refused(("data", "name"), lambda: sets[name])
     for index, method in enumerate(experiment.methods):
@@ -133,7 +136,7 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
         path = ("evaluate", "metrics", index)
         if metric not in known:
             told = unknown("metric of a plug-in", metric, tuple(known))
-            yield Conflict(path, f"{dotted(path)}: {told}")
+            yield Conflict(path, f"{dotted(path)}: {told}", AROUND)
         else:
             yield from _refused(path, partial(known.__getitem__, metric))
 
@@ -143,4 +146,4 @@ def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
     try:
         find()
     except UserError as error:
-        yield Conflict(path, f"{dotted(path)}: {error}")
+        yield Conflict(path, f"{dotted(path)}: {error}", AROUND)
