@@ -225,8 +225,8 @@ def _all_conflicts(experiment: Experiment) -> list[Conflict]:
     if not (found := list(unknown_names(experiment))):
         return list(_conflicts(experiment))
     defaults = {"data": Data(), "methods": DEFAULT_METHODS, "evaluate": Evaluate()}
-    wrong = {conflict.path[0] for conflict in found}
-    rest = _conflicts(experiment.model_copy(update={key: defaults[str(key)] for key in wrong}))
+    wrong = {str(conflict.path[0]) for conflict in found}
+    rest = _conflicts(experiment.model_copy(update={key: defaults[key] for key in wrong}))
     return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]
 
 

@@ -18,7 +18,6 @@ from fedloom.hashes import combined
 from fedloom.models.families import FAMILIES
 from fedloom.models.source import Source
 from fedloom.plugins import INSTALLED, installed_code
-from fedloom.sources import PROCESS, source_digest
 from fedloom.types import DataSet, Example, Picture, UserError
 
 PACKAGE = Path(__file__).parent

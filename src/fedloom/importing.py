@@ -26,6 +26,7 @@ class _Fresh(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the compiled source."""
+        del fullname
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
@@ -66,7 +67,9 @@ def _import(path: Path, digest: str) -> ModuleType:
             spec.loader.exec_module(module)
     except SyntaxError as error:
         del sys.modules[name]
-        raise UserError(f"{error.filename or path}, line {error.lineno}: it is no Python: {error.msg}") from None
+        raise UserError(
+            f"{error.filename or path}, line {error.lineno}: it is no Python: {error.msg}"
+        ) from None
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"{_last_place(error, path)}: {type(error).__name__}: {error}") from error
@@ -76,9 +79,13 @@ def _import(path: Path, digest: str) -> ModuleType:
 @contextmanager
 def _from_beside(folder: Path) -> Iterator[None]:
     """Let imports find modules in a folder before all others, and forget those afterwards; nothing is written there."""
-    beside = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
+    beside = {file.stem for file in folder.glob("*.py")} | {
+        file.parent.name for file in folder.glob("*/__init__.py")
+    }
     before, writes = dict(sys.modules), sys.dont_write_bytecode
-    hidden = [name for name, module in before.items() if name.partition(".")[0] in beside and _no_library(module)]
+    hidden = [
+        name for name, module in before.items() if name.partition(".")[0] in beside and _no_library(module)
+    ]
     for name in hidden:
         del sys.modules[name]
     sys.path.insert(0, str(folder))

@@ -38,7 +38,11 @@ def _plugin(value: Any) -> str | Plugins:
         raise choice_error(
             f"{names} came as a Python value, which no file holds; go on from Python, by fedloom.run with the same value"
         )
-    if not isinstance(value, str | os.PathLike) or not (path := os.fspath(value)) or not isinstance(path, str):
+    if (
+        not isinstance(value, str | os.PathLike)
+        or not (path := os.fspath(value))
+        or not isinstance(path, str)
+    ):
         raise choice_error("a plug-in is the path of a Python file, or from Python a fedloom.Plugins")
     return os.path.abspath(possible_path(path))
 

@@ -146,7 +146,9 @@ def gathered(plugins: Sequence[str | Plugins]) -> Plugins:
             for name, value in getattr(one, kind).items():
                 if name in there and kind != "digests":
                     where = plugin if isinstance(plugin, str) else "a plug-in"
-                    raise UserError(f"{where}: another plug-in has a {KINDS[kind].what} {name!r} too; rename one of them")
+                    raise UserError(
+                        f"{where}: another plug-in has a {KINDS[kind].what} {name!r} too; rename one of them"
+                    )
                 there[f"{name} ({len(there) + 1})" if name in there else name] = value
     return Plugins(**whole)
 
@@ -205,7 +207,9 @@ def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict
                 "letter or a digit"
             )
         if name in KINDS[kind].taken():
-            raise UserError(f"{place(name)}: fedloom has a {KINDS[kind].what} {name!r} itself; choose another name")
+            raise UserError(
+                f"{place(name)}: fedloom has a {KINDS[kind].what} {name!r} itself; choose another name"
+            )
         try:
             made[name] = KINDS[kind].made(name, value)
         except ValueError as error:
@@ -350,8 +354,12 @@ def _from_package(kind: str, point: EntryPoint, where: str) -> Any:
     try:
         value = point.load()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: its entry point {point.value} fails: {type(error).__name__}: {error}") from error
-    return _checked(kind, {point.name: value}, lambda _: f"{where}: its entry point {point.value}")[point.name]
+        raise UserError(
+            f"{where}: its entry point {point.value} fails: {type(error).__name__}: {error}"
+        ) from error
+    return _checked(kind, {point.name: value}, lambda _: f"{where}: its entry point {point.value}")[
+        point.name
+    ]
 
 
 def installed_code(kind: str, name: str) -> str:

@@ -94,7 +94,9 @@ def run_experiment(
     models = {} if models is None else models
     if folder_state(out, experiment) == "finished":
         return finished_result(experiment, out)
-    if (before := held(out, experiment.plugins)) is not None:  # data and models may have moved; the rest stays as it was begun
+    if (
+        before := held(out, experiment.plugins)
+    ) is not None:  # data and models may have moved; the rest stays as it was begun
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
     with working(out):
         folder_state(out, experiment)  # another process may have begun, or ended, something else here
@@ -143,21 +145,15 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
 
 def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
     """Return for each run that cannot be gone on with, or handed out, the reason: it changed, or is damaged."""
-
-    known: dict[str, dict[str, str]] = {}
-
-    def contents(experiment: Experiment) -> dict[str, str]:
-        """Return the digests of an experiment's data, which cells with the same data share."""
-        key = json_digest([experiment.data.model_dump_json(), experiment.seed, [*experiment.added.digests.items()]])
-        if key not in known:
-            known[key] = contents_of(_data(experiment))
-        return known[key]
-
+    contents: dict[str, dict[str, str]] = {}  # which cells with the same data share
     reasons: dict[int, str] = {}
     for place, (experiment, folder) in cells.items():
         try:
             if folder_state(folder, experiment) != "new" and (manifest := read_manifest(folder)) is not None:
-                require_same(folder, manifest.identity, _now(experiment, contents(experiment)))
+                of = [experiment.data.model_dump_json(), experiment.seed, dict(experiment.added.digests)]
+                if (key := json_digest(of)) not in contents:
+                    contents[key] = contents_of(_data(experiment))
+                require_same(folder, manifest.identity, _now(experiment, contents[key]))
                 require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)
@@ -385,8 +381,7 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
         return placed(load_base(settings, experiment.families), settings.device, settings.precision)
 
     # By content too: files may have changed since another experiment loaded them.
-    found = outside_family(experiment)
-    code = combined(found) if found else ""
+    code = "".join(outside_family(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
     vlm = connected(_kept(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:

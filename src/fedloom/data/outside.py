@@ -74,7 +74,9 @@ class Outside:
         except Exception as error:
             raise UserError(f"data: the loader of {self.name} fails: {client_failure(error)}") from error
         if not isinstance(found, DataSet):
-            raise UserError(f"data: the loader of {self.name} must return a DataSet, not a {type(found).__name__}")
+            raise UserError(
+                f"data: the loader of {self.name} must return a DataSet, not a {type(found).__name__}"
+            )
         parts = {part: tuple(getattr(found, part)) for part in ("train", "test", "validation")}
         self._check([example for examples in parts.values() for example in examples])
         return replace(found, name=self.name, **parts)
@@ -83,7 +85,9 @@ class Outside:
         ids = set[str]()
         for example in examples:
             if not isinstance(example, Example):
-                raise UserError(f"data: {self.name} holds a {type(example).__name__} where an Example belongs")
+                raise UserError(
+                    f"data: {self.name} holds a {type(example).__name__} where an Example belongs"
+                )
             if example.id in ids:
                 raise UserError(f"data: {self.name} has two examples with the id {example.id!r}")
             if example.task not in self.tasks:
@@ -104,6 +108,7 @@ class _Given:
     data: DataSet
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
+        del settings, seed
         return self.data
 
 

@@ -11,10 +11,20 @@ from typing import Any
 from fedloom.failures import client_failure
 from fedloom.tasks import TASKS
 from fedloom.tasks.base import Answer, Metric, Rows, Scores
-from fedloom.tasks.metrics import graded
+from fedloom.tasks.metrics import collect, graded_row, mean
 from fedloom.types import Example, UserError
 
-RESERVED = ("tasks", "slices", "clients", "client_tasks", "best", "worst", "untrained", "unjudged", "accuracy_judged")
+RESERVED = (
+    "tasks",
+    "slices",
+    "clients",
+    "client_tasks",
+    "best",
+    "worst",
+    "untrained",
+    "unjudged",
+    "accuracy_judged",
+)
 """Names that stand beside scores in a result, or are scores that no metric of a task has."""
 
 Grade = Callable[[Example, Answer], float]
@@ -54,15 +64,22 @@ def metric(name: str, value: Any) -> Metric:
         inspect.signature(value).bind(None, None)
     except TypeError:
         raise ValueError("must take two arguments, the example and the answer") from None
-    return graded(name, **{name: _careful(name, value)})
+    grade = graded_row(_careful(name, value))
+
+    def each(state: Rows) -> dict[str, list[float]]:
+        return {name: [0.0 if row is None else row[0] for row in state]}
+
+    return collect(grade, lambda state: {name: mean(each(state)[name])}, each, name)
 
 
-def _careful(name: str, grade: Grade) -> Grade:
+def _careful(name: str, grade: Callable[..., Any]) -> Grade:
     def checked(example: Example, answer: Answer) -> float:
         try:
             found = grade(example, answer)
         except Exception as error:
-            raise UserError(f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}") from error
+            raise UserError(
+                f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}"
+            ) from error
         return _share(found, f"metric {name}: for example {example.id!r}")
 
     return checked
