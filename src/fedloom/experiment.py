@@ -32,7 +32,7 @@ from fedloom.mistakes import (
     schema_of,
     unknown,
 )
-from fedloom.outside import Outside, unknown_names, unusable
+from fedloom.outside import Outside, unknown_names, unusable, with_plugins
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR, unpublished
 from fedloom.sections import (
@@ -360,12 +360,15 @@ SWEEP_KEYS = ("grid", "quick", "published", "choose")
 """Keys of a recipe that describes many experiments; see `fedloom.grid`."""
 
 
-def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path_or_recipe: str, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> Experiment:
     """Read an experiment from a recipe or a YAML or JSON file.
 
     Args:
         path_or_recipe: The name of a shipped recipe, or a path.
         overrides: Changes such as `train.lr=3e-4`, applied in order.
+        plugins: Python files that are added to those that the experiment names.
 
     Raises:
         UserError: Every mistake, with file, line, column and key; or it is a grid of experiments.
@@ -376,7 +379,7 @@ def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Exper
         raise UserError(f"{document.source}: {told}")
     for change in overrides:
         document = override(document, change, takes_text)
-    return resolve(Experiment, document)
+    return resolve(Experiment, with_plugins(document, plugins))
 
 
 def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
-from fedloom.document import KeyPath, dotted
+from fedloom.document import Document, KeyPath, Place, dotted, graft
 from fedloom.mistakes import Conflict, choice_error, unknown
 from fedloom.plugins import INSTALLED, Layered, Plugins, gathered
 from fedloom.sections import MOST_NAMES, Section, possible_path
@@ -110,6 +110,25 @@ def datasets(added: Plugins) -> Mapping[str, Loader]:
     from fedloom.data import DATASETS
 
     return Layered(DATASETS, added.datasets, INSTALLED.datasets)
+
+
+def with_plugins(document: Document, paths: Sequence[str]) -> Document:
+    """Add plug-ins to those that a document names.
+
+    Args:
+        document: An experiment or a grid; it is left as it was.
+        paths: Paths of Python files, as given by --plugin.
+    """
+    named = document.value.get("plugins") if isinstance(document.value, dict) else None
+    if not paths or not isinstance(named, list | None):
+        return document
+    before = named or []
+    places = {("plugins", index): document.place(("plugins", index)) for index in range(len(before))}
+    places |= {
+        ("plugins", len(before) + index): Place(f"--plugin {path}") for index, path in enumerate(paths)
+    }
+    branch: dict[KeyPath, Place] = {path[1:]: place for path, place in places.items()}
+    return graft(document, ("plugins",), Document(document.source, [*before, *paths], branch, branch))
 
 
 def unusable(experiment: Outside) -> Iterator[Conflict]:
