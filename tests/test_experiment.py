@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedloom.algorithms import ENTRIES
+from fedloom.algorithms.prompt import VARIANTS
 from fedloom.experiment import (
-    MODIFIERS,
     REFERENCES,
     Experiment,
     load_experiment,
@@ -19,9 +20,10 @@ from fedloom.experiment import (
     recipes,
     sweep_keys,
 )
-from fedloom.methods import DEFAULT_METHODS, PUBLISHED, PUBLISHED_SETTINGS
+from fedloom.methods import DEFAULT_METHODS, PUBLISHED_SETTINGS
 from fedloom.mistakes import key_descriptions, schema_at
-from fedloom.sections import Data, Evaluate, Prompt, Scenario, Strategy, Train
+from fedloom.sections import Data, Evaluate, Scenario, Strategy, Train
+from fedloom.sites import clause_of
 from fedloom.tasks import PROMPTS
 from fedloom.types import UserError
 
@@ -67,8 +69,8 @@ MISTAKES = {
         "methods: [fedavg, fedagv]\n",
         ':1:19: methods[1]: "fedagv" is not a known method. Did you mean',
     ),
-    "modifier": ("methods: [fedavg+promt]\n", '"promt" is not a known modifier. Did you mean prompt?'),
-    "modifier twice": ("methods: [fedavg+prompt+prompt]\n", "names a modifier twice"),
+    "modifier": ("methods: [fedavg+promt]\n", '"promt" is not a known part. Did you mean prompt?'),
+    "modifier twice": ("methods: [fedavg+prompt+prompt]\n", "names a part twice"),
     "nothing to modify": ("methods: [zero-shot+prompt]\n", "zero-shot trains no adapter"),
     "method twice": (
         "methods: [fedavg+prompt+adaptive, fedavg+adaptive+prompt]\n",
@@ -109,20 +111,20 @@ MISTAKES = {
     "argument out of range": ("algorithms: {fedavg: {lr: -1}}\n", ":1:23: algorithms.fedavg"),
     "argument that is a list": (
         "algorithms: {fedavg: {lr: [1]}}\n",
-        "algorithms.fedavg.lr: an argument must be",
+        "algorithms.fedavg.lr is [1]; it must be a number",
     ),
-    "argument of adaptive": ("algorithms: {adaptive: {muu: 1}}\n", "Did you mean algorithms.adaptive.mu?"),
+    "argument of adaptive": ("algorithms: {adaptive: {muu: 1}}\n", "did you mean 'mu'?"),
     "value for adaptive": (
         "algorithms: {adaptive: {skip: 0.5}}\n",
-        "algorithms.adaptive.skip is 0.5, but must be",
+        "algorithms.adaptive.skip is 0.5; it must be a whole number",
     ),
     "argument of prompt": (
         "algorithms: {prompt: {varient: none}}\n",
-        "Did you mean algorithms.prompt.variant?",
+        "did you mean 'variant'?",
     ),
     "variant of prompt": (
         "algorithms: {prompt: {variant: strickt}}\n",
-        ":1:23: algorithms.prompt.variant is",
+        ":1:23: algorithms.prompt: there is no variant 'strickt'",
     ),
     "prompt": ("evaluate: {prompt: relax}\n", "Did you mean relaxed?"),
     "not a mapping": ("- 1\n", "the experiment is a list, but must be a mapping"),
@@ -222,7 +224,7 @@ def test_numbers_are_typed_by_the_schema(tmp_path):
 def test_overrides_reach_arguments_of_algorithms():
     experiment = load_experiment("smoke", ["algorithms.fedadam.lr=0.5", "algorithms.adaptive.mu=1"])
     assert experiment.algorithms["fedadam"] == {"lr": 0.5}
-    assert experiment.adaptive.mu == 1.0
+    assert experiment.arguments("adaptive") == {"mu": 1}
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if not sweep_keys(name)])
@@ -360,9 +362,9 @@ def test_parse_method_takes_names_apart():
     assert parse_method("fedavg+adaptive+prompt") == ("fedavg", ("prompt", "adaptive"))
     assert parse_method("scaffold") == ("scaffold", ())
     assert all(not parse_method(name).federated for name in REFERENCES)
-    assert all(parse_method(f"local+{name}").modifiers == (name,) for name in MODIFIERS)
+    assert all(parse_method(f"local+{name}").parts == (name,) for name in ("prompt", "adaptive", "proximal"))
     for wrong in ("", "+prompt", "fedavg+", "fedavg+linear", "prompt", "fedavg prompt"):
-        with pytest.raises(UserError, match=r"method|modifier"):
+        with pytest.raises(UserError, match=r"method|part|added"):
             parse_method(wrong)
 
 
@@ -408,9 +410,11 @@ def test_neither_the_package_nor_a_bad_key_loads_torch():
 
 
 def test_the_prompts_of_an_experiment_are_those_of_the_tasks():
-    assert choices(Evaluate, "prompt") == choices(Prompt, "variant") == set(PROMPTS)
-    assert Experiment().prompt.variant == "agnostic"
-    assert Experiment(algorithms={"prompt": {"variant": "strict"}}).prompt.variant == "strict"
+    assert choices(Evaluate, "prompt") == set(VARIANTS) == set(PROMPTS)
+    prompted = parse_method("fedavg+prompt")
+    assert clause_of(Experiment(), prompted) == PROMPTS["agnostic"]
+    chosen = Experiment(algorithms={"prompt": {"variant": "strict"}})
+    assert clause_of(chosen, prompted) == PROMPTS["strict"] != PROMPTS["agnostic"]
 
 
 def test_the_mode_gives_arguments_that_the_experiment_does_not():
@@ -418,10 +422,10 @@ def test_the_mode_gives_arguments_that_the_experiment_does_not():
     corrected, published = Experiment(**given), Experiment(**given, mode="published")
     assert corrected.arguments("fedadam") == {"lr": 0.5}
     assert corrected.arguments("fedyogi") == {}
-    assert published.arguments("fedadam") == {**PUBLISHED["fedadam"], "lr": 0.5}
+    assert published.arguments("fedadam") == {**ENTRIES["fedadam"].published, "lr": 0.5}
     assert published.arguments("scaffold") == {}
-    assert (corrected.adaptive.published, published.adaptive.published) == (False, True)
-    assert published.adaptive.skip == 1
+    assert corrected.arguments("adaptive") == {"skip": 1}
+    assert published.arguments("adaptive") == {**ENTRIES["adaptive"].published, "skip": 1}
 
 
 def settings(experiment):
@@ -468,9 +472,9 @@ def test_a_changed_mode_changes_what_it_gave(tmp_path):
     assert settings(load_experiment(str(path), ["mode=corrected"])) == expected
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [name for name in ENTRIES if ENTRIES[name].published])
 def test_published_arguments_are_arguments(name):
-    Experiment(mode="published", algorithms={name: PUBLISHED[name]})
+    Experiment(mode="published", algorithms={name: dict(ENTRIES[name].published)})
 
 
 @pytest.mark.parametrize(

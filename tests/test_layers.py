@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedloom.algorithms import PLACES
+
 SOURCE = Path(__file__).parent.parent / "src/fedloom"
 
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
@@ -151,3 +153,28 @@ def test_everything_that_is_installed_for_users_is_imported() -> None:
     known = packages_distributions()
     used = {name.partition(".")[0] for path in files() for name in imports(path)}
     assert names - {one.lower() for name in used for one in known.get(name, [])} == set()
+
+
+def test_no_other_room_branches_on_the_name_of_an_algorithm_or_a_part() -> None:
+    """What is known of one stands in its entry; the names of a few are defaults and examples."""
+    allowed = {"methods.py": {"fedavg", "fedadam"}, "sections.py": {"prompt"}}
+    for path in files():
+        if top(path) == "algorithms":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        compared = {
+            node.value
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Compare)
+            for node in ast.walk(one)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        keys = {
+            key.value
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Dict)
+            for key in one.keys
+            if isinstance(key, ast.Constant) and isinstance(key.value, str)
+        }
+        found = (compared | keys) & set(PLACES)
+        assert found <= allowed.get(path.name, set()) | {"prompt", "clip", "median", "dp"}, (path.name, found)

@@ -9,6 +9,7 @@ from fedloom.mistakes import Conflict
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
+    from fedloom.sections import Model
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -36,6 +37,60 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
             if "whole vectors" in experiment.entries[part].traits:
                 message = f"aggregate.over is reporters, but {part} is stated for whole vectors of the whole cohort; leave one of them out"
                 yield Conflict(("aggregate", "over"), message, (("methods",),))
+
+
+def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Find methods whose parts need other settings."""
+    for index, name in enumerate(experiment.methods):
+        method, path = experiment.method(name), ("methods", index)
+        for part in method.composed:
+            for key, reason in _needed(experiment, part):
+                yield Conflict(path, f"methods[{index}]: {part} {reason}", (key,))
+
+
+def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the key of each setting that a part cannot go with, and why."""
+    from fedloom.tuning.strategy import SEQUENCES
+
+    entry, train = experiment.entries[part], experiment.train
+    stages, strategy = SEQUENCES[experiment.strategy.name], f"strategy.name is {experiment.strategy.name}"
+    personal = any(own for _, own in stages)
+    if "own model" in entry.traits and personal:
+        yield (
+            ("strategy", "name"),
+            f"gives each client a model of its own, but {strategy}, which keeps parts at clients",
+        )
+    if "own model" in entry.traits and entry.kind == "stage" and experiment.evaluate.round == "best":
+        yield ("evaluate", "round"), "starts from the last round, but evaluate.round is best; set it to last"
+    if {"gradient", "noise"} <= entry.traits and train.clip is not None:
+        yield (
+            ("train", "clip"),
+            f"clips each example, but train.clip is {train.clip}, which would undo its noise; set it to null",
+        )
+    if "no values" not in entry.traits:
+        return
+    if personal or len(stages) > 1:
+        yield (
+            ("strategy", "name"),
+            f"rebuilds all that is trained from one start, but {strategy}; set it to lora, connector or both",
+        )
+    for key, wanted in REPLAYED.items():
+        if getattr(train, key) != wanted:
+            told = "null" if wanted is None else wanted
+            yield (
+                ("train", key),
+                f"replays plain steps of one size, but train.{key} is {getattr(train, key)}; set it to {told}",
+            )
+
+
+REPLAYED = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "local_schedule": "constant",
+    "weight_decay": 0.0,
+    "clip": None,
+}
+"""The settings of `train` under which a client's steps can be replayed from scalars."""
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -71,3 +126,29 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if evaluate.round == "best" and not evaluate.every:
         message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))
+
+
+def model_conflicts(model: Model) -> Iterator[Conflict]:
+    """Find keys of an assembled model that are missing, or take each other's place."""
+    for key, other in (("encoder", "llm"), ("llm", "encoder")):
+        if getattr(model, key) is not None and getattr(model, other) is None:
+            message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
+            yield Conflict(("model", other), message, (("model", key),))
+    if model.encoder is not None and model.path != "shipped":
+        message = (
+            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
+        )
+        yield Conflict(("model", "path"), message, (("model", "encoder"),))
+    if model.connector_weights is not None and model.connector is None and model.encoder is None:
+        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
+
+
+def repeats(experiment: Experiment) -> Iterator[Conflict]:
+    """Find methods that are named twice, perhaps with their parts in another order."""
+    names = experiment.methods
+    methods = [experiment.method(name) for name in names]
+    for index, method in enumerate(methods):
+        first = methods.index(method)
+        if first < index:
+            yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')

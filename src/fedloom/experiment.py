@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedloom.conflicts import aggregate_conflicts, compile_conflicts, stage_conflicts, validation_conflicts
+from fedloom.conflicts import (
+    aggregate_conflicts,
+    compile_conflicts,
+    model_conflicts,
+    part_conflicts,
+    repeats,
+    stage_conflicts,
+    validation_conflicts,
+)
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
@@ -43,9 +51,9 @@ from fedloom.sections import (
     Data,
     Engine,
     Evaluate,
+    FewNames,
     Gate,
     Index,
-    MethodNames,
     Model,
     Scenario,
     Section,
@@ -102,7 +110,7 @@ class Experiment(Outside):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: MethodNames = Field(
+    methods: Annotated[tuple[Text, ...], Field(min_length=1), FewNames] = Field(
         default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
     )
     main: Text | None = Field(
@@ -251,9 +259,10 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
         message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
-    yield from _model_conflicts(experiment.model)
+    yield from model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
     yield from aggregate_conflicts(experiment)
+    yield from part_conflicts(experiment)
     yield from compile_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
@@ -274,33 +283,9 @@ def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
         message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
         told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
         yield Conflict(("main",), told, (("methods",),))
-    yield from _repeats(experiment)
+    yield from repeats(experiment)
     for name in experiment.algorithms:
         yield from _argument_conflicts(experiment, name)
-
-
-def _model_conflicts(model: Model) -> Iterator[Conflict]:
-    for key, other in (("encoder", "llm"), ("llm", "encoder")):
-        if getattr(model, key) is not None and getattr(model, other) is None:
-            message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
-            yield Conflict(("model", other), message, (("model", key),))
-    if model.encoder is not None and model.path != "shipped":
-        message = (
-            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
-        )
-        yield Conflict(("model", "path"), message, (("model", "encoder"),))
-    if model.connector_weights is not None and model.connector is None and model.encoder is None:
-        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
-        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
-
-
-def _repeats(experiment: Experiment) -> Iterator[Conflict]:
-    names = experiment.methods
-    methods = [experiment.method(name) for name in names]
-    for index, method in enumerate(methods):
-        first = methods.index(method)
-        if first < index:
-            yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
 def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:

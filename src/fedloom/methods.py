@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fedloom.algorithms import ENTRIES, PLACES
+from fedloom.algorithms import COMPARED, ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
 from fedloom.mistakes import unknown
 from fedloom.types import UserError
@@ -68,7 +68,11 @@ class Method(NamedTuple):
     @property
     def composed(self) -> tuple[str, ...]:
         """The names that its algorithm is put together from; baselines train by FedAvg over their one client."""
-        return (self.base if self.federated else "fedavg", *self.parts)
+        return (self.base if self.federated else COMPARED, *self.parts)
+
+
+ALONE = Method("local")
+"""Training without anything that a server or a part adds to it."""
 
 
 def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
@@ -89,7 +93,7 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
     if base not in REFERENCES and base not in entries:
         raise UserError(unknown("method", base, [*REFERENCES, *_likely(entries, server=True)]))
     if base not in REFERENCES and kind_of(base, entries) != "server":
-        raise UserError(f'"{name}": {base} is added to an algorithm, for example fedavg+{base}')
+        raise UserError(f'"{name}": {base} is added to an algorithm, for example {COMPARED}+{base}')
     for part in parts:
         if part not in entries:
             raise UserError(unknown("part", part, _likely(entries, server=False)))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedloom.algorithms import COMPARED
 from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
@@ -347,7 +348,7 @@ def _record_start(
 
 def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
     """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
-    wordings = {clause_of(experiment, parse_method(name)) for name in ("fedavg", "fedavg+prompt")}
+    wordings = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
     whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
 
     def shapes(example: Example) -> list[Conversation]:

@@ -66,7 +66,9 @@ PathText = Annotated[
     BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
     AfterValidator(possible_path),
 ]
-MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
+FewNames = BeforeValidator(_not_too_many)
+"""Refuses a list of names that is too long."""
+
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.answering import answers_of, validated
 from fedloom.backends import local_backend, train_runs
 from fedloom.client.schedule import learning_rate
@@ -15,7 +16,7 @@ from fedloom.engine.rounds import Best, Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit
 from fedloom.folder import METHODS
 from fedloom.measure import slices_of
-from fedloom.methods import Method
+from fedloom.methods import ALONE, Method
 from fedloom.params import Part
 from fedloom.setting import Setting
 from fedloom.sites import algorithm_of
@@ -60,9 +61,9 @@ def _training(
     before: Standing | None,
 ) -> Run:
     """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
-    (alone, clients), layout = server, setting.tuned.layout
+    alone, clients = server
     folder, of = _place(setting, name, alone, number)
-    algorithm = algorithm_of(setting.experiment, method, layout, number)
+    algorithm = _algorithm(setting, method, number)
     train, backend = setting.site.stages(name)[number], local_backend(setting)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
     # Only here, so that a folder that is removed later is not made again.
@@ -90,6 +91,12 @@ def _training(
         lambda _: down,
         _reported(setting, profiles, parts),
     )
+
+
+def _algorithm(setting: Setting, method: Method, stage: int) -> FederatedAlgorithm:
+    """Return a method's algorithm; in stages of its own, from which nothing is reported, plain FedAvg."""
+    own = stage >= len(setting.strategy)
+    return algorithm_of(setting.experiment, ALONE if own else method, setting.tuned.layout, stage)
 
 
 def _place(setting: Setting, name: str, alone: int | None, number: int) -> tuple[Path, str]:
@@ -162,7 +169,7 @@ def questions_of(
     These are the global model, that of a client that trains alone, or each client's own where parts are personal.
     """
     stage %= setting.stages(name)
-    algorithm = algorithm_of(setting.experiment, method, setting.tuned.layout, stage)
+    algorithm = _algorithm(setting, method, stage)
     params = algorithm.broadcast(standing.state).params
     own = algorithm.personal or setting.site.local(name).parts[stage].personal.count
     if not method.federated or not own:

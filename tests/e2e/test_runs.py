@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedloom.algorithms import SERVERS
+from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
-from fedloom.methods import PUBLISHED, PUBLISHED_SETTINGS
+from fedloom.methods import PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
 from fedloom.processes import can_fork
@@ -364,7 +364,7 @@ def test_the_published_mode_is_what_its_arguments_and_settings_are(tiny_model: P
         "scenario": {"clients": 3, "pattern": "hybrid"},
         "strategy": {"name": "both", "rank": 2},
     }
-    own = PUBLISHED["fedyogi"]
+    own = dict(ENTRIES["fedyogi"].published)
 
     def run_with(name: str, mode: str, arguments: object, **changes: object) -> bytes:
         algorithms = {"fedyogi": arguments}

@@ -61,5 +61,8 @@ class _Entries(Mapping[str, Entry]):
 ENTRIES: Mapping[str, Entry] = _Entries()
 """Name → entry, for everything that comes with fedloom."""
 
+COMPARED = "fedavg"
+"""The algorithm that others are compared with, and by which baselines train."""
+
 SERVERS = tuple(name for name, place in PLACES.items() if place.kind == "server")
 """The algorithms to which parts are added."""

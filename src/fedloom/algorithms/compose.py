@@ -96,9 +96,7 @@ Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaff
     values = (Given(given) if isinstance(given, int) else given).named()
     wanted = signature(entries[name].make).parameters
     needed = {
-        key: values[key]
-        for key, one in wanted.items()
-        if one.default is Parameter.empty and one.kind is Parameter.KEYWORD_ONLY and key in values
+        key: values[key] for key, one in wanted.items() if one.default is Parameter.empty and key in values
     }
     return configured(f"algorithms.{name}", entries[name].make, arguments or {}, **needed)
 
@@ -187,11 +185,9 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
     """
-    settable: dict[str, Any] = {
-        key: cast("Any", parameter.default)
-        for key, parameter in signature(factory).parameters.items()
-        if isinstance(cast("Any", parameter.default), bool | int | float | str | tuple)
-    }
+    defaults: dict[str, Any] = {key: one.default for key, one in signature(factory).parameters.items()}
+    kinds = bool | int | float | str | tuple
+    settable = {key: default for key, default in defaults.items() if isinstance(default, kinds)}
     for key, value in arguments.items():
         if key not in settable:
             raise UserError(_unknown(where, key, list(settable)))

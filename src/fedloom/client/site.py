@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.base import PLAIN, LocalRule
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
@@ -190,7 +190,7 @@ class Site:
         return Job(
             assignment,
             Broadcast(start, assignment.extras),
-            local.rule,
+            local.rule if stage < len(self.settings) else PLAIN,
             rule if assignment.since >= self.rounds_before(stage) else {},
             local.conversations(assignment.client),
             self.stages(assignment.method)[stage],

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedloom.algorithms import COMPARED
 from fedloom.report.paired import Pair, Paired, Reading, compare, pairs
 from fedloom.report.paired_readings import Measure, readings_of
 from fedloom.report.sweeps import SweepRun
@@ -86,7 +87,7 @@ def factors(sweep: SweepRun) -> list[Factor]:
         others = tuple(other for other in settings if other != axis)
         found.append(Factor(axis, "axis", labels, labels[0], others + by_method, method, kept))
     if names and len(sweep.methods) > 1:
-        reference = "fedavg" if "fedavg" in names else names[0]
+        reference = COMPARED if COMPARED in names else names[0]
         found.append(Factor(method, "method", tuple(sweep.methods), reference, settings, method, readings))
     for modifier in dict.fromkeys(part for name in sweep.methods for part in name.split("+")[1:]):
         plain = {name: _without(name, modifier) for name in sweep.methods}

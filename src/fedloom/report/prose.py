@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedloom.algorithms import COMPARED
 from fedloom.report.chance import interval, margin
 from fedloom.report.gain import alone_in, fares, main_score, task_scores, worst_client
 from fedloom.report.records import Json, at, number
@@ -11,7 +12,7 @@ from fedloom.report.tables import base, federated, label, percent, signed, title
 def headline_method(result: Json) -> str | None:
     """Return the federated method whose gain is told first: of those with a score FedAvg, the main one, or the first."""
     found = list(_federated_scores(result))
-    preferred = [method for method in ("fedavg", result.get("main")) if method in found]
+    preferred = [method for method in (COMPARED, result.get("main")) if method in found]
     return (preferred + found)[0] if found else None
 
 
