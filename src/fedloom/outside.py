@@ -150,7 +150,9 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
     name, sets = experiment.data.name, experiment.datasets
     known = Layered(experiment.added.metrics, INSTALLED.metrics)
     if name not in sets:
-        yield Conflict(("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND)
+        yield Conflict(
+            ("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND, of_value=True
+        )
     else:
         yield from _refused(("data", "name"), lambda: sets[name])
     for index, method in enumerate(experiment.methods):
@@ -159,7 +161,7 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
         path = ("evaluate", "metrics", index)
         if metric not in known:
             told = unknown("metric of a plug-in", metric, tuple(known))
-            yield Conflict(path, f"{dotted(path)}: {told}", AROUND)
+            yield Conflict(path, f"{dotted(path)}: {told}", AROUND, of_value=True)
         else:
             yield from _refused(path, partial(known.__getitem__, metric))
 
@@ -169,4 +171,4 @@ def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
     try:
         find()
     except UserError as error:
-        yield Conflict(path, f"{dotted(path)}: {error}", AROUND)
+        yield Conflict(path, f"{dotted(path)}: {error}", AROUND, of_value=True)
