@@ -227,7 +227,7 @@ def _kind_of(value: Any) -> str:
     return f"not a value of type {type(value).__name__}"
 
 
-def _entry(name: str, value: Any) -> Entry:
+def as_entry(name: str, value: Any) -> Entry:
     """Make an entry of an entry, of a factory, or of an algorithm."""
     if isinstance(value, Entry):
         _check_factory(value.make)
@@ -255,10 +255,9 @@ def _check_factory(make: Any) -> None:
     for one in parameters:
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.default is not one.empty:
             continue
-        if one.kind is not one.KEYWORD_ONLY or one.name not in GIVEN:
+        if one.kind is one.POSITIONAL_ONLY or one.name not in GIVEN:
             raise ValueError(
-                f"asks for {one.name!r}, which it is not given; an argument needs a default, or is one of {', '.join(GIVEN)} "
-                "after a *"
+                f"asks for {one.name!r}, which it is not given; an argument needs a default, or is one of {', '.join(GIVEN)}"
             )
 
 
@@ -308,7 +307,7 @@ def _taken_families() -> Iterable[str]:
 
 
 KINDS: Mapping[str, Kind] = {
-    "algorithms": Kind("ALGORITHMS", "method", _taken_algorithms, _entry),
+    "algorithms": Kind("ALGORITHMS", "method", _taken_algorithms, as_entry),
     "datasets": Kind("DATASETS", "data set", _taken_datasets, _loader),
     "metrics": Kind("METRICS", "score", _taken_metrics, _metric),
     "families": Kind("FAMILIES", "model family", _taken_families, _family),
