@@ -1,15 +1,114 @@
-"""Settings of an experiment that contradict each other: stages, compiled layers, validation."""
+"""Settings of an experiment that contradict each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fedloom.mistakes import Conflict
+from fedloom.methods import DEFAULT_METHODS
+from fedloom.mistakes import Conflict, did_you_mean, unknown
+from fedloom.scenarios.published import unpublished
+from fedloom.types import UserError
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment
     from fedloom.sections import Model
+
+
+def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
+    """Find everything that contradicts something else in an experiment whose sections are sound."""
+    from fedloom.data import rootless, tasks, variants
+
+    data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
+    clients, federated = (
+        scenario.clients,
+        [name for name in experiment.methods if experiment.method(name).federated],
+    )
+    sets = experiment.datasets
+    if data.root is None and not rootless(data.name, sets):
+        message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
+        yield Conflict(("data", "root"), message, (("data", "name"),))
+    known = variants(data.name, sets)
+    if data.variant is not None and data.variant not in known:
+        told = f"one of {', '.join(known)}" if known else "left out, for it has none"
+        message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
+        yield Conflict(("data", "variant"), message, (("data", "name"),))
+    if data.task not in (asked := tasks(data.name)):
+        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
+        message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
+        yield Conflict(("data", "task"), message, (("data", "name"),))
+    yield from _model_conflicts(experiment.model)
+    yield from stage_conflicts(experiment)
+    yield from aggregate_conflicts(experiment)
+    yield from part_conflicts(experiment)
+    yield from compile_conflicts(experiment)
+    yield from validation_conflicts(experiment)
+    count = (("scenario", "clients"),)
+    if cohort is not None and cohort > clients:
+        message = (
+            f"train.cohort is {cohort}, but scenario.clients is {clients}; a round has at most all clients"
+        )
+        yield Conflict(("train", "cohort"), message, count)
+    if scenario.image_clients is not None and scenario.image_clients > clients:
+        message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
+        yield Conflict(("scenario", "image_clients"), message, count)
+    if scenario.mode == "published" and (reason := unpublished(scenario)):
+        if experiment.mode == "published":
+            reason += ". For draws of our own under mode: published, set scenario.mode: corrected"
+        yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
+    if experiment.main is not None and experiment.main not in federated:
+        hint = did_you_mean(experiment.main, federated)
+        message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
+        told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
+        yield Conflict(("main",), told, (("methods",),))
+    yield from _repeats(experiment)
+    for name in experiment.algorithms:
+        yield from _argument_conflicts(experiment, name)
+
+
+def _model_conflicts(model: Model) -> Iterator[Conflict]:
+    for key, other in (("encoder", "llm"), ("llm", "encoder")):
+        if getattr(model, key) is not None and getattr(model, other) is None:
+            message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
+            yield Conflict(("model", other), message, (("model", key),))
+    if model.encoder is not None and model.path != "shipped":
+        message = (
+            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
+        )
+        yield Conflict(("model", "path"), message, (("model", "encoder"),))
+    if model.connector_weights is not None and model.connector is None and model.encoder is None:
+        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
+
+
+def _repeats(experiment: Experiment) -> Iterator[Conflict]:
+    names = experiment.methods
+    methods = [experiment.method(name) for name in names]
+    for index, method in enumerate(methods):
+        first = methods.index(method)
+        if first < index:
+            yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
+
+
+def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
+    """Check the arguments of one algorithm or part: each alone, so that each mistake has its place, and then all together."""
+    from fedloom.algorithms.compose import make
+
+    path, entries = ("algorithms", name), experiment.entries
+    if name not in entries:
+        yield Conflict(path, f"algorithms: {unknown('algorithm or part', name, list(entries))}")
+        return
+    arguments, fine = experiment.algorithms[name], True
+    for key, value in arguments.items():
+        try:
+            make(name, experiment.given, {key: value}, entries)
+        except UserError as error:
+            fine = False
+            yield Conflict((*path, key), str(error))
+    try:
+        make(name, experiment.given, arguments if fine else {}, entries)
+    except UserError as error:
+        yield Conflict(path, str(error), (("scenario", "clients"),))
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -42,6 +141,8 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find methods whose parts need other settings."""
     for index, name in enumerate(experiment.methods):
+        if name in DEFAULT_METHODS:  # they go with all settings, and reading their entries would import torch
+            continue
         method, path = experiment.method(name), ("methods", index)
         for part in method.composed:
             for key, reason in _needed(experiment, part):
@@ -110,9 +211,8 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find a validation part that does not exist, and a best round that could not be found."""
     from fedloom.data import DATASETS, validates
 
-    sets = experiment.datasets
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
-    if data.validation == "published" and not validates(data.name, sets):
+    if data.validation == "published" and not validates(data.name, experiment.datasets):
         known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "
@@ -126,29 +226,3 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if evaluate.round == "best" and not evaluate.every:
         message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))
-
-
-def model_conflicts(model: Model) -> Iterator[Conflict]:
-    """Find keys of an assembled model that are missing, or take each other's place."""
-    for key, other in (("encoder", "llm"), ("llm", "encoder")):
-        if getattr(model, key) is not None and getattr(model, other) is None:
-            message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
-            yield Conflict(("model", other), message, (("model", key),))
-    if model.encoder is not None and model.path != "shipped":
-        message = (
-            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
-        )
-        yield Conflict(("model", "path"), message, (("model", "encoder"),))
-    if model.connector_weights is not None and model.connector is None and model.encoder is None:
-        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
-        yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
-
-
-def repeats(experiment: Experiment) -> Iterator[Conflict]:
-    """Find methods that are named twice, perhaps with their parts in another order."""
-    names = experiment.methods
-    methods = [experiment.method(name) for name in names]
-    for index, method in enumerate(methods):
-        first = methods.index(method)
-        if first < index:
-            yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedloom.conflicts import (
-    aggregate_conflicts,
-    compile_conflicts,
-    model_conflicts,
-    part_conflicts,
-    repeats,
-    stage_conflicts,
-    validation_conflicts,
-)
+from fedloom.conflicts import conflicts_of
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
@@ -38,11 +30,10 @@ from fedloom.mistakes import (
     resolve,
     schema_at,
     schema_of,
-    unknown,
 )
 from fedloom.outside import Outside, unknown_names, unusable, with_plugins
 from fedloom.record import read_text
-from fedloom.scenarios.published import REPAIR, unpublished
+from fedloom.scenarios.published import REPAIR
 from fedloom.sections import (
     MOST_NAMES,
     Aggregate,
@@ -231,82 +222,11 @@ def _all_conflicts(experiment: Experiment) -> list[Conflict]:
     if found := list(unusable(experiment)):
         return found
     if not (found := list(unknown_names(experiment))):
-        return list(_conflicts(experiment))
+        return list(conflicts_of(experiment))
     defaults = {"data": Data(), "methods": DEFAULT_METHODS, "evaluate": Evaluate()}
     wrong = {str(conflict.path[0]) for conflict in found}
-    rest = _conflicts(experiment.model_copy(update={key: defaults[key] for key in wrong}))
+    rest = conflicts_of(experiment.model_copy(update={key: defaults[key] for key in wrong}))
     return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]
-
-
-def _conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    from fedloom.data import rootless, tasks, variants
-
-    data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
-    clients, federated = (
-        scenario.clients,
-        [name for name in experiment.methods if experiment.method(name).federated],
-    )
-    sets = experiment.datasets
-    if data.root is None and not rootless(data.name, sets):
-        message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
-        yield Conflict(("data", "root"), message, (("data", "name"),))
-    known = variants(data.name, sets)
-    if data.variant is not None and data.variant not in known:
-        told = f"one of {', '.join(known)}" if known else "left out, for it has none"
-        message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
-        yield Conflict(("data", "variant"), message, (("data", "name"),))
-    if data.task not in (asked := tasks(data.name)):
-        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
-        message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
-        yield Conflict(("data", "task"), message, (("data", "name"),))
-    yield from model_conflicts(experiment.model)
-    yield from stage_conflicts(experiment)
-    yield from aggregate_conflicts(experiment)
-    yield from part_conflicts(experiment)
-    yield from compile_conflicts(experiment)
-    yield from validation_conflicts(experiment)
-    count = (("scenario", "clients"),)
-    if cohort is not None and cohort > clients:
-        message = (
-            f"train.cohort is {cohort}, but scenario.clients is {clients}; a round has at most all clients"
-        )
-        yield Conflict(("train", "cohort"), message, count)
-    if scenario.image_clients is not None and scenario.image_clients > clients:
-        message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
-        yield Conflict(("scenario", "image_clients"), message, count)
-    if scenario.mode == "published" and (reason := unpublished(scenario)):
-        if experiment.mode == "published":
-            reason += ". For draws of our own under mode: published, set scenario.mode: corrected"
-        yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
-    if experiment.main is not None and experiment.main not in federated:
-        hint = did_you_mean(experiment.main, federated)
-        message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
-        told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
-        yield Conflict(("main",), told, (("methods",),))
-    yield from repeats(experiment)
-    for name in experiment.algorithms:
-        yield from _argument_conflicts(experiment, name)
-
-
-def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
-    """Check the arguments of one algorithm or part: each alone, so that each mistake has its place, and then all together."""
-    from fedloom.algorithms.compose import make
-
-    path, entries = ("algorithms", name), experiment.entries
-    if name not in entries:
-        yield Conflict(path, f"algorithms: {unknown('algorithm or part', name, list(entries))}")
-        return
-    arguments, fine = experiment.algorithms[name], True
-    for key, value in arguments.items():
-        try:
-            make(name, experiment.given, {key: value}, entries)
-        except UserError as error:
-            fine = False
-            yield Conflict((*path, key), str(error))
-    try:
-        make(name, experiment.given, arguments if fine else {}, entries)
-    except UserError as error:
-        yield Conflict(path, str(error), (("scenario", "clients"),))
 
 
 def recipes() -> dict[str, Traversable]:

@@ -185,9 +185,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
     """
-    defaults: dict[str, Any] = {key: one.default for key, one in signature(factory).parameters.items()}
-    kinds = bool | int | float | str | tuple
-    settable = {key: default for key, default in defaults.items() if isinstance(default, kinds)}
+    settable = _settable(factory)
     for key, value in arguments.items():
         if key not in settable:
             raise UserError(_unknown(where, key, list(settable)))
@@ -200,6 +198,13 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
         return factory(**given, **{key: _frozen(value) for key, value in arguments.items()})
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _settable(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of the arguments that an experiment may set, by name."""
+    kinds = (bool, int, float, str, tuple)
+    parameters = signature(factory).parameters
+    return {key: one.default for key, one in parameters.items() if isinstance(one.default, kinds)}
 
 
 def _fits(default: Any, value: Any) -> tuple[str, bool]:
