@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -348,7 +348,6 @@ class _Installed(Mapping[str, Any]):
         return len(self._points())
 
 
-@cache
 def _from_package(kind: str, point: EntryPoint, where: str) -> Any:
     try:
         value = point.load()
