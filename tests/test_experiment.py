@@ -20,7 +20,7 @@ from fedloom.experiment import (
     recipes,
     sweep_keys,
 )
-from fedloom.methods import DEFAULT_METHODS, PUBLISHED_SETTINGS
+from fedloom.methods import PUBLISHED_SETTINGS, default_methods
 from fedloom.mistakes import key_descriptions, schema_at
 from fedloom.plugins import Plugins
 from fedloom.sections import Data, Evaluate, Scenario, Strategy, Train
@@ -277,7 +277,7 @@ experiments = st.fixed_dictionaries(
                 "rounds": st.just(3),
             },
         ),
-        "methods": st.lists(st.sampled_from(DEFAULT_METHODS), min_size=1, unique=True),
+        "methods": st.lists(st.sampled_from(default_methods()), min_size=1, unique=True),
         "algorithms": st.fixed_dictionaries({}, optional={"adaptive": st.just({"mu": 1, "skip": 0})}),
         "model": st.fixed_dictionaries(
             {"path": st.sampled_from(["ä b", "a: b", "#", "'\"", "null", "3", "\U0001f600"])}
@@ -394,7 +394,7 @@ def test_choices_are_what_the_packages_offer():
     assert choices(Strategy, "name") == set(SEQUENCES)
     assert Strategy().targets == LINEARS
     assert Data().name in DATASETS
-    assert {parse_method(name).base for name in DEFAULT_METHODS} <= {*REFERENCES, *SERVERS}
+    assert {parse_method(name).base for name in default_methods()} <= {*REFERENCES, *SERVERS}
     assert not set(REFERENCES) & set(SERVERS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fedloom.methods import DEFAULT_METHODS
+from fedloom.methods import default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -141,7 +141,9 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Find methods whose parts need other settings."""
     for index, name in enumerate(experiment.methods):
-        if name in DEFAULT_METHODS:  # they go with all settings, and reading their entries would import torch
+        if (
+            name in default_methods()
+        ):  # they go with all settings, and reading their entries would import torch
             continue
         method, path = experiment.method(name), ("methods", index)
         for part in method.composed:

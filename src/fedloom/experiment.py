@@ -16,10 +16,10 @@ from fedloom.conflicts import conflicts_of
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
 from fedloom.methods import (
-    DEFAULT_METHODS,
     PUBLISHED_SETTINGS,
     REFERENCES,
     Method,
+    default_methods,
     parse_method,
 )
 from fedloom.mistakes import (
@@ -81,6 +81,9 @@ LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate":
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
+MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
+
+
 class Experiment(Outside):
     """Every choice of a run.
 
@@ -101,8 +104,9 @@ class Experiment(Outside):
     model: Model = Model()
     strategy: Strategy = Strategy()
     train: Train = Train()
-    methods: Annotated[tuple[Text, ...], Field(min_length=1), FewNames] = Field(
-        default=DEFAULT_METHODS, description="What is compared, as listed by `fedloom list methods`."
+    methods: MethodNames = Field(
+        default_factory=default_methods,
+        description="What is compared, as listed by `fedloom list methods`.",
     )
     main: Text | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
@@ -223,7 +227,7 @@ def _all_conflicts(experiment: Experiment) -> list[Conflict]:
         return found
     if not (found := list(unknown_names(experiment))):
         return list(conflicts_of(experiment))
-    defaults = {"data": Data(), "methods": DEFAULT_METHODS, "evaluate": Evaluate()}
+    defaults = {"data": Data(), "methods": default_methods(), "evaluate": Evaluate()}
     wrong = {str(conflict.path[0]) for conflict in found}
     rest = conflicts_of(experiment.model_copy(update={key: defaults[key] for key in wrong}))
     return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import NamedTuple
 
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
+from fedloom.document import read
 from fedloom.mistakes import unknown
 from fedloom.types import UserError
 
@@ -26,15 +29,13 @@ _ALONE = ("prompt", "rule")
 ORDER = ("prompt", "server", "aggregate", "wrapper", "rule", "pass", "stage", "part")
 """The kinds of parts in the order in which they stand in `Method.parts`."""
 
-DEFAULT_METHODS = (
-    "zero-shot",
-    "linear",
-    "local",
-    "fedavg",
-    "fedadam",
-    "fedavg+prompt+adaptive",
-    "centralised",
-)
+
+@cache
+def default_methods() -> tuple[str, ...]:
+    """Return the methods that are compared where an experiment does not say: those of the recipe `default`."""
+    text = resources.files("fedloom").joinpath("recipes/default.yaml").read_text(encoding="utf-8")
+    return tuple(read(text, "default.yaml").value["methods"])
+
 
 PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str | float]] = {
     "scenario": {"mode": "published"},
@@ -105,7 +106,7 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
     kinds = {part: kind_of(part, entries) for part in parts}
     method = Method(base, tuple(sorted(parts, key=lambda part: ORDER.index(kinds[part]))))
     # Names of the defaults are known to be right; that spares those who use them the import of pages, and of torch.
-    if name not in DEFAULT_METHODS and parts:
+    if name not in default_methods() and parts:
         from fedloom.algorithms.compose import conflicts
 
         for reason in conflicts(method.composed, entries):

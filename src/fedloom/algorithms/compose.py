@@ -202,9 +202,9 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
 
 def _settable(factory: Callable[..., Any]) -> dict[str, Any]:
     """Return the defaults of the arguments that an experiment may set, by name."""
-    kinds = (bool, int, float, str, tuple)
-    parameters = signature(factory).parameters
-    return {key: one.default for key, one in parameters.items() if isinstance(one.default, kinds)}
+    kinds: tuple[type, ...] = (bool, int, float, str, tuple)
+    defaults: dict[str, Any] = {key: one.default for key, one in signature(factory).parameters.items()}
+    return {key: default for key, default in defaults.items() if isinstance(default, kinds)}
 
 
 def _fits(default: Any, value: Any) -> tuple[str, bool]:
