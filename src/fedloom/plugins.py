@@ -341,6 +341,9 @@ class _Installed(Mapping[str, Any]):
             raise UserError(f"{from_} both have a {KINDS[self._kind].what} {name!r}; uninstall one of them")
         return _from_package(self._kind, points[0], where)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would import it
+        return name in self._points()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._points())
 
