@@ -135,6 +135,19 @@ def test_messages_survive_bit_for_bit(one: Assignment | Update) -> None:
     assert found.to_bytes() == one.to_bytes()  # equal messages have equal bytes
 
 
+@pytest.mark.parametrize("rows", [3, 3000])
+def test_the_first_columns_of_a_matrix_take_few_bytes_more_than_their_values(rows: int) -> None:
+    """The part of 2 of 8 columns is as long in a message whatever the number of rows is, but for its digits."""
+    layout = Layout.of({"llm/q:lora_b": (rows, 8)})
+    part = Part.of((torch.arange(8) < 2).repeat(rows))
+    one = Update(0, Params(layout, part.only(torch.ones(layout.size))), 1.0, up=part)
+    found = Update.from_bytes(one.to_bytes(), layout)
+    assert found.up == part and torch.equal(found.delta.flat, one.delta.flat)
+    whole = replace(one, up=None).to_bytes()
+    assert len(one.to_bytes()) - 4 * part.count <= len(whole) - 4 * layout.size + 24
+    assert one.length == len(one.to_bytes())
+
+
 @given(MESSAGES)
 def test_the_length_is_that_of_the_bytes(one: Assignment | Update) -> None:
     assert one.length == len(one.to_bytes())
@@ -342,7 +355,9 @@ HUGE = [2**31, 2**40, 2**63, 2**64, 10**4000]
 NONSENSE: list[Any] = [
     None, True, -2, 0.5, 1e308, float("nan"), float("inf"), "", "x", [], {}, [[]], [None], ["a", "a"], [-1], [1.5],
     ["1"], [True], [[0]], [[0, 1, 2]], [["0", "1"]], [[0.0, 1.0]], [[True, 2]], [[2, 1]], [[0, 2], [1, 3]],
-    [[0, 2], [2, 3]], [[-1, 2]], [[0, SIZE + 1]], *HUGE, *[[huge] for huge in HUGE], *[[[0, huge]] for huge in HUGE],
+    [[0, 2], [2, 3]], [[0, 1, 2, 2]], [[0, 1, 1, 3]], [[0, 1, 2, SIZE]], [[0, 1, -2, 3]], [[0, 1, 2.0, 3]],
+    [[0, 1, 2, True]], [[0, 1], [2, 3], [4, 5]], [[0, 1, 2, 3], [6, 7]], [[-1, 2]], [[0, SIZE + 1]], *HUGE, *[[huge] for huge in HUGE], *[[[0, huge]] for huge in HUGE],
+    *[[[0, 1, 2, huge]] for huge in HUGE], *[[[0, 1, huge, 3]] for huge in HUGE],
     {"0": 1}, [{"a": 1}],
 ]  # fmt: skip
 FITTING: dict[str, Callable[[Any], bool]] = {

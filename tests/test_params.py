@@ -131,7 +131,26 @@ def test_a_digest_tells_values_names_and_shapes_apart():
 
 # Parts ------------------------------------------------------------------------------------------------
 
-MASKS = st.lists(st.booleans(), min_size=1, max_size=40).map(torch.tensor)
+
+@st.composite
+def columns(draw):
+    """Draw masks of matrices one after the other, of each of which the first columns are taken."""
+    rows = draw(
+        st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4)
+    )
+    return torch.cat([(torch.arange(width).repeat(count) < taken) for count, width, taken in rows])
+
+
+MASKS = st.lists(st.booleans(), min_size=1, max_size=40).map(torch.tensor) | columns()
+
+
+def places_of(part):
+    """Return the places that the entries of a part list, by their definition."""
+    places = []
+    for start, stop, *more in part.stretches:
+        step, count = more or (0, 1)
+        places += [place + step * k for k in range(count) for place in range(start, stop)]
+    return places
 
 
 def two_masks(size):
@@ -145,9 +164,57 @@ def test_a_part_is_that_of_its_mask(mask):
     assert torch.equal(part.mask, mask)
     assert (part.size, part.count, part.is_whole) == (len(mask), int(mask.sum()), bool(mask.all()))
     assert Part.of(mask.float() * 7) == Part.of(part.mask) == Part(part.size, part.stretches) == part
-    assert [place for start, stop in part.stretches for place in range(start, stop)] == [
-        place for place, inside in enumerate(mask.tolist()) if inside
-    ]
+    assert places_of(part) == [place for place, inside in enumerate(mask.tolist()) if inside]
+
+
+def entries(size):
+    """Draw one entry of a part of `size` values, most of them impossible."""
+    number = st.integers(-1, size + 1)
+    return st.tuples(number, number) | st.tuples(number, number, st.integers(0, size), st.integers(0, size))
+
+
+@given(st.integers(1, 14).flatmap(lambda size: st.tuples(st.just(size), st.lists(entries(size), max_size=4))))
+def test_entries_are_those_of_their_mask_or_refused(drawn):
+    """No two parts with the same values differ, so equal parts have equal bytes."""
+    size, listed = drawn
+    try:
+        part = Part(size, tuple(listed))
+    except ValueError:
+        return
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[places_of(part)] = True
+    assert part == Part.of(mask)
+    assert part.count == len(places_of(part)) == int(mask.sum())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 50_000])
+@pytest.mark.parametrize("taken", [1, 3])
+def test_the_first_columns_of_a_matrix_are_few_entries(rows, taken):
+    """A matrix of 4 columns with 5 values before and after it, of which the last 5 are taken, too."""
+    mask = torch.zeros(rows, 4, dtype=torch.bool)
+    mask[:, :taken] = True
+    part = Part.of(
+        torch.cat([torch.zeros(5, dtype=torch.bool), mask.flatten(), torch.ones(5, dtype=torch.bool)])
+    )
+    one = (
+        ((5, 5 + taken, 4, rows),) if rows > 2 else tuple((5 + 4 * k, 5 + 4 * k + taken) for k in range(rows))
+    )
+    assert part.stretches == (*one, (5 + 4 * rows, 10 + 4 * rows))
+    assert part.count == rows * taken + 5
+    flat = torch.arange(float(part.size))
+    assert torch.equal(part.take(flat)[:-5].view(rows, taken), flat[5:-5].view(rows, 4)[:, :taken])
+    assert part.rest.rest == part
+
+
+def test_entries_come_from_the_first_stretch_on():
+    """What could belong to two entries belongs to the first that holds three; two make none."""
+    assert Part.of(torch.tensor([1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 1])).stretches == (
+        (0, 1, 3, 3),
+        (8, 9),
+        (10, 11),
+    )
+    assert Part.of(torch.tensor([1, 0, 1, 0, 0, 1])).stretches == ((0, 1), (2, 3), (5, 6))
+    assert Part.of(torch.tensor([1, 0, 1, 0, 0, 1, 0, 0, 1])).stretches == ((0, 1), (2, 3, 3, 3))
 
 
 @given(MASKS)
@@ -208,11 +275,34 @@ def test_a_whole_part_gives_the_buffer_itself():
         ((0, 2), (2, 3)),  # they touch, and would be one
         ((3, 4), (0, 1)),
         ((0, 1), (0, 1)),
+        ((0, 1, 2, 1),),  # one is (0, 1), and two are two entries
+        ((0, 1, 2, 2),),
+        ((0, 1, 2, 0),),
+        ((0, 2, 2, 3),),
+        ((0, 1, 0, 3),),
+        ((0, 1, 3, 3),),
+        ((0, 1, 2, 2**62),),
+        ((0, 1, 2, 3), (5, 6)),
     ],
 )
 def test_bad_stretches_are_refused(stretches):
     with pytest.raises(ValueError, match="a part of 6 values has no stretch"):
         Part(6, stretches)
+
+
+@pytest.mark.parametrize(
+    "stretches",
+    [
+        ((0, 1), (2, 3), (4, 5)),
+        ((0, 1), (2, 3, 2, 3)),
+        ((0, 1, 2, 3), (6, 7)),
+        ((0, 1, 2, 3), (6, 7, 2, 3)),
+        ((0, 1), (2, 3), (4, 5, 3, 3)),
+    ],
+)
+def test_entries_that_could_be_longer_are_refused(stretches):
+    with pytest.raises(ValueError, match="belong into one entry"):
+        Part(20, stretches)
 
 
 @pytest.mark.parametrize("part", [Part(3, ((0, 1), (2, 3))), Part.whole(3)])

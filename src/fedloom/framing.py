@@ -267,8 +267,8 @@ class Head:
 
     def part(self, key: str, size: int) -> Part | None:
         """Return a part of a buffer of `size` values; None is all."""
-        stretches = self.of(key, lambda value: value is None or _pairs(value))
-        return None if stretches is None else Part(size, tuple((start, stop) for start, stop in stretches))
+        stretches = self.of(key, lambda value: value is None or _stretches(value))
+        return None if stretches is None else Part(size, tuple(map(tuple, stretches)))
 
 
 def _different_texts(value: object) -> bool:
@@ -279,7 +279,7 @@ def _different_texts(value: object) -> bool:
     )
 
 
-def _pairs(value: object) -> bool:
+def _stretches(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, list) and len(one) == 2 and all(map(_whole, one)) for one in value
+        isinstance(one, list) and len(one) in (2, 4) and all(map(_whole, one)) for one in value
     )

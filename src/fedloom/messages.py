@@ -1,8 +1,9 @@
 """What travels between a server and a site: assignments, updates, and clients that are missing, as values and as bytes.
 
 As bytes each message is a frame of `fedloom.framing`. Of a vector as long as the layout only the values of a *part* travel;
-the part is written as its stretches, and a part that has every value as null. Messages of equal content have equal bytes.
-The bytes that a record counts as sent are `len(message)`, which `length` computes without writing the message.
+the part is written as its stretches (`fedloom.params.Part`), and a part that has every value as null. Messages of equal
+content have equal bytes. The bytes that a record counts as sent are `len(message)`, which `length` computes without writing
+the message.
 """
 
 from __future__ import annotations
@@ -288,8 +289,7 @@ def _blank(value: Tensor, part: Part) -> bool:
     """Return whether a tensor is a vector as long as the layout without a bit set outside a part."""
     if value.dtype != torch.float32 or value.shape != (part.size,):
         return False
-    bits = value.contiguous().view(torch.int32)  # −0 is not blank: it would come back as 0
-    return not any(bool(bits[start:stop].any()) for start, stop in part.rest.stretches)
+    return part.silent(value.contiguous().view(torch.int32))  # −0 is not blank: it would come back as 0
 
 
 def _spread(

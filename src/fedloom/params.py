@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import cast
 
@@ -99,16 +99,24 @@ class Layout:
         return Layout(tuple(name for name, _ in rows), tuple(tuple(shape) for _, shape in rows))
 
 
+Stretch = tuple[int, int] | tuple[int, int, int, int]
+"""Values that follow each other, as (start, stop); or at least three such stretches of one length whose starts are equally
+far apart, as (start and stop of the first, step, count)."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Some of the values of a flat buffer, such as those that a client is sent, or reports.
 
+    The first columns of a matrix are as many stretches as it has rows, and one entry; equal parts have equal entries.
+
     Args:
         size: Number P of values of the whole buffer.
-        stretches: (start, stop) of each stretch that belongs to the part: ascending, not empty, not touching.
+        stretches: The stretches that belong to the part: ascending, not empty, not touching, and in as few entries as can
+            be when each, from the first on, is as long as can be.
 
     Raises:
-        ValueError: Stretches overlap, touch, are empty or out of order, or leave the buffer.
+        ValueError: Stretches overlap, touch, are empty or out of order, leave the buffer, or are in other entries.
 
     Example:
         >>> part = Part(6, ((1, 3), (5, 6)))
@@ -116,17 +124,26 @@ class Part:
         (tensor([1., 2., 5.]), 3)
         >>> part.put(torch.tensor([7.0, 8.0, 9.0]), torch.zeros(6))
         tensor([0., 7., 8., 0., 0., 9.])
+        >>> Part.of(torch.tensor([[1, 0], [1, 0], [1, 0]]).flatten())
+        Part(size=6, stretches=((0, 1, 2, 3),))
     """
 
     size: int
-    stretches: tuple[tuple[int, int], ...]
+    stretches: tuple[Stretch, ...]
 
     def __post_init__(self) -> None:
         end = -1
-        for start, stop in self.stretches:
-            if not end < start < stop <= self.size:
-                raise ValueError(f"a part of {self.size} values has no stretch {start} to {stop} there")
-            end = stop
+        for one in self.stretches:
+            start, stop, step, count = _four(one)
+            again = len(one) == 2 or (count > 2 and step > stop - start)
+            if not (again and end < start < stop and (end := _end(one)) <= self.size):
+                raise ValueError(f"a part of {self.size} values has no stretch {_written(one)} there")
+        places = [place for one in self.stretches for place in _places(one)]
+        for (one, width, free), (two, second, _), (three, third, _) in zip(
+            places, places[1:], places[2:], strict=False
+        ):
+            if free and width == second == third and two - one == three - two:
+                raise ValueError(f"the stretches of a part from {one} to {three} belong into one entry")
 
     @staticmethod
     def whole(size: int) -> Part:
@@ -136,14 +153,28 @@ class Part:
     @staticmethod
     def of(mask: Tensor) -> Part:
         """Return the part of the values at which a mask, shape [P], is not zero."""
-        edges = torch.nn.functional.pad(mask.bool().to(torch.int8), (1, 1)).diff()
-        starts, stops = (_places(found) for found in (edges > 0, edges < 0))
-        return Part(len(mask), tuple(zip(starts, stops, strict=True)))
+        starts, stops = _edges(mask.bool())
+        widths, steps = stops - starts, starts.diff()
+        alike = widths[1:] == widths[:-1]
+        # True where a stretch and the two after it are alike and equally far apart.
+        regular = alike[1:] & alike[:-1] & (steps[1:] == steps[:-1])
+
+        def single(begin: int, end: int | None) -> list[tuple[int, int]]:
+            return list(zip(_listed(starts[begin:end]), _listed(stops[begin:end]), strict=True))
+
+        entries, free = list[Stretch](), 0
+        for begin, end in zip(*map(_listed, _edges(regular)), strict=True):
+            first, after = max(begin, free), end + 2
+            if after - first > 2:
+                ((start, stop), (follows, _)) = single(first, first + 2)
+                entries += [*single(free, first), (start, stop, follows - start, after - first)]
+                free = after
+        return Part(len(mask), (*entries, *single(free, None)))
 
     @cached_property
     def count(self) -> int:
         """The number of values that belong to the part."""
-        return sum(stop - start for start, stop in self.stretches)
+        return sum((stop - start) * count for start, stop, _, count in map(_four, self.stretches))
 
     @property
     def is_whole(self) -> bool:
@@ -154,8 +185,8 @@ class Part:
     def mask(self) -> Tensor:
         """True for values of the part, shape [P]."""
         mask = torch.zeros(self.size, dtype=torch.bool)
-        for start, stop in self.stretches:
-            mask[start:stop] = True
+        for view in self._views(mask):
+            view.fill_(True)
         return mask
 
     @cached_property
@@ -165,11 +196,15 @@ class Part:
 
     def __and__(self, other: Part) -> Part:
         self._expect((other.size,), self.size)
-        return Part.of(self.mask & other.mask)
+        if self == other or other.is_whole or not self.count:
+            return self
+        return other if self.is_whole or not other.count else Part.of(self.mask & other.mask)
 
     def __or__(self, other: Part) -> Part:
         self._expect((other.size,), self.size)
-        return Part.of(self.mask | other.mask)
+        if self == other or self.is_whole or not other.count:
+            return self
+        return other if other.is_whole or not self.count else Part.of(self.mask | other.mask)
 
     def _expect(self, shape: Sequence[int], wanted: int) -> None:
         if tuple(shape) != (wanted,):
@@ -184,7 +219,7 @@ class Part:
         self._expect(flat.shape, self.size)
         if self.is_whole:
             return flat
-        return torch.cat([flat[start:stop] for start, stop in self.stretches] or [flat[:0]])
+        return torch.cat([view.reshape(-1) for view in self._views(flat)] or [flat[:0]])
 
     def put(self, values: Tensor, under: Tensor) -> Tensor:
         """Return `under`, shape [P], with the part's values replaced by others, shape [count].
@@ -199,9 +234,9 @@ class Part:
         if self.is_whole:
             return values
         found, at = under.clone(), 0
-        for start, stop in self.stretches:
-            found[start:stop] = values[at : at + stop - start]
-            at += stop - start
+        for view in self._views(found):
+            view.copy_(values[at : at + view.numel()].view(view.shape))
+            at += view.numel()
         return found
 
     def only(self, flat: Tensor) -> Tensor:
@@ -210,11 +245,64 @@ class Part:
 
     def silent(self, flat: Tensor) -> bool:
         """Return whether a buffer is zero outside the part."""
-        return self.is_whole or not any(bool(flat[start:stop].any()) for start, stop in self.rest.stretches)
+        return self.is_whole or not any(bool(view.any()) for view in self.rest._views(flat))
+
+    def _views(self, flat: Tensor) -> Iterator[Tensor]:
+        """Yield the values of each entry in a buffer, shape [length], or [count, length], without a copy."""
+        for one in self.stretches:
+            start, stop, step, count = _four(one)
+            yield flat[start:stop] if count == 1 else flat[start : _end(one)].unfold(0, stop - start, step)
 
 
-def _places(found: Tensor) -> list[int]:
-    return cast("list[int]", found.nonzero().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
+@lru_cache(maxsize=64)
+def common(one: Part | None, other: Part | None) -> Part | None:
+    """Return the values that two parts have in common; None is all, of the parts and of the result.
+
+    The last results are kept, since clients with equal parts ask for them in every round.
+
+    Example:
+        >>> common(Part(4, ((0, 3),)), Part(4, ((2, 4),))), common(None, None)
+        (Part(size=4, stretches=((2, 3),)), None)
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _four(one: Stretch) -> tuple[int, int, int, int]:
+    """Return start, stop, step and count of an entry."""
+    return (*one, 0, 1) if len(one) == 2 else one
+
+
+def _end(one: Stretch) -> int:
+    """Return where the last stretch of an entry stops."""
+    _, stop, step, count = _four(one)
+    return stop + step * (count - 1)
+
+
+def _places(one: Stretch) -> list[tuple[int, int, bool]]:
+    """Return start and length of an entry's first two and last two stretches, and whether a further entry may begin there.
+
+    None may begin within three that belong together: only with a single one, or with the last but one.
+    """
+    start, stop, step, count = _four(one)
+    numbers = (0,) if count == 1 else sorted({0, 1, count - 2, count - 1})
+    return [(start + step * k, stop - start, count == 1 or k == count - 2) for k in numbers]
+
+
+def _written(one: Stretch) -> str:
+    start, stop, step, count = _four(one)
+    return f"{start} to {stop}" + (f", {count} times every {step}" if len(one) == 4 else "")
+
+
+def _edges(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each stretch of true values starts, and where it stops."""
+    edges = torch.nn.functional.pad(inside.to(torch.int8), (1, 1)).diff()
+    return torch.where(edges > 0)[0], torch.where(edges < 0)[0]
+
+
+def _listed(numbers: Tensor) -> list[int]:
+    return cast("list[int]", numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,6 +118,31 @@ def test_every_local_rule(name: str, tiny_model: Path) -> None:
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
+SCALES = (1.0, 4.0, 0.3, 1.0, 2.0)
+
+
+def test_scales_of_their_own(tiny_model: Path) -> None:
+    """Adapters of clients side by side have each client's scale, also when clients with fewer steps have left."""
+    tuned = tune(tiny_model)
+    todo = [replace(job, scale=scale) for job, scale in zip(jobs_of(tuned, SETTINGS), SCALES, strict=True)]
+    alone = one_by_one(tuned, todo)
+    assert_alike(results(tuned, todo), alone, 1e-5)
+    plain = one_by_one(tuned, [replace(job, scale=1.0) for job in todo])  # so the model's scale is put back
+    assert_alike(plain, one_by_one(tune(tiny_model), jobs_of(tuned, SETTINGS)), 0)
+    for (mine, _), (other, _), scale in zip(alone, plain, SCALES, strict=True):
+        assert torch.equal(mine.delta.flat, other.delta.flat) == (scale == 1)
+
+
+def test_a_scale_among_others_gives_the_bits_that_it_gives_to_all(tiny_model: Path) -> None:
+    """A row's bits are those in a stack of which every row has its scale."""
+    tuned = tune(tiny_model)
+    todo = jobs_of(tuned, SETTINGS)
+    mixed = results(tuned, [replace(job, scale=scale) for job, scale in zip(todo, SCALES, strict=True)])
+    for k, scale in enumerate(SCALES):
+        same = results(tuned, [replace(job, scale=scale) for job in todo])
+        assert torch.equal(mixed[k][0].delta.flat, same[k][0].delta.flat)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "published"])
 def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
     """Clients with different numbers of steps are at different places of their schedules."""

@@ -1,4 +1,4 @@
-"""A round whose aggregate is not finite has no effect but a line in the record."""
+"""A round whose aggregate is not finite, or has too few updates, has no effect but a line in the record."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, same, site_of
+from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same, site_of
 from tests.hostile.updates import run
 
 from fedloom.algorithms import SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm, ServerState
-from fedloom.algorithms.compose import make
+from fedloom.algorithms.base import Aggregate, FederatedAlgorithm, ServerState, TooFew, with_aggregate
+from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.memory import Memory
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
@@ -32,15 +32,15 @@ def breaking(
     """Return the algorithm with a server step that breaks the new state in some rounds."""
     bad = tuple(rounds)
 
-    def apply(state: ServerState, updates: Iterable[Update]):
-        after, figures = algorithm.apply(state, updates)
+    def combine(state: ServerState, updates: Iterable[Update], aggregate: Aggregate):
+        after, figures = algorithm.combine(state, updates, aggregate)
         if state.round not in bad:
             return after, figures
         if part == "params":
             return replace(after, params=after.params.with_flat(after.params.flat * math.nan)), figures
         return replace(after, slots={**after.slots, part: after.slots[part] + math.inf}), figures
 
-    return algorithm._replace(apply=apply)
+    return algorithm._replace(combine=combine)
 
 
 def go(
@@ -147,3 +147,74 @@ def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(loss: float) -> None:
         assert log["loss"] == pytest.approx(mean)
     _, logs = run("fedavg", dict.fromkeys(range(CLIENTS), said))
     assert [log["loss"] for log in logs] == [None, None, None]
+
+
+# Too few updates --------------------------------------------------------------------------------------
+
+
+def with_silent(rounds: tuple[int, ...], *, count: int = 9, silent: tuple[int, ...] = (1,)):
+    """Run Krum over five clients, as few as it takes, of which some do not answer in some rounds."""
+    algorithm, logs = compose(["fedavg", "krum"], Given(CLIENTS)), []
+    train = TRAIN.model_copy(update={"rounds": count})
+    one = run_of("any", train=train, algorithm=algorithm, committed=lambda now, log: logs.append(log))
+    bad = dict.fromkeys(silent, lambda good: None)
+    return run_rounds([one], Corrupted(site_of(algorithm, train), bad, rounds))[0], logs
+
+
+def test_a_round_with_fewer_updates_than_the_aggregate_needs_is_not_applied() -> None:
+    one, logs = with_silent((1,), count=2)
+    before, _ = with_silent((), count=1)
+    assert same(one, before)
+    assert one.kept == before.kept
+    assert one.norms == before.norms
+    assert (one.state.round, one.missed) == (2, 1)
+    assert "not_applied" not in logs[0]
+    assert (
+        "Krum with f = 1 needs at least 2f + 3 = 5 clients in a round, and there are 4"
+        in logs[1]["not_applied"]
+    )
+    assert "client 1: it did not answer" in logs[1]["not_applied"]
+    assert [row["client"] for row in logs[1]["missing"]] == [1]
+    assert math.isfinite(logs[1]["loss"])  # of those who answered
+
+
+def test_a_run_goes_on_after_too_few_updates_and_ends_after_three_such_rounds() -> None:
+    after, logs = with_silent((1, 2, 4, 5))
+    assert [k for k, log in enumerate(logs) if "not_applied" in log] == [1, 2, 4, 5]
+    assert after.missed == 0
+    with pytest.raises(UserError, match=rf"round 3: .*Krum.* the last of {MISSED} such rounds in a row"):
+        with_silent((1, 2, 3))
+    with pytest.raises(UserError, match=r"round 0: .*Krum.* the only round"):
+        with_silent((0,), count=1)
+
+
+def test_updates_that_an_aggregate_did_not_wait_for_are_counted() -> None:
+    """One that gives up at the first update leaves the answers of the training beside it where they belong."""
+
+    def hasty(updates: Iterable[Update], state: ServerState):
+        next(iter(updates))
+        if state.round == 1:
+            raise TooFew("nothing pleases it")
+        return torch.zeros(LAYOUT.size), {}
+
+    def pair(aggregate: Aggregate | None):
+        logs: dict[str, list] = {"left": [], "right": []}
+        plain = make("fedavg", CLIENTS)
+        algorithms = {"left": with_aggregate(plain, lambda own: aggregate or own), "right": plain}
+        runs = [
+            run_of(
+                name,
+                clients,
+                algorithm=algorithms[name],
+                committed=lambda now, log, name=name: logs[name].append(log),
+            )
+            for name, clients in (("left", (0, 1, 2)), ("right", (3, 4)))
+        ]
+        return run_rounds(runs, Plain(site_of(plain))), logs
+
+    (_, right), logs = pair(hasty)
+    (_, expected), whole = pair(None)
+    assert same(right, expected)
+    assert "nothing pleases it" in logs["left"][1]["not_applied"]
+    assert [row["client"] for row in logs["left"][1]["clients"]] == [0, 1, 2]
+    assert logs["left"][1]["bytes_up"] == whole["left"][1]["bytes_up"]

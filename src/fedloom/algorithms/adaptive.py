@@ -55,7 +55,7 @@ def adaptive(
     """
     if skip < 0:
         raise ValueError(f"skip is {skip}; it must be zero or positive")
-    layers = {name: layer for name in layout.names if (layer := _layer(name)) is not None}
+    layers = {name: layer for name in layout.names if (layer := layer_of(name)) is not None}
     count = max(layers.values(), default=-1) + 1
     last = (faults.LAYERS if published else count) - 1 - skip
     held = {name for name, layer in layers.items() if skip <= layer <= last}
@@ -67,7 +67,8 @@ def adaptive(
     return clipped(rule) if published else rule
 
 
-def _layer(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
+    """Return the number of the language model's layer to which a tensor belongs, or None where it belongs to none."""
     found = re.search(r"layers\.(\d+)\.", name) if name.startswith("llm/") else None
     return int(found[1]) if found else None
 

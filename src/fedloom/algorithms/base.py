@@ -9,7 +9,7 @@ Shape legend: P trained values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from fedloom.algorithms.rule import (  # noqa: F401
     clipped,
 )
 from fedloom.messages import Update
-from fedloom.params import Params
+from fedloom.params import Params, Part, common
 from fedloom.types import Broadcast, Tensors
 
 Diagnostics = Mapping[str, float]
@@ -269,3 +269,64 @@ def moments(tau: float) -> Callable[[Params], Tensors]:
         return {"m": zeros_like(params), "v": zeros_like(params) + tau**2}
 
     return slots
+
+
+def _all(client: int) -> Part | None:
+    return None
+
+
+def _plain(client: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each client holds of all that is trained, by the client's number.
+
+    Attributes:
+        down: The part that a client is sent, and holds; None is all.
+        up: The part that it trains and reports, which `down` includes; None is all.
+        scale: Factor on the scale of the client's LoRA adapters, > 0. At the server, whose adapters have the plain scale,
+            each B is multiplied by it, so that the products are the client's.
+    """
+
+    down: Callable[[int], Part | None] = _all
+    up: Callable[[int], Part | None] = _all
+    scale: Callable[[int], float] = _plain
+
+    def __and__(self, other: Share) -> Share:
+        """Return the share of clients that hold, train and report only what both shares give them."""
+        return Share(
+            lambda client: common(self.down(client), other.down(client)),
+            lambda client: common(self.up(client), other.up(client)),
+            lambda client: self.scale(client) * other.scale(client),
+        )
+
+
+EVERYTHING = Share()
+"""The share of clients that each hold, train and report all, with adapters of the plain scale."""
+
+
+def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str) -> None:
+    """Check that a setting lists a whole number for each client.
+
+    Args:
+        name: The setting's name.
+        values: What it lists.
+        clients: Number of clients.
+        most: Largest number that is right; the smallest is 1.
+        of: What `most` is, for the message.
+
+    Raises:
+        ValueError: There are more or fewer numbers than clients, or one is not within bounds.
+    """
+    if len(values) != clients:
+        right = str([most] * clients) if clients <= 8 else f"{clients} times {most}"
+        raise ValueError(
+            f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as {right}"
+        )
+    for client, value in enumerate(values):
+        if type(value) is not int or not 1 <= value <= most:  # true is no number here
+            raise ValueError(
+                f"{name} gives client {client} {value!r}; it must be a whole number from 1 to {most}, {of}"
+            )

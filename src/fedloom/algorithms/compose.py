@@ -15,15 +15,36 @@ from fedloom.algorithms.entry import Entry
 from fedloom.params import Layout
 from fedloom.types import UserError
 
-ANY_LAYOUT = Layout.of({f"llm/layers.{layer}.{name}": (1,) for layer in range(256) for name in "ab"})
-"""A layout to check arguments with before a model is there."""
+
+def any_layout(rank: int | None) -> Layout:
+    """Return a layout to check arguments with before a model is there.
+
+    Args:
+        rank: Rank of the LoRA factors, ≥ 1; None where only the connector is trained.
+
+    Example:
+        >>> any_layout(2).size, any_layout(None).names
+        (1024, ('connector/w',))
+    """
+    if rank is None:
+        return Layout.of({"connector/w": (1,)})
+    shapes = {"lora_a": (rank, 1), "lora_b": (1, rank)}
+    return Layout.of(
+        {f"llm/layers.{layer}.q:{name}": shape for layer in range(256) for name, shape in shapes.items()}
+    )
+
+
+ANY_LAYOUT = any_layout(8)
 
 CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("own aggregate", "kind aggregate", "its aggregate belongs to it and cannot be replaced"),
     ("gradient", "gradient", "each makes the gradient in its own way"),
     ("own model", "own model", "each leaves clients with another model of their own"),
     ("extras", "noise", "what clients send besides their delta would carry no noise"),
-    ("noise", "kind aggregate", "noise fits the largest change of a mean, not of this aggregate"),
+    ("extras", "mixes", "what clients send besides their delta would not be mixed with it"),
+    ("a mean", "kind aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
+    ("a mean", "own aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
+    ("a mean", "mixes", "its noise fits a mean of the clients' own changes, not of mixed ones"),
     ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
     ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
     ("no values", "kind wrapper", "no delta travels that could be changed"),

@@ -21,6 +21,8 @@ KINDS = {
 TRAITS = {
     "own aggregate": "its aggregate belongs to it",
     "whole vectors": "it is stated for whole vectors, which all clients report",
+    "mixes": "it puts updates of several clients in place of each client's own",
+    "a mean": "it is stated for a mean in which each client has its own share",
     "extras": "clients send more than their delta",
     "gradient": "it makes the gradient in its own way",
     "own model": "each client ends with a model of its own",

@@ -39,6 +39,8 @@ class Job:
         seed: The experiment's seed.
         trained: The part that the client trains, personal values included; None is all.
         personal: The part that stays with the client; None is nothing.
+        scale: Factor on the scale of the client's LoRA adapters. `start` is for adapters of this scale, and so is where
+            training ends; `assignment.params` and updates are for those of the plain scale.
     """
 
     assignment: Assignment
@@ -50,6 +52,7 @@ class Job:
     seed: int
     trained: Part | None = None
     personal: Part | None = None
+    scale: float = 1.0
 
     @property
     def client(self) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from fedloom.client.job import Job
 from fedloom.models.batch import answer_losses, collate
-from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.types import Tensors
 
 
@@ -25,11 +25,12 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
     layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
     tuned.write(job.start.params)
     tuned.grads.zero_()
-    for start in range(0, len(examples), size):
-        batch = examples[start : start + size]
-        loss = answer_losses(tuned.vlm, collate(tuned.vlm, [list(batch)])).sum()
-        if loss.requires_grad:  # not where only the connector is trained and no image is shown
-            (loss * len(batch) / len(examples)).backward()
+    with side_by_side(tuned, 1, [job.scale]):
+        for start in range(0, len(examples), size):
+            batch = examples[start : start + size]
+            loss = answer_losses(tuned.vlm, collate(tuned.vlm, [list(batch)])).sum()
+            if loss.requires_grad:  # not where only the connector is trained and no image is shown
+                (loss * len(batch) / len(examples)).backward()
     flat = tuned.grads[0].cpu()
     flat = flat if job.trained is None else job.trained.only(flat)
     norms = [torch.linalg.vector_norm(flat[layout.slice(name)]) for name in layout.names]

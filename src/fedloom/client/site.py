@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import PLAIN, LocalRule
+from fedloom.algorithms.base import EVERYTHING, PLAIN, LocalRule, Share
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
@@ -25,6 +25,7 @@ from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.lora import fold
 from fedloom.tuning.parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors, UserError
 
@@ -91,6 +92,7 @@ class Local:
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
         further: How clients train in stages of the method's own, after those of the strategy.
+        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
 
     rule: LocalRule
@@ -99,6 +101,7 @@ class Local:
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
     further: Sequence[Train] = ()
+    share: Share = EVERYTHING
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,10 +184,13 @@ class Site:
                 "the server asks for values that its strategy does not train, or that stay with clients"
             )
         trained = parts.trained if up == parts.up else up | (parts.trained & parts.personal)
+        if (held := local.share.up(assignment.client)) is not None:
+            trained = trained & held
         kept = self._kept(assignment.method, assignment.client, assignment.since)
         sent = assignment.down or whole  # of which nothing that stays with clients is taken
         down = parts.down if sent in (whole, parts.down) else sent & parts.down
         start = _with_own(local, stage, assignment.params, down, kept)
+        start = _as_held(local.share, assignment.client, start)
         # Control variates and the like begin anew with a stage; personal values stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
         return Job(
@@ -197,6 +203,7 @@ class Site:
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
+            scale=local.share.scale(assignment.client),
         )
 
     def update(self, job: Job, trained: Trained) -> Update:
@@ -213,8 +220,8 @@ class Site:
         up = asked.up or start.whole
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(up, value) for name, value in rule.items()}
         if job.personal is not None:
-            kept[PERSONAL] = job.personal.take(trained.end).clone()
-        delta = up.only(trained.end - start.flat)
+            kept[PERSONAL] = job.personal.take(fold(trained.end, start.layout, job.scale)).clone()
+        delta = up.only(fold(trained.end - start.flat, start.layout, job.scale))
         norm = float(torch.linalg.vector_norm(delta))
         if kept:
             if isfinite(norm):  # otherwise the server refuses the update, and says why
@@ -287,6 +294,16 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+
+
+def _as_held(share: Share, client: int, params: Params) -> Params:
+    """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
+
+    Messages, memory and models that are evaluated are for adapters of the plain scale.
+    """
+    held = share.down(client)
+    flat = params.flat if held is None else held.only(params.flat)
+    return params.with_flat(fold(flat, params.layout, 1 / share.scale(client)))
 
 
 def _apart(tensors: Tensors, end: Tensor) -> Tensors:

@@ -67,7 +67,7 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
     # Clients with most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
     losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
-    with side_by_side(tuned, len(jobs)) as stack:
+    with side_by_side(tuned, len(jobs), [jobs[k].scale for k in order]) as stack:
         rows = [_begun(jobs[k], stack, row) for row, k in enumerate(order)]
         slots, tied = stack.zeroed(OPTIMIZERS[first.settings.optimizer].slots), len(rows)
         clock.lap("load")

@@ -148,17 +148,18 @@ class Admission:
         """Return an update, its norm, a norm that is common for such work, and why it is refused by itself, or None."""
         allowed = self._expected.of(update.client)
         reason = malformed(update, self._expected.layout, allowed)
-        size = 0.0 if reason else norm(update.delta.flat)
+        size = 0.0 if reason else norm(allowed.unfolded(update.delta))
         return update, size, allowed.usual, reason or self._outsized(update, size, allowed)
 
     def _outsized(self, update: Update, size: float, allowed: Allowance) -> str | None:
         most = self._settings.max_norm
+        came = size if allowed.scale == 1 else norm(update.delta.flat)
         if not isfinite(size):
             return "delta holds values that are not finite"
         if not allowed.up.silent(update.delta.flat):
             return "delta changes values that are not exchanged"
-        if most is not None and size > most:
-            return f"norm {size:.4g} is above gate.max_norm {most:.4g}"
+        if most is not None and came > most:
+            return f"norm {came:.4g} is above gate.max_norm {most:.4g}"
         if most is None and size > allowed.most:
             return f"norm {size:.4g} is above {allowed.most:.4g}, the most that honest work comes to"
         return None

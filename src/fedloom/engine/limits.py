@@ -15,7 +15,7 @@ d_T bounds the norm of every honest update, whatever its data: no honest update 
 do not bound it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
 may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
 divides by single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
-values that are exchanged.
+values that are exchanged, and of the client's own LoRA factors where their scale is its own (`fedloom.algorithms.ranks`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import PLAIN, Extra, FederatedAlgorithm, LocalWork
+from fedloom.algorithms.base import EVERYTHING, PLAIN, Extra, FederatedAlgorithm, LocalWork
 from fedloom.client.optimizers import OPTIMIZERS
 from fedloom.client.schedule import rate_of, steps_of
 from fedloom.client.site import Profile
 from fedloom.params import Params, Part
+from fedloom.tuning.lora import fold
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
@@ -61,6 +62,7 @@ class Allowance:
         usual: A norm that such work commonly leads to. The usual norm counts as at least this one, so that a client with
             many steps, or with the only images, is not refused for being unlike the others.
         extras: Name → shape and bounds of what comes besides the delta.
+        scale: Factor on the scale of its LoRA adapters. Norms are those of its delta before B was multiplied by it.
     """
 
     examples: int
@@ -68,6 +70,11 @@ class Allowance:
     most: float
     usual: float
     extras: Mapping[str, Extra]
+    scale: float = 1.0
+
+    def unfolded(self, delta: Params) -> Tensor:
+        """Return the change of the client's own values, shape [P]."""
+        return fold(delta.flat, delta.layout, 1 / self.scale)
 
 
 class Expected:
@@ -80,6 +87,7 @@ class Expected:
         round: The round's number within its stage.
         profiles: The profile of each client.
         up: Client → the part that it reports; None is all.
+        scale: Client → factor on the scale of its LoRA adapters.
 
     Attributes:
         layout: Names and shapes of the global parameters.
@@ -93,25 +101,26 @@ class Expected:
         round: int,
         profiles: Sequence[Profile],
         up: Callable[[int], Part | None],
+        scale: Callable[[int], float] = EVERYTHING.scale,
     ) -> None:
         self.layout = params.layout
         self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
-        self._profiles, self._up = profiles, up
-        self._known: dict[tuple[int, Part], tuple[float, float, Mapping[str, Extra]]] = {}
+        self._profiles, self._up, self._scale = profiles, up, scale
+        self._known: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
 
     def of(self, client: int) -> Allowance:
         """Return the bounds on a client's update."""
         examples, part = self._profiles[client].examples, self._up(client) or self._params.whole
-        steps = steps_of(self._settings, examples)
-        if (steps, part) not in self._known:  # the same for all clients with as many steps
-            self._known[steps, part] = self._reach(steps, part)
-        return Allowance(examples, part, *self._known[steps, part])
+        work = steps_of(self._settings, examples), part, self._scale(client)
+        if work not in self._known:  # the same for all clients with as many steps
+            self._known[work] = self._reach(*work)
+        return Allowance(examples, part, *self._known[work], work[-1])
 
-    def _reach(self, steps: int, part: Part) -> tuple[float, float, Mapping[str, Extra]]:
+    def _reach(self, steps: int, part: Part, scale: float) -> tuple[float, float, Mapping[str, Extra]]:
         clip = self._settings.clip
         free = self._algorithm.local.correct is PLAIN.correct
         gradient = inf if clip is None or not free else clip
-        size = norm(part.take(self._params.flat))
+        size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
         most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
         limit = SLACK * (UNCLIPPED if clip is None else clip)
         return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit))

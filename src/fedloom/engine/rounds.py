@@ -7,6 +7,7 @@ cohort.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.algorithms.base import EVERYTHING, Diagnostics, FederatedAlgorithm, ServerState, TooFew
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
@@ -152,10 +153,6 @@ def _nothing(standing: Standing, log: dict[str, Any]) -> None:
     pass
 
 
-def _all(client: int) -> None:
-    return None
-
-
 Committed = Callable[[Standing, dict[str, Any]], Standing | None]
 """(standing after a round, the round's figures) → the standing from which the run goes on; None for the same one."""
 
@@ -177,6 +174,7 @@ class Run:
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
+        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Share`.
     """
 
     method: str
@@ -189,8 +187,9 @@ class Run:
     committed: Committed = _nothing
     stage: int = 0
     before: int = 0
-    down: Callable[[int], Part | None] = _all
-    up: Callable[[int], Part | None] = _all
+    down: Callable[[int], Part | None] = EVERYTHING.down
+    up: Callable[[int], Part | None] = EVERYTHING.up
+    scale: Callable[[int], float] = EVERYTHING.scale
 
     @property
     def round(self) -> int:
@@ -266,7 +265,7 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up)
+    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up, run.scale)
     return Admission(expected, run.standing.norms, run.gate)
 
 
@@ -280,18 +279,24 @@ def _round(
     """
     before, number, end = run.standing, run.round, None
     accepted = admission.admitted(answers, clock)
-    first = next(accepted, None)
+    first, few = next(accepted, None), True
+    after: ServerState = before.state
+    diagnostics: Diagnostics = {}
     if first is None:
-        after, diagnostics = before.state, dict[str, float]()
-        outcome = (
+        fault = (
             "no client's update could be used" if admission.missing else "every client's update was refused"
         )
-        fault = f"{outcome} ({_reasons({**admission.refused, **admission.missing})})"
+        fault += _reasons(admission)
     else:
-        after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-        after = _where_reported(before.state, after, admission.reported)
-        fault = _fault(after)
-    last = MISSED if first is not None else min(MISSED, run.schedule.rounds)
+        try:
+            after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
+            after = _where_reported(before.state, after, admission.reported)
+            fault, few = _fault(after), False
+        except TooFew as error:
+            deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well
+            fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
+    # A short run that had too few updates in every round would otherwise end as if it had trained.
+    last = min(MISSED, run.schedule.rounds) if few else MISSED
     if first is None and not admission.missing:
         end = f"round {number}: {fault}"
     elif fault is not None and before.missed + 1 >= last:
@@ -341,11 +346,12 @@ def _where_reported(before: ServerState, after: ServerState, reported: Part) -> 
     return replace(after, params=after.params.with_flat(flat), slots=slots)
 
 
-def _reasons(reasons: Mapping[int, str]) -> str:
-    """List the reasons for which updates could not be used: those of the first clients, and how many more there are."""
-    told = [f"client {client}: {reason}" for client, reason in reasons.items()]
-    more = [f"and {len(told) - REASONS} more"] if len(told) > REASONS else []
-    return "; ".join([*told[:REASONS], *more])
+def _reasons(admission: Admission) -> str:
+    """List in brackets why updates could not be used: the first clients' reasons, and how many more there are."""
+    found = {**admission.refused, **admission.missing}
+    listed = [f"client {client}: {reason}" for client, reason in found.items()]
+    more = [f"and {len(listed) - REASONS} more"] if len(listed) > REASONS else []
+    return f" ({'; '.join([*listed[:REASONS], *more])})" if listed else ""
 
 
 def _fault(state: ServerState) -> str | None:

@@ -28,7 +28,7 @@ from fedloom.models.load import Vlm
 from fedloom.params import Layout, Params
 from fedloom.record import write_atomic
 from fedloom.seeds import torch_stream
-from fedloom.tuning.lora import LoRALinear
+from fedloom.tuning.lora import LoRALinear, scale_of
 from fedloom.tuning.strategy import LoRA, Stage
 from fedloom.types import UserError
 
@@ -59,6 +59,7 @@ class Tuned:
             K is 1. Writing to it changes the model.
         grads: Where `backward` adds gradients, shape [K, P].
         slots: Buffers of the local optimiser, shape [K, P] each, made when first asked for.
+        factors: Factor on the scale of each row's adapters; () is 1 for all.
     """
 
     vlm: Vlm
@@ -68,6 +69,7 @@ class Tuned:
     flat: Tensor
     grads: Tensor
     slots: dict[str, Tensor]
+    factors: tuple[float, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -127,6 +129,15 @@ class Tuned:
             self._place([*adapters, *self._whole()], 0)
         else:
             self._place(adapters, slice(0, rows))
+        if self.factors:
+            self._rescale(self.factors[:rows])
+
+    def _rescale(self, factors: Sequence[float]) -> None:
+        """Let adapters have the scales of some rows."""
+        if lora := self.stage.lora:
+            scale = scale_of(lora.alpha / lora.rank, factors, self.flat.device)
+            for layer in self.adapters.values():
+                layer.scale = scale
 
     def _whole(self) -> list[str]:
         return [name for name in self.layout.names if not _is_adapter(name)]
@@ -151,24 +162,29 @@ def _adapted(spots: Mapping[str, Spot]) -> list[str]:
 
 
 @contextmanager
-def side_by_side(tuned: Tuned, rows: int) -> Iterator[Tuned]:
+def side_by_side(tuned: Tuned, rows: int, factors: Sequence[float] = ()) -> Iterator[Tuned]:
     """Give a model room for several clients at once, and put its single row back afterwards.
 
     Args:
         tuned: The model with one row; its `flat` is left as it is.
         rows: Number K of clients; for one the model itself is handed out.
+        factors: Factor on the scale of each client's adapters; () is 1 for all.
     """
-    if rows == 1:
+    own = () if all(factor == 1 for factor in factors) else tuple(factors)
+    if rows == 1 and not own:
         yield tuned
         return
-    shape = (rows, tuned.layout.size)
-    flat, grads = tuned.flat.new_empty(shape), tuned.flat.new_zeros(shape)
-    wide = replace(tuned, flat=flat, grads=grads, slots={})
+    flat, grads, shape = tuned.flat, tuned.grads, (rows, tuned.layout.size)
+    if rows > 1:
+        flat, grads = flat.new_empty(shape), grads.new_zeros(shape)
+    wide = replace(tuned, flat=flat, grads=grads, slots={}, factors=own)
     wide.tie(rows)
     try:
         yield wide
     finally:
         tuned.tie()
+        if own:
+            tuned._rescale((1.0,))
 
 
 def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:

@@ -5,12 +5,14 @@ Shape legend: T tokens, K clients side by side, I and O a linear layer's inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedloom.params import Layout
 
 
 class LoRALinear(nn.Module):
@@ -23,15 +25,18 @@ class LoRALinear(nn.Module):
         base: The frozen layer.
         lora_a: A, shape [R, I] or [K, R, I].
         lora_b: B, shape [O, R] or [K, O, R].
-        scale: alpha / rank.
+        scale: alpha / rank, a number or one for each client, shape [K, 1, 1].
 
     Attributes:
         drop: What x goes through on its way to A, or None; see `fedloom.tuning.dropout`.
     """
 
-    def __init__(self, base: nn.Linear, lora_a: nn.Parameter, lora_b: nn.Parameter, scale: float) -> None:
+    def __init__(
+        self, base: nn.Linear, lora_a: nn.Parameter, lora_b: nn.Parameter, scale: float | Tensor
+    ) -> None:
         super().__init__()
-        self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
+        self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
+        self.scale: float | Tensor = scale
         self.drop: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
@@ -84,3 +89,38 @@ class _Adapted(torch.autograd.Function):
 def _plus(total: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Add a product to what is there, for one client or several."""
     return (total.addmm_ if total.dim() == 2 else total.baddbmm_)(one, other)
+
+
+def scale_of(plain: float, factors: Sequence[float], where: torch.device) -> float | Tensor:
+    """Return the scale of layers for clients side by side.
+
+    Args:
+        plain: alpha / rank.
+        factors: What it is multiplied by for each client, K of them.
+        where: The device of the layers.
+
+    Returns:
+        A number where it is the same for all, and otherwise float32 values of shape [K, 1, 1]; both scale alike.
+    """
+    scales = [plain * factor for factor in factors]
+    alike = len(set(scales)) == 1
+    return scales[0] if alike else torch.tensor(scales, dtype=torch.float32, device=where).view(-1, 1, 1)
+
+
+def fold(values: Tensor, layout: Layout, factor: float) -> Tensor:
+    """Return values of a layout, shape [P], in which every B is multiplied by a factor; for 1 the values themselves.
+
+    An adapter of scale s with f B does what one of scale f s does with B, since s · (f B) · A = (f s) · B · A.
+
+    Args:
+        values: Parameters, or changes of them.
+        layout: Their names; those of B end in `:lora_b`.
+        factor: The factor f.
+    """
+    if factor == 1:
+        return values
+    folded = values.clone()
+    for name in layout.names:
+        if name.endswith(":lora_b"):
+            folded[layout.slice(name)] *= factor
+    return folded

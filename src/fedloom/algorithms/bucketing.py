@@ -1,0 +1,98 @@
+"""Bucketing: updates are put into buckets at random, and the aggregate gets the mean of each bucket.
+
+    draw an order of the n updates;   bucket b = mean of the next s of them;   Δ = aggregate of the ⌈n / s⌉ buckets
+
+with s the argument `size`. Clients that differ from each other are closer together after it, which robust aggregates need;
+f faulty clients spoil at most f buckets, so that the aggregate's f stays and its n becomes ⌈n / s⌉. Every client counts
+alike: where the aggregate is a mean by weights, a bucket weighs as many as it holds. In figures a bucket goes by the
+lowest client number in it.
+
+Reference: S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
+arXiv 2006.09365v5, Algorithm 1.
+
+Differs from the paper: a last bucket with fewer than s updates is the mean of those that it holds. All updates of a round
+are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.aggregate import mean_delta
+from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.robust import gathered
+from fedloom.messages import Update
+from fedloom.params import Params
+from fedloom.seeds import stream
+from fedloom.types import UserError
+
+
+def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:
+    """Make bucketing.
+
+    Args:
+        cohort: Number n of clients in a round.
+        seed: The experiment's seed; with stage and round it names the draw of the order.
+        stage: Number of the strategy's stage.
+        size: Clients s in a bucket, ≥ 1.
+
+    Raises:
+        UserError: From the change: the aggregate needs more updates than a cohort has buckets.
+    """
+    positive(size=size)
+
+    def change(inner: Aggregate) -> Aggregate:
+        _try(inner, cohort, size)
+
+        def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
+            held = gathered("bucketing", updates, f=0)
+            drawn = stream(seed, f"buckets/{stage}", round=state.round).permutation(len(held))
+            means = list(buckets(held, drawn.tolist(), size))
+            delta, figures = inner(sorted(means, key=lambda one: one.client), state)
+            return delta, {**figures, "buckets": float(len(means))}
+
+        return aggregate
+
+    return change
+
+
+def buckets(held: Sequence[Update], order: Sequence[int], size: int) -> Iterator[Update]:
+    """Yield the mean of each bucket.
+
+    Args:
+        held: Updates.
+        order: Their places in the order in which they fill buckets.
+        size: Updates in a bucket; the last may have fewer.
+    """
+    for start in range(0, len(order), size):
+        those = [held[k] for k in sorted(order[start : start + size])]
+        delta = mean_delta(those, uniform=True)
+        yield replace(those[0], delta=those[0].delta.with_flat(delta), weight=float(len(those)))
+
+
+def _try(inner: Aggregate, cohort: int, size: int) -> None:
+    """Aggregate as many updates as a cohort has buckets, so that too few of them are found before the first round."""
+    zero, count = Params.of({"x": torch.zeros(1)}), -(-cohort // size)
+    try:
+        inner([Update(k, zero, 1.0) for k in range(count)], ServerState(zero))
+    except TooFew as error:
+        raise UserError(
+            f"algorithms.bucketing: {cohort} clients in a round make {count} buckets of {size}, which count as clients in "
+            f"what follows: {error}"
+        ) from error
+
+
+ENTRIES = {
+    "bucketing": Entry(
+        bucketing,
+        "wrapper",
+        "bucketing",
+        "Clients are put into buckets at random, and the mean change of each bucket is aggregated.",
+        traits=frozenset({"whole vectors", "mixes"}),
+    )
+}

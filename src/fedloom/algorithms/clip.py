@@ -1,0 +1,75 @@
+"""Norm clipping: no client's change is longer than a bound when it comes to the aggregate.
+
+    Δ_k ← Δ_k · min(1, C / ‖Δ_k‖)
+
+with C the argument `bound`. Weights, and what clients send besides their delta, stay as they are. A delta within the bound
+keeps its bits.
+
+Reference: Z. Sun, P. Kairouz, A. T. Suresh, H. B. McMahan, "Can You Really Backdoor Federated Learning?",
+arXiv 1911.07963v2, section 4 (norm thresholding of updates).
+
+Differs from the paper: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, positive
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.robust import length
+from fedloom.messages import Update
+
+
+def clip(*, bound: float = 1.0) -> Change:
+    """Make norm clipping, which holds no update.
+
+    Args:
+        bound: Longest delta C, > 0.
+    """
+    positive(bound=bound)
+
+    def change(inner: Aggregate) -> Aggregate:
+        def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
+            stream, share = clipping(updates, bound)
+            delta, figures = inner(stream, state)
+            return delta, {**figures, "clipped": share()}
+
+        return aggregate
+
+    return change
+
+
+def clipping(updates: Iterable[Update], bound: float) -> tuple[Iterator[Update], Callable[[], float]]:
+    """Clip the deltas of a stream as it goes by.
+
+    Returns:
+        The stream, and a function that gives the share of clients that were clipped of those that have gone by.
+    """
+    counts = [0, 0]
+
+    def passing() -> Iterator[Update]:
+        for update in updates:
+            flat = update.delta.flat
+            size = length(flat)
+            counts[size > bound] += 1
+            yield (
+                replace(update, delta=update.delta.with_flat(flat * (bound / size)))
+                if size > bound
+                else update
+            )
+
+    return passing(), lambda: counts[1] / max(1, sum(counts))
+
+
+ENTRIES = {
+    "clip": Entry(
+        clip,
+        "wrapper",
+        "clipping",
+        "A client's change that is longer than a bound is shortened to it before changes are aggregated.",
+    )
+}

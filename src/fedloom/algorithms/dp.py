@@ -1,0 +1,89 @@
+"""DP-FedAvg: clip every client's change, count all clients alike, and add Gaussian noise to the mean.
+
+    Δ = (1/m) Σ_k Δ_k · min(1, C / ‖Δ_k‖) + N(0, (z C / m)² I)
+
+with C the argument `bound`, z the argument `noise`, and m the number of clients that reported. The noise is drawn from a
+stream named by seed, stage and round, so a run can be made again.
+
+**This is the mechanism only. It gives no privacy guarantee**: nothing accounts for what the rounds of a run spend
+together, so there is no ε and no δ. Cohorts are of a fixed size, which the usual accounts of client sampling do not cover.
+The noise is not from a cryptographic generator, and who knows the seed can take it away. What else a record holds of a
+client, such as its loss and its number of examples, carries no noise.
+
+Reference: H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, "Learning Differentially Private Recurrent Language Models",
+arXiv 1710.06963v3, Algorithm 1.
+
+Differs from the paper: uniform weights (the paper's w_k = 1); cohorts of a fixed size instead of independent draws of
+clients, and so a division by m, the number of updates that came, instead of by its expectation; a flat clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, not_negative, positive
+from fedloom.algorithms.clip import clipping
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.robust import same_part
+from fedloom.messages import Update
+from fedloom.params import Part
+from fedloom.seeds import torch_stream
+
+
+def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Change:
+    """Make DP-FedAvg's change of a mean; it holds no update, and gives no privacy guarantee by itself.
+
+    Args:
+        seed: The experiment's seed.
+        stage: Number of the strategy's stage.
+        bound: Longest delta C, > 0.
+        noise: Noise multiplier z, ≥ 0: standard deviation of the noise on the sum, in units of C.
+    """
+    positive(bound=bound)
+    not_negative(noise=noise)
+
+    def change(inner: Aggregate) -> Aggregate:
+        def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
+            clipped, share = clipping(updates, bound)
+            reported: list[Part | None] = []
+            delta, figures = inner(_alike(clipped, reported), state)
+            deviation = noise * bound / len(reported)
+            if noise > 0:
+                draw = torch_stream(seed, f"dp/{stage}", round=state.round)
+                added = deviation * torch.randn(delta.shape, generator=draw)
+                delta = delta + (reported[0] or state.params.whole).only(added)
+            return delta, {**figures, "clipped": share(), "noise_deviation": deviation}
+
+        return aggregate
+
+    return change
+
+
+def _alike(updates: Iterable[Update], reported: list[Part | None]) -> Iterator[Update]:
+    """Let every update weigh 1, and note what each client reports.
+
+    Raises:
+        ValueError: Clients report different parts: fewer clients in a mean than m need more noise.
+    """
+    first: Update | None = None
+    for update in updates:
+        first = first or update
+        same_part("dp", first, update)
+        reported.append(update.up)
+        yield replace(update, weight=1.0)
+
+
+ENTRIES = {
+    "dp": Entry(
+        dp,
+        "wrapper",
+        "DP mechanism",
+        "Clients' changes are clipped and averaged alike, and Gaussian noise is added to the mean. This is the mechanism "
+        "only: without accounting it gives no privacy guarantee.",
+        traits=frozenset({"whole vectors", "noise", "a mean"}),
+    )
+}
