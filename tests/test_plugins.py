@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from fedloom.data import DATASETS, load_data
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.grid import load_grid
 from fedloom.identity import code
+from fedloom.messages import Update
 from fedloom.models.families import FAMILIES
+from fedloom.params import Layout, Params
 from fedloom.plugins import INSTALLED, Plugins, gathered, read_plugin
 from fedloom.tasks.scoring import Judged, score
 from fedloom.types import DataSet, Example, UserError
@@ -154,7 +157,7 @@ def test_helpers_beside_a_file_are_its_own(tmp_path: Path) -> None:
         file = written(folder, ALGORITHM.replace("lr: float = 0.5", "lr: float = STEP") + "\n", "mine.py")
         Path(file).write_text("from helper_of_mine import STEP\n" + Path(file).read_text())
         entry = read_plugin(Path(file)).algorithms["slow"]
-        found.append(entry.make.__kwdefaults__["lr"])
+        found.append(inspect.signature(entry.make).parameters["lr"].default)
     assert found == [1.0, 2.0] and "helper_of_mine" not in sys.modules
     assert str(tmp_path / "2") not in sys.path
 
@@ -211,6 +214,42 @@ def test_arguments_of_a_plugin_are_checked_like_ours(tmp_path: Path) -> None:
             load_experiment("smoke", [change], [file])
     with pytest.raises(UserError, match='"slow" is not a known method'):
         load_experiment("smoke", ["methods=[slow]"])
+
+
+CRASHING = """
+from fedloom.algorithms.base import server
+from fedloom.algorithms.fedavg import averaging
+
+
+def aggregate(updates, state):
+    list(updates)
+    return {}["lost"], {}
+
+
+ALGORITHMS = {
+    "raises": lambda *, lr=1.0: 1 / 0,
+    "nothing": lambda *, lr=1.0: None,
+    "crashes": lambda *, lr=1.0: server(averaging(lr), aggregate),
+}
+"""
+
+
+def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -> None:
+    file = written(tmp_path, CRASHING)
+    for name, message in {
+        "raises": r"methods.0.: raises cannot be made: ZeroDivisionError: division by zero, mine.py, line 12",
+        "nothing": "nothing is a server, so that it must make a FederatedAlgorithm, not a NoneType",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_experiment("smoke", [f"methods=[{name}]"], [file])
+
+
+def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> None:
+    experiment = load_experiment("smoke", ["methods=[crashes]"], [written(tmp_path, CRASHING)])
+    algorithm = experiment.entries["crashes"].make()
+    state = algorithm.init(Params.zeros(Layout.of({"w": (2,)})))
+    with pytest.raises(UserError, match=r"crashes fails: KeyError: 'lost', mine.py, line 8"):
+        algorithm.apply(state, [Update(0, state.params, 1.0)])
 
 
 def test_a_grid_takes_plugins_too(tmp_path: Path) -> None:

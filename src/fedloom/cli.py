@@ -95,6 +95,7 @@ def run(
         state = folder_state(folder, experiment)
         if state == "unfinished":
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
+            words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {shlex.join(words)}`"
             )

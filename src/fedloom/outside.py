@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from fedloom.algorithms import ENTRIES
+from fedloom.algorithms import ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
 from fedloom.document import Document, KeyPath, Place, dotted, graft
 from fedloom.mistakes import Conflict, choice_error, unknown
@@ -156,7 +156,7 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
     else:
         yield from _refused(("data", "name"), lambda: sets[name])
     for index, method in enumerate(experiment.methods):
-        yield from _refused(("methods", index), partial(experiment.method, method))
+        yield from _refused(("methods", index), partial(_made, experiment, method))
     for index, metric in enumerate(experiment.evaluate.metrics or ()):
         path = ("evaluate", "metrics", index)
         if metric not in known:
@@ -164,6 +164,15 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
             yield Conflict(path, f"{dotted(path)}: {told}", AROUND, of_value=True)
         else:
             yield from _refused(path, partial(known.__getitem__, metric))
+
+
+def _made(experiment: Experiment, name: str) -> None:
+    """Make the parts of a method that come from outside, so that what cannot be made is told before a run begins."""
+    for part in experiment.method(name).composed:
+        if part not in PLACES:
+            from fedloom.algorithms.compose import make
+
+            make(part, experiment.given, {}, experiment.entries)
 
 
 def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:

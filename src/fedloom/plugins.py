@@ -7,7 +7,6 @@ nothing is fetched, and the code is sent nowhere.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedloom.algorithms import PLACES
-from fedloom.algorithms.entry import GIVEN, Entry
+from fedloom.algorithms.entry import Entry
 from fedloom.importing import imported, line_of
 from fedloom.methods import REFERENCES
 from fedloom.sources import UNKNOWN, file_code_digest, source_digest
@@ -217,48 +216,11 @@ def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict
     return made
 
 
-def about(value: Any) -> str:
-    """Return the first line of a docstring of what is given itself, or an empty text."""
-    own = value if inspect.isroutine(value) or inspect.isclass(value) else None
-    return (inspect.getdoc(own) or "").partition("\n")[0] if own else ""
-
-
-def _kind_of(value: Any) -> str:
-    return f"not a value of type {type(value).__name__}"
-
-
-def as_entry(name: str, value: Any) -> Entry:
+def _entry(name: str, value: Any) -> Entry:
     """Make an entry of an entry, of a factory, or of an algorithm."""
-    if isinstance(value, Entry):
-        _check_factory(value.make)
-        return value
-    if callable(value):
-        _check_factory(value)
-        return Entry(value, "server", name, about(value))
-    from fedloom.algorithms.base import FederatedAlgorithm
+    from fedloom.algorithms.outside import as_entry, guarded
 
-    if not isinstance(value, FederatedAlgorithm):
-        raise ValueError(f"must be an Entry or a function that makes an algorithm, {_kind_of(value)}")
-    return Entry(partial(_itself, value), "server", name, "")
-
-
-def _itself(value: V) -> V:
-    return value
-
-
-def _check_factory(make: Any) -> None:
-    """Raise ValueError where a factory wants what it is not given."""
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):
-        raise ValueError("must be a Python function whose arguments are known") from None
-    for one in parameters:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.default is not one.empty:
-            continue
-        if one.kind is one.POSITIONAL_ONLY or one.name not in GIVEN:
-            raise ValueError(
-                f"asks for {one.name!r}, which it is not given; an argument needs a default, or is one of {', '.join(GIVEN)}"
-            )
+    return guarded(name, as_entry(name, value))
 
 
 def _loader(name: str, value: Any) -> Loader:
@@ -280,7 +242,9 @@ def _family(name: str, value: Any) -> Family:
     from fedloom.models.family import Family
 
     if not isinstance(value, Family):
-        raise ValueError(f"must be a fedloom.models.family.Family, {_kind_of(value)}")
+        raise ValueError(
+            f"must be a fedloom.models.family.Family, not a value of type {type(value).__name__}"
+        )
     return value
 
 
@@ -307,7 +271,7 @@ def _taken_families() -> Iterable[str]:
 
 
 KINDS: Mapping[str, Kind] = {
-    "algorithms": Kind("ALGORITHMS", "method", _taken_algorithms, as_entry),
+    "algorithms": Kind("ALGORITHMS", "method", _taken_algorithms, _entry),
     "datasets": Kind("DATASETS", "data set", _taken_datasets, _loader),
     "metrics": Kind("METRICS", "score", _taken_metrics, _metric),
     "families": Kind("FAMILIES", "model family", _taken_families, _family),

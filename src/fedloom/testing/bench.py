@@ -19,7 +19,7 @@ from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.plugins import Layered
 from fedloom.seeds import torch_stream
-from fedloom.types import Broadcast, Tensors
+from fedloom.types import Broadcast, Tensors, UserError
 
 LAYOUT = Layout.of({"llm/layers.0.q:lora_a": (2, 3), "llm/layers.0.q:lora_b": (4,), "connector/w": (1, 2)})
 """What the algorithms train that are checked."""
@@ -127,10 +127,10 @@ def close(left: ServerState, right: ServerState) -> bool:
 
 
 def refused(apply: Callable[[], Any], words: str, what: str) -> None:
-    """Raise AssertionError unless a call raises ValueError with some words."""
+    """Raise AssertionError unless a call is refused with some words."""
     try:
         apply()
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         require(words in str(error), f"{what} is refused with {str(error)!r}, which does not say {words!r}.")
     else:
         raise AssertionError(f"{what} is not refused.")
