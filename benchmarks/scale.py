@@ -25,8 +25,9 @@ import torch
 from benchmarks.harness import ROOT, child, machine, peak_memory
 from benchmarks.models import TINY
 from benchmarks.work import OPEN, Trainless, make_clients, run_round, sequential, train_settings
-from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
+from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.fedavg import fedavg
+from fedloom.algorithms.rule import LocalRule
 from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 
-from fedloom.algorithms.base import FederatedAlgorithm, LocalRule
-from fedloom.algorithms.compose import make
+from fedloom.algorithms import ENTRIES, SERVERS
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.compose import Given, compose
+from fedloom.algorithms.rule import LocalRule
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip
@@ -21,7 +24,7 @@ from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.record import Clock
 from fedloom.sections import Gate, Train
-from fedloom.seeds import stream
+from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import TASKS
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
@@ -30,6 +33,8 @@ from fedloom.types import Broadcast, Conversation, Presence, Tensors
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5
+EXCHANGING = tuple(name for name in SERVERS if "no values" not in ENTRIES[name].traits)
+"""The algorithms whose clients send deltas."""
 TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
 PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
 
@@ -55,6 +60,13 @@ def all_parts(size: int) -> Parts:
     return Parts(whole, whole, Part(size, ()), whole)
 
 
+def named(
+    name: str, clients: int = CLIENTS, arguments: Mapping[str, Mapping[str, Any]] | None = None
+) -> FederatedAlgorithm:
+    """Put an algorithm together by its name, such as "fedavg+ditto"."""
+    return compose(name.split("+"), Given(clients), lambda part: (arguments or {}).get(part, {}))
+
+
 def site_of(
     algorithm: FederatedAlgorithm,
     train: Train = TRAIN,
@@ -65,7 +77,13 @@ def site_of(
 ) -> Site:
     """Make a site of clients that hold what `held` gives, without a model."""
     local = Local(
-        algorithm.local, start_of(layout), [parts or all_parts(layout.size)], profiles(clients), held
+        algorithm.local,
+        start_of(layout),
+        [parts or all_parts(layout.size)],
+        profiles(clients),
+        held,
+        second=algorithm.second,
+        exchanges=algorithm.exchanges,
     )
     return Site(cast("Any", None), [train], 0, lambda method: local, memory or InMemory())
 
@@ -98,15 +116,50 @@ class Plain:
         return self.site.update(job, trained(job))
 
 
+@dataclass(frozen=True)
+class Quadratic:
+    """The probe of a client whose examples are all ½‖w − target‖²."""
+
+    target: float
+    trained: torch.Tensor
+    rate: float = 0.1
+    examples: int = 1
+    named: Callable[[str], torch.Generator] = lambda purpose: torch_stream(0, purpose)
+
+    def loss(self, params: torch.Tensor) -> torch.Tensor:
+        return (params - self.target).square().sum() / 2
+
+    def gradient(self, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.loss(params), (params - self.target) * self.trained
+
+    def per_example(self, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, grads = self.gradient(params)
+        return loss.expand(self.examples), grads.expand(self.examples, -1)
+
+    def stream(self, purpose: str) -> torch.Generator:
+        return self.named(purpose)
+
+
 def trained(job: Job) -> Trained:
-    """Take a client's real optimizer steps on a quadratic around its number."""
-    rule, settings, flat = job.rule, job.settings, job.start.params.flat.clone()[None]
+    """Take a client's real optimizer steps on a quadratic around its number, in both passes where there are two."""
+    found = _passed(job)
+    return found if job.second is None else replace(found, own=_passed(job.second).end)
+
+
+def _passed(job: Job) -> Trained:
+    rule, settings, flat = job.rule, job.settings, job.begun.flat.clone()[None]
     optimizer, mask = OPTIMIZERS[settings.optimizer], None if job.trained is None else job.trained.mask
     slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
     carry, loss, begun = rule.begin(job.start, job.memory), 0.0, flat[0].clone()
     for step in range(job.steps):
-        grads = flat - job.client
-        loss += float(grads.square().sum()) / 2
+        ones = torch.ones_like(begun) if mask is None else mask.float()
+        probe = Quadratic(job.client, ones, job.rate(step), 1, partial(job.stream, step=step))
+        if rule.gradient is None:
+            found, grads = probe.loss(flat[0]), flat - job.client
+        else:
+            found, made, carry = rule.gradient(probe, flat[0].clone(), carry)
+            grads = made[None]
+        loss += float(found)
         penalized, carry = rule.penalize(grads[0], flat[0], carry)
         grads = penalized[None].clone() if mask is None else penalized[None] * mask
         clip(grads, settings.clip)
@@ -158,7 +211,7 @@ def run_of(
     **fields: Any,
 ) -> Run:
     """Set up a training of the clients of `site_of`."""
-    algorithm = algorithm or make(name, CLIENTS)
+    algorithm = algorithm or named(name)
     begun = standing or Standing(algorithm.init(start_of()))
     schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
     known = profiles(max(clients, default=0) + 1)
@@ -192,15 +245,28 @@ def real_site(
     """Make a site with a real model; the clients hold what `conversations` gives."""
     known = [Profile(1 + client % 3, images=True, texts=client % 2 == 0) for client in range(clients)]
     whole = all_parts(tuned.layout.size)
-    local = Local(rule or make(name, clients).local, tuned.start, [whole], known, conversations)
+    algorithm = named(name, clients)
+    local = Local(
+        rule or algorithm.local,
+        tuned.start,
+        [whole],
+        known,
+        conversations,
+        second=algorithm.second,
+        exchanges=algorithm.exchanges,
+    )
     return Site(tuned, [train], 0, lambda method: local, memory or InMemory())
 
 
 def assigned(tuned: Tuned, name: str = "fedavg", clients: int = CLIENTS, round: int = 0) -> list[Assignment]:
     """Make the assignments of a round from the start of training."""
-    algorithm = make(name, clients)
+    algorithm = named(name, clients)
     sent = algorithm.broadcast(algorithm.init(tuned.start))
-    return [Assignment(name, 0, round, client, sent.params, sent.extras) for client in range(clients)]
+    part = None if algorithm.exchanges else Part(tuned.layout.size, ())
+    return [
+        Assignment(name, 0, round, client, sent.params, sent.extras, down=part, up=part)
+        for client in range(clients)
+    ]
 
 
 def job_of(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from fedloom.methods import default_methods
+from fedloom.methods import default_methods, kind_of
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -62,8 +62,8 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
         told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
         yield Conflict(("main",), told, (("methods",),))
     yield from _repeats(experiment)
-    for name in experiment.algorithms:
-        yield from _argument_conflicts(experiment, name)
+    mistakes = [one for name in experiment.algorithms for one in _argument_conflicts(experiment, name)]
+    yield from mistakes or _cohort_conflicts(experiment)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -91,24 +91,50 @@ def _repeats(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
-    """Check the arguments of one algorithm or part: each alone, so that each mistake has its place, and then all together."""
+    """Check the arguments of one algorithm or part.
+
+    All together decide. A mistake stands where leaving one argument out mends it, or else at each that is refused alone.
+    """
+    path, arguments = ("algorithms", name), experiment.algorithms[name]
+    if name not in experiment.entries:
+        message = f"algorithms: {unknown('algorithm or part', name, list(experiment.entries))}"
+        yield Conflict(path, message)
+        return
+    if (mistake := _refusal(experiment, name, arguments)) is None:
+        return
+    rest = {key: {one: value for one, value in arguments.items() if one != key} for key in arguments}
+    found = {key: mistake for key in arguments if _refusal(experiment, name, rest[key]) is None}
+    alone = {key: _refusal(experiment, name, {key: value}) for key, value in arguments.items()}
+    for key, message in (found or alone).items():
+        if message is not None:
+            yield Conflict((*path, key), message, (("scenario", "clients"),))
+    if not found and not any(alone.values()):
+        yield Conflict(path, mistake, (("scenario", "clients"),))
+
+
+def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return why arguments of an algorithm or part are refused, or None."""
     from fedloom.algorithms.compose import make
 
-    path, entries = ("algorithms", name), experiment.entries
-    if name not in entries:
-        yield Conflict(path, f"algorithms: {unknown('algorithm or part', name, list(entries))}")
-        return
-    arguments, fine = experiment.algorithms[name], True
-    for key, value in arguments.items():
-        try:
-            make(name, experiment.given, {key: value}, entries)
-        except UserError as error:
-            fine = False
-            yield Conflict((*path, key), str(error))
     try:
-        make(name, experiment.given, arguments if fine else {}, entries)
+        make(name, experiment.given, arguments, experiment.entries)
     except UserError as error:
-        yield Conflict(path, str(error), (("scenario", "clients"),))
+        return str(error)
+    return None
+
+
+def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Find methods whose aggregate needs a larger cohort, as it is by itself or behind its wrappers."""
+    for index, name in enumerate(experiment.methods):
+        method = experiment.method(name)
+        kinds = {kind_of(part, experiment.entries) for part in method.parts}
+        if method.federated and kinds & {"aggregate", "wrapper"}:
+            from fedloom.algorithms.compose import compose
+
+            try:
+                compose(method.composed, experiment.given, experiment.arguments, experiment.entries)
+            except UserError as error:
+                yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -179,20 +205,13 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
         )
     for key, wanted in REPLAYED.items():
         if getattr(train, key) != wanted:
-            told = "null" if wanted is None else wanted
             yield (
                 ("train", key),
-                f"replays plain steps of one size, but train.{key} is {getattr(train, key)}; set it to {told}",
+                f"replays plain steps along drawn directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
             )
 
 
-REPLAYED = {
-    "optimizer": "sgd",
-    "schedule": "constant",
-    "local_schedule": "constant",
-    "weight_decay": 0.0,
-    "clip": None,
-}
+REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 """The settings of `train` under which a client's steps can be replayed from scalars."""
 
 

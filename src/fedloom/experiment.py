@@ -191,10 +191,12 @@ class Experiment(Outside):
 
     @property
     def given(self) -> Given:
-        """What algorithms and parts are given, but for the layout of a model and the stage."""
-        from fedloom.algorithms.compose import Given
+        """What algorithms and parts are given before a model is there, in the first stage."""
+        from fedloom.algorithms.compose import Given, any_layout
 
-        return Given(self.scenario.clients, self.train.cohort, self.seed)
+        lora = self.strategy.name != "connector"
+        layout = any_layout(self.strategy.rank if lora else None)
+        return Given(self.scenario.clients, self.train.cohort, self.seed, layout=layout)
 
     def to_json(self) -> str:
         """Write every value, defaults too, as indented JSON."""

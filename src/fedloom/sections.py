@@ -75,10 +75,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Wording = Literal["present", "original", "relaxed", "agnostic", "strict", "none"]
 Scalar = bool | int | float | str
-Argument = Annotated[
-    Scalar | tuple[Scalar, ...],
-    PlainValidator(_argument, json_schema_input_type=Scalar | tuple[Scalar, ...]),
-]
+Argument = Annotated[Any, PlainValidator(_argument, json_schema_input_type=Scalar | tuple[Scalar, ...])]
 Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 

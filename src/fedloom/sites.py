@@ -8,8 +8,9 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.algorithms.base import FederatedAlgorithm, Final
+from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
 from fedloom.algorithms.compose import compose, make
+from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
@@ -50,6 +51,9 @@ def make_site(
         folder: The folder of the clients' memories, which has one folder for each method.
         validation: The examples that are kept out of training for choices, if any.
     """
+    for name in experiment.methods:  # what does not fit the model is found before the first method trains
+        algorithm_of(experiment, experiment.method(name), tuned.layout)
+        budget_of(experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
 
     @cache
@@ -60,14 +64,17 @@ def make_site(
             parts_of(tuned.layout, strategy, stage, alone=not method.federated)
             for stage in range(len(strategy))
         ]
-        final = final_of(experiment, method)
+        final, algorithm = final_of(experiment, method), algorithm_of(experiment, method, tuned.layout)
         return Local(
-            algorithm_of(experiment, method, tuned.layout).local,
+            algorithm.local,
             STARTS[experiment.entries[method.composed[0]].start](tuned),
             [*parts, *([_kept(parts[-1])] if final else [])],
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
             [_settings_of(experiment.train, final)] if final else [],
+            budget_of(experiment, method, tuned.layout),
+            algorithm.second,
+            algorithm.exchanges,
         )
 
     def asked(question: Question) -> Asked:
@@ -109,6 +116,15 @@ def final_of(experiment: Experiment, method: Method) -> Final | None:
         if kind_of(part, experiment.entries) == "stage":
             return make(part, experiment.given, experiment.arguments(part), experiment.entries)
     return None
+
+
+def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
+    """Return what each client of a method holds, trains and reports."""
+    given, budget = replace(experiment.given, layout=layout), EVERYTHING
+    for part in method.parts:
+        if kind_of(part, experiment.entries) == "part":
+            budget &= make(part, given, experiment.arguments(part), experiment.entries)
+    return budget
 
 
 def _settings_of(train: Train, final: Final) -> Train:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.base import Budget, FederatedAlgorithm
 from fedloom.answering import answers_of, validated
 from fedloom.backends import local_backend, train_runs
 from fedloom.client.schedule import learning_rate
@@ -17,7 +17,7 @@ from fedloom.engine.store import commit, last_commit
 from fedloom.folder import METHODS
 from fedloom.measure import slices_of
 from fedloom.methods import ALONE, Method
-from fedloom.params import Part
+from fedloom.params import Part, common
 from fedloom.setting import Setting
 from fedloom.sites import algorithm_of
 from fedloom.tuning.parts import Parts, part_named
@@ -76,7 +76,7 @@ def _training(
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
     parts, profiles = setting.site.local(name).parts[number], backend.describe(name)
-    down = None if parts.down.is_whole else parts.down
+    down, budget = None if parts.down.is_whole else parts.down, setting.site.local(name).budget
     return Run(
         name,
         algorithm,
@@ -88,8 +88,9 @@ def _training(
         _committed(setting, method, name, alone, number, folder, of),
         number,
         setting.site.rounds_before(number),
-        lambda _: down,
-        _reported(setting, profiles, parts),
+        lambda client: common(down, budget.down(client)),
+        _reported(setting, profiles, parts, budget),
+        budget.scale,
     )
 
 
@@ -127,13 +128,15 @@ def _last(
     return last_commit(folder, layout, passed_over, of)
 
 
-def _reported(setting: Setting, profiles: Sequence[Profile], parts: Parts) -> Callable[[int], Part | None]:
+def _reported(
+    setting: Setting, profiles: Sequence[Profile], parts: Parts, budget: Budget
+) -> Callable[[int], Part | None]:
     """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
     if setting.experiment.aggregate.over == "cohort":
-        return lambda _: up
+        return lambda client: common(up, budget.up(client))
     without = parts.up & part_named(setting.tuned.layout, "connector").rest
-    return lambda client: up if profiles[client].images else without
+    return lambda client: common(up if profiles[client].images else without, budget.up(client))
 
 
 def _committed(

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.clients import Result, all_parts, job_of, results
+from tests.clients import EXCHANGING, Result, all_parts, job_of, results
 
-from fedloom.algorithms import SERVERS
-from fedloom.algorithms.base import PLAIN, LocalRule, chain
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import PLAIN, LocalRule, chain
 from fedloom.client.evaluate import judge, judge_rows
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
@@ -111,7 +110,7 @@ def test_parts_of_their_own(tiny_model: Path) -> None:
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", EXCHANGING)
 def test_every_local_rule(name: str, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, SETTINGS, proximal(0.3), name)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tests.clients import LAYOUT, TRAIN, held, site_of, start_of, trained
 
-from fedloom.algorithms.base import PLAIN, FederatedAlgorithm
+from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.compose import make
+from fedloom.algorithms.rule import PLAIN
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.client.site import Question, Site
 from fedloom.client.train import Trained

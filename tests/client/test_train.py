@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
 from fedloom.algorithms.adaptive import adaptive
-from fedloom.algorithms.base import PLAIN, LocalRule, chain, clipped
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import PLAIN, LocalRule, chain, clipped
 from fedloom.client.job import draw_batches
 from fedloom.client.schedule import learning_rate, local_rate
 from fedloom.client.train import train

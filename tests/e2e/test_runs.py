@@ -14,8 +14,9 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from tests.clients import EXCHANGING
 
-from fedloom.algorithms import ENTRIES, SERVERS
+from fedloom.algorithms import ENTRIES
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.methods import PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
@@ -292,7 +293,7 @@ def test_linear_is_refused_before_training_where_there_are_no_options(
     assert not (tmp_path / "run/methods").exists()
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", EXCHANGING)
 def test_every_algorithm_trains_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(tiny_model, methods=[name], train={"rounds": 2, "batch_size": 4, "optimizer": "sgd"})
     result = run(value, tmp_path / "run")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.clients import EXCHANGING
 from tests.tiny_model import make_llama
 
-from fedloom.algorithms import SERVERS
 from fedloom.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
@@ -70,7 +70,7 @@ def test_the_report_shows_how_stock_libraries_load_the_adapter(llama: Path, tmp_
     assert "AutoModelForCausalLM" in page and "AutoModelForImageTextToText" not in page
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", EXCHANGING)
 def test_every_algorithm_trains_a_language_model(name: str, llama: Path, tmp_path: Path) -> None:
     result = run(experiment(llama, methods=[f"{name}+prompt", f"{name}+adaptive"]), tmp_path / "run")
     assert set(result["scores"]) == {f"{name}+prompt", f"{name}+adaptive"}

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
 from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.clients import same
+from tests.clients import EXCHANGING, same
 
-from fedloom.algorithms import SERVERS
 from fedloom.client.site import Question
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment import Experiment
 from fedloom.messages import Assignment, Missing, Update
-from fedloom.methods import parse_method
 from fedloom.record import Clock
 from fedloom.runner import open_site
 from fedloom.sites import algorithm_of
@@ -28,23 +26,34 @@ from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
 
 CLIENTS = 3
-STRATEGIES = ("both", "share-connector", "share-lora", "two-stage")
+METHODS = ("local", "centralised", *EXCHANGING, "fedprox+prompt+adaptive")
+RULES = (
+    *(f"fedavg+{part}" for part in ("sam", "dp-sgd", "pfedme", "keep-last", "ditto")),
+    "fednova+sam+ditto",
+)
+SGD = {"optimizer": "sgd", "clip": None, "schedule": "constant"}
+CASES = {
+    **{name: (name, METHODS, {}) for name in ("both", "share-connector", "share-lora", "two-stage")},
+    "rules": ("both", (*RULES, "fedkseed"), SGD),
+    "rules in two stages": ("two-stage", RULES, SGD),
+}
 
 
-def experiment(tiny_model: Path, name: str) -> Experiment:
+def experiment(tiny_model: Path, case: str) -> Experiment:
+    name, methods, train = CASES[case]
     values = {
         "data": {"limit": 12, "test_share": 0.01},
         "scenario": {"clients": CLIENTS, "pattern": "hybrid"},
         "model": {"path": str(tiny_model), "threads": 1},
         "strategy": {"name": name, "rank": 2},
-        "train": {"rounds": 2, "batch_size": 2, "cohort": 2},
-        "methods": ["local", "centralised", *SERVERS, "fedprox+prompt+adaptive"],
+        "train": {"rounds": 2, "batch_size": 2, "cohort": 2, **train},
+        "methods": methods,
         "algorithms": {"adaptive": {"skip": 0}},
     }
     return Experiment.from_json(json.dumps(values))
 
 
-@pytest.fixture(params=STRATEGIES)
+@pytest.fixture(params=CASES)
 def sides(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path
 ) -> Iterator[tuple[Experiment, InProcess, Remote]]:
@@ -69,7 +78,7 @@ def sides(
 
 def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[Standing]:
     """Train all stages of a method; return where each ends."""
-    algorithm = algorithm_of(value, parse_method(name), CLIENTS, backend.start(name).layout)
+    algorithm = algorithm_of(value, value.method(name), backend.start(name).layout)
     found: list[Standing] = []
     rounds = value.train.rounds // len(stages)
     for number, parts in enumerate(stages):
@@ -109,6 +118,9 @@ def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remo
             assert (one.kept, one.norms, one.up, one.down) == (other.kept, other.norms, other.up, other.down)
             assert all(torch.isfinite(one.state.params.flat))
         last, stage = mine[-1], len(stages) - 1
+        algorithm = algorithm_of(value, value.method(name), here.site.tuned.layout)
+        assert not algorithm.personal or last.since
+        sent = algorithm.broadcast(algorithm.init(here.start(name)))
         questions = [
             Question(name, stage, last.state.params, client, since)
             for client, since in last.since.items() or [(0, -1)]
@@ -117,7 +129,7 @@ def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remo
             assert one.answers == other.answers
             assert all((a == b).all() for a, b in zip(one.probabilities, other.probabilities, strict=True))
         asked = [
-            Assignment(name, 0, 0, client, here.start(name), down=parts[0].down, up=parts[0].up)
+            Assignment(name, 0, 0, client, sent.params, sent.extras, down=parts[0].down, up=parts[0].up)
             for client in range(CLIENTS)
         ]
         for one, other in zip(

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same, site_of, start_of
+from tests.clients import (
+    CLIENTS,
+    EXCHANGING,
+    LAYOUT,
+    TRAIN,
+    Corrupted,
+    Plain,
+    run_of,
+    same,
+    site_of,
+    start_of,
+)
 
 from fedloom.algorithms import SERVERS
 from fedloom.algorithms.base import ServerState
@@ -244,7 +255,7 @@ def test_a_value_counts_only_clients_whose_part_has_it() -> None:
     assert after.params.flat.tolist() == [3.5] * 6 + [2.0] * 6
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", EXCHANGING)
 def test_a_value_that_nobody_reports_keeps_its_value_and_its_slots(name: str) -> None:
     up, memory = Part(LAYOUT.size, ((3, 12),)), InMemory()
     before = whole_run(name, 1, memory=memory)

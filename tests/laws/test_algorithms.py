@@ -4,13 +4,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.clients import EXCHANGING
 
-from fedloom.algorithms import ENTRIES, SERVERS
+from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.adaptive import adaptive
 from fedloom.algorithms.aggregate import mean_delta, means, ordered
-from fedloom.algorithms.base import PLAIN, chain, with_rule
+from fedloom.algorithms.base import with_rule
 from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import PLAIN, chain
 from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.testing import LAWS, bench_of
@@ -20,7 +22,7 @@ from fedloom.types import Broadcast, UserError
 
 CLIENTS = 3
 CASES = {
-    **{name: (name, {}) for name in SERVERS},
+    **{name: (name, {}) for name in EXCHANGING},
     "fedavg uniform": ("fedavg", {"uniform": True, "lr": 0.5}),
     "fedavgm published": ("fedavgm", {"published": True}),
     "fedadagrad published": ("fedadagrad", {"published": True}),
@@ -36,7 +38,7 @@ OF_ARGUMENTS = ("weights matter", "proportional")
 
 @pytest.mark.parametrize(
     ("case", "law"),
-    [(case, law) for case in CASES for law in LAWS if case in SERVERS or law not in OF_ARGUMENTS],
+    [(case, law) for case in CASES for law in LAWS if case in EXCHANGING or law not in OF_ARGUMENTS],
 )
 def test_algorithms_keep_the_laws(case, law):
     name, arguments = CASES[case]
@@ -190,7 +192,7 @@ def test_many_equal_updates_average_to_themselves():
         ("fedprox", {"mu": -0.1}, "mu is -0.1"),
         ("yoco", {"sparse": -0.1}, "sparse is -0.1"),
         ("yoco", {"sharpness": 0.0}, "sharpness is 0.0.*positive"),
-        *[(name, {"lr": -1.0}, "lr is -1.0.*positive") for name in SERVERS],
+        *[(name, {"lr": -1.0}, "lr is -1.0.*positive") for name in EXCHANGING],
     ],
 )
 def test_mistakes_are_told_in_one_message(name, arguments, message):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.clients import deltas, job_of
 
-from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
 from fedloom.data.shapes import MAKERS
 from fedloom.models.compiled import compiling

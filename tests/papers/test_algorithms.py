@@ -4,8 +4,8 @@ from math import sqrt
 
 import pytest
 import torch
+from tests.clients import EXCHANGING
 
-from fedloom.algorithms import SERVERS
 from fedloom.algorithms.adaptive import adaptive
 from fedloom.algorithms.base import with_rule
 from fedloom.algorithms.compose import make
@@ -274,7 +274,7 @@ def test_adaptive_regulariser_on_all_layers_is_fedprox_on_them():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("optimiser", SERVERS)
+@pytest.mark.parametrize("optimiser", EXCHANGING)
 def test_adaptive_regulariser_composes_with_every_algorithm(optimiser):
     layout = Layout.of({f"llm/layers.{layer}.q:lora_a": (2,) for layer in range(3)})
     rule = adaptive(layout, mu=0.5, weight=0.5, skip=1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.clients import site_of
 from torch import Tensor
 
-from fedloom.algorithms.base import Share
+from fedloom.algorithms.base import Budget
 from fedloom.algorithms.compose import Given, any_layout, make
 from fedloom.client.site import Site
 from fedloom.client.train import Trained
@@ -26,19 +26,19 @@ def layout_of(rank: int, inputs: int, outputs: int) -> Layout:
     return Layout.of({"llm/q:lora_a": (rank, inputs), "llm/q:lora_b": (outputs, rank), "connector/w": (2,)})
 
 
-def share_of(name: str, layout: Layout, clients: int, **arguments: Any) -> Share:
+def budget_of(name: str, layout: Layout, clients: int, **arguments: Any) -> Budget:
     return make(name, Given(clients, layout=layout), arguments)
 
 
-def site_with(share: Share, layout: Layout, clients: int) -> Site:
+def site_with(budget: Budget, layout: Layout, clients: int) -> Site:
     site = site_of(make("fedavg", clients), layout=layout, clients=clients)
-    known = replace(site.local("m"), share=share)
+    known = replace(site.local("m"), budget=budget)
     return replace(site, local=lambda method: known)
 
 
-def trains_to(site: Site, share: Share, client: int, sent: Params, own: dict[str, Tensor]) -> Update:
+def trains_to(site: Site, budget: Budget, client: int, sent: Params, own: dict[str, Tensor]) -> Update:
     """Return the update of a client whose training ends at some values of its own scale."""
-    job = site.job(Assignment("m", 0, 0, client, sent, down=share.down(client), up=share.up(client)))
+    job = site.job(Assignment("m", 0, 0, client, sent, down=budget.down(client), up=budget.up(client)))
     end = Params(sent.layout, job.start.params.flat.clone())
     for name, value in own.items():
         end[name].copy_(value)
@@ -62,10 +62,10 @@ def test_unequal_ranks_two_clients() -> None:
     mean of both, A [.5 .5 0] and B [1.5; 1]; slot 2 is client b's alone, with its full weight.
     """
     layout = layout_of(2, 3, 2)
-    share = share_of("ranks", layout, 2, ranks=[1, 2])
-    site, zero = site_with(share, layout, 2), Params.zeros(layout)
+    budget = budget_of("ranks", layout, 2, ranks=[1, 2])
+    site, zero = site_with(budget, layout, 2), Params.zeros(layout)
     owns = [padded([[1, 0, 0]], [[1], [1]], 2), padded([[0, 1, 0], [0, 0, 2]], [[1, 0], [0, 3]], 2)]
-    updates = [trains_to(site, share, k, zero, own) for k, own in enumerate(owns)]
+    updates = [trains_to(site, budget, k, zero, own) for k, own in enumerate(owns)]
     products = [update.delta["llm/q:lora_b"] @ update.delta["llm/q:lora_a"] for update in updates]
     assert products[0].tolist() == [[2, 0, 0], [2, 0, 0]]
     assert products[1].tolist() == [[0, 1, 0], [0, 0, 6]]
@@ -74,7 +74,7 @@ def test_unequal_ranks_two_clients() -> None:
     assert state.params["llm/q:lora_a"].tolist() == [[0.5, 0.5, 0], [0, 0, 2]]
     assert state.params["llm/q:lora_b"].tolist() == [[1.5, 0], [1, 3]]
     # Client a begins the next round with its slot, unfolded; the other is zero, though no method's start here is.
-    sent = Assignment("m", 0, 1, 0, state.params, down=share.down(0), up=share.up(0))
+    sent = Assignment("m", 0, 1, 0, state.params, down=budget.down(0), up=budget.up(0))
     begun = site.job(Assignment.from_bytes(sent.to_bytes(), layout)).start.params
     assert begun["llm/q:lora_a"][0].tolist() == [0.5, 0.5, 0]
     assert begun["llm/q:lora_b"][:, 0].tolist() == [0.75, 0.5]
@@ -84,10 +84,10 @@ def test_unequal_ranks_two_clients() -> None:
 def test_slots_weigh_clients_by_their_examples() -> None:
     """Slot 1 of n = 1 and n = 3 examples: (1 · 4 + 3 · 8) / 4 = 7; slot 2 is that of the second client."""
     layout = layout_of(2, 3, 5)
-    share = share_of("ranks", layout, 3, ranks=[1, 1, 2])
-    site, zero = site_with(share, layout, 3), Params.zeros(layout)
+    budget = budget_of("ranks", layout, 3, ranks=[1, 1, 2])
+    site, zero = site_with(budget, layout, 3), Params.zeros(layout)
     owns = {0: padded([[4, 0, 0]], [[0]] * 5, 2), 2: padded([[8, 0, 0], [8, 0, 0]], [[0, 0]] * 5, 2)}
-    updates = [trains_to(site, share, k, zero, own) for k, own in owns.items()]
+    updates = [trains_to(site, budget, k, zero, own) for k, own in owns.items()]
     assert [update.weight for update in updates] == [1, 3]
     state, _ = make("fedavg", 3).apply(make("fedavg", 3).init(zero), updates)
     assert state.params["llm/q:lora_a"].tolist() == [[7, 0, 0], [8, 0, 0]]
@@ -97,16 +97,16 @@ def test_slots_weigh_clients_by_their_examples() -> None:
 def test_the_servers_products_are_the_clients(rank: int, seed: int) -> None:
     """s · B' · A is s_i · B_i · A_i for layers of which inputs, outputs and rank all differ, there and back."""
     layout, alpha = layout_of(4, 3, 5), 6.0
-    share = share_of("ranks", layout, 1, ranks=[rank])
-    site, draw = site_with(share, layout, 1), torch.Generator().manual_seed(seed)
+    budget = budget_of("ranks", layout, 1, ranks=[rank])
+    site, draw = site_with(budget, layout, 1), torch.Generator().manual_seed(seed)
     own = padded(
         torch.randn(rank, 3, generator=draw).tolist(), torch.randn(5, rank, generator=draw).tolist(), 4
     )
-    end = trains_to(site, share, 0, Params.zeros(layout), own).delta
+    end = trains_to(site, budget, 0, Params.zeros(layout), own).delta
     expected = alpha / rank * own["llm/q:lora_b"] @ own["llm/q:lora_a"]
     torch.testing.assert_close(alpha / 4 * end["llm/q:lora_b"] @ end["llm/q:lora_a"], expected)
-    back = site.job(Assignment("m", 0, 1, 0, end, down=share.down(0), up=share.up(0))).start.params
-    own_scale = alpha / 4 * share.scale(0) * back["llm/q:lora_b"][:, :rank] @ back["llm/q:lora_a"][:rank]
+    back = site.job(Assignment("m", 0, 1, 0, end, down=budget.down(0), up=budget.up(0))).start.params
+    own_scale = alpha / 4 * budget.scale(0) * back["llm/q:lora_b"][:, :rank] @ back["llm/q:lora_a"][:rank]
     torch.testing.assert_close(own_scale, expected)
 
 
@@ -119,24 +119,24 @@ BUDGETED = Layout.of(
 @pytest.mark.parametrize(("choose", "one", "two"), [("last", [10], [2, 10]), ("first", [1], [1, 2])])
 def test_a_client_trains_the_layers_of_its_budget(choose: str, one: list[int], two: list[int]) -> None:
     """Layers go by number, not by name; what has no number everybody trains; everybody is sent everything."""
-    share = share_of("layers", BUDGETED, 3, budgets=[1, 2, 3], choose=choose)
+    budget = budget_of("layers", BUDGETED, 3, budgets=[1, 2, 3], choose=choose)
     for client, layers in enumerate((one, two)):
-        part = share.up(client)
+        part = budget.up(client)
         assert part is not None
         wanted = {"connector/w", "llm/embed", *(f"llm/layers.{k}.{name}" for k in layers for name in "qv")}
         assert torch.equal(part.mask, BUDGETED.mask(lambda name, wanted=wanted: name in wanted).bool())
-    assert share.up(2) is None
-    assert {share.down(client) for client in range(3)} == {None}
-    assert {share.scale(client) for client in range(3)} == {1.0}
+    assert budget.up(2) is None
+    assert {budget.down(client) for client in range(3)} == {None}
+    assert {budget.scale(client) for client in range(3)} == {1.0}
 
 
 def test_layer_budgets_two_clients() -> None:
     """Client 0 trains layer 1 alone and moves all it trains by 2, client 1 trains both and moves by 6; equal weights."""
     layout = Layout.of({"llm/layers.0.q": (1,), "llm/layers.1.q": (1,), "connector/w": (1,)})
-    share, zero = share_of("layers", layout, 2, budgets=[1, 2]), Params.zeros(layout)
-    site = site_with(share, layout, 2)
+    budget, zero = budget_of("layers", layout, 2, budgets=[1, 2]), Params.zeros(layout)
+    site = site_with(budget, layout, 2)
     updates = [
-        trains_to(site, share, client, zero, dict.fromkeys(layout.names, torch.tensor([moved])))
+        trains_to(site, budget, client, zero, dict.fromkeys(layout.names, torch.tensor([moved])))
         for client, moved in enumerate((2.0, 6.0))
     ]
     algorithm = make("fedavg", 2, {"uniform": True})
@@ -151,7 +151,10 @@ def test_layer_budgets_two_clients() -> None:
 def test_shares_go_together() -> None:
     """A client of rank 2 of 4 that trains the last of two layers trains the first two slots of that layer."""
     layout = Layout.of({f"llm/layers.{k}.q:lora_{x}": (4, 4) for k in range(2) for x in "ab"})
-    ranks, budgets = share_of("ranks", layout, 2, ranks=[2, 4]), share_of("layers", layout, 2, budgets=[1, 2])
+    ranks, budgets = (
+        budget_of("ranks", layout, 2, ranks=[2, 4]),
+        budget_of("layers", layout, 2, budgets=[1, 2]),
+    )
     found = ranks & budgets
     last = layout.mask(lambda name: "layers.1." in name).bool()
     slots, up = ranks.up(0), found.up(0)

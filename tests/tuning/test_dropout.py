@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import Linear
 from tests.clients import job_of
 from torch import Tensor, nn
 
-from fedloom.algorithms.base import PLAIN
+from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import Batch, answer_losses, collate

@@ -22,9 +22,9 @@ from __future__ import annotations
 import re
 
 from fedloom.algorithms import published as faults
-from fedloom.algorithms.base import LocalRule, clipped
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedprox import proximal
+from fedloom.algorithms.rule import LocalRule, clipped
 from fedloom.params import Layout
 
 

@@ -18,17 +18,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import ordered
-from fedloom.algorithms.rule import (  # noqa: F401
-    PLAIN,
-    Correct,
-    Final,
-    Gradient,
-    LocalRule,
-    Probe,
-    Second,
-    chain,
-    clipped,
-)
+from fedloom.algorithms.rule import PLAIN, LocalRule, Second, chain
 from fedloom.messages import Update
 from fedloom.params import Params, Part, common
 from fedloom.types import Broadcast, Tensors
@@ -85,11 +75,13 @@ class LocalWork(NamedTuple):
         values: Number P of values in the layout.
         steps: Optimizer steps that the client takes, ≥ 1.
         gradient: Largest norm of a gradient as `LocalRule.correct` receives it.
+        rate: Largest learning rate of a step.
     """
 
     values: int
     steps: int
     gradient: float
+    rate: float = 1.0
 
 
 class Extra(NamedTuple):
@@ -280,7 +272,7 @@ def _plain(client: int) -> float:
 
 
 @dataclass(frozen=True)
-class Share:
+class Budget:
     """What each client holds of all that is trained, by the client's number.
 
     Attributes:
@@ -294,17 +286,17 @@ class Share:
     up: Callable[[int], Part | None] = _all
     scale: Callable[[int], float] = _plain
 
-    def __and__(self, other: Share) -> Share:
-        """Return the share of clients that hold, train and report only what both shares give them."""
-        return Share(
+    def __and__(self, other: Budget) -> Budget:
+        """Return the budget of clients that hold, train and report only what both budgets give them."""
+        return Budget(
             lambda client: common(self.down(client), other.down(client)),
             lambda client: common(self.up(client), other.up(client)),
             lambda client: self.scale(client) * other.scale(client),
         )
 
 
-EVERYTHING = Share()
-"""The share of clients that each hold, train and report all, with adapters of the plain scale."""
+EVERYTHING = Budget()
+"""The budget of clients that each hold, train and report all, with adapters of the plain scale."""
 
 
 def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str) -> None:

@@ -110,7 +110,7 @@ def make(
         Traceback (most recent call last):
             ...
         fedloom.types.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
-Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco
+Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco, fedkseed
     """
     if name not in entries:
         raise UserError(_unknown("algorithms", name, SERVERS if entries is ENTRIES else list(entries)))

@@ -44,7 +44,7 @@ class Entry:
             is given `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage`
             (number of the strategy's stage) and `layout` (names and shapes of what is trained). It returns a
             `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), a
-            `Final` (stage), or a `Share` (part).
+            `Final` (stage), or a `Budget` (part).
         kind: A key of `KINDS`.
         label: Its name in tables and figures.
         about: What it does, in one sentence for readers of a report.

@@ -30,7 +30,6 @@ from fedloom.algorithms.base import (
     Diagnostics,
     Extra,
     FederatedAlgorithm,
-    LocalRule,
     LocalWork,
     ServerState,
     positive,
@@ -38,6 +37,7 @@ from fedloom.algorithms.base import (
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
+from fedloom.algorithms.rule import LocalRule
 from fedloom.messages import Update
 from fedloom.types import Tensors
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import FederatedAlgorithm, LocalRule, clipped
+from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import fedavg
+from fedloom.algorithms.rule import LocalRule, clipped
 from fedloom.types import Broadcast, Tensors
 
 

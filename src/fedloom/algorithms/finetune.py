@@ -14,8 +14,9 @@ fine-tuned, too.
 
 from __future__ import annotations
 
-from fedloom.algorithms.base import Final, positive
+from fedloom.algorithms.base import positive
 from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.rule import Final
 
 
 def finetune(*, epochs: int = 1, rate: float = 0.25) -> Final:

@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedloom.algorithms.adaptive import layer_of
-from fedloom.algorithms.base import Share, one_each
+from fedloom.algorithms.base import Budget, one_each
 from fedloom.algorithms.entry import Entry
 from fedloom.params import Layout, Part
 
 
-def layers(*, layout: Layout, clients: int, budgets: Sequence[int] = (), choose: str = "last") -> Share:
+def layers(*, layout: Layout, clients: int, budgets: Sequence[int] = (), choose: str = "last") -> Budget:
     """Make the parts of clients with layer budgets.
 
     Args:
@@ -42,8 +42,8 @@ def layers(*, layout: Layout, clients: int, budgets: Sequence[int] = (), choose:
 
     Example:
         >>> layout = Layout.of({"connector/w": (2,), "llm/layers.0.q": (1,), "llm/layers.1.q": (1,)})
-        >>> share = layers(layout=layout, clients=2, budgets=(1, 2))
-        >>> share.up(0).stretches, share.up(1), share.down(0)
+        >>> budget = layers(layout=layout, clients=2, budgets=(1, 2))
+        >>> budget.up(0).stretches, budget.up(1), budget.down(0)
         (((0, 2), (3, 4)), None, None)
     """
     numbers = sorted({layer for name in layout.names if (layer := layer_of(name)) is not None})
@@ -58,7 +58,7 @@ def layers(*, layout: Layout, clients: int, budgets: Sequence[int] = (), choose:
         return Part.of(layout.mask(lambda name: layer_of(name) in trained)) if budget < len(numbers) else None
 
     parts = {budget: part(budget) for budget in set(budgets)}
-    return Share(up=lambda client: parts[budgets[client]])
+    return Budget(up=lambda client: parts[budgets[client]])
 
 
 ENTRIES = {

@@ -24,12 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedloom.algorithms.base import Share, one_each
+from fedloom.algorithms.base import Budget, one_each
 from fedloom.algorithms.entry import Entry
 from fedloom.params import Layout, Params, Part
 
 
-def ranks(*, layout: Layout, clients: int, ranks: Sequence[int] = ()) -> Share:
+def ranks(*, layout: Layout, clients: int, ranks: Sequence[int] = ()) -> Budget:
     """Make the parts and scales of clients with LoRA ranks of their own.
 
     Args:
@@ -43,8 +43,8 @@ def ranks(*, layout: Layout, clients: int, ranks: Sequence[int] = ()) -> Share:
 
     Example:
         >>> layout = Layout.of({"llm/q:lora_a": (2, 3), "llm/q:lora_b": (4, 2)})
-        >>> share = ranks(layout=layout, clients=2, ranks=(1, 2))
-        >>> share.up(0).stretches, share.scale(0), share.up(1), share.scale(1)
+        >>> budget = ranks(layout=layout, clients=2, ranks=(1, 2))
+        >>> budget.up(0).stretches, budget.scale(0), budget.up(1), budget.scale(1)
         (((0, 3), (6, 7, 2, 4)), 2.0, None, 1.0)
     """
     full = next((layout.shape(name)[0] for name in layout.names if name.endswith(":lora_a")), 0)
@@ -52,7 +52,7 @@ def ranks(*, layout: Layout, clients: int, ranks: Sequence[int] = ()) -> Share:
         raise ValueError("nothing is trained by LoRA, so there are no ranks to choose")
     one_each("ranks", ranks, clients, full, "which is strategy.rank")
     parts = {rank: _slots(layout, rank) if rank < full else None for rank in set(ranks)}
-    return Share(
+    return Budget(
         lambda client: parts[ranks[client]],
         lambda client: parts[ranks[client]],
         lambda client: full / ranks[client],

@@ -18,15 +18,22 @@ Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
 
 
 class Probe(Protocol):
-    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client.
+    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client."""
 
-    Attributes:
-        examples: Number of examples of the batch.
-        trained: 1 for values that the client trains and 0 elsewhere, shape [P].
-    """
+    @property
+    def examples(self) -> int:
+        """Number of examples of the batch."""
+        ...
 
-    examples: int
-    trained: Tensor
+    @property
+    def trained(self) -> Tensor:
+        """1 for values that the client trains and 0 elsewhere, shape [P]."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the step."""
+        ...
 
     def loss(self, params: Tensor) -> Tensor:
         """Return the mean loss of the batch at parameters of shape [P], a scalar."""
@@ -158,6 +165,9 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
         return joined({key: rule.begin(broadcast, part(memory, key)) for key, rule in rules.items()})
 
     def both(changes: Mapping[str, Correct]) -> Correct:
+        if all(one is _correct for one in changes.values()):  # then clipping still bounds every gradient
+            return _correct
+
         def change(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
             carries: dict[str, Tensors] = {}
             for key, one in changes.items():

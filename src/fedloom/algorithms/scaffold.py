@@ -32,7 +32,6 @@ from fedloom.algorithms.base import (
     Diagnostics,
     Extra,
     FederatedAlgorithm,
-    LocalRule,
     LocalWork,
     ServerState,
     norm,
@@ -40,6 +39,7 @@ from fedloom.algorithms.base import (
     zeros_like,
 )
 from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.rule import LocalRule
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors

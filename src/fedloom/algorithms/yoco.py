@@ -34,18 +34,10 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import by_size, mean_delta
-from fedloom.algorithms.base import (
-    Aggregate,
-    Diagnostics,
-    FederatedAlgorithm,
-    LocalRule,
-    ServerState,
-    clipped,
-    positive,
-    server,
-)
+from fedloom.algorithms.base import Aggregate, Diagnostics, FederatedAlgorithm, ServerState, positive, server
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
+from fedloom.algorithms.rule import LocalRule, clipped
 from fedloom.messages import Update
 from fedloom.params import Layout
 from fedloom.types import Broadcast, Tensors

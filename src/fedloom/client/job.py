@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from fedloom.algorithms.base import LocalRule
+from fedloom.algorithms.rule import LocalRule, Second
 from fedloom.client.schedule import rate_of, steps_of
 from fedloom.messages import Assignment
-from fedloom.params import Part
+from fedloom.params import Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.tuning.dropout import Masks
 from fedloom.types import Broadcast, Conversation, Tensors
@@ -41,6 +41,11 @@ class Job:
         personal: The part that stays with the client; None is nothing.
         scale: Factor on the scale of the client's LoRA adapters. `start` is for adapters of this scale, and so is where
             training ends; `assignment.params` and updates are for those of the plain scale.
+        begin: The parameters that training begins with where they are not those of `start`.
+        exchanges: Whether parameters travel; see `fedloom.algorithms.base.FederatedAlgorithm.exchanges`.
+        name: The pass's name, which its random streams carry; the first pass has none.
+        factor: Factor on the learning rate.
+        second: The work of the second pass, or None.
     """
 
     assignment: Assignment
@@ -53,6 +58,21 @@ class Job:
     trained: Part | None = None
     personal: Part | None = None
     scale: float = 1.0
+    begin: Params | None = None
+    exchanges: bool = True
+    name: str = ""
+    factor: float = 1.0
+    second: Job | None = None
+
+    @property
+    def begun(self) -> Params:
+        """The parameters that training begins with."""
+        return self.start.params if self.begin is None else self.begin
+
+    @property
+    def alone(self) -> bool:
+        """Whether the client cannot train side by side with others, since a rule makes its own gradient."""
+        return self.rule.gradient is not None or (self.second is not None and self.second.alone)
 
     @property
     def client(self) -> int:
@@ -71,10 +91,16 @@ class Job:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        return rate_of(self.settings, self.round, step, self.steps)
+        return self.factor * rate_of(self.settings, self.round, step, self.steps)
 
     def _purpose(self, what: str) -> str:
+        what = f"{what} of {self.name}" if self.name else what
         return f"{what} of stage {self.assignment.stage}" if self.assignment.stage else what
+
+    def stream(self, purpose: str, step: int) -> torch.Generator:
+        """Return the random stream of a rule's purpose at a step, on the CPU."""
+        named = self._purpose(f"rule/{purpose}")
+        return torch_stream(self.seed, named, round=self.round, client=self.client, step=step)
 
     def masks(self, step: int) -> Masks:
         """Return the random streams of a step's dropout, one for each layer."""
@@ -96,6 +122,26 @@ class Job:
                 self.conversations, self.settings.batch_size, self.settings.batches, draw
             ):
                 yield [self.conversations[k] for k in batch]
+
+
+def second_pass(job: Job, second: Second, own: Params | None) -> Job:
+    """Return the work of a second pass over a client's data.
+
+    Args:
+        job: The work of the first pass.
+        second: The second pass.
+        own: The client's own model; None where it has none yet, and begins with what was sent.
+    """
+    epochs = second.epochs or job.settings.epochs
+    return replace(
+        job,
+        rule=second.rule,
+        memory={},
+        settings=job.settings.model_copy(update={"epochs": epochs}),
+        begin=own,
+        name=second.name,
+        factor=second.rate,
+    )
 
 
 def draw_batches(

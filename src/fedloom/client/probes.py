@@ -23,7 +23,7 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
         "norms": shape [number of the layout's names], in their order; zero for what the client does not train.
     """
     layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
-    tuned.write(job.start.params)
+    tuned.write(job.begun)
     tuned.grads.zero_()
     with side_by_side(tuned, 1, [job.scale]):
         for start in range(0, len(examples), size):

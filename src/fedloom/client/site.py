@@ -7,7 +7,7 @@ server; elsewhere it is another process or machine, to which assignments go as b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import EVERYTHING, PLAIN, LocalRule, Share
+from fedloom.algorithms.base import EVERYTHING, Budget
+from fedloom.algorithms.rule import PLAIN, LocalRule, Second
 from fedloom.client.evaluate import judge_rows
-from fedloom.client.job import Job
+from fedloom.client.job import Job, second_pass
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.probes import PROBES
-from fedloom.client.train import Trained, put
+from fedloom.client.train import Trained, apart, put
 from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.tasks.scoring import Judged
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 PERSONAL = "personal"
 """The name of a client's personal values in its memory."""
+
+OWN = "own"
+"""The name in a client's memory of a model of its own, with which it is evaluated."""
 
 RULE = "rule/"
 """The prefix of the names in a client's memory under which the algorithm's rule keeps its tensors."""
@@ -91,8 +95,10 @@ class Local:
         parts: What is sent, trained and kept, one entry for each stage of the strategy.
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
+        second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
+        exchanges: Whether parameters travel; see there.
         further: How clients train in stages of the method's own, after those of the strategy.
-        share: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
+        budget: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
 
     rule: LocalRule
@@ -101,7 +107,9 @@ class Local:
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
     further: Sequence[Train] = ()
-    share: Share = EVERYTHING
+    budget: Budget = EVERYTHING
+    second: Second | None = None
+    exchanges: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +120,8 @@ class Question:
         method: The method by its name in the experiment; the site knows its prompt.
         stage: Number of the strategy's stage.
         params: The global parameters.
-        client: The client whose personal values take the place of the global ones, or whose validation examples are
-            answered; None is neither.
+        client: The client whose own model, or whose personal values, take the place of the global ones, or whose validation
+            examples are answered; None is neither.
         since: Round of the client's memory; see `Assignment.since`.
         test: "test" for the common test part, or "validation".
         slice: The modalities that are shown of the test part: "both", "image" or "text".
@@ -177,34 +185,46 @@ class Site:
             UserError: What the client kept is lost, or the server asks for values that it must not have.
         """
         local, stage = self.local(assignment.method), assignment.stage
+        if stage >= len(self.settings):  # one of the method's own, in which clients train plainly
+            local = replace(local, rule=PLAIN, second=None, exchanges=True)
         parts, whole = local.parts[stage], assignment.params.whole
         up = assignment.up or whole
         if up != parts.up and (up & parts.up) != up:
             raise UserError(
                 "the server asks for values that its strategy does not train, or that stay with clients"
             )
-        trained = parts.trained if up == parts.up else up | (parts.trained & parts.personal)
-        if (held := local.share.up(assignment.client)) is not None:
+        everything = up == parts.up or not local.exchanges
+        trained = parts.trained if everything else up | (parts.trained & parts.personal)
+        if (held := local.budget.up(assignment.client)) is not None:
             trained = trained & held
         kept = self._kept(assignment.method, assignment.client, assignment.since)
-        sent = assignment.down or whole  # of which nothing that stays with clients is taken
-        down = parts.down if sent in (whole, parts.down) else sent & parts.down
+        asked = assignment.down or whole  # of which nothing that stays with clients is taken
+        down = parts.down if asked in (whole, parts.down) else asked & parts.down
         start = _with_own(local, stage, assignment.params, down, kept)
-        start = _as_held(local.share, assignment.client, start)
-        # Control variates and the like begin anew with a stage; personal values stay.
+        start = _as_held(local.budget, assignment.client, start)
+        # Control variates and the like begin anew with a stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
-        return Job(
+        memory = rule if assignment.since >= self.rounds_before(stage) else {}
+        sent = Broadcast(start, assignment.extras)
+        begin = None if local.rule.start is None else start.with_flat(local.rule.start(sent, memory))
+        job = Job(
             assignment,
-            Broadcast(start, assignment.extras),
-            local.rule if stage < len(self.settings) else PLAIN,
-            rule if assignment.since >= self.rounds_before(stage) else {},
+            sent,
+            local.rule,
+            memory,
             local.conversations(assignment.client),
             self.stages(assignment.method)[stage],
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
-            scale=local.share.scale(assignment.client),
+            scale=local.budget.scale(assignment.client),
+            begin=begin,
+            exchanges=local.exchanges,
         )
+        if local.second is None:
+            return job
+        own = start.with_flat(fold(kept[OWN], start.layout, 1 / job.scale)) if OWN in kept else None
+        return replace(job, second=second_pass(job, local.second, own))
 
     def update(self, job: Job, trained: Trained) -> Update:
         """Make a client's update from where its training ended; write what it keeps before the update is returned.
@@ -214,15 +234,19 @@ class Site:
         """
         asked, start = job.assignment, job.start.params
         found = job.rule.finish(trained.carry, job.steps)
-        sent, rule = (_apart(put(tensors, "cpu"), trained.end) for tensors in found)
+        sent, rule = (apart(put(tensors, "cpu"), trained.end) for tensors in found)
         if why := unsendable(sent):
             raise UserError(f"what the algorithm sends cannot be sent: {why}")
         up = asked.up or start.whole
-        kept: dict[str, Tensor] = {f"{RULE}{name}": _on(up, value) for name, value in rule.items()}
+        ruled = up if job.exchanges else start.whole  # rules act on what is exchanged, or else on everything
+        kept: dict[str, Tensor] = {f"{RULE}{name}": _on(ruled, value) for name, value in rule.items()}
         if job.personal is not None:
             kept[PERSONAL] = job.personal.take(fold(trained.end, start.layout, job.scale)).clone()
+        if (own := _own(job, trained)) is not None:
+            kept[OWN] = fold(own, start.layout, job.scale)
         delta = up.only(fold(trained.end - start.flat, start.layout, job.scale))
-        norm = float(torch.linalg.vector_norm(delta))
+        moved = delta if job.exchanges else trained.end - job.begun.flat
+        norm = float(torch.linalg.vector_norm(moved))
         if kept:
             if isfinite(norm):  # otherwise the server refuses the update, and says why
                 _require_finite(kept)
@@ -240,7 +264,7 @@ class Site:
             job.client,
             start.with_flat(delta),
             float(len(job.conversations)),
-            {name: _on(up, value) for name, value in sent.items()},
+            {name: _on(ruled, value) for name, value in sent.items()},
             metrics,
             asked.up,
             bool(kept),
@@ -261,10 +285,16 @@ class Site:
         )
 
     def model(self, question: Question) -> Params:
-        """Return the parameters of a question's model: the global ones, with a client's personal values where it has any."""
+        """Return the parameters of a question's model.
+
+        They are the global ones, with a client's personal values where it has any; a client that keeps a model of its own
+        is asked with that.
+        """
         if question.client is None:
             return question.params
         kept = self._kept(question.method, question.client, question.since)
+        if OWN in kept:
+            return question.params.with_flat(kept[OWN])
         local = self.local(question.method)
         return _with_own(local, question.stage, question.params, local.parts[question.stage].down, kept)
 
@@ -296,25 +326,28 @@ def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensor
     return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
 
 
-def _as_held(share: Share, client: int, params: Params) -> Params:
+def _as_held(budget: Budget, client: int, params: Params) -> Params:
     """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
 
     Messages, memory and models that are evaluated are for adapters of the plain scale.
     """
-    held = share.down(client)
+    held = budget.down(client)
     flat = params.flat if held is None else held.only(params.flat)
-    return params.with_flat(fold(flat, params.layout, 1 / share.scale(client)))
+    return params.with_flat(fold(flat, params.layout, 1 / budget.scale(client)))
 
 
-def _apart(tensors: Tensors, end: Tensor) -> Tensors:
-    """Copy what lies in the model's own buffer, which the next training overwrites."""
-    live = end.untyped_storage().data_ptr()
-    return {
-        name: value.clone()
-        if value.layout == torch.strided and value.untyped_storage().data_ptr() == live
-        else value
-        for name, value in tensors.items()
-    }
+def _own(job: Job, trained: Trained) -> Tensor | None:
+    """Return the model that a client keeps for itself after a round, shape [P] and its own buffer, or None."""
+    own = trained.own
+    if own is None and job.rule.own is not None:
+        own = job.rule.own(trained.end, put(trained.carry, "cpu"))
+    if own is None:
+        return None
+    if own.shape != trained.end.shape:
+        raise ValueError(
+            f"a rule keeps a model of shape {list(own.shape)} of one of {list(trained.end.shape)}"
+        )
+    return own.detach().float().cpu().clone()
 
 
 def _require_finite(kept: Tensors) -> None:

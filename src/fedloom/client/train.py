@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Correct
+from fedloom.algorithms.rule import Correct
 from fedloom.client.job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
+from fedloom.client.probe import BatchProbe
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
@@ -32,13 +33,15 @@ class Trained:
         end: Its parameters, shape [P]; it may be the model's own buffer, which the next training overwrites.
         carry: What its rule carries after the last step.
         loss: Mean loss over its steps.
-        seconds: Time it took; clients side by side share theirs evenly.
+        seconds: Time it took, with that of a second pass; clients side by side share theirs evenly.
+        own: Where its second pass ended, shape [P], in a buffer as that of `end`; None where there was none.
     """
 
     end: Tensor
     carry: Tensors
     loss: float
     seconds: float
+    own: Tensor | None = None
 
 
 def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list[Trained]:
@@ -47,23 +50,48 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
     Side by side, each client's adapters are one row of a stack: one forward and one backward pass serve all
     of them. Rows never mix: the loss is each client's own mean, summed; norms for clipping, local rules and
     random streams are each client's own; a client that has taken its steps leaves the stack. So the updates
-    are those of training one client after the other.
+    are those of training one client after the other. A second pass over the data follows where jobs have one.
 
     Args:
         tuned: The model with one row; its live values are overwritten.
-        jobs: What each client is to do; all with the same settings and round.
+        jobs: What each client is to do; those of several must be `alike`.
         clock: Counts where the time goes.
 
     Returns:
         Where each client ended, in the order of `jobs`.
 
     Raises:
-        ValueError: Settings or rounds differ between jobs, so their rows could not step together.
+        ValueError: Jobs are not alike, so their rows could not step together.
     """
-    first = jobs[0]
-    if any(job.settings != first.settings or job.round != first.round for job in jobs):
-        raise ValueError("clients that train side by side need the same settings and round")
-    begun, clock = time.perf_counter(), clock or Clock()
+    if not all(alike(job, jobs[0]) for job in jobs[1:]):
+        raise ValueError(
+            "clients that train side by side need the same settings and round, and no rule with its own gradient"
+        )
+    clock = clock or Clock()
+    found = _passed(tuned, jobs, clock)
+    later = [job.second for job in jobs if job.second is not None]
+    if not later:
+        return found
+    # The second pass overwrites the model's live values, in which the end of the first, and what its rule carries, may lie.
+    kept = [replace(one, end=one.end.clone(), carry=apart(one.carry, tuned.flat)) for one in found]
+    return [
+        replace(one, own=own.end, seconds=one.seconds + own.seconds)
+        for one, own in zip(kept, _passed(tuned, later, clock), strict=True)
+    ]
+
+
+def alike(job: Job, other: Job) -> bool:
+    """Return whether two clients can train side by side."""
+    if job.alone or other.alone or job.settings != other.settings or job.round != other.round:
+        return False
+    if job.second is None or other.second is None:
+        return job.second is other.second
+    return alike(job.second, other.second)
+
+
+def _passed(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
+    """Take clients once through all their epochs, side by side."""
+    first, begun = jobs[0], time.perf_counter()
     # Clients with most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
     losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
@@ -104,24 +132,21 @@ def _begun(job: Job, stack: Tuned, row: int) -> _Row:
     start = Broadcast(
         job.start.params.with_flat(job.start.params.flat.to(where)), put(job.start.extras, where)
     )
-    stack.write(start.params, row)
+    stack.write(job.begun, row)
     trained = None if job.trained is None else job.trained.mask.to(where)
     carry = job.rule.begin(start, put(job.memory, where))
-    return _Row(job, job.batches(), start.params.flat, trained, carry)
+    return _Row(job, job.batches(), job.begun.flat.to(where), trained, carry)
 
 
 def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: Clock) -> Tensor:
     """Take one step with all clients that are still in training; return their losses, shape [K]."""
     jobs, settings = [row.job for row in rows], rows[0].job.settings
-    batch = collate(stack.vlm, [next(row.batches) for row in rows], clock)
+    groups = [next(row.batches) for row in rows]
     flat, grads = stack.flat[: len(rows)], stack.grads[: len(rows)]
-    grads.zero_()
-    with dropping(stack, batch, [job.masks(step) for job in jobs]):
-        losses = answer_losses(stack.vlm, batch, stack.connects(len(rows)))
-        clock.lap("forward")
-        if losses.requires_grad:  # not where only the connector is trained and no image is shown
-            losses.sum().backward()
-    clock.lap("backward")
+    if jobs[0].rule.gradient is None:
+        losses = _gradients(stack, jobs, groups, step, clock)
+    else:
+        losses = _made(stack, rows[0], groups[0], step, clock)
     _change(rows, grads, flat, [job.rule.penalize for job in jobs])
     for row, grad in zip(rows, grads, strict=True):
         if row.trained is not None:
@@ -136,16 +161,47 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     return losses.detach()
 
 
+def _gradients(
+    stack: Tuned, jobs: Sequence[Job], groups: Sequence[list[Conversation]], step: int, clock: Clock
+) -> Tensor:
+    """Make each client's gradient of its batch's mean loss by backpropagation; return the losses, shape [K]."""
+    batch = collate(stack.vlm, groups, clock)
+    stack.grads[: len(jobs)].zero_()
+    with dropping(stack, batch, [job.masks(step) for job in jobs]):
+        losses = answer_losses(stack.vlm, batch, stack.connects(len(jobs)))
+        clock.lap("forward")
+        if losses.requires_grad:  # not where only the connector is trained and no image is shown
+            losses.sum().backward()
+    clock.lap("backward")
+    return losses
+
+
+def _made(stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: Clock) -> Tensor:
+    """Let the rule of a client that trains alone make the gradient; return the loss, shape [1]."""
+    make, params = row.job.rule.gradient, stack.flat[0].clone()
+    assert make is not None
+    trained = torch.ones_like(params) if row.trained is None else row.trained.to(params.dtype)
+    loss, grad, row.carry = make(BatchProbe(stack, row.job, group, step, trained, clock), params, row.carry)
+    _require_shape(grad, params)
+    stack.grads[0].copy_(grad)
+    return loss.reshape(1)
+
+
 def _change(rows: Sequence[_Row], grads: Tensor, flat: Tensor, changes: Sequence[Correct]) -> None:
     """Let each client's rule change its own gradient, a row of [K, P], and what it carries."""
     for row, grad, values, change in zip(rows, grads, flat, changes, strict=True):
         changed, row.carry = change(grad, values, row.carry)
-        if changed.shape != grad.shape:  # it would be spread over all values
-            raise ValueError(
-                f"a rule made a gradient of shape {list(changed.shape)} of one of {list(grad.shape)}"
-            )
+        _require_shape(changed, grad)
         if changed is not grad:
             grad.copy_(changed)
+
+
+def _require_shape(found: Tensor, wanted: Tensor) -> None:
+    """Raise ValueError for a rule's gradient of another shape, which would be spread over all values."""
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"a rule made a gradient of shape {list(found.shape)} of one of {list(wanted.shape)}"
+        )
 
 
 def _move(flat: Tensor, grads: Tensor, slots: Tensors, jobs: Sequence[Job], step: int) -> None:
@@ -163,3 +219,14 @@ def _move(flat: Tensor, grads: Tensor, slots: Tensors, jobs: Sequence[Job], step
 def put(tensors: Tensors, where: torch.device | str) -> Tensors:
     """Move named tensors to a device; those that are there stay as they are."""
     return {name: value.to(where) for name, value in tensors.items()}
+
+
+def apart(tensors: Tensors, live: Tensor) -> Tensors:
+    """Copy those tensors that lie in the buffer of another one, which the next training overwrites."""
+    where = live.untyped_storage().data_ptr()
+    return {
+        name: value.clone()
+        if value.layout == torch.strided and value.untyped_storage().data_ptr() == where
+        else value
+        for name, value in tensors.items()
+    }

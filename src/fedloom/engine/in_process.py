@@ -9,19 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from fedloom.client.job import Job
 from fedloom.client.site import Profile, Question, Site
-from fedloom.client.train import train
+from fedloom.client.train import alike, train
 from fedloom.failures import client_failure, short_of_memory
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.params import Params
 from fedloom.record import Clock
 from fedloom.tasks.scoring import Judged
-
-if TYPE_CHECKING:
-    from fedloom.sections import Train
 
 WINDOW = 4
 """Blocks of clients that are formed at once, so that similar clients train side by side."""
@@ -130,18 +126,17 @@ def blocks(jobs: Mapping[int, Job], rows: int) -> list[list[int]]:
     """Put jobs into blocks with similar numbers of steps and modalities, so that few rows stand idle.
 
     Returns:
-        Blocks of at most `rows` keys of `jobs`; together they hold every key once.
+        Blocks of at most `rows` keys of `jobs`; together they hold every key once. Those of a block are alike.
     """
-    kinds: list[tuple[Train, int, list[int]]] = []
+    kinds: list[list[int]] = []
     for k, job in jobs.items():
-        for settings, round, found in kinds:
-            if settings == job.settings and round == job.round:
-                found.append(k)
-                break
+        beside = next((found for found in kinds if alike(job, jobs[found[0]])), None)
+        if beside is None:
+            kinds.append([k])
         else:
-            kinds.append((job.settings, job.round, [k]))
+            beside.append(k)
     cut: list[list[int]] = []
-    for _, _, found in kinds:
+    for found in kinds:
         found.sort(key=lambda k: (*_shape(jobs[k]), k))
         cut += [found[start : start + rows] for start in range(0, len(found), rows)]
     return cut

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import EVERYTHING, PLAIN, Extra, FederatedAlgorithm, LocalWork
+from fedloom.algorithms.base import EVERYTHING, Extra, FederatedAlgorithm, LocalWork
+from fedloom.algorithms.rule import PLAIN
 from fedloom.client.optimizers import OPTIMIZERS
 from fedloom.client.schedule import rate_of, steps_of
 from fedloom.client.site import Profile
@@ -122,8 +123,13 @@ class Expected:
         gradient = inf if clip is None or not free else clip
         size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
         most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
+        if (
+            self._algorithm.local.start is not None
+        ):  # the client begins elsewhere than where its delta is measured from
+            most, usual = unbounded(part.count, size)
         limit = SLACK * (UNCLIPPED if clip is None else clip)
-        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit))
+        rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
+        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
 
 
 def reach(
@@ -152,6 +158,11 @@ def reach(
         squares += moved**2
     if far < inf:
         return SLACK * far, sqrt(squares)
+    return unbounded(values, start)
+
+
+def unbounded(values: int, start: float) -> tuple[float, float]:
+    """Return the bound, and a norm that is common, where nothing bounds how far a client goes; see `reach`."""
     largest = TIMES * start + sqrt(values)
     return largest, largest / 1000
 

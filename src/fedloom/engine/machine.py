@@ -144,7 +144,7 @@ def saved_bytes(tuned: Tuned, job: Job) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return value
 
-    tuned.write(job.start.params)
+    tuned.write(job.begun)
     batch = collate(tuned.vlm, [next(job.batches())])
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
     with hooks, dropping(tuned, batch, [job.masks(0)]):

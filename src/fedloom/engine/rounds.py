@@ -174,7 +174,7 @@ class Run:
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
-        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Share`.
+        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Budget`.
     """
 
     method: str
@@ -190,6 +190,13 @@ class Run:
     down: Callable[[int], Part | None] = EVERYTHING.down
     up: Callable[[int], Part | None] = EVERYTHING.up
     scale: Callable[[int], float] = EVERYTHING.scale
+
+    def parts(self, client: int) -> tuple[Part | None, Part | None]:
+        """Return what is sent to a client and what it reports; no values where the algorithm exchanges none."""
+        if self.algorithm.exchanges:
+            return self.down(client), self.up(client)
+        nothing = Part(self.standing.state.params.layout.size, ())
+        return nothing, nothing
 
     @property
     def round(self) -> int:
@@ -258,14 +265,21 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            run.down(client),
-            run.up(client),
+            *run.parts(client),
         )
 
 
 def _admission(run: Run) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(run.algorithm, params, run.settings, run.round, run.profiles, run.up, run.scale)
+    expected = Expected(
+        run.algorithm,
+        params,
+        run.settings,
+        run.round,
+        run.profiles,
+        lambda client: run.parts(client)[1],
+        run.scale,
+    )
     return Admission(expected, run.standing.norms, run.gate)
 
 
@@ -290,7 +304,8 @@ def _round(
     else:
         try:
             after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
-            after = _where_reported(before.state, after, admission.reported)
+            if run.algorithm.exchanges:
+                after = _where_reported(before.state, after, admission.reported)
             fault, few = _fault(after), False
         except TooFew as error:
             deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well

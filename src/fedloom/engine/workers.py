@@ -106,10 +106,14 @@ class Workers:
         """Tokenize a client's examples, so that no copy has to do it again; return how many steps the client takes."""
         site = self.inner.site
         with suppress(Exception):  # the client is missing then, and the copy says why
-            conversations = site.local(assignment.method).conversations(assignment.client)
+            local, settings = site.local(assignment.method), site.stages(assignment.method)[assignment.stage]
+            conversations = local.conversations(assignment.client)
             for one in conversations:
                 encode(site.tuned.vlm, one, [one.answer])
-            return steps_of(site.stages(assignment.method)[assignment.stage], len(conversations))
+            steps = steps_of(settings, len(conversations))
+            if local.second is None:
+                return steps
+            return steps + steps * (local.second.epochs or settings.epochs) // settings.epochs
         return 1
 
     def _results(

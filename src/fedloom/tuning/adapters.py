@@ -184,7 +184,7 @@ def side_by_side(tuned: Tuned, rows: int, factors: Sequence[float] = ()) -> Iter
     finally:
         tuned.tie()
         if own:
-            tuned._rescale((1.0,))
+            tuned._rescale(tuned.factors or (1.0,))
 
 
 def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:

@@ -1,4 +1,4 @@
-"""Clients that hold, train and report a share of all that is trained, with real sites, runs and admission."""
+"""Clients that hold, train and report a budget of all that is trained, with real sites, runs and admission."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.clients import CLIENTS, Plain, assigned, profiles, real_site, run_of, same, site_of, start_of
 
-from fedloom.algorithms.base import EVERYTHING, Share
+from fedloom.algorithms.base import EVERYTHING, Budget
 from fedloom.algorithms.compose import Given, make
 from fedloom.client.memory import InMemory
 from fedloom.client.site import Question, Site
@@ -39,16 +39,16 @@ LAYOUT = Layout.of(
 RANKS, BUDGETS = [1, 2, 4, 3, 1], [1, 2, 3, 2, 1]
 
 
-def share_of(name: str, values: Sequence[int], layout: Layout = LAYOUT) -> Share:
+def budget_of(name: str, values: Sequence[int], layout: Layout = LAYOUT) -> Budget:
     argument = {"layers": "budgets", "ranks": "ranks"}[name]
     return make(name, Given(len(values), layout=layout), {argument: list(values)})
 
 
-SHARES = {"ranks": share_of("ranks", RANKS), "layers": share_of("layers", BUDGETS)}
+BUDGETS = {"ranks": budget_of("ranks", RANKS), "layers": budget_of("layers", BUDGETS)}
 
 
-def with_share(site: Site, share: Share) -> Site:
-    known = replace(site.local("m"), share=share)
+def with_budget(site: Site, budget: Budget) -> Site:
+    known = replace(site.local("m"), budget=budget)
     return replace(site, local=lambda method: known)
 
 
@@ -69,19 +69,19 @@ class Bytes(Plain):
 
 
 def rounds(
-    share: Share, settings: Train, name: str = "fedavg", **fields: Any
+    budget: Budget, settings: Train, name: str = "fedavg", **fields: Any
 ) -> tuple[Standing, Bytes, list[Any]]:
-    """Run rounds of clients with a share; return where they end, the backend, and what the record would hold."""
+    """Run rounds of clients with a budget; return where they end, the backend, and what the record would hold."""
     algorithm, logs = make(name, CLIENTS), list[Any]()
-    backend = Bytes(with_share(site_of(algorithm, settings, layout=LAYOUT), share))
+    backend = Bytes(with_budget(site_of(algorithm, settings, layout=LAYOUT), budget))
     begun = Standing(algorithm.init(start_of(LAYOUT)))
     run = run_of(
         name,
         train=settings,
         standing=begun,
-        down=share.down,
-        up=share.up,
-        scale=share.scale,
+        down=budget.down,
+        up=budget.up,
+        scale=budget.scale,
         committed=lambda now, log: logs.append(log),
         **fields,
     )
@@ -95,20 +95,20 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=["adamw", "sgd"])
 @pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedprox"])
 def test_honest_updates_are_admitted_and_counted_as_their_messages(
-    share: str, settings: Train, name: str
+    budget: str, settings: Train, name: str
 ) -> None:
-    end, backend, logs = rounds(SHARES[share], settings, name, gate=Gate())
+    end, backend, logs = rounds(BUDGETS[budget], settings, name, gate=Gate())
     assert len(logs) == 3
     for log in logs:
         assert log["refused"] == log["missing"] == []
     assert (end.up, end.down) == (sum(backend.came), sum(backend.sent))
     everything, _, _ = rounds(EVERYTHING, settings, name)
     assert end.up < everything.up
-    assert (end.down < everything.down) == (share == "ranks")
+    assert (end.down < everything.down) == (budget == "ranks")
 
 
 @pytest.mark.parametrize(("name", "values"), [("ranks", [4] * CLIENTS), ("layers", [LAYERS] * CLIENTS)])
@@ -116,7 +116,7 @@ def test_honest_updates_are_admitted_and_counted_as_their_messages(
 def test_all_ranks_and_all_layers_give_the_bits_of_no_shares(
     name: str, values: list[int], algorithm: str
 ) -> None:
-    found, backend, _ = rounds(share_of(name, values), OPTIMIZERS[0], algorithm)
+    found, backend, _ = rounds(budget_of(name, values), OPTIMIZERS[0], algorithm)
     plain, beside, _ = rounds(EVERYTHING, OPTIMIZERS[0], algorithm)
     assert same(found, plain) and (found.up, found.down) == (plain.up, plain.down)
     assert backend.came == beside.came and backend.sent == beside.sent
@@ -124,11 +124,11 @@ def test_all_ranks_and_all_layers_give_the_bits_of_no_shares(
 
 def test_the_gate_measures_a_clients_own_factors() -> None:
     """B arrives twice as long from a client of rank 2 of 4; that is neither outsized nor unusual, but twice as much is."""
-    share, start = share_of("ranks", [2, 4]), start_of(LAYOUT)
+    budget, start = budget_of("ranks", [2, 4]), start_of(LAYOUT)
     settings = OPTIMIZERS[0]
 
-    expected = Expected(make("fedavg", 2), start, settings, 0, profiles(2), share.up, share.scale)
-    allowed, part = expected.of(0), share.up(0)
+    expected = Expected(make("fedavg", 2), start, settings, 0, profiles(2), budget.up, budget.scale)
+    allowed, part = expected.of(0), budget.up(0)
     assert part is not None and allowed.scale == 2.0
     b = LAYOUT.mask(lambda name: name.endswith(":lora_b"))
     own = part.only(b)
@@ -146,12 +146,12 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
 # Personal values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_a_client_trains_nothing_beyond_its_share_of_its_personal_values_either(share: str) -> None:
-    """The adapters are personal: round after round a client's own adapters change within its share only."""
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_client_trains_nothing_beyond_its_budget_of_its_personal_values_either(budget: str) -> None:
+    """The adapters are personal: round after round a client's own adapters change within its budget only."""
     parts = parts_of(LAYOUT, strategy("share-connector", LoRA()), 0)
-    memory, own = InMemory(), SHARES[share]
-    site = with_share(site_of(make("fedavg", CLIENTS), OPTIMIZERS[0], memory, parts, LAYOUT), own)
+    memory, own = InMemory(), BUDGETS[budget]
+    site = with_budget(site_of(make("fedavg", CLIENTS), OPTIMIZERS[0], memory, parts, LAYOUT), own)
     connector, sent = parts.up, start_of(LAYOUT)
     for client in range(CLIENTS):
         held = own.up(client) or Part.whole(LAYOUT.size)
@@ -197,14 +197,14 @@ def test_a_client_of_a_smaller_rank_trains_as_a_model_of_that_rank(
 ) -> None:
     """Its slots end where the factors of a model with this rank, and so with the scale α / r, end."""
     large = tune(tiny_model, 4, dropout)
-    share = share_of("ranks", [rank] * CLIENTS, large.layout)
-    asked = replace(assigned(large)[2], down=share.down(2), up=share.up(2))
-    site = with_share(real_site(large, train=SETTINGS), share)
+    budget = budget_of("ranks", [rank] * CLIENTS, large.layout)
+    asked = replace(assigned(large)[2], down=budget.down(2), up=budget.up(2))
+    site = with_budget(real_site(large, train=SETTINGS), budget)
     job = site.job(asked)
     found = site.update(job, train(large, [job])[0]).delta
 
     small = tune(tiny_model, rank, dropout)
-    assert share.scale(2) == 4 / rank
+    assert budget.scale(2) == 4 / rank
     start = Params(small.layout, small.start.flat.clone())
     for name, value in start.items():
         value.copy_(
@@ -230,18 +230,18 @@ def test_a_client_of_a_smaller_rank_trains_as_a_model_of_that_rank(
 def test_clients_of_several_ranks_share_a_block(tiny_model: Path) -> None:
     """Side by side they send what they send one after the other."""
     tuned = tune(tiny_model, 4)
-    share = share_of("ranks", RANKS, tuned.layout)
-    todo = [replace(one, down=share.down(one.client), up=share.up(one.client)) for one in assigned(tuned)]
+    budget = budget_of("ranks", RANKS, tuned.layout)
+    todo = [replace(one, down=budget.down(one.client), up=budget.up(one.client)) for one in assigned(tuned)]
     answers = {}
     for rows in (1, 5):
-        site = with_share(real_site(tuned, train=SETTINGS), share)
+        site = with_budget(real_site(tuned, train=SETTINGS), budget)
         answers[rows] = list(InProcess(site, rows).train(iter(todo), Clock()))
     for mine, theirs in zip(answers[5], answers[1], strict=True):
         assert isinstance(mine, Update) and isinstance(theirs, Update)
         size = float(theirs.delta.flat.norm())
         assert size > 0
         assert float((mine.delta.flat - theirs.delta.flat).norm()) <= 1e-5 * size
-        assert mine.up == theirs.up == share.up(mine.client)
+        assert mine.up == theirs.up == budget.up(mine.client)
 
 
 @pytest.mark.parametrize("job_of_client", [1, 2])
