@@ -22,6 +22,7 @@ from fedloom.experiment import (
 )
 from fedloom.methods import PUBLISHED_SETTINGS, default_methods
 from fedloom.mistakes import key_descriptions, schema_at
+from fedloom.plugins import Plugins
 from fedloom.sections import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.sites import clause_of
 from fedloom.tasks import PROMPTS
@@ -335,6 +336,8 @@ def test_the_digest_sees_every_key(path):
         base["model"] = {"connector": "mlp2"}
     if path == ("evaluate", "round"):
         base["data"]["validation"] = 0.1
+    if path == ("evaluate", "metrics"):
+        base["plugins"] = [Plugins.of(metrics={another(path)[0]: lambda example, answer: 1.0})]
     changed = {**base, section: {**base.get(section, {}), key: "en" if key == "variant" else another(path)}}
     differs = Experiment(**changed).digest != Experiment(**base).digest
     assert differs is (section != "engine")  # how fast a run is does not make it another

@@ -30,14 +30,17 @@ LAYERS = {
         "framing",
         "messages",
     }
-    | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"},
+    | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"}
+    | {"importing", "sources"},
     1: {"algorithms", "scenarios", "data", "methods", "sections"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
     5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
+    | {"outside", "plugins"}
     | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
-    6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"},
+    6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
+    | {"testing"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
@@ -49,7 +52,7 @@ DOORS = {
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},
-    "pydantic": {"mistakes", "sections", "experiment"},
+    "pydantic": {"mistakes", "sections", "outside", "experiment"},
     "yaml": {"document"},
     "typer": {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep"},
     "rich": {"progress"},

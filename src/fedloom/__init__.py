@@ -3,6 +3,11 @@
     import fedloom
     result = fedloom.run(fedloom.Experiment(name="mine", train={"rounds": 2}))
 
+Algorithms, data sets, metrics and model families of your own come along as `fedloom.Plugins`:
+
+    mine = fedloom.Plugins.of(datasets={"mine": examples})
+    fedloom.run(fedloom.Experiment(plugins=[mine], data={"name": "mine"}))
+
 Importing the package loads neither torch nor pydantic; they come with the first name that needs them.
 """
 
@@ -13,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment, load_experiment
+    from fedloom.plugins import Plugins
 
-__all__ = ["Experiment", "__version__", "load_experiment", "run"]
+__all__ = ["Experiment", "Plugins", "__version__", "load_experiment", "run"]
 __version__ = "0.2.0"
 
 
@@ -23,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from fedloom import experiment
 
         return getattr(experiment, name)
+    if name == "Plugins":
+        from fedloom.plugins import Plugins
+
+        return Plugins
     raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
 
 

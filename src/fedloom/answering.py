@@ -49,7 +49,7 @@ def answers_of(
                 "slice": part,
                 "examples": len(test),
                 "seconds": clock.seconds["evaluate"] / len(models),
-                "scores": score(test, found),
+                "scores": score(test, found, setting.metrics),
             },
         )
     return judged

@@ -6,7 +6,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ from fedloom.cli_options import (
     Debug,
     Json,
     Places,
+    PluginFiles,
     Quiet,
     Recipe,
     Rerun,
@@ -36,8 +37,13 @@ from fedloom.startup import uncollected
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
+    from fedloom.algorithms.entry import Entry
+    from fedloom.data import Loader
     from fedloom.experiment import Experiment
+    from fedloom.outside import Outside
     from fedloom.progress import Progress
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="fedloom",
@@ -70,6 +76,7 @@ def _options(
 def run(
     recipe: Recipe,
     changes: Changes = None,
+    plugins: PluginFiles = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
     rerun: Rerun = False,
     quiet: Quiet = False,
@@ -81,13 +88,14 @@ def run(
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, discard, folder_state, moves
 
-        experiment = load_experiment(recipe, changes or ())
+        experiment = load_experiment(recipe, changes or (), plugins or ())
         folder = default_folder(experiment) if out is None else out
         if rerun:
             discard(folder)
         state = folder_state(folder, experiment)
         if state == "unfinished":
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
+            words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {shlex.join(words)}`"
             )
@@ -98,6 +106,10 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an interrupted run.")],
     changes: Places = None,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", metavar="FILE.py", help="Where its plug-ins are now; give all of them."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -107,7 +119,9 @@ def resume(
         from fedloom.folder import finished, resumable
 
         _check_run(folder)
-        _show_work(folder, quiet, as_json, resumable(folder, changes or ()), finished=finished(folder))
+        _show_work(
+            folder, quiet, as_json, resumable(folder, changes or (), plugins or ()), finished=finished(folder)
+        )
 
 
 @app.command()
@@ -185,16 +199,22 @@ app.command()(sweep)
 
 
 @app.command()
-def validate(recipe: Recipe, changes: Changes = None, as_json: Json = False, debug: Debug = False) -> None:
+def validate(
+    recipe: Recipe,
+    changes: Changes = None,
+    plugins: PluginFiles = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Check an experiment without running it; --json writes it with every default."""
     with courteous(debug):
         from fedloom.experiment import load_experiment, sweep_keys
         from fedloom.folder import default_folder
 
         if keys := sweep_keys(recipe):
-            validate_grid(recipe, changes or (), as_json, quick="quick" in keys)
+            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys)
             return
-        experiment = load_experiment(recipe, changes or ())
+        experiment = load_experiment(recipe, changes or (), plugins or ())
         if as_json:
             say(experiment.to_json(), nl=False)
         else:
@@ -243,7 +263,19 @@ def _about(value: Any) -> str:
     return (inspect.getdoc(value) or "").partition("\n")[0].partition(" See `")[0]
 
 
-def _recipes() -> dict[str, str]:
+def _each(there: Mapping[str, T], about: Callable[[str, T], str]) -> dict[str, str]:
+    """Describe everything of a mapping; what an installed package adds and cannot be used ends no list."""
+    found: dict[str, str] = {}
+    for name in there:
+        try:
+            found[name] = about(name, there[name])
+        except UserError as error:
+            found[name] = f"cannot be used: {error}"
+    return found
+
+
+def _recipes(outside: Outside) -> dict[str, str]:
+    del outside
     from fedloom.experiment import recipes
 
     first_lines = {
@@ -252,24 +284,30 @@ def _recipes() -> dict[str, str]:
     return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
 
 
-def _algorithms() -> dict[str, str]:
-    from fedloom.algorithms import ENTRIES
+def _algorithms(outside: Outside) -> dict[str, str]:
+    entries, parts = outside.entries, set[str]()
 
-    return {name if entry.kind == "server" else f"+{name}": entry.about for name, entry in ENTRIES.items()}
+    def about(name: str, entry: Entry) -> str:
+        parts.update([name] if entry.kind != "server" else [])
+        return entry.about
 
-
-def _datasets() -> dict[str, str]:
-    from fedloom.data import DATASETS, Source
-
-    return {
-        name: load.title if isinstance(load, Source) else _about(inspect.getmodule(load))
-        for name, load in DATASETS.items()
-    }
+    return {f"+{name}" if name in parts else name: told for name, told in _each(entries, about).items()}
 
 
-def _models() -> dict[str, str]:
+def _datasets(outside: Outside) -> dict[str, str]:
+    from fedloom.data import Source
+    from fedloom.data.outside import Outside as Theirs
+
+    def about(_: str, load: Loader) -> str:
+        if isinstance(load, Source):
+            return load.title
+        return _about(load.load if isinstance(load, Theirs) else inspect.getmodule(load))
+
+    return _each(outside.datasets, about)
+
+
+def _models(outside: Outside) -> dict[str, str]:
     from fedloom.models.added import ADDED, status
-    from fedloom.models.families import FAMILIES
 
     shipped = {
         "shipped": "The small model that comes with fedloom; needs no download.",
@@ -284,10 +322,11 @@ def _models() -> dict[str, str]:
         return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
 
     added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
-    return shipped | added | {name: family.summary for name, family in FAMILIES.items()}
+    return shipped | added | _each(outside.families, lambda _, family: family.summary)
 
 
-def _strategies() -> dict[str, str]:
+def _strategies(outside: Outside) -> dict[str, str]:
+    del outside
     from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
 
     ways = {"full": "in full", "lora": "by low-rank adapters"}
@@ -304,20 +343,21 @@ def _strategies() -> dict[str, str]:
     }
 
 
-def _scenarios() -> dict[str, str]:
+def _scenarios(outside: Outside) -> dict[str, str]:
+    del outside
     from fedloom.scenarios import PARTITIONS, PATTERNS
 
     sides = {"partition": PARTITIONS, "pattern": PATTERNS}
     return {f"{side}={name}": _about(draw) for side, draws in sides.items() for name, draw in draws.items()}
 
 
-def _methods() -> dict[str, str]:
+def _methods(outside: Outside) -> dict[str, str]:
     from fedloom.methods import ABOUT
 
-    return ABOUT | _algorithms()
+    return ABOUT | _algorithms(outside)
 
 
-_LISTS: dict[str, Callable[[], dict[str, str]]] = {
+_LISTS: dict[str, Callable[[Outside], dict[str, str]]] = {
     "recipes": _recipes,
     "algorithms": _algorithms,
     "datasets": _datasets,
@@ -335,13 +375,16 @@ def _complete_kind(incomplete: str) -> list[str]:
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_LISTS)}.", autocompletion=_complete_kind)],
+    plugins: PluginFiles = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
     with courteous(debug):
+        from fedloom.outside import Outside
+
         require_known("list", kind, _LISTS)
-        rows = _LISTS[kind]()
+        rows = _LISTS[kind](Outside(plugins=tuple(plugins or ())))
         if as_json:
             say_json(rows)
             return

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli_options import FAILED, Commands, Debug, Json, courteous, require_known, say, say_json
+from fedloom.cli_options import (
+    FAILED,
+    Commands,
+    Debug,
+    Json,
+    PluginFiles,
+    courteous,
+    require_known,
+    say,
+    say_json,
+)
 from fedloom.terminal import one_line
 from fedloom.types import UserError
 
@@ -52,18 +62,20 @@ def check(
     ],
     root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
     variant: Annotated[str | None, typer.Option(help="Which variant of it, like data.variant.")] = None,
+    plugins: PluginFiles = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say where to get a data set, and whether a folder holds it; exit code 1 if it cannot be used."""
     with courteous(debug):
-        from fedloom.data import DATASETS
         from fedloom.data.check import check as checked
+        from fedloom.outside import Outside
 
-        require_known("data set", name, DATASETS)
+        datasets = Outside(plugins=tuple(plugins or ())).datasets
+        require_known("data set", name, datasets)
         if root is not None and sys.stderr.isatty():
             say("Decoding every image; for large data sets that takes minutes.", err=True)
-        report = checked(name, root, variant)
+        report = checked(name, root, variant, datasets=datasets)
         if as_json:
             say_json(report.to_json())
         else:

@@ -79,6 +79,14 @@ Places = Annotated[
         help="Where data or a model are now, e.g. data.root=NEW; may be given often.",
     ),
 ]
+PluginFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        help="Add what a Python file has: algorithms, data sets, metrics, model families; may be given often.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Discard what the folder holds of a run and run again.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom.cli_options import courteous, say, say_json
+from fedloom.cli_options import PluginFiles, courteous, say, say_json
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def split(
         typer.Argument(help="As listed by `fedloom list datasets`.", autocompletion=_complete_data),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
+    plugins: PluginFiles = None,
     scenario: Annotated[
         str, typer.Option(help="aligned, missing, cross or hybrid.", autocompletion=_complete_scenario)
     ] = "aligned",
@@ -78,7 +79,7 @@ def split(
             "scenario.pattern": ("--scenario", scenario),
             "scenario.mode": ("--mode", mode),
         }
-        value = divided(experiment_of(given, changes or (), scenario))
+        value = divided(experiment_of(given, changes or (), scenario, plugins or ()))
         _show(value, None if as_json else split_text(value))
 
 
@@ -88,7 +89,10 @@ def _show(value: dict[str, Any], text: str | None) -> None:
 
 
 def experiment_of(
-    given: dict[str, tuple[str, Any]], changes: Sequence[str], scenario: str | None = None
+    given: dict[str, tuple[str, Any]],
+    changes: Sequence[str],
+    scenario: str | None = None,
+    plugins: Sequence[str] = (),
 ) -> Experiment:
     """Make an experiment of options and changes; a key of the `scenario` section goes by its last word.
 
@@ -96,6 +100,7 @@ def experiment_of(
         given: Key → the option's name, for messages, and its value.
         changes: Texts such as `alpha=0.5`, as `--set` takes them.
         scenario: Where given, a key that only another scenario reads is refused.
+        plugins: Python files that are added.
 
     Raises:
         UserError: Every mistake, with the option it stands in.
@@ -103,6 +108,7 @@ def experiment_of(
     from fedloom.document import Document, KeyPath, Place, override
     from fedloom.experiment import Experiment
     from fedloom.mistakes import resolve
+    from fedloom.outside import with_plugins
     from fedloom.scenarios.published import TWO_SOURCES
 
     sources = given.get("data.name", ("", None))[1] in TWO_SOURCES
@@ -118,7 +124,7 @@ def experiment_of(
     document = Document(COMMAND, value, places, places)
     for change in _whole_keys(changes, scenario):
         document = override(document, change, lambda _: False)
-    return resolve(Experiment, document)
+    return resolve(Experiment, with_plugins(document, plugins))
 
 
 def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
@@ -145,7 +151,7 @@ def divided(experiment: Experiment) -> dict[str, Any]:
     from fedloom.scenarios.validation import divided as divided_among
     from fedloom.scenarios.validation import validation_json
 
-    data = load_data(experiment.data, experiment.seed)
+    data = load_data(experiment.data, experiment.seed, experiment.datasets)
     plan, kept = divided_among(data, experiment.data, experiment.scenario, experiment.seed)
     found = survey(plan, data.train)
     return {

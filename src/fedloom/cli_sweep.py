@@ -14,6 +14,7 @@ from fedloom.cli_options import (
     Changes,
     Debug,
     Json,
+    PluginFiles,
     Quiet,
     Recipe,
     complain,
@@ -30,6 +31,7 @@ from fedloom.types import UserError
 def sweep(
     recipe: Recipe,
     changes: Changes = None,
+    plugins: PluginFiles = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's quick form.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells at once.")] = 1,
@@ -50,7 +52,7 @@ def sweep(
         from fedloom.report.tables import counted
         from fedloom.sweep import default_sweep_folder, run_sweep
 
-        grid = load_grid(recipe, changes or (), quick=quick)
+        grid = load_grid(recipe, changes or (), plugins or (), quick=quick)
         folder = default_sweep_folder(grid) if out is None else out
 
         def tell(line: str) -> None:
@@ -64,6 +66,7 @@ def sweep(
         except KeyboardInterrupt as stop:
             again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
             again += [word for change in changes or () for word in ("--set", change)]
+            again += [word for plugin in plugins or () for word in ("--plugin", plugin)]
             again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
             complain(f"interrupted; `{shlex.join(again)}` goes on from there")
             raise typer.Exit(exit_code(stop)) from None
@@ -94,15 +97,17 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def validate_grid(recipe: str, changes: Sequence[str], as_json: bool, *, quick: bool) -> None:
+def validate_grid(
+    recipe: str, changes: Sequence[str], plugins: Sequence[str], as_json: bool, *, quick: bool
+) -> None:
     """Check a grid, and its quick form if it has one; as JSON, write every cell's experiment."""
     from fedloom.grid import load_grid
     from fedloom.report.tables import counted
     from fedloom.sweep import default_sweep_folder
 
-    grid = load_grid(recipe, changes)
+    grid = load_grid(recipe, changes, plugins)
     if quick:
-        load_grid(recipe, changes, quick=True)
+        load_grid(recipe, changes, plugins, quick=True)
     if as_json:
         cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
         say_json(cells)

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
 def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     """Find everything that contradicts something else in an experiment whose sections are sound."""
-    from fedloom.data import ROOTLESS, tasks, variants
+    from fedloom.data import rootless, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, federated = (
         scenario.clients,
         [name for name in experiment.methods if experiment.method(name).federated],
     )
-    if data.name not in ROOTLESS and data.root is None:
+    sets = experiment.datasets
+    if data.root is None and not rootless(data.name, sets):
         message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
-    known = variants(data.name)
+    known = variants(data.name, sets)
     if data.variant is not None and data.variant not in known:
         told = f"one of {', '.join(known)}" if known else "left out, for it has none"
         message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
@@ -232,7 +233,7 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     from fedloom.data import DATASETS, validates
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
-    if data.validation == "published" and not validates(data.name):
+    if data.validation == "published" and not validates(data.name, experiment.datasets):
         known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "

@@ -10,10 +10,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedloom.algorithms import ENTRIES
-from fedloom.algorithms.entry import Entry
 from fedloom.conflicts import conflicts_of
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
 from fedloom.hashes import json_digest
@@ -25,6 +23,7 @@ from fedloom.methods import (
     parse_method,
 )
 from fedloom.mistakes import (
+    Conflict,
     choice_error,
     did_you_mean,
     refusal,
@@ -32,6 +31,7 @@ from fedloom.mistakes import (
     schema_at,
     schema_of,
 )
+from fedloom.outside import Outside, unknown_names, unusable, with_plugins
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR
 from fedloom.sections import (
@@ -77,24 +77,14 @@ __all__ = [
 ]
 
 
-LATER = {"data": ("validation",), "evaluate": ("round",), "aggregate": ("over",)}
+LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate": ("over",)}
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
-def _known(name: str) -> str:
-    """Return the name of a method; one that is not known, or whose parts do not go together, is a mistake."""
-    try:
-        parse_method(name)
-    except UserError as error:
-        raise choice_error(str(error)) from None
-    return name
+MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
 
 
-MethodName = Annotated[Text, AfterValidator(_known)]
-MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), FewNames]
-
-
-class Experiment(Section):
+class Experiment(Outside):
     """Every choice of a run.
 
     Example:
@@ -159,7 +149,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _nothing_conflicts(self) -> Experiment:
-        if conflicts := list(conflicts_of(self)):
+        if conflicts := _all_conflicts(self):
             raise refusal(conflicts)
         return self
 
@@ -173,7 +163,9 @@ class Experiment(Section):
 
         Keys that came later count only where they are not at their defaults, so that digests stay what they were.
         """
-        value = self.model_dump(mode="json", exclude=dict(left_out))
+        value = self.model_dump(mode="json", exclude={**left_out, "plugins": True})
+        if self.plugins and "plugins" not in left_out:  # their code counts, not where it lies
+            value["plugins"] = sorted(self.added.digests.values())
         for section, keys in LATER.items():
             for key in keys:
                 if value[section][key] == type(getattr(self, section)).model_fields[key].default:
@@ -181,11 +173,6 @@ class Experiment(Section):
             if not value[section]:
                 del value[section]
         return json_digest(value)
-
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        """Algorithms and parts by name."""
-        return ENTRIES
 
     def method(self, name: str) -> Method:
         """Take the name of a method apart."""
@@ -236,6 +223,18 @@ def _over(own: Mapping[str, Any], given: Any) -> Any:
     return {**own, **given} if isinstance(given, Mapping) else given
 
 
+def _all_conflicts(experiment: Experiment) -> list[Conflict]:
+    """Find all conflicts; where a name is not known, without what depends on it."""
+    if found := list(unusable(experiment)):
+        return found
+    if not (found := list(unknown_names(experiment))):
+        return list(conflicts_of(experiment))
+    defaults = {"data": Data(), "methods": default_methods(), "evaluate": Evaluate()}
+    wrong = {str(conflict.path[0]) for conflict in found}
+    rest = conflicts_of(experiment.model_copy(update={key: defaults[key] for key in wrong}))
+    return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]
+
+
 def recipes() -> dict[str, Traversable]:
     """Return the shipped experiments, name → file, in alphabetical order; names have folders in them."""
     return dict(sorted(_recipes(resources.files("fedloom").joinpath("recipes"))))
@@ -272,12 +271,15 @@ SWEEP_KEYS = ("grid", "quick", "published", "choose")
 """Keys of a recipe that describes many experiments; see `fedloom.grid`."""
 
 
-def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path_or_recipe: str, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> Experiment:
     """Read an experiment from a recipe or a YAML or JSON file.
 
     Args:
         path_or_recipe: The name of a shipped recipe, or a path.
         overrides: Changes such as `train.lr=3e-4`, applied in order.
+        plugins: Python files that are added to those that the experiment names.
 
     Raises:
         UserError: Every mistake, with file, line, column and key; or it is a grid of experiments.
@@ -288,7 +290,7 @@ def load_experiment(path_or_recipe: str, overrides: Sequence[str] = ()) -> Exper
         raise UserError(f"{document.source}: {told}")
     for change in overrides:
         document = override(document, change, takes_text)
-    return resolve(Experiment, document)
+    return resolve(Experiment, with_plugins(document, plugins))
 
 
 def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:

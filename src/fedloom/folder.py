@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedloom.experiment import Experiment, load_experiment
+from fedloom.document import override, read
+from fedloom.experiment import Experiment, takes_text
 from fedloom.hashes import file_digest
 from fedloom.manifest import (
     LOCK,
@@ -25,6 +26,8 @@ from fedloom.manifest import (
     read_sealed,
     write_manifest,
 )
+from fedloom.mistakes import resolve
+from fedloom.plugins import Plugins
 from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
 from fedloom.types import UserError
 
@@ -42,6 +45,9 @@ PLACES = {
 }
 """Keys of an experiment, by section, that name places; they may change after a run has begun, if the content does not."""
 
+Plugged = Sequence[str | Plugins]
+"""Paths of plug-ins, or values."""
+
 State = Literal["new", "unfinished", "finished"]
 
 
@@ -52,11 +58,15 @@ def default_folder(experiment: Experiment) -> Path:
 
 def chosen(experiment: Experiment) -> str:
     """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
-    return experiment.digest_without({"name": True, "engine": True, **PLACES})
+    return experiment.digest_without({"name": True, "engine": True, "plugins": True, **PLACES})
 
 
-def held(folder: Path) -> Experiment | None:
+def held(folder: Path, plugins: Plugged = ()) -> Experiment | None:
     """Return the experiment whose run a folder holds, or None where no run was begun.
+
+    Args:
+        folder: The run folder.
+        plugins: Where its plug-ins are now, or the values themselves; empty for where they were.
 
     Raises:
         UserError: It is damaged, or a version before 0.2 wrote it.
@@ -67,24 +77,25 @@ def held(folder: Path) -> Experiment | None:
     if manifest is None or EXPERIMENT not in manifest.files:  # that of a sweep or an adapter
         return None
     check_files(folder, manifest, [EXPERIMENT])
-    return _read(folder)
+    return _read(folder, plugins)
 
 
-def resumable(folder: Path, changes: Sequence[str] = ()) -> Experiment:
+def resumable(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) -> Experiment:
     """Return the experiment to go on with in a folder, also where a run was killed while it began.
 
     Args:
         folder: The run folder.
         changes: New places of data and models, such as `data.root=elsewhere`.
+        plugins: New places of its plug-ins; empty for where they were.
 
     Raises:
         UserError: There is none, it is damaged, a version before 0.2 wrote it, or a change is not of a place.
     """
-    if (experiment := held(folder)) is None:
+    if (experiment := held(folder, plugins)) is None:
         if not (folder / EXPERIMENT).is_file():
             raise UserError(f"{folder} holds no run: there is no {EXPERIMENT} in it")
-        experiment = _read(folder)
-    moved = load_experiment(str(folder / EXPERIMENT), changes) if changes else experiment
+        experiment = _read(folder, plugins)
+    moved = _read(folder, plugins, changes) if changes else experiment
     if moved.model_dump(exclude=dict(PLACES)) != experiment.model_dump(exclude=dict(PLACES)):
         keys = ", ".join(f"{section}.{key}" for section, names in PLACES.items() for key in sorted(names))
         raise UserError(
@@ -96,7 +107,7 @@ def resumable(folder: Path, changes: Sequence[str] = ()) -> Experiment:
 
 def moves(folder: Path, experiment: Experiment) -> list[str]:
     """Return the places in which an experiment differs from the one in a folder, as changes such as `data.root=NEW`."""
-    if (before := held(folder)) is None:
+    if (before := held(folder, experiment.plugins)) is None:
         return []
     old, new = (one.model_dump(mode="json", include=dict(PLACES)) for one in (before, experiment))
     return [
@@ -107,8 +118,13 @@ def moves(folder: Path, experiment: Experiment) -> list[str]:
     ]
 
 
-def _read(folder: Path) -> Experiment:
-    return Experiment.from_json(read_text(folder / EXPERIMENT), str(folder / EXPERIMENT))
+def _read(folder: Path, plugins: Plugged = (), changes: Sequence[str] = ()) -> Experiment:
+    document = read(read_text(folder / EXPERIMENT), str(folder / EXPERIMENT))
+    if plugins and isinstance(document.value, dict):
+        document = replace(document, value={**document.value, "plugins": list(plugins)})
+    for change in changes:
+        document = override(document, change, takes_text)
+    return resolve(Experiment, document)
 
 
 def folder_state(folder: Path, experiment: Experiment) -> State:
@@ -121,14 +137,14 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
         return "new"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another one with --out")
-    before = held(folder)
+    before = held(folder, experiment.plugins)
     if before is None:
         # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
         others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
         if others:
             raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
         if (folder / EXPERIMENT).exists():
-            _read(folder)  # what is no experiment is not a run's
+            _read(folder, experiment.plugins)  # what is no experiment is not a run's
         return "new"
     if chosen(before) != chosen(experiment):
         digests = f"{before.digest[:8]}, not {experiment.digest[:8]}"

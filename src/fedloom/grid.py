@@ -35,6 +35,7 @@ from fedloom.document import Document, KeyPath, Mistake, dotted, graft, part, re
 from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
 from fedloom.methods import parse_method
 from fedloom.mistakes import check, did_you_mean, told, unknown
+from fedloom.outside import with_plugins
 from fedloom.sections import Published, Section
 from fedloom.types import UserError
 
@@ -106,12 +107,15 @@ def slug(name: str) -> str:
     return plain.strip("_.-")[:MOST_FOLDER] or "cell"
 
 
-def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool = False) -> Grid:
+def load_grid(
+    path_or_recipe: str, overrides: Sequence[str] = (), plugins: Sequence[str] = (), *, quick: bool = False
+) -> Grid:
     """Read a grid from a recipe or a YAML or JSON file.
 
     Args:
         path_or_recipe: The name of a shipped recipe, or a path.
         overrides: Changes such as `train.lr=3e-4` or `grid.seed=[0, 1]`, applied in order.
+        plugins: Python files that are added to those that the base names.
         quick: Whether to apply the recipe's `quick` section; `overrides` come after it.
 
     Raises:
@@ -136,6 +140,7 @@ def load_grid(path_or_recipe: str, overrides: Sequence[str] = (), *, quick: bool
         elif not branch.mistakes:
             base = graft(base, path, branch)
             set_by_hand.append((path, branch))
+    base = with_plugins(base, plugins)
     axes, whole = read_axes(document, fewer, mistakes)
     mistakes += overlaps(axes, set_by_hand)
     choose = _choose(asked, axes, mistakes) if asked is not None and axes else ()

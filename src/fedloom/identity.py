@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import fedloom
 from fedloom.algorithms import PLACES
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
+from fedloom.hashes import combined
+from fedloom.models.families import FAMILIES
+from fedloom.models.source import Source
+from fedloom.plugins import INSTALLED, installed_code
 from fedloom.types import DataSet, Example, Picture, UserError
 
 PACKAGE = Path(__file__).parent
 
-NO_RESULTS = ("cli", "report", "progress", "recipes")
+NO_RESULTS = ("cli", "report", "progress", "recipes", "testing")
 """Beginnings of the names of what decides no result: it shows and writes down what others found."""
-
-LIBRARIES = ("site-packages", "dist-packages")
-"""Folders of installed packages."""
-
-PROCESS = uuid4().hex
-"""Stands for code that no source is known of, which may be another one in another process."""
 
 
 def identity(experiment: Experiment, contents: Mapping[str, str], base: str) -> dict[str, str]:
@@ -103,92 +97,35 @@ def _key(image: Picture) -> str:
 
 
 def code(experiment: Experiment) -> dict[str, str]:
-    """Return the version of the package, or a digest of its sources where these can change, and of outside algorithms.
+    """Return what an experiment's code is, by name.
 
-    Args:
-        experiment: Its methods name the algorithms and parts.
+    That is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
+    what it imports from beside it; and the digests of what the experiment uses of installed packages.
     """
     own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
-    methods = [experiment.method(name) for name in experiment.methods]
-    used = dict.fromkeys(name for method in methods for name in method.composed if name not in PLACES)
-    outside = {f"code of {name}": source_digest(experiment.entries[name].make) for name in used}
-    return {"code": own, **outside}
+    methods, added = [experiment.method(name) for name in experiment.methods], experiment.added
+    used = {
+        "algorithms": {name for method in methods for name in method.composed if name not in PLACES},
+        "metrics": {*(experiment.evaluate.metrics or ())},
+    }
+    named = {
+        f"code of {name}": installed_code(kind, name)
+        for kind, names in used.items()
+        for name in sorted(names - getattr(added, kind).keys())
+    }
+    return {"code": own, **added.digests, **named, **outside_family(experiment)}
 
 
-def source_digest(value: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the file that defines a function and of what that imports of its own.
-
-    Its own are modules of the same package, and those beside a file that is in no package. Where there is no such
-    file, the digest is good for this process only.
-    """
-    try:
-        file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve(strict=True)
-    except (OSError, TypeError, ValueError):
-        return f"without source, process {PROCESS}"
-    if not file.is_file():
-        return f"without source, process {PROCESS}"
-    sha = hashlib.sha256()
-    for name, text in sorted(_imported(file).items()):
-        sha.update(f"{name}\n{len(text)}\n".encode() + text)
-    return sha.hexdigest()
-
-
-def _imported(file: Path) -> dict[str, bytes]:
-    """Return a Python file and all of its own that it imports: path from the file's folder → content."""
-    found: dict[str, bytes] = {}
-    waiting, top = [file], _top(file)
-    while waiting:
-        one = waiting.pop()
-        name = os.path.relpath(one, file.parent)
-        if name not in found:
-            found[name] = one.read_bytes()
-            waiting += _own_imports(one, found[name], top)
-    return found
-
-
-def _top(file: Path) -> Path:
-    """Return the folder that the outermost package of a file lies in; the file's folder, if it is in none."""
-    top = file.parent
-    while (top / "__init__.py").is_file():
-        top = top.parent
-    return top
-
-
-def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
-    """Yield the files that a file imports, if they are found from a folder, or from the file's own."""
-    package = file.relative_to(_top(file)).parts[0]
-    try:
-        nodes = [*ast.walk(ast.parse(content))]
-    except (SyntaxError, ValueError):  # nobody can import it
-        return
-    for node in nodes:
-        starts = [top, _top(file), file.parent]
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-            starts = [*file.parents][node.level - 1 : node.level] if node.level else starts
-        else:
-            continue
-        for name in names:
-            # Beside an installed package lie other people's.
-            own = (
-                start
-                for start in dict.fromkeys(starts)
-                if start.name not in LIBRARIES or name.split(".")[0] == package
-            )
-            for start in own:
-                parts = name.split(".") if name else []
-                places = (start.joinpath(*parts[:length]) for length in range(len(parts) + 1))
-                for place in places:
-                    both = (place / "__init__.py", place.parent / f"{place.name}.py")
-                    yield from (one for one in both if one.is_file())
-
-
-def _ours(value: Callable[..., Any]) -> bool:
-    module = inspect.getmodule(value)
-    return module is not None and module.__name__.partition(".")[0] == "fedloom"
+def outside_family(experiment: Experiment) -> dict[str, str]:
+    """Return the digest of the code of the base model's family, by name; empty where fedloom has the family itself."""
+    model, added = experiment.model, experiment.added
+    if model.encoder is not None or not (added.families or INSTALLED.families):
+        return {}
+    kind = str(Source("model.path", model.path, model.network).files.config.get("model_type"))
+    if kind in FAMILIES or kind not in experiment.families:
+        return {}
+    digest = combined(added.digests) if kind in added.families else installed_code("families", kind)
+    return {f"code of the family {kind}": digest}
 
 
 def _editable() -> bool:

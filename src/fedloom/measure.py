@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.scenarios.plan import Plan, Share
-from fedloom.tasks.scoring import HEADLINES, Judged, each, score, tasks_of
+from fedloom.tasks.base import Metric
+from fedloom.tasks.scoring import HEADLINES, NONE, Judged, each, score, tasks_of
 from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
 from fedloom.types import Example, Presence
 
@@ -31,6 +32,7 @@ def figures(
     plan: Plan,
     answers: Mapping[str, Judged],
     judge: Judge | None = None,
+    metrics: Mapping[str, Metric] = NONE,
 ) -> dict[str, Any]:
     """Gather the scores of one model: the fullest slice on top, every slice, and every client.
 
@@ -40,12 +42,13 @@ def figures(
         plan: Who holds what.
         answers: Judged answers to `test` by slice, the fullest first.
         judge: Also asked about free answers, on the fullest slice; None asks nobody.
+        metrics: Name → metric from outside; see `score`.
 
     Returns:
         What `score` returns, and under "clients" a number for each client: the headline of the only task,
         or the accuracy where there are several. Under "client_tasks" the headline of each of its tasks.
     """
-    scores = {name: score(test, judged) for name, judged in answers.items()}
+    scores = {name: score(test, judged, metrics) for name, judged in answers.items()}
     if judge is not None:
         full = next(iter(scores))
         scores[full] = with_verdicts(judge, test, answers[full], scores[full])

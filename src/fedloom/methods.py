@@ -91,16 +91,15 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
         Method(base='fedavg', parts=('prompt', 'adaptive'))
     """
     base, *parts = name.split("+")
-    servers = [one for one in entries if kind_of(one, entries) == "server"]
-    if base not in REFERENCES and base not in servers:
-        if base in entries:
-            raise UserError(f'"{name}": {base} is added to an algorithm, for example {COMPARED}+{base}')
-        raise UserError(unknown("method", base, [*REFERENCES, *servers]))
+    if base not in REFERENCES and base not in entries:
+        raise UserError(unknown("method", base, [*REFERENCES, *_likely(entries, server=True)]))
+    if base not in REFERENCES and kind_of(base, entries) != "server":
+        raise UserError(f'"{name}": {base} is added to an algorithm, for example {COMPARED}+{base}')
     for part in parts:
-        if part in servers:
-            raise UserError(f'"{name}": {part} is an algorithm of its own, and {base} is there already')
         if part not in entries:
-            raise UserError(unknown("part", part, [one for one in entries if one not in servers]))
+            raise UserError(unknown("part", part, _likely(entries, server=False)))
+        if kind_of(part, entries) == "server":
+            raise UserError(f'"{name}": {part} is an algorithm of its own, and {base} is there already')
     if len(set(parts)) < len(parts):
         raise UserError(f'"{name}" names a part twice')
     _require_fitting(name, base, parts, entries)
@@ -127,6 +126,11 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
             raise UserError(f'"{name}": {part} cannot be added to {base}, for {reason}')
         if "own model" in entries[part].traits:
             raise UserError(f'"{name}": {part} cannot be added to {base}, whose model is the client\'s own')
+
+
+def _likely(entries: Mapping[str, Entry], *, server: bool) -> list[str]:
+    """List algorithms, or parts of them; entries from outside are not imported to find out what they are."""
+    return [name for name in entries if name not in PLACES or (PLACES[name].kind == "server") is server]
 
 
 def kind_of(name: str, entries: Mapping[str, Entry] = ENTRIES) -> str:

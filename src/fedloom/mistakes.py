@@ -33,11 +33,13 @@ class Conflict(NamedTuple):
         path: The key the user should look at first.
         message: What is wrong and what would be right, naming the key.
         others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not told.
+        of_value: Whether the mistake stands at the key's value, not at the key.
     """
 
     path: KeyPath
     message: str
     others: tuple[KeyPath, ...] = ()
+    of_value: bool = False
 
 
 def refusal(conflicts: Sequence[Conflict]) -> PydanticCustomError:
@@ -105,9 +107,9 @@ def _mistakes(
     around = {path[:length] for path in rows for length in range(len(path))}
     for path, row in reversed(rows.items()):
         if row["type"] == "conflict":
-            for path, message, others in row.get("ctx", {})["conflicts"]:
+            for path, message, others, of_value in row.get("ctx", {})["conflicts"]:
                 if not any(key[:end] in wrong for key in (path, *others) for end in range(len(key) + 1)):
-                    found.append(Mistake(document.place(path, of_key=True), message))
+                    found.append(Mistake(document.place(path, of_key=not of_value), message))
             continue
         if path in around:
             continue  # a list whose items are wrong also counts as too short
@@ -314,7 +316,8 @@ def expected(schema: Schema, part: Schema) -> str:
         return f"a mapping from names to values{most}"
     if part.get("type") == "array":
         most = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
-        return f"a list, each item {expected(schema, part['items'])}, and not empty{most}"
+        least = ", and not empty" if part.get("minItems") else ""
+        return f"a list, each item {expected(schema, part['items'])}{least}{most}"
     bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
     return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
 

@@ -103,7 +103,7 @@ def _linear(setting: Setting, method: Method, name: str) -> Outcome:
         part: Judged(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
     }
     ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
-    found = figures(data.train, data.test, setting.plan, ordered)
+    found = figures(data.train, data.test, setting.plan, ordered, metrics=setting.metrics)
     setting.progress.advance(1)
     return found, 0, 0, _linear_validated(setting, name)
 
@@ -246,7 +246,7 @@ def _scores(
         if name == "zero-shot":
             setting.progress.advance(1)
     data, plan = setting.data, setting.plan
-    return [figures(data.train, data.test, plan, found, setting.judge) for found in answers]
+    return [figures(data.train, data.test, plan, found, setting.judge, setting.metrics) for found in answers]
 
 
 def validation_of(setting: Setting, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

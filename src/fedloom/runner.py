@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
 from fedloom.engine.store import recorded_below
-from fedloom.experiment import Data, Experiment
+from fedloom.experiment import Experiment
 from fedloom.folder import (
     METHODS,
     RECORD,
@@ -33,7 +33,7 @@ from fedloom.folder import (
     written,
 )
 from fedloom.hashes import cache_folder, combined, json_digest
-from fedloom.identity import contents_of, identity, require_same
+from fedloom.identity import contents_of, identity, outside_family, require_same
 from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
@@ -95,7 +95,9 @@ def run_experiment(
     models = {} if models is None else models
     if folder_state(out, experiment) == "finished":
         return finished_result(experiment, out)
-    if (before := held(out)) is not None:  # data and models may have moved; the rest stays as it was begun
+    if (
+        before := held(out, experiment.plugins)
+    ) is not None:  # data and models may have moved; the rest stays as it was begun
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
     with working(out):
         folder_state(out, experiment)  # another process may have begun, or ended, something else here
@@ -136,7 +138,7 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
-    contents = contents_of(_data(experiment.data, experiment.seed))
+    contents = contents_of(_data(experiment))
     require_same(folder, manifest.identity, _now(experiment, contents))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
@@ -144,25 +146,23 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
 
 def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
     """Return for each run that cannot be gone on with, or handed out, the reason: it changed, or is damaged."""
-
-    @cache
-    def contents(data: str, seed: int) -> dict[str, str]:
-        return contents_of(_data(Data.model_validate_json(data), seed))
-
+    contents: dict[str, dict[str, str]] = {}  # which cells with the same data share
     reasons: dict[int, str] = {}
     for place, (experiment, folder) in cells.items():
         try:
             if folder_state(folder, experiment) != "new" and (manifest := read_manifest(folder)) is not None:
-                found = contents(experiment.data.model_dump_json(), experiment.seed)
-                require_same(folder, manifest.identity, _now(experiment, found))
+                of = [experiment.data.model_dump_json(), experiment.seed, dict(experiment.added.digests)]
+                if (key := json_digest(of)) not in contents:
+                    contents[key] = contents_of(_data(experiment))
+                require_same(folder, manifest.identity, _now(experiment, contents[key]))
                 require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)
     return reasons
 
 
-def _data(settings: Data, seed: int) -> DataSet:
-    data = load_data(settings, seed)
+def _data(experiment: Experiment) -> DataSet:
+    data = load_data(experiment.data, experiment.seed, experiment.datasets)
     pictures = [image for one in data.examples for image in (*one.pictures, *one.spare)]
     know_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
@@ -187,6 +187,7 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "scores": {name: one["scores"] for name, one in results.items()},
         "parts": _explained(experiment),
         "scoring": experiment.evaluate.scoring,
+        **({"metrics": [*setting.metrics]} if setting.metrics else {}),
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
@@ -227,7 +228,7 @@ def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _fitted(experiment, tuned.vlm, _data(experiment.data, experiment.seed)).data
+        data = _fitted(experiment, tuned.vlm, _data(experiment)).data
         plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
 
@@ -255,7 +256,7 @@ def _prepare(
     import fedloom
 
     _set_threads(experiment)
-    data, manifest = _data(experiment.data, experiment.seed), read_manifest(folder)
+    data, manifest = _data(experiment), read_manifest(folder)
     now = _now(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
@@ -378,14 +379,15 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     settings, engine = experiment.model, experiment.engine
 
     def load() -> Vlm:
-        return placed(load_base(settings), settings.device, settings.precision)
+        return placed(load_base(settings, experiment.families), settings.device, settings.precision)
 
     # By content too: files may have changed since another experiment loaded them.
-    key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)}"
+    code = "".join(outside_family(experiment).values())
+    key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
     vlm = connected(_kept(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
-    return with_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9))
+    return with_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
 
 
 def _kept(models: Models, key: str, load: Callable[[], T]) -> T:

@@ -15,11 +15,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    field_validator,
     model_validator,
 )
 
-from fedloom.mistakes import choice_error, unknown
+from fedloom.mistakes import choice_error
 
 MOST_NUMBERS = 100_000
 """Entries of an argument that is a list."""
@@ -41,7 +40,8 @@ def _argument(value: Any) -> Any:
     raise choice_error("an argument must be a finite number, text, true, false, or a list of these")
 
 
-def _possible_path(path: str) -> str:
+def possible_path(path: str) -> str:
+    """Return a path that a file system can have; another one is refused."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ Text = Annotated[str, Field(strict=True, min_length=1)]
 PathText = Annotated[
     Text,
     BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
-    AfterValidator(_possible_path),
+    AfterValidator(possible_path),
 ]
 FewNames = BeforeValidator(_not_too_many)
 """Refuses a list of names that is too long."""
@@ -119,15 +119,6 @@ class Data(Section):
         default=None,
         description="Task or language of a published data set, or how shapes look; null takes the first.",
     )
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_known(cls, name: str) -> str:
-        from fedloom.data import DATASETS
-
-        if name not in DATASETS:
-            raise choice_error(unknown("data set", name, tuple(DATASETS)))
-        return name
 
 
 class Scenario(Section):
@@ -293,6 +284,11 @@ class Evaluate(Section):
     judge: PathText | None = Field(
         default=None,
         description="Folder of a local language model that also judges free answers at the end; null is none.",
+    )
+    metrics: tuple[Text, ...] | None = Field(
+        default=None,
+        description="Further scores, by the names that plug-ins or installed packages give them; null takes all that the "
+        "plug-ins of the experiment have.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
     round: Literal["last", "best"] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.scenarios.plan import Plan
 from fedloom.scenarios.validation import Validation
+from fedloom.tasks.base import Metric
 from fedloom.tasks.verdict import Judge
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategy import Strategy
@@ -49,6 +51,11 @@ class Setting:
     def vlm(self) -> Vlm:
         """The model."""
         return self.tuned.vlm
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Name → metric, of those that are computed besides fedloom's own."""
+        return self.experiment.metrics(self.experiment.evaluate.metrics)
 
     def damaged(self, reason: str) -> None:
         """Record and show that a file is not used because it is damaged."""

@@ -19,15 +19,17 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom import folder, identity, runner
-from fedloom.algorithms import SERVERS
+from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
 from fedloom.data.pictures import FilePicture
 from fedloom.experiment import Experiment
 from fedloom.folder import HELD, begin, discard, folder_state
 from fedloom.manifest import Manifest, read_manifest
+from fedloom.plugins import Plugins
 from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.runner import resume_run, run_experiment
+from fedloom.sources import PROCESS, source_digest
 from fedloom.types import Example, UserError
 from fedloom.verify import verify
 
@@ -223,16 +225,21 @@ def test_another_algorithms_code_and_what_it_imports_count(
     monkeypatch.syspath_prepend(str(tmp_path))
     import mine  # type: ignore[import-not-found]
 
-    before = identity.source_digest(mine.mine)
+    before = source_digest(mine.mine)
     (tmp_path / "stranger.py").write_text("X = 1\n")
-    assert identity.source_digest(mine.mine) == before
+    assert source_digest(mine.mine) == before
     (tmp_path / "helper.py").write_text("FACTOR = 2\n")
-    assert identity.source_digest(mine.mine) != before
+    assert source_digest(mine.mine) != before
 
-    monkeypatch.setitem(SERVERS, "mine", mine.mine)
-    assert set(identity.code(["mine", "fedavg"])) == {"code", "code of mine"}
-    monkeypatch.setitem(SERVERS, "mine", functools.partial(mine.mine))
-    assert identity.PROCESS in identity.code(["mine"])["code of mine"]
+    def code(make: Callable[..., object]) -> dict[str, str]:
+        plugins = [Plugins.of(algorithms={"mine": make})]
+        return identity.code(Experiment(plugins=plugins, methods=["mine", "fedavg"]))  # type: ignore[arg-type]
+
+    assert code(mine.mine).keys() == {"code", "code of mine"}
+    assert code(mine.mine)["code of mine"] == source_digest(mine.mine)
+    factor = 2.0
+    for make in (functools.partial(mine.mine), lambda: fedavg(lr=factor)):  # what no file holds
+        assert PROCESS in code(make)["code of mine"]
 
 
 HELPERS = {
@@ -262,14 +269,14 @@ def test_helpers_count_wherever_a_package_has_them(
     made: dict[str, Callable[..., object]] = {}
     # As a module would be: only the name of its file is asked for.
     exec(compile("def mine(): pass", str(tmp_path / file), "exec"), made)
-    before = identity.source_digest(made["mine"])
+    before = source_digest(made["mine"])
     assert "without source" not in before
     other.write_text("VALUE = 1\n")
-    assert identity.source_digest(made["mine"]) == before
+    assert source_digest(made["mine"]) == before
     (tmp_path / helper).write_text("VALUE = 2\n")
-    assert identity.source_digest(made["mine"]) != before
+    assert source_digest(made["mine"]) != before
     (tmp_path / helper).write_text("this is no Python \0")
-    assert identity.source_digest(made["mine"]) != before
+    assert source_digest(made["mine"]) != before
 
 
 def test_a_decorated_algorithms_own_code_counts(tmp_path: Path) -> None:
@@ -280,9 +287,9 @@ def test_a_decorated_algorithms_own_code_counts(tmp_path: Path) -> None:
     @functools.wraps(made["mine"])
     def wrapped() -> None: ...
 
-    before = identity.source_digest(wrapped)
+    before = source_digest(wrapped)
     (tmp_path / "mine.py").write_text("def mine(): return 1")
-    assert identity.source_digest(wrapped) != before
+    assert source_digest(wrapped) != before
 
 
 def test_a_spare_image_counts(tmp_path: Path, encoded: Callable[..., bytes]) -> None:

@@ -69,6 +69,9 @@ class _Entries(Mapping[str, Entry]):
     def __getitem__(self, name: str) -> Entry:
         return import_module(f"fedloom.algorithms.{PLACES[name].module}").ENTRIES[name]
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the entry
+        return name in PLACES
+
     def __iter__(self) -> Iterator[str]:
         return iter(PLACES)
 

@@ -31,6 +31,9 @@ TRAITS = {
 }
 """What decides which parts go together; see `fedloom.algorithms.compose.CONFLICTS`."""
 
+GIVEN = ("clients", "cohort", "seed", "stage", "layout")
+"""What the program gives to a factory that asks for it by a keyword without a default."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -48,6 +51,7 @@ class Entry:
         published: The arguments that `mode: published` takes where an experiment gives none.
         start: Where the first round starts: "loaded", or "svd" for adapters from the weights that they adapt.
         traits: Keys of `TRAITS`.
+        opts_out: Laws of `fedloom.testing` that it does not promise, by name, each with the reason.
 
     Raises:
         ValueError: The kind or a trait is unknown.
@@ -60,6 +64,7 @@ class Entry:
     published: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: str = "loaded"
     traits: frozenset[str] = frozenset()
+    opts_out: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from fedloom.data.hateful_memes import HATEFUL_MEMES
 from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.multitask import NATURE, RADIOLOGY
+from fedloom.data.outside import Outside
 from fedloom.data.prepared import PREPARED
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
@@ -42,6 +44,7 @@ __all__ = [
     "Loader",
     "Source",
     "load_data",
+    "rootless",
     "tasks",
     "usable",
     "validates",
@@ -80,9 +83,14 @@ ROOTLESS = (*SHIPPED, "fashion-mnist")
 """The data sets that need no folder, or look for one where a package of the system puts it."""
 
 
-def variants(name: str) -> tuple[str, ...]:
+def rootless(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
+    """Return whether a data set needs no folder; of others' loaders, those that ask for none by themselves do not."""
+    return name in ROOTLESS or isinstance(datasets[name], Outside)
+
+
+def variants(name: str, datasets: Mapping[str, Loader] = DATASETS) -> tuple[str, ...]:
     """Return the variants of a data set, the default first; empty where it has none."""
-    load = DATASETS[name]
+    load = datasets[name]
     if isinstance(load, Source):
         return load.variants
     if load is load_emoji_styles:
@@ -96,25 +104,28 @@ def tasks(name: str) -> tuple[str, ...]:
     return known.get(name, ("classification",))
 
 
-def validates(name: str) -> bool:
+def validates(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
     """Return whether a data set may come with a validation part of its owners; of a folder, its files tell."""
-    load = DATASETS[name]
+    load = datasets[name]
+    if isinstance(load, Outside):
+        return True
     return load is load_folder or (isinstance(load, Source) and load.validates)
 
 
-def load_data(settings: Data, seed: int) -> DataSet:
+def load_data(settings: Data, seed: int, datasets: Mapping[str, Loader] = DATASETS) -> DataSet:
     """Load the data set that the settings name, check it, and keep at most `limit` training examples.
 
     Args:
         settings: The `data` section of an experiment.
         seed: The experiment's seed; draws come from its streams "split" and "limit".
+        datasets: Name → loader.
 
     Raises:
         UserError: An unknown name, too many bad records, or nothing left to train or test on.
     """
-    if settings.name not in DATASETS:
-        raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(DATASETS)}")
-    data = usable(DATASETS[settings.name](settings, seed), settings)
+    if settings.name not in datasets:
+        raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(datasets)}")
+    data = usable(datasets[settings.name](settings, seed), settings)
     if settings.limit is not None:
         data = replace(data, train=thin(data.train, settings.limit, seed), drawn=())
     return data

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedloom.data import DATASETS, SHIPPED
+from fedloom.data import DATASETS, SHIPPED, Loader
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.folder import validates_folder
+from fedloom.data.outside import Outside
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
@@ -108,21 +109,28 @@ class _Found:
     repeats: list[Repeat] = field(default_factory=list)
 
 
-def check(name: str, root: Path | None, variant: str | None = None, max_rejected: float = 0.01) -> Report:
+def check(
+    name: str,
+    root: Path | None,
+    variant: str | None = None,
+    max_rejected: float = 0.01,
+    datasets: Mapping[str, Loader] = DATASETS,
+) -> Report:
     """Check a data set.
 
     Args:
-        name: A key of `fedloom.data.DATASETS`.
+        name: A key of `datasets`.
         root: Its folder; None asks only where to get it.
         variant: Which of its variants; None is the first.
         max_rejected: Share of invalid records, 0..1, above which it counts as unusable.
+        datasets: Name → loader.
 
     Raises:
         UserError: There is no such variant.
     """
-    source = DATASETS[name]
+    source = datasets[name]
     if not isinstance(source, Source):
-        return _check_other(name, root, max_rejected)
+        return _check_other(name, source, root, max_rejected)
     chosen = source.chosen(variant)
     report = Report(name, root, chosen, source.home)
     if root is None:
@@ -142,11 +150,16 @@ def check(name: str, root: Path | None, variant: str | None = None, max_rejected
     )
 
 
-def _check_other(name: str, root: Path | None, max_rejected: float) -> Report:
-    """Check a data set that is shipped or the user's own by loading it."""
+def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float) -> Report:
+    """Check a data set that is shipped, the user's own, or a plug-in's by loading it."""
     shipped = name in SHIPPED
     home = "It comes with fedloom; there is nothing to get." if shipped else "It is a folder of your own."
     home = FASHION_MNIST if name == "fashion-mnist" else home
+    home = (
+        f"Its loader comes with a plug-in, which says where {name} lies."
+        if isinstance(load, Outside)
+        else home
+    )
     report = Report(name, root, "", home)
     try:
         theirs = name == "folder" and root is not None and validates_folder(root)
@@ -154,7 +167,7 @@ def _check_other(name: str, root: Path | None, max_rejected: float) -> Report:
             name=name, root=None if root is None else str(root), max_rejected=max_rejected,
             validation="published" if theirs else 0.0,
         )  # fmt: skip
-        data = DATASETS[name](settings, 0)
+        data = load(settings, 0)
     except UserError as error:
         return replace(report, faults=(str(error).removeprefix("data.root: "),))
     found = _Found(rejected=list(data.rejected))

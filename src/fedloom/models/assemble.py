@@ -11,6 +11,7 @@ middle square), not padded to a square.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from fedloom.hashes import combined, file_digest
 from fedloom.models.checks import check_decoder, check_processor, check_sizes
 from fedloom.models.connectors import fresh, put_trained, trained_file
 from fedloom.models.families import FAMILIES
+from fedloom.models.family import Family
 from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.models.source import Source
 from fedloom.models.weights import BESIDE
@@ -55,17 +57,21 @@ def load_model(settings: Model, seed: int) -> Vlm:
     return connected(load_base(settings), settings, seed)
 
 
-def load_base(settings: Model) -> Vlm:
+def load_base(settings: Model, families: Mapping[str, Family] = FAMILIES) -> Vlm:
     """Load the base model, which models that differ only in the connector have in common; see `connected`.
 
     The connector of an assembled model holds no values yet.
+
+    Args:
+        settings: What to load.
+        families: `model_type` → family, of models that are not assembled.
 
     Raises:
         UserError: Something cannot be loaded or does not fit.
     """
     if settings.encoder is not None and settings.llm is not None:
         return assemble(settings.encoder, settings.llm, settings.network)
-    return load_vlm(settings.path, network=settings.network)
+    return load_vlm(settings.path, network=settings.network, families=families)
 
 
 def connected(base: Vlm, settings: Model, seed: int) -> Vlm:

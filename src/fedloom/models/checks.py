@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fedloom.models.families import FAMILIES
 from fedloom.models.family import Family, image_token
 from fedloom.models.resampled import granite4_layers
 from fedloom.models.source import Source, first_line
@@ -28,8 +27,13 @@ SQUARES = (
 """Families whose encoder takes squares of one size only."""
 
 
-def check_decoder(source: Source, model: Any) -> None:
+def check_decoder(source: Source, model: Any, family: Family | None = None) -> None:
     """Refuse decoders in which an answer cannot be scored beside others in one pass.
+
+    Args:
+        source: Where the model lies.
+        model: The model, or a decoder by itself.
+        family: The model's family; None for a decoder that is to be assembled with an encoder.
 
     Raises:
         UserError: There are layers of another kind than attention, experts of an untested kind, positions that are no
@@ -39,7 +43,6 @@ def check_decoder(source: Source, model: Any) -> None:
     layers = set(getattr(config, "layer_types", None) or ())
     other = layers - {"full_attention", "sliding_attention"}
     taken = inspect.signature(type(decoder).forward).parameters
-    family = FAMILIES.get(model.config.model_type)
     blocks = family and family.blocks  # families that have them decide themselves who sees later tokens
     sees = getattr(config, "use_bidirectional_attention", None)
     both = not getattr(config, "is_causal", True) or sees

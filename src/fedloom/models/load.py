@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,14 @@ def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
 
 
-def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
+def with_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
     """Keep a model's encoder features in files below `folder`, at most `limit` bytes of them.
+
+    Args:
+        vlm: The model.
+        folder: Where to keep them.
+        limit: At most so many bytes.
+        code: Digest of the code of a family from outside, which features depend on too; "" for one of fedloom's.
 
     Raises:
         UserError: Features could differ from one time to the next, so that kept ones would be wrong.
@@ -149,7 +155,7 @@ def with_store(vlm: Vlm, folder: Path, limit: int) -> Vlm:
     reason = not_storable(vlm)
     if reason is not None:
         raise UserError(f"engine.cache: features cannot be kept, because {reason}")
-    store = FeatureStore(folder, encoder_identity(vlm), limit)
+    store = FeatureStore(folder, encoder_identity(vlm) | ({"code": code} if code else {}), limit)
     return replace(vlm, memo=replace(vlm.memo, store=store))
 
 
@@ -194,15 +200,18 @@ def _bytes(value: Tensor) -> bytes:
 
 
 @uncollected()
-def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
+def load_vlm(
+    path: str = "shipped", *, network: bool = False, families: Mapping[str, Family] = FAMILIES
+) -> Vlm:
     """Load a model in float32 with every parameter frozen.
 
     Args:
         path: A name in `SHIPPED`, a local folder in the Hugging Face layout, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
+        families: `model_type` → family.
 
     Raises:
-        UserError: Nothing at `path`, a family that is not in `FAMILIES`, or weights that are not safetensors.
+        UserError: Nothing at `path`, a family that is not in `families`, or weights that are not safetensors.
     """
     from transformers import (
         AutoConfig,
@@ -213,14 +222,14 @@ def load_vlm(path: str = "shipped", *, network: bool = False) -> Vlm:
 
     source = Source("model.path", path, network)
     kind = source.read(AutoConfig).model_type
-    if kind not in FAMILIES:
+    if kind not in families:
         raise UserError(
-            f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(FAMILIES)}"
+            f"model.path: {path!r} is of family {kind!r}; supported families: {', '.join(families)}"
         )
-    family, tokenizer = FAMILIES[kind], source.tokenizer()
+    family, tokenizer = families[kind], source.tokenizer()
     images = source.read(AutoImageProcessor) if family.images else None
     model = source.model(AutoModelForImageTextToText if family.images else AutoModelForCausalLM)
-    check_decoder(source, model)
+    check_decoder(source, model, family)
     check_features(source, model)
     if kind in SQUARES:
         check_sizes(source, images, model.config.vision_config.image_size)

@@ -108,6 +108,7 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
     paths = {_title(task, name): (name,) for name in SHOWN.get(task, ("accuracy",))}
     if task != "choice":
         paths = {head: path for head, path in paths.items() if _known(result, *path)}
+    paths |= {_title(task, name): (name,) for name in result.get("metrics", ())}
     paths |= {SLICES[name]: ("slices", name, main) for name in _withheld(result)}
     cells = {
         method: tuple(percent(number(found, *path)) for path in paths.values())

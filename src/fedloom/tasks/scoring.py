@@ -5,7 +5,7 @@ Shape legend: N = number of examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.tasks import TASKS
-from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Published, Rows, Scores, Unparsed
+from fedloom.tasks.base import UNPARSED, Answer, AnswerForm, Metric, Published, Rows, Scores, Unparsed
 from fedloom.tasks.metrics import mean
 from fedloom.types import Example
 
@@ -53,8 +53,19 @@ def tasks_of(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.task for example in examples))
 
 
-def score(examples: Sequence[Example], judged: Judged) -> dict[str, Any]:
+NONE: Mapping[str, Metric] = {}
+"""No metrics but fedloom's own."""
+
+
+def score(
+    examples: Sequence[Example], judged: Judged, metrics: Mapping[str, Metric] = NONE
+) -> dict[str, Any]:
     """Compute all metrics of answers.
+
+    Args:
+        examples: What was asked.
+        judged: What was answered.
+        metrics: Name → metric from outside; its result has the score under that name, and every task gets it.
 
     Returns:
         Score names to numbers, None where undefined, and under "tasks" the same for each task. Where
@@ -62,12 +73,14 @@ def score(examples: Sequence[Example], judged: Judged) -> dict[str, Any]:
         the scores of the only task; with several, the means of those scores that all of them have. Scores of
         published code are those of its scripts for one task, or with several tasks of its multi-task scripts.
     """
-    tasks = {task: _task_scores(task, examples, judged) for task in tasks_of(examples)}
+    tasks = {task: _task_scores(task, examples, judged, metrics) for task in tasks_of(examples)}
     top = _means(list(tasks.values())) if len(tasks) > 1 else next(iter(tasks.values()), {})
     return {**top, "tasks": tasks}
 
 
-def _task_scores(task: str, examples: Sequence[Example], judged: Judged) -> Scores:
+def _task_scores(
+    task: str, examples: Sequence[Example], judged: Judged, others: Mapping[str, Metric]
+) -> Scores:
     alone, several = TASKS[task].published, TASKS[task].multitask
     published = alone if several is None or len(tasks_of(examples)) == 1 else several
     metrics, state = published.metrics, published.metrics.zero
@@ -75,9 +88,10 @@ def _task_scores(task: str, examples: Sequence[Example], judged: Judged) -> Scor
         if example.task == task:
             answer = _published_answer(published, example, place, judged)
             state = metrics.add(state, example, answer, judged.probabilities[place])
-    ours = _state(task, examples, judged)
+    ours = _state(task, TASKS[task].metrics, examples, judged)
+    theirs = {name: one.result(_state(task, one, examples, judged))[name] for name, one in others.items()}
     by_kind = _by_kind(task, [example for example in examples if example.task == task], ours)
-    return {**TASKS[task].metrics.result(ours), **by_kind, **metrics.result(state)}
+    return {**TASKS[task].metrics.result(ours), **by_kind, **metrics.result(state), **theirs}
 
 
 def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
@@ -102,8 +116,7 @@ def _published_answer(
     return published.parse(reply, example, answer_form=judged.answer_form)
 
 
-def _state(task: str, examples: Sequence[Example], judged: Judged) -> Rows:
-    metrics = TASKS[task].metrics
+def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Judged) -> Rows:
     state = metrics.zero
     for example, answer, chances in zip(examples, judged.answers, judged.probabilities, strict=True):
         if example.task == task:
@@ -124,6 +137,6 @@ def each(examples: Sequence[Example], judged: Judged, *, headline: bool) -> NDAr
     found = np.zeros(len(examples))
     for task in tasks_of(examples):
         places = [place for place, example in enumerate(examples) if example.task == task]
-        scores = TASKS[task].metrics.each(_state(task, examples, judged))
+        scores = TASKS[task].metrics.each(_state(task, TASKS[task].metrics, examples, judged))
         found[places] = scores[HEADLINES[task] if headline else "accuracy"]
     return found

@@ -1,0 +1,116 @@
+"""Algorithms from outside fedloom, and parts of them: made into entries, with mistakes told as those of the code that makes them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fedloom.algorithms.base import FederatedAlgorithm, Share, TooFew
+from fedloom.algorithms.entry import GIVEN, Entry
+from fedloom.algorithms.rule import Final, LocalRule, Second
+from fedloom.failures import client_failure
+from fedloom.types import UserError
+
+MADE: dict[str, type] = {
+    "server": FederatedAlgorithm,
+    "rule": LocalRule,
+    "pass": Second,
+    "stage": Final,
+    "part": Share,
+    "prompt": str,
+}
+"""What the factory of each kind returns; of the others, a function."""
+
+
+def as_entry(name: str, value: Any) -> Entry:
+    """Make an entry.
+
+    Args:
+        name: Its name.
+        value: An entry; a function that makes an algorithm, whose docstring begins with what it does; or an algorithm.
+
+    Raises:
+        ValueError: It is none of these, or a factory asks for what it is not given.
+    """
+    if isinstance(value, FederatedAlgorithm):
+        return Entry(functools.partial(_itself, value), "server", name, "")
+    entry = value if isinstance(value, Entry) else None
+    if entry is None and callable(value):
+        entry = Entry(value, "server", name, _first_line(value))
+    if entry is None:
+        told = f"not a value of type {type(value).__name__}"
+        raise ValueError(f"must be an Entry or a function that makes an algorithm, {told}")
+    _check_factory(entry.make)
+    return entry
+
+
+def _itself(value: FederatedAlgorithm) -> FederatedAlgorithm:
+    return value
+
+
+def _first_line(value: Any) -> str:
+    described = inspect.isroutine(value) or inspect.isclass(value)
+    return (inspect.getdoc(value) or "").partition("\n")[0] if described else ""
+
+
+def _check_factory(make: Any) -> None:
+    """Raise ValueError where a factory wants what it is not given."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        raise ValueError("must be a Python function whose arguments are known") from None
+    for one in parameters:
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.default is not one.empty:
+            continue
+        if one.kind is one.POSITIONAL_ONLY or one.name not in GIVEN:
+            raise ValueError(
+                f"asks for {one.name!r}, which it is not given; an argument needs a default, or is one of {', '.join(GIVEN)}"
+            )
+
+
+def guarded(name: str, entry: Entry) -> Entry:
+    """Return an entry whose exceptions are told in one message, with the file and line at which they were raised.
+
+    What a local rule raises at a client is left to the engine, which makes the client missing in that round.
+    """
+
+    @functools.wraps(entry.make)
+    def make(*args: Any, **arguments: Any) -> Any:
+        try:
+            made = entry.make(*args, **arguments)
+        except (UserError, ValueError):  # a refused argument
+            raise
+        except Exception as error:
+            raise UserError(f"{name} cannot be made: {client_failure(error)}") from error
+        wanted = MADE.get(entry.kind)
+        if not (callable(made) if wanted is None else isinstance(made, wanted)):
+            told = "a function" if wanted is None else f"a {wanted.__name__}"
+            raise UserError(
+                f"{name} is a {entry.kind}, so that it must make {told}, not a {type(made).__name__}"
+            )
+        if entry.kind == "server":
+            return made._replace(combine=_told(name, made.combine))
+        if entry.kind == "aggregate":
+            return _told(name, made)
+        return _told(name, made, then=True) if entry.kind == "wrapper" else made
+
+    return replace(entry, make=make)
+
+
+def _told(name: str, act: Callable[..., Any], *, then: bool = False) -> Callable[..., Any]:
+    """Tell what a function raises in one message; `then` also what the function raises that it returns."""
+
+    @functools.wraps(act)
+    def checked(*args: Any) -> Any:
+        try:
+            found = act(*args)
+            return _told(name, found) if then else found
+        except (UserError, TooFew):
+            raise
+        except Exception as error:
+            raise UserError(f"{name} fails: {client_failure(error)}") from error
+
+    return checked

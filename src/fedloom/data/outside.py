@@ -1,0 +1,121 @@
+"""Data sets from outside fedloom: a loader, a data set, or a list of examples of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fedloom.data.base import Loader, divide
+from fedloom.data.same import marks
+from fedloom.data.source import Source
+from fedloom.failures import client_failure
+from fedloom.types import DataSet, Example, UserError
+
+if TYPE_CHECKING:
+    from fedloom.sections import Data
+
+
+def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
+    """Make a loader that is as careful as fedloom's own.
+
+    Args:
+        name: The data set's name.
+        value: A loader (settings, seed) → `DataSet`, a `Source`, a `DataSet`, or a sequence of examples, of which a share
+            of `data.test_share` is held out for testing.
+        tasks: The tasks that there are.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if isinstance(value, Source):
+        return value
+    if isinstance(value, DataSet):
+        return Outside(name, _Given(value), tasks)
+    if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
+        return Outside(name, _Divided(tuple(value)), tasks)
+    if not callable(value):
+        kind = "an empty list" if value == [] else f"a value of type {type(value).__name__}"
+        raise ValueError(
+            f"must be a function (settings, seed) that returns a DataSet, a Source, a DataSet or a list of examples, not {kind}"
+        )
+    try:
+        inspect.signature(value).bind(None, 0)
+    except TypeError:
+        raise ValueError("must take two arguments, the settings and the seed") from None
+    return Outside(name, value, tasks)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A loader from outside, whose mistakes are reported as the user's, and whose examples are checked.
+
+    Attributes:
+        name: The data set's name.
+        load: (settings, seed) → data set.
+        tasks: The tasks that an example may have.
+    """
+
+    name: str
+    load: Any
+    tasks: Collection[str]
+
+    def __call__(self, settings: Data, seed: int) -> DataSet:
+        """Load the data set.
+
+        Raises:
+            UserError: The loader raises an exception or returns no data set, an id is used twice, or a task is unknown.
+        """
+        try:
+            found = self.load(settings, seed)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"data: the loader of {self.name} fails: {client_failure(error)}") from error
+        if not isinstance(found, DataSet):
+            raise UserError(
+                f"data: the loader of {self.name} must return a DataSet, not a {type(found).__name__}"
+            )
+        parts = {part: tuple(getattr(found, part)) for part in ("train", "test", "validation")}
+        self._check([example for examples in parts.values() for example in examples])
+        return replace(found, name=self.name, **parts)
+
+    def _check(self, examples: Sequence[Any]) -> None:
+        ids = set[str]()
+        for example in examples:
+            if not isinstance(example, Example):
+                raise UserError(
+                    f"data: {self.name} holds a {type(example).__name__} where an Example belongs"
+                )
+            if example.id in ids:
+                raise UserError(f"data: {self.name} has two examples with the id {example.id!r}")
+            if example.task not in self.tasks:
+                raise UserError(
+                    f"data: example {example.id!r} of {self.name} has the task {example.task!r}; there are {', '.join(self.tasks)}"
+                )
+            if example.task == "choice" and (
+                example.label is None or not 0 <= example.label < len(example.options)
+            ):
+                raise UserError(
+                    f"data: example {example.id!r} of {self.name} needs options and the index of the right one as label"
+                )
+            ids.add(example.id)
+
+
+@dataclass(frozen=True)
+class _Given:
+    data: DataSet
+
+    def __call__(self, settings: Data, seed: int) -> DataSet:
+        del settings, seed
+        return self.data
+
+
+@dataclass(frozen=True)
+class _Divided:
+    examples: tuple[Example, ...]
+
+    def __call__(self, settings: Data, seed: int) -> DataSet:
+        train, test = divide(self.examples, marks(self.examples), settings.test_share, seed)
+        return DataSet("", train, test)

@@ -1,0 +1,137 @@
+"""Import a Python file of the user's by its path, without making it known to the rest of the program."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from fedloom.sources import LIBRARIES, file_code_digest
+from fedloom.types import UserError
+
+_LOCK = threading.Lock()
+"""Imports change what all threads share, so one file is imported at a time."""
+
+
+class _Fresh(SourceFileLoader):
+    """Compiles the source each time: of a file that changed within a second, compiled code may be the old one's."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the compiled source."""
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def imported(path: Path) -> tuple[ModuleType, str]:
+    """Import a file, or return what was imported of the same content before.
+
+    It may import modules that lie beside it at its top. They are its own: another file's modules of the same name stay
+    apart.
+
+    Args:
+        path: An absolute path.
+
+    Returns:
+        The module, and the SHA-256 of the file and of what it imports from beside it.
+
+    Raises:
+        UserError: There is no such file, it is no Python, or it raises an exception.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is {'a folder, not a Python file' if path.is_dir() else 'missing'}")
+    try:
+        digest = file_code_digest(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with _LOCK:
+        return _import(path, digest), digest
+
+
+@cache
+def _import(path: Path, digest: str) -> ModuleType:
+    name = f"fedloom_plugin_{digest[:16]}_{path.stem}"
+    spec = spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up the module that they are in
+    try:
+        with _from_beside(path.parent), redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except SyntaxError as error:
+        del sys.modules[name]
+        raise UserError(
+            f"{error.filename or path}, line {error.lineno}: it is no Python: {error.msg}"
+        ) from None
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"{_last_place(error, path)}: {type(error).__name__}: {error}") from error
+    return module
+
+
+@contextmanager
+def _from_beside(folder: Path) -> Iterator[None]:
+    """Let imports find modules in a folder before all others, and forget those afterwards; nothing is written there."""
+    beside = {file.stem for file in folder.glob("*.py")} | {
+        file.parent.name for file in folder.glob("*/__init__.py")
+    }
+    before, writes = dict(sys.modules), sys.dont_write_bytecode
+    hidden = [
+        name for name, module in before.items() if name.partition(".")[0] in beside and _no_library(module)
+    ]
+    for name in hidden:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.partition(".")[0] in beside and name not in before]:
+            del sys.modules[name]
+        sys.modules.update({name: before[name] for name in hidden})
+
+
+def _no_library(module: ModuleType) -> bool:
+    """Return whether a module is neither Python's own, nor installed, nor fedloom's."""
+    name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+    known = name in sys.stdlib_module_names or name in ("__main__", "fedloom")
+    return bool(file) and not known and not any(part in Path(file or "").parts for part in LIBRARIES)
+
+
+def _last_place(error: BaseException, path: Path) -> str:
+    """Return the file and line at which an import failed: the last one that is the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if path.parent in Path(frame.filename).parents]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
+
+
+def line_of(path: Path, name: str, key: str | None = None) -> int | None:
+    """Return the line at which a module's dict stands, or a key of it; None where that cannot be told.
+
+    Args:
+        path: The module's file.
+        name: The dict's name.
+        key: A key that is written as text in it.
+    """
+    try:
+        nodes = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    for node in nodes:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+            value = getattr(node, "value", None)
+            for one in value.keys if isinstance(value, ast.Dict) and key is not None else ():
+                if isinstance(one, ast.Constant) and one.value == key:
+                    return one.lineno
+            return node.lineno
+    return None

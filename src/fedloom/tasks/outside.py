@@ -1,0 +1,107 @@
+"""Metrics from outside fedloom: a function of an example and its answer, or a monoid as fedloom's own are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from math import isfinite
+from typing import Any
+
+from fedloom.failures import client_failure
+from fedloom.tasks import TASKS
+from fedloom.tasks.base import Answer, Metric, Rows, Scores
+from fedloom.tasks.metrics import collect, graded_row, mean
+from fedloom.types import Example, UserError
+
+RESERVED = (
+    "tasks",
+    "slices",
+    "clients",
+    "client_tasks",
+    "best",
+    "worst",
+    "untrained",
+    "unjudged",
+    "accuracy_judged",
+)
+"""Names that stand beside scores in a result, or are scores that no metric of a task has."""
+
+Grade = Callable[[Example, Answer], float]
+
+
+@cache
+def taken() -> frozenset[str]:
+    """Return the names of the scores that fedloom has itself."""
+    metrics = [metric for task in TASKS.values() for metric in (task.metrics, task.published.metrics)]
+    names = {name for metric in metrics for name in (*metric.result(metric.zero), *metric.each(metric.zero))}
+    return frozenset(names) | frozenset(RESERVED)
+
+
+def metric(name: str, value: Any) -> Metric:
+    """Make a metric that reports mistakes of the code that was given as the user's.
+
+    Args:
+        name: The score's name; it does not end in "_published".
+        value: A function (example, answer) → 0..1, which is asked about every answer that could be read (an unparsed one
+            gets 0), and whose mean is the score; or a `Metric` whose result has the score under this name.
+
+    Raises:
+        ValueError: It is neither, or the name cannot be used.
+    """
+    if name.endswith("_published"):
+        raise ValueError('must not be named so: names that end in "_published" are those of published code')
+    if isinstance(value, Metric):
+        if name not in value.result(value.zero):
+            raise ValueError(f"must have a score named {name!r} in its result, also of no answers")
+        return value._replace(result=_careful_result(name, value.result))
+    if not callable(value):
+        raise ValueError(
+            f"must be a function (example, answer) that returns a number from 0 to 1, or a Metric, not a value of type "
+            f"{type(value).__name__}"
+        )
+    try:
+        inspect.signature(value).bind(None, None)
+    except TypeError:
+        raise ValueError("must take two arguments, the example and the answer") from None
+    grade = graded_row(_careful(name, value))
+
+    def each(state: Rows) -> dict[str, list[float]]:
+        return {name: [0.0 if row is None else row[0] for row in state]}
+
+    return collect(grade, lambda state: {name: mean(each(state)[name])}, each, name)
+
+
+def _careful(name: str, grade: Callable[..., Any]) -> Grade:
+    def checked(example: Example, answer: Answer) -> float:
+        try:
+            found = grade(example, answer)
+        except Exception as error:
+            raise UserError(
+                f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}"
+            ) from error
+        return _share(found, f"metric {name}: for example {example.id!r}")
+
+    return checked
+
+
+def _careful_result(name: str, result: Callable[[Rows], Scores]) -> Callable[[Rows], Scores]:
+    def checked(state: Rows) -> Scores:
+        try:
+            found = result(state)[name]
+        except Exception as error:
+            raise UserError(f"metric {name}: its result fails: {client_failure(error)}") from error
+        return {name: None if found is None else _share(found, f"metric {name}")}
+
+    return checked
+
+
+def _share(value: Any, where: str) -> float:
+    """Return a number from 0 to 1 as a float."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where} it is {value!r}; it must be a number from 0 to 1") from None
+    if not (isfinite(number) and 0 <= number <= 1):
+        raise UserError(f"{where} it is {value!r}; it must be a number from 0 to 1")
+    return number

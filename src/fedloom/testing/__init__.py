@@ -1,0 +1,109 @@
+"""The laws that every federated algorithm keeps, whatever its paper says, and one call that checks them.
+
+    from fedloom.testing import check_algorithm
+    check_algorithm(fedmedian)
+
+No test framework is needed. fedloom's own algorithms are checked by the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.outside import as_entry
+from fedloom.failures import client_failure
+from fedloom.testing.bench import NAME, Bench
+from fedloom.testing.laws import LAWS
+from fedloom.types import UserError
+
+__all__ = ["LAWS", "Laws", "LawsBroken", "bench_of", "check_algorithm"]
+
+KINDS = ("server", "aggregate", "wrapper", "rule")
+"""Kinds of entries that have laws; all but algorithms are checked as they are added to FedAvg."""
+
+
+class LawsBroken(AssertionError):
+    """Laws that an algorithm breaks, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What a check found.
+
+    Attributes:
+        held: Names of the laws that hold.
+        broken: Law → how it is broken.
+        opted_out: Law → why the algorithm does not promise it.
+    """
+
+    held: tuple[str, ...]
+    broken: Mapping[str, str]
+    opted_out: Mapping[str, str]
+
+    def __str__(self) -> str:
+        rows = [f"{len(self.held)} laws hold"]
+        rows += [f"broken: {name}: {LAWS[name].about} {reason}" for name, reason in self.broken.items()]
+        rows += [f"not promised: {name}: {reason}" for name, reason in self.opted_out.items()]
+        return "\n".join(rows)
+
+
+def check_algorithm(
+    algorithm: Entry | Callable[..., Any] | FederatedAlgorithm, clients: int = 3, **arguments: Any
+) -> Laws:
+    """Check the laws of federated algorithms.
+
+    Args:
+        algorithm: An entry, a function that makes an algorithm, or an algorithm. The laws in `Entry.opts_out` are not asked.
+        clients: Number of clients, ≥ 3; aggregates that need more clients than that need more here.
+        **arguments: The algorithm's arguments, as an experiment would give them.
+
+    Returns:
+        What holds, and what is not promised.
+
+    Raises:
+        LawsBroken: Some do not hold; the message names each and says why.
+        UserError: It cannot be made, has no laws, or opts out of a law that there is not.
+
+    Example:
+        >>> from fedloom.algorithms.fedavg import fedavg
+        >>> print(check_algorithm(fedavg, lr=0.5))
+        15 laws hold
+    """
+    bench = bench_of(algorithm, clients, arguments)
+    held, broken = list[str](), dict[str, str]()
+    for name, law in LAWS.items():
+        if name in bench.entry.opts_out or not law.asked(bench):
+            continue
+        try:
+            law.check(bench)
+        except AssertionError as error:
+            broken[name] = str(error)
+        except Exception as error:
+            broken[name] = f"It raised {client_failure(error)}"
+        else:
+            held.append(name)
+    found = Laws(tuple(held), broken, bench.entry.opts_out)
+    if broken:
+        raise LawsBroken(str(found))
+    return found
+
+
+def bench_of(
+    algorithm: Entry | Callable[..., Any] | FederatedAlgorithm, clients: int, arguments: Mapping[str, Any]
+) -> Bench:
+    """Make what laws are checked on; see `check_algorithm`."""
+    try:
+        entry = as_entry(NAME, algorithm)
+    except ValueError as error:
+        raise UserError(f"check_algorithm: the algorithm {error}") from error
+    if entry.kind not in KINDS:
+        raise UserError(f"check_algorithm: there are no laws for a {entry.kind}, only for {', '.join(KINDS)}")
+    if clients < 3:
+        raise UserError(f"check_algorithm: clients is {clients}; it must be at least 3")
+    if unknown := sorted(entry.opts_out.keys() - LAWS.keys()):
+        raise UserError(f"opts_out: there is no law {unknown[0]!r}; there are {', '.join(LAWS)}")
+    return Bench(entry, clients, arguments)

@@ -1,0 +1,263 @@
+"""The laws one by one, and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, permutations
+from math import isfinite
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedloom.algorithms.base import LocalWork, ServerState
+from fedloom.algorithms.rule import LocalRule
+from fedloom.messages import Update
+from fedloom.params import Layout, Params
+from fedloom.testing.bench import (
+    LAYOUT,
+    Bench,
+    close,
+    memories,
+    random,
+    refused,
+    require,
+    require_same,
+    tensors,
+    trained,
+    unchanged,
+)
+from fedloom.types import Broadcast, Tensors
+
+
+def _zero_deltas(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = algorithm.init(Params(LAYOUT, random("start")))
+    updates = [bench.update(algorithm, state, k, torch.zeros(LAYOUT.size)) for k in range(bench.clients)]
+    following, _ = algorithm.apply(state, updates)
+    require(torch.equal(following.params.flat, state.params.flat), "The parameters changed.")
+
+
+def _order(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    updates = bench.cohort(algorithm, state, 7)
+    expected, figures = algorithm.apply(state, updates)
+    for order in islice(permutations(updates), 24):
+        found, others = algorithm.apply(state, order)
+        who = [update.client for update in order]
+        require_same(tensors(found), tensors(expected), f"In the order {who} it came out otherwise")
+        require(others == figures, f"In the order {who} the figures came out otherwise.")
+
+
+def _stream(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    updates = bench.cohort(algorithm, state, 7)
+    expected, figures = algorithm.apply(state, updates)
+    found, others = algorithm.apply(state, iter(updates))
+    require_same(tensors(found), tensors(expected), "A stream came out otherwise")
+    require(others == figures, "The figures of a stream came out otherwise.")
+    backwards = iter(updates[::-1])
+    refused(lambda: algorithm.apply(state, backwards), "goes by client id", "A stream out of order")
+
+
+def _inputs(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    updates = bench.cohort(algorithm, state, 7)
+    given = [tensors(state), *(u.extras for u in updates), *({"delta": u.delta.flat} for u in updates)]
+    unchanged(given, lambda: algorithm.apply(state, updates), "apply changed what it was given")
+
+
+def _local_inputs(bench: Bench) -> None:
+    algorithm = bench.make()
+    sent, rule = algorithm.broadcast(bench.after(algorithm)), algorithm.local
+    memory = memories(bench, algorithm, sent)[0]
+    gradient, params = random("grads"), random("params")
+    carry = rule.begin(sent, memory)
+
+    def train() -> None:
+        _, later = rule.correct(gradient, params, carry)
+        rule.finish(later, 1)
+
+    one = {"gradient": gradient, "parameters": params, "sent parameters": sent.params.flat}
+    unchanged([one, memory, sent.extras, carry], train, "The local rule changed what it was given")
+
+
+def _announced(bench: Bench) -> None:
+    algorithm = bench.make()
+    state, rule = bench.after(algorithm), algorithm.local
+    for client in range(bench.clients):
+        sign, steps = (-1) ** client, bench.work(client)[1]
+        sent, memory = algorithm.broadcast(state), dict[str, Tensor]()
+        for gradient in (
+            sign * random("same"),
+            -sign * random("same"),
+        ):  # which turns round in the second round
+            extras, kept = trained(rule, sent, memory, [gradient] * steps)
+            memory = dict(kept)
+            wanted = algorithm.extras(LocalWork(LAYOUT.size, steps, 1.001 * float(gradient.norm())))
+            told = f"a client sends {sorted(extras)}, but {sorted(wanted)} is announced."
+            require(extras.keys() == wanted.keys(), told[0].upper() + told[1:])
+            for name, bounds in wanted.items():
+                value = extras[name]
+                right = value.dtype == torch.float32 and tuple(value.shape) == bounds.shape
+                require(
+                    right,
+                    f"{name} is {value.dtype} of shape {tuple(value.shape)}, announced is {bounds.shape}.",
+                )
+                within = float(value.norm()) <= bounds.most and float(value.min()) >= bounds.least
+                require(within, f"{name} leaves the bounds {bounds}.")
+
+
+def _scale(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    updates = bench.cohort(algorithm, state, 7)
+    scaled = [Update(u.client, u.delta, u.weight * 137.5, u.extras) for u in updates]
+    same = close(algorithm.apply(state, scaled)[0], algorithm.apply(state, updates)[0])
+    require(same, "With all weights multiplied by 137.5 it came out otherwise.")
+
+
+def _weights(bench: Bench) -> None:
+    for uniform in (True, False) if bench.takes("uniform") else (None,):
+        algorithm = bench.make() if uniform is None else bench.make(uniform=uniform)
+        state = algorithm.init(Params(LAYOUT, random("start")))
+        updates = bench.cohort(algorithm, state)
+        others = [Update(u.client, u.delta, 1.0 + u.client, u.extras) for u in updates]
+        found, expected = algorithm.apply(state, others)[0], algorithm.apply(state, updates)[0]
+        same = torch.equal(found.params.flat, expected.params.flat)
+        told = "with uniform=True they do" if uniform else "other weights give the same"
+        require(same == bool(uniform), f"It is not so: {told}.")
+
+
+def _proportional(bench: Bench) -> None:
+    moves: list[Tensor] = []
+    for lr in (0.1, 0.3):
+        algorithm = bench.make(lr=lr)
+        state = algorithm.init(Params.zeros(LAYOUT))
+        moves.append(algorithm.apply(state, bench.cohort(algorithm, state))[0].params.flat)
+    require(moves[0].any(), "The parameters did not move.")
+    require(
+        torch.allclose(moves[1], 3 * moves[0], rtol=1e-5, atol=1e-6),
+        "Three times the step is not three times as far.",
+    )
+
+
+def _shapes(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = algorithm.init(Params(LAYOUT, random("start")))
+    following, figures = algorithm.apply(state, bench.cohort(algorithm, state))
+    require(following.params.layout == LAYOUT, "The layout of the parameters changed.")
+    require(following.round == state.round + 1, f"After one round the state's round is {following.round}.")
+    before, now = ({k: (v.shape, v.dtype) for k, v in one.slots.items()} for one in (state, following))
+    require(before == now, f"The slots were {before} and became {now}.")
+    fine = all(isinstance(value, float) and isfinite(value) for value in figures.values())
+    require(fine, f"The figures are {dict(figures)}; each must be a finite float.")
+    require(figures.get("delta_norm", 1.0) > 0, "The norm of the deltas is 0, though clients sent some.")
+
+
+def _broadcast(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    same = torch.equal(algorithm.broadcast(state).params.flat, state.params.flat)
+    require(same, "It carries others.")
+
+
+def _agreement(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    one = bench.update(algorithm, state, 0, random("agreed"))
+    alone, _ = algorithm.apply(state, [one])
+    every = [Update(k, one.delta, bench.work(k)[0], one.extras) for k in range(bench.clients)]
+    require(close(alone, algorithm.apply(state, every)[0]), "It came out otherwise.")
+
+
+def _bad_cohorts(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    first, *rest = good = bench.cohort(algorithm, state)
+    other = Layout.of({name: shape[::-1] for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True)})
+    strange = Update(rest[-1].client, Params(other, rest[-1].delta.flat), 1.0, rest[-1].extras)
+    refused(lambda: algorithm.apply(state, []), "at least one", "An empty cohort")
+    refused(
+        lambda: algorithm.apply(state, [*good, good[1]]), "client 1 sent two", "A second update of a client"
+    )
+    refused(lambda: algorithm.apply(state, [*good[:-1], strange]), "sent names or shapes", "Another layout")
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        wrong = [Update(0, first.delta, weight, first.extras), *rest]
+        refused(lambda one=wrong: algorithm.apply(state, one), "client 0 has weight", f"The weight {weight}")
+
+
+def _saving(bench: Bench) -> None:
+    algorithm = bench.make()
+    state = bench.after(algorithm)
+    kept = load(save(tensors(state)))
+    slots = {name.removeprefix("slot "): value for name, value in kept.items() if name != "params"}
+    resumed = ServerState(Params(LAYOUT, kept["params"]), state.round, slots)
+    for seed in range(2):
+        state, _ = algorithm.apply(state, bench.cohort(algorithm, state, seed))
+        resumed, _ = algorithm.apply(resumed, bench.cohort(algorithm, resumed, seed))
+    require_same(tensors(resumed), tensors(state), "It came out otherwise")
+
+
+def stacked_as_alone(rule: LocalRule, sent: Broadcast, memories: Sequence[Tensors]) -> None:
+    """Raise AssertionError where a rule treats clients side by side otherwise than each alone."""
+    count = range(len(memories))
+    grads, params = (torch.stack([random(kind, k) for k in count]) for kind in ("grads", "params"))
+    carries = [rule.begin(sent, memory) for memory in memories]
+    stacked = {key: torch.stack([carry[key] for carry in carries]) for key in carries[0]}
+    found, later = rule.correct(grads, params, stacked)
+    for k, carry in enumerate(carries):
+        alone, own = rule.correct(grads[k], params[k], carry)
+        require(torch.equal(found[k], alone), f"The gradient of client {k} came out otherwise.")
+        require_same({key: value[k] for key, value in later.items()}, own, f"What client {k} carries differs")
+
+
+def _stacks(bench: Bench) -> None:
+    algorithm = bench.make()
+    sent = algorithm.broadcast(bench.after(algorithm))
+    stacked_as_alone(algorithm.local, sent, memories(bench, algorithm, sent))
+
+
+def _always(bench: Bench) -> bool:
+    del bench
+    return True
+
+
+class Law(NamedTuple):
+    """A law.
+
+    Attributes:
+        about: What it says.
+        check: Raises AssertionError where it does not hold.
+        asked: Whether it makes sense for an algorithm.
+    """
+
+    about: str
+    check: Callable[[Bench], None]
+    asked: Callable[[Bench], bool] = _always
+
+
+LAWS: Mapping[str, Law] = {
+    "zero deltas": Law("Zero deltas leave the parameters unchanged.", _zero_deltas),
+    "order": Law("The order in which updates arrive does not matter, to the last bit.", _order),
+    "stream": Law("A stream of updates gives what a list gives.", _stream),
+    "inputs": Law("The server changes nothing that it was given.", _inputs),
+    "local inputs": Law("The local rule changes nothing that it was given.", _local_inputs),
+    "announced": Law("Clients send what is announced besides their deltas.", _announced),
+    "scale of weights": Law("Multiplying all weights by a number changes nothing.", _scale),
+    "weights matter": Law("A client with a larger weight counts more, unless uniform=True.", _weights),
+    "proportional": Law(
+        "The first step is proportional to lr.", _proportional, lambda bench: bench.takes("lr")
+    ),
+    "shapes": Law("Names, shapes and types are kept, and figures are floats.", _shapes),
+    "broadcast": Law("The global parameters are what is sent.", _broadcast),
+    "agreement": Law("Several clients that agree give what one of them gives.", _agreement),
+    "bad cohorts": Law("What no cohort can be is refused.", _bad_cohorts),
+    "saving": Law("Saving and loading loses no bit.", _saving),
+    "stacks": Law("Clients side by side train as each alone.", _stacks),
+}
+"""The laws by name; `Entry.opts_out` takes these names."""

@@ -1,0 +1,402 @@
+"""Plug-ins are values: read from files, from Python and from entry points; nothing of fedloom's changes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom.algorithms import ENTRIES
+from fedloom.cli import app
+from fedloom.data import DATASETS, load_data
+from fedloom.experiment import Experiment, load_experiment
+from fedloom.grid import load_grid
+from fedloom.identity import code
+from fedloom.messages import Update
+from fedloom.models.families import FAMILIES
+from fedloom.params import Layout, Params
+from fedloom.plugins import INSTALLED, Plugins, gathered, read_plugin
+from fedloom.tasks.scoring import Judged, score
+from fedloom.types import DataSet, Example, UserError
+
+ALGORITHM = '''
+from fedloom.algorithms.aggregate import mean
+from fedloom.algorithms.base import server
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging
+
+
+def slow(*, lr: float = 0.5):
+    """Half a step of FedAvg.
+
+    More.
+    """
+    return server(averaging(lr), mean())
+
+
+ALGORITHMS = {
+    "slow": slow,
+    "slower": Entry(lambda *, lr=0.1: slow(lr=lr), "server", "Slower", "A tenth of a step."),
+}
+'''
+DATA = '''
+from fedloom.types import DataSet, Example
+
+
+def letters(settings, seed):
+    """Which letter is named?"""
+    rows = [Example(str(n), "Which?", "ab"[n % 2], text=f"note {n}", label=n % 2, options=("a", "b")) for n in range(9)]
+    return DataSet("", tuple(rows[:6]), tuple(rows[6:]))
+
+
+DATASETS = {"letters": letters}
+'''
+METRIC = '''
+def brevity(example, answer):
+    """One for an answer of one character."""
+    return float(len(str(answer)) == 1)
+
+
+METRICS = {"brevity": brevity}
+'''
+
+
+def written(folder: Path, text: str, name: str = "mine.py") -> str:
+    file = folder / name
+    file.write_text(text)
+    return str(file)
+
+
+def example(number: int) -> Example:
+    return Example(str(number), f"Which, {number}?", "ab"[number % 2], label=number % 2, options=("a", "b"))
+
+
+EXAMPLES = [example(number) for number in range(8)]
+
+
+def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
+    before = [list(ENTRIES), dict(DATASETS), dict(FAMILIES), set(sys.modules)]
+    found = read_plugin(Path(written(tmp_path, ALGORITHM + DATA + METRIC)))
+    assert found.names == ["slow", "slower", "letters", "brevity"]
+    assert found.algorithms["slow"].about == "Half a step of FedAvg."
+    assert (found.algorithms["slow"].label, found.algorithms["slower"].label) == ("slow", "Slower")
+    assert [list(ENTRIES), dict(DATASETS), dict(FAMILIES)] == before[:3]
+    assert {name for name in set(sys.modules) - before[3] if "mine" in name} == {
+        name for name in sys.modules if name.startswith("fedloom_plugin_") and name.endswith("_mine")
+    }
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine.py"], "nothing is written beside it"
+
+
+WRONG = {
+    "syntax": ("x = 1\ndef (", "mine.py, line 2: it is no Python"),
+    "exception": ("import os\n\n1 / 0\n", "mine.py, line 3: ZeroDivisionError"),
+    "missing module": ("import nowhere_to_be_found", "mine.py, line 1: ModuleNotFoundError"),
+    "exit": ("raise SystemExit(3)", "mine.py, line 1: SystemExit: 3"),
+    "nothing": ("x = 1\n", "mine.py: it has none of the dicts ALGORITHMS, DATASETS, METRICS, FAMILIES"),
+    "no dict": ("METRICS = [1]", "mine.py, line 1: METRICS must be a dict"),
+    "empty": ("METRICS = {}", "mine.py, line 1: METRICS must be a dict .* and not empty"),
+    "our algorithm": ('ALGORITHMS = {\n    "fedavg": print}', r"line 2: ALGORITHMS\['fedavg'\]: fedloom has"),
+    "our part": ('ALGORITHMS = {"proximal": print}', "fedloom has a method 'proximal' itself"),
+    "our baseline": ('ALGORITHMS = {"local": print}', "fedloom has a method 'local' itself"),
+    "our data set": ('DATASETS = {"emoji": print}', "fedloom has a data set 'emoji' itself"),
+    "our score": ('METRICS = {"accuracy": max}', "fedloom has a score 'accuracy' itself"),
+    "beside scores": ('METRICS = {"tasks": max}', "fedloom has a score 'tasks' itself"),
+    "our family": ('FAMILIES = {"llava": 1}', "fedloom has a model family 'llava' itself"),
+    "plus": ('ALGORITHMS = {"a+b": print}', r"'a\+b' cannot be a name"),
+    "number": ("ALGORITHMS = {1: print}", "1 cannot be a name"),
+    "value": (
+        'ALGORITHMS = {"a": 3}',
+        r"line 1: ALGORITHMS\['a'\] must be an Entry or a function .* type int",
+    ),
+    "arguments": ('def f(x): ...\nALGORITHMS = {"a": f}', r"line 2: ALGORITHMS\['a'\] asks for 'x'"),
+    "kind": (
+        'from fedloom.algorithms.entry import Entry\nALGORITHMS = {"a": Entry(print, "sever", "", "")}',
+        "line 2: ValueError: there is no kind 'sever'",
+    ),
+    "no loader": ('DATASETS = {"a": 3}', "must be a function .settings, seed."),
+    "empty list": ('DATASETS = {"a": []}', "not an empty list"),
+    "loader's arguments": ('DATASETS = {"a": lambda one: 1}', "must take two arguments"),
+    "no metric": ('METRICS = {"a": 3}', "must be a function .example, answer."),
+    "metric's arguments": ('METRICS = {"a": lambda one: 1}', "must take two arguments"),
+    "metric's name": ('METRICS = {"a_published": max}', "must not be named so"),
+    "no family": ('FAMILIES = {"a": 3}', "must be a fedloom.models.family.Family"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_file_that_cannot_be_used_is_told_with_its_place(case: str, tmp_path: Path) -> None:
+    text, message = WRONG[case]
+    file = written(tmp_path, text)
+    with pytest.raises(UserError, match=message) as found:
+        read_plugin(Path(file))
+    assert file in str(found.value)
+    told = CliRunner().invoke(app, ["validate", "smoke", "--plugin", file])
+    assert told.exit_code == 2 and "Traceback" not in told.output and str(found.value) in told.output
+
+
+@pytest.mark.parametrize("there", ["nothing", "folder"])
+def test_a_file_that_is_missing_is_named(there: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    if there == "folder":
+        file.mkdir()
+    with pytest.raises(UserError, match=f"plugins.0.: {file} is (missing|a folder)"):
+        load_experiment("smoke", (), [str(file)])
+
+
+def test_helpers_beside_a_file_are_its_own(tmp_path: Path) -> None:
+    found: list[float] = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        written(folder, f"STEP = {number}.0\n", "helper_of_mine.py")
+        file = written(folder, ALGORITHM.replace("lr: float = 0.5", "lr: float = STEP") + "\n", "mine.py")
+        Path(file).write_text("from helper_of_mine import STEP\n" + Path(file).read_text())
+        entry = read_plugin(Path(file)).algorithms["slow"]
+        found.append(inspect.signature(entry.make).parameters["lr"].default)
+    assert found == [1.0, 2.0] and "helper_of_mine" not in sys.modules
+    assert str(tmp_path / "2") not in sys.path
+
+
+def test_a_file_counts_by_its_content_and_that_of_its_helpers(tmp_path: Path) -> None:
+    written(tmp_path, "X = 1\n", "helper_of_mine.py")
+    file = written(tmp_path, "import helper_of_mine\n" + METRIC)
+    digests: list[str] = []
+    for helper, text in (("X = 1\n", METRIC), ("X = 2\n", METRIC), ("X = 2\n", METRIC + "\n")):
+        written(tmp_path, helper, "helper_of_mine.py")
+        written(tmp_path, "import helper_of_mine\n" + text)
+        experiment = load_experiment("smoke", (), [file])
+        assert code(experiment)["plug-in mine.py"] == experiment.added.digests["plug-in mine.py"]
+        digests += [experiment.digest]
+    assert len(set(digests)) == 3
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    written(elsewhere, "X = 2\n", "helper_of_mine.py")
+    moved = written(elsewhere, Path(file).read_text())
+    assert load_experiment("smoke", (), [moved]).digest == digests[-1], "where it lies does not count"
+    assert load_experiment("smoke").digest == Experiment.from_json(load_experiment("smoke").to_json()).digest
+
+
+def test_names_of_two_plugins_must_differ(tmp_path: Path) -> None:
+    one, two = written(tmp_path, METRIC), written(tmp_path, METRIC + "\n", "other.py")
+    with pytest.raises(UserError, match=f"{two}: another plug-in has a score 'brevity' too"):
+        gathered([one, two])
+    same = [written(tmp_path, DATA), written(tmp_path, METRIC, "other.py")]
+    assert gathered(same).names == ["letters", "brevity"]
+
+
+def test_an_experiment_has_absolute_paths_and_reads_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, ALGORITHM)
+    written(tmp_path, METRIC, "metric.py")
+    (tmp_path / "recipe.yaml").write_text("plugins: [mine.py]\nmethods: [fedavg, slow+proximal]\n")
+    experiment = load_experiment("recipe.yaml", ["algorithms.slow.lr=2"], ["metric.py"])
+    assert experiment.plugins == (str(tmp_path / "mine.py"), str(tmp_path / "metric.py"))
+    monkeypatch.chdir("/")
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    assert experiment.arguments("slow") == {"lr": 2} and list(experiment.metrics(None)) == ["brevity"]
+
+
+def test_arguments_of_a_plugin_are_checked_like_ours(tmp_path: Path) -> None:
+    file = written(tmp_path, ALGORITHM)
+    for change, message in {
+        "algorithms.slow.rate=2": "there is no 'rate'",
+        "algorithms.slow.lr=fast": "slow.lr is 'fast'; it must be a number",
+        "methods=[slowest]": '"slowest" is not a known method. Did you mean slower',
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_experiment("smoke", [change], [file])
+    with pytest.raises(UserError, match='"slow" is not a known method'):
+        load_experiment("smoke", ["methods=[slow]"])
+
+
+CRASHING = """
+from fedloom.algorithms.base import server
+from fedloom.algorithms.fedavg import averaging
+
+
+def aggregate(updates, state):
+    list(updates)
+    return {}["lost"], {}
+
+
+ALGORITHMS = {
+    "raises": lambda *, lr=1.0: 1 / 0,
+    "nothing": lambda *, lr=1.0: None,
+    "crashes": lambda *, lr=1.0: server(averaging(lr), aggregate),
+}
+"""
+
+
+def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -> None:
+    file = written(tmp_path, CRASHING)
+    for name, message in {
+        "raises": r"methods.0.: raises cannot be made: ZeroDivisionError: division by zero, mine.py, line 12",
+        "nothing": "nothing is a server, so that it must make a FederatedAlgorithm, not a NoneType",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_experiment("smoke", [f"methods=[{name}]"], [file])
+
+
+def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> None:
+    experiment = load_experiment("smoke", ["methods=[crashes]"], [written(tmp_path, CRASHING)])
+    algorithm = experiment.entries["crashes"].make()
+    state = algorithm.init(Params.zeros(Layout.of({"w": (2,)})))
+    with pytest.raises(UserError, match=r"crashes fails: KeyError: 'lost', mine.py, line 8"):
+        algorithm.apply(state, [Update(0, state.params, 1.0)])
+
+
+def test_a_grid_takes_plugins_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "grid.yaml"
+    recipe.write_text("methods: [slow]\ngrid:\n  algorithms.slow.lr: [0.1, 0.2]\n")
+    file = written(tmp_path, ALGORITHM)
+    cells = load_grid(str(recipe), (), [file]).cells
+    assert [cell.experiment.arguments("slow")["lr"] for cell in cells] == [0.1, 0.2]
+    with pytest.raises(UserError, match='"slow" is not a known method'):
+        load_grid(str(recipe))
+
+
+def test_the_commands_know_what_a_file_adds(tmp_path: Path) -> None:
+    file = ["--plugin", written(tmp_path, ALGORITHM + DATA)]
+
+    def said(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words, *file])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert json.loads(said("list", "algorithms", "--json"))["slow"] == "Half a step of FedAvg."
+    assert json.loads(said("list", "datasets", "--json"))["letters"] == "Which letter is named?"
+    assert "letters" in said("split", "letters", "--set", "clients=2")
+    assert json.loads(said("data", "check", "letters", "--json"))["usable"]
+    assert CliRunner().invoke(app, ["split", "letters"]).exit_code == 2
+
+
+# From Python ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["list", "data set", "loader"])
+def test_examples_from_python_are_loaded_like_a_data_set(given: str) -> None:
+    whole = DataSet("", tuple(EXAMPLES[:6]), tuple(EXAMPLES[6:]))
+    values = {"list": EXAMPLES, "data set": whole, "loader": lambda settings, seed: whole}
+    experiment = Experiment(
+        plugins=[Plugins.of(datasets={"mine": values[given]})], data={"name": "mine", "test_share": 0.25}
+    )
+    data = load_data(experiment.data, 0, experiment.datasets)
+    assert data.name == "mine" and len(data.test) == 2
+    assert sorted(data.examples, key=lambda one: one.id) == EXAMPLES
+
+
+BAD_DATA = {
+    "twice": (
+        lambda settings, seed: DataSet("", (EXAMPLES[0],), (EXAMPLES[0],)),
+        "two examples with the id '0'",
+    ),
+    "task": (
+        lambda settings, seed: DataSet("", (Example("1", "?", "a", task="poem"),), ()),
+        "the task 'poem'",
+    ),
+    "label": (
+        lambda settings, seed: DataSet("", (Example("1", "?", "a"),), ()),
+        "needs options and the index",
+    ),
+    "no data": (lambda settings, seed: EXAMPLES, "must return a DataSet, not a list"),
+    "no example": (lambda settings, seed: DataSet("", ("text",), ()), "holds a str where an Example belongs"),
+    "raises": (lambda settings, seed: [][1], "the loader of mine fails: IndexError.*test_plugins.py, line"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_mistakes_of_a_loader_are_told_in_one_message(case: str) -> None:
+    load, message = BAD_DATA[case]
+    experiment = Experiment(plugins=[Plugins.of(datasets={"mine": load})], data={"name": "mine"})
+    with pytest.raises(UserError, match=message):
+        load_data(experiment.data, 0, experiment.datasets)
+
+
+def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
+    from fedloom.tasks import UNPARSED
+
+    metrics = Plugins.of(metrics={"half": lambda example, answer: 0.5}).metrics
+    judged = Judged((0, UNPARSED, 1, 1), (None,) * 4)
+    found = score(EXAMPLES[:4], judged, metrics)
+    assert found["half"] == found["tasks"]["choice"]["half"] == 3 * 0.5 / 4
+    assert {**found, "tasks": None} == {**score(EXAMPLES[:4], judged), "half": 0.375, "tasks": None}
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            lambda example, answer: 2.0,
+            "metric mine: for example '0' it is 2.0; it must be a number from 0 to 1",
+        ),
+        (lambda example, answer: float("nan"), "it is nan"),
+        (lambda example, answer: None, "it is None"),
+        (lambda example, answer: answer.lower(), "metric mine: it fails for example '0': AttributeError"),
+    ],
+)
+def test_mistakes_of_a_metric_are_told_in_one_message(metric: object, message: str) -> None:
+    metrics = Plugins.of(metrics={"mine": metric}).metrics
+    with pytest.raises(UserError, match=message):
+        score(EXAMPLES[:1], Judged((0,), (None,)), metrics)
+
+
+def test_a_value_in_python_is_refused_like_a_file() -> None:
+    with pytest.raises(UserError, match=r"Plugins: algorithms\['fedavg'\]: fedloom has a method"):
+        Plugins.of(algorithms={"fedavg": print})
+    assert fedloom.Plugins is Plugins
+
+
+# Installed packages ---------------------------------------------------------------------------------
+
+
+def installed(folder: Path, points: dict[str, str], text: str) -> None:
+    """Write what pip would: a package and its metadata."""
+    (folder / "letters_for_fedloom.py").write_text(text)
+    metadata = folder / "letters_for_fedloom-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: letters-for-fedloom\nVersion: 1.0\n")
+    rows = [f"[fedloom.{kind}]\n{name} = letters_for_fedloom:{name}\n" for name, kind in points.items()]
+    (metadata / "entry_points.txt").write_text("\n".join(rows))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "letters_for_fedloom", raising=False)
+    points = {"slow": "algorithms", "letters": "datasets", "brevity": "metrics"}
+    installed(tmp_path, points, ALGORITHM + DATA + METRIC)
+    return tmp_path
+
+
+def test_what_an_installed_package_adds_is_found_by_name(package: Path) -> None:
+    assert [list(one) for one in (INSTALLED.algorithms, INSTALLED.datasets, INSTALLED.metrics)] == [
+        ["slow"], ["letters"], ["brevity"]
+    ]  # fmt: skip
+    assert "letters_for_fedloom" not in sys.modules, "only what is asked for is imported"
+    experiment = load_experiment("smoke", ["methods=[slow+proximal]", "data.name=letters"])
+    assert load_data(experiment.data, 0, experiment.datasets).name == "letters"
+    assert experiment.entries["slow"].about == "Half a step of FedAvg."
+    assert dict(experiment.metrics(None)) == {}, "no metric is computed that the experiment does not name"
+    named = load_experiment("smoke", ["methods=[slow]", "evaluate.metrics=[brevity]"])
+    assert list(named.metrics(named.evaluate.metrics)) == ["brevity"]
+    before = code(named)
+    assert before.keys() == {"code", "code of slow", "code of brevity"}
+    (package / "letters_for_fedloom.py").write_text(ALGORITHM + DATA + METRIC + "\n")
+    assert code(named)["code of slow"] != before["code of slow"]
+    assert "slow" in CliRunner().invoke(app, ["list", "methods"]).output
+
+
+def test_a_package_that_is_broken_is_named_where_it_is_used(package: Path) -> None:
+    (package / "letters_for_fedloom.py").write_text("1 / 0")
+    assert load_experiment("smoke").methods
+    with pytest.raises(UserError, match=r"the installed package letters-for-fedloom: .* ZeroDivisionError"):
+        load_experiment("smoke", ["methods=[slow]"])
+    listed = CliRunner().invoke(app, ["list", "algorithms"])
+    assert listed.exit_code == 0 and "cannot be used: the installed package" in listed.output
