@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedloom.methods import default_methods, kind_of
@@ -113,11 +114,17 @@ def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]
 
 
 def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Return why arguments of an algorithm or part are refused, or None."""
-    from fedloom.algorithms.compose import make
+    """Return why arguments of an algorithm or part are refused, or None.
 
+    Arguments of a name that no method has need not fit what the strategy trains.
+    """
+    from fedloom.algorithms.compose import any_layout, make
+
+    used = any(name in experiment.method(one).composed for one in experiment.methods)
+    given = experiment.given
+    given = given if used else replace(given, layout=any_layout(experiment.strategy.rank))
     try:
-        make(name, experiment.given, arguments, experiment.entries)
+        make(name, given, arguments, experiment.entries)
     except UserError as error:
         return str(error)
     return None
