@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache, partial, reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import compose, make
+from fedloom.algorithms.compose import Given, compose, make
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
@@ -112,19 +113,13 @@ def algorithm_of(
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:
     """Return the stage after the last round that a method has, or None."""
-    for part in method.parts:
-        if kind_of(part, experiment.entries) == "stage":
-            return make(part, experiment.given, experiment.arguments(part), experiment.entries)
-    return None
+    return next(_made(experiment, method, "stage", experiment.given), None)
 
 
 def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
     """Return what each client of a method holds, trains and reports."""
-    given, budget = replace(experiment.given, layout=layout), EVERYTHING
-    for part in method.parts:
-        if kind_of(part, experiment.entries) == "part":
-            budget &= make(part, given, experiment.arguments(part), experiment.entries)
-    return budget
+    given = replace(experiment.given, layout=layout)
+    return reduce(and_, _made(experiment, method, "part", given), EVERYTHING)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
@@ -140,10 +135,15 @@ def _kept(parts: Parts) -> Parts:
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return what a method's prompts say of an example's modalities; None names those that are present."""
+    return PROMPTS[next(_made(experiment, method, "prompt", experiment.given), experiment.evaluate.prompt)]
+
+
+def _made(experiment: Experiment, method: Method, kind: str, given: Given) -> Iterator[Any]:
+    """Make the parts of a method that are of one kind."""
+    entries = experiment.entries
     for part in method.parts:
-        if kind_of(part, experiment.entries) == "prompt":
-            return PROMPTS[make(part, experiment.given, experiment.arguments(part), experiment.entries)]
-    return PROMPTS[experiment.evaluate.prompt]
+        if kind_of(part, entries) == kind:
+            yield make(part, given, experiment.arguments(part), entries)
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:

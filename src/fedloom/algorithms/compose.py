@@ -184,7 +184,7 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
 
 def _conflict(one: Entry, other: Entry) -> str | None:
     """Return why two entries do not go together, or None."""
-    if one.kind == other.kind and one.kind in ("server", "aggregate", "pass"):
+    if one.kind == other.kind and one.kind in ("server", "aggregate", "pass", "stage", "prompt"):
         return f"a method has one {one.kind}"
     facts = [{*entry.traits, f"kind {entry.kind}"} for entry in (one, other)]
     for left, right, reason in CONFLICTS:
