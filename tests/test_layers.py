@@ -31,13 +31,13 @@ LAYERS = {
         "messages",
     }
     | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"}
-    | {"importing", "sources"},
+    | {"plugin_import", "code_digest"},
     1: {"algorithms", "scenarios", "data", "methods", "sections"},
     2: {"tasks", "models", "tuning"},
     3: {"client"},
     4: {"engine", "measure"},
     5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
-    | {"outside", "plugins"}
+    | {"plugin_section", "plugins"}
     | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
     | {"testing"},
@@ -52,7 +52,7 @@ DOORS = {
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},
-    "pydantic": {"mistakes", "sections", "outside", "experiment"},
+    "pydantic": {"mistakes", "sections", "plugin_section", "experiment"},
     "yaml": {"document"},
     "typer": {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep"},
     "rich": {"progress"},

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fedloom.algorithms.entry import Entry
     from fedloom.data import Loader
     from fedloom.experiment import Experiment
-    from fedloom.outside import Outside
+    from fedloom.plugin_section import Pluggable
     from fedloom.progress import Progress
 
 T = TypeVar("T")
@@ -263,19 +263,25 @@ def _about(value: Any) -> str:
     return (inspect.getdoc(value) or "").partition("\n")[0].partition(" See `")[0]
 
 
-def _each(there: Mapping[str, T], about: Callable[[str, T], str]) -> dict[str, str]:
+def _name(name: str, value: Any) -> str:
+    return name
+
+
+def _each(
+    there: Mapping[str, T], about: Callable[[T], str], shown: Callable[[str, T], str] = _name
+) -> dict[str, str]:
     """Describe everything of a mapping; what an installed package adds and cannot be used ends no list."""
     found: dict[str, str] = {}
     for name in there:
         try:
-            found[name] = about(name, there[name])
+            found[shown(name, there[name])] = about(there[name])
         except UserError as error:
             found[name] = f"cannot be used: {error}"
     return found
 
 
-def _recipes(outside: Outside) -> dict[str, str]:
-    del outside
+def _recipes(plugged: Pluggable) -> dict[str, str]:
+    del plugged
     from fedloom.experiment import recipes
 
     first_lines = {
@@ -284,29 +290,26 @@ def _recipes(outside: Outside) -> dict[str, str]:
     return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
 
 
-def _algorithms(outside: Outside) -> dict[str, str]:
-    entries, parts = outside.entries, set[str]()
+def _algorithms(plugged: Pluggable) -> dict[str, str]:
+    def shown(name: str, entry: Entry) -> str:
+        return name if entry.kind == "server" else f"+{name}"
 
-    def about(name: str, entry: Entry) -> str:
-        parts.update([name] if entry.kind != "server" else [])
-        return entry.about
-
-    return {f"+{name}" if name in parts else name: told for name, told in _each(entries, about).items()}
+    return _each(plugged.entries, lambda entry: entry.about, shown)
 
 
-def _datasets(outside: Outside) -> dict[str, str]:
+def _datasets(plugged: Pluggable) -> dict[str, str]:
     from fedloom.data import Source
-    from fedloom.data.outside import Outside as Theirs
+    from fedloom.data.plugin_data import PluginLoader
 
-    def about(_: str, load: Loader) -> str:
+    def about(load: Loader) -> str:
         if isinstance(load, Source):
             return load.title
-        return _about(load.load if isinstance(load, Theirs) else inspect.getmodule(load))
+        return _about(load.load if isinstance(load, PluginLoader) else inspect.getmodule(load))
 
-    return _each(outside.datasets, about)
+    return _each(plugged.datasets, about)
 
 
-def _models(outside: Outside) -> dict[str, str]:
+def _models(plugged: Pluggable) -> dict[str, str]:
     from fedloom.models.added import ADDED, status
 
     shipped = {
@@ -322,11 +325,11 @@ def _models(outside: Outside) -> dict[str, str]:
         return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
 
     added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
-    return shipped | added | _each(outside.families, lambda _, family: family.summary)
+    return shipped | added | _each(plugged.families, lambda family: family.summary)
 
 
-def _strategies(outside: Outside) -> dict[str, str]:
-    del outside
+def _strategies(plugged: Pluggable) -> dict[str, str]:
+    del plugged
     from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
 
     ways = {"full": "in full", "lora": "by low-rank adapters"}
@@ -343,21 +346,21 @@ def _strategies(outside: Outside) -> dict[str, str]:
     }
 
 
-def _scenarios(outside: Outside) -> dict[str, str]:
-    del outside
+def _scenarios(plugged: Pluggable) -> dict[str, str]:
+    del plugged
     from fedloom.scenarios import PARTITIONS, PATTERNS
 
     sides = {"partition": PARTITIONS, "pattern": PATTERNS}
     return {f"{side}={name}": _about(draw) for side, draws in sides.items() for name, draw in draws.items()}
 
 
-def _methods(outside: Outside) -> dict[str, str]:
+def _methods(plugged: Pluggable) -> dict[str, str]:
     from fedloom.methods import ABOUT
 
-    return ABOUT | _algorithms(outside)
+    return ABOUT | _algorithms(plugged)
 
 
-_LISTS: dict[str, Callable[[Outside], dict[str, str]]] = {
+_LISTS: dict[str, Callable[[Pluggable], dict[str, str]]] = {
     "recipes": _recipes,
     "algorithms": _algorithms,
     "datasets": _datasets,
@@ -381,10 +384,10 @@ def list_(
 ) -> None:
     """List what there is to choose from."""
     with courteous(debug):
-        from fedloom.outside import Outside
+        from fedloom.plugin_section import Pluggable
 
         require_known("list", kind, _LISTS)
-        rows = _LISTS[kind](Outside(plugins=tuple(plugins or ())))
+        rows = _LISTS[kind](Pluggable(plugins=tuple(plugins or ())))
         if as_json:
             say_json(rows)
             return

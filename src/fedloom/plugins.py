@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedloom.algorithms import PLACES
 from fedloom.algorithms.entry import Entry
-from fedloom.importing import imported, line_of
+from fedloom.code_digest import UNKNOWN, file_code_digest, source_digest
 from fedloom.methods import REFERENCES
-from fedloom.sources import UNKNOWN, file_code_digest, source_digest
+from fedloom.plugin_import import imported, line_of
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -218,14 +218,14 @@ def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict
 
 def _entry(name: str, value: Any) -> Entry:
     """Make an entry of an entry, of a factory, or of an algorithm."""
-    from fedloom.algorithms.outside import as_entry, guarded
+    from fedloom.algorithms.plugin_algorithms import as_entry, guarded
 
     return guarded(name, as_entry(name, value))
 
 
 def _loader(name: str, value: Any) -> Loader:
     """Make a loader of a loader, a data set, or examples."""
-    from fedloom.data.outside import loader
+    from fedloom.data.plugin_data import loader
     from fedloom.tasks import TASKS
 
     return loader(name, value, tuple(TASKS))
@@ -233,7 +233,7 @@ def _loader(name: str, value: Any) -> Loader:
 
 def _metric(name: str, value: Any) -> Metric:
     """Make a metric of a metric or of a function (example, answer) → 0..1."""
-    from fedloom.tasks.outside import metric
+    from fedloom.tasks.plugin_metrics import metric
 
     return metric(name, value)
 
@@ -259,7 +259,7 @@ def _taken_datasets() -> Iterable[str]:
 
 
 def _taken_metrics() -> Iterable[str]:
-    from fedloom.tasks.outside import taken
+    from fedloom.tasks.plugin_metrics import taken
 
     return taken()
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.rule import Correct
+from fedloom.client.batch_probe import BatchProbe
 from fedloom.client.job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.client.probe import BatchProbe
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.outside import as_entry
+from fedloom.algorithms.plugin_algorithms import as_entry
 from fedloom.failures import client_failure
 from fedloom.testing.bench import NAME, Bench
 from fedloom.testing.laws import LAWS

@@ -32,9 +32,9 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
     if isinstance(value, Source):
         return value
     if isinstance(value, DataSet):
-        return Outside(name, _Given(value), tasks)
+        return PluginLoader(name, _Given(value), tasks)
     if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
-        return Outside(name, _Divided(tuple(value)), tasks)
+        return PluginLoader(name, _Divided(tuple(value)), tasks)
     if not callable(value):
         kind = "an empty list" if value == [] else f"a value of type {type(value).__name__}"
         raise ValueError(
@@ -44,11 +44,11 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
         inspect.signature(value).bind(None, 0)
     except TypeError:
         raise ValueError("must take two arguments, the settings and the seed") from None
-    return Outside(name, value, tasks)
+    return PluginLoader(name, value, tasks)
 
 
 @dataclass(frozen=True)
-class Outside:
+class PluginLoader:
     """A loader from outside, whose mistakes are reported as the user's, and whose examples are checked.
 
     Attributes:

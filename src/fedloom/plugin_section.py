@@ -57,7 +57,7 @@ Plugin = Annotated[
 """An absolute path, or a `Plugins`."""
 
 
-class Outside(Section):
+class Pluggable(Section):
     """The part of an experiment that adds to what comes with fedloom.
 
     Files are imported when the experiment is checked, and stay as they were then for as long as the value lives.
@@ -131,7 +131,7 @@ def with_plugins(document: Document, paths: Sequence[str]) -> Document:
     return graft(document, ("plugins",), Document(document.source, [*before, *paths], branch, branch))
 
 
-def unusable(experiment: Outside) -> Iterator[Conflict]:
+def unusable(experiment: Pluggable) -> Iterator[Conflict]:
     """Find plug-ins that cannot be used; without them nothing else of the experiment can be checked."""
     for index, plugin in enumerate(experiment.plugins):
         try:

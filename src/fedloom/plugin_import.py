@@ -14,7 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from fedloom.sources import LIBRARIES, file_code_digest
+from fedloom.code_digest import LIBRARIES, file_code_digest
 from fedloom.types import UserError
 
 _LOCK = threading.Lock()
