@@ -39,18 +39,8 @@ LAYERS = {
     5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"plugin_section", "plugins"}
     | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
-    6: {
-        "cli",
-        "cli_data",
-        "cli_list",
-        "cli_models",
-        "cli_options",
-        "cli_split",
-        "cli_sweep",
-        "__init__",
-        "__main__",
-    }
-    | {"testing"},
+    6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
+    | {"cli_list", "testing"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
