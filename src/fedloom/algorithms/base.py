@@ -249,7 +249,7 @@ def zeros_like(params: Params) -> Tensor:
     return torch.zeros_like(params.flat)
 
 
-def still(params: Params) -> Tensors:
+def zero_velocity(params: Params) -> Tensors:
     """Return the slot of a velocity before the first round."""
     return {"velocity": zeros_like(params)}
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Diagnostics, ServerState, Step, moments, norm, still
+from fedloom.algorithms.base import Diagnostics, ServerState, Step, moments, norm, zero_velocity
 from fedloom.types import Tensors
 
 LAYERS = 28
@@ -45,7 +45,7 @@ def averaged_momentum(momentum: float, lr: float) -> Step:
         velocity = momentum * state.slots["velocity"] + entering * delta
         return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
 
-    return Step(move, still)
+    return Step(move, zero_velocity)
 
 
 def squared_momentum(second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float) -> Step:

@@ -127,7 +127,9 @@ def _weights(bench: Bench) -> None:
         others = [Update(u.client, u.delta, 1.0 + u.client, u.extras) for u in updates]
         found, expected = algorithm.apply(state, others)[0], algorithm.apply(state, updates)[0]
         same = torch.equal(found.params.flat, expected.params.flat)
-        reason = "With uniform=True weights matter." if uniform else "Updates with other weights give the same."
+        reason = (
+            "With uniform=True weights matter." if uniform else "Updates with other weights give the same."
+        )
         require(same == bool(uniform), reason)
 
 
