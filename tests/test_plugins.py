@@ -93,7 +93,7 @@ def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "syntax": ("x = 1\ndef (", "mine.py, line 2: it is no Python"),
+    "syntax": ("x = 1\ndef (", "mine.py, line 2: it is not valid Python"),
     "exception": ("import os\n\n1 / 0\n", "mine.py, line 3: ZeroDivisionError"),
     "missing module": ("import nowhere_to_be_found", "mine.py, line 1: ModuleNotFoundError"),
     "exit": ("raise SystemExit(3)", "mine.py, line 1: SystemExit: 3"),
@@ -113,7 +113,10 @@ WRONG = {
         'ALGORITHMS = {"a": 3}',
         r"line 1: ALGORITHMS\['a'\] must be an Entry or a function .* type int",
     ),
-    "arguments": ('def f(x): ...\nALGORITHMS = {"a": f}', r"line 2: ALGORITHMS\['a'\] asks for 'x'"),
+    "arguments": (
+        'def f(x): ...\nALGORITHMS = {"a": f}',
+        r"line 2: ALGORITHMS\['a'\] has the argument 'x' without a default",
+    ),
     "kind": (
         'from fedloom.algorithms.entry import Entry\nALGORITHMS = {"a": Entry(print, "sever", "", "")}',
         "line 2: ValueError: there is no kind 'sever'",
@@ -238,7 +241,7 @@ def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -
     file = written(tmp_path, CRASHING)
     for name, message in {
         "raises": r"methods.0.: raises cannot be made: ZeroDivisionError: division by zero, mine.py, line 12",
-        "nothing": "nothing is a server, so that it must make a FederatedAlgorithm, not a NoneType",
+        "nothing": "nothing is a server, so it must make a FederatedAlgorithm, not a NoneType",
     }.items():
         with pytest.raises(UserError, match=message):
             load_experiment("smoke", [f"methods=[{name}]"], [file])

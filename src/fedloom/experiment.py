@@ -31,7 +31,7 @@ from fedloom.mistakes import (
     schema_at,
     schema_of,
 )
-from fedloom.outside import Outside, unknown_names, unusable, with_plugins
+from fedloom.plugin_section import Pluggable, unknown_names, unusable, with_plugins
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR
 from fedloom.sections import (
@@ -84,7 +84,7 @@ LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate":
 MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
 
 
-class Experiment(Outside):
+class Experiment(Pluggable):
     """Every choice of a run.
 
     Example:

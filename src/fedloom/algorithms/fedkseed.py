@@ -1,4 +1,4 @@
-"""FedKSeed: clients and server exchange K numbers in place of parameters, steps along K directions drawn from seeds.
+"""FedKSeed: clients and server exchange K numbers in place of parameters, one for each of K directions drawn from seeds.
 
     step           draw j of 1 … K,   g = (F(w + ε z_j) − F(w − ε z_j)) / 2ε,   w ← w − η g z_j,   a_j ← a_j + η g
     server         A ← A + Σ_k (n_k / n) · a^k,   x = x_0 − Σ_j A_j z_j
@@ -13,8 +13,8 @@ Models with Communication Cost under 18 Kilobytes", arXiv 2312.06353v5, Algorith
 Differs from the paper: it moves what the strategy trains, such as adapters, not all weights; the numbers hold the learning
 rate, so it may follow a schedule; K is 64 by default, not 4096, since a replay draws each direction anew; the server
 sends the sums, not every client's history. Where `train.clip` shortens g z_j, a_j gets the shortened g. The replay is that
-of plain SGD: with weight decay or AdamW clients would move otherwise than the server knows. The variant FedKSeed-Pro,
-which draws useful seeds more often, is not here.
+of plain SGD: with weight decay or AdamW clients would move where no replay leads. The variant FedKSeed-Pro, which draws
+useful seeds more often, is not here.
 """
 
 from __future__ import annotations
