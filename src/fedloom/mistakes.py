@@ -1,4 +1,4 @@
-"""Check a document against a pydantic model and tell every mistake at once, in words a user can act on."""
+"""Check a document against a pydantic model and report all mistakes at once, in words a user can act on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Conflict(NamedTuple):
     Attributes:
         path: The key the user should look at first.
         message: What is wrong and what would be right, naming the key.
-        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not told.
+        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not reported.
         of_value: Whether the mistake stands at the key's value, not at the key.
     """
 
@@ -90,7 +90,7 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
 
 
 def told(source: str, mistakes: Sequence[Mistake]) -> str:
-    """Write mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
+    """Format mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
     count = "one mistake" if len(ordered) == 1 else f"{len(ordered):,} mistakes"
@@ -162,7 +162,7 @@ def explain(
     above: KeyPath = (),
     guess: bool = True,
 ) -> str:
-    """Say what one row of a `ValidationError` means.
+    """Explain one row of a `ValidationError`.
 
     Args:
         schema: The model's JSON schema.
@@ -170,7 +170,7 @@ def explain(
         row: One of `ValidationError.errors()`.
         value: The whole value that was checked.
         above: The key path at which that value stands.
-        guess: Say which key was likely meant in place of an unknown one.
+        guess: Suggest which key was likely meant in place of an unknown one.
     """
     key = dotted((*above, *path)) or "the experiment"
     if row["type"] == "extra_forbidden":
@@ -191,7 +191,7 @@ def explain(
 
 
 def choice_error(message: str) -> PydanticCustomError:
-    """Make the error by which a field's validator tells a complete message of its own."""
+    """Make the error by which a field's validator reports a complete message of its own."""
     return PydanticCustomError("choice", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
 
 
@@ -222,7 +222,7 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
 
 
 def unknown(kind: str, name: str, allowed: Sequence[str]) -> str:
-    """Say that `name` is none of `allowed`, and which of them was likely meant.
+    """Return a message that `name` is none of `allowed`, and which of them was likely meant.
 
     Example:
         >>> unknown("colour", "gren", ["red", "green"])
@@ -296,7 +296,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def expected(schema: Schema, part: Schema) -> str:
-    """Say in words which values a part of a JSON schema allows.
+    """Return in words which values a part of a JSON schema allows.
 
     Example:
         >>> expected({}, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})

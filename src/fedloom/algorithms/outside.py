@@ -101,7 +101,7 @@ def guarded(name: str, entry: Entry) -> Entry:
 
 
 def _told(name: str, act: Callable[..., Any], *, then: bool = False) -> Callable[..., Any]:
-    """Tell what a function raises in one message; `then` also what the function raises that it returns."""
+    """Turn what a function raises into one message; with `then`, also what the function that it returns raises."""
 
     @functools.wraps(act)
     def checked(*args: Any) -> Any:

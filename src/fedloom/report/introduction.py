@@ -102,18 +102,18 @@ NO_FEDERATION = "This run has no federated method; it shows references alone."
 
 
 def purpose(methods: Sequence[str], text_only: bool = False) -> str:
-    """Say what federated fine-tuning is, where a run has any."""
+    """Return what federated fine-tuning is, where a run has any."""
     return described(text_only) if any(map(federated, methods)) else NO_FEDERATION
 
 
 def described(text_only: bool) -> str:
-    """Say what federated fine-tuning of a model is that sees images, or that sees text only."""
+    """Return what federated fine-tuning is, of a model that sees images or of one that sees text only."""
     seen, read = "vision-language model reads images and text", "language model reads text"
     return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
 
 def introduction(run: Run) -> str:
-    """Say in one paragraph what was run."""
+    """Describe in one paragraph what was run."""
     experiment = run.experiment
     pieces = [
         f"The data set is {DATA.get(data := str(at(experiment, 'data', 'name')), data)}.",
@@ -177,7 +177,7 @@ def _difference(run: Run) -> str:
 
 
 def evidence(run: Run) -> str:
-    """Say what clients see of their examples, as counted in the plan; "" where it does not say."""
+    """Describe which modalities clients see, as counted in the plan; "" where it has no counts."""
     kinds = _kinds(run.plan)
     if kinds is None or not (total := sum(kinds.values())):
         return ""
@@ -244,7 +244,7 @@ def _model(experiment: Json) -> str:
 
 
 def _unseen(run: Run) -> str:
-    """Say that the model sees no images, and of how many examples it would have had one."""
+    """Return a sentence about a model that sees no images, with the number of images left out; "" for any other."""
     if not run.text_only:
         return ""
     told = "It is a language model without an encoder, which sees text only"
@@ -254,7 +254,7 @@ def _unseen(run: Run) -> str:
 
 
 def training(run: Run) -> list[str]:
-    """Say what was trained, how often and by whom; nothing of a run in which nothing was."""
+    """Describe what was trained, how often and by whom; empty for a run that trained nothing."""
     strategy, epochs = at(run.experiment, "strategy"), at(run.experiment, "train", "epochs")
     if all(base(method) in ("zero-shot", "linear") for method in run.scores):
         return ["No part of the model was trained."]

@@ -48,7 +48,7 @@ class Loading(NamedTuple):
 
 
 def loading(run: Run) -> Loading | None:
-    """Say which adapter lies in a run folder and how it is loaded; None where the run exports none."""
+    """Describe the adapter of a run folder and how it is loaded; None where the run exports none."""
     main = run.result.get("main")
     if not main:
         return None

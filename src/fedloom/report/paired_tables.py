@@ -120,7 +120,7 @@ def _row(value: str, measure: Measure, *, alone: bool) -> str:
 
 
 def explanation(groups: Sequence[Compared]) -> str:
-    """Say what the seeds of a sweep allow to be told apart."""
+    """Return what the number of seeds allows to conclude."""
     found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
     seeds = max((one.seeds for one in found), default=0)
     if seeds < 2:

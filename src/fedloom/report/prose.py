@@ -58,9 +58,9 @@ def _tasks(result: Json) -> list[str]:
 
 
 def finding(result: Json, questions: float | None = None) -> list[str]:
-    """Say what the numbers show, and what they cannot show.
+    """Describe what the numbers show, and what they cannot show.
 
-    The first entry tells how well the shared model does on everybody's questions and, right beside it, how single
+    The first entry gives how well the shared model does on everybody's questions and, right beside it, how single
     clients fare with it on data like their own: the one may be better and the other worse.
 
     Args:
@@ -88,7 +88,7 @@ def finding(result: Json, questions: float | None = None) -> list[str]:
 
 
 def in_brief(result: Json) -> str:
-    """Say in two sentences how a federated method does on everybody's questions and for single clients; "" without one."""
+    """Summarize in two sentences how a federated method does on all questions and for single clients; "" without one."""
     method, main = headline_method(result), main_score(result)
     value = number(result["scores"].get(method), main) if method else None
     if method is None or value is None:

@@ -180,7 +180,7 @@ def written(found: Fares) -> str:
 
 
 def findings(sweep: SweepRun) -> list[str]:
-    """Say what federation adds to training alone, and each modifier to its method: on all questions, and for clients."""
+    """Summarize what federation adds to local training, and each modifier to its method: on all questions, and by client."""
     local = local_of(sweep)
     plain = next((method for method in sweep.methods if federated(method)), None)
     pairs = [(plain, local)] if plain and local else []
@@ -274,7 +274,7 @@ def published_table(sweep: SweepRun) -> Table | None:
 
 
 def _kept_out(sweep: SweepRun) -> str:
-    """Say what was kept out of our training for validation; "" where nothing was."""
+    """Describe what was held out of our training for validation; "" where nothing was."""
     done = [cell.result for cell in sweep.cells if cell.result]
     parts = [at(result, "validation", "from") for result in done]
     found = list(dict.fromkeys(part for part in parts if part is not None))

@@ -267,7 +267,7 @@ def local_of(sweep: SweepRun) -> str | None:
 
 
 def headline(result: Json) -> str:
-    """Tell a run in a few figures: local training, one federated method, and the one highest on the test part if another.
+    """Summarize a run in a few figures: local training, one federated method, and the highest on the test part if another.
 
     Beside the score of a federated method on everybody's questions stands how many clients it serves better than their
     own models, where they trained alone.
