@@ -109,7 +109,7 @@ def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
 
 def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
     told = sweep().stdout
-    assert "What the grid says, in points" in told
+    assert "Paired comparisons, in points" in told
     assert "scenario against even: gaps 0.0†" in told.replace(" (Accuracy)", "")
     assert "local −25.0†*" in told
     found = json.loads(Path("all/result.json").read_text())["comparisons"]

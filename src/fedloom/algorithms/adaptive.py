@@ -31,7 +31,7 @@ from fedloom.params import Layout
 def adaptive(
     layout: Layout, *, mu: float = 0.01, weight: float = 0.1, skip: int = 1, published: bool = False
 ) -> LocalRule:
-    """Make the adaptive regulariser for the parameters of one layout.
+    """Make the adaptive regularizer for the parameters of one layout.
 
     Args:
         layout: Names of what is trained; layers are told by `layers.<number>.` in names under `llm/`.
@@ -77,7 +77,7 @@ ENTRIES = {
     "adaptive": Entry(
         adaptive,
         "rule",
-        "adaptive regulariser",
+        "adaptive regularizer",
         "While a client trains, layers of its language model, by default all but the first and the last, are held near the "
         "shared model (FedMLLM).",
         published={"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},
