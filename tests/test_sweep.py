@@ -172,7 +172,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(engine: Engine) -> None
     engine.stop[2] = KeyboardInterrupt()
     stopped = sweep("--set", "train.lr=0.5")
     assert stopped.exit_code == 130
-    assert "`fedloom sweep mine.yaml --set train.lr=0.5 --out all` goes on from there" in stopped.stderr
+    assert "`fedloom sweep mine.yaml --set train.lr=0.5 --out all` continues from there" in stopped.stderr
     assert states() == ["done", "begun", "waiting", "waiting"]
     assert sweep("--set", "train.lr=0.5").exit_code == 0
     assert engine.calls[1:] == [("run", CELLS[1]), ("resume", CELLS[1]), ("run", CELLS[2]), ("run", CELLS[3])]
@@ -221,7 +221,7 @@ def test_any_exception_fails_its_cell_alone(jobs: str, error: Exception, said: s
     assert result.exit_code == 1
     assert states() == ["done", "failed", "done", "done"]
     assert said in json.loads(Path("all/sweep.json").read_text())["cells"][1]["error"]
-    assert said in result.stderr and "all/sweep.json says why" in result.stderr
+    assert said in result.stderr and "all/sweep.json has the reasons" in result.stderr
     assert "Traceback" not in result.output
     engine.bad = {}
     assert sweep("--jobs", jobs).exit_code == 0

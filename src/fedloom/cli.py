@@ -1,4 +1,4 @@
-"""The command `fedloom`. It imports what a command needs when that command runs, so that help is quick."""
+"""The command `fedloom`. Each command imports what it needs only when it runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that come before a command."""
 
 
 @app.command()
@@ -83,7 +83,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment and show its table."""
+    """Run an experiment and print its results."""
     with courteous(debug, "nothing was begun"):
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, discard, folder_state, moves
@@ -97,7 +97,7 @@ def run(
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
             words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
             raise UserError(
-                f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {shlex.join(words)}`"
+                f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
         _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 
@@ -108,13 +108,13 @@ def resume(
     changes: Places = None,
     plugins: Annotated[
         list[str] | None,
-        typer.Option("--plugin", metavar="FILE.py", help="Where its plug-ins are now; give all of them."),
+        typer.Option("--plugin", metavar="FILE.py", help="Current path of each plug-in of the run."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with an interrupted run."""
+    """Continue an interrupted run."""
     with courteous(debug):
         from fedloom.folder import finished, resumable
 
@@ -150,7 +150,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
     """Run an experiment, from where it stands, and show its result."""
     result = _work(folder, quiet, experiment)
     if finished:
-        complain(f"{folder} is finished; --rerun runs it again, --out runs it in another folder")
+        complain(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     _show(result, folder, as_json)
 
 
@@ -167,7 +167,7 @@ def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
     except KeyboardInterrupt as stop:
         progress.close()
         begun = (folder / "experiment.json").is_file()
-        again = f"`fedloom resume {shlex.quote(str(folder))}` goes on from there"
+        again = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
         complain(f"interrupted; {again if begun else 'nothing was begun'}")
         raise typer.Exit(exit_code(stop)) from None
     finally:
@@ -177,7 +177,7 @@ def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
 def _check_run(folder: Path) -> None:
     if (folder / "sweep.json").is_file():
         raise UserError(
-            f"{folder} is a sweep; its `fedloom sweep` command goes on, and `fedloom report` reports"
+            f"{folder} is a sweep; repeat its `fedloom sweep` command to continue it, or use `fedloom report` for its report"
         )
     if not (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
@@ -206,7 +206,7 @@ def validate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check an experiment without running it; --json writes it with every default."""
+    """Check an experiment without running it; --json prints it with all defaults."""
     with courteous(debug):
         from fedloom.experiment import load_experiment, sweep_keys
         from fedloom.folder import default_folder
@@ -223,7 +223,7 @@ def validate(
 
 @app.command()
 def show(recipe: Recipe, debug: Debug = False) -> None:
-    """Print a recipe, ready to be copied into a file of your own."""
+    """Print a recipe, ready to copy into your own file."""
     with courteous(debug):
         from fedloom.experiment import experiment_text
 
@@ -237,11 +237,11 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; the default is DIR/report.html, for several runs comparison.html."),
+        typer.Option(help="Report file; the default is DIR/report.html, or comparison.html for several."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write the report of a run, or compare several on one page."""
+    """Write the report of a run, or compare several runs on one page."""
     with courteous(debug):
         from fedloom.report.page import write_report
 
@@ -264,7 +264,7 @@ def _about(value: Any) -> str:
 
 
 def _each(there: Mapping[str, T], about: Callable[[str, T], str]) -> dict[str, str]:
-    """Describe everything of a mapping; what an installed package adds and cannot be used ends no list."""
+    """Describe each entry of a mapping; an unusable entry of an installed package does not end the list."""
     found: dict[str, str] = {}
     for name in there:
         try:
@@ -310,8 +310,8 @@ def _models(outside: Outside) -> dict[str, str]:
     from fedloom.models.added import ADDED, status
 
     shipped = {
-        "shipped": "The small model that comes with fedloom; needs no download.",
-        "shipped-free": "Another one, without an encoder.",
+        "shipped": "The small bundled model; needs no download.",
+        "shipped-free": "A small bundled model without an encoder.",
     }
 
     def state(name: str) -> str:
@@ -319,7 +319,7 @@ def _models(outside: Outside) -> dict[str, str]:
             digest = status(name)
         except UserError as error:
             return f"damaged: {error}"
-        return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
+        return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"
 
     added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
     return shipped | added | _each(outside.families, lambda _, family: family.summary)
@@ -379,7 +379,7 @@ def list_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what there is to choose from."""
+    """List the available recipes, algorithms, data sets, models and more."""
     with courteous(debug):
         from fedloom.outside import Outside
 

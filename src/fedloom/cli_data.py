@@ -37,7 +37,7 @@ CLASSES = 12
 data = typer.Typer(
     name="data",
     cls=Commands,
-    help="Check data sets, or add to one.",
+    help="Check data sets, or add a part to one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,7 +46,7 @@ data = typer.Typer(
 
 @data.callback()
 def _data() -> None:
-    """Check data sets, or add to one."""
+    """Check data sets, or add a part to one."""
 
 
 def _complete_name(incomplete: str) -> list[str]:

@@ -16,18 +16,18 @@ from fedloom.terminal import one_line
 from fedloom.types import UserError
 
 LISTED = 20
-"""Mistakes that are listed one by one; the others are counted."""
+"""Most mistakes that are listed one by one; the others are counted."""
 GUESSED = 100
-"""Mistakes of a document for which it is guessed what was meant."""
+"""Most mistakes of a document for which a correction is suggested."""
 LONGEST_WORD = 100
-"""Characters of a word that may be a mistyped name."""
+"""Most characters of a word that may be a mistyped name."""
 
 Schema = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Conflict(NamedTuple):
-    """Values that are fine by themselves but not together.
+    """Values that are valid by themselves but not together.
 
     Attributes:
         path: The key the user should look at first.
@@ -52,7 +52,7 @@ def resolve(model: type[Model], document: Document) -> Model:
     """Make a model from a document.
 
     Raises:
-        UserError: One line for every mistake, in the order of the file.
+        UserError: One line per mistake, in the order of the file.
     """
     found, mistakes = check(model, document)
     if mistakes or found is None:
@@ -63,17 +63,17 @@ def resolve(model: type[Model], document: Document) -> Model:
 def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mistake]]:
     """Make a model from a document, or find every mistake in it.
 
-    A model stops at the first layer of mistakes, so each pass takes out what is wrong and tries again with
+    A model stops at the first layer of mistakes, so each pass removes what is wrong and tries again with
     defaults in its place, until nothing new is found.
 
     Returns:
-        The model, without what was wrong, and the mistakes; the model is None where too little was right.
+        The model without the wrong values, and the mistakes; the model is None where too little was valid.
     """
     mistakes, wrong = list(document.mistakes), set[KeyPath]()
     unread = {mistake.place for mistake in mistakes if mistake.place.line}
     value = document.value
     if value is None and not mistakes:
-        mistakes.append(Mistake(document.place(()), "there is nothing in it; write at least `name: my-run`"))
+        mistakes.append(Mistake(document.place(()), "the file is empty; write at least `name: my-run`"))
     value = {} if value is None else value
     found: Model | None = None
     while found is None:
@@ -225,8 +225,8 @@ def unknown(kind: str, name: str, allowed: Sequence[str]) -> str:
     """Return a message that `name` is none of `allowed`, and which of them was likely meant.
 
     Example:
-        >>> unknown("colour", "gren", ["red", "green"])
-        '"gren" is not a known colour. Did you mean green? Allowed: red, green'
+        >>> unknown("color", "gren", ["red", "green"])
+        '"gren" is not a known color. Did you mean green? Allowed: red, green'
     """
     return f'"{name}" is not a known {kind}{did_you_mean(name, allowed) or "."} Allowed: {", ".join(allowed)}'
 

@@ -121,9 +121,7 @@ def test_clients_that_never_took_part_are_named(run_folder):
     assert "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one epoch" in told
     assert "Client 1 never took part." in told
     assert "Every update of client 2 was refused or missing." in told
-    assert "2 client updates were refused or missing; the server accepted 2." in render(
-        [read_run(folder)]
-    )
+    assert "2 client updates were refused or missing; the server accepted 2." in render([read_run(folder)])
 
 
 def test_a_run_of_references_speaks_of_no_federation(run_folder):
@@ -138,8 +136,9 @@ def test_a_run_of_references_speaks_of_no_federation(run_folder):
 def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
     model = {"path": "shipped", "encoder": "clip", "llm": "llama", "connector": None}
     run = read_run(run_folder(experiment={"model": model}))
-    assert "joins the encoder clip and the language model llama with a newly initialized connector (mlp2)" in introduction(
-        run
+    assert (
+        "joins the encoder clip and the language model llama with a newly initialized connector (mlp2)"
+        in introduction(run)
     )
     told = loading(run)
     assert told is not None and "load_model(experiment.model" in told.code and "stock" not in told.told

@@ -65,9 +65,7 @@ def loading(run: Run) -> Loading | None:
         )
         return Loading(told, f"{base}\n{PEFT.format(folder=f'{name}/{own[0].name}')}")
     if (run.folder / "adapter/connector.safetensors").is_file():
-        told = (
-            f"The trained connector of {of} was exported. It is not an adapter, so PEFT is not needed to load it:"
-        )
+        told = f"The trained connector of {of} was exported. It is not an adapter, so PEFT is not needed to load it:"
         return Loading(told, f"{base}\n{CONNECTOR.format(file=f'{name}/connector.safetensors')}")
     return Loading(f"The run exports the adapter of {of}, but it is not in the folder {name}.")
 

@@ -263,9 +263,7 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         "Hurt",
         *clients,
     )
-    note = (
-        "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
-    )
+    note = "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
     return Table(("Method", *heads), tuple(rows), note)
 
 

@@ -292,9 +292,7 @@ def _served(result: Json, method: str, local: str | None) -> str:
         return ""
     found = fares(result["scores"][method], result["scores"][local])
     return (
-        f" ({found.better} of {found.known} clients better than alone, {found.worse} worse)"
-        if found
-        else ""
+        f" ({found.better} of {found.known} clients better than alone, {found.worse} worse)" if found else ""
     )
 
 

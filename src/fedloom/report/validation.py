@@ -41,7 +41,9 @@ def validation_table(run: Run) -> Table | None:
         for method in run.scores
         if method in methods
     )
-    note = f"{title(_metric(run))} in percent, on examples that are in neither the training nor the test part."
+    note = (
+        f"{title(_metric(run))} in percent, on examples that are in neither the training nor the test part."
+    )
     return Table(("Method", "Validation", "Round"), rows, note) if rows else None
 
 
