@@ -1,4 +1,4 @@
-"""Settings of an experiment that contradict each other."""
+"""Checks for settings of an experiment that contradict each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
-    """Find everything that contradicts something else in an experiment whose sections are sound."""
+    """Yield every conflict between settings of an experiment whose sections are valid."""
     from fedloom.data import rootless, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
@@ -27,16 +27,16 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     )
     sets = experiment.datasets
     if data.root is None and not rootless(data.name, sets):
-        message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
+        message = f"data.root is missing; data.name {data.name} needs the folder of its examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
     known = variants(data.name, sets)
     if data.variant is not None and data.variant not in known:
-        told = f"one of {', '.join(known)}" if known else "left out, for it has none"
-        message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {told}"
+        told = f"one of {', '.join(known)}" if known else "left out, because it has no variants"
+        message = f"data.variant is {data.variant}, but for the data set {data.name} it must be {told}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
     if data.task not in (asked := tasks(data.name)):
-        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
-        message = f"data.task is {data.task}, but of the data set {data.name} it must be {told}"
+        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, because it has only one task"
+        message = f"data.task is {data.task}, but for the data set {data.name} it must be {told}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
@@ -46,16 +46,14 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
-        message = (
-            f"train.cohort is {cohort}, but scenario.clients is {clients}; a round has at most all clients"
-        )
+        message = f"train.cohort is {cohort}, but scenario.clients is {clients}; a round cannot have more clients than there are"
         yield Conflict(("train", "cohort"), message, count)
     if scenario.image_clients is not None and scenario.image_clients > clients:
         message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
         yield Conflict(("scenario", "image_clients"), message, count)
     if scenario.mode == "published" and (reason := unpublished(scenario)):
         if experiment.mode == "published":
-            reason += ". For draws of our own under mode: published, set scenario.mode: corrected"
+            reason += ". To use corrected draws under mode: published, set scenario.mode: corrected"
         yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
     if experiment.main is not None and experiment.main not in federated:
         hint = did_you_mean(experiment.main, federated)
@@ -73,12 +71,10 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
             message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
             yield Conflict(("model", other), message, (("model", key),))
     if model.encoder is not None and model.path != "shipped":
-        message = (
-            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
-        )
+        message = f'model.path is "{model.path}", but model.encoder and model.llm replace it; leave it out'
         yield Conflict(("model", "path"), message, (("model", "encoder"),))
     if model.connector_weights is not None and model.connector is None and model.encoder is None:
-        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        message = "model.connector is missing; model.connector_weights needs the type of the connector, such as mlp2"
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
@@ -94,7 +90,8 @@ def _repeats(experiment: Experiment) -> Iterator[Conflict]:
 def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
     """Check the arguments of one algorithm or part.
 
-    All together decide. A mistake stands where leaving one argument out mends it, or else at each that is refused alone.
+    The arguments are checked together. A mistake is reported at the argument whose omission resolves it, or else at each that is
+    refused alone.
     """
     path, arguments = ("algorithms", name), experiment.algorithms[name]
     if name not in experiment.entries:
@@ -131,7 +128,7 @@ def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) ->
 
 
 def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find methods whose aggregate needs a larger cohort, as it is by itself or behind its wrappers."""
+    """Yield methods whose aggregate, alone or behind its wrappers, needs a larger cohort."""
     for index, name in enumerate(experiment.methods):
         method = experiment.method(name)
         kinds = {kind_of(part, experiment.entries) for part in method.parts}
@@ -145,7 +142,7 @@ def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find numbers of rounds that do not fit the stages of the strategy."""
+    """Yield numbers of rounds that do not fit the stages of the strategy."""
     from fedloom.tuning.strategy import SEQUENCES
 
     name, given = experiment.strategy.name, experiment.strategy.stage_rounds
@@ -160,19 +157,19 @@ def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find algorithms whose means are stated over the whole cohort, where only reporters are to count."""
+    """Yield algorithms that are defined over the whole cohort if only reporters are to count."""
     if experiment.aggregate.over == "cohort":
         return
     for name in experiment.methods:
         method = experiment.method(name)
         for part in method.composed if method.federated else ():
             if "whole vectors" in experiment.entries[part].traits:
-                message = f"aggregate.over is reporters, but {part} is stated for whole vectors of the whole cohort; leave one of them out"
+                message = f"aggregate.over is reporters, but {part} is defined for whole vectors of the whole cohort; leave one of them out"
                 yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find methods whose parts need other settings."""
+    """Yield methods whose parts need other settings."""
     for index, name in enumerate(experiment.methods):
         if (
             name in default_methods()
@@ -185,7 +182,7 @@ def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the key of each setting that a part cannot go with, and why."""
+    """Yield the key of each setting that is incompatible with a part, and the reason."""
     from fedloom.tuning.strategy import SEQUENCES
 
     entry, train = experiment.entries[part], experiment.train
@@ -194,7 +191,7 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
     if "own model" in entry.traits and personal:
         yield (
             ("strategy", "name"),
-            f"gives each client a model of its own, but {strategy}, which keeps parts at clients",
+            f"gives each client its own model, but {strategy}, which already keeps parts at clients",
         )
     if "own model" in entry.traits and entry.kind == "stage" and experiment.evaluate.round == "best":
         yield ("evaluate", "round"), "starts from the last round, but evaluate.round is best; set it to last"
@@ -208,13 +205,13 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
     if personal or len(stages) > 1:
         yield (
             ("strategy", "name"),
-            f"rebuilds all that is trained from one start, but {strategy}; set it to lora, connector or both",
+            f"rebuilds all trained values from one start, but {strategy}; set it to lora, connector or both",
         )
     for key, wanted in REPLAYED.items():
         if getattr(train, key) != wanted:
             yield (
                 ("train", key),
-                f"replays plain steps along drawn directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
+                f"replays plain SGD steps along random directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
             )
 
 
@@ -223,34 +220,36 @@ REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find what cannot be done with compiled layers."""
+    """Yield settings that are incompatible with compiled layers."""
     if not experiment.engine.compile:
         return
     workers, dropout, where = experiment.engine.workers, experiment.strategy.dropout, (("engine", "compile"),)
     if workers not in ("auto", 1):
-        message = f"engine.workers is {workers}, but engine.compile needs 1: each copy would compile anew"
+        message = (
+            f"engine.workers is {workers}, but engine.compile needs 1, because each copy would compile again"
+        )
         yield Conflict(("engine", "workers"), message, where)
     if dropout:
-        message = f"strategy.dropout is {dropout}, but engine.compile needs 0: named masks cannot be compiled"
+        message = f"strategy.dropout is {dropout}, but engine.compile needs 0, because dropout masks drawn by name cannot be compiled"
         yield Conflict(("strategy", "dropout"), message, where)
 
 
 def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find a validation part that does not exist, and a best round that could not be found."""
+    """Yield a validation part that does not exist, and settings under which no best round can be chosen."""
     from fedloom.data import DATASETS, validates
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
     if data.validation == "published" and not validates(data.name, experiment.datasets):
         known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
-            f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "
-            f"share of each client's training examples, such as 0.1. One comes with {known}, and a folder of your own "
-            "may hold validation.jsonl"
+            f"data.validation is published, but the data set {data.name} has no published validation part; give a "
+            f"share of each client's training examples, such as 0.1. Data sets with one: {known}, and a folder of your own "
+            "with validation.jsonl"
         )
         yield Conflict(path, message, (("data", "name"),))
     if evaluate.round == "best" and not data.validation:
-        message = "evaluate.round is best, but data.validation is 0, so that only test scores could choose the round; set data.validation to a share such as 0.1"
+        message = "evaluate.round is best, but data.validation is 0, so only test scores could choose the round; set data.validation to a share such as 0.1"
         yield Conflict(("evaluate", "round"), message, (path,))
     if evaluate.round == "best" and not evaluate.every:
-        message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is evaluated"
+        message = "evaluate.round is best, but evaluate.every is 0, so only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))

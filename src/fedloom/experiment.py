@@ -303,6 +303,6 @@ def _sweep_keys(document: Document) -> tuple[str, ...]:
 
 
 def takes_text(path: KeyPath) -> bool:
-    """Say whether the value of an experiment's key is text."""
+    """Return whether the value of an experiment's key is text."""
     part = schema_at(schema_of(Experiment), path)
     return {option.get("type") for option in part.get("anyOf", [part])} in ({"string"}, {"string", "null"})
