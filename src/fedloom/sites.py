@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import compose, make
+from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.compose import budgets, compose, make, rehearse
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
@@ -29,6 +29,8 @@ from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
+
+V = TypeVar("V")
 
 
 def make_site(
@@ -52,8 +54,7 @@ def make_site(
         validation: The examples that are kept out of training for choices, if any.
     """
     for name in experiment.methods:  # what does not fit the model is found before the first method trains
-        algorithm_of(experiment, experiment.method(name), tuned.layout)
-        budget_of(experiment, experiment.method(name), tuned.layout)
+        _with_layout(rehearse, experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
 
     @cache
@@ -102,12 +103,19 @@ def algorithm_of(
     experiment: Experiment, method: Method, layout: Layout, stage: int = 0
 ) -> FederatedAlgorithm:
     """Put a method's algorithm together for a stage; baselines train with plain FedAvg over their one client."""
+    return _with_layout(compose, experiment, method, layout, stage)
+
+
+def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
+    """Return what each client of a method holds, trains and reports."""
+    return _with_layout(budgets, experiment, method, layout)
+
+
+def _with_layout(
+    make: Callable[..., V], experiment: Experiment, method: Method, layout: Layout, stage: int = 0
+) -> V:
     given = replace(experiment.given, layout=layout, stage=stage)
-
-    def arguments(name: str) -> Mapping[str, Any]:
-        return experiment.arguments(name) if method.federated or name in method.parts else {}
-
-    return compose(method.composed, given, arguments, experiment.entries)
+    return make(method.composed, given, experiment.arguments_of(method), experiment.entries)
 
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:
@@ -116,15 +124,6 @@ def final_of(experiment: Experiment, method: Method) -> Final | None:
         if kind_of(part, experiment.entries) == "stage":
             return make(part, experiment.given, experiment.arguments(part), experiment.entries)
     return None
-
-
-def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
-    """Return what each client of a method holds, trains and reports."""
-    given, budget = replace(experiment.given, layout=layout), EVERYTHING
-    for part in method.parts:
-        if kind_of(part, experiment.entries) == "part":
-            budget &= make(part, given, experiment.arguments(part), experiment.entries)
-    return budget
 
 
 def _settings_of(train: Train, final: Final) -> Train:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fedloom.algorithms.base import FederatedAlgorithm, Budget, TooFew
+from fedloom.algorithms.base import Budget, FederatedAlgorithm, TooFew
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.rule import Final, LocalRule, Second
 from fedloom.failures import client_failure
