@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedloom.methods import default_methods, kind_of
+from fedloom.methods import default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -62,7 +62,7 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("main",), told, (("methods",),))
     yield from _repeats(experiment)
     mistakes = [one for name in experiment.algorithms for one in _argument_conflicts(experiment, name)]
-    yield from mistakes or _cohort_conflicts(experiment)
+    yield from mistakes or _method_conflicts(experiment)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -127,18 +127,20 @@ def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) ->
     return None
 
 
-def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Yield methods whose aggregate, alone or behind its wrappers, needs a larger cohort."""
+def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, name in enumerate(experiment.methods):
-        method = experiment.method(name)
-        kinds = {kind_of(part, experiment.entries) for part in method.parts}
-        if method.federated and kinds & {"aggregate", "wrapper"}:
-            from fedloom.algorithms.compose import compose
+        if (
+            name in default_methods()
+        ):  # they go with all settings, and putting them together would import torch
+            continue
+        from fedloom.algorithms.compose import rehearse
 
-            try:
-                compose(method.composed, experiment.given, experiment.arguments, experiment.entries)
-            except UserError as error:
-                yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
+        method = experiment.method(name)
+        try:
+            rehearse(method.composed, experiment.given, experiment.arguments_of(method), experiment.entries)
+        except UserError as error:
+            yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache, partial, reduce
-from operator import and_
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import Given, compose, make
+from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.compose import budgets, compose, make, rehearse
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
@@ -30,6 +29,8 @@ from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
+
+V = TypeVar("V")
 
 
 def make_site(
@@ -53,8 +54,7 @@ def make_site(
         validation: The examples that are kept out of training for choices, if any.
     """
     for name in experiment.methods:  # what does not fit the model is found before the first method trains
-        algorithm_of(experiment, experiment.method(name), tuned.layout)
-        budget_of(experiment, experiment.method(name), tuned.layout)
+        _with_layout(rehearse, experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
 
     @cache
@@ -103,23 +103,24 @@ def algorithm_of(
     experiment: Experiment, method: Method, layout: Layout, stage: int = 0
 ) -> FederatedAlgorithm:
     """Put a method's algorithm together for a stage; baselines train with plain FedAvg over their one client."""
-    given = replace(experiment.given, layout=layout, stage=stage)
-
-    def arguments(name: str) -> Mapping[str, Any]:
-        return experiment.arguments(name) if method.federated or name in method.parts else {}
-
-    return compose(method.composed, given, arguments, experiment.entries)
-
-
-def final_of(experiment: Experiment, method: Method) -> Final | None:
-    """Return the stage after the last round that a method has, or None."""
-    return next(_made(experiment, method, "stage", experiment.given), None)
+    return _with_layout(compose, experiment, method, layout, stage)
 
 
 def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
     """Return what each client of a method holds, trains and reports."""
-    given = replace(experiment.given, layout=layout)
-    return reduce(and_, _made(experiment, method, "part", given), EVERYTHING)
+    return _with_layout(budgets, experiment, method, layout)
+
+
+def _with_layout(
+    make: Callable[..., V], experiment: Experiment, method: Method, layout: Layout, stage: int = 0
+) -> V:
+    given = replace(experiment.given, layout=layout, stage=stage)
+    return make(method.composed, given, experiment.arguments_of(method), experiment.entries)
+
+
+def final_of(experiment: Experiment, method: Method) -> Final | None:
+    """Return the stage after the last round that a method has, or None."""
+    return next(_made(experiment, method, "stage"), None)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
@@ -135,15 +136,15 @@ def _kept(parts: Parts) -> Parts:
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return what a method's prompts say of an example's modalities; None names those that are present."""
-    return PROMPTS[next(_made(experiment, method, "prompt", experiment.given), experiment.evaluate.prompt)]
+    return PROMPTS[next(_made(experiment, method, "prompt"), experiment.evaluate.prompt)]
 
 
-def _made(experiment: Experiment, method: Method, kind: str, given: Given) -> Iterator[Any]:
+def _made(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
     """Make the parts of a method that are of one kind."""
     entries = experiment.entries
     for part in method.parts:
         if kind_of(part, entries) == kind:
-            yield make(part, given, experiment.arguments(part), entries)
+            yield make(part, experiment.given, experiment.arguments(part), entries)
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:
