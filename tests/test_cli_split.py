@@ -163,8 +163,8 @@ def test_a_split_of_many_clients_shows_the_first():
         (["emoji", "--mode", "published", "--set", "partition=iid"], "there is no published procedure"),
         (["--sampler", "publish"], "Did you mean published?"),
         (["--sampler", "published", "--set", "cohort=11"], "train.cohort is 11, but scenario.clients is 10"),
-        (["emoji", "--sampler", "published"], "takes a data set"),
-        ([], "takes a data set"),
+        (["emoji", "--sampler", "published"], "needs either a data set"),
+        ([], "needs either a data set"),
     ],
 )  # fmt: skip
 def test_a_mistake_has_one_message_and_no_traceback(words, told):

@@ -87,23 +87,23 @@ MISTAKES = {
         "mode: published\nscenario: {partition: iid}\n",
         ":2:12: scenario.mode is published, but there is no published procedure for scenario.partition iid with "
         "scenario.pattern aligned; there is one for dirichlet with any pattern, and for by_source with cross or hybrid. "
-        "For draws of our own under mode: published, set scenario.mode: corrected",
+        "To use corrected draws under mode: published, set scenario.mode: corrected",
     ),
     "section that is none under mode: published": (
         "mode: published\nscenario: 5\n",
         ":2:11: scenario is 5, but must be a mapping",
     ),
     "folder without root": ("data:\n  name: folder\n", ":2:3: data.root is missing"),
-    "published data without root": ("data:\n  name: slake\n", "data.name slake needs the path"),
+    "published data without root": ("data:\n  name: slake\n", "data.name slake needs the folder"),
     "variant of no data set": (
         "data: {name: slake, root: x, variant: de}\n",
-        "data.variant is de, but of the data set slake it must be one of all, en, zh",
+        "data.variant is de, but for the data set slake it must be one of all, en, zh",
     ),
     "variant where there are none": (
         "data: {variant: en}\n",
-        "data.variant is en, but of the data set emoji it must be left out, for it has none",
+        "data.variant is en, but for the data set emoji it must be left out, because it has no variants",
     ),
-    "task of another data set": ("data: {task: vqa}\n", "left out, for it has one task"),
+    "task of another data set": ("data: {task: vqa}\n", "left out, because it has only one task"),
     "main is not compared": ("main: fedprox\n", 'main is "fedprox", but must be null or a federated method'),
     "main is not federated": ("main: local\n", 'main is "local", but must be null or a federated method'),
     "algorithm": ("algorithms: {fedadm: {}}\n", "Did you mean fedadam?"),
@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "prompt": ("evaluate: {prompt: relax}\n", "Did you mean relaxed?"),
     "not a mapping": ("- 1\n", "the experiment is a list, but must be a mapping"),
-    "nothing": ("# all commented out\n", "there is nothing in it"),
+    "nothing": ("# all commented out\n", "the file is empty"),
 }
 
 

@@ -111,7 +111,7 @@ MISTAKES = {
     ),
     "a conflict of base and value": (
         "train: {cohort: 4}\ngrid:\n  scenario.clients: [3, 4]\n  seed: [0, 1]\n",
-        "a round has at most all clients (in the grid with scenario.clients: 3)",
+        "a round cannot have more clients than there are (in the grid with scenario.clients: 3)",
     ),
     "a conflict of two axes": (
         "grid:\n  scenario.clients: [3, 4]\n  train.cohort: [2, 4]\n",

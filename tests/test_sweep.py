@@ -109,7 +109,7 @@ def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
 
 def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
     told = sweep().stdout
-    assert "What the grid says, in points" in told
+    assert "Paired comparisons, in points" in told
     assert "scenario against even: gaps 0.0†" in told.replace(" (Accuracy)", "")
     assert "local −25.0†*" in told
     found = json.loads(Path("all/result.json").read_text())["comparisons"]
@@ -172,7 +172,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(engine: Engine) -> None
     engine.stop[2] = KeyboardInterrupt()
     stopped = sweep("--set", "train.lr=0.5")
     assert stopped.exit_code == 130
-    assert "`fedloom sweep mine.yaml --set train.lr=0.5 --out all` goes on from there" in stopped.stderr
+    assert "`fedloom sweep mine.yaml --set train.lr=0.5 --out all` continues from there" in stopped.stderr
     assert states() == ["done", "begun", "waiting", "waiting"]
     assert sweep("--set", "train.lr=0.5").exit_code == 0
     assert engine.calls[1:] == [("run", CELLS[1]), ("resume", CELLS[1]), ("run", CELLS[2]), ("run", CELLS[3])]
@@ -221,7 +221,7 @@ def test_any_exception_fails_its_cell_alone(jobs: str, error: Exception, said: s
     assert result.exit_code == 1
     assert states() == ["done", "failed", "done", "done"]
     assert said in json.loads(Path("all/sweep.json").read_text())["cells"][1]["error"]
-    assert said in result.stderr and "all/sweep.json says why" in result.stderr
+    assert said in result.stderr and "all/sweep.json has the reasons" in result.stderr
     assert "Traceback" not in result.output
     engine.bad = {}
     assert sweep("--jobs", jobs).exit_code == 0

@@ -23,6 +23,7 @@ from fedloom.algorithms.fedavg import averaging, fedavg
 from fedloom.algorithms.rule import PLAIN, LocalRule
 from fedloom.messages import Update
 from fedloom.testing import LAWS, LawsBroken, check_algorithm
+from fedloom.testing.bench import LAYOUT
 from fedloom.types import Broadcast, Tensors, UserError
 
 KEPT: list[Tensor] = []
@@ -64,7 +65,7 @@ def once_more(updates: Iterable[Update], state: ServerState) -> Tensor:
     """Remember outside of the state."""
     delta = mean()(updates, state)[0]
     KEPT.append(delta.clone())
-    return delta + 0.1 * sum(KEPT[:-1], torch.zeros(12))
+    return delta + 0.1 * sum(KEPT[:-1], torch.zeros(LAYOUT.size))
 
 
 def changing(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
@@ -89,7 +90,7 @@ def deaf(*, lr: float = 1.0) -> FederatedAlgorithm:
 
 
 def summed(updates: Iterable[Update], state: ServerState) -> Tensor:
-    return sum((update.weight * update.delta.flat for update in updates), torch.zeros(12))
+    return sum((update.weight * update.delta.flat for update in updates), torch.zeros(LAYOUT.size))
 
 
 BROKEN: dict[str, tuple[Callable[..., FederatedAlgorithm] | FederatedAlgorithm, str]] = {
@@ -155,6 +156,7 @@ def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
     [
         (3, {}, "must be an Entry or a function"),
         (lambda x: x, {}, "has the argument 'x' without a default"),
+        (ENTRIES["fedkseed"], {}, "no values travel with it"),
         (ENTRIES["prompt"], {}, "there are no laws for a prompt"),
         (fedavg, {"clients": 2}, "clients is 2; it must be at least 3"),
         (fedavg, {"lr": -1.0}, "lr is -1.0"),

@@ -1,4 +1,4 @@
-"""The command `fedloom`. It imports what a command needs when that command runs, so that help is quick."""
+"""The command `fedloom`. Each command imports what it needs only when it runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that come before a command."""
 
 
 @app.command()
@@ -77,7 +77,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment and show its table."""
+    """Run an experiment and print its results."""
     with courteous(debug, "nothing was begun"):
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, discard, folder_state, moves
@@ -91,7 +91,7 @@ def run(
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
             words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
             raise UserError(
-                f"{folder} holds this experiment, interrupted or still under way; go on with `fedloom resume {shlex.join(words)}`"
+                f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
         _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
 
@@ -102,13 +102,13 @@ def resume(
     changes: Places = None,
     plugins: Annotated[
         list[str] | None,
-        typer.Option("--plugin", metavar="FILE.py", help="Where its plug-ins are now; give all of them."),
+        typer.Option("--plugin", metavar="FILE.py", help="Current path of each plug-in of the run."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with an interrupted run."""
+    """Continue an interrupted run."""
     with courteous(debug):
         from fedloom.folder import finished, resumable
 
@@ -144,7 +144,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
     """Run an experiment, from where it stands, and show its result."""
     result = _work(folder, quiet, experiment)
     if finished:
-        complain(f"{folder} is finished; --rerun runs it again, --out runs it in another folder")
+        complain(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     _show(result, folder, as_json)
 
 
@@ -161,7 +161,7 @@ def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
     except KeyboardInterrupt as stop:
         progress.close()
         begun = (folder / "experiment.json").is_file()
-        again = f"`fedloom resume {shlex.quote(str(folder))}` goes on from there"
+        again = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
         complain(f"interrupted; {again if begun else 'nothing was begun'}")
         raise typer.Exit(exit_code(stop)) from None
     finally:
@@ -171,7 +171,7 @@ def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
 def _check_run(folder: Path) -> None:
     if (folder / "sweep.json").is_file():
         raise UserError(
-            f"{folder} is a sweep; its `fedloom sweep` command goes on, and `fedloom report` reports"
+            f"{folder} is a sweep; repeat its `fedloom sweep` command to continue it, or use `fedloom report` for its report"
         )
     if not (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
@@ -200,7 +200,7 @@ def validate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check an experiment without running it; --json writes it with every default."""
+    """Check an experiment without running it; --json prints it with all defaults."""
     with courteous(debug):
         from fedloom.experiment import load_experiment, sweep_keys
         from fedloom.folder import default_folder
@@ -217,7 +217,7 @@ def validate(
 
 @app.command()
 def show(recipe: Recipe, debug: Debug = False) -> None:
-    """Print a recipe, ready to be copied into a file of your own."""
+    """Print a recipe, ready to copy into your own file."""
     with courteous(debug):
         from fedloom.experiment import experiment_text
 
@@ -231,11 +231,11 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; the default is DIR/report.html, for several runs comparison.html."),
+        typer.Option(help="Report file; the default is DIR/report.html, or comparison.html for several."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write the report of a run, or compare several on one page."""
+    """Write the report of a run, or compare several runs on one page."""
     with courteous(debug):
         from fedloom.report.page import write_report
 

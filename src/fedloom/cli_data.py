@@ -1,4 +1,4 @@
-"""The command `fedloom data`: whether a data set is there and is what its owners ship, and adding a part of one."""
+"""The command `fedloom data`: check that a data set is complete and as its owners distribute it, or add a part of one."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 SHOWN = 5
-"""So many bad records are listed; --json lists all."""
+"""Number of invalid records that are listed; --json lists all."""
 CLASSES = 12
-"""Up to so many answers of a part are counted one by one; --json has all."""
+"""Most distinct answers of a part that are counted one by one; --json has all."""
 
 data = typer.Typer(
     name="data",
     cls=Commands,
-    help="Check data sets, or add to one.",
+    help="Check data sets, or add a part to one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,7 +46,7 @@ data = typer.Typer(
 
 @data.callback()
 def _data() -> None:
-    """Check data sets, or add to one."""
+    """Check data sets, or add a part to one."""
 
 
 def _complete_name(incomplete: str) -> list[str]:
@@ -61,12 +61,12 @@ def check(
         str, typer.Argument(help="As listed by `fedloom list datasets`.", autocompletion=_complete_name)
     ],
     root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Which variant of it, like data.variant.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the data set, as in data.variant.")] = None,
     plugins: PluginFiles = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say where to get a data set, and whether a folder holds it; exit code 1 if it cannot be used."""
+    """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
     with courteous(debug):
         from fedloom.data.check import check as checked
         from fedloom.plugin_section import Pluggable
@@ -87,17 +87,19 @@ def check(
 def add(
     what: Annotated[str, typer.Argument(help="What to add: openmoji.", autocompletion=lambda: ["openmoji"])],
     package: Annotated[
-        Path | None, typer.Option(help="The npm package that you have downloaded, openmoji-17.0.0.tgz.")
+        Path | None,
+        typer.Option(help="The npm package, if you have already downloaded it: openmoji-17.0.0.tgz."),
     ] = None,
     network: Annotated[bool, typer.Option("--network", help="Download the package with npm.")] = False,
     root: Annotated[
-        Path | None, typer.Option(help="Where to put it; without it, the data set finds it by itself.")
+        Path | None,
+        typer.Option(help="Folder to put it in; by default, one in which the data set finds it by itself."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Add to a data set what fedloom cannot ship: openmoji (CC BY-SA 4.0) to emoji-styles.
+    """Add a part that fedloom cannot bundle to a data set: openmoji (CC BY-SA 4.0) to emoji-styles.
 
-    Give --network or --package. What was added before is replaced.
+    Give either --network or --package. An earlier copy is replaced.
     """
     with courteous(debug, "nothing was added"):
         from fedloom.data.emoji_styles import openmoji_folder
@@ -127,7 +129,7 @@ def lines(report: Report) -> Iterator[str]:
     published = [number for number in report.numbers if number.published is not None]
     other = sum(number.found != number.published for number in published)
     if other:
-        yield f"{other} of {len(published)} published numbers differ from what is there."
+        yield f"{other} of {len(published)} published numbers differ from those of this folder."
     for fault in report.faults:
         yield from _wrapped(fault, "- ")
     if report.numbers:
@@ -139,7 +141,7 @@ def lines(report: Report) -> Iterator[str]:
     if report.rejected:
         count = len(report.rejected)
         yield ""
-        yield f"Set aside: {count:,} {'record' if count == 1 else 'records'}"
+        yield f"Skipped: {count:,} invalid {'record' if count == 1 else 'records'}"
         for bad in report.rejected[:SHOWN]:
             yield from _wrapped(str(bad), "- ")
         if count > SHOWN:

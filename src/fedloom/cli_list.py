@@ -74,8 +74,8 @@ def _models(plugged: Pluggable) -> dict[str, str]:
     from fedloom.models.added import ADDED, status
 
     shipped = {
-        "shipped": "The small model that comes with fedloom; needs no download.",
-        "shipped-free": "Another one, without an encoder.",
+        "shipped": "The small bundled model; needs no download.",
+        "shipped-free": "A small bundled model without an encoder.",
     }
 
     def state(name: str) -> str:
@@ -83,7 +83,7 @@ def _models(plugged: Pluggable) -> dict[str, str]:
             digest = status(name)
         except UserError as error:
             return f"damaged: {error}"
-        return f"`fedloom models add {name}` adds it" if digest is None else f"added, SHA-256 {digest}"
+        return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"
 
     added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
     return shipped | added | _each(plugged.families, lambda family: family.summary)

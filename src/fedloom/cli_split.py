@@ -1,4 +1,4 @@
-"""The command `fedloom split`: who would hold what, without a model and without training."""
+"""The command `fedloom split`: show how data would be divided among clients, without a model or training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedloom.experiment import Experiment
 
 CLIENTS, COHORT = 10, 2
-"""Those of FedMLLM; an experiment has defaults of its own."""
+"""The values of FedMLLM; an experiment has its own defaults."""
 
 OWN = {"missing": ("rate", "lose_all"), "cross": ("image_clients",), "hybrid": ("p",)}
 """Keys of the `scenario` section that only one scenario reads."""
@@ -38,36 +38,36 @@ def _complete_scenario(incomplete: str) -> list[str]:
 def split(
     dataset: Annotated[
         str | None,
-        typer.Argument(help="As listed by `fedloom list datasets`.", autocompletion=_complete_data),
+        typer.Argument(help="Data set, as listed by `fedloom list datasets`.", autocompletion=_complete_data),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
     plugins: PluginFiles = None,
     scenario: Annotated[
         str, typer.Option(help="aligned, missing, cross or hybrid.", autocompletion=_complete_scenario)
     ] = "aligned",
-    mode: Annotated[str, typer.Option(help="corrected, or published: FedMLLM's own draws.")] = "corrected",
+    mode: Annotated[
+        str, typer.Option(help="corrected, or published for the draws of FedMLLM's code.")
+    ] = "corrected",
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change one key, e.g. alpha=0.1; may be given often."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. alpha=0.1; may be repeated."),
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="Show the clients of each round instead, drawn as corrected or published."),
+        typer.Option(
+            help="Show the clients of each round instead, drawn by the corrected or the published sampler."
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How many rounds to show.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Number of rounds to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where in the code a mistake was noticed.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")] = False,
 ) -> None:
-    """Show who would hold what, and how much the clients would differ."""
+    """Show which client would hold what, and how much the clients would differ."""
     with courteous(debug):
         from fedloom.report.split import cohorts_table, split_text
 
         if (dataset is None) == (sampler is None):
-            raise UserError("fedloom split takes a data set (`fedloom list datasets`), or else --sampler")
+            raise UserError("fedloom split needs either a data set (`fedloom list datasets`) or --sampler")
         if sampler is not None:
             given = {"train.sampler": ("--sampler", sampler), "train.rounds": ("--rounds", rounds)}
             found = cohorts(experiment_of(given, changes or ()))
@@ -94,12 +94,12 @@ def experiment_of(
     scenario: str | None = None,
     plugins: Sequence[str] = (),
 ) -> Experiment:
-    """Make an experiment of options and changes; a key of the `scenario` section goes by its last word.
+    """Make an experiment from options and changes; a key of the `scenario` section is named by its last word.
 
     Args:
         given: Key → the option's name, for messages, and its value.
         changes: Texts such as `alpha=0.5`, as `--set` takes them.
-        scenario: Where given, a key that only another scenario reads is refused.
+        scenario: If given, a key that only another scenario reads is refused.
         plugins: Python files that are added.
 
     Raises:
@@ -144,7 +144,7 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
 
 
 def divided(experiment: Experiment) -> dict[str, Any]:
-    """Load the data and divide them; returns what --json prints."""
+    """Load the data and divide them; return what --json prints."""
     from fedloom.data import load_data
     from fedloom.scenarios import card, survey
     from fedloom.scenarios.card import rows

@@ -1,4 +1,4 @@
-"""The command `fedloom sweep`, and what other commands do where they meet a grid or a sweep."""
+"""The command `fedloom sweep`, and how other commands handle a grid or a sweep."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def sweep(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Run the recipe's quick form.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the quick form of the recipe.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that run cells in parallel.")] = 1,
     rerun: Annotated[
         bool,
         typer.Option(
@@ -45,7 +45,7 @@ def sweep(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every experiment of a grid; the same command goes on after an interruption."""
+    """Run every experiment of a grid; the same command continues after an interruption."""
     with courteous(debug, "nothing was begun"):
         from fedloom.grid import load_grid
         from fedloom.progress import make_passing_progress
@@ -68,13 +68,13 @@ def sweep(
             again += [word for change in changes or () for word in ("--set", change)]
             again += [word for plugin in plugins or () for word in ("--plugin", plugin)]
             again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
-            complain(f"interrupted; `{shlex.join(again)}` goes on from there")
+            complain(f"interrupted; `{shlex.join(again)}` continues from there")
             raise typer.Exit(exit_code(stop)) from None
         _show(result, folder, as_json)
 
 
 def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Show the table and where the report lies; exit with 1 where a cell failed."""
+    """Print the tables and the path of the report; exit with 1 if a cell failed."""
     failed = [cell for cell in result["cells"] if cell["state"] == "failed"]
     if as_json:
         say_json(result)
@@ -93,14 +93,16 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
         complain(f"{cell['name']} failed: {cell['error']}")
     if failed:
         count = "one cell" if len(failed) == 1 else f"{len(failed)} cells"
-        complain(f"{count} failed; {folder / 'sweep.json'} says why, and the same command tries again")
+        complain(
+            f"{count} failed; {folder / 'sweep.json'} has the reasons; the same command runs failed cells again"
+        )
         raise typer.Exit(FAILED)
 
 
 def validate_grid(
     recipe: str, changes: Sequence[str], plugins: Sequence[str], as_json: bool, *, quick: bool
 ) -> None:
-    """Check a grid, and its quick form if it has one; as JSON, write every cell's experiment."""
+    """Check a grid, and its quick form if it has one; as JSON, print every cell's experiment."""
     from fedloom.grid import load_grid
     from fedloom.report.tables import counted
     from fedloom.sweep import default_sweep_folder

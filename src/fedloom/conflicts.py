@@ -1,11 +1,12 @@
-"""Settings of an experiment that contradict each other."""
+"""Checks for settings of an experiment that contradict each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedloom.methods import default_methods, kind_of
+from fedloom.methods import default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
-    """Find everything that contradicts something else in an experiment whose sections are sound."""
+    """Yield every conflict between settings of an experiment whose sections are valid."""
     from fedloom.data import rootless, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
     clients, sets = scenario.clients, experiment.datasets
     federated = [name for name in experiment.methods if experiment.method(name).federated]
     if data.root is None and not rootless(data.name, sets):
-        message = f"data.root is missing; data.name {data.name} needs the path of the folder that holds the examples"
+        message = f"data.root is missing; data.name {data.name} needs the folder of its examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
     known = variants(data.name, sets)
     if data.variant is not None and data.variant not in known:
-        right = f"one of {', '.join(known)}" if known else "left out, for it has none"
-        message = f"data.variant is {data.variant}, but of the data set {data.name} it must be {right}"
+        right = f"one of {', '.join(known)}" if known else "left out, because it has no variants"
+        message = f"data.variant is {data.variant}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
     if data.task not in (asked := tasks(data.name)):
-        right = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, for it has one task"
-        message = f"data.task is {data.task}, but of the data set {data.name} it must be {right}"
+        right = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, because it has only one task"
+        message = f"data.task is {data.task}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
@@ -42,16 +43,14 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
-        message = (
-            f"train.cohort is {cohort}, but scenario.clients is {clients}; a round has at most all clients"
-        )
+        message = f"train.cohort is {cohort}, but scenario.clients is {clients}; a round cannot have more clients than there are"
         yield Conflict(("train", "cohort"), message, count)
     if scenario.image_clients is not None and scenario.image_clients > clients:
         message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
         yield Conflict(("scenario", "image_clients"), message, count)
     if scenario.mode == "published" and (reason := unpublished(scenario)):
         if experiment.mode == "published":
-            reason += ". For draws of our own under mode: published, set scenario.mode: corrected"
+            reason += ". To use corrected draws under mode: published, set scenario.mode: corrected"
         yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
     if experiment.main is not None and experiment.main not in federated:
         hint = did_you_mean(experiment.main, federated)
@@ -60,7 +59,7 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("main",), message, (("methods",),))
     yield from _repeats(experiment)
     mistakes = [one for name in experiment.algorithms for one in _argument_conflicts(experiment, name)]
-    yield from mistakes or _cohort_conflicts(experiment)
+    yield from mistakes or _method_conflicts(experiment)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -69,12 +68,10 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
             message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
             yield Conflict(("model", other), message, (("model", key),))
     if model.encoder is not None and model.path != "shipped":
-        message = (
-            f'model.path is "{model.path}", but model.encoder and model.llm take its place; leave it out'
-        )
+        message = f'model.path is "{model.path}", but model.encoder and model.llm replace it; leave it out'
         yield Conflict(("model", "path"), message, (("model", "encoder"),))
     if model.connector_weights is not None and model.connector is None and model.encoder is None:
-        message = "model.connector is missing; model.connector_weights needs the form of the connector, such as mlp2"
+        message = "model.connector is missing; model.connector_weights needs the type of the connector, such as mlp2"
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
@@ -90,7 +87,8 @@ def _repeats(experiment: Experiment) -> Iterator[Conflict]:
 def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
     """Check the arguments of one algorithm or part.
 
-    All together decide. A mistake stands where leaving one argument out mends it, or else at each that is refused alone.
+    The arguments are checked together. A mistake is reported at the argument whose omission resolves it, or else at each that is
+    refused alone.
     """
     path, arguments = ("algorithms", name), experiment.algorithms[name]
     if name not in experiment.entries:
@@ -110,32 +108,40 @@ def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]
 
 
 def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Return why arguments of an algorithm or part are refused, or None."""
-    from fedloom.algorithms.compose import make
+    """Return why arguments of an algorithm or part are refused, or None.
 
+    Arguments of a name that no method has need not fit what the strategy trains.
+    """
+    from fedloom.algorithms.compose import any_layout, make
+
+    used = any(name in experiment.method(one).composed for one in experiment.methods)
+    given = experiment.given
+    given = given if used else replace(given, layout=any_layout(experiment.strategy.rank))
     try:
-        make(name, experiment.given, arguments, experiment.entries)
+        make(name, given, arguments, experiment.entries)
     except UserError as error:
         return str(error)
     return None
 
 
-def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find methods whose aggregate needs a larger cohort, as it is by itself or behind its wrappers."""
+def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, name in enumerate(experiment.methods):
-        method = experiment.method(name)
-        kinds = {kind_of(part, experiment.entries) for part in method.parts}
-        if method.federated and kinds & {"aggregate", "wrapper"}:
-            from fedloom.algorithms.compose import compose
+        if (
+            name in default_methods()
+        ):  # they go with all settings, and putting them together would import torch
+            continue
+        from fedloom.algorithms.compose import rehearse
 
-            try:
-                compose(method.composed, experiment.given, experiment.arguments, experiment.entries)
-            except UserError as error:
-                yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
+        method = experiment.method(name)
+        try:
+            rehearse(method.composed, experiment.given, experiment.arguments_of(method), experiment.entries)
+        except UserError as error:
+            yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find numbers of rounds that do not fit the stages of the strategy."""
+    """Yield numbers of rounds that do not fit the stages of the strategy."""
     from fedloom.tuning.strategy import SEQUENCES
 
     name, given = experiment.strategy.name, experiment.strategy.stage_rounds
@@ -150,19 +156,19 @@ def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find algorithms whose means are stated over the whole cohort, where only reporters are to count."""
+    """Yield algorithms that are defined over the whole cohort if only reporters are to count."""
     if experiment.aggregate.over == "cohort":
         return
     for name in experiment.methods:
         method = experiment.method(name)
         for part in method.composed if method.federated else ():
             if "whole vectors" in experiment.entries[part].traits:
-                message = f"aggregate.over is reporters, but {part} is stated for whole vectors, which all clients report; leave one of them out"
+                message = f"aggregate.over is reporters, but {part} is defined for whole vectors of the whole cohort; leave one of them out"
                 yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find methods whose parts need other settings."""
+    """Yield methods whose parts need other settings."""
     for index, name in enumerate(experiment.methods):
         if name in default_methods():
             continue  # they go with all settings, and reading their entries would import torch
@@ -173,7 +179,7 @@ def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the key of each setting that a part cannot go with, and why."""
+    """Yield the key of each setting that is incompatible with a part, and the reason."""
     from fedloom.tuning.strategy import SEQUENCES
 
     entry, train = experiment.entries[part], experiment.train
@@ -182,7 +188,7 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
     if "own model" in entry.traits and personal:
         yield (
             ("strategy", "name"),
-            f"gives each client a model of its own, but {strategy}, which keeps parts at clients",
+            f"gives each client its own model, but {strategy}, which already keeps parts at clients",
         )
     if "own model" in entry.traits and entry.kind == "stage" and experiment.evaluate.round == "best":
         yield ("evaluate", "round"), "starts from the last round, but evaluate.round is best; set it to last"
@@ -196,13 +202,13 @@ def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str]
     if personal or len(stages) > 1:
         yield (
             ("strategy", "name"),
-            f"rebuilds all that is trained from one start, but {strategy}; set it to lora, connector or both",
+            f"rebuilds all trained values from one start, but {strategy}; set it to lora, connector or both",
         )
     for key, wanted in REPLAYED.items():
         if getattr(train, key) != wanted:
             yield (
                 ("train", key),
-                f"replays plain steps along drawn directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
+                f"replays plain SGD steps along random directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
             )
 
 
@@ -211,34 +217,36 @@ REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 
 
 def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find what cannot be done with compiled layers."""
+    """Yield settings that are incompatible with compiled layers."""
     if not experiment.engine.compile:
         return
     workers, dropout, where = experiment.engine.workers, experiment.strategy.dropout, (("engine", "compile"),)
     if workers not in ("auto", 1):
-        message = f"engine.workers is {workers}, but engine.compile needs 1: each copy would compile anew"
+        message = (
+            f"engine.workers is {workers}, but engine.compile needs 1, because each copy would compile again"
+        )
         yield Conflict(("engine", "workers"), message, where)
     if dropout:
-        message = f"strategy.dropout is {dropout}, but engine.compile needs 0: named masks cannot be compiled"
+        message = f"strategy.dropout is {dropout}, but engine.compile needs 0, because dropout masks drawn by name cannot be compiled"
         yield Conflict(("strategy", "dropout"), message, where)
 
 
 def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Find a validation part that does not exist, and a best round that could not be found."""
+    """Yield a validation part that does not exist, and settings under which no best round can be chosen."""
     from fedloom.data import DATASETS, validates
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
     if data.validation == "published" and not validates(data.name, experiment.datasets):
         known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
         message = (
-            f"data.validation is published, but the data set {data.name} has no validation part of its owners; give a "
-            f"share of each client's training examples, such as 0.1. One comes with {known}, and a folder of your own "
-            "may hold validation.jsonl"
+            f"data.validation is published, but the data set {data.name} has no published validation part; give a "
+            f"share of each client's training examples, such as 0.1. Data sets with one: {known}, and a folder of your own "
+            "with validation.jsonl"
         )
         yield Conflict(path, message, (("data", "name"),))
     if evaluate.round == "best" and not data.validation:
-        message = "evaluate.round is best, but data.validation is 0, so that only test scores could choose the round; set data.validation to a share such as 0.1"
+        message = "evaluate.round is best, but data.validation is 0, so only test scores could choose the round; set data.validation to a share such as 0.1"
         yield Conflict(("evaluate", "round"), message, (path,))
     if evaluate.round == "best" and not evaluate.every:
-        message = "evaluate.round is best, but evaluate.every is 0, so that only the last round is evaluated"
+        message = "evaluate.round is best, but evaluate.every is 0, so only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -189,6 +189,10 @@ class Experiment(Pluggable):
         own = self.entries[name].published if self.mode == "published" else {}
         return {**own, **self.algorithms.get(name, {})}
 
+    def arguments_of(self, method: Method) -> Callable[[str], Mapping[str, Argument]]:
+        """Return a function name → arguments for what a method is put together from; baselines train by a plain algorithm."""
+        return lambda name: self.arguments(name) if method.federated or name in method.parts else {}
+
     @property
     def given(self) -> Given:
         """What algorithms and parts are given before a model is there, in the first stage."""
@@ -303,6 +307,6 @@ def _sweep_keys(document: Document) -> tuple[str, ...]:
 
 
 def takes_text(path: KeyPath) -> bool:
-    """Say whether the value of an experiment's key is text."""
+    """Return whether the value of an experiment's key is text."""
     part = schema_at(schema_of(Experiment), path)
     return {option.get("type") for option in part.get("anyOf", [part])} in ({"string"}, {"string", "null"})

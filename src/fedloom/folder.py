@@ -128,7 +128,7 @@ def _read(folder: Path, plugins: Plugged = (), changes: Sequence[str] = ()) -> E
 
 
 def folder_state(folder: Path, experiment: Experiment) -> State:
-    """Say how far this experiment has come in a folder.
+    """Return how far this experiment has come in a folder.
 
     Raises:
         UserError: The folder holds something else, or is damaged.
@@ -153,7 +153,7 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
 
 
 def finished(folder: Path) -> bool:
-    """Say whether a run wrote all it had to; the report comes last.
+    """Return whether a run wrote all its files; the report comes last.
 
     Raises:
         UserError: The manifest is damaged.
@@ -274,5 +274,5 @@ def tidy(folder: Path) -> None:
 
 
 def temporary(file: Path) -> bool:
-    """Say whether a file is one that was being written when its process ended."""
+    """Return whether a file is one that was being written when its process ended."""
     return TEMPORARY.fullmatch(file.name) is not None and file.is_file()

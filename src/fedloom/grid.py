@@ -203,7 +203,7 @@ def _unvalidated(asked: Document, cells: Sequence[Cell]) -> list[Mistake]:
         return []
     where = "" if len(lacking) == len(cells) else f" in {lacking[0]}"
     message = (
-        f"choose needs a validation part, but data.validation is 0{where}, so that only test scores could choose; set "
+        f"choose needs a validation part, but data.validation is 0{where}, so only test scores could choose; set "
         "data.validation to a share such as 0.1"
     )
     return [Mistake(asked.place((), of_key=True), message)]

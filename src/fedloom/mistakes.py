@@ -1,4 +1,4 @@
-"""Check a document against a pydantic model and tell every mistake at once, in words a user can act on."""
+"""Check a document against a pydantic model and report all mistakes at once, in words a user can act on."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fedloom.terminal import one_line
 from fedloom.types import UserError
 
 LISTED = 20
-"""Mistakes that are listed one by one; the others are counted."""
+"""Most mistakes that are listed one by one; the others are counted."""
 GUESSED = 100
-"""Mistakes of a document for which it is guessed what was meant."""
+"""Most mistakes of a document for which a correction is suggested."""
 LONGEST_WORD = 100
-"""Characters of a word that may be a mistyped name."""
+"""Most characters of a word that may be a mistyped name."""
 
 Schema = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Conflict(NamedTuple):
-    """Values that are fine by themselves but not together.
+    """Values that are valid by themselves but not together.
 
     Attributes:
         path: The key the user should look at first.
         message: What is wrong and what would be right, naming the key.
-        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not told.
+        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not reported.
         of_value: Whether the mistake stands at the key's value, not at the key.
     """
 
@@ -52,7 +52,7 @@ def resolve(model: type[Model], document: Document) -> Model:
     """Make a model from a document.
 
     Raises:
-        UserError: One line for every mistake, in the order of the file.
+        UserError: One line per mistake, in the order of the file.
     """
     found, mistakes = check(model, document)
     if mistakes or found is None:
@@ -63,17 +63,17 @@ def resolve(model: type[Model], document: Document) -> Model:
 def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mistake]]:
     """Make a model from a document, or find every mistake in it.
 
-    A model stops at the first layer of mistakes, so each pass takes out what is wrong and tries again with
+    A model stops at the first layer of mistakes, so each pass removes what is wrong and tries again with
     defaults in its place, until nothing new is found.
 
     Returns:
-        The model, without what was wrong, and the mistakes; the model is None where too little was right.
+        The model without the wrong values, and the mistakes; the model is None where too little was valid.
     """
     mistakes, wrong = list(document.mistakes), set[KeyPath]()
     unread = {mistake.place for mistake in mistakes if mistake.place.line}
     value = document.value
     if value is None and not mistakes:
-        mistakes.append(Mistake(document.place(()), "there is nothing in it; write at least `name: my-run`"))
+        mistakes.append(Mistake(document.place(()), "the file is empty; write at least `name: my-run`"))
     value = {} if value is None else value
     found: Model | None = None
     while found is None:
@@ -90,7 +90,7 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
 
 
 def told(source: str, mistakes: Sequence[Mistake]) -> str:
-    """Write mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
+    """Format mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
     count = "one mistake" if len(ordered) == 1 else f"{len(ordered):,} mistakes"
@@ -162,7 +162,7 @@ def explain(
     above: KeyPath = (),
     guess: bool = True,
 ) -> str:
-    """Say what one row of a `ValidationError` means.
+    """Explain one row of a `ValidationError`.
 
     Args:
         schema: The model's JSON schema.
@@ -170,7 +170,7 @@ def explain(
         row: One of `ValidationError.errors()`.
         value: The whole value that was checked.
         above: The key path at which that value stands.
-        guess: Say which key was likely meant in place of an unknown one.
+        guess: Suggest which key was likely meant in place of an unknown one.
     """
     key = dotted((*above, *path)) or "the experiment"
     if row["type"] == "extra_forbidden":
@@ -191,7 +191,7 @@ def explain(
 
 
 def choice_error(message: str) -> PydanticCustomError:
-    """Make the error by which a field's validator tells a complete message of its own."""
+    """Make the error by which a field's validator reports a complete message of its own."""
     return PydanticCustomError("choice", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
 
 
@@ -222,11 +222,11 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
 
 
 def unknown(kind: str, name: str, allowed: Sequence[str]) -> str:
-    """Say that `name` is none of `allowed`, and which of them was likely meant.
+    """Return a message that `name` is none of `allowed`, and which of them was likely meant.
 
     Example:
-        >>> unknown("colour", "gren", ["red", "green"])
-        '"gren" is not a known colour. Did you mean green? Allowed: red, green'
+        >>> unknown("color", "gren", ["red", "green"])
+        '"gren" is not a known color. Did you mean green? Allowed: red, green'
     """
     return f'"{name}" is not a known {kind}{did_you_mean(name, allowed) or "."} Allowed: {", ".join(allowed)}'
 
@@ -296,7 +296,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def expected(schema: Schema, part: Schema) -> str:
-    """Say in words which values a part of a JSON schema allows.
+    """Return in words which values a part of a JSON schema allows.
 
     Example:
         >>> expected({}, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})

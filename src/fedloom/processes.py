@@ -43,7 +43,7 @@ DIE_WITH_PARENT = 1
 
 
 def can_fork() -> bool:
-    """Tell whether this process can be copied: on Linux, and as long as it uses no accelerator."""
+    """Return whether this process can be copied: on Linux, and as long as it uses no accelerator."""
     return sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
@@ -212,7 +212,7 @@ def _messages(
 
 
 def _death(status: int) -> str:
-    """Say how a process ended that did not say so itself."""
+    """Describe how a process ended that did not report it itself."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended by itself with exit code {code}"

@@ -13,7 +13,7 @@ from fedloom.terminal import one_line
 
 @final
 class Progress:
-    """Tells of one stage after another; beginning a stage ends the one before.
+    """Shows one stage after another; beginning a stage ends the one before.
 
     Args:
         stream: Where to write, or None to write nothing.

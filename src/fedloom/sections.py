@@ -1,4 +1,4 @@
-"""The sections of an experiment: their keys, what each allows, its default, and one sentence about it."""
+"""The sections of an experiment: their keys with allowed values, default, and a one-sentence description."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pydantic import (
 from fedloom.mistakes import choice_error
 
 MOST_NUMBERS = 100_000
-"""Entries of an argument that is a list."""
+"""Most entries of an argument that is a list."""
 
 MOST_NAMES = 100
-"""Methods of an experiment, algorithms with arguments, and arguments of one."""
+"""Most methods of an experiment, most algorithms with arguments, and most arguments of one algorithm."""
 
 
 def _argument(value: Any) -> Any:
@@ -41,13 +41,13 @@ def _argument(value: Any) -> Any:
 
 
 def possible_path(path: str) -> str:
-    """Return a path that a file system can have; another one is refused."""
+    """Return a path that is valid in a file system; any other is refused."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        raise choice_error("half a character cannot stand in a path") from None
+        raise choice_error("a path cannot contain half of a surrogate pair") from None
     if "\0" in path:
-        raise choice_error("a zero character cannot stand in a path")
+        raise choice_error("a path cannot contain a null character")
     return path
 
 
@@ -86,65 +86,65 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which examples there are."""
+    """Which examples are used."""
 
     name: Text = Field(default="emoji", description="Data set, as listed by `fedloom list datasets`.")
     root: PathText | None = Field(
         default=None,
-        description="Folder of the data; needed by every data set that does not come with fedloom.",
+        description="Folder of the data; required for every data set that is not bundled with fedloom.",
     )
     test_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
-        default=0.25, description="Share held out for testing."
+        default=0.25, description="Share of examples held out for testing."
     )
     validation: Annotated[Number, Field(ge=0, lt=1)] | Literal["published"] = Field(
         default=0.0,
-        description="Share of each client's training examples that is kept out to choose rounds, rates and methods by; "
-        "published takes the owners' own validation part.",
+        description="Share of each client's training examples that is held out to choose rounds, rates and methods; "
+        "published uses the owners' own validation part.",
     )
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
     )
     max_rejected: Share = Field(
-        default=0.01, description="Share of bad records above which a run does not start."
+        default=0.01, description="Largest share of invalid records; above it, a run does not start."
     )
     too_long: Literal["skip", "cut"] = Field(
         default="skip",
-        description="Whether an example of more tokens than the model takes is skipped, or the end of its text "
-        "evidence is cut.",
+        description="Whether an example with more tokens than the model accepts is skipped, or the end of its text is "
+        "cut.",
     )
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about shapes or emoji-styles."
     )
     variant: Text | None = Field(
         default=None,
-        description="Task or language of a published data set, or how shapes look; null takes the first.",
+        description="Task or language of a published data set, or the style of shapes; null is the first.",
     )
 
 
 class Scenario(Section):
-    """Which client holds which example, and which modalities of it."""
+    """Which client holds which example, and which of its modalities."""
 
     mode: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="Draws of our own by seed, or draw for draw those of FedMLLM's published code.",
+        description="Draws by the experiment's seed, or exactly those of FedMLLM's published code.",
     )
     clients: Count = Field(default=5, description="Number of clients.")
     partition: Literal["iid", "dirichlet", "by_group", "by_source"] = Field(
         default="iid", description="Who holds which example; in published mode the default is dirichlet."
     )
     alpha: Positive = Field(
-        default=0.5, description="Concentration of dirichlet; a small one makes clients differ more."
+        default=0.5, description="Concentration of dirichlet; smaller values make clients differ more."
     )
     repair: Literal["each", "first"] | None = Field(
         default=None,
-        description="Labels that every client gets an example of in published mode: each, the first, or null, "
-        "which is as published for the data set.",
+        description="Labels of which every client gets an example in published mode: each, the first, or null, "
+        "which is what was published for the data set.",
     )
     pattern: Literal["aligned", "missing", "cross", "hybrid"] = Field(
-        default="aligned", description="Which modalities of their examples clients see."
+        default="aligned", description="Which modalities clients see of their examples."
     )
     rate: Share = Field(
-        default=0.3, description="Share of examples that lose a modality, per modality, under missing."
+        default=0.3, description="Share of examples that lose a modality under missing, per modality."
     )
     lose_all: Flag = Field(
         default=False,
@@ -152,7 +152,7 @@ class Scenario(Section):
     )
     image_clients: Index | None = Field(
         default=None,
-        description="Clients that hold only images under cross, the others only text; null is half.",
+        description="Number of clients that hold only images under cross, while the others hold only text; null is half.",
     )
     p: Share = Field(default=0.7, description="Probability that a client holds a modality under hybrid.")
 
@@ -174,34 +174,36 @@ class Model(Section):
     )
     encoder: PathText | None = Field(
         default=None,
-        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, or a model that has one; takes the "
-        "place of path.",
+        description="CLIP, SigLIP or EfficientNet encoder of an assembled model, or a model that has one; used "
+        "in place of path.",
     )
     llm: PathText | None = Field(default=None, description="Language model of an assembled model.")
     connector: Literal["linear", "mlp2", "mlp6", "resampler"] | None = Field(
         default=None,
-        description="Connector in place of the model's own; null keeps that, and is mlp2 in an assembled model.",
+        description="New connector in place of the model's own; null keeps the model's own, and is mlp2 in an assembled model.",
     )
     connector_weights: PathText | None = Field(
         default=None,
-        description="Values of that connector from earlier training: a safetensors file, or real-laptop; null draws "
-        "fresh ones.",
+        description="Pretrained weights of that connector: a safetensors file, or real-laptop; null initializes it at "
+        "random.",
     )
-    queries: Count = Field(default=16, description="Image tokens that the connector resampler gives.")
+    queries: Count = Field(
+        default=16, description="Number of image tokens that the connector resampler gives."
+    )
     max_tokens: Count | None = Field(
         default=None,
-        description="Most tokens of an example with its images and answer, at most the model's own limit; null "
+        description="Most tokens of an example, images and answer included, at most the model's own limit; null "
         "is 8192.",
     )
     network: Flag = Field(default=False, description="Whether a model hub may be contacted.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where it computes; auto is cuda where there is one."
+        default="auto", description="Device of the model; auto is cuda where available."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="What the language model computes in; adapters are always float32."
+        default="float32", description="Precision of the language model; adapters are always float32."
     )
     threads: Count | None = Field(
-        default=None, description="Processor threads; null leaves the choice to torch."
+        default=None, description="Number of CPU threads; null leaves the choice to torch."
     )
 
 
@@ -209,11 +211,12 @@ class Strategy(Section):
     """Which parts of the model are trained."""
 
     name: Literal["lora", "connector", "both", "two-stage", "share-connector", "share-lora"] = Field(
-        default="both", description="Parts that are trained, in which order, and what clients keep."
+        default="both",
+        description="Parts that are trained, their order, and which of them clients keep to themselves.",
     )
     stage_rounds: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         default=None,
-        description="Rounds of each stage of a strategy with several; null shares train.rounds out evenly.",
+        description="Rounds of each stage of a strategy with several stages; null divides train.rounds evenly.",
     )
     rank: Count = Field(default=8, description="Rank of the LoRA matrices.")
     alpha: Positive = Field(
@@ -225,7 +228,7 @@ class Strategy(Section):
         "the name, such as layers.27.self_attn.q_proj.",
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Share of what enters LoRA that each training step leaves out at random."
+        default=0.0, description="Dropout rate of the inputs of LoRA during training."
     )
 
 
@@ -236,41 +239,41 @@ class Train(Section):
     cohort: Count | None = Field(default=None, description="Clients in each round; null is all of them.")
     sampler: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="Draw the cohorts by seed, or as FedMLLM's published code does, the same for every seed.",
+        description="Whether cohorts are drawn by seed, or as in FedMLLM's published code, the same for every seed.",
     )
-    epochs: Count = Field(default=1, description="Passes of a client over its examples in each round.")
-    batch_size: Count = Field(default=8, description="Examples in each optimiser step.")
+    epochs: Count = Field(default=1, description="Passes of a client over its examples per round.")
+    batch_size: Count = Field(default=8, description="Examples per optimizer step.")
     batches: Literal["shuffled", "bucketed"] = Field(
         default="shuffled",
-        description="Batches of examples at random, or of ones alike in modality and length, which pads less.",
+        description="Random batches, or batches of examples of similar modality and length, which need less padding.",
     )
     lr: Positive = Field(default=1e-3, description="Learning rate of the clients.")
     schedule: Literal["cosine", "constant", "published"] = Field(
         default="cosine",
-        description="Learning rate over the rounds; published is FedMLLM's, too high in its first round.",
+        description="Learning-rate schedule over the rounds; published is FedMLLM's, which is too high in its first round.",
     )
     local_schedule: Literal["constant", "cosine", "published"] = Field(
         default="constant",
-        description="Learning rate over a client's steps in a round, begun anew in each; published is FedMLLM's, "
-        "whose first step has none.",
+        description="Learning-rate schedule over a client's steps, restarted in each round; published is FedMLLM's, "
+        "whose first step has a rate of zero.",
     )
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Optimiser of the clients.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Optimizer of the clients.")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        default=0.999, description="How long adamw remembers squared gradients."
+        default=0.999, description="Decay rate of adamw's mean of squared gradients (β₂)."
     )
-    weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimiser.")
+    weight_decay: NotNegative = Field(default=0.0, description="Weight decay of the clients' optimizer.")
     clip: Positive | None = Field(default=1.0, description="Largest gradient norm; null does not clip.")
 
 
 class Evaluate(Section):
-    """How answers are found and scored."""
+    """How answers are generated and scored."""
 
     answer: Literal["text", "letter"] = Field(
         default="text", description="Answer with the option or with its letter."
     )
     prompt: Wording = Field(
         default="present",
-        description="What prompts say of the evidence: present names what is there; see `+prompt` for the others.",
+        description="What prompts say about an example's modalities: present names those it has; see `+prompt` for the others.",
     )
     scoring: Literal["likelihood", "generate", "teacher-forced"] = Field(
         default="likelihood",
@@ -278,17 +281,17 @@ class Evaluate(Section):
     )
     linear_text: Literal["words", "minilm"] = Field(
         default="words",
-        description="What the linear reference knows of texts: weights of words, or sentence embeddings of the model "
+        description="Text features of the linear baseline: weights of words, or sentence embeddings of the model "
         "that `fedloom models add minilm` adds.",
     )
     judge: PathText | None = Field(
         default=None,
-        description="Folder of a local language model that also judges free answers at the end; null is none.",
+        description="Folder of a local language model that also judges free-form answers at the end; null is none.",
     )
     metrics: tuple[Text, ...] | None = Field(
         default=None,
-        description="Further scores, by the names that plug-ins or installed packages give them; null takes all that the "
-        "plug-ins of the experiment have.",
+        description="Additional scores, by the names that plug-ins or installed packages give them; null uses all scores of "
+        "the experiment's plug-ins.",
     )
     every: Index = Field(default=1, description="Rounds between evaluations; 0 evaluates only at the end.")
     round: Literal["last", "best"] = Field(
@@ -298,31 +301,31 @@ class Evaluate(Section):
 
 
 class Engine(Section):
-    """How the work is done; changes how fast a run is and the last bits of its numbers, not what it computes."""
+    """How the work is done; changes the speed of a run and the rounding of its numbers, not what it computes."""
 
     side_by_side: Count | Literal["auto"] = Field(
         default="auto",
-        description="Clients trained at once over the shared model; auto follows from the work and the kind of machine.",
+        description="Number of clients trained at once over the shared model; auto depends on the work and the kind of machine.",
     )
     workers: Count | Literal["auto"] = Field(
         default="auto",
-        description="Processes, or accelerators, that train a cohort's clients at once; auto takes one process for each "
+        description="Processes, or accelerators, that train a cohort's clients at once; auto is one process per "
         "thread where rounds are long, or every accelerator.",
     )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Whether the backward pass computes layers again to save memory; auto where it is short.",
+        description="Whether the backward pass recomputes layers to save memory; auto does so where memory is short.",
     )
     compile: Flag = Field(
         default=False,
-        description="Whether layers are compiled for training: faster where steps are small, after a minute or so of "
-        "compiling.",
+        description="Whether layers are compiled for training, which takes about a minute and makes small steps "
+        "faster.",
     )
     cache: Flag = Field(
-        default=True, description="Whether what the frozen encoder makes of pictures is kept between runs."
+        default=True, description="Whether the frozen encoder's image features are cached between runs."
     )
     cache_gigabytes: Positive = Field(
-        default=4.0, description="Most disk space for that, over all models and runs."
+        default=4.0, description="Most disk space for the cache, over all models and runs."
     )
 
 
@@ -341,11 +344,11 @@ class Gate(Section):
 
     max_norm: Positive | None = Field(
         default=None,
-        description="Largest norm of an update; null derives the most that honest work comes to from the settings.",
+        description="Largest norm of an update; null derives a bound on honest updates from the settings.",
     )
     max_ratio: Positive = Field(
         default=20.0,
-        description="Largest norm as a multiple of the median of accepted updates, or of what such work commonly comes to.",
+        description="Largest norm as a multiple of the median norm of accepted updates, or of a typical honest update's norm.",
     )
 
 
@@ -354,7 +357,8 @@ class Published(Section):
 
     source: Text = Field(description="Where the figures come from.")
     metric: Literal["accuracy", "macro_f1", "auc", "macro_f1_published", "auc_published"] = Field(
-        default="accuracy", description="What the figures are, in percent, by the name of our score."
+        default="accuracy",
+        description="Score that the figures are, in percent, by the name that fedloom gives it.",
     )
     scores: Mapping[Text, Mapping[Text, Number]] = Field(
         description="Label of an axis → method → figure in percent."

@@ -314,7 +314,7 @@ def _row_json(row: Row) -> Mapping[str, Any]:
 
 
 def _line(folder: Path, rows: Sequence[Row], index: int, mean: float) -> str:
-    """Tell how a cell ended, and the time left if those to come take as long as those before."""
+    """Describe how a cell ended, and the time left if the remaining cells take as long as those before."""
     row, waiting = rows[index], sum(one.state == "waiting" for one in rows)
     if row.state == "done":
         told = headline(read_json(folder / row.folder / "result.json", {"scores": dict}))

@@ -172,7 +172,7 @@ def test_an_empty_folder_and_none_say_where_to_get_it(name, tmp_path):
 def test_shipped_data_sets_need_nothing(name):
     result = call(name)
     assert result.exit_code == 0
-    assert "there is nothing to get" in result.stdout
+    assert "no download is needed" in result.stdout
 
 
 def test_a_folder_of_ones_own_is_checked_by_loading_it(tmp_path):

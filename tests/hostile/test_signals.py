@@ -98,7 +98,7 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(
     (os.killpg if group else os.kill)(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
-    assert said.endswith(f"fedloom: interrupted; `fedloom resume {folder}` goes on from there\n")
+    assert said.endswith(f"fedloom: interrupted; `fedloom resume {folder}` continues from there\n")
     assert "Traceback" not in said
     assert said.count("interrupted") == 1
     wait(lambda: not alive(process.pid), 30)
@@ -114,7 +114,7 @@ def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` goes on from there\n$", said)
+    assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` continues from there\n$", said)
     assert "Traceback" not in said
     wait(lambda: not alive(process.pid), 30)
 
@@ -128,7 +128,7 @@ def test_before_anything_began_nothing_is_promised(
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    told = "goes on from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
+    told = "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
     assert told in said
     assert "Traceback" not in said
 
@@ -176,7 +176,7 @@ def test_a_killed_job_fails_its_cell_and_the_others_go_on(
     cells = json.loads((folder / "sweep.json").read_text())["cells"]
     assert sorted(cell["state"] for cell in cells) == ["done", "done", "failed"]
     assert "SIGKILL" in next(cell["error"] for cell in cells if cell["state"] == "failed")
-    assert "sweep.json says why" in said
+    assert "sweep.json has the reasons" in said
     assert "Traceback" not in said
 
 

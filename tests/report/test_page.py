@@ -73,12 +73,12 @@ def test_the_page_tells_what_a_stranger_needs(run_folder):
         "5 clients",
         "268 held-out questions",
         "seed 0",
-        "no training on this data",
+        "without training on this data",
         "Mode corrected",
         "ab" * 32,
         "fedloom run run/experiment.json",
         "PeftModel",
-        "1 client update was refused or did not come; the server took in 89",
+        "1 client update was refused or missing; the server accepted 89",
         "5 records",
     ):
         assert wanted in text
@@ -226,7 +226,7 @@ def test_a_better_method_and_a_better_reference_are_told():
     said = " ".join(finding(result_of(local=0.4, centralised=0.8, fedavg=0.6, fedadam=0.7, linear=0.75)))
     assert "FedAdam scores highest on the test part, with 70.0% (75% of the gap)" in said
     assert (
-        "linear reference reaches 75.0%, above the federated method that scores highest on the test part"
+        "linear baseline reaches 75.0%, above the federated method that scores highest on the test part"
         in said
     )
 

@@ -185,7 +185,7 @@ def test_a_value_without_any_score_is_told_all_the_same() -> None:
     assert "no pairs" in render_sweep(sweep)
     nothing = swept(AXES, ("fedavg",), gains, failed=lambda values: True)
     assert comparisons(nothing) == []
-    assert "What the grid says" not in render_sweep(nothing)
+    assert "Paired comparisons" not in render_sweep(nothing)
 
 
 def test_where_less_is_better_the_verdict_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_one_seed_is_not_judged() -> None:
 
 def test_the_page_says_what_three_seeds_can_tell() -> None:
     page = render_sweep(swept({**AXES, "strategy.name": ["connector", "lora", "both"]}, ("fedavg",), gains))
-    assert "With so few seeds only large differences are told apart" in page
+    assert "With so few seeds only large differences are significant" in page
     assert "confidence interval reaches 2.5 times" in page
     assert "strategy.name: difference from connector" in page
 
@@ -244,7 +244,7 @@ def test_terminal_lines_are_few_and_fit(count: int) -> None:
     assert 5 < len(lines) <= 15
     assert max(map(len, lines)) <= 80
     assert all(line.isprintable() for line in lines)
-    assert lines[0].startswith("What the grid says")
+    assert lines[0].startswith("Paired comparisons")
     told = re.search(r"… (\d+) more lines? in the report", lines[-1])
     assert not told or len(lines) == 15
 

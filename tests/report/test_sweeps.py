@@ -176,7 +176,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "±" not in "".join(cell for row in table.rows for cell in row)
     assert "one seed, so no interval" in table.note
     said = findings(sweep)
-    assert said and all("one seed cannot tell" in sentence for sentence in said)
+    assert said and all("with one seed there is no test of significance" in sentence for sentence in said)
 
 
 def test_a_sweep_without_any_score_still_has_a_page(tmp_path: Path) -> None:
@@ -208,9 +208,9 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     [
         (
             [0.1] * 12,
-            "In our runs, a share of 0.1 of each client's training examples was kept out of training",
+            "In our runs, a share of 0.1 of each client's training examples was held out for validation",
         ),
-        (["published"] * 12, "In our runs, the owners' validation part was kept out of training"),
+        (["published"] * 12, "In our runs, the owners' validation part was held out for validation"),
         ([None] + [0.1] * 11, "In some of our runs, a share of 0.1 of each client's"),
     ],
 )
@@ -349,7 +349,7 @@ def test_methods_of_one_colour_differ_in_shape() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (None, "holds no sweep"),
+        (None, "is not a sweep folder"),
         ("{", "not JSON"),
         ('{"axes": {}, "cells": 1}', '"cells" is missing or is not a list'),
         ('{"axes": {}, "cells": [{"state": 1}]}', '"state" is missing or is not text'),
@@ -390,7 +390,7 @@ def test_a_cell_whose_result_is_missing_or_damaged_is_named(tmp_path: Path) -> N
 
 
 def test_a_sweep_says_how_clients_fare_beside_how_the_shared_model_does(tmp_path: Path) -> None:
-    """FedAvg is 20 points ahead on everybody's questions, and each of three clients is better off alone."""
+    """FedAvg is 20 points ahead on the global test set, and each of three clients is better off alone."""
     folder = make_sweep(
         tmp_path, {"how": ["a", "b"], "seed": [0, 1, 2]}, ["local", "fedavg"], lambda v, m: 0.5
     )

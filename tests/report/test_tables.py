@@ -75,12 +75,12 @@ def test_latex_and_markdown_escape_what_they_would_read():
     ("method", "shown"),
     [
         ("zero-shot", "zero-shot"),
-        ("linear", "linear reference"),
+        ("linear", "linear baseline"),
         ("local", "local (mean)"),
         ("centralised", "centralised"),
         ("fedavg", "FedAvg"),
         ("scaffold", "SCAFFOLD"),
-        ("fedavg+prompt+adaptive", "FedAvg + prompt + adaptive regulariser"),
+        ("fedavg+prompt+adaptive", "FedAvg + prompt + adaptive regularizer"),
         ("something-new", "something-new"),
     ],
 )
@@ -98,7 +98,7 @@ def test_missing_figures_stay_missing():
     result = {"scores": {"fedavg": {"accuracy": 0.713, "auc": None, "macro_f1": float("nan")}, "linear": {}}}
     table = score_table(result)
     assert table.rows[0] == ("FedAvg", "71.3", *[MISSING] * 4)
-    assert table.rows[1] == ("linear reference", *[MISSING] * 5)
+    assert table.rows[1] == ("linear baseline", *[MISSING] * 5)
     assert "nan" not in table.text(80)
 
 

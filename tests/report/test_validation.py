@@ -80,7 +80,7 @@ def test_the_page_shows_the_chart_in_two_widths_and_its_table(run_folder: RunFol
         page = (tmp_path / "page.html").read_text()
         assert page.count('aria-label="Accuracy on the validation part after each round"') == 2
         assert "Validation scores by round" in page
-        assert bool(re.search("A ring marks the round that was chosen", page)) is said
+        assert bool(re.search("A ring marks the chosen round", page)) is said
 
 
 def test_figures_that_are_none_end_no_report(run_folder: RunFolder, tmp_path: Path) -> None:

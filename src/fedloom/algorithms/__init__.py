@@ -49,7 +49,7 @@ PLACES: Mapping[str, Place] = {
     "bucketing": Place("wrapper", "bucketing", "bucketing"),
     "dp": Place("wrapper", "dp", "DP mechanism"),
     "proximal": Place("rule", "fedprox", "proximal"),
-    "adaptive": Place("rule", "adaptive", "adaptive regulariser"),
+    "adaptive": Place("rule", "adaptive", "adaptive regularizer"),
     "sam": Place("rule", "fedsam", "SAM"),
     "dp-sgd": Place("rule", "dp_sgd", "DP-SGD"),
     "pfedme": Place("rule", "pfedme", "pFedMe"),

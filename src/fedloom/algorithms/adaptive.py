@@ -77,7 +77,7 @@ ENTRIES = {
     "adaptive": Entry(
         adaptive,
         "rule",
-        "adaptive regulariser",
+        "adaptive regularizer",
         "While a client trains, layers of its language model, by default all but the first and the last, are held near the "
         "shared model (FedMLLM).",
         published={"published": True, "mu": 0.01, "weight": 0.1, "skip": 4},

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import gathered
+from fedloom.algorithms.robust import ALIKE, gathered
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.seeds import stream
@@ -94,5 +94,6 @@ ENTRIES = {
         "bucketing",
         "Clients are put into buckets at random, and the mean change of each bucket is aggregated.",
         traits=frozenset({"whole vectors", "mixes"}),
+        opts_out=ALIKE,
     )
 }

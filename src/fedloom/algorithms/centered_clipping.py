@@ -23,7 +23,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import means
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import distance, enough, gathered
+from fedloom.algorithms.robust import SEVERAL, distance, enough, gathered
 from fedloom.messages import Update
 
 
@@ -65,5 +65,6 @@ ENTRIES = {
         "centered clipping",
         "The clients' changes are averaged after their distances from a common center were clipped.",
         traits=frozenset({"whole vectors"}),
+        opts_out=SEVERAL,
     )
 }

@@ -9,10 +9,13 @@ from inspect import Parameter, signature
 from math import isfinite
 from typing import Any, cast
 
+import torch
+
 from fedloom.algorithms import ENTRIES, SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm, with_aggregate, with_rule
+from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm, TooFew, with_aggregate, with_rule
 from fedloom.algorithms.entry import Entry
-from fedloom.params import Layout
+from fedloom.messages import Update
+from fedloom.params import Layout, Params
 from fedloom.types import UserError
 
 
@@ -176,6 +179,59 @@ def compose(
     return algorithm
 
 
+def budgets(
+    names: Sequence[str],
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> Budget:
+    """Return what each client of a method holds, trains and reports; see `compose` for the arguments."""
+    budget = EVERYTHING
+    for name in names:
+        if entries[name].kind == "part":
+            budget &= make(name, given, arguments(name), entries)
+    return budget
+
+
+def rehearse(
+    names: Sequence[str],
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> None:
+    """Make everything that a method consists of, and aggregate a round of made-up updates where its clients report parts.
+
+    What no round of the method could do is found before the first one. See `compose` for the arguments.
+
+    Raises:
+        UserError: A name or an argument is refused, two parts do not go together, or some value is reported by fewer
+            clients than the aggregate needs, even if all clients take part.
+
+    Example:
+        >>> rehearse(["fedavg", "median", "layers"], Given(3), {"median": {}, "layers": {"budgets": [1, 2, 2]}}.get)
+        Traceback (most recent call last):
+            ...
+        fedloom.types.UserError: layers and median do not go together here: the median of a value that not all clients report, \
+with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
+    """
+    algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)
+    kinds = {
+        kind: [name for name in names if entries[name].kind == kind]
+        for kind in ("part", "aggregate", "stage")
+    }
+    for name in kinds["stage"]:
+        make(name, given, arguments(name), entries)
+    if not (kinds["part"] and kinds["aggregate"]):
+        return
+    ones = Params(given.layout, torch.ones(given.layout.size))
+    updates = [Update(client, ones, 1.0, up=budget.up(client)) for client in range(given.clients)]
+    try:
+        algorithm.aggregate(updates, algorithm.init(ones))
+    except TooFew as error:
+        both = " and ".join([*kinds["part"], *kinds["aggregate"]])
+        raise UserError(f"{both} do not go together here: {error}") from error
+
+
 def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> Iterator[str]:
     """Yield why parts of a method do not go together, a sentence for each pair.
 
@@ -192,7 +248,7 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
 def _conflict(name: str, other: str, entries: Mapping[str, Entry]) -> str | None:
     """Return why two entries do not go together, or None."""
     kind = entries[name].kind
-    if kind == entries[other].kind and kind in ("server", "aggregate", "pass"):
+    if kind == entries[other].kind and kind in ("server", "aggregate", "pass", "stage", "prompt"):
         return f"a method has one {kind}"
     facts = {one: {*entries[one].traits, f"kind {entries[one].kind}"} for one in (name, other)}
     for left, right, reason in CONFLICTS:

@@ -85,5 +85,10 @@ ENTRIES = {
         "Clients' changes are clipped and averaged alike, and Gaussian noise is added to the mean. This is the mechanism "
         "only: without accounting it gives no privacy guarantee.",
         traits=frozenset({"whole vectors", "noise", "a mean"}),
+        opts_out={
+            "zero deltas": "Noise is added to their mean.",
+            "agreement": "The noise is that of a round, whoever takes part in it.",
+            "weights matter": "It counts every client alike, so that none reveals how many examples it holds.",
+        },
     )
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta, means
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import distance, enough, gathered
+from fedloom.algorithms.robust import SEVERAL, distance, enough, gathered
 from fedloom.messages import Update
 
 STILL = 1e-6
@@ -66,5 +66,6 @@ ENTRIES = {
         "geometric median",
         "The model moves by the vector with the least sum of distances to the clients' changes.",
         traits=frozenset({"whole vectors"}),
+        opts_out=SEVERAL,
     )
 }

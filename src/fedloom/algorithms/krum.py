@@ -23,7 +23,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, TooFew
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
 from fedloom.messages import Update
 
 
@@ -86,6 +86,7 @@ ENTRIES = {
         "Krum",
         "The model moves by the change of the one client that lies closest to its neighbors.",
         traits=frozenset({"whole vectors"}),
+        opts_out=SEVERAL,
     ),
     "multi-krum": Entry(
         multi_krum,
@@ -93,5 +94,6 @@ ENTRIES = {
         "multi-Krum",
         "The model moves by the mean change of the clients that lie closest to their neighbors.",
         traits=frozenset({"whole vectors"}),
+        opts_out=SEVERAL,
     ),
 }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import by_value, enough
+from fedloom.algorithms.robust import SEVERAL, by_value, enough
 from fedloom.messages import Update
 
 
@@ -61,5 +61,6 @@ ENTRIES = {
         "aggregate",
         "median",
         "Each value moves by the median of the clients' changes, so that a minority of faulty clients cannot drag it away.",
+        opts_out=SEVERAL,
     )
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
 from fedloom.messages import Update
 
 
@@ -61,5 +61,6 @@ ENTRIES = {
         "nearest-neighbor mixing",
         "Each client's change is replaced by the mean of those nearest to it before changes are aggregated.",
         traits=frozenset({"whole vectors", "mixes"}),
+        opts_out=SEVERAL,
     )
 }

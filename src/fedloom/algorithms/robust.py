@@ -15,6 +15,12 @@ from torch import Tensor
 from fedloom.algorithms.base import TooFew, not_negative
 from fedloom.messages import Update
 
+ALIKE = {
+    "weights matter": "It counts every client alike, since a faulty client could claim any number of examples."
+}
+SEVERAL = {**ALIKE, "agreement": "Of a single client nothing tells whether it is faulty."}
+"""Laws of `fedloom.testing` that robust rules do not promise, and why."""
+
 CHUNK = 2**16
 """Values of all clients that are worked on at once, in float64."""
 

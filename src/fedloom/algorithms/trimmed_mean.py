@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import by_value, enough
+from fedloom.algorithms.robust import SEVERAL, by_value, enough
 from fedloom.messages import Update
 
 
@@ -52,5 +52,6 @@ ENTRIES = {
         "aggregate",
         "trimmed mean",
         "Each value moves by the mean of the clients' changes without the largest and the smallest of them.",
+        opts_out=SEVERAL,
     )
 }

@@ -153,7 +153,7 @@ def check(
 def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float) -> Report:
     """Check a data set that is shipped, the user's own, or a plug-in's by loading it."""
     shipped = name in SHIPPED
-    home = "It comes with fedloom; there is nothing to get." if shipped else "It is a folder of your own."
+    home = "It is bundled with fedloom; no download is needed." if shipped else "It is a folder of your own."
     home = FASHION_MNIST if name == "fashion-mnist" else home
     if isinstance(load, PluginLoader):
         home = f"The loader of {name} comes with a plug-in; see there."

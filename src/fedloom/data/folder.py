@@ -254,7 +254,7 @@ def _example(raw: Raw, locate: Locate) -> Example:
 
 
 def _is_simple(turns: Sequence[Turn]) -> bool:
-    """Tell whether a conversation is one question with at most one image, which stands before it."""
+    """Return whether a conversation is one question with at most one image, which stands before it."""
     return len(turns) == 1 and len(turns[0].pictures) < 2 and not any(turns[0].places)
 
 

@@ -105,7 +105,7 @@ def _is_object(content: bytes) -> bool:
 
 
 def kind(value: Any) -> str:
-    """Say in words what kind of JSON value this is.
+    """Return in words what kind of JSON value this is.
 
     Example:
         >>> kind([]), kind(True), kind(1.5)

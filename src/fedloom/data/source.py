@@ -259,7 +259,7 @@ class Source:
                 yield row
 
     def missing(self, root: Path, variant: str) -> str | None:
-        """Say what a folder lacks of this data set's files, or None if they are all there."""
+        """Return which of this data set's files a folder lacks, or None if they are all there."""
         if not root.is_dir():
             return f"{root} is not a folder"
         lost = [

@@ -160,7 +160,7 @@ def with_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
 
 
 def not_storable(vlm: Vlm) -> str | None:
-    """Say why kept features could be wrong, or None: the encoder is trained, drops values, or looks at the batch."""
+    """Return why cached features could be wrong, or None: the encoder is trained, has dropout, or depends on the batch."""
     parts = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())
     for name in parts["encoder"]:
         if vlm.model.get_parameter(name).requires_grad:
@@ -178,7 +178,7 @@ def _inside(vlm: Vlm, name: str) -> bool:
 
 
 def encoder_identity(vlm: Vlm) -> dict[str, Any]:
-    """Say what encoder features depend on besides the picture: weights, configuration, processor, precision."""
+    """Return what encoder features depend on besides the image: weights, configuration, processor, precision."""
     sha = hashlib.sha256()
     for name in sorted(vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]):
         sha.update(name.encode())

@@ -1,4 +1,4 @@
-"""Settings that a sweep chooses by validation scores: for each method one value of each axis in the recipe's `choose`."""
+"""Settings that a sweep chooses by validation score: one value per method for each axis in the recipe's `choose`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def mean_deviation(values: Sequence[float | None], write: Callable[[float], str]
 
 
 def names(together: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group by its experiment, and by its settings where that alone would not tell them apart."""
+    """Name each group by its experiment, and by its settings where that alone would be ambiguous."""
     plain = [str(group[0].experiment["name"]) for group in together]
     if len(set(plain)) == len(plain):
         return plain
@@ -102,13 +102,13 @@ def seeds_table(group: Sequence[Run]) -> Table:
     seeds = ", ".join(str(run.experiment.get("seed", MISSING)) for run in group)
     spread = "mean ± sample standard deviation over seeds" if len(group) > 1 else "one run, seed"
     note = f"In percent; {spread} {seeds}. " + (
-        "Gap closed: how much of the way from mean local to centralised training a federated method goes."
+        "Gap closed: share of the gap between mean local and centralized training that a federated method closes."
         if GAP in columns
         else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
     )
     note += " Clients: how many fare better / the same / worse than alone, each on data like its own, over all runs."
     if len(group) > 1:
-        note += " A deviation of 0.0 says that the seeds agree, not that the figure is exact."
+        note += " A deviation of 0.0 means that the seeds agree, not that the figure is exact."
     return Table(("Method", *columns, "Clients"), rows, note)
 
 

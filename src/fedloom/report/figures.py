@@ -47,7 +47,7 @@ Scale = Callable[[float], float]
 
 def brief(method: str) -> str:
     """Return a method's name without the words that a chart has no room for."""
-    return label(method).replace(" regulariser", "").replace(" reference", "").replace(" (mean)", "")
+    return label(method).replace(" regularizer", "").replace(" baseline", "").replace(" (mean)", "")
 
 
 def named_score(run: Run) -> str:
@@ -61,24 +61,24 @@ def axis_title(run: Run) -> str:
 
 
 def paint(method: str, methods: Sequence[str]) -> str:
-    """Return the style that gives a method its color: one for each reference, the others in turn."""
+    """Return the style that gives a method its color: one for each baseline, the others in turn."""
     if not federated(method):
         return f"--c:var(--{base(method)})"
     return f"--c:var(--s{[name for name in methods if federated(name)].index(method) % SERIES + 1})"
 
 
 def full_score(run: Run, method: str) -> float | None:
-    """Return the final main score with all evidence shown."""
+    """Return the final main score with all modalities shown."""
     main = main_score(run.result)
     found = number(run.scores[method], "slices", run.fullest, main)
     return number(run.scores[method], main) if found is None else found
 
 
 def curves(run: Run) -> dict[str, Curve]:
-    """Return method → (rounds done, main score with all evidence) for methods that go by rounds.
+    """Return method → (rounds done, main score with all modalities) for methods that go by rounds.
 
     The points of `local` are means over its clients. Methods evaluated only once, such as zero-shot, and
-    centralised training are references: they have a level and no curve.
+    centralized training are baselines: they have a level and no curve.
     """
     found: dict[str, dict[float, list[float]]] = {}
     main = main_score(run.result)
@@ -99,8 +99,13 @@ def curves(run: Run) -> dict[str, Curve]:
 
 
 def learning_curves(run: Run, width: float) -> Markup:
-    """Draw the main score by round: a line for each federated method, a dashed level for each reference."""
+    """Draw the main score by round: a line for each federated method, a dashed level for each baseline.
+
+    Nothing is drawn where only one round was scored: the table of final scores shows as much.
+    """
     lines = curves(run)
+    if len({done for points in lines.values() for done, _ in points}) < 2:
+        return Markup()
     finals = {method: full_score(run, method) for method in run.scores if method not in lines}
     levels = {method: value for method, value in finals.items() if value is not None}
     title = f"{named_score(run)} on the test questions after each round"
@@ -205,7 +210,7 @@ def _rows(y: Scale, marks: Sequence[float], left: float, right: float) -> Markup
 def _rounds(x: Scale, span: Point, ends: Point, bottom: float) -> Markup:
     whole = [mark for mark in ticks(0, span[1], 9) if mark == int(mark) and span[0] <= mark <= span[1]]
     pieces = [words(x(mark), bottom + 18, f"{mark:.0f}", "muted", "middle") for mark in whole]
-    name = words(sum(ends) / 2, bottom + 37, "Rounds of training done", "muted", "middle")
+    name = words(sum(ends) / 2, bottom + 37, "Completed rounds", "muted", "middle")
     return Markup("").join([line(ends[0], bottom, ends[1], bottom, "axis"), *pieces, name])
 
 

@@ -1,7 +1,7 @@
-"""What a run was, in sentences for readers new to the project.
+"""A description of a run, in sentences for readers new to the project.
 
-What clients hold and who took part is counted in the plan and in the record. The experiment's settings are used for
-what they alone decide, such as a rate or a number of passes.
+What clients hold and who took part is counted in the plan and in the record. The experiment's settings are used only for
+what they alone decide, such as a rate or a number of epochs.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from fedloom.report.records import Json, Run, at, number
 from fedloom.report.tables import base, counted, federated, label, part_label
 
 DATA = {
-    "emoji": "emoji, small images with words that describe them; the question is to which group one belongs",
-    "digits": "digits, small scans of handwritten digits; the question is which digit is shown",
+    "emoji": "emoji, small images with keywords; the question is which group an emoji belongs to",
+    "digits": "digits, small scans of handwritten digits; the question is which digit an image shows",
     "shapes": "shapes, drawn scenes of colored shapes with questions about them",
     "folder": "a folder of the user's own examples",
 }
 
 PARTITIONS = {
     "iid": "at random",
-    "dirichlet": "label by label, in shares drawn from a Dirichlet distribution with α = {alpha}",
-    "by_group": "by group (topic, site or label)",
+    "dirichlet": "by label, with shares drawn from a Dirichlet distribution with α = {alpha}",
+    "by_group": "by group (such as topic, site or vendor)",
     "by_source": "by source: those with an image to clients that hold images, the others to clients that hold text",
 }
-"""Partition → how it deals examples out. How much the clients then differ is measured."""
+"""Partition → how it divides examples. How much the clients then differ is measured."""
 
 OURS = {
-    "shipped": "The model is the small one that comes with fedloom",
-    "shipped-free": "The model is the small one without a vision encoder that comes with fedloom",
+    "shipped": "The model is the small one bundled with fedloom",
+    "shipped-free": "The model is the small one without a vision encoder that is bundled with fedloom",
 }
-LORA = "small added matrices in the language model (LoRA, rank {rank})"
-CONNECTOR = "the connector, the small part that turns features of images into input of the language model"
+LORA = "low-rank adapters in the language model (LoRA, rank {rank})"
+CONNECTOR = "the connector, which maps image features to the input of the language model"
 TRAINED = {
     "lora": LORA,
     "connector": CONNECTOR,
@@ -44,18 +44,18 @@ TRAINED = {
 }
 
 GLOSSARY = {
-    "zero-shot": "The model as it comes, with no training on this data. What the others must beat.",
-    "linear": "A linear classifier on edges, colors and word counts, trained on the clients' data pooled. It needs no "
+    "zero-shot": "The pretrained model without training on this data: the score that the other methods must beat.",
+    "linear": "A linear classifier on edges, colors and word counts, trained on the pooled data of all clients. It needs no "
     "neural network and shows how hard the task is.",
-    "local": "Each client trains alone on what it holds. Its scores on everybody's questions are means over the "
+    "local": "Each client trains alone on its own data. Scores on the global test set are means over the "
     "clients' own models; figures in brackets are the best and the worst of them.",
-    "centralised": "All examples pooled in one place, which the clients are assumed not to allow. "
-    "A reference for what sharing can reach.",
+    "centralised": "Training on the pooled examples of all clients, which the clients are assumed not to allow: "
+    "a baseline for what federation could reach.",
 }
 
 EMBEDDED = (
-    "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the clients' "
-    "data pooled. The embeddings are a pretrained network's, which stays as it is."
+    "A linear classifier on edges, colors and sentence embeddings of the text (all-MiniLM-L6-v2), trained on the pooled "
+    "data of all clients. The embeddings come from a pretrained network, which is not trained further."
 )
 """What `linear` is with `evaluate.linear_text: minilm`."""
 
@@ -68,8 +68,8 @@ def glossary(
     Args:
         methods: Their names.
         parts: What algorithms and parts do, by name, as the result of a run has it.
-        text_only: Whether the model is a language model without images; the linear reference then sees none either.
-        texts: What the linear reference knows of texts, `evaluate.linear_text`.
+        text_only: Whether the model is a language model without images; the linear baseline then sees none either.
+        texts: What the linear baseline knows of texts, `evaluate.linear_text`.
     """
     linear = EMBEDDED if texts == "minilm" else GLOSSARY["linear"]
     told = {**GLOSSARY, "linear": linear.replace("edges, colors and ", "") if text_only else linear}
@@ -92,41 +92,41 @@ def explained(run: Run) -> list[tuple[str, str]]:
 
 
 PURPOSE = (
-    "A vision-language model reads images and text and answers in words. Federated fine-tuning adapts one to a task "
-    "where the examples lie with several owners, called clients, who do not pool them: each client trains on its own "
+    "A vision-language model reads images and text and answers in words. Federated fine-tuning adapts such a model to a task "
+    "whose examples belong to several owners, called clients, who do not pool them: each client trains on its own "
     "examples and sends only the change in the model to a server, which combines the changes into one shared model."
 )
 
 
-NO_FEDERATION = "This run has no federated method; it shows references alone."
+NO_FEDERATION = "This run has no federated method, only baselines."
 
 
 def purpose(methods: Sequence[str], text_only: bool = False) -> str:
-    """Say what federated fine-tuning is, where a run has any."""
+    """Return what federated fine-tuning is, where a run has any."""
     return described(text_only) if any(map(federated, methods)) else NO_FEDERATION
 
 
 def described(text_only: bool) -> str:
-    """Say what federated fine-tuning of a model is that sees images, or that sees text only."""
+    """Return what federated fine-tuning is, of a model that sees images or of one that sees text only."""
     seen, read = "vision-language model reads images and text", "language model reads text"
     return PURPOSE.replace(seen, read) if text_only else PURPOSE
 
 
 def introduction(run: Run) -> str:
-    """Say in one paragraph what was run."""
+    """Describe in one paragraph what was run."""
     experiment = run.experiment
     pieces = [
         f"The data set is {DATA.get(data := str(at(experiment, 'data', 'name')), data)}.",
         _division(run),
         _difference(run),
         evidence(run),
-        "The draws of data and modalities are those of FedMLLM's published code, the same for every seed."
+        "Data and modalities are drawn as in FedMLLM's published code, the same for every seed."
         if at(experiment, "scenario", "mode") == "published"
         else "",
         f"{_model(experiment)}.",
         _unseen(run),
         *training(run),
-        f"It ran with seed {at(experiment, 'seed')}.",
+        f"The run has seed {at(experiment, 'seed')}.",
     ]
     return " ".join(piece for piece in pieces if piece)
 
@@ -151,7 +151,7 @@ def _division(run: Run) -> str:
             f"{examples} {verb} divided among {clients} clients{', ' if how else ''}{filled(how, scenario)}"
         )
     questions = "held-out questions" if test is None else counted(int(test), "held-out question")
-    return f"{told}; scores come from {questions}."
+    return f"{told}; scores are on {questions}."
 
 
 def dealt(plan: Json) -> int | None:
@@ -165,40 +165,40 @@ def dealt(plan: Json) -> int | None:
 
 
 def _difference(run: Run) -> str:
-    """Return how far the clients' labels lie from those of all together, as measured."""
+    """Return how far the clients' label distributions are from the pooled one, as measured."""
     labels = at(run.plan, "card", "labels")
     far, kinds = number(labels, "jensen_shannon"), number(labels, "count")
     if far is None or run.client_count < 2 or kinds is None or kinds < 2:
         return ""
     return (
-        f"On average a client's mix of labels lies {far:.2f} from that of all clients together (Jensen-Shannon distance: 0 "
-        "is alike, 1 is nothing in common)."
+        f"On average a client's label distribution is {far:.2f} from that of all clients together (Jensen-Shannon distance: 0 "
+        "is identical, 1 is nothing in common)."
     )
 
 
 def evidence(run: Run) -> str:
-    """Say what clients see of their examples, as counted in the plan; "" where it does not say."""
+    """Describe which modalities clients see, as counted in the plan; "" where it has no counts."""
     kinds = _kinds(run.plan)
     if kinds is None or not (total := sum(kinds.values())):
         return ""
     both, image, text, none = (kinds[name] for name in ("both", "image_only", "text_only", "none"))
     words = at(run.plan, "card", "words") is not None or at(run.plan, "card") is None
-    textual = "its text and no image" if words else "neither image nor text beside its question"
+    textual = "its text and no image" if words else "neither image nor text besides its question"
     whole = {
         both: "both an image and a text",
         image: "an image and no text",
         text: textual,
-        none: "no evidence",
+        none: "neither image nor text",
     }
     if total in whole:
-        return f"Of every example its client sees {whole[total].replace('its text', 'a text')}."
+        return f"Of every example the client sees {whole[total].replace('its text', 'a text')}."
     parts = {"image and text": both, "the image only": image, "no image": text, "nothing": none}
     told = ", ".join(f"{what} of {count:,}" for what, count in parts.items() if count)
     return f"Of the {total:,} examples clients see {told}{_by_client(run.plan)}."
 
 
 def _kinds(plan: Json) -> dict[str, int] | None:
-    """Return how many examples show both kinds of evidence, only one, or none."""
+    """Return how many examples show both modalities, only one, or none."""
     names = ("both", "image_only", "text_only", "none")
     card = at(plan, "card", "modalities", "examples")
     whole = len(plan["clients"]) == (number(plan, "count") or len(plan["clients"]))
@@ -214,7 +214,7 @@ def _by_client(plan: Json) -> str:
     counts = at(plan, "card", "modalities", "clients")
     if not isinstance(counts, Mapping):
         return ""
-    said = {"IT": "both kinds", "I": "images only", "T": "texts only", "": "neither"}
+    said = {"IT": "both modalities", "I": "images only", "T": "texts only", "": "neither"}
     known = {what: int(count) for key, what in said.items() if (count := number(counts, key))}
     if len(known) < 2:
         return ""
@@ -235,31 +235,31 @@ def assembled(experiment: Json) -> bool:
 def _model(experiment: Json) -> str:
     model = at(experiment, "model")
     path, form, weights = str(at(model, "path")), at(model, "connector"), at(model, "connector_weights")
-    trained = f"a connector ({form or 'mlp2'}) that was trained before ({weights})"
-    connector = f"a fresh connector ({form or 'mlp2'})" if weights is None else trained
+    trained = f"a pretrained connector ({form or 'mlp2'}, {weights})"
+    connector = f"a newly initialized connector ({form or 'mlp2'})" if weights is None else trained
     if assembled(experiment):
-        return f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} by {connector}"
+        return f"The model joins the encoder {at(model, 'encoder')} and the language model {at(model, 'llm')} with {connector}"
     told = OURS.get(path, f"The model is {path}")
     return f"{told}, with {connector}" if form else told
 
 
 def _unseen(run: Run) -> str:
-    """Say that the model sees no images, and of how many examples it would have had one."""
+    """Return a sentence about a model that sees no images, with the number of images left out; "" for any other."""
     if not run.text_only:
         return ""
-    told = "It is a language model without an encoder, which sees text only"
+    told = "It is a language model without a vision encoder and sees text only"
     if not (count := run.unseen):
         return f"{told}."
-    return f"{told}; the images of {counted(count, 'example')} were left out, in training and in the test."
+    return f"{told}; the images of {counted(count, 'example')} were left out of training and test."
 
 
 def training(run: Run) -> list[str]:
-    """Say what was trained, how often and by whom; nothing of a run in which nothing was."""
+    """Describe what was trained, how often and by whom; empty for a run that trained nothing."""
     strategy, epochs = at(run.experiment, "strategy"), at(run.experiment, "train", "epochs")
     if all(base(method) in ("zero-shot", "linear") for method in run.scores):
         return ["No part of the model was trained."]
     part = TRAINED.get(str(at(strategy, "name")))
-    passes = "one pass" if epochs == 1 else f"{epochs} passes"
+    passes = "one epoch" if epochs == 1 else f"{epochs} epochs"
     told = [f"Training changed only {filled(part, strategy)}."] if part else []
     rounds = [entry for entry in run.rounds if federated(entry["method"]) and entry["method"] in run.scores]
     if not rounds:
@@ -269,11 +269,11 @@ def training(run: Run) -> list[str]:
     taken = counted(done[0], "round") if len(set(done)) == 1 else f"{min(done)} to {max(done)} rounds"
     who = _who(cohorts, run.client_count)
     told.append(
-        f"Federated training took {taken}; in each, {who} trained for {passes} over {_own(cohorts)} examples."
+        f"Federated training took {taken}; in each, {who} trained for {passes} on {_own(cohorts)} examples."
     )
     if at(run.experiment, "aggregate", "over") == "reporters":
         told.append(
-            "Means of the connector went over the clients that hold images, since no other can train it."
+            "The connector was averaged only over the clients that hold images, since no other can train it."
         )
     return told + _absent(run, rounds)
 
@@ -315,9 +315,9 @@ def _absent(run: Run, rounds: Sequence[Json]) -> list[str]:
     never, unused = ([one for one in ids if one not in took], [one for one in ids if one in took - accepted])
     told = []
     if never and len(run.clients) == run.client_count:
-        told.append(f"{_clients(never)} never took part in it.")
+        told.append(f"{_clients(never)} never took part.")
     if unused:
-        told.append(f"Every update of {_clients(unused).lower()} was refused or did not come.")
+        told.append(f"Every update of {_clients(unused).lower()} was refused or missing.")
     return told
 
 
@@ -332,5 +332,5 @@ def _clients(ids: Sequence[str], most: int = 6) -> str:
 
 
 def filled(text: str, values: Any) -> str:
-    """Put settings into a phrase."""
+    """Fill settings into a phrase."""
     return text.format(**{key: at(values, key) for key in ("alpha", "rate", "p", "rank")})

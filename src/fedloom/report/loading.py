@@ -1,4 +1,4 @@
-"""How the adapter that a run exported is loaded, as code to copy: only what is there, and as it is there."""
+"""Code for loading the adapter that a run exported, from what its folder holds."""
 
 from __future__ import annotations
 
@@ -41,33 +41,31 @@ base.load_state_dict(load_file({file!r}), strict=False)"""
 
 
 class Loading(NamedTuple):
-    """What a reader is told of the exported adapter: a sentence, and code or ""."""
+    """The text about the exported adapter: a sentence, and code or ""."""
 
     told: str
     code: str = ""
 
 
 def loading(run: Run) -> Loading | None:
-    """Say which adapter lies in a run folder and how it is loaded; None where the run exports none."""
+    """Describe the adapter of a run folder and how it is loaded; None where the run exports none."""
     main = run.result.get("main")
     if not main:
         return None
     name, of = f"{run.folder.name}/adapter", label(str(main))
     base = _base(run)
     if (run.folder / "adapter/adapter_model.safetensors").is_file():
-        told = f"The exported adapter is that of {of}. It loads with {_what(run)}:"
+        told = f"The exported adapter is that of {of}. Load it with {_what(run)}:"
         return Loading(told, f"{base}\n{PEFT.format(folder=name)}")
     own = _own(run.folder / "adapter")
     if own:
         told = (
-            f"With {of} every client keeps a part of the model to itself, so each has an adapter of its own, in {name}. That "
-            f"of client {own[0].name.removeprefix('client-')} loads with {_what(run)}, and the others likewise:"
+            f"With {of} every client keeps a part of the model to itself, so each has its own adapter in {name}. Load that "
+            f"of client {own[0].name.removeprefix('client-')} with {_what(run)}, and the others likewise:"
         )
         return Loading(told, f"{base}\n{PEFT.format(folder=f'{name}/{own[0].name}')}")
     if (run.folder / "adapter/connector.safetensors").is_file():
-        told = (
-            f"The trained connector of {of} was exported. It is no adapter, so PEFT is not needed to load it:"
-        )
+        told = f"The trained connector of {of} was exported. It is not an adapter, so PEFT is not needed to load it:"
         return Loading(told, f"{base}\n{CONNECTOR.format(file=f'{name}/connector.safetensors')}")
     return Loading(f"The run exports the adapter of {of}, but it is not in the folder {name}.")
 
@@ -83,7 +81,7 @@ def _fresh(run: Run) -> bool:
 
 
 def _what(run: Run) -> str:
-    return "PEFT into the model that fedloom makes for this experiment" if _fresh(run) else "stock PEFT"
+    return "PEFT into the model that fedloom builds for this experiment" if _fresh(run) else "stock PEFT"
 
 
 def _base(run: Run) -> str:

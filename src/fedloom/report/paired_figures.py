@@ -1,4 +1,4 @@
-"""Drawings of what a grid says: each value's difference from the reference, with its interval."""
+"""Drawings of a grid's comparisons: each value's difference from the reference, with its interval."""
 
 from __future__ import annotations
 

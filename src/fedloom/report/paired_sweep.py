@@ -118,7 +118,7 @@ def _without(method: str, modifier: str) -> str:
 def _vary(
     readings: Mapping[Measure, Sequence[Reading]], name: str, method: str, plain: Mapping[str, str]
 ) -> dict[Measure, list[Reading]]:
-    """Tell what has a modifier from what has not; either goes by the method's name without it."""
+    """Separate readings with a modifier from those without; both go by the method's name without it."""
 
     def varied(one: Reading, value: str) -> Reading:
         shared = {**one.factors, method: plain.get(one.factors[method], one.factors[method])}

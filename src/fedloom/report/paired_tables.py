@@ -1,4 +1,4 @@
-"""What a grid says, as tables and as a few lines for a terminal."""
+"""The comparisons of a grid, as tables and as a few lines for a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.report.sweeps import SweepRun
 from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable
 
 MOST_LINES = 15  # of a terminal
-FEW = 5  # seeds with which only large differences are told apart
+FEW = 5  # seeds with which only large differences are significant
 MOST_NAMED = 6  # cells that a note names; result.json has all
 
 Compared = Sequence[Comparison]
@@ -38,7 +38,7 @@ def factor_title(factor: Factor) -> str:
 
 
 def value_title(factor: Factor, value: str, name: str | None = None) -> str:
-    """Name a value of a factor, or of another one (`name`) that its comparisons are told by."""
+    """Name a value of a factor, or of another one (`name`) that its comparisons are split by."""
     return brief(value) if (name or factor.name) == factor.methods else value
 
 
@@ -53,8 +53,13 @@ def overall(compared: Compared) -> list[Comparison]:
 
 
 def difference(found: Paired) -> str:
-    """Write the mean difference in points, marked where its interval leaves out zero."""
+    """Write the mean difference in points, marked where its interval excludes zero."""
     return shown(found.estimate, "+") + (BEST if found.estimate and found.estimate.sure else "")
+
+
+def verdict(found: Paired) -> str:
+    """Return the verdict for readers; `result.json` keeps the words that it has always had."""
+    return "not significant" if found.verdict == "not told apart" else found.verdict
 
 
 def overall_table(compared: Compared) -> Table:
@@ -69,7 +74,7 @@ def overall_table(compared: Compared) -> Table:
         (
             f"{value_title(factor, one.value)}: {measure_title(one.measure)}",
             difference(one.found),
-            one.found.verdict,
+            verdict(one.found),
             f"{one.found.better} / {one.found.same} / {one.found.worse}",
             *([written(one.found.clients)] if served else []),
             str(one.found.estimate.seeds if one.found.estimate else 0),
@@ -89,7 +94,7 @@ def _left_out(missing: Sequence[str]) -> list[str]:
         return []
     named = "; ".join(missing[:MOST_NAMED])
     more = f"; and {counted(len(missing) - MOST_NAMED, 'more cell')}" if len(missing) > MOST_NAMED else ""
-    return [f"Pairs were left out, because one of their scores is missing in: {named}{more}."]
+    return [f"Pairs were left out because one of their scores is missing in: {named}{more}."]
 
 
 def split_tables(compared: Compared) -> list[tuple[str, Table]]:
@@ -120,7 +125,7 @@ def _row(value: str, measure: Measure, *, alone: bool) -> str:
 
 
 def explanation(groups: Sequence[Compared]) -> str:
-    """Say what the seeds of a sweep allow to be told apart."""
+    """Return what the number of seeds allows to conclude."""
     found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
     seeds = max((one.seeds for one in found), default=0)
     if seeds < 2:
@@ -128,13 +133,13 @@ def explanation(groups: Sequence[Compared]) -> str:
     count = sum(one.half is not None for one in found)
     return (
         f"With {seeds} seeds a 95 % confidence interval reaches {reach(seeds):.1f} times the standard deviation of the "
-        f"seeds' differences to either side. {_few(seeds)}“Not told apart” means not significant; it does not mean equal. "
-        f"Of {counted(count, 'interval')} below, about one in twenty would leave out zero by chance alone."
+        f"seeds' differences to either side. {_few(seeds)}“Not significant” does not mean equal. "
+        f"Of {counted(count, 'interval')} below, about one in twenty would exclude zero by chance alone."
     )
 
 
 def _few(seeds: int) -> str:
-    return "With so few seeds only large differences are told apart. " if seeds <= FEW else ""
+    return "With so few seeds only large differences are significant. " if seeds <= FEW else ""
 
 
 def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST_LINES) -> str:
@@ -145,11 +150,11 @@ def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST
     found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
     seeds = max((one.seeds for one in found), default=0)
     told = (
-        f"{BEST} significant: the 95 % confidence interval over {seeds} seeds leaves out zero"
+        f"{BEST} significant: the 95 % confidence interval over {seeds} seeds excludes zero"
         if seeds > 1
         else "one seed, so no interval"
     )
-    head = textwrap.wrap(f"What the grid says, in points, everything else equal ({told}):", width)
+    head = textwrap.wrap(f"Paired comparisons, in points, all else equal ({told}):", width)
     body = list[str]()
     for depth in range(most, 0, -1):  # lines that an entry may take
         body = [line for entry in entries for line in _cut(entry, width, depth)]

@@ -1,4 +1,4 @@
-"""What a run found, in sentences made from its numbers, for readers new to the project."""
+"""The findings of a run, in sentences made from its numbers, for readers new to the project."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fedloom.report.tables import base, federated, label, percent, signed, title
 
 
 def headline_method(result: Json) -> str | None:
-    """Return the federated method whose gain is told first: of those with a score FedAvg, the main one, or the first."""
+    """Return the federated method whose gain is reported first: of those with a score FedAvg, else the main one, else the first."""
     found = list(_federated_scores(result))
     preferred = [method for method in (COMPARED, result.get("main")) if method in found]
     return (preferred + found)[0] if found else None
 
 
 def gap(result: Json) -> tuple[float, float] | None:
-    """Return the main scores of mean local and of centralised training; None where either is missing."""
+    """Return the main scores of mean local and of centralized training; None where either is missing."""
     local, central = (_reference(result, name) for name in ("local", "centralised"))
     return None if local is None or central is None else (local, central)
 
@@ -29,10 +29,10 @@ def _reference(result: Json, name: str) -> float | None:
 
 
 def gap_share(result: Json, method: str) -> float | None:
-    """Return how much of the way from mean local to centralised training a method goes.
+    """Return the share of the gap between mean local and centralized training that a method closes.
 
     (a − l) / (c − l) with a, l and c the main scores of the method, of local training (mean over clients)
-    and of centralised training; None where one is missing or c ≤ l.
+    and of centralized training; None where one is missing or c ≤ l.
     """
     ends, value = gap(result), number(result["scores"].get(method), main_score(result))
     if ends is None or value is None or ends[1] <= ends[0]:
@@ -46,9 +46,9 @@ def averaged(scores: Json) -> bool:
 
 
 def shares(result: Json) -> bool:
-    """Return whether a run's main score is a share of right answers, so that the number of questions says how sure it is.
+    """Return whether a run's main score is a share of right answers, so that the number of questions gives its precision.
 
-    A mean of the accuracies of several tasks is none.
+    A mean of the accuracies of several tasks is not.
     """
     return main_score(result) == "accuracy" and len(_tasks(result)) < 2
 
@@ -58,14 +58,14 @@ def _tasks(result: Json) -> list[str]:
 
 
 def finding(result: Json, questions: float | None = None) -> list[str]:
-    """Say what the numbers show, and what they cannot show.
+    """Describe what the numbers show, and what they cannot show.
 
-    The first entry tells how well the shared model does on everybody's questions and, right beside it, how single
-    clients fare with it on data like their own: the one may be better and the other worse.
+    The first entry gives how well the shared model does on the global test set and, right beside it, how single
+    clients fare with it on data like their own: one may improve while the other gets worse.
 
     Args:
         result: The content of result.json.
-        questions: Number of test questions, if known; differences are then judged against chance.
+        questions: Number of test questions, if known; differences are then tested for significance.
     """
     method = headline_method(result)
     value = number(result["scores"].get(method), main_score(result)) if method else None
@@ -81,19 +81,19 @@ def finding(result: Json, questions: float | None = None) -> list[str]:
         said.append(
             f"On {questions:,.0f} test question{'' if questions == 1 else 's'} the 95 % confidence interval (Wilson) of "
             f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%; a method that differs from it by "
-            f"less than about {percent(margin(value, value, questions))} points does not differ significantly. Another "
-            "seed may move all scores; one run does not show by how much."
+            f"less than about {percent(margin(value, value, questions))} points does not differ significantly. Scores "
+            "also vary between seeds; a single run does not show by how much."
         )
     return said
 
 
 def in_brief(result: Json) -> str:
-    """Say in two sentences how a federated method does on everybody's questions and for single clients; "" without one."""
+    """Summarize in two sentences how a federated method does on the global test set and for single clients; "" without one."""
     method, main = headline_method(result), main_score(result)
     value = number(result["scores"].get(method), main) if method else None
     if method is None or value is None:
         return ""
-    told = f"On everybody's questions {label(method)} reaches {_score_name(result)}{_said(result, value)}{_beside(result)}."
+    told = f"On the global test set {label(method)} reaches {_score_name(result)}{_said(result, value)}{_beside(result)}."
     return f"{told} {client_sentence(result, method)}"
 
 
@@ -103,27 +103,27 @@ def _beside(result: Json) -> str:
 
 
 def _gap_sentence(result: Json, method: str, value: float, questions: float | None) -> str:
-    name, ends, between = label(method), gap(result), "the gap between local and centralised training"
+    name, ends, between = label(method), gap(result), "the gap between local and centralized training"
     score = f"{_score_name(result)}{_said(result, value)}"
-    where = ", the mean of its models, one for each client" if averaged(result["scores"][method]) else ""
-    reached = f"On everybody's questions {name} reaches {score}{where}"
+    where = ", the mean of its models, one per client" if averaged(result["scores"][method]) else ""
+    reached = f"On the global test set {name} reaches {score}{where}"
     if ends is None:
         lacking = [
             name
-            for name, found in (("local", "local"), ("centralised", "centralised"))
+            for name, found in (("local", "local"), ("centralized", "centralised"))
             if _reference(result, found) is None
         ]
-        return f"{reached}{_beside(result)}. How much of {between} it closes cannot be computed: the run has no score of {' and '.join(lacking)} training."
+        return f"{reached}{_beside(result)}. The share of {between} that it closes cannot be computed, because the run has no score for {' and '.join(lacking)} training."
     local, central = ends
     marks = f"{_alone(result)} {_said(result, local)} and training on pooled data reaches {_said(result, central)}"
     if central <= local:
-        return f"{reached}. Pooling the data brought no gain here ({marks}), so there is no gap to close."
+        return f"{reached}. Pooling the data brings no gain here ({marks}), so there is no gap to close."
     if questions and central - local < margin(local, central, questions):
         return (
             f"{reached}. {between.capitalize()} is not significant on {questions:,.0f} test questions ({marks}), so no share "
-            "of it is given."
+            "of it is reported."
         )
-    return f"On everybody's questions {name} closes {_part((value - local) / (central - local))} of {between}: it reaches {score}{where}, while {marks}."
+    return f"On the global test set {name} closes {_part((value - local) / (central - local))} of {between}: it reaches {score}{where}, while {marks}."
 
 
 def _score_name(result: Json) -> str:
@@ -154,15 +154,15 @@ def client_sentence(result: Json, method: str) -> str:
     scores, name = result["scores"], label(method)
     local = alone_in(scores)
     if local is None:
-        return "Whether any client is better off than alone is unknown: no client trained alone in this run."
+        return "Whether any client does better than alone is unknown, because no client trained alone in this run."
     found = fares(scores[method], scores[local])
     if not found:
-        return "How single clients fare, on data like their own, is not recorded."
-    own = "on its own"
+        return "The scores of single clients, on data like their own, were not recorded."
+    own = "alone"
     unknown = f" ({found.unknown} more cannot be compared)" if found.unknown else ""
     if found.known + found.unknown == 1:
         how = "better" if found.better else "worse" if found.worse else "neither better nor worse"
-        told = f"On data like its own, the only client fares {how} with {name} than with the model it trained {own}"
+        told = f"On data like its own, the only client fares {how} with {name} than with the model that it trained {own}"
     else:
         fare = "fares" if found.better == 1 else "fare"
         told = (
@@ -202,7 +202,7 @@ def _best_sentence(result: Json, value: float) -> list[str]:
     names = " and ".join(map(label, best))
     return [
         f"Of the {len(known)} federated methods {names} {'scores' if len(best) == 1 else 'score'} highest on the test "
-        f"part, with {score}; a score that is picked for being the highest is likely too high."
+        f"part, with {score}; a score that is selected for being the highest is likely an overestimate."
     ]
 
 
@@ -214,7 +214,7 @@ def _linear_sentence(result: Json, questions: float | None) -> list[str]:
     how = "below" if linear < best else "above" if linear > best else "level with"
     close = questions and linear != best and abs(best - linear) < margin(best, linear, questions)
     tail = ", though the difference is not significant" if close else ""
-    told = f"The linear reference reaches {_said(result, linear)}, {how} the federated method that scores highest on the test part"
+    told = f"The linear baseline reaches {_said(result, linear)}, {how} the federated method that scores highest on the test part"
     return [f"{told}{tail}."]
 
 
@@ -225,5 +225,5 @@ def _federated_scores(result: Json) -> dict[str, float]:
 
 
 def _said(result: Json, value: float) -> str:
-    """Write a main score; CIDEr is no share and has no percent sign."""
+    """Write a main score; CIDEr is not a share and has no percent sign."""
     return percent(value) + ("" if main_score(result) == "cider" else "%")

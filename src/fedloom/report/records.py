@@ -104,7 +104,7 @@ class Run:
 
     @property
     def fullest(self) -> str:
-        """The slice with all evidence there is: "both", unless the data set has only one modality."""
+        """The slice that shows every modality there is: "both", unless the data set has only one modality."""
         seen = {entry["slice"] for entry in self.evaluations}
         return next((name for name in ("both", "image", "text") if name in seen), "both")
 

@@ -1,4 +1,4 @@
-"""Tables of what came out: final scores, scores as published code has them, and what federation brings."""
+"""Tables of results: final scores, scores as published code computes them, and gains from federation."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PUBLISHED = "_published"
 READING = {
     "choice": "In percent. Published: as the papers' code scores the same answers. A letter is the first capital "
     "from A to G, or further where there are more options, anywhere in the reply; AUC and macro F1 are those of "
-    "hard labels, with replies that cannot be read as the third option (FedMLLM). Without letters what follows "
+    "hard labels, with unreadable replies counted as the third option (FedMLLM). Without letters what follows "
     '"is" counts, beside other tasks only its first character (FedVLMBench).',
     "vqa": 'In percent. Published: what follows "is" is compared as it stands, beside other tasks only its first '
     "character (FedVLMBench).",
     "caption": "In percent. Published: with case and punctuation; where right answers have the form "
     '"The caption is …", replies without "is" are left out (FedVLMBench).',
-    "grounding": "In percent. Published: replies that are more or less than a box are left out (FedVLMBench).",
+    "grounding": "In percent. Published: replies that are not exactly one box are left out (FedVLMBench).",
 }
 """Task → what its published scores are."""
 
@@ -50,7 +50,7 @@ FREELY = "were generated freely."
 SCORING = {
     "generate": f"The model's answers {FREELY}",
     "teacher-forced": "The model's answers are teacher-forced, the published scoring of FedVLMBench: every token was "
-    "predicted from the right ones before it. They cannot be compared to generated answers.",
+    "predicted from the correct tokens before it. They cannot be compared with generated answers.",
 }
 
 
@@ -127,7 +127,7 @@ def _name(task: str) -> str:
 
 
 def _title(task: str, name: str) -> str:
-    """Return a score's name for readers; an accuracy of boxes is told by its threshold."""
+    """Return a score's name for readers; an accuracy of boxes is named by its threshold."""
     return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
 
 
@@ -178,13 +178,13 @@ def _note(result: Json, several: bool) -> str:
     if own:
         brackets = "" if several else ", the best and the worst of them in brackets"
         said.append(
-            f"Scores are for everybody's questions; of {', '.join(own)} they are means over clients' own models{brackets}."
+            f"Scores are on the global test set; for {', '.join(own)} they are means over clients' own models{brackets}."
         )
     said += _scoring(result)
     unread = {method: number(found, "unparsed") for method, found in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
     if shown:
-        said.append(f"Answers that could not be read, counted as wrong: {', '.join(shown)}.")
+        said.append(f"Unreadable answers, counted as wrong: {', '.join(shown)}.")
     return " ".join(said)
 
 
@@ -235,7 +235,7 @@ def _task_table(result: Json, task: str, names: Sequence[str], note: str) -> Tab
 
 
 def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
-    """Make the table of each client's gain over training alone; None for a run without local training.
+    """Make the table of each client's gain over local training; None for a run without local training.
 
     Args:
         result: The content of result.json.
@@ -263,10 +263,7 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         "Hurt",
         *clients,
     )
-    note = (
-        "Gain over local, in percent: how much better each client fares than with its own model trained alone, "
-        "on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
-    )
+    note = "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
     return Table(("Method", *heads), tuple(rows), note)
 
 
@@ -277,7 +274,7 @@ def _summary(gains: Sequence[float | None], clients: Json) -> tuple[str, ...]:
 
 
 def terminal_table(result: Json) -> str:
-    """Write final scores, gains and what they say of clients for a terminal of 80 columns, without color."""
+    """Write final scores, gains and a sentence about clients for a terminal of 80 columns, without color."""
     tables = [score_table(result), gain_table(result)]
     pieces = [table.text(80) for table in tables if table]
     if told := in_brief(result):

@@ -54,7 +54,7 @@ def _scenario(scenario: Json) -> str:
 
 
 def client_rows(value: Json) -> Table:
-    """Tell what each client holds, of the first `SHOWN` clients."""
+    """Make the table of what each of the first `SHOWN` clients holds."""
     clients = value["clients"]
     kinds = [kind for kind in KINDS if any(client[kind] for client in clients)]
     rows = tuple(
@@ -82,7 +82,7 @@ def _most(labels: Mapping[str, int]) -> str:
 
 
 def card_rows(card: Json) -> Table:
-    """Tell the heterogeneity card, see `fedloom.scenarios.card`."""
+    """Make the table of the heterogeneity card, see `fedloom.scenarios.card`."""
     labels, modalities, sizes, words = (card[key] for key in ("labels", "modalities", "sizes", "words"))
     rows = [
         (
@@ -127,6 +127,6 @@ def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
 
 
 def cohorts_table(rounds: list[dict[str, Any]]) -> Table:
-    """Tell the clients of each round."""
+    """Make the table of each round's clients."""
     rows = tuple((str(row["round"]), " ".join(map(str, row["clients"]))) for row in rounds)
     return Table(("Round", "Clients"), rows, left=2)

@@ -103,7 +103,7 @@ def render_sweep(whole: SweepRun) -> str:
 
 
 def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
-    """Explain the methods; the linear reference twice where cells differ in what it knows of texts."""
+    """Explain the methods; the linear baseline twice where cells differ in what it knows of texts."""
     entries = (
         entry
         for method in sweep.methods

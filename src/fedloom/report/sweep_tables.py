@@ -38,7 +38,7 @@ MOST_NAMED = 6  # cells that a note names; result.json has all
 ALIKE = "†"
 """Marks an estimate for which all of several seeds gave the same value."""
 
-ALIKE_NOTE = f"{ALIKE} all seeds gave the same value, so the interval over seeds has no width; that does not make it exact."
+ALIKE_NOTE = f"{ALIKE} all seeds gave the same value, so the interval over seeds has zero width; that does not make the value exact."
 
 
 def shown(found: Estimate | None, sign: str = "") -> str:
@@ -88,8 +88,8 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
         if most > 1
         else "one seed, so no interval"
     )
-    marked = f" {BEST} federated method of the row that is highest on test, which is no selection; where intervals overlap, another may be as good."
-    note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on everybody's questions; {spread}."
+    marked = f" {BEST} federated method with the highest test score of the row, which is not a selection; where intervals overlap, another may be as good."
+    note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on the global test set; {spread}."
     if rivals:
         note += marked
     heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
@@ -117,8 +117,8 @@ def choice_table(sweep: SweepRun, found: Sequence[Choice]) -> Table | None:
     )
     lacking = list(dict.fromkeys(name for one in found for name in one.missing))
     note = (
-        "Chosen for each method: the value with the highest validation score, the mean over seeds, and the first in the "
-        "recipe's order of equals. Scores in percent; test scores are those at the chosen value and chose nothing."
+        "Chosen for each method: the value with the highest mean validation score over seeds; of equal ones, the first in the "
+        "recipe. Scores in percent; test scores are those at the chosen value and had no part in the choice."
     )
     if lacking:
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
@@ -134,7 +134,7 @@ def gain_table(sweep: SweepRun) -> Table | None:
     other = local_of(sweep)
     pairs = [(method, other) for method in sweep.methods if federated(method) and other]
     note = (
-        "In percentage points on everybody's questions: federated minus the mean of the clients' own models, paired by "
+        "In percentage points on the global test set: federated minus the mean of the clients' own models, paired by "
         "seed."
     )
     return _differences(sweep, pairs, note)
@@ -158,8 +158,8 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
         for name, cells in rows_of(sweep).items()
     )
     told = (
-        f"{note} Clients: how many fare better / the same / worse so, each on data like its own, over all seeds. {BEST} "
-        "significant: the 95 % confidence interval over seeds leaves out zero (each taken by itself)."
+        f"{note} Clients: how many fare better / the same / worse, each on data like its own, over all seeds. {BEST} "
+        "significant: the 95 % confidence interval over seeds excludes zero (no correction for multiple comparisons)."
     )
     heads = (head for method, _ in pairs for head in (brief(method), "clients"))
     return Table((_corner(sweep), *heads), rows, explained(told, rows))
@@ -180,7 +180,7 @@ def written(found: Fares) -> str:
 
 
 def findings(sweep: SweepRun) -> list[str]:
-    """Say what federation adds to training alone, and each modifier to its method: on all questions, and for clients."""
+    """Summarize what federation adds to local training, and each modifier to its method: on all questions, and by client."""
     local = local_of(sweep)
     plain = next((method for method in sweep.methods if federated(method)), None)
     pairs = [(plain, local)] if plain and local else []
@@ -200,14 +200,14 @@ def _on_all(sweep: SweepRun, method: str, other: str) -> str:
         return f"No cell has scores of both {ours} and {theirs}."
     above, below = (sum(sign * one.mean > ROUNDING for one in known) for sign in (1, -1))
     told = (
-        f"On everybody's questions {ours} scores higher than {theirs} in {above} of {counted(len(known), 'setting')} and "
+        f"On the global test set {ours} scores higher than {theirs} in {above} of {counted(len(known), 'setting')} and "
         f"lower in {below}"
     )
     if all(one.half is None for one in known):
-        return f"{told}; one seed cannot tell whether by chance."
+        return f"{told}; with one seed there is no test of significance."
     sure = [one.mean > 0 for one in known if one.sure]
     alike = sum(one.alike for one in known)
-    none = f"; in {alike} all seeds agree exactly, so their intervals have no width" if alike else ""
+    none = f"; in {alike} all seeds agree exactly, so their intervals have zero width" if alike else ""
     return (
         f"{told}: significantly higher in {sum(sure)}, significantly lower in {len(sure) - sum(sure)} "
         f"(95 % confidence intervals over seeds{none})."
@@ -217,7 +217,7 @@ def _on_all(sweep: SweepRun, method: str, other: str) -> str:
 def _for_clients(sweep: SweepRun, method: str, other: str) -> str:
     found = fares_in(sweep.cells, method, other)
     if not found:
-        return "How single clients fare with it, on data like their own, is not recorded."
+        return "The scores of single clients, on data like their own, were not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
     told = (
         f"On data like their own, {found.better} of {counted(found.known, 'client')} over all cells {'fares' if found.better == 1 else 'fare'} better with "
@@ -236,9 +236,9 @@ def _for_clients(sweep: SweepRun, method: str, other: str) -> str:
     figures = (
         f"{percent(one['score'])} instead of {percent(one['alone'])} percent"
         if one["score"] is not None
-        else f"{percent(gain)} percent, relatively"
+        else f"{percent(gain)} percent (relative)"
     )
-    return f"{told}; most is lost by client {one['client']} in {cell}: {figures}."
+    return f"{told}; client {one['client']} in {cell} loses most: {figures}."
 
 
 def _other(method: str) -> str:
@@ -274,7 +274,7 @@ def published_table(sweep: SweepRun) -> Table | None:
 
 
 def _kept_out(sweep: SweepRun) -> str:
-    """Say what was kept out of our training for validation; "" where nothing was."""
+    """Describe what was held out of our training for validation; "" where nothing was."""
     done = [cell.result for cell in sweep.cells if cell.result]
     parts = [at(result, "validation", "from") for result in done]
     found = list(dict.fromkeys(part for part in parts if part is not None))
@@ -287,7 +287,7 @@ def _kept_out(sweep: SweepRun) -> str:
         for part in found
     ]
     where = "some of our runs" if None in parts else "our runs"
-    return f" In {where}, {' or '.join(named)} was kept out of training for validation."
+    return f" In {where}, {' or '.join(named)} was held out for validation."
 
 
 def _corner(sweep: SweepRun) -> str:

@@ -39,7 +39,7 @@ class CellRun:
         error: Why it failed, or None.
         result: What its result.json holds; None unless it is done.
         text_only: Whether its model is a language model that sees no images, as far as it has begun.
-        linear_text: What its linear reference knows of texts, `evaluate.linear_text`, as far as it has begun.
+        linear_text: What its linear baseline knows of texts, `evaluate.linear_text`, as far as it has begun.
     """
 
     name: str
@@ -112,7 +112,7 @@ class SweepRun:
 
     @property
     def linear_texts(self) -> list[str]:
-        """What the linear references of the cells that are done know of texts, in order of first appearance."""
+        """What the linear baselines of the cells that are done know of texts, in order of first appearance."""
         return list(dict.fromkeys(cell.linear_text for cell in self.cells if "linear" in cell.scores))
 
     @property
@@ -129,7 +129,7 @@ def read_sweep(folder: Path) -> SweepRun:
     """
     file = folder / "sweep.json"
     if not file.is_file():
-        raise UserError(f"{folder} holds no sweep: there is no sweep.json in it")
+        raise UserError(f"{folder} is not a sweep folder: it has no sweep.json")
     value = read_json(file)
     if "version" in value or SEAL in value:  # version 0.1 wrote neither
         value = read_sealed(file)
@@ -180,7 +180,7 @@ def _text_only(folder: Path) -> bool:
 
 
 def _linear_text(folder: Path) -> str:
-    """Read from a run's experiment what its linear reference knows of texts."""
+    """Read from a run's experiment what its linear baseline knows of texts."""
     try:
         value = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # results that were copied without their experiments still make a page
@@ -195,7 +195,7 @@ def _result(folder: Path, wanted: str | None) -> Json:
         check_files(folder, manifest, [file.name])
     if wanted is not None and (not file.is_file() or file_digest(file) != wanted):
         raise UserError(
-            f"{file} is not what the sweep's cell came to; the sweep's command looks at all cells again"
+            f"{file} differs from the result of the sweep's cell; run the sweep's command again to check all cells"
         )
     result = read_shaped(file)
     for method in expect(file, result, "scores", dict):
@@ -267,9 +267,9 @@ def local_of(sweep: SweepRun) -> str | None:
 
 
 def headline(result: Json) -> str:
-    """Tell a run in a few figures: local training, one federated method, and the one highest on the test part if another.
+    """Summarize a run in a few figures: local training, one federated method, and the highest on the test part if another.
 
-    Beside the score of a federated method on everybody's questions stands how many clients it serves better than their
+    Beside the score of a federated method on the global test set stands how many clients it serves better than their
     own models, where they trained alone.
     """
     main = main_score(result)
@@ -292,9 +292,7 @@ def _served(result: Json, method: str, local: str | None) -> str:
         return ""
     found = fares(result["scores"][method], result["scores"][local])
     return (
-        f" ({found.better} of {found.known} clients better off than alone, {found.worse} worse)"
-        if found
-        else ""
+        f" ({found.better} of {found.known} clients better than alone, {found.worse} worse)" if found else ""
     )
 
 

@@ -15,7 +15,7 @@ MISSING = "—"
 
 REFERENCES = {
     "zero-shot": "zero-shot",
-    "linear": "linear reference",
+    "linear": "linear baseline",
     "local": "local (mean)",
     "centralised": "centralised",
 }
@@ -72,7 +72,7 @@ def part_label(name: str) -> str:
 
 
 def federated(method: str) -> bool:
-    """Return whether a method is a federated algorithm rather than a reference."""
+    """Return whether a method is a federated algorithm rather than a baseline."""
     return base(method) not in REFERENCES
 
 
@@ -81,14 +81,14 @@ def label(method: str) -> str:
 
     Example:
         >>> label("fedavg+prompt+adaptive"), label("local"), label("mine")
-        ('FedAvg + prompt + adaptive regulariser', 'local (mean)', 'mine')
+        ('FedAvg + prompt + adaptive regularizer', 'local (mean)', 'mine')
     """
     first, *parts = method.split("+")
     return " + ".join([REFERENCES.get(first) or part_label(first), *map(part_label, parts)])
 
 
 def title(name: str) -> str:
-    """Return a score's name for readers; what follows a known name is told apart by a comma.
+    """Return a score's name for readers; a comma separates what follows a known name.
 
     Example:
         >>> title("bleu_4"), title("accuracy_open"), title("auc_published"), title("mine")
@@ -106,7 +106,7 @@ def title(name: str) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """Write a fraction as a percentage without the percent sign; an em dash where there is none.
 
-    What rounds to zero has no sign.
+    A value that rounds to zero has no sign.
 
     Example:
         >>> percent(0.7134), percent(-0.25), percent(-0.0001), percent(None)
@@ -275,7 +275,7 @@ def sent(result: Json, method: str) -> float | None:
 
 def cost_table(result: Json) -> Table:
     """Make the table of what each method sent and how long it took."""
-    columns = ("Method", "Clients to server", "Server to clients", "Together", "Seconds")
+    columns = ("Method", "Clients to server", "Server to clients", "Total", "Seconds")
     rows = tuple(
         (
             label(method),

@@ -14,8 +14,8 @@ from fedloom.report.tables import label, seconds
 GROUPS: dict[str, tuple[str, ...]] = {
     "Forward": ("forward",),
     "Backward": ("backward",),
-    "Optimiser step": ("step",),
-    "Batches and pictures": ("data", "vision"),
+    "Optimizer step": ("step",),
+    "Batches and images": ("data", "vision"),
     "Loading clients": ("load",),
     "Aggregation": ("aggregate", "wire"),
     "Evaluation": ("evaluate",),
@@ -52,7 +52,7 @@ def time_bars(run: Run, width: float) -> Markup:
     x = scale(0, longest, 0, width - names - 64)
     key, below = legend(
         [(rect(0, -9, 12, 10, f"tint t{place}"), name) for place, name in enumerate(GROUPS, start=1)]
-        + [(line(6, -10, 6, 2, "mean"), "what a bare loop would take")],
+        + [(line(6, -10, 6, 2, "mean"), "a bare loop's time")],
         width,
         mark=12,
     )

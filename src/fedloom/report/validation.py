@@ -18,11 +18,11 @@ def validation_text(run: Run) -> str:
         return ""
     count, source, without = number(part, "examples") or 0, part.get("from"), number(part, "without") or 0
     if source == "published":
-        text = f"The owners' validation part of {count:,.0f} examples was not trained on."
+        text = f"The owners' validation part of {count:,.0f} examples was not used for training."
     else:
         text = (
-            f"{count:,.0f} training examples, a share of {source} of each client's, were kept out for validation and not "
-            "trained on, so scores are not those of training on all examples."
+            f"{count:,.0f} training examples, a share of {source} of each client's, were held out for validation, "
+            "so scores are not those of training on all examples."
         )
         text += f" {without:,.0f} of the clients had too few examples and kept them all." if without else ""
     if part.get("round") == "best":
@@ -30,7 +30,7 @@ def validation_text(run: Run) -> str:
             f"{text} Scores and the adapter are those of the round with the highest validation score, the mean over "
             "clients weighted by their numbers of validation examples; each client that trains alone has a round of its own."
         )
-    return f"{text} Scores and the adapter are those of the last round; validation chose nothing in this run."
+    return f"{text} Scores and the adapter are those of the last round; validation scores were not used to choose a round."
 
 
 def validation_table(run: Run) -> Table | None:
@@ -41,7 +41,9 @@ def validation_table(run: Run) -> Table | None:
         for method in run.scores
         if method in methods
     )
-    note = f"{title(_metric(run))} in percent, on examples that were neither trained nor tested on."
+    note = (
+        f"{title(_metric(run))} in percent, on examples that are in neither the training nor the test part."
+    )
     return Table(("Method", "Validation", "Round"), rows, note) if rows else None
 
 
@@ -72,14 +74,14 @@ def curve_table(run: Run) -> Table | None:
     curves = {method: dict(points) for method, points in validation_curves(run).items()}
     rounds = sorted({done for points in curves.values() for done in points})
     rows = [(f"{done:.0f}", *(percent(points.get(done)) for points in curves.values())) for done in rounds]
-    note = "Validation scores in percent after each round that was evaluated."
+    note = "Validation scores in percent after each evaluated round."
     return Table(("Round", *map(label, curves)), tuple(rows), note) if rows else None
 
 
 def validation_chart(run: Run, width: float) -> Markup:
     """Draw validation scores by round; nothing where only one round was validated.
 
-    A method without rounds, such as zero-shot, is a level line. A ring marks the round that was chosen, where all
+    A method without rounds, such as zero-shot, is a horizontal line. A ring marks the chosen round, where all
     models of a method have the same.
     """
     lines = validation_curves(run)

@@ -86,10 +86,10 @@ def survey(plan: Plan, examples: Sequence[Example]) -> Survey:
 
 
 def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
-    """Tell what each client holds, in plain values; of the first clients only where `first` is given.
+    """Return what each client holds, in plain values; of the first clients only where `first` is given.
 
     `modalities` has an I where the client sees any image and a T where it sees any text; `total_variation` and
-    `jensen_shannon` are the client's distances, of which `card` tells the means.
+    `jensen_shannon` are the client's distances, of which `card` has the means.
     """
     clients = len(found.sizes) if first is None else min(first, len(found.sizes))
     variation, divergence, _ = distances(found)
@@ -117,7 +117,7 @@ def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
 
 
 def card(found: Survey) -> dict[str, Any]:
-    """Say how much the clients of a plan differ, in plain values.
+    """Measure how much the clients of a plan differ, in plain values.
 
     * `labels`: how many there are; `effective`, 2 to the entropy in bits of the pooled examples' labels, and
       `effective_per_client`, the mean of the same over clients; the means over clients of two distances

@@ -71,7 +71,7 @@ def published_draws(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
 
 
 def unpublished(settings: Scenario) -> str | None:
-    """Say why there is no published procedure for a scenario, or None where there is one."""
+    """Return why there is no published procedure for a scenario, or None where there is one."""
     if settings.partition == "dirichlet":
         return None
     if settings.partition == "by_source" and settings.pattern in ("cross", "hybrid"):

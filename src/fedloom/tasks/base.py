@@ -192,19 +192,19 @@ _EVIDENCE = {
 
 
 def evidence(example: Example, present: Presence, clause: str | None = None) -> str:
-    """Say what the answer is to be based on: the clause, else what is shown; empty where that is nothing."""
+    """Return what the prompt names as the basis of the answer: the clause, or what is shown; "" where that is nothing."""
     if clause is not None:
         return clause
     return _EVIDENCE[shows_image(example, present), shows_text(example, present)]
 
 
 def shows_image(example: Example, present: Presence) -> bool:
-    """Tell whether the image exists and may be seen."""
+    """Return whether the image exists and may be seen."""
     return present.image and example.image is not None
 
 
 def shows_text(example: Example, present: Presence) -> bool:
-    """Tell whether the text exists and may be seen."""
+    """Return whether the text exists and may be seen."""
     return present.text and example.text is not None
 
 

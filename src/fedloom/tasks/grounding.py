@@ -85,7 +85,7 @@ def boxes(text: str, *, fractions: bool) -> list[Box]:
 
 
 def in_fractions(example: Example) -> bool:
-    """Tell whether an example's boxes are fractions of the picture rather than pixels."""
+    """Return whether an example's boxes are fractions of the image rather than pixels."""
     return "." in example.answer
 
 

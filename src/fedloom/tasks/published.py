@@ -112,12 +112,12 @@ def stated(answer: str, frame: re.Pattern[str] = SENTENCE) -> str:
 
 
 def same_text(given: str, right: str) -> bool:
-    """Tell whether two answers are the same to the scripts of FGVC-Aircraft (FedVLMBench)."""
+    """Return whether two answers are the same to the scripts of FGVC-Aircraft (FedVLMBench)."""
     return given == right
 
 
 def same_start(given: str, right: str) -> bool:
-    """Tell whether two answers are the same to the multi-task scripts: their first characters agree.
+    """Return whether two answers are the same to the multi-task scripts: their first characters agree.
 
     Example:
         >>> same_start("lung", "liver"), same_start("Lung", "liver")

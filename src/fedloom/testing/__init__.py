@@ -20,7 +20,7 @@ from fedloom.testing.bench import NAME, Bench
 from fedloom.testing.laws import LAWS
 from fedloom.types import UserError
 
-__all__ = ["LAWS", "Laws", "LawsBroken", "bench_of", "check_algorithm"]
+__all__ = ["KINDS", "LAWS", "Laws", "LawsBroken", "bench_of", "check_algorithm"]
 
 KINDS = ("server", "aggregate", "wrapper", "rule")
 """Kinds of entries that have laws; all but algorithms are checked as they are added to FedAvg."""
@@ -102,6 +102,10 @@ def bench_of(
         raise UserError(f"check_algorithm: the algorithm {error}") from error
     if entry.kind not in KINDS:
         raise UserError(f"check_algorithm: there are no laws for a {entry.kind}, only for {', '.join(KINDS)}")
+    if "no values" in entry.traits:
+        raise UserError(
+            "check_algorithm: no values travel with it, and the laws are about the values that do"
+        )
     if clients < 3:
         raise UserError(f"check_algorithm: clients is {clients}; it must be at least 3")
     if unknown := sorted(entry.opts_out.keys() - LAWS.keys()):

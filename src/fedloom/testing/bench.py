@@ -21,7 +21,15 @@ from fedloom.plugins import Layered
 from fedloom.seeds import torch_stream
 from fedloom.types import Broadcast, Tensors, UserError
 
-LAYOUT = Layout.of({"llm/layers.0.q:lora_a": (2, 3), "llm/layers.0.q:lora_b": (4,), "connector/w": (1, 2)})
+LAYOUT = Layout.of(
+    {
+        "llm/layers.0.q:lora_a": (2, 3),
+        "llm/layers.0.q:lora_b": (4,),
+        "llm/layers.1.q:lora_a": (3,),
+        "llm/layers.2.q:lora_b": (2,),
+        "connector/w": (1, 2),
+    }
+)
 """Names and shapes of what is trained while laws are checked."""
 
 WEIGHTS, STEPS = (1.0, 5.0, 2.5), (2, 1, 4)

@@ -41,7 +41,7 @@ class LoRA:
     dropout: float = 0.0
 
     def takes(self, name: str) -> bool:
-        """Say whether a linear layer gets an adapter.
+        """Return whether a linear layer gets an adapter.
 
         Example:
             >>> one = LoRA(targets=("7.self_attn.q_proj",))
