@@ -233,6 +233,7 @@ ALGORITHMS = {
     "raises": lambda *, lr=1.0: 1 / 0,
     "nothing": lambda *, lr=1.0: None,
     "crashes": lambda *, lr=1.0: server(averaging(lr), aggregate),
+    "misshapen": lambda *, lr=1.0: server(averaging(lr), lambda updates, state: (next(updates).delta.flat[:1], {})),
 }
 """
 
@@ -253,6 +254,9 @@ def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> Non
     state = algorithm.init(Params.zeros(Layout.of({"w": (2,)})))
     with pytest.raises(UserError, match=r"crashes fails: KeyError: 'lost', mine.py, line 8"):
         algorithm.apply(state, [Update(0, state.params, 1.0)])
+    misshapen = experiment.entries["misshapen"].make()
+    with pytest.raises(UserError, match=r"misshapen fails: .* a delta of shape \[1\]; it must be \[2\]"):
+        misshapen.apply(state, [Update(0, state.params, 1.0)])
 
 
 def test_a_grid_takes_plugins_too(tmp_path: Path) -> None:

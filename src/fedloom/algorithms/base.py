@@ -179,6 +179,9 @@ def server(
         state: ServerState, updates: Iterable[Update], aggregate: Aggregate
     ) -> tuple[ServerState, Diagnostics]:
         delta, figures = aggregate(updates, state)
+        if delta.shape != state.params.flat.shape:
+            wanted = list(state.params.flat.shape)
+            raise ValueError(f"an aggregate made a delta of shape {list(delta.shape)}; it must be {wanted}")
         figures = {"delta_norm": norm(delta), **figures}
         flat, slots, more = step.move(state, delta)
         return ServerState(state.params.with_flat(flat), state.round + 1, slots), {**figures, **more}

@@ -84,7 +84,7 @@ ROOTLESS = (*SHIPPED, "fashion-mnist")
 
 
 def rootless(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set needs no folder; of others' loaders, those that ask for none by themselves do not."""
+    """Return whether a data set needs no folder; a plug-in's loader refuses a missing one itself."""
     return name in ROOTLESS or isinstance(datasets[name], PluginLoader)
 
 

@@ -155,11 +155,8 @@ def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float
     shipped = name in SHIPPED
     home = "It is bundled with fedloom; no download is needed." if shipped else "It is a folder of your own."
     home = FASHION_MNIST if name == "fashion-mnist" else home
-    home = (
-        f"Its loader comes with a plug-in, which says where {name} lies."
-        if isinstance(load, PluginLoader)
-        else home
-    )
+    if isinstance(load, PluginLoader):
+        home = f"The loader of {name} comes with a plug-in; see there."
     report = Report(name, root, "", home)
     try:
         theirs = name == "folder" and root is not None and validates_folder(root)
