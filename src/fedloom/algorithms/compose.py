@@ -209,9 +209,9 @@ with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
     algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)
     kinds = {
         kind: [name for name in names if entries[name].kind == kind]
-        for kind in ("part", "aggregate", "stage")
+        for kind in ("part", "aggregate", "stage", "prompt")
     }
-    for name in kinds["stage"]:
+    for name in (*kinds["stage"], *kinds["prompt"]):
         make(name, given, arguments(name), entries)
     if not (kinds["part"] and kinds["aggregate"]):
         return
