@@ -40,26 +40,38 @@ def any_layout(rank: int | None) -> Layout:
 ANY_LAYOUT = any_layout(8)
 
 CONFLICTS: Sequence[tuple[str, str, str]] = (
-    ("own aggregate", "kind aggregate", "its aggregate belongs to it and cannot be replaced"),
+    ("own aggregate", "kind aggregate", "the aggregate of {one} belongs to it and cannot be replaced"),
     ("gradient", "gradient", "each makes the gradient in its own way"),
     ("own model", "own model", "each leaves clients with another model of their own"),
-    ("extras", "noise", "what clients send besides their delta would carry no noise"),
-    ("extras", "mixes", "what clients send besides their delta would not be mixed with it"),
-    ("a mean", "kind aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
-    ("a mean", "own aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
-    ("a mean", "mixes", "its noise fits a mean of the clients' own changes, not of mixed ones"),
-    ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
-    ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
-    ("no values", "kind wrapper", "no delta travels that could be changed"),
+    ("extras", "noise", "what clients of {one} send besides their delta would carry no noise"),
+    ("extras", "mixes", "what clients of {one} send besides their delta would not be mixed with it"),
+    (
+        "a mean",
+        "kind aggregate",
+        "the noise of {one} fits the largest change of a mean, not of what {other} makes",
+    ),
+    (
+        "a mean",
+        "own aggregate",
+        "the noise of {one} fits the largest change of a mean, not of what {other} makes",
+    ),
+    ("a mean", "mixes", "the noise of {one} fits a mean of the clients' own changes, and {other} mixes them"),
+    (
+        "whole vectors",
+        "kind part",
+        "{one} is stated for whole vectors, which all clients report, and with {other} clients report parts",
+    ),
+    ("no values", "kind aggregate", "with {one} no delta travels that could be aggregated otherwise"),
+    ("no values", "kind wrapper", "with {one} no delta travels that could be changed"),
     (
         "no values",
         "kind rule",
-        "its clients take a step along a drawn direction that leaves no room for another rule",
+        "clients of {one} take a step along a drawn direction that leaves no room for another rule",
     ),
-    ("no values", "kind pass", "its clients never have a gradient"),
-    ("no values", "kind part", "all values move together along drawn directions"),
+    ("no values", "kind pass", "clients of {one} never have a gradient"),
+    ("no values", "kind part", "with {one} all values move together along drawn directions"),
 )
-"""(trait of one part, trait or kind of another, why they do not go together)."""
+"""(trait of one part, trait or kind of another, why they do not go together; `one` and `other` are their names)."""
 
 
 @dataclass(frozen=True)
@@ -234,19 +246,20 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
     known = [(name, entries[name]) for name in names]
     for k, (name, entry) in enumerate(known):
         for other, beside in known[k + 1 :]:
-            if reason := _conflict(entry, beside):
+            if reason := _conflict({name: entry, other: beside}):
                 yield f"{name} and {other} do not go together, since {reason}"
 
 
-def _conflict(one: Entry, other: Entry) -> str | None:
-    """Return why two entries do not go together, or None."""
-    if one.kind == other.kind and one.kind in ("server", "aggregate", "pass"):
-        return f"a method has one {one.kind}"
-    facts = [{*entry.traits, f"kind {entry.kind}"} for entry in (one, other)]
+def _conflict(pair: Mapping[str, Entry]) -> str | None:
+    """Return why two entries, by name, do not go together, or None."""
+    (one, first), (other, second) = pair.items()
+    if first.kind == second.kind and first.kind in ("server", "aggregate", "pass"):
+        return f"a method has one {first.kind}"
+    facts = {name: {*entry.traits, f"kind {entry.kind}"} for name, entry in pair.items()}
     for left, right, reason in CONFLICTS:
-        for here, there in (facts, facts[::-1]):
-            if left in here and right in there:
-                return reason
+        for here, there in ((one, other), (other, one)):
+            if left in facts[here] and right in facts[there]:
+                return reason.format(one=here, other=there)
     return None
 
 

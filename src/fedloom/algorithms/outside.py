@@ -167,14 +167,18 @@ def _unfit(kind: str, made: Any) -> str | None:
 def _no_state(found: Any, *_: Any) -> str | None:
     if not isinstance(found, ServerState):
         return f"must return a ServerState, not a {type(found).__name__}"
-    strange = [name for name, slot in found.slots.items() if not isinstance(slot, Tensor)]
+    strange = [
+        name for name, slot in cast("Mapping[str, Any]", found.slots).items() if not isinstance(slot, Tensor)
+    ]
     return f"returns a state whose slot {strange[0]!r} is no tensor" if strange else None
 
 
 def _no_broadcast(found: Any, *_: Any) -> str | None:
     if not isinstance(found, Broadcast):
         return f"must return a Broadcast, not a {type(found).__name__}"
-    strange = [name for name, extra in found.extras.items() if not isinstance(extra, Tensor)]
+    strange = [
+        name for name, one in cast("Mapping[str, Any]", found.extras).items() if not isinstance(one, Tensor)
+    ]
     return f"sends {strange[0]!r}, which is no tensor" if strange else None
 
 
