@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -414,6 +415,19 @@ BAD_DATA = {
     ),
     "no data": (lambda settings, seed: EXAMPLES, "must return a DataSet, not a list"),
     "no example": (lambda settings, seed: DataSet("", ("text",), ()), "holds a str where an Example belongs"),
+    "question": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], question=5),), ()),
+        "the question of .* be text",
+    ),
+    "text": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], text=3),), ()),
+        "the text of example '0' .* be text",
+    ),
+    "image": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], image="a.png"),), ()),
+        "the image of example '0' of mine is a str; docs/add-a-data-set.md",
+    ),
+    "leaves": (lambda settings, seed: sys.exit(0), "the loader of mine fails: SystemExit"),
     "raises": (lambda settings, seed: [][1], "the loader of mine fails: IndexError.*test_plugins.py, line"),
 }
 
@@ -445,6 +459,7 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
         ),
         (lambda example, answer: float("nan"), "it is nan"),
         (lambda example, answer: None, "it is None"),
+        (lambda example, answer: sys.exit(0), "metric mine: it fails for example '0': SystemExit"),
         (lambda example, answer: answer.lower(), "metric mine: it fails for example '0': AttributeError"),
     ],
 )
