@@ -44,7 +44,7 @@ def test_too_small_cohorts(
     ("cohort", "method", "algorithms", "reason"),
     [
         (None, "fedavg+ranks", {}, r"methods\[0\]: .*ranks lists 0 numbers for 4 clients"),
-        (None, "fedavg+layers+clip", {}, r"methods\[0\]: .*budgets lists 0 numbers for 4 clients"),
+        (None, "fedavg+layers+clip", {}, r"methods\[0\]: .*budgets lists 0 .*such as \[1, 1, 1, 1\]"),
         # The last slots of the rank are those of two clients, and a median with f = 1 needs three.
         (
             None,
@@ -93,3 +93,20 @@ def test_each_of_several_mistakes_has_its_place() -> None:
         experiment(5, ["fedadam"], fedadam={"lr": -1.0, "beta1": "x"})
     assert "lr is -1.0" in str(found.value)
     assert "beta1 is 'x'" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("fedavg+ranks+krum", "krum is stated for whole vectors"),
+        ("fedavg+krum+ranks", "krum is stated for whole vectors"),
+        ("fedavg+dp+median", "the noise of dp fits the largest change of a mean"),
+        ("fedavg+bucketing+dp", "the noise of dp fits .* and bucketing mixes them"),
+        ("scaffold+median", "the aggregate of scaffold belongs to it"),
+        ("scaffold+dp-sgd", "what clients of scaffold send besides their delta would carry no noise"),
+        ("fedkseed+proximal", "clients of fedkseed take a step along a drawn direction"),
+    ],
+)
+def test_a_reason_names_the_part_that_it_is_about(method: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"do not go together, since {reason}"):
+        experiment(5, [method])

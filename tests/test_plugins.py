@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.algorithms import ENTRIES
+from fedloom.algorithms.base import LocalWork
+from fedloom.algorithms.compose import Given, compose
 from fedloom.cli import app
 from fedloom.data import DATASETS, load_data
 from fedloom.experiment import Experiment, load_experiment
@@ -121,6 +124,7 @@ WRONG = {
         'from fedloom.algorithms.entry import Entry\nALGORITHMS = {"a": Entry(print, "sever", "", "")}',
         "line 2: ValueError: there is no kind 'sever'",
     ),
+    "no text": ("\0", "mine.py: it is no Python: source code string cannot contain null bytes"),
     "no loader": ('DATASETS = {"a": 3}', "must be a function .settings, seed."),
     "empty list": ('DATASETS = {"a": []}', "not an empty list"),
     "loader's arguments": ('DATASETS = {"a": lambda one: 1}', "must take two arguments"),
@@ -259,6 +263,110 @@ def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> Non
         misshapen.apply(state, [Update(0, state.params, 1.0)])
 
 
+BROKEN = """
+import torch
+from fedloom.algorithms.aggregate import mean
+from fedloom.algorithms.base import server
+from fedloom.algorithms.entry import Entry
+from fedloom.algorithms.fedavg import averaging
+from fedloom.algorithms.rule import PLAIN, Final, Second
+
+
+def plain():
+    return server(averaging(1.0), mean())
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+def step(change):
+    return lambda state, updates, aggregate: change(*plain().combine(state, updates, aggregate))
+
+
+def stale(after, figures):
+    return after.__class__(after.params, after.round - 1, {}), figures
+
+
+AGGREGATES = {
+    "short": lambda updates, state: (torch.zeros(3), {}),
+    "single": lambda updates, state: 5,
+    "figured": lambda updates, state: (torch.zeros(2), {"a": torch.zeros(2)}),
+    "listed": lambda updates, state: (torch.zeros(2), [1.0]),
+    "left": lambda updates, state: leaves(),
+}
+SERVERS = {
+    "init": {"init": lambda params: {}["lost"]},
+    "start": {"init": lambda params: 5},
+    "sends": {"broadcast": lambda state: 5},
+    "announces": {"extras": lambda work: [1]},
+    "once": {"combine": lambda state, updates, aggregate: 7},
+    "stale": {"combine": step(stale)},
+    "drawn": {"combine": step(lambda after, figures: (after, {"a": torch.ones(1)}))},
+}
+ALGORITHMS = {
+    **{name: Entry(lambda one=one: one, "aggregate", name, "") for name, one in AGGREGATES.items()},
+    "wrapped": Entry(lambda: lambda inner: AGGREGATES["short"], "wrapper", "wrapped", ""),
+    "unwrapped": Entry(lambda: lambda inner: 5, "wrapper", "unwrapped", ""),
+    **{name: lambda one=one: plain()._replace(**one) for name, one in SERVERS.items()},
+    "never": Entry(lambda: Final(0), "stage", "never", ""),
+    "unrated": Entry(lambda: Final(1, None), "stage", "unrated", ""),
+    "backward": Entry(lambda: Second("own", PLAIN, rate=-1.0), "pass", "backward", ""),
+    "unworded": Entry(lambda: "shouting", "prompt", "unworded", ""),
+    "leaves": leaves,
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fedavg+short", r"short: it must return a delta of torch.float32 of shape \[2\], not .* \[3\]"),
+        ("fedavg+single", "single: it must return two values"),
+        ("fedavg+figured", "figured: it returns tensor.* as the figure 'a', which must be a number"),
+        ("fedavg+listed", "listed: it must return figures as a dict"),
+        ("fedavg+left", "left fails: SystemExit"),
+        ("fedavg+wrapped", "wrapped: it must return a delta"),
+        ("init", "init fails: KeyError: 'lost', mine.py"),
+        ("start", "start: its init must return a ServerState, not a int"),
+        ("sends", "sends: its broadcast must return a Broadcast"),
+        ("announces", "announces: its extras must return a dict"),
+        ("once", "once: its combine must return two values"),
+        ("stale", "stale: its combine returns a state whose round is 0; after round 0 it must be 1"),
+        ("drawn", "drawn: its combine returns tensor.* as the figure 'a'"),
+    ],
+)
+def test_what_an_algorithm_returns_wrongly_is_told_in_one_message(
+    method: str, message: str, tmp_path: Path
+) -> None:
+    experiment = load_experiment("smoke", [], [written(tmp_path, BROKEN)])
+    parameters = Params.zeros(Layout.of({"w": (2,)}))
+    with pytest.raises(UserError, match=message):
+        algorithm = compose(method.split("+"), Given(1), entries=experiment.entries)
+        state = algorithm.init(parameters)
+        algorithm.broadcast(state)
+        algorithm.extras(LocalWork(2, 1, 1.0))
+        algorithm.apply(state, [Update(0, parameters, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fedavg+never", "never is a stage, so that its epochs must be a whole number of at least 1, not 0"),
+        ("fedavg+unrated", "unrated is a stage, so that its rate must be a positive number, not None"),
+        ("fedavg+backward", "backward is a pass, so that its rate must be a positive number, not -1.0"),
+        ("fedavg+unwrapped", "unwrapped must return an aggregate, not a int"),
+        ("fedavg+unworded", "unworded is a prompt, so that it must make one of .*, not 'shouting'"),
+        ("leaves", "leaves cannot be made: SystemExit: 3, mine.py"),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_refused_before_a_run(
+    method: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_experiment("smoke", [f"methods=[{method}]"], [written(tmp_path, BROKEN)])
+
+
 def test_a_grid_takes_plugins_too(tmp_path: Path) -> None:
     recipe = tmp_path / "grid.yaml"
     recipe.write_text("methods: [slow]\ngrid:\n  algorithms.slow.lr: [0.1, 0.2]\n")
@@ -314,6 +422,19 @@ BAD_DATA = {
     ),
     "no data": (lambda settings, seed: EXAMPLES, "must return a DataSet, not a list"),
     "no example": (lambda settings, seed: DataSet("", ("text",), ()), "holds a str where an Example belongs"),
+    "question": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], question=5),), ()),
+        "the question of .* be text",
+    ),
+    "text": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], text=3),), ()),
+        "the text of example '0' .* be text",
+    ),
+    "image": (
+        lambda settings, seed: DataSet("", (replace(EXAMPLES[0], image="a.png"),), ()),
+        "the image of example '0' of mine is a str; docs/add-a-data-set.md",
+    ),
+    "leaves": (lambda settings, seed: sys.exit(0), "the loader of mine fails: SystemExit"),
     "raises": (lambda settings, seed: [][1], "the loader of mine fails: IndexError.*test_plugins.py, line"),
 }
 
@@ -345,6 +466,7 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
         ),
         (lambda example, answer: float("nan"), "it is nan"),
         (lambda example, answer: None, "it is None"),
+        (lambda example, answer: sys.exit(0), "metric mine: it fails for example '0': SystemExit"),
         (lambda example, answer: answer.lower(), "metric mine: it fails for example '0': AttributeError"),
     ],
 )

@@ -80,7 +80,7 @@ def sentence(error: BaseException) -> str:
     return f"internal error: {_named(error)}{f' ({place})' if place else ''}"
 
 
-def client_failure(error: Exception) -> str:
+def client_failure(error: BaseException) -> str:
     """Describe in a sentence why a client gave no update: what failed, and in which line of which file.
 
     Example:

@@ -67,9 +67,8 @@ def _import(path: Path, digest: str) -> ModuleType:
             spec.loader.exec_module(module)
     except SyntaxError as error:
         del sys.modules[name]
-        raise UserError(
-            f"{error.filename or path}, line {error.lineno}: it is not valid Python: {error.msg}"
-        ) from None
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise UserError(f"{error.filename or path}{line}: it is not valid Python: {error.msg}") from None
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"{_last_place(error, path)}: {type(error).__name__}: {error}") from error

@@ -167,7 +167,7 @@ def test_shares_go_together() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("layers", {}, r"budgets lists 0 numbers for 3 clients; .* such as \[256, 256, 256\]"),
+        ("layers", {}, r"budgets lists 0 numbers for 3 clients; .* such as \[1, 1, 1\]"),
         ("layers", {"budgets": [1, 2]}, "budgets lists 2 numbers for 3 clients"),
         ("layers", {"budgets": [1, 2, 3, 4]}, "budgets lists 4 numbers for 3 clients"),
         ("layers", {"budgets": [1, 0, 2]}, "budgets gives client 1 0; .* from 1 to 256"),
@@ -181,7 +181,7 @@ def test_shares_go_together() -> None:
             {"budgets": [1, 1, 1], "choose": "middle"},
             "choose is 'middle'; it must be last or first",
         ),
-        ("ranks", {}, r"ranks lists 0 numbers for 3 clients; .* such as \[4, 4, 4\]"),
+        ("ranks", {}, r"ranks lists 0 numbers for 3 clients; .* such as \[1, 1, 1\]"),
         ("ranks", {"ranks": [4, 4]}, "ranks lists 2 numbers for 3 clients"),
         ("ranks", {"ranks": [4, 5, 1]}, r"ranks gives client 1 5; .* from 1 to 4, which is strategy\.rank"),
         ("ranks", {"ranks": [0, 4, 4]}, "ranks gives client 0 0"),

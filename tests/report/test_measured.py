@@ -109,6 +109,15 @@ def test_likeness_is_measured_and_not_concluded_from_the_partition(run_folder):
 # ---- what was trained, and by whom -------------------------------------------------------------------
 
 
+def test_a_stage_after_the_last_round_is_no_round(run_folder):
+    folder = run_folder(names=(0, 1, 2), methods=("fedavg+finetune", "fedavg"), rounds=2)
+    file = folder / "record.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    last = next(one for one in lines if one["kind"] == "round" and one["method"] == "fedavg+finetune")
+    file.write_text("\n".join(map(json.dumps, [*lines, {**last, "round": 2}])), encoding="utf-8")
+    assert "Federated training took 2 rounds; in each, all 3 clients" in introduction(read_run(folder))
+
+
 def test_clients_that_never_took_part_are_named(run_folder):
     folder = run_folder(names=(0, 1, 2), methods=("fedavg",), rounds=2)
     lines = [json.loads(line) for line in (folder / "record.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -316,7 +316,7 @@ def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str)
         ValueError: There are more or fewer numbers than clients, or one is not within bounds.
     """
     if len(values) != clients:
-        right = str([most] * clients) if clients <= 8 else f"{clients} times {most}"
+        right = str([1] * clients) if clients <= 8 else f"{clients} times 1"  # which any model allows
         raise ValueError(
             f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as {right}"
         )

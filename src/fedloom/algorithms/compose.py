@@ -48,15 +48,19 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     (
         "a mean",
         "kind aggregate",
-        "the noise of {one} fits the largest change of a mean, not of another aggregate",
+        "the noise of {one} fits the largest change of a mean, not of what {other} makes",
     ),
     (
         "a mean",
         "own aggregate",
-        "the noise of {one} fits the largest change of a mean, not of another aggregate",
+        "the noise of {one} fits the largest change of a mean, not of what {other} makes",
     ),
-    ("a mean", "mixes", "the noise of {one} fits a mean of the clients' own changes, not of mixed ones"),
-    ("whole vectors", "kind part", "{one} is stated for whole vectors, which all clients report"),
+    ("a mean", "mixes", "the noise of {one} fits a mean of the clients' own changes, and {other} mixes them"),
+    (
+        "whole vectors",
+        "kind part",
+        "{one} is stated for whole vectors, which all clients report, and with {other} clients report parts",
+    ),
     ("no values", "kind aggregate", "with {one} no delta travels that could be aggregated otherwise"),
     ("no values", "kind wrapper", "with {one} no delta travels that could be changed"),
     (
@@ -67,7 +71,7 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("no values", "kind pass", "clients of {one} never have a gradient"),
     ("no values", "kind part", "with {one} all values move together along drawn directions"),
 )
-"""(trait of one entry, trait or kind of another, why they do not go together); `{one}` is the name of the first."""
+"""(trait of one entry, trait or kind of another, why they do not go together); `{one}` and `{other}` are their names."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,9 @@ with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
     algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)
     kinds = {
         kind: [name for name in names if entries[name].kind == kind]
-        for kind in ("part", "aggregate", "stage")
+        for kind in ("part", "aggregate", "stage", "prompt")
     }
-    for name in kinds["stage"]:
+    for name in (*kinds["stage"], *kinds["prompt"]):
         make(name, given, arguments(name), entries)
     if not (kinds["part"] and kinds["aggregate"]):
         return
@@ -254,7 +258,7 @@ def _conflict(name: str, other: str, entries: Mapping[str, Entry]) -> str | None
     for left, right, reason in CONFLICTS:
         for one, two in ((name, other), (other, name)):
             if left in facts[one] and right in facts[two]:
-                return reason.format(one=one)
+                return reason.format(one=one, other=two)
     return None
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from math import isfinite
+from typing import Any, cast
 
-from fedloom.algorithms.base import Budget, FederatedAlgorithm, TooFew
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.base import Budget, Extra, FederatedAlgorithm, ServerState, TooFew
 from fedloom.algorithms.entry import GIVEN, Entry
+from fedloom.algorithms.prompt import VARIANTS as PROMPT_VARIANTS
 from fedloom.algorithms.rule import Final, LocalRule, Second
 from fedloom.failures import client_failure
-from fedloom.types import UserError
+from fedloom.types import Broadcast, UserError
 
 MADE: dict[str, type] = {
     "server": FederatedAlgorithm,
@@ -84,32 +89,140 @@ def guarded(name: str, entry: Entry) -> Entry:
             made = entry.make(*args, **arguments)
         except (UserError, ValueError):  # a refused argument
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{name} cannot be made: {client_failure(error)}") from error
         wanted = MADE.get(entry.kind)
         if not (callable(made) if wanted is None else isinstance(made, wanted)):
             right = "a function" if wanted is None else f"a {wanted.__name__}"
-            raise UserError(f"{name} is a {entry.kind}, so it must make {right}, not a {type(made).__name__}")
+            raise UserError(
+                f"{name} is a {entry.kind}, so that it must make {right}, not a {type(made).__name__}"
+            )
+        if reason := _unfit(entry.kind, made):
+            raise UserError(f"{name} is a {entry.kind}, {reason}")
         if entry.kind == "server":
-            return made._replace(combine=_reported(name, made.combine))
+            checks = {
+                "init": _no_state,
+                "broadcast": _no_broadcast,
+                "combine": _no_step,
+                "extras": _no_extras,
+            }
+            return made._replace(
+                **{key: _reported(name, getattr(made, key), check, key) for key, check in checks.items()}
+            )
         if entry.kind == "aggregate":
-            return _reported(name, made)
-        return _reported(name, made, then=True) if entry.kind == "wrapper" else made
+            return _reported(name, made, _no_aggregate)
+        return _reported(name, made, then=_no_aggregate) if entry.kind == "wrapper" else made
 
     return replace(entry, make=make)
 
 
-def _reported(name: str, act: Callable[..., Any], *, then: bool = False) -> Callable[..., Any]:
-    """Return a function whose exceptions become one message; with `then`, those of the function that it returns, too."""
+Check = Callable[..., str | None]
+"""(what a function returned, its arguments) → what is wrong with it, or None."""
+
+
+def _reported(
+    name: str, act: Callable[..., Any], check: Check | None = None, part: str = "", then: Check | None = None
+) -> Callable[..., Any]:
+    """Return a function whose exceptions, and whose wrong results, become one message.
+
+    Args:
+        name: What it belongs to.
+        act: The function.
+        check: What is wrong with what it returns.
+        part: The function's name in the message.
+        then: The same for what the function raises and returns that it returns.
+    """
 
     @functools.wraps(act)
     def checked(*args: Any) -> Any:
         try:
             found = act(*args)
-            return _reported(name, found) if then else found
         except (UserError, TooFew):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{name} fails: {client_failure(error)}") from error
+        if then is not None:
+            if not callable(found):
+                raise UserError(f"{name} must return an aggregate, not a {type(found).__name__}")
+            return _reported(name, found, then)
+        if check is not None and (reason := check(found, *args)):
+            raise UserError(f"{name}: {f'its {part} ' if part else 'it '}{reason}")
+        return found
 
     return checked
+
+
+def _unfit(kind: str, made: Any) -> str | None:
+    """Return why a value of the right type cannot be used as an entry of its kind, or None."""
+    if kind in ("pass", "stage"):
+        epochs, rate = made.epochs, made.rate
+        if not (epochs is None and kind == "pass") and not (type(epochs) is int and epochs >= 1):
+            return f"so that its epochs must be a whole number of at least 1, not {epochs!r}"
+        if not isinstance(rate, int | float) or not (isfinite(rate) and rate > 0):
+            return f"so that its rate must be a positive number, not {rate!r}"
+    if kind == "prompt" and made not in PROMPT_VARIANTS:
+        return f"so that it must make one of {', '.join(PROMPT_VARIANTS)}, not {made!r}"
+    return None
+
+
+def _no_state(found: Any, *_: Any) -> str | None:
+    if not isinstance(found, ServerState):
+        return f"must return a ServerState, not a {type(found).__name__}"
+    strange = [
+        name for name, slot in cast("Mapping[str, Any]", found.slots).items() if not isinstance(slot, Tensor)
+    ]
+    return f"returns a state whose slot {strange[0]!r} is no tensor" if strange else None
+
+
+def _no_broadcast(found: Any, *_: Any) -> str | None:
+    if not isinstance(found, Broadcast):
+        return f"must return a Broadcast, not a {type(found).__name__}"
+    strange = [
+        name for name, one in cast("Mapping[str, Any]", found.extras).items() if not isinstance(one, Tensor)
+    ]
+    return f"sends {strange[0]!r}, which is no tensor" if strange else None
+
+
+def _no_step(found: Any, before: ServerState, *_: Any) -> str | None:
+    if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+        return "must return two values, the next state and figures"
+    state, figures = cast("tuple[Any, Any]", found)
+    if reason := _no_state(state):
+        return reason
+    if state.params.layout != before.params.layout:
+        return "returns parameters of other names or shapes than before"
+    if state.round != before.round + 1:
+        return f"returns a state whose round is {state.round}; after round {before.round} it must be {before.round + 1}"
+    return _no_figures(figures)
+
+
+def _no_aggregate(found: Any, updates: Any, state: ServerState) -> str | None:
+    if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+        return "must return two values, the delta and figures"
+    delta, figures = cast("tuple[Any, Any]", found)
+    if (
+        not isinstance(delta, Tensor)
+        or delta.shape != state.params.flat.shape
+        or delta.dtype != torch.float32
+    ):
+        told = (
+            f"{delta.dtype} of shape {list(delta.shape)}"
+            if isinstance(delta, Tensor)
+            else type(delta).__name__
+        )
+        return f"must return a delta of torch.float32 of shape {list(state.params.flat.shape)}, not {told}"
+    return _no_figures(figures)
+
+
+def _no_figures(figures: Any) -> str | None:
+    if not isinstance(figures, Mapping):
+        return f"must return figures as a dict from names to numbers, not a {type(figures).__name__}"
+    for name, value in cast("Mapping[Any, Any]", figures).items():
+        if not isinstance(name, str) or not isinstance(value, int | float):
+            return f"returns {value!r:.40} as the figure {name!r}, which must be a number"
+    return None
+
+
+def _no_extras(found: Any, *_: Any) -> str | None:
+    fine = isinstance(found, Mapping) and all(isinstance(one, Extra) for one in cast("Any", found).values())
+    return None if fine else "must return a dict from names to Extra"

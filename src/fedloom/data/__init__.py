@@ -161,5 +161,5 @@ def _check_rejected(data: DataSet, cap: float) -> None:
         raise UserError(
             f"data.max_rejected: {count} of {total} records ({count / total:.1%}) are bad, "
             f"more than the {cap:.1%} allowed:{first}{more}\n"
-            "Mend them, or allow a larger share with data.max_rejected."
+            "  Mend them, or allow a larger share with data.max_rejected."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.data.base import Loader, divide
@@ -71,7 +72,7 @@ class PluginLoader:
             found = self.load(settings, seed)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"data: the loader of {self.name} fails: {client_failure(error)}") from error
         if not isinstance(found, DataSet):
             raise UserError(
@@ -87,6 +88,19 @@ class PluginLoader:
             if not isinstance(example, Example):
                 raise UserError(
                     f"data: {self.name} holds a {type(example).__name__} where an Example belongs"
+                )
+            if wrong := [
+                name for name in ("id", "question", "answer") if not isinstance(getattr(example, name), str)
+            ]:
+                raise UserError(f"data: the {wrong[0]} of example {example.id!r} of {self.name} must be text")
+            if example.text is not None and not isinstance(example.text, str):
+                raise UserError(
+                    f"data: the text of example {example.id!r} of {self.name} must be text or None"
+                )
+            if isinstance(example.image, str | Path | bytes):
+                raise UserError(
+                    f"data: the image of example {example.id!r} of {self.name} is a {type(example.image).__name__}; "
+                    "docs/add-a-data-set.md says how images are given"
                 )
             if example.id in ids:
                 raise UserError(f"data: {self.name} has two examples with the id {example.id!r}")

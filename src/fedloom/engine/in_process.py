@@ -60,7 +60,7 @@ class InProcess:
         for assignment in assignments:
             try:
                 yield self.site.measured(self.site.job(assignment), probe)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a rule from outside may call sys.exit
                 yield Missing(assignment.client, client_failure(error))
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
@@ -80,7 +80,7 @@ class InProcess:
             for k, assignment in enumerate(window):
                 try:
                     jobs[k] = self.site.job(assignment)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     done[k] = Missing(assignment.client, client_failure(error)), {}
             own.lap("load")
             reading = _share(own, len(window))
@@ -109,7 +109,7 @@ class InProcess:
             found: list[Answer] = [self.site.update(*one) for one in zip(jobs, ends, strict=True)]
             clock.lap("load")
             return found
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if len(jobs) == 1:
                 return [Missing(jobs[0].client, client_failure(error))]
             if short_of_memory(error):

@@ -7,6 +7,7 @@ what they alone decide, such as a rate or a number of epochs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from fedloom.algorithms import ENTRIES
@@ -261,7 +262,13 @@ def training(run: Run) -> list[str]:
     part = TRAINED.get(str(at(strategy, "name")))
     passes = "one epoch" if epochs == 1 else f"{epochs} epochs"
     told = [f"Training changed only {filled(part, strategy)}."] if part else []
-    rounds = [entry for entry in run.rounds if federated(entry["method"]) and entry["method"] in run.scores]
+    planned = at(strategy, "stage_rounds") or [at(run.experiment, "train", "rounds")]
+    last = sum(one for one in planned if isinstance(one, int)) or inf  # a final stage comes after it
+    rounds = [
+        entry
+        for entry in run.rounds
+        if federated(entry["method"]) and entry["method"] in run.scores and entry["round"] < last
+    ]
     if not rounds:
         return told
     cohorts = [_size(entry) for entry in rounds]

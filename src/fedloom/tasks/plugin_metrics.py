@@ -76,7 +76,7 @@ def _careful(name: str, grade: Callable[..., Any]) -> Grade:
     def checked(example: Example, answer: Answer) -> float:
         try:
             found = grade(example, answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}"
             ) from error
@@ -89,7 +89,7 @@ def _careful_result(name: str, result: Callable[[Rows], Scores]) -> Callable[[Ro
     def checked(state: Rows) -> Scores:
         try:
             found = result(state)[name]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"metric {name}: its result fails: {client_failure(error)}") from error
         return {name: None if found is None else _share(found, f"metric {name}")}
 
