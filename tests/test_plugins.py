@@ -93,7 +93,7 @@ def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "syntax": ("x = 1\ndef (", "mine.py, line 2: it is no Python"),
+    "syntax": ("x = 1\ndef (", "mine.py, line 2: it is not valid Python"),
     "exception": ("import os\n\n1 / 0\n", "mine.py, line 3: ZeroDivisionError"),
     "missing module": ("import nowhere_to_be_found", "mine.py, line 1: ModuleNotFoundError"),
     "exit": ("raise SystemExit(3)", "mine.py, line 1: SystemExit: 3"),

@@ -68,7 +68,7 @@ def _import(path: Path, digest: str) -> ModuleType:
     except SyntaxError as error:
         del sys.modules[name]
         raise UserError(
-            f"{error.filename or path}, line {error.lineno}: it is no Python: {error.msg}"
+            f"{error.filename or path}, line {error.lineno}: it is not valid Python: {error.msg}"
         ) from None
     except (Exception, SystemExit) as error:
         del sys.modules[name]
@@ -78,7 +78,7 @@ def _import(path: Path, digest: str) -> ModuleType:
 
 @contextmanager
 def _from_beside(folder: Path) -> Iterator[None]:
-    """Let imports find modules in a folder before all others, and forget those afterwards; nothing is written there."""
+    """Let imports find modules in a folder before all others, and forget those afterward; nothing is written there."""
     beside = {file.stem for file in folder.glob("*.py")} | {
         file.parent.name for file in folder.glob("*/__init__.py")
     }

@@ -63,7 +63,7 @@ class Method(NamedTuple):
 
     @property
     def federated(self) -> bool:
-        """Whether a server combines what clients learnt."""
+        """Whether a server combines what clients learned."""
         return self.base not in REFERENCES
 
     @property

@@ -167,7 +167,7 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
 
 
 def _made(experiment: Experiment, name: str) -> None:
-    """Make the parts of a method that come from outside, so that what cannot be made is told before a run begins."""
+    """Make the parts of a method that come from outside, so that any failure is reported before a run begins."""
     for part in experiment.method(name).composed:
         if part not in PLACES:
             from fedloom.algorithms.compose import make

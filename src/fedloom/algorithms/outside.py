@@ -1,4 +1,4 @@
-"""Algorithms from outside fedloom, and parts of them: made into entries, with mistakes told as those of the code that makes them."""
+"""Algorithms from outside fedloom, and parts of them: made into entries, with mistakes reported as those of the code that makes them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _check_factory(make: Any) -> None:
 
 
 def guarded(name: str, entry: Entry) -> Entry:
-    """Return an entry whose exceptions are told in one message, with the file and line at which they were raised.
+    """Return an entry whose exceptions are reported in one message, with the file and line at which they were raised.
 
     What a local rule raises at a client is left to the engine, which makes the client missing in that round.
     """

@@ -22,7 +22,7 @@ def adding(lr: float) -> Step:
     """Return the step x ← 2 x + η Δ for all tensors but the first of the layout, where it is x ← x + η Δ.
 
     The average of the clients' parameters is meant to replace the old ones, but is added to them in every tensor except
-    the first, so weights about double with every round. It shows what the fault does; nothing is learnt with it.
+    the first, so weights about double with every round. It shows what the fault does; nothing is learned with it.
     """
 
     def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
