@@ -41,6 +41,38 @@ def test_too_small_cohorts(
 
 
 @pytest.mark.parametrize(
+    ("cohort", "method", "algorithms", "reason"),
+    [
+        (None, "fedavg+ranks", {}, r"methods\[0\]: .*ranks lists 0 numbers for 4 clients"),
+        (None, "fedavg+layers+clip", {}, r"methods\[0\]: .*budgets lists 0 numbers for 4 clients"),
+        # The last slots of the rank are those of two clients, and a median with f = 1 needs three.
+        (
+            None,
+            "fedavg+median+ranks",
+            {"ranks": {"ranks": [4, 4, 8, 8]}},
+            "ranks and median .*= 3 .*there are 2",
+        ),
+        (
+            3,
+            "fedavg+trimmed-mean+layers",
+            {"layers": {"budgets": [1, 1, 2, 2]}},
+            "layers and trimmed-mean .*= 3 ",
+        ),
+    ],
+)
+def test_parts_that_no_round_could_use_are_refused(
+    cohort: int | None, method: str, algorithms: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        experiment(4, [method], cohort, **algorithms)
+
+
+def test_a_value_that_enough_clients_report_or_none_is_aggregated() -> None:
+    assert experiment(4, ["fedavg+median+ranks"], ranks={"ranks": [4, 8, 8, 8]})
+    assert experiment(4, ["fedavg+median+layers"], layers={"budgets": [2, 2, 2, 2]})
+
+
+@pytest.mark.parametrize(
     ("clients", "method", "algorithms"),
     [
         (4, "fedavg+krum", {"krum": {"f": 0, "keep": 2}}),

@@ -301,7 +301,7 @@ def test_bad_stretches_are_refused(stretches):
     ],
 )
 def test_entries_that_could_be_longer_are_refused(stretches):
-    with pytest.raises(ValueError, match="belong into one entry"):
+    with pytest.raises(ValueError, match="belong in one entry"):
         Part(20, stretches)
 
 

@@ -113,7 +113,10 @@ WRONG = {
         'ALGORITHMS = {"a": 3}',
         r"line 1: ALGORITHMS\['a'\] must be an Entry or a function .* type int",
     ),
-    "arguments": ('def f(x): ...\nALGORITHMS = {"a": f}', r"line 2: ALGORITHMS\['a'\] asks for 'x'"),
+    "arguments": (
+        'def f(x): ...\nALGORITHMS = {"a": f}',
+        r"line 2: ALGORITHMS\['a'\] has the argument 'x' without a default",
+    ),
     "kind": (
         'from fedloom.algorithms.entry import Entry\nALGORITHMS = {"a": Entry(print, "sever", "", "")}',
         "line 2: ValueError: there is no kind 'sever'",
@@ -230,6 +233,7 @@ ALGORITHMS = {
     "raises": lambda *, lr=1.0: 1 / 0,
     "nothing": lambda *, lr=1.0: None,
     "crashes": lambda *, lr=1.0: server(averaging(lr), aggregate),
+    "misshapen": lambda *, lr=1.0: server(averaging(lr), lambda updates, state: (next(updates).delta.flat[:1], {})),
 }
 """
 
@@ -238,7 +242,7 @@ def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -
     file = written(tmp_path, CRASHING)
     for name, message in {
         "raises": r"methods.0.: raises cannot be made: ZeroDivisionError: division by zero, mine.py, line 12",
-        "nothing": "nothing is a server, so that it must make a FederatedAlgorithm, not a NoneType",
+        "nothing": "nothing is a server, so it must make a FederatedAlgorithm, not a NoneType",
     }.items():
         with pytest.raises(UserError, match=message):
             load_experiment("smoke", [f"methods=[{name}]"], [file])
@@ -250,6 +254,9 @@ def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> Non
     state = algorithm.init(Params.zeros(Layout.of({"w": (2,)})))
     with pytest.raises(UserError, match=r"crashes fails: KeyError: 'lost', mine.py, line 8"):
         algorithm.apply(state, [Update(0, state.params, 1.0)])
+    misshapen = experiment.entries["misshapen"].make()
+    with pytest.raises(UserError, match=r"misshapen fails: .* a delta of shape \[1\]; it must be \[2\]"):
+        misshapen.apply(state, [Update(0, state.params, 1.0)])
 
 
 def test_a_grid_takes_plugins_too(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
     ("algorithm", "arguments", "message"),
     [
         (3, {}, "must be an Entry or a function"),
-        (lambda x: x, {}, "asks for 'x'"),
+        (lambda x: x, {}, "has the argument 'x' without a default"),
         (ENTRIES["fedkseed"], {}, "no values travel with it"),
         (ENTRIES["prompt"], {}, "there are no laws for a prompt"),
         (fedavg, {"clients": 2}, "clients is 2; it must be at least 3"),

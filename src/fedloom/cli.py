@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
+from fedloom.cli_list import list_
 from fedloom.cli_models import models
 from fedloom.cli_options import (
     FAILED,
@@ -26,7 +26,6 @@ from fedloom.cli_options import (
     Rerun,
     complain,
     courteous,
-    require_known,
     say,
     say_json,
 )
@@ -37,13 +36,8 @@ from fedloom.startup import uncollected
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
-    from fedloom.algorithms.entry import Entry
-    from fedloom.data import Loader
     from fedloom.experiment import Experiment
-    from fedloom.outside import Outside
     from fedloom.progress import Progress
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="fedloom",
@@ -256,141 +250,7 @@ def report(
 
 
 app.command()(split)
-
-
-def _about(value: Any) -> str:
-    """Return the first line of a docstring, without its pointer to other code."""
-    return (inspect.getdoc(value) or "").partition("\n")[0].partition(" See `")[0]
-
-
-def _each(there: Mapping[str, T], about: Callable[[str, T], str]) -> dict[str, str]:
-    """Describe each entry of a mapping; an unusable entry of an installed package does not end the list."""
-    found: dict[str, str] = {}
-    for name in there:
-        try:
-            found[name] = about(name, there[name])
-        except UserError as error:
-            found[name] = f"cannot be used: {error}"
-    return found
-
-
-def _recipes(outside: Outside) -> dict[str, str]:
-    del outside
-    from fedloom.experiment import recipes
-
-    first_lines = {
-        name: file.read_text(encoding="utf-8").partition("\n")[0] for name, file in recipes().items()
-    }
-    return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
-
-
-def _algorithms(outside: Outside) -> dict[str, str]:
-    entries, parts = outside.entries, set[str]()
-
-    def about(name: str, entry: Entry) -> str:
-        parts.update([name] if entry.kind != "server" else [])
-        return entry.about
-
-    return {f"+{name}" if name in parts else name: told for name, told in _each(entries, about).items()}
-
-
-def _datasets(outside: Outside) -> dict[str, str]:
-    from fedloom.data import Source
-    from fedloom.data.outside import Outside as Theirs
-
-    def about(_: str, load: Loader) -> str:
-        if isinstance(load, Source):
-            return load.title
-        return _about(load.load if isinstance(load, Theirs) else inspect.getmodule(load))
-
-    return _each(outside.datasets, about)
-
-
-def _models(outside: Outside) -> dict[str, str]:
-    from fedloom.models.added import ADDED, status
-
-    shipped = {
-        "shipped": "The small bundled model; needs no download.",
-        "shipped-free": "A small bundled model without an encoder.",
-    }
-
-    def state(name: str) -> str:
-        try:
-            digest = status(name)
-        except UserError as error:
-            return f"damaged: {error}"
-        return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"
-
-    added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
-    return shipped | added | _each(outside.families, lambda _, family: family.summary)
-
-
-def _strategies(outside: Outside) -> dict[str, str]:
-    del outside
-    from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
-
-    ways = {"full": "in full", "lora": "by low-rank adapters"}
-    names = {"connector": "connector", "llm": "language model"}
-    kept = {"connector": "connector", "llm": "adapters"}
-
-    def said(what: str, personal: tuple[str, ...]) -> str:
-        parts = " and ".join(f"the {names[part]} {ways[way]}" for part, way in STRATEGIES[what].items())
-        own = " and ".join(kept[part] for part in personal)
-        return f"{parts}; each client keeps its own {own}" if personal else parts
-
-    return {
-        name: f"Train {', then '.join(said(*one) for one in stages)}." for name, stages in SEQUENCES.items()
-    }
-
-
-def _scenarios(outside: Outside) -> dict[str, str]:
-    del outside
-    from fedloom.scenarios import PARTITIONS, PATTERNS
-
-    sides = {"partition": PARTITIONS, "pattern": PATTERNS}
-    return {f"{side}={name}": _about(draw) for side, draws in sides.items() for name, draw in draws.items()}
-
-
-def _methods(outside: Outside) -> dict[str, str]:
-    from fedloom.methods import ABOUT
-
-    return ABOUT | _algorithms(outside)
-
-
-_LISTS: dict[str, Callable[[Outside], dict[str, str]]] = {
-    "recipes": _recipes,
-    "algorithms": _algorithms,
-    "datasets": _datasets,
-    "models": _models,
-    "strategies": _strategies,
-    "scenarios": _scenarios,
-    "methods": _methods,
-}
-
-
-def _complete_kind(incomplete: str) -> list[str]:
-    return [kind for kind in _LISTS if kind.startswith(incomplete)]
-
-
-@app.command("list")
-def list_(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_LISTS)}.", autocompletion=_complete_kind)],
-    plugins: PluginFiles = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """List the available recipes, algorithms, data sets, models and more."""
-    with courteous(debug):
-        from fedloom.outside import Outside
-
-        require_known("list", kind, _LISTS)
-        rows = _LISTS[kind](Outside(plugins=tuple(plugins or ())))
-        if as_json:
-            say_json(rows)
-            return
-        width = max(map(len, rows))
-        for name, about in rows.items():
-            say(f"{name:{width}}  {about}".rstrip())
+app.command("list")(list_)
 
 
 def main() -> None:

@@ -69,9 +69,9 @@ def check(
     """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
     with courteous(debug):
         from fedloom.data.check import check as checked
-        from fedloom.outside import Outside
+        from fedloom.plugin_section import Pluggable
 
-        datasets = Outside(plugins=tuple(plugins or ())).datasets
+        datasets = Pluggable(plugins=tuple(plugins or ())).datasets
         require_known("data set", name, datasets)
         if root is not None and sys.stderr.isatty():
             say("Decoding every image; for large data sets that takes minutes.", err=True)

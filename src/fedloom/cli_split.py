@@ -108,7 +108,7 @@ def experiment_of(
     from fedloom.document import Document, KeyPath, Place, override
     from fedloom.experiment import Experiment
     from fedloom.mistakes import resolve
-    from fedloom.outside import with_plugins
+    from fedloom.plugin_section import with_plugins
     from fedloom.scenarios.published import TWO_SOURCES
 
     sources = given.get("data.name", ("", None))[1] in TWO_SOURCES

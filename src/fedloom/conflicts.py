@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedloom.methods import default_methods, kind_of
+from fedloom.methods import default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -21,22 +21,19 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     from fedloom.data import rootless, tasks, variants
 
     data, scenario, cohort = experiment.data, experiment.scenario, experiment.train.cohort
-    clients, federated = (
-        scenario.clients,
-        [name for name in experiment.methods if experiment.method(name).federated],
-    )
-    sets = experiment.datasets
+    clients, sets = scenario.clients, experiment.datasets
+    federated = [name for name in experiment.methods if experiment.method(name).federated]
     if data.root is None and not rootless(data.name, sets):
         message = f"data.root is missing; data.name {data.name} needs the folder of its examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
     known = variants(data.name, sets)
     if data.variant is not None and data.variant not in known:
-        told = f"one of {', '.join(known)}" if known else "left out, because it has no variants"
-        message = f"data.variant is {data.variant}, but for the data set {data.name} it must be {told}"
+        right = f"one of {', '.join(known)}" if known else "left out, because it has no variants"
+        message = f"data.variant is {data.variant}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
     if data.task not in (asked := tasks(data.name)):
-        told = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, because it has only one task"
-        message = f"data.task is {data.task}, but for the data set {data.name} it must be {told}"
+        right = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, because it has only one task"
+        message = f"data.task is {data.task}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
     yield from stage_conflicts(experiment)
@@ -58,11 +55,11 @@ def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
     if experiment.main is not None and experiment.main not in federated:
         hint = did_you_mean(experiment.main, federated)
         message = f'main is "{experiment.main}", but must be null or a federated method of this experiment'
-        told = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
-        yield Conflict(("main",), told, (("methods",),))
+        message = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
+        yield Conflict(("main",), message, (("methods",),))
     yield from _repeats(experiment)
     mistakes = [one for name in experiment.algorithms for one in _argument_conflicts(experiment, name)]
-    yield from mistakes or _cohort_conflicts(experiment)
+    yield from mistakes or _method_conflicts(experiment)
 
 
 def _model_conflicts(model: Model) -> Iterator[Conflict]:
@@ -127,18 +124,20 @@ def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) ->
     return None
 
 
-def _cohort_conflicts(experiment: Experiment) -> Iterator[Conflict]:
-    """Yield methods whose aggregate, alone or behind its wrappers, needs a larger cohort."""
+def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+    """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, name in enumerate(experiment.methods):
-        method = experiment.method(name)
-        kinds = {kind_of(part, experiment.entries) for part in method.parts}
-        if method.federated and kinds & {"aggregate", "wrapper"}:
-            from fedloom.algorithms.compose import compose
+        if (
+            name in default_methods()
+        ):  # they go with all settings, and putting them together would import torch
+            continue
+        from fedloom.algorithms.compose import rehearse
 
-            try:
-                compose(method.composed, experiment.given, experiment.arguments, experiment.entries)
-            except UserError as error:
-                yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
+        method = experiment.method(name)
+        try:
+            rehearse(method.composed, experiment.given, experiment.arguments_of(method), experiment.entries)
+        except UserError as error:
+            yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -171,10 +170,8 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Yield methods whose parts need other settings."""
     for index, name in enumerate(experiment.methods):
-        if (
-            name in default_methods()
-        ):  # they go with all settings, and reading their entries would import torch
-            continue
+        if name in default_methods():
+            continue  # they go with all settings, and reading their entries would import torch
         method, path = experiment.method(name), ("methods", index)
         for part in method.composed:
             for key, reason in _needed(experiment, part):

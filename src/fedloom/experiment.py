@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -31,7 +31,7 @@ from fedloom.mistakes import (
     schema_at,
     schema_of,
 )
-from fedloom.outside import Outside, unknown_names, unusable, with_plugins
+from fedloom.plugin_section import Pluggable, unknown_names, unusable, with_plugins
 from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR
 from fedloom.sections import (
@@ -84,7 +84,7 @@ LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate":
 MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
 
 
-class Experiment(Outside):
+class Experiment(Pluggable):
     """Every choice of a run.
 
     Example:
@@ -188,6 +188,10 @@ class Experiment(Outside):
         """Return the arguments of an algorithm or a part: those given, over what the mode has of its own."""
         own = self.entries[name].published if self.mode == "published" else {}
         return {**own, **self.algorithms.get(name, {})}
+
+    def arguments_of(self, method: Method) -> Callable[[str], Mapping[str, Argument]]:
+        """Return a function name → arguments for what a method is put together from; baselines train by a plain algorithm."""
+        return lambda name: self.arguments(name) if method.federated or name in method.parts else {}
 
     @property
     def given(self) -> Given:

@@ -35,7 +35,7 @@ from fedloom.document import Document, KeyPath, Mistake, dotted, graft, part, re
 from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
 from fedloom.methods import parse_method
 from fedloom.mistakes import check, did_you_mean, told, unknown
-from fedloom.outside import with_plugins
+from fedloom.plugin_section import with_plugins
 from fedloom.sections import Published, Section
 from fedloom.types import UserError
 

@@ -97,9 +97,9 @@ def _key(image: Picture) -> str:
 
 
 def code(experiment: Experiment) -> dict[str, str]:
-    """Return what an experiment's code is, by name.
+    """Return what identifies the code of an experiment, by name.
 
-    That is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
+    It is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
     what it imports from beside it; and the digests of what the experiment uses of installed packages.
     """
     own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
@@ -113,10 +113,10 @@ def code(experiment: Experiment) -> dict[str, str]:
         for kind, names in used.items()
         for name in sorted(names - getattr(added, kind).keys())
     }
-    return {"code": own, **added.digests, **named, **outside_family(experiment)}
+    return {"code": own, **added.digests, **named, **family_code(experiment)}
 
 
-def outside_family(experiment: Experiment) -> dict[str, str]:
+def family_code(experiment: Experiment) -> dict[str, str]:
     """Return the digest of the code of the base model's family, by name; empty where fedloom has the family itself."""
     model, added = experiment.model, experiment.added
     if model.encoder is not None or not (added.families or INSTALLED.families):

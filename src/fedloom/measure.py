@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks.base import Metric
-from fedloom.tasks.scoring import HEADLINES, NONE, Judged, each, score, tasks_of
+from fedloom.tasks.scoring import HEADLINES, NO_METRICS, Judged, each, score, tasks_of
 from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
 from fedloom.types import Example, Presence
 
@@ -32,7 +32,7 @@ def figures(
     plan: Plan,
     answers: Mapping[str, Judged],
     judge: Judge | None = None,
-    metrics: Mapping[str, Metric] = NONE,
+    metrics: Mapping[str, Metric] = NO_METRICS,
 ) -> dict[str, Any]:
     """Gather the scores of one model: the fullest slice on top, every slice, and every client.
 
@@ -42,7 +42,7 @@ def figures(
         plan: Who holds what.
         answers: Judged answers to `test` by slice, the fullest first.
         judge: Also asked about free answers, on the fullest slice; None asks nobody.
-        metrics: Name → metric from outside; see `score`.
+        metrics: Name → metric of a plug-in; see `score`.
 
     Returns:
         What `score` returns, and under "clients" a number for each client: the headline of the only task,

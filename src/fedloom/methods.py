@@ -129,7 +129,7 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
 
 
 def _likely(entries: Mapping[str, Entry], *, server: bool) -> list[str]:
-    """List algorithms, or parts of them; entries from outside are not imported to find out what they are."""
+    """List algorithms, or parts of them, and all entries of plug-ins, which are not imported to find out which they are."""
     return [name for name in entries if name not in PLACES or (PLACES[name].kind == "server") is server]
 
 

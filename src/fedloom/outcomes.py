@@ -77,7 +77,7 @@ def _last(setting: Setting, name: str, damaged: Callable[[str], None]) -> Standi
         setting.folder / METHODS / name,
         setting.tuned.layout,
         damaged,
-        setting.of(name, None, setting.stages(name) - 1),
+        setting.of(name, None, setting.stage_count(name) - 1),
     )
     return standing if standing is not None and standing.state.round == setting.rounds(name)[-1] else None
 

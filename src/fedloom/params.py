@@ -100,23 +100,24 @@ class Layout:
 
 
 Stretch = tuple[int, int] | tuple[int, int, int, int]
-"""Values that follow each other, as (start, stop); or at least three such stretches of one length whose starts are equally
-far apart, as (start and stop of the first, step, count)."""
+"""One entry of a part: consecutive values, as (start, stop); or at least three such stretches of one length whose starts are
+equally far apart, as (start of the first, stop of the first, step, count)."""
 
 
 @dataclass(frozen=True)
 class Part:
     """Some of the values of a flat buffer, such as those that a client is sent, or reports.
 
-    The first columns of a matrix are as many stretches as it has rows, and one entry; equal parts have equal entries.
+    The first columns of a matrix are one entry, though they are as many stretches as the matrix has rows. Equal parts have
+    equal entries.
 
     Args:
         size: Number P of values of the whole buffer.
-        stretches: The stretches that belong to the part: ascending, not empty, not touching, and in as few entries as can
-            be when each, from the first on, is as long as can be.
+        stretches: The entries of the part: ascending, not empty, not touching; each, from the first on, holds as many
+            stretches as it can.
 
     Raises:
-        ValueError: Stretches overlap, touch, are empty or out of order, leave the buffer, or are in other entries.
+        ValueError: Stretches overlap, touch, are empty or out of order, leave the buffer, or could be joined into fewer entries.
 
     Example:
         >>> part = Part(6, ((1, 3), (5, 6)))
@@ -143,7 +144,7 @@ class Part:
             places, places[1:], places[2:], strict=False
         ):
             if free and width == second == third and two - one == three - two:
-                raise ValueError(f"the stretches of a part from {one} to {three} belong into one entry")
+                raise ValueError(f"the stretches of a part from {one} to {three} belong in one entry")
 
     @staticmethod
     def whole(size: int) -> Part:

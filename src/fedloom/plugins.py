@@ -1,4 +1,4 @@
-"""What others add to fedloom: algorithms, data sets, metrics and model families, as a value that is passed along.
+"""Plug-ins: algorithms, data sets, metrics and model families that others add to fedloom, as a value that is passed on.
 
 They come from Python files that an experiment names, from Python itself, or from the entry points of installed packages
 (`fedloom.algorithms`, `fedloom.datasets`, `fedloom.metrics`, `fedloom.families`). None of fedloom's own dicts changes,
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedloom.algorithms import PLACES
 from fedloom.algorithms.entry import Entry
-from fedloom.importing import imported, line_of
+from fedloom.code_digest import UNKNOWN, file_code_digest, source_digest
 from fedloom.methods import REFERENCES
-from fedloom.sources import UNKNOWN, file_code_digest, source_digest
+from fedloom.plugin_import import imported, line_of
 from fedloom.types import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""What a name from outside may be."""
+"""What a name in a plug-in may be."""
 
 
 class Kind(NamedTuple):
@@ -75,7 +75,7 @@ class Plugins:
         metrics: Mapping[str, Any] | None = None,
         families: Mapping[str, Any] | None = None,
     ) -> Plugins:
-        """Make plug-ins of Python values.
+        """Make a plug-in of Python values.
 
         Args:
             algorithms: Name → an `Entry`, a function that makes an algorithm, or an algorithm itself.
@@ -130,7 +130,7 @@ class Layered(Mapping[str, V]):
 
 
 def gathered(plugins: Sequence[str | Plugins]) -> Plugins:
-    """Put plug-ins together.
+    """Return everything that several plug-ins add, as one.
 
     Args:
         plugins: Absolute paths of Python files, and values.
@@ -186,12 +186,12 @@ def _in_python(kind: str) -> Callable[[str | None], str]:
 
 
 def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict[str, Any]:
-    """Check a dict of one kind and make of its values what fedloom works with.
+    """Check a dict of one kind, and return it with the values that fedloom works with.
 
     Args:
         kind: A key of `KINDS`.
         values: The dict as written.
-        place: Name in it, or None → where that stands, in words.
+        place: Name in it, or None for the whole → where that stands, in words.
 
     Raises:
         UserError: It is no dict, fedloom has a name already, or a value is of the wrong kind.
@@ -217,23 +217,23 @@ def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict
 
 
 def _entry(name: str, value: Any) -> Entry:
-    """Make an entry of an entry, of a factory, or of an algorithm."""
-    from fedloom.algorithms.outside import as_entry, guarded
+    """Return a guarded entry, made of an entry, a factory, or an algorithm."""
+    from fedloom.algorithms.plugin_algorithms import as_entry, guarded
 
     return guarded(name, as_entry(name, value))
 
 
 def _loader(name: str, value: Any) -> Loader:
-    """Make a loader of a loader, a data set, or examples."""
-    from fedloom.data.outside import loader
+    """Return a checked loader, made of a loader, a data set, or examples."""
+    from fedloom.data.plugin_data import loader
     from fedloom.tasks import TASKS
 
     return loader(name, value, tuple(TASKS))
 
 
 def _metric(name: str, value: Any) -> Metric:
-    """Make a metric of a metric or of a function (example, answer) → 0..1."""
-    from fedloom.tasks.outside import metric
+    """Return a checked metric, made of a metric, or of a function (example, answer) → 0..1."""
+    from fedloom.tasks.plugin_metrics import metric
 
     return metric(name, value)
 
@@ -259,7 +259,7 @@ def _taken_datasets() -> Iterable[str]:
 
 
 def _taken_metrics() -> Iterable[str]:
-    from fedloom.tasks.outside import taken
+    from fedloom.tasks.plugin_metrics import taken
 
     return taken()
 
@@ -280,7 +280,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _code(value: Any) -> str:
-    """Return the digest of the code of a Python value; what was made by other code has none that is known."""
+    """Return the digest of the code of a Python value; `UNKNOWN` where it is not a function or a factory."""
     made = value.make if isinstance(value, Entry) else value
     return source_digest(made) if callable(made) else UNKNOWN
 

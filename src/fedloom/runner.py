@@ -33,7 +33,7 @@ from fedloom.folder import (
     written,
 )
 from fedloom.hashes import cache_folder, combined, json_digest
-from fedloom.identity import contents_of, identity, outside_family, require_same
+from fedloom.identity import contents_of, family_code, identity, require_same
 from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
@@ -382,7 +382,7 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
         return placed(load_base(settings, experiment.families), settings.device, settings.precision)
 
     # By content too: files may have changed since another experiment loaded them.
-    code = "".join(outside_family(experiment).values())
+    code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
     vlm = connected(_kept(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:

@@ -66,6 +66,6 @@ class Setting:
         """Return the rounds of each stage of a method."""
         return tuple(one.rounds for one in self.site.stages(name))
 
-    def stages(self, name: str) -> int:
+    def stage_count(self, name: str) -> int:
         """Return the number of stages of a method: those of the strategy, and its own."""
         return len(self.rounds(name))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import compose, make
+from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.compose import budgets, compose, make, rehearse
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
@@ -29,6 +29,8 @@ from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
+
+V = TypeVar("V")
 
 
 def make_site(
@@ -52,8 +54,7 @@ def make_site(
         validation: The examples that are kept out of training for choices, if any.
     """
     for name in experiment.methods:  # what does not fit the model is found before the first method trains
-        algorithm_of(experiment, experiment.method(name), tuned.layout)
-        budget_of(experiment, experiment.method(name), tuned.layout)
+        _with_layout(rehearse, experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
 
     @cache
@@ -102,29 +103,24 @@ def algorithm_of(
     experiment: Experiment, method: Method, layout: Layout, stage: int = 0
 ) -> FederatedAlgorithm:
     """Put a method's algorithm together for a stage; baselines train with plain FedAvg over their one client."""
-    given = replace(experiment.given, layout=layout, stage=stage)
-
-    def arguments(name: str) -> Mapping[str, Any]:
-        return experiment.arguments(name) if method.federated or name in method.parts else {}
-
-    return compose(method.composed, given, arguments, experiment.entries)
-
-
-def final_of(experiment: Experiment, method: Method) -> Final | None:
-    """Return the stage after the last round that a method has, or None."""
-    for part in method.parts:
-        if kind_of(part, experiment.entries) == "stage":
-            return make(part, experiment.given, experiment.arguments(part), experiment.entries)
-    return None
+    return _with_layout(compose, experiment, method, layout, stage)
 
 
 def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
     """Return what each client of a method holds, trains and reports."""
-    given, budget = replace(experiment.given, layout=layout), EVERYTHING
-    for part in method.parts:
-        if kind_of(part, experiment.entries) == "part":
-            budget &= make(part, given, experiment.arguments(part), experiment.entries)
-    return budget
+    return _with_layout(budgets, experiment, method, layout)
+
+
+def _with_layout(
+    make: Callable[..., V], experiment: Experiment, method: Method, layout: Layout, stage: int = 0
+) -> V:
+    given = replace(experiment.given, layout=layout, stage=stage)
+    return make(method.composed, given, experiment.arguments_of(method), experiment.entries)
+
+
+def final_of(experiment: Experiment, method: Method) -> Final | None:
+    """Return the stage after the last round that a method has, or None."""
+    return next(_made(experiment, method, "stage"), None)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
@@ -140,10 +136,15 @@ def _kept(parts: Parts) -> Parts:
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return what a method's prompts say of an example's modalities; None names those that are present."""
+    return PROMPTS[next(_made(experiment, method, "prompt"), experiment.evaluate.prompt)]
+
+
+def _made(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
+    """Make the parts of a method that are of one kind."""
+    entries = experiment.entries
     for part in method.parts:
-        if kind_of(part, experiment.entries) == "prompt":
-            return PROMPTS[make(part, experiment.given, experiment.arguments(part), experiment.entries)]
-    return PROMPTS[experiment.evaluate.prompt]
+        if kind_of(part, entries) == kind:
+            yield make(part, experiment.given, experiment.arguments(part), entries)
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:

@@ -41,7 +41,7 @@ def train_method(
         UserError: None of them can go on.
     """
     standings: Sequence[Standing | None] = [None] * len(servers)
-    count = setting.stages(name)
+    count = setting.stage_count(name)
     for number in range(count):
         label = f"{name}, stage {number + 1}" if count > 1 else name
         runs = [
@@ -103,7 +103,7 @@ def _algorithm(setting: Setting, method: Method, stage: int) -> FederatedAlgorit
 def _place(setting: Setting, name: str, alone: int | None, number: int) -> tuple[Path, str]:
     """Return the folder of a stage's checkpoints, and whose they are."""
     folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
-    last = number == setting.stages(name) - 1
+    last = number == setting.stage_count(name) - 1
     return folder if last else folder / f"stage-{number + 1}", setting.of(name, alone, number)
 
 
@@ -122,7 +122,7 @@ def _last(
             if rounds[-1] == done + standing.state.round - 1:
                 setting.site.memory.read((name, client, rounds[-1]))
 
-    last, layout = number == setting.stages(name) - 1, setting.tuned.layout
+    last, layout = number == setting.stage_count(name) - 1, setting.tuned.layout
     if last or _last(setting, name, alone, number + 1, lambda _: None) is None:
         return last_commit(folder, layout, passed_over, of, remembered)
     return last_commit(folder, layout, passed_over, of)
@@ -144,7 +144,7 @@ def _committed(
 ) -> Callable[[Standing, dict[str, Any]], Standing]:
     """Return what is called after each round; it writes the record, the learning curve and the checkpoint."""
     train, done_before = setting.site.stages(name)[number], setting.site.rounds_before(number)
-    last = number == setting.stages(name) - 1
+    last = number == setting.stage_count(name) - 1
 
     def committed(now: Standing, log: dict[str, Any]) -> Standing:
         done, every = now.state.round, setting.experiment.evaluate.every
@@ -171,7 +171,7 @@ def questions_of(
 
     These are the global model, that of a client that trains alone, or each client's own where parts are personal.
     """
-    stage %= setting.stages(name)
+    stage %= setting.stage_count(name)
     algorithm = _algorithm(setting, method, stage)
     params = algorithm.broadcast(standing.state).params
     own = algorithm.personal or setting.site.local(name).parts[stage].personal.count
@@ -188,7 +188,7 @@ def best_questions(
     setting: Setting, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
     """Return the models of the best round, which are evaluated, by client, or None for a global one."""
-    stage = setting.stages(name) - 1
+    stage = setting.stage_count(name) - 1
     return {
         client: Question(
             name, stage, best.params, client, -1 if client is None else best.since.get(client, -1)
@@ -205,7 +205,7 @@ def _validated(
         return now
     models = questions_of(setting, method, name, now, alone, stage)
     found = validated(setting, models, name, dict.fromkeys(models, total))
-    if setting.experiment.evaluate.round != "best" or stage != setting.stages(name) - 1 or found is None:
+    if setting.experiment.evaluate.round != "best" or stage != setting.stage_count(name) - 1 or found is None:
         return now
     if now.best is not None and found["score"] <= now.best.score:
         return now

@@ -21,6 +21,7 @@ import fedloom
 from fedloom import folder, identity, runner
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
+from fedloom.code_digest import PROCESS, source_digest
 from fedloom.data.pictures import FilePicture
 from fedloom.experiment import Experiment
 from fedloom.folder import HELD, begin, discard, folder_state
@@ -29,7 +30,6 @@ from fedloom.plugins import Plugins
 from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.runner import resume_run, run_experiment
-from fedloom.sources import PROCESS, source_digest
 from fedloom.types import Example, UserError
 from fedloom.verify import verify
 

@@ -87,8 +87,9 @@ def test_curves_hold_what_was_recorded(run_folder):
     assert figures.curves(run)["fedavg"] == sorted(wanted)
 
 
-def test_one_evaluation_at_the_end_still_draws(run_folder):
-    ElementTree.fromstring(figures.learning_curves(read_run(run_folder(rounds=1)), 760))
+def test_learning_curves_need_two_rounds(run_folder):
+    ElementTree.fromstring(figures.learning_curves(read_run(run_folder(rounds=2)), 760))
+    assert figures.learning_curves(read_run(run_folder(rounds=1)), 760) == ""
 
 
 def test_methods_keep_colours_apart(run_folder):

@@ -17,7 +17,7 @@ from fedloom.report.chance import interval, margin
 from fedloom.report.gain import comparison, fares, worst_client
 from fedloom.report.introduction import introduction, purpose
 from fedloom.report.loading import loading
-from fedloom.report.page import render
+from fedloom.report.page import facts, render
 from fedloom.report.paired import Estimate, Fares
 from fedloom.report.prose import finding, in_brief
 from fedloom.report.records import read_run
@@ -140,6 +140,7 @@ def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
         "joins the encoder clip and the language model llama with a newly initialized connector (mlp2)"
         in introduction(run)
     )
+    assert dict(facts(run))["Model"] == "clip + llama"
     told = loading(run)
     assert told is not None and "load_model(experiment.model" in told.code and "stock" not in told.told
 

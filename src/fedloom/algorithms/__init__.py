@@ -1,6 +1,6 @@
-"""Federated algorithms and the parts that they are put together from: one paper, one page, and a table of them all.
+"""A table of federated algorithms and of the parts that can be added to them; each paper has a module of its own here.
 
-The table needs no torch; the page of an entry, and torch with it, is imported when the entry is asked for.
+The table needs no torch; the module of an entry, and torch with it, is imported when the entry is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fedloom.algorithms.entry import Entry
 
 
 class Place(NamedTuple):
-    """Where an entry stands, and what is known of it without importing its page.
+    """Where an entry stands, and what is known of it without importing its module.
 
     Attributes:
         kind: Its kind; see `fedloom.algorithms.entry.KINDS`.
@@ -64,7 +64,7 @@ PLACES: Mapping[str, Place] = {
 
 
 class _Entries(Mapping[str, Entry]):
-    """The entries of `PLACES`; each imports its page when it is read."""
+    """The entries of `PLACES`; the module of each is imported when it is read."""
 
     def __getitem__(self, name: str) -> Entry:
         return import_module(f"fedloom.algorithms.{PLACES[name].module}").ENTRIES[name]

@@ -4,17 +4,17 @@
 
 with θ_l the trained parameters of the language model's layer l, L its number of layers, and μ, w, s the
 arguments `mu`, `weight`, `skip`. It holds the middle layers back and lets the first and last s adapt.
-w = 1, s = 0 is the paper's base variant. The paper chooses w and s by hand for each scenario, the stronger,
-the more its clients differ: aligned below missing below cross and hybrid. What has no layer number (the
+w = 1, s = 0 is the paper's base variant. The paper chooses w and s by hand for each scenario, stronger where
+clients differ more: weakest for aligned, then missing, then cross and hybrid. What has no layer number (the
 connector, embeddings, the head) is never held.
 
 Reference: B. Xu, X. Shu, H. Mei, G. Xie, B. Fernando, J. Tang, "FedMLLM: Federated Fine-tuning MLLM on
 Multimodal Heterogeneity Data", arXiv 2411.14717v2, and its public code.
 
 Differs from the paper's code: L is the layout's, one more than the last layer that is trained;
-`published=True` takes 28 for every model as the code does (`fedloom.algorithms.published.LAYERS`), which never
-holds the last four of 32 layers, in the base variant neither, and frees no last layers at all where there are fewer. The gradient is added in
-closed form, after clipping; with `published=True` before, as a part of the loss in the code.
+`published=True` takes 28 for every model as the code does (`fedloom.algorithms.published.LAYERS`): of 32 layers
+the last four are then never held, and of 24 the last s are held where s ≤ 4. The gradient is added in closed form after
+clipping; with `published=True` before clipping, since the code makes it a part of the loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def adaptive(
     """Make the adaptive regularizer for the parameters of one layout.
 
     Args:
-        layout: Names of what is trained; layers are told by `layers.<number>.` in names under `llm/`.
+        layout: Names of what is trained; a layer is a name under `llm/` with `layers.<number>.` in it.
         mu: Strength μ, ≥ 0.
         weight: Factor w, ≥ 0: the larger, the more heterogeneous the scenario.
         skip: Number s of layers left free at either end, ≥ 0.

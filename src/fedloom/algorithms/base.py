@@ -49,7 +49,7 @@ Aggregate = Callable[[Iterable[Update], ServerState], tuple[Tensor, Diagnostics]
 """(updates in client-id order, the state before) → (the round's delta as a new tensor of shape [P], figures)."""
 
 Change = Callable[[Aggregate], Aggregate]
-"""What wraps an aggregate, such as clipping every update first."""
+"""A wrapper: an aggregate → another one, which for example clips every update before it calls the first."""
 
 
 def _no_slots(params: Params) -> Tensors:
@@ -111,7 +111,7 @@ class FederatedAlgorithm(NamedTuple):
         combine: (state, updates in client-id order, aggregate) → (state, figures). It changes nothing it was given.
         local: The client half: the rule of the pass over the data whose result is sent.
         extras: Work → what an update carries besides its delta, by name. An update that lacks one of them, or has
-            others, is refused before `apply`.
+            others, is refused before `apply`; see `Extra`.
         aggregate: How updates become one delta.
         second: A second pass over a client's data in every round, or None.
         exchanges: Whether parameters and deltas travel. Where they do not, server and client rebuild the parameters from
@@ -153,7 +153,7 @@ def server(
     local: LocalRule = PLAIN,
     extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras,
 ) -> FederatedAlgorithm:
-    """Put an algorithm together.
+    """Make an algorithm of a server step, an aggregate and a local rule.
 
     Args:
         step: What the server does with the delta of a round.
@@ -179,6 +179,9 @@ def server(
         state: ServerState, updates: Iterable[Update], aggregate: Aggregate
     ) -> tuple[ServerState, Diagnostics]:
         delta, figures = aggregate(updates, state)
+        if delta.shape != state.params.flat.shape:
+            wanted = list(state.params.flat.shape)
+            raise ValueError(f"an aggregate made a delta of shape {list(delta.shape)}; it must be {wanted}")
         figures = {"delta_norm": norm(delta), **figures}
         flat, slots, more = step.move(state, delta)
         return ServerState(state.params.with_flat(flat), state.round + 1, slots), {**figures, **more}
@@ -249,7 +252,7 @@ def zeros_like(params: Params) -> Tensor:
     return torch.zeros_like(params.flat)
 
 
-def still(params: Params) -> Tensors:
+def zero_velocity(params: Params) -> Tensors:
     """Return the slot of a velocity before the first round."""
     return {"velocity": zeros_like(params)}
 

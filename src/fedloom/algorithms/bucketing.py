@@ -3,7 +3,7 @@
     draw an order of the n updates;   bucket b = mean of the next s of them;   Δ = aggregate of the ⌈n / s⌉ buckets
 
 with s the argument `size`. Clients that differ from each other are closer together after it, which robust aggregates need;
-f faulty clients spoil at most f buckets, so that the aggregate's f stays and its n becomes ⌈n / s⌉. Every client counts
+f faulty clients spoil at most f buckets, so the aggregate's f stays, and its n becomes ⌈n / s⌉. Every client counts
 alike: where the aggregate is a mean by weights, a bucket weighs as many as it holds. In figures a bucket goes by the
 lowest client number in it.
 
@@ -47,7 +47,7 @@ def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:
     positive(size=size)
 
     def change(inner: Aggregate) -> Aggregate:
-        _try(inner, cohort, size)
+        _require_enough(inner, cohort, size)
 
         def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
             held = gathered("bucketing", updates, f=0)
@@ -75,8 +75,8 @@ def buckets(held: Sequence[Update], order: Sequence[int], size: int) -> Iterator
         yield replace(those[0], delta=those[0].delta.with_flat(delta), weight=float(len(those)))
 
 
-def _try(inner: Aggregate, cohort: int, size: int) -> None:
-    """Aggregate as many updates as a cohort has buckets, so that too few of them are found before the first round."""
+def _require_enough(inner: Aggregate, cohort: int, size: int) -> None:
+    """Raise UserError where the aggregate refuses as few updates as a cohort has buckets."""
     zero, count = Params.of({"x": torch.zeros(1)}), -(-cohort // size)
     try:
         inner([Update(k, zero, 1.0) for k in range(count)], ServerState(zero))

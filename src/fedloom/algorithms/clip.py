@@ -8,7 +8,7 @@ keeps its bits.
 Reference: Z. Sun, P. Kairouz, A. T. Suresh, H. B. McMahan, "Can You Really Backdoor Federated Learning?",
 arXiv 1911.07963v2, section 4 (norm thresholding of updates).
 
-Differs from the paper: nothing.
+Differs from the paper: nothing; the weak noise that it adds to clipping is not here (see `fedloom.algorithms.dp`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedloom.messages import Update
 
 
 def clip(*, bound: float = 1.0) -> Change:
-    """Make norm clipping, which holds no update.
+    """Make norm clipping, which passes updates on one by one.
 
     Args:
         bound: Longest delta C, > 0.
@@ -44,10 +44,10 @@ def clip(*, bound: float = 1.0) -> Change:
 
 
 def clipping(updates: Iterable[Update], bound: float) -> tuple[Iterator[Update], Callable[[], float]]:
-    """Clip the deltas of a stream as it goes by.
+    """Clip the deltas of a stream of updates.
 
     Returns:
-        The stream, and a function that gives the share of clients that were clipped of those that have gone by.
+        The clipped stream, and a function that gives the share of its updates so far that were clipped.
     """
     counts = [0, 0]
 

@@ -1,4 +1,4 @@
-"""Put an algorithm and its parts together by name, from what an experiment says about each."""
+"""Put an algorithm and its parts together by name, with the arguments that an experiment has for each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from inspect import Parameter, signature
 from math import isfinite
 from typing import Any, cast
 
+import torch
+
 from fedloom.algorithms import ENTRIES, SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm, with_aggregate, with_rule
+from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm, TooFew, with_aggregate, with_rule
 from fedloom.algorithms.entry import Entry
-from fedloom.params import Layout
+from fedloom.messages import Update
+from fedloom.params import Layout, Params
 from fedloom.types import UserError
 
 
@@ -37,31 +40,39 @@ def any_layout(rank: int | None) -> Layout:
 ANY_LAYOUT = any_layout(8)
 
 CONFLICTS: Sequence[tuple[str, str, str]] = (
-    ("own aggregate", "kind aggregate", "its aggregate belongs to it and cannot be replaced"),
+    ("own aggregate", "kind aggregate", "the aggregate of {one} belongs to it and cannot be replaced"),
     ("gradient", "gradient", "each makes the gradient in its own way"),
     ("own model", "own model", "each leaves clients with another model of their own"),
-    ("extras", "noise", "what clients send besides their delta would carry no noise"),
-    ("extras", "mixes", "what clients send besides their delta would not be mixed with it"),
-    ("a mean", "kind aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
-    ("a mean", "own aggregate", "its noise fits the largest change of a mean, not of this aggregate"),
-    ("a mean", "mixes", "its noise fits a mean of the clients' own changes, not of mixed ones"),
-    ("whole vectors", "kind part", "it is stated for whole vectors, which all clients report"),
-    ("no values", "kind aggregate", "no delta travels that could be aggregated otherwise"),
-    ("no values", "kind wrapper", "no delta travels that could be changed"),
+    ("extras", "noise", "what clients of {one} send besides their delta would carry no noise"),
+    ("extras", "mixes", "what clients of {one} send besides their delta would not be mixed with it"),
+    (
+        "a mean",
+        "kind aggregate",
+        "the noise of {one} fits the largest change of a mean, not of another aggregate",
+    ),
+    (
+        "a mean",
+        "own aggregate",
+        "the noise of {one} fits the largest change of a mean, not of another aggregate",
+    ),
+    ("a mean", "mixes", "the noise of {one} fits a mean of the clients' own changes, not of mixed ones"),
+    ("whole vectors", "kind part", "{one} is stated for whole vectors, which all clients report"),
+    ("no values", "kind aggregate", "with {one} no delta travels that could be aggregated otherwise"),
+    ("no values", "kind wrapper", "with {one} no delta travels that could be changed"),
     (
         "no values",
         "kind rule",
-        "its clients take a step along a drawn direction that leaves no room for another rule",
+        "clients of {one} step along drawn directions, which leaves no room for another rule",
     ),
-    ("no values", "kind pass", "its clients never have a gradient"),
-    ("no values", "kind part", "all values move together along drawn directions"),
+    ("no values", "kind pass", "clients of {one} never have a gradient"),
+    ("no values", "kind part", "with {one} all values move together along drawn directions"),
 )
-"""(trait of one part, trait or kind of another, why they do not go together)."""
+"""(trait of one entry, trait or kind of another, why they do not go together); `{one}` is the name of the first."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the program, not the user, gives to the parts that ask for it.
+    """What the program, not the user, gives to factories that ask for it by name.
 
     Attributes:
         clients: Number of all clients.
@@ -94,7 +105,7 @@ def make(
     arguments: Mapping[str, Any] | None = None,
     entries: Mapping[str, Entry] = ENTRIES,
 ) -> Any:
-    """Make an algorithm, or a part of one, from its name and what an experiment says about it.
+    """Make an algorithm, or a part of one, from its name and its arguments.
 
     Args:
         name: A key of `entries`.
@@ -168,6 +179,59 @@ def compose(
     return algorithm
 
 
+def budgets(
+    names: Sequence[str],
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> Budget:
+    """Return what each client of a method holds, trains and reports; see `compose` for the arguments."""
+    budget = EVERYTHING
+    for name in names:
+        if entries[name].kind == "part":
+            budget &= make(name, given, arguments(name), entries)
+    return budget
+
+
+def rehearse(
+    names: Sequence[str],
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> None:
+    """Make everything that a method consists of, and aggregate a round of made-up updates where its clients report parts.
+
+    What no round of the method could do is found before the first one. See `compose` for the arguments.
+
+    Raises:
+        UserError: A name or an argument is refused, two parts do not go together, or some value is reported by fewer
+            clients than the aggregate needs, even if all clients take part.
+
+    Example:
+        >>> rehearse(["fedavg", "median", "layers"], Given(3), {"median": {}, "layers": {"budgets": [1, 2, 2]}}.get)
+        Traceback (most recent call last):
+            ...
+        fedloom.types.UserError: layers and median do not go together here: the median of a value that not all clients report, \
+with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
+    """
+    algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)
+    kinds = {
+        kind: [name for name in names if entries[name].kind == kind]
+        for kind in ("part", "aggregate", "stage")
+    }
+    for name in kinds["stage"]:
+        make(name, given, arguments(name), entries)
+    if not (kinds["part"] and kinds["aggregate"]):
+        return
+    ones = Params(given.layout, torch.ones(given.layout.size))
+    updates = [Update(client, ones, 1.0, up=budget.up(client)) for client in range(given.clients)]
+    try:
+        algorithm.aggregate(updates, algorithm.init(ones))
+    except TooFew as error:
+        both = " and ".join([*kinds["part"], *kinds["aggregate"]])
+        raise UserError(f"{both} do not go together here: {error}") from error
+
+
 def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> Iterator[str]:
     """Yield why parts of a method do not go together, a sentence for each pair.
 
@@ -175,22 +239,22 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
         >>> list(conflicts(["scaffold", "proximal"])), len(list(conflicts(["fedavg", "adaptive"])))
         ([], 0)
     """
-    known = [(name, entries[name]) for name in names]
-    for k, (name, entry) in enumerate(known):
-        for other, beside in known[k + 1 :]:
-            if reason := _conflict(entry, beside):
+    for k, name in enumerate(names):
+        for other in names[k + 1 :]:
+            if reason := _conflict(name, other, entries):
                 yield f"{name} and {other} do not go together, since {reason}"
 
 
-def _conflict(one: Entry, other: Entry) -> str | None:
+def _conflict(name: str, other: str, entries: Mapping[str, Entry]) -> str | None:
     """Return why two entries do not go together, or None."""
-    if one.kind == other.kind and one.kind in ("server", "aggregate", "pass"):
-        return f"a method has one {one.kind}"
-    facts = [{*entry.traits, f"kind {entry.kind}"} for entry in (one, other)]
+    kind = entries[name].kind
+    if kind == entries[other].kind and kind in ("server", "aggregate", "pass", "stage", "prompt"):
+        return f"a method has one {kind}"
+    facts = {one: {*entries[one].traits, f"kind {entries[one].kind}"} for one in (name, other)}
     for left, right, reason in CONFLICTS:
-        for here, there in (facts, facts[::-1]):
-            if left in here and right in there:
-                return reason
+        for one, two in ((name, other), (other, name)):
+            if left in facts[one] and right in facts[two]:
+                return reason.format(one=one)
     return None
 
 
@@ -200,7 +264,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     Args:
         where: Where the arguments stand in the experiment, e.g. "algorithms.adaptive".
         factory: Its arguments with a number, a truth value, a text or a tuple as default can be set.
-        arguments: What the user says.
+        arguments: What the user sets, by name.
         given: What the program adds.
 
     Raises:

@@ -8,8 +8,9 @@ the strength (`lam`). The shared model is trained as without Ditto, to the last 
 Reference: T. Li, S. Hu, A. Beirami, V. Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
 arXiv 2012.04221v3, Algorithm 1.
 
-Differs from the paper: the pull is added after clipping (see `fedloom.algorithms.fedprox`); the own model's epochs and rate
-may differ from the shared one's; its optimizer begins anew in each round, as that of the shared model does.
+Differs from the paper: v starts at the shared model of the first round in which the client takes part; the pull is added
+after clipping (see `fedloom.algorithms.fedprox`); the own model's epochs and rate may differ from the shared one's; its
+optimizer starts anew in each round, as that of the shared model does, and may be AdamW.
 """
 
 from __future__ import annotations

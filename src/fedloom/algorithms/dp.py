@@ -7,7 +7,7 @@ stream named by seed, stage and round, so a run can be made again.
 
 **This is the mechanism only. It gives no privacy guarantee**: nothing accounts for what the rounds of a run spend
 together, so there is no ε and no δ. Cohorts are of a fixed size, which the usual accounts of client sampling do not cover.
-The noise is not from a cryptographic generator, and who knows the seed can take it away. What else a record holds of a
+The noise is not from a cryptographic generator, and whoever knows the seed can subtract it. What else a record holds of a
 client, such as its loss and its number of examples, carries no noise.
 
 Reference: H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, "Learning Differentially Private Recurrent Language Models",
@@ -35,7 +35,7 @@ from fedloom.seeds import torch_stream
 
 
 def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Change:
-    """Make DP-FedAvg's change of a mean; it holds no update, and gives no privacy guarantee by itself.
+    """Make DP-FedAvg's mechanism around a mean; it gives no privacy guarantee by itself, and passes updates on one by one.
 
     Args:
         seed: The experiment's seed.
@@ -64,7 +64,7 @@ def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Chan
 
 
 def _alike(updates: Iterable[Update], reported: list[Part | None]) -> Iterator[Update]:
-    """Let every update weigh 1, and note what each client reports.
+    """Yield updates with weight 1, and append what each client reports to a list.
 
     Raises:
         ValueError: Clients report different parts: fewer clients in a mean than m need more noise.

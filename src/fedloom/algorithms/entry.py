@@ -1,4 +1,4 @@
-"""What is known of an algorithm, or of a part of one, besides its equations: how it is named, made and put together."""
+"""The entry of an algorithm, or of a part of one: how it is named and made, and what it goes with."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TRAITS = {
     "no values": "neither parameters nor deltas travel",
     "noise": "it adds noise that hides a single client, or a single example, within a bound on its delta",
 }
-"""What decides which parts go together; see `fedloom.algorithms.compose.CONFLICTS`."""
+"""Trait → what it means; traits decide which parts go together, see `fedloom.algorithms.compose.CONFLICTS`."""
 
 GIVEN = ("clients", "cohort", "seed", "stage", "layout")
-"""What the program gives to a factory that asks for it by a keyword without a default."""
+"""Names of keyword arguments without a default that a factory may have; fedloom gives their values."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Entry:
             `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), a
             `Final` (stage), or a `Budget` (part).
         kind: A key of `KINDS`.
-        label: Its name in tables and figures.
+        label: Its name in tables and figures, where it comes with fedloom; others are shown by their name in the recipe.
         about: What it does, in one sentence for readers of a report.
         published: The arguments that `mode: published` takes where an experiment gives none.
         start: Where the first round starts: "loaded", or "svd" for adapters from the weights that they adapt.
@@ -59,8 +59,8 @@ class Entry:
 
     make: Callable[..., Any]
     kind: str
-    label: str
-    about: str
+    label: str = ""
+    about: str = ""
     published: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: str = "loaded"
     traits: frozenset[str] = frozenset()

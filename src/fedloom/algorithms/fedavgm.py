@@ -27,20 +27,20 @@ from fedloom.algorithms.base import (
     norm,
     positive,
     server,
-    still,
+    zero_velocity,
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.types import Tensors
 
 
-def momentous(momentum: float, lr: float) -> Step:
+def momentum_step(momentum: float, lr: float) -> Step:
     """Return the step v ← β v + Δ, x ← x + η v."""
 
     def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
         velocity = momentum * state.slots["velocity"] + delta
         return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
 
-    return Step(move, still)
+    return Step(move, zero_velocity)
 
 
 def fedavgm(
@@ -56,7 +56,7 @@ def fedavgm(
     """
     fraction(momentum=momentum)
     positive(lr=lr)
-    step = faults.averaged_momentum if published else momentous
+    step = faults.averaged_momentum if published else momentum_step
     return server(step(momentum, lr), mean(uniform=uniform))
 
 

@@ -1,10 +1,10 @@
-"""FedKSeed: clients and server exchange K numbers in place of parameters, steps along K directions drawn from seeds.
+"""FedKSeed: clients and server exchange K numbers in place of parameters, one for each of K directions drawn from seeds.
 
     step           draw j of 1 … K,   g = (F(w + ε z_j) − F(w − ε z_j)) / 2ε,   w ← w − η g z_j,   a_j ← a_j + η g
     server         A ← A + Σ_k (n_k / n) · a^k,   x = x_0 − Σ_j A_j z_j
 
 with z_j ~ N(0, I) the direction of seed j, which everybody can draw, F the mean loss of a client's batch, ε the argument
-`eps`, η the clients' learning rate, a^k what client k sends (extra `sums`, shape [K]), zero at the start of a round, and A
+`eps`, η the clients' learning rate times the argument `rate`, a^k what client k sends (extra `sums`, shape [K]), zero at the start of a round, and A
 the server's sums (slot and extra `sums`), from which each client rebuilds x by the same replay. x_0 is the start (slot).
 
 Reference: Z. Qin, D. Chen, B. Qian, B. Ding, Y. Li, S. Deng, "Federated Full-Parameter Tuning of Billion-Sized Language
@@ -13,8 +13,8 @@ Models with Communication Cost under 18 Kilobytes", arXiv 2312.06353v5, Algorith
 Differs from the paper: it moves what the strategy trains, such as adapters, not all weights; the numbers hold the learning
 rate, so it may follow a schedule; K is 64 by default, not 4096, since a replay draws each direction anew; the server
 sends the sums, not every client's history. Where `train.clip` shortens g z_j, a_j gets the shortened g. The replay is that
-of plain SGD: with weight decay or AdamW clients would move otherwise than the server knows. The variant FedKSeed-Pro,
-which draws useful seeds more often, is not here.
+of plain SGD: with weight decay or AdamW clients would move where no replay leads. The variant FedKSeed-Pro, which draws
+useful seeds more often, is not here.
 """
 
 from __future__ import annotations
@@ -57,16 +57,20 @@ def replayed(start: Tensor, sums: Tensor, seed: int) -> Tensor:
     return flat
 
 
-def fedkseed(*, seed: int, seeds: int = 64, eps: float = 5e-4, uniform: bool = False) -> FederatedAlgorithm:
+def fedkseed(
+    *, seed: int, seeds: int = 64, eps: float = 5e-4, rate: float = 1.0, uniform: bool = False
+) -> FederatedAlgorithm:
     """Make FedKSeed.
 
     Args:
         seed: Seed of the experiment, from which those of the directions follow.
         seeds: Number K ≥ 1 of directions, and of numbers that travel each way.
         eps: Distance ε > 0 at which the loss is evaluated on either side, in units of a direction.
+        rate: Factor on `train.lr`, > 0. A step along a direction of P values is about √P times as long as one along the
+            gradient, so that rates of other algorithms call for about 1 / √P.
         uniform: Weigh all clients alike instead of by number of examples.
     """
-    positive(seeds=seeds, eps=eps)
+    positive(seeds=seeds, eps=eps, rate=rate)
 
     def init(params: Params) -> ServerState:
         return ServerState(params, slots={"start": params.flat.clone(), "sums": torch.zeros(seeds)})
@@ -96,7 +100,11 @@ def fedkseed(*, seed: int, seeds: int = 64, eps: float = 5e-4, uniform: bool = F
         up, down = probe.loss(params + eps * along), probe.loss(params - eps * along)
         step = torch.zeros_like(carry["sums"])
         step[number] = probe.rate
-        return (up + down) / 2, (up - down) / (2 * eps) * along, {**carry, "along": along, "step": step}
+        return (
+            (up + down) / 2,
+            rate * (up - down) / (2 * eps) * along,
+            {**carry, "along": along, "step": step},
+        )
 
     def correct(grads: Tensor, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensors]:
         slope = grads.dot(carry["along"]) / carry["along"].dot(carry["along"])  # after clipping

@@ -11,7 +11,7 @@ Differs from the paper: the cohort is not drawn by size, so the average is weigh
 instead (the paper draws client k with probability p_k and averages uniformly); the pull is added to the
 gradient in closed form after clipping, so clipping never weakens it; γ-inexact local solutions are simply
 a fixed amount of local work. `published=True` averages as FedMLLM's code does (see `fedavg`) and clips the
-pull together with the gradient, as that code and FedVLMBench's do (see `fedloom.algorithms.base.clipped`).
+pull together with the gradient, as that code and FedVLMBench's do (see `fedloom.algorithms.rule.clipped`).
 """
 
 from __future__ import annotations

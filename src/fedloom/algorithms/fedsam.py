@@ -8,8 +8,8 @@ Reference: Z. Qu, X. Li, R. Duan, Y. Liu, B. Tang, Z. Lu, "Generalized Federated
 Minimization", arXiv 2206.02618v1, Algorithm 1; D. Caldarola, B. Caputo, M. Ciccone, "Improving Generalization in
 Federated Learning by Seeking Flat Minima", arXiv 2203.11834v3.
 
-Differs from the papers: g̃ is clipped by `train.clip` and passes through the local optimizer, which may be AdamW; ‖g‖ is
-1e-12 longer, so that a gradient of zero stays one. Both gradients are of one batch, under the same dropout. A step takes
+Differs from the papers: g̃ is clipped by `train.clip` and passes through the local optimizer, which may be AdamW; 1e-12 is
+added to ‖g‖, so that a gradient of zero stays zero. Both gradients are of one batch, under the same dropout. A step takes
 twice the time.
 """
 

@@ -8,8 +8,8 @@ personalization, and a baseline that methods with more machinery have to beat.
 Reference: T. Yu, E. Bagdasaryan, V. Shmatikov, "Salvaging Federated Learning by Local Adaptation", arXiv 2002.04758v3,
 section 3, "fine-tuning".
 
-Differs from the paper: the local optimizer is that of the experiment, AdamW by default; clients that were never drawn are
-fine-tuned, too.
+Differs from the paper: the local optimizer is that of the experiment, AdamW by default, at a constant rate; clients that
+were never drawn are fine-tuned, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedloom.algorithms.rule import Final
 
 
 def finetune(*, epochs: int = 1, rate: float = 0.25) -> Final:
-    """Make the final stage.
+    """Make the fine-tuning stage.
 
     Args:
         epochs: Epochs of every client, ≥ 1.

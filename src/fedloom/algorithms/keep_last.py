@@ -1,4 +1,4 @@
-"""Each client is evaluated with the parameters at which its own last training ended, before they were averaged.
+"""Keep the last local model: each client is evaluated with the parameters at which its own last training ended.
 
     θ_k = x_k
 
@@ -6,8 +6,8 @@ with x_k client k's parameters after the local epochs of the last round in which
 sent, and the shared model, are those of the algorithm to the last bit.
 
 Reference: w in ClientUpdate of H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-Efficient
-Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorithm 1, before it is averaged. No paper is
-known to us that proposes it as a method; it is the personalization that costs nothing.
+Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorithm 1, before it is averaged. We know of no
+paper that proposes it as a method; it is the personalization that costs nothing.
 """
 
 from __future__ import annotations

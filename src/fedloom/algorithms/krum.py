@@ -7,10 +7,10 @@ with n the number of updates, f the largest number of faulty clients (`f`), and 
 that of the lower client number goes first. Every client counts alike, whatever its number of examples.
 
 Reference: P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine Learning with Adversaries: Byzantine
-Tolerant Gradient Descent", NeurIPS 2017 (arXiv 1703.02757v1), sections 4 (Krum) and 5 (Multi-Krum).
+Tolerant Gradient Descent", NeurIPS 2017 (arXiv 1703.02757v1), section 4; multi-Krum is the variant of its experiments.
 
-Differs from the paper: updates are deltas after local training instead of gradients; m may be up to n − f. All updates of
-a round are held.
+Differs from the paper: updates are deltas after local training instead of gradients; m is at most n − f. All updates of a
+round are held.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def krum(*, cohort: int, f: int = 1, keep: int = 1) -> Aggregate:
 
 
 def multi_krum(*, cohort: int, f: int = 1, keep: int = 0) -> Aggregate:
-    """Make multi-Krum, which leaves f updates out unless `keep` says otherwise; see `krum`."""
+    """Make multi-Krum, which averages n − f updates by default; see `krum` for the arguments."""
     return krum(cohort=cohort, f=f, keep=keep)
 
 

@@ -10,8 +10,10 @@ Reference: C. T. Dinh, N. H. Tran, T. D. Nguyen, "Personalized Federated Learnin
 arXiv 2006.08848v3, Algorithm 1.
 
 Differs from the paper: λ (w − θ) is clipped by `train.clip` and passes through the local optimizer as a gradient does; with
-SGD and without clipping it is the paper's step. θ is found by K steps of gradient descent, whatever their accuracy. The
-server is that of the algorithm that the rule is added to: FedAvg with `lr` = β gives the paper's mix (1 − β) w + β · mean.
+SGD and without clipping it is the paper's step. θ is found by K steps of gradient descent, whatever their accuracy. Only
+clients of the cohort train; in the paper all do, and a sample of them is averaged. The server is that of the algorithm that
+the rule is added to: FedMean with `lr` = β gives the paper's mix (1 − β) w + β · mean, and FedAvg weighs clients by number
+of examples.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ ENTRIES = {
         pfedme,
         "rule",
         "pFedMe",
-        "Each client keeps a model of its own near the shared one, and moves the shared one towards it.",
+        "Each client keeps a model of its own near the shared one, and moves the shared one toward it.",
         traits=frozenset({"gradient", "own model"}),
     )
 }

@@ -1,4 +1,4 @@
-"""Prompts that say nothing, or something else, of an example's modalities; `fedloom.tasks.base.PROMPTS` words them."""
+"""Prompts that name the modalities of an example in other words, or not at all; see `fedloom.tasks.base.PROMPTS`."""
 
 from __future__ import annotations
 

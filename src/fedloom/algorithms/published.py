@@ -1,4 +1,4 @@
-"""Faults of published code, kept so that a paper's numbers can be made again; nothing new should be built on them.
+"""Faults of published code, kept so that a paper's numbers can be reproduced; nothing new should be built on them.
 
 Each is what FedMLLM's public code (B. Xu et al., arXiv 2411.14717v2) does in place of the equations of a paper's page.
 FedVLMBench (arXiv 2506.09638) has the same server optimizers.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Diagnostics, ServerState, Step, moments, norm, still
+from fedloom.algorithms.base import Diagnostics, ServerState, Step, moments, norm, zero_velocity
 from fedloom.types import Tensors
 
 LAYERS = 28
@@ -22,7 +22,7 @@ def adding(lr: float) -> Step:
     """Return the step x ← 2 x + η Δ for all tensors but the first of the layout, where it is x ← x + η Δ.
 
     The average of the clients' parameters is meant to replace the old ones, but is added to them in every tensor except
-    the first, so weights about double with every round. It shows what the fault does; nothing is learned with it.
+    the first, so weights about double with every round, and the model is soon destroyed.
     """
 
     def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
@@ -45,11 +45,11 @@ def averaged_momentum(momentum: float, lr: float) -> Step:
         velocity = momentum * state.slots["velocity"] + entering * delta
         return state.params.flat + lr * velocity, {"velocity": velocity}, {"step_norm": lr * norm(velocity)}
 
-    return Step(move, still)
+    return Step(move, zero_velocity)
 
 
 def squared_momentum(second: Callable[[Tensor, Tensor], Tensor], lr: float, beta1: float, tau: float) -> Step:
-    """Return the step of `fedloom.algorithms.fedopt` with m² in place of Δ² in every line for v, so that v follows the momentum.
+    """Return the step of `fedloom.algorithms.fedopt` with m² in place of Δ² in every line for v.
 
     The whole first Δ is the first m, without the factor 1 − β₁. FedAdagrad there has no momentum.
 

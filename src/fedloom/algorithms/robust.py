@@ -1,6 +1,7 @@
-"""What aggregates share that hold all updates of a round: their bounds, their parts, and distances between updates.
+"""Helpers of robust aggregates: bounds on the number of clients, medians by value, and distances between updates.
 
-Such aggregates count every client alike, since a faulty client could claim any number of examples.
+Robust aggregates hold all updates of a round, and count every client alike, since a faulty client could claim any number
+of examples.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def enough(rule: str, clients: int, f: int, more: int = 1) -> None:
 
 
 def gathered(rule: str, updates: Iterable[Update], f: int, more: int = 1) -> list[Update]:
-    """Hold all updates of a round, for a rule on whole vectors.
+    """Return all updates of a round as a list, for a rule on whole vectors.
 
     Args:
         rule: Its name in messages.
@@ -130,7 +131,7 @@ def length(vector: Tensor) -> float:
 
 
 def smallest(values: Tensor, count: int) -> list[int]:
-    """Return the places of the smallest of a row of values, ascending; of equal values the first ones.
+    """Return the indices of the smallest values of a row, ascending; of equal values the first ones.
 
     Example:
         >>> smallest(torch.tensor([3.0, 1.0, 2.0, 1.0]), 3)

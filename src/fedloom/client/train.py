@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.rule import Correct
+from fedloom.client.batch_probe import BatchProbe
 from fedloom.client.job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.client.probe import BatchProbe
 from fedloom.models.batch import answer_losses, collate
 from fedloom.record import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
@@ -68,7 +68,7 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
             "clients that train side by side need the same settings and round, and no rule with its own gradient"
         )
     clock = clock or Clock()
-    found = _passed(tuned, jobs, clock)
+    found = _one_pass(tuned, jobs, clock)
     later = [job.second for job in jobs if job.second is not None]
     if not later:
         return found
@@ -76,7 +76,7 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
     kept = [replace(one, end=one.end.clone(), carry=apart(one.carry, tuned.flat)) for one in found]
     return [
         replace(one, own=own.end, seconds=one.seconds + own.seconds)
-        for one, own in zip(kept, _passed(tuned, later, clock), strict=True)
+        for one, own in zip(kept, _one_pass(tuned, later, clock), strict=True)
     ]
 
 
@@ -89,8 +89,8 @@ def alike(job: Job, other: Job) -> bool:
     return alike(job.second, other.second)
 
 
-def _passed(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
-    """Take clients once through all their epochs, side by side."""
+def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
+    """Train clients through all epochs of one pass, side by side."""
     first, begun = jobs[0], time.perf_counter()
     # Clients with most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
@@ -144,9 +144,9 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     groups = [next(row.batches) for row in rows]
     flat, grads = stack.flat[: len(rows)], stack.grads[: len(rows)]
     if jobs[0].rule.gradient is None:
-        losses = _gradients(stack, jobs, groups, step, clock)
+        losses = _backpropagated(stack, jobs, groups, step, clock)
     else:
-        losses = _made(stack, rows[0], groups[0], step, clock)
+        losses = _rule_gradient(stack, rows[0], groups[0], step, clock)
     _change(rows, grads, flat, [job.rule.penalize for job in jobs])
     for row, grad in zip(rows, grads, strict=True):
         if row.trained is not None:
@@ -161,10 +161,10 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     return losses.detach()
 
 
-def _gradients(
+def _backpropagated(
     stack: Tuned, jobs: Sequence[Job], groups: Sequence[list[Conversation]], step: int, clock: Clock
 ) -> Tensor:
-    """Make each client's gradient of its batch's mean loss by backpropagation; return the losses, shape [K]."""
+    """Write each client's gradient of its batch's mean loss to the stack; return the losses, shape [K]."""
     batch = collate(stack.vlm, groups, clock)
     stack.grads[: len(jobs)].zero_()
     with dropping(stack, batch, [job.masks(step) for job in jobs]):
@@ -176,8 +176,8 @@ def _gradients(
     return losses
 
 
-def _made(stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: Clock) -> Tensor:
-    """Let the rule of a client that trains alone make the gradient; return the loss, shape [1]."""
+def _rule_gradient(stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: Clock) -> Tensor:
+    """Write the gradient that a rule makes for a client by itself to the stack; return the loss, shape [1]."""
     make, params = row.job.rule.gradient, stack.flat[0].clone()
     assert make is not None
     trained = torch.ones_like(params) if row.trained is None else row.trained.to(params.dtype)

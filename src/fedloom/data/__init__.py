@@ -24,7 +24,7 @@ from fedloom.data.hateful_memes import HATEFUL_MEMES
 from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.multitask import NATURE, RADIOLOGY
-from fedloom.data.outside import Outside
+from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.prepared import PREPARED
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
@@ -84,8 +84,8 @@ ROOTLESS = (*SHIPPED, "fashion-mnist")
 
 
 def rootless(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set needs no folder; of others' loaders, those that ask for none by themselves do not."""
-    return name in ROOTLESS or isinstance(datasets[name], Outside)
+    """Return whether a data set needs no folder; a plug-in's loader refuses a missing one itself."""
+    return name in ROOTLESS or isinstance(datasets[name], PluginLoader)
 
 
 def variants(name: str, datasets: Mapping[str, Loader] = DATASETS) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def tasks(name: str) -> tuple[str, ...]:
 def validates(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
     """Return whether a data set may come with a validation part of its owners; of a folder, its files tell."""
     load = datasets[name]
-    if isinstance(load, Outside):
+    if isinstance(load, PluginLoader):
         return True
     return load is load_folder or (isinstance(load, Source) and load.validates)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fedloom.data import DATASETS, SHIPPED, Loader
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.folder import validates_folder
-from fedloom.data.outside import Outside
+from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
@@ -155,11 +155,8 @@ def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float
     shipped = name in SHIPPED
     home = "It is bundled with fedloom; no download is needed." if shipped else "It is a folder of your own."
     home = FASHION_MNIST if name == "fashion-mnist" else home
-    home = (
-        f"Its loader comes with a plug-in, which says where {name} lies."
-        if isinstance(load, Outside)
-        else home
-    )
+    if isinstance(load, PluginLoader):
+        home = f"The loader of {name} comes with a plug-in; see there."
     report = Report(name, root, "", home)
     try:
         theirs = name == "folder" and root is not None and validates_folder(root)

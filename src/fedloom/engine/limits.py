@@ -123,9 +123,7 @@ class Expected:
         gradient = inf if clip is None or not free else clip
         size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
         most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
-        if (
-            self._algorithm.local.start is not None
-        ):  # the client begins elsewhere than where its delta is measured from
+        if self._algorithm.local.start is not None:  # then deltas are not measured from where clients begin
             most, usual = unbounded(part.count, size)
         limit = SLACK * (UNCLIPPED if clip is None else clip)
         rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))

@@ -147,7 +147,7 @@ def with_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
         vlm: The model.
         folder: Where to keep them.
         limit: At most so many bytes.
-        code: Digest of the code of a family from outside, which features depend on too; "" for one of fedloom's.
+        code: Digest of the code of a plug-in's family, on which features depend too; "" for a family of fedloom's own.
 
     Raises:
         UserError: Features could differ from one time to the next, so that kept ones would be wrong.

@@ -99,8 +99,13 @@ def curves(run: Run) -> dict[str, Curve]:
 
 
 def learning_curves(run: Run, width: float) -> Markup:
-    """Draw the main score by round: a line for each federated method, a dashed level for each baseline."""
+    """Draw the main score by round: a line for each federated method, a dashed level for each baseline.
+
+    Nothing is drawn where only one round was scored: the table of final scores shows as much.
+    """
     lines = curves(run)
+    if len({done for points in lines.values() for done, _ in points}) < 2:
+        return Markup()
     finals = {method: full_score(run, method) for method in run.scores if method not in lines}
     levels = {method: value for method, value in finals.items() if value is not None}
     title = f"{named_score(run)} on the test questions after each round"

@@ -23,7 +23,7 @@ DATA = {
 PARTITIONS = {
     "iid": "at random",
     "dirichlet": "by label, with shares drawn from a Dirichlet distribution with α = {alpha}",
-    "by_group": "by group (topic, site or label)",
+    "by_group": "by group (such as topic, site or vendor)",
     "by_source": "by source: those with an image to clients that hold images, the others to clients that hold text",
 }
 """Partition → how it divides examples. How much the clients then differ is measured."""

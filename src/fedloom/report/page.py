@@ -178,7 +178,8 @@ def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """Return the few settings that tell runs apart at a glance."""
     experiment = run.experiment
-    scenario, model = at(experiment, "scenario") or {}, at(experiment, "model", "path")
+    scenario, model = at(experiment, "scenario") or {}, at(experiment, "model") or {}
+    joined = introduction.assembled(experiment)
     partition = str(at(scenario, "partition"))
     alpha = f", α = {at(scenario, 'alpha')}" if partition == "dirichlet" else ""
     extent = {"missing": "rate", "cross": "image_clients", "hybrid": "p"}.get(str(at(scenario, "pattern")))
@@ -191,7 +192,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Partition", partition.replace("_", " ") + alpha),
         ("Pattern of modalities", f"{at(scenario, 'pattern')}{degree}"),
         ("Scenario mode", at(scenario, "mode") or "corrected"),
-        ("Model", model),
+        ("Model", f"{model['encoder']} + {model['llm']}" if joined else at(model, "path")),
         (
             "Trained",
             TRAINED.get(strategy, strategy).replace("{rank}", str(at(experiment, "strategy", "rank"))),

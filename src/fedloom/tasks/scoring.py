@@ -53,19 +53,19 @@ def tasks_of(examples: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(example.task for example in examples))
 
 
-NONE: Mapping[str, Metric] = {}
+NO_METRICS: Mapping[str, Metric] = {}
 """No metrics but fedloom's own."""
 
 
 def score(
-    examples: Sequence[Example], judged: Judged, metrics: Mapping[str, Metric] = NONE
+    examples: Sequence[Example], judged: Judged, metrics: Mapping[str, Metric] = NO_METRICS
 ) -> dict[str, Any]:
     """Compute all metrics of answers.
 
     Args:
         examples: What was asked.
         judged: What was answered.
-        metrics: Name → metric from outside; its result has the score under that name, and every task gets it.
+        metrics: Name → metric of a plug-in; its result has the score under that name, and every task gets it.
 
     Returns:
         Score names to numbers, None where undefined, and under "tasks" the same for each task. Where

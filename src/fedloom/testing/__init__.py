@@ -1,4 +1,4 @@
-"""The laws that every federated algorithm keeps, whatever its paper says, and one call that checks them.
+"""Check the laws that every federated algorithm keeps, whatever its paper says.
 
     from fedloom.testing import check_algorithm
     check_algorithm(fedmedian)
@@ -14,7 +14,7 @@ from typing import Any
 
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.outside import as_entry
+from fedloom.algorithms.plugin_algorithms import as_entry
 from fedloom.failures import client_failure
 from fedloom.testing.bench import NAME, Bench
 from fedloom.testing.laws import LAWS
@@ -27,7 +27,7 @@ KINDS = ("server", "aggregate", "wrapper", "rule")
 
 
 class LawsBroken(AssertionError):
-    """Laws that an algorithm breaks, each with the reason."""
+    """An algorithm breaks laws; the message names each and how it is broken."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Laws:
 def check_algorithm(
     algorithm: Entry | Callable[..., Any] | FederatedAlgorithm, clients: int = 3, **arguments: Any
 ) -> Laws:
-    """Check the laws of federated algorithms.
+    """Check an algorithm, or a part of one, against the laws in `LAWS`.
 
     Args:
-        algorithm: An entry, a function that makes an algorithm, or an algorithm. The laws in `Entry.opts_out` are not asked.
+        algorithm: An entry, a function that makes an algorithm, or an algorithm. The laws in `Entry.opts_out` are not checked.
         clients: Number of clients, ≥ 3; aggregates that need more clients than that need more here.
         **arguments: The algorithm's arguments, as an experiment would give them.
 
@@ -65,8 +65,8 @@ def check_algorithm(
         What holds, and what is not promised.
 
     Raises:
-        LawsBroken: Some do not hold; the message names each and says why.
-        UserError: It cannot be made, has no laws, or opts out of a law that there is not.
+        LawsBroken: Some do not hold; the message names each and how it is broken.
+        UserError: It cannot be made, is of a kind without laws, or opts out of a law that does not exist.
 
     Example:
         >>> from fedloom.algorithms.fedavg import fedavg
@@ -95,7 +95,7 @@ def check_algorithm(
 def bench_of(
     algorithm: Entry | Callable[..., Any] | FederatedAlgorithm, clients: int, arguments: Mapping[str, Any]
 ) -> Bench:
-    """Make what laws are checked on; see `check_algorithm`."""
+    """Return the bench on which laws are checked; see `check_algorithm`."""
     try:
         entry = as_entry(NAME, algorithm)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What laws are checked on: an algorithm with clients that see random gradients and send random deltas."""
+"""The bench of the laws: an algorithm with clients that see random gradients and send random deltas."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ LAYOUT = Layout.of(
         "connector/w": (1, 2),
     }
 )
-"""What the algorithms train that are checked."""
+"""Names and shapes of what is trained while laws are checked."""
 
 WEIGHTS, STEPS = (1.0, 5.0, 2.5), (2, 1, 4)
 """Weights and local steps of the first three clients; those of others follow from them."""
 
 NAME = "checked"
+"""The name of the checked entry."""
 
 
 @dataclass(frozen=True)

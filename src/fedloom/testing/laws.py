@@ -92,15 +92,13 @@ def _announced(bench: Bench) -> None:
     for client in range(bench.clients):
         sign, steps = (-1) ** client, bench.work(client)[1]
         sent, memory = algorithm.broadcast(state), dict[str, Tensor]()
-        for gradient in (
-            sign * random("same"),
-            -sign * random("same"),
-        ):  # which turns round in the second round
+        first = sign * random("same")
+        for gradient in (first, -first):  # control variates are longest where gradients turn round
             extras, kept = trained(rule, sent, memory, [gradient] * steps)
             memory = dict(kept)
             wanted = algorithm.extras(LocalWork(LAYOUT.size, steps, 1.001 * float(gradient.norm())))
-            told = f"a client sends {sorted(extras)}, but {sorted(wanted)} is announced."
-            require(extras.keys() == wanted.keys(), told[0].upper() + told[1:])
+            others = f"A client sends {sorted(extras)}, but {sorted(wanted)} is announced."
+            require(extras.keys() == wanted.keys(), others)
             for name, bounds in wanted.items():
                 value = extras[name]
                 right = value.dtype == torch.float32 and tuple(value.shape) == bounds.shape
@@ -129,8 +127,10 @@ def _weights(bench: Bench) -> None:
         others = [Update(u.client, u.delta, 1.0 + u.client, u.extras) for u in updates]
         found, expected = algorithm.apply(state, others)[0], algorithm.apply(state, updates)[0]
         same = torch.equal(found.params.flat, expected.params.flat)
-        told = "with uniform=True they do" if uniform else "other weights give the same"
-        require(same == bool(uniform), f"It is not so: {told}.")
+        reason = (
+            "With uniform=True weights matter." if uniform else "Updates with other weights give the same."
+        )
+        require(same == bool(uniform), reason)
 
 
 def _proportional(bench: Bench) -> None:
@@ -233,7 +233,7 @@ class Law(NamedTuple):
     Attributes:
         about: What it says.
         check: Raises AssertionError where it does not hold.
-        asked: Whether it makes sense for an algorithm.
+        asked: Whether it applies to an algorithm.
     """
 
     about: str

@@ -1,4 +1,4 @@
-"""Import a Python file of the user's by its path, without making it known to the rest of the program."""
+"""Import a plug-in, a Python file, by its path, without making it known to the rest of the program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from fedloom.sources import LIBRARIES, file_code_digest
+from fedloom.code_digest import LIBRARIES, file_code_digest
 from fedloom.types import UserError
 
 _LOCK = threading.Lock()
@@ -33,7 +33,7 @@ class _Fresh(SourceFileLoader):
 def imported(path: Path) -> tuple[ModuleType, str]:
     """Import a file, or return what was imported of the same content before.
 
-    It may import modules that lie beside it at its top. They are its own: another file's modules of the same name stay
+    At its top it may import modules that lie beside it. These are its own: another file's modules of the same name stay
     apart.
 
     Args:
@@ -43,7 +43,7 @@ def imported(path: Path) -> tuple[ModuleType, str]:
         The module, and the SHA-256 of the file and of what it imports from beside it.
 
     Raises:
-        UserError: There is no such file, it is no Python, or it raises an exception.
+        UserError: There is no such file, it is not valid Python, or it raises an exception.
     """
     if not path.is_file():
         raise UserError(f"{path} is {'a folder, not a Python file' if path.is_dir() else 'missing'}")
@@ -115,7 +115,7 @@ def _last_place(error: BaseException, path: Path) -> str:
 
 
 def line_of(path: Path, name: str, key: str | None = None) -> int | None:
-    """Return the line at which a module's dict stands, or a key of it; None where that cannot be told.
+    """Return the line at which a module's dict stands, or a key of it; None where there is no such line.
 
     Args:
         path: The module's file.

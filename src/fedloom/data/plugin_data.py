@@ -1,4 +1,4 @@
-"""Data sets from outside fedloom: a loader, a data set, or a list of examples of the user's own."""
+"""Data sets of plug-ins: a loader, a data set, or a list of examples becomes a loader whose mistakes are reported."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
-    """Make a loader that is as careful as fedloom's own.
+    """Make a loader whose exceptions are reported as the user's, and whose examples are checked.
 
     Args:
         name: The data set's name.
         value: A loader (settings, seed) → `DataSet`, a `Source`, a `DataSet`, or a sequence of examples, of which a share
             of `data.test_share` is held out for testing.
-        tasks: The tasks that there are.
+        tasks: The tasks that an example may have.
 
     Raises:
         ValueError: It is none of these.
@@ -32,9 +32,9 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
     if isinstance(value, Source):
         return value
     if isinstance(value, DataSet):
-        return Outside(name, _Given(value), tasks)
+        return PluginLoader(name, _Given(value), tasks)
     if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
-        return Outside(name, _Divided(tuple(value)), tasks)
+        return PluginLoader(name, _Divided(tuple(value)), tasks)
     if not callable(value):
         kind = "an empty list" if value == [] else f"a value of type {type(value).__name__}"
         raise ValueError(
@@ -44,12 +44,12 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
         inspect.signature(value).bind(None, 0)
     except TypeError:
         raise ValueError("must take two arguments, the settings and the seed") from None
-    return Outside(name, value, tasks)
+    return PluginLoader(name, value, tasks)
 
 
 @dataclass(frozen=True)
-class Outside:
-    """A loader from outside, whose mistakes are reported as the user's, and whose examples are checked.
+class PluginLoader:
+    """A loader of a plug-in; its exceptions are reported as the user's, and its examples are checked.
 
     Attributes:
         name: The data set's name.

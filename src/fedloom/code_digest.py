@@ -1,4 +1,4 @@
-"""Digests of code that is not fedloom's own: the file that defines it, and what that file imports of its own."""
+"""Digests of the code of plug-ins: the file that defines something, and what that file imports of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = ("site-packages", "dist-packages")
 """Folders of installed packages."""
 
 PROCESS = uuid4().hex
-"""Stands for code that no source is known of, which may be another one in another process."""
+"""Names this process, for code without a known source, which may be another one in another process."""
 
 UNKNOWN = f"without source, process {PROCESS}"
 """The digest of such code."""
@@ -24,8 +24,8 @@ UNKNOWN = f"without source, process {PROCESS}"
 def source_digest(value: Callable[..., Any]) -> str:
     """Return the SHA-256 of the file that defines a function and of what that imports of its own.
 
-    Its own are modules of the same package, and those beside a file that is in no package. Where there is no such
-    file, or the function holds values that no file has, the digest is good for this process only.
+    A file's own imports are modules of the same package, and those beside a file that is in no package. Where there is no
+    such file, or the function is a closure, whose values no file holds, the digest is valid in this process only.
     """
     plain = inspect.unwrap(value)
     try:

@@ -1,4 +1,4 @@
-"""What an experiment takes from outside fedloom, beside what comes with it."""
+"""The key `plugins` of an experiment: what its plug-ins add, and how mistakes in them are found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedloom.tasks import Metric
 
 AROUND: tuple[KeyPath, ...] = (("plugins",),)
-"""Where plug-ins are wrong themselves, names that they might have are not looked for."""
+"""The key whose own mistakes hide all others: a wrong plug-in might have had any unknown name."""
 
 PYTHON = "python"
 """Key that stands for a plug-in which was given as a Python value, in an experiment that is written down."""
@@ -57,8 +57,8 @@ Plugin = Annotated[
 """An absolute path, or a `Plugins`."""
 
 
-class Outside(Section):
-    """The part of an experiment that adds to what comes with fedloom.
+class Pluggable(Section):
+    """An experiment with plug-ins, and all that it can name: what comes with fedloom, and what the plug-ins add.
 
     Files are imported when the experiment is checked, and stay as they were then for as long as the value lives.
     """
@@ -106,7 +106,11 @@ class Outside(Section):
 
 
 def datasets(added: Plugins) -> Mapping[str, Loader]:
-    """Return name → loader, of all data sets, for plug-ins that are gathered."""
+    """Return name → loader, of all data sets.
+
+    Args:
+        added: What the plug-ins of an experiment add.
+    """
     from fedloom.data import DATASETS
 
     return Layered(DATASETS, added.datasets, INSTALLED.datasets)
@@ -131,7 +135,7 @@ def with_plugins(document: Document, paths: Sequence[str]) -> Document:
     return graft(document, ("plugins",), Document(document.source, [*before, *paths], branch, branch))
 
 
-def unusable(experiment: Outside) -> Iterator[Conflict]:
+def unusable(experiment: Pluggable) -> Iterator[Conflict]:
     """Find plug-ins that cannot be used; without them nothing else of the experiment can be checked."""
     for index, plugin in enumerate(experiment.plugins):
         try:
@@ -160,14 +164,14 @@ def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
     for index, metric in enumerate(experiment.evaluate.metrics or ()):
         path = ("evaluate", "metrics", index)
         if metric not in known:
-            told = unknown("metric of a plug-in", metric, tuple(known))
-            yield Conflict(path, f"{dotted(path)}: {told}", AROUND, of_value=True)
+            message = unknown("metric of a plug-in", metric, tuple(known))
+            yield Conflict(path, f"{dotted(path)}: {message}", AROUND, of_value=True)
         else:
             yield from _refused(path, partial(known.__getitem__, metric))
 
 
 def _made(experiment: Experiment, name: str) -> None:
-    """Make the parts of a method that come from outside, so that any failure is reported before a run begins."""
+    """Make the parts of a method that come from plug-ins, so that what cannot be made is refused before a run begins."""
     for part in experiment.method(name).composed:
         if part not in PLACES:
             from fedloom.algorithms.compose import make
@@ -176,7 +180,7 @@ def _made(experiment: Experiment, name: str) -> None:
 
 
 def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
-    """Find out whether something can be found."""
+    """Yield a conflict where a function raises UserError."""
     try:
         find()
     except UserError as error:

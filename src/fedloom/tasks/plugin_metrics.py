@@ -1,4 +1,4 @@
-"""Metrics from outside fedloom: a function of an example and its answer, or a monoid as fedloom's own are."""
+"""Metrics of plug-ins: a function of an example and its answer, or a `Metric`, becomes a metric whose mistakes are reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESERVED = (
     "unjudged",
     "accuracy_judged",
 )
-"""Names that stand beside scores in a result, or are scores that no metric of a task has."""
+"""Names that a metric cannot have, since a result uses them beside the scores of tasks."""
 
 Grade = Callable[[Example, Answer], float]
 
@@ -39,7 +39,7 @@ def taken() -> frozenset[str]:
 
 
 def metric(name: str, value: Any) -> Metric:
-    """Make a metric that reports mistakes of the code that was given as the user's.
+    """Make a metric whose exceptions and impossible values are reported as the user's.
 
     Args:
         name: The score's name; it does not end in "_published".

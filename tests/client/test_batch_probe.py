@@ -13,9 +13,9 @@ from tests.clients import Result, job_of, named, real_site, results
 
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.rule import PLAIN, Gradient, LocalRule, Probe
+from fedloom.client.batch_probe import BatchProbe
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
-from fedloom.client.probe import BatchProbe
 from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks

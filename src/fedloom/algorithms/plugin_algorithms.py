@@ -1,4 +1,4 @@
-"""Algorithms from outside fedloom, and parts of them: made into entries, with mistakes reported as those of the code that makes them."""
+"""Algorithms of plug-ins, and parts of algorithms: they become entries whose mistakes are reported with file and line."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ MADE: dict[str, type] = {
     "part": Budget,
     "prompt": str,
 }
-"""What the factory of each kind returns; of the others, a function."""
+"""Kind → what its factory returns; of kinds that are not here, a function."""
 
 
 def as_entry(name: str, value: Any) -> Entry:
-    """Make an entry.
+    """Make an entry of what a plug-in gives.
 
     Args:
         name: Its name.
         value: An entry; a function that makes an algorithm, whose docstring begins with what it does; or an algorithm.
 
     Raises:
-        ValueError: It is none of these, or a factory asks for what it is not given.
+        ValueError: It is none of these, or a factory has an argument without a default that is not one of `GIVEN`.
     """
     if isinstance(value, FederatedAlgorithm):
         return Entry(functools.partial(_itself, value), "server", name, "")
@@ -41,8 +41,9 @@ def as_entry(name: str, value: Any) -> Entry:
     if entry is None and callable(value):
         entry = Entry(value, "server", name, _first_line(value))
     if entry is None:
-        told = f"not a value of type {type(value).__name__}"
-        raise ValueError(f"must be an Entry or a function that makes an algorithm, {told}")
+        raise ValueError(
+            f"must be an Entry or a function that makes an algorithm, not a value of type {type(value).__name__}"
+        )
     _check_factory(entry.make)
     return entry
 
@@ -57,7 +58,7 @@ def _first_line(value: Any) -> str:
 
 
 def _check_factory(make: Any) -> None:
-    """Raise ValueError where a factory wants what it is not given."""
+    """Raise ValueError where a factory has an argument that nobody gives it."""
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
@@ -67,14 +68,14 @@ def _check_factory(make: Any) -> None:
             continue
         if one.kind is one.POSITIONAL_ONLY or one.name not in GIVEN:
             raise ValueError(
-                f"asks for {one.name!r}, which it is not given; an argument needs a default, or is one of {', '.join(GIVEN)}"
+                f"has the argument {one.name!r} without a default; only {', '.join(GIVEN)} may have none"
             )
 
 
 def guarded(name: str, entry: Entry) -> Entry:
-    """Return an entry whose exceptions are reported in one message, with the file and line at which they were raised.
+    """Return an entry whose exceptions become one message, with the file and line at which they were raised.
 
-    What a local rule raises at a client is left to the engine, which makes the client missing in that round.
+    Exceptions of a local rule at a client are left to the engine, which makes the client missing in that round.
     """
 
     @functools.wraps(entry.make)
@@ -87,27 +88,25 @@ def guarded(name: str, entry: Entry) -> Entry:
             raise UserError(f"{name} cannot be made: {client_failure(error)}") from error
         wanted = MADE.get(entry.kind)
         if not (callable(made) if wanted is None else isinstance(made, wanted)):
-            told = "a function" if wanted is None else f"a {wanted.__name__}"
-            raise UserError(
-                f"{name} is a {entry.kind}, so that it must make {told}, not a {type(made).__name__}"
-            )
+            right = "a function" if wanted is None else f"a {wanted.__name__}"
+            raise UserError(f"{name} is a {entry.kind}, so it must make {right}, not a {type(made).__name__}")
         if entry.kind == "server":
-            return made._replace(combine=_told(name, made.combine))
+            return made._replace(combine=_reported(name, made.combine))
         if entry.kind == "aggregate":
-            return _told(name, made)
-        return _told(name, made, then=True) if entry.kind == "wrapper" else made
+            return _reported(name, made)
+        return _reported(name, made, then=True) if entry.kind == "wrapper" else made
 
     return replace(entry, make=make)
 
 
-def _told(name: str, act: Callable[..., Any], *, then: bool = False) -> Callable[..., Any]:
-    """Turn what a function raises into one message; with `then`, also what the function that it returns raises."""
+def _reported(name: str, act: Callable[..., Any], *, then: bool = False) -> Callable[..., Any]:
+    """Return a function whose exceptions become one message; with `then`, those of the function that it returns, too."""
 
     @functools.wraps(act)
     def checked(*args: Any) -> Any:
         try:
             found = act(*args)
-            return _told(name, found) if then else found
+            return _reported(name, found) if then else found
         except (UserError, TooFew):
             raise
         except Exception as error:
