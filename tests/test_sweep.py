@@ -290,7 +290,7 @@ def test_only_a_folder_for_sweeps_is_written_to(engine: Engine) -> None:
     Path("all/thesis.tex").touch()
     result = sweep()
     assert result.exit_code == 2
-    assert "all is not empty and holds no sweep" in result.stderr
+    assert "all is not empty and is not a sweep folder" in result.stderr
     assert engine.calls == []
 
 

@@ -1,4 +1,4 @@
-"""What a run folder holds before a run writes to it, so that no run ever overwrites another."""
+"""Checks of a run folder before a run writes to it, so that no run ever overwrites another."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def resumable(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) 
     """
     if (experiment := held(folder, plugins)) is None:
         if not (folder / EXPERIMENT).is_file():
-            raise UserError(f"{folder} holds no run: there is no {EXPERIMENT} in it")
+            raise UserError(f"{folder} is not a run folder: it has no {EXPERIMENT}")
         experiment = _read(folder, plugins)
     moved = _read(folder, plugins, changes) if changes else experiment
     if moved.model_dump(exclude=dict(PLACES)) != experiment.model_dump(exclude=dict(PLACES)):
         keys = ", ".join(f"{section}.{key}" for section, names in PLACES.items() for key in sorted(names))
         raise UserError(
-            f"{folder} holds a run that has begun, of which only places may change: {keys}. For another experiment "
+            f"{folder} holds a run that has begun; only its places of data and models may change: {keys}. For another experiment "
             "use `fedloom run` with another folder (--out)"
         )
     return moved
@@ -142,7 +142,9 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
         # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
         others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
         if others:
-            raise UserError(f"{folder} is not empty and holds no run; choose another folder with --out")
+            raise UserError(
+                f"{folder} is not empty and is not a run folder; choose another folder with --out"
+            )
         if (folder / EXPERIMENT).exists():
             _read(folder, experiment.plugins)  # what is no experiment is not a run's
         return "new"
@@ -207,7 +209,9 @@ def discard(folder: Path) -> None:
         return
     others = sorted({one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, *HELD})
     if others:
-        raise UserError(f"{folder} also holds what no run wrote, first {others[0]!r}; move it elsewhere")
+        raise UserError(
+            f"{folder} also holds files that no run wrote, such as {others[0]!r}; move them elsewhere"
+        )
     with alone(folder):
         for place in (folder / name for name in reversed(HELD)):  # a kill leaves what can be discarded again
             if place.is_dir() and not place.is_symlink():
@@ -220,11 +224,11 @@ def _without_manifest(folder: Path) -> str:
     version = next((line.get("version") for _, line in read_lines(folder / RECORD, checked=False)), None)
     if str(version).startswith("0.1."):
         return (
-            f"{folder} was written by fedloom {version}, which kept no digests: `fedloom report` still reads it, and "
+            f"{folder} was written by fedloom {version}, which stored no digests: `fedloom report` still reads it, but "
             "only that version can resume it. Run it again with --rerun, or choose another folder with --out"
         )
     return (
-        f"{folder / MANIFEST} is missing, so that nothing proves what the run is; run it again with --rerun, or "
+        f"{folder / MANIFEST} is missing, so the run cannot be verified; run it again with --rerun, or "
         "choose another folder with --out"
     )
 
@@ -263,7 +267,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             message = f"{folder}: another process is working in it"
-            raise UserError(f"{message}; let it end, or choose another folder with --out") from None
+            raise UserError(f"{message}; wait until it ends, or choose another folder with --out") from None
         yield
 
 

@@ -65,7 +65,7 @@ def require_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]
             for name in changed
         ]
         raise UserError(
-            f"{folder} holds a run of something else: since it began, this has changed: {', '.join(told)}. Run it "
+            f"{folder} holds a run with other inputs: since it began, this has changed: {', '.join(told)}. Run it "
             "again with --rerun, which discards what the folder holds, or choose another folder with --out"
         )
 

@@ -111,7 +111,7 @@ def list_files(folder: Path, names: Iterable[str]) -> None:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder / MANIFEST} was removed while the run went on")
+        raise UserError(f"{folder / MANIFEST} was removed during the run")
     found = {name: file_digest(folder / name) for name in names}
     write_manifest(folder, replace(manifest, files={**manifest.files, **found}))
 

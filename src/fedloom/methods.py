@@ -14,10 +14,10 @@ from fedloom.mistakes import unknown
 from fedloom.types import UserError
 
 ABOUT = {
-    "zero-shot": "The model as it is, without any training.",
-    "linear": "A linear classifier on edges, colors and words, trained on the clients' data pooled.",
-    "local": "Each client trains alone; its figures are means over clients.",
-    "centralised": "One training run on all data pooled: what federated training is measured against.",
+    "zero-shot": "The pretrained model without training on this data.",
+    "linear": "A linear classifier on edges, colors and words, trained on the pooled data of all clients.",
+    "local": "Each client trains alone; scores are means over clients.",
+    "centralised": "One training run on the pooled data of all clients, as a baseline for federated training.",
 }
 """What baselines are, in one sentence each."""
 
@@ -63,7 +63,7 @@ class Method(NamedTuple):
 
     @property
     def federated(self) -> bool:
-        """Whether a server combines what clients learnt."""
+        """Whether a server combines what clients learned."""
         return self.base not in REFERENCES
 
     @property

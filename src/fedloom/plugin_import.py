@@ -77,7 +77,7 @@ def _import(path: Path, digest: str) -> ModuleType:
 
 @contextmanager
 def _from_beside(folder: Path) -> Iterator[None]:
-    """Let imports find modules in a folder before all others, and forget those afterwards; nothing is written there."""
+    """Let imports find modules in a folder before all others, and forget those afterward; nothing is written there."""
     beside = {file.stem for file in folder.glob("*.py")} | {
         file.parent.name for file in folder.glob("*/__init__.py")
     }

@@ -297,7 +297,7 @@ def require_length(path: Path, length: int) -> None:
     """
     if (found := path.stat().st_size) < length:
         raise UserError(
-            f"{path} is damaged: it has {found:,} bytes, and the run's checkpoints follow {length:,}; run it again from "
+            f"{path} is damaged: it has {found:,} bytes, but the run's checkpoints expect {length:,}; run it again from "
             "the start with --rerun"
         )
 

@@ -277,7 +277,7 @@ def _prepare(
         begin(folder, experiment, plan_json(plan, data.train, validation), began)
     elif manifest.versions != versions:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
-        progress.message(f"this run began with {told}; with others its bytes may come out differently")
+        progress.message(f"this run began with {told}; with other versions its numbers may round differently")
     record = Record(folder / RECORD)
     require_length(record.path, recorded_below(folder / METHODS))
     _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)

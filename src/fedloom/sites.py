@@ -148,7 +148,7 @@ def _made(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:
-    """Return what is told of a client: how many examples it holds, and of which modalities."""
+    """Return a client's profile: how many examples it holds, and of which modalities."""
     share, train = plan.clients[client], data.train
     return Profile(
         len(share.indices),

@@ -34,7 +34,7 @@ PLACE = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Row:
-    """How far a cell has come, as `sweep.json` tells it.
+    """The state of a cell, as recorded in `sweep.json`.
 
     Attributes:
         cell: The cell.
@@ -172,7 +172,7 @@ def check_sweep_folder(folder: Path) -> None:
         if not names or "sweep.json" in names:
             return
     if folder.exists():
-        raise UserError(f"{folder} is not empty and holds no sweep; choose another folder with --out")
+        raise UserError(f"{folder} is not empty and is not a sweep folder; choose another folder with --out")
 
 
 def _begin(grid: Grid, folder: Path) -> list[Row]:

@@ -205,4 +205,4 @@ class Broadcast:
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one message without a traceback: what, where, and what would be right."""
+    """A mistake of the user's, reported in one message without a traceback: what, where, and what would be right."""

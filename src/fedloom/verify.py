@@ -41,7 +41,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
         except UserError as error:
             faults.append(str(error))
     if not count:
-        raise UserError(f"{folder} holds no run, no sweep and no adapter: there is no {MANIFEST} in it")
+        raise UserError(f"{folder} is not the folder of a run, a sweep or an adapter: it has no {MANIFEST}")
     return count, list(dict.fromkeys(faults))
 
 

@@ -55,7 +55,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(settings):
 def test_too_many_bad_records_stop_the_run_and_name_the_first_five(settings, tmp_path):
     write(tmp_path, good=92, bad=8)
     message = (
-        "data.max_rejected: 8 of 100 records (8.0%) are bad, more than the 5.0% allowed:"
+        "data.max_rejected: 8 of 100 records (8.0%) are invalid, more than the 5.0% allowed:"
         + "".join(f"\n  data.jsonl, line {n}: question is missing" for n in range(93, 98))
         + "\n  and 3 more\n"
     )

@@ -447,7 +447,7 @@ def test_a_box_in_fractions_lies_within_one(reply, box):
 
 def test_a_gold_box_outside_the_picture_is_refused():
     one = Example("e", "Where?", "[0, 0, 99, 1]", Blank(), task="grounding")
-    with pytest.raises(UserError, match="not a box inside its picture"):
+    with pytest.raises(UserError, match="not a box inside its image"):
         total("grounding", [(one, (0, 0, 1, 1), None)])
 
 

@@ -132,7 +132,7 @@ def test_another_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
         other.write_bytes(content)
     with pytest.raises(
         UserError,
-        match=r"other.whl(: there is no such file| is another file than the known wheel of tiny-model==1.0)",
+        match=r"other.whl(: there is no such file| is not the known wheel of tiny-model==1.0)",
     ):
         add("tiny", other)
     assert [*home("tiny").parent.iterdir()] == []

@@ -178,9 +178,12 @@ def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> No
         ),
         (
             lambda values: values.update({"0.bias": torch.full((16,), torch.nan)}),
-            "0.bias that are no finite numbers",
+            "0.bias that are not finite numbers",
         ),
-        (lambda values: values.update({"0.bias": torch.ones(16).int()}), "0.bias that are no finite numbers"),
+        (
+            lambda values: values.update({"0.bias": torch.ones(16).int()}),
+            "0.bias that are not finite numbers",
+        ),
     ],
 )
 def test_another_connector_is_refused(llm: Path, tmp_path: Path, change: Any, told: str) -> None:

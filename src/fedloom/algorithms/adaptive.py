@@ -61,7 +61,7 @@ def adaptive(
     held = {name for name, layer in layers.items() if skip <= layer <= last}
     if not held:
         raise ValueError(
-            f"skip is {skip}, which leaves none of the language model's {count} trained layers to regularise"
+            f"skip is {skip}, which leaves none of the language model's {count} trained layers to regularize"
         )
     rule = proximal(mu * weight, layout.mask(lambda name: name in held))
     return clipped(rule) if published else rule

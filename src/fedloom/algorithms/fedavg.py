@@ -1,4 +1,4 @@
-"""FedAvg: average what clients learnt, weighted by how many examples they hold.
+"""FedAvg: average what clients learned, weighted by how many examples they hold.
 
     x ← x + η · Σ_k (n_k / n) · Δ_k,   Δ_k = x_k − x
 

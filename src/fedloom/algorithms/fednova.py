@@ -1,4 +1,4 @@
-"""FedNova: average what each client learnt per step, so that working more does not count for more.
+"""FedNova: average what each client learned per step, so that working more does not count for more.
 
     x ← x + η · τ_eff · Σ_i p_i Δ_i / τ_i,   τ_eff = Σ_i p_i τ_i
 
@@ -9,7 +9,7 @@ they differ FedAvg minimises an objective in which client i counts p_i τ_i inst
 Reference: J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, "Tackling the Objective Inconsistency Problem
 in Heterogeneous Federated Optimization", arXiv 2007.07481v3.
 
-Differs from the paper: the local optimiser is a black box, so a client's normaliser ‖a_i‖₁ is always τ_i.
+Differs from the paper: the local optimizer is a black box, so a client's normalizer ‖a_i‖₁ is always τ_i.
 That is exact for plain SGD with one step size, and up to a factor common to all clients (which cancels)
 for a schedule that spans the local steps alike. For SGD with momentum ρ the paper has
 ‖a_i‖₁ = (τ_i − ρ (1 − ρ^τ_i) / (1 − ρ)) / (1 − ρ), which nears τ_i / (1 − ρ) for many steps. Adam is not a

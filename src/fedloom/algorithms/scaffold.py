@@ -13,8 +13,8 @@ Stochastic Controlled Averaging for Federated Learning", arXiv 1910.06378v4, Alg
 
 Differs from the paper: c_i⁺ is the mean of the client's own gradients along its path. Under plain SGD with
 a constant step η_l and K steps that is exactly option II, c_i − c + (x − w) / (K η_l); unlike option II it
-stays a gradient when the local optimiser is AdamW, decays weights or follows a schedule. Gradients are
-those after clipping. Under AdamW the corrected gradient passes through the optimiser's own scaling, which
+stays a gradient when the local optimizer is AdamW, decays weights or follows a schedule. Gradients are
+those after clipping. Under AdamW the corrected gradient passes through the optimizer's own scaling, which
 the paper's analysis does not cover. With `uniform=False` both means go by number of examples, so that the
 objective is FedAvg's; with partial cohorts c is then only roughly the weighted mean of all c_i.
 """

@@ -20,7 +20,7 @@ Algorithm 1; what is known of it here comes from summaries and from its public c
 
 Differs from the paper: how its principal components become weights is not in the public code, so w is our
 reading; λ_A is not known to us. α is constant, where the code raises it from 1 to 200 along a cosine of the
-local steps. The code penalises ‖AᵀA − I‖² where the paper says ‖A‖₁; this is the paper's form. Gradients
+local steps. The code penalizes ‖AᵀA − I‖² where the paper says ‖A‖₁; this is the paper's form. Gradients
 are added in closed form, after clipping; with `published=True` before, for they are parts of the loss in the
 code. Nothing stops a run from having more rounds; each then keeps the signs of its own broadcast. The server holds the A of all clients at once, for their principal component.
 """
@@ -113,7 +113,7 @@ def principal(rows: Tensor) -> Tensor:
 
 
 def directed(sign: float, sparse: float, sharpness: float) -> LocalRule:
-    """Make the local rule that keeps the signs of every B and draws every A towards zero.
+    """Make the local rule that keeps the signs of every B and draws every A toward zero.
 
     Args:
         sign: λ_B, ≥ 0.

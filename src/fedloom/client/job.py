@@ -153,7 +153,7 @@ def draw_batches(
         conversations: The examples.
         size: Examples in a batch, ≥ 1; the last one drawn may be smaller.
         batches: "shuffled" cuts a random order into pieces. "bucketed" sorts the pieces of `BUCKETED`
-            batches by modality and length first and shuffles the batches afterwards: little padding, but
+            batches by modality and length first and shuffles the batches afterward: little padding, but
             batches are no longer independent draws.
         draw: The random stream.
 

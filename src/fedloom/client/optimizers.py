@@ -1,4 +1,4 @@
-"""Local optimisers as functions on flat buffers; slots are plain tensors, zero at the start of a round.
+"""Local optimizers as functions on flat buffers; slots are plain tensors, zero at the start of a round.
 
 Everything here is elementwise or goes row by row, so clients side by side do not touch each other.
 

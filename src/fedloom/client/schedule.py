@@ -28,7 +28,7 @@ def local_rate(schedule: str, step: int, steps: int) -> float:
     """Return the factor, in [0, 1], by which one of a client's steps scales the round's learning rate.
 
     Args:
-        schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step towards 0. "published" is
+        schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step toward 0. "published" is
             FedMLLM's (arXiv 2411.14717, public code): a fresh cosine of transformers' Trainer in each round,
             with a warm-up over a hundredth of the steps, rounded up. That starts at 0, so the first step of
             every round changes nothing, and a client with a single step stays where it was.

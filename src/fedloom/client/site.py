@@ -48,7 +48,7 @@ CLIENTS_HELD = 1024
 
 
 class Profile(NamedTuple):
-    """What a site tells the server about a client: how many examples it holds, and of which modalities.
+    """The profile of a client that a site sends to the server: how many examples it holds, and of which modalities.
 
     Attributes:
         examples: Training examples, ≥ 1.

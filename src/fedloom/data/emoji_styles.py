@@ -87,12 +87,12 @@ def load_emoji_styles(settings: Data, seed: int) -> DataSet:
     """
     if settings.task not in TASKS:
         raise UserError(
-            f"data.task is {settings.task}, but of emoji-styles it must be one of {', '.join(TASKS)}"
+            f"data.task is {settings.task}, but for emoji-styles it must be one of {', '.join(TASKS)}"
         )
     variant = settings.variant or (VARIANTS[0] if settings.root is None else VARIANTS[1])
     if variant not in VARIANTS:
         raise UserError(
-            f"data.variant is {variant}, but of emoji-styles it must be one of {', '.join(VARIANTS)}"
+            f"data.variant is {variant}, but for emoji-styles it must be one of {', '.join(VARIANTS)}"
         )
     records = {record["id"]: record for record in pool("federated")}
     emoji = load_emoji(settings, seed)

@@ -45,7 +45,7 @@ HATEFUL_MEMES = Source(
     name="hateful-memes",
     title="Hateful-Memes: whether a meme, a picture with text on it, is hateful.",
     home=(
-        "Accept the licence at https://ai.meta.com/tools/hatefulmemes/ and unpack the archive. Its test file "
+        "Accept the license at https://ai.meta.com/tools/hatefulmemes/ and unpack the archive. Its test file "
         "has no labels; the copy at https://www.kaggle.com/datasets/williamberrios/hateful-memes has them. "
         "The root is the folder with train.jsonl, test_seen.jsonl and img."
     ),

@@ -7,7 +7,7 @@ study that can be used is used. The answer is the findings of the report, else t
 behind the first of its last section, or of the whole report where nothing is headed, on one line; a report with none of them is skipped, which may take more than the default of `data.max_rejected`.
 
 Sections are found as the owners' own parser finds them: FINDINGS AND IMPRESSION and CONCLUSION are impressions, a
-heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words are recognised with a letter wrong.
+heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words are recognized with a letter wrong.
 Other than there, a heading that names no section of a report (PICC, LUNGS, HEART) is part of the text, and so is one
 that names views inside the findings: findings stay whole.
 
@@ -120,7 +120,7 @@ def make(raw: Raw, reading: Reading) -> Example:
 
 
 def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FilePicture]:
-    """Return the images of a study that can be used, at least one; what is wrong is told of the first."""
+    """Return the usable images of a study, at least one; without one, the error is that of the first image."""
     found: list[FilePicture] = []
     reasons: list[Bad] = []
     for name in row["images"]:

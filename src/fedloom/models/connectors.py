@@ -160,7 +160,7 @@ def put_trained(connector: nn.Module, name: str, weights: str) -> None:
     for key, value in wanted.items():
         if not found[key].is_floating_point() or not bool(found[key].isfinite().all()):
             raise UserError(
-                f"model.connector_weights: {weights!r} holds values of {key} that are no finite numbers"
+                f"model.connector_weights: {weights!r} holds values of {key} that are not finite numbers"
             )
         value.copy_(found[key])
 

@@ -34,7 +34,7 @@ def reading(vlm: Vlm, reads: Tensor) -> Iterator[None]:
     an adapter of the layer, all of it is computed, for masks are drawn for every token.
 
     Args:
-        vlm: The model; its modules are put back afterwards.
+        vlm: The model; its modules are put back afterward.
         reads: The positions, shape [K, n], counted through the batch: row · L + column; K·B·L fills up the rows of
             clients with fewer.
     """

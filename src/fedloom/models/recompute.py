@@ -23,7 +23,7 @@ def recomputing(vlm: Vlm, wanted: bool = True) -> Iterator[None]:
     dropout draws its masks by name (`fedloom.tuning.dropout`), hence again alike.
 
     Args:
-        vlm: The model; its layers are put back afterwards.
+        vlm: The model; its layers are put back afterward.
         wanted: False leaves everything as it is.
     """
     # The last layer keeps little: it is computed at few positions.

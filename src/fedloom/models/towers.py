@@ -150,7 +150,7 @@ def anyres_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 
 def internvl_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Encode the tiles of each picture and lay neighbouring patches over each other: [N, T / 4, 4 · E]."""
+    """Encode the tiles of each picture and lay neighboring patches over each other: [N, T / 4, 4 · E]."""
     config = model.config
     outputs = model.model.vision_tower(inputs["pixel_values"].to(model.dtype), output_hidden_states=True)
     layer = config.vision_feature_layer

@@ -29,7 +29,7 @@ from fedloom.report.svg import (
 from fedloom.report.tables import MISSING, federated
 
 SHOWN = 40  # clients that get a row; the plan has all
-TINTS = 9  # colours the style sheet has for labels
+TINTS = 9  # colors the style sheet has for labels
 STRAND_POINTS = 240  # of all thin lines of a panel together
 OTHERS = "other labels"
 PRESENCE = {"both": "both", "image_only": "image only", "text_only": "text only", "none": "neither"}
@@ -88,12 +88,12 @@ def _labels(client: Json) -> dict[str, float]:
 
 
 def _top_labels(clients: Sequence[Json]) -> list[str]:
-    """Return the labels that get a colour, the most frequent ones; the rest share the last colour."""
+    """Return the labels that get a color, the most frequent ones; the rest share the last color."""
     totals: Counter[str] = Counter()
     for client in clients:
         totals.update(_labels(client))
     names = [name for name, _ in totals.most_common()]
-    # In the order of the alphabet, so that a label has the same colour in every run of a comparison.
+    # In the order of the alphabet, so that a label has the same color in every run of a comparison.
     return sorted(names) if len(names) <= TINTS else [*sorted(names[: TINTS - 1]), OTHERS]
 
 
@@ -129,7 +129,7 @@ class Column:
         head: What it is.
         said: The figures as text.
         shares: How much of the most it could be, 0 to 1, client by client.
-        bar: Whether the share is a length, rather than a depth of colour.
+        bar: Whether the share is a length, rather than a depth of color.
     """
 
     head: str

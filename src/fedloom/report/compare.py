@@ -52,7 +52,7 @@ def differences(together: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def mean_deviation(values: Sequence[float | None], write: Callable[[float], str] = percent) -> str:
-    """Write mean ± sample standard deviation, in percent unless told else, leaving out what is missing.
+    """Write mean ± sample standard deviation, in percent by default, leaving out what is missing.
 
     Example:
         >>> mean_deviation([0.7, 0.8]), mean_deviation([0.7]), mean_deviation([None])

@@ -1,4 +1,4 @@
-"""One self-contained HTML file that tells what was run, what came out, and how to do it again."""
+"""One self-contained HTML report: what was run, its results, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _figure(draw: Callable[[Run, float], Markup], run: Run, slim: bool) -> Figur
 
 
 def _section(run: Run, anchor: str, slim: bool) -> dict[str, Any]:
-    """Gather what the template shows of one run; `slim` tells whether charts come in a narrow form too."""
+    """Gather what the template shows of one run; `slim` sets whether charts have a narrow form too."""
     questions = run.questions(run.fullest)
     first, *others = prose.finding(run.result, questions)
     named = [clients.name_of(client) for client in run.clients]

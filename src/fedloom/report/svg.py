@@ -95,9 +95,9 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions as little as needed so that neighbours keep `gap` and all lie in low…high.
+    """Move positions as little as needed so that neighbors keep `gap` and all lie in low…high.
 
-    Pools neighbours that are too close and centres each pool on what its members wanted (isotonic
+    Pools neighbors that are too close and centers each pool on what its members wanted (isotonic
     regression of y_i − i·gap). Where the room is too small for the gap, positions are spaced evenly.
 
     Args:

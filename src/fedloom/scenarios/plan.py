@@ -163,7 +163,7 @@ class Plan:
             inside = plan.indices.max(initial=-1) < len(examples)
             if not inside or _digest(plan, examples) != plan.digest:
                 raise UserError(
-                    f"the plan {plan.digest[:12]} was made for other data: its digest does not fit"
+                    f"the plan {plan.digest[:12]} was made for other data: its digest does not match"
                 )
         return plan
 

@@ -10,7 +10,7 @@ seeded; we seed it with 41, as that script seeds the rest. And the published rep
 has too few examples to give every client one; ours ends when nobody has one to spare.
 
 The published code draws with every record of the owner's file, also with flashcards without question or answer, which it
-drops from the clients afterwards; so do we, with every record that is skipped (`build_plan`, `drawn`).
+drops from the clients afterward; so do we, with every record that is skipped (`build_plan`, `drawn`).
 
 Shape legend: N = number of examples, K = number of clients, L = number of labels; the last axis of [·, 2] is
 (image, text).

@@ -86,7 +86,7 @@ def divided(data: DataSet, settings: Data, scenario: Scenario, seed: int) -> tup
     trained, kept = keep_out(plan, data.train, settings.validation, seed)
     if not len(kept.indices):
         raise UserError(
-            f"data.validation is {settings.validation:g}, but no client has so many examples that one could be kept out: "
+            f"data.validation is {settings.validation:g}, but no client has enough examples to hold one out: "
             f"the largest holds {int(np.diff(plan.offsets).max()):,}, and examples with an image, a text or a record in "
             "common stay together; take a larger share, or fewer clients"
         )

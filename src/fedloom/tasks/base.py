@@ -15,7 +15,7 @@ from fedloom.types import Conversation, Example, Presence, Turn
 AnswerForm = Literal["text", "letter"]
 Box = tuple[float, float, float, float]
 Answer = int | str | Box
-"""An option's label (choice), a normalised text (vqa, caption), or a box (grounding)."""
+"""An option's label (choice), a normalized text (vqa, caption), or a box (grounding)."""
 
 
 class Unparsed(Enum):

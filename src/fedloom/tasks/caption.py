@@ -45,7 +45,7 @@ def normalise(text: str) -> str:
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return a reply normalised; an empty one is `UNPARSED`."""
+    """Return a reply normalized; an empty one is `UNPARSED`."""
     del example, answer_form
     return normalise(reply) or UNPARSED
 

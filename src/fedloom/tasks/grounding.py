@@ -118,12 +118,12 @@ def overlap(example: Example, answer: Answer) -> float:
     """Return the IoU of an answer with the right box.
 
     Raises:
-        UserError: The example's own answer is not a box inside its picture.
+        UserError: The example's own answer is not a box inside its image.
     """
     right = parse(example.answer, example)
     if right is UNPARSED:
         raise UserError(
-            f"example {example.id!r}: the answer {example.answer!r} is not a box inside its picture"
+            f"example {example.id!r}: the answer {example.answer!r} is not a box inside its image"
         )
     return iou(answer, right, ends=int(not in_fractions(example))) if isinstance(answer, tuple) else 0.0
 

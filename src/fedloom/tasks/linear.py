@@ -1,14 +1,14 @@
 """What linear models reach without any network: the reference that a fine-tuned model has to beat.
 
-Pictures become gradients, colours and a thumbnail, texts become tf-idf weights of words and word pairs, or whatever
+Pictures become gradients, colors and a thumbnail, texts become tf-idf weights of words and word pairs, or whatever
 features a function gives, such as sentence embeddings; each feeds a logistic regression, and "both" is the product of the two posteriors.
 
 Shape legend: N = number of examples, C = number of options, F = number of features, S = side in pixels.
 
 Reference: N. Dalal, B. Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005.
 
-Differs from the paper: gradients of the grey picture, cells of two sizes, one block normalisation (L2 cut
-off at 0.2, not renormalised).
+Differs from the paper: gradients of the grey picture, cells of two sizes, one block normalization (L2 cut
+off at 0.2, not renormalized).
 """
 
 from __future__ import annotations

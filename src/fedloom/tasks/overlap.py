@@ -8,7 +8,7 @@ References:
     Summaries", 2004, Section 3. CIDEr-D: R. Vedantam, C. Zitnick, D. Parikh, "CIDEr: Consensus-based Image
     Description Evaluation", arXiv 1411.5726v2, Section 5.
 
-Differs from the papers: texts are split at white space after our own normalisation, not by the Penn
+Differs from the papers: texts are split at white space after our own normalization, not by the Penn
 Treebank tokenizer, which needs Java. Else figures are those of the public caption evaluation code.
 
 Why our own: each text has one reference and may be missing, which no public library knows; none of them

@@ -1,6 +1,6 @@
-"""Questions about a picture with short free answers, compared after normalisation.
+"""Questions about a picture with short free answers, compared after normalization.
 
-Reference: S. Antol et al., "VQA: Visual Question Answering", arXiv 1505.00468v7, and the normalisation of
+Reference: S. Antol et al., "VQA: Visual Question Answering", arXiv 1505.00468v7, and the normalization of
 its evaluation code.
 
 Differs from the paper: one right answer instead of ten, so a score is 0 or 1; apostrophes are dropped
@@ -45,7 +45,7 @@ def normalise(text: str) -> str:
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return a reply normalised; an empty one is `UNPARSED`."""
+    """Return a reply normalized; an empty one is `UNPARSED`."""
     del example, answer_form
     return normalise(reply) or UNPARSED
 
@@ -58,12 +58,12 @@ def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "
 
 
 def exact(example: Example, answer: Answer) -> float:
-    """Return 1 if the answer is the right one after normalisation, else 0."""
+    """Return 1 if the answer is the right one after normalization, else 0."""
     return float(answer == normalise(example.answer))
 
 
 def overlap(example: Example, answer: Answer) -> float:
-    """Return the F1 of the answer's words and the right words, after normalisation."""
+    """Return the F1 of the answer's words and the right words, after normalization."""
     return token_f1(str(answer), normalise(example.answer))
 
 

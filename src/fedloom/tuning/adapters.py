@@ -58,7 +58,7 @@ class Tuned:
         flat: The live values, shape [K, P], one row for each client side by side; outside `side_by_side`
             K is 1. Writing to it changes the model.
         grads: Where `backward` adds gradients, shape [K, P].
-        slots: Buffers of the local optimiser, shape [K, P] each, made when first asked for.
+        slots: Buffers of the local optimizer, shape [K, P] each, made when first asked for.
         factors: Factor on the scale of each row's adapters; () is 1 for all.
     """
 
@@ -115,7 +115,7 @@ class Tuned:
         return self.vlm.connect(features)
 
     def zeroed(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the optimiser's buffers, filled with zeros."""
+        """Return the optimizer's buffers, filled with zeros."""
         for name in names:
             if name not in self.slots:
                 self.slots[name] = torch.zeros_like(self.flat)
@@ -163,7 +163,7 @@ def _adapted(spots: Mapping[str, Spot]) -> list[str]:
 
 @contextmanager
 def side_by_side(tuned: Tuned, rows: int, factors: Sequence[float] = ()) -> Iterator[Tuned]:
-    """Give a model room for several clients at once, and put its single row back afterwards.
+    """Give a model room for several clients at once, and put its single row back afterward.
 
     Args:
         tuned: The model with one row; its `flat` is left as it is.

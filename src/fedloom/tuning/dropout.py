@@ -58,8 +58,8 @@ def _dropped(
 ) -> Tensor:  # [K·B, L, I], or [K·B·L, I] as shared experts are given → the same
     if x.shape[:-1] not in (real.shape, (real.numel(),)):
         raise UserError(
-            f"strategy.dropout is {share}, but the layer {name} sees other rows than the batch's tokens, such as "
-            "one expert's share of them or the tokens of pictures, for which there is no mask. Set strategy.dropout "
+            f"strategy.dropout is {share}, but the layer {name} processes rows other than the batch's tokens, such as "
+            "one expert's share of them or the tokens of images, for which there is no mask. Set strategy.dropout "
             "to 0, or leave the layer out of strategy.targets"
         )
     width, where = x.shape[-1], x.device
