@@ -265,6 +265,17 @@ def test_a_client_that_raises_is_missing_and_the_others_give_the_same_updates(
             assert torch.equal(left, right)
 
 
+def leave() -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_client_whose_rule_leaves_the_program_is_missing(rows: int, tuned: Tuned) -> None:
+    found = list(InProcess(spoiled(tuned, leave, 1), rows).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in found if isinstance(one, Missing)]
+    assert missing.client == 1 and missing.reason.startswith("SystemExit: 3, test_missing.py, line ")
+
+
 def test_what_a_client_would_keep_must_be_finite() -> None:
     """Otherwise none of its later updates could be admitted."""
     algorithm, memory = make("scaffold", CLIENTS), InMemory()
