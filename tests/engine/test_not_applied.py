@@ -90,11 +90,15 @@ def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, tmp_path: 
 
 
 def test_the_first_round_may_be_the_one_that_is_not_applied(tmp_path: Path) -> None:
-    algorithm = make("scaffold", CLIENTS)
-    after, _ = go(breaking(algorithm, [0]), 1, folder=tmp_path)
-    assert not after.kept
-    rest, _ = go(algorithm, 3, after, tmp_path)
-    assert torch.isfinite(rest.state.params.flat).all()
+    after, logs = go(breaking(make("scaffold", CLIENTS), [0]), 3, folder=tmp_path)
+    assert ["not_applied" in log for log in logs] == [True, False, False]
+    assert torch.isfinite(after.state.params.flat).all()
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_short_run_without_any_round_that_is_applied_does_not_end_as_if_it_had_trained(rounds: int) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        go(breaking(make("fedavg", CLIENTS), range(rounds)), rounds)
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def _round(
     """
     before, number, end = run.standing, run.round, None
     accepted = admission.admitted(answers, clock)
-    first, few = next(accepted, None), True
+    first = next(accepted, None)
     after: ServerState = before.state
     diagnostics: Diagnostics = {}
     if first is None:
@@ -306,12 +306,12 @@ def _round(
             after, diagnostics = run.algorithm.apply(before.state, chain([first], accepted))
             if run.algorithm.exchanges:
                 after = _where_reported(before.state, after, admission.reported)
-            fault, few = _fault(after), False
+            fault = _fault(after)
         except TooFew as error:
             deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well
             fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
-    # A short run that had too few updates in every round would otherwise end as if it had trained.
-    last = min(MISSED, run.schedule.rounds) if few else MISSED
+    # A short run none of whose rounds could be applied would otherwise end as if it had trained.
+    last = min(MISSED, run.schedule.rounds)
     if first is None and not admission.missing:
         end = f"round {number}: {fault}"
     elif fault is not None and before.missed + 1 >= last:
