@@ -27,7 +27,7 @@ ENTRIES = {
         prompt,
         "prompt",
         "prompt",
-        "The instruction does not name the evidence of each example; by default it uses the same words whatever evidence "
-        "is there (FedMLLM).",
+        "The instruction does not name the modalities of each example; by default it uses the same words whatever is there "
+        "(FedMLLM).",
     )
 }
