@@ -104,7 +104,7 @@ def test_each_of_several_mistakes_has_its_place() -> None:
         ("fedavg+bucketing+dp", "the noise of dp fits .* and bucketing mixes them"),
         ("scaffold+median", "the aggregate of scaffold belongs to it"),
         ("scaffold+dp-sgd", "what clients of scaffold send besides their delta would carry no noise"),
-        ("fedkseed+proximal", "clients of fedkseed take a step along a drawn direction"),
+        ("fedkseed+proximal", "clients of fedkseed step along drawn directions"),
     ],
 )
 def test_a_reason_names_the_part_that_it_is_about(method: str, reason: str) -> None:

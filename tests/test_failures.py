@@ -17,7 +17,7 @@ SYSTEM = [
     (errno.ENOSPC, "no space is left"),
     (errno.EROFS, "read-only"),
     (errno.EACCES, "permission is denied"),
-    (errno.ENOENT, "not there"),
+    (errno.ENOENT, "does not exist"),
     (errno.EISDIR, "is a folder"),
     (errno.ENAMETOOLONG, "too long"),
     (errno.EMFILE, "too many files are open"),

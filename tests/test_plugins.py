@@ -124,7 +124,7 @@ WRONG = {
         'from fedloom.algorithms.entry import Entry\nALGORITHMS = {"a": Entry(print, "sever", "", "")}',
         "line 2: ValueError: there is no kind 'sever'",
     ),
-    "no text": ("\0", "mine.py: it is no Python: source code string cannot contain null bytes"),
+    "no text": ("\0", "mine.py: it is not valid Python: source code string cannot contain null bytes"),
     "no loader": ('DATASETS = {"a": 3}', "must be a function .settings, seed."),
     "empty list": ('DATASETS = {"a": []}', "not an empty list"),
     "loader's arguments": ('DATASETS = {"a": lambda one: 1}', "must take two arguments"),

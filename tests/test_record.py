@@ -241,7 +241,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         (tmp_path / "pipe", "a pipe"),
         (tmp_path, "a folder"),
         (Path("/dev/zero"), "a device"),
-        (tmp_path / "none", "is not there"),
+        (tmp_path / "none", "does not exist"),
     ):
         with pytest.raises(UserError, match=kind):
             read_json(path)

@@ -207,7 +207,7 @@ def test_a_connector_file_that_is_none_is_told(llm: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"model.connector_weights: .* is damaged"):
         load_model(settings, 0)
     with pytest.raises(
-        UserError, match=r"model.connector is missing; model.connector_weights needs the form"
+        UserError, match=r"model.connector is missing; model.connector_weights needs the type"
     ):
         resolve(Experiment, read("model: {connector_weights: real-laptop}", "mine.yaml"))
 
