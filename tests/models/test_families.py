@@ -361,7 +361,9 @@ def test_dropout_is_refused_where_a_layer_sees_the_tokens_of_pictures_alone(
     vlm = load_vlm(str(saved("mllama")))
     tuned = prepare(vlm, stage("lora", LoRA(targets=("cross_attn.k_proj",), dropout=0.3)), seed=0)
     batch = collate(vlm, [[CONVERSATIONS["image and text"]]])
-    with pytest.raises(UserError, match=r"strategy\.dropout is 0\.3, but the layer .*k_proj processes rows other than"):
+    with pytest.raises(
+        UserError, match=r"strategy\.dropout is 0\.3, but the layer .*k_proj processes rows other than"
+    ):
         with dropping(tuned, batch, [masks(0)]):
             answer_losses(vlm, batch)
 

@@ -94,9 +94,7 @@ def guarded(name: str, entry: Entry) -> Entry:
         wanted = MADE.get(entry.kind)
         if not (callable(made) if wanted is None else isinstance(made, wanted)):
             right = "a function" if wanted is None else f"a {wanted.__name__}"
-            raise UserError(
-                f"{name} is a {entry.kind}, so it must make {right}, not a {type(made).__name__}"
-            )
+            raise UserError(f"{name} is a {entry.kind}, so it must make {right}, not a {type(made).__name__}")
         if reason := _unfit(entry.kind, made):
             raise UserError(f"{name} is a {entry.kind}, {reason}")
         if entry.kind == "server":
