@@ -307,7 +307,10 @@ def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
             "after": named(ROOT),
             "limit": LIMIT,
             "interval": f"order statistics of the pairs' ratios, at least {CONFIDENCE:.0%}",
-            "quickstart": {"settings": quickstart.settings, "model": model},
+            "quickstart": {
+                "settings": [one.replace(f"{ROOT}/", "") for one in quickstart.settings],
+                "model": model,
+            },
         }
         print(
             f"{about['date']}  {head['before']} → {head['after']}, load {about['load']}; model: {model}",
