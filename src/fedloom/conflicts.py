@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedloom.methods import default_methods
+from fedloom.methods import Method, default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.types import UserError
@@ -126,18 +126,20 @@ def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) ->
 
 def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
-    for index, name in enumerate(experiment.methods):
-        if (
-            name in default_methods()
-        ):  # they go with all settings, and putting them together would import torch
-            continue
+    for index, method in _chosen(experiment):
         from fedloom.algorithms.compose import rehearse
 
-        method = experiment.method(name)
         try:
             rehearse(method.composed, experiment.given, experiment.arguments_of(method), experiment.entries)
         except UserError as error:
             yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
+
+
+def _chosen(experiment: Experiment) -> Iterator[tuple[int, Method]]:
+    """Yield place and method of all but those by default: these go with all settings, and their entries would import torch."""
+    for index, name in enumerate(experiment.methods):
+        if name not in default_methods():
+            yield index, experiment.method(name)
 
 
 def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
@@ -169,13 +171,10 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
 
 def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     """Yield methods whose parts need other settings."""
-    for index, name in enumerate(experiment.methods):
-        if name in default_methods():
-            continue  # they go with all settings, and reading their entries would import torch
-        method, path = experiment.method(name), ("methods", index)
+    for index, method in _chosen(experiment):
         for part in method.composed:
             for key, reason in _needed(experiment, part):
-                yield Conflict(path, f"methods[{index}]: {part} {reason}", (key,))
+                yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (key,))
 
 
 def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:

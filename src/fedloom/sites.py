@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedloom.algorithms.base import Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import budgets, compose, make, rehearse
+from fedloom.algorithms.compose import budgets, compose, made, rehearse
 from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
 from fedloom.experiment import Experiment
 from fedloom.measure import SLICES
-from fedloom.methods import Method, kind_of
+from fedloom.methods import Method
 from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation import Validation
@@ -120,7 +120,7 @@ def _with_layout(
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:
     """Return the stage after the last round that a method has, or None."""
-    return next(_made(experiment, method, "stage"), None)
+    return next(_of_kind(experiment, method, "stage"), None)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
@@ -136,15 +136,12 @@ def _kept(parts: Parts) -> Parts:
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return what a method's prompts say of an example's modalities; None names those that are present."""
-    return PROMPTS[next(_made(experiment, method, "prompt"), experiment.evaluate.prompt)]
+    return PROMPTS[next(_of_kind(experiment, method, "prompt"), experiment.evaluate.prompt)]
 
 
-def _made(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
+def _of_kind(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
     """Make the parts of a method that are of one kind."""
-    entries = experiment.entries
-    for part in method.parts:
-        if kind_of(part, entries) == kind:
-            yield make(part, experiment.given, experiment.arguments(part), entries)
+    return made(method.parts, kind, experiment.given, experiment.arguments, experiment.entries)
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from inspect import Parameter, signature
 from math import isfinite
 from typing import Any, cast
@@ -19,6 +20,7 @@ from fedloom.params import Layout, Params
 from fedloom.types import UserError
 
 
+@cache
 def any_layout(rank: int | None) -> Layout:
     """Return a layout to check arguments with before a model is there.
 
@@ -169,11 +171,11 @@ def compose(
         raise UserError(reason)
     base, *parts = names
     algorithm: FederatedAlgorithm = make(base, given, arguments(base), entries)
-    made = [(entries[name].kind, make(name, given, arguments(name), entries)) for name in parts]
-    for kind, value in made:
+    values = [(entries[name].kind, make(name, given, arguments(name), entries)) for name in parts]
+    for kind, value in values:
         if kind == "aggregate":
             algorithm = algorithm._replace(aggregate=value)
-    for kind, value in made:
+    for kind, value in values:
         if kind == "wrapper":
             algorithm = with_aggregate(algorithm, value)
         elif kind == "rule":
@@ -181,6 +183,19 @@ def compose(
         elif kind == "pass":
             algorithm = algorithm._replace(second=value)
     return algorithm
+
+
+def made(
+    names: Sequence[str],
+    kind: str,
+    given: Given,
+    arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
+    entries: Mapping[str, Entry] = ENTRIES,
+) -> Iterator[Any]:
+    """Make what is of one kind among a method's names, in their order; see `compose` for the other arguments."""
+    for name in names:
+        if entries[name].kind == kind:
+            yield make(name, given, arguments(name), entries)
 
 
 def budgets(
@@ -191,9 +206,8 @@ def budgets(
 ) -> Budget:
     """Return what each client of a method holds, trains and reports; see `compose` for the arguments."""
     budget = EVERYTHING
-    for name in names:
-        if entries[name].kind == "part":
-            budget &= make(name, given, arguments(name), entries)
+    for one in made(names, "part", given, arguments, entries):
+        budget &= one
     return budget
 
 
@@ -219,12 +233,7 @@ def rehearse(
 with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
     """
     algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)
-    kinds = {
-        kind: [name for name in names if entries[name].kind == kind]
-        for kind in ("part", "aggregate", "stage", "prompt")
-    }
-    for name in (*kinds["stage"], *kinds["prompt"]):
-        make(name, given, arguments(name), entries)
+    kinds = {kind: [name for name in names if entries[name].kind == kind] for kind in ("part", "aggregate")}
     if not (kinds["part"] and kinds["aggregate"]):
         return
     ones = Params(given.layout, torch.ones(given.layout.size))
