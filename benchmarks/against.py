@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.against_sides import Failed, Quickstart, Side, Worker, checkout, named, opened, same_files
 from benchmarks.harness import ROOT, chosen, span
-from fedloom.record import write_json
+from fedloom.system.json_files import write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "against.json"
 LIMIT = 1.03

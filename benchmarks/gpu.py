@@ -25,7 +25,7 @@ from fedloom.client.train import train
 from fedloom.engine.machine import saved_bytes
 from fedloom.models.batch import option_scores
 from fedloom.models.compiled import compiling
-from fedloom.record import write_json
+from fedloom.system.json_files import write_json
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedloom.engine.memory import keep_freed
-from fedloom.record import write_json
+from fedloom.system.allocator import keep_freed
+from fedloom.system.json_files import write_json
 
 Clock = Callable[[], float]
 ROOT = Path(__file__).parent.parent

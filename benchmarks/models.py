@@ -13,7 +13,7 @@ import torch
 
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import SHIPPED, Processor, Vlm
-from fedloom.startup import uncollected
+from fedloom.system.startup import uncollected
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation

@@ -44,8 +44,8 @@ def command() -> Measured:
 
 def main(side: str, name: str, packing: str, way: str) -> None:
     """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
-    from fedloom.engine.memory import keep_freed
-    from fedloom.startup import uncollected
+    from fedloom.system.allocator import keep_freed
+    from fedloom.system.startup import uncollected
 
     with uncollected():
         import torch

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Disagreement, Measured, child, peak_memory, span
 from benchmarks.work import NoOp, nudge, run_round
-from fedloom.engine.memory import keep_freed
 from fedloom.params import Params
+from fedloom.system.allocator import keep_freed
 
 TENSORS, VALUES = 120, 4_000  # 0.48 million values
 ROOM = 6 * 2**30  # bytes of memory a side may take; more ends it with a reason

@@ -34,7 +34,8 @@ from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds
 from fedloom.engine.store import commit
 from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params
-from fedloom.record import Clock, write_json
+from fedloom.system.json_files import write_json
+from fedloom.system.timing import Clock
 from fedloom.types import Broadcast
 
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"

@@ -23,8 +23,8 @@ from fedloom.engine.workers import Workers
 from fedloom.messages import Assignment, Update
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params, Part
-from fedloom.record import Clock
 from fedloom.sections import Gate, Train
+from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts

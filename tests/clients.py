@@ -22,9 +22,9 @@ from fedloom.data.shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
-from fedloom.record import Clock
 from fedloom.sections import Gate, Train
 from fedloom.seeds import stream, torch_stream
+from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned

@@ -9,7 +9,7 @@ import pytest
 from campaign.damage import damages
 from campaign.kills import kills
 from campaign.world import METHODS, make_world
-from fedloom.processes import can_fork
+from fedloom.system.processes import can_fork
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")

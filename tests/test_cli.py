@@ -12,9 +12,9 @@ from fedloom.cli import app
 from fedloom.cli_options import complete_key, complete_recipe
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.folder import begin, folder_state
-from fedloom.manifest import Manifest, files_in, list_files
 from fedloom.methods import parse_method
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import Manifest, files_in, list_files
 
 LISTS = ["recipes", "algorithms", "datasets", "models", "strategies", "scenarios", "methods"]
 RESULT = {

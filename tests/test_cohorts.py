@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedloom.experiment import Experiment
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 def experiment(clients: int, methods: list[str], cohort: int | None = None, **algorithms: Any) -> Experiment:

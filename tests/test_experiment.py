@@ -25,8 +25,8 @@ from fedloom.mistakes import key_descriptions, schema_at
 from fedloom.plugins import Plugins
 from fedloom.sections import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.sites import clause_of
+from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS
-from fedloom.types import UserError
 
 SCHEMA = Experiment.model_json_schema()
 KEYS = [path for path, _ in key_descriptions(SCHEMA)]

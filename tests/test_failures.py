@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloom.failures import explained, plainly, sentence
 from fedloom.params import Layout
-from fedloom.types import UserError
+from fedloom.system.errors import UserError, explained, plainly, sentence
 
 SYSTEM = [
     (errno.ENOSPC, "no space is left"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedloom.folder import alone, tidy
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 HOLD = """
 import sys

@@ -14,7 +14,8 @@ from fedloom.data import SHIPPED, load_data
 from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.grid import MOST_FOLDER, load_grid, short_names, slug
 from fedloom.scenarios.plan import build_plan
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 BASE = "name: mine\ntrain: {rounds: 2}\n"
 GRID = """\

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fedloom import hashes
-from fedloom.hashes import combined, file_digest, file_digests
-from fedloom.types import UserError
+from fedloom.system import file_hashes
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import combined, file_digest, file_digests
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """SHA-256 of "abc", FIPS 180-2, appendix B.1."""
@@ -21,7 +21,7 @@ ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "SETTLED", -1)
+    monkeypatch.setattr(file_hashes, "SETTLED", -1)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> tuple[str, None]:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(hashes, "_hash", refuse)
+    monkeypatch.setattr(file_hashes, "_hash", refuse)
 
 
 def test_the_digest_is_sha_256(file: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second change within the resolution of the clock would leave the same mark."""
-    monkeypatch.setattr(hashes, "SETTLED", 3600 * 10**9)
+    monkeypatch.setattr(file_hashes, "SETTLED", 3600 * 10**9)
     assert file_digest(file, tmp_path / "known") == ABC
     assert not (tmp_path / "known").exists()
 
@@ -135,7 +135,7 @@ def test_several_may_write_at_once(file: Path, tmp_path: Path) -> None:
 def test_memory_is_bounded_and_the_latest_stay(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashes, "MOST", 3)
+    monkeypatch.setattr(file_hashes, "MOST", 3)
     many = [file.with_name(str(number)) for number in range(5)]
     for path in many:
         path.write_text(path.name)

@@ -18,28 +18,18 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
 
 LAYERS = {
-    0: {
-        "types",
-        "params",
-        "seeds",
-        "record",
-        "progress",
-        "document",
-        "mistakes",
-        "wire",
-        "framing",
-        "messages",
-    }
-    | {"failures", "hashes", "interrupts", "manifest", "processes", "scratch", "startup", "terminal"}
-    | {"plugin_import", "code_digest"},
-    1: {"algorithms", "scenarios", "data", "methods", "sections"},
-    2: {"tasks", "models", "tuning"},
-    3: {"client"},
-    4: {"engine", "measure"},
-    5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
+    0: {"system"},
+    1: {"types", "params", "seeds", "run_log", "progress", "version", "old_names"},
+    2: {"config", "wire"}
+    | {"document", "mistakes", "wire", "framing", "messages", "sections", "plugin_import", "code_digest", "methods"},
+    3: {"algorithms", "scenarios", "data", "tasks", "models", "tuning"},
+    4: {"client", "plugins"},
+    5: {"engine", "measure"},
+    6: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"plugin_section", "plugins"}
     | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
-    6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
+    7: {"runs"},
+    8: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
     | {"cli_list", "testing"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -47,13 +37,13 @@ LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in mod
 # library → the modules that may import it; all others may not.
 DOORS = {
     "PIL": {"data"},
-    "transformers": {"models", "runner"},
+    "transformers": {"models", "runner", "runs"},
     "gguf": {"models"},
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},
-    "pydantic": {"mistakes", "sections", "plugin_section", "experiment"},
-    "yaml": {"document"},
+    "pydantic": {"mistakes", "sections", "plugin_section", "config", "experiment"},
+    "yaml": {"document", "config"},
     "typer": {"cli", "cli_data", "cli_list", "cli_models", "cli_options", "cli_split", "cli_sweep"},
     "rich": {"progress"},
     "jinja2": {"report"},

@@ -24,8 +24,9 @@ from fedloom.messages import Update
 from fedloom.models.families import FAMILIES
 from fedloom.params import Layout, Params
 from fedloom.plugins import INSTALLED, Plugins, gathered, read_plugin
+from fedloom.system.errors import UserError
 from fedloom.tasks.scoring import Judged, score
-from fedloom.types import DataSet, Example, UserError
+from fedloom.types import DataSet, Example
 
 ALGORITHM = '''
 from fedloom.algorithms.aggregate import mean
@@ -90,7 +91,9 @@ def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
     assert (found.algorithms["slow"].label, found.algorithms["slower"].label) == ("slow", "Slower")
     assert [list(ENTRIES), dict(DATASETS), dict(FAMILIES)] == before[:3]
     added = {name for name in set(sys.modules) - before[3] if "mine" in name}
-    assert all(name.startswith("fedloom_plugin_") and name.endswith("_mine") for name in added), "under its own name"
+    assert all(name.startswith("fedloom_plugin_") and name.endswith("_mine") for name in added), (
+        "under its own name"
+    )
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.py"], "nothing is written beside it"
 
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.processes import PIPE, can_fork, forked, threaded
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.processes import PIPE, can_fork, forked, threaded
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom import record
-from fedloom.record import Record, read_json, read_lines, read_text, to_json, write_atomic, write_json
-from fedloom.types import UserError
+from fedloom.run_log import Record, read_lines
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_json, read_text, to_json, write_atomic, write_json
 
 VALUES = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda key: key not in ("kind", "crc32")),
@@ -136,7 +136,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record.os, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         write_atomic(path, b"new and longer")
     assert path.read_bytes() == b"old"
@@ -182,7 +182,7 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
         assert os.waitpid(copy, 0)[1] == 0 and path.read_bytes() == b"theirs"
         rename(*names)
 
-    monkeypatch.setattr(record.os, "replace", meanwhile)
+    monkeypatch.setattr(os, "replace", meanwhile)
     write_atomic(path, b"ours")
     assert path.read_bytes() == b"ours"
     assert os.listdir(tmp_path) == ["shared.json"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.scratch import remove_left, scratch
+from fedloom.system.temporary_folders import remove_left, scratch
 
 WORK = """
 import sys, time
 from pathlib import Path
-from fedloom.scratch import scratch
+from fedloom.system.temporary_folders import scratch
 with scratch(Path(sys.argv[1]), sys.argv[2]) as place:
     (place / "deep").mkdir()
     (place / "deep" / "file").write_text("x")

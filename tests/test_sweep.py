@@ -20,12 +20,12 @@ from fedloom.cli import app
 from fedloom.experiment import Experiment
 from fedloom.folder import begin
 from fedloom.grid import load_grid
-from fedloom.manifest import Manifest, files_in, list_files
-from fedloom.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.sweep import run_sweep
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import Manifest, files_in, list_files
+from fedloom.system.processes import can_fork
 
 RECIPE = """\
 name: mine
@@ -374,8 +374,8 @@ import os, signal, sys
 from pathlib import Path
 from fedloom.folder import begin
 from fedloom.grid import load_grid
-from fedloom.manifest import Manifest, list_files
-from fedloom.processes import can_fork
+from fedloom.system.manifest import Manifest, list_files
+from fedloom.system.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep
 import torch

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.document import Mistake, Place
-from fedloom.terminal import WIDEST_LINE, message, one_line, printable, printable_json
+from fedloom.system.terminal import WIDEST_LINE, message, one_line, printable, printable_json
 from fedloom.types import Rejected
 
 TEXTS = st.text(st.characters(), max_size=30)

@@ -22,9 +22,10 @@ from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging, fedavg
 from fedloom.algorithms.rule import PLAIN, LocalRule
 from fedloom.messages import Update
+from fedloom.system.errors import UserError
 from fedloom.testing import LAWS, LawsBroken, check_algorithm
 from fedloom.testing.bench import LAYOUT
-from fedloom.types import Broadcast, Tensors, UserError
+from fedloom.types import Broadcast, Tensors
 
 KEPT: list[Tensor] = []
 """What no server may remember."""

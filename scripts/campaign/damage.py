@@ -15,12 +15,12 @@ from campaign.world import World, outcome
 from fedloom import runner
 from fedloom.experiment import Experiment
 from fedloom.models.load import load_vlm
-from fedloom.record import Record
 from fedloom.report.page import write_report
+from fedloom.run_log import Record
 from fedloom.runner import Models
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import import_adapter, prepare, release
 from fedloom.tuning.strategy import LoRA, strategy, whole
-from fedloom.types import UserError
 from fedloom.verify import verify
 
 Found = dict[str, Counter[str]]

@@ -39,8 +39,8 @@ from fedloom.models.assemble import load_model
 from fedloom.models.batch import encode
 from fedloom.models.connectors import TRAINED, fresh
 from fedloom.models.load import Vlm
-from fedloom.record import write_atomic
 from fedloom.seeds import stream
+from fedloom.system.json_files import write_atomic
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus

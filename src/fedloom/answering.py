@@ -10,8 +10,8 @@ import numpy as np
 
 from fedloom.backends import local_backend
 from fedloom.client.site import Question
-from fedloom.record import Clock
 from fedloom.scenarios.validation import Validation
+from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score
 from fedloom.types import Example
 

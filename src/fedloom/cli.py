@@ -31,9 +31,9 @@ from fedloom.cli_options import (
 )
 from fedloom.cli_split import split
 from fedloom.cli_sweep import report_sweep, sweep, validate_grid
-from fedloom.interrupts import exit_code
-from fedloom.startup import uncollected
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.signals import exit_code
+from fedloom.system.startup import uncollected
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment

@@ -22,8 +22,8 @@ from fedloom.cli_options import (
     say,
     say_json,
 )
-from fedloom.terminal import one_line
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.terminal import one_line
 
 if TYPE_CHECKING:
     from fedloom.data.check import Number, Repeat, Report

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from fedloom.cli_options import Debug, Json, PluginFiles, courteous, require_known, say, say_json
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.algorithms.entry import Entry

@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedloom.failures import explained, sentence
-from fedloom.interrupts import exit_code, stoppable
-from fedloom.record import to_json
-from fedloom.terminal import message, printable, printable_json, wrapped
-from fedloom.types import UserError
+from fedloom.system.errors import UserError, explained, sentence
+from fedloom.system.json_files import to_json
+from fedloom.system.signals import exit_code, stoppable
+from fedloom.system.terminal import message, printable, printable_json, wrapped
 
 FAILED, USER_ERROR, UNHEARD = 1, 2, 141
 """Exit codes: a part of the work or fedloom itself failed; the user has to change something; the output's reader left."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedloom.cli_options import PluginFiles, courteous, say, say_json
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment

@@ -23,9 +23,9 @@ from fedloom.cli_options import (
     say_json,
     whoever_listens,
 )
-from fedloom.interrupts import exit_code
-from fedloom.terminal import one_line
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.signals import exit_code
+from fedloom.system.terminal import one_line
 
 
 def sweep(

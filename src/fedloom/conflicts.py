@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.methods import Method, default_methods
 from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.experiment import Experiment

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.composer import ComposerError
 
-from fedloom.terminal import one_line
+from fedloom.system.terminal import one_line
 
 KeyPath = tuple[str | int, ...]
 

@@ -14,7 +14,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedloom.conflicts import conflicts_of
 from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
-from fedloom.hashes import json_digest
 from fedloom.methods import (
     PUBLISHED_SETTINGS,
     REFERENCES,
@@ -32,7 +31,6 @@ from fedloom.mistakes import (
     schema_of,
 )
 from fedloom.plugin_section import Pluggable, unknown_names, unusable, with_plugins
-from fedloom.record import read_text
 from fedloom.scenarios.published import REPAIR
 from fedloom.sections import (
     MOST_NAMES,
@@ -52,7 +50,9 @@ from fedloom.sections import (
     Text,
     Train,
 )
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import json_digest
+from fedloom.system.json_files import read_text
 
 if TYPE_CHECKING:
     from fedloom.algorithms.compose import Given

@@ -15,8 +15,13 @@ from typing import Any, Literal
 
 from fedloom.document import override, read
 from fedloom.experiment import Experiment, takes_text
-from fedloom.hashes import file_digest
-from fedloom.manifest import (
+from fedloom.mistakes import resolve
+from fedloom.plugins import Plugins
+from fedloom.run_log import read_lines
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import file_digest
+from fedloom.system.json_files import TEMPORARY, read_text, write_atomic, write_json
+from fedloom.system.manifest import (
     LOCK,
     MANIFEST,
     Manifest,
@@ -26,10 +31,6 @@ from fedloom.manifest import (
     read_sealed,
     write_manifest,
 )
-from fedloom.mistakes import resolve
-from fedloom.plugins import Plugins
-from fedloom.record import TEMPORARY, read_lines, read_text, write_atomic, write_json
-from fedloom.types import UserError
 
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"

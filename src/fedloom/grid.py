@@ -37,7 +37,7 @@ from fedloom.methods import parse_method
 from fedloom.mistakes import check, did_you_mean, told, unknown
 from fedloom.plugin_section import with_plugins
 from fedloom.sections import Published, Section
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 SEED = "seed"  # the axis that reports average over
 MOST_CELLS = 10_000

@@ -14,11 +14,12 @@ import fedloom
 from fedloom.algorithms import PLACES
 from fedloom.experiment import Experiment
 from fedloom.folder import chosen
-from fedloom.hashes import combined
 from fedloom.models.families import FAMILIES
 from fedloom.models.source import Source
 from fedloom.plugins import INSTALLED, installed_code
-from fedloom.types import DataSet, Example, Picture, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import combined
+from fedloom.types import DataSet, Example, Picture
 
 PACKAGE = Path(__file__).parent
 

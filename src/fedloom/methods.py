@@ -11,7 +11,7 @@ from fedloom.algorithms import COMPARED, ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
 from fedloom.document import read
 from fedloom.mistakes import unknown
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 ABOUT = {
     "zero-shot": "The pretrained model without training on this data.",

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from fedloom.document import Document, KeyPath, Mistake, dotted
-from fedloom.terminal import one_line
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.terminal import one_line
 
 LISTED = 20
 """Most mistakes that are listed one by one; the others are counted."""

@@ -13,17 +13,18 @@ from fedloom.client.site import Question
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.folder import ADAPTER, METHODS, RESULT
-from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
 from fedloom.methods import Method
 from fedloom.models.sentences import embed_sentences
 from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.tasks.linear import linear_reference
 from fedloom.tasks.scoring import Judged, each
 from fedloom.training import best_questions, questions_of, train_method
 from fedloom.tuning.adapters import export_adapter
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 SCORED_TOGETHER = 4
 """Clients' own models that answer the test questions in one pass."""

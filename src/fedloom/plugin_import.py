@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from fedloom.code_digest import LIBRARIES, file_code_digest
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 _LOCK = threading.Lock()
 """Imports change what all threads share, so one file is imported at a time."""

@@ -15,7 +15,7 @@ from fedloom.document import Document, KeyPath, Place, dotted, graft
 from fedloom.mistakes import Conflict, choice_error, unknown
 from fedloom.plugins import INSTALLED, Layered, Plugins, gathered
 from fedloom.sections import MOST_NAMES, Section, possible_path
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader

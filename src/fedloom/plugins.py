@@ -21,7 +21,7 @@ from fedloom.algorithms.entry import Entry
 from fedloom.code_digest import UNKNOWN, file_code_digest, source_digest
 from fedloom.methods import REFERENCES
 from fedloom.plugin_import import imported, line_of
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, final
 
-from fedloom.terminal import one_line
+from fedloom.system.terminal import one_line
 
 
 @final

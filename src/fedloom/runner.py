@@ -16,7 +16,6 @@ from fedloom.algorithms import COMPARED
 from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
-from fedloom.engine.memory import keep_freed
 from fedloom.engine.store import recorded_below
 from fedloom.experiment import Experiment
 from fedloom.folder import (
@@ -32,9 +31,7 @@ from fedloom.folder import (
     working,
     written,
 )
-from fedloom.hashes import cache_folder, combined, json_digest
 from fedloom.identity import contents_of, family_code, identity, require_same
-from fedloom.manifest import Manifest, list_files, read_manifest
 from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
 from fedloom.models.fitness import Checked, checked
@@ -45,17 +42,23 @@ from fedloom.models.source import Source
 from fedloom.models.texts import check_pattern
 from fedloom.outcomes import export, outcome, validation_of
 from fedloom.progress import Progress
-from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
+from fedloom.run_log import Record, require_length
 from fedloom.scenarios.validation import Validation, divided, plan_json
 from fedloom.setting import Setting
 from fedloom.sites import clause_of, make_site
+from fedloom.system.allocator import keep_freed
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import cache_folder, combined, json_digest
+from fedloom.system.json_files import read_json, write_json
+from fedloom.system.manifest import Manifest, list_files, read_manifest
+from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
 from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
-from fedloom.types import Conversation, DataSet, Example, Presence, UserError
+from fedloom.types import Conversation, DataSet, Example, Presence
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fedloom.client.site import Site
 from fedloom.experiment import Experiment
-from fedloom.hashes import json_digest
 from fedloom.models.load import Vlm
 from fedloom.progress import Progress
-from fedloom.record import Record
+from fedloom.run_log import Record
 from fedloom.scenarios.plan import Plan
 from fedloom.scenarios.validation import Validation
+from fedloom.system.file_hashes import json_digest
 from fedloom.tasks.base import Metric
 from fedloom.tasks.verdict import Judge
 from fedloom.tuning.adapters import Tuned

@@ -15,17 +15,16 @@ from typing import Any, Literal
 
 from fedloom import __version__
 from fedloom.experiment import Experiment
-from fedloom.failures import sentence
 from fedloom.folder import alone, discard, finished, temporary
 from fedloom.grid import Cell, Grid
-from fedloom.hashes import file_digest
-from fedloom.manifest import LOCK, write_sealed
 from fedloom.progress import Progress, duration
-from fedloom.record import read_json, read_text
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
 from fedloom.report.tables import counted
-from fedloom.types import UserError
+from fedloom.system.errors import UserError, sentence
+from fedloom.system.file_hashes import file_digest
+from fedloom.system.json_files import read_json, read_text
+from fedloom.system.manifest import LOCK, write_sealed
 
 State = Literal["waiting", "begun", "done", "failed"]
 PLACE = struct.Struct("<I")
@@ -224,7 +223,7 @@ def _run_jobs(
 
     The cell of a process that is killed has failed; other processes take over what waits.
     """
-    from fedloom.processes import can_fork
+    from fedloom.system.processes import can_fork
 
     if not can_fork():
         raise UserError("--jobs: this system cannot copy a process; leave --jobs out")
@@ -244,7 +243,7 @@ def _deal(
     jobs: int,
 ) -> None:
     """Deal cells out to processes until all cells are taken, or no process is left."""
-    from fedloom.processes import forked, threads_each
+    from fedloom.system.processes import forked, threads_each
 
     at: dict[int, int] = {}
 

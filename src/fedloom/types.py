@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from fedloom.terminal import one_line
+from fedloom.system.terminal import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,7 +202,3 @@ class Broadcast:
 
     params: Params
     extras: Tensors = field(default_factory=_no_tensors)
-
-
-class UserError(Exception):
-    """A mistake of the user's, reported in one message without a traceback: what, where, and what would be right."""

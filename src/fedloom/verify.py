@@ -10,10 +10,10 @@ from pathlib import Path
 from fedloom.client.memory import Files, round_of
 from fedloom.engine.store import read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
-from fedloom.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
-from fedloom.record import read_lines, require_length
 from fedloom.report.sweeps import read_sweep
-from fedloom.types import UserError
+from fedloom.run_log import read_lines, require_length
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 
 SWEEP = "sweep.json"
 

@@ -22,9 +22,9 @@ from fedloom.engine.in_process import InProcess, blocks
 from fedloom.messages import Assignment, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Part
-from fedloom.record import Clock
 from fedloom.sections import Train
 from fedloom.seeds import stream
+from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage

@@ -23,8 +23,8 @@ from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params, Part
-from fedloom.record import Clock
 from fedloom.sections import Gate, Train
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of
 from fedloom.tuning.strategy import LoRA, stage, strategy, whole

@@ -39,12 +39,12 @@ from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
-from fedloom.record import Clock
 from fedloom.sections import Train
+from fedloom.system.errors import UserError
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of
 from fedloom.tuning.strategy import LoRA, stage, strategy
-from fedloom.types import UserError
 
 KEEPING = (
     "fedavg+keep-last",

@@ -12,7 +12,7 @@ from fedloom.engine.in_process import InProcess
 from fedloom.messages import Missing, Update
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
-from fedloom.record import Clock
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 

@@ -24,9 +24,9 @@ from fedloom.engine.in_process import InProcess, blocks
 from fedloom.messages import Update
 from fedloom.models.load import load_vlm, placed
 from fedloom.params import Part
-from fedloom.record import Clock
 from fedloom.sections import Evaluate, Train
 from fedloom.seeds import stream
+from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.strategy import STRATEGIES, LoRA, stage

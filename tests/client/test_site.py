@@ -18,9 +18,10 @@ from fedloom.client.site import Question, Site
 from fedloom.client.train import Trained
 from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
+from fedloom.system.errors import UserError
 from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
-from fedloom.types import Tensors, UserError
+from fedloom.types import Tensors
 
 SIZE = LAYOUT.size
 CONNECTOR = Part.of(LAYOUT.mask(lambda name: name.startswith("connector/")))

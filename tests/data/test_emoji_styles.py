@@ -24,7 +24,7 @@ from fedloom.data.openmoji import add_openmoji
 from fedloom.experiment import load_experiment
 from fedloom.report.clients import name_of
 from fedloom.scenarios import build_plan
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(3)

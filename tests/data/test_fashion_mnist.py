@@ -9,7 +9,7 @@ import pytest
 from fedloom.data import load_data
 from fedloom.data.check import check
 from fedloom.data.fashion_mnist import CLASSES, DEBIAN
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = {"train": RNG.integers(256, size=(20, 28, 28), dtype=np.uint8)} | {

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fedloom.data import load_data
 from fedloom.data.folder import load_folder
 from fedloom.data.records import MAX_LINE
-from fedloom.types import Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Rejected
 
 GOOD = {"question": "Which?", "answer": "yes", "text": "evidence"}
 

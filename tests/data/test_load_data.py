@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from fedloom.data import SHIPPED, load_data
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 def write(root, good, bad=0, answers=("yes", "no")):

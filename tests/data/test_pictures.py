@@ -24,7 +24,7 @@ from fedloom.data.pictures import (
     check_picture,
     glance_at_picture,
 )
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 DAMAGED = "damaged or cut short"
 UNKNOWN = "not a PNG, JPEG or WebP picture"

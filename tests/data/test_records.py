@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.data.records import Raw, read_records
-from fedloom.types import Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Rejected
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), max_size=12)
 # A row of blanks alone is a blank line and no record.

@@ -19,7 +19,8 @@ from fedloom.data.same import marks, twins
 from fedloom.experiment import Scenario
 from fedloom.scenarios.plan import Plan, build_plan
 from fedloom.scenarios.validation import divided, keep_out
-from fedloom.types import DataSet, Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example
 
 SHARE = 0.4
 FOLDERS = ("folder in two files", "folder with splits", "folder in three files")

@@ -14,8 +14,8 @@ from fedloom.data.clients import take_off_frame
 from fedloom.data.fields import Bad
 from fedloom.data.mimic_cxr import described, sections
 from fedloom.data.pictures import FilePicture
+from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.types import UserError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from fedloom.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 SETTINGS = {
     "SGD, a rule that adds to the clipped gradient": {"train": {"optimizer": "sgd", "lr": 0.5}},

@@ -25,12 +25,13 @@ from fedloom.code_digest import PROCESS, source_digest
 from fedloom.data.pictures import FilePicture
 from fedloom.experiment import Experiment
 from fedloom.folder import HELD, begin, discard, folder_state
-from fedloom.manifest import Manifest, read_manifest
 from fedloom.plugins import Plugins
 from fedloom.progress import Progress
-from fedloom.record import Record
+from fedloom.run_log import Record
 from fedloom.runner import resume_run, run_experiment
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import Manifest, read_manifest
+from fedloom.types import Example
 from fedloom.verify import verify
 
 

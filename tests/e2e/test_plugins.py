@@ -16,9 +16,10 @@ from fedloom import Experiment, Plugins, plugins
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
 from fedloom.progress import Progress
-from fedloom.record import Record
+from fedloom.run_log import Record
 from fedloom.runner import run_experiment
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 PLUGIN = '''
 from fedloom.algorithms.aggregate import mean

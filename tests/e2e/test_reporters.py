@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedloom.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 CLIENTS, CONNECTOR = 4, "multi_modal_projector"
 

@@ -21,14 +21,14 @@ from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
 from fedloom.methods import PUBLISHED_SETTINGS
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
-from fedloom.processes import can_fork
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
+from fedloom.system.errors import UserError
+from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned, import_adapter, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.tuning.svd import svd_start
-from fedloom.types import UserError
 
 
 def experiment(tiny_model: Path, **changes: object) -> Experiment:

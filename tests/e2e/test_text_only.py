@@ -15,7 +15,7 @@ from tests.tiny_model import make_llama
 from fedloom.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

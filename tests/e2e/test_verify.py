@@ -16,13 +16,13 @@ from fedloom.client.memory import Files
 from fedloom.engine import store
 from fedloom.engine.store import last_commit
 from fedloom.grid import load_grid
-from fedloom.manifest import read_manifest, read_sealed, write_sealed
 from fedloom.models.load import load_vlm
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep
+from fedloom.system.errors import UserError
+from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
 from fedloom.tuning.adapters import import_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import UserError
 from fedloom.verify import verify
 
 

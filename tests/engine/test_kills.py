@@ -25,8 +25,8 @@ from fedloom.engine.rounds import run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Missing
 from fedloom.params import Part
-from fedloom.processes import can_fork
-from fedloom.record import Clock
+from fedloom.system.processes import can_fork
+from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")

@@ -10,7 +10,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from fedloom.engine.memory import keep_freed
+from fedloom.system.allocator import keep_freed
 keep = {keep}
 if keep:
     assert keep_freed()

@@ -39,12 +39,13 @@ from fedloom.engine.workers import Workers
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
-from fedloom.processes import can_fork
-from fedloom.record import Clock
+from fedloom.system.errors import UserError
+from fedloom.system.processes import can_fork
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import Parts
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Tensors, UserError
+from fedloom.types import Tensors
 
 from .test_workers import assert_same_bits
 

@@ -21,7 +21,7 @@ from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.sections import Gate
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 WIDE = Gate(max_norm=1e300, max_ratio=1e300)
 

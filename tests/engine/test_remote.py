@@ -19,9 +19,9 @@ from fedloom.engine.remote import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment import Experiment
 from fedloom.messages import Assignment, Missing, Update
-from fedloom.record import Clock
 from fedloom.runner import open_site
 from fedloom.sites import algorithm_of
+from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
 

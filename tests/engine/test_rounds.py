@@ -32,10 +32,10 @@ from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw
 from fedloom.engine.store import commit, last_commit
 from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
-from fedloom.record import Clock
 from fedloom.sections import Gate
+from fedloom.system.errors import UserError
+from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts
-from fedloom.types import UserError
 from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
 
 LONG = TRAIN.model_copy(update={"rounds": 9})

@@ -23,14 +23,15 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.workers import Workers, dealt
 from fedloom.messages import Answer, Missing, Update
 from fedloom.models.load import load_vlm
-from fedloom.processes import can_fork
-from fedloom.record import Clock
 from fedloom.sections import Evaluate
 from fedloom.seeds import stream
+from fedloom.system.errors import UserError
+from fedloom.system.processes import can_fork
+from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Conversation, Presence, UserError
+from fedloom.types import Conversation, Presence
 
 NAMES = (
     *SERVERS,

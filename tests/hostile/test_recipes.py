@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedloom.cli import app
-from fedloom.terminal import printable
+from fedloom.system.terminal import printable
 
 from .recipes import CASES
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.interrupts import ECHO, Stopped, stoppable
-from fedloom.processes import can_fork
+from fedloom.system.processes import can_fork
+from fedloom.system.signals import ECHO, Stopped, stoppable
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -184,7 +184,7 @@ def test_a_killed_job_fails_its_cell_and_the_others_go_on(
 def test_the_second_signal_ends_at_once(number: int) -> None:
     code = (
         "import os, time\n"
-        "from fedloom.interrupts import Stopped, stoppable\n"
+        "from fedloom.system.signals import Stopped, stoppable\n"
         "with stoppable():\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"

@@ -20,7 +20,7 @@ from fedloom.algorithms.robust import CHUNK
 from fedloom.messages import Update
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import torch_stream
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 LAYOUT = Layout.of({"llm/layers.0.q:lora_a": (2, 3), "llm/layers.0.q:lora_b": (4,), "connector/w": (1, 2)})
 CLIENTS = 11

@@ -13,7 +13,7 @@ from fedloom.algorithms.entry import KINDS, TRAITS
 from fedloom.algorithms.rule import Final, LocalRule, Second
 from fedloom.experiment import Experiment
 from fedloom.methods import REFERENCES, default_methods, parse_method
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 RESULTS = {"server": FederatedAlgorithm, "rule": LocalRule, "pass": Second, "stage": Final, "part": Budget}
 GIVEN = Given(7)

@@ -17,7 +17,8 @@ from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pool
 from fedloom.scenarios.partition import Pool
 from fedloom.scenarios.pattern import coins
 from fedloom.sections import Scenario
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 LAW = settings(max_examples=25, deadline=None)
 FREE = [name for name in PARTITIONS if name != "by_source"]  # those that any examples can be divided by

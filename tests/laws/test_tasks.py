@@ -11,8 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS, TASKS, UNPARSED, clean_text
-from fedloom.types import Example, Presence, UserError
+from fedloom.types import Example, Presence
 
 LAW = settings(max_examples=40, deadline=None)
 FORMS = ("text", "letter")

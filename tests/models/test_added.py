@@ -21,7 +21,7 @@ from fedloom.models.added import ADDED, LISTED, Wheel, add, home, status
 from fedloom.models.assemble import base_digest
 from fedloom.models.load import load_vlm
 from fedloom.sections import Model
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 from .tiny import save
 

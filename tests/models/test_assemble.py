@@ -37,9 +37,10 @@ from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.connectors import fresh
 from fedloom.models.load import Vlm, load_vlm
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Conversation, UserError
+from fedloom.types import Conversation
 
 from .tiny import CLIP, EFFICIENTNET, SIGLIP, Drawn, save, tokenizer
 

@@ -14,9 +14,10 @@ from fedloom.models.batch import answer_loss, encode, image_tokens
 from fedloom.models.connectors import CONNECTORS, Resampler, fresh, mlp, places
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import load_vlm
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import export_adapter, import_adapter, prepare
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Conversation, UserError
+from fedloom.types import Conversation
 
 from .tiny import Drawn, save
 

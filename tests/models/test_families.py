@@ -23,10 +23,11 @@ from fedloom.models.parts import PARTS
 from fedloom.models.reading import FEED_FORWARD, layers_of
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
 from fedloom.tuning.dropout import Masks, dropping
 from fedloom.tuning.strategy import LINEARS, LoRA, stage
-from fedloom.types import Conversation, Turn, UserError
+from fedloom.types import Conversation, Turn
 
 from .tiny import TINY, Drawn, save
 

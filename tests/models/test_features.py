@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedloom.models.features import FeatureStore
 from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
 from fedloom.models.memo import Memo
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 LIMIT = 2**24
 

@@ -19,8 +19,9 @@ from fedloom.models.families import FAMILIES
 from fedloom.models.fitness import MOST_TOKENS, Checked, checked, limit_of
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.models.memo import Memo
+from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
-from fedloom.types import Conversation, DataSet, Example, Presence, UserError
+from fedloom.types import Conversation, DataSet, Example, Presence
 
 from .tiny import save
 

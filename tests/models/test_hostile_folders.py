@@ -14,7 +14,8 @@ import torch
 from fedloom.models import templates
 from fedloom.models.batch import encode
 from fedloom.models.load import load_vlm
-from fedloom.types import Conversation, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Conversation
 
 from ..hostile.models import BAD, GOOD, hub_cache
 from .tiny import save

@@ -18,8 +18,9 @@ from fedloom.models.load import SHIPPED, Vlm, load_vlm
 from fedloom.models.parts import PARTS, Parts
 from fedloom.models.published import teacher_forced
 from fedloom.seeds import stream
+from fedloom.system.errors import UserError
 from fedloom.tasks import AGNOSTIC, TASKS
-from fedloom.types import Conversation, Presence, UserError
+from fedloom.types import Conversation, Presence
 
 
 @pytest.fixture

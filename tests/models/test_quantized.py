@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fedloom.models.quantized import RENAMED, halves, read_llama, tokenizer_of
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 gguf = pytest.importorskip("gguf")
 

@@ -14,10 +14,11 @@ from fedloom.experiment import Experiment
 from fedloom.models.added import home
 from fedloom.models.sentences import LONGEST, embed_sentences
 from fedloom.progress import Progress
-from fedloom.record import write_json
 from fedloom.runner import run_experiment
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_json
 from fedloom.tasks.linear import linear_reference
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 TEXTS = ["cat", "a cat and a dog", "", "dog " * 400, "unknown words", "dog"]

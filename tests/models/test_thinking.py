@@ -15,7 +15,8 @@ import pytest
 from fedloom.models.batch import Encoded, answer_loss, encode
 from fedloom.models.load import Vlm, load_vlm
 from fedloom.models.memo import Memo
-from fedloom.types import Conversation, Turn, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Conversation, Turn
 
 from .tiny import save
 

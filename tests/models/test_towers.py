@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fedloom.models.files import model_files
 from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
 from fedloom.models.memo import Memo
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 from .tiny import Drawn, save
 

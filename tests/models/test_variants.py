@@ -23,7 +23,8 @@ from transformers import (
 
 from fedloom.models.batch import answer_loss, encode, option_scores
 from fedloom.models.load import Vlm, load_vlm
-from fedloom.types import Conversation, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Conversation
 
 from .tiny import EXPERTS, IDEFICS, PINPOINTS, SIGLIP, TINY, Drawn, gemma3, gemma4, ovis2, save, text
 

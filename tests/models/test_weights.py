@@ -16,7 +16,7 @@ from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.judge import load_judge
 from fedloom.models.load import load_vlm
 from fedloom.models.source import Source
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 from ..hostile.models import key_like, tensors
 from .tiny import CLIP, tokenizer

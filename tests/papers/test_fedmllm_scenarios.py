@@ -16,7 +16,8 @@ from fedloom.engine.rounds import Schedule, draw_cohort
 from fedloom.experiment import load_experiment
 from fedloom.scenarios import Plan, build_plan, published_cohort
 from fedloom.sections import Scenario
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 HATEFUL = (5450, 3050)  # rows of Hateful-Memes' training file with label 0 and 1; the first row has label 0
 

@@ -29,7 +29,8 @@ from fedloom.client.site import OWN
 from fedloom.engine.rounds import run_rounds
 from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
-from fedloom.types import Broadcast, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Broadcast
 
 SGD = TRAIN.model_copy(update={"optimizer": "sgd", "clip": None, "weight_decay": 0.0})
 

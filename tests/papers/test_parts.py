@@ -19,7 +19,7 @@ from fedloom.client.site import Site
 from fedloom.client.train import Trained
 from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 def layout_of(rank: int, inputs: int, outputs: int) -> Layout:

@@ -17,7 +17,8 @@ from fedloom.report.records import FILES, read_run
 from fedloom.report.scores import terminal_table
 from fedloom.scenarios.card import card, survey
 from fedloom.scenarios.plan import build_plan
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 ODD = st.sampled_from(
     [None, True, 0, -1, 1e308, 2**70, "x", "", [], {}, [1], {"a": 1}, -0.0, [None], [{}], [[]], {"a": None}]

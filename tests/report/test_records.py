@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report.records import FILES, number, read_run
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 LAW = settings(max_examples=60, deadline=None)
 JSON = st.recursive(

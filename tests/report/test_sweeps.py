@@ -35,7 +35,7 @@ from fedloom.report.sweeps import (
     rows_of,
 )
 from fedloom.report.tables import MISSING
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 AXES = {"scenario": ["even", "gaps"], "train.lr": [0.1, 0.2], "seed": [0, 1, 2]}
 Score = Callable[[Mapping[str, Any], str], float | None]

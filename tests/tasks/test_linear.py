@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from fedloom.system.errors import UserError
 from fedloom.tasks.linear import colors, gradients, linear_reference, resize
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 OPTIONS = ("red", "green", "none")
 INK = {"red": (200, 20, 20), "green": (20, 200, 20), "none": (20, 20, 20)}

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from fedloom.measure import with_verdicts
 from fedloom.models.judge import load_judge
+from fedloom.system.errors import UserError
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.scoring import Judged, score
 from fedloom.tasks.verdict import judge_prompt, judged_scores, parse_verdict
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 
 def asked(answer: str, kind: str | None = None, task: str = "vqa") -> Example:

@@ -19,12 +19,13 @@ from fedloom.models.batch import Batch, answer_losses, collate
 from fedloom.models.load import load_vlm
 from fedloom.sections import Train
 from fedloom.seeds import stream, torch_stream
+from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, adapter_config, prepare
 from fedloom.tuning.dropout import dropping
 from fedloom.tuning.lora import LoRALinear
 from fedloom.tuning.strategy import LoRA, stage
-from fedloom.types import Conversation, Presence, UserError
+from fedloom.types import Conversation, Presence
 
 SHARE = 0.25
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedloom.models.load import load_vlm
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.tuning.svd import factors, svd_start
-from fedloom.types import UserError
 
 
 def tune(folder: Path, rank: int) -> Tuned:

@@ -29,7 +29,7 @@ from fedloom.algorithms.robust import ALIKE, gathered
 from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.seeds import stream
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:

@@ -17,7 +17,7 @@ from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm, TooF
 from fedloom.algorithms.entry import Entry
 from fedloom.messages import Update
 from fedloom.params import Layout, Params
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 @cache
@@ -126,7 +126,7 @@ def make(
         >>> make("fedadm", 5)
         Traceback (most recent call last):
             ...
-        fedloom.types.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
+        fedloom.system.errors.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
 Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco, fedkseed
     """
     if name not in entries:
@@ -229,7 +229,7 @@ def rehearse(
         >>> rehearse(["fedavg", "median", "layers"], Given(3), {"median": {}, "layers": {"budgets": [1, 2, 2]}}.get)
         Traceback (most recent call last):
             ...
-        fedloom.types.UserError: layers and median do not go together here: the median of a value that not all clients report, \
+        fedloom.system.errors.UserError: layers and median do not go together here: the median of a value that not all clients report, \
 with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
     """
     algorithm, budget = compose(names, given, arguments, entries), budgets(names, given, arguments, entries)

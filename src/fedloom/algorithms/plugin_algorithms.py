@@ -16,8 +16,8 @@ from fedloom.algorithms.base import Budget, Extra, FederatedAlgorithm, ServerSta
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.prompt import VARIANTS as PROMPT_VARIANTS
 from fedloom.algorithms.rule import Final, LocalRule, Second
-from fedloom.failures import client_failure
-from fedloom.types import Broadcast, UserError
+from fedloom.system.errors import UserError, client_failure
+from fedloom.types import Broadcast
 
 MADE: dict[str, type] = {
     "server": FederatedAlgorithm,

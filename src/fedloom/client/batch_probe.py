@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedloom.client.job import Job
 from fedloom.models.batch import Batch, answer_losses, collate
-from fedloom.record import Clock
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.dropout import dropping
 from fedloom.types import Conversation

@@ -18,7 +18,7 @@ from fedloom.models.batch import Connect, encode, generate, option_scores
 from fedloom.models.inputs import positions_of
 from fedloom.models.load import Vlm
 from fedloom.models.published import teacher_forced
-from fedloom.processes import forked, threads_each
+from fedloom.system.processes import forked, threads_each
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
 from fedloom.tasks.base import AnswerForm
 from fedloom.tasks.scoring import Judged
@@ -83,7 +83,7 @@ def judge_rows(
         presence: What of its evidence each example shows.
         settings: Form of the answer and way of choosing it.
         clause: What prompts say of the evidence; None names what is present.
-        workers: Processes that ask at once; more than one needs `fedloom.processes.can_fork`.
+        workers: Processes that ask at once; more than one needs `fedloom.system.processes.can_fork`.
 
     Returns:
         Each client's answers.

@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedloom.manifest import MEMORY
-from fedloom.record import write_atomic
-from fedloom.types import Tensors, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
+from fedloom.system.manifest import MEMORY
+from fedloom.types import Tensors
 
 FOLDER = 1000
 """Clients whose memories are in one folder."""

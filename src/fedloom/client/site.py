@@ -24,11 +24,12 @@ from fedloom.client.probes import PROBES
 from fedloom.client.train import Trained, apart, put
 from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
+from fedloom.system.errors import UserError
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
 from fedloom.tuning.parts import Parts
-from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors, UserError
+from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
 
 if TYPE_CHECKING:
     from fedloom.sections import Evaluate, Train
@@ -303,7 +304,7 @@ class Site:
 
         Args:
             questions: At least one; they differ only in parameters, client and `since`.
-            workers: Processes that answer at once; more than one needs `fedloom.processes.can_fork`.
+            workers: Processes that answer at once; more than one needs `fedloom.system.processes.can_fork`.
         """
         assert self.evaluate is not None
         examples, presence, clause = self.asked(questions[0])

@@ -19,7 +19,7 @@ from fedloom.client.batch_probe import BatchProbe
 from fedloom.client.job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batch import answer_losses, collate
-from fedloom.record import Clock
+from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.dropout import dropping
 from fedloom.types import Broadcast, Conversation, Tensors

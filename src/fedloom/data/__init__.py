@@ -32,7 +32,8 @@ from fedloom.data.shapes import MAKERS, STYLES, load_shapes
 from fedloom.data.slake import SLAKE
 from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
-from fedloom.types import DataSet, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

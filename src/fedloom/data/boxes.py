@@ -12,7 +12,7 @@ from typing import Any
 
 from fedloom.data.fields import Bad
 from fedloom.data.pictures import FilePicture
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 SLACK = 0.01
 """By so many pixels may a box end outside the picture; data sets round to as many."""

@@ -19,7 +19,8 @@ from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
 from fedloom.sections import Data
-from fedloom.types import DataSet, Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example, Rejected
 
 PARTS = ("train", "dev", "test")
 

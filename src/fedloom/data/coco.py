@@ -20,7 +20,8 @@ from typing import Any
 from fedloom.data.fields import needed, word
 from fedloom.data.records import Raw, kind, read_json
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example, Rejected
 
 QUESTION = "Describe the picture."
 

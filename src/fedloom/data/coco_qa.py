@@ -17,7 +17,8 @@ from fedloom.data.fields import Bad, needed, one_of
 from fedloom.data.pictures import FilePicture
 from fedloom.data.records import Raw, read_lines
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example, Rejected
 
 TYPES = ("object", "number", "color", "location")
 COLUMNS = ("questions", "answers", "types", "img_ids")

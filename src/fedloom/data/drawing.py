@@ -22,9 +22,9 @@ from typing import Any
 
 from PIL import Image
 
-from fedloom.record import write_atomic
-from fedloom.scratch import scratch
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
+from fedloom.system.temporary_folders import scratch
 
 SIDE = 64
 DATE = (2022, 8, 12, 0, 0, 0)

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 from fedloom.data.base import FILES
 from fedloom.data.emoji import GROUPS, QUESTION, load_emoji, picture_of, pool
 from fedloom.data.pictures import ZipPicture
-from fedloom.hashes import cache_folder, file_digest
 from fedloom.seeds import stream
-from fedloom.types import DataSet, Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import cache_folder, file_digest
+from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.types import DataSet, Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

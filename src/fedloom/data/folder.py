@@ -55,7 +55,8 @@ from fedloom.data.fields import Bad, Locate, locator, needed, text, word
 from fedloom.data.records import Raw, kind, read_records, shown
 from fedloom.data.same import alike, look_of, marks
 from fedloom.data.talks import LISTS, MARK, images_of, is_talk, talk
-from fedloom.types import DataSet, Example, Rejected, Turn, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example, Rejected, Turn
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

@@ -31,7 +31,8 @@ from fedloom.data.fields import Bad, needed, one_of
 from fedloom.data.pictures import FilePicture
 from fedloom.data.records import Raw
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example, Rejected
 
 QUESTION = "Describe the findings in the chest X-ray."
 PARTS = {"train": "train", "validate": "dev", "test": "test"}

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from fedloom.data.drawing import all_drawn, require_rsvg, write_archive
 from fedloom.data.emoji import pool
 from fedloom.data.emoji_styles import OPENMOJI
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 VERSION = "17.0.0"
 PACKAGE = f"openmoji@{VERSION}"

@@ -35,8 +35,9 @@ from fedloom.data.salvage import (
     other_ending,
     salvaged,
 )
-from fedloom.hashes import file_digests
-from fedloom.types import Picture, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import file_digests
+from fedloom.types import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SIGNATURES = (PNG, JPEG, WEBP)
@@ -177,7 +178,7 @@ def know_keys(pictures: Iterable[Picture], known: Path) -> None:
 
     Args:
         pictures: Images of any kind. A file that cannot be read is left alone: it tells when its key is asked for.
-        known: Where digests are remembered; see `fedloom.hashes.file_digests`.
+        known: Where digests are remembered; see `fedloom.system.file_hashes.file_digests`.
     """
     files = [one for one in pictures if isinstance(one, FilePicture) and glance_at_picture(one.path) is None]
     with suppress(UserError):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fedloom.data.base import Loader, divide
 from fedloom.data.same import marks
 from fedloom.data.source import Source
-from fedloom.failures import client_failure
-from fedloom.types import DataSet, Example, UserError
+from fedloom.system.errors import UserError, client_failure
+from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedloom.types import Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Rejected
 
 MAX_LINE = 1_000_000
 """Most bytes of one line; what is longer is skipped without being held in memory."""

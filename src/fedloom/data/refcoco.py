@@ -26,7 +26,8 @@ from fedloom.data.coco import by_id
 from fedloom.data.fields import Bad, needed, one_of, word
 from fedloom.data.records import Raw, kind, read_json, read_records
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example, Rejected
 
 PARTS = {"train": "train", "val": "dev", "testA": "test", "testB": "test"}
 

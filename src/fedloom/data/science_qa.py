@@ -21,7 +21,8 @@ from typing import Any
 from fedloom.data.fields import Bad, needed, one_of, text
 from fedloom.data.records import Raw, kind, read_json
 from fedloom.data.source import Count, Reading, Source, Table
-from fedloom.types import Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example, Rejected
 
 QUESTION = "Describe the picture."
 PARTS = {"train": "train", "val": "dev", "test": "test"}

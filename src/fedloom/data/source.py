@@ -16,7 +16,8 @@ from fedloom.data.fields import Bad, Locate, locator
 from fedloom.data.pictures import FilePicture, glanced_picture, whole_picture
 from fedloom.data.records import Raw, read_records, shown
 from fedloom.data.same import marks
-from fedloom.types import DataSet, Example, Rejected, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example, Rejected
 
 if TYPE_CHECKING:
     from fedloom.sections import Data

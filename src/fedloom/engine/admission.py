@@ -15,7 +15,7 @@ from fedloom.algorithms.base import Extra
 from fedloom.engine.limits import Allowance, Expected, norm
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.params import Layout, Part
-from fedloom.record import Clock
+from fedloom.system.timing import Clock
 from fedloom.types import Tensors
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from itertools import islice
 from fedloom.client.job import Job
 from fedloom.client.site import Profile, Question, Site
 from fedloom.client.train import alike, train
-from fedloom.failures import client_failure, short_of_memory
 from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.params import Params
-from fedloom.record import Clock
+from fedloom.system.errors import client_failure, short_of_memory
+from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
 
 WINDOW = 4

@@ -19,7 +19,7 @@ from fedloom.client.job import Job
 from fedloom.engine.in_process import WINDOW
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.reading import layers_of
-from fedloom.processes import can_fork
+from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.dropout import dropping
 

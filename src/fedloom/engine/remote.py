@@ -19,7 +19,7 @@ from fedloom.engine.rounds import Backend
 from fedloom.framing import prefixed, split
 from fedloom.messages import Answer, Assignment, Missing, answer_from_bytes
 from fedloom.params import Layout, Params
-from fedloom.record import Clock
+from fedloom.system.timing import Clock
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.scoring import Judged
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from fedloom.algorithms.base import ServerState
 from fedloom.client.memory import round_of
 from fedloom.engine.rounds import KEPT, Best, Standing
-from fedloom.manifest import read_sealed, write_sealed
 from fedloom.params import Layout, Params
-from fedloom.record import write_atomic
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
+from fedloom.system.manifest import read_sealed, write_sealed
 
 CHECKPOINTS = 2
 """Checkpoints that are kept."""

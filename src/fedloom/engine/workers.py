@@ -23,8 +23,8 @@ from fedloom.framing import prefixed, split
 from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
-from fedloom.processes import forked, threaded, threads_each
-from fedloom.record import Clock
+from fedloom.system.processes import forked, threaded, threads_each
+from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedloom.hashes import cache_folder, combined, file_digest, file_digests
 from fedloom.models.quantized import gguf_library, read_llama
-from fedloom.record import read_json, write_atomic, write_json
-from fedloom.scratch import remove_left, scratch
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import cache_folder, combined, file_digest, file_digests
+from fedloom.system.json_files import read_json, write_atomic, write_json
+from fedloom.system.temporary_folders import remove_left, scratch
 
 LISTED = "added.json"
 """The file of an added model that says what it was made of and what its other files' digests are."""

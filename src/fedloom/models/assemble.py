@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fedloom.hashes import combined, file_digest
 from fedloom.models.checks import check_decoder, check_processor, check_sizes
 from fedloom.models.connectors import fresh, put_trained, trained_file
 from fedloom.models.families import FAMILIES
@@ -26,8 +25,9 @@ from fedloom.models.family import Family
 from fedloom.models.load import Processor, Vlm, load_vlm
 from fedloom.models.source import Source
 from fedloom.models.weights import BESIDE
-from fedloom.startup import uncollected
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import combined, file_digest
+from fedloom.system.startup import uncollected
 
 if TYPE_CHECKING:
     from fedloom.sections import Model

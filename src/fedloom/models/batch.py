@@ -30,8 +30,9 @@ from fedloom.models.inputs import (
 from fedloom.models.load import Vlm
 from fedloom.models.reading import reading
 from fedloom.models.templates import answered
-from fedloom.record import Clock
-from fedloom.types import Conversation, Turn, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.timing import Clock
+from fedloom.types import Conversation, Turn
 
 LOGITS = 2**26
 """Logits that are computed at once in training; more answer tokens go in pieces."""

@@ -12,7 +12,7 @@ from fedloom.models.family import Family, image_token
 from fedloom.models.resampled import granite4_layers
 from fedloom.models.source import Source, first_line
 from fedloom.models.templates import trial
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 EXPERTS = re.compile(r"MoE|Moe|Experts|MOE")
 """Names of modules that send tokens to experts."""

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedloom.seeds import torch_stream
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 TRAINED = {
     name: Path(__file__).parent / "shipped-connectors" / name / "connector.safetensors"

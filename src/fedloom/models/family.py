@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedloom.models.connectors import tokens_out
 from fedloom.models.parts import Parts
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 Grid = tuple[int, ...]
 

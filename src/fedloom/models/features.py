@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedloom.record import write_atomic
+from fedloom.system.json_files import write_atomic
 
 
 class FeatureStore:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
 """The models that come with fedloom, name → folder: with a vision encoder, and without one."""

@@ -10,8 +10,8 @@ import torch
 from fedloom.models.processor import plain, special
 from fedloom.models.source import Source
 from fedloom.models.templates import SETTLED, TODAY, dated, trial
+from fedloom.system.errors import UserError
 from fedloom.tasks.verdict import Judge
-from fedloom.types import UserError
 
 BATCH_SIZE = 16
 ROOM = 8

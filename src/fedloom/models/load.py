@@ -30,8 +30,9 @@ from fedloom.models.files import SHIPPED
 from fedloom.models.memo import Memo
 from fedloom.models.processor import Processor
 from fedloom.models.source import Source
-from fedloom.startup import uncollected
-from fedloom.types import Picture, UserError
+from fedloom.system.errors import UserError
+from fedloom.system.startup import uncollected
+from fedloom.types import Picture
 
 __all__ = [
     "SHIPPED",

@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.models.family import PLAIN
 from fedloom.models.source import first_line
 from fedloom.models.templates import SETTLED, TODAY, Turn, answered, continued, dated
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 EXTRA = "models"
 """The extra of this package that brings gguf."""

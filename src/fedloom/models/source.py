@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from fedloom.hashes import cache_folder, combined, file_digests
 from fedloom.models.added import ADDED, find_added
 from fedloom.models.files import SETTINGS, SHIPPED, VOCABULARY, ModelFiles, model_files, numbers_fit
 from fedloom.models.weights import UNUSED, bounded, check_finite, check_whole, tensors_of
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import cache_folder, combined, file_digests
 
 __all__ = ["SHIPPED", "Source", "first_line"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedloom.models.family import PLAIN
 from fedloom.models.files import SHIPPED, TEMPLATE
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 Turn = dict[str, Any]
 """A turn as chat templates take it: its role, and its content as a list of texts and images."""

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from fedloom.models.family import Family, plain_head
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 DECODERS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "smollm3", "olmo2",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from fedloom.models.files import ModelFiles
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 NAMED = 3
 """How many tensors a message names; it counts the rest."""

@@ -12,8 +12,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from fedloom.manifest import list_files, read_manifest
-from fedloom.record import write_atomic
 from fedloom.report import clients, figures, introduction, prose, timing
 from fedloom.report.compare import experiments_table, groups, names, seeds_table
 from fedloom.report.gain import main_score
@@ -32,6 +30,8 @@ from fedloom.report.tables import (
     title,
 )
 from fedloom.report.validation import curve_table, validation_chart, validation_table, validation_text
+from fedloom.system.json_files import write_atomic
+from fedloom.system.manifest import list_files, read_manifest
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
 MOST_SLIM = 4  # runs; with more, charts come in one width to keep the page small, and narrow screens scroll

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedloom.manifest import check_files, read_manifest
-from fedloom.record import KINDS, expect, read_json, read_lines
-from fedloom.types import UserError
+from fedloom.run_log import read_lines
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import KINDS, expect, read_json
+from fedloom.system.manifest import check_files, read_manifest
 
 Json = Mapping[str, Any]
 
@@ -215,7 +216,7 @@ def read_shaped(path: Path) -> Json:
     """Read one of the documents of a run folder, and check what a report takes from it.
 
     Raises:
-        UserError: As `fedloom.record.read_json`, or a value is of another kind than a run writes; its key is named.
+        UserError: As `fedloom.system.json_files.read_json`, or a value is of another kind than a run writes; its key is named.
     """
     value = read_json(path)
     _check(str(path), value, SHAPES[path.name], "")

@@ -9,15 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedloom.hashes import file_digest
-from fedloom.manifest import SEAL, check_files, read_manifest, read_sealed
-from fedloom.record import expect, read_json
 from fedloom.report.gain import alone_in, fares, main_score, tasks_in
 from fedloom.report.paired import Estimate, Fares, estimate
 from fedloom.report.prose import headline_method
 from fedloom.report.records import Json, at, number, read_shaped
 from fedloom.report.tables import federated, percent
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import file_digest
+from fedloom.system.json_files import expect, read_json
+from fedloom.system.manifest import SEAL, check_files, read_manifest, read_sealed
 
 SEED = "seed"
 """The axis that is averaged over."""

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 Indices = NDArray[np.int64]
 

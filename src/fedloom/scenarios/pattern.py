@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.sections import Scenario

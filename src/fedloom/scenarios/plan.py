@@ -21,7 +21,8 @@ from fedloom.scenarios.partition import PARTITIONS, Pool
 from fedloom.scenarios.pattern import PATTERNS, Flags, coins, present
 from fedloom.scenarios.published import published_draws
 from fedloom.seeds import stream
-from fedloom.types import Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Example
 
 if TYPE_CHECKING:
     from fedloom.sections import Scenario

@@ -30,7 +30,7 @@ import numpy as np
 
 from fedloom.scenarios.partition import Indices, Pool, check_size, kinds, require_parts, require_takers
 from fedloom.scenarios.pattern import Flags, image_count
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.sections import Scenario

@@ -21,7 +21,8 @@ from fedloom.data.base import families, spread
 from fedloom.data.same import twins
 from fedloom.scenarios.plan import ROWS, SHOWN, Plan, Share, build_plan, chosen_of
 from fedloom.seeds import stream
-from fedloom.types import DataSet, Example, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
     from fedloom.sections import Data, Scenario

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from string import ascii_uppercase
 
+from fedloom.system.errors import UserError
 from fedloom.tasks.base import (
     UNPARSED,
     AnswerForm,
@@ -37,7 +38,7 @@ from fedloom.tasks.published import (
     same_text,
     stated,
 )
-from fedloom.types import Conversation, Example, Presence, UserError
+from fedloom.types import Conversation, Example, Presence
 
 
 def render(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from fedloom.system.errors import UserError
 from fedloom.tasks.base import (
     UNPARSED,
     Answer,
@@ -23,7 +24,7 @@ from fedloom.tasks.base import (
     free_answer,
 )
 from fedloom.tasks.metrics import collect, graded_row, mean
-from fedloom.types import Example, Picture, UserError
+from fedloom.types import Example, Picture
 
 PIXELS = r"\s*([0-9]{1,6})\s*"
 FRACTIONS = r"\s*([0-9]{1,6}(?:\.[0-9]{0,12})?)\s*"

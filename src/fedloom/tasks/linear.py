@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedloom.system.errors import UserError
 from fedloom.tasks.choice import label_of
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 Floats = NDArray[np.float64]
 Features = Callable[[Sequence[Example], Sequence[Example]], tuple[Any, Any]]

@@ -8,11 +8,11 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-from fedloom.failures import client_failure
+from fedloom.system.errors import UserError, client_failure
 from fedloom.tasks import TASKS
 from fedloom.tasks.base import Answer, Metric, Rows, Scores
 from fedloom.tasks.metrics import collect, graded_row, mean
-from fedloom.types import Example, UserError
+from fedloom.types import Example
 
 RESERVED = (
     "tasks",

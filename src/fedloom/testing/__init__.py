@@ -15,10 +15,9 @@ from typing import Any
 from fedloom.algorithms.base import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.plugin_algorithms import as_entry
-from fedloom.failures import client_failure
+from fedloom.system.errors import UserError, client_failure
 from fedloom.testing.bench import NAME, Bench
 from fedloom.testing.laws import LAWS
-from fedloom.types import UserError
 
 __all__ = ["KINDS", "LAWS", "Laws", "LawsBroken", "bench_of", "check_algorithm"]
 

@@ -19,7 +19,8 @@ from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.plugins import Layered
 from fedloom.seeds import torch_stream
-from fedloom.types import Broadcast, Tensors, UserError
+from fedloom.system.errors import UserError
+from fedloom.types import Broadcast, Tensors
 
 LAYOUT = Layout.of(
     {

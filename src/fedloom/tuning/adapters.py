@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import fedloom
-from fedloom.manifest import Manifest, check_files, read_manifest, write_manifest
 from fedloom.models.load import Vlm
 from fedloom.params import Layout, Params
-from fedloom.record import write_atomic
 from fedloom.seeds import torch_stream
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
+from fedloom.system.manifest import Manifest, check_files, read_manifest, write_manifest
 from fedloom.tuning.lora import LoRALinear, scale_of
 from fedloom.tuning.strategy import LoRA, Stage
-from fedloom.types import UserError
 
 # Gradients are meant to lie in rows of one buffer; autograd tells once that it would rather own them.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")

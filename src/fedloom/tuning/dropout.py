@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fedloom.models.batch import Batch
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import UserError
 
 Masks = Callable[[str, torch.device], torch.Generator]
 """(a layer's name, a device) → the random stream of the mask in front of that layer's adapter."""

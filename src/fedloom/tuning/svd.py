@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fedloom.params import Params
+from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned
-from fedloom.types import UserError
 
 
 def svd_start(tuned: Tuned) -> Params:

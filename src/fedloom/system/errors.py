@@ -1,4 +1,4 @@
-"""Failures in one sentence: what happened, where, and what would help."""
+"""The user's errors, and any other error in one sentence: what happened, where, and what would help."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedloom.types import UserError
-
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 _FULL = "no space is left on the disk; make room, or write elsewhere with --out"
 _OPEN = "too many files are open; allow more with `ulimit -n`, or use fewer workers and jobs"
@@ -41,6 +39,10 @@ _MEMORY = "memory ran out; try a smaller train.batch_size, engine.workers=1 and 
 _FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
 """The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+class UserError(Exception):
+    """A mistake of the user's, reported in one message without a traceback: what, where, and what would be right."""
 
 
 def explained(error: BaseException) -> str | None:

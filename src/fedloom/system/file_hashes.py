@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedloom.record import write_atomic
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
 
 MOST = 400_000
 """Files that are remembered; the ones that were asked for longest ago are forgotten first."""

@@ -23,9 +23,8 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from fedloom.failures import explained, sentence
-from fedloom.interrupts import deferred, ignored
-from fedloom.types import UserError
+from fedloom.system.errors import UserError, explained, sentence
+from fedloom.system.signals import deferred, ignored
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.hashes import file_digest, json_digest
-from fedloom.record import TEMPORARY, read_json, to_json, write_json
-from fedloom.types import UserError
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import file_digest, json_digest
+from fedloom.system.json_files import TEMPORARY, read_json, to_json, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -35,7 +35,7 @@ def seal(value: Mapping[str, Any]) -> str:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], root: Path | None = None) -> None:
-    """Write a JSON object with its own digest; see `fedloom.record.write_atomic` for `root`."""
+    """Write a JSON object with its own digest; see `fedloom.system.json_files.write_atomic` for `root`."""
     plain = json.loads(to_json(value))  # as it will be read: keys that are numbers become texts
     write_json(path, {**plain, SEAL: seal(plain)}, root)
 

@@ -1,0 +1,139 @@
+"""The log of a run: an append-only file of JSON lines, each with a checksum that covers the line before it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import parse_object, to_json, write_atomic
+
+CHECK = "crc32"
+"""The key of a record's line that holds the checksum of the rest of it and of the checksum of the line before."""
+
+_MARK = f', "{CHECK}": "'.encode()
+
+
+class Record:
+    """The run's log: one JSON object a line, only ever appended to.
+
+    The last key of a line, `crc32`, is the checksum of the checksum of the line before and of the line without it, so
+    that a line that is missing, repeated or moved is noticed too. A line cut short by a crash is dropped when the file
+    is opened again; whole lines are never changed. Lines are synced: a checkpoint that follows one never outlives it.
+
+    Raises:
+        UserError: A line is not as it was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            content = path.read_bytes()
+            whole, last = content[: (cut := content.rfind(b"\n") + 1)], content[cut:]
+            # A last line that is whole lacks its end only, which may also be a damaged character.
+            before = _link(whole[:-1])
+            kept = next((line + b"\n" for line in (last, last[:-1]) if _whole(line, before)), b"")
+            if last:
+                write_atomic(path, whole + kept)
+        else:
+            path.touch()
+        self._last = b""
+        for _, line in _checked(path):
+            self._last = _link(line)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def append(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add one line `{"kind": kind, …}` and flush it to the operating system.
+
+        Raises:
+            UserError: The file was removed since it was opened.
+        """
+        text = to_json({"kind": kind, **values})
+        try:
+            place = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
+        except FileNotFoundError:
+            raise UserError(f"{self.path.parent} was removed while it was being written to") from None
+        line = _sealed(text.encode(), self._last)
+        with open(place, "ab") as file:
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(place)
+        self._last = _link(line)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from (line for _, line in read_lines(self.path))
+
+
+def require_length(path: Path, length: int) -> None:
+    """Check that a record has not lost lines that something else relies on.
+
+    Raises:
+        UserError: It has fewer bytes than `length`.
+    """
+    if (found := path.stat().st_size) < length:
+        raise UserError(
+            f"{path} is damaged: it has {found:,} bytes, but the run's checkpoints expect {length:,}; run it again from "
+            "the start with --rerun"
+        )
+
+
+def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the content of each line of a record, without its checksum.
+
+    Args:
+        path: The record.
+        checked: Whether every line must have a checksum; lines of version 0.1 have none. A last line without its end
+            that is not whole was cut short by a crash, and is passed over.
+
+    Raises:
+        UserError: A line is not as it was written, or is no JSON object.
+    """
+    for number, line in _checked(path, checked):
+        try:
+            value = parse_object(path, line.decode(), number)
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number}: not UTF-8 text") from None
+        value.pop(CHECK, None)
+        yield number, value
+
+
+def _checked(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
+    """Yield the number of each line and what it holds; see `read_lines`."""
+    before = b""
+    # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
+    *lines, last = path.read_bytes().split(b"\n")
+    if last and not (checked and not _whole(last, _link(lines[-1]) if lines else b"")):
+        lines.append(last)  # else it was cut short by a crash, and is dropped when the run goes on
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if (checked or _MARK in line) and not _whole(line, before):
+            raise UserError(
+                f"{path}, line {number}: damaged, or lines before it are missing: the checksum does not match; run it "
+                "again with --rerun"
+            )
+        before = _link(line)
+        yield number, line
+
+
+def _link(line: bytes) -> bytes:
+    """Return the checksum in a whole line, which the next line's checksum covers."""
+    return line[-10:-2]
+
+
+def _whole(line: bytes, before: bytes) -> bool:
+    """Return whether a line without its end is as it was written after a line with the checksum `before`."""
+    return line == _sealed(line[: line.rfind(_MARK)] + b"}", before)
+
+
+def _sealed(text: bytes, before: bytes) -> bytes:
+    """Put the checksum of a JSON object into it as its last value."""
+    return text[:-1] + _MARK + b"%08x" % zlib.crc32(before + text) + b'"}'
