@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Measured, agree, child, pairs, peak_memory
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
+from fedloom.wire.messages import Update
 
 TENSORS, VALUES, CLIENTS = 420, 4_800_000 // 420, 32
 LAYOUT = Layout.of({f"layer.{number:03d}": (VALUES,) for number in range(TENSORS)})

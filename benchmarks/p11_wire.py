@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Bench, Measured, agree, pairs
-from fedloom.wire import decode, encode
+from fedloom.wire.compression import decode, encode
 
 TENSORS = 420
 VALUES = 4_800_000 // TENSORS * TENSORS

@@ -32,11 +32,11 @@ from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds
 from fedloom.engine.store import commit
-from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock
 from fedloom.types import Broadcast
+from fedloom.wire.messages import Assignment, Update
 
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
 LAYOUT = Layout.of({"w": (4096,)})

@@ -20,7 +20,6 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
-from fedloom.messages import Assignment, Update
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate, Train
@@ -29,6 +28,7 @@ from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts
 from fedloom.types import Conversation
+from fedloom.wire.messages import Assignment, Update
 
 SEED = 0
 METHOD = "fedavg"

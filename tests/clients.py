@@ -20,7 +20,6 @@ from fedloom.client.site import Local, Profile, Question, Site
 from fedloom.client.train import Trained, train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
-from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate, Train
 from fedloom.seeds import stream, torch_stream
@@ -30,6 +29,7 @@ from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.parts import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
+from fedloom.wire.messages import Answer, Assignment, Update
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/layers.0.q:lora_a": (4,), "llm/layers.0.q:lora_b": (2,)})
 CLIENTS = 5

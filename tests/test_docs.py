@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli import app
-from fedloom.messages import Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.plugins import read_plugin
 from fedloom.testing import LAWS, check_algorithm
+from fedloom.wire.messages import Update
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

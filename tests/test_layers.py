@@ -21,7 +21,17 @@ LAYERS = {
     0: {"system"},
     1: {"types", "params", "seeds", "run_log", "progress", "version", "old_names"},
     2: {"config", "wire"}
-    | {"document", "mistakes", "wire", "framing", "messages", "sections", "plugin_import", "code_digest", "methods"},
+    | {
+        "document",
+        "mistakes",
+        "wire",
+        "framing",
+        "messages",
+        "sections",
+        "plugin_import",
+        "code_digest",
+        "methods",
+    },
     3: {"algorithms", "scenarios", "data", "tasks", "models", "tuning"},
     4: {"client", "plugins"},
     5: {"engine", "measure"},

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedloom import framing, wire
-from fedloom.messages import Assignment, Missing, Update, answer_from_bytes
 from fedloom.params import Layout, Params, Part
+from fedloom.wire import compression, framing
+from fedloom.wire.messages import Assignment, Missing, Update, answer_from_bytes
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/q:lora_a": (9,), "llm/q:lora_b": (2,)})
 OTHER = Layout.of({"connector/w": (2, 3), "llm/q:lora_a": (9,), "llm/q:lora_b": (2,)})
@@ -171,13 +171,13 @@ def test_the_length_does_not_depend_on_the_values_of_metrics(one: Update, left: 
     assert both[0].length == both[1].length
 
 
-@pytest.mark.parametrize("codec", wire.CODECS)
+@pytest.mark.parametrize("codec", compression.CODECS)
 @given(updates(st.floats(-1000, 1000, width=32)))
 def test_codecs_change_the_values_of_the_part_alone(codec: str, one: Update) -> None:
     """These go through the codec; everything else is read as it was."""
     found, part = Update.from_bytes(one.to_bytes(codec), LAYOUT), one.up or Part.whole(SIZE)
     sent = part.take(one.delta.flat)
-    expected = wire.decode(wire.encode(sent, codec)) if part.count else sent
+    expected = compression.decode(compression.encode(sent, codec)) if part.count else sent
     assert torch.equal(part.take(found.delta.flat), expected)
     assert part.silent(found.delta.flat)
     assert content(replace(found, delta=one.delta)) == content(one)
@@ -334,7 +334,7 @@ def forged(kind: int, head: bytes, payload: bytes, align: bool = True) -> bytes:
     head += b" " * (-len(head) % 8 if align else 0)
     fixed = framing.FIXED.pack(framing.MAGIC, kind, len(head), len(payload))
     body = torch.frombuffer(bytearray(head + payload), dtype=torch.uint8)
-    return fixed + framing.CHECK.pack(wire.checksum(body, fixed)) + head + payload
+    return fixed + framing.CHECK.pack(compression.checksum(body, fixed)) + head + payload
 
 
 def refuse(message: bytes, kind: str) -> None:
@@ -457,9 +457,12 @@ PLAIN = bytes(SIZE * 4 + 4) + bytes(24)  # 17 values, four bytes to the next mul
         ([["a", "float32", [SIZE], "fp32", True]], bytes(SIZE * 4 + 4)),  # the message has no part
         ([["a", "uint8", [0, 2**39, 2**39, 2**39], "fp32", False]], b""),
         ([["a", "float32", [2], "bf16", False]], bytes(40)),
-        ([["a", "int32", [2], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(4)),
-        ([["a", "float32", [3], "bf16", False]], wire.encode(torch.ones(2), "bf16") + bytes(2)),
-        ([["a", "float32", [63], "int4", False]], wire.encode(torch.ones(64), "int4") + bytes(6)),  # as long
+        ([["a", "int32", [2], "bf16", False]], compression.encode(torch.ones(2), "bf16") + bytes(4)),
+        ([["a", "float32", [3], "bf16", False]], compression.encode(torch.ones(2), "bf16") + bytes(2)),
+        (
+            [["a", "float32", [63], "int4", False]],
+            compression.encode(torch.ones(64), "int4") + bytes(6),
+        ),  # as long
         (
             [[str(k), "uint8", [], "fp32", False] for k in range(framing.MOST - 1)],
             bytes(8 * framing.MOST - 8),
@@ -500,13 +503,13 @@ class Largest(TorchDispatchMode):
 def test_forged_sizes_take_no_memory() -> None:
     """Sizes in a head are checked against the bytes that came before any tensor of that size is made."""
     number, head, payload = taken_apart(EXAMPLES["assignment"].to_bytes())
-    coded = bytearray(wire.encode(torch.ones(SIZE), "top16") + bytes(6))
+    coded = bytearray(compression.encode(torch.ones(SIZE), "top16") + bytes(6))
     coded[8:16] = (2**33).to_bytes(8, "little")
     forgeries = [
         *(
             update_of(["", "float32", shape, codec, False], FIGURES, payload=PLAIN)
             for shape in ([2**28], [2**33], [2**39], [2**13, 2**13])
-            for codec in wire.CODECS
+            for codec in compression.CODECS
         ),
         *(
             update_of(DELTA, FIGURES, ["a", name, [2**28], "fp32", False], payload=PLAIN)

@@ -20,13 +20,13 @@ from fedloom.data import DATASETS, load_data
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.grid import load_grid
 from fedloom.identity import code
-from fedloom.messages import Update
 from fedloom.models.families import FAMILIES
 from fedloom.params import Layout, Params
 from fedloom.plugins import INSTALLED, Plugins, gathered, read_plugin
 from fedloom.system.errors import UserError
 from fedloom.tasks.scoring import Judged, score
 from fedloom.types import DataSet, Example
+from fedloom.wire.messages import Update
 
 ALGORITHM = '''
 from fedloom.algorithms.aggregate import mean

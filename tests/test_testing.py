@@ -21,11 +21,11 @@ from fedloom.algorithms.base import (
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging, fedavg
 from fedloom.algorithms.rule import PLAIN, LocalRule
-from fedloom.messages import Update
 from fedloom.system.errors import UserError
 from fedloom.testing import LAWS, LawsBroken, check_algorithm
 from fedloom.testing.bench import LAYOUT
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 KEPT: list[Tensor] = []
 """What no server may remember."""

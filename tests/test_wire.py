@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedloom.wire import (
+from fedloom.wire.compression import (
     CHECK,
     CODECS,
     HEAD,
@@ -161,7 +161,7 @@ def test_swapped_words_are_refused() -> None:
 def test_checksum_by_its_definition() -> None:
     import zlib
 
-    from fedloom.wire import MULTIPLIER
+    from fedloom.wire.compression import MULTIPLIER
 
     payload = torch.arange(1000, dtype=torch.int64).to(torch.uint8)
     raw = bytes(payload.tolist()) + bytes(-1000 % 512)

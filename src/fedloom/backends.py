@@ -13,12 +13,12 @@ from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.folder import MACHINE
-from fedloom.messages import Update
 from fedloom.models.compiled import compiling
 from fedloom.models.recompute import recomputing
 from fedloom.setting import Setting
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
+from fedloom.wire.messages import Update
 
 
 def local_backend(setting: Setting) -> InProcess:

@@ -19,7 +19,6 @@ from fedloom.client.memory import InMemory
 from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.messages import Assignment, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Part
 from fedloom.sections import Train
@@ -29,6 +28,7 @@ from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation, Presence, Tensors
+from fedloom.wire.messages import Assignment, Update
 
 SGD = Train(
     rounds=4,

@@ -20,7 +20,6 @@ from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.limits import Expected
 from fedloom.engine.rounds import Standing, run_rounds
-from fedloom.messages import Answer, Assignment, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate, Train
@@ -29,6 +28,7 @@ from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of
 from fedloom.tuning.strategy import LoRA, stage, strategy, whole
 from fedloom.types import Broadcast
+from fedloom.wire.messages import Answer, Assignment, Update
 
 LAYERS = 3
 LAYOUT = Layout.of(

@@ -36,7 +36,6 @@ from fedloom.client.train import train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
-from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
 from fedloom.sections import Train
@@ -45,6 +44,7 @@ from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of
 from fedloom.tuning.strategy import LoRA, stage, strategy
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 KEEPING = (
     "fedavg+keep-last",

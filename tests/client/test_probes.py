@@ -9,12 +9,12 @@ import torch
 from tests.clients import asked_about, assigned, real_site
 
 from fedloom.engine.in_process import InProcess
-from fedloom.messages import Missing, Update
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
+from fedloom.wire.messages import Missing, Update
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from fedloom.client.site import Local, Profile, Site
 from fedloom.client.train import train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.messages import Update
 from fedloom.models.load import load_vlm, placed
 from fedloom.params import Part
 from fedloom.sections import Evaluate, Train
@@ -31,6 +30,7 @@ from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
+from fedloom.wire.messages import Update
 
 SETTINGS = Train(
     rounds=4,

@@ -16,12 +16,12 @@ from fedloom.algorithms.rule import PLAIN
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.client.site import Question, Site
 from fedloom.client.train import Trained
-from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
 from fedloom.types import Tensors
+from fedloom.wire.messages import Assignment, Update
 
 SIZE = LAYOUT.size
 CONNECTOR = Part.of(LAYOUT.mask(lambda name: name.startswith("connector/")))

@@ -11,10 +11,10 @@ import pytest
 from fedloom.client.job import Job
 from fedloom.client.site import Site
 from fedloom.experiment import Experiment
-from fedloom.messages import Assignment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.verify import verify
+from fedloom.wire.messages import Assignment
 
 ROUNDS = [1, 4]
 

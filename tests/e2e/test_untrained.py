@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from fedloom.client.job import Job
 from fedloom.client.site import Site
 from fedloom.experiment import Experiment
-from fedloom.messages import Assignment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
+from fedloom.wire.messages import Assignment
 
 
 def test_a_client_that_always_fails_is_named_and_stops_nobody(

@@ -23,11 +23,11 @@ from fedloom.client.memory import Files
 from fedloom.engine.remote import Remote, serve
 from fedloom.engine.rounds import run_rounds
 from fedloom.engine.store import commit, last_commit
-from fedloom.messages import Answer, Assignment, Missing
 from fedloom.params import Part
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts
+from fedloom.wire.messages import Answer, Assignment, Missing
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 

@@ -21,7 +21,6 @@ from fedloom.data.shapes import MAKERS
 from fedloom.engine import machine as module
 from fedloom.engine.in_process import WINDOW
 from fedloom.engine.machine import MOST, Choice, Machine, choose, saved_bytes, this_machine
-from fedloom.messages import Assignment
 from fedloom.models import batch as batches
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
@@ -32,6 +31,7 @@ from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Broadcast, Presence
+from fedloom.wire.messages import Assignment
 
 
 @pytest.fixture

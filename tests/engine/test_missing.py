@@ -36,7 +36,6 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.ordering import SILENT, in_order
 from fedloom.engine.rounds import MISSED, Backend, Run, Standing, run_rounds
 from fedloom.engine.workers import Workers
-from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
@@ -46,6 +45,7 @@ from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import Parts
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Tensors
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 from .test_workers import assert_same_bits
 

@@ -18,10 +18,10 @@ from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.memory import Memory
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
-from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.sections import Gate
 from fedloom.system.errors import UserError
+from fedloom.wire.messages import Update
 
 WIDE = Gate(max_norm=1e300, max_ratio=1e300)
 

@@ -18,12 +18,12 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment import Experiment
-from fedloom.messages import Assignment, Missing, Update
 from fedloom.runner import open_site
 from fedloom.sites import algorithm_of
 from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import LoRA, strategy
+from fedloom.wire.messages import Assignment, Missing, Update
 
 CLIENTS = 3
 METHODS = ("local", "centralised", *EXCHANGING, "fedprox+prompt+adaptive")

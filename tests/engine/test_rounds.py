@@ -30,13 +30,13 @@ from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.engine import store
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.store import commit, last_commit
-from fedloom.messages import Answer, Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts
 from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
+from fedloom.wire.messages import Answer, Assignment, Update
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
 

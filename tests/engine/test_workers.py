@@ -21,7 +21,6 @@ from fedloom.data.shapes import MAKERS
 from fedloom.engine import workers as module
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.workers import Workers, dealt
-from fedloom.messages import Answer, Missing, Update
 from fedloom.models.load import load_vlm
 from fedloom.sections import Evaluate
 from fedloom.seeds import stream
@@ -32,6 +31,7 @@ from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategy import LoRA, stage
 from fedloom.types import Conversation, Presence
+from fedloom.wire.messages import Answer, Missing, Update
 
 NAMES = (
     *SERVERS,

@@ -15,9 +15,9 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
 from fedloom.algorithms.compose import make
 from fedloom.engine.rounds import Standing, run_rounds
-from fedloom.messages import Update
 from fedloom.params import Layout, Params, Part
 from fedloom.sections import Gate, Train
+from fedloom.wire.messages import Update
 
 Corrupt = Callable[[Update], Update]
 

@@ -17,10 +17,10 @@ from fedloom.algorithms.aggregate import mean, ordered
 from fedloom.algorithms.base import Aggregate, ServerState, TooFew
 from fedloom.algorithms.compose import Given, compose, conflicts, make
 from fedloom.algorithms.robust import CHUNK
-from fedloom.messages import Update
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
+from fedloom.wire.messages import Update
 
 LAYOUT = Layout.of({"llm/layers.0.q:lora_a": (2, 3), "llm/layers.0.q:lora_b": (4,), "connector/w": (1, 2)})
 CLIENTS = 11

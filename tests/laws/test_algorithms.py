@@ -13,13 +13,13 @@ from fedloom.algorithms.base import TooFew, with_rule
 from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.rule import PLAIN, chain
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.testing import KINDS, LAWS, bench_of
 from fedloom.testing.bench import LAYOUT, random, require_same
 from fedloom.testing.laws import stacked_as_alone
 from fedloom.types import Broadcast
+from fedloom.wire.messages import Update
 
 CLIENTS = 3
 CASES = {

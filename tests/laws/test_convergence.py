@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedloom.algorithms.compose import make
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
+from fedloom.wire.messages import Update
 
 LAYOUT = Layout.of({"x": (2,)})
 START = torch.tensor([0.5, -1.0])

@@ -19,9 +19,9 @@ from fedloom.algorithms.compose import Given, make
 from fedloom.algorithms.krum import scores
 from fedloom.algorithms.nearest_mixing import mixed
 from fedloom.algorithms.robust import squared_distances
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
+from fedloom.wire.messages import Update
 
 X = [[1.0, 0.0], [1.2, 0.1], [0.9, -0.1], [1.1, 0.05], [-5.0, -5.0]]
 """Four clients that agree, and one that is faulty."""

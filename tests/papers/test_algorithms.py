@@ -10,9 +10,9 @@ from fedloom.algorithms.adaptive import adaptive
 from fedloom.algorithms.base import with_rule
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.types import Broadcast
+from fedloom.wire.messages import Update
 
 LAYOUT = Layout.of({"x": (1,)})
 

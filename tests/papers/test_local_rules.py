@@ -27,10 +27,10 @@ from fedloom.algorithms.fedkseed import direction, replayed
 from fedloom.algorithms.rule import LocalRule
 from fedloom.client.site import OWN
 from fedloom.engine.rounds import run_rounds
-from fedloom.messages import Assignment, Update
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.types import Broadcast
+from fedloom.wire.messages import Assignment, Update
 
 SGD = TRAIN.model_copy(update={"optimizer": "sgd", "clip": None, "weight_decay": 0.0})
 

@@ -17,9 +17,9 @@ from fedloom.algorithms.base import Budget
 from fedloom.algorithms.compose import Given, any_layout, make
 from fedloom.client.site import Site
 from fedloom.client.train import Trained
-from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
+from fedloom.wire.messages import Assignment, Update
 
 
 def layout_of(rank: int, inputs: int, outputs: int) -> Layout:

@@ -12,7 +12,6 @@ from fedloom.algorithms.compose import make
 from fedloom.client.memory import InMemory
 from fedloom.client.site import PERSONAL
 from fedloom.data.shapes import MAKERS
-from fedloom.messages import Assignment
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.seeds import stream
@@ -30,6 +29,7 @@ from fedloom.tuning.strategy import (
     whole,
 )
 from fedloom.types import Conversation, Presence
+from fedloom.wire.messages import Assignment
 
 SMALL = LoRA(rank=2, alpha=3.0)
 

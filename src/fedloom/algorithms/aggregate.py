@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedloom.messages import Update
 from fedloom.params import Layout, Part
+from fedloom.wire.messages import Update
 
 if TYPE_CHECKING:
     from fedloom.algorithms.base import Aggregate, ServerState

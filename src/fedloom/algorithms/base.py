@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fedloom.algorithms.aggregate import ordered
 from fedloom.algorithms.rule import PLAIN, LocalRule, Second, chain
-from fedloom.messages import Update
 from fedloom.params import Params, Part, common
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 Diagnostics = Mapping[str, float]
 

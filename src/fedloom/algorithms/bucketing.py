@@ -26,10 +26,10 @@ from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import ALIKE, gathered
-from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
+from fedloom.wire.messages import Update
 
 
 def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:

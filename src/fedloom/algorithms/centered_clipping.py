@@ -24,7 +24,7 @@ from fedloom.algorithms.aggregate import means
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import SEVERAL, distance, enough, gathered
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 
 def centered_clipping(*, cohort: int, f: int = 1, bound: float = 1.0, steps: int = 3) -> Aggregate:

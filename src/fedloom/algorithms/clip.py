@@ -21,7 +21,7 @@ from torch import Tensor
 from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import length
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 
 def clip(*, bound: float = 1.0) -> Change:

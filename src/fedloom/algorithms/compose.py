@@ -15,9 +15,9 @@ import torch
 from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm, TooFew, with_aggregate, with_rule
 from fedloom.algorithms.entry import Entry
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
+from fedloom.wire.messages import Update
 
 
 @cache

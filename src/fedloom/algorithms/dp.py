@@ -29,9 +29,9 @@ from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState,
 from fedloom.algorithms.clip import clipping
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import same_part
-from fedloom.messages import Update
 from fedloom.params import Part
 from fedloom.seeds import torch_stream
+from fedloom.wire.messages import Update
 
 
 def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Change:

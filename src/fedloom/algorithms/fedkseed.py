@@ -37,10 +37,10 @@ from fedloom.algorithms.base import (
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.rule import LocalRule, Probe
-from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 
 def direction(seed: int, number: int, size: int) -> Tensor:

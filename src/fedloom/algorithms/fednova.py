@@ -38,8 +38,8 @@ from fedloom.algorithms.base import (
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
 from fedloom.algorithms.rule import LocalRule
-from fedloom.messages import Update
 from fedloom.types import Tensors
+from fedloom.wire.messages import Update
 
 
 def per_step(*, uniform: bool = False) -> Aggregate:

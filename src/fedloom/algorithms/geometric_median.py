@@ -23,7 +23,7 @@ from fedloom.algorithms.aggregate import mean_delta, means
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import SEVERAL, distance, enough, gathered
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 STILL = 1e-6
 """The search ends when a step is shorter than this share of the median distance from the clients."""

@@ -24,7 +24,7 @@ from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, TooFew
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 
 def krum(*, cohort: int, f: int = 1, keep: int = 1) -> Aggregate:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import SEVERAL, by_value, enough
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 
 def median(*, cohort: int, f: int = 1) -> Aggregate:

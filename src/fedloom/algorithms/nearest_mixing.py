@@ -23,7 +23,7 @@ from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 
 def nearest_mixing(*, cohort: int, f: int = 1) -> Change:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.base import TooFew, not_negative
-from fedloom.messages import Update
+from fedloom.wire.messages import Update
 
 ALIKE = {
     "weights matter": "It counts every client alike, since a faulty client could claim any number of examples."

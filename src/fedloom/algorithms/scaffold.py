@@ -40,9 +40,9 @@ from fedloom.algorithms.base import (
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.rule import LocalRule
-from fedloom.messages import Update
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 
 def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> FederatedAlgorithm:

@@ -38,9 +38,9 @@ from fedloom.algorithms.base import Aggregate, Diagnostics, FederatedAlgorithm, 
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
 from fedloom.algorithms.rule import LocalRule, clipped
-from fedloom.messages import Update
 from fedloom.params import Layout
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 
 def yoco(

@@ -11,11 +11,11 @@ import torch
 
 from fedloom.algorithms.rule import LocalRule, Second
 from fedloom.client.schedule import rate_of, steps_of
-from fedloom.messages import Assignment
 from fedloom.params import Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.tuning.dropout import Masks
 from fedloom.types import Broadcast, Conversation, Tensors
+from fedloom.wire.messages import Assignment
 
 if TYPE_CHECKING:
     from fedloom.sections import Train

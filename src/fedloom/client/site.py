@@ -22,7 +22,6 @@ from fedloom.client.job import Job, second_pass
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.probes import PROBES
 from fedloom.client.train import Trained, apart, put
-from fedloom.messages import Assignment, Update, unsendable
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.tasks.scoring import Judged
@@ -30,6 +29,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
 from fedloom.tuning.parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
+from fedloom.wire.messages import Assignment, Update, unsendable
 
 if TYPE_CHECKING:
     from fedloom.sections import Evaluate, Train

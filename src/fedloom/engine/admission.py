@@ -13,10 +13,10 @@ import torch
 
 from fedloom.algorithms.base import Extra
 from fedloom.engine.limits import Allowance, Expected, norm
-from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.params import Layout, Part
 from fedloom.system.timing import Clock
 from fedloom.types import Tensors
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 if TYPE_CHECKING:
     from fedloom.sections import Gate

@@ -13,11 +13,11 @@ from itertools import islice
 from fedloom.client.job import Job
 from fedloom.client.site import Profile, Question, Site
 from fedloom.client.train import alike, train
-from fedloom.messages import Answer, Assignment, Missing, Update
 from fedloom.params import Params
 from fedloom.system.errors import client_failure, short_of_memory
 from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
+from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 WINDOW = 4
 """Blocks of clients that are formed at once, so that similar clients train side by side."""

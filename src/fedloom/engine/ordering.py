@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile
 from typing import IO
 
-from fedloom.messages import Answer, Missing, Update, unsendable
 from fedloom.params import Layout
+from fedloom.wire.messages import Answer, Missing, Update, unsendable
 
 SILENT = "it did not answer"
 """The reason of a missing client for which a backend yielded nothing."""

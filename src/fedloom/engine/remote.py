@@ -16,12 +16,12 @@ import torch
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Backend
-from fedloom.framing import prefixed, split
-from fedloom.messages import Answer, Assignment, Missing, answer_from_bytes
 from fedloom.params import Layout, Params
 from fedloom.system.timing import Clock
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.scoring import Judged
+from fedloom.wire.framing import prefixed, split
+from fedloom.wire.messages import Answer, Assignment, Missing, answer_from_bytes
 
 SIZE = struct.Struct("<Q")
 START, DESCRIBE, TRAIN, MEASURE, ANSWER = b"sdtma"

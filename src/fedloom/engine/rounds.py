@@ -21,13 +21,13 @@ from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
 from fedloom.engine.ordering import in_order
-from fedloom.messages import Answer, Assignment
 from fedloom.params import Params, Part
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
+from fedloom.wire.messages import Answer, Assignment
 
 if TYPE_CHECKING:
     from fedloom.sections import Gate, Train

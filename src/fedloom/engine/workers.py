@@ -19,14 +19,14 @@ from fedloom.client.schedule import steps_of
 from fedloom.client.site import Profile, Question
 from fedloom.engine.in_process import InProcess, ignore
 from fedloom.engine.ordering import HELD
-from fedloom.framing import prefixed, split
-from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params
 from fedloom.system.processes import forked, threaded, threads_each
 from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned
+from fedloom.wire.framing import prefixed, split
+from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 
 EACH = 64
 """Clients that a copy of this process trains before a new one is made; making one takes some 20 ms."""

@@ -15,12 +15,12 @@ from fedloom.algorithms.base import FederatedAlgorithm, ServerState
 from fedloom.algorithms.compose import Given, compose
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.rule import LocalRule
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.plugins import Layered
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 LAYOUT = Layout.of(
     {

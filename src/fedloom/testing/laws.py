@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedloom.algorithms.base import LocalWork, ServerState
 from fedloom.algorithms.rule import LocalRule
-from fedloom.messages import Update
 from fedloom.params import Layout, Params
 from fedloom.testing.bench import (
     LAYOUT,
@@ -29,6 +28,7 @@ from fedloom.testing.bench import (
     unchanged,
 )
 from fedloom.types import Broadcast, Tensors
+from fedloom.wire.messages import Update
 
 
 def _zero_deltas(bench: Bench) -> None:

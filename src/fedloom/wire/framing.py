@@ -3,8 +3,8 @@
     frame = magic "FLM1" · kind (1 byte) · zero (3) · bytes of the head (4) · bytes of the payload (8) · checksum (8)
             · head, JSON, padded with blanks to a multiple of 8 · tensors, each padded with zeros to one
 
-All numbers are little-endian. The head lists the tensors in order, each with name, dtype, shape, codec of `fedloom.wire`,
-and whether only the values of a part are there. The checksum is that of `fedloom.wire`, over all that is before and after
+All numbers are little-endian. The head lists the tensors in order, each with name, dtype, shape, codec of `fedloom.wire.compression`,
+and whether only the values of a part are there. The checksum is that of `fedloom.wire.compression`, over all that is before and after
 it: it detects accidental damage and is no defense against forgery. Forged bytes with a right checksum are read only
 if they are well formed, and take no memory beyond that of their own values.
 """
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedloom import wire
 from fedloom.params import Part
+from fedloom.wire import compression
 
 MAGIC = b"FLM1"
 FIXED = struct.Struct("<4sB3xIQ")
@@ -68,7 +68,7 @@ class Piece(NamedTuple):
         name: Its name.
         value: The tensor.
         part: Which of its values travel, where it is a vector as long as the layout; None is all.
-        codec: A key of `fedloom.wire.CODECS`; others than "fp32" need float32 values and at least one.
+        codec: A key of `fedloom.wire.compression.CODECS`; others than "fp32" need float32 values and at least one.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Piece(NamedTuple):
         """Write the values that travel."""
         value = self.value if self.part is None else self.part.take(self.value)
         if self.codec != "fp32":
-            return wire.encode(value, self.codec)
+            return compression.encode(value, self.codec)
         held = value.detach().cpu().contiguous()
         if not held.numel():
             return b""
@@ -127,7 +127,7 @@ def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> byte
         body += bytes(-len(written) % 8)
     fixed = FIXED.pack(MAGIC, kind, start, len(body) - start)
     return b"".join(
-        (fixed, CHECK.pack(wire.checksum(torch.frombuffer(body, dtype=torch.uint8), fixed)), body)
+        (fixed, CHECK.pack(compression.checksum(torch.frombuffer(body, dtype=torch.uint8), fixed)), body)
     )
 
 
@@ -173,7 +173,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
             f"the message has {len(message)} bytes, not the {HEADER + start + payload} it announces"
         )
     body = torch.frombuffer(bytearray(memoryview(message)[HEADER:]), dtype=torch.uint8)
-    if wire.checksum(body, message[: FIXED.size]) != CHECK.unpack_from(message, FIXED.size)[0]:
+    if compression.checksum(body, message[: FIXED.size]) != CHECK.unpack_from(message, FIXED.size)[0]:
         raise ValueError("the checksum does not fit: the message was damaged on the way")
     try:
         fields = json.loads(body[:start].numpy().tobytes().decode())
@@ -197,7 +197,7 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
     match entry:
         case [str(name), str(kind), list(shape), str(codec), bool(partial)] if (
             kind in DTYPES
-            and codec in wire.CODECS
+            and codec in compression.CODECS
             and all(map(_whole, shape))
             and prod(one or 1 for one in shape) < LIMIT
             and (codec == "fp32" or kind == "float32")
@@ -212,7 +212,7 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
     if body[at + size : after].any():
         raise ValueError("the padding between its tensors is not zero")
     if codec != "fp32":
-        value = wire.decode(bytearray(piece.numpy().data))
+        value = compression.decode(bytearray(piece.numpy().data))
     else:
         if dtype == torch.bool and (piece > 1).any():
             raise ValueError(f"{short(name)} holds values that are neither true nor false")
@@ -225,7 +225,11 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
 
 
 def _size(count: int, dtype: torch.dtype, codec: str) -> int:
-    return count * dtype.itemsize if codec == "fp32" else wire.HEADER + wire.CODECS[codec].size(count)
+    return (
+        count * dtype.itemsize
+        if codec == "fp32"
+        else compression.HEADER + compression.CODECS[codec].size(count)
+    )
 
 
 def _whole(value: object, least: int = 0) -> bool:

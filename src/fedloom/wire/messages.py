@@ -1,6 +1,6 @@
 """What travels between a server and a site: assignments, updates, and clients that are missing, as values and as bytes.
 
-As bytes each message is a frame of `fedloom.framing`. Of a vector as long as the layout only the values of a *part* travel;
+As bytes each message is a frame of `fedloom.wire.framing`. Of a vector as long as the layout only the values of a *part* travel;
 the part is written as its stretches (`fedloom.params.Part`), and a part that has every value as null. Messages of equal
 content have equal bytes. The bytes that a record counts as sent are `len(message)`, which `length` computes without writing
 the message.
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom import wire
-from fedloom.framing import (
+from fedloom.params import Layout, Params, Part
+from fedloom.types import Tensors
+from fedloom.wire import compression
+from fedloom.wire.framing import (
     DTYPES,
     MOST,
     NAMES,
@@ -31,8 +33,6 @@ from fedloom.framing import (
     sizes,
     unframe,
 )
-from fedloom.params import Layout, Params, Part
-from fedloom.types import Tensors
 
 ASSIGNMENT, UPDATE, MISSING = 1, 2, 3
 """The kinds of messages; they never change their meaning."""
@@ -73,7 +73,7 @@ class Assignment:
         return _length(self._fields(), self._pieces("fp32"))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the assignment as bytes, with the parameters in a codec of `fedloom.wire.CODECS`.
+        """Write the assignment as bytes, with the parameters in a codec of `fedloom.wire.compression.CODECS`.
 
         Raises:
             ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
@@ -147,7 +147,7 @@ class Update:
         return _length(self._fields(), self._pieces("fp32", counted=True))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the update as bytes, with the delta in a codec of `fedloom.wire.CODECS`.
+        """Write the update as bytes, with the delta in a codec of `fedloom.wire.compression.CODECS`.
 
         Raises:
             ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
@@ -275,8 +275,8 @@ def _check_layout(head: Head, layout: Layout) -> None:
 
 def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more: Piece) -> list[Piece]:
     """List the tensors of a message: the flat buffer first, in a codec, then `more`, then the extras."""
-    if codec not in wire.CODECS:
-        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(wire.CODECS)}")
+    if codec not in compression.CODECS:
+        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(compression.CODECS)}")
     part = None if part is None or part.is_whole else part
     values = flat.layout.size if part is None else part.count
     others = [

@@ -1,0 +1,1 @@
+"""What travels between a server and its sites, as values and as bytes."""
