@@ -16,13 +16,13 @@ from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.job import Job
 from fedloom.client.site import Local, Profile, Profiles, Question, Site
 from fedloom.client.train import train
+from fedloom.config.schema import Gate, Train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.models.batch import encode
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate, Train
 from fedloom.system.timing import Clock
 from fedloom.tasks.scoring import Judged
 from fedloom.tuning.adapters import Tuned

@@ -18,10 +18,10 @@ from fedloom.client.memory import InMemory, Memory
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
 from fedloom.client.train import Trained, train
+from fedloom.config.schema import Gate, Train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate, Train
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.document import MAX_DEPTH, Document, dotted, override, read
+from fedloom.config.yaml_document import MAX_DEPTH, Document, dotted, override, read
 
 plain = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), max_size=8)
 scalars = (

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.prompt import VARIANTS
+from fedloom.config.schema import Data, Evaluate, Scenario, Strategy, Train
+from fedloom.config.validation_errors import key_descriptions, schema_at
 from fedloom.experiment import (
     REFERENCES,
     Experiment,
@@ -21,9 +23,7 @@ from fedloom.experiment import (
     sweep_keys,
 )
 from fedloom.methods import PUBLISHED_SETTINGS, default_methods
-from fedloom.mistakes import key_descriptions, schema_at
 from fedloom.plugins import Plugins
-from fedloom.sections import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.sites import clause_of
 from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS

@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.document import Mistake, Place
+from fedloom.config.yaml_document import Mistake, Place
 from fedloom.system.terminal import WIDEST_LINE, message, one_line, printable, printable_json
 from fedloom.types import Rejected
 

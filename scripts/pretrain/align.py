@@ -29,12 +29,12 @@ from transformers import (
 
 import make_efficientnet
 from fedloom.client.evaluate import judge
+from fedloom.config.schema import Data, Evaluate
 from fedloom.data import load_data
 from fedloom.data.shapes import MAKERS
 from fedloom.measure import SLICES
 from fedloom.models.families import FAMILIES
 from fedloom.models.load import Processor, Vlm, load_vlm
-from fedloom.sections import Data, Evaluate
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.scoring import each

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fedloom.document import Document, KeyPath, Mistake, Place, branches, dotted, part, without
+from fedloom.config.validation_errors import unknown
+from fedloom.config.yaml_document import Document, KeyPath, Mistake, Place, branches, dotted, part, without
 from fedloom.experiment import SWEEP_KEYS
-from fedloom.mistakes import unknown
 
 MOST_LABEL = 40  # characters of a point's name
 

@@ -47,9 +47,9 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_key(incomplete: str) -> list[str]:
     """Complete a key of an experiment for the shell."""
-    from fedloom.document import dotted
+    from fedloom.config.validation_errors import key_descriptions
+    from fedloom.config.yaml_document import dotted
     from fedloom.experiment import Experiment
-    from fedloom.mistakes import key_descriptions
 
     keys = (dotted(path) for path, _ in key_descriptions(Experiment.model_json_schema()))
     return [f"{key}=" for key in keys if key.startswith(incomplete)]
@@ -119,7 +119,7 @@ def complain(text: str) -> None:
 def require_known(kind: str, name: str, names: Iterable[str]) -> None:
     """Raise a `UserError` that says which name was likely meant, unless `name` is one of `names`."""
     if name not in (known := list(names)):
-        from fedloom.mistakes import unknown
+        from fedloom.config.validation_errors import unknown
 
         raise UserError(unknown(kind, name, known))
 

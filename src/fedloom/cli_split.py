@@ -105,9 +105,9 @@ def experiment_of(
     Raises:
         UserError: Every mistake, with the option it stands in.
     """
-    from fedloom.document import Document, KeyPath, Place, override
+    from fedloom.config.validation_errors import resolve
+    from fedloom.config.yaml_document import Document, KeyPath, Place, override
     from fedloom.experiment import Experiment
-    from fedloom.mistakes import resolve
     from fedloom.plugin_section import with_plugins
     from fedloom.scenarios.published import TWO_SOURCES
 

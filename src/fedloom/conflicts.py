@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fedloom.config.validation_errors import Conflict, did_you_mean, unknown
 from fedloom.methods import Method, default_methods
-from fedloom.mistakes import Conflict, did_you_mean, unknown
 from fedloom.scenarios.published import unpublished
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
+    from fedloom.config.schema import Model
     from fedloom.experiment import Experiment
-    from fedloom.sections import Model
 
 
 def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:

@@ -12,27 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedloom.conflicts import conflicts_of
-from fedloom.document import MAX_BYTES, Document, KeyPath, override, read
-from fedloom.methods import (
-    PUBLISHED_SETTINGS,
-    REFERENCES,
-    Method,
-    default_methods,
-    parse_method,
-)
-from fedloom.mistakes import (
-    Conflict,
-    choice_error,
-    did_you_mean,
-    refusal,
-    resolve,
-    schema_at,
-    schema_of,
-)
-from fedloom.plugin_section import Pluggable, unknown_names, unusable, with_plugins
-from fedloom.scenarios.published import REPAIR
-from fedloom.sections import (
+from fedloom.config.schema import (
     MOST_NAMES,
     Aggregate,
     Argument,
@@ -50,6 +30,26 @@ from fedloom.sections import (
     Text,
     Train,
 )
+from fedloom.config.validation_errors import (
+    Conflict,
+    choice_error,
+    did_you_mean,
+    refusal,
+    resolve,
+    schema_at,
+    schema_of,
+)
+from fedloom.config.yaml_document import MAX_BYTES, Document, KeyPath, override, read
+from fedloom.conflicts import conflicts_of
+from fedloom.methods import (
+    PUBLISHED_SETTINGS,
+    REFERENCES,
+    Method,
+    default_methods,
+    parse_method,
+)
+from fedloom.plugin_section import Pluggable, unknown_names, unusable, with_plugins
+from fedloom.scenarios.published import REPAIR
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_text

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedloom.document import override, read
+from fedloom.config.validation_errors import resolve
+from fedloom.config.yaml_document import override, read
 from fedloom.experiment import Experiment, takes_text
-from fedloom.mistakes import resolve
 from fedloom.plugins import Plugins
 from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError

@@ -31,12 +31,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.axes import Axis, Change, Point, changes_of, overlaps, read_axes
-from fedloom.document import Document, KeyPath, Mistake, dotted, graft, part, read, read_change, without
+from fedloom.config.schema import Published, Section
+from fedloom.config.validation_errors import check, did_you_mean, told, unknown
+from fedloom.config.yaml_document import (
+    Document,
+    KeyPath,
+    Mistake,
+    dotted,
+    graft,
+    part,
+    read,
+    read_change,
+    without,
+)
 from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
 from fedloom.methods import parse_method
-from fedloom.mistakes import check, did_you_mean, told, unknown
 from fedloom.plugin_section import with_plugins
-from fedloom.sections import Published, Section
 from fedloom.system.errors import UserError
 
 SEED = "seed"  # the axis that reports average over

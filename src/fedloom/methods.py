@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
-from fedloom.document import read
-from fedloom.mistakes import unknown
+from fedloom.config.validation_errors import unknown
+from fedloom.config.yaml_document import read
 from fedloom.system.errors import UserError
 
 ABOUT = {

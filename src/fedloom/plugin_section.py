@@ -11,10 +11,10 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from fedloom.algorithms import ENTRIES, PLACES
 from fedloom.algorithms.entry import Entry
-from fedloom.document import Document, KeyPath, Place, dotted, graft
-from fedloom.mistakes import Conflict, choice_error, unknown
+from fedloom.config.schema import MOST_NAMES, Section, possible_path
+from fedloom.config.validation_errors import Conflict, choice_error, unknown
+from fedloom.config.yaml_document import Document, KeyPath, Place, dotted, graft
 from fedloom.plugins import INSTALLED, Layered, Plugins, gathered
-from fedloom.sections import MOST_NAMES, Section, possible_path
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:

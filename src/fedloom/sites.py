@@ -28,7 +28,7 @@ from fedloom.tuning.svd import svd_start
 from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:
-    from fedloom.sections import Train
+    from fedloom.config.schema import Train
 
 V = TypeVar("V")
 

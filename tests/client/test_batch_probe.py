@@ -17,11 +17,11 @@ from fedloom.client.batch_probe import BatchProbe
 from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
 from fedloom.client.train import train
+from fedloom.config.schema import Train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
 from fedloom.models.load import load_vlm
 from fedloom.params import Part
-from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS

@@ -16,13 +16,13 @@ from fedloom.algorithms.compose import Given, make
 from fedloom.client.memory import InMemory
 from fedloom.client.site import Question, Site
 from fedloom.client.train import train
+from fedloom.config.schema import Gate, Train
 from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.limits import Expected
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate, Train
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.parts import parts_of

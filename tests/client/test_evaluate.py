@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedloom.client.evaluate import judge
+from fedloom.config.schema import Evaluate
 from fedloom.models.batch import encode
 from fedloom.models.load import load_vlm
-from fedloom.sections import Evaluate
 from fedloom.tasks import TASKS
 from fedloom.types import Example, Presence
 

@@ -33,12 +33,12 @@ from fedloom.algorithms.rule import PLAIN, Second
 from fedloom.client.memory import Files, InMemory, Memory
 from fedloom.client.site import OWN, RULE, Local, Question, Site
 from fedloom.client.train import train
+from fedloom.config.schema import Train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
-from fedloom.sections import Train
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare

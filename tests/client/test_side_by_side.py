@@ -19,11 +19,11 @@ from fedloom.client.job import Job
 from fedloom.client.memory import InMemory
 from fedloom.client.site import Local, Profile, Site
 from fedloom.client.train import train
+from fedloom.config.schema import Evaluate, Train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
 from fedloom.models.load import load_vlm, placed
 from fedloom.params import Part
-from fedloom.sections import Evaluate, Train
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS

@@ -21,11 +21,11 @@ from fedloom.algorithms.rule import PLAIN, LocalRule, chain, clipped
 from fedloom.client.job import draw_batches
 from fedloom.client.schedule import learning_rate, local_rate
 from fedloom.client.train import train
+from fedloom.config.schema import Train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import answer_loss
 from fedloom.models.load import load_vlm
 from fedloom.params import Params, Part
-from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare

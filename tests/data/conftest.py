@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedloom.sections import Data
+from fedloom.config.schema import Data
 
 
 @pytest.fixture(scope="session")

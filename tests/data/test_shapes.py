@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedloom.config.schema import Data, Scenario
 from fedloom.data import load_data, variants
 from fedloom.data.shapes import COLORS, SHAPES, SIZES, STYLES, Scene, Thing
 from fedloom.experiment import Experiment
 from fedloom.scenarios.plan import build_plan
-from fedloom.sections import Data, Scenario
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fedloom.algorithms.base import Extra
+from fedloom.config.schema import Gate
 from fedloom.engine.admission import FIRST, REMEMBERED, Admission
 from fedloom.engine.limits import Allowance
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate
 from fedloom.wire.messages import Update
 
 LAYOUT = Layout.of({"a": (2, 3), "b": (4,)})

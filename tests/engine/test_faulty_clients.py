@@ -8,8 +8,8 @@ from tests.clients import PERMISSIVE, Corrupted, run_of, site_of, start_of
 from tests.hostile.updates import scaled
 
 from fedloom.algorithms.compose import Given, compose
+from fedloom.config.schema import Train
 from fedloom.engine.rounds import run_rounds
-from fedloom.sections import Train
 
 CLIENTS = range(20, 27)
 """Client k's loss is least where all parameters are k; training starts around 0."""

@@ -15,9 +15,9 @@ from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.client.optimizers import OPTIMIZERS, adamw_reach, clip
 from fedloom.client.schedule import rate_of
+from fedloom.config.schema import Train
 from fedloom.engine.limits import TIMES, Expected, norm, reach
 from fedloom.params import Params, Part
-from fedloom.sections import Train
 
 SIZE = 12
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
 from fedloom.client.train import train
+from fedloom.config.schema import Train
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import machine as module
 from fedloom.engine.in_process import WINDOW
@@ -25,7 +26,6 @@ from fedloom.models import batch as batches
 from fedloom.models.batch import answer_losses, collate
 from fedloom.models.load import load_vlm
 from fedloom.models.recompute import recomputing
-from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare

@@ -16,10 +16,10 @@ from fedloom.algorithms import SERVERS
 from fedloom.algorithms.base import Aggregate, FederatedAlgorithm, ServerState, TooFew, with_aggregate
 from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.memory import Memory
+from fedloom.config.schema import Gate
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.params import Params
-from fedloom.sections import Gate
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Update
 

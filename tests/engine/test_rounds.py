@@ -27,11 +27,11 @@ from fedloom.algorithms import SERVERS
 from fedloom.algorithms.base import ServerState
 from fedloom.algorithms.compose import make
 from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.config.schema import Gate
 from fedloom.engine import store
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.store import commit, last_commit
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.parts import Parts

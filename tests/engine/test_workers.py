@@ -17,12 +17,12 @@ from tests.clients import CLIENTS, asked_about, assigned, named, real_site
 from fedloom.algorithms import SERVERS
 from fedloom.client.evaluate import judge_rows
 from fedloom.client.memory import Files
+from fedloom.config.schema import Evaluate
 from fedloom.data.shapes import MAKERS
 from fedloom.engine import workers as module
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.workers import Workers, dealt
 from fedloom.models.load import load_vlm
-from fedloom.sections import Evaluate
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork

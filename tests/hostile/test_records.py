@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedloom.config.schema import Data
 from fedloom.data.folder import load_folder
 from fedloom.data.pictures import FilePicture, check_picture
-from fedloom.sections import Data
 
 from .records import IMAGES, RECORDS, fill, pixels
 

@@ -14,9 +14,9 @@ import torch
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
 from fedloom.algorithms.compose import make
+from fedloom.config.schema import Gate, Train
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.params import Layout, Params, Part
-from fedloom.sections import Gate, Train
 from fedloom.wire.messages import Update
 
 Corrupt = Callable[[Update], Update]

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedloom.config.schema import Scenario
 from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pooled
 from fedloom.scenarios.partition import Pool
 from fedloom.scenarios.pattern import coins
-from fedloom.sections import Scenario
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 

@@ -16,11 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from fedloom.cli import app
+from fedloom.config.schema import Model
 from fedloom.models import added
 from fedloom.models.added import ADDED, LISTED, Wheel, add, home, status
 from fedloom.models.assemble import base_digest
 from fedloom.models.load import load_vlm
-from fedloom.sections import Model
 from fedloom.system.errors import UserError
 
 from .tiny import save

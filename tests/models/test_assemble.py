@@ -30,9 +30,9 @@ from transformers import (
     SiglipModel,
 )
 
-from fedloom.document import read
+from fedloom.config.validation_errors import resolve
+from fedloom.config.yaml_document import read
 from fedloom.experiment import Experiment
-from fedloom.mistakes import resolve
 from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.connectors import fresh

@@ -11,12 +11,12 @@ from tests.clients import deltas, job_of
 
 from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
+from fedloom.config.schema import Train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.compiled import compiling
 from fedloom.models.load import load_vlm
 from fedloom.models.reading import layers_of
 from fedloom.models.recompute import recomputing
-from fedloom.sections import Train
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare

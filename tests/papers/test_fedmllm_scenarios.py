@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from fedloom.config.schema import Scenario
 from fedloom.engine.rounds import Schedule, draw_cohort
 from fedloom.experiment import load_experiment
 from fedloom.scenarios import Plan, build_plan, published_cohort
-from fedloom.sections import Scenario
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 

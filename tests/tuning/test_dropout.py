@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fedloom.algorithms.rule import PLAIN
 from fedloom.client.job import Job
+from fedloom.config.schema import Train
 from fedloom.data.shapes import MAKERS
 from fedloom.models.batch import Batch, answer_losses, collate
 from fedloom.models.load import load_vlm
-from fedloom.sections import Train
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS

@@ -25,7 +25,7 @@ from fedloom.tasks.scoring import Judged
 from fedloom.types import Conversation, Example, Presence
 
 if TYPE_CHECKING:
-    from fedloom.sections import Evaluate
+    from fedloom.config.schema import Evaluate
 
 BATCH_SIZE = 32
 """Conversations in one pass, over all clients that answer side by side."""

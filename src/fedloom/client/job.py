@@ -18,7 +18,7 @@ from fedloom.types import Broadcast, Conversation, Tensors
 from fedloom.wire.messages import Assignment
 
 if TYPE_CHECKING:
-    from fedloom.sections import Train
+    from fedloom.config.schema import Train
 
 BUCKETED = 32
 """Batches whose examples are sorted together by modality and length where batches are "bucketed"."""

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedloom.sections import Train
+    from fedloom.config.schema import Train
 
 
 def learning_rate(settings: Train, round: int) -> float:

@@ -32,7 +32,7 @@ from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update, unsendable
 
 if TYPE_CHECKING:
-    from fedloom.sections import Evaluate, Train
+    from fedloom.config.schema import Evaluate, Train
 
 PERSONAL = "personal"
 """The name of a client's personal values in its memory."""

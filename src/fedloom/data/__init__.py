@@ -36,7 +36,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import DataSet
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 __all__ = [
     "DATASETS",

@@ -13,7 +13,7 @@ from fedloom.seeds import stream
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 FILES = Path(__file__).parent / "files"
 """Where the shipped data sets lie."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedloom.config.schema import Data
 from fedloom.data import DATASETS, SHIPPED, Loader
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.folder import validates_folder
@@ -18,7 +19,6 @@ from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.records import shown
 from fedloom.data.same import alike, look_of
 from fedloom.data.source import Row, Source
-from fedloom.sections import Data
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example, Rejected
 

@@ -14,7 +14,7 @@ from fedloom.data.pictures import ZipPicture
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 QUESTION = "Which digit is shown?"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -15,7 +15,7 @@ from fedloom.data.pictures import ZipPicture
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 QUESTION = "Which group does it belong to?"
 GROUPS = ("face", "person", "animal", "food", "place", "object", "symbol", "flag")

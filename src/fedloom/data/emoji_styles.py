@@ -32,7 +32,7 @@ from fedloom.system.file_hashes import cache_folder, file_digest
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 TASKS = ("classification", "captioning", "vqa", "all")
 VARIANTS = ("bundled", "with-openmoji")

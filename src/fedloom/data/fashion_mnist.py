@@ -24,7 +24,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 QUESTION = "Which article of clothing is it?"

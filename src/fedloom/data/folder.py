@@ -59,7 +59,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example, Rejected, Turn
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 MAX_CLOSED = 50
 """Up to this many distinct answers are taken for the options of a closed question."""

@@ -15,7 +15,7 @@ from fedloom.system.errors import UserError, client_failure
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 
 def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:

@@ -28,7 +28,7 @@ from fedloom.seeds import stream
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "bar")
 COLORS = {

@@ -20,7 +20,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example, Rejected
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data
+    from fedloom.config.schema import Data
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 if TYPE_CHECKING:
-    from fedloom.sections import Gate
+    from fedloom.config.schema import Gate
 
 FIRST = 16
 """Updates of a round whose norms count toward the usual norm: the first ones."""

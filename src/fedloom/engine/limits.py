@@ -37,7 +37,7 @@ from fedloom.params import Params, Part
 from fedloom.tuning.lora import fold
 
 if TYPE_CHECKING:
-    from fedloom.sections import Train
+    from fedloom.config.schema import Train
 
 TIMES = 100.0
 """Norm of an update, as a multiple of the global parameters', where the settings do not bound it."""

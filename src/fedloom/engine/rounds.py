@@ -30,7 +30,7 @@ from fedloom.tasks.scoring import Judged
 from fedloom.wire.messages import Answer, Assignment
 
 if TYPE_CHECKING:
-    from fedloom.sections import Gate, Train
+    from fedloom.config.schema import Gate, Train
 
 MISSED = 3
 """Rounds in a row that are not applied and after which a run ends."""

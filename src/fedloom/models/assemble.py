@@ -30,7 +30,7 @@ from fedloom.system.file_hashes import combined, file_digest
 from fedloom.system.startup import uncollected
 
 if TYPE_CHECKING:
-    from fedloom.sections import Model
+    from fedloom.config.schema import Model
 
 ENCODERS = {
     "clip_vision_model": ("CLIPVisionModel", "llava"),

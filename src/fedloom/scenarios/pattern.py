@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
-    from fedloom.sections import Scenario
+    from fedloom.config.schema import Scenario
 
 Flags = NDArray[np.bool_]
 

@@ -25,7 +25,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Scenario
+    from fedloom.config.schema import Scenario
 
 ROWS = 10_000
 """Up to this many clients `Plan.to_json` has a row for each; beyond, only for the first `SHOWN`."""

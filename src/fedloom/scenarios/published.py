@@ -33,7 +33,7 @@ from fedloom.scenarios.pattern import Flags, image_count
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
-    from fedloom.sections import Scenario
+    from fedloom.config.schema import Scenario
 
 SEED, TWO_SOURCE_SEED = 42, 41
 

@@ -25,7 +25,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:
-    from fedloom.sections import Data, Scenario
+    from fedloom.config.schema import Data, Scenario
 
 
 @dataclass(frozen=True, eq=False)

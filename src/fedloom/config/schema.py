@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedloom.mistakes import choice_error
+from fedloom.config.validation_errors import choice_error
 
 MOST_NUMBERS = 100_000
 """Most entries of an argument that is a list."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fedloom.document import Document, KeyPath, Mistake, dotted
+from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted
 from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
