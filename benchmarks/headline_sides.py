@@ -27,7 +27,8 @@ from fedloom.client.evaluate import judge, render
 from fedloom.client.job import Job
 from fedloom.client.schedule import learning_rate
 from fedloom.data import load_data
-from fedloom.experiment import Experiment, load_experiment
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.recipes import load_experiment
 from fedloom.measure import SLICES, slices_of
 from fedloom.models.batch import encode, pad
 from fedloom.models.load import Vlm, load_vlm

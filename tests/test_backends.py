@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedloom import backends
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.compiled import compiling
 from fedloom.models.load import Vlm
 from fedloom.progress import Progress

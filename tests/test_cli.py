@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 import fedloom
 from fedloom.cli import app
 from fedloom.cli_options import complete_key, complete_recipe
-from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import parse_method
+from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.folder import begin, folder_state
-from fedloom.methods import parse_method
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, files_in, list_files
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.system.errors import UserError
 
 

@@ -23,7 +23,7 @@ import fedloom
 from fedloom.cli import app
 from fedloom.models.load import load_vlm
 from fedloom.params import Layout, Params
-from fedloom.plugins import read_plugin
+from fedloom.plugins.plugins import read_plugin
 from fedloom.testing import LAWS, check_algorithm
 from fedloom.wire.messages import Update
 

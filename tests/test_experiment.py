@@ -11,19 +11,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedloom.algorithms import ENTRIES
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.prompt import VARIANTS
 from fedloom.config.schema import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.config.validation_errors import key_descriptions, schema_at
-from fedloom.experiment import (
-    REFERENCES,
-    Experiment,
-    load_experiment,
-    parse_method,
-    recipes,
-    sweep_keys,
-)
-from fedloom.methods import PUBLISHED_SETTINGS, default_methods
-from fedloom.plugins import Plugins
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods, parse_method
+from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
+from fedloom.plugins.plugins import Plugins
 from fedloom.sites import clause_of
 from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS
@@ -364,7 +359,7 @@ def test_every_key_says_in_one_sentence_what_it_is():
 def test_parse_method_takes_names_apart():
     assert parse_method("fedavg+adaptive+prompt") == ("fedavg", ("prompt", "adaptive"))
     assert parse_method("scaffold") == ("scaffold", ())
-    assert all(not parse_method(name).federated for name in REFERENCES)
+    assert all(not parse_method(name).federated for name in BASELINES)
     assert all(parse_method(f"local+{name}").parts == (name,) for name in ("prompt", "adaptive", "proximal"))
     for wrong in ("", "+prompt", "fedavg+", "fedavg+linear", "prompt", "fedavg prompt"):
         with pytest.raises(UserError, match=r"method|part|added"):
@@ -394,8 +389,8 @@ def test_choices_are_what_the_packages_offer():
     assert choices(Strategy, "name") == set(SEQUENCES)
     assert Strategy().targets == LINEARS
     assert Data().name in DATASETS
-    assert {parse_method(name).base for name in default_methods()} <= {*REFERENCES, *SERVERS}
-    assert not set(REFERENCES) & set(SERVERS)
+    assert {parse_method(name).base for name in default_methods()} <= {*BASELINES, *SERVERS}
+    assert not set(BASELINES) & set(SERVERS)
 
 
 def test_neither_the_package_nor_a_bad_key_loads_torch():

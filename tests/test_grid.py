@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.data import SHIPPED, load_data
-from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
-from fedloom.grid import MOST_FOLDER, load_grid, short_names, slug
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.grid import MOST_FOLDER, load_grid, short_names, slug
+from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError
 from fedloom.types import Example

@@ -17,12 +17,13 @@ from fedloom.algorithms.base import LocalWork
 from fedloom.algorithms.compose import Given, compose
 from fedloom.cli import app
 from fedloom.data import DATASETS, load_data
-from fedloom.experiment import Experiment, load_experiment
-from fedloom.grid import load_grid
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.grid import load_grid
+from fedloom.experiment.recipes import load_experiment
 from fedloom.identity import code
 from fedloom.models.families import FAMILIES
 from fedloom.params import Layout, Params
-from fedloom.plugins import INSTALLED, Plugins, gathered, read_plugin
+from fedloom.plugins.plugins import INSTALLED, Plugins, gathered, read_plugin
 from fedloom.system.errors import UserError
 from fedloom.tasks.scoring import Judged, score
 from fedloom.types import DataSet, Example

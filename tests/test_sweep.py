@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 
 from fedloom import runner
 from fedloom.cli import app
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.grid import load_grid
 from fedloom.folder import begin
-from fedloom.grid import load_grid
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.sweep import run_sweep
@@ -373,7 +373,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from fedloom.folder import begin
-from fedloom.grid import load_grid
+from fedloom.experiment.grid import load_grid
 from fedloom.system.manifest import Manifest, list_files
 from fedloom.system.processes import can_fork
 from fedloom.progress import Progress

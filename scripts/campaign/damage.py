@@ -13,7 +13,7 @@ import numpy as np
 
 from campaign.world import World, outcome
 from fedloom import runner
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.load import load_vlm
 from fedloom.report.page import write_report
 from fedloom.run_log import Record

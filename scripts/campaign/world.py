@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tests.tiny_model import make_tiny
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import Models, resume_run, run_experiment
 

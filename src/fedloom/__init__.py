@@ -16,12 +16,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedloom.version import __version__
+
 if TYPE_CHECKING:
-    from fedloom.experiment import Experiment, load_experiment
-    from fedloom.plugins import Plugins
+    from fedloom.experiment.experiment import Experiment
+    from fedloom.experiment.recipes import load_experiment
+    from fedloom.plugins.plugins import Plugins
 
 __all__ = ["Experiment", "Plugins", "__version__", "load_experiment", "run"]
-__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -30,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(experiment, name)
     if name == "Plugins":
-        from fedloom.plugins import Plugins
+        from fedloom.plugins.plugins import Plugins
 
         return Plugins
     raise AttributeError(f"module 'fedloom' has no attribute {name!r}")

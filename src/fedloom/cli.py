@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom import __version__
 from fedloom.cli_data import data
 from fedloom.cli_list import list_
 from fedloom.cli_models import models
@@ -34,9 +33,10 @@ from fedloom.cli_sweep import report_sweep, sweep, validate_grid
 from fedloom.system.errors import UserError
 from fedloom.system.signals import exit_code
 from fedloom.system.startup import uncollected
+from fedloom.version import __version__
 
 if TYPE_CHECKING:
-    from fedloom.experiment import Experiment
+    from fedloom.experiment.experiment import Experiment
     from fedloom.progress import Progress
 
 app = typer.Typer(
@@ -79,7 +79,7 @@ def run(
 ) -> None:
     """Run an experiment and print its results."""
     with courteous(debug, "nothing was begun"):
-        from fedloom.experiment import load_experiment
+        from fedloom.experiment.recipes import load_experiment
         from fedloom.folder import default_folder, discard, folder_state, moves
 
         experiment = load_experiment(recipe, changes or (), plugins or ())
@@ -202,7 +202,7 @@ def validate(
 ) -> None:
     """Check an experiment without running it; --json prints it with all defaults."""
     with courteous(debug):
-        from fedloom.experiment import load_experiment, sweep_keys
+        from fedloom.experiment.recipes import load_experiment, sweep_keys
         from fedloom.folder import default_folder
 
         if keys := sweep_keys(recipe):
@@ -219,7 +219,7 @@ def validate(
 def show(recipe: Recipe, debug: Debug = False) -> None:
     """Print a recipe, ready to copy into your own file."""
     with courteous(debug):
-        from fedloom.experiment import experiment_text
+        from fedloom.experiment.recipes import experiment_text
 
         say(experiment_text(recipe)[0], nl=False)
 

@@ -69,7 +69,7 @@ def check(
     """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
     with courteous(debug):
         from fedloom.data.check import check as checked
-        from fedloom.plugin_section import Pluggable
+        from fedloom.experiment.plugins_key import Pluggable
 
         datasets = Pluggable(plugins=tuple(plugins or ())).datasets
         require_known("data set", name, datasets)

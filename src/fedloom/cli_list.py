@@ -14,7 +14,7 @@ from fedloom.system.errors import UserError
 if TYPE_CHECKING:
     from fedloom.algorithms.entry import Entry
     from fedloom.data import Loader
-    from fedloom.plugin_section import Pluggable
+    from fedloom.experiment.plugins_key import Pluggable
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def _each(
 
 def _recipes(plugged: Pluggable) -> dict[str, str]:
     del plugged
-    from fedloom.experiment import recipes
+    from fedloom.experiment.recipes import recipes
 
     first_lines = {
         name: file.read_text(encoding="utf-8").partition("\n")[0] for name, file in recipes().items()
@@ -116,9 +116,9 @@ def _scenarios(plugged: Pluggable) -> dict[str, str]:
 
 
 def _methods(plugged: Pluggable) -> dict[str, str]:
-    from fedloom.methods import ABOUT
+    from fedloom.algorithms.baselines import BASELINES
 
-    return ABOUT | _algorithms(plugged)
+    return {name: one.about for name, one in BASELINES.items()} | _algorithms(plugged)
 
 
 _LISTS: dict[str, Callable[[Pluggable], dict[str, str]]] = {
@@ -144,7 +144,7 @@ def list_(
 ) -> None:
     """List what there is to choose from."""
     with courteous(debug):
-        from fedloom.plugin_section import Pluggable
+        from fedloom.experiment.plugins_key import Pluggable
 
         require_known("list", kind, _LISTS)
         rows = _LISTS[kind](Pluggable(plugins=tuple(plugins or ())))

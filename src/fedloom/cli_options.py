@@ -40,7 +40,7 @@ class Commands(TyperGroup):
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe's name for the shell."""
-    from fedloom.experiment import recipes
+    from fedloom.experiment.recipes import recipes
 
     return [name for name in recipes() if name.startswith(incomplete)]
 
@@ -49,7 +49,7 @@ def complete_key(incomplete: str) -> list[str]:
     """Complete a key of an experiment for the shell."""
     from fedloom.config.validation_errors import key_descriptions
     from fedloom.config.yaml_document import dotted
-    from fedloom.experiment import Experiment
+    from fedloom.experiment.experiment import Experiment
 
     keys = (dotted(path) for path, _ in key_descriptions(Experiment.model_json_schema()))
     return [f"{key}=" for key in keys if key.startswith(incomplete)]

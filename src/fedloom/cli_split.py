@@ -12,7 +12,7 @@ from fedloom.cli_options import PluginFiles, courteous, say, say_json
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
-    from fedloom.experiment import Experiment
+    from fedloom.experiment.experiment import Experiment
 
 CLIENTS, COHORT = 10, 2
 """The values of FedMLLM; an experiment has its own defaults."""
@@ -107,8 +107,8 @@ def experiment_of(
     """
     from fedloom.config.validation_errors import resolve
     from fedloom.config.yaml_document import Document, KeyPath, Place, override
-    from fedloom.experiment import Experiment
-    from fedloom.plugin_section import with_plugins
+    from fedloom.experiment.experiment import Experiment
+    from fedloom.experiment.plugins_key import with_plugins
     from fedloom.scenarios.published import TWO_SOURCES
 
     sources = given.get("data.name", ("", None))[1] in TWO_SOURCES

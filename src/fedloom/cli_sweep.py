@@ -47,7 +47,7 @@ def sweep(
 ) -> None:
     """Run every experiment of a grid; the same command continues after an interruption."""
     with courteous(debug, "nothing was begun"):
-        from fedloom.grid import load_grid
+        from fedloom.experiment.grid import load_grid
         from fedloom.progress import make_passing_progress
         from fedloom.report.tables import counted
         from fedloom.sweep import default_sweep_folder, run_sweep
@@ -103,7 +103,7 @@ def validate_grid(
     recipe: str, changes: Sequence[str], plugins: Sequence[str], as_json: bool, *, quick: bool
 ) -> None:
     """Check a grid, and its quick form if it has one; as JSON, print every cell's experiment."""
-    from fedloom.grid import load_grid
+    from fedloom.experiment.grid import load_grid
     from fedloom.report.tables import counted
     from fedloom.sweep import default_sweep_folder
 

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from fedloom.config.validation_errors import resolve
 from fedloom.config.yaml_document import override, read
-from fedloom.experiment import Experiment, takes_text
-from fedloom.plugins import Plugins
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.recipes import takes_text
+from fedloom.plugins.plugins import Plugins
 from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest

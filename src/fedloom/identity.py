@@ -10,16 +10,16 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import fedloom
 from fedloom.algorithms import PLACES
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.folder import chosen
 from fedloom.models.families import FAMILIES
 from fedloom.models.source import Source
-from fedloom.plugins import INSTALLED, installed_code
+from fedloom.plugins.plugins import INSTALLED, installed_code
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combined
 from fedloom.types import DataSet, Example, Picture
+from fedloom.version import __version__
 
 PACKAGE = Path(__file__).parent
 
@@ -103,7 +103,7 @@ def code(experiment: Experiment) -> dict[str, str]:
     It is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
     what it imports from beside it; and the digests of what the experiment uses of installed packages.
     """
-    own = fedloom.__version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
+    own = __version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
     methods, added = [experiment.method(name) for name in experiment.methods], experiment.added
     used = {
         "algorithms": {name for method in methods for name in method.composed if name not in PLACES},

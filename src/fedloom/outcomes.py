@@ -12,9 +12,9 @@ from fedloom.answering import answers_of, validated, validation_scores
 from fedloom.client.site import Question
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
+from fedloom.experiment.methods import Method
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
-from fedloom.methods import Method
 from fedloom.models.sentences import embed_sentences
 from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting

@@ -17,7 +17,8 @@ from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.store import recorded_below
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import parse_method
 from fedloom.folder import (
     METHODS,
     RECORD,
@@ -32,7 +33,6 @@ from fedloom.folder import (
     written,
 )
 from fedloom.identity import contents_of, family_code, identity, require_same
-from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
@@ -256,7 +256,7 @@ def _prepare(
         models: Models and judges to use again.
         live: Takes the adapters out of the model again when it closes.
     """
-    import fedloom
+    from fedloom.version import __version__
 
     _set_threads(experiment)
     data, manifest = _data(experiment), read_manifest(folder)
@@ -276,7 +276,7 @@ def _prepare(
     judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
     versions = _versions()
     if manifest is None:
-        began = Manifest(fedloom.__version__, now, versions)
+        began = Manifest(__version__, now, versions)
         begin(folder, experiment, plan_json(plan, data.train, validation), began)
     elif manifest.versions != versions:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
@@ -318,14 +318,14 @@ def _record_start(
     """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
     import torch
 
-    import fedloom
+    from fedloom.version import __version__
 
     vlm, data = tuned.vlm, check.data
     record.append(
         "start",
         {
             "digest": experiment.digest,
-            "version": fedloom.__version__,
+            "version": __version__,
             "seed": experiment.seed,
             **_versions(),
             "threads": torch.get_num_threads(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.client.site import Site
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.load import Vlm
 from fedloom.progress import Progress
 from fedloom.run_log import Record

@@ -14,9 +14,9 @@ from fedloom.algorithms.rule import Final
 from fedloom.client.evaluate import render
 from fedloom.client.memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import Method
 from fedloom.measure import SLICES
-from fedloom.methods import Method
 from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation import Validation

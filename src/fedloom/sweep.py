@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from fedloom import __version__
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.grid import Cell, Grid
 from fedloom.folder import alone, discard, finished, temporary
-from fedloom.grid import Cell, Grid
 from fedloom.progress import Progress, duration
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
@@ -25,6 +24,7 @@ from fedloom.system.errors import UserError, sentence
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, read_text
 from fedloom.system.manifest import LOCK, write_sealed
+from fedloom.version import __version__
 
 State = Literal["waiting", "begun", "done", "failed"]
 PLACE = struct.Struct("<I")

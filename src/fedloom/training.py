@@ -14,9 +14,9 @@ from fedloom.client.schedule import learning_rate
 from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
 from fedloom.engine.store import commit, last_commit
+from fedloom.experiment.methods import ALONE, Method
 from fedloom.folder import METHODS
 from fedloom.measure import slices_of
-from fedloom.methods import ALONE, Method
 from fedloom.params import Part, common
 from fedloom.setting import Setting
 from fedloom.sites import algorithm_of

@@ -21,7 +21,7 @@ from fedloom.data.base import FILES
 from fedloom.data.emoji import picture_of, pool
 from fedloom.data.emoji_styles import KINDS, may_distract, with_article
 from fedloom.data.openmoji import add_openmoji
-from fedloom.experiment import load_experiment
+from fedloom.experiment.recipes import load_experiment
 from fedloom.report.clients import name_of
 from fedloom.scenarios import build_plan
 from fedloom.system.errors import UserError

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedloom.config.schema import Scenario
 from fedloom.data import DATASETS, Source, load_data, tasks, validates
 from fedloom.data.fashion_mnist import SIDE
 from fedloom.data.same import marks, twins
-from fedloom.experiment import Scenario
 from fedloom.scenarios.plan import Plan, build_plan
 from fedloom.scenarios.validation import divided, keep_out
 from fedloom.system.errors import UserError

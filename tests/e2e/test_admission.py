@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
 from fedloom.system.errors import UserError

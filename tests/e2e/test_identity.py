@@ -21,11 +21,11 @@ import fedloom
 from fedloom import folder, identity, runner
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
-from fedloom.code_digest import PROCESS, source_digest
 from fedloom.data.pictures import FilePicture
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.folder import HELD, begin, discard, folder_state
-from fedloom.plugins import Plugins
+from fedloom.plugins.code_digest import PROCESS, source_digest
+from fedloom.plugins.plugins import Plugins
 from fedloom.progress import Progress
 from fedloom.run_log import Record
 from fedloom.runner import resume_run, run_experiment

@@ -16,7 +16,7 @@ from tests.tiny_model import make_llama
 from torch import Tensor
 
 from fedloom import runner
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.connectors import fresh
 from fedloom.models.load import Vlm
 from fedloom.progress import Progress

@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom import Experiment, Plugins, plugins
+from fedloom import Experiment, Plugins
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
+from fedloom.plugins import plugins
 from fedloom.progress import Progress
 from fedloom.run_log import Record
 from fedloom.runner import run_experiment

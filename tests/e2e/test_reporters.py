@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.system.errors import UserError

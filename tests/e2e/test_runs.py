@@ -17,8 +17,9 @@ from PIL import Image
 from tests.clients import EXCHANGING
 
 from fedloom.algorithms import ENTRIES
-from fedloom.experiment import Experiment, load_experiment, recipes, sweep_keys
-from fedloom.methods import PUBLISHED_SETTINGS
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import PUBLISHED_SETTINGS
+from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.models.load import load_vlm
 from fedloom.params import Params
 from fedloom.progress import make_progress
@@ -121,7 +122,7 @@ def test_another_seed_gives_other_bytes(tiny_model: Path, undisturbed: Path, tmp
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom import runner
 import torch
@@ -320,7 +321,7 @@ def refuse(*arguments, **named):
     os._exit(9)
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 run_experiment(Experiment.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Progress(None))

@@ -10,7 +10,7 @@ import pytest
 
 from fedloom.client.job import Job
 from fedloom.client.site import Site
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.verify import verify

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.clients import EXCHANGING
 from tests.tiny_model import make_llama
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import run_experiment
 from fedloom.system.errors import UserError

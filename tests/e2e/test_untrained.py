@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedloom.client.job import Job
 from fedloom.client.site import Site
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.wire.messages import Assignment

@@ -14,7 +14,7 @@ import pytest
 from fedloom import sites, training
 from fedloom.answering import _values
 from fedloom.data import load_data
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
 from fedloom.tasks.scoring import Judged, each
@@ -101,7 +101,7 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
 CHILD = """
 import os, re, signal, sys
 from pathlib import Path
-from fedloom.experiment import load_experiment
+from fedloom.experiment.experiment import load_experiment
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 import torch

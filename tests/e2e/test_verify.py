@@ -15,7 +15,7 @@ from fedloom.cli import app
 from fedloom.client.memory import Files
 from fedloom.engine import store
 from fedloom.engine.store import last_commit
-from fedloom.grid import load_grid
+from fedloom.experiment.grid import load_grid
 from fedloom.models.load import load_vlm
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep

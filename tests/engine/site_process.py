@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import serve
-from fedloom.experiment import load_experiment
+from fedloom.experiment.recipes import load_experiment
 from fedloom.runner import open_site
 
 

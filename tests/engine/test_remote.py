@@ -17,7 +17,7 @@ from fedloom.client.site import Question
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.runner import open_site
 from fedloom.sites import algorithm_of
 from fedloom.system.timing import Clock

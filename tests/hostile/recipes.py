@@ -77,7 +77,7 @@ def run_folder(files: Mapping[str, bytes], *given: str) -> Build:
     """Make a run folder `{}/run` of some files, besides the experiment."""
 
     def build(folder: Path) -> list[str]:
-        from fedloom.experiment import load_experiment
+        from fedloom.experiment.recipes import load_experiment
 
         whole = {"experiment.json": load_experiment("smoke").to_json().encode()}
         (folder / "run").mkdir()

@@ -8,11 +8,12 @@ import pytest
 
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES, SERVERS
 from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.compose import CONFLICTS, Given, conflicts, make
 from fedloom.algorithms.entry import KINDS, TRAITS
 from fedloom.algorithms.rule import Final, LocalRule, Second
-from fedloom.experiment import Experiment
-from fedloom.methods import REFERENCES, default_methods, parse_method
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import default_methods, parse_method
 from fedloom.system.errors import UserError
 
 RESULTS = {"server": FederatedAlgorithm, "rule": LocalRule, "pass": Second, "stage": Final, "part": Budget}
@@ -77,7 +78,7 @@ def test_a_part_goes_with_an_algorithm_or_is_refused_with_the_reason(server: str
 
 
 @pytest.mark.parametrize("part", [name for name in PLACES if name not in SERVERS])
-@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("reference", BASELINES)
 def test_baselines_take_rules_and_prompts_that_leave_no_model_of_its_own(reference: str, part: str) -> None:
     entry = ENTRIES[part]
     takes = entry.kind in ("rule", "prompt") and "own model" not in entry.traits
@@ -99,7 +100,7 @@ def test_the_table_needs_no_torch() -> None:
     code = (
         "import sys\n"
         "from fedloom.algorithms import ENTRIES, PLACES, SERVERS\n"
-        "from fedloom.methods import default_methods, parse_method\n"
+        "from fedloom.experiment.methods import default_methods, parse_method\n"
         "assert [parse_method(name) for name in (*default_methods(), *SERVERS)]\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -32,7 +32,7 @@ from transformers import (
 
 from fedloom.config.validation_errors import resolve
 from fedloom.config.yaml_document import read
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.assemble import base_digest, load_model
 from fedloom.models.batch import answer_loss, encode, generate, option_scores
 from fedloom.models.connectors import fresh

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.models.added import home
 from fedloom.models.sentences import LONGEST, embed_sentences
 from fedloom.progress import Progress

@@ -14,7 +14,7 @@ import pytest
 
 from fedloom.config.schema import Scenario
 from fedloom.engine.rounds import Schedule, draw_cohort
-from fedloom.experiment import load_experiment
+from fedloom.experiment.recipes import load_experiment
 from fedloom.scenarios import Plan, build_plan, published_cohort
 from fedloom.system.errors import UserError
 from fedloom.types import Example

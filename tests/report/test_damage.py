@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedloom.experiment import Scenario
+from fedloom.config.schema import Scenario
 from fedloom.report.page import render
 from fedloom.report.records import FILES, read_run
 from fedloom.report.scores import terminal_table

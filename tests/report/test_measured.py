@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.experiment import Scenario
+from fedloom.config.schema import Scenario
 from fedloom.report.chance import interval, margin
 from fedloom.report.gain import comparison, fares, worst_client
 from fedloom.report.introduction import introduction, purpose

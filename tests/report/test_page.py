@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.experiment import Experiment
+from fedloom.experiment.experiment import Experiment
 from fedloom.report import finding, read_run, write_report
 from fedloom.report.page import client_loop, mode, render
 from fedloom.report.prose import gap_share

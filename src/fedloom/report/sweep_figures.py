@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.report.figures import NARROW, SERIES, brief, paint
 from fedloom.report.paired import Estimate
 from fedloom.report.svg import clip, drawing, legend, line, measure, scale, shift, tag, ticks, words
 from fedloom.report.sweep_tables import shown
 from fedloom.report.sweeps import CellRun, SweepRun, along, over_seeds, rows_of
-from fedloom.report.tables import REFERENCES, base, federated, label, percent, title
+from fedloom.report.tables import base, federated, label, percent, title
 
 LANE, GAP = 9.0, 14.0  # pixels for one method, and between two values of the axis
 
@@ -37,7 +38,7 @@ SHAPES: tuple[Shape, ...] = (_circle, _square, _diamond)
 def shape_of(method: str, methods: Sequence[str]) -> Shape:
     """Return how a method is marked: where the colors start again, the shape changes."""
     if not federated(method):
-        return SHAPES[list(REFERENCES).index(base(method)) % len(SHAPES)]
+        return SHAPES[list(BASELINES).index(base(method)) % len(SHAPES)]
     return SHAPES[[name for name in methods if federated(name)].index(method) // SERIES % len(SHAPES)]
 
 

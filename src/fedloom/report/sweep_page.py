@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedloom import __version__
 from fedloom.report.choices import choice_json, choices, chosen
 from fedloom.report.introduction import described, glossary
 from fedloom.report.page import SLIM, WIDE, Figure, template
@@ -37,6 +36,7 @@ from fedloom.report.tables import MISSING, counted, title
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import write_atomic, write_json
 from fedloom.system.manifest import Manifest, write_manifest
+from fedloom.version import __version__
 
 MOST_OPEN = 12  # rows of the tables of one factor that stand open
 

@@ -9,17 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedloom.algorithms import PLACES
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.report.records import Json, at, number
 
 MISSING = "—"
-
-REFERENCES = {
-    "zero-shot": "zero-shot",
-    "linear": "linear baseline",
-    "local": "local (mean)",
-    "centralised": "centralised",
-}
-"""Methods that are not federated, and how they are shown."""
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -73,7 +66,7 @@ def part_label(name: str) -> str:
 
 def federated(method: str) -> bool:
     """Return whether a method is a federated algorithm rather than a baseline."""
-    return base(method) not in REFERENCES
+    return base(method) not in BASELINES
 
 
 def label(method: str) -> str:
@@ -84,7 +77,9 @@ def label(method: str) -> str:
         ('FedAvg + prompt + adaptive regularizer', 'local (mean)', 'mine')
     """
     first, *parts = method.split("+")
-    return " + ".join([REFERENCES.get(first) or part_label(first), *map(part_label, parts)])
+    return " + ".join(
+        [BASELINES[first].label if first in BASELINES else part_label(first), *map(part_label, parts)]
+    )
 
 
 def title(name: str) -> str:

@@ -16,7 +16,7 @@ from fedloom.algorithms.compose import Given, compose
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.rule import LocalRule
 from fedloom.params import Layout, Params
-from fedloom.plugins import Layered
+from fedloom.plugins.plugins import Layered
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.types import Broadcast, Tensors

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-import fedloom
 from fedloom.models.load import Vlm
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
@@ -31,6 +30,7 @@ from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import Manifest, check_files, read_manifest, write_manifest
 from fedloom.tuning.lora import LoRALinear, scale_of
 from fedloom.tuning.strategy import LoRA, Stage
+from fedloom.version import __version__
 
 # Gradients are meant to lie in rows of one buffer; autograd tells once that it would rather own them.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -371,7 +371,7 @@ def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:
     for name, content in files.items():
         write_atomic(folder / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_manifest(folder, Manifest(fedloom.__version__, files=digests))
+    write_manifest(folder, Manifest(__version__, files=digests))
 
 
 def import_adapter(tuned: Tuned, folder: Path) -> Params:

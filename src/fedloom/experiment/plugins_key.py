@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from fedloom.algorithms import ENTRIES, PLACES
+from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
 from fedloom.config.schema import MOST_NAMES, Section, possible_path
-from fedloom.config.validation_errors import Conflict, choice_error, unknown
-from fedloom.config.yaml_document import Document, KeyPath, Place, dotted, graft
-from fedloom.plugins import INSTALLED, Layered, Plugins, gathered
+from fedloom.config.validation_errors import Conflict, choice_error
+from fedloom.config.yaml_document import Document, KeyPath, Place, graft
+from fedloom.plugins.plugins import INSTALLED, Layered, Plugins, gathered
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader
-    from fedloom.experiment import Experiment
     from fedloom.models.family import Family
     from fedloom.tasks import Metric
 
@@ -147,41 +146,3 @@ def unusable(experiment: Pluggable) -> Iterator[Conflict]:
         _ = experiment.added
     except UserError as error:
         yield Conflict(("plugins",), f"plugins: {error}")
-
-
-def unknown_names(experiment: Experiment) -> Iterator[Conflict]:
-    """Find data sets, methods and metrics that neither fedloom nor a plug-in has."""
-    name, sets = experiment.data.name, experiment.datasets
-    known = Layered(experiment.added.metrics, INSTALLED.metrics)
-    if name not in sets:
-        yield Conflict(
-            ("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND, of_value=True
-        )
-    else:
-        yield from _refused(("data", "name"), lambda: sets[name])
-    for index, method in enumerate(experiment.methods):
-        yield from _refused(("methods", index), partial(_made, experiment, method))
-    for index, metric in enumerate(experiment.evaluate.metrics or ()):
-        path = ("evaluate", "metrics", index)
-        if metric not in known:
-            message = unknown("metric of a plug-in", metric, tuple(known))
-            yield Conflict(path, f"{dotted(path)}: {message}", AROUND, of_value=True)
-        else:
-            yield from _refused(path, partial(known.__getitem__, metric))
-
-
-def _made(experiment: Experiment, name: str) -> None:
-    """Make the parts of a method that come from plug-ins, so that what cannot be made is refused before a run begins."""
-    for part in experiment.method(name).composed:
-        if part not in PLACES:
-            from fedloom.algorithms.compose import make
-
-            make(part, experiment.given, {}, experiment.entries)
-
-
-def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
-    """Yield a conflict where a function raises UserError."""
-    try:
-        find()
-    except UserError as error:
-        yield Conflict(path, f"{dotted(path)}: {error}", AROUND, of_value=True)

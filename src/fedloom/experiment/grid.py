@@ -30,7 +30,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.axes import Axis, Change, Point, changes_of, overlaps, read_axes
 from fedloom.config.schema import Published, Section
 from fedloom.config.validation_errors import check, did_you_mean, told, unknown
 from fedloom.config.yaml_document import (
@@ -44,9 +43,11 @@ from fedloom.config.yaml_document import (
     read_change,
     without,
 )
-from fedloom.experiment import SWEEP_KEYS, Experiment, experiment_text, takes_text
-from fedloom.methods import parse_method
-from fedloom.plugin_section import with_plugins
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.grid_axes import Axis, Change, Point, changes_of, overlaps, read_axes
+from fedloom.experiment.methods import parse_method
+from fedloom.experiment.plugins_key import with_plugins
+from fedloom.experiment.recipes import SWEEP_KEYS, experiment_text, takes_text
 from fedloom.system.errors import UserError
 
 SEED = "seed"  # the axis that reports average over

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fedloom.algorithms import PLACES
 from fedloom.config.validation_errors import Conflict, did_you_mean, unknown
-from fedloom.methods import Method, default_methods
+from fedloom.config.yaml_document import KeyPath, dotted
+from fedloom.experiment.keys import Keys
+from fedloom.experiment.methods import Method, default_methods
+from fedloom.experiment.plugins_key import AROUND
+from fedloom.plugins.plugins import INSTALLED, Layered
 from fedloom.scenarios.published import unpublished
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Model
-    from fedloom.experiment import Experiment
 
 
-def conflicts_of(experiment: Experiment) -> Iterator[Conflict]:
+def conflicts_of(experiment: Keys) -> Iterator[Conflict]:
     """Yield every conflict between settings of an experiment whose sections are valid."""
     from fedloom.data import rootless, tasks, variants
 
@@ -75,7 +80,7 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
-def _repeats(experiment: Experiment) -> Iterator[Conflict]:
+def _repeats(experiment: Keys) -> Iterator[Conflict]:
     names = experiment.methods
     methods = [experiment.method(name) for name in names]
     for index, method in enumerate(methods):
@@ -84,7 +89,7 @@ def _repeats(experiment: Experiment) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
-def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]:
+def _argument_conflicts(experiment: Keys, name: str) -> Iterator[Conflict]:
     """Check the arguments of one algorithm or part.
 
     The arguments are checked together. A mistake is reported at the argument whose omission resolves it, or else at each that is
@@ -107,7 +112,7 @@ def _argument_conflicts(experiment: Experiment, name: str) -> Iterator[Conflict]
         yield Conflict(path, mistake, (("scenario", "clients"),))
 
 
-def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) -> str | None:
+def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str | None:
     """Return why arguments of an algorithm or part are refused, or None.
 
     Arguments of a name that no method has need not fit what the strategy trains.
@@ -124,7 +129,7 @@ def _refusal(experiment: Experiment, name: str, arguments: Mapping[str, Any]) ->
     return None
 
 
-def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, method in _chosen(experiment):
         from fedloom.algorithms.compose import rehearse
@@ -135,14 +140,14 @@ def _method_conflicts(experiment: Experiment) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
-def _chosen(experiment: Experiment) -> Iterator[tuple[int, Method]]:
+def _chosen(experiment: Keys) -> Iterator[tuple[int, Method]]:
     """Yield place and method of all but those by default: these go with all settings, and their entries would import torch."""
     for index, name in enumerate(experiment.methods):
         if name not in default_methods():
             yield index, experiment.method(name)
 
 
-def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def stage_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield numbers of rounds that do not fit the stages of the strategy."""
     from fedloom.tuning.strategy import SEQUENCES
 
@@ -157,7 +162,7 @@ def stage_conflicts(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("train", "rounds"), message, where)
 
 
-def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def aggregate_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield algorithms that are defined over the whole cohort if only reporters are to count."""
     if experiment.aggregate.over == "cohort":
         return
@@ -169,7 +174,7 @@ def aggregate_conflicts(experiment: Experiment) -> Iterator[Conflict]:
                 yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
-def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def part_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield methods whose parts need other settings."""
     for index, method in _chosen(experiment):
         for part in method.composed:
@@ -177,7 +182,7 @@ def part_conflicts(experiment: Experiment) -> Iterator[Conflict]:
                 yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (key,))
 
 
-def _needed(experiment: Experiment, part: str) -> Iterator[tuple[tuple[str, str], str]]:
+def _needed(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield the key of each setting that is incompatible with a part, and the reason."""
     from fedloom.tuning.strategy import SEQUENCES
 
@@ -215,7 +220,7 @@ REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 """The settings of `train` under which a client's steps can be replayed from scalars."""
 
 
-def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def compile_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield settings that are incompatible with compiled layers."""
     if not experiment.engine.compile:
         return
@@ -230,7 +235,7 @@ def compile_conflicts(experiment: Experiment) -> Iterator[Conflict]:
         yield Conflict(("strategy", "dropout"), message, where)
 
 
-def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
+def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield a validation part that does not exist, and settings under which no best round can be chosen."""
     from fedloom.data import DATASETS, validates
 
@@ -249,3 +254,41 @@ def validation_conflicts(experiment: Experiment) -> Iterator[Conflict]:
     if evaluate.round == "best" and not evaluate.every:
         message = "evaluate.round is best, but evaluate.every is 0, so only the last round is evaluated"
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))
+
+
+def unknown_names(experiment: Keys) -> Iterator[Conflict]:
+    """Find data sets, methods and metrics that neither fedloom nor a plug-in has."""
+    name, sets = experiment.data.name, experiment.datasets
+    known = Layered(experiment.added.metrics, INSTALLED.metrics)
+    if name not in sets:
+        yield Conflict(
+            ("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND, of_value=True
+        )
+    else:
+        yield from _refused(("data", "name"), lambda: sets[name])
+    for index, method in enumerate(experiment.methods):
+        yield from _refused(("methods", index), partial(_made, experiment, method))
+    for index, metric in enumerate(experiment.evaluate.metrics or ()):
+        path = ("evaluate", "metrics", index)
+        if metric not in known:
+            message = unknown("metric of a plug-in", metric, tuple(known))
+            yield Conflict(path, f"{dotted(path)}: {message}", AROUND, of_value=True)
+        else:
+            yield from _refused(path, partial(known.__getitem__, metric))
+
+
+def _made(experiment: Keys, name: str) -> None:
+    """Make the parts of a method that come from plug-ins, so that what cannot be made is refused before a run begins."""
+    for part in experiment.method(name).composed:
+        if part not in PLACES:
+            from fedloom.algorithms.compose import make
+
+            make(part, experiment.given, {}, experiment.entries)
+
+
+def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
+    """Yield a conflict where a function raises UserError."""
+    try:
+        find()
+    except UserError as error:
+        yield Conflict(path, f"{dotted(path)}: {error}", AROUND, of_value=True)

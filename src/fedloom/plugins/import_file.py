@@ -14,7 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from fedloom.code_digest import LIBRARIES, file_code_digest
+from fedloom.plugins.code_digest import LIBRARIES, file_code_digest
 from fedloom.system.errors import UserError
 
 _LOCK = threading.Lock()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedloom.config.validation_errors import unknown
 from fedloom.config.yaml_document import Document, KeyPath, Mistake, Place, branches, dotted, part, without
-from fedloom.experiment import SWEEP_KEYS
+from fedloom.experiment.recipes import SWEEP_KEYS
 
 MOST_LABEL = 40  # characters of a point's name
 

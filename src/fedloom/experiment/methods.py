@@ -8,20 +8,12 @@ from importlib import resources
 from typing import NamedTuple
 
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.entry import Entry
 from fedloom.config.validation_errors import unknown
 from fedloom.config.yaml_document import read
 from fedloom.system.errors import UserError
 
-ABOUT = {
-    "zero-shot": "The pretrained model without training on this data.",
-    "linear": "A linear classifier on edges, colors and words, trained on the pooled data of all clients.",
-    "local": "Each client trains alone; scores are means over clients.",
-    "centralised": "One training run on the pooled data of all clients, as a baseline for federated training.",
-}
-"""What baselines are, in one sentence each."""
-
-REFERENCES = tuple(ABOUT)
 _UNTRAINED = ("zero-shot", "linear")
 _ALONE = ("prompt", "rule")
 """Kinds of parts that baselines with one client in each training take."""
@@ -54,7 +46,7 @@ class Method(NamedTuple):
     """A name in `methods`, taken apart.
 
     Attributes:
-        base: A baseline (one of `REFERENCES`) or the name of an algorithm.
+        base: A baseline (one of `BASELINES`) or the name of an algorithm.
         parts: What is added to it, kind by kind, and within a kind in the order in which they are written.
     """
 
@@ -64,7 +56,7 @@ class Method(NamedTuple):
     @property
     def federated(self) -> bool:
         """Whether a server combines what clients learned."""
-        return self.base not in REFERENCES
+        return self.base not in BASELINES
 
     @property
     def composed(self) -> tuple[str, ...]:
@@ -91,9 +83,9 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
         Method(base='fedavg', parts=('prompt', 'adaptive'))
     """
     base, *parts = name.split("+")
-    if base not in REFERENCES and base not in entries:
-        raise UserError(unknown("method", base, [*REFERENCES, *_likely(entries, server=True)]))
-    if base not in REFERENCES and kind_of(base, entries) != "server":
+    if base not in BASELINES and base not in entries:
+        raise UserError(unknown("method", base, [*BASELINES, *_likely(entries, server=True)]))
+    if base not in BASELINES and kind_of(base, entries) != "server":
         raise UserError(f'"{name}": {base} is added to an algorithm, for example {COMPARED}+{base}')
     for part in parts:
         if part not in entries:
@@ -118,7 +110,7 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
     """Raise UserError where a baseline takes no such part."""
     if parts and base in _UNTRAINED:
         raise UserError(f'"{name}": {base} trains no adapter, so nothing can be added to it')
-    if base not in REFERENCES:
+    if base not in BASELINES:
         return
     for part in parts:
         if kind_of(part, entries) not in _ALONE:

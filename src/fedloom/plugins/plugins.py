@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedloom.algorithms import PLACES
+from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.entry import Entry
-from fedloom.code_digest import UNKNOWN, file_code_digest, source_digest
-from fedloom.methods import REFERENCES
-from fedloom.plugin_import import imported, line_of
+from fedloom.plugins.code_digest import UNKNOWN, file_code_digest, source_digest
+from fedloom.plugins.import_file import imported, line_of
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _family(name: str, value: Any) -> Family:
 
 
 def _taken_algorithms() -> Iterable[str]:
-    return (*PLACES, *REFERENCES)
+    return (*PLACES, *BASELINES)
 
 
 def _taken_datasets() -> Iterable[str]:

@@ -1,0 +1,91 @@
+"""The keys of an experiment with their sections, and what follows from them without a check of each against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from fedloom.config.schema import (
+    MOST_NAMES,
+    Aggregate,
+    Argument,
+    Arguments,
+    Data,
+    Engine,
+    Evaluate,
+    FewNames,
+    Gate,
+    Index,
+    Model,
+    Scenario,
+    Strategy,
+    Text,
+    Train,
+)
+from fedloom.experiment.methods import Method, default_methods, parse_method
+from fedloom.experiment.plugins_key import Pluggable
+
+if TYPE_CHECKING:
+    from fedloom.algorithms.compose import Given
+
+MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
+
+
+class Keys(Pluggable):
+    """Every key of an experiment, each valid by itself."""
+
+    name: Text = Field(default="experiment", description="Name of the run folder; changes nothing else.")
+    seed: Index = Field(default=0, description="Seed of every random draw.")
+    mode: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="As the papers say, or all that an experiment does not give as FedMLLM's code has it.",
+    )
+    data: Data = Data()
+    scenario: Scenario = Scenario()
+    model: Model = Model()
+    strategy: Strategy = Strategy()
+    train: Train = Train()
+    methods: MethodNames = Field(
+        default_factory=default_methods,
+        description="What is compared, as listed by `fedloom list methods`.",
+    )
+    main: Text | None = Field(
+        default=None, description="Method whose adapter is exported; null is the first federated one."
+    )
+    algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
+        default={}, description="Arguments of algorithms and of parts that are added to them, by name."
+    )
+    evaluate: Evaluate = Evaluate()
+    aggregate: Aggregate = Aggregate()
+    gate: Gate = Gate()
+    engine: Engine = Engine()
+
+    def method(self, name: str) -> Method:
+        """Take the name of a method apart."""
+        return parse_method(name, self.entries)
+
+    @property
+    def exported(self) -> str | None:
+        """The method whose adapter is exported, or None where no method is federated."""
+        federated = (name for name in self.methods if self.method(name).federated)
+        return self.main or next(federated, None)
+
+    def arguments(self, name: str) -> Mapping[str, Argument]:
+        """Return the arguments of an algorithm or a part: those given, over what the mode has of its own."""
+        own = self.entries[name].published if self.mode == "published" else {}
+        return {**own, **self.algorithms.get(name, {})}
+
+    def arguments_of(self, method: Method) -> Callable[[str], Mapping[str, Argument]]:
+        """Return a function name → arguments for what a method is put together from; baselines train by a plain algorithm."""
+        return lambda name: self.arguments(name) if method.federated or name in method.parts else {}
+
+    @property
+    def given(self) -> Given:
+        """What algorithms and parts are given before a model is there, in the first stage."""
+        from fedloom.algorithms.compose import Given, any_layout
+
+        lora = self.strategy.name != "connector"
+        layout = any_layout(self.strategy.rank if lora else None)
+        return Given(self.scenario.clients, self.train.cohort, self.seed, layout=layout)

@@ -1,0 +1,93 @@
+"""Read an experiment from a recipe that comes with fedloom, or from a file, with changes and plug-ins from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from fedloom.config.validation_errors import (
+    did_you_mean,
+    resolve,
+    schema_at,
+    schema_of,
+)
+from fedloom.config.yaml_document import MAX_BYTES, Document, KeyPath, override, read
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.plugins_key import with_plugins
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_text
+
+
+def recipes() -> dict[str, Traversable]:
+    """Return the shipped experiments, name → file, in alphabetical order; names have folders in them."""
+    return dict(sorted(_recipes(resources.files("fedloom").joinpath("recipes"))))
+
+
+def _recipes(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    for file in folder.iterdir():
+        if file.is_dir():
+            yield from _recipes(file, f"{prefix}{file.name}/")
+        elif file.name.endswith(".yaml"):
+            yield prefix + file.name.removesuffix(".yaml"), file
+
+
+def experiment_text(path_or_recipe: str) -> tuple[str, str]:
+    """Return the text of a recipe or of a file, and the name it goes by in messages.
+
+    Raises:
+        UserError: There is neither a recipe nor a readable file of that name.
+    """
+    shipped = recipes()
+    if path_or_recipe in shipped:
+        return shipped[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
+    try:
+        return read_text(Path(path_or_recipe), MAX_BYTES).removeprefix("\ufeff"), path_or_recipe
+    except FileNotFoundError:
+        hint = did_you_mean(path_or_recipe, list(shipped))
+        names = ", ".join(shipped)
+        raise UserError(
+            f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
+        ) from None
+
+
+SWEEP_KEYS = ("grid", "quick", "published", "choose")
+"""Keys of a recipe that describes many experiments; see `fedloom.experiment.grid`."""
+
+
+def load_experiment(
+    path_or_recipe: str, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> Experiment:
+    """Read an experiment from a recipe or a YAML or JSON file.
+
+    Args:
+        path_or_recipe: The name of a shipped recipe, or a path.
+        overrides: Changes such as `train.lr=3e-4`, applied in order.
+        plugins: Python files that are added to those that the experiment names.
+
+    Raises:
+        UserError: Every mistake, with file, line, column and key; or it is a grid of experiments.
+    """
+    document = read(*experiment_text(path_or_recipe))
+    if _sweep_keys(document):
+        told = f"it holds a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
+        raise UserError(f"{document.source}: {told}")
+    for change in overrides:
+        document = override(document, change, takes_text)
+    return resolve(Experiment, with_plugins(document, plugins))
+
+
+def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:
+    """Return the keys of a recipe that only a sweep understands; none where it is a single experiment."""
+    return _sweep_keys(read(*experiment_text(path_or_recipe)))
+
+
+def _sweep_keys(document: Document) -> tuple[str, ...]:
+    return tuple(key for key in SWEEP_KEYS if isinstance(document.value, dict) and key in document.value)
+
+
+def takes_text(path: KeyPath) -> bool:
+    """Return whether the value of an experiment's key is text."""
+    part = schema_at(schema_of(Experiment), path)
+    return {option.get("type") for option in part.get("anyOf", [part])} in ({"string"}, {"string", "null"})

@@ -1,0 +1,1 @@
+"""Algorithms, data sets, metrics and model families that others add."""
