@@ -21,13 +21,13 @@ import torch
 from benchmarks.harness import RESULTS, machine
 from benchmarks.models import Size, conversation, random_vlm
 from benchmarks.work import Clients, train_settings
-from fedloom.client.train import train
-from fedloom.engine.machine import saved_bytes
-from fedloom.models.batch import option_scores
-from fedloom.models.compiled import compiling
+from fedloom.client.local_training import train
+from fedloom.engine.machine_choices import saved_bytes
+from fedloom.models.batches import option_scores
+from fedloom.models.compiled_layers import compiling
 from fedloom.system.json_files import write_json
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 
 SHAPES = {
     # language models of SmolVLM-256M, SmolVLM-500M, Qwen2-VL-2B, LLaVA-1.5-7B

@@ -23,19 +23,19 @@ from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
 from benchmarks.work import Clients
-from fedloom.client.evaluate import judge, render
-from fedloom.client.job import Job
-from fedloom.client.schedule import learning_rate
+from fedloom.client.answer_questions import judge, render
+from fedloom.client.learning_rate import learning_rate
+from fedloom.client.local_job import Job
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import load_experiment
 from fedloom.measure import SLICES, slices_of
-from fedloom.models.batch import encode, pad
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.batches import encode, pad
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.scenarios.plan import build_plan
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, DataSet, Presence
 
 

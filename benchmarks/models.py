@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import SHIPPED, Processor, Vlm
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import SHIPPED, Processor, Vlm
 from fedloom.system.startup import uncollected
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 
 WORD = " cat"
@@ -134,7 +134,7 @@ def conversation(vlm: Vlm, tokens: int, answer_tokens: int, which: int = 0, **mo
         which: Varies the text: conversations of different numbers differ in one token.
         more: A picture, or options.
     """
-    from fedloom.models.batch import encode
+    from fedloom.models.batches import encode
 
     names = ("dog", "sun", "car", "tree", "bird", "fish", "house", "hand", "moon", "ball", "red", "blue")
     first = names[which % len(names)] + WORD * (which // len(names) % 7)

@@ -16,7 +16,7 @@ from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import SMALL, TINY, Size, random_model
 from benchmarks.work import Clients, apart, make_clients, round_of, tensors
 from fedloom.tuning.adapters import PEFT_PREFIX
-from fedloom.tuning.strategy import LINEARS
+from fedloom.tuning.strategies import LINEARS
 
 CLIENTS = 2
 

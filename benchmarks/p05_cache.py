@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import Size, conversation, tuned_model
-from fedloom.models.batch import answer_loss
+from fedloom.models.batches import answer_loss
 from fedloom.tuning.adapters import Tuned
 from fedloom.types import Conversation
 

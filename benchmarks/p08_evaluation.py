@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import SMALL, conversation, tuned_model
-from fedloom.models.batch import encode, option_scores
-from fedloom.models.load import Vlm
+from fedloom.models.batches import encode, option_scores
+from fedloom.models.load_model import Vlm
 from fedloom.types import Conversation
 
 SAMPLES, TOKENS, NEW = 16, 96, 8

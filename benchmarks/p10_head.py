@@ -7,7 +7,7 @@ import torch
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import Size
 from benchmarks.work import make_clients, tensors
-from fedloom.models.batch import answer_loss
+from fedloom.models.batches import answer_loss
 
 SIZE = Size(width=256, layers=6, vocabulary=49_280)
 

@@ -8,7 +8,7 @@ from benchmarks.harness import Bench, Measured
 from benchmarks.models import Size, conversation, tuned_model
 from benchmarks.p05_cache import Noise
 from benchmarks.work import SEED, Clients, train_settings
-from fedloom.models.batch import collate
+from fedloom.models.batches import collate
 
 SIZE = Size(width=64, layers=1, picture=128)  # 64 image tokens
 CLIENTS, HELD, BATCH = 4, 128, 8

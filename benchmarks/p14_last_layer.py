@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.harness import Bench, Measured, agree, pairs
 from benchmarks.models import Size
 from benchmarks.work import make_clients
-from fedloom.models import batch as batches
+from fedloom.models import batches as batches
 
 SHIPPED = Size(width=256, layers=4)
 

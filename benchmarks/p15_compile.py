@@ -9,7 +9,7 @@ from collections.abc import Callable
 from benchmarks.harness import Bench, Measured, Missing, agree, pairs, span
 from benchmarks.models import SMALL
 from benchmarks.work import apart, make_clients, round_of
-from fedloom.models.compiled import compiling
+from fedloom.models.compiled_layers import compiling
 
 STEPS = 4
 

@@ -25,13 +25,13 @@ import torch
 from benchmarks.harness import ROOT, child, machine, peak_memory
 from benchmarks.models import TINY
 from benchmarks.work import OPEN, Trainless, make_clients, run_round, sequential, train_settings
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.algorithms.scaffold import scaffold
-from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.client.client_memory import Files, InMemory, Memory
+from fedloom.engine.checkpoints import commit
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds
-from fedloom.engine.store import commit
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock

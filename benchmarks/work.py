@@ -13,20 +13,20 @@ from torch import Tensor
 
 from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.client.job import Job
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import train
 from fedloom.client.site import Local, Profile, Profiles, Question, Site
-from fedloom.client.train import train
 from fedloom.config.schema import Gate, Train
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.machine import MOST, choose, this_machine
+from fedloom.engine.machine_choices import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
-from fedloom.engine.workers import Workers
-from fedloom.models.batch import encode
+from fedloom.engine.worker_processes import Workers
+from fedloom.models.batches import encode
 from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
-from fedloom.tasks.scoring import Judged
+from fedloom.tasks.score_answers import Judged
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.parts import Parts
+from fedloom.tuning.trained_values import Parts
 from fedloom.types import Conversation
 from fedloom.wire.messages import Assignment, Update
 

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.drawing import all_drawn, require_rsvg, write_archive
 from fedloom.data.emoji import picture_of, pool
+from fedloom.data.svg_drawing import all_drawn, require_rsvg, write_archive
 
 FILES = Path(__file__).resolve().parent.parent / "src/fedloom/data/files"
 

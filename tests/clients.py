@@ -10,24 +10,24 @@ from typing import Any, cast
 import torch
 
 from fedloom.algorithms import ENTRIES, SERVERS
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.compose import Given, compose
-from fedloom.algorithms.rule import LocalRule
-from fedloom.client.job import Job
-from fedloom.client.memory import InMemory, Memory
+from fedloom.algorithms.local_rule import LocalRule
+from fedloom.client.client_memory import InMemory, Memory
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import Trained, train
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
-from fedloom.client.train import Trained, train
 from fedloom.config.schema import Gate, Train
-from fedloom.data.shapes import MAKERS
+from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tasks.scoring import Judged
+from fedloom.tasks.score_answers import Judged
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.parts import Parts
+from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
 from fedloom.wire.messages import Answer, Assignment, Update
 

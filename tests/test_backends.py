@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from fedloom import backends
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.compiled import compiling
-from fedloom.models.load import Vlm
+from fedloom.models.compiled_layers import compiling
+from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 

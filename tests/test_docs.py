@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli import app
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import read_plugin
 from fedloom.testing import LAWS, check_algorithm

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.baselines import BASELINES
-from fedloom.algorithms.prompt import VARIANTS
+from fedloom.algorithms.prompt_wording import VARIANTS
 from fedloom.config.schema import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.config.validation_errors import key_descriptions, schema_at
 from fedloom.experiment.experiment import Experiment
@@ -382,7 +382,7 @@ def test_choices_are_what_the_packages_offer():
     from fedloom.algorithms import SERVERS
     from fedloom.data import DATASETS
     from fedloom.scenarios import PARTITIONS, PATTERNS
-    from fedloom.tuning.strategy import LINEARS, SEQUENCES
+    from fedloom.tuning.strategies import LINEARS, SEQUENCES
 
     assert choices(Scenario, "partition") == set(PARTITIONS)
     assert choices(Scenario, "pattern") == set(PATTERNS)

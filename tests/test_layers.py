@@ -15,7 +15,7 @@ from fedloom.algorithms import PLACES
 
 SOURCE = Path(__file__).parent.parent / "src/fedloom"
 
-PUBLISHED = SOURCE / "scenarios/published.py"  # draws as a published code did, with old generators
+PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
 LAYERS = {
     0: {"system"},

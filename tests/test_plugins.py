@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.algorithms import ENTRIES
-from fedloom.algorithms.base import LocalWork
+from fedloom.algorithms.algorithm import LocalWork
 from fedloom.algorithms.compose import Given, compose
 from fedloom.cli import app
 from fedloom.data import DATASETS, load_data
@@ -21,17 +21,17 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import load_grid
 from fedloom.experiment.recipes import load_experiment
 from fedloom.identity import code
-from fedloom.models.families import FAMILIES
+from fedloom.models.family_table import FAMILIES
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import INSTALLED, Plugins, gathered, read_plugin
 from fedloom.system.errors import UserError
-from fedloom.tasks.scoring import Judged, score
+from fedloom.tasks.score_answers import Judged, score
 from fedloom.types import DataSet, Example
 from fedloom.wire.messages import Update
 
 ALGORITHM = '''
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import server
+from fedloom.algorithms.algorithm import server
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
 
@@ -134,7 +134,7 @@ WRONG = {
     "no metric": ('METRICS = {"a": 3}', "must be a function .example, answer."),
     "metric's arguments": ('METRICS = {"a": lambda one: 1}', "must take two arguments"),
     "metric's name": ('METRICS = {"a_published": max}', "must not be named so"),
-    "no family": ('FAMILIES = {"a": 3}', "must be a fedloom.models.family.Family"),
+    "no family": ('FAMILIES = {"a": 3}', "must be a fedloom.models.family_interface.Family"),
 }
 
 
@@ -227,7 +227,7 @@ def test_arguments_of_a_plugin_are_checked_like_ours(tmp_path: Path) -> None:
 
 
 CRASHING = """
-from fedloom.algorithms.base import server
+from fedloom.algorithms.algorithm import server
 from fedloom.algorithms.fedavg import averaging
 
 
@@ -269,10 +269,10 @@ def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> Non
 BROKEN = """
 import torch
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import server
+from fedloom.algorithms.algorithm import server
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
-from fedloom.algorithms.rule import PLAIN, Final, Second
+from fedloom.algorithms.local_rule import PLAIN, Final, Second
 
 
 def plain():

@@ -10,17 +10,10 @@ from torch import Tensor
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import (
-    Aggregate,
-    Diagnostics,
-    FederatedAlgorithm,
-    ServerState,
-    Step,
-    server,
-)
+from fedloom.algorithms.algorithm import Aggregate, Diagnostics, FederatedAlgorithm, ServerState, Step, server
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging, fedavg
-from fedloom.algorithms.rule import PLAIN, LocalRule
+from fedloom.algorithms.local_rule import PLAIN, LocalRule
 from fedloom.system.errors import UserError
 from fedloom.testing import LAWS, LawsBroken, check_algorithm
 from fedloom.testing.bench import LAYOUT

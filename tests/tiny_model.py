@@ -18,7 +18,7 @@ def make_tiny(folder: Path) -> Path:
         SiglipVisionConfig,
     )
 
-    from fedloom.models.load import SHIPPED
+    from fedloom.models.load_model import SHIPPED
 
     processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
     processor.image_processor.size = {"height": 64, "width": 64}
@@ -54,7 +54,7 @@ def make_llama(folder: Path, template: str | None = None) -> Path:
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from fedloom.models.load import SHIPPED
+    from fedloom.models.load_model import SHIPPED
 
     words = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
     words.chat_template = template or words.chat_template

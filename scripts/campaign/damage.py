@@ -14,13 +14,13 @@ import numpy as np
 from campaign.world import World, outcome
 from fedloom import runner
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.report.page import write_report
 from fedloom.run_log import Record
 from fedloom.runner import Models
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import import_adapter, prepare, release
-from fedloom.tuning.strategy import LoRA, strategy, whole
+from fedloom.tuning.strategies import LoRA, strategy, whole
 from fedloom.verify import verify
 
 Found = dict[str, Counter[str]]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from fedloom.models.files import SHIPPED
+from fedloom.models.folder_checks import SHIPPED
 
 
 def main() -> None:

@@ -28,16 +28,16 @@ from transformers import (
 )
 
 import make_efficientnet
-from fedloom.client.evaluate import judge
+from fedloom.client.answer_questions import judge
 from fedloom.config.schema import Data, Evaluate
 from fedloom.data import load_data
-from fedloom.data.shapes import MAKERS
+from fedloom.data.drawn_shapes import MAKERS
 from fedloom.measure import SLICES
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm, load_vlm
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Processor, Vlm, load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
-from fedloom.tasks.scoring import each
+from fedloom.tasks.score_answers import each
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, images, language
 from pretrain.fit import Budget, Exercise, fit

@@ -8,7 +8,7 @@ stamps    drawings and photos with folder and file names (Debian package tuxpain
 styles    the same pool's emoji as five other artists draw them (Twemoji, Fluent twice, EmojiOne, Noto 1)
 icons     symbols with names from eight icon sets
 words     WordNet 3.0 nouns, verbs and adjectives: glosses, hypernyms, classes (Debian package wordnet-base)
-scenes    drawn shapes of the pool "pretrain" (fedloom.data.shapes)
+scenes    drawn shapes of the pool "pretrain" (fedloom.data.drawn_shapes)
 
 Styles and icons are the npm packages `@iconify-json/NAME` of STYLES and ICONS, installed in the work folder
 with `npm install --prefix DIR`, and drawn by rsvg-convert (Debian package librsvg2-bin).

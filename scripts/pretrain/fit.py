@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fedloom.models.batch import answer_losses, collate
-from fedloom.models.load import Vlm
-from fedloom.models.reading import layers_of
+from fedloom.models.batches import answer_losses, collate
+from fedloom.models.last_layer import layers_of
+from fedloom.models.load_model import Vlm
 from fedloom.types import Conversation
 from pretrain.teacher import WIDTH
 

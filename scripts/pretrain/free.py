@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, FuyuConfig, FuyuForCausalLM, FuyuImageProcessor, LlamaConfig
 
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Processor, Vlm
 from pretrain import align, language
 from pretrain.fit import Budget, fit
 

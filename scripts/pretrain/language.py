@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedloom.data.shapes import MAKERS
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import Processor, Vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Processor, Vlm
 from fedloom.seeds import stream
 from fedloom.types import Conversation
 from pretrain import corpus

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fedloom.data.emoji import GROUPS, QUESTION, pool
-from fedloom.models.added import status
-from fedloom.models.assemble import load_model
-from fedloom.models.batch import encode
+from fedloom.models.added_models import status
+from fedloom.models.assemble_model import load_model
+from fedloom.models.batches import encode
 from fedloom.models.connectors import TRAINED, fresh
-from fedloom.models.load import Vlm
+from fedloom.models.load_model import Vlm
 from fedloom.seeds import stream
 from fedloom.system.json_files import write_atomic
 from fedloom.tasks import AGNOSTIC, TASKS

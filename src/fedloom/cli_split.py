@@ -109,7 +109,7 @@ def experiment_of(
     from fedloom.config.yaml_document import Document, KeyPath, Place, override
     from fedloom.experiment.experiment import Experiment
     from fedloom.experiment.plugins_key import with_plugins
-    from fedloom.scenarios.published import TWO_SOURCES
+    from fedloom.scenarios.published_draws import TWO_SOURCES
 
     sources = given.get("data.name", ("", None))[1] in TWO_SOURCES
     value: dict[str, dict[str, Any]] = {
@@ -147,9 +147,9 @@ def divided(experiment: Experiment) -> dict[str, Any]:
     """Load the data and divide them; return what --json prints."""
     from fedloom.data import load_data
     from fedloom.scenarios import card, survey
-    from fedloom.scenarios.card import rows
-    from fedloom.scenarios.validation import divided as divided_among
-    from fedloom.scenarios.validation import validation_json
+    from fedloom.scenarios.heterogeneity_card import rows
+    from fedloom.scenarios.validation_part import divided as divided_among
+    from fedloom.scenarios.validation_part import validation_json
 
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
     plan, kept = divided_among(data, experiment.data, experiment.scenario, experiment.seed)

@@ -13,8 +13,8 @@ from typing import Any
 from fedloom.algorithms import PLACES
 from fedloom.experiment.experiment import Experiment
 from fedloom.folder import chosen
-from fedloom.models.families import FAMILIES
-from fedloom.models.source import Source
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.hub import Source
 from fedloom.plugins.plugins import INSTALLED, installed_code
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combined

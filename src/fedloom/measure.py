@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.scenarios.plan import Plan, Share
-from fedloom.tasks.base import Metric
-from fedloom.tasks.scoring import HEADLINES, NO_METRICS, Judged, each, score, tasks_of
-from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
+from fedloom.tasks.llm_judge import JUDGED_TASKS, Judge, judged_scores
+from fedloom.tasks.score_answers import HEADLINES, NO_METRICS, Judged, each, score, tasks_of
+from fedloom.tasks.task import Metric
 from fedloom.types import Example, Presence
 
 SLICES = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}

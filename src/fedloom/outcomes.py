@@ -10,18 +10,18 @@ from typing import Any
 
 from fedloom.answering import answers_of, validated, validation_scores
 from fedloom.client.site import Question
+from fedloom.engine.checkpoints import last_commit
 from fedloom.engine.rounds import Standing
-from fedloom.engine.store import last_commit
 from fedloom.experiment.methods import Method
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
-from fedloom.models.sentences import embed_sentences
+from fedloom.models.sentence_embeddings import embed_sentences
 from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
-from fedloom.tasks.linear import linear_reference
-from fedloom.tasks.scoring import Judged, each
+from fedloom.tasks.linear_baseline import linear_reference
+from fedloom.tasks.score_answers import Judged, each
 from fedloom.training import best_questions, questions_of, train_method
 from fedloom.tuning.adapters import export_adapter
 from fedloom.types import Example

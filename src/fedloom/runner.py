@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from fedloom.algorithms import COMPARED
 from fedloom.client.site import Site
 from fedloom.data import load_data, usable
-from fedloom.data.pictures import know_keys
-from fedloom.engine.store import recorded_below
+from fedloom.data.images import know_keys
+from fedloom.engine.checkpoints import recorded_below
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
 from fedloom.folder import (
@@ -33,19 +33,19 @@ from fedloom.folder import (
     written,
 )
 from fedloom.identity import contents_of, family_code, identity, require_same
-from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
-from fedloom.models.fitness import Checked, checked
-from fedloom.models.judge import load_judge
-from fedloom.models.load import Vlm, others, placed, with_store
-from fedloom.models.sentences import sentence_source
-from fedloom.models.source import Source
-from fedloom.models.texts import check_pattern
+from fedloom.models.assemble_model import base_digest, connected, load_base, parts_digest
+from fedloom.models.example_checks import Checked, checked
+from fedloom.models.hub import Source
+from fedloom.models.judge_model import load_judge
+from fedloom.models.load_model import Vlm, others, placed, with_store
+from fedloom.models.sentence_embeddings import sentence_source
+from fedloom.models.text_only import check_pattern
 from fedloom.outcomes import export, outcome, validation_of
 from fedloom.progress import Progress
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
 from fedloom.run_log import Record, require_length
-from fedloom.scenarios.validation import Validation, divided, plan_json
+from fedloom.scenarios.validation_part import Validation, divided, plan_json
 from fedloom.setting import Setting
 from fedloom.sites import clause_of, make_site
 from fedloom.system.allocator import keep_freed
@@ -55,9 +55,9 @@ from fedloom.system.json_files import read_json, write_json
 from fedloom.system.manifest import Manifest, list_files, read_manifest
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tasks.linear import require_choice
+from fedloom.tasks.linear_baseline import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
-from fedloom.tuning.strategy import LoRA, Strategy, strategy, whole
+from fedloom.tuning.strategies import LoRA, Strategy, strategy, whole
 from fedloom.types import Conversation, DataSet, Example, Presence
 
 T = TypeVar("T")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.load import Vlm
+from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
 from fedloom.run_log import Record
 from fedloom.scenarios.plan import Plan
-from fedloom.scenarios.validation import Validation
+from fedloom.scenarios.validation_part import Validation
 from fedloom.system.file_hashes import json_digest
-from fedloom.tasks.base import Metric
-from fedloom.tasks.verdict import Judge
+from fedloom.tasks.llm_judge import Judge
+from fedloom.tasks.task import Metric
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.strategy import Strategy
+from fedloom.tuning.strategies import Strategy
 from fedloom.types import DataSet
 
 

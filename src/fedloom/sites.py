@@ -8,23 +8,23 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.algorithms.compose import budgets, compose, made, rehearse
-from fedloom.algorithms.rule import Final
-from fedloom.client.evaluate import render
-from fedloom.client.memory import Files
+from fedloom.algorithms.local_rule import Final
+from fedloom.client.answer_questions import render
+from fedloom.client.client_memory import Files
 from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import Method
 from fedloom.measure import SLICES
 from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.plan import Plan, Share, pooled
-from fedloom.scenarios.validation import Validation
+from fedloom.scenarios.validation_part import Validation
 from fedloom.tasks import PROMPTS
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.parts import Parts, parts_of
-from fedloom.tuning.strategy import Strategy
-from fedloom.tuning.svd import svd_start
+from fedloom.tuning.strategies import Strategy
+from fedloom.tuning.svd_start import svd_start
+from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.answering import answers_of, validated
 from fedloom.backends import local_backend, train_runs
-from fedloom.client.schedule import learning_rate
+from fedloom.client.learning_rate import learning_rate
 from fedloom.client.site import Profile, Question
+from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
-from fedloom.engine.store import commit, last_commit
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.folder import METHODS
 from fedloom.measure import slices_of
 from fedloom.params import Part, common
 from fedloom.setting import Setting
 from fedloom.sites import algorithm_of
-from fedloom.tuning.parts import Parts, part_named
+from fedloom.tuning.trained_values import Parts, part_named
 
 
 def train_method(

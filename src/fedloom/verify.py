@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from fedloom.client.memory import Files, round_of
-from fedloom.engine.store import read_commit, recorded_below
+from fedloom.client.client_memory import Files, round_of
+from fedloom.engine.checkpoints import read_commit, recorded_below
 from fedloom.folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
 from fedloom.report.sweeps import read_sweep
 from fedloom.run_log import read_lines, require_length

@@ -12,21 +12,21 @@ import torch
 from tests.clients import Result, job_of, named, real_site, results
 
 from fedloom.algorithms.compose import make
-from fedloom.algorithms.rule import PLAIN, Gradient, LocalRule, Probe
-from fedloom.client.batch_probe import BatchProbe
-from fedloom.client.job import Job
-from fedloom.client.memory import InMemory
-from fedloom.client.train import train
+from fedloom.algorithms.local_rule import PLAIN, Gradient, LocalRule, Probe
+from fedloom.client.client_memory import InMemory
+from fedloom.client.gradient_probe import BatchProbe
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import train
 from fedloom.config.schema import Train
-from fedloom.data.shapes import MAKERS
+from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Part
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update
 

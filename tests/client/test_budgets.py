@@ -11,22 +11,22 @@ import pytest
 import torch
 from tests.clients import CLIENTS, Plain, assigned, profiles, real_site, run_of, same, site_of, start_of
 
-from fedloom.algorithms.base import EVERYTHING, Budget
+from fedloom.algorithms.algorithm import EVERYTHING, Budget
 from fedloom.algorithms.compose import Given, make
-from fedloom.client.memory import InMemory
+from fedloom.client.client_memory import InMemory
+from fedloom.client.local_training import train
 from fedloom.client.site import Question, Site
-from fedloom.client.train import train
 from fedloom.config.schema import Gate, Train
 from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.limits import Expected
 from fedloom.engine.rounds import Standing, run_rounds
-from fedloom.models.load import load_vlm
+from fedloom.engine.update_bounds import Expected
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.parts import parts_of
-from fedloom.tuning.strategy import LoRA, stage, strategy, whole
+from fedloom.tuning.strategies import LoRA, stage, strategy, whole
+from fedloom.tuning.trained_values import parts_of
 from fedloom.types import Broadcast
 from fedloom.wire.messages import Answer, Assignment, Update
 

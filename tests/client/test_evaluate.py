@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.client.evaluate import judge
+from fedloom.client.answer_questions import judge
 from fedloom.config.schema import Evaluate
-from fedloom.models.batch import encode
-from fedloom.models.load import load_vlm
+from fedloom.models.batches import encode
+from fedloom.models.load_model import load_vlm
 from fedloom.tasks import TASKS
 from fedloom.types import Example, Presence
 
@@ -26,7 +26,7 @@ def test_generation_ends_where_the_models_positions_do(
     conversation = TASKS[example.task].render(example, presence[0], clause=None, answer_form="text")
     length = len(encode(vlm, conversation, []).prompt)
     vlm.model.config.get_text_config().max_position_embeddings = length + left
-    monkeypatch.setattr("fedloom.models.batch._ends", lambda vlm: [-1])
+    monkeypatch.setattr("fedloom.models.batches._ends", lambda vlm: [-1])
     seen: list[int] = []
 
     def note(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:

@@ -28,22 +28,22 @@ from tests.clients import (
     trained,
 )
 
-from fedloom.algorithms.base import FederatedAlgorithm
-from fedloom.algorithms.rule import PLAIN, Second
-from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.algorithms.algorithm import FederatedAlgorithm
+from fedloom.algorithms.local_rule import PLAIN, Second
+from fedloom.client.client_memory import Files, InMemory, Memory
+from fedloom.client.local_training import train
 from fedloom.client.site import OWN, RULE, Local, Question, Site
-from fedloom.client.train import train
 from fedloom.config.schema import Train
+from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
-from fedloom.engine.store import commit, last_commit
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.parts import parts_of
-from fedloom.tuning.strategy import LoRA, stage, strategy
+from fedloom.tuning.strategies import LoRA, stage, strategy
+from fedloom.tuning.trained_values import parts_of
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 KEEPING = (

@@ -9,11 +9,11 @@ import torch
 from tests.clients import asked_about, assigned, real_site
 
 from fedloom.engine.in_process import InProcess
-from fedloom.models.batch import answer_losses, collate
-from fedloom.models.load import load_vlm
+from fedloom.models.batches import answer_losses, collate
+from fedloom.models.load_model import load_vlm
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.wire.messages import Missing, Update
 
 

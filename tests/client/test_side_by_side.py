@@ -13,22 +13,22 @@ from tests.clients import EXCHANGING, Result, all_parts, job_of, results
 
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
-from fedloom.algorithms.rule import PLAIN, LocalRule, chain
-from fedloom.client.evaluate import judge, judge_rows
-from fedloom.client.job import Job
-from fedloom.client.memory import InMemory
+from fedloom.algorithms.local_rule import PLAIN, LocalRule, chain
+from fedloom.client.answer_questions import judge, judge_rows
+from fedloom.client.client_memory import InMemory
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import train
 from fedloom.client.site import Local, Profile, Site
-from fedloom.client.train import train
 from fedloom.config.schema import Evaluate, Train
-from fedloom.data.shapes import MAKERS
+from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.models.load import load_vlm, placed
+from fedloom.models.load_model import load_vlm, placed
 from fedloom.params import Part
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, side_by_side
-from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
+from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Update
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from tests.clients import LAYOUT, TRAIN, held, site_of, start_of, trained
 
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.compose import make
-from fedloom.algorithms.rule import PLAIN
-from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.algorithms.local_rule import PLAIN
+from fedloom.client.client_memory import Files, InMemory, Memory
+from fedloom.client.local_training import Trained
 from fedloom.client.site import Question, Site
-from fedloom.client.train import Trained
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
-from fedloom.tuning.parts import Parts, parts_of
-from fedloom.tuning.strategy import LoRA, strategy
+from fedloom.tuning.strategies import LoRA, strategy
+from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.types import Tensors
 from fedloom.wire.messages import Assignment, Update
 

@@ -14,22 +14,22 @@ from tests.clients import Result, deltas, job_of, results
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
-from fedloom.algorithms.adaptive import adaptive
+from fedloom.algorithms.adaptive_regularizer import adaptive
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
-from fedloom.algorithms.rule import PLAIN, LocalRule, chain, clipped
-from fedloom.client.job import draw_batches
-from fedloom.client.schedule import learning_rate, local_rate
-from fedloom.client.train import train
+from fedloom.algorithms.local_rule import PLAIN, LocalRule, chain, clipped
+from fedloom.client.learning_rate import learning_rate, local_rate
+from fedloom.client.local_job import draw_batches
+from fedloom.client.local_training import train
 from fedloom.config.schema import Train
-from fedloom.data.shapes import MAKERS
-from fedloom.models.batch import answer_loss
-from fedloom.models.load import load_vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.batches import answer_loss
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Broadcast, Conversation, Presence
 
 SETTINGS = Train(

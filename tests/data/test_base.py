@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.data.base import divide, thin
+from fedloom.data.loading import divide, thin
 from fedloom.types import Example
 
 SHARES = st.floats(0.05, 0.95)

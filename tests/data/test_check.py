@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fedloom.cli import app
 from fedloom.data import DATASETS, SHIPPED, Source
-from fedloom.data.check import check
+from fedloom.data.check_folder import check
 from fedloom.system.errors import UserError
 
 SOURCES = [name for name, load in DATASETS.items() if isinstance(load, Source)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedloom.data import load_data
-from fedloom.data.base import FILES
 from fedloom.data.digits import DIGITS
+from fedloom.data.loading import FILES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make_digits.py"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedloom.data import load_data
-from fedloom.data.base import FILES
 from fedloom.data.emoji import GROUPS, picture_of, pool
+from fedloom.data.loading import FILES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make_emoji.py"
 SEEDS = range(5)

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from fedloom.cli import app
 from fedloom.data import load_data
-from fedloom.data.base import FILES
 from fedloom.data.emoji import picture_of, pool
 from fedloom.data.emoji_styles import KINDS, may_distract, with_article
+from fedloom.data.loading import FILES
 from fedloom.data.openmoji import add_openmoji
 from fedloom.experiment.recipes import load_experiment
 from fedloom.report.clients import name_of
@@ -314,7 +314,7 @@ def test_both_files_or_none_are_written(rsvg, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         path.write_bytes(b"half")
 
-    monkeypatch.setattr("fedloom.data.drawing.write_atomic", full)
+    monkeypatch.setattr("fedloom.data.svg_drawing.write_atomic", full)
     with pytest.raises(OSError, match="No space"):
         add_openmoji(content, tmp_path, digest)
     assert list(tmp_path.iterdir()) == []

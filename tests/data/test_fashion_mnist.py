@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedloom.data import load_data
-from fedloom.data.check import check
+from fedloom.data.check_folder import check
 from fedloom.data.fashion_mnist import CLASSES, DEBIAN
 from fedloom.system.errors import UserError
 

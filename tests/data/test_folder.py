@@ -13,8 +13,8 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from fedloom.data import load_data
-from fedloom.data.folder import load_folder
-from fedloom.data.records import MAX_LINE
+from fedloom.data.own_folder import load_folder
+from fedloom.data.record_files import MAX_LINE
 from fedloom.system.errors import UserError
 from fedloom.types import Rejected
 

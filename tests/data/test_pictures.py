@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from fedloom.data.pictures import (
+from fedloom.data.images import (
     LIMITS,
     FilePicture,
     Limits,

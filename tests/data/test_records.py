@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.data.records import Raw, read_records
+from fedloom.data.record_files import Raw, read_records
 from fedloom.system.errors import UserError
 from fedloom.types import Rejected
 

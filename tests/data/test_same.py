@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from fedloom.data.check import check
-from fedloom.data.folder import load_folder
-from fedloom.data.same import alike
+from fedloom.data.check_folder import check
+from fedloom.data.duplicates import alike
+from fedloom.data.own_folder import load_folder
 
 
 def variants(text):

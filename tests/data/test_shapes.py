@@ -7,7 +7,7 @@ import pytest
 
 from fedloom.config.schema import Data, Scenario
 from fedloom.data import load_data, variants
-from fedloom.data.shapes import COLORS, SHAPES, SIZES, STYLES, Scene, Thing
+from fedloom.data.drawn_shapes import COLORS, SHAPES, SIZES, STYLES, Scene, Thing
 from fedloom.experiment.experiment import Experiment
 from fedloom.scenarios.plan import build_plan
 

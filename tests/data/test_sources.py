@@ -8,7 +8,7 @@ import pytest
 
 from fedloom.data import DATASETS, SHIPPED, Source, load_data, variants
 from fedloom.data.crisis_mmd import OPTIONS, without_links
-from fedloom.data.prepared import take_apart
+from fedloom.data.fedmllm_client_folders import take_apart
 from fedloom.system.errors import UserError
 
 SOURCES = [name for name, load in DATASETS.items() if isinstance(load, Source)]

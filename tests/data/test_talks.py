@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fedloom.data.folder import load_folder
+from fedloom.data.own_folder import load_folder
 from fedloom.tasks import TASKS
 from fedloom.types import Presence, Turn
 

@@ -15,10 +15,10 @@ import pytest
 
 from fedloom.config.schema import Scenario
 from fedloom.data import DATASETS, Source, load_data, tasks, validates
+from fedloom.data.duplicates import marks, twins
 from fedloom.data.fashion_mnist import SIDE
-from fedloom.data.same import marks, twins
 from fedloom.scenarios.plan import Plan, build_plan
-from fedloom.scenarios.validation import divided, keep_out
+from fedloom.scenarios.validation_part import divided, keep_out
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example
 

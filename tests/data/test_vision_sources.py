@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.data import load_data
-from fedloom.data.boxes import in_fractions, in_pixels
-from fedloom.data.clients import take_off_frame
-from fedloom.data.fields import Bad
+from fedloom.data.bounding_boxes import in_fractions, in_pixels
+from fedloom.data.client_folders import take_off_frame
+from fedloom.data.images import FilePicture
 from fedloom.data.mimic_cxr import described, sections
-from fedloom.data.pictures import FilePicture
+from fedloom.data.record_fields import Bad
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS, UNPARSED
 

@@ -21,7 +21,7 @@ import fedloom
 from fedloom import folder, identity, runner
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli import app
-from fedloom.data.pictures import FilePicture
+from fedloom.data.images import FilePicture
 from fedloom.experiment.experiment import Experiment
 from fedloom.folder import HELD, begin, discard, folder_state
 from fedloom.plugins.code_digest import PROCESS, source_digest

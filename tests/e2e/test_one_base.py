@@ -18,11 +18,11 @@ from torch import Tensor
 from fedloom import runner
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.connectors import fresh
-from fedloom.models.load import Vlm
+from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.strategy import Stage
+from fedloom.tuning.strategies import Stage
 from fedloom.types import Picture
 
 

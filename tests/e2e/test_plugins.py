@@ -24,7 +24,7 @@ from fedloom.types import Example
 
 PLUGIN = '''
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import server
+from fedloom.algorithms.algorithm import server
 from fedloom.algorithms.fedavg import averaging
 from fedloom.types import DataSet, Example
 from helper import FACTOR

@@ -20,7 +20,7 @@ from fedloom.algorithms import ENTRIES
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import PUBLISHED_SETTINGS
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Params
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
@@ -28,8 +28,8 @@ from fedloom.scenarios import published_cohort
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned, import_adapter, prepare, replica
-from fedloom.tuning.strategy import LoRA, stage
-from fedloom.tuning.svd import svd_start
+from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.svd_start import svd_start
 
 
 def experiment(tiny_model: Path, **changes: object) -> Experiment:
@@ -109,7 +109,7 @@ def test_several_devices_give_the_same_bytes(
 def test_more_processes_than_the_system_can_copy_are_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedloom.engine.machine.can_fork", lambda: False)
+    monkeypatch.setattr("fedloom.engine.machine_choices.can_fork", lambda: False)
     with pytest.raises(UserError, match=r"engine\.workers: .* set it to 1"):
         run(experiment(tiny_model, engine={"workers": 2}), tmp_path / "run")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.client.job import Job
+from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedloom.client.job import Job
+from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress

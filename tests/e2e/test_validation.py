@@ -17,7 +17,7 @@ from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
 from fedloom.runner import resume_run, run_experiment
-from fedloom.tasks.scoring import Judged, each
+from fedloom.tasks.score_answers import Judged, each
 from fedloom.types import Example
 
 

@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 from campaign.damage import begun, scored
 from campaign.world import World, make_world, outcome
 from fedloom.cli import app
-from fedloom.client.memory import Files
-from fedloom.engine import store
-from fedloom.engine.store import last_commit
+from fedloom.client.client_memory import Files
+from fedloom.engine import checkpoints
+from fedloom.engine.checkpoints import last_commit
 from fedloom.experiment.grid import load_grid
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.progress import Progress
 from fedloom.sweep import run_sweep
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
 from fedloom.tuning.adapters import import_adapter, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.verify import verify
 
 
@@ -300,7 +300,7 @@ def test_rerun_helps_a_sweep_whichever_file_of_an_unfinished_cell_is_damaged(
     recipe, _ = swept
     folder = tmp_path / "sweep"
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomic", _stopping)
+        patch.setattr(checkpoints, "write_atomic", _stopping)
         with pytest.raises(KeyboardInterrupt):
             go(recipe, folder)
     (next(folder.glob("cells/*")) / name).write_text("{}\n")

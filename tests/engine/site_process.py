@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.remote import serve
+from fedloom.engine.remote_site import serve
 from fedloom.experiment.recipes import load_experiment
 from fedloom.runner import open_site
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fedloom.algorithms.base import Extra
+from fedloom.algorithms.algorithm import Extra
 from fedloom.config.schema import Gate
 from fedloom.engine.admission import FIRST, REMEMBERED, Admission
-from fedloom.engine.limits import Allowance
+from fedloom.engine.update_bounds import Allowance
 from fedloom.params import Layout, Params, Part
 from fedloom.wire.messages import Update
 

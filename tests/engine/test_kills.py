@@ -19,14 +19,14 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, site_of
 
 from campaign.kills import kill_at, patched
 from fedloom.algorithms.compose import make
-from fedloom.client.memory import Files
-from fedloom.engine.remote import Remote, serve
+from fedloom.client.client_memory import Files
+from fedloom.engine.checkpoints import commit, last_commit
+from fedloom.engine.remote_site import Remote, serve
 from fedloom.engine.rounds import run_rounds
-from fedloom.engine.store import commit, last_commit
 from fedloom.params import Part
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
-from fedloom.tuning.parts import Parts
+from fedloom.tuning.trained_values import Parts
 from fedloom.wire.messages import Answer, Assignment, Missing
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.clients import LAYOUT, profiles
 
-from fedloom.algorithms.base import with_rule
+from fedloom.algorithms.algorithm import with_rule
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
+from fedloom.client.learning_rate import rate_of
 from fedloom.client.optimizers import OPTIMIZERS, adamw_reach, clip
-from fedloom.client.schedule import rate_of
 from fedloom.config.schema import Train
-from fedloom.engine.limits import TIMES, Expected, norm, reach
+from fedloom.engine.update_bounds import TIMES, Expected, norm, reach
 from fedloom.params import Params, Part
 
 SIZE = 12

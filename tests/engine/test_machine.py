@@ -14,22 +14,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedloom.algorithms.rule import PLAIN
-from fedloom.client.job import Job
-from fedloom.client.train import train
+from fedloom.algorithms.local_rule import PLAIN
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import train
 from fedloom.config.schema import Train
-from fedloom.data.shapes import MAKERS
-from fedloom.engine import machine as module
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.engine import machine_choices as module
 from fedloom.engine.in_process import WINDOW
-from fedloom.engine.machine import MOST, Choice, Machine, choose, saved_bytes, this_machine
-from fedloom.models import batch as batches
-from fedloom.models.batch import answer_losses, collate
-from fedloom.models.load import load_vlm
-from fedloom.models.recompute import recomputing
+from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, saved_bytes, this_machine
+from fedloom.models import batches as batches
+from fedloom.models.batches import answer_losses, collate
+from fedloom.models.gradient_checkpointing import recomputing
+from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Broadcast, Presence
 from fedloom.wire.messages import Assignment
 

@@ -29,21 +29,21 @@ from torch import Tensor
 
 from fedloom.algorithms import SERVERS
 from fedloom.algorithms.compose import make
-from fedloom.client.job import Job
-from fedloom.client.memory import InMemory
+from fedloom.client.client_memory import InMemory
+from fedloom.client.local_job import Job
 from fedloom.client.site import Site
+from fedloom.engine.client_order import SILENT, in_order
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.ordering import SILENT, in_order
 from fedloom.engine.rounds import MISSED, Backend, Run, Standing, run_rounds
-from fedloom.engine.workers import Workers
-from fedloom.models.load import load_vlm
+from fedloom.engine.worker_processes import Workers
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.parts import Parts
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.trained_values import Parts
 from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 

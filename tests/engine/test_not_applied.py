@@ -13,12 +13,12 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, Plain, run_of, same
 from tests.hostile.updates import run
 
 from fedloom.algorithms import SERVERS
-from fedloom.algorithms.base import Aggregate, FederatedAlgorithm, ServerState, TooFew, with_aggregate
+from fedloom.algorithms.algorithm import Aggregate, FederatedAlgorithm, ServerState, TooFew, with_aggregate
 from fedloom.algorithms.compose import Given, compose, make
-from fedloom.client.memory import Memory
+from fedloom.client.client_memory import Memory
 from fedloom.config.schema import Gate
+from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
-from fedloom.engine.store import commit, last_commit
 from fedloom.params import Params
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Update

@@ -15,14 +15,14 @@ from tests.clients import EXCHANGING, same
 
 from fedloom.client.site import Question
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.remote import Remote
+from fedloom.engine.remote_site import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment.experiment import Experiment
 from fedloom.runner import open_site
 from fedloom.sites import algorithm_of
 from fedloom.system.timing import Clock
-from fedloom.tuning.parts import Parts, parts_of
-from fedloom.tuning.strategy import LoRA, strategy
+from fedloom.tuning.strategies import LoRA, strategy
+from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.wire.messages import Assignment, Missing, Update
 
 CLIENTS = 3

@@ -24,17 +24,17 @@ from tests.clients import (
 )
 
 from fedloom.algorithms import SERVERS
-from fedloom.algorithms.base import ServerState
+from fedloom.algorithms.algorithm import ServerState
 from fedloom.algorithms.compose import make
-from fedloom.client.memory import Files, InMemory, Memory
+from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.config.schema import Gate
-from fedloom.engine import store
+from fedloom.engine import checkpoints
+from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
-from fedloom.engine.store import commit, last_commit
 from fedloom.params import Layout, Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tuning.parts import Parts
+from fedloom.tuning.trained_values import Parts
 from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
 from fedloom.wire.messages import Answer, Assignment, Update
 
@@ -393,8 +393,10 @@ def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) ->
     standing = Standing(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            store, "_index", lambda kept: dict(zip(store.INDEX, torch.tensor([[3], [1]]), strict=True))
+            checkpoints,
+            "_index",
+            lambda kept: dict(zip(checkpoints.INDEX, torch.tensor([[3], [1]]), strict=True)),
         )
         commit(tmp_path, standing)
     with pytest.raises(UserError, match=r"round-0000.*another version"):
-        store.read_commit(tmp_path / "round-0000.json")
+        checkpoints.read_commit(tmp_path / "round-0000.json")

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from tests.clients import CLIENTS, asked_about, assigned, named, real_site
 
 from fedloom.algorithms import SERVERS
-from fedloom.client.evaluate import judge_rows
-from fedloom.client.memory import Files
+from fedloom.client.answer_questions import judge_rows
+from fedloom.client.client_memory import Files
 from fedloom.config.schema import Evaluate
-from fedloom.data.shapes import MAKERS
-from fedloom.engine import workers as module
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.engine import worker_processes as module
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.workers import Workers, dealt
-from fedloom.models.load import load_vlm
+from fedloom.engine.worker_processes import Workers, dealt
+from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare, replica
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Answer, Missing, Update
 

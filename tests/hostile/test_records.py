@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedloom.config.schema import Data
-from fedloom.data.folder import load_folder
-from fedloom.data.pictures import FilePicture, check_picture
+from fedloom.data.images import FilePicture, check_picture
+from fedloom.data.own_folder import load_folder
 
 from .records import IMAGES, RECORDS, fill, pixels
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fedloom.algorithms import ENTRIES, PLACES
 from fedloom.algorithms.aggregate import mean, ordered
-from fedloom.algorithms.base import Aggregate, ServerState, TooFew
+from fedloom.algorithms.algorithm import Aggregate, ServerState, TooFew
 from fedloom.algorithms.compose import Given, compose, conflicts, make
-from fedloom.algorithms.robust import CHUNK
+from fedloom.algorithms.robust_helpers import CHUNK
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from tests.clients import EXCHANGING
 
 from fedloom.algorithms import ENTRIES, PLACES
-from fedloom.algorithms.adaptive import adaptive
+from fedloom.algorithms.adaptive_regularizer import adaptive
 from fedloom.algorithms.aggregate import mean_delta, means, ordered
-from fedloom.algorithms.base import TooFew, with_rule
+from fedloom.algorithms.algorithm import TooFew, with_rule
 from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
-from fedloom.algorithms.rule import PLAIN, chain
+from fedloom.algorithms.local_rule import PLAIN, chain
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.testing import KINDS, LAWS, bench_of

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.scenarios import Plan, card, survey
-from fedloom.scenarios.card import distances, rows
+from fedloom.scenarios.heterogeneity_card import distances, rows
 from fedloom.types import Example
 
 OPTIONS = ("a", "b", "c", "d")
@@ -110,6 +110,9 @@ def test_distances_are_those_of_the_definition(labels):
 def test_the_card_does_not_depend_on_the_order_of_clients(labels, shuffle):
     shuffled = list(labels)
     shuffle.shuffle(shuffled)
-    first, second = card(survey(*plan_of(labels))), card(survey(*plan_of(shuffled)))
+    first, second = (
+        card(survey(*plan_of(labels))),
+        card(survey(*plan_of(shuffled))),
+    )
     assert first["sizes"] == second["sizes"] and first["modalities"] == second["modalities"]
     assert first["labels"] == pytest.approx(second["labels"])

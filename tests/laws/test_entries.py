@@ -7,11 +7,11 @@ from inspect import signature
 import pytest
 
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES, SERVERS
-from fedloom.algorithms.base import Budget, FederatedAlgorithm
+from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.compose import CONFLICTS, Given, conflicts, make
 from fedloom.algorithms.entry import KINDS, TRAITS
-from fedloom.algorithms.rule import Final, LocalRule, Second
+from fedloom.algorithms.local_rule import Final, LocalRule, Second
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import default_methods, parse_method
 from fedloom.system.errors import UserError

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
 from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pooled
+from fedloom.scenarios.modality_pattern import coins
 from fedloom.scenarios.partition import Pool
-from fedloom.scenarios.pattern import coins
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 

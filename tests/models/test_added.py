@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from fedloom.cli import app
 from fedloom.config.schema import Model
-from fedloom.models import added
-from fedloom.models.added import ADDED, LISTED, Wheel, add, home, status
-from fedloom.models.assemble import base_digest
-from fedloom.models.load import load_vlm
+from fedloom.models import added_models
+from fedloom.models.added_models import ADDED, LISTED, Wheel, add, home, status
+from fedloom.models.assemble_model import base_digest
+from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 
 from .tiny import save
@@ -52,8 +52,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     row = Wheel("A tiny model", "tiny-model==1.0", hashlib.sha256(file.read_bytes()).hexdigest(),
                 "tiny_model/model/", ADDED["minilm"].build, "Tiny, Apache License 2.0.")  # fmt: skip
-    monkeypatch.setattr(added, "ADDED", {"tiny": row})
-    monkeypatch.setattr("fedloom.models.source.ADDED", {"tiny": row})
+    monkeypatch.setattr(added_models, "ADDED", {"tiny": row})
+    monkeypatch.setattr("fedloom.models.hub.ADDED", {"tiny": row})
     return file
 
 
@@ -118,8 +118,8 @@ def test_what_hinders_it_is_told_before_anything_is_fetched(
     def missing() -> None:
         raise UserError("gguf is missing")
 
-    monkeypatch.setattr(added, "ADDED", {"tiny": replace(added.ADDED["tiny"], ready=missing)})
-    monkeypatch.setattr(added, "_download", lambda *_: pytest.fail("it was fetched"))
+    monkeypatch.setattr(added_models, "ADDED", {"tiny": replace(added_models.ADDED["tiny"], ready=missing)})
+    monkeypatch.setattr(added_models, "_download", lambda *_: pytest.fail("it was fetched"))
     with pytest.raises(UserError, match="gguf is missing"):
         add("tiny", network=True)
     assert not home("tiny").parent.exists()
@@ -161,22 +161,22 @@ def test_a_build_that_is_cut_short_leaves_nothing(wheel: Path, monkeypatch: pyte
         (folder / "config.json").write_text("{")
         raise KeyboardInterrupt
 
-    row = replace(added.ADDED["tiny"], build=cut_short)
-    monkeypatch.setattr(added, "ADDED", {"tiny": row})
+    row = replace(added_models.ADDED["tiny"], build=cut_short)
+    monkeypatch.setattr(added_models, "ADDED", {"tiny": row})
     with pytest.raises(KeyboardInterrupt):
         add("tiny", wheel)
     assert [*home("tiny").parent.iterdir()] == []
 
 
 def test_whoever_comes_second_keeps_the_first_ones(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row, build = added.ADDED["tiny"], added.ADDED["tiny"].build
+    row, build = added_models.ADDED["tiny"], added_models.ADDED["tiny"].build
 
     def meanwhile(unpacked: Path, folder: Path) -> None:
-        monkeypatch.setattr(added, "ADDED", {"tiny": row})
+        monkeypatch.setattr(added_models, "ADDED", {"tiny": row})
         add("tiny", wheel)
         build(unpacked, folder)
 
-    monkeypatch.setattr(added, "ADDED", {"tiny": replace(row, build=meanwhile)})
+    monkeypatch.setattr(added_models, "ADDED", {"tiny": replace(row, build=meanwhile)})
     found = add("tiny", wheel)
     assert not found.fresh and found.digest == status("tiny")
 

@@ -33,13 +33,13 @@ from transformers import (
 from fedloom.config.validation_errors import resolve
 from fedloom.config.yaml_document import read
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.assemble import base_digest, load_model
-from fedloom.models.batch import answer_loss, encode, generate, option_scores
+from fedloom.models.assemble_model import base_digest, load_model
+from fedloom.models.batches import answer_loss, encode, generate, option_scores
 from fedloom.models.connectors import fresh
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 
 from .tiny import CLIP, EFFICIENTNET, SIGLIP, Drawn, save, tokenizer

@@ -9,18 +9,18 @@ import pytest
 import torch
 from tests.clients import deltas, job_of
 
-from fedloom.algorithms.rule import PLAIN
-from fedloom.client.job import Job
+from fedloom.algorithms.local_rule import PLAIN
+from fedloom.client.local_job import Job
 from fedloom.config.schema import Train
-from fedloom.data.shapes import MAKERS
-from fedloom.models.compiled import compiling
-from fedloom.models.load import load_vlm
-from fedloom.models.reading import layers_of
-from fedloom.models.recompute import recomputing
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.compiled_layers import compiling
+from fedloom.models.gradient_checkpointing import recomputing
+from fedloom.models.last_layer import layers_of
+from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Presence
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedloom.models.assemble import replace_connector
-from fedloom.models.batch import answer_loss, encode, image_tokens
+from fedloom.models.assemble_model import replace_connector
+from fedloom.models.batches import answer_loss, encode, image_tokens
 from fedloom.models.connectors import CONNECTORS, Resampler, fresh, mlp, places
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import load_vlm
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import export_adapter, import_adapter, prepare
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 
 from .tiny import Drawn, save

@@ -13,20 +13,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedloom.models import batch as batches
-from fedloom.models.batch import answer_loss, answer_losses, collate, encode, generate, option_scores
-from fedloom.models.families import FAMILIES
-from fedloom.models.family import PLAIN, image_token
-from fedloom.models.load import Vlm, load_vlm, placed, with_store
-from fedloom.models.memo import Memo
-from fedloom.models.parts import PARTS
-from fedloom.models.reading import FEED_FORWARD, layers_of
+from fedloom.models import batches as batches
+from fedloom.models.batches import answer_loss, answer_losses, collate, encode, generate, option_scores
+from fedloom.models.computed_cache import Memo
+from fedloom.models.family_interface import PLAIN, image_token
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.last_layer import FEED_FORWARD, layers_of
+from fedloom.models.load_model import Vlm, load_vlm, placed, with_store
+from fedloom.models.module_paths import PARTS
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
 from fedloom.tuning.dropout import Masks, dropping
-from fedloom.tuning.strategy import LINEARS, LoRA, stage
+from fedloom.tuning.strategies import LINEARS, LoRA, stage
 from fedloom.types import Conversation, Turn
 
 from .tiny import TINY, Drawn, save

@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedloom.models.features import FeatureStore
-from fedloom.models.load import Vlm, encoder_identity, load_vlm, not_storable, with_store
-from fedloom.models.memo import Memo
+from fedloom.models.computed_cache import Memo
+from fedloom.models.feature_cache import FeatureStore
+from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, not_storable, with_store
 from fedloom.system.errors import UserError
 
 LIMIT = 2**24
@@ -149,7 +149,7 @@ def test_a_full_disk_ends_nothing_and_is_told(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedloom.models.features.write_atomic", full)
+    monkeypatch.setattr("fedloom.models.feature_cache.write_atomic", full)
     plain = seen(vlm, dots(5, left=5))
     stored = cold(vlm, tmp_path)
     assert torch.equal(seen(stored, dots(3, left=3)), plain[:3])

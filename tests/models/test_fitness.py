@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedloom.data.pictures import FilePicture
-from fedloom.models.batch import length
-from fedloom.models.families import FAMILIES
-from fedloom.models.fitness import MOST_TOKENS, Checked, checked, limit_of
-from fedloom.models.load import Vlm, load_vlm
-from fedloom.models.memo import Memo
+from fedloom.data.images import FilePicture
+from fedloom.models.batches import length
+from fedloom.models.computed_cache import Memo
+from fedloom.models.example_checks import MOST_TOKENS, Checked, checked, limit_of
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, DataSet, Example, Presence

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.models import templates
-from fedloom.models.batch import encode
-from fedloom.models.load import load_vlm
+from fedloom.models import chat_templates
+from fedloom.models.batches import encode
+from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation
 
@@ -40,8 +40,8 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((torch, "load"), (pickle, "Unpickler"), (pickle, "load"), (pickle, "loads")):
         monkeypatch.setattr(module, name, refuse)
-    monkeypatch.setattr(templates, "SECONDS", 1)
-    monkeypatch.setattr(templates, "MEMORY", 2**28)
+    monkeypatch.setattr(chat_templates, "SECONDS", 1)
+    monkeypatch.setattr(chat_templates, "MEMORY", 2**28)
 
 
 def test_there_are_enough_of_them() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.client import evaluate
-from fedloom.client.evaluate import compare
-from fedloom.data.shapes import MAKERS
-from fedloom.models.batch import answer_loss, encode, generate, option_scores
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import SHIPPED, Vlm, load_vlm
-from fedloom.models.parts import PARTS, Parts
-from fedloom.models.published import teacher_forced
+from fedloom.client import answer_questions
+from fedloom.client.answer_questions import compare
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.batches import answer_loss, encode, generate, option_scores
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import SHIPPED, Vlm, load_vlm
+from fedloom.models.module_paths import PARTS, Parts
+from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import AGNOSTIC, TASKS
@@ -123,8 +123,8 @@ def test_options_that_need_several_passes_are_scored_alike(vlm: Vlm, monkeypatch
         widths.extend((len(own), sum(map(len, own))) for own in answers)
         return option_scores(*given)
 
-    monkeypatch.setattr(evaluate, "PACKED", most)
-    monkeypatch.setattr(evaluate, "option_scores", counted)
+    monkeypatch.setattr(answer_questions, "PACKED", most)
+    monkeypatch.setattr(answer_questions, "option_scores", counted)
     apart = compare(vlm, conversations, [vlm.connect, vlm.connect])
     torch.testing.assert_close(apart, packed, rtol=1e-4, atol=1e-4)
     assert all(count == 1 or width <= most for count, width in widths)

@@ -11,9 +11,9 @@ import pytest
 import transformers
 from PIL import Image
 
-from fedloom.models.batch import encode
-from fedloom.models.families import FAMILIES
-from fedloom.models.load import load_vlm
+from fedloom.models.batches import encode
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import load_vlm
 from fedloom.types import Conversation
 
 from .tiny import Drawn, save

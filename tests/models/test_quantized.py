@@ -13,7 +13,7 @@ import regex
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fedloom.models.quantized import RENAMED, halves, read_llama, tokenizer_of
+from fedloom.models.gguf_files import RENAMED, halves, read_llama, tokenizer_of
 from fedloom.system.errors import UserError
 
 gguf = pytest.importorskip("gguf")

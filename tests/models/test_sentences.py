@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.added import home
-from fedloom.models.sentences import LONGEST, embed_sentences
+from fedloom.models.added_models import home
+from fedloom.models.sentence_embeddings import LONGEST, embed_sentences
 from fedloom.progress import Progress
 from fedloom.runner import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_json
-from fedloom.tasks.linear import linear_reference
+from fedloom.tasks.linear_baseline import linear_reference
 from fedloom.types import Example
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}

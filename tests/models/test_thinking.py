@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.models.batch import Encoded, answer_loss, encode
-from fedloom.models.load import Vlm, load_vlm
-from fedloom.models.memo import Memo
+from fedloom.models.batches import Encoded, answer_loss, encode
+from fedloom.models.computed_cache import Memo
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation, Turn
 

@@ -21,8 +21,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from fedloom.models.batch import answer_loss, encode, option_scores
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.batches import answer_loss, encode, option_scores
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedloom.models.assemble import base_digest, load_model
-from fedloom.models.judge import load_judge
-from fedloom.models.load import load_vlm
-from fedloom.models.source import Source
+from fedloom.models.assemble_model import base_digest, load_model
+from fedloom.models.hub import Source
+from fedloom.models.judge_model import load_judge
+from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 
 from ..hostile.models import key_like, tensors

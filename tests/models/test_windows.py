@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedloom.models.batch import answer_loss, encode, generate, option_scores
-from fedloom.models.families import FAMILIES
-from fedloom.models.inputs import positions_of, slides, windows
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.batches import answer_loss, encode, generate, option_scores
+from fedloom.models.decoder_inputs import positions_of, slides, windows
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.types import Conversation
 
 from .tiny import CLIP, SIGLIP, TINY, Drawn, text

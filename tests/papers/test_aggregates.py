@@ -13,12 +13,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import Aggregate, ServerState
+from fedloom.algorithms.algorithm import Aggregate, ServerState
 from fedloom.algorithms.bucketing import buckets
 from fedloom.algorithms.compose import Given, make
 from fedloom.algorithms.krum import scores
 from fedloom.algorithms.nearest_mixing import mixed
-from fedloom.algorithms.robust import squared_distances
+from fedloom.algorithms.robust_helpers import squared_distances
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
 from fedloom.wire.messages import Update

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.clients import EXCHANGING
 
-from fedloom.algorithms.adaptive import adaptive
-from fedloom.algorithms.base import with_rule
+from fedloom.algorithms.adaptive_regularizer import adaptive
+from fedloom.algorithms.algorithm import with_rule
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.params import Layout, Params

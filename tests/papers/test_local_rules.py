@@ -21,10 +21,10 @@ from tests.clients import (
     trained,
 )
 
-from fedloom.algorithms.base import ServerState
+from fedloom.algorithms.algorithm import ServerState
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedkseed import direction, replayed
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.client.site import OWN
 from fedloom.engine.rounds import run_rounds
 from fedloom.params import Params, Part

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.clients import site_of
 from torch import Tensor
 
-from fedloom.algorithms.base import Budget
+from fedloom.algorithms.algorithm import Budget
 from fedloom.algorithms.compose import Given, any_layout, make
+from fedloom.client.local_training import Trained
 from fedloom.client.site import Site
-from fedloom.client.train import Trained
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Assignment, Update

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedloom.data.shapes import MAKERS
-from fedloom.models.batch import answer_loss, encode, generate, option_scores
-from fedloom.models.load import SHIPPED, load_vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.batches import answer_loss, encode, generate, option_scores
+from fedloom.models.load_model import SHIPPED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.types import Presence

@@ -13,10 +13,10 @@ from tests.models.tiny import save, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedloom.data.emoji import pool
-from fedloom.models.assemble import load_model
-from fedloom.models.batch import encode
+from fedloom.models.assemble_model import load_model
+from fedloom.models.batches import encode
 from fedloom.models.connectors import TRAINED, fresh
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.types import Conversation
 from pretrain import corpus, real_laptop
 

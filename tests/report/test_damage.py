@@ -15,7 +15,7 @@ from fedloom.config.schema import Scenario
 from fedloom.report.page import render
 from fedloom.report.records import FILES, read_run
 from fedloom.report.scores import terminal_table
-from fedloom.scenarios.card import card, survey
+from fedloom.scenarios.heterogeneity_card import card, survey
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError
 from fedloom.types import Example

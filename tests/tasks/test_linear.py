@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedloom.system.errors import UserError
-from fedloom.tasks.linear import colors, gradients, linear_reference, resize
+from fedloom.tasks.linear_baseline import colors, gradients, linear_reference, resize
 from fedloom.types import Example
 
 OPTIONS = ("red", "green", "none")

@@ -14,7 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.tasks.overlap import bleu, cider, longest_common, rouge_l
+from fedloom.tasks.text_overlap import bleu, cider, longest_common, rouge_l
 from fedloom.types import Example
 
 LAW = settings(max_examples=60, deadline=None)

@@ -14,8 +14,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.tasks.published import FAILED, first_letter
-from fedloom.tasks.scoring import Judged, score
+from fedloom.tasks.published_scoring import FAILED, first_letter
+from fedloom.tasks.score_answers import Judged, score
 from fedloom.types import Example
 
 LAW = settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.tasks.scoring import Judged, each, score
+from fedloom.tasks.score_answers import Judged, each, score
 from fedloom.types import Example
 
 

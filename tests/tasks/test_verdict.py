@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.measure import with_verdicts
-from fedloom.models.judge import load_judge
+from fedloom.models.judge_model import load_judge
 from fedloom.system.errors import UserError
 from fedloom.tasks import UNPARSED
-from fedloom.tasks.scoring import Judged, score
-from fedloom.tasks.verdict import judge_prompt, judged_scores, parse_verdict
+from fedloom.tasks.llm_judge import judge_prompt, judged_scores, parse_verdict
+from fedloom.tasks.score_answers import Judged, score
 from fedloom.types import Example
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedloom.data.shapes import MAKERS
-from fedloom.models.batch import answer_loss
-from fedloom.models.load import Vlm, load_vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.batches import answer_loss
+from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, release
-from fedloom.tuning.strategy import STRATEGIES, LoRA, stage
+from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 
 PRESENT = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}

@@ -12,19 +12,19 @@ from peft.tuners.lora.layer import Linear
 from tests.clients import job_of
 from torch import Tensor, nn
 
-from fedloom.algorithms.rule import PLAIN
-from fedloom.client.job import Job
+from fedloom.algorithms.local_rule import PLAIN
+from fedloom.client.local_job import Job
 from fedloom.config.schema import Train
-from fedloom.data.shapes import MAKERS
-from fedloom.models.batch import Batch, answer_losses, collate
-from fedloom.models.load import load_vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.batches import Batch, answer_losses, collate
+from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, adapter_config, prepare
 from fedloom.tuning.dropout import dropping
 from fedloom.tuning.lora import LoRALinear
-from fedloom.tuning.strategy import LoRA, stage
+from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, Presence
 
 SHARE = 0.25

@@ -9,25 +9,16 @@ import torch
 from tests.clients import site_of, start_of
 
 from fedloom.algorithms.compose import make
-from fedloom.client.memory import InMemory
+from fedloom.client.client_memory import InMemory
 from fedloom.client.site import PERSONAL
-from fedloom.data.shapes import MAKERS
-from fedloom.models.load import load_vlm
+from fedloom.data.drawn_shapes import MAKERS
+from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.parts import Parts, parts_of
-from fedloom.tuning.strategy import (
-    SEQUENCES,
-    STRATEGIES,
-    Full,
-    LoRA,
-    Stage,
-    stage,
-    strategy,
-    whole,
-)
+from fedloom.tuning.strategies import SEQUENCES, STRATEGIES, Full, LoRA, Stage, stage, strategy, whole
+from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Assignment
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloom.models.load import load_vlm
+from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategy import LoRA, stage
-from fedloom.tuning.svd import factors, svd_start
+from fedloom.tuning.strategies import LoRA, stage
+from fedloom.tuning.svd_start import factors, svd_start
 
 
 def tune(folder: Path, rank: int) -> Tuned:

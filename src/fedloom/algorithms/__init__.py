@@ -49,16 +49,16 @@ PLACES: Mapping[str, Place] = {
     "bucketing": Place("wrapper", "bucketing", "bucketing"),
     "dp": Place("wrapper", "dp", "DP mechanism"),
     "proximal": Place("rule", "fedprox", "proximal"),
-    "adaptive": Place("rule", "adaptive", "adaptive regularizer"),
+    "adaptive": Place("rule", "adaptive_regularizer", "adaptive regularizer"),
     "sam": Place("rule", "fedsam", "SAM"),
     "dp-sgd": Place("rule", "dp_sgd", "DP-SGD"),
     "pfedme": Place("rule", "pfedme", "pFedMe"),
     "keep-last": Place("rule", "keep_last", "own last model"),
     "ditto": Place("pass", "ditto", "Ditto"),
     "finetune": Place("stage", "finetune", "fine-tuning"),
-    "layers": Place("part", "layers", "layer budgets"),
-    "ranks": Place("part", "ranks", "unequal ranks"),
-    "prompt": Place("prompt", "prompt", "prompt"),
+    "layers": Place("part", "layer_budgets", "layer budgets"),
+    "ranks": Place("part", "lora_ranks", "unequal ranks"),
+    "prompt": Place("prompt", "prompt_wording", "prompt"),
 }
 """Name → where its entry stands. Modules are those of this package."""
 

@@ -14,7 +14,7 @@ from fedloom.params import Layout, Part
 from fedloom.wire.messages import Update
 
 if TYPE_CHECKING:
-    from fedloom.algorithms.base import Aggregate, ServerState
+    from fedloom.algorithms.algorithm import Aggregate, ServerState
 
 
 def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:

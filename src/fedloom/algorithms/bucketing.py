@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta
-from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
+from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import ALIKE, gathered
+from fedloom.algorithms.robust_helpers import ALIKE, gathered
 from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError

@@ -18,9 +18,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, positive
+from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import length
+from fedloom.algorithms.robust_helpers import length
 from fedloom.wire.messages import Update
 
 

@@ -13,7 +13,14 @@ from typing import Any, cast
 import torch
 
 from fedloom.algorithms import ENTRIES, SERVERS
-from fedloom.algorithms.base import EVERYTHING, Budget, FederatedAlgorithm, TooFew, with_aggregate, with_rule
+from fedloom.algorithms.algorithm import (
+    EVERYTHING,
+    Budget,
+    FederatedAlgorithm,
+    TooFew,
+    with_aggregate,
+    with_rule,
+)
 from fedloom.algorithms.entry import Entry
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError

@@ -15,10 +15,10 @@ optimizer starts anew in each round, as that of the shared model does, and may b
 
 from __future__ import annotations
 
-from fedloom.algorithms.base import not_negative, positive
+from fedloom.algorithms.algorithm import not_negative, positive
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedprox import proximal
-from fedloom.algorithms.rule import Second
+from fedloom.algorithms.local_rule import Second
 
 
 def ditto(*, lam: float = 0.1, epochs: int = 0, rate: float = 1.0) -> Second:

@@ -25,10 +25,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState, not_negative, positive
+from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, not_negative, positive
 from fedloom.algorithms.clip import clipping
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import same_part
+from fedloom.algorithms.robust_helpers import same_part
 from fedloom.params import Part
 from fedloom.seeds import torch_stream
 from fedloom.wire.messages import Update

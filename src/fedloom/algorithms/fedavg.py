@@ -10,7 +10,7 @@ Learning of Deep Networks from Decentralized Data", arXiv 1602.05629v4, Algorith
 
 Differs from the paper: averages deltas instead of parameters, which is the same at η = 1; n is the number
 of examples of the round's cohort (the corrected reading of line 8, as in later versions of the paper).
-`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published.adding`.
+`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published_faults.adding`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedloom.algorithms import published as faults
+from fedloom.algorithms import published_faults as faults
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import Diagnostics, FederatedAlgorithm, ServerState, Step, positive, server
+from fedloom.algorithms.algorithm import Diagnostics, FederatedAlgorithm, ServerState, Step, positive, server
 from fedloom.algorithms.entry import Entry
 from fedloom.types import Tensors
 

@@ -9,16 +9,16 @@ Reference: T.-M. H. Hsu, H. Qi, M. Brown, "Measuring the Effects of Non-Identica
 Federated Visual Classification", arXiv 1909.06335v1.
 
 Differs from the paper: nothing but the sign (there Δ points from the new parameters to the old).
-`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published.averaged_momentum`.
+`published=True` takes the step of FedMLLM's code, `fedloom.algorithms.published_faults.averaged_momentum`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms import published as faults
+from fedloom.algorithms import published_faults as faults
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import (
+from fedloom.algorithms.algorithm import (
     Diagnostics,
     FederatedAlgorithm,
     ServerState,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import by_size, extra, mean, means
-from fedloom.algorithms.base import (
+from fedloom.algorithms.algorithm import (
     Aggregate,
     Diagnostics,
     Extra,
@@ -36,7 +36,7 @@ from fedloom.algorithms.base import (
     positive,
 )
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule, Probe
+from fedloom.algorithms.local_rule import LocalRule, Probe
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.types import Broadcast, Tensors

@@ -14,7 +14,7 @@ Differs from the paper: nothing in a run of one round; a run may have more.
 
 from __future__ import annotations
 
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import fedavg
 

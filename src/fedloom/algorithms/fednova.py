@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import by_size, extra, means
-from fedloom.algorithms.base import (
+from fedloom.algorithms.algorithm import (
     Aggregate,
     Diagnostics,
     Extra,
@@ -37,7 +37,7 @@ from fedloom.algorithms.base import (
 )
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.types import Tensors
 from fedloom.wire.messages import Update
 

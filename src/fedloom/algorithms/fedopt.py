@@ -18,7 +18,7 @@ Reference: S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný
 
 Differs from the paper: the mean is weighted by number of examples unless `uniform` (Algorithm 2 weighs
 clients alike), so that a comparison with FedAvg changes the server step and nothing else. `published=True`
-has an unweighted mean, and the step of FedMLLM's code, `fedloom.algorithms.published.squared_momentum`.
+has an unweighted mean, and the step of FedMLLM's code, `fedloom.algorithms.published_faults.squared_momentum`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedloom.algorithms import published as faults
+from fedloom.algorithms import published_faults as faults
 from fedloom.algorithms.aggregate import mean
-from fedloom.algorithms.base import (
+from fedloom.algorithms.algorithm import (
     Diagnostics,
     FederatedAlgorithm,
     ServerState,

@@ -11,17 +11,17 @@ Differs from the paper: the cohort is not drawn by size, so the average is weigh
 instead (the paper draws client k with probability p_k and averages uniformly); the pull is added to the
 gradient in closed form after clipping, so clipping never weakens it; γ-inexact local solutions are simply
 a fixed amount of local work. `published=True` averages as FedMLLM's code does (see `fedavg`) and clips the
-pull together with the gradient, as that code and FedVLMBench's do (see `fedloom.algorithms.rule.clipped`).
+pull together with the gradient, as that code and FedVLMBench's do (see `fedloom.algorithms.local_rule.clipped`).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.algorithms.rule import LocalRule, clipped
+from fedloom.algorithms.local_rule import LocalRule, clipped
 from fedloom.types import Broadcast, Tensors
 
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import norm, not_negative
+from fedloom.algorithms.algorithm import norm, not_negative
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule, Probe
+from fedloom.algorithms.local_rule import LocalRule, Probe
 from fedloom.types import Tensors
 
 

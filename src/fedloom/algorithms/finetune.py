@@ -14,9 +14,9 @@ were never drawn are fine-tuned, too.
 
 from __future__ import annotations
 
-from fedloom.algorithms.base import positive
+from fedloom.algorithms.algorithm import positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import Final
+from fedloom.algorithms.local_rule import Final
 
 
 def finetune(*, epochs: int = 1, rate: float = 0.25) -> Final:

@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta, means
-from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, positive
+from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import SEVERAL, distance, enough, gathered
+from fedloom.algorithms.robust_helpers import SEVERAL, distance, enough, gathered
 from fedloom.wire.messages import Update
 
 STILL = 1e-6

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.types import Tensors
 
 

@@ -21,9 +21,9 @@ from math import inf
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta
-from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState, TooFew
+from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState, TooFew
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust_helpers import SEVERAL, enough, gathered, smallest, squared_distances
 from fedloom.wire.messages import Update
 
 

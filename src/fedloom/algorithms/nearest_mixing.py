@@ -20,9 +20,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean_delta
-from fedloom.algorithms.base import Aggregate, Change, Diagnostics, ServerState
+from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import SEVERAL, enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust_helpers import SEVERAL, enough, gathered, smallest, squared_distances
 from fedloom.wire.messages import Update
 
 

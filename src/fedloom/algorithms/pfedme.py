@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedloom.algorithms.base import not_negative, positive
+from fedloom.algorithms.algorithm import not_negative, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule, Probe
+from fedloom.algorithms.local_rule import LocalRule, Probe
 from fedloom.types import Tensors
 
 

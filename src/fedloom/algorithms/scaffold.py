@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import also, by_size, extra, mean
-from fedloom.algorithms.base import (
+from fedloom.algorithms.algorithm import (
     Aggregate,
     Diagnostics,
     Extra,
@@ -39,7 +39,7 @@ from fedloom.algorithms.base import (
     zeros_like,
 )
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.params import Params
 from fedloom.types import Broadcast, Tensors
 from fedloom.wire.messages import Update

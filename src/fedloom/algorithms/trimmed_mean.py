@@ -19,9 +19,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fedloom.algorithms.base import Aggregate, Diagnostics, ServerState
+from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust import SEVERAL, by_value, enough
+from fedloom.algorithms.robust_helpers import SEVERAL, by_value, enough
 from fedloom.wire.messages import Update
 
 

@@ -11,7 +11,7 @@ arguments `sharpness`, `sign`, `sparse`, `lr`. All else that is trained is avera
 
 The idea: with one round no aggregate can correct the clients, but the model all of them start from can.
 Its own weights give the start, A⁰ and B⁰ from the singular vectors of the layer that they adapt
-(`fedloom.tuning.svd.svd_start`), and with it the signs that B keeps. Where B⁰ is zero, as adapters
+(`fedloom.tuning.svd_start.svd_start`), and with it the signs that B keeps. Where B⁰ is zero, as adapters
 usually start, there is no sign to keep and that term is left out.
 
 Reference: B. Xu, H. Mei, Z. Bai, J. Gong, R. Yan, G. Xie, Y. Yao, B. Fernando, X. Shu, "You Only Communicate
@@ -34,10 +34,17 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.aggregate import by_size, mean_delta
-from fedloom.algorithms.base import Aggregate, Diagnostics, FederatedAlgorithm, ServerState, positive, server
+from fedloom.algorithms.algorithm import (
+    Aggregate,
+    Diagnostics,
+    FederatedAlgorithm,
+    ServerState,
+    positive,
+    server,
+)
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.fedavg import averaging
-from fedloom.algorithms.rule import LocalRule, clipped
+from fedloom.algorithms.local_rule import LocalRule, clipped
 from fedloom.params import Layout
 from fedloom.types import Broadcast, Tensors
 from fedloom.wire.messages import Update

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.base import EVERYTHING, Budget
-from fedloom.algorithms.rule import PLAIN, LocalRule, Second
-from fedloom.client.evaluate import judge_rows
-from fedloom.client.job import Job, second_pass
-from fedloom.client.memory import InMemory, Memory
-from fedloom.client.probes import PROBES
-from fedloom.client.train import Trained, apart, put
+from fedloom.algorithms.algorithm import EVERYTHING, Budget
+from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second
+from fedloom.client.answer_questions import judge_rows
+from fedloom.client.client_measurements import PROBES
+from fedloom.client.client_memory import InMemory, Memory
+from fedloom.client.local_job import Job, second_pass
+from fedloom.client.local_training import Trained, apart, put
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
-from fedloom.tasks.scoring import Judged
+from fedloom.tasks.score_answers import Judged
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
-from fedloom.tuning.parts import Parts
+from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update, unsendable
 
@@ -96,7 +96,7 @@ class Local:
         parts: What is sent, trained and kept, one entry for each stage of the strategy.
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
-        second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
+        second: The second pass of its algorithm; see `fedloom.algorithms.algorithm.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
         further: How clients train in stages of the method's own, after those of the strategy.
         budget: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
@@ -272,7 +272,7 @@ class Site:
         )
 
     def measured(self, job: Job, probe: str) -> Update:
-        """Measure a probe of `fedloom.client.probes` at a client; return an update that reports no parameters.
+        """Measure a probe of `fedloom.client.client_measurements` at a client; return an update that reports no parameters.
 
         Raises:
             UserError: There is no such probe.

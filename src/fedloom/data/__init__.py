@@ -7,30 +7,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedloom.data.aircraft import AIRCRAFT
-from fedloom.data.base import Loader, thin
-from fedloom.data.clients import CLIENTS
+from fedloom.data.client_folders import CLIENTS
 from fedloom.data.coco import COCO
 from fedloom.data.coco_qa import COCO_QA
 from fedloom.data.crisis_mmd import CRISIS_MMD
 from fedloom.data.digits import load_digits
+from fedloom.data.drawn_shapes import MAKERS, STYLES, load_shapes
 from fedloom.data.emoji import load_emoji
 from fedloom.data.emoji_styles import TASKS as STYLE_TASKS
 from fedloom.data.emoji_styles import VARIANTS as STYLE_VARIANTS
 from fedloom.data.emoji_styles import load_emoji_styles
 from fedloom.data.fashion_mnist import load_fashion_mnist
+from fedloom.data.fedmllm_client_folders import PREPARED
 from fedloom.data.flashcards import FLASHCARDS
-from fedloom.data.folder import load_folder
 from fedloom.data.hateful_memes import HATEFUL_MEMES
+from fedloom.data.loading import Loader, thin
 from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.multitask import NATURE, RADIOLOGY
+from fedloom.data.own_folder import load_folder
 from fedloom.data.plugin_data import PluginLoader
-from fedloom.data.prepared import PREPARED
+from fedloom.data.published_data_set import Source
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.science_qa import SCIENCE_QA
-from fedloom.data.shapes import MAKERS, STYLES, load_shapes
 from fedloom.data.slake import SLAKE
-from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedloom.data.fields import one_of
-from fedloom.data.records import Raw, read_lines
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import one_of
+from fedloom.data.record_files import Raw, read_lines
 from fedloom.types import Example, Rejected
 
 QUESTIONS = {
@@ -47,7 +47,7 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a line; see `fedloom.data.source.Make`."""
+    """Make an example of a line; see `fedloom.data.published_data_set.Make`."""
     options = tuple(filter(None, raw.values["classes"]))
     answer = one_of(raw.values, "class", options)
     image = raw.values["image"]

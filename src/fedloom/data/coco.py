@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.fields import needed, word
-from fedloom.data.records import Raw, kind, read_json
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import needed, word
+from fedloom.data.record_files import Raw, kind, read_json
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -69,7 +69,7 @@ def _empty(caption: Any) -> bool:
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of an annotation; see `fedloom.data.source.Make`."""
+    """Make an example of an annotation; see `fedloom.data.published_data_set.Make`."""
     return Example(
         id=needed(raw.values, "image_id", word),
         question=QUESTION,

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from fedloom.data.fields import Bad, needed, one_of
-from fedloom.data.pictures import FilePicture
-from fedloom.data.records import Raw, read_lines
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.images import FilePicture
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, one_of
+from fedloom.data.record_files import Raw, read_lines
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -43,7 +43,7 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a line; see `fedloom.data.source.Make`."""
+    """Make an example of a line; see `fedloom.data.published_data_set.Make`."""
     record = raw.values
     kind = TYPES[int(one_of(record, "types", tuple(map(str, range(len(TYPES))))))]
     return Example(

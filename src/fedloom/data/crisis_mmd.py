@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import re
 
-from fedloom.data.fields import needed, one_of, text
-from fedloom.data.records import Raw
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import needed, one_of, text
+from fedloom.data.record_files import Raw
 from fedloom.types import Example
 
 QUESTIONS = {
@@ -50,7 +50,7 @@ _TEST_COUNTS = (88, 458, 10, 3, 256, 36, 331, 1055)
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a row; see `fedloom.data.source.Make`."""
+    """Make an example of a row; see `fedloom.data.published_data_set.Make`."""
     row, options = raw.values, OPTIONS[reading.variant]
     column = "label" if reading.variant == "damage" and "label_image" not in row else "label_image"
     answer = one_of(row, column, options)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from fedloom.data.base import FILES, divide
-from fedloom.data.pictures import ZipPicture
+from fedloom.data.images import ZipPicture
+from fedloom.data.loading import FILES, divide
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:

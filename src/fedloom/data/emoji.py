@@ -10,8 +10,8 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedloom.data.base import FILES, divide
-from fedloom.data.pictures import ZipPicture
+from fedloom.data.images import ZipPicture
+from fedloom.data.loading import FILES, divide
 from fedloom.types import DataSet, Example
 
 if TYPE_CHECKING:

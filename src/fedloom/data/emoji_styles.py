@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.base import FILES
 from fedloom.data.emoji import GROUPS, QUESTION, load_emoji, picture_of, pool
-from fedloom.data.pictures import ZipPicture
+from fedloom.data.images import ZipPicture
+from fedloom.data.loading import FILES
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, file_digest

@@ -12,16 +12,16 @@ Training Data", arXiv 2304.08247v3; used to train by FedMLLM (arXiv 2411.14717v2
 
 from __future__ import annotations
 
-from fedloom.data.fields import needed
-from fedloom.data.records import Raw
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import needed
+from fedloom.data.record_files import Raw
 from fedloom.types import Example
 
 FILES = ("medical_meadow_wikidoc_medical_flashcards.json", "medical_meadow_medical_flashcards.json")
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a card; see `fedloom.data.source.Make`."""
+    """Make an example of a card; see `fedloom.data.published_data_set.Make`."""
     del reading
     return Example(
         id=f"card-{raw.number}",

@@ -11,9 +11,9 @@ arXiv 2005.04790v3; posed as multiple choice like FedMLLM (arXiv 2411.14717v2).
 
 from __future__ import annotations
 
-from fedloom.data.fields import Bad, needed, text, word
-from fedloom.data.records import Raw, shown
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, text, word
+from fedloom.data.record_files import Raw, shown
 from fedloom.types import Example
 
 QUESTION = "Is the content hateful?"
@@ -21,7 +21,7 @@ OPTIONS = ("not-hateful", "hateful")
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a line; see `fedloom.data.source.Make`."""
+    """Make an example of a line; see `fedloom.data.published_data_set.Make`."""
     record = raw.values
     if record.get("label") is None:
         raise Bad("label is missing; this is the copy without labels")

@@ -13,9 +13,9 @@ Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Hete
 from __future__ import annotations
 
 from fedloom.data.flashcards import FLASHCARDS
-from fedloom.data.joined import below
+from fedloom.data.joined_data_sets import below
+from fedloom.data.published_data_set import Count, Source
 from fedloom.data.slake import SLAKE
-from fedloom.data.source import Count, Source
 from fedloom.data.vqa_rad import VQA_RAD
 
 MEDICAL = Source(

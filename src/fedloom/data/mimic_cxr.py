@@ -27,10 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.fields import Bad, needed, one_of
-from fedloom.data.pictures import FilePicture
-from fedloom.data.records import Raw
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.images import FilePicture
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, one_of
+from fedloom.data.record_files import Raw
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -53,7 +53,7 @@ _VIEWS = re.compile(
 
 
 def part_of(row: dict[str, Any]) -> str:
-    """Return the part a picture belongs to; see `fedloom.data.source.PartOf`."""
+    """Return the part a picture belongs to; see `fedloom.data.published_data_set.PartOf`."""
     return PARTS[one_of(row, "split", tuple(PARTS))]
 
 
@@ -100,7 +100,7 @@ def _patient(row: dict[str, Any]) -> str:
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a study; see `fedloom.data.source.Make`."""
+    """Make an example of a study; see `fedloom.data.published_data_set.Make`."""
     row = raw.values
     study = _number(row, "study_id")
     folder = f"{_patient(row)}/s{study}"

@@ -22,11 +22,11 @@ from dataclasses import replace
 
 from fedloom.data.coco import COCO
 from fedloom.data.coco_qa import COCO_QA
-from fedloom.data.joined import below
+from fedloom.data.joined_data_sets import below
 from fedloom.data.mimic_cxr import MIMIC_CXR
+from fedloom.data.published_data_set import Source
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.slake import SLAKE
-from fedloom.data.source import Source
 from fedloom.data.vqa_rad import VQA_RAD
 
 # COCO's photographs lie once, at the root.

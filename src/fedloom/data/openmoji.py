@@ -15,9 +15,9 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from fedloom.data.drawing import all_drawn, require_rsvg, write_archive
 from fedloom.data.emoji import pool
 from fedloom.data.emoji_styles import OPENMOJI
+from fedloom.data.svg_drawing import all_drawn, require_rsvg, write_archive
 from fedloom.system.errors import UserError
 
 VERSION = "17.0.0"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.base import Loader, divide
-from fedloom.data.same import marks
-from fedloom.data.source import Source
+from fedloom.data.duplicates import marks
+from fedloom.data.loading import Loader, divide
+from fedloom.data.published_data_set import Source
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import DataSet, Example
 

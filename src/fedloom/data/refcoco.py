@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.boxes import in_pixels
+from fedloom.data.bounding_boxes import in_pixels
 from fedloom.data.coco import by_id
-from fedloom.data.fields import Bad, needed, one_of, word
-from fedloom.data.records import Raw, kind, read_json, read_records
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, one_of, word
+from fedloom.data.record_files import Raw, kind, read_json, read_records
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -33,7 +33,7 @@ PARTS = {"train": "train", "val": "dev", "testA": "test", "testB": "test"}
 
 
 def part_of(record: dict[str, Any]) -> str:
-    """Return the part a reference belongs to; see `fedloom.data.source.PartOf`."""
+    """Return the part a reference belongs to; see `fedloom.data.published_data_set.PartOf`."""
     return PARTS[one_of(record, "split", tuple(PARTS))]
 
 
@@ -68,7 +68,7 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of a sentence; see `fedloom.data.source.Make`."""
+    """Make an example of a sentence; see `fedloom.data.published_data_set.Make`."""
     record = raw.values
     if record["bbox"] is None:
         raise Bad("instances.json has no box of its ann_id")

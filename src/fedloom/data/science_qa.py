@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.fields import Bad, needed, one_of, text
-from fedloom.data.records import Raw, kind, read_json
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, one_of, text
+from fedloom.data.record_files import Raw, kind, read_json
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -29,7 +29,7 @@ PARTS = {"train": "train", "val": "dev", "test": "test"}
 
 
 def part_of(problem: dict[str, Any]) -> str:
-    """Return the part a problem belongs to; see `fedloom.data.source.PartOf`."""
+    """Return the part a problem belongs to; see `fedloom.data.published_data_set.PartOf`."""
     return PARTS[one_of(problem, "split", tuple(PARTS))]
 
 
@@ -61,7 +61,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def make(raw: Raw, reading: Reading) -> Example | None:
-    """Make an example of a problem; see `fedloom.data.source.Make`."""
+    """Make an example of a problem; see `fedloom.data.published_data_set.Make`."""
     problem = raw.values
     name, topic = text(problem, "image"), text(problem, "topic")
     split, pid = needed(problem, "split"), needed(problem, "pid")

@@ -12,9 +12,9 @@ none of it; FedVLMBench (arXiv 2506.09638) trains on it.
 
 from __future__ import annotations
 
-from fedloom.data.fields import needed, one_of, text, word
-from fedloom.data.records import Raw
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import needed, one_of, text, word
+from fedloom.data.record_files import Raw
 from fedloom.data.vqa_rad import answer_kind, spoken
 from fedloom.types import Example
 
@@ -22,7 +22,7 @@ LANGUAGES = ("en", "zh")
 
 
 def make(raw: Raw, reading: Reading) -> Example | None:
-    """Make an example of an entry in a wanted language; see `fedloom.data.source.Make`."""
+    """Make an example of an entry in a wanted language; see `fedloom.data.published_data_set.Make`."""
     record = raw.values
     if one_of(record, "q_lang", LANGUAGES) != reading.variant and reading.variant in LANGUAGES:
         return None

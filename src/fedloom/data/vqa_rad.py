@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedloom.data.fields import Bad, needed, one_of, text, word
-from fedloom.data.records import Raw, shown
-from fedloom.data.source import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.record_fields import Bad, needed, one_of, text, word
+from fedloom.data.record_files import Raw, shown
 from fedloom.types import Example
 
 FILES = ("VQA_RAD Dataset Public.json",)
@@ -25,12 +25,12 @@ PARTS = {"freeform": "train", "para": "train", "test_freeform": "test", "test_pa
 
 
 def part_of(record: dict[str, Any]) -> str:
-    """Return the part an entry belongs to by its phrase type; see `fedloom.data.source.PartOf`."""
+    """Return the part an entry belongs to by its phrase type; see `fedloom.data.published_data_set.PartOf`."""
     return PARTS[one_of(record, "phrase_type", tuple(PARTS))]
 
 
 def make(raw: Raw, reading: Reading) -> Example:
-    """Make an example of an entry; see `fedloom.data.source.Make`."""
+    """Make an example of an entry; see `fedloom.data.published_data_set.Make`."""
     record = raw.values
     return Example(
         id=needed(record, "qid", word),

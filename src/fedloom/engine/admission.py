@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedloom.algorithms.base import Extra
-from fedloom.engine.limits import Allowance, Expected, norm
+from fedloom.algorithms.algorithm import Extra
+from fedloom.engine.update_bounds import Allowance, Expected, norm
 from fedloom.params import Layout, Part
 from fedloom.system.timing import Clock
 from fedloom.types import Tensors
@@ -34,7 +34,7 @@ LISTED = 1000
 class Admission:
     """Decides which updates of one round are admitted, while they stream by in client-id order, and counts.
 
-    No admitted update is longer than honest work can make it (`fedloom.engine.limits`), which needs no history. Nor is it
+    No admitted update is longer than honest work can make it (`fedloom.engine.update_bounds`), which needs no history. Nor is it
     many times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the
     well-formed ones among the first `FIRST` of this round, so that no more than those are held in memory. Where a
     client's work commonly leads to a larger norm than that median, this norm takes its place.

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from fedloom.client.job import Job
+from fedloom.client.local_job import Job
+from fedloom.client.local_training import alike, train
 from fedloom.client.site import Profile, Question, Site
-from fedloom.client.train import alike, train
 from fedloom.params import Params
 from fedloom.system.errors import client_failure, short_of_memory
 from fedloom.system.timing import Clock
-from fedloom.tasks.scoring import Judged
+from fedloom.tasks.score_answers import Judged
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 WINDOW = 4

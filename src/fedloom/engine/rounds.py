@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from fedloom.algorithms.base import EVERYTHING, Diagnostics, FederatedAlgorithm, ServerState, TooFew
+from fedloom.algorithms.algorithm import EVERYTHING, Diagnostics, FederatedAlgorithm, ServerState, TooFew
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
-from fedloom.engine.limits import Expected, norm
-from fedloom.engine.ordering import in_order
+from fedloom.engine.client_order import in_order
+from fedloom.engine.update_bounds import Expected, norm
 from fedloom.params import Params, Part
-from fedloom.scenarios.published import published_cohort
+from fedloom.scenarios.published_draws import published_cohort
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tasks.scoring import Judged
+from fedloom.tasks.score_answers import Judged
 from fedloom.wire.messages import Answer, Assignment
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Backend(Protocol):
         ...
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Measure a probe of `fedloom.client.probes` at each client, and yield it as an update's extras."""
+        """Measure a probe of `fedloom.client.client_measurements` at each client, and yield it as an update's extras."""
         ...
 
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
@@ -174,7 +174,7 @@ class Run:
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
-        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Budget`.
+        scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.algorithm.Budget`.
     """
 
     method: str

@@ -14,7 +14,7 @@ from fedloom.experiment.keys import Keys
 from fedloom.experiment.methods import Method, default_methods
 from fedloom.experiment.plugins_key import AROUND
 from fedloom.plugins.plugins import INSTALLED, Layered
-from fedloom.scenarios.published import unpublished
+from fedloom.scenarios.published_draws import unpublished
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _chosen(experiment: Keys) -> Iterator[tuple[int, Method]]:
 
 def stage_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield numbers of rounds that do not fit the stages of the strategy."""
-    from fedloom.tuning.strategy import SEQUENCES
+    from fedloom.tuning.strategies import SEQUENCES
 
     name, given = experiment.strategy.name, experiment.strategy.stage_rounds
     stages = len(SEQUENCES[name])
@@ -184,7 +184,7 @@ def part_conflicts(experiment: Keys) -> Iterator[Conflict]:
 
 def _needed(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield the key of each setting that is incompatible with a part, and the reason."""
-    from fedloom.tuning.strategy import SEQUENCES
+    from fedloom.tuning.strategies import SEQUENCES
 
     entry, train = experiment.entries[part], experiment.train
     stages, strategy = SEQUENCES[experiment.strategy.name], f"strategy.name is {experiment.strategy.name}"

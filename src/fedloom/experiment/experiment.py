@@ -26,7 +26,7 @@ from fedloom.experiment.conflicts import conflicts_of, unknown_names
 from fedloom.experiment.keys import Keys
 from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods
 from fedloom.experiment.plugins_key import unusable
-from fedloom.scenarios.published import REPAIR
+from fedloom.scenarios.published_draws import REPAIR
 from fedloom.system.file_hashes import json_digest
 
 LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate": ("over",)}

@@ -19,7 +19,7 @@ from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader
-    from fedloom.models.family import Family
+    from fedloom.models.family_interface import Family
     from fedloom.tasks import Metric
 
 AROUND: tuple[KeyPath, ...] = (("plugins",),)
@@ -90,7 +90,7 @@ class Pluggable(Section):
     @property
     def families(self) -> Mapping[str, Family]:
         """`model_type` → family, of all model families."""
-        from fedloom.models.families import FAMILIES
+        from fedloom.models.family_table import FAMILIES
 
         return Layered(FAMILIES, self.added.families, INSTALLED.families)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fedloom.models.family import PLAIN
-from fedloom.models.source import first_line
-from fedloom.models.templates import SETTLED, TODAY, Turn, answered, continued, dated
+from fedloom.models.chat_templates import SETTLED, TODAY, Turn, answered, continued, dated
+from fedloom.models.family_interface import PLAIN
+from fedloom.models.hub import first_line
 from fedloom.system.errors import UserError
 
 

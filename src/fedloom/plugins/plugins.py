@@ -25,7 +25,7 @@ from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.data import Loader
-    from fedloom.models.family import Family
+    from fedloom.models.family_interface import Family
     from fedloom.tasks import Metric
 
 V = TypeVar("V")
@@ -239,11 +239,11 @@ def _metric(name: str, value: Any) -> Metric:
 
 
 def _family(name: str, value: Any) -> Family:
-    from fedloom.models.family import Family
+    from fedloom.models.family_interface import Family
 
     if not isinstance(value, Family):
         raise ValueError(
-            f"must be a fedloom.models.family.Family, not a value of type {type(value).__name__}"
+            f"must be a fedloom.models.family_interface.Family, not a value of type {type(value).__name__}"
         )
     return value
 
@@ -265,7 +265,7 @@ def _taken_metrics() -> Iterable[str]:
 
 
 def _taken_families() -> Iterable[str]:
-    from fedloom.models.families import FAMILIES
+    from fedloom.models.family_table import FAMILIES
 
     return FAMILIES
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedloom.report.paired import ROUNDING, Fares, fares_of
 from fedloom.report.records import Json, at, number
-from fedloom.tasks.scoring import HEADLINES
+from fedloom.tasks.score_answers import HEADLINES
 
 ByTask = Mapping[str, float | None]
 

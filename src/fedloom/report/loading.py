@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fedloom.models.files import SHIPPED
+from fedloom.models.folder_checks import SHIPPED
 from fedloom.report.introduction import assembled
 from fedloom.report.records import Run, at
 from fedloom.report.tables import label
@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 {where}
 base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(name)"""
-OURS = "from fedloom.models.load import SHIPPED\n\nname = SHIPPED[{path!r}]"
+OURS = "from fedloom.models.load_model import SHIPPED\n\nname = SHIPPED[{path!r}]"
 MADE = """\
 from pathlib import Path
 
 from fedloom import Experiment
-from fedloom.models.assemble import load_model
+from fedloom.models.assemble_model import load_model
 
 experiment = Experiment.from_json(Path({file!r}).read_text(encoding="utf-8"))
 base = load_model(experiment.model, experiment.seed).model"""

@@ -9,7 +9,7 @@ from fedloom.report.gain import client_scores, main_score, task_scores, tasks_in
 from fedloom.report.paired import Reading
 from fedloom.report.records import number
 from fedloom.report.sweeps import SEED, CellRun, SweepRun
-from fedloom.tasks.scoring import HEADLINES
+from fedloom.tasks.score_answers import HEADLINES
 
 LOWER = frozenset({"unparsed", "dropped", "unjudged"})
 """Scores of which less is better."""

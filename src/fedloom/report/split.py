@@ -82,7 +82,7 @@ def _most(labels: Mapping[str, int]) -> str:
 
 
 def card_rows(card: Json) -> Table:
-    """Make the table of the heterogeneity card, see `fedloom.scenarios.card`."""
+    """Make the table of the heterogeneity card, see `fedloom.scenarios.heterogeneity_card`."""
     labels, modalities, sizes, words = (card[key] for key in ("labels", "modalities", "sizes", "words"))
     rows = [
         (

@@ -1,10 +1,10 @@
 """A scenario is a partition (who holds which example) times a pattern (which modalities of it are seen)."""
 
-from fedloom.scenarios.card import card, survey
+from fedloom.scenarios.heterogeneity_card import card, survey
+from fedloom.scenarios.modality_pattern import PATTERNS
 from fedloom.scenarios.partition import PARTITIONS
-from fedloom.scenarios.pattern import PATTERNS
 from fedloom.scenarios.plan import Plan, Share, build_plan, only, pooled
-from fedloom.scenarios.published import published_cohort
+from fedloom.scenarios.published_draws import published_cohort
 
 __all__ = [
     "PARTITIONS",

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.scenarios.card import card, rows, survey
+from fedloom.scenarios.heterogeneity_card import card, rows, survey
+from fedloom.scenarios.modality_pattern import PATTERNS, Flags, coins, present
 from fedloom.scenarios.partition import PARTITIONS, Pool
-from fedloom.scenarios.pattern import PATTERNS, Flags, coins, present
-from fedloom.scenarios.published import published_draws
+from fedloom.scenarios.published_draws import published_draws
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.types import Example

@@ -1,6 +1,9 @@
 """Tasks: render a question, parse an answer, score it."""
 
-from fedloom.tasks.base import (
+from fedloom.tasks.caption import CAPTION
+from fedloom.tasks.grounding import GROUNDING
+from fedloom.tasks.multiple_choice import CHOICE
+from fedloom.tasks.task import (
     AGNOSTIC,
     PROMPTS,
     UNPARSED,
@@ -11,9 +14,6 @@ from fedloom.tasks.base import (
     Unparsed,
     clean_text,
 )
-from fedloom.tasks.caption import CAPTION
-from fedloom.tasks.choice import CHOICE
-from fedloom.tasks.grounding import GROUNDING
 from fedloom.tasks.vqa import VQA
 
 TASKS: dict[str, Task] = {"choice": CHOICE, "vqa": VQA, "caption": CAPTION, "grounding": GROUNDING}

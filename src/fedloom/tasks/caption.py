@@ -1,6 +1,6 @@
 """Descriptions of a picture, compared run of words by run of words; also reports on a scan.
 
-Lower case and no punctuation before words are compared; see `fedloom.tasks.overlap` for the scores.
+Lower case and no punctuation before words are compared; see `fedloom.tasks.text_overlap` for the scores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.tasks.base import (
+from fedloom.tasks.metrics import collect, mean, token_f1
+from fedloom.tasks.published_scoring import heard, stated
+from fedloom.tasks.task import (
     UNPARSED,
     Answer,
     AnswerForm,
@@ -24,9 +26,7 @@ from fedloom.tasks.base import (
     clean_text,
     free_answer,
 )
-from fedloom.tasks.metrics import collect, mean, token_f1
-from fedloom.tasks.overlap import bleu, cider, rouge_l
-from fedloom.tasks.published import heard, stated
+from fedloom.tasks.text_overlap import bleu, cider, rouge_l
 from fedloom.types import Example
 
 FRAME = re.compile(r"[^.:]{0,80}?\b(?:caption|report|description)\b[^.:]{0,80}?\bis\b", re.IGNORECASE)

@@ -10,7 +10,8 @@ import re
 from functools import lru_cache
 
 from fedloom.system.errors import UserError
-from fedloom.tasks.base import (
+from fedloom.tasks.metrics import collect, graded_row, mean
+from fedloom.tasks.task import (
     UNPARSED,
     Answer,
     AnswerForm,
@@ -23,7 +24,6 @@ from fedloom.tasks.base import (
     Unparsed,
     free_answer,
 )
-from fedloom.tasks.metrics import collect, graded_row, mean
 from fedloom.types import Example, Picture
 
 PIXELS = r"\s*([0-9]{1,6})\s*"

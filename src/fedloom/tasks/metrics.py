@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.tasks.base import UNPARSED, Answer, Metric, Rows, Scores, Unparsed
+from fedloom.tasks.task import UNPARSED, Answer, Metric, Rows, Scores, Unparsed
 from fedloom.types import Example
 
 Row = Callable[[Example, Answer | Unparsed, NDArray[np.floating] | None], Any]

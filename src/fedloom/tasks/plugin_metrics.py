@@ -10,8 +10,8 @@ from typing import Any
 
 from fedloom.system.errors import UserError, client_failure
 from fedloom.tasks import TASKS
-from fedloom.tasks.base import Answer, Metric, Rows, Scores
 from fedloom.tasks.metrics import collect, graded_row, mean
+from fedloom.tasks.task import Answer, Metric, Rows, Scores
 from fedloom.types import Example
 
 RESERVED = (

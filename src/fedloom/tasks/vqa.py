@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 
-from fedloom.tasks.base import (
+from fedloom.tasks.metrics import graded, token_f1
+from fedloom.tasks.published_scoring import heard, published_answers, same_start, same_text
+from fedloom.tasks.task import (
     UNPARSED,
     Answer,
     AnswerForm,
@@ -21,8 +23,6 @@ from fedloom.tasks.base import (
     clean_text,
     free_answer,
 )
-from fedloom.tasks.metrics import graded, token_f1
-from fedloom.tasks.published import heard, published_answers, same_start, same_text
 from fedloom.types import Example
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.algorithms.base import FederatedAlgorithm
+from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.plugin_algorithms import as_entry
 from fedloom.system.errors import UserError, client_failure

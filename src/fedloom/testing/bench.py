@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms import ENTRIES
-from fedloom.algorithms.base import FederatedAlgorithm, ServerState
+from fedloom.algorithms.algorithm import FederatedAlgorithm, ServerState
 from fedloom.algorithms.compose import Given, compose
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import Layered
 from fedloom.seeds import torch_stream

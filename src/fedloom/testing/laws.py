@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedloom.algorithms.base import LocalWork, ServerState
-from fedloom.algorithms.rule import LocalRule
+from fedloom.algorithms.algorithm import LocalWork, ServerState
+from fedloom.algorithms.local_rule import LocalRule
 from fedloom.params import Layout, Params
 from fedloom.testing.bench import (
     LAYOUT,

@@ -22,14 +22,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fedloom.models.load import Vlm
+from fedloom.models.load_model import Vlm
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import Manifest, check_files, read_manifest, write_manifest
 from fedloom.tuning.lora import LoRALinear, scale_of
-from fedloom.tuning.strategy import LoRA, Stage
+from fedloom.tuning.strategies import LoRA, Stage
 from fedloom.version import __version__
 
 # Gradients are meant to lie in rows of one buffer; autograd tells once that it would rather own them.

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedloom.models.batch import Batch
+from fedloom.models.batches import Batch
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned
 

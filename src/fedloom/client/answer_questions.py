@@ -1,0 +1,203 @@
+"""Ask a model every question and judge its answers, by likelihood of options or by what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedloom.models.batches import Connect, encode, generate, option_scores
+from fedloom.models.decoder_inputs import positions_of
+from fedloom.models.load_model import Vlm
+from fedloom.models.teacher_forcing import teacher_forced
+from fedloom.system.processes import forked, threads_each
+from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
+from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.task import AnswerForm
+from fedloom.types import Conversation, Example, Presence
+
+if TYPE_CHECKING:
+    from fedloom.config.schema import Evaluate
+
+BATCH_SIZE = 32
+"""Conversations in one pass, over all clients that answer side by side."""
+
+PACKED = 2048
+"""Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
+grow with their square. Options beyond that take further passes."""
+
+
+def render(
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+    answer: AnswerForm,
+    *,
+    clause: str | None = None,
+) -> list[Conversation]:
+    """Turn examples into conversations, showing only what is present; see `fedloom.tasks.task.Render`."""
+    return [
+        TASKS[example.task].render(example, present, clause=clause, answer_form=answer)
+        for example, present in zip(examples, presence, strict=True)
+    ]
+
+
+def judge(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+    settings: Evaluate,
+    *,
+    clause: str | None = None,
+) -> Judged:
+    """Answer every example with the live model; see `judge_rows`."""
+    return judge_rows(vlm, [vlm.connect], examples, presence, settings, clause=clause)[0]
+
+
+def judge_rows(
+    vlm: Vlm,
+    connects: Sequence[Connect],
+    examples: Sequence[Example],
+    presence: Sequence[Presence],
+    settings: Evaluate,
+    *,
+    clause: str | None = None,
+    workers: int = 1,
+) -> list[Judged]:
+    """Answer every example with each of K clients' adapters that stand side by side in the model.
+
+    Examples with options are scored by likelihood unless the settings say "generate"; all others are
+    generated, or teacher-forced if the settings say so. Batches go by length, which changes no answer.
+
+    Args:
+        vlm: The model.
+        connects: The K clients' connectors.
+        examples: The questions.
+        presence: What of its evidence each example shows.
+        settings: Form of the answer and way of choosing it.
+        clause: What prompts say of the evidence; None names what is present.
+        workers: Processes that ask at once; more than one needs `fedloom.system.processes.can_fork`.
+
+    Returns:
+        Each client's answers.
+    """
+    conversations = render(examples, presence, settings.answer, clause=clause)
+    rows = range(len(connects))
+    answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
+    replies: list[list[str | None]] = [[None] * len(examples) for _ in rows]
+    probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
+    for row, k, found in _asked(vlm, connects, conversations, settings, workers):
+        if isinstance(found, str):
+            replies[row][k] = found
+            answers[row][k] = TASKS[examples[k].task].parse(found, examples[k], answer_form=settings.answer)
+        else:
+            chances = np.array(found)
+            answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
+    return [
+        Judged(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
+        for row in rows
+    ]
+
+
+Found = tuple[int, int, str | list[float]]
+"""Client's row, number of the question, and what was found: a reply, or the chances of the options."""
+
+
+def _asked(
+    vlm: Vlm,
+    connects: Sequence[Connect],
+    conversations: Sequence[Conversation],
+    settings: Evaluate,
+    workers: int,
+) -> Iterator[Found]:
+    """Ask all questions in batches by length, here or in several processes."""
+    scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
+    order = sorted(
+        range(len(conversations)),
+        key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
+    )
+    size = max(1, BATCH_SIZE // len(connects))
+    batches = [
+        [k for k in order[start : start + size] if scored[k] is kind]
+        for start in range(0, len(order), size)
+        for kind in (False, True)
+    ]
+    batches = [places for places in batches if places]
+
+    def answered(places: Sequence[int]) -> list[Found]:
+        batch = [conversations[k] for k in places]
+        asked = [(row, k) for row in range(len(connects)) for k in places]
+        if not scored[places[0]]:
+            told = _replies(vlm, connects, batch, settings)
+            return [(row, k, reply) for (row, k), reply in zip(asked, told, strict=True)]
+        scores = [
+            one[: len(conversations[k].options)].double()
+            for (_, k), one in zip(asked, compare(vlm, batch, connects), strict=True)
+        ]
+        return [(row, k, torch.softmax(one, 0).tolist()) for (row, k), one in zip(asked, scores, strict=True)]
+
+    def share(number: int) -> Iterator[bytes]:
+        yield from (json.dumps(answered(places)).encode() for places in batches[number::workers])
+
+    workers = min(workers, len(batches))
+    if workers > 1:
+        for one, likely in zip(conversations, scored, strict=True):
+            if likely:  # tokenised here once, and not in every copy again
+                encode(vlm, one, one.options)
+        parts = [partial(share, number) for number in range(workers)]
+        for _, message in forked(parts, threads_each(workers)):
+            yield from (tuple(found) for found in json.loads(message))
+    else:
+        for places in batches:
+            yield from answered(places)
+
+
+def compare(vlm: Vlm, batch: Sequence[Conversation], connects: Sequence[Connect] | None = None) -> Tensor:
+    """Score every option as `fedloom.models.batches.option_scores` does, in as many passes as `PACKED` asks for."""
+    pieces = [_pieces(vlm, one) for one in batch]
+    passes = max(map(len, pieces))
+    if passes == 1:
+        return option_scores(vlm, batch, connects)
+    clients = 1 if connects is None else len(connects)
+    scores = torch.zeros(clients, len(batch), max(len(one.options) for one in batch))
+    for number in range(passes):
+        there = [(k, own[number]) for k, own in enumerate(pieces) if number < len(own)]
+        part = [replace(batch[k], options=batch[k].options[piece]) for k, piece in there]
+        found = option_scores(vlm, part, connects).view(clients, len(part), -1)
+        for at, (k, piece) in enumerate(there):
+            scores[:, k, piece] = found[:, at, : piece.stop - piece.start]
+    return scores.flatten(0, 1)
+
+
+def _pieces(vlm: Vlm, one: Conversation) -> list[slice]:
+    """Divide a question's options, in their order, into runs of at most `PACKED` tokens and of at least one option."""
+    starts, room = [0], PACKED
+    for number, answer in enumerate(encode(vlm, one, one.options).answers):
+        if len(answer) > room and number > starts[-1]:
+            starts, room = [*starts, number], PACKED
+        room -= len(answer)
+    return [slice(*ends) for ends in pairwise([*starts, len(one.options)])]
+
+
+def _replies(
+    vlm: Vlm, connects: Sequence[Connect], batch: Sequence[Conversation], settings: Evaluate
+) -> list[str]:
+    if settings.scoring == "teacher-forced":
+        return teacher_forced(vlm, batch, connects)
+    return generate(vlm, batch, connects, max_tokens=_room(vlm, batch))
+
+
+def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:
+    """Allow half as many tokens again as the longest right answer has, and a few more, as far as there are positions."""
+    longest = max(len(vlm.tokenizer(one.answer)["input_ids"]) for one in batch)
+    wanted, positions = longest + longest // 2 + 4, positions_of(vlm)
+    if positions is None:
+        return wanted
+    return max(1, min(wanted, positions - max(len(encode(vlm, one, []).prompt) for one in batch)))

@@ -1,0 +1,204 @@
+"""Write a checkpoint of every finished round, so that a run killed at any moment goes on from the last one.
+
+A checkpoint is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
+into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is skipped for the one
+before it; the last two are kept. What clients keep stays at their sites (`fedloom.client.client_memory`); the checkpoint holds the
+rounds whose memory the server has accepted, so that no older or newer one can take its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedloom.algorithms.algorithm import ServerState
+from fedloom.client.client_memory import round_of
+from fedloom.engine.rounds import KEPT, Best, Standing
+from fedloom.params import Layout, Params
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import write_atomic
+from fedloom.system.manifest import read_sealed, write_sealed
+
+CHECKPOINTS = 2
+"""Checkpoints that are kept."""
+
+INDEX = ("memory/clients", "memory/rounds")
+"""Tensors of a checkpoint: clients that keep memory, [clients], and of which rounds, [clients, KEPT], -1 for none."""
+
+BEST = "best/"
+"""The prefix of the names of the best round's tensors: its parameters, and an index as above."""
+
+
+def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
+    """Write the checkpoint of a round, and delete all but the last two.
+
+    Args:
+        folder: An existing folder.
+        standing: Where the run stands after the round.
+        recorded: Bytes that the run's record has when the checkpoint is written; see `recorded_below`.
+        of: Digest of the training, so that no checkpoint of another one is read in its place.
+
+    Raises:
+        UserError: The folder was removed.
+    """
+    tensors: dict[str, Tensor] = {"params": standing.state.params.flat}
+    tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
+    tensors |= _index(standing.kept)
+    if (best := standing.best) is not None:
+        tensors[f"{BEST}params"] = best.params.flat
+        index = _index({client: (round,) for client, round in best.since.items()})
+        tensors |= {f"{BEST}{name}": value for name, value in index.items()}
+    # Copies, since a file holds no tensor that shares its memory with another.
+    content = save({name: value.contiguous().clone() for name, value in tensors.items()})
+    name = f"round-{standing.state.round:04}"
+    write_atomic(folder / f"{name}.safetensors", content, folder)
+    figures = {
+        "round": standing.state.round,
+        "tensors": hashlib.sha256(content).hexdigest(),
+        "layout": json.loads(standing.state.params.layout.to_json()),
+        "norms": list(standing.norms),
+        "missed": standing.missed,
+        "recorded": recorded,
+        "of": of,
+        "up": standing.up,
+        "down": standing.down,
+        "seconds": standing.seconds,
+        **(
+            {}
+            if standing.best is None
+            else {"best": {"round": standing.best.round, "score": standing.best.score}}
+        ),
+    }
+    write_sealed(folder / f"{name}.json", figures, folder)
+    for old in _by_round(folder.glob("round-*.json"))[:-CHECKPOINTS]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def recorded_below(folder: Path) -> int:
+    """Return how many bytes the run's record must have: what it had when the last file below a folder was written."""
+    found = 0
+    for file in folder.rglob("*.json"):
+        with suppress(UserError):  # whoever reads a damaged file skips or refuses it
+            found = max(found, read_sealed(file).get("recorded", 0))
+    return found
+
+
+def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the tensors that hold which memory is accepted, by client and round; none where no client keeps any."""
+    if not kept:
+        return {}
+    rounds = [[-1] * (KEPT - len(one)) + list(one) for one in kept.values()]
+    return dict(zip(INDEX, (torch.tensor([*kept]), torch.tensor(rounds)), strict=True))
+
+
+def _kept(tensors: dict[str, Tensor], under: str = "") -> dict[int, tuple[int, ...]]:
+    """Remove the tensors of `_index` from a checkpoint's, and return what they hold."""
+    clients, rounds = (
+        tensors.pop(f"{under}{name}").tolist() if f"{under}{name}" in tensors else [] for name in INDEX
+    )
+    return {
+        client: tuple(one for one in some if one >= 0) for client, some in zip(clients, rounds, strict=True)
+    }
+
+
+def _by_round(files: Iterable[Path]) -> list[Path]:
+    # By number: as texts, round-10000 stands before round-9999.
+    return sorted(files, key=round_of)
+
+
+def _ignore(reason: str) -> None:
+    pass
+
+
+def _sound(standing: Standing) -> None:
+    pass
+
+
+def last_commit(
+    folder: Path,
+    layout: Layout | None = None,
+    passed_over: Callable[[str], None] = _ignore,
+    of: str | None = None,
+    check: Callable[[Standing], None] = _sound,
+) -> Standing | None:
+    """Read the newest checkpoint that is whole, or None where there is none.
+
+    A checkpoint is whole if its two files are as they were written, its layout is the one given, and `check` agrees.
+
+    Args:
+        folder: A training's folder.
+        layout: That of the parameters; None accepts any.
+        passed_over: Called with the reason for each newer checkpoint that is not whole.
+        of: Digest of the training that they must belong to; None accepts any.
+        check: Raises UserError where the run cannot go on from a checkpoint.
+    """
+    for file in reversed(_by_round(folder.glob("round-*.json"))):
+        try:
+            standing = read_commit(file, layout, of)
+            check(standing)
+            return standing
+        except UserError as error:
+            passed_over(str(error))
+    return None
+
+
+def read_commit(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
+    """Read a checkpoint.
+
+    Args:
+        file: Its JSON file.
+        layout: What its layout must be; None accepts any.
+        of: Digest of the training that it must belong to; None accepts any.
+
+    Raises:
+        UserError: It is not whole, of another layout or of another training; see `last_commit`.
+    """
+    figures, beside = read_sealed(file), file.with_suffix(".safetensors")
+    try:
+        content = beside.read_bytes()
+    except OSError as error:
+        raise UserError(f"{beside} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != figures["tensors"]:
+        raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
+    if round_of(file) != figures["round"]:
+        raise UserError(f"{file} is the checkpoint of another round")
+    if of not in (None, figures["of"]):
+        raise UserError(f"{file} is the checkpoint of another run or method")
+    own = Layout.from_json(json.dumps(figures["layout"]))
+    if layout not in (None, own):
+        raise UserError(f"{file} was made for another model or strategy")
+    tensors = load(content)
+    if any(tensors[name].dim() != 2 for name in (INDEX[1], BEST + INDEX[1]) if name in tensors):
+        raise UserError(
+            f"{file} was written by another version of fedloom, which stores the memory of clients differently"
+        )
+    kept, best = _kept(tensors), _best(figures.get("best"), tensors, own)
+    slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}
+    state = ServerState(Params(own, tensors["params"]), figures["round"], slots)
+    return Standing(
+        state,
+        kept,
+        tuple(figures["norms"]),
+        figures.get("missed", 0),
+        figures["up"],
+        figures["down"],
+        figures["seconds"],
+        best,
+    )
+
+
+def _best(figures: Mapping[str, Any] | None, tensors: dict[str, Tensor], layout: Layout) -> Best | None:
+    """Return the best round of a checkpoint, or None where none was chosen."""
+    if figures is None:
+        return None
+    since = {client: rounds[-1] for client, rounds in _kept(tensors, BEST).items()}
+    return Best(figures["round"], figures["score"], Params(layout, tensors[f"{BEST}params"]), since)

@@ -1,0 +1,178 @@
+"""Choose what the machine decides: how many clients train at once, and whether layers are recomputed to save memory.
+
+A choice follows from the experiment and from the kind of machine: its device, threads and total memory. Clock, load and free
+memory do not matter, so the same experiment leads to the same choice on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedloom.client.local_job import Job
+from fedloom.engine.in_process import WINDOW
+from fedloom.models.batches import answer_losses, collate
+from fedloom.models.last_layer import layers_of
+from fedloom.system.processes import can_fork
+from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.dropout import dropping
+
+MOST = 32
+"""Most rows of a pass: with so many, its costs besides arithmetic are small, and further rows gain nothing."""
+
+FULL, FULL_ACCELERATOR = 4 * 10**9, 10**12
+"""Multiplications of one forward pass that keep a thread of a processor, or an accelerator, busy: more rows gain nothing."""
+
+COPY = 10**10
+"""Multiplications of a client's round below which copying this process, some 20 ms, costs more than it saves."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The kind of machine that a choice is made for.
+
+    Attributes:
+        device: Kind of device that the model is on, such as cpu or cuda.
+        processor: The system's name for its processor or accelerator.
+        threads: Threads of this process.
+        memory: Total bytes of memory, on the model's device, that this process may use; None if the system does not say.
+        copies: Whether this process can be copied.
+    """
+
+    device: str
+    processor: str
+    threads: int
+    memory: int | None
+    copies: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run's clients train.
+
+    Attributes:
+        rows: Clients side by side in one pass, ≥ 1.
+        workers: Processes that train clients at once, ≥ 1, each with its share of the threads.
+        recompute: Whether layers are recomputed in the backward pass.
+    """
+
+    rows: int = 1
+    workers: int = 1
+    recompute: bool = False
+
+
+def this_machine(device: torch.device) -> Machine:
+    """Describe the machine that this process runs on."""
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        return Machine("cuda", about.name, torch.get_num_threads(), about.total_memory, copies=False)
+    forks = device.type == "cpu" and can_fork()
+    return Machine(device.type, _processor(), torch.get_num_threads(), _memory(), forks)
+
+
+def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> Choice:
+    """Choose the number of rows and of processes, and whether layers are recomputed, for jobs like the given ones.
+
+    Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is one process
+    for each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory
+    that the model leaves free. Where the job of a client fails, the others decide.
+
+    Args:
+        tuned: The model with one row.
+        jobs: Some of a round's jobs; with none nothing runs side by side.
+        cohort: How many clients a round has.
+        machine: The kind of machine.
+    """
+    for job in sorted(jobs, key=lambda job: (-job.steps, job.client)):
+        with suppress(Exception):  # that client will be missing, with the reason
+            return _chosen(tuned, job, cohort, machine)
+    return Choice()
+
+
+def _chosen(tuned: Tuned, first: Job, cohort: int, machine: Machine) -> Choice:
+    """Choose by one job, that of the client with most steps."""
+    room = _room(tuned, machine)
+    recompute = room is not None and _step_bytes(tuned, first) > room
+    if cohort < 2:
+        return Choice(recompute=recompute)
+    multiplications = _multiplications(tuned, first)
+    many = machine.copies and 3 * multiplications * first.steps >= COPY
+    # Twice what forward saves, since backward needs about as much again; values, gradients and optimizer of a row; and
+    # the updates, and what clients keep, of all jobs that are looked at together.
+    needed = 2 * saved_bytes(tuned, first) + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
+    most = MOST * machine.threads if room is None else max(1, room // needed)
+    workers = min(machine.threads, cohort, most) if many else 1
+    full = FULL if machine.device == "cpu" else FULL_ACCELERATOR
+    wanted = full // max(1, multiplications) if tuned.stackable else 1
+    rows = max(1, min(MOST, wanted, most // workers, -(-cohort // workers)))
+    return Choice(rows, workers, recompute)
+
+
+def _multiplications(tuned: Tuned, job: Job) -> int:
+    """Count the multiplications of a forward pass through the decoder's layers over one of a client's batches."""
+    batch = collate(tuned.vlm, [next(job.batches())])
+    weights = sum(value.numel() for layer in layers_of(tuned.vlm) for value in layer.parameters())
+    return weights * sum(batch.lengths)
+
+
+def _room(tuned: Tuned, machine: Machine) -> int | None:
+    """Return half of the bytes of memory that the model leaves free, or None if the system does not say."""
+    held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
+    return None if machine.memory is None else max(0, machine.memory - held) // 2
+
+
+def _step_bytes(tuned: Tuned, job: Job) -> int:
+    """Estimate the bytes of one client's step from a single example, so that estimating does not need as many."""
+    return 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
+
+
+def saved_bytes(tuned: Tuned, job: Job) -> int:
+    """Count the bytes that one client's step keeps for its backward pass; shared weights do not count."""
+    own = {value.untyped_storage().data_ptr() for value in tuned.vlm.model.state_dict().values()}
+    own.add(tuned.flat.untyped_storage().data_ptr())
+    seen: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    tuned.write(job.begun)
+    batch = collate(tuned.vlm, [next(job.batches())])
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
+    with hooks, dropping(tuned, batch, [job.masks(0)]):
+        # The losses are held until everything is counted, so that no address is used twice.
+        losses = answer_losses(tuned.vlm, batch)
+    del losses
+    return sum(seen.values())
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    """Return the total bytes of memory that this process may use."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+    try:  # a container may have less
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            return min(whole, int(file.read()))
+    except (OSError, ValueError):
+        return whole

@@ -1,0 +1,172 @@
+"""Bound what a client's update may be, from what the server knows before any update has arrived.
+
+The server knows the training settings, the global parameters x and how many examples a client holds, hence its steps
+t = 1 … T and their learning rates η_t. A step moves the parameters by at most
+
+    η_t · r_t                    with r_t of the optimizer (`fedloom.client.optimizers.Optimizer.reach`)
+    AdamW   r_t = C_t · √P       whatever the gradients are, with C_t ≤ 7.3 for β2 = 0.999
+    SGD     r_t = `train.clip`   where the gradient is clipped and the algorithm's local rule leaves it alone
+
+and with weight decay λ the distance d_t from x grows as
+
+    d_t ≤ |1 − η_t λ| · d_{t−1} + η_t λ ‖x‖ + η_t r_t,        d_0 = 0.
+
+d_T bounds the norm of every honest update, whatever its data: no honest update is refused by it. Where the settings
+do not bound it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
+may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
+divides by single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
+values that are exchanged, and of the client's own LoRA factors where their scale is its own (`fedloom.algorithms.lora_ranks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.algorithm import EVERYTHING, Extra, FederatedAlgorithm, LocalWork
+from fedloom.algorithms.local_rule import PLAIN
+from fedloom.client.learning_rate import rate_of, steps_of
+from fedloom.client.optimizers import OPTIMIZERS
+from fedloom.client.site import Profile
+from fedloom.params import Params, Part
+from fedloom.tuning.lora import fold
+
+if TYPE_CHECKING:
+    from fedloom.config.schema import Train
+
+TIMES = 100.0
+"""Norm of an update, as a multiple of the global parameters', where the settings do not bound it."""
+
+UNCLIPPED = 1e6
+"""Largest norm of a gradient where gradients are not clipped: with one beyond it, training has failed."""
+
+SLACK = 1.05
+"""Factor on bounds: float32 norms of many millions of values are a few percent off."""
+
+ROUNDING = 2.0**-22
+"""The rounding error of float32 parameters in one step, as a share of their norm."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The bounds on one client's update.
+
+    Attributes:
+        examples: Examples that the client holds: the largest weight.
+        up: The part that it reports.
+        most: Largest norm of its delta.
+        usual: A norm that such work commonly leads to. The usual norm counts as at least this one, so that a client with
+            many steps, or with the only images, is not refused for being unlike the others.
+        extras: Name → shape and bounds of what comes besides the delta.
+        scale: Factor on the scale of its LoRA adapters. Norms are those of its delta before B was multiplied by it.
+    """
+
+    examples: int
+    up: Part
+    most: float
+    usual: float
+    extras: Mapping[str, Extra]
+    scale: float = 1.0
+
+    def unfolded(self, delta: Params) -> Tensor:
+        """Return the change of the client's own values, shape [P]."""
+        return fold(delta.flat, delta.layout, 1 / self.scale)
+
+
+class Expected:
+    """The bounds on the updates of one round, from what the server knows about its clients.
+
+    Args:
+        algorithm: Says which extras updates carry, and whether its rule adds to gradients.
+        params: The global parameters of the round.
+        settings: How clients train.
+        round: The round's number within its stage.
+        profiles: The profile of each client.
+        up: Client → the part that it reports; None is all.
+        scale: Client → factor on the scale of its LoRA adapters.
+
+    Attributes:
+        layout: Names and shapes of the global parameters.
+    """
+
+    def __init__(
+        self,
+        algorithm: FederatedAlgorithm,
+        params: Params,
+        settings: Train,
+        round: int,
+        profiles: Sequence[Profile],
+        up: Callable[[int], Part | None],
+        scale: Callable[[int], float] = EVERYTHING.scale,
+    ) -> None:
+        self.layout = params.layout
+        self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
+        self._profiles, self._up, self._scale = profiles, up, scale
+        self._known: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
+
+    def of(self, client: int) -> Allowance:
+        """Return the bounds on a client's update."""
+        examples, part = self._profiles[client].examples, self._up(client) or self._params.whole
+        work = steps_of(self._settings, examples), part, self._scale(client)
+        if work not in self._known:  # the same for all clients with as many steps
+            self._known[work] = self._reach(*work)
+        return Allowance(examples, part, *self._known[work], work[-1])
+
+    def _reach(self, steps: int, part: Part, scale: float) -> tuple[float, float, Mapping[str, Extra]]:
+        clip = self._settings.clip
+        free = self._algorithm.local.correct is PLAIN.correct
+        gradient = inf if clip is None or not free else clip
+        size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
+        most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
+        if self._algorithm.local.start is not None:  # then deltas are not measured from where clients begin
+            most, usual = unbounded(part.count, size)
+        limit = SLACK * (UNCLIPPED if clip is None else clip)
+        rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
+        return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
+
+
+def reach(
+    settings: Train, round: int, steps: int, gradient: float, values: int, start: float
+) -> tuple[float, float]:
+    """Bound the norm of the delta to which a client's work can lead.
+
+    Args:
+        settings: How the client trains.
+        round: The round's number within its stage.
+        steps: Steps that it takes.
+        gradient: Largest norm of a gradient that the optimizer gets; inf where nothing bounds it.
+        values: Number P of values that are exchanged.
+        start: Norm of these values where the client starts.
+
+    Returns:
+        The bound, and a norm that is common: that of steps in directions drawn at random, or a thousandth of the bound
+        where the settings do not bound it.
+    """
+    longest, decay = OPTIMIZERS[settings.optimizer].reach, settings.weight_decay
+    far = squares = 0.0
+    for step in range(steps):
+        rate = rate_of(settings, round, step, steps)
+        moved = rate * longest(step + 1, values, gradient, settings.beta2) if rate else 0.0
+        far = abs(1 - rate * decay) * far + rate * decay * start + moved + ROUNDING * (start + far)
+        squares += moved**2
+    if far < inf:
+        return SLACK * far, sqrt(squares)
+    return unbounded(values, start)
+
+
+def unbounded(values: int, start: float) -> tuple[float, float]:
+    """Return the bound, and a norm that is common, where nothing bounds how far a client goes; see `reach`."""
+    largest = TIMES * start + sqrt(values)
+    return largest, largest / 1000
+
+
+def norm(values: Tensor) -> float:
+    """Return the Euclidean norm of a tensor; it is finite exactly when all values are."""
+    found = float(torch.linalg.vector_norm(values))
+    # Squares of huge or tiny float32 values leave its range; then float64 decides.
+    return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(values.double()))

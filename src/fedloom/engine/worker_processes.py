@@ -1,0 +1,172 @@
+"""Train clients in several processes, or on several devices, at once: each trains its share as `InProcess` does.
+
+A process is a copy of this one, with cores of its own, for processors with more cores than one client's batch can use;
+updates come back through a pipe, as the messages in which they would come from another machine. A device has a copy of
+the model and a thread that keeps it busy. The updates are those of one process with as many threads, or of one device.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+from fedloom.client.learning_rate import steps_of
+from fedloom.client.site import Profile, Question
+from fedloom.engine.client_order import HELD
+from fedloom.engine.in_process import InProcess, ignore
+from fedloom.models.batches import encode
+from fedloom.params import Layout, Params
+from fedloom.system.processes import forked, threaded, threads_each
+from fedloom.system.timing import Clock
+from fedloom.tasks.score_answers import Judged
+from fedloom.tuning.adapters import Tuned
+from fedloom.wire.framing import prefixed, split
+from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
+
+EACH = 64
+"""Clients that a copy of this process trains before a new one is made; making one takes some 20 ms."""
+
+Timed = tuple[Answer, dict[str, float]]
+"""A client's answer, and the seconds that each kind of work for it took."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A backend that deals the cohort out to copies of this process, or to several devices.
+
+    Attributes:
+        inner: How each of them trains its clients. In processes, what clients keep goes to files of the site.
+        count: Number of processes, ≥ 2; they share this process's threads.
+        twins: Copies of the model on other devices; where there are any, each device trains a share, and no process
+            is copied.
+    """
+
+    inner: InProcess
+    count: int
+    twins: tuple[Tuned, ...] = ()
+
+    def start(self, method: str) -> Params:
+        """See `Backend`."""
+        return self.inner.start(method)
+
+    def describe(self, method: str) -> Sequence[Profile]:
+        """See `Backend`."""
+        return self.inner.describe(method)
+
+    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+        """See `Backend`."""
+        return self.inner.answer(questions)
+
+    def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
+        """See `Backend`."""
+        return self.inner.measure(assignments, probe)
+
+    def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
+        """Train clients and yield their updates in the order of `assignments`.
+
+        A client that raises is `Missing`, and so are the clients that a killed process had not trained yet.
+        """
+        coming = iter(assignments)
+        room = HELD // (4 * max(1, self.inner.site.tuned.layout.size))
+        size = max(self.count, min(EACH * self.count, room))
+        while window := list(islice(coming, size)):
+            yield from self._together(window, clock)
+
+    def _together(self, window: Sequence[Assignment], clock: Clock) -> Iterator[Answer]:
+        clock.lap("load")
+        begun, steps = time.perf_counter(), [self._prepared(one) for one in window]
+        shares = dealt(steps, self.count)
+        places = [iter(share) for share in shares]
+        done: dict[int, Timed] = {}
+        ends: dict[int, str] = {}
+        for number, (answer, spent) in self._results([[window[k] for k in share] for share in shares], ends):
+            if isinstance(answer, Update):
+                if answer.keeps and not self.twins and not self.inner.site.memory.shared:
+                    raise ValueError("what clients keep in a copy of this process is lost; keep it in files")
+                self.inner.trained(answer)
+            done[next(places[number])] = answer, spent
+        for number, rest in enumerate(places):
+            for k in rest:
+                done[k] = Missing(window[k].client, f"its process {ends[number]}"), {}
+        # Seconds that passed here for each second of work in a process.
+        spent_there = sum(sum(spent.values()) for _, spent in done.values())
+        passed = (time.perf_counter() - begun) / spent_there if spent_there else 0.0
+        clock.skip()
+        for k in range(len(window)):
+            answer, spent = done.pop(k)
+            clock.add({name: seconds * passed for name, seconds in spent.items()})
+            yield answer
+
+    def _prepared(self, assignment: Assignment) -> int:
+        """Tokenize a client's examples, so that no copy has to do it again; return how many steps the client takes."""
+        site = self.inner.site
+        with suppress(Exception):  # the client is missing then, and the copy says why
+            local, settings = site.local(assignment.method), site.stages(assignment.method)[assignment.stage]
+            conversations = local.conversations(assignment.client)
+            for one in conversations:
+                encode(site.tuned.vlm, one, [one.answer])
+            steps = steps_of(settings, len(conversations))
+            if local.second is None:
+                return steps
+            return steps + steps * (local.second.epochs or settings.epochs) // settings.epochs
+        return 1
+
+    def _results(
+        self, shares: Sequence[Sequence[Assignment]], ends: dict[int, str]
+    ) -> Iterator[tuple[int, Timed]]:
+        """Train all shares at once; yield the number of a share, an answer and its time, as answers come.
+
+        Where a process is killed, `ends` holds how it ended, by the number of its share.
+        """
+        each = replace(self.inner, trained=ignore)
+        if self.twins:
+            sites = [each.site, *(replace(each.site, tuned=tuned) for tuned in self.twins)]
+            # With few clients there may be fewer shares than models.
+            here = [(replace(each, site=site), share) for site, share in zip(sites, shares, strict=False)]
+            yield from threaded([partial(_share, *one) for one in here])
+            return
+        layout = each.site.tuned.layout
+        parts = [partial(_packed, each, share) for share in shares]
+        for number, message in forked(parts, threads_each(self.count), ends.__setitem__, only_killed=True):
+            yield number, _unpacked(message, layout)
+
+
+def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Timed]:
+    clock = Clock()
+    for answer in backend.train(assignments, clock):
+        yield answer, clock.take()
+
+
+def _packed(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
+    for answer, spent in _share(backend, assignments):
+        yield prefixed(json.dumps(spent).encode(), answer.to_bytes())
+
+
+def _unpacked(message: bytes, layout: Layout) -> Timed:
+    """Read what `_packed` wrote."""
+    times, answer = split(message)
+    return answer_from_bytes(answer, layout), json.loads(times)
+
+
+def dealt(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal work out so that all workers have about as much to do: the largest first, each to the least loaded worker.
+
+    Returns:
+        Positions in `sizes` for each worker that has any, ascending.
+
+    Example:
+        >>> dealt([11, 16, 10, 8, 20], 2)
+        [[0, 4], [1, 2, 3]]
+    """
+    shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
+    loads = [0] * len(shares)
+    for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
+        least = loads.index(min(loads))
+        shares[least].append(k)
+        loads[least] += sizes[k]
+    return sorted(sorted(share) for share in shares)

@@ -1,0 +1,69 @@
+"""Mllama: pictures are not among the tokens; some layers of the decoder look at them from the side.
+
+Shape legend: B conversations, L tokens, N features of a conversation's pictures, D language-model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fedloom.models.family_interface import Grid, image_token
+
+
+def crossed_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode the tiles of each picture: [tiles, patches, E]."""
+    states = model.model.vision_model(
+        inputs["pixel_values"].to(model.dtype),
+        aspect_ratio_ids=inputs["aspect_ratio_ids"],
+        aspect_ratio_mask=inputs["aspect_ratio_mask"],
+    ).last_hidden_state[:, 0]  # [B, most tiles, patches, E]
+    counts = inputs["aspect_ratio_mask"][:, 0].sum(1)
+    return [one[: int(count)] for one, count in zip(states, counts, strict=True)]
+
+
+def crossed_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write a single token, from which on the picture is seen."""
+    del grid
+    return image_token(model, tokenizer)
+
+
+def crossed_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
+    """Hand pictures to the cross-attention; a token sees those that stand before it, from its own on.
+
+    A token before all pictures sees nothing in the sense of the model's mask, which in the stock code is the average
+    of everything there, padding included. Here it is the average of the conversation's own tiles, so that
+    other conversations of the batch change nothing.
+    """
+    if not tokens:
+        return {"inputs_embeds": embeddings}
+    shown = (ids == model.config.image_token_id).cumsum(1)  # [B, L]
+    left = list(tokens)
+    states, owners = [], []
+    for count in shown[:, -1].tolist():
+        mine = [left.pop(0) for _ in range(count)]
+        states.append(torch.cat(mine) if mine else embeddings.new_zeros(1, embeddings.shape[-1]))
+        numbers = [ids.new_full((len(one),), number + 1) for number, one in enumerate(mine)]
+        owners.append(torch.cat(numbers) if mine else ids.new_zeros(1))
+    owner = pad_sequence(owners, batch_first=True)[:, None]  # [B, 1, N], 0 where there is nothing
+    seen = ((owner > 0) & (owner <= shown[..., None]))[:, None]  # [B, 1, L, N]
+    any_seen = seen.any(-1, keepdim=True)  # [B, 1, L, 1]
+    own = (owner > 0)[:, None]  # [B, 1, 1, N]
+    hidden = ~torch.where(any_seen, seen, own) & own.any(-1, keepdim=True)
+    lowest = torch.finfo(embeddings.dtype).min
+    return {
+        "inputs_embeds": embeddings,
+        "cross_attention_states": pad_sequence(states, batch_first=True).to(embeddings.dtype),  # [B, N, D]
+        "cross_attention_mask": embeddings.new_zeros(seen.shape).masked_fill(hidden, lowest),
+        "full_text_row_masked_out_mask": any_seen.to(embeddings.dtype),
+    }
+
+
+def crossed_later(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Let tokens that follow see what the last one saw; the pictures themselves are in the cache."""
+    masks = ("cross_attention_mask", "full_text_row_masked_out_mask")
+    return {name: arguments[name][:, :, -1:] for name in masks if name in arguments}

@@ -1,0 +1,79 @@
+"""Ovis2: an image becomes probabilities of visual words, and these an average of the words' embeddings.
+
+Shape legend: B images, R and C rows and columns of tiles, N tiles with the whole, T features of a tile, E encoder
+width, W visual words, D language-model width, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedloom.models.family_interface import Grid, image_token, scatter
+
+MARKS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+"""Tokens around and between tiles, in the order of the last words of the table of visual words."""
+
+
+def ovis_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Encode R × C tiles and the whole of each image: [R + 1, C, T, E], the whole first in the last row."""
+    states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    sides = [(int(rows), int(columns)) for rows, columns in inputs["grids"]]
+    sides = [side if side != (1, 1) else (0, 1) for side in sides]  # one tile is the whole itself
+    found = []
+    counts = [rows * columns + 1 for rows, columns in sides]
+    for own, (rows, columns) in zip(states.split(counts), sides, strict=True):
+        empty = own.new_zeros(columns - 1, *own.shape[1:])
+        found.append(torch.cat((own[1:], own[:1], empty)).unflatten(0, (rows + 1, columns)))
+    return found
+
+
+def ovis_connect(model: Any, features: Tensor) -> Tensor:
+    """Connect [B, R + 1, C, T, E] to all that stands for an image, the marks between its tiles too: [B, L, D]."""
+    tower, table = model.model.vision_tower, model.model.visual_embeddings_table.weight  # [W, D]
+    rows, columns = features.shape[1] - 1, features.shape[2]
+    real = features.flatten(1, 2)[:, : rows * columns + 1]  # [B, N, T, E]
+    words = tower.head_norm(tower.head_linear(real)).softmax(-1)
+    if (
+        tower.config.tokenize_function == "st_argmax"
+    ):  # the likeliest word, with the gradient of the probabilities
+        likeliest = torch.zeros_like(words).scatter_(-1, words.argmax(-1, keepdim=True), 1.0)
+        words = likeliest - words.detach() + words
+    seen, marks = table.split([words.shape[-1], len(table) - words.shape[-1]])
+    tiles = words @ seen  # [B, N, T, D]
+    start, whole, column, row, end = marks[:, None].expand(-1, len(features), -1)[
+        :, :, None
+    ]  # [B, 1, D] each
+    parts = [start, tiles[:, -1], whole]
+    for number in range(rows * columns):
+        last = number + 1 == rows * columns
+        parts += [tiles[:, number], *([] if last else [row if (number + 1) % columns == 0 else column])]
+    return torch.cat((*parts, end), 1)
+
+
+def ovis_placeholder(model: Any, tokenizer: Any) -> str:
+    """Return what Ovis2's chat template writes for an image.
+
+    Raises:
+        ValueError: The marks around an image are other tokens than the configuration says.
+    """
+    numbers = tokenizer.convert_tokens_to_ids([*MARKS])
+    if numbers != [*model.config.visual_indicator_token_ids]:
+        raise ValueError(f"{', '.join(MARKS)} are not the numbers in visual_indicator_token_ids")
+    return "<image>"
+
+
+def ovis_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
+    """Write the whole and then the tiles by row, with marks between them, as Ovis2's processor does."""
+    start, whole, column, row, end = MARKS
+    tile, rows, columns = image_token(model, tokenizer) * grid[2], grid[0] - 1, grid[1]
+    return f"{start}{tile}{whole}{row.join([column.join([tile] * columns)] * rows)}{end}"
+
+
+def ovis_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
+    """Put image embeddings where image tokens and the marks around them are."""
+    marked = torch.isin(ids, ids.new_tensor([*model.config.visual_indicator_token_ids]))
+    return scatter(model, ids.masked_fill(marked, model.config.image_token_id), embeddings, tokens)

@@ -1,0 +1,36 @@
+"""What a model says when it is shown the right answer word by word, as FedVLMBench's code scores it.
+
+Shape legend: K clients side by side, B conversations, L tokens in the longest, D model width, N answer tokens in the batch.
+
+Reference: "FedVLMBench", arXiv 2506.09638; its public code takes the most likely token at every position of
+the right answer, given the right tokens before it, and never generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedloom.models.batches import answer_states, collate
+from fedloom.models.decoder_inputs import Connect
+from fedloom.models.load_model import Vlm
+from fedloom.types import Conversation
+
+
+@torch.no_grad()
+def teacher_forced(
+    vlm: Vlm, conversations: Sequence[Conversation], connects: Sequence[Connect] | None = None
+) -> list[str]:
+    """Return the text of the most likely tokens after each beginning of the right answer, K·B texts.
+
+    With K clients' connectors each client's adapters say it of every conversation; see `option_scores`.
+
+    A model sees everything of the right answer but the token it predicts, so that scores are higher than
+    those of free generation and cannot be compared to them.
+    """
+    connects = connects or [vlm.connect]
+    batch = collate(vlm, [conversations] * len(connects))
+    best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1)  # [N]
+    said = [best[batch.row == row] for row in range(len(batch.ids))]
+    return [text.strip() for text in vlm.tokenizer.batch_decode(said, skip_special_tokens=True)]

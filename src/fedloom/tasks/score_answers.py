@@ -1,0 +1,142 @@
+"""Scores of a list of answers: of each task by itself, and of all of them together.
+
+Shape legend: N = number of examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.tasks import TASKS
+from fedloom.tasks.metrics import mean
+from fedloom.tasks.task import UNPARSED, Answer, AnswerForm, Metric, Published, Rows, Scores, Unparsed
+from fedloom.types import Example
+
+HEADLINES = {task: one.metrics.headline for task, one in TASKS.items()}
+"""Task → the name of the one score that stands for it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers to a list of examples, in their order.
+
+    Attributes:
+        answers: What was answered: a label, a text, a box, or `UNPARSED`.
+        probabilities: Of each example's options; None where the answer was generated.
+        replies: What the model said; None where options were compared, empty where nothing was said at all.
+        answer_form: How multiple-choice questions were to be answered.
+    """
+
+    answers: tuple[Answer | Unparsed, ...]
+    probabilities: tuple[NDArray[np.float64] | None, ...]
+    replies: tuple[str | None, ...] = ()
+    answer_form: AnswerForm = "text"
+
+
+def joined(parts: Sequence[Judged]) -> Judged:
+    """Put answers to several lists of examples, judged alike, behind each other."""
+    return Judged(
+        tuple(answer for part in parts for answer in part.answers),
+        tuple(chances for part in parts for chances in part.probabilities),
+        tuple(reply for part in parts for reply in part.replies),
+        parts[0].answer_form,
+    )
+
+
+def tasks_of(examples: Sequence[Example]) -> list[str]:
+    """List the tasks of examples, each once, in order of appearance."""
+    return list(dict.fromkeys(example.task for example in examples))
+
+
+NO_METRICS: Mapping[str, Metric] = {}
+"""No metrics but fedloom's own."""
+
+
+def score(
+    examples: Sequence[Example], judged: Judged, metrics: Mapping[str, Metric] = NO_METRICS
+) -> dict[str, Any]:
+    """Compute all metrics of answers.
+
+    Args:
+        examples: What was asked.
+        judged: What was answered.
+        metrics: Name → metric of a plug-in; its result has the score under that name, and every task gets it.
+
+    Returns:
+        Score names to numbers, None where undefined, and under "tasks" the same for each task. Where
+        examples have a kind, a task's headline is also given for each kind, as in "accuracy_open". On top stand
+        the scores of the only task; with several, the means of those scores that all of them have. Scores of
+        published code are those of its scripts for one task, or with several tasks of its multi-task scripts.
+    """
+    tasks = {task: _task_scores(task, examples, judged, metrics) for task in tasks_of(examples)}
+    top = _means(list(tasks.values())) if len(tasks) > 1 else next(iter(tasks.values()), {})
+    return {**top, "tasks": tasks}
+
+
+def _task_scores(
+    task: str, examples: Sequence[Example], judged: Judged, others: Mapping[str, Metric]
+) -> Scores:
+    alone, several = TASKS[task].published, TASKS[task].multitask
+    published = alone if several is None or len(tasks_of(examples)) == 1 else several
+    metrics, state = published.metrics, published.metrics.zero
+    for place, example in enumerate(examples):
+        if example.task == task:
+            answer = _published_answer(published, example, place, judged)
+            state = metrics.add(state, example, answer, judged.probabilities[place])
+    ours = _state(task, TASKS[task].metrics, examples, judged)
+    theirs = {name: one.result(_state(task, one, examples, judged))[name] for name, one in others.items()}
+    by_kind = _by_kind(task, [example for example in examples if example.task == task], ours)
+    return {**TASKS[task].metrics.result(ours), **by_kind, **metrics.result(state), **theirs}
+
+
+def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
+    kinds = sorted({example.kind for example in examples if example.kind is not None})
+    name = HEADLINES[task]
+    values = TASKS[task].metrics.each(state)[name] if kinds else []
+    return {
+        f"{name}_{kind}": mean(
+            [value for value, example in zip(values, examples, strict=True) if example.kind == kind]
+        )
+        for kind in kinds
+    }
+
+
+def _published_answer(
+    published: Published, example: Example, place: int, judged: Judged
+) -> Answer | Unparsed:
+    """Read a reply as the published code does; an option that was compared needs no reading."""
+    reply = judged.replies[place] if judged.replies else None
+    if reply is None:
+        return judged.answers[place] if example.options else UNPARSED
+    return published.parse(reply, example, answer_form=judged.answer_form)
+
+
+def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Judged) -> Rows:
+    state = metrics.zero
+    for example, answer, chances in zip(examples, judged.answers, judged.probabilities, strict=True):
+        if example.task == task:
+            state = metrics.add(state, example, answer, chances)
+    return state
+
+
+def _means(found: Sequence[Scores]) -> Scores:
+    means: Scores = {}
+    for name in (name for name in found[0] if all(name in one for one in found)):
+        known = [value for one in found if (value := one[name]) is not None]
+        means[name] = sum(known) / len(known) if len(known) == len(found) else None
+    return means
+
+
+def each(examples: Sequence[Example], judged: Judged, *, headline: bool) -> NDArray[np.float64]:
+    """Return every example's own score, [N]: its task's headline, or its accuracy, which all tasks share."""
+    found = np.zeros(len(examples))
+    for task in tasks_of(examples):
+        places = [place for place, example in enumerate(examples) if example.task == task]
+        scores = TASKS[task].metrics.each(_state(task, TASKS[task].metrics, examples, judged))
+        found[places] = scores[HEADLINES[task] if headline else "accuracy"]
+    return found

@@ -1,0 +1,62 @@
+"""Find which values of the flat buffer a strategy sends, trains and reports in each stage, and which stay with clients."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from fedloom.params import Layout, Part
+from fedloom.tuning.strategies import Strategy
+
+
+class Parts(NamedTuple):
+    """The parts of one stage.
+
+    Attributes:
+        down: What a client is sent: all that may differ from the start and is not personal, so that a client that first
+            trains in a later stage has what was learned in those before.
+        up: What a client trains and reports.
+        personal: What stays with each client, in this stage and those before.
+        trained: What a client trains: `up`, and the personal values of this stage.
+    """
+
+    down: Part
+    up: Part
+    personal: Part
+    trained: Part
+
+
+def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = False) -> Parts:
+    """Return the parts of a stage of a strategy.
+
+    Args:
+        layout: Names and shapes of all that the strategy trains.
+        strategy: The stages.
+        stage: Number of the stage, from 0.
+        alone: Whether a client trains alone, or on all data pooled: then nothing is personal.
+
+    Example:
+        >>> from fedloom.tuning.strategies import LoRA, strategy
+        >>> layout = Layout.of({"connector/w": (2,), "llm/q:lora_a": (3,)})
+        >>> parts = parts_of(layout, strategy("share-connector", LoRA()), 0)
+        >>> parts.up.stretches, parts.personal.stretches, parts.trained.is_whole
+        (((0, 2),), ((2, 5),), True)
+    """
+    here, before = strategy[stage], strategy[: stage + 1]
+    trained_so_far = {name for one in before for name in one.train}
+    ever_personal = {name for one in before for name in one.personal if not alone}
+    return Parts(
+        _part(layout, trained_so_far - ever_personal),
+        _part(layout, set(here.train) - ever_personal),
+        _part(layout, ever_personal),
+        _part(layout, here.train),
+    )
+
+
+def part_named(layout: Layout, name: str) -> Part:
+    """Return all values of one part of the model, such as the connector."""
+    return _part(layout, (name,))
+
+
+def _part(layout: Layout, names: Collection[str]) -> Part:
+    return Part.of(layout.mask(lambda name: name.partition("/")[0] in names))
