@@ -29,9 +29,9 @@ from fedloom.client.local_job import Job
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import load_experiment
-from fedloom.measure import SLICES, slices_of
 from fedloom.models.batches import encode, pad
 from fedloom.models.load_model import Vlm, load_vlm
+from fedloom.runs.modality_slices import SLICES, slices_of
 from fedloom.scenarios.plan import build_plan
 from fedloom.tasks import PROMPTS, TASKS
 from fedloom.tuning.adapters import Tuned, export_adapter, prepare

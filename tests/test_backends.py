@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedloom import backends
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs import choose_backend
+from fedloom.runs.single_run import run_experiment
 
 
 def test_a_run_through_compiled_layers_learns_the_same(
@@ -28,7 +28,7 @@ def test_a_run_through_compiled_layers_learns_the_same(
         wanted.append(compiled)
         return compiling(vlm, compiled, backend="eager")
 
-    monkeypatch.setattr(backends, "compiling", traced)
+    monkeypatch.setattr(choose_backend, "compiling", traced)
     found = []
     for compiled in (False, True):
         values = {

@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom.cli import app
-from fedloom.cli_options import complete_key, complete_recipe
+from fedloom.cli.options import complete_key, complete_recipe
+from fedloom.cli.run_commands import app
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
-from fedloom.folder import begin, folder_state
+from fedloom.runs.run_folder import begin, folder_state
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, files_in, list_files
 
@@ -60,9 +60,9 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    fake, module = Engine(), ModuleType("fedloom.runner")
+    fake, module = Engine(), ModuleType("fedloom.runs.single_run")
     module.run_experiment = fake.run_experiment
-    monkeypatch.setitem(sys.modules, "fedloom.runner", module)
+    monkeypatch.setitem(sys.modules, "fedloom.runs.single_run", module)
     return fake
 
 
@@ -229,7 +229,7 @@ def test_help_version_and_bad_keys_load_no_torch():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from fedloom.cli import app\n"
+        "from fedloom.cli.run_commands import app\n"
         "for words, code in ((['--help'], 0), (['run', '--help'], 0), (['--version'], 0),\n"
         "                    (['list', 'recipes'], 0),\n"
         "                    (['validate', 'smoke', '--set', 'train.lrr=1'], 2)):\n"

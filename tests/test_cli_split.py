@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedloom import data as data_module
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.scenarios import PATTERNS
 from fedloom.types import DataSet, Example
 

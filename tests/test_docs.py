@@ -20,7 +20,7 @@ from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import read_plugin

@@ -19,7 +19,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods, parse_method
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.plugins.plugins import Plugins
-from fedloom.sites import clause_of
+from fedloom.runs.site_setup import clause_of
 from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.folder import alone, tidy
+from fedloom.runs.run_folder import alone, tidy
 from fedloom.system.errors import UserError
 
 HOLD = """
 import sys
 from pathlib import Path
-from fedloom.folder import alone
+from fedloom.runs.run_folder import alone
 with alone(Path(sys.argv[1])):
     print("here", flush=True)
     sys.stdin.read()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedloom.measure import expected_score, slices_of
+from fedloom.runs.modality_slices import expected_score, slices_of
 from fedloom.scenarios.plan import Share
 from fedloom.types import Example
 

@@ -15,15 +15,15 @@ import fedloom
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.algorithm import LocalWork
 from fedloom.algorithms.compose import Given, compose
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.data import DATASETS, load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import load_grid
 from fedloom.experiment.recipes import load_experiment
-from fedloom.identity import code
 from fedloom.models.family_table import FAMILIES
 from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import INSTALLED, Plugins, gathered, read_plugin
+from fedloom.runs.run_identity import code
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Judged, score
 from fedloom.types import DataSet, Example

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fedloom import runner
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import load_grid
-from fedloom.folder import begin
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
-from fedloom.sweep import run_sweep
+from fedloom.runs import single_run
+from fedloom.runs.run_folder import begin
+from fedloom.runs.single_run import run_experiment
+from fedloom.runs.sweep import run_sweep
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, files_in, list_files
 from fedloom.system.processes import can_fork
@@ -66,8 +66,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
     fake = Engine()
-    monkeypatch.setattr(runner, "run_experiment", fake.run)
-    monkeypatch.setattr(runner, "stale", lambda cells: {})
+    monkeypatch.setattr(single_run, "run_experiment", fake.run)
+    monkeypatch.setattr(single_run, "stale", lambda cells: {})
     return fake
 
 
@@ -135,7 +135,7 @@ def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
         file.write_text(json.dumps({**found, "validation": {"from": 0.1, "methods": scores}}))
         list_files(folder, files_in(folder))
 
-    monkeypatch.setattr(runner, "run_experiment", run)
+    monkeypatch.setattr(single_run, "run_experiment", run)
     assert sweep().exit_code == 0
     told = sweep("--set", "choose=[train.lr]")
     assert told.exit_code == 0, told.output
@@ -372,12 +372,12 @@ def test_cells_in_several_processes_have_the_same_bytes(
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from fedloom.folder import begin
+from fedloom.runs.run_folder import begin
 from fedloom.experiment.grid import load_grid
 from fedloom.system.manifest import Manifest, list_files
 from fedloom.system.processes import can_fork
 from fedloom.progress import Progress
-from fedloom.sweep import run_sweep
+from fedloom.runs.sweep import run_sweep
 import torch
 torch.set_num_threads(1)
 real = os.replace

@@ -16,7 +16,7 @@ from fedloom.algorithms.fedavg import averaging, fedavg
 from fedloom.algorithms.local_rule import PLAIN, LocalRule
 from fedloom.system.errors import UserError
 from fedloom.testing import LAWS, LawsBroken, check_algorithm
-from fedloom.testing.bench import LAYOUT
+from fedloom.testing.toy_clients import LAYOUT
 from fedloom.types import Broadcast, Tensors
 from fedloom.wire.messages import Update
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from campaign.world import World, outcome
-from fedloom import runner
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import load_vlm
-from fedloom.report.page import write_report
+from fedloom.report.html_page import write_report
 from fedloom.run_log import Record
-from fedloom.runner import Models
+from fedloom.runs import single_run
+from fedloom.runs.single_run import Models
+from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import import_adapter, prepare, release
 from fedloom.tuning.strategies import LoRA, strategy, whole
-from fedloom.verify import verify
 
 Found = dict[str, Counter[str]]
 """Kind of file → how often its damage was "named", changed nothing ("same"), went "unnoticed" or ended in a traceback."""
@@ -37,13 +37,13 @@ def scored(world: World, out: Path, models: Models) -> None:
     def stopping(*_: object) -> None:
         raise Stopped
 
-    export, runner.export = runner.export, stopping
+    export, single_run.export = single_run.export, stopping
     try:
         world.run(out, models)
     except Stopped:
         pass
     finally:
-        runner.export = export
+        single_run.export = export
 
 
 def begun(world: World, out: Path, models: Models) -> None:

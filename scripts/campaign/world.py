@@ -13,7 +13,7 @@ from tests.tiny_model import make_tiny
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
-from fedloom.runner import Models, resume_run, run_experiment
+from fedloom.runs.single_run import Models, resume_run, run_experiment
 
 METHODS = {
     "fedavg": ("fedavg", "lora"),

@@ -32,9 +32,9 @@ from fedloom.client.answer_questions import judge
 from fedloom.config.schema import Data, Evaluate
 from fedloom.data import load_data
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.measure import SLICES
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Processor, Vlm, load_vlm
+from fedloom.runs.modality_slices import SLICES
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
 from fedloom.tasks.score_answers import each

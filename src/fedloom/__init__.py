@@ -56,9 +56,9 @@ def run(
         UserError: The folder holds something else; its data, base model or code changed since it was begun; a file is
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
     """
-    from fedloom.folder import default_folder, discard
     from fedloom.progress import make_progress
-    from fedloom.runner import run_experiment
+    from fedloom.runs.run_folder import default_folder, discard
+    from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import plainly
 
     folder = default_folder(experiment) if out is None else Path(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.data import DATASETS, SHIPPED, Source
 from fedloom.data.check_folder import check
 from fedloom.system.errors import UserError

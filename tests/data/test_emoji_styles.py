@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.data import load_data
 from fedloom.data.emoji import picture_of, pool
 from fedloom.data.emoji_styles import KINDS, may_distract, with_article
 from fedloom.data.loading import FILES
 from fedloom.data.openmoji import add_openmoji
 from fedloom.experiment.recipes import load_experiment
-from fedloom.report.clients import name_of
+from fedloom.report.client_charts import name_of
 from fedloom.scenarios import build_plan
 from fedloom.system.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 
 SETTINGS = {

@@ -18,21 +18,21 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom import folder, identity, runner
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.data.images import FilePicture
 from fedloom.experiment.experiment import Experiment
-from fedloom.folder import HELD, begin, discard, folder_state
 from fedloom.plugins.code_digest import PROCESS, source_digest
 from fedloom.plugins.plugins import Plugins
 from fedloom.progress import Progress
 from fedloom.run_log import Record
-from fedloom.runner import resume_run, run_experiment
+from fedloom.runs import run_folder, run_identity, single_run
+from fedloom.runs.run_folder import HELD, begin, discard, folder_state
+from fedloom.runs.single_run import resume_run, run_experiment
+from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, read_manifest
 from fedloom.types import Example
-from fedloom.verify import verify
 
 
 class World:
@@ -129,7 +129,7 @@ def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "_sources_digest", lambda: "f" * 64)
+    monkeypatch.setattr(run_identity, "_sources_digest", lambda: "f" * 64)
 
 
 CHANGES = {
@@ -147,7 +147,7 @@ CHANGES = {
 def test_what_changed_is_named_and_nothing_old_is_handed_out(
     change: Callable[..., None], state: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "_editable", lambda: True)
+    monkeypatch.setattr(run_identity, "_editable", lambda: True)
     world.run() if state == "finished" else world.interrupt(monkeypatch)
     assert folder_state(world.out, world.experiment) == state
     before = {file: file.read_bytes() for file in world.out.rglob("*") if file.is_file()}
@@ -234,7 +234,7 @@ def test_another_algorithms_code_and_what_it_imports_count(
 
     def code(make: Callable[..., object]) -> dict[str, str]:
         plugins = [Plugins.of(algorithms={"mine": make})]
-        return identity.code(Experiment(plugins=plugins, methods=["mine", "fedavg"]))  # type: ignore[arg-type]
+        return run_identity.code(Experiment(plugins=plugins, methods=["mine", "fedavg"]))  # type: ignore[arg-type]
 
     assert code(mine.mine).keys() == {"code", "code of mine"}
     assert code(mine.mine)["code of mine"] == source_digest(mine.mine)
@@ -297,7 +297,9 @@ def test_a_spare_image_counts(tmp_path: Path, encoded: Callable[..., bytes]) -> 
     digests = set[tuple[str, str]]()
     for number in (1, 2):
         (tmp_path / "spare.png").write_bytes(encoded(number))
-        digests.add(identity.content([Example("1", "?", "a", spare=(FilePicture(tmp_path / "spare.png"),))]))
+        digests.add(
+            run_identity.content([Example("1", "?", "a", spare=(FilePicture(tmp_path / "spare.png"),))])
+        )
     assert len(digests) == 2
 
 
@@ -305,7 +307,7 @@ def test_what_changed_before_the_report_was_written_is_named_too(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_report", _interrupting)
+        patch.setattr(single_run, "write_report", _interrupting)
         with pytest.raises(KeyboardInterrupt):
             world.run()
     assert folder_state(world.out, world.experiment) == "unfinished"
@@ -324,16 +326,16 @@ def _interrupting(*_: object) -> None:
 def test_another_run_that_began_meanwhile_is_not_handed_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, working = world.experiment.model_copy(update={"seed": 5}), runner.working
+    other, working = world.experiment.model_copy(update={"seed": 5}), single_run.working
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(runner, "working", working)
-        run_experiment(other, folder, Progress(None))
-        with working(folder):
+        monkeypatch.setattr(single_run, "working", working)
+        run_experiment(other, run_folder, Progress(None))
+        with working(run_folder):
             yield
 
-    monkeypatch.setattr(runner, "working", late)
+    monkeypatch.setattr(single_run, "working", late)
     with pytest.raises(UserError, match="another experiment"):
         world.run()
 
@@ -365,7 +367,7 @@ def test_a_discard_that_is_killed_is_done_by_the_next_one(
         copy = world.out.with_name(f"copy-{kept}")
         shutil.copytree(world.out, copy)
         with monkeypatch.context() as patch:
-            patch.setattr(folder.shutil, "rmtree", functools.partial(remove, shutil.rmtree))
+            patch.setattr(run_folder.shutil, "rmtree", functools.partial(remove, shutil.rmtree))
             patch.setattr(
                 Path, "unlink", lambda one, missing_ok=False: remove(unlink, one, missing_ok=missing_ok)
             )
@@ -437,8 +439,8 @@ def test_discarding_removes_a_run_and_leaves_what_others_wrote(world: World) -> 
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+    run_folder.mkdir()
+    return run_folder
 
 
 def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -> None:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_model import make_llama
 from torch import Tensor
 
-from fedloom import runner
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.connectors import fresh
 from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs import single_run
+from fedloom.runs.single_run import run_experiment
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategies import Stage
 from fedloom.types import Picture
@@ -80,7 +80,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
 
     models, computed = list[weakref.ref[Any]](), list[str]()
     decoders, towers = set[int](), set[int]()
-    prepare, encoded = runner.prepare, Vlm.encoded
+    prepare, encoded = single_run.prepare, Vlm.encoded
 
     def noted(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         models.append(weakref.ref(vlm.model))
@@ -92,7 +92,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
         computed.extend(one.key for one in pictures)
         return encoded(vlm, pictures)
 
-    monkeypatch.setattr(runner, "prepare", noted)
+    monkeypatch.setattr(single_run, "prepare", noted)
     monkeypatch.setattr(Vlm, "encoded", counted)
     kept: dict[str, Any] = {}
     together = [outcome(one, tmp_path / f"shared-{k}", kept) for k, one in enumerate(cells)]

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import fedloom
 from fedloom import Experiment, Plugins
 from fedloom.algorithms.fedavg import fedavg
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.plugins import plugins
 from fedloom.progress import Progress
 from fedloom.run_log import Record
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 
@@ -84,7 +84,7 @@ def adapter(folder: Path) -> bytes:
 @pytest.fixture
 def same_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the digest of fedloom's own code, whatever else works on it."""
-    monkeypatch.setattr("fedloom.identity._editable", lambda: False)
+    monkeypatch.setattr("fedloom.runs.run_identity._editable", lambda: False)
 
 
 def test_what_a_plugin_adds_is_run_recorded_and_reported(

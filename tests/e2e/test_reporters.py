@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 
 CLIENTS, CONNECTOR = 4, "multi_modal_projector"

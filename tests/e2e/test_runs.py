@@ -23,7 +23,7 @@ from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params
 from fedloom.progress import make_progress
-from fedloom.runner import resume_run, run_experiment
+from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
@@ -96,8 +96,8 @@ def test_several_devices_give_the_same_bytes(
         used.append(1)
         return replica(tuned, device)
 
-    monkeypatch.setattr("fedloom.runner.others", lambda vlm: [torch.device("cpu")] * 2)
-    monkeypatch.setattr("fedloom.runner.replica", noted)
+    monkeypatch.setattr("fedloom.runs.single_run.others", lambda vlm: [torch.device("cpu")] * 2)
+    monkeypatch.setattr("fedloom.runs.single_run.replica", noted)
     several = run(
         experiment(tiny_model, engine={"workers": workers, "side_by_side": 1}), tmp_path / "several"
     )
@@ -323,7 +323,7 @@ def refuse(*arguments, **named):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 run_experiment(Experiment.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Progress(None))
 """
 

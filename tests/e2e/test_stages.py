@@ -12,8 +12,8 @@ from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
-from fedloom.verify import verify
+from fedloom.runs.single_run import run_experiment
+from fedloom.runs.verify_files import verify
 from fedloom.wire.messages import Assignment
 
 ROUNDS = [1, 4]

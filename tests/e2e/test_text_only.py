@@ -14,7 +14,7 @@ from tests.tiny_model import make_llama
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 
 

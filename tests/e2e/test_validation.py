@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fedloom import sites, training
-from fedloom.answering import _values
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.progress import make_progress
-from fedloom.runner import resume_run, run_experiment
+from fedloom.runs import site_setup, train_method
+from fedloom.runs.evaluation import _values
+from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.tasks.score_answers import Judged, each
 from fedloom.types import Example
 
@@ -39,13 +39,13 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
 def test_nothing_of_it_is_trained_on(
     strategy: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = sites.render, set[str]()
+    real, seen = site_setup.render, set[str]()
 
     def noted(examples, presence, answer, *, clause):
         seen.update(example.id for example in examples)
         return real(examples, presence, answer, clause=clause)
 
-    monkeypatch.setattr(sites, "render", noted)
+    monkeypatch.setattr(site_setup, "render", noted)
     value = experiment(tiny_model, strategy={"name": strategy, "rank": 2}, train={"rounds": 2})
     result = run_experiment(value, tmp_path / "run", make_progress(quiet=True))
     kept = json.loads((tmp_path / "run/plan.json").read_text())["validation"]
@@ -78,14 +78,14 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert whole["validation"]["methods"]["fedavg"]["rounds"] == [best]
     assert whole["validation"]["methods"]["fedavg"]["score"] == scores[best]
 
-    real = training.commit
+    real = train_method.commit
 
     def stopped(folder, standing, *more):
         real(folder, standing, *more)
         if folder.name == "fedavg" and standing.state.round == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "commit", stopped)
+    monkeypatch.setattr(train_method, "commit", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(value, tmp_path / "cut", quiet)
     monkeypatch.undo()
@@ -103,7 +103,7 @@ import os, re, signal, sys
 from pathlib import Path
 from fedloom.experiment.experiment import load_experiment
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 import torch
 torch.set_num_threads(1)
 real = os.replace

@@ -11,19 +11,19 @@ from typer.testing import CliRunner
 
 from campaign.damage import begun, scored
 from campaign.world import World, make_world, outcome
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.client.client_memory import Files
 from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_commit
 from fedloom.experiment.grid import load_grid
 from fedloom.models.load_model import load_vlm
 from fedloom.progress import Progress
-from fedloom.sweep import run_sweep
+from fedloom.runs.sweep import run_sweep
+from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
 from fedloom.tuning.adapters import import_adapter, prepare
 from fedloom.tuning.strategies import LoRA, stage
-from fedloom.verify import verify
 
 
 @pytest.fixture(scope="module")

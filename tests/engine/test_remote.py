@@ -18,8 +18,8 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import Remote
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
 from fedloom.experiment.experiment import Experiment
-from fedloom.runner import open_site
-from fedloom.sites import algorithm_of
+from fedloom.runs.single_run import open_site
+from fedloom.runs.site_setup import algorithm_of
 from fedloom.system.timing import Clock
 from fedloom.tuning.strategies import LoRA, strategy
 from fedloom.tuning.trained_values import Parts, parts_of

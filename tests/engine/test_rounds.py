@@ -32,10 +32,10 @@ from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.params import Layout, Params, Part
+from fedloom.runs.verify_files import _read_memories  # pyright: ignore[reportPrivateUsage]
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.trained_values import Parts
-from fedloom.verify import _read_memories  # pyright: ignore[reportPrivateUsage]
 from fedloom.wire.messages import Answer, Assignment, Update
 
 LONG = TRAIN.model_copy(update={"rounds": 9})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.system.terminal import printable
 
 from .recipes import CASES

@@ -16,8 +16,8 @@ from fedloom.algorithms.local_rule import PLAIN, chain
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.testing import KINDS, LAWS, bench_of
-from fedloom.testing.bench import LAYOUT, random, require_same
 from fedloom.testing.laws import stacked_as_alone
+from fedloom.testing.toy_clients import LAYOUT, random, require_same
 from fedloom.types import Broadcast
 from fedloom.wire.messages import Update
 

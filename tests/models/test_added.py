@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedloom.cli import app
+from fedloom.cli.run_commands import app
 from fedloom.config.schema import Model
 from fedloom.models import added_models
 from fedloom.models.added_models import ADDED, LISTED, Wheel, add, home, status

@@ -14,7 +14,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.models.added_models import home
 from fedloom.models.sentence_embeddings import LONGEST, embed_sentences
 from fedloom.progress import Progress
-from fedloom.runner import run_experiment
+from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_json
 from fedloom.tasks.linear_baseline import linear_reference

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fedloom.report.choices import choices, chosen
-from fedloom.report.paired_sweep import comparisons
-from fedloom.report.sweep_page import render_sweep, write_sweep_report
-from fedloom.report.sweep_tables import mean_table, terminal_tables
-from fedloom.report.sweeps import SweepRun, read_sweep
+from fedloom.report.sweeps.axis_comparisons import comparisons
+from fedloom.report.sweeps.chosen_settings import choices, chosen
+from fedloom.report.sweeps.sweep_page import render_sweep, write_sweep_report
+from fedloom.report.sweeps.sweep_results import SweepRun, read_sweep
+from fedloom.report.sweeps.sweep_tables import mean_table, terminal_tables
 from fedloom.system.errors import UserError
 
 AXES: dict[str, list[Any]] = {"scenario": ["even", "gaps"], "train.lr": [0.1, 0.2, 0.3], "seed": [0, 1]}

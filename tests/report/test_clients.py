@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fedloom.report import read_run, write_report
-from fedloom.report.clients import DISTANCE, LENGTH, columns, holdings
-from fedloom.report.split import card_rows, split_text
+from fedloom.report.client_charts import DISTANCE, LENGTH, columns, holdings
+from fedloom.report.split_table import card_rows, split_text
 from fedloom.scenarios import Plan, card, survey
 from fedloom.types import Example
 

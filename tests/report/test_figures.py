@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report import figures
-from fedloom.report.chance import interval
-from fedloom.report.page import CHARTS
-from fedloom.report.records import read_run
-from fedloom.report.svg import clip, legend, measure, scale, spread, tag, thin, ticks, words
+from fedloom.report import charts
+from fedloom.report.confidence_intervals import interval
+from fedloom.report.html_page import CHARTS
+from fedloom.report.run_results import read_run
+from fedloom.report.svg_elements import clip, legend, measure, scale, spread, tag, thin, ticks, words
 from fedloom.report.tables import federated, label, percent
 
 LAW = settings(max_examples=60, deadline=None)
@@ -69,12 +69,12 @@ def test_a_run_with_nothing_to_draw_gives_no_chart_and_no_error(run_folder, char
 
 def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_each_reference(run_folder):
     run = read_run(run_folder())
-    drawn = figures.curves(run)
+    drawn = charts.curves(run)
     assert set(drawn) == {method for method in run.scores if federated(method)}
-    text = figures.learning_curves(run, 760)
+    text = charts.learning_curves(run, 760)
     for method in run.scores:
         assert label(method) in text
-        assert percent(figures.full_score(run, method)) in text or method in drawn
+        assert percent(charts.full_score(run, method)) in text or method in drawn
 
 
 def test_curves_hold_what_was_recorded(run_folder):
@@ -84,12 +84,12 @@ def test_curves_hold_what_was_recorded(run_folder):
         for entry in run.evaluations
         if entry["method"] == "fedavg" and entry["slice"] == "both"
     ]
-    assert figures.curves(run)["fedavg"] == sorted(wanted)
+    assert charts.curves(run)["fedavg"] == sorted(wanted)
 
 
 def test_learning_curves_need_two_rounds(run_folder):
-    ElementTree.fromstring(figures.learning_curves(read_run(run_folder(rounds=2)), 760))
-    assert figures.learning_curves(read_run(run_folder(rounds=1)), 760) == ""
+    ElementTree.fromstring(charts.learning_curves(read_run(run_folder(rounds=2)), 760))
+    assert charts.learning_curves(read_run(run_folder(rounds=1)), 760) == ""
 
 
 def test_methods_keep_colours_apart(run_folder):
@@ -104,7 +104,7 @@ def test_methods_keep_colours_apart(run_folder):
         "local",
         "centralised",
     ]
-    assert len({figures.paint(method, methods) for method in methods}) == len(methods)
+    assert len({charts.paint(method, methods) for method in methods}) == len(methods)
 
 
 @LAW
@@ -200,5 +200,5 @@ def test_data_without_text_are_drawn_by_what_they_have(run_folder):
     path.write_text("\n".join(lines).replace('"slice": "text"', '"slice": "image"'), encoding="utf-8")
     run = read_run(folder)
     assert run.fullest == "image"
-    assert figures.full_score(run, "fedavg") == run.scores["fedavg"]["slices"]["image"]["accuracy"]
-    assert set(figures.curves(run)) == {method for method in run.scores if federated(method)}
+    assert charts.full_score(run, "fedavg") == run.scores["fedavg"]["slices"]["image"]["accuracy"]
+    assert set(charts.curves(run)) == {method for method in run.scores if federated(method)}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from fedloom.report.gain import client_gains, comparison, mean_ranks, relative_gain
+from fedloom.report.federation_gain import client_gains, comparison, mean_ranks, relative_gain
 
 METHODS = "abcd"
 scores = st.fixed_dictionaries(

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
-from fedloom.report.chance import interval, margin
-from fedloom.report.gain import comparison, fares, worst_client
+from fedloom.report.adapter_code import loading
+from fedloom.report.confidence_intervals import interval, margin
+from fedloom.report.federation_gain import comparison, fares, worst_client
+from fedloom.report.findings import finding, in_brief
+from fedloom.report.html_page import facts, render
 from fedloom.report.introduction import introduction, purpose
-from fedloom.report.loading import loading
-from fedloom.report.page import facts, render
-from fedloom.report.paired import Estimate, Fares
-from fedloom.report.prose import finding, in_brief
-from fedloom.report.records import read_run
-from fedloom.report.scores import gain_table, score_table, terminal_table
-from fedloom.report.sweep_tables import shown
-from fedloom.report.sweeps import headline
+from fedloom.report.paired_tests import Estimate, Fares
+from fedloom.report.run_results import read_run
+from fedloom.report.score_tables import gain_table, score_table, terminal_table
+from fedloom.report.sweeps.sweep_results import headline
+from fedloom.report.sweeps.sweep_tables import shown
 from fedloom.report.tables import percent, signed
 from fedloom.scenarios.plan import build_plan
 from fedloom.types import Example

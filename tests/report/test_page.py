@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.report import finding, read_run, write_report
-from fedloom.report.page import client_loop, mode, render
-from fedloom.report.prose import gap_share
+from fedloom.report.findings import gap_share
+from fedloom.report.html_page import client_loop, mode, render
 from fedloom.report.tables import label
 
 LAW = settings(max_examples=25, deadline=None)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.paired import Estimate, Pair, Paired, Reading, compare, estimate, pairs, reach
+from fedloom.report.paired_tests import Estimate, Pair, Paired, Reading, compare, estimate, pairs, reach
 
 Scores = Mapping[tuple[str, str, int], float | None]
 """(value of "how", value of "where", seed) → score."""

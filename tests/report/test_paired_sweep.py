@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from fedloom.report.paired import Estimate
-from fedloom.report.paired_figures import paired_chart
-from fedloom.report.paired_sweep import Comparison, as_json, comparisons
-from fedloom.report.paired_tables import (
+from fedloom.report.paired_tests import Estimate
+from fedloom.report.sweeps.axis_comparisons import Comparison, as_json, comparisons
+from fedloom.report.sweeps.comparison_tables import (
     by_factor,
     explanation,
     overall_table,
     split_tables,
     terminal_lines,
 )
-from fedloom.report.sweep_page import render_sweep
-from fedloom.report.sweep_tables import mean_table
-from fedloom.report.sweeps import CellRun, SweepRun, summary
+from fedloom.report.sweeps.difference_charts import paired_chart
+from fedloom.report.sweeps.sweep_page import render_sweep
+from fedloom.report.sweeps.sweep_results import CellRun, SweepRun, summary
+from fedloom.report.sweeps.sweep_tables import mean_table
 
 Values = Mapping[str, Any]
 HEADLINES = {"choice": "accuracy", "vqa": "accuracy", "grounding": "iou", "caption": "cider"}
@@ -189,7 +189,7 @@ def test_a_value_without_any_score_is_told_all_the_same() -> None:
 
 
 def test_where_less_is_better_the_verdict_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.report.paired_readings.LOWER", {"accuracy"})
+    monkeypatch.setattr("fedloom.report.sweeps.paired_scores.LOWER", {"accuracy"})
     sweep = swept(AXES, ("fedavg",), gains)
     found = looked_up(sweep, "strategy.name", "lora", by=("data.task", "tells")).found
     assert found.estimate is not None

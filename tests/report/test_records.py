@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.records import FILES, number, read_run
+from fedloom.report.run_results import FILES, number, read_run
 from fedloom.system.errors import UserError
 
 LAW = settings(max_examples=60, deadline=None)

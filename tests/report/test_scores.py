@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from fedloom.report.compare import seeds_table
-from fedloom.report.page import write_report
-from fedloom.report.prose import finding
-from fedloom.report.records import read_run
-from fedloom.report.scores import gain_table, published_tables, score_table, task_tables, terminal_table
+from fedloom.report.compare_runs import seeds_table
+from fedloom.report.findings import finding
+from fedloom.report.html_page import write_report
+from fedloom.report.run_results import read_run
+from fedloom.report.score_tables import gain_table, published_tables, score_table, task_tables, terminal_table
 from fedloom.report.tables import MISSING, title
 
 

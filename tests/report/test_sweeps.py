@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.paired import T_975, Estimate, estimate
-from fedloom.report.sweep_figures import axis_chart, shape_of
-from fedloom.report.sweep_page import findings, render_sweep, write_sweep_report
-from fedloom.report.sweep_tables import (
+from fedloom.report.paired_tests import T_975, Estimate, estimate
+from fedloom.report.sweeps.sweep_charts import axis_chart, shape_of
+from fedloom.report.sweeps.sweep_page import findings, render_sweep, write_sweep_report
+from fedloom.report.sweeps.sweep_results import along, difference, headline, over_seeds, read_sweep, rows_of
+from fedloom.report.sweeps.sweep_tables import (
     BEST,
     blocks_of,
     gain_table,
@@ -25,14 +26,6 @@ from fedloom.report.sweep_tables import (
     modifier_table,
     published_table,
     terminal_tables,
-)
-from fedloom.report.sweeps import (
-    along,
-    difference,
-    headline,
-    over_seeds,
-    read_sweep,
-    rows_of,
 )
 from fedloom.report.tables import MISSING
 from fedloom.system.errors import UserError
@@ -246,7 +239,7 @@ def test_the_line_of_a_cell_says_that_a_method_was_picked_by_its_test_score() ->
     st.integers(1, 45),
 )
 def test_terminal_tables_fit_and_break_no_figure(methods: list[str], size: int) -> None:
-    from fedloom.report.sweeps import CellRun, SweepRun
+    from fedloom.report.sweeps.sweep_results import CellRun, SweepRun
 
     label = "name " * (size // 5) + "x"
     cells = tuple(

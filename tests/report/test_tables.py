@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.compare import experiments_table, groups, mean_deviation, seeds_table
-from fedloom.report.records import read_run
-from fedloom.report.scores import score_table, terminal_table
+from fedloom.report.compare_runs import experiments_table, groups, mean_deviation, seeds_table
+from fedloom.report.run_results import read_run
+from fedloom.report.score_tables import score_table, terminal_table
 from fedloom.report.tables import (
     MISSING,
     Table,

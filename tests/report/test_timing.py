@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.report.records import read_run
-from fedloom.report.timing import FLOOR, GROUPS, time_bars, timers
+from fedloom.report.run_results import read_run
+from fedloom.report.time_chart import FLOOR, GROUPS, time_bars, timers
 
 from .conftest import make_run
 

@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
-from fedloom.report.page import write_report
-from fedloom.report.records import read_run
+from fedloom.report.html_page import write_report
+from fedloom.report.run_results import read_run
 from fedloom.report.tables import label
-from fedloom.report.validation import curve_table, validation_chart, validation_curves
+from fedloom.report.validation_section import curve_table, validation_chart, validation_curves
 
 RunFolder = Callable[..., Path]
 METHODS = ("zero-shot", "local", "fedavg", "fedadam", "centralised")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.measure import with_verdicts
 from fedloom.models.judge_model import load_judge
+from fedloom.runs.modality_slices import with_verdicts
 from fedloom.system.errors import UserError
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.llm_judge import judge_prompt, judged_scores, parse_verdict

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from fedloom.algorithms import ENTRIES
-from fedloom.report.records import Json, Run, at, number
+from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.tables import base, counted, federated, label, part_label
 
 DATA = {

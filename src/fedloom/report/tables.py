@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedloom.algorithms import PLACES
 from fedloom.algorithms.baselines import BASELINES
-from fedloom.report.records import Json, at, number
+from fedloom.report.run_results import Json, at, number
 
 MISSING = "—"
 

@@ -1,6 +1,6 @@
 """What proves that a run's files are those it wrote: JSON that holds its own digest, and a manifest of all digests.
 
-`manifest.json` of a run folder holds the version that made the run, its identity (see `fedloom.identity`) and the
+`manifest.json` of a run folder holds the version that made the run, its identity (see `fedloom.runs.run_identity`) and the
 SHA-256 of every file, but for those that prove themselves: clients' memories and lines of the record. Files that a
 run needs before it is finished, such as checkpoints, are sealed: their last key is the SHA-256 of the others.
 """

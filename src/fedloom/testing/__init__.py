@@ -16,8 +16,8 @@ from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.entry import Entry
 from fedloom.algorithms.plugin_algorithms import as_entry
 from fedloom.system.errors import UserError, client_failure
-from fedloom.testing.bench import NAME, Bench
 from fedloom.testing.laws import LAWS
+from fedloom.testing.toy_clients import NAME, Bench
 
 __all__ = ["KINDS", "LAWS", "Laws", "LawsBroken", "bench_of", "check_algorithm"]
 

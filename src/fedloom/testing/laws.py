@@ -14,7 +14,7 @@ from torch import Tensor
 from fedloom.algorithms.algorithm import LocalWork, ServerState
 from fedloom.algorithms.local_rule import LocalRule
 from fedloom.params import Layout, Params
-from fedloom.testing.bench import (
+from fedloom.testing.toy_clients import (
     LAYOUT,
     Bench,
     close,

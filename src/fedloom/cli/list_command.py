@@ -1,0 +1,156 @@
+"""The command `fedloom list`: what recipes, algorithms, data sets and the like there are, each with a sentence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from fedloom.cli.options import Debug, Json, PluginFiles, courteous, require_known, say, say_json
+from fedloom.system.errors import UserError
+
+if TYPE_CHECKING:
+    from fedloom.algorithms.entry import Entry
+    from fedloom.data import Loader
+    from fedloom.experiment.plugins_key import Pluggable
+
+T = TypeVar("T")
+
+
+def _about(value: Any) -> str:
+    """Return the first line of a docstring, without its pointer to other code."""
+    return (inspect.getdoc(value) or "").partition("\n")[0].partition(" See `")[0]
+
+
+def _name(name: str, value: Any) -> str:
+    return name
+
+
+def _each(
+    there: Mapping[str, T], about: Callable[[T], str], shown: Callable[[str, T], str] = _name
+) -> dict[str, str]:
+    """Describe everything of a mapping; what an installed package adds and cannot be used ends no list."""
+    found: dict[str, str] = {}
+    for name in there:
+        try:
+            found[shown(name, there[name])] = about(there[name])
+        except UserError as error:
+            found[name] = f"cannot be used: {error}"
+    return found
+
+
+def _recipes(plugged: Pluggable) -> dict[str, str]:
+    del plugged
+    from fedloom.experiment.recipes import recipes
+
+    first_lines = {
+        name: file.read_text(encoding="utf-8").partition("\n")[0] for name, file in recipes().items()
+    }
+    return {name: line.removeprefix("#").strip() for name, line in first_lines.items()}
+
+
+def _algorithms(plugged: Pluggable) -> dict[str, str]:
+    def shown(name: str, entry: Entry) -> str:
+        return name if entry.kind == "server" else f"+{name}"
+
+    return _each(plugged.entries, lambda entry: entry.about, shown)
+
+
+def _datasets(plugged: Pluggable) -> dict[str, str]:
+    from fedloom.data import Source
+    from fedloom.data.plugin_data import PluginLoader
+
+    def about(load: Loader) -> str:
+        if isinstance(load, Source):
+            return load.title
+        return _about(load.load if isinstance(load, PluginLoader) else inspect.getmodule(load))
+
+    return _each(plugged.datasets, about)
+
+
+def _models(plugged: Pluggable) -> dict[str, str]:
+    from fedloom.models.added_models import ADDED, status
+
+    shipped = {
+        "shipped": "The small bundled model; needs no download.",
+        "shipped-free": "A small bundled model without an encoder.",
+    }
+
+    def state(name: str) -> str:
+        try:
+            digest = status(name)
+        except UserError as error:
+            return f"damaged: {error}"
+        return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"
+
+    added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
+    return shipped | added | _each(plugged.families, lambda family: family.summary)
+
+
+def _strategies(plugged: Pluggable) -> dict[str, str]:
+    del plugged
+    from fedloom.tuning.strategies import SEQUENCES, STRATEGIES
+
+    ways = {"full": "in full", "lora": "by low-rank adapters"}
+    names = {"connector": "connector", "llm": "language model"}
+    kept = {"connector": "connector", "llm": "adapters"}
+
+    def said(what: str, personal: tuple[str, ...]) -> str:
+        parts = " and ".join(f"the {names[part]} {ways[way]}" for part, way in STRATEGIES[what].items())
+        own = " and ".join(kept[part] for part in personal)
+        return f"{parts}; each client keeps its own {own}" if personal else parts
+
+    return {
+        name: f"Train {', then '.join(said(*one) for one in stages)}." for name, stages in SEQUENCES.items()
+    }
+
+
+def _scenarios(plugged: Pluggable) -> dict[str, str]:
+    del plugged
+    from fedloom.scenarios import PARTITIONS, PATTERNS
+
+    sides = {"partition": PARTITIONS, "pattern": PATTERNS}
+    return {f"{side}={name}": _about(draw) for side, draws in sides.items() for name, draw in draws.items()}
+
+
+def _methods(plugged: Pluggable) -> dict[str, str]:
+    from fedloom.algorithms.baselines import BASELINES
+
+    return {name: one.about for name, one in BASELINES.items()} | _algorithms(plugged)
+
+
+_LISTS: dict[str, Callable[[Pluggable], dict[str, str]]] = {
+    "recipes": _recipes,
+    "algorithms": _algorithms,
+    "datasets": _datasets,
+    "models": _models,
+    "strategies": _strategies,
+    "scenarios": _scenarios,
+    "methods": _methods,
+}
+
+
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in _LISTS if kind.startswith(incomplete)]
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(_LISTS)}.", autocompletion=_complete_kind)],
+    plugins: PluginFiles = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what there is to choose from."""
+    with courteous(debug):
+        from fedloom.experiment.plugins_key import Pluggable
+
+        require_known("list", kind, _LISTS)
+        rows = _LISTS[kind](Pluggable(plugins=tuple(plugins or ())))
+        if as_json:
+            say_json(rows)
+            return
+        width = max(map(len, rows))
+        for name, about in rows.items():
+            say(f"{name:{width}}  {about}".rstrip())

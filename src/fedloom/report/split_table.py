@@ -1,0 +1,132 @@
+"""A split as text for a terminal: what each client holds, and the heterogeneity card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.report.run_results import Json
+from fedloom.report.tables import MISSING, Table, counted, percent
+
+SHOWN = 40  # clients that get a row
+TOLD = 2  # labels that a row names
+SEES = {"IT": "images and texts", "I": "images only", "T": "texts only", "": "nothing"}
+KINDS = {"both": "Both", "image_only": "Image only", "text_only": "Text only", "none": "Neither"}
+
+
+def split_text(value: Json, width: int = 80) -> str:
+    """Write a split for people.
+
+    Args:
+        value: What `fedloom split --json` prints.
+        width: Characters in a line.
+    """
+    card, scenario = value["card"], value["scenario"]
+    head = [
+        f"{value['data']}, {scenario['mode']} mode",
+        _scenario(scenario),
+        f"{counted(card['examples'], 'example')} among {counted(card['clients'], 'client')}; "
+        f"plan {value['digest'][:12]}",
+    ]
+    if (kept := value.get("validation")) is not None:
+        told = f"{counted(kept['examples'], 'example')} for validation, plan {kept['digest'][:12]}"
+        without = f"; {counted(kept['without'], 'client')} without any" if kept["without"] else ""
+        head.append(f"{told}{without}")
+    return "\n".join([*head, "", client_rows(value).text(width), card_rows(card).text(width)])
+
+
+def _scenario(scenario: Json) -> str:
+    """Name a scenario with the settings that matter to it."""
+    clients, images = scenario["clients"], scenario["image_clients"]
+    images = clients // 2 if images is None else images
+    degree = {
+        "missing": f" (rate {scenario['rate']:g})",
+        "cross": f" ({images} image to {clients - images} text clients)",
+        "hybrid": f" (p = {scenario['p']:g})",
+    }.get(scenario["pattern"], "")
+    if scenario["partition"] != "dirichlet":
+        return f"{scenario['pattern']}{degree}, {scenario['partition'].replace('_', ' ')}"
+    first = scenario["mode"] == "published" and scenario["repair"] == "first"
+    return (
+        f"{scenario['pattern']}{degree}, dirichlet (α = {scenario['alpha']:g}"
+        f"{', first label repaired' if first else ''})"
+    )
+
+
+def client_rows(value: Json) -> Table:
+    """Make the table of what each of the first `SHOWN` clients holds."""
+    clients = value["clients"]
+    kinds = [kind for kind in KINDS if any(client[kind] for client in clients)]
+    rows = tuple(
+        (
+            str(client["id"]),
+            client["modalities"] or MISSING,
+            _most(client["labels"]),
+            f"{client['size']:,}",
+            *(f"{client[kind]:,}" for kind in kinds),
+            MISSING if client["words"] is None else f"{client['words']:.1f}",
+        )
+        for client in clients[:SHOWN]
+    )
+    left = len(clients) - SHOWN
+    more = f" And {left:,} more clients; --json lists all." if left > 0 else ""
+    note = f"I: images are seen; T: texts are seen; words: mean length of those texts.{more}"
+    heads = ("Client", "Sees", "Most frequent labels", "Examples", *(KINDS[kind] for kind in kinds), "Words")
+    return Table(heads, rows, note, left=3)
+
+
+def _most(labels: Mapping[str, int]) -> str:
+    total = sum(labels.values())
+    ranked = sorted(labels.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in ranked[:TOLD])
+
+
+def card_rows(card: Json) -> Table:
+    """Make the table of the heterogeneity card, see `fedloom.scenarios.heterogeneity_card`."""
+    labels, modalities, sizes, words = (card[key] for key in ("labels", "modalities", "sizes", "words"))
+    rows = [
+        (
+            f"{labels['count']:,} labels",
+            f"total variation {labels['total_variation']:.2f}, Jensen-Shannon distance "
+            f"{labels['jensen_shannon']:.2f} from the pool (0 alike, 1 nothing in common; means over clients); "
+            f"{labels['effective_per_client']:.1f} effective labels in a client, {labels['effective']:.1f} in "
+            "the pool",
+        ),
+        ("Modalities", _clients_by_modality(modalities["clients"])),
+        ("Examples", _examples_by_kind(modalities["examples"], card["examples"])),
+        (
+            "Sizes",
+            f"{sizes['smallest']:,} to {sizes['largest']:,} examples, median {sizes['median']:,.0f}; the "
+            f"largest client holds {percent(sizes['largest_share'])}% of all; as uneven as "
+            f"{sizes['effective_clients']:.1f} equal clients",
+        ),
+    ]
+    if words is not None:
+        told = (
+            f"{words['mean']:.1f} in a text that is seen, on average; clients' means {words['least']:.1f} to "
+        )
+        rows.append(("Words", f"{told}{words['most']:.1f}"))
+    return Table(("Heterogeneity", ""), tuple(rows), left=2)
+
+
+def _clients_by_modality(counts: Mapping[str, int]) -> str:
+    return "; ".join(
+        f"{counted(count, 'client')}: {SEES.get(letters, letters)}"
+        for letters, count in counts.items()
+        if count
+    )
+
+
+def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
+    shares = (
+        f"{KINDS.get(kind, kind).lower()} {count / max(total, 1):.0%}"
+        for kind, count in counts.items()
+        if count
+    )
+    return ", ".join(shares)
+
+
+def cohorts_table(rounds: list[dict[str, Any]]) -> Table:
+    """Make the table of each round's clients."""
+    rows = tuple((str(row["round"]), " ".join(map(str, row["clients"]))) for row in rounds)
+    return Table(("Round", "Clients"), rows, left=2)

@@ -1,0 +1,1 @@
+"""Reports of sweeps: comparisons along each axis, with everything else equal."""

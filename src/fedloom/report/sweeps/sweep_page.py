@@ -1,0 +1,162 @@
+"""The report of a sweep: one self-contained HTML file, and `result.json` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from fedloom.report.html_page import SLIM, WIDE, Figure, template
+from fedloom.report.introduction import described, glossary
+from fedloom.report.sweeps.axis_comparisons import as_json, comparisons, factors
+from fedloom.report.sweeps.chosen_settings import choice_json, choices, chosen
+from fedloom.report.sweeps.comparison_tables import (
+    Compared,
+    by_factor,
+    explanation,
+    factor_title,
+    overall_table,
+    split_tables,
+    value_title,
+)
+from fedloom.report.sweeps.difference_charts import paired_chart
+from fedloom.report.sweeps.sweep_charts import axis_chart
+from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, summary
+from fedloom.report.sweeps.sweep_tables import (
+    choice_table,
+    findings,
+    gain_table,
+    mean_table,
+    modifier_table,
+    published_table,
+)
+from fedloom.report.tables import MISSING, counted, title
+from fedloom.system.file_hashes import file_digest
+from fedloom.system.json_files import write_atomic, write_json
+from fedloom.system.manifest import Manifest, write_manifest
+from fedloom.version import __version__
+
+MOST_OPEN = 12  # rows of the tables of one factor that stand open
+
+
+def write_sweep_report(folder: Path) -> dict[str, Any]:
+    """Write `report.html` and `result.json` of a sweep from what its cells wrote down.
+
+    Args:
+        folder: The sweep folder; cells that are not done are named and left out.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        UserError: There is no sweep in the folder, or a file is broken.
+    """
+    sweep = read_sweep(folder)
+    picked = choices(sweep)
+    result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(chosen(sweep, picked))]}
+    if sweep.choose:
+        result |= {"choose": list(sweep.choose), "choices": [choice_json(one) for one in picked]}
+    write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
+    write_json(folder / "result.json", result)
+    files = {name: file_digest(folder / name) for name in ("report.html", "result.json")}
+    write_manifest(folder, Manifest(__version__, files=files))
+    return result
+
+
+def render_sweep(whole: SweepRun) -> str:
+    """Render the page for a sweep that was read; where values were chosen on validation, only those are judged."""
+    picked = choices(whole)
+    sweep = chosen(whole, picked)
+    done = [cell for cell in whole.cells if cell.state == "done"]
+    groups = by_factor(sweep)
+    return template("sweep.html.j2").render(
+        title=sweep.name,
+        level=2,
+        purpose=described(sweep.text_only),
+        facts=_facts(whole, len(done)),
+        choices=choice_table(whole, picked),
+        findings=findings(sweep),
+        scores=mean_table(sweep),
+        latex=mean_table(sweep).latex(),
+        metric="Score" if sweep.mixed else title(sweep.metric),
+        metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed else 1 :]],
+        gains=gain_table(sweep),
+        modifiers=modifier_table(sweep),
+        paired=[_paired(compared) for compared in groups],
+        explanation=explanation(groups),
+        unpaired=_unpaired(sweep, groups),
+        published=published_table(sweep),
+        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
+        glossary_entries=_glossary(sweep),
+        cells=[
+            (
+                cell.name,
+                cell.folder,
+                cell.state,
+                headline(cell.result) if cell.result else cell.error or MISSING,
+            )
+            for cell in whole.cells
+        ],
+    )
+
+
+def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
+    """Explain the methods; the linear baseline twice where cells differ in what it knows of texts."""
+    entries = (
+        entry
+        for method in sweep.methods
+        for texts in sweep.linear_texts or ["words"]
+        for entry in glossary([method], sweep.parts, sweep.text_only, texts)
+    )
+    return list(dict.fromkeys(entries))
+
+
+def _paired(compared: Compared) -> dict[str, Any]:
+    """Return what the page shows of one factor."""
+    splits, factor = split_tables(compared), compared[0].factor
+    return {
+        "title": factor_title(factor),
+        "reference": value_title(factor, factor.reference),
+        "table": overall_table(compared),
+        "figure": _both(lambda width: paired_chart(compared, width)),
+        "splits": splits,
+        "open": sum(len(table.rows) for _, table in splits) <= MOST_OPEN,
+    }
+
+
+def _unpaired(sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
+    """Name the factors whose values cannot be compared."""
+    told = {compared[0].factor.name for compared in groups}
+    return [factor_title(factor) for factor in factors(sweep) if factor.name not in told]
+
+
+def _both(draw: Callable[[float], Markup]) -> Figure | None:
+    drawn = Figure(draw(WIDE), draw(SLIM))
+    return drawn if drawn.wide else None
+
+
+def _charted(sweep: SweepRun) -> list[str | None]:
+    """Return the axes that have a chart: none where means over the others would mix the scores of tasks."""
+    if sweep.mixed:
+        return []
+    return [axis for axis in sweep.settings if len(sweep.axes[axis]) > 1] or [None]
+
+
+def _chart(sweep: SweepRun, axis: str | None) -> Figure | None:
+    return _both(lambda width: axis_chart(sweep, axis, width))
+
+
+def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
+    seeds = sweep.axes.get(SEED)
+    found = [
+        ("Form", "quick" if sweep.quick else None),
+        ("Cells", f"{done} of {len(sweep.cells)} done" if done < len(sweep.cells) else str(done)),
+        *((axis, counted(len(sweep.axes[axis]), "value")) for axis in sweep.settings),
+        ("Chosen on validation", ", ".join(sweep.choose)),
+        ("Seeds", ", ".join(map(str, seeds)) if seeds else None),
+        ("Methods", str(len(sweep.methods))),
+        ("Sweep digest", sweep.digest[:16]),
+    ]
+    return [(name, value) for name, value in found if value]
