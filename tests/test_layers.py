@@ -17,44 +17,33 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 
 PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
-LAYERS = {
-    0: {"system"},
-    1: {"types", "params", "seeds", "run_log", "progress", "version", "old_names"},
-    2: {"config", "wire"}
-    | {
-        "document",
-        "mistakes",
-        "wire",
-        "framing",
-        "messages",
-        "sections",
-        "plugin_import",
-        "code_digest",
-        "methods",
-    },
-    3: {"algorithms", "scenarios", "data", "tasks", "models", "tuning"},
-    4: {"client", "plugins"},
-    5: {"engine", "measure"},
-    6: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
-    | {"plugin_section", "plugins"}
-    | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
-    7: {"runs"},
-    8: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
-    | {"cli_list", "testing"},
-}
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+FLOORS = (
+    {"params", "seeds", "system", "version"},
+    {"config", "progress", "run_log", "types"},
+    {"data", "tasks", "wire"},
+    {"algorithms", "models", "scenarios"},
+    {"plugins", "report", "tuning"},
+    {"client", "experiment", "report.sweeps", "testing"},
+    {"engine"},
+    {"runs"},
+    {"cli", "__init__", "old_names"},
+    {"__main__"},
+)
+"""Rooms, which are packages and modules right below fedloom, from the ground up; each imports only from floors below its own."""
+
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # library → the modules that may import it; all others may not.
 DOORS = {
     "PIL": {"data"},
-    "transformers": {"models", "runner", "runs"},
+    "transformers": {"models", "runs"},
     "gguf": {"models"},
     "tokenizers": {"models"},
     "peft": {"tuning"},
     "sklearn": {"tasks"},
-    "pydantic": {"mistakes", "sections", "plugin_section", "config", "experiment"},
-    "yaml": {"document", "config"},
-    "typer": {"cli", "cli_data", "cli_list", "cli_models", "cli_options", "cli_split", "cli_sweep"},
+    "pydantic": {"config", "experiment"},
+    "yaml": {"config"},
+    "typer": {"cli"},
     "rich": {"progress"},
     "jinja2": {"report"},
     "pickle": set(),
@@ -66,34 +55,69 @@ def files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    """The dotted name of a module below fedloom, such as "engine.rounds"; that of a package is "engine"."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def room_of(name: str) -> str:
+    """The room of a module by its dotted name."""
+    return "report.sweeps" if name.startswith("report.sweeps") else name.split(".")[0]
+
+
 def top(path: Path) -> str:
     """The module or package right below fedloom that a file belongs to."""
-    first = path.relative_to(SOURCE).parts[0]
-    return first.removesuffix(".py")
+    return name_of(path).split(".")[0]
 
 
 def imports(path: Path) -> Iterator[str]:
+    """What a file imports, at the top, inside functions and for types alike."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            if node.module == "fedloom":
-                yield from (f"fedloom.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {top(path) for path in files()} <= set(LAYER_OF)
+MODULES = {name_of(path): path for path in files()}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_down(path: Path) -> None:
-    here = LAYER_OF[top(path)]
-    for name in imports(path):
-        if name.startswith("fedloom."):
-            other = name.split(".")[1]
-            if other in LAYER_OF:  # a name such as fedloom.__version__ is no module
-                assert LAYER_OF[other] <= here, f"{path.name} (layer {here}) imports {name}"
+def own_imports(name: str) -> set[str]:
+    """The modules of fedloom that a module of it imports, by their dotted names; a package counts where it is named alone."""
+    modules = {one.removeprefix("fedloom.") for one in imports(MODULES[name]) if one.startswith("fedloom.")}
+    known = modules & set(MODULES)
+    return {one for one in known if not any(other.startswith(f"{one}.") for other in known)} - {name}
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
+    assert {room_of(name) for name in MODULES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down_a_floor(name: str) -> None:
+    here = room_of(name)
+    for other in own_imports(name):
+        there = room_of(other)
+        assert there == here or FLOOR_OF[there] < FLOOR_OF[here], f"{name} imports {other}"
+
+
+def test_every_room_stands_right_above_what_it_imports() -> None:
+    """A floor means something: no room could stand lower."""
+    arrows = {(room_of(name), room_of(other)) for name in MODULES for other in own_imports(name)}
+    for room, floor in FLOOR_OF.items():
+        below = [FLOOR_OF[there] for here, there in arrows if here == room and there != room]
+        assert floor == 1 + max(below, default=-1), room
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside a room too, and for types too."""
+    left = {name: own_imports(name) for name in MODULES}
+    while free := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, "these, or some of them, form a circle"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -105,7 +129,7 @@ def test_libraries_stay_behind_their_doors(path: Path) -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    for path in (SOURCE / "report").glob("*.py"):
+    for path in (SOURCE / "report").rglob("*.py"):
         assert "torch" not in {name.split(".")[0] for name in imports(path)}
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms import ENTRIES, PLACES
-from fedloom.algorithms.aggregate import mean, ordered
-from fedloom.algorithms.algorithm import Aggregate, ServerState, TooFew
+from fedloom.algorithms.aggregate import mean
+from fedloom.algorithms.algorithm import Aggregate, ServerState, TooFew, ordered
 from fedloom.algorithms.compose import Given, compose, conflicts, make
 from fedloom.algorithms.robust_helpers import CHUNK
 from fedloom.params import Layout, Params, Part

@@ -8,8 +8,8 @@ from tests.clients import EXCHANGING
 
 from fedloom.algorithms import ENTRIES, PLACES
 from fedloom.algorithms.adaptive_regularizer import adaptive
-from fedloom.algorithms.aggregate import mean_delta, means, ordered
-from fedloom.algorithms.algorithm import TooFew, with_rule
+from fedloom.algorithms.aggregate import mean_delta, means
+from fedloom.algorithms.algorithm import TooFew, ordered, with_rule
 from fedloom.algorithms.compose import configured, make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.local_rule import PLAIN, chain

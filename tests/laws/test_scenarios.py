@@ -17,6 +17,7 @@ from fedloom.config.schema import Scenario
 from fedloom.scenarios import PARTITIONS, PATTERNS, Plan, build_plan, only, pooled
 from fedloom.scenarios.modality_pattern import coins
 from fedloom.scenarios.partition import Pool
+from fedloom.scenarios.plan_file import plan_from_json, plan_to_json
 from fedloom.system.errors import UserError
 from fedloom.types import Example
 
@@ -318,10 +319,10 @@ def test_repeated_ids_are_refused():
 def test_a_plan_survives_json_and_its_counts_add_up(partition, pattern):
     examples = many(40)
     plan = build_plan(examples, scenario(partition=partition, pattern=pattern), 0)
-    value = json.loads(json.dumps(plan.to_json(examples)))
-    again = Plan.from_json(value, examples)
+    value = json.loads(json.dumps(plan_to_json(plan, examples)))
+    again = plan_from_json(value, examples)
     assert content(again, examples) == content(plan, examples)
-    assert again.to_json(examples) == value
+    assert plan_to_json(again, examples) == value
     for row in value["clients"]:
         assert row["size"] == len(row["indices"]) == sum(row["labels"].values())
         assert row["size"] == row["both"] + row["image_only"] + row["text_only"] + row["none"]
@@ -334,10 +335,10 @@ def test_a_plan_survives_json_and_its_counts_add_up(partition, pattern):
 
 def test_a_plan_read_for_other_data_is_refused():
     examples = many(20)
-    value = build_plan(examples, scenario(), 0).to_json(examples)
+    value = plan_to_json(build_plan(examples, scenario(), 0), examples)
     for others in (many(19), examples[::-1]):
         with pytest.raises(UserError, match="other data"):
-            Plan.from_json(value, others)
+            plan_from_json(value, others)
 
 
 def test_pooled_and_only_keep_what_is_seen():
@@ -397,10 +398,10 @@ def test_shares_are_views_of_the_plans_arrays(partition, pattern, case):
 def test_a_plan_of_very_many_clients_is_written_as_arrays_and_read_back():
     examples = many(10_050)
     plan = build_plan(examples, scenario(clients=10_001, partition="iid", pattern="hybrid"), 0)
-    value = json.loads(json.dumps(plan.to_json(examples)))
+    value = json.loads(json.dumps(plan_to_json(plan, examples)))
     assert value["count"] == 10_001 and len(value["clients"]) == 100
-    again = Plan.from_json(value, examples)
-    assert again.to_json(examples) == value
+    again = plan_from_json(value, examples)
+    assert plan_to_json(again, examples) == value
     for name in ("indices", "offsets", "image", "text"):
         assert np.array_equal(getattr(again, name), getattr(plan, name))
 
@@ -418,4 +419,4 @@ def test_the_digest_is_that_of_compact_json():
 def test_a_question_without_evidence_is_a_text():
     examples = [Example(str(number), "Why?", "so", task="vqa") for number in range(4)]
     plan = build_plan(examples, scenario(clients=2, partition="iid", pattern="aligned"), 0)
-    assert [row["text_only"] for row in plan.to_json(examples)["clients"]] == [2, 2]
+    assert [row["text_only"] for row in plan_to_json(plan, examples)["clients"]] == [2, 2]

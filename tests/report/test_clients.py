@@ -15,6 +15,7 @@ from fedloom.report import read_run, write_report
 from fedloom.report.client_charts import DISTANCE, LENGTH, columns, holdings
 from fedloom.report.split_table import card_rows, split_text
 from fedloom.scenarios import Plan, card, survey
+from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.types import Example
 
 KINDS = ["both", "image only", "text only"]
@@ -72,7 +73,7 @@ def test_a_column_is_there_where_there_is_something_to_tell(one: dict[str, Any],
 def test_figures_stand_in_the_drawing_of_either_width(run_folder: Callable[..., Path], width: float) -> None:
     folder = run_folder()
     plan, examples = plan_of([[0, 0, 1], [1, 1]])
-    (folder / "plan.json").write_text(json.dumps(plan.to_json(examples)), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan_to_json(plan, examples)), encoding="utf-8")
     drawn = str(holdings(read_run(folder), width))
     # Means of (1, 1, 3) and of (3, 3) words; the longest fills its cell, and 5/3 is five ninths of it.
     assert ">1.7<" in drawn and ">3.0<" in drawn
@@ -83,7 +84,7 @@ def test_figures_stand_in_the_drawing_of_either_width(run_folder: Callable[..., 
 
 def test_the_page_has_the_card_that_split_prints(run_folder: Callable[..., Path]) -> None:
     plan, examples = plan_of([[0, 0, 1], [1, 1]])
-    value = plan.to_json(examples)
+    value = plan_to_json(plan, examples)
     page = page_with(run_folder(), value)
     told = card_rows(card(survey(plan, examples))).rows
     assert [name for name, _ in told] == ["2 labels", "Modalities", "Examples", "Sizes", "Words"]

@@ -26,6 +26,7 @@ from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.sweeps.sweep_tables import shown
 from fedloom.report.tables import percent, signed
 from fedloom.scenarios.plan import build_plan
+from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.types import Example
 
 SHARES = st.floats(0, 1)
@@ -40,7 +41,7 @@ def edited(folder: Path, name: str, **more: Any) -> Path:
 def planned(folder: Path, examples: list[Example], **scenario: Any) -> Path:
     """Give a run folder the plan that a scenario makes of examples."""
     settings = Scenario(**scenario)
-    value = build_plan(examples, settings, 0).to_json(examples)
+    value = plan_to_json(build_plan(examples, settings, 0), examples)
     return edited(folder, "plan.json", **value)
 
 

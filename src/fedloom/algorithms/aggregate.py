@@ -4,49 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedloom.params import Layout, Part
+from fedloom.algorithms.algorithm import Aggregate, ServerState
+from fedloom.params import Part
 from fedloom.wire.messages import Update
-
-if TYPE_CHECKING:
-    from fedloom.algorithms.algorithm import Aggregate, ServerState
-
-
-def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
-    """Check updates against the layout and put them in client-id order.
-
-    A list is sorted; anything else is a stream, which is not held back and has to come in order.
-
-    Raises:
-        ValueError: No updates, a repeated client, a stream out of order, another layout, or a bad weight;
-            the client is named. Errors come when the update does.
-    """
-    if isinstance(updates, Sequence):
-        updates = sorted(updates, key=lambda update: update.client)
-    before: int | None = None
-    for update in updates:
-        if before is not None and before == update.client:
-            raise ValueError(f"client {update.client} sent two updates")
-        if before is not None and before > update.client:
-            raise ValueError(f"client {update.client} came after client {before}; a stream goes by client id")
-        if update.delta.layout != layout:
-            raise ValueError(
-                f"client {update.client} sent names or shapes that differ from the global model's"
-            )
-        if not (isfinite(update.weight) and update.weight > 0):
-            raise ValueError(
-                f"client {update.client} has weight {update.weight}; a weight is finite and positive"
-            )
-        before = update.client
-        yield update
-    if before is None:
-        raise ValueError("a round needs at least one client update")
-
 
 Term = Callable[[Update], tuple[float, Tensor]]
 """Update → (weight > 0, value): one entry of a weighted mean."""

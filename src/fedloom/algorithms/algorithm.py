@@ -9,7 +9,7 @@ Shape legend: P trained values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
@@ -17,9 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import ordered
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second, chain
-from fedloom.params import Params, Part, common
+from fedloom.params import Layout, Params, Part, common
 from fedloom.types import Broadcast, Tensors
 from fedloom.wire.messages import Update
 
@@ -272,6 +271,37 @@ def _all(client: int) -> Part | None:
 
 def _plain(client: int) -> float:
     return 1.0
+
+
+def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
+    """Check updates against the layout and put them in client-id order.
+
+    A list is sorted; anything else is a stream, which is not held back and has to come in order.
+
+    Raises:
+        ValueError: No updates, a repeated client, a stream out of order, another layout, or a bad weight;
+            the client is named. Errors come when the update does.
+    """
+    if isinstance(updates, Sequence):
+        updates = sorted(updates, key=lambda update: update.client)
+    before: int | None = None
+    for update in updates:
+        if before is not None and before == update.client:
+            raise ValueError(f"client {update.client} sent two updates")
+        if before is not None and before > update.client:
+            raise ValueError(f"client {update.client} came after client {before}; a stream goes by client id")
+        if update.delta.layout != layout:
+            raise ValueError(
+                f"client {update.client} sent names or shapes that differ from the global model's"
+            )
+        if not (isfinite(update.weight) and update.weight > 0):
+            raise ValueError(
+                f"client {update.client} has weight {update.weight}; a weight is finite and positive"
+            )
+        before = update.client
+        yield update
+    if before is None:
+        raise ValueError("a round needs at least one client update")
 
 
 @dataclass(frozen=True)

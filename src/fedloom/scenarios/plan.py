@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.scenarios.heterogeneity_card import card, rows, survey
 from fedloom.scenarios.modality_pattern import PATTERNS, Flags, coins, present
 from fedloom.scenarios.partition import PARTITIONS, Pool
 from fedloom.scenarios.published_draws import published_draws
@@ -27,12 +26,7 @@ from fedloom.types import Example
 if TYPE_CHECKING:
     from fedloom.config.schema import Scenario
 
-ROWS = 10_000
-"""Up to this many clients `Plan.to_json` has a row for each; beyond, only for the first `SHOWN`."""
-
-SHOWN = 100
-
-_ARRAYS = (("indices", np.int64), ("image", np.bool_), ("text", np.bool_))
+ARRAYS = (("indices", np.int64), ("image", np.bool_), ("text", np.bool_))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +44,7 @@ class Share:
     text: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        for name, kind in _ARRAYS:
+        for name, kind in ARRAYS:
             object.__setattr__(self, name, _frozen(getattr(self, name), kind))
 
     def __len__(self) -> int:
@@ -100,73 +94,13 @@ class Plan:
     scenario: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kind in (*_ARRAYS, ("offsets", np.int64)):
+        for name, kind in (*ARRAYS, ("offsets", np.int64)):
             object.__setattr__(self, name, _frozen(getattr(self, name), kind))
 
     @property
     def clients(self) -> Shares:
         """One share for each client."""
         return Shares(self)
-
-    def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return the plan as plain values, with its heterogeneity card and what each client holds.
-
-        Of more than `ROWS` clients only the first `SHOWN` are told one by one, and the arrays stand at the
-        end as texts: sizes and indices in decimal, presence as a digit for each example.
-
-        Args:
-            examples: The list the plan was built for.
-        """
-        count, found = len(self.clients), survey(self, examples)
-        told = [
-            {
-                **row,
-                **self._group(share, examples),
-                "indices": share.indices.tolist(),
-                "image": share.image.astype(int).tolist(),
-                "text": share.text.astype(int).tolist(),
-            }
-            for row, share in zip(rows(found, count if count <= ROWS else SHOWN), self.clients, strict=False)
-        ]
-        value = {
-            "digest": self.digest,
-            "scenario": dict(self.scenario),
-            "count": count,
-            "card": card(found),
-            "clients": told,
-        }
-        if count > ROWS:
-            value["arrays"] = {
-                "sizes": " ".join(map(str, np.diff(self.offsets).tolist())),
-                "indices": " ".join(map(str, self.indices.tolist())),
-                "image": "".join("01"[seen] for seen in self.image.tolist()),
-                "text": "".join("01"[seen] for seen in self.text.tolist()),
-            }
-        return value
-
-    def _group(self, share: Share, examples: Sequence[Example]) -> dict[str, str]:
-        """Return the one group that a client holds under `by_group`, which names it; empty where it holds several."""
-        if self.scenario.get("partition") != "by_group":
-            return {}
-        groups = {examples[place].group for place in share.indices.tolist()}
-        return {"group": group} if len(groups) == 1 and (group := groups.pop()) else {}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any], examples: Sequence[Example] | None = None) -> Plan:
-        """Read what `to_json` wrote; with `examples`, check that they are the ones it was made for.
-
-        Raises:
-            UserError: The digest does not fit the examples.
-        """
-        sizes, indices, image, text = _arrays(value)
-        plan = Plan(indices, _offsets(sizes), image, text, value["digest"], value["scenario"])
-        if examples is not None:
-            inside = plan.indices.max(initial=-1) < len(examples)
-            if not inside or _digest(plan, examples) != plan.digest:
-                raise UserError(
-                    f"the plan {plan.digest[:12]} was made for other data: its digest does not match"
-                )
-        return plan
 
 
 def build_plan(
@@ -218,7 +152,7 @@ def build_plan(
         seen = present(held, pool.holds[client_of], draws, settings)
         sizes = np.bincount(client_of, minlength=settings.clients)
         dealt = np.argsort(client_of, kind="stable")
-    return _signed(places[dealt], _offsets(sizes), seen[dealt], examples, settings.model_dump())
+    return _signed(places[dealt], offsets_of(sizes), seen[dealt], examples, settings.model_dump())
 
 
 def _holds(settings: Scenario, seed: int, published: bool) -> Flags:
@@ -267,23 +201,11 @@ def _signed(
     scenario: Mapping[str, Any],
 ) -> Plan:
     plan = Plan(indices, offsets, seen[:, 0], seen[:, 1], "", scenario)
-    return replace(plan, digest=_digest(plan, examples))
+    return replace(plan, digest=digest_of(plan, examples))
 
 
-def _arrays(value: Mapping[str, Any]) -> list[NDArray[Any]]:
-    """Return the sizes [K], indices, image and text [N] of a plan that `Plan.to_json` wrote."""
-    if "arrays" in value:
-        found = value["arrays"]
-        numbers = [np.array(found[key].split(), np.int64) for key in ("sizes", "indices")]
-        flags = [np.frombuffer(found[key].encode(), np.uint8) == ord("1") for key in ("image", "text")]
-        return [*numbers, *flags]
-    clients = value["clients"]
-    sizes = np.array([len(row["indices"]) for row in clients], np.int64)
-    flat = [[*chain.from_iterable(row[key] for row in clients)] for key, _ in _ARRAYS]
-    return [sizes, *(np.array(values, kind) for values, (_, kind) in zip(flat, _ARRAYS, strict=True))]
-
-
-def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each client's examples begin, and at the end how many there are, shape [K + 1]."""
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
@@ -296,7 +218,7 @@ def _frozen(values: Any, kind: type[np.generic]) -> NDArray[Any]:
     return array
 
 
-def _digest(plan: Plan, examples: Sequence[Example]) -> str:
+def digest_of(plan: Plan, examples: Sequence[Example]) -> str:
     """Hash the compact JSON text of [[[id, image, text], …] for each client], made a client at a time."""
     found = hashlib.sha256(b"[")
     flat = zip(plan.indices.tolist(), plan.image.tolist(), plan.text.tolist(), strict=True)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fedloom.data.duplicates import twins
 from fedloom.data.loading import families, spread
-from fedloom.scenarios.plan import ROWS, SHOWN, Plan, Share, build_plan, chosen_of
+from fedloom.scenarios.plan import Plan, Share, build_plan, chosen_of
+from fedloom.scenarios.plan_file import ROWS, SHOWN, plan_to_json
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example
@@ -165,7 +166,7 @@ def plan_json(plan: Plan, examples: Sequence[Example], validation: Validation | 
         examples: The training examples.
         validation: What they validate on.
     """
-    value = plan.to_json(examples)
+    value = plan_to_json(plan, examples)
     return value if validation is None else {**value, "validation": validation_json(validation)}
 
 
