@@ -1,4 +1,4 @@
-# make quickstart   run the main job: shipped model, shipped real data, a table and a report
+# make quickstart   run the main job: bundled model, bundled real data, a table and a report
 # make test         run the tests
 # make test-slow    run the tests that take long: faults in earnest
 # make check        lint, types, layers

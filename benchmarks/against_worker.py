@@ -124,7 +124,7 @@ def serve(lines: TextIO, out: TextIO, vocabulary: int) -> None:
         fedloom=fedloom.__file__,
         benchmarks=harness.__file__,
         vocabulary=known,
-        model=str(models.SHIPPED["shipped"]),
+        model=str(models.BUNDLED["bundled"]),
     )
     for line in requests:
         match line.split():

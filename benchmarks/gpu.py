@@ -1,4 +1,4 @@
-"""What one GPU reaches: utilisation, gain from training side by side, evaluation, memory against prediction.
+"""What one GPU reaches: utilization, gain from training side by side, evaluation, memory against prediction.
 
     python -m benchmarks.gpu [--models 0.25B 2B] [--tiny]
 
@@ -72,7 +72,7 @@ def _wait(device: str) -> None:
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of one large matrix product: what utilisation is measured against."""
+    """Operations a second of one large matrix product: what utilization is measured against."""
     n = 8192 if device == "cuda" else 512
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     return 2 * n**3 / seconds(lambda: a @ b, device, 5)
@@ -121,7 +121,7 @@ def measure(
         used = torch.cuda.max_memory_allocated() if device == "cuda" else None
         found["rows"][str(count)] = {
             "ms_per_client_step": took * 1e3,
-            "utilisation": step_flops(tuned, size, tokens) / took / peak,
+            "utilization": step_flops(tuned, size, tokens) / took / peak,
             "predicted_bytes": predicted,
             "peak_bytes": used,
         }
@@ -141,7 +141,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
             used = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
             lines.append(
                 f"{one['model']:<8}{one['tokens']:>7}{count:>6}{row['ms_per_client_step']:>9.2f}"
-                f"{alone / row['ms_per_client_step']:>7.2f}{row['utilisation']:>7.2f}{used:>7}"
+                f"{alone / row['ms_per_client_step']:>7.2f}{row['utilization']:>7.2f}{used:>7}"
                 f"{row['predicted_bytes'] / 1e9:>10.2f}{one['evaluations_per_second']:>9.1f}"
             )
     return "\n".join(lines)

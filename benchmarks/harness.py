@@ -245,7 +245,7 @@ def peak_memory() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Measure one core's matrix product and read bandwidth, and name the versions, for normalising figures."""
+    """Measure one core's matrix product and read bandwidth, and name the versions, for normalizing figures."""
     import torch
 
     a, b = torch.randn(512, 1024), torch.randn(1024, 1024)

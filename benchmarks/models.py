@@ -1,6 +1,6 @@
 """Small random vision-language models of stated widths, and conversations of stated lengths.
 
-The classes are those of transformers and the tokenizer is the shipped model's, so a benchmark runs the
+The classes are those of transformers and the tokenizer is the bundled model's, so a benchmark runs the
 code that a user's run does.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedloom.models.family_table import FAMILIES
-from fedloom.models.load_model import SHIPPED, Processor, Vlm
+from fedloom.models.load_model import BUNDLED, Processor, Vlm
 from fedloom.system.startup import uncollected
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
@@ -25,7 +25,7 @@ WORD = " cat"
 class Size:
     """A language model of `layers` × `width` behind a tower of `tower_layers` × `tower_width`.
 
-    The vocabulary is that of the shipped tokenizer. Zeros stand for heads of 64, all with keys of their own, and three times
+    The vocabulary is that of the bundled tokenizer. Zeros stand for heads of 64, all with keys of their own, and three times
     the width inside.
     """
 
@@ -61,7 +61,7 @@ def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.flo
         SiglipVisionConfig,
     )
 
-    shipped: Any = AutoConfig.from_pretrained(SHIPPED["shipped"])
+    bundled: Any = AutoConfig.from_pretrained(BUNDLED["bundled"])
     heads = size.heads or max(1, size.width // 64)
     vision = SiglipVisionConfig(
         hidden_size=size.tower_width,
@@ -89,7 +89,7 @@ def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.flo
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=shipped.image_token_id,
+        image_token_id=bundled.image_token_id,
         image_seq_length=size.image_tokens,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -109,9 +109,9 @@ def random_vlm(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float
     """Wrap a random model as fedloom loads one."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    images = AutoImageProcessor.from_pretrained(SHIPPED["shipped"])
+    images = AutoImageProcessor.from_pretrained(BUNDLED["bundled"])
     images.size = {"height": size.picture, "width": size.picture}
-    processor = Processor(AutoTokenizer.from_pretrained(SHIPPED["shipped"]), images, image="<image>")
+    processor = Processor(AutoTokenizer.from_pretrained(BUNDLED["bundled"]), images, image="<image>")
     return Vlm("random", random_model(size, device, dtype), processor, FAMILIES["llava"], "random")
 
 

@@ -22,7 +22,7 @@ CLIENTS = 2
 
 
 class Examples(torch.utils.data.Dataset):
-    """Tokenised examples as a Trainer takes them."""
+    """Tokenized examples as a Trainer takes them."""
 
     def __init__(self, rows: list[dict[str, Tensor]]) -> None:
         self.rows = rows

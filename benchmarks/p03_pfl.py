@@ -1,7 +1,7 @@
 """P3-pfl: rounds against pfl-research (arXiv 2404.06430), the fastest published simulator, in the same process.
 
 pfl holds one model, loads and reads parameters in place and sums clients' updates as they come. It is given
-ready tensors, a fused optimiser and the loss of the bare loop: nothing slows it down but its own work.
+ready tensors, a fused optimizer and the loss of the bare loop: nothing slows it down but its own work.
 """
 
 from __future__ import annotations

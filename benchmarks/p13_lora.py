@@ -1,4 +1,4 @@
-"""P13: one of the engine's LoRA layers against PEFT's, forward and backward, at the shipped model's widths."""
+"""P13: one of the engine's LoRA layers against PEFT's, forward and backward, at the bundled model's widths."""
 
 from __future__ import annotations
 

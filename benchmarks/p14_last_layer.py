@@ -14,14 +14,14 @@ from benchmarks.models import Size
 from benchmarks.work import make_clients
 from fedloom.models import batches as batches
 
-SHIPPED = Size(width=256, layers=4)
+BUNDLED = Size(width=256, layers=4)
 
 
 def against_whole(tokens: int, answer: int) -> Callable[[], Measured]:
-    """Compare forward and backward of eight conversations at the shipped model's width and depth."""
+    """Compare forward and backward of eight conversations at the bundled model's width and depth."""
 
     def measure() -> Measured:
-        made = make_clients(SHIPPED, clients=1, steps=1, batch_size=8, tokens=tokens, answer=answer)
+        made = make_clients(BUNDLED, clients=1, steps=1, batch_size=8, tokens=tokens, answer=answer)
         tuned = made.tuned
         batch = batches.collate(tuned.vlm, [made.held[0]])
 

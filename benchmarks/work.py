@@ -16,7 +16,7 @@ from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
 from fedloom.client.site import Local, Profile, Profiles, Question, Site
-from fedloom.config.schema import Gate, Train
+from fedloom.config.schema import Limits, Train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, choose, this_machine
 from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
@@ -34,7 +34,7 @@ SEED = 0
 METHOD = "fedavg"
 ROWS = 8  # clients side by side
 MOST_CLIENTS = 10**9  # of a backend without a model: more than any cohort has
-OPEN = Gate(max_norm=1e30, max_ratio=1e9)  # admits every finite update
+OPEN = Limits(max_norm=1e30, max_ratio=1e9)  # admits every finite update
 
 
 def train_settings(batch_size: int, **more: Any) -> Train:
@@ -180,7 +180,7 @@ class Batch:
 
 
 def tensors(tuned: Tuned, batch: Sequence[Conversation]) -> Batch:
-    """Tokenise a batch of conversations of equal length."""
+    """Tokenize a batch of conversations of equal length."""
     encoded = [encode(tuned.vlm, one, [one.answer]) for one in batch]
     ids = torch.tensor([[*one.prompt, *one.answers[0]] for one in encoded])
     labels = ids.clone()

@@ -1,4 +1,4 @@
-"""Regenerate the shipped digits: `digits.zip` (8 px grey PNGs) and `digits.jsonl` (`{id, digit}` a picture).
+"""Regenerate the bundled digits: `digits.zip` (8 px gray PNGs) and `digits.jsonl` (`{id, digit}` a picture).
 
 Needs scikit-learn:
 

@@ -1,4 +1,4 @@
-"""Regenerate the shipped emoji data set: `emoji.zip` (64 px PNGs) and `emoji.jsonl` (one record a picture).
+"""Regenerate the bundled emoji data set: `emoji.zip` (64 px PNGs) and `emoji.jsonl` (one record a picture).
 
 Needs three Debian packages and Pillow built with raqm:
 
@@ -7,7 +7,7 @@ Needs three Debian packages and Pillow built with raqm:
 
 A record is `{id, base, pool, group, subgroup, name, keywords}`. `base` names the emoji without skin tone
 and gender, so that variants of one emoji never fall on two sides of a split; `pool` ("pretrain" or
-"federated") depends on `base` alone and never changes: the shipped model saw only the first.
+"federated") depends on `base` alone and never changes: the bundled model saw only the first.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from fedloom.client.local_job import Job
 from fedloom.client.local_training import Trained, train
 from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.client.site import Local, Profile, Question, Site
-from fedloom.config.schema import Gate, Train
+from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.rounds import Committed, Run, Schedule, Standing
 from fedloom.params import Layout, Params, Part
@@ -36,7 +36,7 @@ CLIENTS = 5
 EXCHANGING = tuple(name for name in SERVERS if "no values" not in ENTRIES[name].traits)
 """The algorithms whose clients send deltas."""
 TRAIN = Train(rounds=3, batch_size=1, lr=0.1, schedule="constant")
-PERMISSIVE = Gate(max_norm=1e300, max_ratio=1e300)
+PERMISSIVE = Limits(max_norm=1e300, max_ratio=1e300)
 
 
 def start_of(layout: Layout = LAYOUT) -> Params:
@@ -200,7 +200,7 @@ def run_of(
     name: str,
     clients: Sequence[int] = range(CLIENTS),
     train: Train = TRAIN,
-    gate: Gate = PERMISSIVE,
+    limits: Limits = PERMISSIVE,
     *,
     algorithm: FederatedAlgorithm | None = None,
     committed: Committed = lambda now, log: None,
@@ -215,7 +215,7 @@ def run_of(
     begun = standing or Standing(algorithm.init(start_of()))
     schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
     known = profiles(max(clients, default=0) + 1)
-    return Run(name, algorithm, begun, schedule, known, train, gate, committed, **fields)
+    return Run(name, algorithm, begun, schedule, known, train, limits, committed, **fields)
 
 
 def same(left: Standing, right: Standing) -> bool:

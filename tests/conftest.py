@@ -60,7 +60,7 @@ def encoded() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def trees() -> ModuleType:
-    """Return the module that writes folders in the layouts in which data sets are shipped."""
+    """Return the module that writes folders in the layouts in which data sets are bundled."""
     spec = importlib.util.spec_from_file_location("trees", Path(__file__).parent / "trees.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -44,7 +44,7 @@ MODELS = """
 from dataclasses import dataclass
 from pathlib import Path
 
-SHIPPED = {"shipped": Path(__file__).parent}
+BUNDLED = {"bundled": Path(__file__).parent}
 
 @dataclass(frozen=True)
 class Size:

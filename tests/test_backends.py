@@ -36,7 +36,7 @@ def test_a_run_through_compiled_layers_learns_the_same(
             "scenario": {"clients": 2},
             "model": {"path": str(tiny_model), "threads": 1},
             "train": {"rounds": 2, "batch_size": 4, "optimizer": "sgd", "lr": 0.05},
-            "methods": ["fedavg", "centralised"],
+            "methods": ["fedavg", "centralized"],
             "engine": {"side_by_side": 1, "compile": compiled},
         }
         folder = tmp_path / str(compiled)

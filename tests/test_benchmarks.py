@@ -134,7 +134,7 @@ def test_the_gpu_script_runs_on_a_processor(tmp_path: Path, capsys: pytest.Captu
     assert gpu.main(["--tiny", "--results", str(tmp_path / "gpu.json")]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"][0]
     assert set(found["rows"]) == {"1", "4"}
-    assert all(row["utilisation"] > 0 for row in found["rows"].values())
+    assert all(row["utilization"] > 0 for row in found["rows"].values())
     assert "tiny" in capsys.readouterr().out
     assert all(len(text) <= 80 for text in gpu.table([found]).splitlines())
 

@@ -153,10 +153,10 @@ def test_all_mistakes_are_told_at_once_in_order(tmp_path):
         "sede: 1\ndata: {name: emojy}\ntrain:\n  lr: -1\n  cohort: 3\n  rounds: x\n  lr: 2\n"
         "methods: [fedavg, fedagv, fedavg+promt]\nalgorithms: {fedadam: {lr: fast, tua: 1}}\n"
     )
-    lines = told(text, tmp_path, "gate.max_ratio=0", "trian.lr=3", "x")
+    lines = told(text, tmp_path, "admission.max_ratio=0", "trian.lr=3", "x")
     places = [line.removeprefix(f"{tmp_path / 'mine.yaml'}:").split(": ")[0] for line in lines]
     in_file = ["1:1", "2:14", "4:7", "6:11", "7:3", "8:19", "8:27", "9:24", "9:34"]
-    assert places == [*in_file, "--set x", "--set gate.max_ratio", "--set trian.lr"]
+    assert places == [*in_file, "--set x", "--set admission.max_ratio", "--set trian.lr"]
 
 
 def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.data import SHIPPED, load_data
+from fedloom.data import BUNDLED, load_data
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import MOST_FOLDER, load_grid, short_names, slug
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
@@ -32,7 +32,7 @@ quick:
 """
 SWEEPS = [name for name in recipes() if sweep_keys(name)]
 ROOT = ["data.root=somewhere"]  # recipes of data that do not come with fedloom leave the folder open
-OUTSIDE = [name for name in SWEEPS if load_grid(name, ROOT).cells[0].experiment.data.name not in SHIPPED]
+OUTSIDE = [name for name in SWEEPS if load_grid(name, ROOT).cells[0].experiment.data.name not in BUNDLED]
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -261,7 +261,7 @@ def test_every_cell_of_a_shipped_grid_can_divide_its_data(name: str) -> None:
     divided: set[str] = set()
     for cell in load_grid(name).cells:
         data, scenario, seed = cell.experiment.data, cell.experiment.scenario, cell.experiment.seed
-        if data.name not in SHIPPED:
+        if data.name not in BUNDLED:
             continue
         key = f"{data.model_dump_json()} {seed}"
         if (split := f"{key} {scenario.model_dump_json()}") in divided:

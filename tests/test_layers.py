@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
 FLOORS = (
-    {"params", "seeds", "system", "version"},
+    {"old_names", "params", "seeds", "system", "version"},
     {"config", "progress", "run_log", "types"},
     {"data", "tasks", "wire"},
     {"algorithms", "models", "scenarios"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"client", "experiment", "report.sweeps", "testing"},
     {"engine"},
     {"runs"},
-    {"cli", "__init__", "old_names"},
+    {"cli", "__init__"},
     {"__main__"},
 )
 """Rooms, which are packages and modules right below fedloom, from the ground up; each imports only from floors below its own."""

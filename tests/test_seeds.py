@@ -79,7 +79,7 @@ def test_another_process_draws_the_same():
         assert tuple(json.loads(found.stdout)) == numpy_draw(5, "partition", client=2)
 
 
-def test_neighbouring_streams_look_independent():
+def test_neighboring_streams_look_independent():
     draws = np.stack([stream(0, "x", client=client).standard_normal(2000) for client in range(10)])
     correlations = np.corrcoef(draws)[np.triu_indices(10, 1)]
     # 45 correlations of 2000 pairs each have a standard deviation of 0.022; 0.12 is beyond five of them.

@@ -18,23 +18,23 @@ def make_tiny(folder: Path) -> Path:
         SiglipVisionConfig,
     )
 
-    from fedloom.models.load_model import SHIPPED
+    from fedloom.models.load_model import BUNDLED
 
-    processor = AutoProcessor.from_pretrained(SHIPPED["shipped"])
+    processor = AutoProcessor.from_pretrained(BUNDLED["bundled"])
     processor.image_processor.size = {"height": 64, "width": 64}
     processor.patch_size = 16
-    shipped = AutoModelForImageTextToText.from_pretrained(SHIPPED["shipped"]).config
+    bundled = AutoModelForImageTextToText.from_pretrained(BUNDLED["bundled"]).config
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         image_size=64, patch_size=16, vision_use_head=False,
     )  # fmt: skip
     text = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=shipped.text_config.vocab_size, tie_word_embeddings=True,
+        num_key_value_heads=2, vocab_size=bundled.text_config.vocab_size, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=shipped.image_token_id, image_seq_length=16,
+        vision_config=vision, text_config=text, image_token_id=bundled.image_token_id, image_seq_length=16,
         vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -54,9 +54,9 @@ def make_llama(folder: Path, template: str | None = None) -> Path:
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from fedloom.models.load_model import SHIPPED
+    from fedloom.models.load_model import BUNDLED
 
-    words = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
+    words = AutoTokenizer.from_pretrained(BUNDLED["bundled"])
     words.chat_template = template or words.chat_template
     config = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,

@@ -1,4 +1,4 @@
-"""Small folders in exactly the layouts in which data sets are shipped, with generated content.
+"""Small folders in exactly the layouts in which data sets are bundled, with generated content.
 
 Each writer fills a root and takes what to change; `encoded` turns a number into a picture's bytes.
 """

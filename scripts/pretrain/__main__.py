@@ -1,4 +1,4 @@
-"""Pretrain the shipped models, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
+"""Pretrain the bundled models, stage by stage: `PYTHONPATH=src:scripts python -m pretrain STAGE --work DIR`.
 
     language   tokenizer and decoder on words              45 minutes on one core
     align      connector and decoder on images             60 minutes on one core
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from fedloom.models.folder_checks import SHIPPED
+from fedloom.models.folder_checks import BUNDLED
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stages")
     parser.add_argument("--minutes", type=float, default=40, help="how long to train at most")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--model", choices=tuple(SHIPPED), default="shipped", help="for export and score")
+    parser.add_argument("--model", choices=tuple(BUNDLED), default="bundled", help="for export and score")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
@@ -46,8 +46,8 @@ def main() -> None:
         from pretrain import align, free
 
         if arguments.stage == "export":
-            maker = {"shipped": align, "shipped-free": free}[arguments.model]
-            maker.export(arguments.work, SHIPPED[arguments.model])
+            maker = {"bundled": align, "bundled-free": free}[arguments.model]
+            maker.export(arguments.work, BUNDLED[arguments.model])
         else:
             {"align": align, "free": free}[arguments.stage].train(arguments.work, arguments.minutes)
 

@@ -89,7 +89,7 @@ def assemble(work: Path) -> Vlm:
     model.requires_grad_(False).eval()
     tokenizer.chat_template = language.TEMPLATE
     processor = Processor(tokenizer, make_efficientnet.images(), image=tokenizer.image_token)
-    vlm = Vlm("shipped", model, processor, FAMILIES["fast_vlm"], "")
+    vlm = Vlm("bundled", model, processor, FAMILIES["fast_vlm"], "")
     with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
         sample = [Shown(str(k), pixels.numpy()) for k, pixels in enumerate(corpus.emoji().pixels[:64])]
         spread = torch.stack(vlm.look(sample)).std()

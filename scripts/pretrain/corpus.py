@@ -1,6 +1,6 @@
-"""Gather what the shipped model is pretrained on; none of it is in a federated training or test set.
+"""Gather what the bundled model is pretrained on; none of it is in a federated training or test set.
 
-emoji     pictures, names and keywords of the pool "pretrain" of the shipped emoji file
+emoji     pictures, names and keywords of the pool "pretrain" of the bundled emoji file
 clip art  public-domain drawings with folder and file names (Debian package openclipart-png), without
           national flags, because those show what flag emoji show
 stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without

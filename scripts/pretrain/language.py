@@ -69,7 +69,7 @@ RELATED = ("Which words go with it?", "Which words are related to it?")
 
 
 def build() -> LlamaForCausalLM:
-    """Make the decoder with its own named initialisation."""
+    """Make the decoder with its own named initialization."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         return LlamaForCausalLM(LlamaConfig(**CONFIG))

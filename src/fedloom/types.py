@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
 if TYPE_CHECKING:
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.params import Params
+
+__all__ = [
+    "Broadcast",
+    "Conversation",
+    "DataSet",
+    "Example",
+    "Picture",
+    "Presence",
+    "Rejected",
+    "Tensors",
+    "Turn",
+    "UserError",
+]
 
 
 class Picture(Protocol):

@@ -16,7 +16,7 @@ from fedloom.algorithms.compose import Given, make
 from fedloom.client.client_memory import InMemory
 from fedloom.client.local_training import train
 from fedloom.client.site import Question, Site
-from fedloom.config.schema import Gate, Train
+from fedloom.config.schema import Limits, Train
 from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
@@ -101,7 +101,7 @@ OPTIMIZERS = [
 def test_honest_updates_are_admitted_and_counted_as_their_messages(
     budget: str, settings: Train, name: str
 ) -> None:
-    end, backend, logs = rounds(BUDGETS[budget], settings, name, gate=Gate())
+    end, backend, logs = rounds(BUDGETS[budget], settings, name, limits=Limits())
     assert len(logs) == 3
     for log in logs:
         assert log["refused"] == log["missing"] == []
@@ -135,12 +135,12 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
     own *= allowed.most / own.norm()  # as long as honest work comes to, all of it in B
     for factor, refused in ((0.99, False), (1.01, True)):
         update = Update(0, Params(LAYOUT, 2 * factor * own), 1.0, up=part)
-        ((_, why),) = Admission(expected, (), Gate()).judged([update])
+        ((_, why),) = Admission(expected, (), Limits()).judged([update])
         assert (why is not None) == refused
     arrived = Update(0, Params(LAYOUT, 2 * 0.99 * own), 1.0, up=part)
     limit = 1.5 * float(allowed.most)  # what a user limits is what reaches the server
-    ((_, why),) = Admission(expected, (), Gate(max_norm=limit)).judged([arrived])
-    assert why is not None and "gate.max_norm" in why
+    ((_, why),) = Admission(expected, (), Limits(max_norm=limit)).judged([arrived])
+    assert why is not None and "admission.max_norm" in why
 
 
 # Personal values --------------------------------------------------------------------------------------

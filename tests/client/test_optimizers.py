@@ -1,4 +1,4 @@
-"""Local optimisers agree with torch.optim."""
+"""Local optimizers agree with torch.optim."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedloom.cli.run_commands import app
-from fedloom.data import DATASETS, SHIPPED, Source
+from fedloom.data import BUNDLED, DATASETS, Source
 from fedloom.data.check_folder import check
 from fedloom.system.errors import UserError
 
@@ -168,7 +168,7 @@ def test_an_empty_folder_and_none_say_where_to_get_it(name, tmp_path):
         assert result.stderr == ""
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_shipped_data_sets_need_nothing(name):
     result = call(name)
     assert result.exit_code == 0

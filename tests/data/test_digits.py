@@ -1,4 +1,4 @@
-"""The shipped digits are scikit-learn's, value for value."""
+"""The bundled digits are scikit-learn's, value for value."""
 
 import importlib.util
 from collections import Counter

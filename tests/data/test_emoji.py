@@ -150,9 +150,9 @@ def test_regenerating_gives_the_shipped_files(tmp_path, monkeypatch, records):
     monkeypatch.setattr(make, "rows", lambda: chosen)
     monkeypatch.setattr(make, "FILES", tmp_path)
     make.main()
-    shipped = (FILES / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
+    bundled = (FILES / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
     again = (tmp_path / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
-    assert again and again == [line for line in shipped if line in set(again)]
+    assert again and again == [line for line in bundled if line in set(again)]
     with zipfile.ZipFile(tmp_path / "emoji.zip") as archive:
         for member in archive.namelist():
             before = picture_of(records[member.removesuffix(".png")])

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fedloom.data import SHIPPED, load_data
+from fedloom.data import BUNDLED, load_data
 from fedloom.system.errors import UserError
 
 
@@ -16,7 +16,7 @@ def write(root, good, bad=0, answers=("yes", "no")):
     (root / "data.jsonl").write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_shipped_data_sets_keep_the_contract(settings, name):
     data = load_data(settings(name=name, limit=90), 0)
     assert data.name == name

@@ -96,7 +96,7 @@ def test_every_truncation_is_found(encoded, format):
 
 @pytest.mark.parametrize("seed", [None, 0])
 def test_every_truncation_between_restart_markers_is_found(seed):
-    """Cameras mark every few blocks of a JPEG; a decoder goes on at the next mark, with what lies between left grey."""
+    """Cameras mark every few blocks of a JPEG; a decoder goes on at the next mark, with what lies between left gray."""
     noise = np.random.default_rng(seed or 0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     image = Image.fromarray(noise if seed is not None else np.full_like(noise, (10, 200, 30)))
     stored = io.BytesIO()
@@ -213,7 +213,7 @@ def test_animations_show_their_first_frame(tmp_path, format):
     assert FilePicture(path).pixels().reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(saved(Image.fromarray(np.array([[0, 257, 65535 // 2, 65535]], np.uint16))))
     assert FilePicture(path).pixels()[0, :, 0].tolist() == [0, 1, 127, 255]

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fedloom.data import DATASETS, SHIPPED, Source, load_data, variants
+from fedloom.data import BUNDLED, DATASETS, Source, load_data, variants
 from fedloom.data.crisis_mmd import OPTIONS, without_links
 from fedloom.data.fedmllm_client_folders import take_apart
 from fedloom.system.errors import UserError
@@ -70,7 +70,7 @@ def test_no_folder_or_the_wrong_one_is_told_with_what_is_missing(name, roots, lo
         load(name, tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in SHIPPED and not variants(name)])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in BUNDLED and not variants(name)])
 def test_a_variant_is_refused_where_there_is_none(name, roots, load):
     if name in SOURCES:
         with pytest.raises(UserError, match=r"data\.variant is 'en', but of .* it can only be null"):
@@ -124,10 +124,10 @@ def test_hateful_memes_ugly_lines(trees, roots, load):
 
 def test_a_test_file_without_labels_stops_the_run_and_says_so(trees, roots, load):
     root = roots("hateful-memes")
-    unlabelled = [
+    unlabeled = [
         {key: value for key, value in trees.meme(n + 200).items() if key != "label"} for n in range(4)
     ]
-    trees.put(root / "test_seen.jsonl", trees.as_lines(unlabelled))
+    trees.put(root / "test_seen.jsonl", trees.as_lines(unlabeled))
     with pytest.raises(
         UserError, match=r"test_seen\.jsonl, line 1: label is missing; this is the copy without"
     ):

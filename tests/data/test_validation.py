@@ -1,4 +1,4 @@
-"""Laws of the validation part, in every data set: small files stand for those that are not shipped."""
+"""Laws of the validation part, in every data set: small files stand for those that are not bundled."""
 
 from __future__ import annotations
 

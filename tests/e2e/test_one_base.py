@@ -28,7 +28,7 @@ from fedloom.types import Picture
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random language model with the vocabulary of the shipped model."""
+    """A tiny random language model with the vocabulary of the bundled model."""
     return make_llama(tmp_path_factory.mktemp("llama") / "model")
 
 

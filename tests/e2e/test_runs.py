@@ -202,7 +202,7 @@ def test_published_splits_and_cohorts_train_and_the_report_names_them(
 def test_every_task_of_the_drawn_scenes_runs(task: str, tiny_model: Path, tmp_path: Path) -> None:
     value = experiment(
         tiny_model, data={"name": "shapes", "limit": 12, "task": task, "test_share": 0.3},
-        methods=["zero-shot", "local", "fedavg", "centralised"], train={"rounds": 1},
+        methods=["zero-shot", "local", "fedavg", "centralized"], train={"rounds": 1},
     )  # fmt: skip
     result = run(value, tmp_path / "run")
     for scores in result["scores"].values():

@@ -20,7 +20,7 @@ from fedloom.system.errors import UserError
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random language model with the vocabulary of the shipped model and a template for plain text."""
+    """A tiny random language model with the vocabulary of the bundled model and a template for plain text."""
     template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -35,7 +35,7 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
         "model": {"path": str(folder), "threads": 1},
         "strategy": {"name": "lora", "rank": 2},
         "train": {"rounds": 1, "batch_size": 4},
-        "methods": ["zero-shot", "linear", "local", "fedavg", "centralised"],
+        "methods": ["zero-shot", "linear", "local", "fedavg", "centralized"],
     }
     return Experiment.from_json(json.dumps({**values, **changes}))
 

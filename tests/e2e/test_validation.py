@@ -28,7 +28,7 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
         "model": {"path": str(tiny_model), "threads": 1},
         "strategy": {"name": "both", "rank": 2},
         "train": {"rounds": 3, "batch_size": 8},
-        "methods": ["local", "fedavg", "centralised"],
+        "methods": ["local", "fedavg", "centralized"],
         "evaluate": {"round": "best"},
         "engine": {"side_by_side": 1, "workers": 1},  # so that comparisons stand at equal rows
     }
@@ -54,7 +54,7 @@ def test_nothing_of_it_is_trained_on(
     assert seen
     assert held_out
     assert not seen & held_out
-    assert set(result["validation"]["methods"]) == {"local", "fedavg", "centralised"}
+    assert set(result["validation"]["methods"]) == {"local", "fedavg", "centralized"}
 
 
 def test_the_best_round_is_the_first_with_the_highest_score_and_survives(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedloom.algorithms.algorithm import Extra
-from fedloom.config.schema import Gate
+from fedloom.config.schema import Limits
 from fedloom.engine.admission import FIRST, REMEMBERED, Admission
 from fedloom.engine.update_bounds import Allowance
 from fedloom.params import Layout, Params, Part
@@ -36,7 +36,7 @@ class Bounds:
         return Allowance(10, self.up, self.most, self.usual, self.extras)
 
 
-def admission(norms: Iterable[float] = (), limits: Gate = Gate(), **bounds: Any) -> Admission:
+def admission(norms: Iterable[float] = (), limits: Limits = Limits(), **bounds: Any) -> Admission:
     return Admission(cast("Any", Bounds(**bounds)), tuple(norms), limits)
 
 
@@ -45,7 +45,7 @@ def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Lay
 
 
 def refuse(
-    updates: list[Update], norms: Iterable[float] = (), limits: Gate = Gate(), **bounds: Any
+    updates: list[Update], norms: Iterable[float] = (), limits: Limits = Limits(), **bounds: Any
 ) -> dict[int, str]:
     judged = admission(norms, limits, **bounds).judged(updates)
     return {update.client: why for update, why in judged if why is not None}
@@ -116,15 +116,15 @@ def test_another_part_than_was_asked_for_is_refused() -> None:
 
 def test_honest_updates_pass() -> None:
     updates = [update(client, value=0.1 * (client + 1)) for client in range(10)]
-    assert refuse(updates, [0.5, 1.0], Gate()) == {}
+    assert refuse(updates, [0.5, 1.0], Limits()) == {}
 
 
 def test_an_outsized_update_is_refused_by_ratio_and_by_norm() -> None:
     updates = [update(0), update(1), update(2, value=1e4)]
     assert "times the usual" in refuse(updates, [])[2]
-    assert set(refuse(updates, [], Gate(max_norm=0.1))) == {0, 1, 2}
+    assert set(refuse(updates, [], Limits(max_norm=0.1))) == {0, 1, 2}
     assert "the most that honest work comes to" in refuse(updates, most=1e3)[2]
-    assert refuse(updates, most=0.1, limits=Gate(max_norm=1e6, max_ratio=1e6)) == {}
+    assert refuse(updates, most=0.1, limits=Limits(max_norm=1e6, max_ratio=1e6)) == {}
 
 
 def test_a_median_below_the_common_norm_refuses_nobody() -> None:

@@ -16,14 +16,14 @@ from fedloom.algorithms import SERVERS
 from fedloom.algorithms.algorithm import Aggregate, FederatedAlgorithm, ServerState, TooFew, with_aggregate
 from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.client_memory import Memory
-from fedloom.config.schema import Gate
+from fedloom.config.schema import Limits
 from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.params import Params
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Update
 
-WIDE = Gate(max_norm=1e300, max_ratio=1e300)
+WIDE = Limits(max_norm=1e300, max_ratio=1e300)
 
 
 def breaking(
@@ -61,7 +61,7 @@ def go(
     one = run_of(
         "any",
         train=train,
-        gate=Gate(),
+        limits=Limits(),
         algorithm=algorithm,
         committed=committed,
         standing=before,
@@ -131,7 +131,7 @@ def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:
         return replace(good, delta=Params(LAYOUT, torch.full((LAYOUT.size,), 3e38)))
 
     for name in ("fedavg", "fedadam", "fednova", "fedmean"):
-        found, logs = run(name, {3: huge, 4: huge}, gate=WIDE, rounds=(1,))
+        found, logs = run(name, {3: huge, 4: huge}, limits=WIDE, rounds=(1,))
         assert torch.isfinite(found.state.params.flat).all()
         assert [log["refused"] for log in logs] == [[], [], []]
         assert ["not_applied" in log for log in logs] == [False, True, False]

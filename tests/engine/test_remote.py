@@ -26,7 +26,7 @@ from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.wire.messages import Assignment, Missing, Update
 
 CLIENTS = 3
-METHODS = ("local", "centralised", *EXCHANGING, "fedprox+prompt+adaptive")
+METHODS = ("local", "centralized", *EXCHANGING, "fedprox+prompt+adaptive")
 RULES = (
     *(f"fedavg+{part}" for part in ("sam", "dp-sgd", "pfedme", "keep-last", "ditto")),
     "fednova+sam+ditto",
@@ -93,7 +93,7 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
             Schedule(rounds, clients, value.train.cohort, value.seed),
             backend.describe(name),
             train,
-            value.gate,
+            value.admission,
             stage=number,
             before=number * rounds,
             down=lambda client, parts=parts: parts.down,
@@ -107,7 +107,7 @@ def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remo
     value, here, there = sides
     stages = strategy(value.strategy.name, LoRA(rank=2))
     for name in value.methods:
-        if name in ("local", "centralised"):
+        if name in ("local", "centralized"):
             continue
         assert torch.equal(here.start(name).flat, there.start(name).flat)
         assert list(here.describe(name)) == list(there.describe(name))

@@ -27,7 +27,7 @@ from fedloom.algorithms import SERVERS
 from fedloom.algorithms.algorithm import ServerState
 from fedloom.algorithms.compose import make
 from fedloom.client.client_memory import Files, InMemory, Memory
-from fedloom.config.schema import Gate
+from fedloom.config.schema import Limits
 from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import commit, last_commit
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
@@ -110,7 +110,7 @@ def test_a_refused_update_rolls_the_clients_memory_back(name: str) -> None:
     fields: dict[str, Any] = {
         "down": lambda client: parts.down,
         "up": lambda client: parts.up,
-        "gate": Gate(),
+        "limits": Limits(),
     }
     refused = whole_run(name, 3, backend=Corrupted(site, {2: outsized}, (1,)), **fields)
     silent_site = site_of(algorithm, LONG, parts=parts)

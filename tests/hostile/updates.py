@@ -14,7 +14,7 @@ import torch
 from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
 from fedloom.algorithms.compose import make
-from fedloom.config.schema import Gate, Train
+from fedloom.config.schema import Limits, Train
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.params import Layout, Params, Part
 from fedloom.wire.messages import Update
@@ -28,12 +28,14 @@ def run(
     clients: tuple[int, ...] = tuple(range(CLIENTS)),
     train: Train = TRAIN,
     arguments: Mapping[str, Any] | None = None,
-    gate: Gate = Gate(),
+    limits: Limits = Limits(),
     rounds: tuple[int, ...] = (0, 1, 2),
 ) -> tuple[Standing, list[dict[str, Any]]]:
     """Train with an algorithm, with some clients bad; return where that ends and the figures of its rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
-    one = run_of(name, clients, train, gate, algorithm=algorithm, committed=lambda now, log: logs.append(log))
+    one = run_of(
+        name, clients, train, limits, algorithm=algorithm, committed=lambda now, log: logs.append(log)
+    )
     backend = Corrupted(site_of(algorithm, train), dict(bad or {}), rounds)
     return run_rounds([one], backend)[0], logs
 

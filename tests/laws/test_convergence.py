@@ -16,7 +16,7 @@ START = torch.tensor([0.5, -1.0])
 @dataclass
 class Client:
     curve: torch.Tensor
-    centre: torch.Tensor
+    center: torch.Tensor
     weight: float
     steps: int
 
@@ -36,7 +36,7 @@ def train(algorithm, cohort, rounds, lr=0.1):
         for k, client in enumerate(cohort):
             local, carry = sent.params.flat, algorithm.local.begin(sent, memory[k])
             for _ in range(client.steps):
-                grads, carry = algorithm.local.correct(client.curve * (local - client.centre), local, carry)
+                grads, carry = algorithm.local.correct(client.curve * (local - client.center), local, carry)
                 local = local - lr * grads
             extras, memory[k] = algorithm.local.finish(carry, client.steps)
             delta = sent.params.with_flat(local - sent.params.flat)
@@ -46,9 +46,9 @@ def train(algorithm, cohort, rounds, lr=0.1):
 
 
 def optimum(cohort, shares):
-    """Minimise Σ share_i f_i in closed form."""
+    """Minimize Σ share_i f_i in closed form."""
     total = sum(share * client.curve for share, client in zip(shares, cohort, strict=True))
-    pull = sum(share * client.curve * client.centre for share, client in zip(shares, cohort, strict=True))
+    pull = sum(share * client.curve * client.center for share, client in zip(shares, cohort, strict=True))
     return pull / total
 
 
@@ -124,7 +124,7 @@ def test_scaffolds_memory_is_the_papers_option_two_under_sgd():
     client = clients()[1]
     local, carry = START, rule.begin(sent, {"control": own})
     for _ in range(steps):
-        grads, carry = rule.correct(client.curve * (local - client.centre), local, carry)
+        grads, carry = rule.correct(client.curve * (local - client.center), local, carry)
         local = local - lr * grads
     extras, memory = rule.finish(carry, steps)
     expected = own - server + (START - local) / (steps * lr)
@@ -155,12 +155,12 @@ TORCH = {
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_server_optimisers_agree_with_torch(name):
-    arguments, optimiser = TORCH[name]
+def test_server_optimizers_agree_with_torch(name):
+    arguments, optimizer = TORCH[name]
     algorithm = make(name, 1, arguments)
     state = algorithm.init(Params(LAYOUT, START))
     parameter = torch.nn.Parameter(START.clone())
-    other = optimiser(parameter)
+    other = optimizer(parameter)
     if name == "fedadam":
         # Far into a run Adam's bias correction is exactly one, which is the paper's form from the start.
         other.state[parameter] = {

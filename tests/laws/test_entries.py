@@ -82,7 +82,7 @@ def test_a_part_goes_with_an_algorithm_or_is_refused_with_the_reason(server: str
 def test_baselines_take_rules_and_prompts_that_leave_no_model_of_its_own(reference: str, part: str) -> None:
     entry = ENTRIES[part]
     takes = entry.kind in ("rule", "prompt") and "own model" not in entry.traits
-    if takes and reference in ("local", "centralised"):
+    if takes and reference in ("local", "centralized"):
         assert parse_method(f"{reference}+{part}").composed == (COMPARED, part)
     else:
         with pytest.raises(UserError, match=part):

@@ -151,7 +151,7 @@ def test_scores_are_means_of_the_answers_scores(task, data):
 @pytest.mark.parametrize("task", TASKS)
 @LAW
 @given(data=st.data())
-def test_published_scores_are_labelled_and_take_any_reply(task, data):
+def test_published_scores_are_labeled_and_take_any_reply(task, data):
     published = data.draw(
         st.sampled_from([TASKS[task].published, TASKS[task].multitask or TASKS[task].published])
     )

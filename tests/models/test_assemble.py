@@ -105,7 +105,7 @@ class Chosen:
     encoder: str | None
     llm: str | None
     connector: str | None = None
-    path: str = "shipped"
+    path: str = "bundled"
     queries: int = 16
     network: bool = False
     connector_weights: str | None = None

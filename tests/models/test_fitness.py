@@ -206,7 +206,7 @@ class Colored(Plain):
 
 
 @pytest.mark.parametrize("height", range(1, 9))
-@pytest.mark.parametrize("name", ["shipped", "shipped-free"])
+@pytest.mark.parametrize("name", ["bundled", "bundled-free"])
 def test_an_image_of_few_rows_is_read_row_by_row(
     name: str, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from fedloom.client.answer_questions import compare
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.batches import answer_loss, encode, generate, option_scores
 from fedloom.models.family_table import FAMILIES
-from fedloom.models.load_model import SHIPPED, Vlm, load_vlm
+from fedloom.models.load_model import BUNDLED, Vlm, load_vlm
 from fedloom.models.module_paths import PARTS, Parts
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import stream
@@ -195,13 +195,13 @@ def test_weights_in_a_pickle_are_refused(tmp_path: Path, tiny_model: Path) -> No
         load_vlm(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_the_shipped_models_are_small_and_standard(name: str) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    assert sum(file.stat().st_size for file in SHIPPED[name].iterdir()) <= 24_000_000
-    model = AutoModelForImageTextToText.from_pretrained(SHIPPED[name])
+    assert sum(file.stat().st_size for file in BUNDLED[name].iterdir()) <= 24_000_000
+    model = AutoModelForImageTextToText.from_pretrained(BUNDLED[name])
     for kind in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
-        kind.from_pretrained(SHIPPED[name])
+        kind.from_pretrained(BUNDLED[name])
     assert 3e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 15e6
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

@@ -36,7 +36,7 @@ class Chosen:
     llm: str | None = None
     connector: str | None = None
     connector_weights: str | None = None
-    path: str = "shipped"
+    path: str = "bundled"
     queries: int = 16
     network: bool = False
 

@@ -247,7 +247,7 @@ LAYERS = Layout.of(
 
 
 @pytest.mark.parametrize(("skip", "middle"), [(0, range(6)), (1, range(1, 5)), (2, range(2, 4))])
-def test_adaptive_regulariser_is_the_gradient_of_its_penalty(skip, middle):
+def test_adaptive_regularizer_is_the_gradient_of_its_penalty(skip, middle):
     mu, weight = 0.3, 0.5
     generator = torch.Generator().manual_seed(0)
     start = Params(LAYERS, torch.randn(LAYERS.size, generator=generator))
@@ -266,7 +266,7 @@ def test_adaptive_regulariser_is_the_gradient_of_its_penalty(skip, middle):
     assert found.count_nonzero() == 4 * len(middle)
 
 
-def test_adaptive_regulariser_on_all_layers_is_fedprox_on_them():
+def test_adaptive_regularizer_on_all_layers_is_fedprox_on_them():
     layout = Layout.of({"llm/layers.0.q:lora_a": (2,), "llm/layers.1.q:lora_a": (2,)})
     sent, grads, params = Broadcast(Params.zeros(layout)), torch.ones(4), torch.arange(4.0)
     rules = adaptive(layout, mu=0.2, weight=1.0, skip=0), proximal(0.2)
@@ -274,11 +274,11 @@ def test_adaptive_regulariser_on_all_layers_is_fedprox_on_them():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("optimiser", EXCHANGING)
-def test_adaptive_regulariser_composes_with_every_algorithm(optimiser):
+@pytest.mark.parametrize("optimizer", EXCHANGING)
+def test_adaptive_regularizer_composes_with_every_algorithm(optimizer):
     layout = Layout.of({f"llm/layers.{layer}.q:lora_a": (2,) for layer in range(3)})
     rule = adaptive(layout, mu=0.5, weight=0.5, skip=1)
-    plain = make(optimiser, 2)
+    plain = make(optimizer, 2)
     added = with_rule(plain, rule)
     sent = plain.broadcast(plain.init(Params.zeros(layout)))
     local = torch.full((6,), 3.0)
@@ -297,7 +297,7 @@ def test_adaptive_regulariser_composes_with_every_algorithm(optimiser):
         (4, 1, range(1, 3), range(1, 4)),
     ],
 )
-def test_adaptive_regulariser_counts_layers_where_published_code_takes_28(layers, skip, middle, published):
+def test_adaptive_regularizer_counts_layers_where_published_code_takes_28(layers, skip, middle, published):
     layout = Layout.of({f"llm/layers.{layer}.q:lora_a": (1,) for layer in range(layers)})
 
     def held(**arguments):
@@ -311,7 +311,7 @@ def test_adaptive_regulariser_counts_layers_where_published_code_takes_28(layers
 
 
 @pytest.mark.parametrize("skip", [3, 4, 100, -1])
-def test_adaptive_regulariser_refuses_to_hold_nothing(skip):
+def test_adaptive_regularizer_refuses_to_hold_nothing(skip):
     with pytest.raises(ValueError, match=f"skip is {skip}"):
         adaptive(LAYERS, skip=skip)
     with pytest.raises(ValueError, match="none of the language model's 0"):

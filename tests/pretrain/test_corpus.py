@@ -1,4 +1,4 @@
-"""What the shipped model is pretrained on holds no emoji that clients train or test on, in whatever style."""
+"""What the bundled model is pretrained on holds no emoji that clients train or test on, in whatever style."""
 
 from __future__ import annotations
 

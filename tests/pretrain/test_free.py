@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.batches import answer_loss, encode, generate, option_scores
-from fedloom.models.load_model import SHIPPED, load_vlm
+from fedloom.models.load_model import BUNDLED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.types import Presence
@@ -27,7 +27,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     work = tmp_path_factory.mktemp("aligned")
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["shipped"])
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED["bundled"])
     tokenizer.add_tokens([f"word{k}" for k in range(language.CONFIG["vocab_size"] - len(tokenizer))])
     tokenizer.save_pretrained(work / "tokenizer")
     save_file(

@@ -120,7 +120,7 @@ def test_the_connector_that_comes_with_fedloom_fits_its_parts() -> None:
         key: value.shape for key, value in wanted.items()
     }
     assert all(value.isfinite().all() and value.float().std() > 0 for value in held.values())
-    bundled = load_vlm("shipped")
+    bundled = load_vlm("bundled")
     assert real_laptop.encoder_digest(bundled) == told["encoder"]
     card = (file.parent / "README.md").read_text(encoding="utf-8")
     assert told["encoder"] in card and told["llm"].split()[-1] in card

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-METHODS = ("zero-shot", "linear", "local", "fedavg", "fedadam", "fedavg+prompt+adaptive", "centralised")
-LEVELS = {"zero-shot": 0.18, "linear": 0.74, "local": 0.56, "centralised": 0.86}
+METHODS = ("zero-shot", "linear", "local", "fedavg", "fedadam", "fedavg+prompt+adaptive", "centralized")
+LEVELS = {"zero-shot": 0.18, "linear": 0.74, "local": 0.56, "centralized": 0.86}
 LABELS = ("smileys", "people", "animals", "food", "travel", "objects", "symbols", "flags")
 TEST = 268
 REJECTED = [
@@ -33,7 +33,7 @@ def experiment_of(seed: int, clients: int, rounds: int, methods: Sequence[str]) 
             "image_clients": None,
             "p": 0.7,
         },
-        "model": {"path": "shipped", "network": False, "threads": 1},
+        "model": {"path": "bundled", "network": False, "threads": 1},
         "strategy": {"name": "both", "rank": 8, "alpha": 16.0, "targets": ["q_proj", "v_proj"]},
         "train": {"rounds": rounds, "cohort": None, "epochs": 1, "batch_size": 8, "lr": 1e-3},
         "methods": list(methods),

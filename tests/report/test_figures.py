@@ -92,7 +92,7 @@ def test_learning_curves_need_two_rounds(run_folder):
     assert charts.learning_curves(read_run(run_folder(rounds=1)), 760) == ""
 
 
-def test_methods_keep_colours_apart(run_folder):
+def test_methods_keep_colors_apart(run_folder):
     methods = [
         "fedavg",
         "fedprox",
@@ -102,7 +102,7 @@ def test_methods_keep_colours_apart(run_folder):
         "fednova",
         "fedyogi",
         "local",
-        "centralised",
+        "centralized",
     ]
     assert len({charts.paint(method, methods) for method in methods}) == len(methods)
 

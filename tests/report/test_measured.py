@@ -144,7 +144,7 @@ def test_a_run_of_references_speaks_of_no_federation(run_folder):
 
 
 def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
-    model = {"path": "shipped", "encoder": "clip", "llm": "llama", "connector": None}
+    model = {"path": "bundled", "encoder": "clip", "llm": "llama", "connector": None}
     run = read_run(run_folder(experiment={"model": model}))
     assert (
         "joins the encoder clip and the language model llama with a newly initialized connector (mlp2)"
@@ -233,7 +233,7 @@ WORSE_FOR_ALL = {
     "scores": {
         "local": by_client(0.5, 0.8, 0.9, 0.6),
         "fedavg": by_client(0.7, 0.7, 0.6, 0.5),
-        "centralised": by_client(0.75, 0.7, 0.7, 0.7),
+        "centralized": by_client(0.75, 0.7, 0.7, 0.7),
     }
 }
 
@@ -296,7 +296,7 @@ def test_a_method_without_a_score_does_not_stand_for_the_others():
 def test_a_share_is_not_rounded_to_none_or_all(method, part):
     scores = {
         name: {"accuracy": value}
-        for name, value in (("local", 0.4), ("centralised", 0.8), ("fedavg", method))
+        for name, value in (("local", 0.4), ("centralized", 0.8), ("fedavg", method))
     }
     assert f"closes {part} of the gap" in finding({"scores": scores})[0]
 

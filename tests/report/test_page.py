@@ -194,7 +194,7 @@ def result_of(**accuracies: float) -> dict:
 
 
 def test_the_share_of_the_gap_by_hand():
-    result = result_of(local=0.4, centralised=0.8, fedavg=0.7)
+    result = result_of(local=0.4, centralized=0.8, fedavg=0.7)
     assert gap_share(result, "fedavg") == pytest.approx(0.75)
     assert "closes 75% of the gap" in finding(result)[0]
 
@@ -202,12 +202,12 @@ def test_the_share_of_the_gap_by_hand():
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ({"local": 0.4, "centralised": 0.8, "fedavg": 0.3}, "closes none of the gap"),
-        ({"local": 0.4, "centralised": 0.8, "fedavg": 0.9}, "closes all of the gap"),
-        ({"local": 0.8, "centralised": 0.4, "fedavg": 0.5}, "no gap to close"),
+        ({"local": 0.4, "centralized": 0.8, "fedavg": 0.3}, "closes none of the gap"),
+        ({"local": 0.4, "centralized": 0.8, "fedavg": 0.9}, "closes all of the gap"),
+        ({"local": 0.8, "centralized": 0.4, "fedavg": 0.5}, "no gap to close"),
         ({"local": 0.4, "fedavg": 0.5}, "cannot be computed"),
-        ({"centralised": 0.4, "fedavg": 0.5}, "cannot be computed"),
-        ({"local": 0.4, "centralised": 0.8}, "no gain from federation"),
+        ({"centralized": 0.4, "fedavg": 0.5}, "cannot be computed"),
+        ({"local": 0.4, "centralized": 0.8}, "no gain from federation"),
     ],
 )
 def test_what_cannot_be_claimed_is_not_claimed(accuracies, said):
@@ -217,13 +217,13 @@ def test_what_cannot_be_claimed_is_not_claimed(accuracies, said):
 
 
 def test_a_gap_that_is_not_significant_gives_no_share():
-    result = result_of(local=0.70, centralised=0.72, fedavg=0.71)
+    result = result_of(local=0.70, centralized=0.72, fedavg=0.71)
     assert "is not significant on 100 test questions" in finding(result, 100)[0]
     assert "closes 50%" in finding(result, 1_000_000)[0]
 
 
 def test_a_better_method_and_a_better_reference_are_told():
-    said = " ".join(finding(result_of(local=0.4, centralised=0.8, fedavg=0.6, fedadam=0.7, linear=0.75)))
+    said = " ".join(finding(result_of(local=0.4, centralized=0.8, fedavg=0.6, fedadam=0.7, linear=0.75)))
     assert "FedAdam scores highest on the test part, with 70.0% (75% of the gap)" in said
     assert (
         "linear baseline reaches 75.0%, above the federated method that scores highest on the test part"
@@ -233,8 +233,8 @@ def test_a_better_method_and_a_better_reference_are_told():
 
 @LAW
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.none() | st.integers(1, 10_000))
-def test_findings_are_sentences_whatever_the_scores(local, centralised, fedavg, questions):
-    for sentence in finding(result_of(local=local, centralised=centralised, fedavg=fedavg), questions):
+def test_findings_are_sentences_whatever_the_scores(local, centralized, fedavg, questions):
+    for sentence in finding(result_of(local=local, centralized=centralized, fedavg=fedavg), questions):
         assert sentence.endswith(".") and "None" not in sentence.split() and "nan" not in sentence
 
 

@@ -86,9 +86,9 @@ def test_readings_that_cannot_be_told_apart_are_refused() -> None:
     [
         ([0.1, 0.1, 0.1], "better"),
         ([-0.1, -0.1, -0.1], "worse"),
-        ([0.0, 0.0, 0.0], "not told apart"),
-        ([1e-12, 1e-12, 1e-12], "not told apart"),  # what rounding adds
-        ([0.0, 0.1, 0.2], "not told apart"),  # 0.1 ± 0.248
+        ([0.0, 0.0, 0.0], "not significant"),
+        ([1e-12, 1e-12, 1e-12], "not significant"),  # what rounding adds
+        ([0.0, 0.1, 0.2], "not significant"),  # 0.1 ± 0.248
         ([0.1, 0.12, 0.14], "better"),  # 0.12 ± 0.050
         ([0.1], "one seed"),
     ],

@@ -31,7 +31,7 @@ def test_reads_what_was_written(run_folder):
 
 
 def test_methods_come_in_the_order_of_the_experiment_although_json_sorts_keys(run_folder):
-    methods = ["zero-shot", "fedprox", "centralised", "fedavg"]
+    methods = ["zero-shot", "fedprox", "centralized", "fedavg"]
     run = read_run(run_folder(methods=methods))
     assert list(run.scores) == methods
 

@@ -66,7 +66,7 @@ def test_tables_tell_how_answers_were_found(scoring, said):
     assert said in score_table({"scores": {"fedavg": made({"vqa": VQA})}, "scoring": scoring}).note
 
 
-def test_published_scores_stand_beside_ours_and_are_labelled():
+def test_published_scores_stand_beside_ours_and_are_labeled():
     ((name, table),) = published_tables({"scores": {"fedavg": made({"grounding": BOXES})}})
     found = columns(table)
     assert name == "Grounding" and "left out" in table.note
@@ -89,7 +89,7 @@ def test_gains_tell_whom_federation_helps():
 def test_a_finding_about_captions_speaks_of_their_score_and_not_of_chance():
     scores = {
         name: made({"caption": {**CAPTION, "cider": level}})
-        for name, level in (("local", 0.5), ("centralised", 1.5), ("fedavg", 1.0))
+        for name, level in (("local", 0.5), ("centralized", 1.5), ("fedavg", 1.0))
     }
     first = finding({"scores": scores}, 100)
     assert "CIDEr of 100.0," in first[0] and "50%" in first[0]

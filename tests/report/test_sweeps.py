@@ -124,7 +124,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
 
 def test_the_best_federated_method_of_each_row_is_marked(tmp_path: Path) -> None:
     sweep = read_sweep(
-        make_sweep(tmp_path, AXES, [*LEVELS, "centralised"], lambda v, m: level(v, m) if m in LEVELS else 0.9)
+        make_sweep(tmp_path, AXES, [*LEVELS, "centralized"], lambda v, m: level(v, m) if m in LEVELS else 0.9)
     )
     table = mean_table(sweep)
     assert table.rows
@@ -333,7 +333,7 @@ def test_a_chart_marks_every_method_at_every_value(tmp_path: Path) -> None:
         assert drawn.count('class="whisker"') == 2 * len(LEVELS)
 
 
-def test_methods_of_one_colour_differ_in_shape() -> None:
+def test_methods_of_one_color_differ_in_shape() -> None:
     methods = [f"fed{place}" for place in range(21)]
     for place in range(7):
         assert len({shape_of(methods[place + more], methods) for more in (0, 7, 14)}) == 3

@@ -77,7 +77,7 @@ def test_latex_and_markdown_escape_what_they_would_read():
         ("zero-shot", "zero-shot"),
         ("linear", "linear baseline"),
         ("local", "local (mean)"),
-        ("centralised", "centralised"),
+        ("centralized", "centralized"),
         ("fedavg", "FedAvg"),
         ("scaffold", "SCAFFOLD"),
         ("fedavg+prompt+adaptive", "FedAvg + prompt + adaptive regularizer"),

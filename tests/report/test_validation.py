@@ -14,7 +14,7 @@ from fedloom.report.tables import label
 from fedloom.report.validation_section import curve_table, validation_chart, validation_curves
 
 RunFolder = Callable[..., Path]
-METHODS = ("zero-shot", "local", "fedavg", "fedadam", "centralised")
+METHODS = ("zero-shot", "local", "fedavg", "fedadam", "centralized")
 
 
 def rings(drawn: str) -> int:
@@ -62,7 +62,7 @@ def test_a_ring_marks_the_chosen_round_of_each_method_with_one_model(run_folder:
     run = read_run(run_folder("best", methods=METHODS, validation="best", seed=3))
     alone = run.result["validation"]["methods"]["local"]["rounds"]
     assert len(set(alone)) > 1  # clients chose rounds of their own
-    assert rings(validation_chart(run, 760)) == len(("fedavg", "fedadam", "centralised"))
+    assert rings(validation_chart(run, 760)) == len(("fedavg", "fedadam", "centralized"))
 
 
 def test_one_round_is_a_table_and_no_chart(run_folder: RunFolder, tmp_path: Path) -> None:

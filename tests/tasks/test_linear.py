@@ -68,7 +68,7 @@ def test_each_slice_learns_what_is_plain_to_see():
         assert (probabilities[:, 2] < 1e-9).all()  # never seen in training
 
 
-def test_both_is_the_renormalised_product():
+def test_both_is_the_renormalized_product():
     slices = linear_reference(TRAIN, TEST)
     product = slices["image"] * slices["text"]
     assert np.allclose(slices["both"], product / product.sum(axis=1, keepdims=True))

@@ -144,7 +144,7 @@ def test_token_f1_worked_by_hand(first, second, wanted):
         ((0, 0, 9, 9), (0, 0, 9, 9), 1.0),
         ((0, 0, 9, 9), (0, 0, 9, 4), 0.5),
         ((0, 0, 9, 9), (5, 0, 14, 9), 50 / 150),
-        ((0, 0, 0, 0), (1, 0, 1, 0), 0.0),  # neighbours share nothing, though ends are included
+        ((0, 0, 0, 0), (1, 0, 1, 0), 0.0),  # neighbors share nothing, though ends are included
         ((0, 0, 1, 1), (5, 5, 6, 6), 0.0),
     ],
 )
@@ -174,7 +174,7 @@ def test_boxes_count_as_right_from_one_half_and_unparsed_ones_as_nothing():
         ("T-shirt", "t shirt"),
     ],
 )
-def test_vqa_answers_are_equal_after_normalisation(given_, right):
+def test_vqa_answers_are_equal_after_normalization(given_, right):
     one = Example("e", "What?", right, task="vqa")
     state = VQA.metrics.add(VQA.metrics.zero, one, VQA.parse(given_, one, answer_form="text"), None)
     assert VQA.metrics.result(state) == {"accuracy": 1.0, "token_f1": 1.0, "unparsed": 0.0}

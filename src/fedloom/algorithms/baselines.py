@@ -24,8 +24,8 @@ BASELINES = {
         "A linear classifier on edges, colors and words, trained on the pooled data of all clients.",
     ),
     "local": Baseline("local (mean)", "Each client trains alone; scores are means over clients."),
-    "centralised": Baseline(
-        "centralised",
+    "centralized": Baseline(
+        "centralized",
         "One training run on the pooled data of all clients, as a baseline for federated training.",
     ),
 }

@@ -4,7 +4,7 @@
 
 with x the global parameters, Δ_i client i's delta, p_i its share of the cohort's examples, τ_i the number
 of its local steps (extra `steps`), η the server step (`lr`). Where all τ_i agree this is FedAvg; where
-they differ FedAvg minimises an objective in which client i counts p_i τ_i instead of p_i.
+they differ FedAvg minimizes an objective in which client i counts p_i τ_i instead of p_i.
 
 Reference: J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, "Tackling the Objective Inconsistency Problem
 in Heterogeneous Federated Optimization", arXiv 2007.07481v3.

@@ -1,6 +1,6 @@
 """FedProx: FedAvg with a pull of every client back to where it started.
 
-    client k minimises  F_k(w) + (μ/2) ‖w − x‖²,   so each step sees  g + μ (w − x)
+    client k minimizes  F_k(w) + (μ/2) ‖w − x‖²,   so each step sees  g + μ (w − x)
 
 with x the broadcast parameters, w the client's own, g the gradient of its loss, μ the strength (`mu`).
 

@@ -1,6 +1,6 @@
 """YOCO: one round, in which B keeps the signs it started with and A stays sparse.
 
-    client k minimises   F_k + λ_B Σ_m ‖tanh(α B_m) − S_m‖ / ‖S_m‖ + λ_A Σ_m ‖A_m‖₁,   S_m = sign(B_m⁰)
+    client k minimizes   F_k + λ_B Σ_m ‖tanh(α B_m) − S_m‖ / ‖S_m‖ + λ_A Σ_m ‖A_m‖₁,   S_m = sign(B_m⁰)
     server               B_m ← B_m + η · mean_k ΔB_m,k
                          A_m ← A_m + η · Σ_k w_m,k ΔA_m,k,   w_m,k = |u_k| / Σ_j |u_j|
 
@@ -99,7 +99,7 @@ def by_direction(*, uniform: bool = True) -> Aggregate:
 
 
 def principal(rows: Tensor) -> Tensor:
-    """Return |first principal component| of the rows' directions, one value for each row, uncentred.
+    """Return |first principal component| of the rows' directions, one value for each row, uncenterd.
 
     Args:
         rows: One vector for each client, shape [K, N].

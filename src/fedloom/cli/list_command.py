@@ -73,9 +73,9 @@ def _datasets(plugged: Pluggable) -> dict[str, str]:
 def _models(plugged: Pluggable) -> dict[str, str]:
     from fedloom.models.added_models import ADDED, status
 
-    shipped = {
-        "shipped": "The small bundled model; needs no download.",
-        "shipped-free": "A small bundled model without an encoder.",
+    bundled = {
+        "bundled": "The small bundled model; needs no download.",
+        "bundled-free": "A small bundled model without an encoder.",
     }
 
     def state(name: str) -> str:
@@ -86,7 +86,7 @@ def _models(plugged: Pluggable) -> dict[str, str]:
         return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"
 
     added = {name: f"{row.summary}; {state(name)}" for name, row in ADDED.items()}
-    return shipped | added | _each(plugged.families, lambda family: family.summary)
+    return bundled | added | _each(plugged.families, lambda family: family.summary)
 
 
 def _strategies(plugged: Pluggable) -> dict[str, str]:

@@ -149,7 +149,7 @@ def _asked(
     workers = min(workers, len(batches))
     if workers > 1:
         for one, likely in zip(conversations, scored, strict=True):
-            if likely:  # tokenised here once, and not in every copy again
+            if likely:  # tokenized here once, and not in every copy again
                 encode(vlm, one, one.options)
         parts = [partial(share, number) for number in range(workers)]
         for _, message in forked(parts, threads_each(workers)):

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedloom.config.old_spellings import current_keys, current_name
 from fedloom.config.validation_errors import choice_error
 
 MOST_NUMBERS = 100_000
@@ -79,10 +80,22 @@ Argument = Annotated[Any, PlainValidator(_argument, json_schema_input_type=Scala
 Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 
+ModelName = Annotated[PathText, BeforeValidator(current_name)]
+MethodName = Annotated[Text, BeforeValidator(current_name)]
+
+
 class Section(BaseModel):
     """What all parts of an experiment have in common: they are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {}
+    """Old → new spelling of a key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_current_spelling(cls, value: Any) -> Any:
+        return current_keys(value, cls.OLD_KEYS)
 
 
 class Data(Section):
@@ -167,12 +180,12 @@ class Scenario(Section):
 class Model(Section):
     """Which vision-language model is fine-tuned."""
 
-    path: PathText = Field(
-        default="shipped",
-        description="The model: shipped, shipped-free, one that `fedloom models add` adds, a folder, or a name on a "
+    path: ModelName = Field(
+        default="bundled",
+        description="The model: bundled, bundled-free, one that `fedloom models add` adds, a folder, or a name on a "
         "model hub.",
     )
-    encoder: PathText | None = Field(
+    encoder: ModelName | None = Field(
         default=None,
         description="CLIP, SigLIP or EfficientNet encoder of an assembled model, or a model that has one; used "
         "in place of path.",
@@ -339,7 +352,7 @@ class Aggregate(Section):
     )
 
 
-class Gate(Section):
+class Limits(Section):
     """Which client updates are refused."""
 
     max_norm: Positive | None = Field(
@@ -360,6 +373,6 @@ class Published(Section):
         default="accuracy",
         description="Score that the figures are, in percent, by the name that fedloom gives it.",
     )
-    scores: Mapping[Text, Mapping[Text, Number]] = Field(
+    scores: Mapping[Text, Mapping[MethodName, Number]] = Field(
         description="Label of an axis → method → figure in percent."
     )

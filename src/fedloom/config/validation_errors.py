@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted
+from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted, renamed
 from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
@@ -69,6 +69,7 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
     Returns:
         The model without the wrong values, and the mistakes; the model is None where too little was valid.
     """
+    document = renamed(document, getattr(model, "OLD_KEYS", {}))
     mistakes, wrong = list(document.mistakes), set[KeyPath]()
     unread = {mistake.place for mistake in mistakes if mistake.place.line}
     value = document.value

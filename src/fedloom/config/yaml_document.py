@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.composer import ComposerError
 
+from fedloom.config.old_spellings import current_keys
 from fedloom.system.terminal import one_line
 
 KeyPath = tuple[str | int, ...]
@@ -275,6 +276,22 @@ def without(document: Document, names: Collection[str]) -> Document:
         {path: place for path, place in places.items() if not path or path[0] not in names}
         for places in (document.keys, document.values)
     )
+    return Document(document.source, value, keys, values, document.mistakes)
+
+
+def renamed(document: Document, names: Mapping[str, str]) -> Document:
+    """Return a document with other names for some of its outermost keys, each in its place; see `current_keys`."""
+    if not isinstance(document.value, dict) or not names.keys() & document.value.keys():
+        return document
+    known = {old: new for old, new in names.items() if new not in document.value}
+    keys, values = (
+        {
+            (known.get(str(path[0]), path[0]), *path[1:]) if path else path: place
+            for path, place in places.items()
+        }
+        for places in (document.keys, document.values)
+    )
+    value = current_keys(document.value, names)
     return Document(document.source, value, keys, values, document.mistakes)
 
 

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Data
 
 __all__ = [
+    "BUNDLED",
     "DATASETS",
     "ROOTLESS",
-    "SHIPPED",
     "Loader",
     "Source",
     "load_data",
@@ -77,10 +77,10 @@ DATASETS: dict[str, Loader] = {
     "fedvlmbench-prepared": CLIENTS,
 }
 
-SHIPPED = ("emoji", "emoji-styles", "digits", "shapes")
+BUNDLED = ("emoji", "emoji-styles", "digits", "shapes")
 """The data sets that come with fedloom."""
 
-ROOTLESS = (*SHIPPED, "fashion-mnist")
+ROOTLESS = (*BUNDLED, "fashion-mnist")
 """The data sets that need no folder, or look for one where a package of the system puts it."""
 
 

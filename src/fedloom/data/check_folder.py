@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.config.schema import Data
-from fedloom.data import DATASETS, SHIPPED, Loader
+from fedloom.data import BUNDLED, DATASETS, Loader
 from fedloom.data.duplicates import alike, look_of
 from fedloom.data.fashion_mnist import HOME as FASHION_MNIST
 from fedloom.data.own_folder import validates_folder
@@ -152,9 +152,9 @@ def check(
 
 
 def _check_other(name: str, load: Loader, root: Path | None, max_rejected: float) -> Report:
-    """Check a data set that is shipped, the user's own, or a plug-in's by loading it."""
-    shipped = name in SHIPPED
-    home = "It is bundled with fedloom; no download is needed." if shipped else "It is a folder of your own."
+    """Check a data set that is bundled, the user's own, or a plug-in's by loading it."""
+    bundled = name in BUNDLED
+    home = "It is bundled with fedloom; no download is needed." if bundled else "It is a folder of your own."
     home = FASHION_MNIST if name == "fashion-mnist" else home
     if isinstance(load, PluginLoader):
         home = f"The loader of {name} comes with a plug-in; see there."

@@ -3,7 +3,7 @@
 A scene is a 64 px picture with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
 eight shapes, eight colors and two sizes. Everything is drawn from named random streams, so scene number
 i of a seed is the same whoever asks for it, and no file is needed. `data.variant` is how things look: "filled", as
-the shipped models saw such scenes in pretraining, or "outlined", lines on a green ground, which neither has seen.
+the bundled models saw such scenes in pretraining, or "outlined", lines on a green ground, which neither has seen.
 
     task             question                         answer
     classification   Which shape is shown?            one of eight shapes (options)
@@ -50,7 +50,7 @@ STYLES = {"filled": (245, 245, 245), "outlined": (200, 215, 190)}
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: where its centre is (pixels) and what it looks like."""
+    """One object: where its center is (pixels) and what it looks like."""
 
     x: int
     y: int
@@ -156,7 +156,7 @@ def draw_scene(rng: np.random.Generator, count: int, pool: str) -> Scene:
     """Draw `count` objects, no two of one shape and color, into different cells of a scene of `pool`.
 
     Half of all scenes, told by their key, belong to the pool "pretrain" and half to "federated", so that
-    the shipped model never saw a scene that a federated run trains or tests on.
+    the bundled model never saw a scene that a federated run trains or tests on.
     """
     while True:
         scene = _draw_any(rng, count)

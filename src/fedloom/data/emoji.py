@@ -1,7 +1,7 @@
 """Emoji: tell to which of eight groups a picture with Unicode's keywords belongs.
 
 Pictures are Noto Color Emoji at 64 px, keywords are the English ones of Unicode CLDR; scripts/make_emoji.py
-makes both files. The shipped model was pretrained on the pool "pretrain"; this data set is the rest.
+makes both files. The bundled model was pretrained on the pool "pretrain"; this data set is the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_emoji(settings: Data, seed: int) -> DataSet:
 
     Skin-tone and gender variants of one emoji share its `base` and stay together, and so do flags that
     look alike to the last pixel (Australia, Heard & McDonald Islands). Emoji that look exactly like one of
-    the pool "pretrain" (Norway, as Bouvet Island) are left out: the shipped model has seen them.
+    the pool "pretrain" (Norway, as Bouvet Island) are left out: the bundled model has seen them.
 
     Args:
         settings: `test_share` is read.

@@ -340,7 +340,7 @@ def _rgb(image: Image.Image, content: bytes) -> Image.Image:
     """Turn upright as EXIF says, put transparency on white, and reduce every mode to 8-bit RGB."""
     turn = _TURNS.get(_orientation(image, content))
     image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
+    if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

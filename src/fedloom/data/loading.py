@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Data
 
 FILES = Path(__file__).parent / "files"
-"""Where the shipped data sets lie."""
+"""Where the bundled data sets lie."""
 
 
 Loader = Callable[["Data", int], DataSet]

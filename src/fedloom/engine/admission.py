@@ -19,7 +19,7 @@ from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 if TYPE_CHECKING:
-    from fedloom.config.schema import Gate
+    from fedloom.config.schema import Limits
 
 FIRST = 16
 """Updates of a round whose norms count toward the usual norm: the first ones."""
@@ -52,7 +52,7 @@ class Admission:
         kept: Clients with an admitted update that keep memory of this round at their site.
     """
 
-    def __init__(self, expected: Expected, norms: Sequence[float], settings: Gate) -> None:
+    def __init__(self, expected: Expected, norms: Sequence[float], settings: Limits) -> None:
         self._expected, self._settings = expected, settings
         self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
         self._loss = self._weight = 0.0
@@ -159,7 +159,7 @@ class Admission:
         if not allowed.up.silent(update.delta.flat):
             return "delta changes values that are not exchanged"
         if most is not None and came > most:
-            return f"norm {came:.4g} is above gate.max_norm {most:.4g}"
+            return f"norm {came:.4g} is above admission.max_norm {most:.4g}"
         if most is None and size > allowed.most:
             return f"norm {size:.4g} is above {allowed.most:.4g}, the most that honest work comes to"
         return None
@@ -167,7 +167,7 @@ class Admission:
     def _unusual(self, size: float, usual: float) -> str | None:
         ratio = self._settings.max_ratio
         if usual > 0 and size > ratio * usual:
-            return f"norm {size:.4g} is {size / usual:.1f} times the usual {usual:.4g}; gate.max_ratio is {ratio:.4g}"
+            return f"norm {size:.4g} is {size / usual:.1f} times the usual {usual:.4g}; admission.max_ratio is {ratio:.4g}"
         return None
 
 

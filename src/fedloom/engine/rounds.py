@@ -30,7 +30,7 @@ from fedloom.tasks.score_answers import Judged
 from fedloom.wire.messages import Answer, Assignment
 
 if TYPE_CHECKING:
-    from fedloom.config.schema import Gate, Train
+    from fedloom.config.schema import Limits, Train
 
 MISSED = 3
 """Rounds in a row that are not applied and after which a run ends."""
@@ -168,7 +168,7 @@ class Run:
         schedule: Rounds and cohorts.
         profiles: The profile of each client, by its number.
         settings: How clients train.
-        gate: Limits on updates.
+        limits: Limits on updates.
         committed: Called after each round with the run's standing and the round's figures; it writes the checkpoint.
         stage: Number of the strategy's stage.
         before: Number of rounds of the stages before.
@@ -183,7 +183,7 @@ class Run:
     schedule: Schedule
     profiles: Sequence[Profile]
     settings: Train
-    gate: Gate
+    limits: Limits
     committed: Committed = _nothing
     stage: int = 0
     before: int = 0
@@ -280,7 +280,7 @@ def _admission(run: Run) -> Admission:
         lambda client: run.parts(client)[1],
         run.scale,
     )
-    return Admission(expected, run.standing.norms, run.gate)
+    return Admission(expected, run.standing.norms, run.limits)
 
 
 def _round(

@@ -14,7 +14,7 @@ and with weight decay λ the distance d_t from x grows as
 d_T bounds the norm of every honest update, whatever its data: no honest update is refused by it. Where the settings
 do not bound it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
 may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
-divides by single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
+divides by single gradients and may itself go there; `admission.max_norm` allows it). P, x and the norm are those of the
 values that are exchanged, and of the client's own LoRA factors where their scale is its own (`fedloom.algorithms.lora_ranks`).
 """
 

@@ -72,7 +72,7 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
         if getattr(model, key) is not None and getattr(model, other) is None:
             message = f"model.{other} is missing; an assembled model needs model.encoder and model.llm"
             yield Conflict(("model", other), message, (("model", key),))
-    if model.encoder is not None and model.path != "shipped":
+    if model.encoder is not None and model.path != "bundled":
         message = f'model.path is "{model.path}", but model.encoder and model.llm replace it; leave it out'
         yield Conflict(("model", "path"), message, (("model", "encoder"),))
     if model.connector_weights is not None and model.connector is None and model.encoder is None:

@@ -124,7 +124,7 @@ def load_grid(
     """Read a grid from a recipe or a YAML or JSON file.
 
     Args:
-        path_or_recipe: The name of a shipped recipe, or a path.
+        path_or_recipe: The name of a bundled recipe, or a path.
         overrides: Changes such as `train.lr=3e-4` or `grid.seed=[0, 1]`, applied in order.
         plugins: Python files that are added to those that the base names.
         quick: Whether to apply the recipe's `quick` section; `overrides` come after it.

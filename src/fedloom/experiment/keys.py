@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from fedloom.config.old_spellings import KEYS
 from fedloom.config.schema import (
     MOST_NAMES,
     Aggregate,
@@ -16,8 +17,9 @@ from fedloom.config.schema import (
     Engine,
     Evaluate,
     FewNames,
-    Gate,
     Index,
+    Limits,
+    MethodName,
     Model,
     Scenario,
     Strategy,
@@ -30,11 +32,13 @@ from fedloom.experiment.plugins_key import Pluggable
 if TYPE_CHECKING:
     from fedloom.algorithms.compose import Given
 
-MethodNames = Annotated[tuple[Text, ...], Field(min_length=1), FewNames]
+MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), FewNames]
 
 
 class Keys(Pluggable):
     """Every key of an experiment, each valid by itself."""
+
+    OLD_KEYS = KEYS
 
     name: Text = Field(default="experiment", description="Name of the run folder; changes nothing else.")
     seed: Index = Field(default=0, description="Seed of every random draw.")
@@ -51,7 +55,7 @@ class Keys(Pluggable):
         default_factory=default_methods,
         description="What is compared, as listed by `fedloom list methods`.",
     )
-    main: Text | None = Field(
+    main: MethodName | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
     algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(
@@ -59,7 +63,7 @@ class Keys(Pluggable):
     )
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
-    gate: Gate = Gate()
+    admission: Limits = Limits()
     engine: Engine = Engine()
 
     def method(self, name: str) -> Method:

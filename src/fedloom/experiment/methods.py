@@ -114,7 +114,7 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
         return
     for part in parts:
         if kind_of(part, entries) not in _ALONE:
-            reason = "it has no updates to combine" if base == "centralised" else "each client trains alone"
+            reason = "it has no updates to combine" if base == "centralized" else "each client trains alone"
             raise UserError(f'"{name}": {part} cannot be added to {base}, for {reason}')
         if "own model" in entries[part].traits:
             raise UserError(f'"{name}": {part} cannot be added to {base}, whose model is the client\'s own')

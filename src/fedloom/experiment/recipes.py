@@ -21,7 +21,7 @@ from fedloom.system.json_files import read_text
 
 
 def recipes() -> dict[str, Traversable]:
-    """Return the shipped experiments, name → file, in alphabetical order; names have folders in them."""
+    """Return the bundled experiments, name → file, in alphabetical order; names have folders in them."""
     return dict(sorted(_recipes(resources.files("fedloom").joinpath("recipes"))))
 
 
@@ -39,14 +39,14 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
     Raises:
         UserError: There is neither a recipe nor a readable file of that name.
     """
-    shipped = recipes()
-    if path_or_recipe in shipped:
-        return shipped[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
+    bundled = recipes()
+    if path_or_recipe in bundled:
+        return bundled[path_or_recipe].read_text(encoding="utf-8"), f"{path_or_recipe}.yaml (recipe)"
     try:
         return read_text(Path(path_or_recipe), MAX_BYTES).removeprefix("\ufeff"), path_or_recipe
     except FileNotFoundError:
-        hint = did_you_mean(path_or_recipe, list(shipped))
-        names = ", ".join(shipped)
+        hint = did_you_mean(path_or_recipe, list(bundled))
+        names = ", ".join(bundled)
         raise UserError(
             f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
         ) from None
@@ -62,7 +62,7 @@ def load_experiment(
     """Read an experiment from a recipe or a YAML or JSON file.
 
     Args:
-        path_or_recipe: The name of a shipped recipe, or a path.
+        path_or_recipe: The name of a bundled recipe, or a path.
         overrides: Changes such as `train.lr=3e-4`, applied in order.
         plugins: Python files that are added to those that the experiment names.
 

@@ -208,7 +208,7 @@ def assemble(encoder: str, llm: str, network: bool) -> Vlm:
 
     Args:
         encoder: A CLIP or SigLIP model, the vision half of one, an EfficientNet, or a model of images and text that has
-            one of these as its vision tower: a name in `SHIPPED`, a folder or a hub id.
+            one of these as its vision tower: a name in `BUNDLED`, a folder or a hub id.
         llm: A causal language model with a plain linear head: a name in `ADDED`, a folder or a hub id.
         network: Whether a hub may be contacted.
 

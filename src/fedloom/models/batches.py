@@ -50,7 +50,7 @@ class Encoded:
 
 
 def encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Encoded:
-    """Put a conversation into the model's chat template and tokenise it.
+    """Put a conversation into the model's chat template and tokenize it.
 
     Raises:
         UserError: The chat template changes the prompt once an answer follows it, or does not show every

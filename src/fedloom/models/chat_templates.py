@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.models.family_interface import PLAIN
-from fedloom.models.folder_checks import SHIPPED, TEMPLATE
+from fedloom.models.folder_checks import BUNDLED, TEMPLATE
 from fedloom.system.errors import UserError
 
 Turn = dict[str, Any]
@@ -100,7 +100,7 @@ def try_template(
     """
     if not isinstance(template, str) or len(template) > TEMPLATE:
         return f"it is no text of at most {TEMPLATE:,} characters"
-    if template == PLAIN or template in _shipped():
+    if template == PLAIN or template in _bundled():
         return None
     counts = (0, 1, 2) if image else (0,)
     cases = [(user, count) for user in (QUESTION, f"{QUESTION} " * 200, "") for count in counts]
@@ -144,9 +144,9 @@ def _rendered(template: str, request: str) -> Sequence[str] | str:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> frozenset[str]:
+def _bundled() -> frozenset[str]:
     return frozenset(
-        (folder / "chat_template.jinja").read_text(encoding="utf-8") for folder in SHIPPED.values()
+        (folder / "chat_template.jinja").read_text(encoding="utf-8") for folder in BUNDLED.values()
     )
 
 

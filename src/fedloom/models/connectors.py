@@ -1,7 +1,7 @@
 """Connectors: what turns features of an encoder into token embeddings of a decoder.
 
     linear      one linear layer
-    mlp2        two, with a GELU between them (LLaVA 1.5; the connector of the shipped model has this form)
+    mlp2        two, with a GELU between them (LLaVA 1.5; the connector of the bundled model has this form)
     mlp6        six, with GELUs between them
     resampler   learned queries that attend to the features, so that a picture takes a fixed number of tokens
 
@@ -33,7 +33,7 @@ from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 
 TRAINED = {
-    name: Path(__file__).parent / "shipped-connectors" / name / "connector.safetensors"
+    name: Path(__file__).parent / "bundled-connectors" / name / "connector.safetensors"
     for name in ("real-laptop",)
 }
 """Trained connectors that come with fedloom, name → file; the card beside it says from what to what."""

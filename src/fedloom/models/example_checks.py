@@ -214,7 +214,7 @@ Bound = Callable[[Conversation], int]
 
 
 def _bounds(vlm: Vlm) -> Bound:
-    """Return a function that bounds a conversation's tokens without tokenising its text: no token is less than a byte."""
+    """Return a function that bounds a conversation's tokens without tokenizing its text: no token is less than a byte."""
     frame = length(vlm, Conversation("", "")) + 8  # what the template writes around a turn
 
     def bound(one: Conversation) -> int:

@@ -36,7 +36,7 @@ _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(
-        summary="LLaVA: vision encoder, MLP connector, decoder (the shipped model, LLaVA 1.5 and its like)",
+        summary="LLaVA: vision encoder, MLP connector, decoder (the bundled model, LLaVA 1.5 and its like)",
         parts=_LLAVA, encode=vision_towers.llava_encode, connect=vision_towers.project, swap=_PROJECTOR,
     ),
     "fast_vlm": Family(

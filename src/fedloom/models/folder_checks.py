@@ -19,7 +19,7 @@ from typing import Any
 
 from fedloom.system.errors import UserError
 
-SHIPPED = {name: Path(__file__).parent / name for name in ("shipped", "shipped-free")}
+BUNDLED = {name: Path(__file__).parent / name for name in ("bundled", "bundled-free")}
 """The models that come with fedloom, name → folder: with a vision encoder, and without one."""
 
 MEBI = 2**20

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from fedloom.models.added_models import ADDED, find_added
-from fedloom.models.folder_checks import SETTINGS, SHIPPED, VOCABULARY, ModelFiles, model_files, numbers_fit
+from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
 from fedloom.models.load_weights import UNUSED, bounded, check_finite, check_whole, tensors_of
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combined, file_digests
 
-__all__ = ["SHIPPED", "Source", "first_line"]
+__all__ = ["BUNDLED", "Source", "first_line"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
 
     Attributes:
         key: The key of the experiment that says so, for messages.
-        path: A name in `SHIPPED` or `ADDED`, a local folder, or a hub id.
+        path: A name in `BUNDLED` or `ADDED`, a local folder, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
     """
 
@@ -46,7 +46,7 @@ class Source:
         if self.path in ADDED:
             folder = find_added(self.key, self.path)
         else:
-            folder = SHIPPED.get(self.path, Path(self.path))
+            folder = BUNDLED.get(self.path, Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
         found = model_files(self.key, self.path, folder)

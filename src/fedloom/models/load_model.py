@@ -27,7 +27,7 @@ from fedloom.models.computed_cache import Memo
 from fedloom.models.family_interface import Family, Grid
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.feature_cache import FeatureStore
-from fedloom.models.folder_checks import SHIPPED
+from fedloom.models.folder_checks import BUNDLED
 from fedloom.models.hub import Source
 from fedloom.models.processor import Processor
 from fedloom.system.errors import UserError
@@ -35,7 +35,7 @@ from fedloom.system.startup import uncollected
 from fedloom.types import Picture
 
 __all__ = [
-    "SHIPPED",
+    "BUNDLED",
     "Processor",
     "Vlm",
     "encoder_identity",
@@ -52,7 +52,7 @@ class Vlm:
     """A model with its processor, and what is known of its family.
 
     Attributes:
-        name: What the user asked for: a name in `SHIPPED`, a folder, or a hub id.
+        name: What the user asked for: a name in `BUNDLED`, a folder, or a hub id.
         model: The transformers model, float32, in evaluation mode, all parameters frozen.
         processor: Its processor (image processor, tokenizer, chat template).
         family: Its row of `FAMILIES`.
@@ -202,12 +202,12 @@ def _bytes(value: Tensor) -> bytes:
 
 @uncollected()
 def load_vlm(
-    path: str = "shipped", *, network: bool = False, families: Mapping[str, Family] = FAMILIES
+    path: str = "bundled", *, network: bool = False, families: Mapping[str, Family] = FAMILIES
 ) -> Vlm:
     """Load a model in float32 with every parameter frozen.
 
     Args:
-        path: A name in `SHIPPED`, a local folder in the Hugging Face layout, or a hub id.
+        path: A name in `BUNDLED`, a local folder in the Hugging Face layout, or a hub id.
         network: Whether a hub may be contacted; without it only what lies on this machine is used.
         families: `model_type` → family.
 

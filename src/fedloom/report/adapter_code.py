@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fedloom.models.folder_checks import SHIPPED
+from fedloom.models.folder_checks import BUNDLED
 from fedloom.report.introduction import assembled
 from fedloom.report.run_results import Run, at
 from fedloom.report.tables import label
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 {where}
 base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(name)"""
-OURS = "from fedloom.models.load_model import SHIPPED\n\nname = SHIPPED[{path!r}]"
+OURS = "from fedloom.models.load_model import BUNDLED\n\nname = BUNDLED[{path!r}]"
 MADE = """\
 from pathlib import Path
 
@@ -87,6 +87,6 @@ def _what(run: Run) -> str:
 def _base(run: Run) -> str:
     if _fresh(run):
         return MADE.format(file=f"{run.folder.name}/experiment.json")
-    path = str(at(run.experiment, "model", "path") or "shipped")
-    where = OURS.format(path=path) if path in SHIPPED else f"name = {path!r}"
+    path = str(at(run.experiment, "model", "path") or "bundled")
+    where = OURS.format(path=path) if path in BUNDLED else f"name = {path!r}"
     return (TEXT if run.text_only else STOCK).format(where=where)

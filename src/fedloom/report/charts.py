@@ -39,7 +39,7 @@ NARROW = 560
 BOLD = 14.0  # bold text of 12 pixels is as wide as plain text of this size
 SERIES = 7  # colors the style sheet has for federated methods
 SLICES = {"both": "Image and text", "image": "Image only", "text": "Text only"}
-DASHES = {"zero-shot": "1.5 4", "linear": "4 3", "local": "8 3 2 3", "centralised": "11 4"}
+DASHES = {"zero-shot": "1.5 4", "linear": "4 3", "local": "8 3 2 3", "centralized": "11 4"}
 
 Curve = list[Point]
 Scale = Callable[[float], float]

@@ -18,7 +18,7 @@ def headline_method(result: Json) -> str | None:
 
 def gap(result: Json) -> tuple[float, float] | None:
     """Return the main scores of mean local and of centralized training; None where either is missing."""
-    local, central = (_reference(result, name) for name in ("local", "centralised"))
+    local, central = (_reference(result, name) for name in ("local", "centralized"))
     return None if local is None or central is None else (local, central)
 
 
@@ -110,7 +110,7 @@ def _gap_sentence(result: Json, method: str, value: float, questions: float | No
     if ends is None:
         lacking = [
             name
-            for name, found in (("local", "local"), ("centralized", "centralised"))
+            for name, found in (("local", "local"), ("centralized", "centralized"))
             if _reference(result, found) is None
         ]
         return f"{reached}{_beside(result)}. The share of {between} that it closes cannot be computed, because the run has no score for {' and '.join(lacking)} training."

@@ -30,8 +30,8 @@ PARTITIONS = {
 """Partition → how it divides examples. How much the clients then differ is measured."""
 
 OURS = {
-    "shipped": "The model is the small one bundled with fedloom",
-    "shipped-free": "The model is the small one without a vision encoder that is bundled with fedloom",
+    "bundled": "The model is the small one bundled with fedloom",
+    "bundled-free": "The model is the small one without a vision encoder that is bundled with fedloom",
 }
 LORA = "low-rank adapters in the language model (LoRA, rank {rank})"
 CONNECTOR = "the connector, which maps image features to the input of the language model"
@@ -50,7 +50,7 @@ GLOSSARY = {
     "neural network and shows how hard the task is.",
     "local": "Each client trains alone on its own data. Scores on the global test set are means over the "
     "clients' own models; figures in brackets are the best and the worst of them.",
-    "centralised": "Training on the pooled examples of all clients, which the clients are assumed not to allow: "
+    "centralized": "Training on the pooled examples of all clients, which the clients are assumed not to allow: "
     "a baseline for what federation could reach.",
 }
 

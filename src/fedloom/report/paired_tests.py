@@ -148,7 +148,7 @@ class Paired(NamedTuple):
         if self.estimate.half is None:
             return "one seed"
         if not self.estimate.sure:
-            return "not told apart"
+            return "not significant"
         return "better" if (self.estimate.mean > 0) != self.lower else "worse"
 
 
@@ -239,7 +239,7 @@ def compare(found: Iterable[Pair], *, lower: bool = False) -> Paired:
     Example:
         >>> one = compare([Pair({}, 0, 0.25), Pair({}, 1, 0.75)])
         >>> one.estimate.mean, one.better, one.verdict
-        (0.5, 2, 'not told apart')
+        (0.5, 2, 'not significant')
     """
     by_seed, missing, clients = dict[Hashable, list[float]](), list[str](), Fares()
     for pair in found:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedloom.config.old_spellings import current_document, current_name
 from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import KINDS, expect, read_json
@@ -219,6 +220,8 @@ def read_shaped(path: Path) -> Json:
         UserError: As `fedloom.system.json_files.read_json`, or a value is of another kind than a run writes; its key is named.
     """
     value = read_json(path)
+    if path.name != "plan.json":  # which names no method, and may be long
+        value = current_document(value)
     _check(str(path), value, SHAPES[path.name], "")
     return value
 
@@ -270,5 +273,5 @@ def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
         for key, wanted in REQUIRED.get(kind, {}).items():
             expect(where, line, key, wanted)
         _check(where, line, SHAPES.get(kind, Any), "")
-        found.append(line)
+        found.append({**line, "method": current_name(line["method"])} if "method" in line else line)
     return tuple(found)

@@ -164,7 +164,7 @@ def _chosen(
     return models, rounds
 
 
-def _centralised(setting: Setting, method: Method, name: str) -> Outcome:
+def _centralized(setting: Setting, method: Method, name: str) -> Outcome:
     (standing,) = train_method(setting, method, name, [(None, range(1))])
     models, rounds = _chosen(setting, method, name, [(None, standing)])
     validation = validated(setting, models, name, rounds)
@@ -230,7 +230,7 @@ RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
     "zero-shot": _zero_shot,
     "linear": _linear,
     "local": _local,
-    "centralised": _centralised,
+    "centralized": _centralized,
 }
 """How each reference runs; every other name is a federated algorithm."""
 

@@ -60,7 +60,7 @@ def make_site(
     @cache
     def local(name: str) -> Local:
         method = experiment.method(name)
-        held = together() if method.base == "centralised" else plan
+        held = together() if method.base == "centralized" else plan
         parts = [
             parts_of(tuned.layout, strategy, stage, alone=not method.federated)
             for stage in range(len(strategy))

@@ -84,7 +84,7 @@ def _training(
         schedule,
         profiles,
         train,
-        setting.experiment.gate,
+        setting.experiment.admission,
         _committed(setting, method, name, alone, number, folder, of),
         number,
         setting.site.rounds_before(number),

@@ -23,7 +23,7 @@ class Pool:
 
     Attributes:
         labels: Label numbers, shape [N]; −1 where an example has none.
-        groups: What unlabelled examples go by, N of them.
+        groups: What unlabeled examples go by, N of them.
         pictured: Whether an example has an image, shape [N].
         holds: Whether a client holds images and texts at all, shape [K, 2]; only `by_source` reads more
             of it than K.

@@ -33,11 +33,11 @@ FRAME = re.compile(r"[^.:]{0,80}?\b(?:caption|report|description)\b[^.:]{0,80}?\
 """The words in front of a caption in FedVLMBench's data, as in "The image caption is"."""
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower the case and drop punctuation; an answer of nothing else is kept.
 
     Example:
-        >>> normalise("A big, red circle.")
+        >>> normalize("A big, red circle.")
         'a big red circle'
     """
     lower = clean_text(text).lower()
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
     """Return a reply normalized; an empty one is `UNPARSED`."""
     del example, answer_form
-    return normalise(reply) or UNPARSED
+    return normalize(reply) or UNPARSED
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
@@ -75,7 +75,7 @@ class Described(NamedTuple):
 
 def _row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> Described:
     del scores
-    return Described(None if answer is UNPARSED else str(answer), normalise(example.answer))
+    return Described(None if answer is UNPARSED else str(answer), normalize(example.answer))
 
 
 def _published_row(

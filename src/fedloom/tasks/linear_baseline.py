@@ -7,7 +7,7 @@ Shape legend: N = number of examples, C = number of options, F = number of featu
 
 Reference: N. Dalal, B. Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005.
 
-Differs from the paper: gradients of the grey picture, cells of two sizes, one block normalization (L2 cut
+Differs from the paper: gradients of the gray picture, cells of two sizes, one block normalization (L2 cut
 off at 0.2, not renormalized).
 """
 
@@ -123,7 +123,7 @@ def _embedded(embed: Embed, train: Sequence[Example], test: Sequence[Example]) -
 
 
 def image_features(train: Sequence[Example], test: Sequence[Example]) -> tuple[Floats, Floats]:
-    """Describe pictures; each family of features is standardised on `train` and weighs the same, [N, F]."""
+    """Describe pictures; each family of features is standardized on `train` and weighs the same, [N, F]."""
     rows = [_families(example) for example in (*train, *test)]
     scaled = []
     for family in zip(*rows, strict=True):
@@ -139,9 +139,9 @@ def image_features(train: Sequence[Example], test: Sequence[Example]) -> tuple[F
 def _families(example: Example) -> list[Floats]:
     assert example.image is not None
     pixels = resize(example.image.pixels() / 255.0, SIDE)  # [S, S, 3]
-    grey = pixels.mean(axis=2)
+    gray = pixels.mean(axis=2)
     return [
-        *(gradients(grey, cell) for cell in CELLS),
+        *(gradients(gray, cell) for cell in CELLS),
         np.sqrt(colors(pixels)),  # the Hellinger map: Euclidean distances of roots suit histograms
         resize(pixels, THUMBNAIL).ravel(),
     ]
@@ -172,15 +172,15 @@ def colors(pixels: Floats) -> Floats:
     return np.bincount(box.ravel(), minlength=COLORS**3) / box.size
 
 
-def gradients(grey: Floats, cell: int) -> Floats:
-    """Make histograms of oriented gradients of a grey picture [S, S] in cells of `cell` pixels, [F]."""
-    down, right = np.gradient(grey)
+def gradients(gray: Floats, cell: int) -> Floats:
+    """Make histograms of oriented gradients of a gray picture [S, S] in cells of `cell` pixels, [F]."""
+    down, right = np.gradient(gray)
     strength = np.hypot(right, down)
     angle = np.arctan2(down, right) % np.pi / np.pi * ORIENTATIONS
     low = np.floor(angle).astype(int)
     part = angle - low
-    count = len(grey) // cell
-    rows = np.arange(len(grey)) // cell
+    count = len(gray) // cell
+    rows = np.arange(len(gray)) // cell
     place = (rows[:, None] * count + rows[None, :]) * ORIENTATIONS  # [S, S]
     bins, weights = np.stack([low, low + 1]) % ORIENTATIONS + place, np.stack([1 - part, part]) * strength
     cells = np.bincount(bins.ravel(), weights.ravel(), count * count * ORIENTATIONS)

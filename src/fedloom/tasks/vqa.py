@@ -30,11 +30,11 @@ NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "
 ARTICLES = {"a", "an", "the"}
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower the case, drop punctuation and articles, write number words as digits.
 
     Example:
-        >>> normalise("The two cats."), normalise("1,000.5 km"), normalise("Don't know!"), normalise("A")
+        >>> normalize("The two cats."), normalize("1,000.5 km"), normalize("Don't know!"), normalize("A")
         ('2 cats', '1000.5 km', 'dont know', 'a')
     """
     lower = clean_text(text).lower()
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
     """Return a reply normalized; an empty one is `UNPARSED`."""
     del example, answer_form
-    return normalise(reply) or UNPARSED
+    return normalize(reply) or UNPARSED
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
@@ -59,12 +59,12 @@ def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "
 
 def exact(example: Example, answer: Answer) -> float:
     """Return 1 if the answer is the right one after normalization, else 0."""
-    return float(answer == normalise(example.answer))
+    return float(answer == normalize(example.answer))
 
 
 def overlap(example: Example, answer: Answer) -> float:
     """Return the F1 of the answer's words and the right words, after normalization."""
-    return token_f1(str(answer), normalise(example.answer))
+    return token_f1(str(answer), normalize(example.answer))
 
 
 VQA = Task(

@@ -57,11 +57,6 @@ def difference(found: Paired) -> str:
     return shown(found.estimate, "+") + (BEST if found.estimate and found.estimate.sure else "")
 
 
-def verdict(found: Paired) -> str:
-    """Return the verdict for readers; `result.json` keeps the words that it has always had."""
-    return "not significant" if found.verdict == "not told apart" else found.verdict
-
-
 def overall_table(compared: Compared) -> Table:
     """Make the table of a factor: a row for each value and measure."""
     lines, factor = overall(compared), compared[0].factor
@@ -74,7 +69,7 @@ def overall_table(compared: Compared) -> Table:
         (
             f"{value_title(factor, one.value)}: {measure_title(one.measure)}",
             difference(one.found),
-            verdict(one.found),
+            one.found.verdict,
             f"{one.found.better} / {one.found.same} / {one.found.worse}",
             *([written(one.found.clients)] if served else []),
             str(one.found.estimate.seeds if one.found.estimate else 0),

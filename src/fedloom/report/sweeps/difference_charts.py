@@ -49,7 +49,7 @@ def paired_chart(compared: Compared, width: float) -> Markup:
     top, body = 0.0, list[Markup]()
     for kind, rows in panels.items():
         alike = [found for one, found in known if one.measure.metric == kind.metric]
-        drawn, height = _panel(rows, names, (left, width - 12), _ticks(alike, centred=len(panels) > 1))
+        drawn, height = _panel(rows, names, (left, width - 12), _ticks(alike, centerd=len(panels) > 1))
         body.append(shift(0, top, words(0, 12, f"{measure_title(kind)}, points", "strong"), drawn))
         top += height
     said = "; ".join(
@@ -60,9 +60,9 @@ def paired_chart(compared: Compared, width: float) -> Markup:
     return drawing(name, f"In points. {said}.", width, top, *body)
 
 
-def _ticks(found: Sequence[Estimate], *, centred: bool) -> list[float]:
+def _ticks(found: Sequence[Estimate], *, centerd: bool) -> list[float]:
     ends = [0.0, *(end for one in found for end in _ends(one))]
-    if not centred:
+    if not centerd:
         return ticks(min(ends), max(ends), 7)
     half = [mark for mark in ticks(0, max(map(abs, ends)) or 0.01, 4) if mark]
     return [*(-mark for mark in reversed(half)), 0.0, *half]

@@ -1,0 +1,88 @@
+"""What version 0.1 called otherwise still works: modules, keys, methods, models, and what older runs wrote."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+
+import pytest
+
+from fedloom.config.old_spellings import KEYS, NAMES
+from fedloom.config.validation_errors import check
+from fedloom.config.yaml_document import read
+from fedloom.experiment import Experiment, load_experiment
+from fedloom.experiment.keys import Keys
+from fedloom.old_names import MODULES
+from fedloom.old_names import NAMES as RENAMED
+from fedloom.report.run_results import read_run
+from fedloom.system.errors import UserError
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_an_old_module_gives_what_took_its_place(old):
+    sys.modules.pop(f"fedloom.{old}", None)
+    with pytest.warns(DeprecationWarning, match=rf"fedloom\.{old} is now fedloom\."):
+        module = import_module(f"fedloom.{old}")
+    for place in MODULES[old].split():
+        new = import_module(f"fedloom.{place}")
+        for name, value in vars(new).items():
+            if getattr(value, "__module__", None) == new.__name__:
+                assert getattr(module, name) is value
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        module.nothing_of_the_kind  # noqa: B018
+
+
+def test_no_old_name_hides_a_module_that_is_there():
+    for old in MODULES:
+        with pytest.raises(ModuleNotFoundError):
+            import_module(f"fedloom.{old}.and_nothing_below")
+
+
+def test_old_names_inside_modules():
+    from fedloom.models.load import SHIPPED
+
+    from fedloom.models.load_model import BUNDLED
+
+    assert SHIPPED is BUNDLED and set(RENAMED) == {"SHIPPED", "Gate", "REFERENCES"}
+
+
+@pytest.mark.parametrize(("old", "new"), KEYS.items())
+def test_an_old_key_is_the_new_one(old, new, tmp_path):
+    key, value = next(iter(Keys.model_fields[new].annotation.model_fields)), 2.5  # type: ignore[union-attr]
+    expected = Experiment.model_validate({new: {key: value}})
+    assert Experiment.model_validate({old: {key: value}}) == expected
+    file = tmp_path / "old.yaml"
+    file.write_text(f"{old}:\n  {key}: {value}\n")
+    assert load_experiment(str(file)) == expected
+    assert load_experiment("smoke", [f"{old}.{key}={value}"]) == load_experiment(
+        "smoke", [f"{new}.{key}={value}"]
+    )
+    with pytest.raises(UserError, match=old):
+        Experiment.from_json(json.dumps({old: {key: value}, new: {key: value}}))
+    _, (mistake,) = check(Experiment, read(f"name: a\n{old}:\n  {key}: wrong\n", "old.yaml"))
+    assert mistake.place[1:] == (3, len(f"  {key}: ") + 1), "a mistake stands where the user wrote it"
+
+
+@pytest.mark.parametrize(("old", "new"), NAMES.items())
+def test_an_old_name_is_the_new_one(old, new):
+    if new.startswith("bundled"):
+        assert Experiment(model={"path": old}).model.path == new
+    else:
+        experiment = Experiment(methods=["fedavg", old, f"{old}+prompt"])
+        assert experiment.methods == ("fedavg", new, f"{new}+prompt")
+
+
+def test_what_an_older_run_wrote_is_read_in_new_words(tmp_path):
+    (tmp_path / "experiment.json").write_text(
+        json.dumps({"name": "old", "methods": ["centralised", "fedavg"], "model": {"path": "shipped"}})
+    )
+    (tmp_path / "plan.json").write_text(json.dumps({"clients": [{"id": 0, "labels": {"shipped": 3}}]}))
+    scores = {"centralised": {"slices": {}}, "fedavg": {"slices": {}}}
+    (tmp_path / "result.json").write_text(json.dumps({"main": "fedavg", "scores": scores}))
+    line = {"kind": "round", "method": "centralised", "client": None, "round": 1}
+    (tmp_path / "record.jsonl").write_text(json.dumps(line) + "\n")
+    run = read_run(tmp_path)
+    assert list(run.scores) == ["centralized", "fedavg"] == run.experiment["methods"]
+    assert run.rounds[0]["method"] == "centralized" and run.experiment["model"]["path"] == "bundled"
+    assert run.clients[0]["labels"] == {"shipped": 3}, "what comes from data keeps its name"
