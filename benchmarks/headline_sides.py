@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
 from benchmarks.work import Clients
-from fedloom.client.answer_questions import judge, render
+from fedloom.client.answer_questions import answer_examples, render
 from fedloom.client.learning_rate import learning_rate
 from fedloom.client.local_job import Job
 from fedloom.data import load_data
@@ -248,7 +248,9 @@ def flower(recipe: str, out: Path) -> dict[str, float]:
             run.tuned.write(params)
             for name in run.evaluated(round + 1):
                 shown = [SLICES[name]] * len(run.data.test)
-                judged = judge(run.vlm, run.data.test, shown, run.experiment.evaluate, clause=run.clause)
+                judged = answer_examples(
+                    run.vlm, run.data.test, shown, run.experiment.evaluate, clause=run.clause
+                )
                 hits = [a == e.label for a, e in zip(judged.answers, run.data.test, strict=True)]
                 scores[name] = sum(hits) / len(hits)
         export_adapter(run.tuned, params, out)

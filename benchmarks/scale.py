@@ -30,8 +30,8 @@ from fedloom.algorithms.fedavg import fedavg
 from fedloom.algorithms.local_rule import LocalRule
 from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.client_memory import Files, InMemory, Memory
-from fedloom.engine.checkpoints import commit
-from fedloom.engine.rounds import Committed, Run, Schedule, Standing, run_rounds
+from fedloom.engine.checkpoints import write_checkpoint
+from fedloom.engine.rounds import Committed, Schedule, Standing, Training, run_rounds
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock
@@ -89,7 +89,7 @@ def _round(
     start, schedule = Standing(algorithm.init(Params.zeros(LAYOUT))), Schedule(1, range(clients), None, 0)
     backend = Trivial(algorithm.local, memory or InMemory())
     known, settings = backend.describe(name), train_settings(1)
-    run_rounds([Run(name, algorithm, start, schedule, known, settings, OPEN, committed)], backend)
+    run_rounds([Training(name, algorithm, start, schedule, known, settings, OPEN, committed)], backend)
 
 
 def trivial(clients: int) -> None:
@@ -103,7 +103,7 @@ def keep(clients: int) -> None:
         folder = Path(name)
 
         def committed(now: Standing, log: dict[str, Any]) -> None:
-            commit(folder, now)
+            write_checkpoint(folder, now)
 
         _round("scaffold", scaffold(clients=clients), clients, Files(folder), committed)
 

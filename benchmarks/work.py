@@ -15,16 +15,16 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
-from fedloom.client.site import Local, Profile, Profiles, Question, Site
+from fedloom.client.site import Profile, Profiles, Question, Site, SiteMethod
 from fedloom.config.schema import Limits, Train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, choose, this_machine
-from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
+from fedloom.engine.rounds import Backend, Schedule, Standing, Training, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.batches import encode
 from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.trained_values import Parts
 from fedloom.types import Conversation
@@ -70,7 +70,7 @@ class Clients:
         whole = Part.whole(size)
         parts = [Parts(whole, whole, Part(size, ()), whole)]
         profiles = Profiles(len(self.held), self._profile)
-        local = Local(fedavg().local, self.tuned.start, parts, profiles, self.held.__getitem__)
+        local = SiteMethod(fedavg().local, self.tuned.start, parts, profiles, self.held.__getitem__)
         return Site(self.tuned, [self.settings], self.seed, lambda _: local)
 
     def job(self, client: int, round: int = 0, sent: Params | None = None) -> Job:
@@ -151,7 +151,7 @@ def run_round(
 ) -> Params:
     """Run round 0 of FedAvg through the whole engine: assignments, clients, admission, aggregation."""
     algorithm = fedavg()
-    run = Run(
+    run = Training(
         METHOD,
         algorithm,
         Standing(algorithm.init(start)),
@@ -225,7 +225,7 @@ class Trainless:
         del method
         return Profiles(MOST_CLIENTS, text_only)
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Not called: benchmarks of the engine evaluate nothing."""
         raise NotImplementedError
 

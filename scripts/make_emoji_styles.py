@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.emoji import picture_of, pool
+from fedloom.data.emoji import image_of, pool
 from fedloom.data.svg_drawing import all_drawn, require_rsvg, write_archive
 
 FILES = Path(__file__).resolve().parent.parent / "src/fedloom/data/files"
@@ -136,8 +136,8 @@ def svg(package: dict[str, Any], icon: str) -> bytes:
 def usable() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the emoji of both pools, without federated ones that look like one of the other in Noto."""
     pretrain = pool("pretrain")
-    seen = {picture_of(record).key for record in pretrain}
-    return pretrain, [record for record in pool("federated") if picture_of(record).key not in seen]
+    seen = {image_of(record).key for record in pretrain}
+    return pretrain, [record for record in pool("federated") if image_of(record).key not in seen]
 
 
 def main(folder: Path) -> None:

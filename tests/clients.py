@@ -17,15 +17,15 @@ from fedloom.client.client_memory import InMemory, Memory
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import Trained, train
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.client.site import Local, Profile, Question, Site
+from fedloom.client.site import Profile, Question, Site, SiteMethod
 from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.engine.rounds import Committed, Run, Schedule, Standing
+from fedloom.engine.rounds import Committed, Schedule, Standing, Training
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
@@ -76,7 +76,7 @@ def site_of(
     clients: int = CLIENTS,
 ) -> Site:
     """Make a site of clients that hold what `held` gives, without a model."""
-    local = Local(
+    local = SiteMethod(
         algorithm.local,
         start_of(layout),
         [parts or all_parts(layout.size)],
@@ -103,7 +103,7 @@ class Plain:
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
         raise NotImplementedError
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         raise NotImplementedError
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
@@ -209,13 +209,13 @@ def run_of(
     rounds: int | None = None,
     seed: int = 0,
     **fields: Any,
-) -> Run:
+) -> Training:
     """Set up a training of the clients of `site_of`."""
     algorithm = algorithm or named(name)
     begun = standing or Standing(algorithm.init(start_of()))
     schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
     known = profiles(max(clients, default=0) + 1)
-    return Run(name, algorithm, begun, schedule, known, train, limits, committed, **fields)
+    return Training(name, algorithm, begun, schedule, known, train, limits, committed, **fields)
 
 
 def same(left: Standing, right: Standing) -> bool:
@@ -246,7 +246,7 @@ def real_site(
     known = [Profile(1 + client % 3, images=True, texts=client % 2 == 0) for client in range(clients)]
     whole = all_parts(tuned.layout.size)
     algorithm = named(name, clients)
-    local = Local(
+    local = SiteMethod(
         rule or algorithm.local,
         tuned.start,
         [whole],
@@ -301,7 +301,7 @@ def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
 def _result(tuned: Tuned, job: Job, end: Trained) -> Result:
     memory = InMemory()
     stages = [job.settings] * (job.assignment.stage + 1)
-    update = Site(tuned, stages, job.seed, lambda method: cast("Local", None), memory).update(job, end)
+    update = Site(tuned, stages, job.seed, lambda method: cast("SiteMethod", None), memory).update(job, end)
     return update, next(iter(memory.held.values()), {})
 
 

@@ -57,7 +57,10 @@ MISTAKES = {
         "strategy.stage_rounds needs one number for each of the 2 stages of two-stage, not 1",
     ),
     "section that is none": ("strategy: both\n", "strategy is"),
-    "empty section": ("gate:\n", "gate is null, but must be a mapping with keys from max_norm, max_ratio"),
+    "empty section": (
+        "gate:\n",
+        "admission is null, but must be a mapping with keys from max_norm, max_ratio",
+    ),
     "list that is none": ("methods: fedavg\n", 'methods is "fedavg", but must be a list'),
     "empty list": ("methods: []\n", "methods is an empty list, but must be a list"),
     "data set": ("data: {name: emojy}\n", '"emojy" is not a known data set. Did you mean emoji?'),

@@ -25,7 +25,7 @@ from fedloom.params import Layout, Params
 from fedloom.plugins.plugins import INSTALLED, Plugins, gathered, read_plugin
 from fedloom.runs.run_identity import code
 from fedloom.system.errors import UserError
-from fedloom.tasks.score_answers import Judged, score
+from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import DataSet, Example
 from fedloom.wire.messages import Update
 
@@ -454,7 +454,7 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
     from fedloom.tasks import UNPARSED
 
     metrics = Plugins.of(metrics={"half": lambda example, answer: 0.5}).metrics
-    judged = Judged((0, UNPARSED, 1, 1), (None,) * 4)
+    judged = Answers((0, UNPARSED, 1, 1), (None,) * 4)
     found = score(EXAMPLES[:4], judged, metrics)
     assert found["half"] == found["tasks"]["choice"]["half"] == 3 * 0.5 / 4
     assert {**found, "tasks": None} == {**score(EXAMPLES[:4], judged), "half": 0.375, "tasks": None}
@@ -476,7 +476,7 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
 def test_mistakes_of_a_metric_are_told_in_one_message(metric: object, message: str) -> None:
     metrics = Plugins.of(metrics={"mine": metric}).metrics
     with pytest.raises(UserError, match=message):
-        score(EXAMPLES[:1], Judged((0,), (None,)), metrics)
+        score(EXAMPLES[:1], Answers((0,), (None,)), metrics)
 
 
 def test_a_value_in_python_is_refused_like_a_file() -> None:

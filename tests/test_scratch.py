@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.system.temporary_folders import remove_left, scratch
+from fedloom.system.temporary_folders import remove_leftovers, temporary_folder
 
 WORK = """
 import sys, time
@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_folder_is_gone_in_the_end_whatever_happens(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), scratch(tmp_path / "new", "a") as place:
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path / "new", "a") as place:
         (place / "file").write_text("x")
         assert place.parent == tmp_path / "new"
         raise KeyboardInterrupt
@@ -54,7 +54,10 @@ def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_stays(tm
     assert len(names(tmp_path)) == 2
     os.kill(dead.pid, signal.SIGKILL)
     assert ended(dead) == -signal.SIGKILL
-    with scratch(tmp_path, "a") as mine, scratch(tmp_path, "a") as other:  # threads of one process, too
+    with (
+        temporary_folder(tmp_path, "a") as mine,
+        temporary_folder(tmp_path, "a") as other,
+    ):  # threads of one process, too
         assert len(names(tmp_path)) == 3 and mine.is_dir() and other.is_dir()
     (left,) = tmp_path.iterdir()
     assert (left / "deep" / "file").read_text() == "x"
@@ -73,16 +76,16 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".a-abcdefgi.tmp").write_text("a file")
     before = names(tmp_path)
     (tmp_path / ".a-12345678.tmp").mkdir()
-    remove_left(tmp_path, "a")
+    remove_leftovers(tmp_path, "a")
     assert names(tmp_path) == before and (target / "thesis").exists()
-    remove_left(tmp_path / "nowhere", "a")
+    remove_leftovers(tmp_path / "nowhere", "a")
 
 
 def test_messages_name_the_place_and_not_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as full, scratch(tmp_path, "a"):
+    with pytest.raises(OSError) as full, temporary_folder(tmp_path, "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert full.value.filename == str(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError) as taken, scratch(tmp_path / "file" / "b", "a"):
+    with pytest.raises(OSError) as taken, temporary_folder(tmp_path / "file" / "b", "a"):
         pass
     assert ".tmp" not in str(taken.value.filename)

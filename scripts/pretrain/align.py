@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import make_efficientnet
-from fedloom.client.answer_questions import judge
+from fedloom.client.answer_questions import answer_examples
 from fedloom.config.schema import Data, Evaluate
 from fedloom.data import load_data
 from fedloom.data.drawn_shapes import MAKERS
@@ -226,7 +226,7 @@ def score(model: str) -> None:
 
 
 def _row(vlm: Vlm, title: str, name: str, examples: Sequence[Example]) -> None:
-    judged = judge(vlm, examples, [SLICES[name]] * len(examples), Evaluate())
+    judged = answer_examples(vlm, examples, [SLICES[name]] * len(examples), Evaluate())
     accuracy = float(each(examples, judged, headline=False).mean())
     prior = Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     print(f"| {title} | {name} | {len(examples)} | {prior:.3f} | {accuracy:.3f} |", flush=True)

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fedloom.data.emoji import picture_of, pool
+from fedloom.data.emoji import image_of, pool
 
 CLIP_ART = Path("/usr/share/openclipart/png")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -144,7 +144,7 @@ def drawings(root: Path, work: Path) -> Pictured:
 def emoji() -> Pictured:
     """Read the emoji of the pretraining pool."""
     records = pool("pretrain")
-    pixels = torch.from_numpy(np.stack([picture_of(record).pixels() for record in records]))
+    pixels = torch.from_numpy(np.stack([image_of(record).pixels() for record in records]))
     return described(pixels, records)
 
 

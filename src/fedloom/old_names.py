@@ -165,7 +165,23 @@ MODULES = {
 }
 """Old module below fedloom → the modules that have its names now."""
 
-NAMES = {"SHIPPED": "BUNDLED", "Gate": "Limits", "REFERENCES": "BASELINES"}
+NAMES = {
+    "SHIPPED": "BUNDLED",
+    "REFERENCES": "BASELINES",
+    "Gate": "Limits",
+    "Picture": "LazyImage",
+    "FilePicture": "FileImage",
+    "ZipPicture": "ZipImage",
+    "Run": "Training",
+    "Setting": "RunContext",
+    "judge": "answer_examples",
+    "judge_rows": "answer_rows",
+    "linear_reference": "linear_baseline",
+    "commit": "write_checkpoint",
+    "last_commit": "last_checkpoint",
+    "read_commit": "read_checkpoint",
+    "told": "error_text",
+}
 """Old → new name of what a module holds."""
 
 

@@ -21,7 +21,7 @@ __all__ = [
     "Conversation",
     "DataSet",
     "Example",
-    "Picture",
+    "LazyImage",
     "Presence",
     "Rejected",
     "Tensors",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Picture(Protocol):
+class LazyImage(Protocol):
     """An image that stays where it is until a batch needs its pixels."""
 
     @property
@@ -56,7 +56,7 @@ class Turn:
 
     user: str
     answer: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[LazyImage, ...] = ()
     places: tuple[int, ...] = ()
 
 
@@ -87,7 +87,7 @@ class Example:
     id: str
     question: str
     answer: str
-    image: Picture | None = None
+    image: LazyImage | None = None
     text: str | None = None
     label: int | None = None
     group: str | None = None
@@ -97,11 +97,11 @@ class Example:
     turns: tuple[Turn, ...] = ()
     system: str | None = None
     place: str = field(default="", compare=False)
-    spare: tuple[Picture, ...] = field(default=(), compare=False)
+    spare: tuple[LazyImage, ...] = field(default=(), compare=False)
     base: str | None = field(default=None, compare=False)
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> tuple[LazyImage, ...]:
         """All images, those of earlier turns first."""
         if self.turns:
             return tuple(picture for turn in self.turns for picture in turn.pictures)
@@ -133,15 +133,15 @@ class Conversation:
 
     user: str
     answer: str
-    picture: Picture | None = None
+    picture: LazyImage | None = None
     options: tuple[str, ...] = ()
-    more: tuple[Picture, ...] = ()
+    more: tuple[LazyImage, ...] = ()
     places: tuple[int, ...] = ()
     history: tuple[Turn, ...] = ()
     system: str | None = None
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> tuple[LazyImage, ...]:
         """All images, in the order in which they are shown."""
         earlier = tuple(picture for turn in self.history for picture in turn.pictures)
         own = (*(() if self.picture is None else (self.picture,)), *self.more)

@@ -135,11 +135,11 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
     own *= allowed.most / own.norm()  # as long as honest work comes to, all of it in B
     for factor, refused in ((0.99, False), (1.01, True)):
         update = Update(0, Params(LAYOUT, 2 * factor * own), 1.0, up=part)
-        ((_, why),) = Admission(expected, (), Limits()).judged([update])
+        ((_, why),) = Admission(expected, (), Limits()).checked([update])
         assert (why is not None) == refused
     arrived = Update(0, Params(LAYOUT, 2 * 0.99 * own), 1.0, up=part)
     limit = 1.5 * float(allowed.most)  # what a user limits is what reaches the server
-    ((_, why),) = Admission(expected, (), Limits(max_norm=limit)).judged([arrived])
+    ((_, why),) = Admission(expected, (), Limits(max_norm=limit)).checked([arrived])
     assert why is not None and "admission.max_norm" in why
 
 

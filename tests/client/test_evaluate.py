@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.client.answer_questions import judge
+from fedloom.client.answer_questions import answer_examples
 from fedloom.config.schema import Evaluate
 from fedloom.models.batches import encode
 from fedloom.models.load_model import load_vlm
@@ -34,6 +34,6 @@ def test_generation_ends_where_the_models_positions_do(
         seen.append(length - 1 if place is None else int(torch.as_tensor(place).max()))
 
     vlm.decoder.register_forward_pre_hook(note, with_kwargs=True)
-    judge(vlm, [example], presence, Evaluate(scoring="generate"))
+    answer_examples(vlm, [example], presence, Evaluate(scoring="generate"))
     assert len(seen) == rounds
     assert max(seen) < length + max(left, 1)

@@ -32,9 +32,9 @@ from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.local_rule import PLAIN, Second
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.client.local_training import train
-from fedloom.client.site import OWN, RULE, Local, Question, Site
+from fedloom.client.site import OWN, RULE, Question, Site, SiteMethod
 from fedloom.config.schema import Train
-from fedloom.engine.checkpoints import commit, last_commit
+from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
 from fedloom.models.load_model import load_vlm
@@ -128,7 +128,7 @@ def test_a_second_pass_goes_on_from_the_own_model_of_the_round_before(memory: Me
 def test_an_own_model_survives_a_change_of_stage_and_control_variates_do_not() -> None:
     algorithm = named("scaffold+ditto")
     two = [TRAIN.model_copy(update={"rounds": 1})] * 2
-    local = Local(
+    local = SiteMethod(
         algorithm.local, start_of(), [all_parts(LAYOUT.size)] * 2, profiles(), held, second=algorithm.second
     )
     site = Site(cast("Any", None), two, 0, lambda method: local, InMemory())
@@ -239,7 +239,7 @@ def test_going_on_from_a_checkpoint_changes_no_bit(name: str, tmp_path: Path) ->
         def committed(now: Standing, log: dict[str, Any]) -> None:
             if now.state.round == stop:
                 raise KeyboardInterrupt
-            commit(folder, now)
+            write_checkpoint(folder, now)
 
         site = site_of(named(name), memory=Files(folder))
         return run_rounds([run_of(name, committed=committed, standing=standing)], Plain(site))[0]
@@ -247,7 +247,7 @@ def test_going_on_from_a_checkpoint_changes_no_bit(name: str, tmp_path: Path) ->
     whole = go(folders[0], None, None)
     with pytest.raises(KeyboardInterrupt):
         go(folders[1], None, 2)
-    rest = go(folders[1], last_commit(folders[1], LAYOUT), None)
+    rest = go(folders[1], last_checkpoint(folders[1], LAYOUT), None)
     assert same(rest, whole)
     for client in range(CLIENTS):
         mine, theirs = (Files(folder).read((name, client, 2)) for folder in folders)

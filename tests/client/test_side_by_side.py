@@ -14,11 +14,11 @@ from tests.clients import EXCHANGING, Result, all_parts, job_of, results
 from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, chain
-from fedloom.client.answer_questions import judge, judge_rows
+from fedloom.client.answer_questions import answer_examples, answer_rows
 from fedloom.client.client_memory import InMemory
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
-from fedloom.client.site import Local, Profile, Site
+from fedloom.client.site import Profile, Site, SiteMethod
 from fedloom.config.schema import Evaluate, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
@@ -205,10 +205,10 @@ def test_the_model_has_one_row_again_afterwards(tiny_model: Path) -> None:
         assert torch.equal(mine.delta.flat, theirs.delta.flat)
 
 
-def local(tuned: Tuned, todo: list[Job]) -> Local:
+def local(tuned: Tuned, todo: list[Job]) -> SiteMethod:
     profiles = [Profile(count, present.image, present.text) for count, present in COHORT.values()]
     parts = [all_parts(tuned.layout.size)]
-    return Local(todo[0].rule, tuned.start, parts, profiles, lambda client: todo[client].conversations)
+    return SiteMethod(todo[0].rule, tuned.start, parts, profiles, lambda client: todo[client].conversations)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
@@ -254,11 +254,11 @@ def test_personal_models_answer_side_by_side_as_they_do_alone(scoring: str, tiny
     alone = []
     for model in models:
         tuned.write(model)
-        alone.append(judge(tuned.vlm, examples, presence, settings))
+        alone.append(answer_examples(tuned.vlm, examples, presence, settings))
     with side_by_side(tuned, 3) as stack:
         for row, model in enumerate(models):
             stack.write(model, row)
-        together = judge_rows(stack.vlm, stack.connects(3), examples, presence, settings)
+        together = answer_rows(stack.vlm, stack.connects(3), examples, presence, settings)
     for mine, theirs in zip(together, alone, strict=True):
         assert (mine.answers, mine.replies) == (theirs.answers, theirs.replies)
         compared = [task == "classification" and scoring == "likelihood" for task in asked]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedloom.data import load_data
-from fedloom.data.emoji import GROUPS, picture_of, pool
+from fedloom.data.emoji import GROUPS, image_of, pool
 from fedloom.data.loading import FILES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make_emoji.py"
@@ -58,7 +58,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def pixels(records):
-    return {id: hashlib.sha256(picture_of(r).pixels().tobytes()).digest() for id, r in records.items()}
+    return {id: hashlib.sha256(image_of(r).pixels().tobytes()).digest() for id, r in records.items()}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_regenerating_gives_the_shipped_files(tmp_path, monkeypatch, records):
     assert again and again == [line for line in bundled if line in set(again)]
     with zipfile.ZipFile(tmp_path / "emoji.zip") as archive:
         for member in archive.namelist():
-            before = picture_of(records[member.removesuffix(".png")])
+            before = image_of(records[member.removesuffix(".png")])
             (tmp_path / member).write_bytes(archive.read(member))
             after = type(before)(tmp_path / "emoji.zip", member)
             assert (after.pixels() == before.pixels()).all()

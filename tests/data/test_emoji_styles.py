@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fedloom.cli.run_commands import app
 from fedloom.data import load_data
-from fedloom.data.emoji import picture_of, pool
+from fedloom.data.emoji import image_of, pool
 from fedloom.data.emoji_styles import KINDS, may_distract, with_article
 from fedloom.data.loading import FILES
 from fedloom.data.openmoji import add_openmoji
@@ -333,7 +333,7 @@ def test_a_folder_without_openmoji_says_how_to_add_it(tmp_path, settings):
 
 def test_noto_is_that_of_the_data_set_emoji(all_tasks):
     noto = [one for one in all_tasks[0].train if one.group == "Noto" and one.task == "choice"]
-    assert all(one.image == picture_of(RECORDS[codes_of(one)]) for one in noto)
+    assert all(one.image == image_of(RECORDS[codes_of(one)]) for one in noto)
 
 
 def test_by_group_gives_each_client_a_vendor_whose_name_the_report_shows(all_tasks):

@@ -17,12 +17,12 @@ from PIL import Image, ImageFile
 
 from fedloom.data.images import (
     LIMITS,
-    FilePicture,
+    FileImage,
     Limits,
-    ZipPicture,
+    ZipImage,
     _decode,
-    check_picture,
-    glance_at_picture,
+    check_image,
+    glance_at_image,
 )
 from fedloom.system.errors import UserError
 
@@ -53,9 +53,9 @@ def test_the_three_formats_are_read(tmp_path, encoded, format):
     content = encoded(1, format)
     path = tmp_path / "picture"
     path.write_bytes(content)
-    assert check_picture(content) is None
-    assert check_picture(path) is None
-    pixels = FilePicture(path).pixels()
+    assert check_image(content) is None
+    assert check_image(path) is None
+    pixels = FileImage(path).pixels()
     with Image.open(io.BytesIO(content)) as image:
         np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
     assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((12, 13, 3), np.uint8, True)
@@ -72,7 +72,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("format", OTHERS)
 def test_other_formats_are_named(encoded, format):
-    assert check_picture(encoded(1, format)) == OTHERS[format] + UNKNOWN
+    assert check_image(encoded(1, format)) == OTHERS[format] + UNKNOWN
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -83,7 +83,7 @@ def test_every_truncation_is_found(encoded, format):
         whole = image.convert("RGB").tobytes()
     used = []
     for cut in range(1, len(content)):
-        reason = check_picture(content[:cut])
+        reason = check_image(content[:cut])
         if reason is None:
             assert _decode(content[:cut], LIMITS).tobytes() == whole
             used.append(cut)
@@ -104,7 +104,7 @@ def test_every_truncation_between_restart_markers_is_found(seed):
     content = stored.getvalue()
     whole = _decode(content, LIMITS).tobytes()
     first = content.rindex(b"\xff\xda")
-    used = [cut for cut in range(first, len(content)) if check_picture(content[:cut]) is None]
+    used = [cut for cut in range(first, len(content)) if check_image(content[:cut]) is None]
     assert {_decode(content[:cut], LIMITS).tobytes() for cut in used} == {whole}
     assert set(used) >= {len(content) - 2, len(content) - 1}
 
@@ -124,9 +124,9 @@ def test_a_jpeg_that_lost_the_scans_of_its_colors_is_refused():
     # 01, six bits of a difference of 63, 0, and ones up to the byte's end.
     scans = [segment(0xDA, bytes((1, one, 0, 0, 63, 0))) + b"\x7f\x7f" for one in (1, 2, 3)]
     start, end = b"\xff\xd8" + tables + frame, b"\xff\xd9"
-    assert check_picture(start + b"".join(scans) + end) is None
+    assert check_image(start + b"".join(scans) + end) is None
     for count in (1, 2):
-        assert check_picture(start + b"".join(scans[:count])) == DAMAGED
+        assert check_image(start + b"".join(scans[:count])) == DAMAGED
 
 
 def test_every_flipped_bit_of_png_data_is_found(encoded):
@@ -135,7 +135,7 @@ def test_every_flipped_bit_of_png_data_is_found(encoded):
     for at in range(data, len(content) - 16):
         broken = bytearray(content)
         broken[at] ^= 1
-        assert check_picture(bytes(broken)) == DAMAGED
+        assert check_image(bytes(broken)) == DAMAGED
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (12_500, 8_000), (10_000, 6_000)])
@@ -143,35 +143,35 @@ def test_bombs_are_refused_before_decoding(monkeypatch, size):
     """The three sizes are an error of Pillow's, a warning of Pillow's, and below both."""
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
-    assert check_picture(png_header(*size)) == TOO_MANY
+    assert check_image(png_header(*size)) == TOO_MANY
     assert not decoded
 
 
 def test_a_larger_limit_does_not_lift_pillows_bound():
-    reason = check_picture(png_header(12_500, 8_000), Limits(pixels=10**9))
+    reason = check_image(png_header(12_500, 8_000), Limits(pixels=10**9))
     assert reason == f"too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels)"
 
 
 def test_limits_are_exact(encoded):
     content = encoded(4)  # 12 × 13 pixels
-    assert check_picture(content, Limits(pixels=156)) is None
-    assert check_picture(content, Limits(pixels=155)) == "too large (more than 155 pixels)"
+    assert check_image(content, Limits(pixels=156)) is None
+    assert check_image(content, Limits(pixels=155)) == "too large (more than 155 pixels)"
     size = len(content)
-    assert check_picture(content, Limits(bytes=size)) is None
-    assert check_picture(content, Limits(bytes=size - 1)) == f"too large (more than {size - 1:,} bytes)"
+    assert check_image(content, Limits(bytes=size)) is None
+    assert check_image(content, Limits(bytes=size - 1)) == f"too large (more than {size - 1:,} bytes)"
 
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "pipe")  # opening it would never return
-    assert check_picture(tmp_path / "absent.png") == "missing"
-    assert check_picture(tmp_path / "nul\0.png") == "missing"
-    assert check_picture(tmp_path / "empty") == "empty (0 bytes)"
-    assert check_picture(tmp_path / "text") == UNKNOWN
-    assert check_picture(tmp_path / "pipe") == "not a file"
-    assert check_picture(tmp_path) == "not a file"
-    assert check_picture(tmp_path / ("x" * 5000)).startswith("unreadable")
+    assert check_image(tmp_path / "absent.png") == "missing"
+    assert check_image(tmp_path / "nul\0.png") == "missing"
+    assert check_image(tmp_path / "empty") == "empty (0 bytes)"
+    assert check_image(tmp_path / "text") == UNKNOWN
+    assert check_image(tmp_path / "pipe") == "not a file"
+    assert check_image(tmp_path) == "not a file"
+    assert check_image(tmp_path / ("x" * 5000)).startswith("unreadable")
 
 
 @settings(max_examples=200, deadline=None)
@@ -180,7 +180,7 @@ def test_files_that_are_none(tmp_path):
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBP"]),
 )
 def test_arbitrary_bytes_never_crash(content, signature):
-    assert check_picture(signature + content) is not None
+    assert check_image(signature + content) is not None
 
 
 def test_transparency_becomes_white(tmp_path):
@@ -188,11 +188,11 @@ def test_transparency_becomes_white(tmp_path):
     path = tmp_path / "clear.png"
     path.write_bytes(saved(Image.fromarray(values)))
     # 51 / 255 is a fifth: black at a fifth on white leaves four fifths of 255.
-    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255], [255, 0, 0], [204, 204, 204]]]
+    assert FileImage(path).pixels().tolist() == [[[255, 255, 255], [255, 0, 0], [204, 204, 204]]]
     palette = Image.new("P", (1, 1), 0)
     palette.putpalette([9, 9, 9])
     path.write_bytes(saved(palette, transparency=0))
-    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255]]]
+    assert FileImage(path).pixels().tolist() == [[[255, 255, 255]]]
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -202,7 +202,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # the camera was turned: rotate by 90° clockwise to see it upright
     path = tmp_path / "turned.png"
     path.write_bytes(saved(Image.fromarray(values), exif=exif))
-    np.testing.assert_array_equal(FilePicture(path).pixels(), np.rot90(values, k=-1))
+    np.testing.assert_array_equal(FileImage(path).pixels(), np.rot90(values, k=-1))
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
@@ -210,27 +210,27 @@ def test_animations_show_their_first_frame(tmp_path, format):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "green")]
     path = tmp_path / "moving"
     path.write_bytes(saved(frames[0], format, save_all=True, append_images=frames[1:], lossless=True))
-    assert FilePicture(path).pixels().reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+    assert FileImage(path).pixels().reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(saved(Image.fromarray(np.array([[0, 257, 65535 // 2, 65535]], np.uint16))))
-    assert FilePicture(path).pixels()[0, :, 0].tolist() == [0, 1, 127, 255]
+    assert FileImage(path).pixels()[0, :, 0].tolist() == [0, 1, 127, 255]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / "picture.png"
     path.write_bytes(saved(Image.new(mode, (3, 2))))
-    assert check_picture(path) is None
-    assert FilePicture(path).pixels().shape == (2, 3, 3)
+    assert check_image(path) is None
+    assert FileImage(path).pixels().shape == (2, 3, 3)
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
     path = tmp_path / "print.jpg"
     path.write_bytes(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))
-    assert FilePicture(path).pixels().tolist() == [[[255, 255, 255]] * 8] * 8
+    assert FileImage(path).pixels().tolist() == [[[255, 255, 255]] * 8] * 8
 
 
 def test_keys_are_equal_for_equal_files_only(tmp_path, encoded):
@@ -238,13 +238,13 @@ def test_keys_are_equal_for_equal_files_only(tmp_path, encoded):
         (tmp_path / name).write_bytes(encoded(number))
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "a", "inside.png")
-    a, b, c = (FilePicture(tmp_path / name) for name in "abc")
-    assert a.key == b.key == ZipPicture(tmp_path / "all.zip", "inside.png").key
+    a, b, c = (FileImage(tmp_path / name) for name in "abc")
+    assert a.key == b.key == ZipImage(tmp_path / "all.zip", "inside.png").key
     assert a.key != c.key
 
 
 def test_a_picture_that_went_bad_is_named(tmp_path):
-    picture = FilePicture(tmp_path / "scan.png")
+    picture = FileImage(tmp_path / "scan.png")
     with pytest.raises(UserError, match=r"scan\.png: the picture is missing"):
         picture.pixels()
     (tmp_path / "scan.png").write_text("no picture")
@@ -260,7 +260,7 @@ def test_forked_processes_read_one_archive_at_once(tmp_path, encoded):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for number in range(60):
             archive.writestr(f"{number}.png", encoded(number))
-    pictures = [ZipPicture(tmp_path / "all.zip", f"{number % 60}.png") for number in range(240)]
+    pictures = [ZipImage(tmp_path / "all.zip", f"{number % 60}.png") for number in range(240)]
     expected = [digest(picture) for picture in pictures]  # leaves the archive open in this process
     with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
         assert list(pool.map(digest, pictures, chunksize=5)) == expected
@@ -274,10 +274,10 @@ def test_a_glance_sees_what_cannot_be_a_picture_and_no_more(tmp_path, encoded):
     cut.write_bytes(encoded(1)[:-40])
     other.write_bytes(b"GIF89a and more")
     empty.touch()
-    assert [glance_at_picture(path) for path in (whole, cut)] == [None, None]
-    assert [check_picture(path) for path in (whole, cut)] == [None, "damaged or cut short"]
+    assert [glance_at_image(path) for path in (whole, cut)] == [None, None]
+    assert [check_image(path) for path in (whole, cut)] == [None, "damaged or cut short"]
     for path in (other, empty, tmp_path, tmp_path / "absent.png"):
-        assert glance_at_picture(path) == check_picture(path) is not None
+        assert glance_at_image(path) == check_image(path) is not None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -286,7 +286,7 @@ def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (24, 16)).save(path, exif=exif)
-    picture = FilePicture(path)
+    picture = FileImage(path)
     height, width = picture.pixels().shape[:2]
     assert picture.size == (width, height)
 
@@ -294,4 +294,4 @@ def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path, orientation):
 def test_the_size_of_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(UserError, match=r"a\.png: the picture is not a PNG, JPEG or WebP picture"):
-        _ = FilePicture(tmp_path / "a.png").size
+        _ = FileImage(tmp_path / "a.png").size

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedloom.data import load_data
 from fedloom.data.bounding_boxes import in_fractions, in_pixels
 from fedloom.data.client_folders import take_off_frame
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.mimic_cxr import described, sections
 from fedloom.data.record_fields import Bad
 from fedloom.system.errors import UserError
@@ -39,7 +39,7 @@ def picture(tmp_path_factory, encoded):
     """Return a picture 13 pixels wide and 12 high."""
     path = tmp_path_factory.mktemp("picture") / "a.png"
     path.write_bytes(encoded(1))
-    return FilePicture(path)
+    return FileImage(path)
 
 
 def reasons(data):

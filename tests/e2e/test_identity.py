@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import fedloom
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli.run_commands import app
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.experiment.experiment import Experiment
 from fedloom.plugins.code_digest import PROCESS, source_digest
 from fedloom.plugins.plugins import Plugins
@@ -125,7 +125,8 @@ def weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fedloom, "__version__", "0.9.0")
+    for module in (run_identity, single_run):
+        monkeypatch.setattr(module, "__version__", "0.9.0")
 
 
 def sources(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +299,7 @@ def test_a_spare_image_counts(tmp_path: Path, encoded: Callable[..., bytes]) -> 
     for number in (1, 2):
         (tmp_path / "spare.png").write_bytes(encoded(number))
         digests.add(
-            run_identity.content([Example("1", "?", "a", spare=(FilePicture(tmp_path / "spare.png"),))])
+            run_identity.content([Example("1", "?", "a", spare=(FileImage(tmp_path / "spare.png"),))])
         )
     assert len(digests) == 2
 
@@ -331,8 +332,8 @@ def test_another_run_that_began_meanwhile_is_not_handed_out(
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
         monkeypatch.setattr(single_run, "working", working)
-        run_experiment(other, run_folder, Progress(None))
-        with working(run_folder):
+        run_experiment(other, folder, Progress(None))
+        with working(folder):
             yield
 
     monkeypatch.setattr(single_run, "working", late)
@@ -439,8 +440,8 @@ def test_discarding_removes_a_run_and_leaves_what_others_wrote(world: World) -> 
 
 
 def _made(folder: Path) -> Path:
-    run_folder.mkdir()
-    return run_folder
+    folder.mkdir()
+    return folder
 
 
 def test_every_file_of_a_finished_run_is_listed_or_proves_itself(world: World) -> None:

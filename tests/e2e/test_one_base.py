@@ -23,7 +23,7 @@ from fedloom.runs import single_run
 from fedloom.runs.single_run import run_experiment
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategies import Stage
-from fedloom.types import Picture
+from fedloom.types import LazyImage
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
         towers.add(next(vlm.model.model.vision_tower.parameters()).data_ptr())
         return prepare(vlm, stage, seed)
 
-    def counted(vlm: Vlm, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def counted(vlm: Vlm, pictures: Sequence[LazyImage]) -> dict[str, Tensor]:
         computed.extend(one.key for one in pictures)
         return encoded(vlm, pictures)
 

@@ -17,7 +17,7 @@ from fedloom.progress import make_progress
 from fedloom.runs import site_setup, train_method
 from fedloom.runs.evaluation import _values
 from fedloom.runs.single_run import resume_run, run_experiment
-from fedloom.tasks.score_answers import Judged, each
+from fedloom.tasks.score_answers import Answers, each
 from fedloom.types import Example
 
 
@@ -206,7 +206,7 @@ def test_rarity_in_captions_is_counted_over_all_clients() -> None:
     asked = {
         client: (
             [Example(str(client), "?", text, None, text, task="caption")],
-            Judged((text,), (None,), (text,)),
+            Answers((text,), (None,), (text,)),
         )
         for client, text in enumerate(said)
     }
@@ -214,7 +214,7 @@ def test_rarity_in_captions_is_counted_over_all_clients() -> None:
     assert all(len(value) == 1 and value[0] > 0 for value in values.values())
     whole = each(
         [one for examples, _ in asked.values() for one in examples],
-        Judged(tuple(said), (None,) * 3, tuple(said)),
+        Answers(tuple(said), (None,) * 3, tuple(said)),
         headline=True,
     )
     assert [float(value[0]) for value in values.values()] == whole.tolist()

@@ -14,7 +14,7 @@ from campaign.world import World, make_world, outcome
 from fedloom.cli.run_commands import app
 from fedloom.client.client_memory import Files
 from fedloom.engine import checkpoints
-from fedloom.engine.checkpoints import last_commit
+from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.experiment.grid import load_grid
 from fedloom.models.load_model import load_vlm
 from fedloom.progress import Progress
@@ -50,7 +50,7 @@ def files(folder: Path) -> list[Path]:
 def last_memories(folder: Path) -> list[Path]:
     """The files of clients' memories that the last checkpoint uses."""
     (training,) = {place.parent for place in folder.rglob("memory")}
-    standing, memory = last_commit(training), Files(training.parent)
+    standing, memory = last_checkpoint(training), Files(training.parent)
     assert standing is not None
     return [memory.file((training.name, client, round)) for client, round in standing.since.items()]
 
@@ -333,10 +333,10 @@ def test_the_manifest_of_an_adapter_cannot_go_unnoticed(finished: Path, tmp_path
 def test_a_checkpoint_under_another_rounds_name_is_passed_over(unfinished: Path, tmp_path: Path) -> None:
     shutil.copytree(unfinished, tmp_path / "copy")
     folder = tmp_path / "copy/methods/scaffold"
-    before = last_commit(folder).state.round
+    before = last_checkpoint(folder).state.round
     for kind in ("json", "safetensors"):
         shutil.copy(folder / f"round-{before - 1:04}.{kind}", folder / f"round-{before + 1:04}.{kind}")
-    assert last_commit(folder).state.round == before
+    assert last_checkpoint(folder).state.round == before
 
 
 def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Lay
 def refuse(
     updates: list[Update], norms: Iterable[float] = (), limits: Limits = Limits(), **bounds: Any
 ) -> dict[int, str]:
-    judged = admission(norms, limits, **bounds).judged(updates)
+    judged = admission(norms, limits, **bounds).checked(updates)
     return {update.client: why for update, why in judged if why is not None}
 
 
@@ -151,7 +151,7 @@ def test_a_stream_is_judged_as_it_comes() -> None:
             taken.append(client)
             yield update(client)
 
-    judged = admission().judged(coming())
+    judged = admission().checked(coming())
     next(judged)
     assert len(taken) == FIRST  # the usual norm needs these, and no more
     for _ in range(FIRST):
@@ -161,6 +161,6 @@ def test_a_stream_is_judged_as_it_comes() -> None:
 
 def test_few_norms_are_remembered() -> None:
     one = admission([1.0] * REMEMBERED)
-    list(one.judged(update(client, value=0.5) for client in range(40)))
+    list(one.checked(update(client, value=0.5) for client in range(40)))
     assert len(one.norms) == REMEMBERED
     assert one.norms[-1] == pytest.approx(0.5 * 10**0.5)

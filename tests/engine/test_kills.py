@@ -20,7 +20,7 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Plain, run_of, site_of
 from campaign.kills import kill_at, patched
 from fedloom.algorithms.compose import make
 from fedloom.client.client_memory import Files
-from fedloom.engine.checkpoints import commit, last_commit
+from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.remote_site import Remote, serve
 from fedloom.engine.rounds import run_rounds
 from fedloom.params import Part
@@ -64,8 +64,8 @@ def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:
     with os.fdopen(requests, "wb") as going, os.fdopen(replies, "rb") as coming:
         run = run_of(
             METHODS[kind],
-            committed=lambda now, log: commit(folder, now),
-            standing=last_commit(folder, LAYOUT),
+            committed=lambda now, log: write_checkpoint(folder, now),
+            standing=last_checkpoint(folder, LAYOUT),
             cohort=3,
             **fields,
         )
@@ -113,7 +113,7 @@ def counting(write: int) -> Fault:
 
 def ended(kind: str, folder: Path) -> tuple[bytes, dict[str, bytes]]:
     """Return the bytes of the last checkpoint's tensors, and of the memories that it has accepted."""
-    standing = last_commit(folder / "server", LAYOUT)
+    standing = last_checkpoint(folder / "server", LAYOUT)
     assert standing is not None
     assert standing.state.round == TRAIN.rounds
     memory = Files(folder / "site")

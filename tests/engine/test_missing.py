@@ -34,7 +34,7 @@ from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.engine.client_order import SILENT, in_order
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import MISSED, Backend, Run, Standing, run_rounds
+from fedloom.engine.rounds import MISSED, Backend, Standing, Training, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
@@ -369,7 +369,7 @@ def test_a_client_that_fails_does_not_change_the_runs_beside_its_own(
     backend = inner if how == "raises" else Workers(inner, 2)
     logs: dict[tuple[int, ...], list[dict[str, Any]]] = {}
 
-    def run(clients: tuple[int, ...]) -> Run:
+    def run(clients: tuple[int, ...]) -> Training:
         logs[clients] = []
         begun = Standing(algorithm.init(tuned.start))
         return run_of(
@@ -444,7 +444,7 @@ def test_a_run_that_lags_behind_and_fails_stops_no_more_than_one_in_step() -> No
     site = site_of(make("fedavg", CLIENTS), LONG)
     backend = Corrupted(site, {4: broken}, tuple(range(9)))
 
-    def runs() -> list[Run]:
+    def runs() -> list[Training]:
         return [run_of("fedavg", (client,), LONG, rounds=4) for client in (0, 4)]
 
     whole = run_rounds(runs(), backend)

@@ -17,7 +17,7 @@ from fedloom.algorithms.algorithm import Aggregate, FederatedAlgorithm, ServerSt
 from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.client_memory import Memory
 from fedloom.config.schema import Limits
-from fedloom.engine.checkpoints import commit, last_commit
+from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.rounds import MISSED, Standing, run_rounds
 from fedloom.params import Params
 from fedloom.system.errors import UserError
@@ -56,7 +56,7 @@ def go(
     def committed(now: Standing, log: dict) -> None:
         logs.append(log)
         if folder is not None:
-            commit(folder, now)
+            write_checkpoint(folder, now)
 
     one = run_of(
         "any",
@@ -83,7 +83,7 @@ def test_the_state_and_what_clients_keep_stay_as_they_were(name: str, tmp_path: 
     assert "global parameters not finite" in logs[1]["not_applied"]
     assert math.isfinite(logs[1]["loss"])
     assert logs[1]["refused"] == []
-    back = last_commit(tmp_path, LAYOUT)
+    back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert same(back, before)
     assert back.missed == 1
@@ -121,7 +121,7 @@ def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
     algorithm = breaking(make("fedavg", CLIENTS), range(1, 9))
     go(algorithm, 3, folder=tmp_path)
     with pytest.raises(UserError, match="round 3"):
-        go(algorithm, 9, last_commit(tmp_path, LAYOUT), tmp_path)
+        go(algorithm, 9, last_checkpoint(tmp_path, LAYOUT), tmp_path)
 
 
 def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:

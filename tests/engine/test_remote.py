@@ -16,7 +16,7 @@ from tests.clients import EXCHANGING, same
 from fedloom.client.site import Question
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import Remote
-from fedloom.engine.rounds import Backend, Run, Schedule, Standing, run_rounds
+from fedloom.engine.rounds import Backend, Schedule, Standing, Training, run_rounds
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.single_run import open_site
 from fedloom.runs.site_setup import algorithm_of
@@ -86,7 +86,7 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
         kept = found[-1].kept if found else {}
         train = value.train.model_copy(update={"rounds": rounds})
         clients = range(len(backend.describe(name)))
-        run = Run(
+        run = Training(
             name,
             algorithm,
             Standing(algorithm.init(begun), kept),

@@ -29,7 +29,7 @@ from fedloom.algorithms.compose import make
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.config.schema import Limits
 from fedloom.engine import checkpoints
-from fedloom.engine.checkpoints import commit, last_commit
+from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.params import Layout, Params, Part
 from fedloom.runs.verify_files import _read_memories  # pyright: ignore[reportPrivateUsage]
@@ -69,11 +69,11 @@ def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop:
     def committed(now: Standing, log: dict[str, object]) -> None:
         if now.state.round == stop + 1:
             raise KeyboardInterrupt
-        commit(tmp_path, now)
+        write_checkpoint(tmp_path, now)
 
     with pytest.raises(KeyboardInterrupt):
         whole_run(name, memory=Files(tmp_path), committed=committed)
-    back = last_commit(tmp_path, LAYOUT)
+    back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
     rest = whole_run(name, standing=back, memory=Files(tmp_path))
@@ -135,7 +135,7 @@ def test_a_run_stops_when_nobody_is_left() -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no tensors", "half json"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_path: Path) -> None:
-    whole_run("scaffold", memory=Files(tmp_path), committed=lambda now, _: commit(tmp_path, now))
+    whole_run("scaffold", memory=Files(tmp_path), committed=lambda now, _: write_checkpoint(tmp_path, now))
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
     if damage == "flip":
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_pat
         tensors.unlink()
     else:
         figures.write_text(figures.read_text()[:40])
-    back = last_commit(tmp_path, LAYOUT)
+    back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == 3
     rest = whole_run("scaffold", standing=back, memory=Files(tmp_path))
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_pat
 
 
 def test_only_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    whole_run("fedavg", committed=lambda now, _: commit(tmp_path, now))
+    whole_run("fedavg", committed=lambda now, _: write_checkpoint(tmp_path, now))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]
@@ -167,8 +167,8 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
     for number in range(9_998, 10_003):
         kept = {0: (number - 1, number), 7: (3,)}
         standing = replace(standing, state=replace(standing.state, round=number), kept=kept)
-        commit(tmp_path, standing)
-        found = last_commit(tmp_path)
+        write_checkpoint(tmp_path, standing)
+        found = last_checkpoint(tmp_path)
         assert found is not None
         assert (found.state.round, found.kept) == (number, kept)
     kept_files = [f"round-{number}.{end}" for number in (10_001, 10_002) for end in ("json", "safetensors")]
@@ -177,8 +177,8 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 
 def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
     best = Best(3, 0.5, Params(LAYOUT, torch.arange(12.0)), {0: 2, 4: 1})
-    commit(tmp_path, Standing(ServerState(start_of(), 5), best=best))
-    found = last_commit(tmp_path, LAYOUT)
+    write_checkpoint(tmp_path, Standing(ServerState(start_of(), 5), best=best))
+    found = last_checkpoint(tmp_path, LAYOUT)
     assert found is not None
     assert found.best is not None
     assert (found.best.round, found.best.score, found.best.since) == (3, 0.5, {0: 2, 4: 1})
@@ -186,8 +186,8 @@ def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_layout_is_not_read(tmp_path: Path) -> None:
-    commit(tmp_path, Standing(ServerState(start_of())))
-    assert last_commit(tmp_path, Layout.of({"v": (6,)})) is None
+    write_checkpoint(tmp_path, Standing(ServerState(start_of())))
+    assert last_checkpoint(tmp_path, Layout.of({"v": (6,)})) is None
 
 
 def test_cohorts_depend_on_the_seed_and_round_alone() -> None:
@@ -350,8 +350,8 @@ def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
     """An algorithm may remember the parameters themselves, or views of them."""
     params = start_of()
     slots = {"anchor": params.flat, "again": params.flat, "head": params.flat[:2]}
-    commit(tmp_path, Standing(ServerState(params, 1, slots)))
-    found = last_commit(tmp_path)
+    write_checkpoint(tmp_path, Standing(ServerState(params, 1, slots)))
+    found = last_checkpoint(tmp_path)
     assert found is not None
     assert found.state.slots.keys() == slots.keys()
     assert all(torch.equal(found.state.slots[name], value) for name, value in slots.items())
@@ -368,7 +368,7 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
             now = replace(
                 now, best=Best(now.state.round, float(now.state.round), now.state.params, now.since)
             )
-        commit(folder, now)
+        write_checkpoint(folder, now)
         return now
 
     files = Files(tmp_path / "methods")
@@ -397,6 +397,6 @@ def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) ->
             "_index",
             lambda kept: dict(zip(checkpoints.INDEX, torch.tensor([[3], [1]]), strict=True)),
         )
-        commit(tmp_path, standing)
+        write_checkpoint(tmp_path, standing)
     with pytest.raises(UserError, match=r"round-0000.*another version"):
-        checkpoints.read_commit(tmp_path / "round-0000.json")
+        checkpoints.read_checkpoint(tmp_path / "round-0000.json")

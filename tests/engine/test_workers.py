@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.clients import CLIENTS, asked_about, assigned, named, real_site
 
 from fedloom.algorithms import SERVERS
-from fedloom.client.answer_questions import judge_rows
+from fedloom.client.answer_questions import answer_rows
 from fedloom.client.client_memory import Files
 from fedloom.config.schema import Evaluate
 from fedloom.data.drawn_shapes import MAKERS
@@ -187,7 +187,7 @@ def test_several_processes_answer_as_one(scoring: str, tuned: Tuned) -> None:
     ]
     presence, settings = [Presence(True, True)] * 40, Evaluate(scoring=scoring)
     alone, together = (
-        judge_rows(tuned.vlm, [tuned.vlm.connect], examples, presence, settings, workers=count)[0]
+        answer_rows(tuned.vlm, [tuned.vlm.connect], examples, presence, settings, workers=count)[0]
         for count in (1, 3)
     )
     assert together.answers == alone.answers

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedloom.config.schema import Data
-from fedloom.data.images import FilePicture, check_picture
+from fedloom.data.images import FileImage, check_image
 from fedloom.data.own_folder import load_folder
 
 from .records import IMAGES, RECORDS, fill, pixels
@@ -24,12 +24,12 @@ def test_an_image_is_used_or_its_reason_is_right(name: str, tmp_path: Path) -> N
     case = IMAGES[name]
     path = tmp_path / "image"
     path.write_bytes(case.build())
-    reason = check_picture(path)
+    reason = check_image(path)
     if case.reason is not None:
         assert reason is not None and case.reason in reason
         return
     assert reason is None
-    picture = FilePicture(path)
+    picture = FileImage(path)
     found = picture.pixels()
     assert picture.size == (found.shape[1], found.shape[0]) == case.size
     assert found.dtype == np.uint8 and found.shape[2] == 3
@@ -45,7 +45,7 @@ LOSSLESS = [
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_whole_pixels_are_the_pixels(name: str, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(IMAGES[name].build())
-    np.testing.assert_array_equal(FilePicture(tmp_path / "image").pixels(), pixels())
+    np.testing.assert_array_equal(FileImage(tmp_path / "image").pixels(), pixels())
 
 
 def test_nobody_else_is_lost(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.scenarios import Plan, card, survey
-from fedloom.scenarios.heterogeneity_card import distances, rows
+from fedloom.scenarios import Plan
+from fedloom.scenarios.heterogeneity_card import card, distances, rows, survey
 from fedloom.types import Example
 
 OPTIONS = ("a", "b", "c", "d")

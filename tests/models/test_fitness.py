@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.models.batches import length
 from fedloom.models.computed_cache import Memo
 from fedloom.models.example_checks import MOST_TOKENS, Checked, checked, limit_of
@@ -130,7 +130,7 @@ def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) 
 
 def test_files_that_changed_since_they_were_found_are_named(tiny_model: Path, tmp_path: Path) -> None:
     vlm = load_vlm(str(tiny_model))
-    gone = example("gone", image=FilePicture(tmp_path / "a.png"))
+    gone = example("gone", image=FileImage(tmp_path / "a.png"))
     found = check(vlm, gone, example("good", image=Plain(8, 8)))
     assert [one.id for one in found.data.train] == ["good"]
     assert "image 'a.png' cannot be read" in found.data.rejected[0].reason
@@ -140,7 +140,7 @@ def test_another_image_of_the_same_thing_takes_the_place_of_a_damaged_one(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     vlm = load_vlm(str(tiny_model))
-    spare = (FilePicture(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))
+    spare = (FileImage(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))
     found = check(
         vlm, example("study", image=Gone(), spare=spare), example("lost", image=Gone(), spare=spare[:2])
     )

@@ -17,7 +17,7 @@ from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_json
-from fedloom.tasks.linear_baseline import linear_reference
+from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.types import Example
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -77,8 +77,8 @@ def test_the_reference_reads_texts_by_the_function_it_is_given() -> None:
     def embed(texts: list[str]) -> np.ndarray:
         return np.array([[1.0, 0.0] if text.startswith(("cat", "kitten")) else [0.0, 1.0] for text in texts])
 
-    assert linear_reference(train, test, embed)["text"].argmax(1).tolist() == [1, 0]
-    assert linear_reference(train, test)["text"].argmax(1).tolist() != [1, 0]
+    assert linear_baseline(train, test, embed)["text"].argmax(1).tolist() == [1, 0]
+    assert linear_baseline(train, test)["text"].argmax(1).tolist() != [1, 0]
 
 
 def small(**evaluate: str) -> Experiment:

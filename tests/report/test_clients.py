@@ -14,7 +14,8 @@ import pytest
 from fedloom.report import read_run, write_report
 from fedloom.report.client_charts import DISTANCE, LENGTH, columns, holdings
 from fedloom.report.split_table import card_rows, split_text
-from fedloom.scenarios import Plan, card, survey
+from fedloom.scenarios import Plan
+from fedloom.scenarios.heterogeneity_card import card, survey
 from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.types import Example
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedloom.system.errors import UserError
-from fedloom.tasks.linear_baseline import colors, gradients, linear_reference, resize
+from fedloom.tasks.linear_baseline import colors, gradients, linear_baseline, resize
 from fedloom.types import Example
 
 OPTIONS = ("red", "green", "none")
@@ -59,7 +59,7 @@ def without(found: list[Example], **gone: None) -> list[Example]:
 
 
 def test_each_slice_learns_what_is_plain_to_see():
-    slices = linear_reference(TRAIN, TEST)
+    slices = linear_baseline(TRAIN, TEST)
     assert set(slices) == {"image", "text", "both"}
     for probabilities in slices.values():
         assert probabilities.shape == (len(TEST), len(OPTIONS))
@@ -69,38 +69,38 @@ def test_each_slice_learns_what_is_plain_to_see():
 
 
 def test_both_is_the_renormalized_product():
-    slices = linear_reference(TRAIN, TEST)
+    slices = linear_baseline(TRAIN, TEST)
     product = slices["image"] * slices["text"]
     assert np.allclose(slices["both"], product / product.sum(axis=1, keepdims=True))
 
 
 def test_a_rerun_gives_the_same_numbers():
-    first, second = linear_reference(TRAIN, TEST), linear_reference(TRAIN, TEST)
+    first, second = linear_baseline(TRAIN, TEST), linear_baseline(TRAIN, TEST)
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(("gone", "left"), [("image", {"text"}), ("text", {"image"})])
 def test_a_modality_that_is_absent_has_no_slice(gone, left):
-    assert set(linear_reference(without(TRAIN, **{gone: None}), TEST)) == left
-    assert set(linear_reference(TRAIN, without(TEST, **{gone: None}))) == left
+    assert set(linear_baseline(without(TRAIN, **{gone: None}), TEST)) == left
+    assert set(linear_baseline(TRAIN, without(TEST, **{gone: None}))) == left
 
 
 def test_a_test_example_without_the_modality_gets_equal_probabilities():
     mixed = [replace(TEST[0], image=None), *TEST[1:]]
-    slices = linear_reference(TRAIN, mixed)
+    slices = linear_baseline(TRAIN, mixed)
     assert np.allclose(slices["image"][0], 1 / len(OPTIONS))
     assert np.allclose(slices["both"][0], slices["text"][0])
-    assert np.allclose(slices["image"][1:], linear_reference(TRAIN, TEST)["image"][1:])
+    assert np.allclose(slices["image"][1:], linear_baseline(TRAIN, TEST)["image"][1:])
 
 
 def test_a_single_class_is_always_answered():
-    slices = linear_reference([one for one in TRAIN if one.label == 1], TEST)
+    slices = linear_baseline([one for one in TRAIN if one.label == 1], TEST)
     assert all((probabilities.argmax(axis=1) == 1).all() for probabilities in slices.values())
 
 
 def test_other_options_are_refused():
     with pytest.raises(UserError, match="'100' has no options"):
-        linear_reference(TRAIN, [replace(TEST[0], options=())])
+        linear_baseline(TRAIN, [replace(TEST[0], options=())])
 
 
 def test_without_scikit_learn_the_user_is_told_what_to_install(monkeypatch):
@@ -113,7 +113,7 @@ def test_without_scikit_learn_the_user_is_told_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"pip install 'fedloom\[eval\]'"):
-        linear_reference(TRAIN, TEST)
+        linear_baseline(TRAIN, TEST)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (8, 8), (9, 5), (3, 2)])

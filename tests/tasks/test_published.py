@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from fedloom.tasks import TASKS, UNPARSED
 from fedloom.tasks.published_scoring import FAILED, first_letter
-from fedloom.tasks.score_answers import Judged, score
+from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import Example
 
 LAW = settings(max_examples=60, deadline=None)
@@ -124,7 +124,7 @@ def test_letters_of_hateful_memes_and_crisis_mmd_by_hand(reply, of_two, of_eight
 def test_the_published_auc_is_that_of_the_script_of_hateful_memes(rows):
     examples = [asked(label, 2) for label, _ in rows]
     replies = tuple(reply for _, reply in rows)
-    judged = Judged((UNPARSED,) * len(rows), (None,) * len(rows), replies, "letter")
+    judged = Answers((UNPARSED,) * len(rows), (None,) * len(rows), replies, "letter")
     truth = [label for label, _ in rows]
     wanted = [letter_of(reply, *HATEFUL) for reply in replies]
     found = score(examples, judged)
@@ -138,7 +138,7 @@ def test_the_published_auc_is_that_of_the_script_of_hateful_memes(rows):
 def test_the_published_f1_is_that_of_the_script_of_crisis_mmd(rows):
     examples = [asked(label, 8) for label, _ in rows]
     replies = tuple(reply for _, reply in rows)
-    judged = Judged((UNPARSED,) * len(rows), (None,) * len(rows), replies, "letter")
+    judged = Answers((UNPARSED,) * len(rows), (None,) * len(rows), replies, "letter")
     wanted = [letter_of(reply, *CRISIS) for reply in replies]
     theirs = f1_score([label for label, _ in rows], wanted, average="macro", zero_division=0.0)
     assert score(examples, judged)["macro_f1_published"] == pytest.approx(theirs)
@@ -197,7 +197,7 @@ def test_sentences_are_compared_as_the_scripts_of_fedvlmbench_compare_them(frame
     def found(*examples):
         replies = (f"{reply}.", "")[: len(examples)]
         nothing = (None,) * len(examples)
-        return score(examples, Judged((UNPARSED,) * len(examples), nothing, replies))["tasks"]["vqa"]
+        return score(examples, Answers((UNPARSED,) * len(examples), nothing, replies))["tasks"]["vqa"]
 
     assert found(one)["accuracy_published"] == right_text(frame + name, reply)
     assert found(one, other)["accuracy_published"] == right_start(frame + name, reply)
@@ -226,9 +226,9 @@ def test_an_aircraft_is_compared_by_its_whole_name(reply, alone, beside_other_ta
     assert CHOICE.parse(reply, one, answer_form="text") == alone
     assert TASKS["choice"].multitask.parse(reply, one, answer_form="text") == beside_other_tasks
     other = Example("f", "Where?", "[0, 0, 9, 9]", task="grounding")
-    only = Judged((UNPARSED,), (None,), (reply,))
+    only = Answers((UNPARSED,), (None,), (reply,))
     assert score([one], only)["accuracy_published"] == (alone == 0)
-    both = Judged((UNPARSED,) * 2, (None,) * 2, (reply, ""))
+    both = Answers((UNPARSED,) * 2, (None,) * 2, (reply, ""))
     assert score([one, other], both)["tasks"]["choice"]["accuracy_published"] == (beside_other_tasks == 0)
 
 

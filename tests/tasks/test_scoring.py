@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.tasks.score_answers import Judged, each, score
+from fedloom.tasks.score_answers import Answers, each, score
 from fedloom.types import Example
 
 
@@ -21,7 +21,7 @@ def answered(rows, form="text"):
         TASKS[example.task].parse(reply, example, answer_form=form)
         for example, reply in zip(examples, replies, strict=True)
     )
-    return examples, Judged(answers, (None,) * len(rows), replies, form)
+    return examples, Answers(answers, (None,) * len(rows), replies, form)
 
 
 def test_scores_are_also_given_by_kind():
@@ -62,18 +62,18 @@ def test_every_task_is_scored_by_itself_and_means_stand_on_top():
 def test_one_task_stands_on_top_itself():
     scores = score(*answered([("caption", "a red circle", None, "a red circle")]))
     assert scores["tasks"]["caption"] == {name: value for name, value in scores.items() if name != "tasks"}
-    assert score([], Judged((), ())) == {"tasks": {}}
+    assert score([], Answers((), ())) == {"tasks": {}}
 
 
 def test_replies_are_read_as_published_code_reads_them_and_compared_options_need_no_reading():
     one = Example("e", "Which?", "no", label=0, options=("no", "yes"))
     two = Example("f", "Which?", "yes", label=1, options=("no", "yes"))
     chances = np.array([0.8, 0.2])
-    compared = score([one, two], Judged((0, 0), (chances, chances), (None, None), "letter"))
+    compared = score([one, two], Answers((0, 0), (chances, chances), (None, None), "letter"))
     assert compared["auc_published"] == compared["auc"] == 0.5
-    said = score([one, two], Judged((UNPARSED, 1), (None, None), ("Because", "(B) yes"), "letter"))
+    said = score([one, two], Answers((UNPARSED, 1), (None, None), ("Because", "(B) yes"), "letter"))
     # The published code finds the letter B in "Because".
     assert (said["accuracy"], said["unparsed"], said["accuracy_published"]) == (0.5, 0.5, 0.5)
     assert (said["auc"], said["auc_published"]) == (None, 0.5)
-    unread = score([one, two], Judged((0, UNPARSED), (None, None), ("(A) no", "none"), "letter"))
+    unread = score([one, two], Answers((0, UNPARSED), (None, None), ("(A) no", "none"), "letter"))
     assert (unread["accuracy"], unread["auc_published"]) == (0.5, 1.0)  # silence ranks above "yes"

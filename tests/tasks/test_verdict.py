@@ -13,7 +13,7 @@ from fedloom.runs.modality_slices import with_verdicts
 from fedloom.system.errors import UserError
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.llm_judge import judge_prompt, judged_scores, parse_verdict
-from fedloom.tasks.score_answers import Judged, score
+from fedloom.tasks.score_answers import Answers, score
 from fedloom.types import Example
 
 
@@ -81,7 +81,7 @@ def test_verdicts_by_hand():
 
 def test_the_judge_is_asked_about_free_answers_only():
     examples = [asked("liver"), asked("a liver", task="caption"), asked("lung")]
-    judged = Judged(("liver", "a liver", "heart"), (None,) * 3, ("liver", "a liver", "heart"))
+    judged = Answers(("liver", "a liver", "heart"), (None,) * 3, ("liver", "a liver", "heart"))
     prompts = []
     found = with_verdicts(
         lambda some: prompts.extend(some) or lenient(some), examples, judged, score(examples, judged)

@@ -146,8 +146,7 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
 def divided(experiment: Experiment) -> dict[str, Any]:
     """Load the data and divide them; return what --json prints."""
     from fedloom.data import load_data
-    from fedloom.scenarios import card, survey
-    from fedloom.scenarios.heterogeneity_card import rows
+    from fedloom.scenarios.heterogeneity_card import card, rows, survey
     from fedloom.scenarios.validation_part import divided as divided_among
     from fedloom.scenarios.validation_part import validation_json
 

@@ -20,7 +20,7 @@ from fedloom.models.load_model import Vlm
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.system.processes import forked, threads_each
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.tasks.task import AnswerForm
 from fedloom.types import Conversation, Example, Presence
 
@@ -49,19 +49,19 @@ def render(
     ]
 
 
-def judge(
+def answer_examples(
     vlm: Vlm,
     examples: Sequence[Example],
     presence: Sequence[Presence],
     settings: Evaluate,
     *,
     clause: str | None = None,
-) -> Judged:
-    """Answer every example with the live model; see `judge_rows`."""
-    return judge_rows(vlm, [vlm.connect], examples, presence, settings, clause=clause)[0]
+) -> Answers:
+    """Answer every example with the live model; see `answer_rows`."""
+    return answer_rows(vlm, [vlm.connect], examples, presence, settings, clause=clause)[0]
 
 
-def judge_rows(
+def answer_rows(
     vlm: Vlm,
     connects: Sequence[Connect],
     examples: Sequence[Example],
@@ -70,7 +70,7 @@ def judge_rows(
     *,
     clause: str | None = None,
     workers: int = 1,
-) -> list[Judged]:
+) -> list[Answers]:
     """Answer every example with each of K clients' adapters that stand side by side in the model.
 
     Examples with options are scored by likelihood unless the settings say "generate"; all others are
@@ -101,7 +101,7 @@ def judge_rows(
             chances = np.array(found)
             answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
     return [
-        Judged(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
+        Answers(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
         for row in rows
     ]
 

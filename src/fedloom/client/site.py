@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import EVERYTHING, Budget
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second
-from fedloom.client.answer_questions import judge_rows
+from fedloom.client.answer_questions import answer_rows
 from fedloom.client.client_measurements import PROBES
 from fedloom.client.client_memory import InMemory, Memory
 from fedloom.client.local_job import Job, second_pass
 from fedloom.client.local_training import Trained, apart, put
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
 from fedloom.tuning.trained_values import Parts
@@ -87,7 +87,7 @@ class Profiles(Sequence[Profile]):
 
 
 @dataclass(frozen=True, eq=False)
-class Local:
+class SiteMethod:
     """What a site knows about a method.
 
     Attributes:
@@ -137,7 +137,7 @@ class Question:
     slice: str = "both"
 
 
-class Asked(NamedTuple):
+class QuestionExamples(NamedTuple):
     """The examples of a question, their modalities that are shown, and what prompts say of these."""
 
     examples: Sequence[Example]
@@ -145,8 +145,8 @@ class Asked(NamedTuple):
     clause: str | None
 
 
-def _nothing(question: Question) -> Asked:
-    return Asked((), (), None)
+def _nothing(question: Question) -> QuestionExamples:
+    return QuestionExamples((), (), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +166,9 @@ class Site:
     tuned: Tuned
     settings: Sequence[Train]
     seed: int
-    local: Callable[[str], Local]
+    local: Callable[[str], SiteMethod]
     memory: Memory = field(default_factory=InMemory)
-    asked: Callable[[Question], Asked] = _nothing
+    asked: Callable[[Question], QuestionExamples] = _nothing
     evaluate: Evaluate | None = None
 
     def stages(self, method: str) -> Sequence[Train]:
@@ -299,7 +299,7 @@ class Site:
         local = self.local(question.method)
         return _with_own(local, question.stage, question.params, local.parts[question.stage].down, kept)
 
-    def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Judged]:
+    def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model.
 
         Args:
@@ -312,7 +312,7 @@ class Site:
             for row, question in enumerate(questions):
                 stack.write(self.model(question), row)
             connects = stack.connects(len(questions))
-            return judge_rows(
+            return answer_rows(
                 stack.vlm, connects, examples, presence, self.evaluate, clause=clause, workers=workers
             )
 
@@ -320,7 +320,7 @@ class Site:
         return {} if since < 0 else self.memory.read((method, client, since))
 
 
-def _with_own(local: Local, stage: int, params: Params, down: Part, kept: Tensors) -> Params:
+def _with_own(local: SiteMethod, stage: int, params: Params, down: Part, kept: Tensors) -> Params:
     """Return a client's parameters: what was sent, the method's start elsewhere, and its personal values."""
     flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
     own = kept.get(PERSONAL)

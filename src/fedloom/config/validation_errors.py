@@ -44,8 +44,8 @@ class Conflict(NamedTuple):
 
 def refusal(conflicts: Sequence[Conflict]) -> PydanticCustomError:
     """Make the error by which a model's validator reports conflicts."""
-    told = "; ".join(conflict.message for conflict in conflicts).replace("{", "(").replace("}", ")")
-    return PydanticCustomError("conflict", told, {"conflicts": list(conflicts)})  # type: ignore[arg-type]
+    error_text = "; ".join(conflict.message for conflict in conflicts).replace("{", "(").replace("}", ")")
+    return PydanticCustomError("conflict", error_text, {"conflicts": list(conflicts)})  # type: ignore[arg-type]
 
 
 def resolve(model: type[Model], document: Document) -> Model:
@@ -56,7 +56,7 @@ def resolve(model: type[Model], document: Document) -> Model:
     """
     found, mistakes = check(model, document)
     if mistakes or found is None:
-        raise UserError(told(document.source, mistakes))
+        raise UserError(error_text(document.source, mistakes))
     return found
 
 
@@ -90,7 +90,7 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
     return found, mistakes
 
 
-def told(source: str, mistakes: Sequence[Mistake]) -> str:
+def error_text(source: str, mistakes: Sequence[Mistake]) -> str:
     """Format mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))

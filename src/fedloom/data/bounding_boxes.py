@@ -10,7 +10,7 @@ import json
 from math import ceil, floor
 from typing import Any
 
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.record_fields import Bad
 from fedloom.system.errors import UserError
 
@@ -18,7 +18,7 @@ SLACK = 0.01
 """By so many pixels may a box end outside the picture; data sets round to as many."""
 
 
-def in_pixels(box: Any, picture: FilePicture) -> str:
+def in_pixels(box: Any, picture: FileImage) -> str:
     """Return a box in pixels, widened to whole ones, as an answer.
 
     Args:

@@ -30,7 +30,7 @@ from pathlib import PurePath
 from typing import Any
 
 from fedloom.data.bounding_boxes import in_fractions, in_pixels
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.published_data_set import Reading, Source, Table
 from fedloom.data.record_fields import Bad, needed
 from fedloom.data.record_files import Raw, shown
@@ -96,7 +96,7 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
-def _box(answer: str, picture: FilePicture) -> str:
+def _box(answer: str, picture: FileImage) -> str:
     try:
         box: Any = json.loads(answer.replace("'", '"'))
     except ValueError:

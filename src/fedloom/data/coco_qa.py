@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.published_data_set import Count, Reading, Source, Table
 from fedloom.data.record_fields import Bad, needed, one_of
 from fedloom.data.record_files import Raw, read_lines
@@ -57,7 +57,7 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
-def _photograph(number: str, reading: Reading) -> FilePicture:
+def _photograph(number: str, reading: Reading) -> FileImage:
     """Find a photograph by its number, which does not tell whether it is one of train or of val."""
     if not number.isdecimal():
         raise Bad(f"img_ids is {number!r}, not a number")

@@ -30,7 +30,7 @@ from typing import Any
 
 from fedloom.data.record_fields import Bad, Locate, text
 from fedloom.data.record_files import kind, shown
-from fedloom.types import Picture, Turn
+from fedloom.types import LazyImage, Turn
 
 LISTS = ("conversations", "messages", "conversation")
 PAIRS = (("query", "response"), ("instruction", "output"))
@@ -301,7 +301,7 @@ def _once(texts: Sequence[str], name: str, locate: Locate) -> list[Turn]:
     return turns
 
 
-def _marked(words: str, images: Sequence[Picture]) -> Turn:
+def _marked(words: str, images: Sequence[LazyImage]) -> Turn:
     """Take the marks out of a question; each image stands where its mark stood."""
     pieces = MARK.sub("<image>", words).split("<image>")
     user, places = "", list[int]()

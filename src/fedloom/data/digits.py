@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from fedloom.data.images import ZipPicture
+from fedloom.data.images import ZipImage
 from fedloom.data.loading import FILES, divide
 from fedloom.types import DataSet, Example
 
@@ -39,7 +39,7 @@ def _example(id: str, digit: int) -> Example:
         id=id,
         question=QUESTION,
         answer=DIGITS[digit],
-        image=ZipPicture(FILES / "digits.zip", f"{id}.png"),
+        image=ZipImage(FILES / "digits.zip", f"{id}.png"),
         label=digit,
         group=DIGITS[digit],
         options=DIGITS,

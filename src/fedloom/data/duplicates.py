@@ -6,8 +6,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from fedloom.data.images import FilePicture
-from fedloom.types import Example, Picture
+from fedloom.data.images import FileImage
+from fedloom.types import Example, LazyImage
 
 Mark = tuple[Hashable, ...]
 """What two records must not have in common if they stand in different parts."""
@@ -24,9 +24,9 @@ def alike(text: str) -> str:
     return " ".join(folded.split())
 
 
-def look_of(picture: Picture) -> str:
+def look_of(picture: LazyImage) -> str:
     """Return a name that is equal for equal pixels; for an image in a file, however the file encodes them."""
-    return picture.look if isinstance(picture, FilePicture) else picture.key
+    return picture.look if isinstance(picture, FileImage) else picture.key
 
 
 def marks(examples: Sequence[Example]) -> list[tuple[Mark, ...]]:

@@ -10,7 +10,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedloom.data.images import ZipPicture
+from fedloom.data.images import ZipImage
 from fedloom.data.loading import FILES, divide
 from fedloom.types import DataSet, Example
 
@@ -32,8 +32,8 @@ def load_emoji(settings: Data, seed: int) -> DataSet:
         settings: `test_share` is read.
         seed: Decides the division.
     """
-    seen = {picture_of(record).key for record in pool("pretrain")}
-    found = [(record, picture_of(record)) for record in pool("federated")]
+    seen = {image_of(record).key for record in pool("pretrain")}
+    found = [(record, image_of(record)) for record in pool("federated")]
     found = [(record, picture) for record, picture in found if picture.key not in seen]
     examples = [_example(record, picture) for record, picture in found]
     twins = [(record["base"], picture.key) for record, picture in found]
@@ -46,12 +46,12 @@ def pool(name: Literal["pretrain", "federated"]) -> list[dict[str, Any]]:
     return [dict(record) for record in _records() if record["pool"] == name]
 
 
-def picture_of(record: dict[str, Any]) -> ZipPicture:
+def image_of(record: dict[str, Any]) -> ZipImage:
     """Return the picture of a record of either pool."""
-    return ZipPicture(FILES / "emoji.zip", f"{record['id']}.png")
+    return ZipImage(FILES / "emoji.zip", f"{record['id']}.png")
 
 
-def _example(record: dict[str, Any], picture: ZipPicture) -> Example:
+def _example(record: dict[str, Any], picture: ZipImage) -> Example:
     group = record["group"]
     return Example(
         id=record["id"],

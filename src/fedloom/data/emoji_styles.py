@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.emoji import GROUPS, QUESTION, load_emoji, picture_of, pool
-from fedloom.data.images import ZipPicture
+from fedloom.data.emoji import GROUPS, QUESTION, image_of, load_emoji, pool
+from fedloom.data.images import ZipImage
 from fedloom.data.loading import FILES
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
@@ -72,7 +72,7 @@ class Drawing:
 
     vendor: str
     record: dict[str, Any]
-    image: ZipPicture
+    image: ZipImage
 
 
 def load_emoji_styles(settings: Data, seed: int) -> DataSet:
@@ -104,11 +104,11 @@ def load_emoji_styles(settings: Data, seed: int) -> DataSet:
 
     def side(examples: Sequence[Example]) -> tuple[Example, ...]:
         here = [records[example.id] for example in examples]
-        drawings = [[Drawing("Noto", record, picture_of(record)) for record in here]]
+        drawings = [[Drawing("Noto", record, image_of(record)) for record in here]]
         for title, vendor, archive, known in listed:
             drawings.append(
                 [
-                    Drawing(title, one, ZipPicture(archive, f"{vendor}/{one['id']}.webp"))
+                    Drawing(title, one, ZipImage(archive, f"{vendor}/{one['id']}.webp"))
                     for one in here
                     if one["id"] in known
                 ]

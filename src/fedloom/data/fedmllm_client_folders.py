@@ -39,7 +39,7 @@ _MODALITIES = re.compile(r"(?:,| based on)[^?]*(?=\?$)")
 _LETTER = re.compile(r"^\([A-Z]\) ", re.MULTILINE)
 
 
-class Asked(NamedTuple):
+class UserTurn(NamedTuple):
     """A user turn, taken apart: the question, the written evidence if any, and the options if any."""
 
     question: str
@@ -47,21 +47,21 @@ class Asked(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def take_apart(content: str) -> Asked:
+def take_apart(content: str) -> UserTurn:
     """Take a prepared user turn apart.
 
     Example:
         >>> take_apart("Pick.\\nlook!\\nIs it, based on the text?\\nOptions:\\n(A) no\\n(B) yes\\nAnswer.")
-        Asked(question='Is it?', text='look!', options=('no', 'yes'))
+        UserTurn(question='Is it?', text='look!', options=('no', 'yes'))
         >>> take_apart("<image>\\nIs there a fracture?").question
         'Is there a fracture?'
     """
     content = content.replace("<image>", "").strip()
     found = _CHOICE.fullmatch(content)
     if not found:
-        return Asked(content)
+        return UserTurn(content)
     options = tuple(_LETTER.sub("", found["options"]).splitlines())
-    return Asked(_MODALITIES.sub("", found["question"]), (found["text"] or "").strip() or None, options)
+    return UserTurn(_MODALITIES.sub("", found["question"]), (found["text"] or "").strip() or None, options)
 
 
 def make(raw: Raw, reading: Reading) -> Example:

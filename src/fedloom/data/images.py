@@ -37,7 +37,7 @@ from fedloom.data.image_repair import (
 )
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digests
-from fedloom.types import Picture
+from fedloom.types import LazyImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SIGNATURES = (PNG, JPEG, WEBP)
@@ -76,7 +76,7 @@ class _Refused(Exception):
     """The reason a picture is unacceptable."""
 
 
-def check_picture(source: Path | bytes, limits: Limits = LIMITS) -> str | None:
+def check_image(source: Path | bytes, limits: Limits = LIMITS) -> str | None:
     """Return the reason a picture is unacceptable, or None for one that can be read to its last pixel.
 
     Args:
@@ -90,22 +90,22 @@ def check_picture(source: Path | bytes, limits: Limits = LIMITS) -> str | None:
     return None
 
 
-def whole_picture(path: Path) -> FilePicture | str:
+def whole_image(path: Path) -> FileImage | str:
     """Return the image in a file after reading it to its last pixel, or the reason it is unacceptable."""
     try:
         image = _decode(_content(path, LIMITS), LIMITS)
     except _Refused as refused:
         return str(refused)
-    return FilePicture(path, (image.width, image.height), _look(image))
+    return FileImage(path, (image.width, image.height), _look(image))
 
 
-def glanced_picture(path: Path) -> FilePicture | str:
+def glanced_image(path: Path) -> FileImage | str:
     """Return the image in a file after a glance at its first bytes, or the reason it cannot be one."""
-    reason = glance_at_picture(path)
-    return FilePicture(path) if reason is None else reason
+    reason = glance_at_image(path)
+    return FileImage(path) if reason is None else reason
 
 
-def glance_at_picture(path: Path) -> str | None:
+def glance_at_image(path: Path) -> str | None:
     """Return a reason a file cannot be a picture, found from its first bytes; None says nothing of the rest.
 
     Thousands of pictures can be glanced at in the time it takes to decode a few.
@@ -118,7 +118,7 @@ def glance_at_picture(path: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class FilePicture:
+class FileImage:
     """An image in a file of its own; `key` is the SHA-256 of the file's bytes.
 
     Attributes:
@@ -173,14 +173,14 @@ class FilePicture:
         return _pixels(_readable(self.path), self.path)
 
 
-def know_keys(pictures: Iterable[Picture], known: Path) -> None:
+def know_keys(pictures: Iterable[LazyImage], known: Path) -> None:
     """Work out the keys of images in files all at once; of files that have not changed since the last time, read none.
 
     Args:
         pictures: Images of any kind. A file that cannot be read is left alone: it tells when its key is asked for.
         known: Where digests are remembered; see `fedloom.system.file_hashes.file_digests`.
     """
-    files = [one for one in pictures if isinstance(one, FilePicture) and glance_at_picture(one.path) is None]
+    files = [one for one in pictures if isinstance(one, FileImage) and glance_at_image(one.path) is None]
     with suppress(UserError):
         digests = file_digests([one.path for one in files], known)
         for one in files:
@@ -188,7 +188,7 @@ def know_keys(pictures: Iterable[Picture], known: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ZipPicture:
+class ZipImage:
     """A picture in a zip archive; `key` is the SHA-256 of the member's bytes."""
 
     archive: Path

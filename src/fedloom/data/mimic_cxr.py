@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.published_data_set import Count, Reading, Source, Table
 from fedloom.data.record_fields import Bad, needed, one_of
 from fedloom.data.record_files import Raw
@@ -120,9 +120,9 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
-def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FilePicture]:
+def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FileImage]:
     """Return the usable images of a study, at least one; without one, the error is that of the first image."""
-    found: list[FilePicture] = []
+    found: list[FileImage] = []
     reasons: list[Bad] = []
     for name in row["images"]:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedloom.data.duplicates import marks
-from fedloom.data.images import FilePicture, glanced_picture, whole_picture
+from fedloom.data.images import FileImage, glanced_image, whole_image
 from fedloom.data.loading import divide
 from fedloom.data.record_fields import Bad, Locate, locator
 from fedloom.data.record_files import Raw, read_records, shown
@@ -250,7 +250,7 @@ class Source:
             raise UserError(f"data.root: {self.missing(root, variant)}")
         if not paths:
             return
-        look = whole_picture if whole else glanced_picture
+        look = whole_image if whole else glanced_image
         folders = self._folders(table, root, variant)
         reading = Reading(variant, _search([locator(folder, look) for folder in folders]))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
@@ -286,7 +286,7 @@ def _search(places: Sequence[Locate]) -> Locate:
     The reason why an image cannot be used goes before its being missing elsewhere.
     """
 
-    def picture(name: str) -> FilePicture:
+    def picture(name: str) -> FileImage:
         reasons: list[Bad] = []
         for locate in places:
             try:
@@ -319,7 +319,7 @@ def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> R
 
 def _blank(record: Raw, table: Table, reading: Reading) -> Example | None:
     """Return what is known of a bad training record, with its image unread, or None where that is too little."""
-    unread = replace(reading, picture=lambda name: FilePicture(Path(name)))
+    unread = replace(reading, picture=lambda name: FileImage(Path(name)))
     try:
         part = table.part if isinstance(table.part, str) else table.part(record.values)
         return (table.blank or table.make)(record, unread) if part == "train" else None

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.images import FilePicture, whole_picture
+from fedloom.data.images import FileImage, whole_image
 from fedloom.data.record_files import kind, shown
 
 _ESCAPES = (
@@ -21,7 +21,7 @@ _ESCAPES = (
     (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
 )
 
-Locate = Callable[[str], FilePicture]
+Locate = Callable[[str], FileImage]
 """Name of an image in a record → the image; raises `Bad`."""
 
 
@@ -125,7 +125,7 @@ def _spelled(root: str, name: str, listed: Listed) -> str | Bad:
     return os.path.relpath(place, root)
 
 
-def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_picture) -> Locate:
+def locator(root: Path, look: Callable[[Path], FileImage | str] = whole_image) -> Locate:
     """Return a function from a record's image to a checked one; each file is read and checked once.
 
     Args:
@@ -137,7 +137,7 @@ def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_pictur
     listed = cache(_listed)  # thousands of images may be missing from a folder of thousands
 
     @cache
-    def found(name: str) -> FilePicture | str:
+    def found(name: str) -> FileImage | str:
         for pattern, reason in _ESCAPES:
             if pattern.search(name):
                 return reason
@@ -153,7 +153,7 @@ def locator(root: Path, look: Callable[[Path], FilePicture | str] = whole_pictur
         image = look(path)
         return f"is {image}" if isinstance(image, str) else image
 
-    def locate(name: str) -> FilePicture:
+    def locate(name: str) -> FileImage:
         picture = found(name)
         if isinstance(picture, str):
             raise Bad(f"image {shown(name)} {picture}")

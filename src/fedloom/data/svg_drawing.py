@@ -24,7 +24,7 @@ from PIL import Image
 
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
-from fedloom.system.temporary_folders import scratch
+from fedloom.system.temporary_folders import temporary_folder
 
 SIDE = 64
 DATE = (2022, 8, 12, 0, 0, 0)
@@ -99,7 +99,7 @@ def write_archive(
                 archive.writestr(member, image(one["vendor"], codes))
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     listed = [{**one, "archive": digest} for one in vendors]
-    with scratch(folder, name) as place:
+    with temporary_folder(folder, name) as place:
         write_atomic(place / f"{name}.zip", buffer.getvalue())
         write_atomic(
             place / f"{name}.json", (json.dumps(listed, ensure_ascii=False, indent=0) + "\n").encode()

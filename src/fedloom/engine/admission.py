@@ -90,7 +90,7 @@ class Admission:
 
     def admitted(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
         """Yield the updates that are admitted."""
-        for update, reason in self.judged(self._came(answers)):
+        for update, reason in self.checked(self._came(answers)):
             if len(self._clients) < LISTED:
                 own = {"client": update.client, "weight": update.weight}
                 self._clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
@@ -121,7 +121,7 @@ class Admission:
             **unused,
         }
 
-    def judged(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
+    def checked(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
         """Yield each update with the reason for which it is refused, or None."""
         coming = map(self._measured, updates)
         first = deque(islice(coming, FIRST))

@@ -37,7 +37,7 @@ BEST = "best/"
 """The prefix of the names of the best round's tensors: its parameters, and an index as above."""
 
 
-def commit(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
+def write_checkpoint(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
     """Write the checkpoint of a round, and delete all but the last two.
 
     Args:
@@ -123,7 +123,7 @@ def _sound(standing: Standing) -> None:
     pass
 
 
-def last_commit(
+def last_checkpoint(
     folder: Path,
     layout: Layout | None = None,
     passed_over: Callable[[str], None] = _ignore,
@@ -143,7 +143,7 @@ def last_commit(
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
         try:
-            standing = read_commit(file, layout, of)
+            standing = read_checkpoint(file, layout, of)
             check(standing)
             return standing
         except UserError as error:
@@ -151,7 +151,7 @@ def last_commit(
     return None
 
 
-def read_commit(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
+def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
     """Read a checkpoint.
 
     Args:
@@ -160,7 +160,7 @@ def read_commit(file: Path, layout: Layout | None = None, of: str | None = None)
         of: Digest of the training that it must belong to; None accepts any.
 
     Raises:
-        UserError: It is not whole, of another layout or of another training; see `last_commit`.
+        UserError: It is not whole, of another layout or of another training; see `last_checkpoint`.
     """
     figures, beside = read_sealed(file), file.with_suffix(".safetensors")
     try:

@@ -16,7 +16,7 @@ from fedloom.client.site import Profile, Question, Site
 from fedloom.params import Params
 from fedloom.system.errors import client_failure, short_of_memory
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 WINDOW = 4
@@ -51,7 +51,7 @@ class InProcess:
         """Return the profile of each client, by its number."""
         return self.site.local(method).profiles
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
         return self.site.answer(questions, self.processes)
 

@@ -19,7 +19,7 @@ from fedloom.engine.rounds import Backend
 from fedloom.params import Layout, Params
 from fedloom.system.timing import Clock
 from fedloom.tasks import UNPARSED
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.wire.framing import prefixed, split
 from fedloom.wire.messages import Answer, Assignment, Missing, answer_from_bytes
 
@@ -49,7 +49,7 @@ class Remote:
         """Return the profile of each client, by its number."""
         return [Profile(*one) for one in json.loads(self._ask(DESCRIBE, method.encode()))]
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
         for one in questions:
             asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
@@ -132,7 +132,7 @@ def _question(content: bytes, layout: Layout) -> Question:
     return Question(asked.method, asked.stage, asked.params, client, asked.since, test, slice)
 
 
-def _plain(judged: Judged) -> list[Any]:
+def _plain(judged: Answers) -> list[Any]:
     """Write answers as plain values."""
     answers = [
         None if one is UNPARSED else list(one) if isinstance(one, tuple) else one for one in judged.answers
@@ -141,9 +141,9 @@ def _plain(judged: Judged) -> list[Any]:
     return [answers, chances, judged.replies, judged.answer_form]
 
 
-def _judged(plain: list[Any]) -> Judged:
+def _judged(plain: list[Any]) -> Answers:
     answers, chances, replies, form = plain
-    return Judged(
+    return Answers(
         tuple(UNPARSED if one is None else tuple(one) if isinstance(one, list) else one for one in answers),
         tuple(None if one is None else torch.tensor(one, dtype=torch.float64).numpy() for one in chances),
         tuple(replies),

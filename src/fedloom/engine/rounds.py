@@ -26,7 +26,7 @@ from fedloom.scenarios.published_draws import published_cohort
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.wire.messages import Answer, Assignment
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Backend(Protocol):
         """Measure a probe of `fedloom.client.client_measurements` at each client, and yield it as an update's extras."""
         ...
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
         ...
 
@@ -158,7 +158,7 @@ Committed = Callable[[Standing, dict[str, Any]], Standing | None]
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One training: a server, what it knows of its clients, and where it stands.
 
     Attributes:
@@ -209,7 +209,7 @@ class Run:
         return self.schedule.rounds - self.round
 
 
-def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
+def run_rounds(runs: Sequence[Training], backend: Backend) -> list[Standing]:
     """Run the rounds that are left of one training, or of several in step over the same frozen model.
 
     Several trainings share nothing but the model, and no client; together their clients may train side by side. `committed`
@@ -249,7 +249,7 @@ def run_rounds(runs: Sequence[Run], backend: Backend) -> list[Standing]:
     return [run.standing for run in now]
 
 
-def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[Assignment]:
+def assignments_of(run: Training, cohort: Sequence[int] | None = None) -> Iterator[Assignment]:
     """Make the assignment of each client of the next round's cohort, one at a time."""
     standing, broadcast = run.standing, run.algorithm.broadcast(run.standing.state)
     best = standing.best.since if standing.best else {}
@@ -269,7 +269,7 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
         )
 
 
-def _admission(run: Run) -> Admission:
+def _admission(run: Training) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
     expected = Expected(
         run.algorithm,
@@ -284,7 +284,7 @@ def _admission(run: Run) -> Admission:
 
 
 def _round(
-    run: Run, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
+    run: Training, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
 ) -> tuple[Standing, dict[str, Any], str | None]:
     """Admit a round's answers, aggregate them, and take the server step.
 

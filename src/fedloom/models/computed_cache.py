@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedloom.models.family_interface import Grid
 from fedloom.models.feature_cache import FeatureStore
-from fedloom.types import Picture
+from fedloom.types import LazyImage
 
 SHARD = 512
 """Images whose features go into one file."""
@@ -26,7 +26,7 @@ HELD = 2**30
 TOGETHER = 32
 """Images that are encoded at once."""
 
-Encode = Callable[[Sequence[Picture]], Mapping[str, Tensor]]
+Encode = Callable[[Sequence[LazyImage]], Mapping[str, Tensor]]
 """Images → their encoder features [*grid, E] by image key, computed in one batch."""
 
 
@@ -48,7 +48,7 @@ class Memo:
     tokens: dict[Any, Any] = field(default_factory=dict)
     store: FeatureStore | None = None
 
-    def look(self, pictures: Sequence[Picture], encode: Encode) -> list[Tensor]:
+    def look(self, pictures: Sequence[LazyImage], encode: Encode) -> list[Tensor]:
         """Return the encoder features of each image, shape [*grid, E]; those that are not known yet are computed once."""
         found = {picture.key: self._known(picture.key) for picture in pictures}
         missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
@@ -65,7 +65,7 @@ class Memo:
         self.grids_known.update({key: tuple(value.shape[:-1]) for key, value in known.items()})
         return [known[picture.key] for picture in pictures]
 
-    def grids(self, pictures: Sequence[Picture], encode: Encode) -> tuple[Grid, ...]:
+    def grids(self, pictures: Sequence[LazyImage], encode: Encode) -> tuple[Grid, ...]:
         """Return the grid of each image; features are read or computed only where no grid is known."""
         unknown = [picture for picture in pictures if picture.key not in self.grids_known]
         if self.store is not None:
@@ -74,7 +74,7 @@ class Memo:
         self.look([picture for picture in unknown if picture.key not in self.grids_known], encode)
         return tuple(self.grids_known[picture.key] for picture in pictures)
 
-    def unknown(self, pictures: Iterable[Picture]) -> list[Picture]:
+    def unknown(self, pictures: Iterable[LazyImage]) -> list[LazyImage]:
         """Return the images whose features are neither held in memory nor kept in files, each once."""
         missing = {one.key: one for one in pictures if one.key not in self.features}
         if self.store is not None:
@@ -94,7 +94,7 @@ class Memo:
             self.features[key] = value
 
 
-def _computed(pictures: Sequence[Picture], encode: Encode) -> dict[str, Tensor]:
+def _computed(pictures: Sequence[LazyImage], encode: Encode) -> dict[str, Tensor]:
     fresh: dict[str, Tensor] = {}
     for start in range(0, len(pictures), TOGETHER):
         some = pictures[start : start + TOGETHER]

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fedloom.data.images import FilePicture
+from fedloom.data.images import FileImage
 from fedloom.data.record_files import shown
 from fedloom.models.batches import image_tokens, length
 from fedloom.models.computed_cache import SHARD
 from fedloom.models.decoder_inputs import positions_of
 from fedloom.models.load_model import Vlm
 from fedloom.models.text_only import TEXT_ONLY, without_images
-from fedloom.types import Conversation, DataSet, Example, Picture, Rejected
+from fedloom.types import Conversation, DataSet, Example, LazyImage, Rejected
 
 MOST_TOKENS = 8192
 """Tokens of one conversation where `model.max_tokens` is null and the model has more positions.
@@ -148,7 +148,7 @@ def _rejected(example: Example, reason: str) -> Rejected:
     return Rejected(_place(example), None, reason)
 
 
-def _unread(picture: Picture) -> str | None:
+def _unread(picture: LazyImage) -> str | None:
     """Return why not even the key of an image can be known, such as a file that has gone or grown; else None."""
     try:
         _ = picture.key
@@ -165,11 +165,11 @@ def _spared(vlm: Vlm, example: Example) -> Example | None:
     return None
 
 
-def _name(picture: Picture) -> str:
-    return f"image {shown(picture.path.name)}" if isinstance(picture, FilePicture) else "its image"
+def _name(picture: LazyImage) -> str:
+    return f"image {shown(picture.path.name)}" if isinstance(picture, FileImage) else "its image"
 
 
-def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]]:
+def _refused(vlm: Vlm, pictures: Sequence[LazyImage]) -> tuple[int, dict[str, str]]:
     """Compute the features that are not known yet: how many, and by key the reason of each that cannot be.
 
     Images go together as far as nothing is wrong with them, so that one bad image changes no other's features.
@@ -190,7 +190,7 @@ def _refused(vlm: Vlm, pictures: Sequence[Picture]) -> tuple[int, dict[str, str]
     return len(todo) - len(reasons), reasons
 
 
-def _reason(vlm: Vlm, picture: Picture) -> str | None:
+def _reason(vlm: Vlm, picture: LazyImage) -> str | None:
     """Encode one image by itself and return why that fails, or None."""
     name = _name(picture)
     try:

@@ -32,7 +32,7 @@ from fedloom.models.hub import Source
 from fedloom.models.processor import Processor
 from fedloom.system.errors import UserError
 from fedloom.system.startup import uncollected
-from fedloom.types import Picture
+from fedloom.types import LazyImage
 
 __all__ = [
     "BUNDLED",
@@ -106,16 +106,16 @@ class Vlm:
         """The language model without embeddings' lookup and head: embeddings in, hidden states out."""
         return self.model.get_decoder()
 
-    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
+    def look(self, pictures: Sequence[LazyImage]) -> list[Tensor]:
         """Return the encoder features of each image, shape [*grid, E]; each image is encoded once."""
         return self.memo.look(pictures, self.encoded)
 
-    def grids(self, pictures: Sequence[Picture]) -> tuple[Grid, ...]:
+    def grids(self, pictures: Sequence[LazyImage]) -> tuple[Grid, ...]:
         """Return the grid of each image's features: their shape without E."""
         return self.memo.grids(pictures, self.encoded)
 
     @torch.no_grad()
-    def encoded(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def encoded(self, pictures: Sequence[LazyImage]) -> dict[str, Tensor]:
         """Encode images in one batch, whatever is known of them, and return their features [*grid, E] by image key.
 
         Raises:

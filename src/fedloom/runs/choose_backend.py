@@ -10,27 +10,27 @@ from itertools import chain
 from fedloom.client.local_job import Job
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
+from fedloom.engine.rounds import Standing, Training, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import recomputing
-from fedloom.runs.run_context import Setting
+from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import MACHINE
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.wire.messages import Update
 
 
-def local_backend(setting: Setting) -> InProcess:
+def local_backend(context: RunContext) -> InProcess:
     """Return the run's site as a backend that trains one client after the other."""
-    return InProcess(setting.site, processes=workers_of(setting))
+    return InProcess(context.site, processes=workers_of(context))
 
 
-def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standing]:
+def train_runs(context: RunContext, label: str, runs: Sequence[Training]) -> list[Standing]:
     """Train the servers of one stage of a method over the run's model.
 
     Args:
-        setting: What all methods of the run share.
+        context: What all methods of the run share.
         label: The name of what is trained, for the progress bar.
         runs: One training, or several that share nothing but the model (clients that train alone).
 
@@ -38,52 +38,52 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
         Where each stands at the end.
     """
     left = sum(max(run.left, 0) * len(draw_cohort(run.schedule, 0)) for run in runs)
-    setting.progress.stage(label, left)
+    context.progress.stage(label, left)
     if not left:
         return [run.standing for run in runs]
 
     def trained(update: Update) -> None:
-        setting.progress.advance(1, loss=update.metrics["loss"])
+        context.progress.advance(1, loss=update.metrics["loss"])
 
-    choice = choice_of(setting, runs)
-    inner = replace(local_backend(setting), rows=choice.rows, trained=trained)
+    choice = choice_of(context, runs)
+    inner = replace(local_backend(context), rows=choice.rows, trained=trained)
     several = _clients(runs) > 1 and choice.workers > 1
     with ExitStack() as changed:
-        for tuned in (setting.tuned, *setting.twins):
-            changed.enter_context(compiling(tuned.vlm, setting.experiment.engine.compile))
+        for tuned in (context.tuned, *context.twins):
+            changed.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
             changed.enter_context(recomputing(tuned.vlm, choice.recompute))
-        return run_rounds(runs, Workers(inner, choice.workers, setting.twins) if several else inner)
+        return run_rounds(runs, Workers(inner, choice.workers, context.twins) if several else inner)
 
 
-def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
+def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
     """Return how clients train: as the experiment says, else as the run did before, else as the machine decides.
 
     What the machine decides for several clients is written into the run's folder and record, and is used again when the
     run goes on.
 
     Args:
-        setting: What the runs belong to.
+        context: What the runs belong to.
         runs: The trainings, at least one with rounds left.
     """
-    engine, machine = setting.experiment.engine, this_machine(setting.vlm.device)
-    held = _held(setting, machine)
+    engine, machine = context.experiment.engine, this_machine(context.vlm.device)
+    held = _held(context, machine)
     if held is None:
         cohort = _clients(runs)
-        held = choose(setting.tuned, _jobs(setting, runs), cohort, machine)
+        held = choose(context.tuned, _jobs(context, runs), cohort, machine)
         if cohort > 1:
             value = {"machine": asdict(machine), "choice": asdict(held)}
-            write_sealed(setting.folder / MACHINE, value, setting.folder)
-            setting.record.append("machine", value)
+            write_sealed(context.folder / MACHINE, value, context.folder)
+            context.record.append("machine", value)
     rows = held.rows if engine.side_by_side == "auto" else engine.side_by_side
-    workers = held.workers if engine.workers == "auto" and not engine.compile else workers_of(setting)
+    workers = held.workers if engine.workers == "auto" and not engine.compile else workers_of(context)
     recompute = held.recompute if engine.recompute == "auto" else engine.recompute == "always"
-    workers = len(setting.twins) + 1 if setting.twins else workers
-    return Choice(rows if setting.tuned.stackable else 1, workers, recompute)
+    workers = len(context.twins) + 1 if context.twins else workers
+    return Choice(rows if context.tuned.stackable else 1, workers, recompute)
 
 
-def _held(setting: Setting, machine: Machine) -> Choice | None:
+def _held(context: RunContext, machine: Machine) -> Choice | None:
     """Read what was decided when the run began; show a message where that was on another kind of machine."""
-    file = setting.folder / MACHINE
+    file = context.folder / MACHINE
     if not file.exists():
         return None
     value = read_sealed(file)
@@ -94,29 +94,29 @@ def _held(setting: Setting, machine: Machine) -> Choice | None:
             for key, one in value["machine"].items()
             if one != asdict(machine)[key]
         )
-        setting.progress.message(
+        context.progress.message(
             f"this run began on another kind of machine: {differences}; its bytes may come out differently"
         )
     return Choice(**value["choice"])
 
 
-def _jobs(setting: Setting, runs: Sequence[Run]) -> list[Job]:
+def _jobs(context: RunContext, runs: Sequence[Training]) -> list[Job]:
     """Return at most `MOST` jobs of the runs' next rounds, on which choices are based."""
     jobs = list[Job]()
     for assignment in chain.from_iterable(assignments_of(run) for run in runs if run.left > 0):
         with suppress(Exception):  # that client will be missing, with the reason
-            jobs.append(setting.site.job(assignment))
+            jobs.append(context.site.job(assignment))
         if len(jobs) == MOST:
             break
     return jobs
 
 
-def _clients(runs: Sequence[Run]) -> int:
+def _clients(runs: Sequence[Training]) -> int:
     """Count the clients of the runs' next rounds."""
     return sum(len(draw_cohort(run.schedule, run.round)) for run in runs if run.left > 0)
 
 
-def workers_of(setting: Setting) -> int:
+def workers_of(context: RunContext) -> int:
     """Return how many processes may work at once: one where a process cannot be copied, as on an accelerator.
 
     With compiled layers there is one, too: a copy would not keep what it compiled.
@@ -124,10 +124,10 @@ def workers_of(setting: Setting) -> int:
     Raises:
         UserError: The experiment wants more than there are devices where a process cannot be copied.
     """
-    chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
-    if setting.experiment.engine.compile:
+    chosen, devices = context.experiment.engine.workers, len(context.twins) + 1
+    if context.experiment.engine.compile:
         return 1
-    machine = this_machine(setting.vlm.device)
+    machine = this_machine(context.vlm.device)
     if chosen == "auto":
         return machine.threads if machine.copies else 1
     if machine.copies:

@@ -12,35 +12,35 @@ from fedloom.client.site import Question
 from fedloom.runs.choose_backend import local_backend
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import HEADLINES, Judged, each, joined, score
+from fedloom.tasks.score_answers import HEADLINES, Answers, each, joined, score
 from fedloom.types import Example
 
 if TYPE_CHECKING:
-    from fedloom.runs.run_context import Setting
+    from fedloom.runs.run_context import RunContext
 
 
 def answers_of(
-    setting: Setting,
+    context: RunContext,
     models: Mapping[int | None, Question],
     name: str,
     rounds: Mapping[int | None, int],
     part: str,
-) -> list[Judged]:
+) -> list[Answers]:
     """Answer the test part with the modalities of one slice, with several models at once, and record the scores.
 
     Args:
-        setting: What all methods share.
+        context: What all methods share.
         models: Models, by the client they belong to, or None for the global model.
         name: The method's name.
         rounds: How many rounds each of these models was trained for.
         part: The slice, a key of `SLICES`.
     """
-    test, clock = setting.data.test, Clock()
+    test, clock = context.data.test, Clock()
     questions = [replace(one, slice=part) for one in models.values()]
-    judged = local_backend(setting).answer(questions)
+    judged = local_backend(context).answer(questions)
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):
-        setting.record.append(
+        context.record.append(
             "evaluation",
             {
                 "method": name,
@@ -49,14 +49,14 @@ def answers_of(
                 "slice": part,
                 "examples": len(test),
                 "seconds": clock.seconds["evaluate"] / len(models),
-                "scores": score(test, found, setting.metrics),
+                "scores": score(test, found, context.metrics),
             },
         )
     return judged
 
 
 def validated(
-    setting: Setting,
+    context: RunContext,
     models: Mapping[int | None, Question],
     name: str,
     rounds: Mapping[int | None, int],
@@ -68,7 +68,7 @@ def validated(
     validation examples.
 
     Args:
-        setting: What all methods share.
+        context: What all methods share.
         models: Models, by the client they belong to, or None for a global model.
         name: The method's name.
         rounds: How many rounds each of these models was trained for.
@@ -76,32 +76,32 @@ def validated(
     Returns:
         As `validation_scores`; None where no model has anything to answer.
     """
-    if setting.validation is None:
+    if context.validation is None:
         return None
-    asked: dict[int | None, tuple[list[Example], Judged]] = {}
+    asked: dict[int | None, tuple[list[Example], Answers]] = {}
     seconds: dict[int | None, float] = {}
     for client, question in models.items():
-        share = setting.validation.share(client)
+        share = context.validation.share(client)
         if not len(share):
             continue
         clock = Clock()
-        examples = [setting.validation.examples[index] for index in share.indices.tolist()]
-        (judged,) = local_backend(setting).answer([replace(question, client=client, test="validation")])
+        examples = [context.validation.examples[index] for index in share.indices.tolist()]
+        (judged,) = local_backend(context).answer([replace(question, client=client, test="validation")])
         clock.lap("validation")
         asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
     if not asked:
         return None
-    values = _values(asked, headline=len(setting.validation.tasks) == 1)
+    values = _values(asked, headline=len(context.validation.tasks) == 1)
     for client, own in values.items():
-        found = _summed(setting.validation, own)
-        found |= {"clients": _by_client(setting, {client: own})} if client is None else {}
+        found = _summed(context.validation, own)
+        found |= {"clients": _by_client(context, {client: own})} if client is None else {}
         line = {"method": name, "client": client, "round": rounds[client]}
-        setting.record.append("validation", {**line, **found, "seconds": seconds[client]})
-    return validation_scores(setting, values, rounds)
+        context.record.append("validation", {**line, **found, "seconds": seconds[client]})
+    return validation_scores(context, values, rounds)
 
 
 def _values(
-    asked: Mapping[int | None, tuple[Sequence[Example], Judged]], *, headline: bool
+    asked: Mapping[int | None, tuple[Sequence[Example], Answers]], *, headline: bool
 ) -> dict[int | None, np.ndarray]:
     """Score the answers of all models in one call, since the rarity of a caption's words is counted over all of them."""
     whole = each(
@@ -114,12 +114,12 @@ def _values(
 
 
 def validation_scores(
-    setting: Setting, values: Mapping[int | None, np.ndarray], rounds: Mapping[int | None, int]
+    context: RunContext, values: Mapping[int | None, np.ndarray], rounds: Mapping[int | None, int]
 ) -> dict[str, Any]:
     """Average the scores of models on the validation part.
 
     Args:
-        setting: What all methods share.
+        context: What all methods share.
         values: Each model's score of each of its validation examples, by client, or None for a global model.
         rounds: How many rounds each of these models was trained for.
 
@@ -128,11 +128,11 @@ def validation_scores(
         "examples"; "clients": each client's mean, None where it has no examples, or null where the part is common and
         the model global; "rounds": those of each model.
     """
-    assert setting.validation is not None
-    found = _summed(setting.validation, np.concatenate(list(values.values())))
+    assert context.validation is not None
+    found = _summed(context.validation, np.concatenate(list(values.values())))
     return {
         **found,
-        "clients": _by_client(setting, values),
+        "clients": _by_client(context, values),
         "rounds": [rounds[one] for one in values],
     }
 
@@ -143,12 +143,12 @@ def _summed(validation: Validation, values: np.ndarray) -> dict[str, Any]:
     return {"score": float(values.mean()), "metric": metric, "examples": len(values)}
 
 
-def _by_client(setting: Setting, values: Mapping[int | None, np.ndarray]) -> list[float | None] | None:
+def _by_client(context: RunContext, values: Mapping[int | None, np.ndarray]) -> list[float | None] | None:
     """Return the mean score on each client's examples; None where a global model answers a common part."""
-    validation = setting.validation
+    validation = context.validation
     assert validation is not None
     if None not in values:
-        count = len(setting.plan.clients)
+        count = len(context.plan.clients)
         return [float(values[one].mean()) if one in values else None for one in range(count)]
     if validation.common:
         return None

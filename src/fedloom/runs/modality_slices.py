@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks.llm_judge import JUDGED_TASKS, Judge, judged_scores
-from fedloom.tasks.score_answers import HEADLINES, NO_METRICS, Judged, each, score, tasks_of
+from fedloom.tasks.score_answers import HEADLINES, NO_METRICS, Answers, each, score, tasks_of
 from fedloom.tasks.task import Metric
 from fedloom.types import Example, Presence
 
@@ -30,7 +30,7 @@ def figures(
     train: Sequence[Example],
     test: Sequence[Example],
     plan: Plan,
-    answers: Mapping[str, Judged],
+    answers: Mapping[str, Answers],
     judge: Judge | None = None,
     metrics: Mapping[str, Metric] = NO_METRICS,
 ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def figures(
 
 
 def with_verdicts(
-    judge: Judge, test: Sequence[Example], judged: Judged, scores: Mapping[str, Any]
+    judge: Judge, test: Sequence[Example], judged: Answers, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Add what a judge says of free answers to the scores of their tasks, and on top if there is only one."""
     tasks: dict[str, Any] = dict(scores["tasks"])
@@ -172,7 +172,7 @@ def _kind(example: Example) -> tuple[str, str]:
     return example.task, example.answer if example.options else example.group or ""
 
 
-def evidence_of(example: Example, known: Mapping[str, Any]) -> str:
+def modality_of(example: Example, known: Mapping[str, Any]) -> str:
     """Return the slice of known ones that an example belongs to by what it has."""
     return _slice(example.image is not None, example.text is not None, known)
 

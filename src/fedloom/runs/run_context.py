@@ -22,7 +22,7 @@ from fedloom.types import DataSet
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class RunContext:
     """What all methods of a run share: the server's folder and record, the site, and the data that scores need."""
 
     experiment: Experiment

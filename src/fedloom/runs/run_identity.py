@@ -18,7 +18,7 @@ from fedloom.plugins.plugins import INSTALLED, installed_code
 from fedloom.runs.run_folder import chosen
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combined
-from fedloom.types import DataSet, Example, Picture
+from fedloom.types import DataSet, Example, LazyImage
 from fedloom.version import __version__
 
 PACKAGE = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def content(examples: Sequence[Example]) -> tuple[str, str]:
     return texts.hexdigest(), images.hexdigest()
 
 
-def _key(image: Picture) -> str:
+def _key(image: LazyImage) -> str:
     try:
         return image.key
     except UserError:  # it is skipped when the examples are checked

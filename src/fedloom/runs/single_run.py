@@ -31,7 +31,7 @@ from fedloom.report.federation_gain import comparison
 from fedloom.report.html_page import write_report
 from fedloom.run_log import Record, require_length
 from fedloom.runs.method_results import export, outcome, validation_of
-from fedloom.runs.run_context import Setting
+from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import (
     METHODS,
     RECORD,
@@ -59,6 +59,7 @@ from fedloom.tasks.linear_baseline import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
 from fedloom.tuning.strategies import LoRA, Strategy, strategy, whole
 from fedloom.types import Conversation, DataSet, Example, Presence
+from fedloom.version import __version__
 
 T = TypeVar("T")
 
@@ -179,10 +180,10 @@ def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
 def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
     """Run or read every method, and return what `result.json` holds."""
     with ExitStack() as live:
-        setting, main = _prepare(experiment, folder, progress, models, live), experiment.exported
-        results = {name: outcome(setting, name) for name in experiment.methods}
+        context, main = _prepare(experiment, folder, progress, models, live), experiment.exported
+        results = {name: outcome(context, name) for name in experiment.methods}
         if main is not None:
-            export(setting, main)
+            export(context, main)
     return {
         "name": experiment.name,
         "digest": experiment.digest,
@@ -190,11 +191,11 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "scores": {name: one["scores"] for name, one in results.items()},
         "parts": _explained(experiment),
         "scoring": experiment.evaluate.scoring,
-        **({"metrics": [*setting.metrics]} if setting.metrics else {}),
+        **({"metrics": [*context.metrics]} if context.metrics else {}),
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
-        **validation_of(setting, results),
+        **validation_of(context, results),
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }
@@ -246,7 +247,7 @@ def _set_threads(experiment: Experiment) -> None:
 
 def _prepare(
     experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
-) -> Setting:
+) -> RunContext:
     """Read the data, load the model, divide the examples; begin the run's folder, or check that it is this run's.
 
     Args:
@@ -256,8 +257,6 @@ def _prepare(
         models: Models and judges to use again.
         live: Takes the adapters out of the model again when it closes.
     """
-    from fedloom.version import __version__
-
     _set_threads(experiment)
     data, manifest = _data(experiment), read_manifest(folder)
     now = _now(experiment, contents_of(data))
@@ -289,7 +288,7 @@ def _prepare(
         progress.message(f"data: {line}")
     stages = _stages(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
-    return Setting(
+    return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
     )  # fmt: skip
 
@@ -317,8 +316,6 @@ def _record_start(
 ) -> None:
     """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
     import torch
-
-    from fedloom.version import __version__
 
     vlm, data = tuned.vlm, check.data
     record.append(

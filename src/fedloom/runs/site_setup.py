@@ -13,7 +13,7 @@ from fedloom.algorithms.compose import budgets, compose, made, rehearse
 from fedloom.algorithms.local_rule import Final
 from fedloom.client.answer_questions import render
 from fedloom.client.client_memory import Files
-from fedloom.client.site import CLIENTS_HELD, Asked, Local, Profile, Profiles, Question, Site
+from fedloom.client.site import CLIENTS_HELD, Profile, Profiles, Question, QuestionExamples, Site, SiteMethod
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import Method
 from fedloom.params import Layout, Params, Part
@@ -58,7 +58,7 @@ def make_site(
     together = cache(partial(pooled, plan))
 
     @cache
-    def local(name: str) -> Local:
+    def local(name: str) -> SiteMethod:
         method = experiment.method(name)
         held = together() if method.base == "centralized" else plan
         parts = [
@@ -66,7 +66,7 @@ def make_site(
             for stage in range(len(strategy))
         ]
         final, algorithm = final_of(experiment, method), algorithm_of(experiment, method, tuned.layout)
-        return Local(
+        return SiteMethod(
             algorithm.local,
             STARTS[experiment.entries[method.composed[0]].start](tuned),
             [*parts, *([_kept(parts[-1])] if final else [])],
@@ -78,14 +78,14 @@ def make_site(
             algorithm.exchanges,
         )
 
-    def asked(question: Question) -> Asked:
+    def asked(question: Question) -> QuestionExamples:
         clause = clause_of(experiment, experiment.method(question.method))
         if question.test == "test":
-            return Asked(data.test, [SLICES[question.slice]] * len(data.test), clause)
+            return QuestionExamples(data.test, [SLICES[question.slice]] * len(data.test), clause)
         assert validation is not None
         share = validation.share(question.client)
         examples = [validation.examples[index] for index in share.indices.tolist()]
-        return Asked(examples, _presence(share), clause)
+        return QuestionExamples(examples, _presence(share), clause)
 
     settings = [
         experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)

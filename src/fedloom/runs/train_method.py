@@ -10,26 +10,26 @@ from typing import Any
 from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.client.learning_rate import learning_rate
 from fedloom.client.site import Profile, Question
-from fedloom.engine.checkpoints import commit, last_commit
-from fedloom.engine.rounds import Best, Run, Schedule, Standing
+from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
+from fedloom.engine.rounds import Best, Schedule, Standing, Training
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, common
 from fedloom.runs.choose_backend import local_backend, train_runs
 from fedloom.runs.evaluation import answers_of, validated
 from fedloom.runs.modality_slices import slices_of
-from fedloom.runs.run_context import Setting
+from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.tuning.trained_values import Parts, part_named
 
 
 def train_method(
-    setting: Setting, method: Method, name: str, servers: Sequence[tuple[int | None, range]]
+    context: RunContext, method: Method, name: str, servers: Sequence[tuple[int | None, range]]
 ) -> list[Standing]:
     """Train a method's servers, stage by stage.
 
     Args:
-        setting: What all methods share.
+        context: What all methods share.
         method: The method.
         name: Its name.
         servers: For each training the client that trains alone, or None, and the training's clients.
@@ -41,154 +41,159 @@ def train_method(
         UserError: None of them can go on.
     """
     standings: Sequence[Standing | None] = [None] * len(servers)
-    count = setting.stage_count(name)
+    count = context.stage_count(name)
     for number in range(count):
         label = f"{name}, stage {number + 1}" if count > 1 else name
         runs = [
-            _training(setting, method, name, server, number, before)
+            _training(context, method, name, server, number, before)
             for server, before in zip(servers, standings, strict=True)
         ]
-        standings = train_runs(setting, label, runs)
+        standings = train_runs(context, label, runs)
     return [standing for standing in standings if standing is not None]
 
 
 def _training(
-    setting: Setting,
+    context: RunContext,
     method: Method,
     name: str,
     server: tuple[int | None, range],
     number: int,
     before: Standing | None,
-) -> Run:
+) -> Training:
     """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
     alone, clients = server
-    folder, of = _place(setting, name, alone, number)
-    algorithm = _algorithm(setting, method, number)
-    train, backend = setting.site.stages(name)[number], local_backend(setting)
-    schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
+    folder, of = _place(context, name, alone, number)
+    algorithm = _algorithm(context, method, number)
+    train, backend = context.site.stages(name)[number], local_backend(context)
+    schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
     # Only here, so that a folder that is removed later is not made again.
     folder.mkdir(parents=True, exist_ok=True)
-    standing = _last(setting, name, alone, number, setting.damaged)
+    standing = _last(context, name, alone, number, context.damaged)
     if standing is None and before is None:
         standing = Standing(algorithm.init(backend.start(name)))
     elif standing is None and before is not None:  # a stage has a fresh server; bytes add up over stages
         params = algorithm.broadcast(before.state).params
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
-    parts, profiles = setting.site.local(name).parts[number], backend.describe(name)
-    down, budget = None if parts.down.is_whole else parts.down, setting.site.local(name).budget
-    return Run(
+    parts, profiles = context.site.local(name).parts[number], backend.describe(name)
+    down, budget = None if parts.down.is_whole else parts.down, context.site.local(name).budget
+    return Training(
         name,
         algorithm,
         standing,
         schedule,
         profiles,
         train,
-        setting.experiment.admission,
-        _committed(setting, method, name, alone, number, folder, of),
+        context.experiment.admission,
+        _committed(context, method, name, alone, number, folder, of),
         number,
-        setting.site.rounds_before(number),
+        context.site.rounds_before(number),
         lambda client: common(down, budget.down(client)),
-        _reported(setting, profiles, parts, budget),
+        _reported(context, profiles, parts, budget),
         budget.scale,
     )
 
 
-def _algorithm(setting: Setting, method: Method, stage: int) -> FederatedAlgorithm:
+def _algorithm(context: RunContext, method: Method, stage: int) -> FederatedAlgorithm:
     """Return a method's algorithm; in stages of its own, from which nothing is reported, plain FedAvg."""
-    own = stage >= len(setting.strategy)
-    return algorithm_of(setting.experiment, ALONE if own else method, setting.tuned.layout, stage)
+    own = stage >= len(context.strategy)
+    return algorithm_of(context.experiment, ALONE if own else method, context.tuned.layout, stage)
 
 
-def _place(setting: Setting, name: str, alone: int | None, number: int) -> tuple[Path, str]:
+def _place(context: RunContext, name: str, alone: int | None, number: int) -> tuple[Path, str]:
     """Return the folder of a stage's checkpoints, and whose they are."""
-    folder = setting.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
-    last = number == setting.stage_count(name) - 1
-    return folder if last else folder / f"stage-{number + 1}", setting.of(name, alone, number)
+    folder = context.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
+    last = number == context.stage_count(name) - 1
+    return folder if last else folder / f"stage-{number + 1}", context.of(name, alone, number)
 
 
 def _last(
-    setting: Setting, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
+    context: RunContext, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
 ) -> Standing | None:
     """Return where a stage stood last, or None where it begins anew.
 
     What clients kept of its last round is needed, unless the next stage goes on from what they kept after it.
     """
-    (folder, of), done = _place(setting, name, alone, number), setting.site.rounds_before(number)
+    (folder, of), done = _place(context, name, alone, number), context.site.rounds_before(number)
 
     def remembered(standing: Standing) -> None:
         """Raise UserError where what clients kept of the last round cannot be read."""
         for client, rounds in standing.kept.items():
             if rounds[-1] == done + standing.state.round - 1:
-                setting.site.memory.read((name, client, rounds[-1]))
+                context.site.memory.read((name, client, rounds[-1]))
 
-    last, layout = number == setting.stage_count(name) - 1, setting.tuned.layout
-    if last or _last(setting, name, alone, number + 1, lambda _: None) is None:
-        return last_commit(folder, layout, passed_over, of, remembered)
-    return last_commit(folder, layout, passed_over, of)
+    last, layout = number == context.stage_count(name) - 1, context.tuned.layout
+    if last or _last(context, name, alone, number + 1, lambda _: None) is None:
+        return last_checkpoint(folder, layout, passed_over, of, remembered)
+    return last_checkpoint(folder, layout, passed_over, of)
 
 
 def _reported(
-    setting: Setting, profiles: Sequence[Profile], parts: Parts, budget: Budget
+    context: RunContext, profiles: Sequence[Profile], parts: Parts, budget: Budget
 ) -> Callable[[int], Part | None]:
     """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
-    if setting.experiment.aggregate.over == "cohort":
+    if context.experiment.aggregate.over == "cohort":
         return lambda client: common(up, budget.up(client))
-    without = parts.up & part_named(setting.tuned.layout, "connector").rest
+    without = parts.up & part_named(context.tuned.layout, "connector").rest
     return lambda client: common(up if profiles[client].images else without, budget.up(client))
 
 
 def _committed(
-    setting: Setting, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
+    context: RunContext, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
 ) -> Callable[[Standing, dict[str, Any]], Standing]:
     """Return what is called after each round; it writes the record, the learning curve and the checkpoint."""
-    train, done_before = setting.site.stages(name)[number], setting.site.rounds_before(number)
-    last = number == setting.stage_count(name) - 1
+    train, done_before = context.site.stages(name)[number], context.site.rounds_before(number)
+    last = number == context.stage_count(name) - 1
 
     def committed(now: Standing, log: dict[str, Any]) -> Standing:
-        done, every = now.state.round, setting.experiment.evaluate.every
+        done, every = now.state.round, context.experiment.evaluate.every
         lr = learning_rate(train, done - 1)
         row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
-        setting.record.append("round", row)
-        final, best = last and done == train.rounds, setting.experiment.evaluate.round == "best"
+        context.record.append("round", row)
+        final, best = last and done == train.rounds, context.experiment.evaluate.round == "best"
         if (every and not final and done % every == 0) or (final and best):
             total = done + done_before
-            models = questions_of(setting, method, name, now, alone, number)
+            models = questions_of(context, method, name, now, alone, number)
             if alone is None and None in models:
-                answers_of(setting, models, name, {None: total}, slices_of(setting.data.test)[0])
-            now = _validated(setting, method, name, now, alone, number, total)
-        commit(folder, now, setting.record.size, of)
+                answers_of(context, models, name, {None: total}, slices_of(context.data.test)[0])
+            now = _validated(context, method, name, now, alone, number, total)
+        write_checkpoint(folder, now, context.record.size, of)
         return now
 
     return committed
 
 
 def questions_of(
-    setting: Setting, method: Method, name: str, standing: Standing, alone: int | None = None, stage: int = -1
+    context: RunContext,
+    method: Method,
+    name: str,
+    standing: Standing,
+    alone: int | None = None,
+    stage: int = -1,
 ) -> dict[int | None, Question]:
     """Return which models are evaluated, by client, or None for a global one.
 
     These are the global model, that of a client that trains alone, or each client's own where parts are personal.
     """
-    stage %= setting.stage_count(name)
-    algorithm = _algorithm(setting, method, stage)
+    stage %= context.stage_count(name)
+    algorithm = _algorithm(context, method, stage)
     params = algorithm.broadcast(standing.state).params
-    own = algorithm.personal or setting.site.local(name).parts[stage].personal.count
+    own = algorithm.personal or context.site.local(name).parts[stage].personal.count
     if not method.federated or not own:
         return {alone: Question(name, stage, params, alone)}
     since = standing.since
     return {
         client: Question(name, stage, params, client, since.get(client, -1))
-        for client in range(len(setting.plan.clients))
+        for client in range(len(context.plan.clients))
     }
 
 
 def best_questions(
-    setting: Setting, name: str, best: Best, models: Sequence[int | None]
+    context: RunContext, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
     """Return the models of the best round, which are evaluated, by client, or None for a global one."""
-    stage = setting.stage_count(name) - 1
+    stage = context.stage_count(name) - 1
     return {
         client: Question(
             name, stage, best.params, client, -1 if client is None else best.since.get(client, -1)
@@ -198,14 +203,14 @@ def best_questions(
 
 
 def _validated(
-    setting: Setting, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
+    context: RunContext, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
 ) -> Standing:
     """Validate a round; where it is the best of the last stage so far, return a standing that holds it."""
-    if setting.validation is None:
+    if context.validation is None:
         return now
-    models = questions_of(setting, method, name, now, alone, stage)
-    found = validated(setting, models, name, dict.fromkeys(models, total))
-    if setting.experiment.evaluate.round != "best" or stage != setting.stage_count(name) - 1 or found is None:
+    models = questions_of(context, method, name, now, alone, stage)
+    found = validated(context, models, name, dict.fromkeys(models, total))
+    if context.experiment.evaluate.round != "best" or stage != context.stage_count(name) - 1 or found is None:
         return now
     if now.best is not None and found["score"] <= now.best.score:
         return now

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fedloom.client.client_memory import Files, round_of
-from fedloom.engine.checkpoints import read_commit, recorded_below
+from fedloom.engine.checkpoints import read_checkpoint, recorded_below
 from fedloom.report.sweeps.sweep_results import read_sweep
 from fedloom.run_log import read_lines, require_length
 from fedloom.runs.run_folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
@@ -70,7 +70,7 @@ def _of_one(folder: Path) -> Iterator[Check]:
         if name == RECORD:
             yield partial(_read_all, file)
         elif name.startswith(f"{METHODS}/") and file.name.startswith("round-") and file.suffix == ".json":
-            yield partial(read_commit, file)
+            yield partial(read_checkpoint, file)
         elif name == MACHINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
             yield partial(read_sealed, file)
     for place in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
@@ -99,7 +99,7 @@ def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
     What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one finds again
     the better rounds that came after it.
     """
-    standing, others = read_commit(checkpoint), checkpoint.parent.glob("round-*.json")
+    standing, others = read_checkpoint(checkpoint), checkpoint.parent.glob("round-*.json")
     last = all(round_of(one) <= round_of(checkpoint) for one in others)
     best = standing.best.since.items() if standing.best and last else ()
     for client, round in {*standing.since.items(), *best}:

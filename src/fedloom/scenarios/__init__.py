@@ -1,6 +1,5 @@
 """A scenario is a partition (who holds which example) times a pattern (which modalities of it are seen)."""
 
-from fedloom.scenarios.heterogeneity_card import card, survey
 from fedloom.scenarios.modality_pattern import PATTERNS
 from fedloom.scenarios.partition import PARTITIONS
 from fedloom.scenarios.plan import Plan, Share, build_plan, only, pooled
@@ -12,9 +11,7 @@ __all__ = [
     "Plan",
     "Share",
     "build_plan",
-    "card",
     "only",
     "pooled",
     "published_cohort",
-    "survey",
 ]

@@ -20,7 +20,7 @@ LOCK = "lock"
 
 
 @contextmanager
-def scratch(parent: Path, name: str) -> Iterator[Path]:
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """Make a folder to work in, `.NAME-XXXXXXXX.tmp`, and remove it in the end, with what killed processes left.
 
     Args:
@@ -28,7 +28,7 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
         name: NAME, which stands for the work: leftovers of other names stay.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    remove_left(parent, name)
+    remove_leftovers(parent, name)
     folder, lock = _locked(parent, name)
     try:
         yield folder
@@ -41,8 +41,8 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_left(parent: Path, name: str) -> None:
-    """Remove the folders of `scratch` whose processes were killed; those of processes that live are left alone."""
+def remove_leftovers(parent: Path, name: str) -> None:
+    """Remove the folders of `temporary_folder` whose processes were killed; those of processes that live are left alone."""
     pattern = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}\.tmp")
     with suppress(OSError):  # what cannot be listed or removed hinders nobody
         for left in sorted(parent.iterdir()):

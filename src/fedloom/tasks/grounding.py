@@ -24,7 +24,7 @@ from fedloom.tasks.task import (
     Unparsed,
     free_answer,
 )
-from fedloom.types import Example, Picture
+from fedloom.types import Example, LazyImage
 
 PIXELS = r"\s*([0-9]{1,6})\s*"
 FRACTIONS = r"\s*([0-9]{1,6}(?:\.[0-9]{0,12})?)\s*"
@@ -52,7 +52,7 @@ def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> 
 
 
 @lru_cache(maxsize=2**16)
-def _size(picture: Picture) -> tuple[int, int]:
+def _size(picture: LazyImage) -> tuple[int, int]:
     """Return height and width; remembered, since every answer and every right box asks."""
     height, width = picture.pixels().shape[:2]
     return height, width

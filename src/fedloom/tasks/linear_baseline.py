@@ -39,7 +39,7 @@ IMAGE_C, TEXT_C = 1.0, 30.0
 """Inverse strength of the L2 penalty for each kind of features."""
 
 
-def linear_reference(
+def linear_baseline(
     train: Sequence[Example], test: Sequence[Example], embed: Embed | None = None
 ) -> dict[str, Floats]:
     """Train logistic regressions on pictures and on texts and apply them to the test examples.

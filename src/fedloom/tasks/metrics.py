@@ -73,7 +73,7 @@ def graded(headline: str, suffix: str = "", **grades: Callable[[Example, Answer]
     return collect(graded_row(*grades.values()), result, each, headline + suffix)
 
 
-class Judged(NamedTuple):
+class ChoiceAnswer(NamedTuple):
     """One multiple-choice answer: right label, given label or `MISSING`, number of options, probabilities."""
 
     label: int
@@ -90,7 +90,7 @@ def classification(label: Callable[[Example], int]) -> Metric:
     """
 
     def result(state: Rows) -> Scores:
-        rows: list[Judged] = list(state)
+        rows: list[ChoiceAnswer] = list(state)
         if not rows:
             return dict.fromkeys(("accuracy", "macro_f1", "auc", "unparsed"))
         truth, given = labels(rows)
@@ -107,10 +107,10 @@ def classification(label: Callable[[Example], int]) -> Metric:
 def choice_row(label: Callable[[Example], int]) -> Row:
     """Make the function that turns one multiple-choice answer into a row."""
 
-    def row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> Judged:
+    def row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> ChoiceAnswer:
         prediction = MISSING if answer is UNPARSED else index(cast(int, answer))
         kept = None if scores is None else tuple(float(score) for score in scores)
-        return Judged(label(example), prediction, len(example.options), kept)
+        return ChoiceAnswer(label(example), prediction, len(example.options), kept)
 
     return row
 
@@ -120,12 +120,12 @@ def hits(state: Rows) -> list[float]:
     return [float(judged.label == judged.prediction) for judged in state]
 
 
-def labels(rows: Sequence[Judged]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def labels(rows: Sequence[ChoiceAnswer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return right and given labels, shape [N] each."""
     return np.array([one.label for one in rows]), np.array([one.prediction for one in rows])
 
 
-def _auc_of(rows: Sequence[Judged], truth: NDArray[np.int64]) -> float | None:
+def _auc_of(rows: Sequence[ChoiceAnswer], truth: NDArray[np.int64]) -> float | None:
     scores = [judged.scores for judged in rows]
     if any(row is None or len(row) != len(scores[0] or ()) for row in scores):
         return None

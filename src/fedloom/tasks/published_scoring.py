@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedloom.tasks.metrics import (
     MISSING,
-    Judged,
+    ChoiceAnswer,
     area_under_curve,
     choice_row,
     collect,
@@ -150,7 +150,7 @@ def published_classification(label: Callable[[Example], int]) -> Metric:
     """
 
     def result(state: Rows) -> Scores:
-        rows: list[Judged] = list(state)
+        rows: list[ChoiceAnswer] = list(state)
         names = ("accuracy_published", "macro_f1_published", "auc_published")
         if not rows:
             return dict.fromkeys(names)

@@ -22,7 +22,7 @@ HEADLINES = {task: one.metrics.headline for task, one in TASKS.items()}
 
 
 @dataclass(frozen=True)
-class Judged:
+class Answers:
     """Answers to a list of examples, in their order.
 
     Attributes:
@@ -38,9 +38,9 @@ class Judged:
     answer_form: AnswerForm = "text"
 
 
-def joined(parts: Sequence[Judged]) -> Judged:
+def joined(parts: Sequence[Answers]) -> Answers:
     """Put answers to several lists of examples, judged alike, behind each other."""
-    return Judged(
+    return Answers(
         tuple(answer for part in parts for answer in part.answers),
         tuple(chances for part in parts for chances in part.probabilities),
         tuple(reply for part in parts for reply in part.replies),
@@ -58,7 +58,7 @@ NO_METRICS: Mapping[str, Metric] = {}
 
 
 def score(
-    examples: Sequence[Example], judged: Judged, metrics: Mapping[str, Metric] = NO_METRICS
+    examples: Sequence[Example], judged: Answers, metrics: Mapping[str, Metric] = NO_METRICS
 ) -> dict[str, Any]:
     """Compute all metrics of answers.
 
@@ -79,7 +79,7 @@ def score(
 
 
 def _task_scores(
-    task: str, examples: Sequence[Example], judged: Judged, others: Mapping[str, Metric]
+    task: str, examples: Sequence[Example], judged: Answers, others: Mapping[str, Metric]
 ) -> Scores:
     alone, several = TASKS[task].published, TASKS[task].multitask
     published = alone if several is None or len(tasks_of(examples)) == 1 else several
@@ -107,7 +107,7 @@ def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
 
 
 def _published_answer(
-    published: Published, example: Example, place: int, judged: Judged
+    published: Published, example: Example, place: int, judged: Answers
 ) -> Answer | Unparsed:
     """Read a reply as the published code does; an option that was compared needs no reading."""
     reply = judged.replies[place] if judged.replies else None
@@ -116,7 +116,7 @@ def _published_answer(
     return published.parse(reply, example, answer_form=judged.answer_form)
 
 
-def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Judged) -> Rows:
+def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Answers) -> Rows:
     state = metrics.zero
     for example, answer, chances in zip(examples, judged.answers, judged.probabilities, strict=True):
         if example.task == task:
@@ -132,7 +132,7 @@ def _means(found: Sequence[Scores]) -> Scores:
     return means
 
 
-def each(examples: Sequence[Example], judged: Judged, *, headline: bool) -> NDArray[np.float64]:
+def each(examples: Sequence[Example], judged: Answers, *, headline: bool) -> NDArray[np.float64]:
     """Return every example's own score, [N]: its task's headline, or its accuracy, which all tasks share."""
     found = np.zeros(len(examples))
     for task in tasks_of(examples):

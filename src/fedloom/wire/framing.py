@@ -94,7 +94,7 @@ class Piece(NamedTuple):
         return row.view(torch.uint8).numpy().data
 
 
-class Found(NamedTuple):
+class Received(NamedTuple):
     """A tensor that was read: its name, its values, and whether they are those of a part only."""
 
     name: str
@@ -157,7 +157,7 @@ def kind_of(message: bytes) -> int:
     return message[4] if len(message) > 4 else -1
 
 
-def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
+def unframe(kind: int, message: bytes) -> tuple[Head, list[Received]]:
     """Check a message and return its head and tensors.
 
     Raises:
@@ -183,7 +183,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
         raise ValueError("its head is not one that this version writes")
     head = Head(fields)
     listed = head.of("tensors", lambda value: isinstance(value, list) and len(value) <= MOST)
-    at, found = start, list[Found]()
+    at, found = start, list[Received]()
     for entry in listed:
         one, at = _tensor(body, at, entry)
         found.append(one)
@@ -192,7 +192,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Found]]:
     return head, found
 
 
-def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
+def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Received, int]:
     """Read the tensor that begins at a byte of the body; return it and the byte after it."""
     match entry:
         case [str(name), str(kind), list(shape), str(codec), bool(partial)] if (
@@ -218,7 +218,7 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Found, int]:
             raise ValueError(f"{short(name)} holds values that are neither true nor false")
         value = piece.view(dtype) if count else torch.empty(0, dtype=dtype)
     try:
-        return Found(name, value.view(shape), partial), after
+        return Received(name, value.view(shape), partial), after
     # The number of values differs, or there are more dimensions than torch has.
     except (RuntimeError, TypeError, OverflowError):
         raise ValueError(f"{short(name)} does not have shape {short(shape)}") from None

@@ -23,9 +23,9 @@ from fedloom.wire.framing import (
     DTYPES,
     MOST,
     NAMES,
-    Found,
     Head,
     Piece,
+    Received,
     Spec,
     frame,
     kind_of,
@@ -293,7 +293,7 @@ def _blank(value: Tensor, part: Part) -> bool:
 
 
 def _spread(
-    found: Sequence[Found], more: int, part: Part | None, layout: Layout
+    found: Sequence[Received], more: int, part: Part | None, layout: Layout
 ) -> tuple[Params, dict[str, Tensor]]:
     """Return what `_pieces` listed, except `more`: the flat buffer, and the extras by name."""
     if len(found) <= more:
