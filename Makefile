@@ -1,6 +1,6 @@
 # make quickstart   run the main job: bundled model, bundled real data, a table and a report
 # make test         run the tests
-# make test-slow    run the tests that take long: faults in earnest
+# make test-slow    run the tests that take long: faults at many points of a run
 # make check        lint, types, layers
 # make bench [ONLY="P4 P6"]  compare with plain loops and other frameworks; see benchmarks/README.md
 # make clean        remove the environment and run folders

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.tiny import Drawn
+from tests.test_layers import FLOOR_OF
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from fedloom.testing import LAWS, check_algorithm
 from fedloom.wire.messages import Update
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(fedloom.__path__, "fedloom.")
@@ -72,6 +73,25 @@ def test_files_that_are_named_exist(page: Path) -> None:
         r"`((?:src|tests|docs|scripts|benchmarks)/[^`\s:*]+)`", page.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
+
+
+def test_contributing_lists_every_room_on_its_floor() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## The rooms")[2].partition("\n## ")[0]
+    listed, floor = {}, -1
+    for number, rooms in re.findall(r"^\| (\d*) ?\| (`.*?) \|", table, re.MULTILINE):
+        floor = int(number) if number else floor
+        for room in re.findall(r"`([\w/.]+)`", rooms):
+            listed[room.removesuffix(".py").strip("/").replace("/", ".")] = floor
+    assert listed == FLOOR_OF
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([a-z0-9_/]+(?:\.py|/))`", text)
+    assert len(names) > 40
+    for name in names:
+        assert (ROOT / "src/fedloom" / name).exists() or (ROOT / name).exists(), name
 
 
 def test_every_promise_names_tests_that_are_there() -> None:
