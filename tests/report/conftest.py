@@ -14,9 +14,7 @@ METHODS = ("zero-shot", "linear", "local", "fedavg", "fedadam", "fedavg+prompt+a
 LEVELS = {"zero-shot": 0.18, "linear": 0.74, "local": 0.56, "centralized": 0.86}
 LABELS = ("smileys", "people", "animals", "food", "travel", "objects", "symbols", "flags")
 TEST = 268
-REJECTED = [
-    f"pictures/{place}.png, line {place}: cut short after {20 * place} bytes" for place in range(1, 6)
-]
+REJECTED = [f"images/{place}.png, line {place}: cut short after {20 * place} bytes" for place in range(1, 6)]
 
 
 def experiment_of(seed: int, clients: int, rounds: int, methods: Sequence[str]) -> dict[str, Any]:
@@ -115,19 +113,19 @@ class Writer:
         for name, share in (("image", 0.78), ("text", 0.88)):
             slices[name] = self.evaluate(method, None, self.rounds, accuracy * share, name)
         per_client = [min(max(accuracy + self.draw.gauss(0, 0.05), 0.0), 1.0) for _ in self.names]
-        found = {**self.scores(accuracy), "slices": slices, "clients": per_client}
+        scores_of_method = {**self.scores(accuracy), "slices": slices, "clients": per_client}
         if method == "local":
-            found |= {
+            scores_of_method |= {
                 "best": max(end["accuracy"] for end in ends),
                 "worst": min(end["accuracy"] for end in ends),
             }
         if method == "linear":
-            found["auc"] = None
-        return found
+            scores_of_method["auc"] = None
+        return scores_of_method
 
     def validate(self, draw: random.Random, methods: Sequence[str], chosen: str) -> dict[str, Any]:
         """Validate each round of those methods that have any, and return what the result holds."""
-        found: dict[str, Any] = {}
+        by_method: dict[str, Any] = {}
         for method in methods:
             rounds = range(1, self.rounds + 1) if method not in ("zero-shot", "linear") else [0]
             own: dict[Any, list[tuple[float, int]]] = {}
@@ -139,9 +137,9 @@ class Writer:
                     for score, done in own[client]
                 ]
             ends = [max(scores) if chosen == "best" else scores[-1] for scores in own.values()]
-            score = sum(one for one, _ in ends) / len(ends) if ends else None
-            found[method] = {"score": score, "metric": "accuracy", "rounds": [done for _, done in ends]}
-        return {"from": 0.1, "examples": 20, "without": 0, "round": chosen, "methods": found}
+            score = sum(value for value, _ in ends) / len(ends) if ends else None
+            by_method[method] = {"score": score, "metric": "accuracy", "rounds": [done for _, done in ends]}
+        return {"from": 0.1, "examples": 20, "without": 0, "round": chosen, "methods": by_method}
 
 
 def make_run(

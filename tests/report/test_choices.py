@@ -1,4 +1,4 @@
-"""What a sweep chooses, it chooses on validation: by hand, whatever the test scores are, and with what is missing named."""
+"""Choices of a sweep by validation score: hand-worked, independent of test scores, with missing cells named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedloom.report.sweeps.axis_comparisons import comparisons
-from fedloom.report.sweeps.chosen_settings import choices, chosen
+from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
 from fedloom.report.sweeps.sweep_page import render_sweep, write_sweep_report
 from fedloom.report.sweeps.sweep_results import SweepRun, read_sweep
 from fedloom.report.sweeps.sweep_tables import mean_table, terminal_tables
@@ -35,14 +35,14 @@ def by_hand(values: Mapping[str, Any], method: str) -> float:
 
 
 def test_score(values: Mapping[str, Any], method: str) -> float:
-    """Higher for small rates, which validation mostly does not choose."""
+    """Return a test score that is higher for small rates, which validation mostly does not choose."""
     return 0.9 - values["train.lr"] + 0.01 * values.get("seed", 0) + 0.05 * (method == "fedavg")
 
 
 test_score.__test__ = False  # type: ignore[attr-defined]
 
 
-def made(
+def make_sweep(
     folder: Path,
     validation: Score = by_hand,
     test: Score = test_score,
@@ -66,11 +66,19 @@ def made(
             cells.append({**row, "state": "failed", "error": "a reason"})
             continue
         cells.append({**row, "state": "done"})
-        found = {method: {"score": validation(values, method), "metric": "accuracy"} for method in METHODS}
+        validation_scores = {
+            method: {"score": validation(values, method), "metric": "accuracy"} for method in METHODS
+        }
         result = {
             "scores": {method: {"accuracy": test(values, method)} for method in METHODS},
             "main": "fedavg",
-            "validation": {"from": 0.1, "examples": 40, "without": 0, "round": "last", "methods": found},
+            "validation": {
+                "from": 0.1,
+                "examples": 40,
+                "without": 0,
+                "round": "last",
+                "methods": validation_scores,
+            },
         }
         (folder / f"cells/{place}").mkdir(parents=True)
         (folder / f"cells/{place}/result.json").write_text(json.dumps(result))
@@ -86,7 +94,7 @@ def rates(sweep: SweepRun) -> dict[tuple[str, str], Any]:
 def test_the_value_with_the_highest_mean_validation_score_is_chosen_and_the_first_of_equals(
     tmp_path: Path,
 ) -> None:
-    sweep = read_sweep(made(tmp_path))
+    sweep = read_sweep(make_sweep(tmp_path))
     assert rates(sweep) == BY_HAND
     for one in choices(sweep):
         assert one.validation == pytest.approx(max(VALIDATION[one.row][one.method]))
@@ -96,29 +104,29 @@ def test_the_value_with_the_highest_mean_validation_score_is_chosen_and_the_firs
         assert one.missing == ()
 
 
-def test_test_scores_choose_nothing(tmp_path: Path) -> None:
-    """Whatever test scores are dealt to whichever cell, the choices stay."""
+def test_test_scores_do_not_influence_choices(tmp_path: Path) -> None:
+    """Choices are the same for random test scores."""
     for number in range(20):
         draw = random.Random(number)
-        dealt = read_sweep(made(tmp_path / str(number), test=lambda _, __, draw=draw: draw.random()))
-        assert rates(dealt) == BY_HAND
+        sweep = read_sweep(make_sweep(tmp_path / str(number), test=lambda _, __, draw=draw: draw.random()))
+        assert rates(sweep) == BY_HAND
 
 
 def test_validation_scores_alone_decide(tmp_path: Path) -> None:
-    """If rates swap their validation scores, the choice goes with them."""
+    """If learning rates swap their validation scores, the choice follows."""
 
     def swapped(values: Mapping[str, Any], method: str) -> float:
         return by_hand({**values, "train.lr": {0.1: 0.3, 0.2: 0.2, 0.3: 0.1}[values["train.lr"]]}, method)
 
-    found = rates(read_sweep(made(tmp_path, swapped)))
-    assert found["gaps", "fedavg"] == 0.1
-    assert found["even", "fedavg"] == 0.1  # now the first of the two equals
+    chosen_rates = rates(read_sweep(make_sweep(tmp_path, swapped)))
+    assert chosen_rates["gaps", "fedavg"] == 0.1
+    assert chosen_rates["even", "fedavg"] == 0.1  # now the first of the two equals
 
 
 def test_a_value_with_a_missing_cell_is_not_chosen_and_the_cell_is_named(tmp_path: Path) -> None:
-    sweep = read_sweep(made(tmp_path, failed=(3,)))  # even, 0.2, seed 1
-    found = rates(sweep)
-    assert found == {**BY_HAND, ("even", "local"): 0.1, ("even", "fedavg"): 0.3}
+    sweep = read_sweep(make_sweep(tmp_path, failed=(3,)))  # even, 0.2, seed 1
+    chosen_rates = rates(sweep)
+    assert chosen_rates == {**BY_HAND, ("even", "local"): 0.1, ("even", "fedavg"): 0.3}
     assert {one.missing for one in choices(sweep) if one.row == "even"} == {("cell 3",)}
     assert {one.missing for one in choices(sweep) if one.row == "gaps"} == {()}
     assert "cell 3" in render_sweep(sweep)
@@ -129,36 +137,36 @@ def test_a_method_without_a_validation_score_has_no_choice(tmp_path: Path) -> No
     def lacking(values: Mapping[str, Any], method: str) -> float | None:
         return None if method == "fedavg" and values["scenario"] == "even" else by_hand(values, method)
 
-    sweep = read_sweep(made(tmp_path, lacking))
+    sweep = read_sweep(make_sweep(tmp_path, lacking))
     (one,) = [one for one in choices(sweep) if (one.row, one.method) == ("even", "fedavg")]
     assert (one.values, one.validation, one.test) == (None, None, None)
     assert one.missing == tuple(f"cell {place}" for place in range(6))
-    left = mean_table(chosen(sweep, choices(sweep)))
+    left = mean_table(with_chosen_values(sweep, choices(sweep)))
     assert left.rows[0][left.columns.index("FedAvg")] == "—"
-    methods = [one for one in comparisons(chosen(sweep, choices(sweep))) if one.by is None]
-    assert [len(one.found.missing) for one in methods if one.factor.kind == "method"] == [2]
+    methods = [one for one in comparisons(with_chosen_values(sweep, choices(sweep))) if one.by is None]
+    assert [len(one.result.missing) for one in methods if one.factor.kind == "method"] == [2]
     render_sweep(sweep)
 
 
 @pytest.mark.parametrize("failed", [tuple(range(6)), tuple(range(12)), (0, 2, 4, 7, 9, 11)])
 def test_no_missing_cell_stops_the_report(failed: tuple[int, ...], tmp_path: Path) -> None:
-    sweep = read_sweep(made(tmp_path, failed=failed))
+    sweep = read_sweep(make_sweep(tmp_path, failed=failed))
     assert all(one.values is None or one.row == "gaps" for one in choices(sweep))
     render_sweep(sweep)
     terminal_tables(sweep)
 
 
 def test_only_chosen_values_are_compared(tmp_path: Path) -> None:
-    sweep = read_sweep(made(tmp_path))
-    judged = chosen(sweep, choices(sweep))
-    assert list(judged.axes) == ["scenario", "seed"]
-    assert len(judged.cells) == 4
-    for cell in judged.cells:
+    sweep = read_sweep(make_sweep(tmp_path))
+    reduced = with_chosen_values(sweep, choices(sweep))
+    assert list(reduced.axes) == ["scenario", "seed"]
+    assert len(reduced.cells) == 4
+    for cell in reduced.cells:
         for method in METHODS:
             values = {**cell.values, "train.lr": BY_HAND[cell.values["scenario"], method]}
             assert cell.scores[method] == {"accuracy": test_score(values, method)}
-    assert {one.factor.name for one in comparisons(judged)} == {"scenario", "method"}
-    assert chosen(replace(sweep, choose=()), []).cells == sweep.cells
+    assert {one.factor.name for one in comparisons(reduced)} == {"scenario", "method"}
+    assert with_chosen_values(replace(sweep, choose=()), []).cells == sweep.cells
 
 
 def test_values_that_were_not_chosen_change_no_comparison(tmp_path: Path) -> None:
@@ -167,7 +175,7 @@ def test_values_that_were_not_chosen_change_no_comparison(tmp_path: Path) -> Non
         return test_score(values, method) if same else 0.99
 
     results = [
-        write_sweep_report(made(tmp_path / str(place), test=one))
+        write_sweep_report(make_sweep(tmp_path / str(place), test=one))
         for place, one in enumerate((test_score, other))
     ]
     assert results[0]["comparisons"]
@@ -176,21 +184,21 @@ def test_values_that_were_not_chosen_change_no_comparison(tmp_path: Path) -> Non
 
 
 def test_the_report_and_its_json_show_the_choices(tmp_path: Path) -> None:
-    result = write_sweep_report(made(tmp_path))
+    result = write_sweep_report(make_sweep(tmp_path))
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert result["choose"] == ["train.lr"]
-    told = {(one["row"], one["method"]): one["values"] for one in result["choices"]}
-    assert told == {place: {"train.lr": rate} for place, rate in BY_HAND.items()}
+    values = {(one["row"], one["method"]): one["values"] for one in result["choices"]}
+    assert values == {place: {"train.lr": rate} for place, rate in BY_HAND.items()}
     page = (tmp_path / "report.html").read_text()
     assert "Chosen on the validation part" in page
     assert "at its chosen values" in page
 
 
-def test_several_axes_are_chosen_together_and_none_may_be_left(tmp_path: Path) -> None:
+def test_several_axes_are_chosen_together_and_no_other_axis_is_needed(tmp_path: Path) -> None:
     axes = {"train.lr": [0.1, 0.2], "train.epochs": [1, 2]}
     scores = {(0.1, 1): 0.3, (0.1, 2): 0.6, (0.2, 1): 0.5, (0.2, 2): 0.6}
     sweep = read_sweep(
-        made(
+        make_sweep(
             tmp_path,
             lambda values, _: scores[values["train.lr"], values["train.epochs"]],
             axes=axes,
@@ -206,4 +214,4 @@ def test_several_axes_are_chosen_together_and_none_may_be_left(tmp_path: Path) -
 @pytest.mark.parametrize("axis", ["lr", "seed"])
 def test_a_sweep_that_chooses_along_no_axis_is_refused(axis: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"\"choose\" names '{axis}'"):
-        read_sweep(made(tmp_path, choose=(axis,)))
+        read_sweep(make_sweep(tmp_path, choose=(axis,)))

@@ -1,4 +1,4 @@
-"""Who holds what, and how much the clients differ: the drawing and the card of the report."""
+"""The chart of the clients' data and the heterogeneity card of the report."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fedloom.report import read_run, write_report
-from fedloom.report.client_charts import DISTANCE, LENGTH, columns, holdings
-from fedloom.report.split_table import card_rows, split_text
+from fedloom.report.client_charts import DISTANCE, LENGTH, columns, holdings_chart
+from fedloom.report.split_table import card_table, split_text
 from fedloom.scenarios import Plan
 from fedloom.scenarios.heterogeneity_card import card, survey
 from fedloom.scenarios.plan_file import plan_to_json
@@ -46,14 +46,14 @@ def page_with(folder: Path, plan: dict[str, Any]) -> str:
 
 
 def test_columns_by_hand() -> None:
-    found = {
+    by_head = {
         one.head: one
         for one in columns([client(), client(words=None, jensen_shannon=1.0), client(words=5.0)])
     }
-    assert list(found) == [*KINDS, LENGTH, DISTANCE]
-    assert (found["both"].said, found["both"].shares) == (("2", "2", "2"), (0.5, 0.5, 0.5))
-    assert (found[LENGTH].said, found[LENGTH].shares) == (("2.0", "—", "5.0"), (0.4, 0.0, 1.0))
-    assert (found[DISTANCE].said, found[DISTANCE].shares) == (("0.50", "1.00", "0.50"), (0.5, 1.0, 0.5))
+    assert list(by_head) == [*KINDS, LENGTH, DISTANCE]
+    assert (by_head["both"].texts, by_head["both"].shares) == (("2", "2", "2"), (0.5, 0.5, 0.5))
+    assert (by_head[LENGTH].texts, by_head[LENGTH].shares) == (("2.0", "—", "5.0"), (0.4, 0.0, 1.0))
+    assert (by_head[DISTANCE].texts, by_head[DISTANCE].shares) == (("0.50", "1.00", "0.50"), (0.5, 1.0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def test_columns_by_hand() -> None:
         ({"id": "x"}, KINDS),
     ],
 )
-def test_a_column_is_there_where_there_is_something_to_tell(one: dict[str, Any], heads: list[str]) -> None:
+def test_a_column_without_figures_is_left_out(one: dict[str, Any], heads: list[str]) -> None:
     assert [column.head for column in columns([one, one])] == heads
 
 
 @pytest.mark.parametrize("width", [760.0, 400.0])
-def test_figures_stand_in_the_drawing_of_either_width(run_folder: Callable[..., Path], width: float) -> None:
+def test_the_chart_has_the_figures_in_both_widths(run_folder: Callable[..., Path], width: float) -> None:
     folder = run_folder()
     plan, examples = plan_of([[0, 0, 1], [1, 1]])
     (folder / "plan.json").write_text(json.dumps(plan_to_json(plan, examples)), encoding="utf-8")
-    drawn = str(holdings(read_run(folder), width))
+    drawn = str(holdings_chart(read_run(folder), width))
     # Means of (1, 1, 3) and of (3, 3) words; the longest fills its cell, and 5/3 is five ninths of it.
     assert ">1.7<" in drawn and ">3.0<" in drawn
-    lines = [float(found) for found in re.findall(r'width="([\d.]+)" height="3"', drawn)]
+    lines = [float(length) for length in re.findall(r'width="([\d.]+)" height="3"', drawn)]
     assert len(lines) == 4  # for length and for distance of each client
     assert lines[0] / lines[2] == pytest.approx(5 / 9, abs=0.01)
 
@@ -87,10 +87,10 @@ def test_the_page_has_the_card_that_split_prints(run_folder: Callable[..., Path]
     plan, examples = plan_of([[0, 0, 1], [1, 1]])
     value = plan_to_json(plan, examples)
     page = page_with(run_folder(), value)
-    told = card_rows(card(survey(plan, examples))).rows
-    assert [name for name, _ in told] == ["2 labels", "Modalities", "Examples", "Sizes", "Words"]
-    for name, said in told:
-        assert f"<dt>{name}</dt><dd>{said.replace(chr(39), '&#39;')}</dd>" in page
+    rows = card_table(card(survey(plan, examples))).rows
+    assert [name for name, _ in rows] == ["2 labels", "Modalities", "Examples", "Sizes", "Words"]
+    for name, content in rows:
+        assert f"<dt>{name}</dt><dd>{content.replace(chr(39), '&#39;')}</dd>" in page
     scenario = {
         "mode": "corrected",
         "clients": 2,
@@ -100,7 +100,7 @@ def test_the_page_has_the_card_that_split_prints(run_folder: Callable[..., Path]
     }
     scenario |= {"rate": 0.3, "p": 0.7, "alpha": 0.5, "repair": None}
     printed = " ".join(split_text({**value, "data": "made", "scenario": scenario}).split())
-    assert all(" ".join(said.split()) in printed for name, said in told if name != "2 labels")
+    assert all(" ".join(content.split()) in printed for name, content in rows if name != "2 labels")
     assert "Mean words:" in page and "Label distance:" in page
 
 

@@ -1,4 +1,4 @@
-"""Damaged and odd run folders: a report is written or one message says which file is wrong, and never a traceback."""
+"""Damaged and odd run folders: a report is written, or one message names the damaged file; there is no traceback."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 @pytest.fixture
 def folder(run_folder) -> Path:
     """Return a run folder whose plan has a heterogeneity card, as those of runs have."""
-    made = run_folder(names=(0, 1), rounds=1, methods=("zero-shot", "local", "fedavg"))
+    run = run_folder(names=(0, 1), rounds=1, methods=("zero-shot", "local", "fedavg"))
     examples = [Example(f"e{place}", "?", "a", text="word", group="ab"[place % 2]) for place in range(8)]
     plan = build_plan(examples, Scenario(clients=2), 0)
-    value = json.loads((made / "plan.json").read_text(encoding="utf-8"))
+    value = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     value["card"] = card(survey(plan, examples))
-    (made / "plan.json").write_text(json.dumps(value), encoding="utf-8")
-    result = json.loads((made / "result.json").read_text(encoding="utf-8"))
+    (run / "plan.json").write_text(json.dumps(value), encoding="utf-8")
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     for scores in result["scores"].values():
         scores |= {
             "client_tasks": [{"choice": 0.5}, {"choice": 0.25}],
             "tasks": {"choice": {"accuracy": 0.5}},
         }
-    (made / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    return made
+    (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return run
 
 
-def test_the_folder_is_whole(folder: Path) -> None:
+def test_an_undamaged_folder_has_a_page(folder: Path) -> None:
     assert "Jensen-Shannon" in render([read_run(folder)])
 
 

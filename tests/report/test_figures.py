@@ -1,4 +1,4 @@
-"""Laws of charts: well-formed, escaped, nothing overlaps, nothing leaves its room."""
+"""Laws of charts: they are well-formed and escaped, and nothing overlaps or leaves its range."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedloom.report import charts
 from fedloom.report.confidence_intervals import interval
 from fedloom.report.html_page import CHARTS
 from fedloom.report.run_results import read_run
-from fedloom.report.svg_elements import clip, legend, measure, scale, spread, tag, thin, ticks, words
-from fedloom.report.tables import federated, label, percent
+from fedloom.report.svg_elements import clip, legend, scale, spread, tag, text, text_width, thin, ticks
+from fedloom.report.tables import is_federated, label, percent
 
 LAW = settings(max_examples=60, deadline=None)
 POSITIONS = st.lists(st.floats(-100, 400), min_size=1, max_size=12)
@@ -67,10 +67,10 @@ def test_a_run_with_nothing_to_draw_gives_no_chart_and_no_error(run_folder, char
     assert CHARTS[chart](read_run(folder), 760) == ""
 
 
-def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_each_reference(run_folder):
+def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_each_baseline(run_folder):
     run = read_run(run_folder())
-    drawn = charts.curves(run)
-    assert set(drawn) == {method for method in run.scores if federated(method)}
+    drawn = charts.score_curves(run)
+    assert set(drawn) == {method for method in run.scores if is_federated(method)}
     text = charts.learning_curves(run, 760)
     for method in run.scores:
         assert label(method) in text
@@ -79,12 +79,12 @@ def test_learning_curves_have_a_line_for_each_federated_method_and_a_level_for_e
 
 def test_curves_hold_what_was_recorded(run_folder):
     run = read_run(run_folder())
-    wanted = [
+    recorded = [
         (entry["round"], entry["scores"]["accuracy"])
         for entry in run.evaluations
         if entry["method"] == "fedavg" and entry["slice"] == "both"
     ]
-    assert charts.curves(run)["fedavg"] == sorted(wanted)
+    assert charts.score_curves(run)["fedavg"] == sorted(recorded)
 
 
 def test_learning_curves_need_two_rounds(run_folder):
@@ -104,23 +104,23 @@ def test_methods_keep_colors_apart(run_folder):
         "local",
         "centralized",
     ]
-    assert len({charts.paint(method, methods) for method in methods}) == len(methods)
+    assert len({charts.color_style(method, methods) for method in methods}) == len(methods)
 
 
 @LAW
 @given(POSITIONS, st.floats(0, 40), st.floats(0, 50), st.floats(0, 300))
-def test_spread_keeps_labels_apart_in_order_and_in_their_room(wanted, gap, low, room):
-    found = spread(wanted, gap, low, low + room)
-    kept = min(gap, room / max(len(wanted) - 1, 1))
-    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
-    assert all(found[b] - found[a] >= kept - 1e-6 for a, b in pairwise(order))
-    assert all(low - 1e-6 <= place <= low + room + 1e-6 for place in found)
+def test_spread_keeps_the_gap_the_order_and_the_range(positions, gap, low, room):
+    moved = spread(positions, gap, low, low + room)
+    kept = min(gap, room / max(len(positions) - 1, 1))
+    order = sorted(range(len(positions)), key=lambda place: positions[place])
+    assert all(moved[b] - moved[a] >= kept - 1e-6 for a, b in pairwise(order))
+    assert all(low - 1e-6 <= place <= low + room + 1e-6 for place in moved)
 
 
 @LAW
 @given(POSITIONS, st.floats(0, 40))
-def test_spread_moves_nothing_that_is_far_enough_apart(wanted, gap):
-    apart = [index * (gap + 1) for index in range(len(wanted))]
+def test_spread_moves_nothing_that_is_far_enough_apart(positions, gap):
+    apart = [index * (gap + 1) for index in range(len(positions))]
     assert spread(apart, gap, 0, apart[-1]) == pytest.approx(apart)
 
 
@@ -154,7 +154,7 @@ def test_thinning_keeps_the_ends_and_the_order(points, most):
 @given(st.text(max_size=40), st.floats(20, 200))
 def test_clipped_text_fits(text, width):
     shown = clip(text, width)
-    assert measure(shown) <= width
+    assert text_width(shown) <= width
     assert shown == text or shown.endswith("…")
 
 
@@ -173,7 +173,7 @@ def test_interval_agrees_with_the_equation_it_solves():
 
 def test_tags_escape_text_and_attributes_but_not_markup():
     assert (
-        tag("g", words(1, 2, "a<b"), class_='"x"')
+        tag("g", text(1, 2, "a<b"), class_='"x"')
         == '<g class="&#34;x&#34;"><text x="1" y="2">a&lt;b</text></g>'
     )
 
@@ -189,16 +189,16 @@ def test_legend_rows_fit(names, width):
     root = ElementTree.fromstring(f"<svg>{drawn}</svg>") if all(map(str.isprintable, names)) else None
     assert height > 0
     if root is not None:
-        ends = [float(text.attrib["x"]) + measure(text.text or "") for text in root.iter("text")]
+        ends = [float(text.attrib["x"]) + text_width(text.text or "") for text in root.iter("text")]
         assert max(ends) <= width + 0.1
 
 
-def test_data_without_text_are_drawn_by_what_they_have(run_folder):
+def test_data_without_text_are_drawn_with_their_only_modality(run_folder):
     folder = run_folder()
     path = folder / "record.jsonl"
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if '"slice": "both"' not in line]
     path.write_text("\n".join(lines).replace('"slice": "text"', '"slice": "image"'), encoding="utf-8")
     run = read_run(folder)
-    assert run.fullest == "image"
+    assert run.fullest_slice == "image"
     assert charts.full_score(run, "fedavg") == run.scores["fedavg"]["slices"]["image"]["accuracy"]
-    assert set(charts.curves(run)) == {method for method in run.scores if federated(method)}
+    assert set(charts.score_curves(run)) == {method for method in run.scores if is_federated(method)}

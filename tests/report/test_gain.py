@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from fedloom.report.federation_gain import client_gains, comparison, mean_ranks, relative_gain
+from fedloom.report.federation_gain import client_gains, compare_methods, mean_ranks, relative_gain
 
 METHODS = "abcd"
 scores = st.fixed_dictionaries(
@@ -17,19 +17,19 @@ scores = st.fixed_dictionaries(
 
 
 @given(scores)
-def test_mean_ranks_are_scipys(found):
-    by_task = {name: dict(zip("xyz", map(float, values), strict=True)) for name, values in found.items()}
-    table = np.array([found[name] for name in METHODS])
-    wanted = np.mean([rankdata(-table[:, task]) for task in range(3)], axis=0)
-    assert mean_ranks(by_task) == pytest.approx(dict(zip(METHODS, wanted, strict=True)))
+def test_mean_ranks_are_scipys(columns):
+    by_task = {name: dict(zip("xyz", map(float, values), strict=True)) for name, values in columns.items()}
+    table = np.array([columns[name] for name in METHODS])
+    expected = np.mean([rankdata(-table[:, task]) for task in range(3)], axis=0)
+    assert mean_ranks(by_task) == pytest.approx(dict(zip(METHODS, expected, strict=True)))
     # However many tasks and ties: ranks of n methods average (n + 1) / 2.
     assert sum(mean_ranks(by_task).values()) == pytest.approx(len(METHODS) * (len(METHODS) + 1) / 2)
 
 
 @given(scores, st.floats(0.1, 100))
-def test_ranks_do_not_depend_on_the_scale_of_a_score(found, factor):
+def test_ranks_do_not_depend_on_the_scale_of_a_score(columns, factor):
     def ranks(scale):
-        return mean_ranks({name: {"x": scale * v[0], "y": v[1], "z": v[2]} for name, v in found.items()})
+        return mean_ranks({name: {"x": scale * v[0], "y": v[1], "z": v[2]} for name, v in columns.items()})
 
     assert ranks(1.0) == ranks(factor)
 
@@ -60,10 +60,10 @@ def test_a_comparison_names_each_tasks_score():
         tasks = {"vqa": {"accuracy": accuracy}, "caption": {"cider": cider, "accuracy": 0.0}}
         return {"accuracy": 0.3, "tasks": tasks, "client_tasks": [{"vqa": accuracy}, {"caption": cider}]}
 
-    found = comparison({"local": of(0.5, 1.0), "fedavg": of(0.75, 0.5)})
-    assert found["headlines"] == {"vqa": "accuracy", "caption": "cider"}
-    assert found["tasks"]["fedavg"] == {"vqa": 0.75, "caption": 0.5}
-    assert found["mean_rank"] == {"local": 1.5, "fedavg": 1.5}
-    assert found["gain"] == {"fedavg": [0.5, -0.5]}
-    assert comparison({"fedavg": of(1, 1)})["gain"] == {}
-    assert comparison({"fedavg": {"accuracy": 0.5}})["headlines"] == {}
+    comparison = compare_methods({"local": of(0.5, 1.0), "fedavg": of(0.75, 0.5)})
+    assert comparison["headlines"] == {"vqa": "accuracy", "caption": "cider"}
+    assert comparison["tasks"]["fedavg"] == {"vqa": 0.75, "caption": 0.5}
+    assert comparison["mean_rank"] == {"local": 1.5, "fedavg": 1.5}
+    assert comparison["gain"] == {"fedavg": [0.5, -0.5]}
+    assert compare_methods({"fedavg": of(1, 1)})["gain"] == {}
+    assert compare_methods({"fedavg": {"accuracy": 0.5}})["headlines"] == {}

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
-from fedloom.report.adapter_code import loading
+from fedloom.report.adapter_code import adapter_loading
 from fedloom.report.confidence_intervals import interval, margin
-from fedloom.report.federation_gain import comparison, fares, worst_client
-from fedloom.report.findings import finding, in_brief
+from fedloom.report.federation_gain import compare_methods, count_clients, worst_client
+from fedloom.report.findings import run_findings, short_summary
 from fedloom.report.html_page import facts, render
 from fedloom.report.introduction import introduction, purpose
-from fedloom.report.paired_tests import Estimate, Fares
+from fedloom.report.paired_tests import ClientCounts, Estimate
 from fedloom.report.run_results import read_run
 from fedloom.report.score_tables import gain_table, score_table, terminal_table
 from fedloom.report.sweeps.sweep_results import headline
-from fedloom.report.sweeps.sweep_tables import shown
+from fedloom.report.sweeps.sweep_tables import estimate_text
 from fedloom.report.tables import percent, signed
 from fedloom.scenarios.plan import build_plan
 from fedloom.scenarios.plan_file import plan_to_json
@@ -59,45 +59,53 @@ def examples_of(count: int, *, image: bool, text: bool) -> list[Example]:
 
 
 @pytest.mark.parametrize(
-    ("image", "text", "said", "never"),
+    ("image", "text", "sentence", "never"),
     [
-        (True, True, "Of every example the client sees both an image and a text.", "no text"),
-        (True, False, "Of every example the client sees an image and no text.", "both an"),
-        (False, True, "Of every example the client sees a text and no image.", "both an"),
-        (False, False, "sees neither image nor text besides its question.", "both an"),
+        (True, True, "Clients see both an image and a text in every example.", "no text"),
+        (True, False, "Clients see an image and no text in every example.", "both an"),
+        (False, True, "Clients see a text and no image in every example.", "both an"),
+        (
+            False,
+            False,
+            "Clients see neither an image nor a text, but only the question, in every example.",
+            "both an",
+        ),
     ],
 )
-def test_evidence_is_counted_whatever_the_pattern_is_called(run_folder, image, text, said, never):
+def test_modalities_are_counted_whatever_the_pattern_is_called(run_folder, image, text, sentence, never):
     folder = planned(run_folder(names=(0, 1)), examples_of(12, image=image, text=text), clients=2)
     edited(folder, "experiment.json", scenario=Scenario(clients=2, pattern="aligned").model_dump(mode="json"))
-    told = introduction(read_run(folder))
-    assert said in told and never not in told
+    description = introduction(read_run(folder))
+    assert sentence in description and never not in description
 
 
-def test_evidence_that_differs_is_told_by_its_counts(run_folder):
+def test_modalities_that_differ_between_clients_are_counted(run_folder):
     """Of one image client and one text client with six examples each, half the examples show either."""
     examples = examples_of(12, image=True, text=True)
     folder = planned(run_folder(names=(0, 1)), examples, clients=2, pattern="cross", image_clients=1)
-    told = introduction(read_run(folder))
-    assert "Of the 12 examples clients see the image only of 6, no image of 6" in told
-    assert "1 client sees images only, 1 client sees texts only" in told
+    description = introduction(read_run(folder))
+    assert "Of the 12 examples, clients see the image only in 6, no image in 6" in description
+    assert "1 client sees images only, 1 client sees texts only" in description
 
 
-def test_a_plan_without_counts_claims_nothing_about_evidence(run_folder):
+def test_a_plan_without_counts_claims_nothing_about_modalities(run_folder):
     folder = edited(run_folder(names=(0,)), "plan.json", clients=[{"id": 0}])
-    assert "sees" not in introduction(read_run(folder)) and "clients see" not in introduction(
-        read_run(folder)
-    )
+    description = introduction(read_run(folder)).lower()
+    assert "sees" not in description and "clients see" not in description
 
 
 def test_one_client_is_not_compared_with_others(run_folder):
     folder = planned(run_folder(names=(0,)), examples_of(12, image=True, text=True), clients=1)
-    told = introduction(read_run(folder))
-    assert "12 of 804 training examples were given to one client" in told
-    assert "differ" not in told and "Jensen" not in told and "the only client trained" in told
+    description = introduction(read_run(folder))
+    assert "12 of 804 training examples were given to one client" in description
+    assert (
+        "differ" not in description
+        and "Jensen" not in description
+        and "the only client trained" in description
+    )
 
 
-def test_likeness_is_measured_and_not_concluded_from_the_partition(run_folder):
+def test_the_label_distance_is_measured_and_not_inferred_from_the_partition(run_folder):
     examples = [
         Example(f"{n:02}", "?", str(n % 2), text="x", label=n % 2, options=("0", "1"), group=str(n % 2))
         for n in range(12)
@@ -127,14 +135,16 @@ def test_clients_that_never_took_part_are_named(run_folder):
             line["clients"] = [one for one in line["clients"] if one["client"] != 1]
             line["refused"] = [{"client": 2, "reason": "norm"}]
     (folder / "record.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    told = introduction(read_run(folder))
-    assert "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one epoch" in told
-    assert "Client 1 never took part." in told
-    assert "Every update of client 2 was refused or missing." in told
+    description = introduction(read_run(folder))
+    assert (
+        "Federated training took 2 rounds; in each, 2 of the 3 clients trained for one epoch" in description
+    )
+    assert "Client 1 never took part." in description
+    assert "Every update of client 2 was refused or missing." in description
     assert "2 client updates were refused or missing; the server accepted 2." in render([read_run(folder)])
 
 
-def test_a_run_of_references_speaks_of_no_federation(run_folder):
+def test_a_run_of_baselines_does_not_mention_federation(run_folder):
     run = read_run(run_folder(methods=("zero-shot", "linear")))
     page = render([run])
     assert "No part of the model was trained." in introduction(run)
@@ -143,7 +153,7 @@ def test_a_run_of_references_speaks_of_no_federation(run_folder):
     assert purpose(["fedavg"]) != purpose(["local"])
 
 
-def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
+def test_an_assembled_model_is_not_called_bundled(run_folder):
     model = {"path": "bundled", "encoder": "clip", "llm": "llama", "connector": None}
     run = read_run(run_folder(experiment={"model": model}))
     assert (
@@ -151,12 +161,16 @@ def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
         in introduction(run)
     )
     assert dict(facts(run))["Model"] == "clip + llama"
-    told = loading(run)
-    assert told is not None and "load_model(experiment.model" in told.code and "stock" not in told.told
+    loading = adapter_loading(run)
+    assert (
+        loading is not None
+        and "load_model(experiment.model" in loading.code
+        and "stock" not in loading.sentence
+    )
 
 
 @pytest.mark.parametrize(
-    ("files", "said", "code"),
+    ("files", "sentence", "code"),
     [
         (["adapter_model.safetensors"], "Load it with stock PEFT", "'run/adapter'"),
         (
@@ -168,19 +182,19 @@ def test_an_assembled_model_is_not_called_the_shipped_one(run_folder):
         ([], "it is not in the folder run/adapter", ""),
     ],
 )
-def test_the_way_to_load_an_adapter_is_that_of_the_files_there(run_folder, files, said, code):
+def test_the_loading_code_suits_the_exported_files(run_folder, files, sentence, code):
     folder = run_folder(methods=("fedavg",))
     (folder / "adapter/adapter_model.safetensors").unlink()
     for name in files:
         (folder / "adapter" / name).parent.mkdir(exist_ok=True)
         (folder / "adapter" / name).touch()
-    told = loading(read_run(folder))
-    assert told is not None and said in told.told and code in told.code
+    loading = adapter_loading(read_run(folder))
+    assert loading is not None and sentence in loading.sentence and code in loading.code
     assert ("PeftModel" in render([read_run(folder)])) == any("adapter_model" in name for name in files)
 
 
-def test_nothing_to_load_is_claimed_where_nothing_is_exported(run_folder):
-    assert loading(read_run(run_folder(methods=("local",)))) is None
+def test_a_run_without_an_adapter_has_no_loading_code(run_folder):
+    assert adapter_loading(read_run(run_folder(methods=("local",)))) is None
 
 
 # ---- scores ------------------------------------------------------------------------------------------
@@ -201,7 +215,7 @@ def test_slices_that_the_data_do_not_have_are_not_shown():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "said"),
+    ("tasks", "sentence"),
     [
         (["choice"], "Options were compared by likelihood."),
         (["caption"], "Answers were generated freely."),
@@ -211,13 +225,13 @@ def test_slices_that_the_data_do_not_have_are_not_shown():
         ),
     ],
 )
-def test_how_answers_were_found_depends_on_the_questions_there_are(tasks, said):
+def test_the_note_on_scoring_depends_on_the_tasks(tasks, sentence):
     scores = {
         "accuracy": 0.5,
         "cider": 0.5,
         "tasks": {task: {"accuracy": 0.5, "cider": 0.5} for task in tasks},
     }
-    assert said in score_table({"scores": {"fedavg": scores}, "scoring": "likelihood"}).note
+    assert sentence in score_table({"scores": {"fedavg": scores}, "scoring": "likelihood"}).note
 
 
 def by_client(accuracy: float, *clients: float | None) -> dict[str, Any]:
@@ -238,58 +252,61 @@ WORSE_FOR_ALL = {
 }
 
 
-def test_a_better_shared_model_does_not_hide_that_every_client_fares_worse():
-    """On the global test set FedAvg wins by 20 points; each client alone is better on its own."""
+def test_a_better_shared_model_does_not_hide_that_every_client_is_worse_off():
+    """On the global test set FedAvg is 20 points better; on data like its own, each client is better off alone."""
     result = WORSE_FOR_ALL
-    both = [finding(result)[0], in_brief(result), " ".join(terminal_table(result).split())]
-    for said in both:
-        assert "On the global test set FedAvg" in said and "70.0%" in said
-        assert "0 of 3 clients fare better with FedAvg" in said and "3 worse" in said
-        assert "client 1 loses most: 60.0% instead of 90.0%" in said
-    assert "fedavg 70.0 (0 of 3 clients better than alone, 3 worse)" in headline(result)
-    found = comparison(result["scores"])["clients"]["fedavg"]
-    assert (found["better"], found["same"], found["worse"], found["unknown"]) == (0, 0, 3, 0)
-    assert found["worst"] == {"client": 1, "gain": pytest.approx(-1 / 3), "score": 0.6, "alone": 0.9}
+    both = [run_findings(result)[0], short_summary(result), " ".join(terminal_table(result).split())]
+    for text in both:
+        assert "On the global test set FedAvg" in text and "70.0%" in text
+        assert "0 of 3 clients are better off with FedAvg" in text and "3 worse off" in text
+        assert "client 1 loses most: 60.0% instead of 90.0%" in text
+    assert "fedavg 70.0 (0 of 3 clients better off than alone, 3 worse off)" in headline(result)
+    counts = compare_methods(result["scores"])["clients"]["fedavg"]
+    assert (counts["better"], counts["same"], counts["worse"], counts["unknown"]) == (0, 0, 3, 0)
+    assert counts["worst"] == {"client": 1, "gain": pytest.approx(-1 / 3), "score": 0.6, "alone": 0.9}
 
 
-def test_equal_scores_are_ties_however_they_were_rounded():
-    """0.1 + 0.2 is 0.3 to a reader, and no client is hurt by the last bit."""
+def test_rounding_errors_do_not_break_ties():
+    """0.1 + 0.2 counts as 0.3, so that no client is worse off by a rounding error."""
     local, ours = by_client(0.3, 0.1 + 0.2, 0.3, 0.0), by_client(0.3, 0.3, 0.1 + 0.2, 0.0)
-    assert fares(ours, local) == Fares(same=3) == fares(local, ours)
+    assert count_clients(ours, local) == ClientCounts(same=3) == count_clients(local, ours)
     result = {"scores": {"local": local, "fedavg": ours}}
     table = gain_table(result)
     assert table is not None
     assert table.rows == (("FedAvg", "0.0", "0.0", "0.0", "0", "3", "0"),)
-    assert "no client loses" in finding(result)[0]
-    assert "-0.0" not in json.dumps(comparison(result["scores"]))
+    assert "no client loses" in run_findings(result)[0]
+    assert "-0.0" not in json.dumps(compare_methods(result["scores"]))
 
 
-def test_a_client_for_whom_training_alone_reaches_nothing_still_has_a_verdict():
-    assert fares(by_client(0.5, 0.5, 0.0), by_client(0.0, 0.0, 0.0)) == Fares(better=1, same=1)
-    assert fares(by_client(0.5, None), by_client(0.5, 0.5)) == Fares(unknown=1)
+def test_a_client_that_scores_zero_alone_is_counted():
+    assert count_clients(by_client(0.5, 0.5, 0.0), by_client(0.0, 0.0, 0.0)) == ClientCounts(better=1, same=1)
+    assert count_clients(by_client(0.5, None), by_client(0.5, 0.5)) == ClientCounts(unknown=1)
     assert worst_client(by_client(0.5, None), by_client(0.5, 0.5)) is None
 
 
-def test_without_local_training_nothing_is_said_of_clients():
-    said = finding({"scores": {"fedavg": by_client(0.5, 0.5)}})[0]
-    assert "unknown, because no client trained alone in this run" in said and "better with" not in said
+def test_without_local_training_clients_are_not_compared():
+    sentence = run_findings({"scores": {"fedavg": by_client(0.5, 0.5)}})[0]
+    assert (
+        "unknown, because no client trained alone in this run" in sentence
+        and "better off with" not in sentence
+    )
 
 
-def test_one_client_is_spoken_of_in_the_singular():
-    said = finding({"scores": {"local": by_client(0.5, 0.5), "fedavg": by_client(0.25, 0.25)}})[0]
-    assert "the only client fares worse with FedAvg" in said and "clients'" not in said
+def test_one_client_is_described_in_the_singular():
+    sentence = run_findings({"scores": {"local": by_client(0.5, 0.5), "fedavg": by_client(0.25, 0.25)}})[0]
+    assert "the only client is worse off with FedAvg" in sentence and "clients'" not in sentence
 
 
 def test_equally_good_methods_are_all_named():
     scores = {"fedavg": by_client(0.5, 0.5), "fedadam": by_client(0.75, 0.5), "fedyogi": by_client(0.75, 0.5)}
-    assert "FedAdam and FedYogi score highest on the test part, with 75.0%" in " ".join(
-        finding({"scores": scores})
+    assert "FedAdam and FedYogi score highest on the test set, with 75.0%" in " ".join(
+        run_findings({"scores": scores})
     )
 
 
-def test_a_method_without_a_score_does_not_stand_for_the_others():
+def test_a_method_without_a_score_is_not_the_headline_method():
     scores = {"fedavg": {"accuracy": None}, "fedadam": by_client(0.75, 0.5)}
-    assert "FedAdam reaches 75.0%" in finding({"scores": scores})[0]
+    assert "FedAdam reaches 75.0%" in run_findings({"scores": scores})[0]
 
 
 @pytest.mark.parametrize(("method", "part"), [(0.4001, "less than 1%"), (0.7999, "more than 99%")])
@@ -298,12 +315,12 @@ def test_a_share_is_not_rounded_to_none_or_all(method, part):
         name: {"accuracy": value}
         for name, value in (("local", 0.4), ("centralized", 0.8), ("fedavg", method))
     }
-    assert f"closes {part} of the gap" in finding({"scores": scores})[0]
+    assert f"closes {part} of the gap" in run_findings({"scores": scores})[0]
 
 
-def test_a_mean_over_tasks_is_no_share_of_questions():
+def test_a_mean_over_tasks_has_no_binomial_interval():
     scores = {**by_client(1.0, 1.0), "tasks": {"choice": {"accuracy": 1.0}, "vqa": {"accuracy": 1.0}}}
-    assert not any("interval" in sentence for sentence in finding({"scores": {"fedavg": scores}}, 100))
+    assert not any("interval" in sentence for sentence in run_findings({"scores": {"fedavg": scores}}, 100))
 
 
 # ---- chance ------------------------------------------------------------------------------------------
@@ -312,15 +329,15 @@ def test_a_mean_over_tasks_is_no_share_of_questions():
 @pytest.mark.parametrize("right", [0, 1, 50, 261, 262])
 def test_the_interval_of_a_share_is_scipys(right):
     stats = pytest.importorskip("scipy.stats")
-    wanted = stats.binomtest(right, 262).proportion_ci(0.95, method="wilson")
-    assert interval(right / 262, 262) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    expected = stats.binomtest(right, 262).proportion_ci(0.95, method="wilson")
+    assert interval(right / 262, 262) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_all_right_is_not_certain():
+def test_a_perfect_score_has_an_interval_of_positive_width():
     """n / (n + z²): of 262 right answers in 262, the lower end is 262 / 265.84 = 98.6 %."""
-    said = " ".join(finding({"scores": {"fedavg": of_choice({"both": 1.0})}}, 262))
-    assert "95 % confidence interval (Wilson) of FedAvg's 100.0% is 98.6 to 100.0%" in said
-    assert "less than about 1.4 points" in said
+    text = " ".join(run_findings({"scores": {"fedavg": of_choice({"both": 1.0})}}, 262))
+    assert "95 % confidence interval (Wilson) of FedAvg's 100.0% is 98.6 to 100.0%" in text
+    assert "less than about 1.4 points" in text
 
 
 def test_the_margin_of_a_difference_by_hand():
@@ -331,17 +348,22 @@ def test_the_margin_of_a_difference_by_hand():
 
 
 @given(SHARES, SHARES, st.integers(1, 10_000))
-def test_no_margin_is_nothing(first, second, count):
+def test_every_margin_is_positive(first, second, count):
     assert 0 < margin(first, second, count) <= sqrt(2)
 
 
-def test_seeds_that_agree_are_marked_and_not_given_an_interval_of_nothing():
+def test_seeds_that_agree_are_marked_and_have_no_interval():
     for half in (0.0, 1e-12, 1e-4, None):
-        assert "±0.0" not in shown(Estimate(1.0, half, 3))
-    assert shown(Estimate(1.0, 0.0, 3)) == "100.0†"
+        assert "±0.0" not in estimate_text(Estimate(1.0, half, 3))
+    assert estimate_text(Estimate(1.0, 0.0, 3)) == "100.0†"
 
 
 @given(st.floats(-2, 2))
 def test_no_zero_has_a_sign(value):
-    for written in (percent(value), signed(value), percent(value, 0), shown(Estimate(value, None, 1), "+")):
+    for written in (
+        percent(value),
+        signed(value),
+        percent(value, 0),
+        estimate_text(Estimate(value, None, 1), "+"),
+    ):
         assert not re.fullmatch(r"[-−+]0(\.0*)?", written) and "-" not in written

@@ -1,4 +1,4 @@
-"""Laws of the page: complete, self-contained, escaped, honest about what it cannot say."""
+"""Laws of the page: it is complete, self-contained and escaped, and claims nothing that the scores do not show."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.report import finding, read_run, write_report
+from fedloom.report import read_run, run_findings, write_report
 from fedloom.report.findings import gap_share
-from fedloom.report.html_page import client_loop, mode, render
+from fedloom.report.html_page import client_loop_text, mode_text, render
 from fedloom.report.tables import label
 
 LAW = settings(max_examples=25, deadline=None)
@@ -66,9 +66,9 @@ def test_every_method_is_on_the_page(run_folder):
     assert all(label(method) in text for method in read_run(folder).scores)
 
 
-def test_the_page_tells_what_a_stranger_needs(run_folder):
+def test_the_page_has_what_a_new_reader_needs(run_folder):
     text = page_of(run_folder()).text
-    for wanted in (
+    for phrase in (
         "emoji",
         "5 clients",
         "268 held-out questions",
@@ -81,7 +81,7 @@ def test_the_page_tells_what_a_stranger_needs(run_folder):
         "1 client update was refused or missing; the server accepted 89",
         "5 records",
     ):
-        assert wanted in text
+        assert phrase in text
 
 
 def test_the_page_loads_nothing(run_folder):
@@ -158,7 +158,7 @@ def test_equal_folders_give_equal_pages(run_folder, tmp_path):
 
 
 def test_twenty_long_runs_stay_below_the_limit(run_folder):
-    rejected = [f"pictures/{number}.png, line {number}: cut short" for number in range(5000)]
+    rejected = [f"images/{number}.png, line {number}: cut short" for number in range(5000)]
     run = read_run(run_folder(names=range(10), rounds=200, rejected=rejected))
     five, six = (len(render([run] * count).encode()) for count in (5, 6))
     assert len(render([run]).encode()) < 500_000
@@ -186,7 +186,7 @@ def test_no_folder_is_refused(tmp_path):
         write_report([], tmp_path / "report.html")
 
 
-# ---- the finding -------------------------------------------------------------------------------------
+# ---- the findings ------------------------------------------------------------------------------------
 
 
 def result_of(**accuracies: float) -> dict:
@@ -196,11 +196,11 @@ def result_of(**accuracies: float) -> dict:
 def test_the_share_of_the_gap_by_hand():
     result = result_of(local=0.4, centralized=0.8, fedavg=0.7)
     assert gap_share(result, "fedavg") == pytest.approx(0.75)
-    assert "closes 75% of the gap" in finding(result)[0]
+    assert "closes 75% of the gap" in run_findings(result)[0]
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "said"),
+    ("accuracies", "phrase"),
     [
         ({"local": 0.4, "centralized": 0.8, "fedavg": 0.3}, "closes none of the gap"),
         ({"local": 0.4, "centralized": 0.8, "fedavg": 0.9}, "closes all of the gap"),
@@ -210,31 +210,31 @@ def test_the_share_of_the_gap_by_hand():
         ({"local": 0.4, "centralized": 0.8}, "no gain from federation"),
     ],
 )
-def test_what_cannot_be_claimed_is_not_claimed(accuracies, said):
-    first = finding(result_of(**accuracies))[0]
-    assert said in first
-    assert said.startswith("closes") or "closes" not in first.replace("it closes cannot", "")
+def test_what_cannot_be_claimed_is_not_claimed(accuracies, phrase):
+    first = run_findings(result_of(**accuracies))[0]
+    assert phrase in first
+    assert phrase.startswith("closes") or "closes" not in first.replace("it closes cannot", "")
 
 
 def test_a_gap_that_is_not_significant_gives_no_share():
     result = result_of(local=0.70, centralized=0.72, fedavg=0.71)
-    assert "is not significant on 100 test questions" in finding(result, 100)[0]
-    assert "closes 50%" in finding(result, 1_000_000)[0]
+    assert "is not significant on 100 test questions" in run_findings(result, 100)[0]
+    assert "closes 50%" in run_findings(result, 1_000_000)[0]
 
 
-def test_a_better_method_and_a_better_reference_are_told():
-    said = " ".join(finding(result_of(local=0.4, centralized=0.8, fedavg=0.6, fedadam=0.7, linear=0.75)))
-    assert "FedAdam scores highest on the test part, with 70.0% (75% of the gap)" in said
+def test_a_better_method_and_a_better_baseline_are_named():
+    text = " ".join(run_findings(result_of(local=0.4, centralized=0.8, fedavg=0.6, fedadam=0.7, linear=0.75)))
+    assert "FedAdam scores highest on the test set, with 70.0% (75% of the gap)" in text
     assert (
-        "linear baseline reaches 75.0%, above the federated method that scores highest on the test part"
-        in said
+        "linear baseline reaches 75.0%, above the federated method that scores highest on the test set"
+        in text
     )
 
 
 @LAW
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.none() | st.integers(1, 10_000))
 def test_findings_are_sentences_whatever_the_scores(local, centralized, fedavg, questions):
-    for sentence in finding(result_of(local=local, centralized=centralized, fedavg=fedavg), questions):
+    for sentence in run_findings(result_of(local=local, centralized=centralized, fedavg=fedavg), questions):
         assert sentence.endswith(".") and "None" not in sentence.split() and "nan" not in sentence
 
 
@@ -250,23 +250,25 @@ def test_a_missing_score_is_shown_as_a_dash(run_folder):
 
 def test_the_mode_is_named() -> None:
     as_published = {"fedadam": {"published": True}, "fedavg": {"published": False}}
-    assert mode({"mode": "published"}).startswith("published: ")
-    assert mode({"mode": "corrected", "algorithms": as_published}).endswith("; but as published: FedAdam")
-    assert mode({}) == mode({"mode": "corrected", "algorithms": {}})
-    assert mode({}).startswith("corrected: ")
+    assert mode_text({"mode": "published"}).startswith("published: ")
+    assert mode_text({"mode": "corrected", "algorithms": as_published}).endswith(
+        "; but as published: FedAdam"
+    )
+    assert mode_text({}) == mode_text({"mode": "corrected", "algorithms": {}})
+    assert mode_text({}).startswith("corrected: ")
 
 
 def test_the_clients_loop_is_named() -> None:
     published = Experiment(mode="published").model_dump(mode="json")
-    assert client_loop(published) == (
+    assert client_loop_text(published) == (
         "AdamW with β₂ = 0.95; learning rate published over the rounds, published inside each; LoRA dropout 0.05"
     )
-    # A record from before there was a choice is told as what was done then.
-    assert client_loop({}) == client_loop(Experiment().model_dump(mode="json"))
-    assert client_loop({"train": {"optimizer": "sgd"}}).startswith("SGD; ")
+    # A record from before the settings existed is described by what was done then.
+    assert client_loop_text({}) == client_loop_text(Experiment().model_dump(mode="json"))
+    assert client_loop_text({"train": {"optimizer": "sgd"}}).startswith("SGD; ")
 
 
-def test_a_plan_that_tells_of_its_first_clients_only_still_counts_all(run_folder):
+def test_a_plan_that_lists_its_first_clients_only_still_counts_all(run_folder):
     folder = run_folder()
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     (folder / "plan.json").write_text(json.dumps({**plan, "count": 20_000}), encoding="utf-8")
@@ -275,10 +277,10 @@ def test_a_plan_that_tells_of_its_first_clients_only_still_counts_all(run_folder
 
 def test_the_modes_of_split_and_sampler_are_named(run_folder):
     folder = run_folder()
-    assert "corrected: drawn by the experiment's seed" in page_of(folder).text
+    assert "corrected: drawn with the experiment's seed" in page_of(folder).text
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     settings["scenario"]["mode"] = settings["train"]["sampler"] = "published"
     (folder / "experiment.json").write_text(json.dumps(settings), encoding="utf-8")
     text = page_of(folder).text
-    assert "published: the draws of FedMLLM's code" in text
+    assert "published: drawn as in FedMLLM's code" in text
     assert "published: the clients of a round are those of FedMLLM's code" in text

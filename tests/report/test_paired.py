@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.paired_tests import Estimate, Pair, Paired, Reading, compare, estimate, pairs, reach
+from fedloom.report.paired_tests import (
+    Estimate,
+    Observation,
+    Pair,
+    PairedResult,
+    compare_pairs,
+    estimate,
+    interval_half_width,
+    match_pairs,
+)
 
 Scores = Mapping[tuple[str, str, int], float | None]
 """(value of "how", value of "where", seed) → score."""
@@ -19,16 +28,18 @@ SEEDS = (0, 1, 2)
 NUMBERS = st.floats(0, 1)
 
 
-def read(scores: Scores, how: str) -> list[Reading]:
+def observations_of(scores: Scores, how: str) -> list[Observation]:
     return [
-        Reading(f"{how}, {where}, {seed}", {"how": how, "where": where}, seed, value)
+        Observation(f"{how}, {where}, {seed}", {"how": how, "where": where}, seed, value)
         for (its, where, seed), value in scores.items()
         if its == how
     ]
 
 
-def paired(scores: Scores, first: str = "new", second: str = "old", *, lower: bool = False) -> Paired:
-    return compare(pairs(read(scores, first), read(scores, second), "how"), lower=lower)
+def paired(scores: Scores, first: str = "new", second: str = "old", *, lower: bool = False) -> PairedResult:
+    return compare_pairs(
+        match_pairs(observations_of(scores, first), observations_of(scores, second), "how"), lower=lower
+    )
 
 
 def full(values: list[float]) -> dict[tuple[str, str, int], float | None]:
@@ -39,10 +50,10 @@ def full(values: list[float]) -> dict[tuple[str, str, int], float | None]:
 GRIDS = st.lists(NUMBERS, min_size=12, max_size=12).map(full)
 
 
-def near(found: Estimate | None) -> tuple[object, object, int]:
-    assert found is not None
-    half = None if found.half is None else pytest.approx(found.half, abs=1e-9)
-    return pytest.approx(found.mean, abs=1e-9), half, found.seeds
+def near(result: Estimate | None) -> tuple[object, object, int]:
+    assert result is not None
+    half = None if result.half is None else pytest.approx(result.half, abs=1e-9)
+    return pytest.approx(result.mean, abs=1e-9), half, result.seeds
 
 
 def test_a_grid_by_hand() -> None:
@@ -51,10 +62,10 @@ def test_a_grid_by_hand() -> None:
     new |= {("new", "there", 0): 8.0, ("new", "there", 1): 4.0, ("new", "there", 2): 15.0}
     old = {("old", "here", 0): 0.0, ("old", "here", 1): 1.0, ("old", "here", 2): 0.0}
     old |= {("old", "there", 0): 5.0, ("old", "there", 1): 0.0, ("old", "there", 2): 10.0}
-    found = paired({**new, **old})
-    assert found.estimate == Estimate(3.0, pytest.approx(2.484, abs=1e-3), 3)
-    assert (found.better, found.same, found.worse, found.missing) == (6, 0, 0, ())
-    assert found.verdict == "better"
+    result = paired({**new, **old})
+    assert result.estimate == Estimate(3.0, pytest.approx(2.484, abs=1e-3), 3)
+    assert (result.better, result.same, result.worse, result.missing) == (6, 0, 0, ())
+    assert result.verdict == "better"
 
 
 def test_a_missing_score_drops_its_pair_and_is_named() -> None:
@@ -62,23 +73,26 @@ def test_a_missing_score_drops_its_pair_and_is_named() -> None:
         ("old", "here", 0): 0.5, ("new", "here", 0): 0.5, ("old", "here", 1): 0.25, ("new", "here", 1): None,
         ("old", "there", 0): 0.5, ("new", "there", 0): 0.75, ("old", "there", 1): 0.5,
     }  # fmt: skip
-    found = paired(scores)
-    assert found.estimate == Estimate(0.125, None, 1)
-    assert (found.better, found.same, found.worse) == (1, 1, 0)
-    assert found.missing == ("new, here, 1", "old, there, 1")  # its own name; else that of the one left alone
-    assert found.verdict == "one seed"
+    result = paired(scores)
+    assert result.estimate == Estimate(0.125, None, 1)
+    assert (result.better, result.same, result.worse) == (1, 1, 0)
+    assert result.missing == (
+        "new, here, 1",
+        "old, there, 1",
+    )  # its own name; else that of the one left alone
+    assert result.verdict == "one seed"
 
 
-def test_nothing_to_pair_is_said() -> None:
-    assert compare([]) == Paired(None, 0, 0, 0)
-    assert compare([]).verdict == "no pairs"
-    assert compare([Pair({}, 0, None, "there")]).missing == ("there",)
+def test_without_pairs_the_verdict_gives_the_reason() -> None:
+    assert compare_pairs([]) == PairedResult(None, 0, 0, 0)
+    assert compare_pairs([]).verdict == "no pairs"
+    assert compare_pairs([Pair({}, 0, None, "there")]).missing == ("there",)
 
 
-def test_readings_that_cannot_be_told_apart_are_refused() -> None:
-    twice = read({("old", "here", 0): 0.5}, "old") * 2
+def test_duplicate_observations_are_refused() -> None:
+    twice = observations_of({("old", "here", 0): 0.5}, "old") * 2
     with pytest.raises(ValueError, match="old, here, 0"):
-        pairs(twice, [], "how")
+        match_pairs(twice, [], "how")
 
 
 @pytest.mark.parametrize(
@@ -93,17 +107,17 @@ def test_readings_that_cannot_be_told_apart_are_refused() -> None:
         ([0.1], "one seed"),
     ],
 )
-def test_a_difference_holds_where_its_interval_leaves_out_zero(
+def test_a_difference_is_significant_if_its_interval_excludes_zero(
     differences: list[float], verdict: str
 ) -> None:
-    found = [Pair({}, seed, value) for seed, value in enumerate(differences)]
-    assert compare(found).verdict == verdict
+    pairs = [Pair({}, seed, value) for seed, value in enumerate(differences)]
+    assert compare_pairs(pairs).verdict == verdict
     other = {"better": "worse", "worse": "better"}.get(verdict, verdict)
-    assert compare(found, lower=True).verdict == other
+    assert compare_pairs(pairs, lower=True).verdict == other
 
 
 @given(GRIDS, st.booleans())
-def test_swapping_the_sides_turns_the_sign(scores: Scores, lower: bool) -> None:
+def test_swapping_the_sides_changes_the_sign(scores: Scores, lower: bool) -> None:
     there, back = paired(scores, lower=lower), paired(scores, "old", "new", lower=lower)
     assert there.estimate is not None and back.estimate is not None
     assert near(back.estimate) == (-there.estimate.mean, there.estimate.half, 3)
@@ -113,7 +127,7 @@ def test_swapping_the_sides_turns_the_sign(scores: Scores, lower: bool) -> None:
 
 
 @given(GRIDS)
-def test_where_less_is_better_the_pairs_turn_and_the_mean_stays(scores: Scores) -> None:
+def test_if_lower_is_better_the_pair_counts_swap_and_the_mean_stays(scores: Scores) -> None:
     more, less = paired(scores), paired(scores, lower=True)
     assert more.estimate == less.estimate
     assert (more.better, more.same, more.worse) == (less.worse, less.same, less.better)
@@ -149,11 +163,11 @@ def test_the_order_of_cells_does_not_matter(scores: Scores, draw: random.Random,
 @given(GRIDS, st.sets(st.integers(0, 11), max_size=12))
 def test_every_pair_is_counted_or_named(scores: Scores, gone: set[int]) -> None:
     kept = {key: None if place in gone else value for place, (key, value) in enumerate(scores.items())}
-    found = paired(kept)
-    assert len(found.missing) == len({place % 6 for place in gone})
-    assert found.better + found.same + found.worse + len(found.missing) == 6
+    result = paired(kept)
+    assert len(result.missing) == len({place % 6 for place in gone})
+    assert result.better + result.same + result.worse + len(result.missing) == 6
     left = {key[2] for place, key in enumerate(scores) if {place % 6, place % 6 + 6}.isdisjoint(gone)}
-    assert (found.estimate.seeds if found.estimate else 0) == len(left)
+    assert (result.estimate.seeds if result.estimate else 0) == len(left)
 
 
 @settings(deadline=None)  # the first case imports SciPy
@@ -163,18 +177,18 @@ def test_intervals_are_those_of_scipys_paired_test(rows: list[tuple[float, float
     scores: dict[tuple[str, str, int], float | None] = {}
     for seed, (new, old) in enumerate(rows):
         scores |= {("new", "here", seed): new, ("old", "here", seed): old}
-    found = paired(scores).estimate
-    assert found is not None and found.half is not None
+    result = paired(scores).estimate
+    assert result is not None and result.half is not None
     if max(new - old for new, old in rows) - min(new - old for new, old in rows) < 1e-6:
-        assert found.half == pytest.approx(0, abs=1e-4)  # where SciPy has no interval, for want of spread
+        assert result.half == pytest.approx(0, abs=1e-4)  # where SciPy has no interval, for want of spread
         return
     low, high = stats.ttest_rel(*zip(*rows, strict=True)).confidence_interval(0.95)
-    assert found.mean == pytest.approx((low + high) / 2, abs=1e-9)
-    assert found.half == pytest.approx((high - low) / 2, rel=1e-3)
+    assert result.mean == pytest.approx((low + high) / 2, abs=1e-9)
+    assert result.half == pytest.approx((high - low) / 2, rel=1e-3)
 
 
-def test_the_reach_of_an_interval_is_in_standard_deviations() -> None:
+def test_the_half_width_of_an_interval_is_in_standard_deviations() -> None:
     """Of 0, 1, 2 the standard deviation is 1; of 0 and √2 too."""
     for values in ([0.0, 1.0, 2.0], [0.0, sqrt(2)]):
-        found = estimate(values)
-        assert found is not None and found.half == pytest.approx(reach(len(values)))
+        result = estimate(values)
+        assert result is not None and result.half == pytest.approx(interval_half_width(len(values)))

@@ -1,4 +1,4 @@
-"""What a grid says: every axis, methods and modifiers compared, each task by its own score, nothing silently left out."""
+"""Paired comparisons of a sweep along axes, methods and parts: each task has its own score, nothing is left out silently."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from fedloom.report.paired_tests import Estimate
-from fedloom.report.sweeps.axis_comparisons import Comparison, as_json, comparisons
+from fedloom.report.sweeps.axis_comparisons import Comparison, comparison_json, comparisons
 from fedloom.report.sweeps.comparison_tables import (
-    by_factor,
     explanation,
+    group_by_factor,
     overall_table,
     split_tables,
     terminal_lines,
 )
 from fedloom.report.sweeps.difference_charts import paired_chart
 from fedloom.report.sweeps.sweep_page import render_sweep
-from fedloom.report.sweeps.sweep_results import CellRun, SweepRun, summary
+from fedloom.report.sweeps.sweep_results import CellRun, SweepRun, sweep_summary
 from fedloom.report.sweeps.sweep_tables import mean_table
 
 Values = Mapping[str, Any]
@@ -48,66 +48,66 @@ def swept(
             continue
         scores: dict[str, Any] = {}
         for method in methods:
-            found = {
+            by_task = {
                 task: {HEADLINES[task]: score(values, method), "accuracy": 0.5} for task in tasks(values)
             }
-            for task in found:
-                found[task][HEADLINES[task]] = score(values, method)
-            scores[method] = {**(found[tasks(values)[0]] if len(found) == 1 else {}), "tasks": found}
+            for task in by_task:
+                by_task[task][HEADLINES[task]] = score(values, method)
+            scores[method] = {**(by_task[tasks(values)[0]] if len(by_task) == 1 else {}), "tasks": by_task}
         cells.append(CellRun(name, values, "", name, "done", None, {"scores": scores, "main": None}))
     return SweepRun("made-up", "ab" * 32, False, axes, tuple(cells), None)
 
 
-def looked_up(sweep: SweepRun, factor: str, value: str, **more: Any) -> Comparison:
-    (found,) = [
+def find(sweep: SweepRun, factor: str, value: str, **more: Any) -> Comparison:
+    (match,) = [
         one
         for one in comparisons(sweep)
         if (one.factor.name, one.value, one.by) == (factor, value, more.get("by"))
         and more.get("task", one.measure.task) == one.measure.task
     ]
-    return found
+    return match
 
 
 def gains(values: Values, method: str) -> float:
-    """LoRA loses 10 points where looking is asked, and gains 20 where telling is; seeds shift all alike."""
+    """Return a score with which LoRA loses 10 points on one task and gains 20 on the other; seeds shift all scores."""
     lora = values["strategy.name"] == "lora"
     return 0.5 + 0.05 * values["seed"] + lora * (-0.1 if values["data.task"] == "looks" else 0.2)
 
 
 def test_tasks_keep_their_own_scores_apart() -> None:
     sweep = swept(AXES, ("fedavg",), gains, lambda values: [TASKS[values["data.task"]]])
-    found = comparisons(sweep)
-    assert [(one.measure, one.found.verdict) for one in found] == [
+    results = comparisons(sweep)
+    assert [(one.measure, one.result.verdict) for one in results] == [
         (("grounding", "iou"), "worse"),
         (("caption", "cider"), "better"),
     ]
-    assert [one.found.estimate for one in found] == [
+    assert [one.result.estimate for one in results] == [
         Estimate(pytest.approx(-0.1), pytest.approx(0, abs=1e-9), 3),
         Estimate(pytest.approx(0.2), pytest.approx(0, abs=1e-9), 3),
     ]
-    assert {one.factor.name for one in found} == {"strategy.name"}  # tasks share no score to compare
+    assert {one.factor.name for one in results} == {"strategy.name"}  # tasks share no score to compare
     assert "Not compared: data.task" in render_sweep(sweep)
 
 
 def test_every_task_of_a_cell_is_compared_by_itself() -> None:
     axes = {"tasks": ["one each", "mixed"], "seed": [0, 1]}
     sweep = swept(axes, ("fedavg",), lambda values, method: 0.5, lambda values: ["choice", "caption"])
-    found = comparisons(sweep)
-    assert [one.measure for one in found] == [("choice", "accuracy"), ("caption", "cider")]
-    assert [one.found.same for one in found] == [2, 2]
+    results = comparisons(sweep)
+    assert [one.measure for one in results] == [("choice", "accuracy"), ("caption", "cider")]
+    assert [one.result.same for one in results] == [2, 2]
 
 
-def test_one_score_is_averaged_over_the_other_axes_and_told_by_each() -> None:
+def test_one_score_is_averaged_over_the_other_axes_and_split_by_each() -> None:
     sweep = swept(AXES, ("fedavg",), gains)
-    overall = looked_up(sweep, "strategy.name", "lora").found
+    overall = find(sweep, "strategy.name", "lora").result
     assert overall.estimate == Estimate(pytest.approx(0.05), pytest.approx(0, abs=1e-9), 3)
     assert (overall.better, overall.worse) == (3, 3)
     by_task = {
-        label: looked_up(sweep, "strategy.name", "lora", by=("data.task", label)).found.verdict
+        label: find(sweep, "strategy.name", "lora", by=("data.task", label)).result.verdict
         for label in ("looks", "tells")
     }
     assert by_task == {"looks": "worse", "tells": "better"}
-    assert looked_up(sweep, "data.task", "tells").factor.reference == "looks"
+    assert find(sweep, "data.task", "tells").factor.reference == "looks"
 
 
 def test_only_federated_methods_are_compared_along_an_axis() -> None:
@@ -115,26 +115,26 @@ def test_only_federated_methods_are_compared_along_an_axis() -> None:
         return 0.5 + (values["how"] == "b") * {"local": 0.4, "fedavg": 0.1, "fedprox": 0.2}[method]
 
     sweep = swept({"how": ["a", "b"], "seed": [0, 1]}, ("local", "fedavg", "fedprox"), score)
-    found = looked_up(sweep, "how", "b")
-    assert found.found.estimate == Estimate(pytest.approx(0.15), pytest.approx(0, abs=1e-9), 2)
-    assert looked_up(sweep, "how", "b", by=("method", "fedprox")).found.better == 2
+    comparison = find(sweep, "how", "b")
+    assert comparison.result.estimate == Estimate(pytest.approx(0.15), pytest.approx(0, abs=1e-9), 2)
+    assert find(sweep, "how", "b", by=("method", "fedprox")).result.better == 2
     alone = swept({"how": ["a", "b"], "seed": [0]}, ("local",), score)
-    assert looked_up(alone, "how", "b").found.verdict == "one seed"
+    assert find(alone, "how", "b").result.verdict == "one seed"
 
 
-def test_methods_are_compared_with_fedavg_and_modifiers_with_what_they_modify() -> None:
+def test_methods_are_compared_with_fedavg_and_parts_with_the_methods_without_them() -> None:
     levels = dict(zip(METHODS, (0.3, 0.5, 0.6, 0.7, 0.6, 0.65), strict=True))
     sweep = swept({"seed": [0, 1, 2]}, METHODS, lambda values, method: levels[method] + 0.1 * values["seed"])
     for method in METHODS[:1] + METHODS[2:]:
-        found = looked_up(sweep, "method", method)
-        assert found.factor.reference == "fedavg"
-        assert found.found.estimate is not None
-        assert found.found.estimate.mean == pytest.approx(levels[method] - 0.5)
-    prompt = looked_up(sweep, "+prompt", "with")
-    assert prompt.found.estimate is not None
-    assert prompt.found.estimate.mean == pytest.approx((0.1 + 0.05) / 2)
+        comparison = find(sweep, "method", method)
+        assert comparison.factor.reference == "fedavg"
+        assert comparison.result.estimate is not None
+        assert comparison.result.estimate.mean == pytest.approx(levels[method] - 0.5)
+    prompt = find(sweep, "+prompt", "with")
+    assert prompt.result.estimate is not None
+    assert prompt.result.estimate.mean == pytest.approx((0.1 + 0.05) / 2)
     parts = [one for one in comparisons(sweep) if one.factor.name == "+adaptive" and one.by]
-    assert [(one.by, one.found.estimate and round(one.found.estimate.mean, 6)) for one in parts] == [
+    assert [(one.by, one.result.estimate and round(one.result.estimate.mean, 6)) for one in parts] == [
         (("method", "fedyogi"), 0.0),
         (("method", "fedyogi+prompt"), -0.05),
     ]
@@ -145,13 +145,13 @@ def test_without_fedavg_the_first_federated_method_is_the_reference() -> None:
     assert {one.factor.reference for one in comparisons(sweep)} == {"fedyogi"}
     only = swept({"seed": [0]}, ("local", "zero-shot"), lambda values, method: 0.5)
     assert comparisons(only) == []
-    assert terminal_lines(by_factor(only)) == ""
+    assert terminal_lines(group_by_factor(only)) == ""
 
 
-def test_axes_may_be_called_like_what_is_compared_besides() -> None:
+def test_axes_may_have_the_names_of_other_factors() -> None:
     axes = {"method": ["a", "b"], "+prompt": ["c", "d"], "seed": [0]}
     sweep = swept(axes, ("fedavg", "fedavg+prompt"), lambda values, method: 0.5)
-    assert [group[0].factor.name for group in by_factor(sweep)] == [
+    assert [group[0].factor.name for group in group_by_factor(sweep)] == [
         "method",
         "+prompt",
         "method_",
@@ -168,48 +168,50 @@ def test_a_failed_cell_drops_its_pairs_which_are_counted_and_named() -> None:
         lambda values: [TASKS[values["data.task"]]],
         lambda values: tuple(values.values()) == ("lora", "tells", 1),
     )
-    found = looked_up(sweep, "strategy.name", "lora", task="caption").found
-    assert found.missing == ("lora, tells, 1",) * 2  # of either method
-    assert (found.better, found.estimate and found.estimate.seeds) == (4, 2)
-    whole = looked_up(sweep, "strategy.name", "lora", task="grounding").found
+    result = find(sweep, "strategy.name", "lora", task="caption").result
+    assert result.missing == ("lora, tells, 1",) * 2  # of either method
+    assert (result.better, result.estimate and result.estimate.seeds) == (4, 2)
+    whole = find(sweep, "strategy.name", "lora", task="grounding").result
     assert (whole.worse, whole.missing) == (6, ())
-    (table,) = [overall_table(group) for group in by_factor(sweep) if group[0].factor.name == "strategy.name"]
+    (table,) = [
+        overall_table(group) for group in group_by_factor(sweep) if group[0].factor.name == "strategy.name"
+    ]
     assert [row[-1] for row in table.rows] == ["0", "2"]
     assert "missing in: lora, tells, 1." in table.note
 
 
-def test_a_value_without_any_score_is_told_all_the_same() -> None:
+def test_a_value_without_any_score_has_no_pairs() -> None:
     sweep = swept(AXES, ("fedavg",), gains, failed=lambda values: values["strategy.name"] == "lora")
-    found = looked_up(sweep, "strategy.name", "lora").found
-    assert (found.verdict, len(found.missing)) == ("no pairs", 6)
+    result = find(sweep, "strategy.name", "lora").result
+    assert (result.verdict, len(result.missing)) == ("no pairs", 6)
     assert "no pairs" in render_sweep(sweep)
     nothing = swept(AXES, ("fedavg",), gains, failed=lambda values: True)
     assert comparisons(nothing) == []
     assert "Paired comparisons" not in render_sweep(nothing)
 
 
-def test_where_less_is_better_the_verdict_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_lower_is_better_the_verdict_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedloom.report.sweeps.paired_scores.LOWER", {"accuracy"})
     sweep = swept(AXES, ("fedavg",), gains)
-    found = looked_up(sweep, "strategy.name", "lora", by=("data.task", "tells")).found
-    assert found.estimate is not None
-    assert (found.estimate.mean > 0, found.verdict, found.worse) == (True, "worse", 3)
+    result = find(sweep, "strategy.name", "lora", by=("data.task", "tells")).result
+    assert result.estimate is not None
+    assert (result.estimate.mean > 0, result.verdict, result.worse) == (True, "worse", 3)
 
 
-def test_as_data_a_comparison_holds_all_that_tables_show() -> None:
+def test_the_json_of_a_comparison_has_everything_that_tables_show() -> None:
     sweep = swept(AXES, ("fedavg",), gains)
-    found = [as_json(one) for one in comparisons(sweep)]
-    assert json.loads(json.dumps(found)) == found
-    assert found[0] | {"mean": round(found[0]["mean"], 9), "half": round(found[0]["half"], 9)} == {
+    rows = [comparison_json(one) for one in comparisons(sweep)]
+    assert json.loads(json.dumps(rows)) == rows
+    assert rows[0] | {"mean": round(rows[0]["mean"], 9), "half": round(rows[0]["half"], 9)} == {
         "factor": "strategy.name", "value": "lora", "reference": "connector", "task": "choice",
         "metric": "accuracy", "by": None, "mean": 0.05, "half": 0.0, "seeds": 3, "better": 3, "same": 0,
         "worse": 3, "clients": None, "verdict": "better", "missing": [],
     }  # fmt: skip
-    assert found[1]["by"] == {"factor": "data.task", "value": "looks"}
+    assert rows[1]["by"] == {"factor": "data.task", "value": "looks"}
 
 
 def test_tables_name_score_difference_and_verdict() -> None:
-    (strategy, _) = by_factor(swept(AXES, ("fedavg",), gains))
+    (strategy, _) = group_by_factor(swept(AXES, ("fedavg",), gains))
     table = overall_table(strategy)
     assert table.columns[0] == "Against connector"
     assert table.rows == (("lora: Choice: Accuracy", "+5.0†*", "better", "3 / 0 / 3", "3"),)
@@ -219,18 +221,18 @@ def test_tables_name_score_difference_and_verdict() -> None:
     assert split.rows == (("looks", "−10.0†*"), ("tells", "+20.0†*"))
 
 
-def test_one_seed_is_not_judged() -> None:
-    groups = by_factor(swept({**AXES, "seed": [0]}, ("fedavg",), gains))
+def test_one_seed_has_no_verdict() -> None:
+    groups = group_by_factor(swept({**AXES, "seed": [0]}, ("fedavg",), gains))
     assert [row[2] for group in groups for row in overall_table(group).rows] == ["one seed"] * 2
     assert "There is one seed" in explanation(groups)
     assert "one seed, so no interval" in terminal_lines(groups)
     assert "±" not in terminal_lines(groups)
 
 
-def test_the_page_says_what_three_seeds_can_tell() -> None:
+def test_the_page_explains_what_three_seeds_can_show() -> None:
     page = render_sweep(swept({**AXES, "strategy.name": ["connector", "lora", "both"]}, ("fedavg",), gains))
     assert "With so few seeds only large differences are significant" in page
-    assert "confidence interval reaches 2.5 times" in page
+    assert "confidence interval extends 2.5 times" in page
     assert "strategy.name: difference from connector" in page
 
 
@@ -240,20 +242,20 @@ def test_terminal_lines_are_few_and_fit(count: int) -> None:
     axes = {"a.long.name.of.an.axis": labels, "other": ["x\x1b[2J", "y"], "seed": [0, 1]}
     tasks: Mapping[str, list[str]] = {"x\x1b[2J": ["choice", "vqa"], "y": ["grounding", "caption"]}
     sweep = swept(axes, METHODS, lambda values, method: 0.5, lambda values: tasks[values["other"]])
-    lines = terminal_lines(by_factor(sweep)).splitlines()
+    lines = terminal_lines(group_by_factor(sweep)).splitlines()
     assert 5 < len(lines) <= 15
     assert max(map(len, lines)) <= 80
     assert all(line.isprintable() for line in lines)
     assert lines[0].startswith("Paired comparisons")
-    told = re.search(r"… (\d+) more lines? in the report", lines[-1])
-    assert not told or len(lines) == 15
+    more = re.search(r"… (\d+) more lines? in the report", lines[-1])
+    assert not more or len(lines) == 15
 
 
-def test_a_drawing_has_a_dot_for_each_value_filled_where_it_holds() -> None:
+def test_a_chart_has_a_dot_for_each_value_filled_if_significant() -> None:
     def score(values: Values, method: str) -> float:
         return 0.5 + {"a": 0, "b": 0.2, "c": 0.1 * values["seed"]}[values["how"]]
 
-    (group,) = by_factor(swept({"how": ["a", "b", "c"], "seed": [0, 1, 2]}, ("fedavg",), score))
+    (group,) = group_by_factor(swept({"how": ["a", "b", "c"], "seed": [0, 1, 2]}, ("fedavg",), score))
     for width in (760, 400):
         drawn = str(paired_chart(group, width))
         assert len(re.findall('<circle[^>]* class="dot"', drawn)) == 1
@@ -261,13 +263,13 @@ def test_a_drawing_has_a_dot_for_each_value_filled_where_it_holds() -> None:
         assert "b +20.0† by Choice: Accuracy, better" in drawn
 
 
-def test_nothing_is_drawn_of_less_than_two_differences() -> None:
-    assert paired_chart(by_factor(swept(AXES, ("fedavg",), gains))[0], 760) == ""
+def test_fewer_than_two_differences_are_not_drawn() -> None:
+    assert paired_chart(group_by_factor(swept(AXES, ("fedavg",), gains))[0], 760) == ""
     sweep = swept(AXES, ("fedavg",), gains, failed=lambda values: values["strategy.name"] == "lora")
-    assert paired_chart(by_factor(sweep)[0], 760) == ""
+    assert paired_chart(group_by_factor(sweep)[0], 760) == ""
 
 
-def test_means_of_a_sweep_never_go_over_several_tasks() -> None:
+def test_scores_of_several_tasks_are_never_averaged() -> None:
     sweep = swept(AXES, ("fedavg",), gains, lambda values: [TASKS[values["data.task"]]])
     table = mean_table(sweep)
     assert table.columns == ("Name, task", "Score", "FedAvg", "n")
@@ -277,8 +279,8 @@ def test_means_of_a_sweep_never_go_over_several_tasks() -> None:
         ("lora, looks", "Mean IoU", "45.0±12.4"),
         ("lora, tells", "CIDEr", "75.0±12.4"),
     ]
-    written = summary(sweep)
+    written = sweep_summary(sweep)
     assert written["metric"] is None
     assert [row["metric"] for row in written["rows"]] == ["iou", "cider"] * 2
     assert "averaged over the other axes" not in render_sweep(sweep)
-    assert summary(swept(AXES, ("fedavg",), gains))["metric"] == "accuracy"
+    assert sweep_summary(swept(AXES, ("fedavg",), gains))["metric"] == "accuracy"

@@ -1,4 +1,4 @@
-"""Reading run folders: what is kept, and what a broken one is told."""
+"""Reading run folders: the content is kept, and the message about a broken folder names file and line."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), BROKEN)
+@pytest.mark.parametrize(("line", "phrase"), BROKEN)
 @pytest.mark.parametrize("place", [1, 4])
-def test_a_broken_record_line_is_named_by_file_and_line(run_folder, line, said, place):
+def test_a_broken_record_line_is_named_by_file_and_line(run_folder, line, phrase, place):
     path = run_folder() / "record.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")
     path.write_text("\n".join([*lines[: place - 1], line, *lines[place - 1 :]]), encoding="utf-8")
     with pytest.raises(UserError) as caught:
         read_run(path.parent)
     message = str(caught.value)
-    assert str(path) in message and f"line {place}" in message and said in message
+    assert str(path) in message and f"line {place}" in message and phrase in message
 
 
 def test_bytes_that_are_not_utf8_are_named_by_line(run_folder):
@@ -80,7 +80,7 @@ def test_bytes_that_are_not_utf8_are_named_by_line(run_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "phrase"),
     [
         ("result.json", {"main": None}, '"scores"'),
         ("result.json", {"scores": {"fedavg": 3}}, "fedavg"),
@@ -89,10 +89,10 @@ def test_bytes_that_are_not_utf8_are_named_by_line(run_folder):
         ("experiment.json", {}, '"name"'),
     ],
 )
-def test_a_document_without_what_a_report_needs_is_named(run_folder, name, content, said):
+def test_a_document_without_what_a_report_needs_is_named(run_folder, name, content, phrase):
     folder = run_folder()
     (folder / name).write_text(json.dumps(content))
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=phrase) as caught:
         read_run(folder)
     assert name in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_line_separators_inside_strings_do_not_end_lines(run_folder):
     assert run.of_kind("data")[0]["rejected"] == [reason]
 
 
-def test_a_round_that_was_done_again_counts_once_and_the_last_one_counts(run_folder):
+def test_of_a_repeated_round_only_the_last_line_counts(run_folder):
     path = run_folder() / "record.jsonl"
     before = read_run(path.parent)
     again = {**next(line for line in before.record if line["kind"] == "round"), "loss": 123.0}
@@ -117,8 +117,8 @@ def test_a_round_that_was_done_again_counts_once_and_the_last_one_counts(run_fol
 @LAW
 @given(JSON, st.lists(st.text() | st.integers(-3, 3), max_size=3))
 def test_number_gives_finite_floats_or_none_whatever_the_value(value, keys):
-    found = number(value, *keys)
-    assert found is None or (isinstance(found, float) and abs(found) < float("inf"))
+    result = number(value, *keys)
+    assert result is None or (isinstance(result, float) and abs(result) < float("inf"))
 
 
 def test_reports_import_no_torch():

@@ -1,4 +1,4 @@
-"""What a page makes of rounds without effect and of figures that were not finite."""
+"""Rounds that were not applied and figures that were not finite, on the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedloom.report.html_page import write_report
 WHY = "the aggregate was not applied, since it makes the server's control not finite"
 
 
-def test_a_round_that_was_not_applied_stands_among_what_had_no_effect(
+def test_a_round_that_was_not_applied_is_among_the_unused_updates(
     run_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = run_folder()

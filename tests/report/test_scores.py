@@ -1,4 +1,4 @@
-"""Tables of scores by task, beside published ones, and of gains; and the page that shows them."""
+"""Tables of scores by task, of published scores and of gains, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import pytest
 
 from fedloom.report.compare_runs import seeds_table
-from fedloom.report.findings import finding
+from fedloom.report.findings import run_findings
 from fedloom.report.html_page import write_report
 from fedloom.report.run_results import read_run
 from fedloom.report.score_tables import gain_table, published_tables, score_table, task_tables, terminal_table
 from fedloom.report.tables import MISSING, title
 
 
-def made(tasks, clients=(), **top):
-    """Scores of one method, as a run writes them down."""
+def method_scores(tasks, clients=(), **top):
+    """Return the scores of one method as in result.json."""
     (first, *others) = tasks.values()
     flat = {"accuracy": 0.25, "unparsed": 0.0} if others else dict(first)
     return {**flat, "tasks": tasks, "client_tasks": list(clients), "slices": {}, **top}
@@ -31,53 +31,53 @@ def columns(table):
 
 
 @pytest.mark.parametrize(
-    ("task", "scores", "wanted"),
+    ("task", "scores", "expected"),
     [
         ("caption", CAPTION, {"CIDEr": "125.0", "BLEU-4": "20.0", "ROUGE-L": "50.0"}),
         ("grounding", BOXES, {"Mean IoU": "40.0", "Acc@0.5": "30.0", "Acc@0.75": "10.0"}),
         ("vqa", VQA, {"Accuracy": "60.0", "Accuracy, open": "50.0", "Accuracy, closed": "75.0"}),
     ],
 )
-def test_a_run_of_one_task_shows_that_tasks_scores(task, scores, wanted):
-    found = columns(score_table({"scores": {"fedavg": made({task: scores})}}))
-    assert {head: found[head] for head in wanted} == {head: [value] for head, value in wanted.items()}
-    assert next(iter(wanted)) == list(found)[1] and "Image only" not in found
+def test_a_run_of_one_task_shows_that_tasks_scores(task, scores, expected):
+    cells = columns(score_table({"scores": {"fedavg": method_scores({task: scores})}}))
+    assert {head: cells[head] for head in expected} == {head: [value] for head, value in expected.items()}
+    assert next(iter(expected)) == list(cells)[1] and "Image only" not in cells
 
 
 def test_a_run_of_several_tasks_shows_each_headline_and_the_mean_rank():
     better = {**CAPTION, "cider": 2.0}
     result = {
         "scores": {
-            "local": made({"vqa": VQA, "caption": CAPTION}),
-            "fedavg": made({"vqa": VQA, "caption": better}),
+            "local": method_scores({"vqa": VQA, "caption": CAPTION}),
+            "fedavg": method_scores({"vqa": VQA, "caption": better}),
         }
     }
-    found = columns(score_table(result))
-    assert found["VQA: Accuracy"] == ["60.0", "60.0"] and found["Caption: CIDEr"] == ["125.0", "200.0"]
-    assert found["Mean rank"] == ["1.75", "1.25"]  # the first task is shared: 1.5 each
+    cells = columns(score_table(result))
+    assert cells["VQA: Accuracy"] == ["60.0", "60.0"] and cells["Caption: CIDEr"] == ["125.0", "200.0"]
+    assert cells["Mean rank"] == ["1.75", "1.25"]  # the first task is shared: 1.5 each
     assert [name for name, _ in task_tables(result)] == ["VQA", "Caption"]
 
 
 @pytest.mark.parametrize(
-    ("scoring", "said"),
+    ("scoring", "phrase"),
     [("likelihood", "generated freely"), ("generate", "freely"), ("teacher-forced", "cannot be compared")],
 )
-def test_tables_tell_how_answers_were_found(scoring, said):
-    assert said in score_table({"scores": {"fedavg": made({"vqa": VQA})}, "scoring": scoring}).note
+def test_the_note_describes_how_answers_were_obtained(scoring, phrase):
+    assert phrase in score_table({"scores": {"fedavg": method_scores({"vqa": VQA})}, "scoring": scoring}).note
 
 
 def test_published_scores_stand_beside_ours_and_are_labeled():
-    ((name, table),) = published_tables({"scores": {"fedavg": made({"grounding": BOXES})}})
-    found = columns(table)
+    ((name, table),) = published_tables({"scores": {"fedavg": method_scores({"grounding": BOXES})}})
+    cells = columns(table)
     assert name == "Grounding" and "left out" in table.note
-    assert (found["Mean IoU"], found["Mean IoU (published)"]) == (["40.0"], ["80.0"])
+    assert (cells["Mean IoU"], cells["Mean IoU (published)"]) == (["40.0"], ["80.0"])
     assert title("auc_published") == "AUC (published)"
     assert published_tables({"scores": {"fedavg": {"accuracy": 0.5}}}) == []
 
 
-def test_gains_tell_whom_federation_helps():
-    local = made({"vqa": VQA}, [{"vqa": 0.5}, {"vqa": 0.5}, {"vqa": 0.0}])
-    fedavg = made({"vqa": VQA}, [{"vqa": 0.75}, {"vqa": 0.25}, {"vqa": 0.1}])
+def test_the_gain_table_counts_clients_that_federation_helps():
+    local = method_scores({"vqa": VQA}, [{"vqa": 0.5}, {"vqa": 0.5}, {"vqa": 0.0}])
+    fedavg = method_scores({"vqa": VQA}, [{"vqa": 0.75}, {"vqa": 0.25}, {"vqa": 0.1}])
     table = gain_table({"scores": {"local": local, "fedavg": fedavg}}, ["a", "b", "c"])
     assert table is not None
     assert table.rows == (("FedAvg", "0.0", "+50.0", "−50.0", "2", "0", "1", "+50.0", "−50.0", MISSING),)
@@ -86,12 +86,12 @@ def test_gains_tell_whom_federation_helps():
     assert "Helped" in text and max(map(len, text.split("\n"))) <= 80
 
 
-def test_a_finding_about_captions_speaks_of_their_score_and_not_of_chance():
+def test_a_finding_about_captions_uses_cider_and_no_interval():
     scores = {
-        name: made({"caption": {**CAPTION, "cider": level}})
+        name: method_scores({"caption": {**CAPTION, "cider": level}})
         for name, level in (("local", 0.5), ("centralized", 1.5), ("fedavg", 1.0))
     }
-    first = finding({"scores": scores}, 100)
+    first = run_findings({"scores": scores}, 100)
     assert "CIDEr of 100.0," in first[0] and "50%" in first[0]
     assert not any("chance" in sentence for sentence in first)
 
@@ -107,13 +107,13 @@ def test_the_page_shows_tasks_published_scores_and_gains(run_folder, tmp_path):
     file.write_text(json.dumps(result), encoding="utf-8")
     write_report([folder], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    for said in (
+    for phrase in (
         "All scores of each task",
         "Mean IoU (published)",
         "Does federation help each client?",
         "+100.0",
     ):
-        assert said in page
+        assert phrase in page
     for scores in result["scores"].values():
         scores |= {"tasks": {"caption": CAPTION}, **CAPTION, "clients": [7.5, 1.0]}
     file.write_text(json.dumps(result), encoding="utf-8")
@@ -135,10 +135,10 @@ def test_runs_of_several_tasks_are_averaged_by_task(run_folder):
             scores |= {"client_tasks": [{"vqa": 0.5}, {"caption": level}]}
         file.write_text(json.dumps(result), encoding="utf-8")
         runs.append(read_run(folder))
-    found = columns(seeds_table(runs))
-    place = found["Method"].index("FedAvg")
+    cells = columns(seeds_table(runs))
+    place = cells["Method"].index("FedAvg")
     # Of 1 and 2 the mean is 1.5 and the deviation the root of one half; ranks are 1.75 and 1.25.
-    assert found["Caption: CIDEr"][place] == "150.0 ± 70.7"
-    assert found["VQA: Accuracy"][place] == "60.0 ± 0.0"
-    assert found["Mean rank"][place] == "1.50 ± 0.35"
-    assert found["Gain over local"][place].startswith("0.0 ± ")
+    assert cells["Caption: CIDEr"][place] == "150.0 ± 70.7"
+    assert cells["VQA: Accuracy"][place] == "60.0 ± 0.0"
+    assert cells["Mean rank"][place] == "1.50 ± 0.35"
+    assert cells["Gain over local"][place].startswith("0.0 ± ")

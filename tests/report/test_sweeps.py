@@ -1,4 +1,4 @@
-"""Sweeps as tables, charts and a page: means and intervals as statistics has them, nothing left out silently."""
+"""Tables, charts and the page of a sweep: correct means and intervals, and nothing is left out silently."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ from hypothesis import strategies as st
 
 from fedloom.report.paired_tests import T_975, Estimate, estimate
 from fedloom.report.sweeps.sweep_charts import axis_chart, shape_of
-from fedloom.report.sweeps.sweep_page import findings, render_sweep, write_sweep_report
-from fedloom.report.sweeps.sweep_results import along, difference, headline, over_seeds, read_sweep, rows_of
+from fedloom.report.sweeps.sweep_page import render_sweep, sweep_findings, write_sweep_report
+from fedloom.report.sweeps.sweep_results import (
+    cells_by_setting,
+    cells_by_value,
+    headline,
+    mean_over_seeds,
+    paired_difference,
+    read_sweep,
+)
 from fedloom.report.sweeps.sweep_tables import (
     BEST,
-    blocks_of,
     gain_table,
     mean_table,
-    modifier_table,
+    part_table,
     published_table,
+    split_columns,
     terminal_tables,
 )
 from fedloom.report.tables import MISSING
@@ -43,18 +50,20 @@ def make_sweep(
     for axis, labels in axes.items():
         points = [{**point, axis: label} for point in points for label in labels]
     for place, values in enumerate(points):
-        found = {method: score(values, method) for method in methods}
+        accuracies = {method: score(values, method) for method in methods}
         row = {
             "name": f"cell {place}",
             "values": values,
             "digest": f"{place:064x}",
             "folder": f"cells/{place}",
         }
-        if None in found.values():
+        if None in accuracies.values():
             cells.append({**row, "state": "failed", "error": "a <reason>"})
             continue
         cells.append({**row, "state": "done"})
-        scores = {method: {"accuracy": value, "auc": 0.9, "macro_f1": 0.5} for method, value in found.items()}
+        scores = {
+            method: {"accuracy": value, "auc": 0.9, "macro_f1": 0.5} for method, value in accuracies.items()
+        }
         result = {"scores": scores, "main": methods[0], "seconds": {}, "bytes": {}}
         (folder / f"cells/{place}").mkdir(parents=True)
         (folder / f"cells/{place}/result.json").write_text(json.dumps(result))
@@ -80,17 +89,17 @@ def test_t_points_are_those_of_students_distribution() -> None:
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=31))
 def test_intervals_are_those_of_scipy(values: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")
-    found = estimate(values)
-    assert found is not None and found.half is not None
-    wanted = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    assert (found.mean, found.seeds) == (pytest.approx(fmean(values)), len(values))
-    assert found.half == pytest.approx(wanted, rel=1e-3, abs=1e-12)
+    result = estimate(values)
+    assert result is not None and result.half is not None
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    assert (result.mean, result.seeds) == (pytest.approx(fmean(values)), len(values))
+    assert result.half == pytest.approx(half, rel=1e-3, abs=1e-12)
 
 
 def test_an_interval_by_hand() -> None:
     """Of 1, 2, 3: s = 1, so the half-width is 4.303 / √3 = 2.484; one value has none, and no value nothing."""
-    found = estimate([1.0, 2.0, 3.0])
-    assert found == Estimate(2.0, pytest.approx(2.484, abs=1e-3), 3)
+    result = estimate([1.0, 2.0, 3.0])
+    assert result == Estimate(2.0, pytest.approx(2.484, abs=1e-3), 3)
     assert estimate([0.7]) == Estimate(0.7, None, 1)
     assert estimate([]) is None
 
@@ -100,12 +109,12 @@ def test_cells_are_averaged_over_other_axes_first_and_then_over_seeds(tmp_path: 
         return 0.1 * values["seed"] + values["train.lr"]
 
     sweep = read_sweep(make_sweep(tmp_path, AXES, ["fedavg"], score))
-    assert list(rows_of(sweep)) == ["even, 0.1", "even, 0.2", "gaps, 0.1", "gaps, 0.2"]
-    assert list(along(sweep, "scenario")) == ["even", "gaps"]
-    found = over_seeds(along(sweep, "scenario")["even"], "fedavg", "accuracy")
-    assert found is not None
-    assert (found.mean, found.seeds) == (pytest.approx(0.25), 3)  # 12 cells are 3 seeds, not 12
-    assert found.half == pytest.approx(T_975[1] * 0.1 / 3**0.5)
+    assert list(cells_by_setting(sweep)) == ["even, 0.1", "even, 0.2", "gaps, 0.1", "gaps, 0.2"]
+    assert list(cells_by_value(sweep, "scenario")) == ["even", "gaps"]
+    result = mean_over_seeds(cells_by_value(sweep, "scenario")["even"], "fedavg", "accuracy")
+    assert result is not None
+    assert (result.mean, result.seeds) == (pytest.approx(0.25), 3)  # 12 cells are 3 seeds, not 12
+    assert result.half == pytest.approx(T_975[1] * 0.1 / 3**0.5)
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
@@ -115,11 +124,11 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         return 0.1 * values["seed"] + (0.05 if method == "fedavg" else 0)
 
     sweep = read_sweep(make_sweep(tmp_path, {"seed": [0, 1, 2]}, ["local", "fedavg"], score))
-    found = difference(sweep.cells, "fedavg", "local", "accuracy")
-    assert found is not None
-    assert found.mean == pytest.approx(0.05)
-    assert found.half == pytest.approx(0, abs=1e-12)
-    assert found.seeds == 3
+    result = paired_difference(sweep.cells, "fedavg", "local", "accuracy")
+    assert result is not None
+    assert result.mean == pytest.approx(0.05)
+    assert result.half == pytest.approx(0, abs=1e-12)
+    assert result.seeds == 3
 
 
 def test_the_best_federated_method_of_each_row_is_marked(tmp_path: Path) -> None:
@@ -134,17 +143,17 @@ def test_the_best_federated_method_of_each_row_is_marked(tmp_path: Path) -> None
         assert row[-1] == "3"
 
 
-def test_gains_and_modifiers_are_differences_of_the_means(tmp_path: Path) -> None:
+def test_gains_of_methods_and_parts_are_differences_of_the_means(tmp_path: Path) -> None:
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
-    gains, added = gain_table(sweep), modifier_table(sweep)
+    gains, added = gain_table(sweep), part_table(sweep)
     assert gains is not None and added is not None
     assert gains.columns[1:] == ("FedAvg", "clients", "FedAvg + prompt", "clients", "FedAdam", "clients")
     assert {row[1::2] for row in gains.rows} == {("+20.0†*", "+25.0†*", "+10.0†*")}
     assert {row[1:] for row in added.rows} == {("+5.0†*", MISSING)}
     without = read_sweep(make_sweep(tmp_path / "b", {"seed": [0]}, ["fedavg", "fedadam"], lambda v, m: 0.5))
     assert gain_table(without) is None
-    assert modifier_table(without) is None
-    assert findings(without) == []
+    assert part_table(without) is None
+    assert sweep_findings(without) == []
 
 
 def test_a_failed_cell_is_named_and_its_seed_left_out(tmp_path: Path) -> None:
@@ -168,8 +177,10 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     table = mean_table(sweep)
     assert "±" not in "".join(cell for row in table.rows for cell in row)
     assert "one seed, so no interval" in table.note
-    said = findings(sweep)
-    assert said and all("with one seed there is no test of significance" in sentence for sentence in said)
+    sentences = sweep_findings(sweep)
+    assert sentences and all(
+        "with one seed there is no test of significance" in sentence for sentence in sentences
+    )
 
 
 def test_a_sweep_without_any_score_still_has_a_page(tmp_path: Path) -> None:
@@ -197,7 +208,7 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "sentence"),
     [
         (
             [0.1] * 12,
@@ -207,25 +218,25 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
         ([None] + [0.1] * 11, "In some of our runs, a share of 0.1 of each client's"),
     ],
 )
-def test_beside_published_figures_it_stands_that_validation_examples_were_not_trained_on(
-    parts: list[Any], told: str, tmp_path: Path
+def test_the_note_on_published_figures_mentions_held_out_validation_examples(
+    parts: list[Any], sentence: str, tmp_path: Path
 ) -> None:
     published = {"source": "a paper", "metric": "auc", "scores": {"gaps": {"fedavg": 76.82}}}
     make_sweep(tmp_path, AXES, list(LEVELS), level, published=published)
     for place, part in enumerate(parts):
         file = tmp_path / f"cells/{place}/result.json"
-        found = json.loads(file.read_text())
-        file.write_text(json.dumps(found if part is None else {**found, "validation": {"from": part}}))
+        result = json.loads(file.read_text())
+        file.write_text(json.dumps(result if part is None else {**result, "validation": {"from": part}}))
     table = published_table(read_sweep(tmp_path))
     assert table is not None
-    assert told in table.note
+    assert sentence in table.note
 
 
-def test_the_line_of_a_cell_says_that_a_method_was_picked_by_its_test_score() -> None:
+def test_the_line_of_a_cell_marks_a_method_that_was_picked_by_its_test_score() -> None:
     def line(**scores: float) -> str:
         return headline({"main": "fedavg", "scores": {one: {"accuracy": two} for one, two in scores.items()}})
 
-    assert line(fedavg=0.6, fedadam=0.7) == "fedavg 60.0, highest on the test part: fedadam 70.0"
+    assert line(fedavg=0.6, fedadam=0.7) == "fedavg 60.0, highest on the test set: fedadam 70.0"
     assert line(local=0.8, fedavg=0.6, fedadam=0.5) == "local 80.0, fedavg 60.0"
     assert line(local=0.8) == "local 80.0"
 
@@ -250,7 +261,7 @@ def test_terminal_tables_fit_and_break_no_figure(methods: list[str], size: int) 
     text = terminal_tables(sweep)
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("55.0±63.5") == len(methods)
-    blocks = blocks_of(mean_table(sweep), 80)
+    blocks = split_columns(mean_table(sweep), 80)
     assert [name for block in blocks for name in block.columns[1:]] == list(mean_table(sweep).columns[1:])
 
 
@@ -264,11 +275,11 @@ class Page(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if tag in {"script", "img", "link", "iframe", "object"} or "src" in found:
+        attributes = dict(attrs)
+        if tag in {"script", "img", "link", "iframe", "object"} or "src" in attributes:
             self.loads.append(tag)
         if tag == "a":
-            self.links.append(found["href"] or "")
+            self.links.append(attributes["href"] or "")
         if tag not in {"meta", "line", "rect", "circle", "path", "br"}:
             self.open.append(tag)
 
@@ -297,7 +308,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("blind", [False, True])
-def test_a_sweep_of_language_models_speaks_of_text_alone(tmp_path: Path, blind: bool) -> None:
+def test_a_sweep_of_language_models_mentions_text_only(tmp_path: Path, blind: bool) -> None:
     methods = ["zero-shot", "linear", "fedavg"]
     folder = make_sweep(tmp_path, {"seed": [0, 1]}, methods, lambda values, method: 0.5)
     for cell in sorted((folder / "cells").iterdir()):
@@ -311,9 +322,7 @@ def test_a_sweep_of_language_models_speaks_of_text_alone(tmp_path: Path, blind: 
 
 
 @pytest.mark.parametrize("texts", [["words"], ["minilm"], ["words", "minilm"]])
-def test_the_glossary_says_what_the_linear_references_of_the_cells_know_of_texts(
-    tmp_path: Path, texts: list[str]
-) -> None:
+def test_the_glossary_has_the_text_features_of_all_linear_baselines(tmp_path: Path, texts: list[str]) -> None:
     axes = {"evaluate.linear_text": texts, "seed": [0, 1]}
     folder = make_sweep(tmp_path, axes, ["linear", "fedavg"], lambda values, method: 0.5)
     for place, cell in enumerate(sorted((folder / "cells").iterdir())):
@@ -340,7 +349,7 @@ def test_methods_of_one_color_differ_in_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "message"),
     [
         (None, "is not a sweep folder"),
         ("{", "not JSON"),
@@ -349,14 +358,14 @@ def test_methods_of_one_color_differ_in_shape() -> None:
         ('{"axes": {"seed": 3}, "cells": []}', '"seed" is missing or is not a list'),
     ],
 )
-def test_a_broken_sweep_is_told(text: str | None, wanted: str, tmp_path: Path) -> None:
+def test_a_broken_sweep_gives_a_clear_message(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=re.escape(wanted)):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_sweep(tmp_path)
 
 
-def test_what_has_no_accuracy_is_told_by_another_score(tmp_path: Path) -> None:
+def test_a_sweep_without_accuracy_has_another_main_score(tmp_path: Path) -> None:
     def swap(file: Path) -> None:
         value = json.loads(file.read_text())
         for scores in value["scores"].values():
@@ -382,7 +391,9 @@ def test_a_cell_whose_result_is_missing_or_damaged_is_named(tmp_path: Path) -> N
             read_sweep(folder)
 
 
-def test_a_sweep_says_how_clients_fare_beside_how_the_shared_model_does(tmp_path: Path) -> None:
+def test_a_sweep_counts_clients_that_are_worse_off_beside_the_score_of_the_shared_model(
+    tmp_path: Path,
+) -> None:
     """FedAvg is 20 points ahead on the global test set, and each of three clients is better off alone."""
     folder = make_sweep(
         tmp_path, {"how": ["a", "b"], "seed": [0, 1, 2]}, ["local", "fedavg"], lambda v, m: 0.5
@@ -394,10 +405,12 @@ def test_a_sweep_says_how_clients_fare_beside_how_the_shared_model_does(tmp_path
             value["scores"][method] = {**scores, "client_tasks": [{"choice": own}] * 3}
         file.write_text(json.dumps(value))
     result, sweep = write_sweep_report(folder), read_sweep(folder)
-    (said,) = findings(sweep)
-    assert "FedAvg scores higher than the clients' own models do on average in 2 of 2 settings" in said
-    assert "0 of 18 clients over all cells fare better with FedAvg" in said and "18 worse" in said
-    assert "60.0 instead of 90.0 percent" in said
+    (sentence,) = sweep_findings(sweep)
+    assert "FedAvg scores higher than the clients' own models do on average in 2 of 2 settings" in sentence
+    assert (
+        "0 of 18 clients over all cells are better off with FedAvg" in sentence and "18 worse off" in sentence
+    )
+    assert "60.0 instead of 90.0 percent" in sentence
     gains = gain_table(sweep)
     assert gains is not None and [row[2] for row in gains.rows] == ["0 / 0 / 9"] * 2
     for text in (terminal_tables(sweep), (folder / "report.html").read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""The stacked bars of time add up, and are left out where nothing was timed."""
+"""The stacked bars of time add up, and there are none if nothing was timed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from fedloom.report.run_results import read_run
-from fedloom.report.time_chart import FLOOR, GROUPS, time_bars, timers
+from fedloom.report.time_chart import FLOOR, GROUPS, seconds_by_timer, time_bars
 
 from .conftest import make_run
 
 
 def test_seconds_add_up_over_rounds_and_evaluations(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    found = timers(run)
-    assert found
-    for method, took in found.items():
+    by_method = seconds_by_timer(run)
+    assert by_method
+    for method, took in by_method.items():
         rounds = sum(entry["method"] == method for entry in run.rounds)
-        asked = sum(entry["method"] == method for entry in run.evaluations)
+        evaluations = sum(entry["method"] == method for entry in run.evaluations)
         assert took["forward"] == pytest.approx(rounds)
-        assert took["evaluate"] == pytest.approx(0.5 * asked)
+        assert took["evaluate"] == pytest.approx(0.5 * evaluations)
 
 
 def test_every_timer_has_its_place_in_the_bar() -> None:
@@ -34,7 +34,7 @@ def test_every_timer_has_its_place_in_the_bar() -> None:
 def test_a_bar_for_each_method_that_was_timed(width: float, tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     markup = time_bars(run, width)
-    assert markup.count("forward: ") == len(timers(run))
+    assert markup.count("forward: ") == len(seconds_by_timer(run))
 
 
 def test_nothing_is_drawn_for_runs_without_timers(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_curves_are_means_over_models_weighted_by_their_numbers_of_examples(run_
     ]
     file.write_text("\n".join(kept))
     run = read_run(folder)
-    found = validation_curves(run)
-    assert [(done, round(score, 9)) for done, score in found["local"]] == [(1, 0.6), (2, 0.4)]
+    curves = validation_curves(run)
+    assert [(done, round(score, 9)) for done, score in curves["local"]] == [(1, 0.6), (2, 0.4)]
     table = curve_table(run)
     assert table is not None
     assert table.rows == (("1", "60.0"), ("2", "40.0"))
@@ -75,15 +75,15 @@ def test_one_round_is_a_table_and_no_chart(run_folder: RunFolder, tmp_path: Path
 
 
 def test_the_page_shows_the_chart_in_two_widths_and_its_table(run_folder: RunFolder, tmp_path: Path) -> None:
-    for chosen, said in (("best", True), ("last", False)):
+    for chosen, has_ring in (("best", True), ("last", False)):
         write_report([run_folder(chosen, validation=chosen)], tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
         assert page.count('aria-label="Accuracy on the validation part after each round"') == 2
         assert "Validation scores by round" in page
-        assert bool(re.search("A ring marks the chosen round", page)) is said
+        assert bool(re.search("A ring marks the chosen round", page)) is has_ring
 
 
-def test_figures_that_are_none_end_no_report(run_folder: RunFolder, tmp_path: Path) -> None:
+def test_missing_validation_figures_do_not_stop_the_report(run_folder: RunFolder, tmp_path: Path) -> None:
     folder = run_folder(validation="best")
     result = json.loads((folder / "result.json").read_text())
     for methods in (None, [], {"fedavg": None}, {"fedavg": {"rounds": None, "score": "high"}}):

@@ -79,14 +79,14 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         say_json(result)
     else:
-        from fedloom.report.sweeps.chosen_settings import choices, chosen
-        from fedloom.report.sweeps.comparison_tables import by_factor, terminal_lines
+        from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
+        from fedloom.report.sweeps.comparison_tables import group_by_factor, terminal_lines
         from fedloom.report.sweeps.sweep_results import read_sweep
         from fedloom.report.sweeps.sweep_tables import terminal_tables
 
         found = read_sweep(folder)
         say(terminal_tables(found))
-        if lines := terminal_lines(by_factor(chosen(found, choices(found)))):
+        if lines := terminal_lines(group_by_factor(with_chosen_values(found, choices(found)))):
             say(f"{lines}\n")
         say(f"Report:  {folder / 'report.html'}")
     for cell in failed:

@@ -1,4 +1,4 @@
-"""Code for loading the adapter that a run exported, from what its folder holds."""
+"""Code that loads the adapter of a run folder, shown in the report."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedloom.models.folder_checks import BUNDLED
-from fedloom.report.introduction import assembled
+from fedloom.report.introduction import is_assembled
 from fedloom.report.run_results import Run, at
 from fedloom.report.tables import label
 
-STOCK = """\
+VISION_BASE = """\
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 {where}
 base = AutoModelForImageTextToText.from_pretrained(name, dtype="float32")
 processor = AutoProcessor.from_pretrained(name)"""
-TEXT = """\
+TEXT_BASE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 {where}
 base = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(name)"""
-OURS = "from fedloom.models.load_model import BUNDLED\n\nname = BUNDLED[{path!r}]"
-MADE = """\
+BUNDLED_NAME = "from fedloom.models.load_model import BUNDLED\n\nname = BUNDLED[{path!r}]"
+ASSEMBLED_BASE = """\
 from pathlib import Path
 
 from fedloom import Experiment
@@ -31,7 +31,7 @@ from fedloom.models.assemble_model import load_model
 
 experiment = Experiment.from_json(Path({file!r}).read_text(encoding="utf-8"))
 base = load_model(experiment.model, experiment.seed).model"""
-"""The base model of a run with a fresh connector, which no checkpoint has."""
+"""The base model of a run with a newly initialized connector, which no pretrained checkpoint holds."""
 
 PEFT = "from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, {folder!r})"
 CONNECTOR = """\
@@ -41,52 +41,56 @@ base.load_state_dict(load_file({file!r}), strict=False)"""
 
 
 class Loading(NamedTuple):
-    """The text about the exported adapter: a sentence, and code or ""."""
+    """A sentence about the exported adapter, and the code that loads it or ""."""
 
-    told: str
+    sentence: str
     code: str = ""
 
 
-def loading(run: Run) -> Loading | None:
-    """Describe the adapter of a run folder and how it is loaded; None where the run exports none."""
+def adapter_loading(run: Run) -> Loading | None:
+    """Describe the adapter of a run folder and how to load it; None if the run exports none."""
     main = run.result.get("main")
     if not main:
         return None
-    name, of = f"{run.folder.name}/adapter", label(str(main))
+    name, method = f"{run.folder.name}/adapter", label(str(main))
     base = _base(run)
     if (run.folder / "adapter/adapter_model.safetensors").is_file():
-        told = f"The exported adapter is that of {of}. Load it with {_what(run)}:"
-        return Loading(told, f"{base}\n{PEFT.format(folder=name)}")
-    own = _own(run.folder / "adapter")
-    if own:
-        told = (
-            f"With {of} every client keeps a part of the model to itself, so each has its own adapter in {name}. Load that "
-            f"of client {own[0].name.removeprefix('client-')} with {_what(run)}, and the others likewise:"
+        sentence = f"The exported adapter is that of {method}. Load it with {_loader(run)}:"
+        return Loading(sentence, f"{base}\n{PEFT.format(folder=name)}")
+    adapters = _client_adapters(run.folder / "adapter")
+    if adapters:
+        sentence = (
+            f"With {method} every client keeps a part of the model to itself, so each has its own adapter in {name}. Load that "
+            f"of client {adapters[0].name.removeprefix('client-')} with {_loader(run)}, and the others in the same way:"
         )
-        return Loading(told, f"{base}\n{PEFT.format(folder=f'{name}/{own[0].name}')}")
+        return Loading(sentence, f"{base}\n{PEFT.format(folder=f'{name}/{adapters[0].name}')}")
     if (run.folder / "adapter/connector.safetensors").is_file():
-        told = f"The trained connector of {of} was exported. It is not an adapter, so PEFT is not needed to load it:"
-        return Loading(told, f"{base}\n{CONNECTOR.format(file=f'{name}/connector.safetensors')}")
-    return Loading(f"The run exports the adapter of {of}, but it is not in the folder {name}.")
+        sentence = f"The trained connector of {method} was exported. It is not an adapter, so PEFT is not needed to load it:"
+        return Loading(sentence, f"{base}\n{CONNECTOR.format(file=f'{name}/connector.safetensors')}")
+    return Loading(f"The run exports the adapter of {method}, but it is not in the folder {name}.")
 
 
-def _own(folder: Path) -> list[Path]:
-    """List the folders of clients' own adapters, by the clients' numbers."""
-    found = [file.parent for file in folder.glob("client-*/adapter_model.safetensors")]
-    return sorted(found, key=lambda one: (len(one.name), one.name))
+def _client_adapters(folder: Path) -> list[Path]:
+    """Return the folders of the clients' own adapters in the order of the clients' numbers."""
+    folders = [file.parent for file in folder.glob("client-*/adapter_model.safetensors")]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def _fresh(run: Run) -> bool:
-    return assembled(run.experiment) or at(run.experiment, "model", "connector") is not None
+def _has_new_connector(run: Run) -> bool:
+    return is_assembled(run.experiment) or at(run.experiment, "model", "connector") is not None
 
 
-def _what(run: Run) -> str:
-    return "PEFT into the model that fedloom builds for this experiment" if _fresh(run) else "stock PEFT"
+def _loader(run: Run) -> str:
+    return (
+        "PEFT into the model that fedloom builds for this experiment"
+        if _has_new_connector(run)
+        else "stock PEFT"
+    )
 
 
 def _base(run: Run) -> str:
-    if _fresh(run):
-        return MADE.format(file=f"{run.folder.name}/experiment.json")
+    if _has_new_connector(run):
+        return ASSEMBLED_BASE.format(file=f"{run.folder.name}/experiment.json")
     path = str(at(run.experiment, "model", "path") or "bundled")
-    where = OURS.format(path=path) if path in BUNDLED else f"name = {path!r}"
-    return (TEXT if run.text_only else STOCK).format(where=where)
+    where = BUNDLED_NAME.format(path=path) if path in BUNDLED else f"name = {path!r}"
+    return (TEXT_BASE if run.text_only else VISION_BASE).format(where=where)

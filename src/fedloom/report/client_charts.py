@@ -1,4 +1,4 @@
-"""Charts about the clients: what each holds, and how each trains."""
+"""Charts of the clients' data and of their training."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from fedloom.report.charts import BOLD, NARROW, Curve, Scale, brief, paint
+from fedloom.report.charts import BOLD, NARROW, Curve, Scale, color_style, short_label
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.svg_elements import (
     clip,
     drawing,
     legend,
     line,
-    measure,
     path,
     rect,
     scale,
     shift,
     tag,
+    text,
+    text_width,
     thin,
     ticks,
-    words,
 )
-from fedloom.report.tables import MISSING, federated
+from fedloom.report.tables import MISSING, is_federated
 
-SHOWN = 40  # clients that get a row; the plan has all
+MAX_CLIENTS = 40  # clients that get a row; the plan has all
 TINTS = 9  # colors the style sheet has for labels
 STRAND_POINTS = 240  # of all thin lines of a panel together
 OTHERS = "other labels"
@@ -40,34 +40,34 @@ CELL = 58.0  # width of a column beside the bars
 # ---- who holds what ----------------------------------------------------------------------------------
 
 
-def holdings(run: Run, width: float) -> Markup:
-    """Draw what each client holds: examples by label and by modality, lengths of texts, distance from the whole."""
-    shown = run.clients[:SHOWN]
+def holdings_chart(run: Run, width: float) -> Markup:
+    """Draw each client's examples by label and modality, its mean text length, and its distance from the pooled labels."""
+    shown = run.clients[:MAX_CLIENTS]
     if not shown:
         return Markup()
     tops = _top_labels(shown)
-    tints = {name: f"tint t{place % TINTS + 1}" for place, name in enumerate(tops)}
-    side, beside = width >= NARROW, columns(shown)
-    matrix_width = CELL * len(beside) if side else width
+    tints = {name: f"tint t{index % TINTS + 1}" for index, name in enumerate(tops)}
+    side, side_columns = width >= NARROW, columns(shown)
+    matrix_width = CELL * len(side_columns) if side else width
     bars_width = width - matrix_width - 24 if side else width
     keys = [(rect(0, -7, 14, 14, class_), name) for name, class_ in tints.items()]
     head, height = legend(keys, width, 14) if len(tops) > 1 else (Markup(), 0.0)
     bars, matrix = (
         _label_bars(shown, tints, bars_width),
-        _matrix(shown, beside, matrix_width, named=not side),
+        _matrix(shown, side_columns, matrix_width, named=not side),
     )
     tall = HEAD + ROW * len(shown)
     at_matrix = (width - matrix_width, height + 14) if side else (0.0, height + 14 + tall + 24)
     total = at_matrix[1] + tall
-    said = "; ".join(
+    listing = "; ".join(
         f"{name_of(client).replace('Client', 'client', 1)} {_size(client):.0f}" for client in shown
     )
     body = [head, shift(0, height + 14, bars), shift(*at_matrix, matrix)]
-    return drawing("Who holds what", f"Training examples: {said}.", width, total + 4, *body)
+    return drawing("Who holds what", f"Training examples: {listing}.", width, total + 4, *body)
 
 
 def name_of(client: Json) -> str:
-    """Return what a chart calls a client: by its number, and by its group where it holds only one."""
+    """Return a client's name in charts: its number, and its group if it holds only one."""
     group = at(client, "group")
     return f"{client['id']} {group}" if isinstance(group, str) and group else f"Client {client['id']}"
 
@@ -77,33 +77,33 @@ def _size(client: Json) -> float:
 
 
 def _labels(client: Json) -> dict[str, float]:
-    """Return label → count; a client without labels has one nameless kind."""
-    found = at(client, "labels")
+    """Return label → count; all examples of a client without labels count as one label."""
+    labels = at(client, "labels")
     counts = (
-        {str(name): number(count) or 0.0 for name, count in found.items()}
-        if isinstance(found, Mapping)
+        {str(name): number(count) or 0.0 for name, count in labels.items()}
+        if isinstance(labels, Mapping)
         else {}
     )
     return counts or {"examples": _size(client)}
 
 
 def _top_labels(clients: Sequence[Json]) -> list[str]:
-    """Return the labels that get a color, the most frequent ones; the rest share the last color."""
+    """Return the most frequent labels, which get a color each; the others share the last color."""
     totals: Counter[str] = Counter()
     for client in clients:
         totals.update(_labels(client))
     names = [name for name, _ in totals.most_common()]
-    # In the order of the alphabet, so that a label has the same color in every run of a comparison.
+    # Sorted, so that a label has the same color in every run of a comparison.
     return sorted(names) if len(names) <= TINTS else [*sorted(names[: TINTS - 1]), OTHERS]
 
 
 def _label_bars(clients: Sequence[Json], tints: Mapping[str, str], width: float) -> Markup:
-    left = min(max(measure(name_of(client)) for client in clients), 110.0) + 8
+    left = min(max(text_width(name_of(client)) for client in clients), 110.0) + 8
     x = scale(0, max(max(map(_size, clients)), 1.0), 0, width - left - 40)
-    pieces = [words(left, HEAD - 12, "Training examples by label", "strong")]
-    for place, client in enumerate(clients):
-        top, start = HEAD + ROW * place, 0.0
-        pieces.append(words(left - 8, top + 16, clip(name_of(client), left), None, "end"))
+    pieces = [text(left, HEAD - 12, "Training examples by label", "strong")]
+    for row, client in enumerate(clients):
+        top, start = HEAD + ROW * row, 0.0
+        pieces.append(text(left - 8, top + 16, clip(name_of(client), left), None, "end"))
         counts = dict.fromkeys(tints, 0.0)
         for name, count in _labels(client).items():
             counts[name if name in tints else OTHERS] += count
@@ -111,113 +111,113 @@ def _label_bars(clients: Sequence[Json], tints: Mapping[str, str], width: float)
             if count:
                 pieces.append(_segment(left + x(start), top + 2, x(count), name, count, tints[name]))
                 start += count
-        pieces.append(words(left + x(start) + 6, top + 16, f"{_size(client):.0f}", "muted"))
+        pieces.append(text(left + x(start) + 6, top + 16, f"{_size(client):.0f}", "muted"))
     return Markup("").join(pieces)
 
 
 def _segment(x: float, y: float, width: float, name: str, count: float, class_: str) -> Markup:
     box = rect(x, y, width, ROW - 5, class_, tag("title", f"{name}: {count:.0f}"))
-    fits = next((said for said in (name, f"{count:.0f}") if measure(said, 11) + 6 <= width), None)
-    return box + words(x + width / 2, y + 14.5, fits, "in-tint") if fits else box
+    fits = next((content for content in (name, f"{count:.0f}") if text_width(content, 11) + 6 <= width), None)
+    return box + text(x + width / 2, y + 14.5, fits, "in-tint") if fits else box
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of each client beside its bars.
+    """A column of figures beside the bars, one figure for each client.
 
     Attributes:
-        head: What it is.
-        said: The figures as text.
-        shares: How much of the most it could be, 0 to 1, client by client.
-        bar: Whether the share is a length, rather than a depth of color.
+        head: The heading.
+        texts: The figures as text.
+        shares: The figures as fractions of their maximum, 0 to 1.
+        bar: Whether the fraction is drawn as the length of a line, rather than as the depth of a color.
     """
 
     head: str
-    said: tuple[str, ...]
+    texts: tuple[str, ...]
     shares: tuple[float, ...]
     bar: bool = False
 
 
 def columns(clients: Sequence[Json]) -> list[Column]:
-    """Return examples by modality, mean length of texts, and distance from the pooled labels, as far as known."""
+    """Return the known columns: examples by modality, mean text length, and distance from the pooled labels."""
     kinds = [kind for kind in PRESENCE if kind != "none" or any(number(client, kind) for client in clients)]
-    found = []
+    result = []
     for kind in kinds:
         counts = [number(client, kind) or 0.0 for client in clients]
         sizes = [max(_size(client), 1.0) for client in clients]
         shares = tuple(min(count / size, 1.0) for count, size in zip(counts, sizes, strict=True))
-        found.append(Column(PRESENCE[kind], tuple(f"{count:.0f}" for count in counts), shares))
+        result.append(Column(PRESENCE[kind], tuple(f"{count:.0f}" for count in counts), shares))
     lengths = [number(client, "words") for client in clients]
     if most := max((length for length in lengths if length is not None), default=0.0):
-        found.append(_gauge(LENGTH, lengths, most, 1))
+        result.append(_gauge(LENGTH, lengths, most, 1))
     apart = [number(client, "jensen_shannon") for client in clients]
     several = len({name for client in clients for name in _labels(client)}) > 1
     if several and any(value is not None for value in apart):
-        found.append(_gauge(DISTANCE, apart, 1.0, 2))
-    return found
+        result.append(_gauge(DISTANCE, apart, 1.0, 2))
+    return result
 
 
 def _gauge(head: str, values: Sequence[float | None], most: float, digits: int) -> Column:
-    said = tuple(MISSING if value is None else f"{value:.{digits}f}" for value in values)
-    return Column(head, said, tuple(min(max((value or 0.0) / most, 0.0), 1.0) for value in values), bar=True)
+    texts = tuple(MISSING if value is None else f"{value:.{digits}f}" for value in values)
+    return Column(head, texts, tuple(min(max((value or 0.0) / most, 0.0), 1.0) for value in values), bar=True)
 
 
 def _matrix(clients: Sequence[Json], columns: Sequence[Column], width: float, named: bool) -> Markup:
-    """Draw a cell for each client and column: darker for a larger share, or with a line as long as the share."""
-    left = min(max(measure(name_of(client)) for client in clients), 110.0) + 8 if named else 0.0
+    """Draw a cell for each client and column; its color, or the length of its line, shows the fraction."""
+    left = min(max(text_width(name_of(client)) for client in clients), 110.0) + 8 if named else 0.0
     cell = (width - left) / len(columns)
     pieces = []
-    for place, column in enumerate(columns):
-        for up, said in enumerate(reversed(column.head.split(" ", 1))):
-            pieces.append(words(left + cell * (place + 0.5), HEAD - 12 - 14 * up, said, "strong", "middle"))
-    for place, client in enumerate(clients):
-        top = HEAD + ROW * place
+    for index, column in enumerate(columns):
+        for up, word in enumerate(reversed(column.head.split(" ", 1))):
+            pieces.append(text(left + cell * (index + 0.5), HEAD - 12 - 14 * up, word, "strong", "middle"))
+    for index, client in enumerate(clients):
+        top = HEAD + ROW * index
         if named:
-            pieces.append(words(left - 8, top + 16, clip(name_of(client), left), None, "end"))
+            pieces.append(text(left - 8, top + 16, clip(name_of(client), left), None, "end"))
         for across, column in enumerate(columns):
-            pieces.append(_cell(column, place, left + cell * across, top, cell))
+            pieces.append(_cell(column, index, left + cell * across, top, cell))
     return Markup("").join(pieces)
 
 
-def _cell(column: Column, place: int, left: float, top: float, width: float) -> Markup:
-    share, said = column.shares[place], column.said[place]
+def _cell(column: Column, index: int, left: float, top: float, width: float) -> Markup:
+    share, content = column.shares[index], column.texts[index]
     depth = 0.04 if column.bar else 0.04 + 0.5 * share
     pieces = [rect(left + 1, top + 2, width - 2, ROW - 5, "heat", fill_opacity=f"{depth:.2f}")]
     if column.bar and share:
         pieces.append(rect(left + 1, top + ROW - 6, (width - 2) * share, 3, "heat", fill_opacity="0.6"))
-    pieces.append(words(left + width / 2, top + 16, said, None if share else "muted", "middle"))
+    pieces.append(text(left + width / 2, top + 16, content, None if share else "muted", "middle"))
     return Markup("").join(pieces)
 
 
 # ---- how clients train -------------------------------------------------------------------------------
 
 
-def training(run: Run, key: str) -> dict[str, dict[str, Curve]]:
-    """Return method → client → (round, value) of what clients reported: "loss" or "norm"."""
-    found: dict[str, dict[str, Curve]] = {}
+def training_curves(run: Run, key: str) -> dict[str, dict[str, Curve]]:
+    """Return method → client → (round, value) of what the clients reported: "loss" or "norm"."""
+    curves: dict[str, dict[str, Curve]] = {}
     for entry in run.rounds:
-        method, done = entry["method"], number(entry, "round")
-        if method not in run.scores or done is None:
+        method, rounds_done = entry["method"], number(entry, "round")
+        if method not in run.scores or rounds_done is None:
             continue
         reports = at(entry, "clients") or []
-        for client in reports if federated(method) else [entry]:
+        for client in reports if is_federated(method) else [entry]:
             value = number(client, key)
             if value is not None:
-                found.setdefault(method, {}).setdefault(str(at(client, "client")), []).append(
-                    (done + 1, value)
+                curves.setdefault(method, {}).setdefault(str(at(client, "client")), []).append(
+                    (rounds_done + 1, value)
                 )
-    return {method: found[method] for method in run.scores if method in found}
+    return {method: curves[method] for method in run.scores if method in curves}
 
 
 def training_panels(key: str, run: Run, width: float) -> Markup:
     """Draw a small chart for each method: a thin line for each client, a thick one for their mean.
 
     Args:
-        key: What clients reported: "loss" or "norm".
-        run: The run.
+        key: What the clients reported: "loss" or "norm".
+        run: The run to draw.
         width: In CSS pixels.
     """
-    panels = training(run, key)
+    panels = training_curves(run, key)
     if not panels:
         return Markup()
     rows = -(-len(panels) // (3 if width >= NARROW else 2))
@@ -230,18 +230,18 @@ def training_panels(key: str, run: Run, width: float) -> Markup:
     marks = [mark for mark in ticks(0, high, 4) if mark <= high]
     x, y = scale(1, last, 6, room - 6), scale(0, high, tall, 0)
     body = []
-    for place, (method, lines) in enumerate(panels.items()):
-        column, row = place % across, place // across
-        pieces = [words(0, -9, clip(brief(method), room, BOLD), "strong")]
+    for index, (method, lines) in enumerate(panels.items()):
+        column, row = index % across, index // across
+        pieces = [text(0, -9, clip(short_label(method), room, BOLD), "strong")]
         pieces += [line(0, y(mark), room, y(mark), "grid") for mark in marks]
         if column == 0:
-            pieces += [words(-6, y(mark) + 4, f"{mark:g}", "muted", "end") for mark in marks]
+            pieces += [text(-6, y(mark) + 4, f"{mark:g}", "muted", "end") for mark in marks]
         pieces += [
-            words(x(end), tall + 16, f"{end:.0f}", "muted", side)
+            text(x(end), tall + 16, f"{end:.0f}", "muted", side)
             for end, side in ((1, "start"), (last, "end"))
         ]
-        pieces.append(words(room / 2, tall + 16, "round", "muted", "middle"))
-        pieces.append(_bundle(lines, x, y, paint(method, list(run.scores))))
+        pieces.append(text(room / 2, tall + 16, "round", "muted", "middle"))
+        pieces.append(_bundle(lines, x, y, color_style(method, list(run.scores))))
         body.append(shift(left + column * (room + gap), 26 + row * (tall + 58), *pieces))
     height = 26 + rows * (tall + 58) - 34
     what = {"loss": "Training loss", "norm": "Size of the update"}.get(key, key)
@@ -251,7 +251,7 @@ def training_panels(key: str, run: Run, width: float) -> Markup:
 
 
 def _bundle(lines: Mapping[str, Curve], x: Scale, y: Scale, style: str) -> Markup:
-    """Draw the lines of one panel with few enough points that a page of many runs stays small."""
+    """Draw the lines of one panel, with few points so that a page of many runs stays small."""
     most = min(40, max(2, STRAND_POINTS // len(lines)))
     strands = [[(x(done), y(value)) for done, value in thin(points, most)] for points in lines.values()]
     together: dict[float, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Several runs side by side: runs that differ only by seed become one row with mean and deviation."""
+"""Tables of several runs: runs that differ only in their seed become one row with mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
-from fedloom.report.federation_gain import alone_in, comparison, fares, main_score
+from fedloom.report.federation_gain import compare_methods, count_clients, local_method, main_score
 from fedloom.report.findings import gap_share
-from fedloom.report.paired_tests import Fares
+from fedloom.report.paired_tests import ClientCounts
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.score_tables import task_heads
-from fedloom.report.tables import MISSING, Table, federated, label, percent, title
+from fedloom.report.tables import MISSING, Table, is_federated, label, percent, title
 
 UNSET = "not set"
-NOT_SETTINGS = ("seed", "name")  # a name is a label, and seeds are what is averaged over
+NOT_SETTINGS = ("seed", "name")  # the name is only a label, and scores are averaged over seeds
 
 
-def settings(experiment: Json) -> dict[str, str]:
+def flat_settings(experiment: Json) -> dict[str, str]:
     """Flatten an experiment into dotted keys, without its seed and name.
 
     Example:
-        >>> settings({"seed": 1, "train": {"rounds": 6}})
+        >>> flat_settings({"seed": 1, "train": {"rounds": 6}})
         {'train.rounds': '6'}
     """
     return dict(_leaves({key: value for key, value in experiment.items() if key not in NOT_SETTINGS}))
@@ -35,24 +35,24 @@ def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs of the same experiment, apart from the seed, together; in order of first appearance."""
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+def group_by_experiment(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group runs of experiments that differ only in seed and name, in order of first appearance."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(tuple(sorted(settings(run.experiment).items())), []).append(run)
-    return list(found.values())
+        groups.setdefault(tuple(sorted(flat_settings(run.experiment).items())), []).append(run)
+    return list(groups.values())
 
 
-def differences(together: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group by the settings in which the groups differ; a single group has nothing to name."""
-    values = [settings(group[0].experiment) for group in together]
-    keys = list(dict.fromkeys(key for found in values for key in found))
-    varying = [key for key in keys if len({found.get(key, UNSET) for found in values}) > 1]
-    return [", ".join(f"{key} = {found.get(key, UNSET)}" for key in varying) for found in values]
+def varying_settings(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return for each group the settings in which the groups differ, "" for a single group."""
+    values = [flat_settings(group[0].experiment) for group in groups]
+    keys = list(dict.fromkeys(key for setting in values for key in setting))
+    varying = [key for key in keys if len({setting.get(key, UNSET) for setting in values}) > 1]
+    return [", ".join(f"{key} = {setting.get(key, UNSET)}" for key in varying) for setting in values]
 
 
 def mean_deviation(values: Sequence[float | None], write: Callable[[float], str] = percent) -> str:
-    """Write mean ± sample standard deviation, in percent by default, leaving out what is missing.
+    """Write mean ± sample standard deviation, in percent by default; missing values are ignored.
 
     Example:
         >>> mean_deviation([0.7, 0.8]), mean_deviation([0.7]), mean_deviation([None])
@@ -64,28 +64,28 @@ def mean_deviation(values: Sequence[float | None], write: Callable[[float], str]
     return write(fmean(known)) + (f" ± {write(stdev(known))}" if len(known) > 1 else "")
 
 
-def names(together: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group by its experiment, and by its settings where that alone would be ambiguous."""
-    plain = [str(group[0].experiment["name"]) for group in together]
+def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return the name of each group's experiment, with its settings if names alone are ambiguous."""
+    plain = [str(group[0].experiment["name"]) for group in groups]
     if len(set(plain)) == len(plain):
         return plain
-    return [f"{name}: {setting}" for name, setting in zip(plain, differences(together), strict=True)]
+    return [f"{name}: {setting}" for name, setting in zip(plain, varying_settings(groups), strict=True)]
 
 
-def experiments_table(together: Sequence[Sequence[Run]]) -> Table:
-    """Make the table of main scores, one row for each group of runs and one column for each method."""
-    methods = list(dict.fromkeys(method for group in together for run in group for method in run.scores))
+def experiments_table(groups: Sequence[Sequence[Run]]) -> Table:
+    """Return the table of main scores, one row for each group of runs and one column for each method."""
+    methods = list(dict.fromkeys(method for group in groups for run in group for method in run.scores))
     rows = tuple(
-        (name, *(_over(group, method, main_score(group[0].result)) for method in methods))
-        for name, group in zip(names(together), together, strict=True)
+        (name, *(_mean_over_runs(group, method, main_score(group[0].result)) for method in methods))
+        for name, group in zip(group_names(groups), groups, strict=True)
     )
-    found = dict.fromkeys(title(main_score(group[0].result)) for group in together)
-    note = f"{', '.join(found)} in percent: mean ± sample standard deviation over seeds."
+    titles = dict.fromkeys(title(main_score(group[0].result)) for group in groups)
+    note = f"{', '.join(titles)} in percent: mean ± sample standard deviation over seeds."
     return Table(("Experiment", *map(label, methods)), rows, note)
 
 
 def seeds_table(group: Sequence[Run]) -> Table:
-    """Make the table of one group's scores, averaged over its runs, one row for each method."""
+    """Return the table of one group's scores, averaged over its runs, one row for each method."""
     methods = dict.fromkeys(method for run in group for method in run.scores)
     columns = _by_task(group) if len(task_heads(group[0].result)) > 1 else _of_one_task(group)
     rows = tuple(
@@ -95,7 +95,7 @@ def seeds_table(group: Sequence[Run]) -> Table:
                 mean_deviation([value(run, method) for run in group], write)
                 for value, write in columns.values()
             ),
-            _served(group, method),
+            _clients_text(group, method),
         )
         for method in methods
     )
@@ -106,24 +106,27 @@ def seeds_table(group: Sequence[Run]) -> Table:
         if GAP in columns
         else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
     )
-    note += " Clients: how many fare better / the same / worse than alone, each on data like its own, over all runs."
+    note += (
+        " Clients: how many are better off / equally well off / worse off than alone, each on data like its own, over all "
+        "runs."
+    )
     if len(group) > 1:
         note += " A deviation of 0.0 means that the seeds agree, not that the figure is exact."
     return Table(("Method", *columns, "Clients"), rows, note)
 
 
-def _served(group: Sequence[Run], method: str) -> str:
-    found = Fares()
+def _clients_text(group: Sequence[Run], method: str) -> str:
+    counts = ClientCounts()
     for run in group:
-        local = alone_in(run.scores)
+        local = local_method(run.scores)
         if local not in (None, method) and method in run.scores:
-            found = found.plus(fares(run.scores[method], run.scores[local]))
-    return f"{found.better} / {found.same} / {found.worse}" if found else MISSING
+            counts = counts.plus(count_clients(run.scores[method], run.scores[local]))
+    return f"{counts.better} / {counts.same} / {counts.worse}" if counts else MISSING
 
 
 GAP = "Gap closed"
 Column = tuple[Callable[[Run, str], float | None], Callable[[float], str]]
-"""How a figure is found from a run and a method, and how it is written."""
+"""A function from run and method to a figure, and one that writes the figure."""
 
 
 def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
@@ -135,23 +138,23 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
         "Text only": ("slices", "text", main),
     }
 
-    def found(*path: str) -> Column:
+    def column(*path: str) -> Column:
         return lambda run, method: number(run.scores.get(method), *path), percent
 
     def closed(run: Run, method: str) -> float | None:
-        return gap_share(run.result, method) if federated(method) else None
+        return gap_share(run.result, method) if is_federated(method) else None
 
-    known = {
-        head: found(*path)
+    columns = {
+        head: column(*path)
         for head, path in paths.items()
         if path == (main,)
-        or any(number(one, *path) is not None for run in group for one in run.scores.values())
+        or any(number(scores, *path) is not None for run in group for scores in run.scores.values())
     }
-    return known | {GAP: (closed, percent)}
+    return columns | {GAP: (closed, percent)}
 
 
 def _by_task(group: Sequence[Run]) -> dict[str, Column]:
-    compared = {run.folder: comparison(run.scores) for run in group}
+    compared = {run.folder: compare_methods(run.scores) for run in group}
 
     def score(task: str) -> Column:
         return lambda run, method: number(compared[run.folder], "tasks", method, task), percent
@@ -168,5 +171,5 @@ def _by_task(group: Sequence[Run]) -> dict[str, Column]:
     return {**scores, "Mean rank": (rank, "{:.2f}".format), "Gain over local": (gain, percent)}
 
 
-def _over(group: Sequence[Run], method: str, *keys: str) -> str:
+def _mean_over_runs(group: Sequence[Run], method: str, *keys: str) -> str:
     return mean_deviation([number(run.scores.get(method), *keys) for run in group])

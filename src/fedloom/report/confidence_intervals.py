@@ -1,4 +1,4 @@
-"""How far chance goes: 95 % confidence intervals of shares of right answers, and of their differences."""
+"""95 % confidence intervals of shares of right answers, and of their differences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Z = 1.959964
 def interval(share: float, count: float) -> tuple[float, float]:
     """Return the 95 % Wilson confidence interval of a share.
 
-    Unlike mean ± z·s it has a width where all or none of the trials succeed.
+    Unlike mean ± z·s, it has a width even if all or none of the trials succeed.
 
     Args:
-        share: Seen share of successes, in [0, 1].
+        share: Observed share of successes, in [0, 1].
         count: Number of trials, > 0.
 
     Reference: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
@@ -30,16 +30,16 @@ def interval(share: float, count: float) -> tuple[float, float]:
 
 
 def margin(first: float, second: float, count: float) -> float:
-    """Return how far two shares must lie apart for their difference to be significant at the 5 % level.
+    """Return the smallest difference of two shares that is significant at the 5 % level.
 
-    That is where Newcombe's interval of the difference leaves out zero: with l the lower Wilson limit of the larger
-    share a and u the upper one of the smaller share b, where a − b > √((a − l)² + (u − b)²). The two shares count as
-    independent; methods that answer the same questions agree more often than that, so the margin is cautious.
+    A difference is significant if Newcombe's interval excludes zero: a − b > √((a − l)² + (u − b)²), where l is the
+    lower Wilson limit of the larger share a and u the upper Wilson limit of the smaller share b. The shares are taken as
+    independent. Methods that answer the same questions agree more often than that, so the margin is conservative.
 
     Args:
         first: A share, in [0, 1].
-        second: Another one.
-        count: Number of trials of each, > 0.
+        second: Another share, in [0, 1].
+        count: Number of trials of each share, > 0.
 
     Reference: R. G. Newcombe, "Interval Estimation for the Difference between Independent Proportions: Comparison of
     Eleven Methods", Statistics in Medicine 17 (1998), method 10.

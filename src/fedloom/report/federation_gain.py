@@ -1,6 +1,6 @@
-"""What federation brings: ranks over tasks, and each client's gain against training alone.
+"""Comparison of methods: mean ranks over tasks, and each client's gain over training alone.
 
-Everything here is arithmetic on what a run wrote down; a figure that is missing makes no rank and no gain.
+A missing score gives neither a rank nor a gain.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fedloom.report.paired_tests import ROUNDING, Fares, fares_of
+from fedloom.report.paired_tests import ROUNDING, ClientCounts, count_by_sign
 from fedloom.report.run_results import Json, at, number
 from fedloom.tasks.score_answers import HEADLINES
 
@@ -17,14 +17,14 @@ ByTask = Mapping[str, float | None]
 
 
 def tasks_in(result: Json) -> list[str]:
-    """Return the tasks of a run, in their order; none where they were not recorded."""
+    """Return the tasks of a run, in order; none if they were not recorded."""
     return list(
         dict.fromkeys(task for scores in result["scores"].values() for task in at(scores, "tasks") or {})
     )
 
 
 def task_scores(result: Json) -> dict[str, dict[str, float | None]]:
-    """Return method → task → headline score, for all tasks of a run and in their order."""
+    """Return method → task → headline score, for all tasks of a run in order."""
     tasks = tasks_in(result)
     return {
         method: {task: number(scores, "tasks", task, HEADLINES.get(task, "accuracy")) for task in tasks}
@@ -33,7 +33,7 @@ def task_scores(result: Json) -> dict[str, dict[str, float | None]]:
 
 
 def main_score(result: Json) -> str:
-    """Return the name of the score that stands for a run: its only task's headline, or the accuracy."""
+    """Return the name of a run's main score: the headline score of its only task, else the accuracy."""
     tasks = tasks_in(result)
     return HEADLINES.get(tasks[0], "accuracy") if len(tasks) == 1 else "accuracy"
 
@@ -41,9 +41,8 @@ def main_score(result: Json) -> str:
 def mean_ranks(scores: Mapping[str, ByTask]) -> dict[str, float | None]:
     """Rank methods within each task, 1 for the best, and average the ranks over tasks.
 
-    Ranks do not depend on the scale of a score, so tasks with different scores count alike. Equal scores
-    share the mean of their ranks. A method that lacks the score of a task gets no mean rank, and takes no
-    rank from others.
+    Ranks do not depend on the scale of a score, so all tasks have the same weight. Equal scores share the mean of their
+    ranks. A method that lacks the score of a task gets no mean rank, and the others are ranked without it.
 
     Args:
         scores: Method → task → score, larger is better.
@@ -52,12 +51,12 @@ def mean_ranks(scores: Mapping[str, ByTask]) -> dict[str, float | None]:
         >>> mean_ranks({"a": {"vqa": 0.9, "caption": 1.0}, "b": {"vqa": 0.5, "caption": 2.0}, "c": {}})
         {'a': 1.5, 'b': 1.5, 'c': None}
     """
-    tasks = dict.fromkeys(task for found in scores.values() for task in found)
-    whole = {
-        method: [value for task in tasks if (value := found.get(task)) is not None]
-        for method, found in scores.items()
+    tasks = dict.fromkeys(task for by_task in scores.values() for task in by_task)
+    complete = {
+        method: [value for task in tasks if (value := by_task.get(task)) is not None]
+        for method, by_task in scores.items()
     }
-    ranked = {method: values for method, values in whole.items() if tasks and len(values) == len(tasks)}
+    ranked = {method: values for method, values in complete.items() if tasks and len(values) == len(tasks)}
     columns = list(zip(*ranked.values(), strict=True))
     return {
         method: fmean(_rank(value, column) for value, column in zip(ranked[method], columns, strict=True))
@@ -73,9 +72,9 @@ def _rank(value: float, column: Sequence[float]) -> float:
 
 
 def relative_gain(score: float | None, alone: float | None) -> float | None:
-    """Return (score − alone) / alone; None where either is missing or training alone reached nothing.
+    """Return (score − alone) / alone; None if either is missing or the score of training alone is zero.
 
-    Scores that differ by no more than floating-point numbers add are equal: their gain is 0.
+    The gain is 0 if the scores differ by no more than the rounding of floating-point numbers.
 
     Example:
         >>> relative_gain(0.75, 0.5), relative_gain(0.5, 0.0), relative_gain(0.1 + 0.2, 0.3)
@@ -87,62 +86,59 @@ def relative_gain(score: float | None, alone: float | None) -> float | None:
 
 
 def client_scores(method: Json) -> list[dict[str, float | None]]:
-    """Return each client's scores on data like its own, task → score; the task is "" where it was not recorded."""
-    found = at(method, "client_tasks")
-    if isinstance(found, list):
-        return [{task: number(one, task) for task in one or {}} for one in found]
-    plain = at(method, "clients")
-    count = len(plain) if isinstance(plain, list) else 0
-    return [{"": number(plain, client)} for client in range(count)]
+    """Return task → score for each client, on data like its own; the task is "" if it was not recorded."""
+    by_task = at(method, "client_tasks")
+    if isinstance(by_task, list):
+        return [{task: number(entry, task) for task in entry or {}} for entry in by_task]
+    clients = at(method, "clients")
+    count = len(clients) if isinstance(clients, list) else 0
+    return [{"": number(clients, client)} for client in range(count)]
 
 
 def client_gains(method: Json, local: Json) -> list[float | None]:
     """Return each client's gain over its own model, on data like its own.
 
-    A client with several tasks gets the mean of its relative gains, so that no task's scale outweighs
-    another's. A task in which training alone reaches nothing has no relative gain and is left out; None
-    where no task is left.
+    A client with several tasks gets the mean of its relative gains, so that the scales of the scores do not matter. A
+    task with a score of zero for training alone has no relative gain and is left out. The gain is None if no task
+    remains.
 
     Args:
         method: The scores of a method, with "client_tasks".
-        local: The scores of `local`, likewise.
+        local: The scores of `local`, with "client_tasks".
     """
-    return [_gain(shared, own) for shared, own in _beside(method, local)]
+    return [_gain(shared, own) for shared, own in _pair_clients(method, local)]
 
 
-ByClient = Mapping[str, float | None]
-
-
-def _beside(method: Json, local: Json) -> list[tuple[ByClient, ByClient]]:
+def _pair_clients(method: Json, local: Json) -> list[tuple[ByTask, ByTask]]:
     return list(zip(client_scores(method), client_scores(local), strict=False))
 
 
-def _gain(shared: ByClient, own: ByClient) -> float | None:
-    found = [relative_gain(shared.get(task), alone) for task, alone in own.items()]
-    known = [gain for gain in found if gain is not None]
+def _gain(shared: ByTask, own: ByTask) -> float | None:
+    gains = [relative_gain(shared.get(task), alone) for task, alone in own.items()]
+    known = [gain for gain in gains if gain is not None]
     gain = fmean(known) if known else None
     return gain if gain is None or abs(gain) > ROUNDING else 0.0
 
 
-def fares(method: Json, other: Json) -> Fares:
-    """Count the clients that a method serves better, as well, and worse than another one.
+def count_clients(method: Json, other: Json) -> ClientCounts:
+    """Count the clients that are better off, equally well off, and worse off with a method than with another one.
 
-    The sign of a client's gain decides. Where the other method reaches nothing in any of the client's tasks, there is
-    no relative gain, and any score above nothing is better.
+    The sign of a client's gain decides. If the other method scores zero in all of the client's tasks, there is no
+    relative gain, and any score above zero is better.
     """
-    return fares_of(_difference(ours, theirs) for ours, theirs in _beside(method, other))
+    return count_by_sign(_difference(ours, theirs) for ours, theirs in _pair_clients(method, other))
 
 
-def _difference(ours: ByClient, theirs: ByClient) -> float | None:
+def _difference(ours: ByTask, theirs: ByTask) -> float | None:
     gain = _gain(ours, theirs)
     if gain is not None:
         return gain
-    reached = [value for task in theirs if (value := ours.get(task)) is not None and theirs[task] is not None]
-    return max(reached, default=None)
+    scores = [value for task in theirs if (value := ours.get(task)) is not None and theirs[task] is not None]
+    return max(scores, default=None)
 
 
 def worst_client(method: Json, local: Json) -> dict[str, Any] | None:
-    """Return the client that loses most, or gains least, against training alone; None where no gain is known.
+    """Return the client with the smallest gain over training alone; None if no gain is known.
 
     Returns:
         "client" (its number), "gain" (relative), and "score" and "alone" (on data like its own; None for a client with
@@ -152,29 +148,29 @@ def worst_client(method: Json, local: Json) -> dict[str, Any] | None:
     if not known:
         return None
     gain, client = min(known)
-    shared, own = _beside(method, local)[client]
-    score, alone = (next(iter(one.values())) if len(own) == 1 else None for one in (shared, own))
+    shared, own = _pair_clients(method, local)[client]
+    score, alone = (next(iter(scores.values())) if len(own) == 1 else None for scores in (shared, own))
     return {"client": client, "gain": gain, "score": score, "alone": alone}
 
 
-def alone_in(scores: Mapping[str, Any]) -> str | None:
-    """Return the name of the method by which each client trains alone: `local`, else `local` with a modifier."""
+def local_method(scores: Mapping[str, Any]) -> str | None:
+    """Return the method by which each client trains alone: `local`, else `local` with a part; None if there is none."""
     names = [method for method in scores if method.split("+")[0] == "local"]
     return "local" if "local" in names else next(iter(names), None)
 
 
-def comparison(scores: Mapping[str, Any]) -> dict[str, Any]:
+def compare_methods(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the methods of a run, for `result.json`.
 
     Returns:
         "headlines" (task → name of its score), "tasks" (method → task → score), "mean_rank" (method →
         number), and, empty without `local`, "gain" (method → each client's relative gain over `local`) and "clients"
-        (method → how many clients it serves "better", "same" and "worse" than their own models on data like their
-        own, of how many that is "unknown", and which one it serves "worst").
+        (method → the numbers of clients that are "better" off, the "same" and "worse" off than with their own models, on
+        data like their own; the number of clients for which that is "unknown"; and the "worst" client).
     """
     by_task = task_scores({"scores": scores})
     tasks = next(iter(by_task.values()), {})
-    name = alone_in(scores)
+    name = local_method(scores)
     local = scores[name] if name else None
     others = [method for method in scores if method != name] if local else []
     return {
@@ -183,7 +179,10 @@ def comparison(scores: Mapping[str, Any]) -> dict[str, Any]:
         "mean_rank": mean_ranks(by_task),
         "gain": {method: client_gains(scores[method], local) for method in others if local},
         "clients": {
-            method: {**fares(scores[method], local)._asdict(), "worst": worst_client(scores[method], local)}
+            method: {
+                **count_clients(scores[method], local)._asdict(),
+                "worst": worst_client(scores[method], local),
+            }
             for method in others
             if local
         },

@@ -1,8 +1,8 @@
-"""Paired comparisons: whether one value of a factor beats another, everything else equal.
+"""Paired comparisons of two values of a factor, with all other factors and the seed equal.
 
-A reading is one score with everything it depends on. Two readings that agree in all factors but one, and in the
-seed, make a pair. What pairs share cancels out in their difference; what is left is averaged over the pairs of
-a seed first, so that the interval tells how much another seed would change the mean, and nothing else.
+An observation is a score with the factors and the seed that it depends on. Two observations with the same seed that
+differ in one factor only are a pair. Effects that both share cancel in their difference. Differences are averaged over
+the pairs of a seed first, so that the interval shows the variation between seeds and nothing else.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ T_975 = (
 """97.5 % points of Student's t distribution with 1, 2, … 30 degrees of freedom."""
 
 ROUNDING = 1e-9
-"""Differences of scores up to this are what floating-point numbers add, and count as none."""
+"""Differences of scores up to this one are rounding errors and count as zero."""
 
 
-class Fares(NamedTuple):
-    """How many clients a model serves better, as well as, and worse than another, each on data like its own.
+class ClientCounts(NamedTuple):
+    """Numbers of clients that are better off or worse off with one model than with another, each on data like its own.
 
     Attributes:
-        better: Clients that it serves better.
-        same: Clients that it serves equally well, but for rounding.
-        worse: Clients that it serves worse.
+        better: Clients that are better off.
+        same: Clients that are equally well off, up to rounding.
+        worse: Clients that are worse off.
         unknown: Clients without a score to compare.
     """
 
@@ -40,57 +40,57 @@ class Fares(NamedTuple):
 
     @property
     def known(self) -> int:
-        """How many clients can be compared."""
+        """Number of clients that can be compared."""
         return self.better + self.same + self.worse
 
     def __bool__(self) -> bool:
         return self.known > 0
 
-    def plus(self, other: Fares) -> Fares:
-        """Add the counts of two."""
-        return Fares(*(one + more for one, more in zip(self, other, strict=True)))
+    def plus(self, other: ClientCounts) -> ClientCounts:
+        """Add the counts of another comparison."""
+        return ClientCounts(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-def fares_of(differences: Iterable[float | None]) -> Fares:
-    """Count clients by the sign of a difference for each of them.
+def count_by_sign(differences: Iterable[float | None]) -> ClientCounts:
+    """Count clients by the sign of their differences.
 
     Example:
-        >>> fares_of([0.5, -0.25, 1e-12, None])
-        Fares(better=1, same=1, worse=1, unknown=1)
+        >>> count_by_sign([0.5, -0.25, 1e-12, None])
+        ClientCounts(better=1, same=1, worse=1, unknown=1)
     """
-    found = list(differences)
-    known = [value for value in found if value is not None]
+    values = list(differences)
+    known = [value for value in values if value is not None]
     above, below = sum(value > ROUNDING for value in known), sum(value < -ROUNDING for value in known)
-    return Fares(above, len(known) - above - below, below, len(found) - len(known))
+    return ClientCounts(above, len(known) - above - below, below, len(values) - len(known))
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, half the width of its 95 % interval (None from one seed), and how many seeds."""
+    """A mean over seeds, half the width of its 95 % interval (None for one seed), and the number of seeds."""
 
     mean: float
     half: float | None
     seeds: int
 
     @property
-    def sure(self) -> bool:
-        """Whether there is an interval and it leaves out zero."""
+    def significant(self) -> bool:
+        """Whether there is an interval that excludes zero."""
         return self.half is not None and abs(self.mean) > self.half + ROUNDING
 
     @property
-    def alike(self) -> bool:
-        """Whether all of several seeds gave the same value, so that the interval has no width."""
+    def all_equal(self) -> bool:
+        """Whether all of several seeds gave the same value, so that the interval has zero width."""
         return self.half is not None and self.half <= ROUNDING
 
 
-class Reading(NamedTuple):
-    """A score and what it depends on.
+class Observation(NamedTuple):
+    """A score with the factors and the seed that it depends on.
 
     Attributes:
-        name: Where it was read, for whoever has to look for it.
+        name: The source of the score, for messages.
         factors: Factor → value, without the seed.
-        seed: What is averaged over; None where there is only one.
-        value: The score, or None where there is none.
-        clients: The same score for each client on data like its own; empty where unknown.
+        seed: The seed; None if there is only one.
+        value: The score, or None if it is missing.
+        clients: The same score for each client on data like its own; empty if unknown.
     """
 
     name: str
@@ -101,35 +101,35 @@ class Reading(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two readings that differ in one factor only.
+    """Two observations that differ in one factor only.
 
     Attributes:
-        factors: What they have in common.
-        seed: Likewise.
-        difference: The first score minus the second; None where one is missing.
-        missing: Where it is missing, or None.
-        clients: How many clients fare better, the same and worse with the first, on data like their own.
+        factors: The factors that they have in common.
+        seed: The seed that they have in common.
+        difference: The first score minus the second; None if one is missing.
+        missing: The source of the missing score, or None.
+        clients: Numbers of clients that are better off and worse off with the first, on data like their own.
     """
 
     factors: Mapping[str, str]
     seed: Hashable
     difference: float | None
     missing: str | None = None
-    clients: Fares = Fares()
+    clients: ClientCounts = ClientCounts()
 
 
-class Paired(NamedTuple):
-    """What pairs say together.
+class PairedResult(NamedTuple):
+    """The result of a paired comparison.
 
     Attributes:
         estimate: Mean difference with its interval over seeds; None without any pair.
-        better: In how many pairs the first reading is better.
-        same: In how many both are equal, but for rounding.
-        worse: In how many the second is better.
-        missing: For each pair that had to be left out, where its score is missing.
+        better: Number of pairs in which the first observation is better.
+        same: Number of pairs in which both are equal, up to rounding.
+        worse: Number of pairs in which the second observation is better.
+        missing: The source of the missing score, for each pair that was left out.
         lower: Whether a lower score is better.
-        clients: How many clients fare better, the same and worse with the first reading, each on data like its own;
-            a client counts once for each pair.
+        clients: Numbers of clients that are better off and worse off with the first observation, each on data like its
+            own; a client counts once for each pair.
     """
 
     estimate: Estimate | None
@@ -138,34 +138,34 @@ class Paired(NamedTuple):
     worse: int
     missing: tuple[str, ...] = ()
     lower: bool = False
-    clients: Fares = Fares()
+    clients: ClientCounts = ClientCounts()
 
     @property
     def verdict(self) -> str:
-        """What may be said: "better" or "worse" where the interval leaves out zero, else why not."""
+        """The word "better" or "worse" if the difference is significant, else the reason why it is not."""
         if self.estimate is None:
             return "no pairs"
         if self.estimate.half is None:
             return "one seed"
-        if not self.estimate.sure:
+        if not self.estimate.significant:
             return "not significant"
         return "better" if (self.estimate.mean > 0) != self.lower else "worse"
 
 
-def reach(seeds: int) -> float:
-    """Return half the width of a 95 % t-interval of `seeds` (≥ 2) values, in their standard deviations.
+def interval_half_width(seeds: int) -> float:
+    """Return half the width of a 95 % t-interval of `seeds` (≥ 2) values, in units of their standard deviation.
 
-    Above 31 values the t point is that of 30 degrees of freedom, which is a little too wide.
+    For more than 31 values the t point is that of 30 degrees of freedom, so the interval is slightly too wide.
 
     Example:
-        >>> round(reach(2), 1), round(reach(3), 1), round(reach(10), 1)
+        >>> round(interval_half_width(2), 1), round(interval_half_width(3), 1), round(interval_half_width(10), 1)
         (9.0, 2.5, 0.7)
     """
     return T_975[min(seeds - 1, len(T_975)) - 1] / sqrt(seeds)
 
 
 def estimate(values: Iterable[float]) -> Estimate | None:
-    """Return mean and t-interval of independent values; None of none.
+    """Return the mean and t-interval of independent values; None without values.
 
     The interval is mean ± t · s / √n with the sample standard deviation s and the 97.5 % point t of Student's
     distribution with n − 1 degrees of freedom.
@@ -179,70 +179,74 @@ def estimate(values: Iterable[float]) -> Estimate | None:
     known = list(values)
     if not known:
         return None
-    half = reach(len(known)) * stdev(known) if len(known) > 1 else None
+    half = interval_half_width(len(known)) * stdev(known) if len(known) > 1 else None
     return Estimate(fmean(known), half, len(known))
 
 
-def pairs(ours: Iterable[Reading], theirs: Iterable[Reading], factor: str) -> list[Pair]:
-    """Put together what differs in one factor only.
+def match_pairs(ours: Iterable[Observation], theirs: Iterable[Observation], factor: str) -> list[Pair]:
+    """Match observations that differ in one factor only.
 
     Args:
-        ours: Readings with one value of the factor.
-        theirs: Readings with another value of it.
-        factor: Its name.
+        ours: Observations with one value of the factor.
+        theirs: Observations with another value of it.
+        factor: The name of the factor.
 
     Returns:
-        Our pairs in our order, then what only they have. A reading without a counterpart makes a pair with a
-        missing score, named by the reading.
+        The pairs in the order of `ours`, then those of `theirs` alone. An observation without a counterpart gives a pair
+        with a missing score, named after the observation.
 
     Raises:
-        ValueError: Two readings of one side agree in everything, so that they are no pair's.
+        ValueError: Two observations of one side have the same factors and seed.
     """
-    first, second = _by_rest(ours, factor), _by_rest(theirs, factor)
-    found = list[Pair]()
+    first, second = _by_other_factors(ours, factor), _by_other_factors(theirs, factor)
+    result = list[Pair]()
     for key in dict.fromkeys([*first, *second]):
         sides = [side[key] for side in (first, second) if key in side]
-        rest = {name: value for name, value in sides[0].factors.items() if name != factor}
+        factors = {name: value for name, value in sides[0].factors.items() if name != factor}
         values = [side.value for side in sides if side.value is not None]
         if len(values) == 2:
-            found.append(Pair(rest, sides[0].seed, values[0] - values[1], clients=_fares(*sides)))
+            result.append(
+                Pair(factors, sides[0].seed, values[0] - values[1], clients=_compare_clients(*sides))
+            )
         else:
             missing = next((side.name for side in sides if side.value is None), sides[0].name)
-            found.append(Pair(rest, sides[0].seed, None, missing))
-    return found
+            result.append(Pair(factors, sides[0].seed, None, missing))
+    return result
 
 
-def _fares(ours: Reading, theirs: Reading) -> Fares:
+def _compare_clients(ours: Observation, theirs: Observation) -> ClientCounts:
     if len(ours.clients) != len(theirs.clients):
-        return Fares()
+        return ClientCounts()
     together = zip(ours.clients, theirs.clients, strict=True)
-    return fares_of(None if one is None or other is None else one - other for one, other in together)
+    return count_by_sign(None if one is None or other is None else one - other for one, other in together)
 
 
-def _by_rest(readings: Iterable[Reading], factor: str) -> dict[Hashable, Reading]:
-    found = dict[Hashable, Reading]()
-    for reading in readings:
-        rest = frozenset(item for item in reading.factors.items() if item[0] != factor)
-        if (rest, reading.seed) in found:
-            raise ValueError(f"{reading.name}: there is another reading with the same factors and seed")
-        found[rest, reading.seed] = reading
-    return found
+def _by_other_factors(observations: Iterable[Observation], factor: str) -> dict[Hashable, Observation]:
+    result = dict[Hashable, Observation]()
+    for observation in observations:
+        factors = frozenset(item for item in observation.factors.items() if item[0] != factor)
+        if (factors, observation.seed) in result:
+            raise ValueError(
+                f"{observation.name}: there is another observation with the same factors and seed"
+            )
+        result[factors, observation.seed] = observation
+    return result
 
 
-def compare(found: Iterable[Pair], *, lower: bool = False) -> Paired:
+def compare_pairs(pairs: Iterable[Pair], *, lower: bool = False) -> PairedResult:
     """Average the differences of pairs, over the pairs of each seed and then over seeds.
 
     Args:
-        found: The pairs. Those with a missing score are left out, and named.
-        lower: Whether a lower score is better. The sign of the mean is that of the scores all the same.
+        pairs: The pairs. Those with a missing score are left out and listed in `missing`.
+        lower: Whether a lower score is better. It does not change the sign of the mean.
 
     Example:
-        >>> one = compare([Pair({}, 0, 0.25), Pair({}, 1, 0.75)])
-        >>> one.estimate.mean, one.better, one.verdict
+        >>> result = compare_pairs([Pair({}, 0, 0.25), Pair({}, 1, 0.75)])
+        >>> result.estimate.mean, result.better, result.verdict
         (0.5, 2, 'not significant')
     """
-    by_seed, missing, clients = dict[Hashable, list[float]](), list[str](), Fares()
-    for pair in found:
+    by_seed, missing, clients = dict[Hashable, list[float]](), list[str](), ClientCounts()
+    for pair in pairs:
         clients = clients.plus(pair.clients)
         if pair.difference is None:
             missing.append(str(pair.missing))
@@ -253,4 +257,4 @@ def compare(found: Iterable[Pair], *, lower: bool = False) -> Paired:
     better, worse = (below, above) if lower else (above, below)
     same = len(known) - above - below
     mean = estimate(fmean(values) for values in by_seed.values())
-    return Paired(mean, better, same, worse, tuple(missing), lower, clients)
+    return PairedResult(mean, better, same, worse, tuple(missing), lower, clients)

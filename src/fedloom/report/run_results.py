@@ -1,4 +1,4 @@
-"""Read a run folder back: four files in, one frozen value out."""
+"""Read the four files of a run folder into one frozen value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUIRED: dict[str, dict[str, type]] = {
     "round": {"method": str, "round": int},
     "evaluation": {"method": str, "round": int, "slice": str, "scores": dict},
 }
-"""What a line of the record needs before it can be drawn; other kinds are shown as far as they go."""
+"""Kind of a line in the record → keys that a report requires, with their types; other kinds require none."""
 
 FIGURES = {"*": Any}
 CARD = {
@@ -66,21 +66,21 @@ SHAPES: dict[str, Any] = {
     "round": {"clients": [FIGURES], "refused": [FIGURES], "missing": [FIGURES], "timers": {"*": float}},
     "data": {"rejected": [str], "unseen": int},
 }
-"""Document, or kind of line in the record → what its values are where they are there and not null.
+"""Document, or kind of line in the record → types of its values; every value may be missing or null.
 
-A mapping says it key by key, "*" is every key; a list says it of each of its entries.
+A mapping has a type for each key ("*" is every key), a list one type for all its entries.
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run wrote down, as it was read.
+    """The files of a finished run.
 
     Attributes:
-        folder: Where it was read from.
-        experiment: Every choice of the run, defaults filled in.
-        plan: Which client holds which examples, and which modalities of them it sees.
-        record: The lines of the log, in order.
+        folder: The run folder.
+        experiment: All settings of the run, with defaults filled in.
+        plan: The examples that each client holds, and the modalities of them that it sees.
+        record: The lines of record.jsonl, in order.
         result: Final scores and costs; `scores` is in the order of the experiment's methods.
     """
 
@@ -96,22 +96,22 @@ class Run:
 
     @cached_property
     def rounds(self) -> list[Json]:
-        """The round lines; of a round that was done again after a crash, only the last one."""
+        """The round lines; of a round that was repeated after a crash, only the last line."""
         return _latest(self.of_kind("round"), ("method", "client", "round"))
 
     @cached_property
     def evaluations(self) -> list[Json]:
-        """The evaluation lines; of one that was done again, only the last one."""
+        """The evaluation lines; of an evaluation that was repeated, only the last line."""
         return _latest(self.of_kind("evaluation"), ("method", "client", "round", "slice"))
 
     @property
-    def fullest(self) -> str:
-        """The slice that shows every modality there is: "both", unless the data set has only one modality."""
+    def fullest_slice(self) -> str:
+        """The slice with all modalities of the data set: "both", unless it has only one modality."""
         seen = {entry["slice"] for entry in self.evaluations}
         return next((name for name in ("both", "image", "text") if name in seen), "both")
 
     def questions(self, name: str) -> float | None:
-        """Return how many test questions the scores of a slice rest on."""
+        """Return the number of test questions of a slice; None if it is unknown."""
         counts = [number(entry, "examples") for entry in self.evaluations if entry["slice"] == name]
         return next((count for count in counts if count), None)
 
@@ -121,18 +121,18 @@ class Run:
         return any(at(entry, "images") is False for entry in self.of_kind("start"))
 
     @property
-    def unseen(self) -> int:
-        """How many examples have an image that the model does not see."""
+    def unseen_images(self) -> int:
+        """Number of examples whose image the model does not see."""
         return int(number((self.of_kind("data") or [{}])[-1], "unseen") or 0)
 
     @property
     def clients(self) -> list[Json]:
-        """The clients of the plan; of very many, the first ones only."""
+        """The clients of the plan; of a very large federation, only the first ones."""
         return list(self.plan["clients"])
 
     @property
     def client_count(self) -> int:
-        """How many clients the plan has."""
+        """Number of clients in the plan."""
         return int(number(self.plan, "count") or len(self.clients))
 
     @property
@@ -146,7 +146,7 @@ def _latest(lines: list[Json], keys: tuple[str, ...]) -> list[Json]:
 
 
 def at(value: Any, *keys: Any) -> Any:
-    """Follow keys into nested mappings and lists; None where the way ends.
+    """Return the value under nested keys and indices; None if one of them is missing.
 
     Example:
         >>> at({"a": [1, {"b": 2}]}, "a", 1, "b"), at({"a": 1}, "a", "b")
@@ -161,20 +161,20 @@ def at(value: Any, *keys: Any) -> Any:
 
 
 LARGEST = 1e100
-"""Figures of a run are smaller; sums and squares of larger ones would overflow."""
+"""Larger numbers are treated as missing: their sums and squares would overflow."""
 
 
 def number(value: Any, *keys: Any) -> float | None:
-    """Follow keys to a number; None for anything else, NaN, infinity and beyond `LARGEST` included.
+    """Return the number under nested keys; None if there is none, or if it is NaN, infinite or beyond `LARGEST`.
 
     Example:
         >>> number({"auc": None}, "auc"), number({"auc": 0.5}, "auc"), number(float("nan")), number(1e308)
         (None, 0.5, None, None)
     """
-    found = at(value, *keys)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= LARGEST:
+    result = at(value, *keys)
+    if isinstance(result, bool) or not isinstance(result, int | float) or not abs(result) <= LARGEST:
         return None
-    return float(found)
+    return float(result)
 
 
 def read_run(folder: Path) -> Run:
@@ -191,7 +191,7 @@ def read_run(folder: Path) -> Run:
     manifest = read_manifest(folder)  # runs of version 0.1 have none
     if manifest is not None:
         check_files(folder, manifest, FILES)
-    experiment, plan, result = (read_shaped(folder / name) for name in FILES if name.endswith(".json"))
+    experiment, plan, result = (read_document(folder / name) for name in FILES if name.endswith(".json"))
     record = _lines(folder / "record.jsonl", checked=manifest is not None)
     if at(plan, "card") is not None:
         _check_card(str(folder / "plan.json"), plan["card"])
@@ -207,17 +207,17 @@ def read_run(folder: Path) -> Run:
 
 
 def _in_order(result: Json, experiment: Json) -> dict[str, Json]:
-    """Put scores in the order in which the user named the methods; JSON written with sorted keys loses it."""
+    """Sort scores in the order of the experiment's methods, which JSON with sorted keys loses."""
     named = [method for method in at(experiment, "methods") or [] if method is not None]
-    rank = {method: place for place, method in enumerate(named)}
+    rank = {method: index for index, method in enumerate(named)}
     return dict(sorted(result["scores"].items(), key=lambda item: rank.get(item[0], len(rank))))
 
 
-def read_shaped(path: Path) -> Json:
-    """Read one of the documents of a run folder, and check what a report takes from it.
+def read_document(path: Path) -> Json:
+    """Read one of the JSON documents of a run folder and check the types of its values.
 
     Raises:
-        UserError: As `fedloom.system.json_files.read_json`, or a value is of another kind than a run writes; its key is named.
+        UserError: As `fedloom.system.json_files.read_json`, or a value has another type than a run writes; its key is named.
     """
     value = read_json(path)
     if path.name != "plan.json":  # which names no method, and may be long
@@ -226,52 +226,52 @@ def read_shaped(path: Path) -> Json:
     return value
 
 
-def _check(place: str, value: Any, shape: Any, key: str) -> None:
-    """Refuse a value that is neither null nor of a shape; see `SHAPES`."""
+def _check(where: str, value: Any, shape: Any, key: str) -> None:
+    """Raise a UserError unless a value is null or has a type of `SHAPES`."""
     if value is None or shape is Any:
         return
     if isinstance(shape, dict):
-        _require(isinstance(value, dict), place, key, KINDS[dict])
+        _require(isinstance(value, dict), where, key, KINDS[dict])
         for name, inner in value.items():
-            _check(place, inner, shape.get(name, shape.get("*", Any)), f"{key}.{name}" if key else name)
+            _check(where, inner, shape.get(name, shape.get("*", Any)), f"{key}.{name}" if key else name)
     elif isinstance(shape, list):
-        _require(isinstance(value, list), place, key, KINDS[list])
+        _require(isinstance(value, list), where, key, KINDS[list])
         for index, inner in enumerate(value):
-            _check(place, inner, shape[0], f"{key}[{index}]")
+            _check(where, inner, shape[0], f"{key}[{index}]")
     elif shape is str:
-        _require(isinstance(value, str), place, key, KINDS[str])
+        _require(isinstance(value, str), where, key, KINDS[str])
     else:
-        whole = isinstance(value, int) or shape is float
-        _require((number(value) is not None and whole) or value != value, place, key, KINDS[shape])
+        is_type_right = isinstance(value, int) or shape is float
+        _require((number(value) is not None and is_type_right) or value != value, where, key, KINDS[shape])
 
 
-def _check_card(place: str, card: Json) -> None:
-    """Refuse a heterogeneity card that lacks a figure; only its part about words may be null."""
+def _check_card(where: str, card: Json) -> None:
+    """Raise a UserError if a heterogeneity card lacks a figure; only "words" may be null."""
     for total in ("clients", "examples"):
-        expect(place, card, total, int)
+        expect(where, card, total, int)
     for part, figures in CARD.items():
-        known = card.get(part)
-        if known is None and part == "words" and part in card:
+        values = card.get(part)
+        if values is None and part == "words" and part in card:
             continue
-        whole = all(at(known, name) is not None for name in figures if name != "*")
-        if known is not None and part == "modalities" and whole:
-            whole = None not in [*known["clients"].values(), *known["examples"].values()]
-        if known is None or not whole:
-            raise UserError(f'{place}: "card.{part}" lacks a figure')
+        complete = all(at(values, name) is not None for name in figures if name != "*")
+        if values is not None and part == "modalities" and complete:
+            complete = None not in [*values["clients"].values(), *values["examples"].values()]
+        if values is None or not complete:
+            raise UserError(f'{where}: "card.{part}" lacks a figure')
 
 
-def _require(holds: bool, place: str, key: str, wanted: str) -> None:
-    if not holds:
-        raise UserError(f'{place}: "{key}" must be {wanted}, or null')
+def _require(condition: bool, where: str, key: str, expected: str) -> None:
+    if not condition:
+        raise UserError(f'{where}: "{key}" must be {expected}, or null')
 
 
 def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
-    found = []
-    for place, line in read_lines(path, checked=checked):
-        where = f"{path}, line {place}"
+    lines = []
+    for line_number, line in read_lines(path, checked=checked):
+        where = f"{path}, line {line_number}"
         kind = expect(where, line, "kind", str)
-        for key, wanted in REQUIRED.get(kind, {}).items():
-            expect(where, line, key, wanted)
+        for key, expected in REQUIRED.get(kind, {}).items():
+            expect(where, line, key, expected)
         _check(where, line, SHAPES.get(kind, Any), "")
-        found.append({**line, "method": current_name(line["method"])} if "method" in line else line)
-    return tuple(found)
+        lines.append({**line, "method": current_name(line["method"])} if "method" in line else line)
+    return tuple(lines)

@@ -1,4 +1,4 @@
-"""Tables of results: final scores, scores as published code computes them, and gains from federation."""
+"""Tables of a run: final scores, scores as published code computes them, and gains from federation."""
 
 from __future__ import annotations
 
@@ -6,63 +6,67 @@ import textwrap
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedloom.report.federation_gain import comparison, main_score, tasks_in
-from fedloom.report.findings import in_brief
+from fedloom.report.federation_gain import compare_methods, main_score, tasks_in
+from fedloom.report.findings import short_summary
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.tables import (
     MISSING,
     Table,
+    bytes_sent,
     label,
     percent,
     printable,
     seconds,
-    sent,
     signed,
     size,
     title,
 )
 
 TASKS = {"choice": "Choice", "vqa": "VQA", "caption": "Caption", "grounding": "Grounding"}
-SHOWN = {
+MAIN_SCORES = {
     "choice": ("accuracy", "macro_f1", "auc"),
     "vqa": ("accuracy", "accuracy_open", "accuracy_closed", "accuracy_judged", "token_f1"),
     "caption": ("cider", "bleu_4", "rouge_l"),
     "grounding": ("iou", "accuracy", "accuracy@0.75"),
 }
-"""Task → the scores that the main table shows where it is the only task; the headline comes first."""
+"""Task → the scores in the main table of a run of this task alone; the headline score comes first."""
 
 PUBLISHED = "_published"
-READING = {
-    "choice": "In percent. Published: as the papers' code scores the same answers. A letter is the first capital "
-    "from A to G, or further where there are more options, anywhere in the reply; AUC and macro F1 are those of "
-    "hard labels, with unreadable replies counted as the third option (FedMLLM). Without letters what follows "
-    '"is" counts, beside other tasks only its first character (FedVLMBench).',
-    "vqa": 'In percent. Published: what follows "is" is compared as it stands, beside other tasks only its first '
+PUBLISHED_NOTES = {
+    "choice": "In percent. Published: the same answers, scored as in the papers' code. The answer is the first capital "
+    "letter from A to G anywhere in the reply (or a later letter if there are more options). AUC and macro F1 are computed "
+    "from hard labels, and unreadable replies count as the third option (FedMLLM). If options have no letters, the answer "
+    'is the text after "is"; in a run of several tasks, only its first character (FedVLMBench).',
+    "vqa": 'In percent. Published: the text after "is" is compared exactly; in a run of several tasks, only its first '
     "character (FedVLMBench).",
-    "caption": "In percent. Published: with case and punctuation; where right answers have the form "
+    "caption": "In percent. Published: with case and punctuation; if right answers have the form "
     '"The caption is …", replies without "is" are left out (FedVLMBench).',
     "grounding": "In percent. Published: replies that are not exactly one box are left out (FedVLMBench).",
 }
-"""Task → what its published scores are."""
+"""Task → note on its published scores."""
 
 LIKELIHOOD = "Options were compared by likelihood"
 FREELY = "were generated freely."
 SCORING = {
     "generate": f"The model's answers {FREELY}",
-    "teacher-forced": "The model's answers are teacher-forced, the published scoring of FedVLMBench: every token was "
+    "teacher-forced": "The model's answers are teacher-forced, as in the published scoring of FedVLMBench: every token was "
     "predicted from the correct tokens before it. They cannot be compared with generated answers.",
 }
 
 
 def score_table(result: Json) -> Table:
-    """Make the table of final scores and costs, one row a method, in the order of `result["scores"]`.
+    """Return the table of final scores and costs, one row for each method, in the order of `result["scores"]`.
 
-    A run of one task shows that task's scores; one of several shows each task's headline and the mean rank.
+    A run of one task shows the scores of that task. A run of several tasks shows each task's headline score and the mean
+    rank.
     """
-    compared = comparison(result["scores"])
+    compared = compare_methods(result["scores"])
     several = len(compared["headlines"]) > 1
     heads, cells = _by_task(compared) if several else _of_one_task(result, compared)
-    costs = {method: (size(sent(result, method)), _time(result, method)) for method in result["scores"]}
+    costs = {
+        method: (size(bytes_sent(result, method)), _seconds_text(result, method))
+        for method in result["scores"]
+    }
     rows = tuple((label(method), *cells[method], *costs[method]) for method in result["scores"])
     return Table(("Method", *heads, "Sent", "Seconds"), rows, _note(result, several))
 
@@ -71,12 +75,12 @@ Cells = dict[str, tuple[str, ...]]
 
 
 def _tasks(result: Json) -> list[str]:
-    return list(comparison(result["scores"])["headlines"]) or ["choice"]
+    return list(compare_methods(result["scores"])["headlines"]) or ["choice"]
 
 
 def task_heads(result: Json) -> dict[str, str]:
-    """Return task → head of the column of its headline score."""
-    return _heads(comparison(result["scores"]))
+    """Return task → column heading of its headline score."""
+    return _heads(compare_methods(result["scores"]))
 
 
 def _heads(compared: Json) -> dict[str, str]:
@@ -84,19 +88,19 @@ def _heads(compared: Json) -> dict[str, str]:
 
 
 def headline_title(task: str, name: str) -> str:
-    """Return the name of a task and of its headline score for readers; the task may be "", not recorded.
+    """Return the display name of a task and its headline score; the task is "" if it was not recorded.
 
     Example:
         >>> headline_title("caption", "cider"), headline_title("", "accuracy")
         ('Caption: CIDEr', 'Accuracy')
     """
-    return f"{_name(task)}: {_title(task, name)}" if task else title(name)
+    return f"{_task_name(task)}: {_title(task, name)}" if task else title(name)
 
 
 def _by_task(compared: Json) -> tuple[tuple[str, ...], Cells]:
-    """Return column heads and method → cells of a run with several tasks."""
+    """Return the column headings and method → cells for a run of several tasks."""
     cells = {
-        method: (*map(percent, scores.values()), _plain(compared["mean_rank"][method]))
+        method: (*map(percent, scores.values()), _rank_text(compared["mean_rank"][method]))
         for method, scores in compared["tasks"].items()
     }
     return (*_heads(compared).values(), "Mean rank"), cells
@@ -105,43 +109,43 @@ def _by_task(compared: Json) -> tuple[tuple[str, ...], Cells]:
 def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
     scores, main = result["scores"], main_score(result)
     task = next(iter(compared["headlines"]), "choice")
-    paths = {_title(task, name): (name,) for name in SHOWN.get(task, ("accuracy",))}
+    paths = {_title(task, name): (name,) for name in MAIN_SCORES.get(task, ("accuracy",))}
     if task != "choice":
-        paths = {head: path for head, path in paths.items() if _known(result, *path)}
+        paths = {head: path for head, path in paths.items() if _has_score(result, *path)}
     paths |= {_title(task, name): (name,) for name in result.get("metrics", ())}
-    paths |= {SLICES[name]: ("slices", name, main) for name in _withheld(result)}
+    paths |= {SLICES[name]: ("slices", name, main) for name in _withheld_slices(result)}
     cells = {
-        method: tuple(percent(number(found, *path)) for path in paths.values())
-        for method, found in scores.items()
+        method: tuple(percent(number(entry, *path)) for path in paths.values())
+        for method, entry in scores.items()
     }
-    for method, found in scores.items():
-        best, worst = number(found, "best"), number(found, "worst")
+    for method, entry in scores.items():
+        best, worst = number(entry, "best"), number(entry, "worst")
         if best is not None and worst is not None and cells[method]:
             first, *others = cells[method]
             cells[method] = (f"{first} ({percent(best)}–{percent(worst)})", *others)
     return tuple(paths), cells
 
 
-def _name(task: str) -> str:
+def _task_name(task: str) -> str:
     return TASKS.get(task, task)
 
 
 def _title(task: str, name: str) -> str:
-    """Return a score's name for readers; an accuracy of boxes is named by its threshold."""
+    """Return the display name of a score; the accuracy of boxes is named by its threshold."""
     return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
 
 
 SLICES = {"image": "Image only", "text": "Text only"}
 
 
-def _withheld(result: Json) -> list[str]:
-    """List the slices that withhold something: those known, of data that have another slice too."""
-    known = [name for name in ("both", *SLICES) if _known(result, "slices", name, main_score(result))]
+def _withheld_slices(result: Json) -> list[str]:
+    """Return the slices that withhold a modality; none if the scores have only one slice."""
+    known = [name for name in ("both", *SLICES) if _has_score(result, "slices", name, main_score(result))]
     return [name for name in known if name in SLICES] if len(known) > 1 else []
 
 
-def _scoring(result: Json) -> list[str]:
-    """Return how answers were found, for the kinds of question that the run has."""
+def _scoring_sentence(result: Json) -> list[str]:
+    """Describe how the answers were obtained, for the kinds of questions in the run."""
     how, tasks = str(result.get("scoring")), tasks_in(result)
     if how != "likelihood":
         return [SCORING[how]] if how in SCORING else []
@@ -152,40 +156,40 @@ def _scoring(result: Json) -> list[str]:
     return [f"{LIKELIHOOD}; answers to questions without options {FREELY}"]
 
 
-def _known(result: Json, *path: str) -> bool:
-    return any(number(found, *path) is not None for found in result["scores"].values())
+def _has_score(result: Json, *path: str) -> bool:
+    return any(number(entry, *path) is not None for entry in result["scores"].values())
 
 
-def _plain(value: float | None) -> str:
+def _rank_text(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
-def _time(result: Json, method: str) -> str:
+def _seconds_text(result: Json, method: str) -> str:
     return seconds(number(result, "seconds", method))
 
 
 def _note(result: Json, several: bool) -> str:
     scores, main = result["scores"], main_score(result)
-    said = ["Scores in percent."]
-    if any(at(found, "tasks", "caption") for found in scores.values()):
-        said.append("CIDEr may exceed 100.")
+    sentences = ["Scores in percent."]
+    if any(at(entry, "tasks", "caption") for entry in scores.values()):
+        sentences.append("CIDEr may exceed 100.")
     if several:
-        said.append("Mean rank: over tasks, 1 is best.")
-    elif withheld := _withheld(result):
+        sentences.append("Mean rank: over tasks, 1 is best.")
+    elif withheld := _withheld_slices(result):
         names = " and ".join(SLICES[name] for name in withheld).capitalize()
-        said.append(f"{names}: {_in_text(main)} when just that is shown.")
-    own = [label(method) for method, found in scores.items() if number(found, "best") is not None]
+        sentences.append(f"{names}: {_in_text(main)} if only that modality is shown.")
+    own = [label(method) for method, entry in scores.items() if number(entry, "best") is not None]
     if own:
         brackets = "" if several else ", the best and the worst of them in brackets"
-        said.append(
+        sentences.append(
             f"Scores are on the global test set; for {', '.join(own)} they are means over clients' own models{brackets}."
         )
-    said += _scoring(result)
-    unread = {method: number(found, "unparsed") for method, found in scores.items()}
+    sentences += _scoring_sentence(result)
+    unread = {method: number(entry, "unparsed") for method, entry in scores.items()}
     shown = [f"{label(method)} {percent(share)}" for method, share in unread.items() if share]
     if shown:
-        said.append(f"Unreadable answers, counted as wrong: {', '.join(shown)}.")
-    return " ".join(said)
+        sentences.append(f"Unreadable answers, counted as wrong: {', '.join(shown)}.")
+    return " ".join(sentences)
 
 
 def _in_text(name: str) -> str:
@@ -193,64 +197,66 @@ def _in_text(name: str) -> str:
 
 
 def task_tables(result: Json) -> list[tuple[str, Table]]:
-    """Make a table of all scores of each task, unless the only task is multiple choice."""
-    found = comparison(result["scores"])["headlines"]
+    """Return a table of all scores for each task; none if the only task is multiple choice."""
+    tasks = compare_methods(result["scores"])["headlines"]
     return [
-        (_name(task), _task_table(result, task, _names(result, task), "In percent."))
-        for task in found
-        if set(found) != {"choice"}
+        (_task_name(task), _task_table(result, task, _names(result, task), "In percent."))
+        for task in tasks
+        if set(tasks) != {"choice"}
     ]
 
 
 def published_tables(result: Json) -> list[tuple[str, Table]]:
-    """Make a table for each task of its scores as published code computes them, each beside ours."""
+    """Return a table for each task of its scores as published code computes them, beside our scores."""
     tables: list[tuple[str, Table]] = []
-    for task in comparison(result["scores"])["headlines"]:
+    for task in compare_methods(result["scores"])["headlines"]:
         ours = _names(result, task)
         pairs = [(name.removesuffix(PUBLISHED), name) for name in _names(result, task, published=True)]
         columns = [name for pair in pairs for name in pair if name in ours or name.endswith(PUBLISHED)]
         if columns:
-            tables.append((_name(task), _task_table(result, task, columns, READING.get(task, ""))))
+            tables.append(
+                (_task_name(task), _task_table(result, task, columns, PUBLISHED_NOTES.get(task, "")))
+            )
     return tables
 
 
 def _names(result: Json, task: str, *, published: bool = False) -> list[str]:
-    """List the scores of a task that are known for some method."""
+    """Return the names of a task's scores that are known for at least one method."""
     names = dict.fromkeys(
         name for scores in result["scores"].values() for name in at(scores, "tasks", task) or {}
     )
     return [
         name
         for name in names
-        if name.endswith(PUBLISHED) == published and _known(result, "tasks", task, name)
+        if name.endswith(PUBLISHED) == published and _has_score(result, "tasks", task, name)
     ]
 
 
 def _task_table(result: Json, task: str, names: Sequence[str], note: str) -> Table:
     rows = tuple(
-        (label(method), *(percent(number(found, "tasks", task, name)) for name in names))
-        for method, found in result["scores"].items()
+        (label(method), *(percent(number(entry, "tasks", task, name)) for name in names))
+        for method, entry in result["scores"].items()
     )
     return Table(("Method", *(_title(task, name) for name in names)), rows, note)
 
 
 def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
-    """Make the table of each client's gain over local training; None for a run without local training.
+    """Return the table of each client's gain over local training; None for a run without local training.
 
     Args:
         result: The content of result.json.
-        clients: Heads of the columns, one for each client; none for the summary alone.
+        clients: Column headings, one for each client; empty for the summary alone.
     """
-    compared = comparison(result["scores"])
+    compared = compare_methods(result["scores"])
     gains = compared["gain"]
     rows = [
         (
             label(method),
-            *_summary(found, compared["clients"][method]),
-            *(signed(number(found, place)) for place in range(len(clients))),
+            *_summary(client_gains, compared["clients"][method]),
+            *(signed(number(client_gains, index)) for index in range(len(clients))),
         )
-        for method, found in gains.items()
-        if number(compared, "clients", method, "unknown") != len(found)
+        for method, client_gains in gains.items()
+        if number(compared, "clients", method, "unknown") != len(client_gains)
     ]
     if not rows:
         return None
@@ -263,7 +269,10 @@ def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
         "Hurt",
         *clients,
     )
-    note = "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of clients that fare better, equally well, and worse."
+    note = (
+        "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of "
+        "clients that are better off, equally well off, and worse off than with their own models."
+    )
     return Table(("Method", *heads), tuple(rows), note)
 
 
@@ -274,9 +283,9 @@ def _summary(gains: Sequence[float | None], clients: Json) -> tuple[str, ...]:
 
 
 def terminal_table(result: Json) -> str:
-    """Write final scores, gains and a sentence about clients for a terminal of 80 columns, without color."""
+    """Write final scores, gains and a summary for a terminal of 80 columns, without color."""
     tables = [score_table(result), gain_table(result)]
     pieces = [table.text(80) for table in tables if table]
-    if told := in_brief(result):
-        pieces.append(f"{textwrap.fill(printable(told), 80)}\n")
+    if summary := short_summary(result):
+        pieces.append(f"{textwrap.fill(printable(summary), 80)}\n")
     return "\n".join(pieces)

@@ -1,4 +1,4 @@
-"""A split as text for a terminal: what each client holds, and the heterogeneity card."""
+"""Text for a terminal about a split: a table of the clients and the heterogeneity card."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from fedloom.report.run_results import Json
 from fedloom.report.tables import MISSING, Table, counted, percent
 
-SHOWN = 40  # clients that get a row
-TOLD = 2  # labels that a row names
+MAX_CLIENTS = 40  # clients that get a row
+TOP_LABELS = 2  # labels that a row names
 SEES = {"IT": "images and texts", "I": "images only", "T": "texts only", "": "nothing"}
 KINDS = {"both": "Both", "image_only": "Image only", "text_only": "Text only", "none": "Neither"}
 
 
 def split_text(value: Json, width: int = 80) -> str:
-    """Write a split for people.
+    """Describe a split in plain text.
 
     Args:
         value: What `fedloom split --json` prints.
@@ -28,15 +28,17 @@ def split_text(value: Json, width: int = 80) -> str:
         f"{counted(card['examples'], 'example')} among {counted(card['clients'], 'client')}; "
         f"plan {value['digest'][:12]}",
     ]
-    if (kept := value.get("validation")) is not None:
-        told = f"{counted(kept['examples'], 'example')} for validation, plan {kept['digest'][:12]}"
-        without = f"; {counted(kept['without'], 'client')} without any" if kept["without"] else ""
-        head.append(f"{told}{without}")
-    return "\n".join([*head, "", client_rows(value).text(width), card_rows(card).text(width)])
+    if (validation := value.get("validation")) is not None:
+        part = (
+            f"{counted(validation['examples'], 'example')} for validation, plan {validation['digest'][:12]}"
+        )
+        without = f"; {counted(validation['without'], 'client')} without any" if validation["without"] else ""
+        head.append(f"{part}{without}")
+    return "\n".join([*head, "", clients_table(value).text(width), card_table(card).text(width)])
 
 
 def _scenario(scenario: Json) -> str:
-    """Name a scenario with the settings that matter to it."""
+    """Describe a scenario by its pattern and partition with the settings that they use."""
     clients, images = scenario["clients"], scenario["image_clients"]
     images = clients // 2 if images is None else images
     degree = {
@@ -53,8 +55,8 @@ def _scenario(scenario: Json) -> str:
     )
 
 
-def client_rows(value: Json) -> Table:
-    """Make the table of what each of the first `SHOWN` clients holds."""
+def clients_table(value: Json) -> Table:
+    """Return the table of the first `MAX_CLIENTS` clients: modalities, labels and numbers of examples."""
     clients = value["clients"]
     kinds = [kind for kind in KINDS if any(client[kind] for client in clients)]
     rows = tuple(
@@ -66,11 +68,13 @@ def client_rows(value: Json) -> Table:
             *(f"{client[kind]:,}" for kind in kinds),
             MISSING if client["words"] is None else f"{client['words']:.1f}",
         )
-        for client in clients[:SHOWN]
+        for client in clients[:MAX_CLIENTS]
     )
-    left = len(clients) - SHOWN
+    left = len(clients) - MAX_CLIENTS
     more = f" And {left:,} more clients; --json lists all." if left > 0 else ""
-    note = f"I: images are seen; T: texts are seen; words: mean length of those texts.{more}"
+    note = (
+        f"I: the client sees images; T: the client sees texts; words: mean length of the visible texts.{more}"
+    )
     heads = ("Client", "Sees", "Most frequent labels", "Examples", *(KINDS[kind] for kind in kinds), "Words")
     return Table(heads, rows, note, left=3)
 
@@ -78,17 +82,17 @@ def client_rows(value: Json) -> Table:
 def _most(labels: Mapping[str, int]) -> str:
     total = sum(labels.values())
     ranked = sorted(labels.items(), key=lambda pair: -pair[1])
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in ranked[:TOLD])
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in ranked[:TOP_LABELS])
 
 
-def card_rows(card: Json) -> Table:
-    """Make the table of the heterogeneity card, see `fedloom.scenarios.heterogeneity_card`."""
+def card_table(card: Json) -> Table:
+    """Return the table of the heterogeneity card, see `fedloom.scenarios.heterogeneity_card`."""
     labels, modalities, sizes, words = (card[key] for key in ("labels", "modalities", "sizes", "words"))
     rows = [
         (
             f"{labels['count']:,} labels",
             f"total variation {labels['total_variation']:.2f}, Jensen-Shannon distance "
-            f"{labels['jensen_shannon']:.2f} from the pool (0 alike, 1 nothing in common; means over clients); "
+            f"{labels['jensen_shannon']:.2f} from the pool (0 is identical, 1 is nothing in common; means over clients); "
             f"{labels['effective_per_client']:.1f} effective labels in a client, {labels['effective']:.1f} in "
             "the pool",
         ),
@@ -97,15 +101,13 @@ def card_rows(card: Json) -> Table:
         (
             "Sizes",
             f"{sizes['smallest']:,} to {sizes['largest']:,} examples, median {sizes['median']:,.0f}; the "
-            f"largest client holds {percent(sizes['largest_share'])}% of all; as uneven as "
-            f"{sizes['effective_clients']:.1f} equal clients",
+            f"largest client holds {percent(sizes['largest_share'])}% of all; equivalent to "
+            f"{sizes['effective_clients']:.1f} clients of equal size",
         ),
     ]
     if words is not None:
-        told = (
-            f"{words['mean']:.1f} in a text that is seen, on average; clients' means {words['least']:.1f} to "
-        )
-        rows.append(("Words", f"{told}{words['most']:.1f}"))
+        prefix = f"{words['mean']:.1f} in a visible text on average; clients' means {words['least']:.1f} to "
+        rows.append(("Words", f"{prefix}{words['most']:.1f}"))
     return Table(("Heterogeneity", ""), tuple(rows), left=2)
 
 
@@ -127,6 +129,6 @@ def _examples_by_kind(counts: Mapping[str, int], total: int) -> str:
 
 
 def cohorts_table(rounds: list[dict[str, Any]]) -> Table:
-    """Make the table of each round's clients."""
+    """Return the table of the clients of each round."""
     rows = tuple((str(row["round"]), " ".join(map(str, row["clients"]))) for row in rounds)
     return Table(("Round", "Clients"), rows, left=2)

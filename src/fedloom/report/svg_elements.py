@@ -1,4 +1,4 @@
-"""The few things a chart is drawn with: escaped SVG elements, scales, ticks, labels that keep apart."""
+"""Building blocks of charts: escaped SVG elements, scales, ticks, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Point = tuple[float, float]
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:
-    """Write one element. Text and attribute values are escaped; only `Markup` passes as it is.
+    """Write one element. Text and attribute values are escaped; `Markup` is not.
 
     Example:
         >>> tag("text", "a < b", x=1.0, class_="muted")
         Markup('<text x="1" class="muted">a &lt; b</text>')
     """
     pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(short(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(format_value(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -26,22 +26,20 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{pairs}>{inner}</{name}>" if children else f"<{name}{pairs}/>")
 
 
-def short(value: object) -> str:
-    """Write a number with at most one decimal, which is finer than a screen shows; other values as text."""
+def format_value(value: object) -> str:
+    """Write a float with at most one decimal, which is finer than a screen shows, and any other value as text."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def drawing(title: str, description: str, width: float, height: float, *children: object) -> Markup:
-    """Wrap elements into an image with a name and a description for those who do not see it."""
-    box = f"0 0 {short(float(width))} {short(float(height))}"
+    """Return an SVG image with a title and a description for screen readers."""
+    box = f"0 0 {format_value(float(width))} {format_value(float(height))}"
     head = (tag("title", title), tag("desc", description))
     style = f"max-width:{width:.0f}px"
     return tag("svg", *head, *children, viewBox=box, role="img", aria_label=title, style=style)
 
 
-def words(
-    x: float, y: float, content: object, class_: str | None = None, anchor: str | None = None
-) -> Markup:
+def text(x: float, y: float, content: object, class_: str | None = None, anchor: str | None = None) -> Markup:
     """Write text with its baseline at y; `anchor` is start (default), middle or end."""
     return tag("text", str(content), x=float(x), y=float(y), class_=class_, text_anchor=anchor)
 
@@ -54,34 +52,38 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str = "rule", **mor
 def rect(
     x: float, y: float, width: float, height: float, class_: str, *children: object, **more: object
 ) -> Markup:
-    """Draw a rectangle; a width below zero counts as zero."""
+    """Draw a rectangle; a negative width counts as zero."""
     size = {"width": max(float(width), 0.0), "height": float(height)}
     return tag("rect", *children, x=float(x), y=float(y), **size, class_=class_, **more)
 
 
 def path(lines: Sequence[Sequence[Point]], class_: str, **more: object) -> Markup:
     """Draw one or more polylines as one element."""
-    pieces = ["M" + "L".join(f"{short(x)} {short(y)}" for x, y in points) for points in lines if points]
+    pieces = [
+        "M" + "L".join(f"{format_value(x)} {format_value(y)}" for x, y in points)
+        for points in lines
+        if points
+    ]
     return tag("path", d="".join(pieces), class_=class_, **more)
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:
-    """Keep at most `most` (≥ 2) points, evenly spread, the first and the last among them."""
+    """Keep at most `most` (≥ 2) points, evenly spread; the first and the last are always kept."""
     if len(points) <= most:
         return list(points)
     step = (len(points) - 1) / (most - 1)
-    return [points[round(place * step)] for place in range(most)]
+    return [points[round(index * step)] for index in range(most)]
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Map low…high to start…end; an empty range maps to the middle."""
+    """Return a function that maps low…high linearly to start…end; an empty range maps to the middle."""
     if high == low:
         start, end, high = (start + end) / 2, (start + end) / 2, low + 1
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Choose round values from at or below `low` to at or above `high`, at most about `most` of them.
+    """Choose about `most` round values that enclose low…high.
 
     Example:
         >>> ticks(0.31, 0.74, 6)
@@ -91,72 +93,72 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     power = 10.0 ** floor(log10(span / (most - 1)))
     step = next(unit * power for unit in (1, 2, 5, 10, 20) if span / (unit * power) <= most - 1)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]
+    return [round(count * step, 12) for count in range(first, max(last, first + 1) + 1)]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move positions as little as needed so that neighbors keep `gap` and all lie in low…high.
 
-    Pools neighbors that are too close and centers each pool on what its members wanted (isotonic
-    regression of y_i − i·gap). Where the room is too small for the gap, positions are spaced evenly.
+    Neighbors that are too close are pooled, and each pool is centered on the positions of its members (isotonic
+    regression of y_i − i·gap). If the range is too small for the gap, positions are spaced evenly.
 
     Args:
-        wanted: Positions in any order.
-        gap: Least distance, ≥ 0.
-        low: Lower end of the room.
-        high: Upper end of the room, ≥ low.
+        positions: Positions in any order.
+        gap: Smallest distance, ≥ 0.
+        low: Lower end of the range.
+        high: Upper end of the range, ≥ low.
 
     Returns:
-        One position for each one wanted, in the order given.
+        The moved positions, in the order of the arguments.
     """
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    gap = min(gap, (high - low) / max(len(positions) - 1, 1))
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     pools: list[tuple[float, int]] = []
-    for rank, place in enumerate(order):
-        mean, count = wanted[place] - rank * gap, 1
+    for rank, index in enumerate(order):
+        mean, count = positions[index] - rank * gap, 1
         while pools and pools[-1][0] >= mean:
             before, many = pools.pop()
             mean, count = (before * many + mean * count) / (many + count), many + count
         pools.append((mean, count))
-    room = high - (len(wanted) - 1) * gap
+    room = high - (len(positions) - 1) * gap
     bases = [min(max(mean, low), room) for mean, count in pools for _ in range(count)]
-    found = [0.0] * len(wanted)
-    for rank, place in enumerate(order):
-        found[place] = bases[rank] + rank * gap
-    return found
+    moved = [0.0] * len(positions)
+    for rank, index in enumerate(order):
+        moved[index] = bases[rank] + rank * gap
+    return moved
 
 
-def measure(text: str, points: float = 12) -> float:
-    """Estimate how many pixels a text takes; a little too much rather than too little."""
+def text_width(text: str, points: float = 12) -> float:
+    """Estimate the width of a text in pixels, rather too large than too small."""
     return sum(1.0 if ord(character) > 0x2E80 else 0.6 for character in text) * points
 
 
 def clip(text: str, width: float, points: float = 12) -> str:
-    """Cut a text that would take more than `width` pixels, and say so with an ellipsis."""
-    if measure(text, points) <= width:
+    """Shorten a text to at most `width` pixels; a shortened text ends with an ellipsis."""
+    if text_width(text, points) <= width:
         return text
-    while text and measure(text + "…", points) > width:
+    while text and text_width(text + "…", points) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
 def legend(entries: Sequence[tuple[Markup, str]], width: float, mark: float = 16) -> tuple[Markup, float]:
-    """Lay out marks (drawn around 0, 0 to `mark`, 0) with their names in rows.
+    """Arrange marks, drawn from (0, 0) to (`mark`, 0), and their names in rows.
 
     Returns:
         The rows with their top at y = 0, and their height.
     """
     pieces, x, y, height = [], 0.0, 12.0, 20.0
     for drawn, name in entries:
-        need = mark + 6 + measure(name)
+        need = mark + 6 + text_width(name)
         if x and x + need > width:
             x, y = 0.0, y + height
-        pieces.append(tag("g", drawn, transform=f"translate({short(x)} {short(y - 4)})"))
-        pieces.append(words(x + mark + 6, y, name))
+        pieces.append(tag("g", drawn, transform=f"translate({format_value(x)} {format_value(y - 4)})"))
+        pieces.append(text(x + mark + 6, y, name))
         x += need + 16
     return Markup("").join(pieces), (y + height - 6 if entries else 0.0)
 
 
 def shift(x: float, y: float, *children: object) -> Markup:
-    """Move elements."""
-    return tag("g", *children, transform=f"translate({short(float(x))} {short(float(y))})")
+    """Move elements by x to the right and y down."""
+    return tag("g", *children, transform=f"translate({format_value(float(x))} {format_value(float(y))})")

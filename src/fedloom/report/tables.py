@@ -1,9 +1,7 @@
-"""Tables as values: made once from a result, written as plain text, Markdown, LaTeX or CSV."""
+"""Tables of a report, written as plain text or LaTeX, and the formats of their figures."""
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,22 +53,22 @@ LATEX = str.maketrans(
 
 
 def base(method: str) -> str:
-    """Return a method's name without the parts that are added to it."""
+    """Return a method's name without its added parts."""
     return method.split("+")[0]
 
 
 def part_label(name: str) -> str:
-    """Return the name of an algorithm or of a part of one for readers; one that is not known is shown as it is."""
+    """Return the display name of an algorithm or part; an unknown name is returned unchanged."""
     return PLACES[name].label if name in PLACES else name
 
 
-def federated(method: str) -> bool:
+def is_federated(method: str) -> bool:
     """Return whether a method is a federated algorithm rather than a baseline."""
     return base(method) not in BASELINES
 
 
 def label(method: str) -> str:
-    """Return a method's name for readers; a name that is not known is shown as it is.
+    """Return the display name of a method; an unknown name is returned unchanged.
 
     Example:
         >>> label("fedavg+prompt+adaptive"), label("local"), label("mine")
@@ -83,7 +81,7 @@ def label(method: str) -> str:
 
 
 def title(name: str) -> str:
-    """Return a score's name for readers; a comma separates what follows a known name.
+    """Return the display name of a score; a suffix of a known name follows after a comma.
 
     Example:
         >>> title("bleu_4"), title("accuracy_open"), title("auc_published"), title("mine")
@@ -91,15 +89,15 @@ def title(name: str) -> str:
     """
     plain = name.removesuffix("_published")
     end = " (published)" if plain != name else ""
-    known = next((key for key in (plain, plain.rpartition("_")[0]) if key in TITLES), None)
-    if known is None:
+    stem = next((key for key in (plain, plain.rpartition("_")[0]) if key in TITLES), None)
+    if stem is None:
         return plain + end
-    rest = plain[len(known) :].strip("_")
-    return TITLES[known] + (f", {rest}" if rest else "") + end
+    suffix = plain[len(stem) :].strip("_")
+    return TITLES[stem] + (f", {suffix}" if suffix else "") + end
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Write a fraction as a percentage without the percent sign; an em dash where there is none.
+    """Write a fraction as a percentage without the percent sign; None is an em dash.
 
     A value that rounds to zero has no sign.
 
@@ -109,23 +107,23 @@ def percent(value: float | None, digits: int = 1) -> str:
     """
     if value is None:
         return MISSING
-    written = f"{100 * value:.{digits}f}"
-    return written.replace("-", "−") if float(written) else written.removeprefix("-")
+    text = f"{100 * value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """Write a difference of fractions in points with its sign; zero, and what rounds to it, has none.
+    """Write a difference of fractions in percentage points with its sign; a value that rounds to zero has no sign.
 
     Example:
         >>> signed(0.05), signed(-0.05), signed(-0.0), signed(0.0001), signed(None)
         ('+5.0', '−5.0', '0.0', '0.0', '—')
     """
-    written = percent(value, digits)
-    return f"+{written}" if value and value > 0 and float(written) else written
+    text = percent(value, digits)
+    return f"+{text}" if value and value > 0 and float(text) else text
 
 
 def counted(count: int, what: str) -> str:
-    """Write how many of something there are.
+    """Write a number with its noun, which gets an s unless the number is one.
 
     Example:
         >>> counted(1, "cell"), counted(1200, "cell")
@@ -163,13 +161,13 @@ def seconds(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column names.
+    """A table of text.
 
     Attributes:
-        columns: The heads.
+        columns: The column headings.
         rows: Cells as text; `MISSING` where there is no figure.
-        note: What a reader must know, or "".
-        left: How many leading columns hold words and stand left; the others hold figures and stand right.
+        note: A note below the table, or "".
+        left: Number of leading columns that hold words and are left-aligned; the others hold figures and are right-aligned.
 
     Raises:
         ValueError: A row has more or fewer cells than there are columns.
@@ -186,7 +184,7 @@ class Table:
                 raise ValueError(f"{len(row)} cells for {len(self.columns)} columns: {row}")
 
     def text(self, width: int = 80) -> str:
-        """Write for a terminal: no line longer than `width`, which is at least 4 for each column."""
+        """Write the table for a terminal; no line is longer than `width` (≥ 4 for each column)."""
         widths = _fit(self, width)
         lines: list[str] = []
         for row in (self.columns, *self.rows):
@@ -200,17 +198,8 @@ class Table:
             lines += ["", *_wrap(self.note, width)]
         return "\n".join(lines) + "\n"
 
-    def markdown(self) -> str:
-        """Write as a Markdown table."""
-
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
-
-        rule = ["---" if place < self.left else "---:" for place in range(len(self.columns))]
-        return "\n".join([line(self.columns), "| " + " | ".join(rule) + " |", *map(line, self.rows)]) + "\n"
-
     def latex(self) -> str:
-        """Write as a LaTeX tabular with the rules of the booktabs package."""
+        """Write the table as a LaTeX tabular with the rules of the booktabs package."""
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
@@ -219,37 +208,25 @@ class Table:
         top = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(self.columns), r"\midrule"]
         return "\n".join([*top, *map(line, self.rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
-    def csv(self) -> str:
-        """Write as comma-separated values; a missing figure is an empty field."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        for row in (self.columns, *self.rows):
-            writer.writerow(["" if cell == MISSING else cell.replace("\u00a0", " ") for cell in row])
-        return file.getvalue()
-
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     pairs = enumerate(zip(cells, widths, strict=True))
-    return [cell.ljust(space) if place < left else cell.rjust(space) for place, (cell, space) in pairs]
+    return [cell.ljust(space) if index < left else cell.rjust(space) for index, (cell, space) in pairs]
 
 
 def printable(text: str) -> str:
-    """Turn control characters into spaces, so that no label can steer the terminal."""
-    return "".join(one if one.isprintable() or one == "\u00a0" else " " for one in text)
+    """Replace control characters by spaces, so that no label can control the terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\u00a0" else " " for character in text
+    )
 
 
 def _wrap(cell: str, width: int) -> list[str]:
     return textwrap.wrap(printable(cell), width, break_on_hyphens=False) or [""]
 
 
-def _markdown(cell: str) -> str:
-    for character in "\\|<*_`[":
-        cell = cell.replace(character, "\\" + character)
-    return cell.replace("\n", " ")
-
-
 def _fit(table: Table, width: int) -> list[int]:
-    """Choose column widths: natural ones if they fit, else figures wrap at spaces and words take the rest."""
+    """Choose column widths: the natural ones if they fit, else figures wrap at spaces and words are cut to fit."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     room = width - 2 * (len(columns) - 1)
     widths = [max(1, *map(len, column)) for column in columns]
@@ -262,21 +239,21 @@ def _fit(table: Table, width: int) -> list[int]:
     return widths
 
 
-def sent(result: Json, method: str) -> float | None:
-    """Return the bytes a method sent, up and down together; None where they were not recorded."""
+def bytes_sent(result: Json, method: str) -> float | None:
+    """Return the bytes that a method sent in both directions; None if they were not recorded."""
     up, down = (number(result, "bytes", method, way) for way in ("up", "down"))
     return None if up is None or down is None else up + down
 
 
 def cost_table(result: Json) -> Table:
-    """Make the table of what each method sent and how long it took."""
+    """Return the table of the bytes that each method sent and the time it took."""
     columns = ("Method", "Clients to server", "Server to clients", "Total", "Seconds")
     rows = tuple(
         (
             label(method),
             size(number(result, "bytes", method, "up")),
             size(number(result, "bytes", method, "down")),
-            size(sent(result, method)),
+            size(bytes_sent(result, method)),
             seconds(number(result, "seconds", method)),
         )
         for method in result["scores"]
@@ -285,15 +262,15 @@ def cost_table(result: Json) -> Table:
 
 
 def client_table(result: Json, clients: Sequence[str]) -> Table | None:
-    """Make the table of every client's score under every method; None where no method has one.
+    """Return the table of each client's score with each method; None if no method has one.
 
     Args:
         result: The content of result.json.
-        clients: The columns' heads, one for each client.
+        clients: The column headings, one for each client.
     """
-    found = {method: at(scores, "clients") for method, scores in result["scores"].items()}
+    by_method = {method: at(scores, "clients") for method, scores in result["scores"].items()}
     rows = []
-    for method, values in found.items():
+    for method, values in by_method.items():
         if isinstance(values, list):
             known = [value for index in range(len(clients)) if (value := number(values, index)) is not None]
             worst = min(known) if known else None

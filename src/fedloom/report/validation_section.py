@@ -1,4 +1,4 @@
-"""The validation part in a report: where it came from, what was chosen by it, and its scores."""
+"""The section of a report about validation: the source of the examples, the chosen rounds, and the scores."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from fedloom.report.charts import Curve, by_round
+from fedloom.report.charts import Curve, round_chart
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.tables import MISSING, Table, label, percent, title
 
 
 def validation_text(run: Run) -> str:
-    """Return sentences on where the validation part came from and what was chosen by it; "" without one."""
+    """Describe where the validation examples came from and how they were used; "" without any."""
     part = at(run.result, "validation")
     if not isinstance(part, dict):
         return ""
@@ -28,39 +28,37 @@ def validation_text(run: Run) -> str:
     if part.get("round") == "best":
         return (
             f"{text} Scores and the adapter are those of the round with the highest validation score, the mean over "
-            "clients weighted by their numbers of validation examples; each client that trains alone has a round of its own."
+            "clients weighted by their numbers of validation examples; for each client that trains alone, the round is chosen separately."
         )
     return f"{text} Scores and the adapter are those of the last round; validation scores were not used to choose a round."
 
 
 def validation_table(run: Run) -> Table | None:
-    """Make the table of final validation scores, one row a method; None without a validation part."""
+    """Return the table of final validation scores, one row for each method; None without validation examples."""
     methods = _methods(run)
     rows = tuple(
         (label(method), _score(methods[method]), _rounds(at(methods[method], "rounds")))
         for method in run.scores
         if method in methods
     )
-    note = (
-        f"{title(_metric(run))} in percent, on examples that are in neither the training nor the test part."
-    )
+    note = f"{title(_metric(run))} in percent, on examples that are in neither the training nor the test set."
     return Table(("Method", "Validation", "Round"), rows, note) if rows else None
 
 
 def validation_curves(run: Run) -> dict[str, Curve]:
-    """Return method → (rounds done, validation score), for methods that were validated after some round.
+    """Return method → (completed rounds, validation score), for methods that were validated after a round.
 
     The score is the mean over a method's models, weighted by their numbers of validation examples.
     """
-    found: dict[tuple[str, float], dict[str, tuple[float, float]]] = {}
+    scores: dict[tuple[str, float], dict[str, tuple[float, float]]] = {}
     for line in run.of_kind("validation"):
         value, done, count = number(line, "score"), number(line, "round"), number(line, "examples")
         if value is not None and done and count:
-            found.setdefault((str(line.get("method")), done), {})[str(line.get("client"))] = (value, count)
+            scores.setdefault((str(line.get("method")), done), {})[str(line.get("client"))] = (value, count)
     return {
-        method: sorted((done, _mean(models)) for (one, done), models in found.items() if one == method)
+        method: sorted((done, _mean(models)) for (name, done), models in scores.items() if name == method)
         for method in run.scores
-        if any(method == one for one, _ in found)
+        if any(method == name for name, _ in scores)
     }
 
 
@@ -70,7 +68,7 @@ def _mean(models: Mapping[str, tuple[float, float]]) -> float:
 
 
 def curve_table(run: Run) -> Table | None:
-    """Make the table of validation scores by round; None where no round was validated."""
+    """Return the table of validation scores by round; None if no round was validated."""
     curves = {method: dict(points) for method, points in validation_curves(run).items()}
     rounds = sorted({done for points in curves.values() for done in points})
     rows = [(f"{done:.0f}", *(percent(points.get(done)) for points in curves.values())) for done in rounds]
@@ -79,10 +77,10 @@ def curve_table(run: Run) -> Table | None:
 
 
 def validation_chart(run: Run, width: float) -> Markup:
-    """Draw validation scores by round; nothing where only one round was validated.
+    """Draw validation scores by round; nothing if only one round was validated.
 
-    A method without rounds, such as zero-shot, is a horizontal line. A ring marks the chosen round, where all
-    models of a method have the same.
+    A method without rounds, such as zero-shot, is a horizontal line. A ring marks the chosen round if it is the same
+    for all models of a method.
     """
     lines = validation_curves(run)
     if len({done for points in lines.values() for done, _ in points}) < 2:
@@ -93,31 +91,33 @@ def validation_chart(run: Run, width: float) -> Markup:
     chosen: dict[str, float] = {}
     if at(run.result, "validation", "round") == "best":
         rounds = {method: _rounds(at(methods, method, "rounds")) for method in lines}
-        chosen = {method: float(found) for method, found in rounds.items() if found.isdigit()}
+        chosen = {method: float(text) for method, text in rounds.items() if text.isdigit()}
     unit = " × 100" if _metric(run) == "cider" else ", %"
-    named = f"{title(_metric(run))} on the validation part after each round"
-    return by_round(list(run.scores), lines, levels, width, title(_metric(run)) + unit, named, chosen)
+    description = f"{title(_metric(run))} on the validation part after each round"
+    return round_chart(
+        list(run.scores), lines, levels, width, title(_metric(run)) + unit, description, chosen
+    )
 
 
 def _metric(run: Run) -> str:
     """Return the name of the validation score."""
-    return next((str(one["metric"]) for one in _methods(run).values() if one.get("metric")), "accuracy")
+    return next((str(entry["metric"]) for entry in _methods(run).values() if entry.get("metric")), "accuracy")
 
 
 def _methods(run: Run) -> dict[str, Json]:
-    """Return method → its final validation scores, for those that have any."""
+    """Return method → final validation scores, for methods that have any."""
     methods = at(run.result, "validation", "methods")
-    found = methods if isinstance(methods, dict) else {}
-    return {method: one for method, one in found.items() if isinstance(one, dict)}
+    entries = methods if isinstance(methods, dict) else {}
+    return {method: entry for method, entry in entries.items() if isinstance(entry, dict)}
 
 
-def _score(found: Json) -> str:
-    value = number(found, "score")
+def _score(entry: Json) -> str:
+    value = number(entry, "score")
     return MISSING if value is None else percent(value)
 
 
-def _rounds(found: Sequence[int] | None) -> str:
-    """Write the round, or the smallest and the largest of clients' own."""
-    if not found:
+def _rounds(rounds: Sequence[int] | None) -> str:
+    """Write the chosen round, or the range of the clients' rounds."""
+    if not rounds:
         return MISSING
-    return str(found[0]) if len(set(found)) == 1 else f"{min(found)}–{max(found)}"
+    return str(rounds[0]) if len(set(rounds)) == 1 else f"{min(rounds)}–{max(rounds)}"

@@ -27,7 +27,7 @@ from fedloom.models.load_model import Vlm, others, placed, with_store
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.progress import Progress
-from fedloom.report.federation_gain import comparison
+from fedloom.report.federation_gain import compare_methods
 from fedloom.report.html_page import write_report
 from fedloom.run_log import Record, require_length
 from fedloom.runs.method_results import export, outcome, validation_of
@@ -192,7 +192,7 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "parts": _explained(experiment),
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*context.metrics]} if context.metrics else {}),
-        "comparison": comparison({name: one["scores"] for name, one in results.items()}),
+        "comparison": compare_methods({name: one["scores"] for name, one in results.items()}),
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
         **validation_of(context, results),

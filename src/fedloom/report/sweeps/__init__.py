@@ -1,1 +1,1 @@
-"""Reports of sweeps: comparisons along each axis, with everything else equal."""
+"""Reports of sweeps: tables, charts and paired comparisons along each axis."""

@@ -1,103 +1,109 @@
-"""The comparisons of a grid, as tables and as a few lines for a terminal."""
+"""Tables of a sweep's paired comparisons, and a short form for a terminal."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 
-from fedloom.report.charts import brief
-from fedloom.report.paired_tests import Paired, reach
+from fedloom.report.charts import short_label
+from fedloom.report.paired_tests import PairedResult, interval_half_width
 from fedloom.report.score_tables import headline_title
 from fedloom.report.sweeps.axis_comparisons import Comparison, Factor, comparisons
 from fedloom.report.sweeps.paired_scores import Measure
 from fedloom.report.sweeps.sweep_results import SweepRun
-from fedloom.report.sweeps.sweep_tables import BEST, explained, shown, written
+from fedloom.report.sweeps.sweep_tables import BEST, add_legend, counts_text, estimate_text
 from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable
 
-MOST_LINES = 15  # of a terminal
+MAX_LINES = 15  # of a terminal
 FEW = 5  # seeds with which only large differences are significant
-MOST_NAMED = 6  # cells that a note names; result.json has all
+MAX_NAMED = 6  # cells that a note names; result.json has all
 
 Compared = Sequence[Comparison]
 """All comparisons of one factor."""
 
 
-def by_factor(sweep: SweepRun) -> list[list[Comparison]]:
-    """Compare along every factor of a sweep; factors without a comparison are left out."""
-    together: dict[str, list[Comparison]] = {}
-    for one in comparisons(sweep):
-        together.setdefault(one.factor.name, []).append(one)
-    return list(together.values())
+def group_by_factor(sweep: SweepRun) -> list[list[Comparison]]:
+    """Return the comparisons of a sweep, grouped by factor; factors without comparisons are left out."""
+    by_factor: dict[str, list[Comparison]] = {}
+    for comparison in comparisons(sweep):
+        by_factor.setdefault(comparison.factor.name, []).append(comparison)
+    return list(by_factor.values())
 
 
 def factor_title(factor: Factor) -> str:
-    """Name a factor for readers."""
-    if factor.kind == "modifier":
+    """Return the display name of a factor."""
+    if factor.kind == "part":
         return f"+ {part_label(factor.name.strip('+_'))}"
     return "Methods" if factor.kind == "method" else factor.name
 
 
 def value_title(factor: Factor, value: str, name: str | None = None) -> str:
-    """Name a value of a factor, or of another one (`name`) that its comparisons are split by."""
-    return brief(value) if (name or factor.name) == factor.methods else value
+    """Return the display name of a value of a factor, or of the factor `name` that its comparisons are split by."""
+    return short_label(value) if (name or factor.name) == factor.method_factor else value
 
 
 def measure_title(measure: Measure) -> str:
-    """Name what is measured."""
+    """Return the display name of a measure."""
     return headline_title(*measure)
 
 
 def overall(compared: Compared) -> list[Comparison]:
     """Return the comparisons over all values of the other factors."""
-    return [one for one in compared if one.by is None]
+    return [comparison for comparison in compared if comparison.by is None]
 
 
-def difference(found: Paired) -> str:
-    """Write the mean difference in points, marked where its interval excludes zero."""
-    return shown(found.estimate, "+") + (BEST if found.estimate and found.estimate.sure else "")
+def difference_text(result: PairedResult) -> str:
+    """Write the mean difference in percentage points, marked if it is significant."""
+    return estimate_text(result.estimate, "+") + (
+        BEST if result.estimate and result.estimate.significant else ""
+    )
 
 
 def overall_table(compared: Compared) -> Table:
-    """Make the table of a factor: a row for each value and measure."""
-    lines, factor = overall(compared), compared[0].factor
-    served = any(one.found.clients for one in lines)
-    missing = list(dict.fromkeys(name for one in lines for name in one.found.missing))
+    """Return the table of a factor: a row for each value and measure."""
+    rows_compared, factor = overall(compared), compared[0].factor
+    with_clients = any(comparison.result.clients for comparison in rows_compared)
+    missing = list(dict.fromkeys(name for comparison in rows_compared for name in comparison.result.missing))
     columns = (f"Against {value_title(factor, factor.reference)}", "Difference", "Verdict")
-    columns += ("Better / same / worse", *(["Clients"] if served else []))
+    columns += ("Better / same / worse", *(["Clients"] if with_clients else []))
     columns += ("Seeds", *(["Left out"] if missing else []))
     rows = tuple(
         (
-            f"{value_title(factor, one.value)}: {measure_title(one.measure)}",
-            difference(one.found),
-            one.found.verdict,
-            f"{one.found.better} / {one.found.same} / {one.found.worse}",
-            *([written(one.found.clients)] if served else []),
-            str(one.found.estimate.seeds if one.found.estimate else 0),
-            *([str(len(one.found.missing))] if missing else []),
+            f"{value_title(factor, comparison.value)}: {measure_title(comparison.measure)}",
+            difference_text(comparison.result),
+            comparison.result.verdict,
+            f"{comparison.result.better} / {comparison.result.same} / {comparison.result.worse}",
+            *([counts_text(comparison.result.clients)] if with_clients else []),
+            str(comparison.result.estimate.seeds if comparison.result.estimate else 0),
+            *([str(len(comparison.result.missing))] if missing else []),
         )
-        for one in lines
+        for comparison in rows_compared
     )
     note = (
-        f"Clients: how many fare better / the same / worse than with {value_title(factor, factor.reference)}, each on data "
-        "like its own; a client counts once for each pair."
+        f"Clients: how many are better off / equally well off / worse off than with {value_title(factor, factor.reference)}, "
+        "each on data like its own; a client counts once for each pair."
     )
-    return Table(columns, rows, explained(" ".join([note] * served + _left_out(missing)), rows))
+    return Table(columns, rows, add_legend(" ".join([note] * with_clients + _left_out(missing)), rows))
 
 
 def _left_out(missing: Sequence[str]) -> list[str]:
     if not missing:
         return []
-    named = "; ".join(missing[:MOST_NAMED])
-    more = f"; and {counted(len(missing) - MOST_NAMED, 'more cell')}" if len(missing) > MOST_NAMED else ""
+    named = "; ".join(missing[:MAX_NAMED])
+    more = f"; and {counted(len(missing) - MAX_NAMED, 'more cell')}" if len(missing) > MAX_NAMED else ""
     return [f"Pairs were left out because one of their scores is missing in: {named}{more}."]
 
 
 def split_tables(compared: Compared) -> list[tuple[str, Table]]:
-    """Make a table for each other factor: a row for each value of it, a column for each value compared."""
+    """Return a table for each other factor: a row for each of its values, a column for each value compared."""
     factor = compared[0].factor
-    values = list(dict.fromkeys(one.value for one in compared))
-    cells = {(one.by, one.measure, one.value): difference(one.found) for one in compared if one.by}
-    measures = list(dict.fromkeys(one.measure for one in compared))
+    values = list(dict.fromkeys(comparison.value for comparison in compared))
+    cells = {
+        (comparison.by, comparison.measure, comparison.value): difference_text(comparison.result)
+        for comparison in compared
+        if comparison.by
+    }
+    measures = list(dict.fromkeys(comparison.measure for comparison in compared))
     tables = []
     for other in factor.others:
         keys = dict.fromkeys((by, measure) for by, measure, _ in cells if by and by[0] == other)
@@ -110,7 +116,7 @@ def split_tables(compared: Compared) -> list[tuple[str, Table]]:
         )
         heads = (value_title(factor, value) for value in values)
         if rows:
-            name = "method" if other == factor.methods else other
+            name = "method" if other == factor.method_factor else other
             tables.append((f"by {name}", Table((name.rpartition(".")[2].capitalize(), *heads), rows)))
     return tables
 
@@ -120,15 +126,20 @@ def _row(value: str, measure: Measure, *, alone: bool) -> str:
 
 
 def explanation(groups: Sequence[Compared]) -> str:
-    """Return what the number of seeds allows to conclude."""
-    found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
-    seeds = max((one.seeds for one in found), default=0)
+    """Explain what can be concluded from the number of seeds."""
+    estimates = [
+        comparison.result.estimate
+        for compared in groups
+        for comparison in compared
+        if comparison.result.estimate
+    ]
+    seeds = max((estimate.seeds for estimate in estimates), default=0)
     if seeds < 2:
-        return "There is one seed, so there are no intervals: nothing here is significant, and a sign may be chance."
-    count = sum(one.half is not None for one in found)
+        return "There is one seed, so there are no intervals: no difference can be called significant, and its sign may be due to chance."
+    count = sum(estimate.half is not None for estimate in estimates)
     return (
-        f"With {seeds} seeds a 95 % confidence interval reaches {reach(seeds):.1f} times the standard deviation of the "
-        f"seeds' differences to either side. {_few(seeds)}“Not significant” does not mean equal. "
+        f"With {seeds} seeds a 95 % confidence interval extends {interval_half_width(seeds):.1f} times the standard deviation of "
+        f"the seeds' differences to either side. {_few(seeds)}“Not significant” does not mean equal. "
         f"Of {counted(count, 'interval')} below, about one in twenty would exclude zero by chance alone."
     )
 
@@ -137,19 +148,24 @@ def _few(seeds: int) -> str:
     return "With so few seeds only large differences are significant. " if seeds <= FEW else ""
 
 
-def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST_LINES) -> str:
-    """Write the comparisons over everything else in at most so many lines; "" where there are none."""
+def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MAX_LINES) -> str:
+    """Write the overall comparisons in at most `most` lines; "" if there are none."""
     entries = [entry for compared in groups for entry in _entries(compared)]
     if not entries:
         return ""
-    found = [one.found.estimate for compared in groups for one in compared if one.found.estimate]
-    seeds = max((one.seeds for one in found), default=0)
-    told = (
+    estimates = [
+        comparison.result.estimate
+        for compared in groups
+        for comparison in compared
+        if comparison.result.estimate
+    ]
+    seeds = max((estimate.seeds for estimate in estimates), default=0)
+    legend = (
         f"{BEST} significant: the 95 % confidence interval over {seeds} seeds excludes zero"
         if seeds > 1
         else "one seed, so no interval"
     )
-    head = textwrap.wrap(f"Paired comparisons, in points, all else equal ({told}):", width)
+    head = textwrap.wrap(f"Paired comparisons, in points, all else equal ({legend}):", width)
     body = list[str]()
     for depth in range(most, 0, -1):  # lines that an entry may take
         body = [line for entry in entries for line in _cut(entry, width, depth)]
@@ -161,32 +177,35 @@ def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MOST
 
 def _entries(compared: Compared) -> list[str]:
     factor, lines = compared[0].factor, overall(compared)
-    against = f" against {value_title(factor, factor.reference)}" if factor.kind != "modifier" else ""
+    against = f" against {value_title(factor, factor.reference)}" if factor.kind != "part" else ""
     head = f"{factor_title(factor)}{against}"
-    measures = dict.fromkeys(one.measure for one in lines)
-    said = {
+    measures = dict.fromkeys(comparison.measure for comparison in lines)
+    texts = {
         measure: ", ".join(
-            f"{value_title(factor, one.value)} {difference(one.found)}".removeprefix("with ") + _clients(one)
-            for one in lines
-            if one.measure == measure
+            f"{value_title(factor, comparison.value)} {difference_text(comparison.result)}".removeprefix(
+                "with "
+            )
+            + _clients(comparison)
+            for comparison in lines
+            if comparison.measure == measure
         )
         for measure in measures
     }
-    if len(said) == 1:
-        return [f"  {head} ({measure_title(measure)}): {text}" for measure, text in said.items()]
-    return [f"  {head}", *(f"    {measure_title(measure)}  {text}" for measure, text in said.items())]
+    if len(texts) == 1:
+        return [f"  {head} ({measure_title(measure)}): {text}" for measure, text in texts.items()]
+    return [f"  {head}", *(f"    {measure_title(measure)}  {text}" for measure, text in texts.items())]
 
 
-def _clients(one: Comparison) -> str:
-    """Return how single clients fare, where one of two methods is training alone."""
-    found, sides = one.found.clients, (one.value, one.factor.reference)
-    if one.factor.kind != "method" or not found or all(base(side) != "local" for side in sides):
+def _clients(comparison: Comparison) -> str:
+    """Write the numbers of clients that are better and worse off if one of the methods is training alone, else ""."""
+    counts, sides = comparison.result.clients, (comparison.value, comparison.factor.reference)
+    if comparison.factor.kind != "method" or not counts or all(base(side) != "local" for side in sides):
         return ""
-    return f" (clients on data like their own: {found.better} better, {found.worse} worse)"
+    return f" (clients on data like their own: {counts.better} better off, {counts.worse} worse off)"
 
 
 def _cut(entry: str, width: int, most: int) -> list[str]:
-    """Wrap an entry under its own indent; what takes more lines ends with an ellipsis."""
+    """Wrap an entry with a hanging indent to at most `most` lines; a cut entry ends with an ellipsis."""
     indent = " " * (len(entry) - len(entry.lstrip()) + 4)
     return textwrap.wrap(
         printable(entry),

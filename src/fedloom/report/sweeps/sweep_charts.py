@@ -1,4 +1,4 @@
-"""Charts of a sweep: how methods compare along one of its axes."""
+"""Charts of a sweep: the scores of the methods along one of its axes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from fedloom.algorithms.baselines import BASELINES
-from fedloom.report.charts import NARROW, SERIES, brief, paint
+from fedloom.report.charts import NARROW, SERIES, color_style, short_label
 from fedloom.report.paired_tests import Estimate
-from fedloom.report.svg_elements import clip, drawing, legend, line, measure, scale, shift, tag, ticks, words
-from fedloom.report.sweeps.sweep_results import CellRun, SweepRun, along, over_seeds, rows_of
-from fedloom.report.sweeps.sweep_tables import shown
-from fedloom.report.tables import base, federated, label, percent, title
+from fedloom.report.svg_elements import (
+    clip,
+    drawing,
+    legend,
+    line,
+    scale,
+    shift,
+    tag,
+    text,
+    text_width,
+    ticks,
+)
+from fedloom.report.sweeps.sweep_results import (
+    CellRun,
+    SweepRun,
+    cells_by_setting,
+    cells_by_value,
+    mean_over_seeds,
+)
+from fedloom.report.sweeps.sweep_tables import estimate_text
+from fedloom.report.tables import base, is_federated, label, percent, title
 
 LANE, GAP = 9.0, 14.0  # pixels for one method, and between two values of the axis
 
@@ -36,78 +53,83 @@ SHAPES: tuple[Shape, ...] = (_circle, _square, _diamond)
 
 
 def shape_of(method: str, methods: Sequence[str]) -> Shape:
-    """Return how a method is marked: where the colors start again, the shape changes."""
-    if not federated(method):
+    """Return the marker of a method; methods of the same color have different shapes."""
+    if not is_federated(method):
         return SHAPES[list(BASELINES).index(base(method)) % len(SHAPES)]
-    return SHAPES[[name for name in methods if federated(name)].index(method) // SERIES % len(SHAPES)]
+    return SHAPES[[name for name in methods if is_federated(name)].index(method) // SERIES % len(SHAPES)]
 
 
 def axis_chart(sweep: SweepRun, axis: str | None, width: float) -> Markup:
     """Draw each method's mean score at each value of an axis, with its interval over seeds.
 
     Args:
-        sweep: What was read.
-        axis: Averages go over all others; None draws one row for each combination.
+        sweep: The sweep to draw.
+        axis: The axis; scores are averaged over all others. None draws a row for each setting.
         width: In CSS pixels.
     """
-    together = rows_of(sweep) if axis is None else along(sweep, axis)
-    rows = {name: _marks(sweep, cells) for name, cells in together.items()}
+    groups = cells_by_setting(sweep) if axis is None else cells_by_value(sweep, axis)
+    rows = {name: _estimates(sweep, cells) for name, cells in groups.items()}
     rows = {name: marks for name, marks in rows.items() if marks}
-    ends = [end for marks in rows.values() for one in marks.values() for end in _ends(one)]
+    ends = [end for marks in rows.values() for estimate in marks.values() for end in _ends(estimate)]
     if not ends:
         return Markup()
     methods = [method for method in sweep.methods if any(method in marks for marks in rows.values())]
-    keys = [(_key(method, methods), brief(method)) for method in methods]
+    keys = [(_legend_key(method, methods), short_label(method)) for method in methods]
     head, top = legend(keys, width, 12)
-    beside = width >= NARROW
-    left = min(max(measure(name) for name in rows), 200) + 12 if beside else 4.0
+    names_beside = width >= NARROW
+    left = min(max(text_width(name) for name in rows), 200) + 12 if names_beside else 4.0
     marks = [
         mark for mark in ticks(min(ends), max(ends), 7) if mark > -0.001 and (mark < 1.001 or max(ends) > 1)
     ]
     x = scale(min(*ends, marks[0]), max(*ends, marks[-1]), left + 8, width - 12)
     y, body = top + 14, list[Markup]()
-    for name, found in rows.items():
-        y += 0 if beside else 14
+    for name, estimates in rows.items():
+        y += 0 if names_beside else 14
         height = LANE * len(methods)
-        named = words(left - 8, y + height / 2 + 4, clip(name, 200), "strong", "end")
-        body.append(named if beside else words(0, y - 5, name, "strong"))
+        named = text(left - 8, y + height / 2 + 4, clip(name, 200), "strong", "end")
+        body.append(named if names_beside else text(0, y - 5, name, "strong"))
         body.append(line(left, y + height + GAP / 2, width - 12, y + height + GAP / 2, "grid"))
         body += [
-            shift(0, y + LANE * (place + 0.5), _mark(method, found[method], x, methods))
-            for place, method in enumerate(methods)
-            if method in found
+            shift(0, y + LANE * (index + 0.5), _mark(method, estimates[method], x, methods))
+            for index, method in enumerate(methods)
+            if method in estimates
         ]
         y += height + GAP
     grid = [line(x(mark), top + 8, x(mark), y, "grid") for mark in marks]
-    axis_words = [words(x(mark), y + 16, percent(mark, 0), "muted", "middle") for mark in marks]
-    axis_words.append(words((left + width) / 2, y + 36, f"{title(sweep.metric)}, %", "muted", "middle"))
-    said = "; ".join(
-        f"{name}: " + ", ".join(f"{label(method)} {shown(one)}" for method, one in found.items())
-        for name, found in rows.items()
+    axis_words = [text(x(mark), y + 16, percent(mark, 0), "muted", "middle") for mark in marks]
+    axis_words.append(text((left + width) / 2, y + 36, f"{title(sweep.metric)}, %", "muted", "middle"))
+    description = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{label(method)} {estimate_text(estimate)}" for method, estimate in estimates.items())
+        for name, estimates in rows.items()
     )
     name = f"{title(sweep.metric)} of each method" + ("" if axis is None else f" by {axis}")
-    return drawing(name, f"In percent. {said}.", width, y + 44, head, *grid, *body, *axis_words)
+    return drawing(name, f"In percent. {description}.", width, y + 44, head, *grid, *body, *axis_words)
 
 
-def _marks(sweep: SweepRun, cells: Sequence[CellRun]) -> dict[str, Estimate]:
-    found = {method: over_seeds(cells, method) for method in sweep.methods}
-    return {method: one for method, one in found.items() if one is not None}
+def _estimates(sweep: SweepRun, cells: Sequence[CellRun]) -> dict[str, Estimate]:
+    estimates = {method: mean_over_seeds(cells, method) for method in sweep.methods}
+    return {method: estimate for method, estimate in estimates.items() if estimate is not None}
 
 
-def _ends(found: Estimate) -> tuple[float, float]:
-    half = found.half or 0.0
-    most = 1.0 if found.mean <= 1 else float("inf")  # scores of captions may exceed 1
-    return max(found.mean - half, 0.0), min(found.mean + half, most)
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    half = estimate.half or 0.0
+    most = 1.0 if estimate.mean <= 1 else float("inf")  # CIDEr may exceed 1
+    return max(estimate.mean - half, 0.0), min(estimate.mean + half, most)
 
 
-def _key(method: str, methods: Sequence[str]) -> Markup:
-    return tag("g", shape_of(method, methods)(5.0, 0.0), style=paint(method, methods))
+def _legend_key(method: str, methods: Sequence[str]) -> Markup:
+    return tag("g", shape_of(method, methods)(5.0, 0.0), style=color_style(method, methods))
 
 
-def _mark(method: str, found: Estimate, x: Callable[[float], float], methods: Sequence[str]) -> Markup:
-    said = tag("title", f"{label(method)}: {shown(found)}%, n = {found.seeds}")
-    low, high = map(x, _ends(found))
-    whisker = line(low, 0, high, 0, "whisker") if found.half else Markup()
+def _mark(method: str, estimate: Estimate, x: Callable[[float], float], methods: Sequence[str]) -> Markup:
+    tooltip = tag("title", f"{label(method)}: {estimate_text(estimate)}%, n = {estimate.seeds}")
+    low, high = map(x, _ends(estimate))
+    whisker = line(low, 0, high, 0, "whisker") if estimate.half else Markup()
     return tag(
-        "g", said, whisker, shape_of(method, methods)(x(found.mean), 0.0), style=paint(method, methods)
+        "g",
+        tooltip,
+        whisker,
+        shape_of(method, methods)(x(estimate.mean), 0.0),
+        style=color_style(method, methods),
     )

@@ -8,29 +8,29 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedloom.report.html_page import SLIM, WIDE, Figure, template
-from fedloom.report.introduction import described, glossary
-from fedloom.report.sweeps.axis_comparisons import as_json, comparisons, factors
-from fedloom.report.sweeps.chosen_settings import choice_json, choices, chosen
+from fedloom.report.html_page import SLIM, WIDE, Figure, load_template
+from fedloom.report.introduction import definition, glossary
+from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons, factors
+from fedloom.report.sweeps.chosen_settings import choice_json, choices, with_chosen_values
 from fedloom.report.sweeps.comparison_tables import (
     Compared,
-    by_factor,
     explanation,
     factor_title,
+    group_by_factor,
     overall_table,
     split_tables,
     value_title,
 )
 from fedloom.report.sweeps.difference_charts import paired_chart
 from fedloom.report.sweeps.sweep_charts import axis_chart
-from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, summary
+from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, sweep_summary
 from fedloom.report.sweeps.sweep_tables import (
     choice_table,
-    findings,
     gain_table,
     mean_table,
-    modifier_table,
+    part_table,
     published_table,
+    sweep_findings,
 )
 from fedloom.report.tables import MISSING, counted, title
 from fedloom.system.file_hashes import file_digest
@@ -38,26 +38,28 @@ from fedloom.system.json_files import write_atomic, write_json
 from fedloom.system.manifest import Manifest, write_manifest
 from fedloom.version import __version__
 
-MOST_OPEN = 12  # rows of the tables of one factor that stand open
+MAX_OPEN_ROWS = 12  # the tables of a factor are open if they have at most so many rows
 
 
 def write_sweep_report(folder: Path) -> dict[str, Any]:
-    """Write `report.html` and `result.json` of a sweep from what its cells wrote down.
+    """Write `report.html` and `result.json` of a sweep from the results of its cells.
 
     Args:
-        folder: The sweep folder; cells that are not done are named and left out.
+        folder: The sweep folder. Cells that are not done are listed and left out of the scores.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
 
     Raises:
         UserError: There is no sweep in the folder, or a file is broken.
     """
     sweep = read_sweep(folder)
     picked = choices(sweep)
-    result = summary(sweep) | {"comparisons": [as_json(one) for one in comparisons(chosen(sweep, picked))]}
+    result = sweep_summary(sweep) | {
+        "comparisons": [comparison_json(item) for item in comparisons(with_chosen_values(sweep, picked))]
+    }
     if sweep.choose:
-        result |= {"choose": list(sweep.choose), "choices": [choice_json(one) for one in picked]}
+        result |= {"choose": list(sweep.choose), "choices": [choice_json(item) for item in picked]}
     write_atomic(folder / "report.html", render_sweep(sweep).encode(errors="replace"))
     write_json(folder / "result.json", result)
     files = {name: file_digest(folder / name) for name in ("report.html", "result.json")}
@@ -65,25 +67,27 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
     return result
 
 
-def render_sweep(whole: SweepRun) -> str:
-    """Render the page for a sweep that was read; where values were chosen on validation, only those are judged."""
-    picked = choices(whole)
-    sweep = chosen(whole, picked)
-    done = [cell for cell in whole.cells if cell.state == "done"]
-    groups = by_factor(sweep)
-    return template("sweep.html.j2").render(
+def render_sweep(full_sweep: SweepRun) -> str:
+    """Return the HTML page of a sweep; if values were chosen on validation, only those are compared."""
+    picked = choices(full_sweep)
+    sweep = with_chosen_values(full_sweep, picked)
+    done = [cell for cell in full_sweep.cells if cell.state == "done"]
+    groups = group_by_factor(sweep)
+    return load_template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
-        purpose=described(sweep.text_only),
-        facts=_facts(whole, len(done)),
-        choices=choice_table(whole, picked),
-        findings=findings(sweep),
+        purpose=definition(sweep.text_only),
+        facts=_facts(full_sweep, len(done)),
+        choices=choice_table(full_sweep, picked),
+        findings=sweep_findings(sweep),
         scores=mean_table(sweep),
         latex=mean_table(sweep).latex(),
-        metric="Score" if sweep.mixed else title(sweep.metric),
-        metrics=[(title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed else 1 :]],
+        metric="Score" if sweep.mixed_tasks else title(sweep.metric),
+        metrics=[
+            (title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed_tasks else 1 :]
+        ],
         gains=gain_table(sweep),
-        modifiers=modifier_table(sweep),
+        parts=part_table(sweep),
         paired=[_paired(compared) for compared in groups],
         explanation=explanation(groups),
         unpaired=_unpaired(sweep, groups),
@@ -97,13 +101,13 @@ def render_sweep(whole: SweepRun) -> str:
                 cell.state,
                 headline(cell.result) if cell.result else cell.error or MISSING,
             )
-            for cell in whole.cells
+            for cell in full_sweep.cells
         ],
     )
 
 
 def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
-    """Explain the methods; the linear baseline twice where cells differ in what it knows of texts."""
+    """Explain the methods; the linear baseline twice if cells differ in its text features."""
     entries = (
         entry
         for method in sweep.methods
@@ -114,43 +118,43 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
 
 
 def _paired(compared: Compared) -> dict[str, Any]:
-    """Return what the page shows of one factor."""
+    """Return the template's values for one factor."""
     splits, factor = split_tables(compared), compared[0].factor
     return {
         "title": factor_title(factor),
         "reference": value_title(factor, factor.reference),
         "table": overall_table(compared),
-        "figure": _both(lambda width: paired_chart(compared, width)),
+        "figure": _figure(lambda width: paired_chart(compared, width)),
         "splits": splits,
-        "open": sum(len(table.rows) for _, table in splits) <= MOST_OPEN,
+        "open": sum(len(table.rows) for _, table in splits) <= MAX_OPEN_ROWS,
     }
 
 
 def _unpaired(sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
-    """Name the factors whose values cannot be compared."""
-    told = {compared[0].factor.name for compared in groups}
-    return [factor_title(factor) for factor in factors(sweep) if factor.name not in told]
+    """Return the titles of the factors whose values cannot be compared."""
+    names = {compared[0].factor.name for compared in groups}
+    return [factor_title(factor) for factor in factors(sweep) if factor.name not in names]
 
 
-def _both(draw: Callable[[float], Markup]) -> Figure | None:
+def _figure(draw: Callable[[float], Markup]) -> Figure | None:
     drawn = Figure(draw(WIDE), draw(SLIM))
     return drawn if drawn.wide else None
 
 
 def _charted(sweep: SweepRun) -> list[str | None]:
-    """Return the axes that have a chart: none where means over the others would mix the scores of tasks."""
-    if sweep.mixed:
+    """Return the axes that get a chart: none if means over the other axes would mix scores of several tasks."""
+    if sweep.mixed_tasks:
         return []
     return [axis for axis in sweep.settings if len(sweep.axes[axis]) > 1] or [None]
 
 
 def _chart(sweep: SweepRun, axis: str | None) -> Figure | None:
-    return _both(lambda width: axis_chart(sweep, axis, width))
+    return _figure(lambda width: axis_chart(sweep, axis, width))
 
 
 def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
     seeds = sweep.axes.get(SEED)
-    found = [
+    entries = [
         ("Form", "quick" if sweep.quick else None),
         ("Cells", f"{done} of {len(sweep.cells)} done" if done < len(sweep.cells) else str(done)),
         *((axis, counted(len(sweep.axes[axis]), "value")) for axis in sweep.settings),
@@ -159,4 +163,4 @@ def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
         ("Methods", str(len(sweep.methods))),
         ("Sweep digest", sweep.digest[:16]),
     ]
-    return [(name, value) for name, value in found if value]
+    return [(name, value) for name, value in entries if value]

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedloom.report.federation_gain import alone_in, fares, main_score, tasks_in
+from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
-from fedloom.report.paired_tests import Estimate, Fares, estimate
-from fedloom.report.run_results import Json, at, number, read_shaped
-from fedloom.report.tables import federated, percent
+from fedloom.report.paired_tests import ClientCounts, Estimate, estimate
+from fedloom.report.run_results import Json, at, number, read_document
+from fedloom.report.tables import is_federated, percent
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import expect, read_json
@@ -23,23 +23,23 @@ SEED = "seed"
 """The axis that is averaged over."""
 
 NO_SCORES = ("best", "worst", "unparsed")
-"""Figures beside a method's scores that tell something else."""
+"""Figures among a method's scores that are not scores themselves."""
 
 
 @dataclass(frozen=True)
 class CellRun:
-    """One cell as it was read.
+    """A cell of a sweep with its result.
 
     Attributes:
-        name: Made of its labels.
+        name: Its name, made of its labels.
         values: Axis → label.
-        digest: Of its experiment.
-        folder: Its run folder, relative to the sweep's.
+        digest: Digest of its experiment.
+        folder: Its run folder, relative to the sweep folder.
         state: "waiting", "begun", "done" or "failed".
         error: Why it failed, or None.
-        result: What its result.json holds; None unless it is done.
-        text_only: Whether its model is a language model that sees no images, as far as it has begun.
-        linear_text: What its linear baseline knows of texts, `evaluate.linear_text`, as far as it has begun.
+        result: The content of its result.json; None unless it is done.
+        text_only: Whether its model is a language model that sees no images; False unless it is done.
+        linear_text: The text features of its linear baseline, `evaluate.linear_text`; "words" unless it is done.
     """
 
     name: str
@@ -59,15 +59,15 @@ class CellRun:
 
     @property
     def metric(self) -> str | None:
-        """The score that stands for it; None unless the cell is done."""
+        """The name of its main score; None unless the cell is done."""
         return main_score(self.result) if self.result else None
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A sweep as it was read: its axes with their labels, its cells, and figures of others or None.
+    """A sweep: its axes with their labels, its cells, and published figures or None.
 
-    Of the axes in `choose`, each method has the value with the highest validation score.
+    On the axes in `choose`, the value with the highest validation score is to be chosen for each method.
     """
 
     name: str
@@ -85,39 +85,41 @@ class SweepRun:
 
     @property
     def metric(self) -> str:
-        """The score that stands for a cell, the first one of several."""
+        """The main score of the cells, or the first one if they have several."""
         return next((cell.metric for cell in self.cells if cell.metric), "accuracy")
 
     @property
-    def mixed(self) -> bool:
-        """Whether cells have different tasks, each with its own score, so that no mean goes over all of them."""
+    def mixed_tasks(self) -> bool:
+        """Whether cells have different tasks, whose scores must not be averaged together."""
         return len({frozenset(tasks_in(cell.result)) for cell in self.cells if cell.result}) > 1
 
     @property
     def metrics(self) -> list[str]:
-        """All scores that some cell has, that one first."""
-        found = (name for cell in self.cells for scores in cell.scores.values() for name in scores_of(scores))
-        return list(dict.fromkeys([self.metric, *found]))
+        """The names of all scores of the cells, with `metric` first."""
+        others = (
+            name for cell in self.cells for scores in cell.scores.values() for name in scores_of(scores)
+        )
+        return list(dict.fromkeys([self.metric, *others]))
 
     @property
     def parts(self) -> Json:
-        """What algorithms and parts do, by name, as far as cells are done."""
+        """Name of an algorithm or part → what it does, for the cells that are done."""
         return {name: text for cell in self.cells for name, text in (at(cell.result, "parts") or {}).items()}
 
     @property
     def text_only(self) -> bool:
-        """Whether no cell's model sees images, as far as cells are done."""
+        """Whether the models of all cells that are done see no images."""
         done = [cell.text_only for cell in self.cells if cell.result is not None]
         return bool(done) and all(done)
 
     @property
     def linear_texts(self) -> list[str]:
-        """What the linear baselines of the cells that are done know of texts, in order of first appearance."""
+        """The text features of the linear baselines of the cells, in order of first appearance."""
         return list(dict.fromkeys(cell.linear_text for cell in self.cells if "linear" in cell.scores))
 
     @property
     def settings(self) -> list[str]:
-        """The axes that are not averaged over."""
+        """All axes but the seed."""
         return [axis for axis in self.axes if axis != SEED]
 
 
@@ -138,9 +140,9 @@ def read_sweep(folder: Path) -> SweepRun:
         expect(file, axes, axis, list)
     for row in expect(file, value, "cells", list):
         if not isinstance(row, dict):
-            raise UserError(f'{file}: "cells" holds something that is no object')
-        state, place = expect(file, row, "state", str), expect(file, row, "folder", str)
-        result = _result(folder / place, row.get("result")) if state == "done" else None
+            raise UserError(f'{file}: every entry of "cells" must be an object')
+        state, cell_folder = expect(file, row, "state", str), expect(file, row, "folder", str)
+        result = _result(folder / cell_folder, row.get("result")) if state == "done" else None
         values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
         if lacking := [axis for axis in axes if axis not in values]:
             raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
@@ -149,12 +151,12 @@ def read_sweep(folder: Path) -> SweepRun:
                 expect(file, row, "name", str),
                 values,
                 digest,
-                place,
+                cell_folder,
                 state,
                 row.get("error"),
                 result,
-                result is not None and _text_only(folder / place),
-                _linear_text(folder / place) if result is not None else "words",
+                result is not None and _text_only(folder / cell_folder),
+                _linear_text(folder / cell_folder) if result is not None else "words",
             )
         )
     name, published = expect(file, value, "name", str), value.get("published")
@@ -170,7 +172,7 @@ def read_sweep(folder: Path) -> SweepRun:
 
 
 def _text_only(folder: Path) -> bool:
-    """Read from the first line of a run's record whether its model sees no images."""
+    """Return whether a run's model sees no images, from the first line of its record."""
     try:
         with (folder / "record.jsonl").open(encoding="utf-8") as file:
             first = json.loads(file.readline())
@@ -180,7 +182,7 @@ def _text_only(folder: Path) -> bool:
 
 
 def _linear_text(folder: Path) -> str:
-    """Read from a run's experiment what its linear baseline knows of texts."""
+    """Return the text features of the linear baseline in a run's experiment."""
     try:
         value = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # results that were copied without their experiments still make a page
@@ -188,139 +190,142 @@ def _linear_text(folder: Path) -> str:
     return str(at(value, "evaluate", "linear_text") or "words")
 
 
-def _result(folder: Path, wanted: str | None) -> Json:
-    """Read what the run of a cell that is done came to, which has a SHA-256 unless version 0.1 wrote it."""
+def _result(folder: Path, expected: str | None) -> Json:
+    """Read the result of a cell that is done and check its SHA-256, which version 0.1 did not write."""
     file, manifest = folder / "result.json", read_manifest(folder)
     if manifest is not None:
         check_files(folder, manifest, [file.name])
-    if wanted is not None and (not file.is_file() or file_digest(file) != wanted):
+    if expected is not None and (not file.is_file() or file_digest(file) != expected):
         raise UserError(
             f"{file} differs from the result of the sweep's cell; run the sweep's command again to check all cells"
         )
-    result = read_shaped(file)
+    result = read_document(file)
     for method in expect(file, result, "scores", dict):
         expect(file, result["scores"], method, dict)
     return result
 
 
-def scores_of(found: Json) -> list[str]:
-    """Return the names of a method's scores, without what belongs to one of its clients or is no score."""
-    return [name for name in found if number(found, name) is not None and name not in NO_SCORES]
+def scores_of(scores: Json) -> list[str]:
+    """Return the names of a method's scores, without figures of single clients and other figures."""
+    return [name for name in scores if number(scores, name) is not None and name not in NO_SCORES]
 
 
-def rows_of(sweep: SweepRun) -> dict[str, list[CellRun]]:
-    """Put cells together that differ by their seed only; label → cells, in the sweep's order."""
-    found: dict[str, list[CellRun]] = {}
+def cells_by_setting(sweep: SweepRun) -> dict[str, list[CellRun]]:
+    """Group cells that differ only in their seed; label → cells, in the sweep's order."""
+    groups: dict[str, list[CellRun]] = {}
     for cell in sweep.cells:
         words = [str(cell.values[axis]) for axis in sweep.settings]
-        found.setdefault(", ".join(words) or sweep.name, []).append(cell)
-    return found
+        groups.setdefault(", ".join(words) or sweep.name, []).append(cell)
+    return groups
 
 
-def along(sweep: SweepRun, axis: str) -> dict[str, list[CellRun]]:
-    """Put cells together that have the same value on one axis; label → cells, in the axis' order."""
+def cells_by_value(sweep: SweepRun, axis: str) -> dict[str, list[CellRun]]:
+    """Group cells that have the same value on one axis; label → cells, in the order of the axis."""
     return {
         str(value): [cell for cell in sweep.cells if cell.values[axis] == value] for value in sweep.axes[axis]
     }
 
 
 def by_seed(cells: Sequence[CellRun], method: str, metric: str | None = None) -> dict[Any, float]:
-    """Return seed → score of a method, averaged over the cells with that seed; cells without it are left out.
+    """Return seed → score of a method, averaged over the cells with that seed that have the score.
 
-    Without a metric it is the score that stands for each cell; cells must not be mixed then.
+    By default this is the main score of each cell; the cells must then have the same task.
     """
-    found: dict[Any, list[float]] = {}
+    scores: dict[Any, list[float]] = {}
     for cell in cells:
         value = number(cell.scores.get(method), metric or cell.metric)
         if value is not None:
-            found.setdefault(cell.values.get(SEED), []).append(value)
-    return {seed: fmean(values) for seed, values in found.items()}
+            scores.setdefault(cell.values.get(SEED), []).append(value)
+    return {seed: fmean(values) for seed, values in scores.items()}
 
 
-def over_seeds(cells: Sequence[CellRun], method: str, metric: str | None = None) -> Estimate | None:
-    """Return a method's mean score with its interval over seeds; None where no cell has one."""
+def mean_over_seeds(cells: Sequence[CellRun], method: str, metric: str | None = None) -> Estimate | None:
+    """Return a method's mean score with its interval over seeds; None if no cell has the score."""
     return estimate(by_seed(cells, method, metric).values())
 
 
-def difference(
+def paired_difference(
     cells: Sequence[CellRun], method: str, other: str, metric: str | None = None
 ) -> Estimate | None:
-    """Return how much better a method is than another, paired by seed, so that what seeds share cancels out."""
+    """Return the mean score difference of two methods with its interval, paired by seed; None without pairs."""
     ours, theirs = by_seed(cells, method, metric), by_seed(cells, other, metric)
     return estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
 
 
 def metric_of(cells: Sequence[CellRun]) -> str | None:
-    """Return the score that stands for cells of one task; None where none is done."""
+    """Return the name of the main score of cells with one task; None if no cell is done."""
     return next((cell.metric for cell in cells if cell.metric), None)
 
 
 def best_federated(scores: Mapping[str, float | None]) -> str | None:
-    """Return the federated method with the highest score, the first of equals; None where there is none."""
-    known = {method: value for method, value in scores.items() if federated(method) and value is not None}
+    """Return the federated method with the highest score, the first of equal ones; None if there is none."""
+    known = {method: value for method, value in scores.items() if is_federated(method) and value is not None}
     return max(known, key=lambda method: known[method], default=None)
 
 
 def local_of(sweep: SweepRun) -> str | None:
-    """Return the method by which each client trains alone, or None."""
-    return alone_in(dict.fromkeys(sweep.methods))
+    """Return the method of a sweep by which each client trains alone, or None."""
+    return local_method(dict.fromkeys(sweep.methods))
 
 
 def headline(result: Json) -> str:
-    """Summarize a run in a few figures: local training, one federated method, and the highest on the test part if another.
+    """Summarize a run in one line: the scores of local training, the main federated method and the highest one.
 
-    Beside the score of a federated method on the global test set stands how many clients it serves better than their
-    own models, where they trained alone.
+    The score of a federated method is on the global test set, followed by the numbers of clients that are better off and
+    worse off with it than alone.
     """
     main = main_score(result)
     reached = {method: number(scores, main) for method, scores in result["scores"].items()}
-    best, local = best_federated(reached), alone_in(reached)
-    told = [method for method in (local, headline_method(result), best) if method]
-    shown = list(dict.fromkeys(told)) or list(reached)[:3]
-    found = {
-        method: f"{method} {percent(reached[method])}{_served(result, method, local)}" for method in shown
+    best, local = best_federated(reached), local_method(reached)
+    methods = [method for method in (local, headline_method(result), best) if method]
+    shown = list(dict.fromkeys(methods)) or list(reached)[:3]
+    texts = {
+        method: f"{method} {percent(reached[method])}{_clients_clause(result, method, local)}"
+        for method in shown
     }
-    if best in told[:-1]:
-        return ", ".join(found.values())
+    if best in methods[:-1]:
+        return ", ".join(texts.values())
     return ", ".join(
-        f"highest on the test part: {one}" if method == best else one for method, one in found.items()
+        f"highest on the test set: {text}" if method == best else text for method, text in texts.items()
     )
 
 
-def _served(result: Json, method: str, local: str | None) -> str:
-    if local is None or not federated(method):
+def _clients_clause(result: Json, method: str, local: str | None) -> str:
+    if local is None or not is_federated(method):
         return ""
-    found = fares(result["scores"][method], result["scores"][local])
+    counts = count_clients(result["scores"][method], result["scores"][local])
     return (
-        f" ({found.better} of {found.known} clients better than alone, {found.worse} worse)" if found else ""
+        f" ({counts.better} of {counts.known} clients better off than alone, {counts.worse} worse off)"
+        if counts
+        else ""
     )
 
 
 def _clients(cells: Sequence[CellRun], sweep: SweepRun) -> dict[str, dict[str, int]]:
-    """Return method → how many clients of some cells it serves better, as well, and worse than their own models."""
-    local, found = local_of(sweep), dict[str, Fares]()
+    """Return method → the numbers of clients that are better off and worse off with it than with their own models."""
+    local, counts = local_of(sweep), dict[str, ClientCounts]()
     for cell in cells:
         for method in cell.scores:
             if local is not None and local in cell.scores and method != local:
-                more = fares(cell.scores[method], cell.scores[local])
-                found[method] = found.get(method, Fares()).plus(more)
-    return {method: one._asdict() for method, one in found.items()}
+                more = count_clients(cell.scores[method], cell.scores[local])
+                counts[method] = counts.get(method, ClientCounts()).plus(more)
+    return {method: client_counts._asdict() for method, client_counts in counts.items()}
 
 
-def summary(sweep: SweepRun) -> dict[str, Any]:
-    """Return what the sweep's `result.json` holds: every cell's scores, and every row's means over seeds."""
+def sweep_summary(sweep: SweepRun) -> dict[str, Any]:
+    """Return the content of the sweep's `result.json`: the scores of all cells, and the means over seeds of all rows."""
     rows = [
         {
             "row": name,
             "metric": metric_of(cells),
             "methods": {
-                method: {"mean": found.mean, "half": found.half, "seeds": found.seeds}
+                method: {"mean": estimate.mean, "half": estimate.half, "seeds": estimate.seeds}
                 for method in sweep.methods
-                if (found := over_seeds(cells, method))
+                if (estimate := mean_over_seeds(cells, method))
             },
             "clients": _clients(cells, sweep),
         }
-        for name, cells in rows_of(sweep).items()
+        for name, cells in cells_by_setting(sweep).items()
     ]
     cells = [
         {
@@ -339,7 +344,7 @@ def summary(sweep: SweepRun) -> dict[str, Any]:
     head = {"name": sweep.name, "digest": sweep.digest, "quick": sweep.quick}
     return head | {
         "axes": dict(sweep.axes),
-        "metric": None if sweep.mixed else sweep.metric,
+        "metric": None if sweep.mixed_tasks else sweep.metric,
         "rows": rows,
         "cells": cells,
     }

@@ -5,27 +5,27 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from fedloom.report.charts import brief
-from fedloom.report.federation_gain import fares, worst_client
-from fedloom.report.paired_tests import ROUNDING, Estimate, Fares
+from fedloom.report.charts import short_label
+from fedloom.report.federation_gain import count_clients, worst_client
+from fedloom.report.paired_tests import ROUNDING, ClientCounts, Estimate
 from fedloom.report.run_results import at, number
-from fedloom.report.sweeps.chosen_settings import Choice, choices, chosen
+from fedloom.report.sweeps.chosen_settings import Choice, choices, with_chosen_values
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
-    along,
-    difference,
+    cells_by_setting,
+    cells_by_value,
     local_of,
+    mean_over_seeds,
     metric_of,
-    over_seeds,
-    rows_of,
+    paired_difference,
 )
 from fedloom.report.tables import (
     MISSING,
     Table,
     base,
     counted,
-    federated,
+    is_federated,
     label,
     percent,
     printable,
@@ -34,105 +34,115 @@ from fedloom.report.tables import (
 )
 
 BEST = "*"
-MOST_NAMED = 6  # cells that a note names; result.json has all
+MAX_NAMED = 6  # cells that a note names; result.json has all
 ALIKE = "†"
-"""Marks an estimate for which all of several seeds gave the same value."""
+"""The mark of an estimate for which all of several seeds gave the same value."""
 
 ALIKE_NOTE = f"{ALIKE} all seeds gave the same value, so the interval over seeds has zero width; that does not make the value exact."
 
 
-def shown(found: Estimate | None, sign: str = "") -> str:
+def estimate_text(estimate: Estimate | None, sign: str = "") -> str:
     """Write an estimate in percent, without spaces, so that no table breaks it.
 
-    An interval without width is not written as ±0.0, which would look exact, but marked.
+    An interval of zero width is written as a mark, because ±0.0 would look exact.
 
     Example:
-        >>> shown(Estimate(0.5, 0.012, 3)), shown(Estimate(0.05, None, 1), "+"), shown(None)
+        >>> estimate_text(Estimate(0.5, 0.012, 3)), estimate_text(Estimate(0.05, None, 1), "+"), estimate_text(None)
         ('50.0±1.2', '+5.0', '—')
-        >>> shown(Estimate(1.0, 0.0, 3)), shown(Estimate(1.0, 0.0002, 3))
+        >>> estimate_text(Estimate(1.0, 0.0, 3)), estimate_text(Estimate(1.0, 0.0002, 3))
         ('100.0†', '100.0±<0.1')
     """
-    if found is None:
+    if estimate is None:
         return MISSING
-    mean = signed(found.mean) if sign else percent(found.mean)
-    if found.half is None:
+    mean = signed(estimate.mean) if sign else percent(estimate.mean)
+    if estimate.half is None:
         return mean
-    if found.alike:
+    if estimate.all_equal:
         return mean + ALIKE
-    return f"{mean}±{percent(found.half) if found.half >= 0.0005 else '<0.1'}"
+    return f"{mean}±{percent(estimate.half) if estimate.half >= 0.0005 else '<0.1'}"
 
 
-def explained(note: str, rows: Sequence[Sequence[str]]) -> str:
-    """Add to a table's note what `ALIKE` means, where a cell has it."""
+def add_legend(note: str, rows: Sequence[Sequence[str]]) -> str:
+    """Add the meaning of `ALIKE` to a table's note if a cell has it."""
     return f"{note} {ALIKE_NOTE}".strip() if any(ALIKE in cell for row in rows for cell in row) else note
 
 
 def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
-    """Make the table of a score; of several federated methods, the best one of a row is marked.
+    """Return the table of a score; the best of several federated methods in a row is marked.
 
-    By default it is the score that stands for a cell; where cells have different tasks, a column names it.
+    By default this is the main score of each cell; if cells have different tasks, a column names it.
     """
-    rows, most, rivals = [], 0, sum(map(federated, sweep.methods)) > 1
-    named = sweep.mixed and metric is None
-    for name, cells in rows_of(sweep).items():
-        found = {method: over_seeds(cells, method, metric) for method in sweep.methods}
-        means = {method: one.mean for method, one in found.items() if one and federated(method)}
+    rows, max_seeds, several_federated = [], 0, sum(map(is_federated, sweep.methods)) > 1
+    named = sweep.mixed_tasks and metric is None
+    for name, cells in cells_by_setting(sweep).items():
+        estimates = {method: mean_over_seeds(cells, method, metric) for method in sweep.methods}
+        means = {
+            method: estimate.mean
+            for method, estimate in estimates.items()
+            if estimate and is_federated(method)
+        }
         best = {method for method, mean in means.items() if mean == max(means.values())}
-        texts = [shown(one) + (BEST if rivals and method in best else "") for method, one in found.items()]
-        seeds = max((one.seeds for one in found.values() if one), default=0)
+        texts = [
+            estimate_text(estimate) + (BEST if several_federated and method in best else "")
+            for method, estimate in estimates.items()
+        ]
+        seeds = max((estimate.seeds for estimate in estimates.values() if estimate), default=0)
         score = [title(metric_of(cells) or MISSING)] if named else []
         rows.append((name, *score, *texts, str(seeds)))
-        most = max(most, seeds)
+        max_seeds = max(max_seeds, seeds)
     spread = (
         "mean ± half of the 95 % confidence interval (Student's t) over n seeds"
-        if most > 1
+        if max_seeds > 1
         else "one seed, so no interval"
     )
-    marked = f" {BEST} federated method with the highest test score of the row, which is not a selection; where intervals overlap, another may be as good."
+    best_note = (
+        f" {BEST} marks the federated method with the highest test score of the row; do not choose a method by test scores. "
+        "If intervals overlap, another method may be as good."
+    )
     note = f"{'Scores' if named else title(metric or sweep.metric)} in percent, on the global test set; {spread}."
-    if rivals:
-        note += marked
-    heads = [*(["Score"] if named else []), *(brief(method) for method in sweep.methods)]
-    return Table((_corner(sweep), *heads, "n"), tuple(rows), explained(note, rows), left=2 if named else 1)
+    if several_federated:
+        note += best_note
+    heads = [*(["Score"] if named else []), *(short_label(method) for method in sweep.methods)]
+    return Table((_corner(sweep), *heads, "n"), tuple(rows), add_legend(note, rows), left=2 if named else 1)
 
 
-def choice_table(sweep: SweepRun, found: Sequence[Choice]) -> Table | None:
-    """Make the table of what was chosen on validation; None where nothing was.
+def choice_table(sweep: SweepRun, picked: Sequence[Choice]) -> Table | None:
+    """Return the table of the values that were chosen on validation; None if there are none.
 
     Args:
         sweep: The sweep with all its values.
-        found: Its choices.
+        picked: Its choices.
     """
-    if not found:
+    if not picked:
         return None
     rows = tuple(
         (
-            one.row,
-            brief(one.method),
-            *(MISSING if one.values is None else str(one.values[axis]) for axis in sweep.choose),
-            MISSING if one.validation is None else percent(one.validation),
-            shown(one.test),
+            choice.row,
+            short_label(choice.method),
+            *(MISSING if choice.values is None else str(choice.values[axis]) for axis in sweep.choose),
+            MISSING if choice.validation is None else percent(choice.validation),
+            estimate_text(choice.test),
         )
-        for one in found
+        for choice in picked
     )
-    lacking = list(dict.fromkeys(name for one in found for name in one.missing))
+    lacking = list(dict.fromkeys(name for choice in picked for name in choice.missing))
     note = (
-        "Chosen for each method: the value with the highest mean validation score over seeds; of equal ones, the first in the "
-        "recipe. Scores in percent; test scores are those at the chosen value and had no part in the choice."
+        "Chosen for each method: the value with the highest mean validation score over seeds; of equal values, the first in "
+        "the recipe. Scores in percent. Test scores are those at the chosen value and were not used for the choice."
     )
     if lacking:
-        more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
-        note += f" A value cannot be chosen if one of its cells has no validation score: {'; '.join(lacking[:MOST_NAMED])}{more}."
+        more = f" and {len(lacking) - MAX_NAMED} more" if len(lacking) > MAX_NAMED else ""
+        note += f" A value cannot be chosen if one of its cells has no validation score: {'; '.join(lacking[:MAX_NAMED])}{more}."
     others = [axis for axis in sweep.settings if axis not in sweep.choose]
     corner = ", ".join(axis.rpartition(".")[2] for axis in others).capitalize() or "Sweep"
     columns = (corner, "Method", *sweep.choose, "Validation", "Test")
-    return Table(columns, rows, explained(note, rows), left=2 + len(sweep.choose))
+    return Table(columns, rows, add_legend(note, rows), left=2 + len(sweep.choose))
 
 
 def gain_table(sweep: SweepRun) -> Table | None:
-    """Make the table of what federation adds to local training; None without local training."""
+    """Return the table of gains of federated methods over local training; None without local training."""
     other = local_of(sweep)
-    pairs = [(method, other) for method in sweep.methods if federated(method) and other]
+    pairs = [(method, other) for method in sweep.methods if is_federated(method) and other]
     note = (
         "In percentage points on the global test set: federated minus the mean of the clients' own models, paired by "
         "seed."
@@ -140,8 +150,8 @@ def gain_table(sweep: SweepRun) -> Table | None:
     return _differences(sweep, pairs, note)
 
 
-def modifier_table(sweep: SweepRun) -> Table | None:
-    """Make the table of what each modifier adds to the method it modifies; None where nothing is modified."""
+def part_table(sweep: SweepRun) -> Table | None:
+    """Return the table of gains of methods with parts over the same methods without parts; None if there are none."""
     pairs = [(method, base(method)) for method in sweep.methods if base(method) in sweep.methods]
     note = "In percentage points, with minus without, paired by seed."
     return _differences(sweep, [pair for pair in pairs if pair[0] != pair[1]], note)
@@ -153,138 +163,144 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
     rows = tuple(
         (
             name,
-            *(cell for pair in pairs for cell in (_gain(cells, *pair), written(fares_in(cells, *pair)))),
+            *(
+                cell
+                for pair in pairs
+                for cell in (_gain(cells, *pair), counts_text(count_clients_in_cells(cells, *pair)))
+            ),
         )
-        for name, cells in rows_of(sweep).items()
+        for name, cells in cells_by_setting(sweep).items()
     )
-    told = (
-        f"{note} Clients: how many fare better / the same / worse, each on data like its own, over all seeds. {BEST} "
+    text = (
+        f"{note} Clients: how many are better off / equally well off / worse off, each on data like its own, over all seeds. {BEST} "
         "significant: the 95 % confidence interval over seeds excludes zero (no correction for multiple comparisons)."
     )
-    heads = (head for method, _ in pairs for head in (brief(method), "clients"))
-    return Table((_corner(sweep), *heads), rows, explained(told, rows))
+    heads = (head for method, _ in pairs for head in (short_label(method), "clients"))
+    return Table((_corner(sweep), *heads), rows, add_legend(text, rows))
 
 
-def fares_in(cells: Sequence[CellRun], method: str, other: str) -> Fares:
-    """Count the clients of all cells that a method serves better, as well, and worse than another one."""
-    found = Fares()
+def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str) -> ClientCounts:
+    """Count the clients of all cells that are better off and worse off with a method than with another one."""
+    counts = ClientCounts()
     for cell in cells:
         if method in cell.scores and other in cell.scores:
-            found = found.plus(fares(cell.scores[method], cell.scores[other]))
-    return found
+            counts = counts.plus(count_clients(cell.scores[method], cell.scores[other]))
+    return counts
 
 
-def written(found: Fares) -> str:
-    """Write how many clients fare better, the same and worse; an em dash where that is unknown."""
-    return f"{found.better} / {found.same} / {found.worse}" if found else MISSING
+def counts_text(counts: ClientCounts) -> str:
+    """Write the numbers of clients that are better, equally well and worse off; an em dash if they are unknown."""
+    return f"{counts.better} / {counts.same} / {counts.worse}" if counts else MISSING
 
 
-def findings(sweep: SweepRun) -> list[str]:
-    """Summarize what federation adds to local training, and each modifier to its method: on all questions, and by client."""
+def sweep_findings(sweep: SweepRun) -> list[str]:
+    """Summarize the gains of federation over local training, and of parts over the methods without them."""
     local = local_of(sweep)
-    plain = next((method for method in sweep.methods if federated(method)), None)
+    plain = next((method for method in sweep.methods if is_federated(method)), None)
     pairs = [(plain, local)] if plain and local else []
     pairs += [
         (method, base(method))
         for method in sweep.methods
         if method != base(method) and base(method) in sweep.methods
     ]
-    return [f"{_on_all(sweep, *pair)} {_for_clients(sweep, *pair)}" for pair in pairs]
+    return [f"{_test_sentence(sweep, *pair)} {_client_sentence(sweep, *pair)}" for pair in pairs]
 
 
-def _on_all(sweep: SweepRun, method: str, other: str) -> str:
-    found = [difference(cells, method, other) for cells in rows_of(sweep).values()]
-    known = [one for one in found if one is not None]
-    ours, theirs = label(method), _other(other)
+def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
+    differences = [paired_difference(cells, method, other) for cells in cells_by_setting(sweep).values()]
+    known = [difference for difference in differences if difference is not None]
+    ours, theirs = label(method), _baseline_phrase(other)
     if not known:
         return f"No cell has scores of both {ours} and {theirs}."
-    above, below = (sum(sign * one.mean > ROUNDING for one in known) for sign in (1, -1))
-    told = (
-        f"On the global test set {ours} scores higher than {theirs} in {above} of {counted(len(known), 'setting')} and "
-        f"lower in {below}"
+    higher, lower = (sum(sign * difference.mean > ROUNDING for difference in known) for sign in (1, -1))
+    sentence = (
+        f"On the global test set {ours} scores higher than {theirs} in {higher} of {counted(len(known), 'setting')} and "
+        f"lower in {lower}"
     )
-    if all(one.half is None for one in known):
-        return f"{told}; with one seed there is no test of significance."
-    sure = [one.mean > 0 for one in known if one.sure]
-    alike = sum(one.alike for one in known)
-    none = f"; in {alike} all seeds agree exactly, so their intervals have zero width" if alike else ""
+    if all(difference.half is None for difference in known):
+        return f"{sentence}; with one seed there is no test of significance."
+    significant = [difference.mean > 0 for difference in known if difference.significant]
+    all_equal = sum(difference.all_equal for difference in known)
+    zero_width_clause = (
+        f"; in {all_equal} all seeds agree exactly, so their intervals have zero width" if all_equal else ""
+    )
     return (
-        f"{told}: significantly higher in {sum(sure)}, significantly lower in {len(sure) - sum(sure)} "
-        f"(95 % confidence intervals over seeds{none})."
+        f"{sentence}: significantly higher in {sum(significant)}, significantly lower in {len(significant) - sum(significant)} "
+        f"(95 % confidence intervals over seeds{zero_width_clause})."
     )
 
 
-def _for_clients(sweep: SweepRun, method: str, other: str) -> str:
-    found = fares_in(sweep.cells, method, other)
-    if not found:
+def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
+    counts = count_clients_in_cells(sweep.cells, method, other)
+    if not counts:
         return "The scores of single clients, on data like their own, were not recorded."
     own = "their own model trained alone" if base(other) == "local" else label(other)
-    told = (
-        f"On data like their own, {found.better} of {counted(found.known, 'client')} over all cells {'fares' if found.better == 1 else 'fare'} better with "
-        f"{label(method)} than with {own}, {found.same} the same and {found.worse} worse"
+    sentence = (
+        f"On data like their own, {counts.better} of {counted(counts.known, 'client')} over all cells {'is' if counts.better == 1 else 'are'} better off with "
+        f"{label(method)} than with {own}, {counts.same} equally well off and {counts.worse} worse off"
     )
-    lost = [
-        (one["gain"], cell.name, one)
+    losses = [
+        (worst["gain"], cell.name, worst)
         for cell in sweep.cells
         if method in cell.scores
         and other in cell.scores
-        and (one := worst_client(cell.scores[method], cell.scores[other]))
+        and (worst := worst_client(cell.scores[method], cell.scores[other]))
     ]
-    gain, cell, one = min(lost, key=lambda row: row[:2], default=(0.0, "", {}))
+    gain, cell, worst = min(losses, key=lambda row: row[:2], default=(0.0, "", {}))
     if gain >= 0:
-        return f"{told}."
+        return f"{sentence}."
     figures = (
-        f"{percent(one['score'])} instead of {percent(one['alone'])} percent"
-        if one["score"] is not None
+        f"{percent(worst['score'])} instead of {percent(worst['alone'])} percent"
+        if worst["score"] is not None
         else f"{percent(gain)} percent (relative)"
     )
-    return f"{told}; client {one['client']} in {cell} loses most: {figures}."
+    return f"{sentence}; client {worst['client']} in {cell} loses most: {figures}."
 
 
-def _other(method: str) -> str:
+def _baseline_phrase(method: str) -> str:
     return "the clients' own models do on average" if base(method) == "local" else label(method)
 
 
 def _gain(cells: Sequence[CellRun], method: str, other: str) -> str:
-    found = difference(cells, method, other)
-    return shown(found, "+") + (BEST if found and found.sure else "")
+    gain = paired_difference(cells, method, other)
+    return estimate_text(gain, "+") + (BEST if gain and gain.significant else "")
 
 
 def published_table(sweep: SweepRun) -> Table | None:
-    """Make the table of our figures beside those of others; None where the recipe gives none."""
+    """Return the table of our figures beside published ones; None if the recipe has none."""
     scores, metric = at(sweep.published, "scores") or {}, str(at(sweep.published, "metric") or "accuracy")
     methods = list(dict.fromkeys(method for figures in scores.values() for method in figures))
-    places = {name: cells for axis in sweep.settings for name, cells in along(sweep, axis).items()}
+    cells_of = {name: cells for axis in sweep.settings for name, cells in cells_by_value(sweep, axis).items()}
     rows = []
-    for name in (name for name in places if name in scores):
+    for name in (name for name in cells_of if name in scores):
         pairs = []
         for method in methods:
             theirs = number(scores[name], method)
-            ours = shown(over_seeds(places[name], method, metric))
+            ours = estimate_text(mean_over_seeds(cells_of[name], method, metric))
             pairs += [ours, MISSING if theirs is None else f"{theirs:.1f}"]
         rows.append((name, *pairs))
     if not rows:
         return None
-    columns = [word for method in methods for word in (f"{brief(method)}, ours", "published")]
+    columns = [word for method in methods for word in (f"{short_label(method)}, ours", "published")]
     note = (
         f"{title(metric)} in percent. Published: {at(sweep.published, 'source')}. Ours come from "
-        "the model and data of this sweep; where those differ, compare how scores change, not how high they are."
-    ) + _kept_out(sweep)
+        "the model and data of this sweep; if those differ, compare how scores change, not their level."
+    ) + _held_out(sweep)
     return Table((_corner(sweep), *columns), tuple(rows), note)
 
 
-def _kept_out(sweep: SweepRun) -> str:
-    """Describe what was held out of our training for validation; "" where nothing was."""
+def _held_out(sweep: SweepRun) -> str:
+    """Describe the examples that were held out for validation; "" if there were none."""
     done = [cell.result for cell in sweep.cells if cell.result]
     parts = [at(result, "validation", "from") for result in done]
-    found = list(dict.fromkeys(part for part in parts if part is not None))
-    if not found:
+    kinds = list(dict.fromkeys(part for part in parts if part is not None))
+    if not kinds:
         return ""
     named = [
         "the owners' validation part"
         if part == "published"
         else f"a share of {part} of each client's training examples"
-        for part in found
+        for part in kinds
     ]
     where = "some of our runs" if None in parts else "our runs"
     return f" In {where}, {' or '.join(named)} was held out for validation."
@@ -295,33 +311,33 @@ def _corner(sweep: SweepRun) -> str:
 
 
 def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
-    """Write the table of scores for a terminal, its columns in as many blocks as the width asks for, and the findings.
+    """Write the table of scores, in blocks that fit the width, and the findings for a terminal.
 
-    Where values were chosen on validation, the table of choices comes first, and the others have chosen values only.
+    If values were chosen on validation, the table of choices comes first and the others are restricted to chosen values.
     """
     picked = choices(sweep)
-    judged, table = chosen(sweep, picked), choice_table(sweep, picked)
-    blocks = [*([table] if table else []), *blocks_of(mean_table(judged), width)]
-    told = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in findings(judged)]
-    return "\n".join([*(block.text(width) for block in blocks), *told])
+    reduced, table = with_chosen_values(sweep, picked), choice_table(sweep, picked)
+    blocks = [*([table] if table else []), *split_columns(mean_table(reduced), width)]
+    sentences = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in sweep_findings(reduced)]
+    return "\n".join([*(block.text(width) for block in blocks), *sentences])
 
 
-def blocks_of(table: Table, width: int) -> list[Table]:
-    """Cut a table between columns so that no figure needs to break; each block repeats the first column."""
+def split_columns(table: Table, width: int) -> list[Table]:
+    """Split a table into blocks of columns that fit the width; each block repeats the first column."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     needs = [max(*(len(word) for cell in column for word in cell.split()), 1) + 2 for column in columns]
     first = min(max(map(len, columns[0])) + 2, width // 2)
     blocks: list[list[int]] = [[]]
     room = width - first + 2
-    for place, need in list(enumerate(needs))[1:]:
+    for index, need in list(enumerate(needs))[1:]:
         if blocks[-1] and sum(needs[other] for other in blocks[-1]) + need > room:
             blocks.append([])
-        blocks[-1].append(place)
-    chosen = [
+        blocks[-1].append(index)
+    tables = [
         Table(
-            tuple(table.columns[place] for place in (0, *block)),
-            tuple(tuple(row[place] for place in (0, *block)) for row in table.rows),
+            tuple(table.columns[index] for index in (0, *block)),
+            tuple(tuple(row[index] for index in (0, *block)) for row in table.rows),
         )
         for block in blocks
     ]
-    return [*chosen[:-1], Table(chosen[-1].columns, chosen[-1].rows, table.note)]
+    return [*tables[:-1], Table(tables[-1].columns, tables[-1].rows, table.note)]
