@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.emoji import image_of, pool
-from fedloom.data.svg_drawing import all_drawn, require_rsvg, write_archive
+from fedloom.data.svg_drawing import render_all, require_rsvg, write_archive
 
 FILES = Path(__file__).resolve().parent.parent / "src/fedloom/data/files"
 
@@ -149,7 +149,7 @@ def main(folder: Path) -> None:
     for vendor, (title, name, version, digest) in VENDORS.items():
         package = opened(folder, name, version, digest)
         found = matched(package, [*federated, *pretrain])
-        pixels = all_drawn({codes: (svg(package, icon), flip) for codes, (icon, flip) in found.items()})
+        pixels = render_all({codes: (svg(package, icon), flip) for codes, (icon, flip) in found.items()})
         shown: dict[bytes | None, set[str]] = {}
         for codes, image in pixels.items():
             shown.setdefault(image, set()).add(base[codes])

@@ -133,7 +133,7 @@ WRONG = {
     "loader's arguments": ('DATASETS = {"a": lambda one: 1}', "must take two arguments"),
     "no metric": ('METRICS = {"a": 3}', "must be a function .example, answer."),
     "metric's arguments": ('METRICS = {"a": lambda one: 1}', "must take two arguments"),
-    "metric's name": ('METRICS = {"a_published": max}', "must not be named so"),
+    "metric's name": ('METRICS = {"a_published": max}', "must have another name"),
     "no family": ('FAMILIES = {"a": 3}', "must be a fedloom.models.family_interface.Family"),
 }
 

@@ -37,7 +37,7 @@ from fedloom.models.load_model import Processor, Vlm, load_vlm
 from fedloom.runs.modality_slices import SLICES
 from fedloom.seeds import stream, torch_stream
 from fedloom.tasks import AGNOSTIC, TASKS
-from fedloom.tasks.score_answers import each
+from fedloom.tasks.score_answers import example_scores
 from fedloom.types import Conversation, Example, Presence
 from pretrain import corpus, images, language
 from pretrain.fit import Budget, Exercise, fit
@@ -227,6 +227,6 @@ def score(model: str) -> None:
 
 def _row(vlm: Vlm, title: str, name: str, examples: Sequence[Example]) -> None:
     judged = answer_examples(vlm, examples, [SLICES[name]] * len(examples), Evaluate())
-    accuracy = float(each(examples, judged, headline=False).mean())
+    accuracy = float(example_scores(examples, judged, headline=False).mean())
     prior = Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
     print(f"| {title} | {name} | {len(examples)} | {prior:.3f} | {accuracy:.3f} |", flush=True)

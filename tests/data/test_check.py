@@ -1,4 +1,4 @@
-"""What `fedloom data check` finds, says, and exits with."""
+"""Findings, messages and exit codes of `fedloom data check`."""
 
 import json
 import re
@@ -45,19 +45,19 @@ def test_published_counts_add_up(name):
 
 
 def test_slake_in_both_languages_is_the_sum_of_each():
-    found = {(count.part, count.of, count.variant): count.number for count in DATASETS["slake"].counts}
-    for part, of in {(part, of) for part, of, _ in found}:
-        assert found[part, of, "all"] == found[part, of, "en"] + found[part, of, "zh"]
+    counts = {(count.part, count.of, count.variant): count.number for count in DATASETS["slake"].counts}
+    for part, of in {(part, of) for part, of, _ in counts}:
+        assert counts[part, of, "all"] == counts[part, of, "en"] + counts[part, of, "zh"]
 
 
 def test_the_published_numbers_of_fedmllm():
-    found = {name: {(c.part, c.of, c.variant): c.number for c in DATASETS[name].counts} for name in SOURCES}
-    memes, crisis = found["hateful-memes"], found["crisis-mmd"]
+    counts = {name: {(c.part, c.of, c.variant): c.number for c in DATASETS[name].counts} for name in SOURCES}
+    memes, crisis = counts["hateful-memes"], counts["crisis-mmd"]
     assert [memes[part, None, None] for part in ("train", "dev", "test")] == [8500, 500, 1000]
     assert [memes["train", of, None] for of in ("not-hateful", "hateful")] == [5450, 3050]
     for task in ("humanitarian", "informative"):
         assert [crisis[part, None, task] for part in ("train", "dev", "test")] == [13608, 2237, 2237]
-    assert found["vqa-rad"]["train", None, None] == 1797
+    assert counts["vqa-rad"]["train", None, None] == 1797
 
 
 def test_a_good_folder_is_counted_and_compared(memes):
@@ -83,7 +83,7 @@ def test_kinds_are_counted_where_answers_are_free(trees, encoded, tmp_path):
     assert numbers(report)["train", "closed"] == (2, None)
 
 
-def test_what_is_in_two_parts_is_told_with_both_places(trees, encoded, memes):
+def test_repeated_content_is_reported_with_both_places(trees, encoded, memes):
     trees.put(memes / "img/00201.png", encoded(3))
     again = [trees.meme(2), trees.meme(200, text="text 4"), trees.meme(201, text="text 200")]
     trees.put(memes / "test_seen.jsonl", trees.as_lines(again))
@@ -94,14 +94,16 @@ def test_what_is_in_two_parts_is_told_with_both_places(trees, encoded, memes):
     assert [tuple(repeat) for repeat in report.repeats] == [
         ("id", "test", "test_seen.jsonl, line 1", "train", "train.jsonl, line 3"),
         ("text", "test", "test_seen.jsonl, line 2", "train", "train.jsonl, line 5"),
-        ("picture", "test", "test_seen.jsonl, line 3", "train", "train.jsonl, line 4"),
+        ("image", "test", "test_seen.jsonl, line 3", "train", "train.jsonl, line 4"),
     ]
     assert [str(bad) for bad in report.rejected] == [
         "test_seen.jsonl, line 1: id '2' was used before (train.jsonl, line 3)"
     ]
 
 
-def test_a_question_about_the_same_picture_is_told_and_a_question_by_itself_is_not(trees, encoded, tmp_path):
+def test_a_repeated_question_about_the_same_image_is_reported_and_a_repeated_question_without_image_is_not(
+    trees, encoded, tmp_path
+):
     root = trees.vqa_rad(tmp_path, encoded)
     entries = [
         trees.radiology(0, question="Which organ?"),
@@ -112,12 +114,12 @@ def test_a_question_about_the_same_picture_is_told_and_a_question_by_itself_is_n
     trees.put(root / "VQA_RAD Dataset Public.json", json.dumps(entries))
     report = check("vqa-rad", root)
     assert [(repeat.what, repeat.place[-7:], repeat.before[-7:]) for repeat in report.repeats] == [
-        ("picture", "entry 3", "entry 1"),
-        ("question about the same picture", "entry 3", "entry 1"),
+        ("image", "entry 3", "entry 1"),
+        ("question about the same image", "entry 3", "entry 1"),
     ]
 
 
-def test_every_picture_is_decoded_to_its_last_pixel(trees, encoded, memes):
+def test_every_image_is_decoded_to_its_last_pixel(trees, encoded, memes):
     trees.put(memes / "img/00200.png", encoded(200)[:-40])
     trees.put(memes / "img/00100.png", encoded(100)[:-40])
     report = check("hateful-memes", memes)
@@ -192,15 +194,17 @@ def test_json_holds_everything(trees, memes):
         memes / "test_seen.jsonl", trees.as_lines([trees.meme(200, text="text 4"), trees.meme(0, label=7)])
     )
     result = call("hateful-memes", "--root", memes, "--json")
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     assert result.exit_code == 1
-    assert found["usable"] is False
-    assert (found["name"], found["root"], found["variant"]) == ("hateful-memes", str(memes), "")
-    assert {"part": "train", "of": "hateful", "found": 3, "published": 3050} in found["numbers"]
-    assert found["repeats"][-1]["before"] == "train.jsonl, line 5"
-    assert found["rejected"] == [{"file": "test_seen.jsonl", "line": 2, "reason": "label is '7', not 0 or 1"}]
-    assert found["faults"]
-    assert "ai.meta.com" in found["home"]
+    assert report["usable"] is False
+    assert (report["name"], report["root"], report["variant"]) == ("hateful-memes", str(memes), "")
+    assert {"part": "train", "of": "hateful", "found": 3, "published": 3050} in report["numbers"]
+    assert report["repeats"][-1]["before"] == "train.jsonl, line 5"
+    assert report["rejected"] == [
+        {"file": "test_seen.jsonl", "line": 2, "reason": "label is '7', not 0 or 1"}
+    ]
+    assert report["faults"]
+    assert "ai.meta.com" in report["home"]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -222,7 +226,7 @@ def test_bad_records_are_listed_up_to_five(trees, memes):
     assert "- and 4 more; --json lists all" in result.stdout
 
 
-def test_an_unknown_name_or_variant_is_a_mistake(memes):
+def test_an_unknown_name_or_variant_is_a_user_error(memes):
     for arguments, words in (
         (("hateful-mems",), "Did you mean hateful-memes?"),
         (("hateful-memes", "--root", memes, "--variant", "en"), "data.variant is 'en'"),
@@ -233,7 +237,7 @@ def test_an_unknown_name_or_variant_is_a_mistake(memes):
         assert result.stdout == ""
 
 
-def test_a_variant_of_python_is_refused_like_the_commands(memes):
+def test_python_refuses_an_unknown_variant_as_the_command_does(memes):
     with pytest.raises(UserError, match=r"data\.variant"):
         check("slake", memes, "fr")
 
@@ -247,10 +251,10 @@ def test_many_classes_without_published_numbers_are_left_to_json(trees, encoded,
     trees.put(tmp_path / "data/images_variant_train.txt", "".join(f"{n:07} class-{n}\n" for n in range(40)))
     trees.put(tmp_path / "data/images_variant_val.txt", "")
     trees.put(tmp_path / "data/images_variant_test.txt", "0000200 class-1\n")
-    told, found = (call("fgvc-aircraft", "--root", tmp_path, *more).stdout for more in ((), ("--json",)))
+    told, listed = (call("fgvc-aircraft", "--root", tmp_path, *more).stdout for more in ((), ("--json",)))
     assert "class-7" not in told
     assert "class-1" in told  # of the test part, which has one class
-    assert '"class-7"' in found
+    assert '"class-7"' in listed
 
 
 def test_the_page_lists_every_published_data_set_with_its_variants():

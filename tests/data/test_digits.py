@@ -19,7 +19,7 @@ def data(settings):
     return load_data(settings(name="digits"), 0)
 
 
-def test_pictures_and_labels_equal_scikit_learns(data):
+def test_images_and_labels_equal_scikit_learns(data):
     original = pytest.importorskip("sklearn.datasets").load_digits()
     examples = sorted((*data.train, *data.test), key=lambda example: example.id)
     pixels = np.stack([example.image.pixels() for example in examples])  # [1797, 8, 8, 3]

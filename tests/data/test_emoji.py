@@ -74,7 +74,7 @@ def test_the_forms_join_what_they_should():
     assert name_form({"group": "person", "name": name}) == name_form({"group": "person", "name": name[2:]})
 
 
-def test_no_variant_and_no_equal_picture_is_on_two_sides(splits, records, pixels):
+def test_no_variant_and_no_equal_image_is_in_two_parts(splits, records, pixels):
     forms = (code_form, lambda id: name_form(records[id]), pixels.__getitem__)
     pretrained = [record["id"] for record in pool("pretrain")]
     for data in splits:
@@ -109,7 +109,7 @@ def test_groups_are_alike_on_both_sides(splits):
             assert abs(held[group] / total[group] - 0.25) < 0.04
 
 
-def test_examples_say_what_the_records_say(splits, records):
+def test_examples_have_the_fields_of_their_records(splits, records):
     for example in splits[0].train:
         record = records[example.id]
         assert example.text == ", ".join(record["keywords"])
@@ -134,7 +134,7 @@ def script():
 
 
 def test_regenerating_gives_the_shipped_files(tmp_path, monkeypatch, records):
-    """A part of the emoji is drawn again: records byte for byte, pictures pixel for pixel."""
+    """Drawing some of the emoji again gives the same bytes of records and the same pixels."""
     make = script()
     sources = (
         make.FONT,

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from fedloom.cli.run_commands import app
 from fedloom.data import load_data
 from fedloom.data.emoji import image_of, pool
-from fedloom.data.emoji_styles import KINDS, may_distract, with_article
+from fedloom.data.emoji_styles import KINDS, is_distractor, with_article
 from fedloom.data.loading import FILES
 from fedloom.data.openmoji import add_openmoji
 from fedloom.experiment.recipes import load_experiment
 from fedloom.report.client_charts import name_of
 from fedloom.scenarios import build_plan
+from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ def test_files_hold_federated_emoji_only_and_no_image_twice_under_two_bases():
             for codes in one["icons"]:
                 content = archive.read(f"{one['vendor']}/{codes}.webp")
                 bases.setdefault(content, set()).add(RECORDS[codes]["base"])
-            assert all(len(found) == 1 for found in bases.values())
+            assert all(len(of_drawing) == 1 for of_drawing in bases.values())
 
 
 def test_no_drawing_is_one_that_pretraining_chooses(monkeypatch, tmp_path):
@@ -122,11 +123,11 @@ def test_half_of_the_answers_are_yes_for_each_vendor_and_side(all_tasks):
                 assert abs(counts[vendor, "yes"] - counts[vendor, "no"]) <= 1
 
 
-def test_what_is_asked_is_true_or_surely_false_and_half_of_that_is_of_the_same_group(all_tasks):
+def test_questions_are_true_or_certainly_false_and_half_of_the_false_ones_name_the_same_group(all_tasks):
     by_question = {}
     for record in RECORDS.values():
         by_question.setdefault(f"Is it {with_article(record['name'])}?", []).append(record)
-    assert all(len(found) == 1 for found in by_question.values())
+    assert all(len(answers) == 1 for answers in by_question.values())
     for data in all_tasks:
         for part in (data.train, data.test):
             here = {(one.group, codes_of(one)) for one in part}
@@ -158,8 +159,8 @@ def test_a_longer_name_of_the_same_is_no_distractor():
     cat = {"base": "a", "name": "cat", "keywords": ["cat", "pet"]}
     face = {"base": "b", "name": "cat face", "keywords": ["cat", "face", "pet"]}
     dog = {"base": "c", "name": "dog", "keywords": ["dog", "pet"]}
-    assert not may_distract(cat, face) and not may_distract(face, cat) and may_distract(dog, cat)
-    assert not may_distract({**dog, "base": "a"}, cat)
+    assert not is_distractor(cat, face) and not is_distractor(face, cat) and is_distractor(dog, cat)
+    assert not is_distractor({**dog, "base": "a"}, cat)
 
 
 BY_NAME = {record["name"]: record for record in RECORDS.values()}
@@ -178,16 +179,16 @@ BY_NAME = {record["name"]: record for record in RECORDS.values()}
         ("hamburger", "sandwich"),
     ],
 )
-def test_a_name_that_is_right_too_is_no_distractor(seen, asked):
-    assert not may_distract(BY_NAME[asked], BY_NAME[seen])
+def test_a_name_that_is_also_right_is_not_a_distractor(seen, asked):
+    assert not is_distractor(BY_NAME[asked], BY_NAME[seen])
 
 
 @pytest.mark.parametrize(
     "seen, asked", [("dodo", "owl"), ("bird", "dodo"), ("taxi", "bus"), ("house", "church"), ("fox", "wolf")]
 )
-def test_a_name_that_is_wrong_distracts(seen, asked):
+def test_a_wrong_name_is_a_distractor(seen, asked):
     known = {**BY_NAME, "owl": {"base": "1f989", "name": "owl", "keywords": ["bird of prey", "owl", "wise"]}}
-    assert may_distract(known[asked], known[seen])
+    assert is_distractor(known[asked], known[seen])
 
 
 def test_kinds_are_names_of_emoji_of_other_bases_that_no_keyword_gives_away():
@@ -197,7 +198,7 @@ def test_kinds_are_names_of_emoji_of_other_bases_that_no_keyword_gives_away():
             assert kind not in BY_NAME[name]["keywords"]
 
 
-def test_each_task_alone_is_a_part_of_all(all_tasks, settings):
+def test_each_task_by_itself_is_a_part_of_all(all_tasks, settings):
     for task, kind in (("classification", "choice"), ("captioning", "caption"), ("vqa", "vqa")):
         alone = load_data(settings(name="emoji-styles", task=task), SEEDS[0])
         assert set(alone.train) == {one for one in all_tasks[0].train if one.task == kind}
@@ -215,8 +216,8 @@ def test_the_list_says_what_the_packages_hold():
         package = make.opened(
             Path(os.environ["EMOJI_PACKAGES"]), one["package"], one["version"], one["sha256"]
         )
-        found = make.matched(package, [*federated, *pretrain])
-        assert set(one["icons"].items()) <= {(codes, icon) for codes, (icon, _) in found.items()}
+        icons = make.matched(package, [*federated, *pretrain])
+        assert set(one["icons"].items()) <= {(codes, icon) for codes, (icon, _) in icons.items()}
         if package["chars"]:  # each drawing with code points is that of its code points
             by_codes = {codes.replace("-fe0f", ""): icon for codes, icon in package["chars"].items()}
             aliases = package["icons"].get("aliases", {})
@@ -257,11 +258,11 @@ def test_openmoji_is_added_from_its_package(rsvg, tmp_path, settings):
     assert add_openmoji(content, tmp_path / "new", digest) == {"OpenMoji": 1, "OpenMoji line": 1}
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["openmoji.json", "openmoji.zip"]
     data = load_data(settings(name="emoji-styles", root=tmp_path / "new"), 0)
-    found = {one.group: one for one in (*data.train, *data.test) if "OpenMoji" in one.group}
-    assert set(found) == {"OpenMoji", "OpenMoji line"}
-    assert found["OpenMoji"].image.pixels().shape == (64, 64, 3)
-    assert found["OpenMoji"].image.key != found["OpenMoji line"].image.key
-    assert all(codes_of(one) == "1f604" for one in found.values())
+    drawings = {one.group: one for one in (*data.train, *data.test) if "OpenMoji" in one.group}
+    assert set(drawings) == {"OpenMoji", "OpenMoji line"}
+    assert drawings["OpenMoji"].image.pixels().shape == (64, 64, 3)
+    assert drawings["OpenMoji"].image.key != drawings["OpenMoji line"].image.key
+    assert all(codes_of(one) == "1f604" for one in drawings.values())
 
 
 def test_another_package_is_refused(tmp_path):
@@ -340,10 +341,10 @@ def test_by_group_gives_each_client_a_vendor_whose_name_the_report_shows(all_tas
     experiment = load_experiment("emoji-styles", ())
     train = [one for one in all_tasks[0].train if one.task == "choice"]
     for seed in SEEDS:
-        rows = build_plan(train, experiment.scenario, seed).to_json(train)["clients"]
+        rows = plan_to_json(build_plan(train, experiment.scenario, seed), train)["clients"]
         assert {row["group"] for row in rows} == {"Noto", *(one["title"] for one in LISTED)}
         for row in rows:
             assert {train[place].group for place in row["indices"]} == {row["group"]}
             assert name_of(row) == f"{row['id']} {row['group']}"
     mixed = build_plan(train, load_experiment("emoji-styles", ["scenario.partition=iid"]).scenario, 0)
-    assert all("group" not in row for row in mixed.to_json(train)["clients"])
+    assert all("group" not in row for row in plan_to_json(mixed, train)["clients"])

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from files in the owners' format, good and bad."""
+"""Fashion-MNIST from valid and invalid files in the owners' format."""
 
 import gzip
 import struct
@@ -51,13 +51,17 @@ DAMAGED = {
         gzip.compress(idx(IMAGES["train"]))[:5000],
         "damaged or cut short",
     ),
-    "magic": ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3" + bytes(12)), "no IDX file of bytes"),
+    "magic": (
+        "train-images-idx3-ubyte.gz",
+        gzip.compress(b"\0\0\x0d\3" + bytes(12)),
+        "not an IDX file of bytes",
+    ),
     "labels for images": (
         "train-images-idx3-ubyte.gz",
         gzip.compress(idx(np.zeros(20, np.uint8))),
         "3 dimensions",
     ),
-    "empty": ("train-images-idx3-ubyte.gz", b"", "no IDX file"),
+    "empty": ("train-images-idx3-ubyte.gz", b"", "not an IDX file"),
     "fewer bytes": ("train-images-idx3-ubyte.gz", gzip.compress(HEAD + bytes(99)), "fewer"),
     "more bytes": ("train-images-idx3-ubyte.gz", gzip.compress(HEAD + bytes(10**6)), "more"),
     "bomb": (

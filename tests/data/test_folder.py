@@ -1,4 +1,4 @@
-"""The user's own folder: what is read, what is set aside and why, and that nothing is lost between."""
+"""The user's own folder: every record is either read, or skipped with a reason."""
 
 import json
 import os
@@ -89,8 +89,8 @@ UGLY = [
     (line(image="absent.png"), "image 'absent.png' is missing"),
     (line(image="empty.png"), "image 'empty.png' is empty (0 bytes)"),
     (line(image="cut.png"), "image 'cut.png' is damaged or cut short"),
-    (line(image="data.jsonl"), "image 'data.jsonl' is not a PNG, JPEG or WebP picture"),
-    (line(image="moving.gif"), "image 'moving.gif' is a GIF image, not a PNG, JPEG or WebP picture"),
+    (line(image="data.jsonl"), "image 'data.jsonl' is not a PNG, JPEG or WebP image"),
+    (line(image="moving.gif"), "image 'moving.gif' is a GIF image, not a PNG, JPEG or WebP image"),
     (line(image="folder"), "image 'folder' is not a file"),
     (line(image="loop"), "image 'loop' is unreadable (Too many levels of symbolic links)"),
     (line(image="x" * 300), f"image '{'x' * 79}…' is unreadable (File name too long)"),
@@ -100,9 +100,7 @@ UGLY = [
     (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "the question is empty"),
     (line(options=["yes", " YES "]), "options are not at least two different texts"),
 ]
-LINK = (
-    "leaves the folder through a link; only a link to a whole folder that stands directly in it is followed"
-)
+LINK = "leaves the folder through a link; only a link to a whole folder that is directly in it is followed"
 ESCAPES = [
     ("{outside}", "is an absolute path"),
     ("../outside.png", "leaves the folder"),
@@ -123,7 +121,7 @@ ESCAPES = [
 
 @pytest.fixture
 def filled(tmp_path, encoded):
-    """Fill the folder with good and bad pictures."""
+    """Fill the folder with valid and invalid images."""
     (tmp_path / "good.png").write_bytes(encoded(1))
     (tmp_path / "cut.png").write_bytes(encoded(1)[:-40])
     (tmp_path / "moving.gif").write_bytes(encoded(1, "GIF"))
@@ -303,8 +301,8 @@ def test_a_record_without_options_among_others_is_free(load):
     assert (free.label, free.task) == (None, "vqa")
 
 
-def test_records_with_one_picture_stay_on_one_side(tmp_path, load, encoded):
-    for number in range(40):  # every picture lies there twice, under two names
+def test_records_with_the_same_image_stay_in_one_part(tmp_path, load, encoded):
+    for number in range(40):  # every image lies there twice, under two names
         for copy in "ab":
             (tmp_path / f"{number}{copy}.png").write_bytes(encoded(number))
     names = [f"{number}{copy}.png" for number in range(40) for copy in "aab"]
@@ -315,7 +313,7 @@ def test_records_with_one_picture_stay_on_one_side(tmp_path, load, encoded):
     assert len(data.test) == 30
 
 
-def test_split_of_records_decides_and_leaks_are_set_aside(tmp_path, load, encoded):
+def test_split_of_records_decides_and_leaks_are_skipped(tmp_path, load, encoded):
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(encoded(number))
     (tmp_path / "copy.png").write_bytes(encoded(0))
@@ -329,7 +327,7 @@ def test_split_of_records_decides_and_leaks_are_set_aside(tmp_path, load, encode
     assert [example.id for example in data.train] == ["data.jsonl:1", "data.jsonl:4"]
     assert [example.id for example in data.test] == ["data.jsonl:2"]
     assert data.rejected == (
-        Rejected("data.jsonl", 3, "its picture is also in the training part"),
+        Rejected("data.jsonl", 3, "its image is also in the training part"),
         Rejected("data.jsonl", 5, "split is missing, though other records have one"),
     )
 
@@ -385,7 +383,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_validation_part_is_read_where_it_is_asked_for_and_changes_no_other(form, tmp_path, settings):
+def test_the_validation_part_is_read_on_request_and_does_not_change_other_parts(form, tmp_path, settings):
     write(tmp_path, **FORMS[form])
     plain, asked = (load_folder(settings(root=tmp_path, validation=one), 0) for one in (0.0, "published"))
     assert (asked.train, asked.test) == (plain.train, plain.test)
@@ -426,7 +424,7 @@ def test_validation_records_that_others_share_an_image_with_or_answer_otherwise_
     assert {(bad.line, bad.reason) for bad in data.rejected} == {
         (1, "its image is also in the training part"),
         (3, "its image is also in the test part"),
-        (4, "its answer 'perhaps' is none of the answers of the training and test parts"),
+        (4, "its answer 'perhaps' does not occur in the training and test parts"),
         (5, "answer is missing"),
         (7, "bad JSON at column 2: Expecting property name enclosed in double quotes"),
     }
@@ -553,13 +551,13 @@ def test_missing_and_ambiguous_files_are_named(tmp_path, settings):
     assert [example.id for example in examples_of(load_folder(settings(root=tmp_path), 0))] == ["chosen"]
 
 
-def test_loading_does_not_depend_on_where_the_folder_lies(tmp_path, settings):
-    found = []
+def test_loading_does_not_depend_on_the_path_of_the_folder(tmp_path, settings):
+    data_sets = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data.jsonl").write_bytes(b"\n".join(line(answer=str(n % 3)) for n in range(30)))
-        found.append(load_data(settings(root=tmp_path / name), 1))
-    assert found[0] == found[1]
+        data_sets.append(load_data(settings(root=tmp_path / name), 1))
+    assert data_sets[0] == data_sets[1]
 
 
 def test_train_and_test_are_found_whatever_their_suffixes(tmp_path, settings):
@@ -588,7 +586,7 @@ def test_a_folder_is_listed_once_however_many_images_are_missing(load, tmp_path,
     assert listed.count(os.path.realpath(tmp_path)) == 1
 
 
-def test_a_bad_first_line_loses_nobody_else_whatever_the_file_is_called(tmp_path, settings):
+def test_an_invalid_first_line_costs_only_itself_whatever_the_suffix(tmp_path, settings):
     (tmp_path / "data.json").write_bytes(b"\n".join([b'{"question":', line(id="a"), line(id="b")]))
     data = load_folder(settings(root=tmp_path, max_rejected=1.0), 0)
     assert {one.id for one in examples_of(data)} == {"a", "b"}

@@ -30,7 +30,7 @@ def test_shipped_data_sets_keep_the_contract(settings, name):
             assert example.options[example.label] == example.answer
 
 
-def test_the_limit_thins_training_alone_and_evenly(settings):
+def test_the_limit_reduces_only_training_examples_and_evenly(settings):
     whole, part = (load_data(settings(name="digits", limit=limit), 2) for limit in (None, 200))
     assert part.test == whole.test
     assert set(part.train) < set(whole.train)
@@ -77,7 +77,7 @@ def test_nothing_to_train_or_test_on_stops_the_run(settings, tmp_path, good, par
         load_data(settings(root=tmp_path), 0)
 
 
-def test_all_records_bad_is_told_as_bad_records(settings, tmp_path):
+def test_if_all_records_are_invalid_the_message_names_invalid_records(settings, tmp_path):
     write(tmp_path, good=0, bad=3)
     with pytest.raises(UserError, match=r"data\.max_rejected: 3 of 3 records \(100\.0%\)"):
         load_data(settings(root=tmp_path), 0)

@@ -1,4 +1,4 @@
-"""Which pictures are refused and why, and what the accepted ones look like."""
+"""Images that are refused, with their reasons, and the pixels of accepted ones."""
 
 import hashlib
 import io
@@ -20,15 +20,25 @@ from fedloom.data.images import (
     FileImage,
     Limits,
     ZipImage,
+    _content,
     _decode,
-    check_image,
-    glance_at_image,
+    _Refused,
+    quick_check,
 )
 from fedloom.system.errors import UserError
 
 DAMAGED = "damaged or cut short"
-UNKNOWN = "not a PNG, JPEG or WebP picture"
+UNKNOWN = "not a PNG, JPEG or WebP image"
 TOO_MANY = "too large (more than 50,000,000 pixels)"
+
+
+def check_image(source, limits=LIMITS):
+    """Return the reason why an image, or the file that holds it, cannot be used, or None."""
+    try:
+        _decode(source if isinstance(source, bytes) else _content(source, limits), limits)
+    except _Refused as refused:
+        return str(refused)
+    return None
 
 
 def png_header(width, height):
@@ -77,7 +87,7 @@ def test_other_formats_are_named(encoded, format):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_every_truncation_is_found(encoded, format):
-    """What is left of a file is refused, or it is only its end that is missing and the pixels are all there."""
+    """A truncated file is refused, unless only its end is missing and all pixels are there."""
     content = encoded(2, format, side=16)
     with Image.open(io.BytesIO(content)) as image:
         whole = image.convert("RGB").tobytes()
@@ -152,16 +162,18 @@ def test_a_larger_limit_does_not_lift_pillows_bound():
     assert reason == f"too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels)"
 
 
-def test_limits_are_exact(encoded):
+def test_limits_are_exact(encoded, tmp_path):
     content = encoded(4)  # 12 × 13 pixels
+    file = tmp_path / "image.png"
+    file.write_bytes(content)
     assert check_image(content, Limits(pixels=156)) is None
     assert check_image(content, Limits(pixels=155)) == "too large (more than 155 pixels)"
     size = len(content)
-    assert check_image(content, Limits(bytes=size)) is None
-    assert check_image(content, Limits(bytes=size - 1)) == f"too large (more than {size - 1:,} bytes)"
+    assert check_image(file, Limits(bytes=size)) is None
+    assert check_image(file, Limits(bytes=size - 1)) == f"too large (more than {size - 1:,} bytes)"
 
 
-def test_files_that_are_none(tmp_path):
+def test_paths_that_are_not_usable_files(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "pipe")  # opening it would never return
@@ -243,12 +255,12 @@ def test_keys_are_equal_for_equal_files_only(tmp_path, encoded):
     assert a.key != c.key
 
 
-def test_a_picture_that_went_bad_is_named(tmp_path):
+def test_the_message_names_an_image_that_became_unreadable(tmp_path):
     picture = FileImage(tmp_path / "scan.png")
-    with pytest.raises(UserError, match=r"scan\.png: the picture is missing"):
+    with pytest.raises(UserError, match=r"scan\.png: the image is missing"):
         picture.pixels()
     (tmp_path / "scan.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"scan\.png: the picture is not a PNG"):
+    with pytest.raises(UserError, match=r"scan\.png: the image is not a PNG"):
         picture.pixels()
 
 
@@ -266,7 +278,7 @@ def test_forked_processes_read_one_archive_at_once(tmp_path, encoded):
         assert list(pool.map(digest, pictures, chunksize=5)) == expected
 
 
-def test_a_glance_sees_what_cannot_be_a_picture_and_no_more(tmp_path, encoded):
+def test_the_quick_check_finds_files_that_cannot_be_images_and_nothing_more(tmp_path, encoded):
     whole, cut, other, empty = (
         tmp_path / name for name in ("whole.png", "cut.png", "other.png", "empty.png")
     )
@@ -274,10 +286,10 @@ def test_a_glance_sees_what_cannot_be_a_picture_and_no_more(tmp_path, encoded):
     cut.write_bytes(encoded(1)[:-40])
     other.write_bytes(b"GIF89a and more")
     empty.touch()
-    assert [glance_at_image(path) for path in (whole, cut)] == [None, None]
+    assert [quick_check(path) for path in (whole, cut)] == [None, None]
     assert [check_image(path) for path in (whole, cut)] == [None, "damaged or cut short"]
     for path in (other, empty, tmp_path, tmp_path / "absent.png"):
-        assert glance_at_image(path) == check_image(path) is not None
+        assert quick_check(path) == check_image(path) is not None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -291,7 +303,7 @@ def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path, orientation):
     assert picture.size == (width, height)
 
 
-def test_the_size_of_what_is_no_picture_is_refused(tmp_path):
+def test_the_size_of_a_file_that_is_not_an_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(UserError, match=r"a\.png: the picture is not a PNG, JPEG or WebP picture"):
+    with pytest.raises(UserError, match=r"a\.png: the image is not a PNG, JPEG or WebP image"):
         _ = FileImage(tmp_path / "a.png").size

@@ -1,10 +1,10 @@
-"""Tab-separated files: what was written is read back, and a bad row is the only one lost."""
+"""Tab-separated files are read back as they were written, and an invalid row costs only itself."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.data.record_files import Raw, read_records
+from fedloom.data.record_files import Record, read_records
 from fedloom.system.errors import UserError
 from fedloom.types import Rejected
 
@@ -22,16 +22,16 @@ def path(tmp_path_factory):
 def test_rows_are_read_back_as_they_were_written(path, rows, end, mark):
     lines = ["\t".join(row) for row in [("a", "b", "c"), *rows]]
     path.write_bytes(b"\xef\xbb\xbf" * mark + "".join(line + end for line in lines).encode())
-    found = list(read_records(path))
-    assert [tuple(raw.values.values()) for raw in found] == rows
-    assert [raw.number for raw in found] == list(range(2, len(rows) + 2))
+    records = list(read_records(path))
+    assert [tuple(raw.values.values()) for raw in records] == rows
+    assert [raw.number for raw in records] == list(range(2, len(rows) + 2))
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_break_the_reader(path, content):
     path.write_bytes(b"a\tb\n" + content)
-    for found in read_records(path):
-        assert isinstance(found, Rejected) or set(found.values) == {"a", "b"}
+    for record in read_records(path):
+        assert isinstance(record, Rejected) or set(record.values) == {"a", "b"}
 
 
 def test_a_quotation_mark_means_itself(path):
@@ -39,12 +39,12 @@ def test_a_quotation_mark_means_itself(path):
     assert [raw.values["text"] for raw in read_records(path)] == ['"he said', 'done"', '"a ""b"""']
 
 
-def test_a_row_of_another_width_is_told(path):
+def test_a_row_of_another_width_is_reported(path):
     path.write_text("a\tb\n1\n1\t2\t3\n1\t2\n")
     narrow, wide, good = read_records(path, "there/some.tsv")
     assert str(narrow) == "there/some.tsv, line 2: 1 columns instead of 2"
     assert wide.reason == "3 columns instead of 2"
-    assert good == Raw("there/some.tsv", "line", 4, {"a": "1", "b": "2"})
+    assert good == Record("there/some.tsv", "line", 4, {"a": "1", "b": "2"})
 
 
 def test_columns_of_one_name_are_refused(path):

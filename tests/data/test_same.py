@@ -1,4 +1,4 @@
-"""What is the same is decided by what it says: pixels, and texts up to case, white space and Unicode form."""
+"""Content is the same if its pixels are equal, or its texts up to case, white space and Unicode form."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fedloom.data.check_folder import check
-from fedloom.data.duplicates import alike
+from fedloom.data.duplicates import normalized_text
 from fedloom.data.own_folder import load_folder
 
 
@@ -18,8 +18,8 @@ def variants(text):
 
 @pytest.mark.parametrize("text", ["größe klein", "ANGSTRÖM", "yes", "İstanbul é", "ﬁn", "ǅ"])
 def test_spellings_of_one_text_are_alike(text):
-    assert {alike(one) for one in variants(text)} == {alike(text)}
-    assert alike(text) != alike(f"{text}x")
+    assert {normalized_text(one) for one in variants(text)} == {normalized_text(text)}
+    assert normalized_text(text) != normalized_text(f"{text}x")
 
 
 def load(root, records, settings, **changes):
@@ -27,18 +27,18 @@ def load(root, records, settings, **changes):
     return load_folder(settings(root=root, **changes), 0)
 
 
-def test_records_with_equal_evidence_stand_on_one_side(tmp_path, settings):
+def test_records_with_equal_content_are_in_one_part(tmp_path, settings):
     records = [
         {"text": spelled, "question": "Which?", "answer": str(n % 2)}
         for n in range(30)
         for spelled in variants(f"ticket é {n}")[: 1 + n % 3]
     ]
     data = load(tmp_path, records, settings)
-    train, test = ({alike(e.text) for e in part} for part in (data.train, data.test))
+    train, test = ({normalized_text(e.text) for e in part} for part in (data.train, data.test))
     assert test and not train & test and len(train | test) == 30
 
 
-def test_a_text_that_nearly_all_have_is_no_evidence(tmp_path, settings):
+def test_a_text_that_nearly_all_records_have_is_ignored(tmp_path, settings):
     records = [{"text": "none", "question": f"Which {n}?", "answer": str(n % 2)} for n in range(40)]
     data = load(tmp_path, records, settings)
     assert (len(data.train), len(data.test)) == (30, 10)
@@ -57,9 +57,9 @@ def test_one_image_in_two_formats_is_one_image(tmp_path, settings, encoded):
     split = [
         {**record, "split": "train" if record["image"].endswith("png") else "test"} for record in records
     ]
-    found = load(tmp_path, [*split, {"text": "t", "question": "?", "answer": "1", "split": "test"}], settings)
-    assert {one.reason for one in found.rejected} == {"its picture is also in the training part"}
-    assert len(found.rejected) == 20
+    data = load(tmp_path, [*split, {"text": "t", "question": "?", "answer": "1", "split": "test"}], settings)
+    assert {one.reason for one in data.rejected} == {"its image is also in the training part"}
+    assert len(data.rejected) == 20
 
 
 def test_options_and_answers_are_the_same_up_to_spelling(tmp_path, settings):
@@ -87,5 +87,5 @@ def test_the_check_names_what_a_division_of_the_user_repeats(tmp_path, settings)
         for text, split in (("One thing", "train"), ("one  THING", "test"), ("other", "test"))
     ]
     load(tmp_path, records, settings)
-    (found,) = check("folder", tmp_path).repeats
-    assert (found.what, found.place, found.before) == ("text", "data.jsonl, line 2", "data.jsonl, line 1")
+    (repeat,) = check("folder", tmp_path).repeats
+    assert (repeat.what, repeat.place, repeat.before) == ("text", "data.jsonl, line 2", "data.jsonl, line 1")

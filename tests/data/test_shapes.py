@@ -21,7 +21,7 @@ def test_by_group_gives_each_of_four_clients_one_kind_of_task(seed: int) -> None
     assert set.union(*held) == {"choice", "vqa", "caption", "grounding"}
 
 
-def test_with_one_kind_of_task_the_group_is_what_is_asked_about() -> None:
+def test_with_a_single_task_the_group_is_the_subject_of_the_question() -> None:
     train = load_data(Data(name="shapes", task="vqa", limit=60), 0).train
     assert {example.group for example in train} <= {"color", "shape", "size", "count", "where", "exist"}
     assert len({example.group for example in train}) > 1
@@ -52,7 +52,7 @@ def test_variants_show_the_same_things_in_another_look(task: str) -> None:
         assert (one.image.pixels() != other.image.pixels()).any()
 
 
-def test_filled_is_the_default_and_an_unknown_look_is_refused() -> None:
+def test_filled_is_the_default_and_an_unknown_style_is_refused() -> None:
     assert load_data(Data(name="shapes", limit=3), 0) == load_data(
         Data(name="shapes", limit=3, variant="filled"), 0
     )

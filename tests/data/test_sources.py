@@ -8,7 +8,7 @@ import pytest
 
 from fedloom.data import BUNDLED, DATASETS, Source, load_data, variants
 from fedloom.data.crisis_mmd import OPTIONS, without_links
-from fedloom.data.fedmllm_client_folders import take_apart
+from fedloom.data.fedmllm_client_folders import parse_user_turn
 from fedloom.system.errors import UserError
 
 SOURCES = [name for name, load in DATASETS.items() if isinstance(load, Source)]
@@ -16,7 +16,7 @@ SOURCES = [name for name, load in DATASETS.items() if isinstance(load, Source)]
 
 @pytest.fixture
 def load(settings, tmp_path):
-    """Return a function that loads a data set from the temporary folder, with any number of bad records."""
+    """Return a function that loads a data set from the temporary folder, with any number of invalid records."""
 
     def loaded(name, root=tmp_path, **changes):
         return load_data(settings(**{"name": name, "root": root, "max_rejected": 1.0} | changes), 0)
@@ -55,7 +55,7 @@ def test_every_published_data_set_keeps_the_contract(name, roots, load):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_no_folder_or_the_wrong_one_is_told_with_what_is_missing(name, roots, load, tmp_path):
+def test_the_message_about_a_missing_or_wrong_folder_names_the_missing_files(name, roots, load, tmp_path):
     with pytest.raises(UserError, match=f"data.root: the data set {name} needs the path of its folder"):
         load(name, None)
     (tmp_path / "empty").mkdir()
@@ -71,9 +71,9 @@ def test_no_folder_or_the_wrong_one_is_told_with_what_is_missing(name, roots, lo
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name not in BUNDLED and not variants(name)])
-def test_a_variant_is_refused_where_there_is_none(name, roots, load):
+def test_data_sets_without_variants_refuse_a_variant(name, roots, load):
     if name in SOURCES:
-        with pytest.raises(UserError, match=r"data\.variant is 'en', but of .* it can only be null"):
+        with pytest.raises(UserError, match=r"data\.variant is 'en', but for .* it can only be null"):
             load(name, roots(name), variant="en")
 
 
@@ -134,7 +134,7 @@ def test_a_test_file_without_labels_stops_the_run_and_says_so(trees, roots, load
         load("hateful-memes", root, max_rejected=0.01)
 
 
-def test_a_test_record_with_an_id_of_the_training_part_is_set_aside(trees, roots, load):
+def test_a_test_record_with_an_id_of_the_training_part_is_skipped(trees, roots, load):
     root = roots("hateful-memes")
     trees.put(root / "test_seen.jsonl", trees.as_lines([trees.meme(1), trees.meme(200)]))
     data = load("hateful-memes", root)
@@ -142,28 +142,30 @@ def test_a_test_record_with_an_id_of_the_training_part_is_set_aside(trees, roots
     assert [example.id for example in data.test] == ["200"]
 
 
-def test_a_damaged_picture_is_left_to_the_check_and_an_impossible_one_is_not(trees, encoded, roots, load):
+def test_loading_skips_files_that_are_not_images_and_leaves_damaged_images_to_the_check(
+    trees, encoded, roots, load
+):
     root = roots("hateful-memes")
     trees.put(root / "img/00000.png", encoded(0)[:-40])
     trees.put(root / "img/00001.png", "this is text")
     trees.put(root / "img/00002.png", "")
     data = load("hateful-memes", root)
     assert reasons(data) == [
-        "image '00001.png' is not a PNG, JPEG or WebP picture",
+        "image '00001.png' is not a PNG, JPEG or WebP image",
         "image '00002.png' is empty (0 bytes)",
     ]
-    with pytest.raises(UserError, match=r"00000\.png: the picture is damaged"):
+    with pytest.raises(UserError, match=r"00000\.png: the image is damaged"):
         by_id(data)["0"].image.pixels()
 
 
-def test_a_missing_folder_of_pictures_is_told_once(roots, load):
+def test_a_missing_folder_of_images_is_reported_once(roots, load):
     root = roots("hateful-memes")
     (root / "img").rename(root / "images")
-    with pytest.raises(UserError, match="holds no folder img with the pictures of hateful-memes"):
+    with pytest.raises(UserError, match="holds no folder img with the images of hateful-memes"):
         load("hateful-memes", root)
 
 
-def test_crisis_mmd_answers_with_the_label_of_the_picture(roots, load):
+def test_crisis_mmd_answers_with_the_label_of_the_image(roots, load):
     data = load("crisis-mmd", roots("crisis-mmd"))
     assert [example.answer for example in data.train] == ["not_humanitarian", "vehicle_damage"] * 2
     assert data.train[0].label == 7  # the last of the published order
@@ -186,7 +188,7 @@ def test_crisis_mmd_has_three_tasks_in_folders_of_several_names(task, folder, tr
     assert Counter(example.answer for example in data.train) == dict.fromkeys(OPTIONS[task][:2], 2)
 
 
-def test_crisis_mmd_without_the_picture_label_is_refused_where_it_is_needed(trees, encoded, load, tmp_path):
+def test_crisis_mmd_without_the_image_label_is_refused_if_it_is_needed(trees, encoded, load, tmp_path):
     trees.crisis_mmd(tmp_path, encoded, columns=trees.COLUMNS[:6])
     with pytest.raises(UserError, match="label_image is missing"):
         load("crisis-mmd", max_rejected=0.01)
@@ -279,14 +281,14 @@ def test_vqa_rad_ugly_entries(trees, roots, load):
     ]
 
 
-def test_flashcards_are_questions_alone_and_some_are_held_out(roots, load):
+def test_flashcards_have_only_questions_and_some_are_held_out(roots, load):
     data = load("flashcards", roots("flashcards"), test_share=0.25)
     assert (len(data.train), len(data.test)) == (6, 2)
     card = by_id(data)["card-1"]
     assert (card.question, card.answer, card.image, card.text) == ("What is 0?", "It is 0.", None, None)
 
 
-def test_flashcards_with_one_question_stay_on_one_side_and_empty_ones_are_told(trees, load, tmp_path):
+def test_flashcards_with_one_question_stay_in_one_part_and_empty_ones_are_reported(trees, load, tmp_path):
     cards = [{"input": f"What is {n // 4}?", "output": f"It is {n}."} for n in range(16)]
     cards += [
         {"input": "", "output": "an answer"},
@@ -314,7 +316,7 @@ def test_slake_in_either_language_or_both(variant, count, roots, load):
 
 def test_slake_refuses_a_language_it_does_not_have(roots, load):
     with pytest.raises(
-        UserError, match=r"data\.variant is 'de', but of slake it can only be one of all, en, zh"
+        UserError, match=r"data\.variant is 'de', but for slake it can only be one of all, en, zh"
     ):
         load("slake", roots("slake"), variant="de")
 
@@ -338,13 +340,13 @@ def test_medical_trains_on_two_sources_and_tests_on_either(roots, load):
     assert load("medical", root) == inside
 
 
-def test_prepared_clients_are_taken_apart_again(roots, load):
+def test_prepared_clients_are_parsed(roots, load):
     data = load("fedmllm-prepared", roots("fedmllm-prepared"))
-    found = by_id(data)
-    assert Counter(example.group for example in found.values()) == dict.fromkeys(
+    examples = by_id(data)
+    assert Counter(example.group for example in examples.values()) == dict.fromkeys(
         ("client_0", "client_1", "client_10"), 4
     )
-    for number, example in ((int(id), example) for id, example in found.items()):
+    for number, example in ((int(id), example) for id, example in examples.items()):
         assert example.question == "Is the content hateful?"
         assert example.options == ("not-hateful", "hateful")
         assert example.label == number % 2
@@ -386,7 +388,7 @@ def test_prepared_ugly_records(roots, load, trees):
     trees.put(root / "client_0.json", json.dumps(records))
     data = load("fedmllm-prepared", root)
     assert reasons(data) == [
-        "entry 2: image is an object; only records with one picture can be used",
+        "entry 2: image is an object; only records with one image can be used",
         "entry 3: image '/elsewhere/img/00000.png' is an absolute path",
         "entry 4: conversations is not a list of objects",
         'entry 5: conversations is not one turn of "user" and one of "assistant"',
@@ -401,9 +403,9 @@ def test_prepared_ugly_records(roots, load, trees):
     ["", " based on the text", " based on the image", " based on the text and image", ", whatever there is"],
 )
 @pytest.mark.parametrize("text", ["", "a line\n", "a line\nOptions:\nand more?\n"])
-def test_a_prepared_question_is_the_same_whatever_was_said_of_modalities(clause, text):
+def test_a_prepared_question_is_the_same_with_and_without_a_phrase_about_modalities(clause, text):
     content = f"Choose{clause}.\n{text}What is it{clause}?\nOptions:\n(A) one\n(B) two (2)\n(C) 三\nReply: "
-    assert take_apart(content) == ("What is it?", text.strip() or None, ("one", "two (2)", "三"))
+    assert parse_user_turn(content) == ("What is it?", text.strip() or None, ("one", "two (2)", "三"))
 
 
 def test_the_limit_and_the_cap_hold_for_published_data_sets(roots, load):
@@ -412,7 +414,7 @@ def test_the_limit_and_the_cap_hold_for_published_data_sets(roots, load):
     assert len(data.test) == 4
 
 
-def test_a_list_that_is_not_one_is_refused(trees, roots, load):
+def test_a_file_without_a_list_is_refused(trees, roots, load):
     root = roots("vqa-rad")
     path = trees.put(root / "VQA_RAD Dataset Public.json", '{"qid": 1}')
     with pytest.raises(
@@ -421,7 +423,7 @@ def test_a_list_that_is_not_one_is_refused(trees, roots, load):
         load("vqa-rad", root)
 
 
-def test_the_folder_of_pictures_may_be_a_link_but_a_picture_may_not_lead_out_of_it(
+def test_the_folder_of_images_may_be_a_link_but_an_image_must_not_lead_out_of_it(
     roots, load, encoded, tmp_path
 ):
     root = roots("hateful-memes")
@@ -436,7 +438,7 @@ def test_the_folder_of_pictures_may_be_a_link_but_a_picture_may_not_lead_out_of_
     assert len(data.train) == 5
 
 
-def test_pictures_are_looked_for_in_every_folder_there_is(roots, load):
+def test_images_are_searched_in_every_existing_folder(roots, load):
     root = roots("vqa-rad")
     (root / "images").mkdir()
     (root / "VQA_RAD Image Folder/synpic0.jpg").rename(root / "images/synpic0.jpg")

@@ -1,4 +1,4 @@
-"""Conversations in the forms of other trainers come to the same turns, images where they stand, every answer once."""
+"""Conversations in other trainers' formats give the same turns, with images in place and every answer once."""
 
 import json
 from collections import Counter
@@ -82,9 +82,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_comes_to_the_same_conversation(read, form):
-    found = read({**FORMS[form], "id": "x"})
-    assert set(found) == {"x#1", "x#2"}
-    first, second = found["x#1"], found["x#2"]
+    examples = read({**FORMS[form], "id": "x"})
+    assert set(examples) == {"x#1", "x#2"}
+    first, second = examples["x#1"], examples["x#2"]
     assert (first.answer, second.answer) == ("A cat.", "A dog.")
     assert [" ".join(turn.user.split()) for turn in second.turns] == ["What is ?", "And here?"]
     assert names(second) == [["a.png"], ["b.png"]] and names(first) == [["a.png"]]
@@ -105,9 +105,9 @@ def test_ids_of_llava_name_images(read):
                                                        {"from": "gpt", "value": f"A{n}"}]}
         for n in range(5)
     ]  # fmt: skip
-    found = read(*records)
-    assert len(found) == 5
-    assert Counter(one.answer for one in found.values()) == Counter(f"A{n}" for n in range(5))
+    examples = read(*records)
+    assert len(examples) == 5
+    assert Counter(one.answer for one in examples.values()) == Counter(f"A{n}" for n in range(5))
 
 
 def test_system_turns_and_several_users_in_a_row(read):
@@ -116,29 +116,29 @@ def test_system_turns_and_several_users_in_a_row(read):
         {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Left open"},
     ]  # fmt: skip
-    found = read({"id": "x", "messages": turns})["x"]
-    assert (found.system, found.question, found.answer) == ("Be short.", "One.\nTwo?", "Yes.")
+    example = read({"id": "x", "messages": turns})["x"]
+    assert (example.system, example.question, example.answer) == ("Be short.", "One.\nTwo?", "Yes.")
 
 
-def test_answers_that_are_not_to_be_learned_are_said_only(read):
+def test_answers_that_are_not_to_be_learned_are_only_context(read):
     turns = [
         {"role": "user", "content": "A?"}, {"role": "assistant", "content": "a", "weight": 0},
         {"role": "user", "content": "B?"}, {"role": "assistant", "content": "b"},
     ]  # fmt: skip
-    (found,) = read({"messages": turns}).values()
-    assert [(turn.user, turn.answer) for turn in found.turns] == [("A?", "a"), ("B?", "b")]
+    (example,) = read({"messages": turns}).values()
+    assert [(turn.user, turn.answer) for turn in example.turns] == [("A?", "a"), ("B?", "b")]
 
 
-def test_images_without_marks_stand_before_the_first_question(read):
+def test_images_without_marks_come_before_the_first_question(read):
     talk = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "This."}]
-    found = read({"id": "x", "images": NAMES, "conversations": talk})["x"]
-    assert found.turns == (Turn("Which?", "This.", found.turns[0].pictures, (0, 0)),)
-    assert names(found) == [NAMES]
+    example = read({"id": "x", "images": NAMES, "conversations": talk})["x"]
+    assert example.turns == (Turn("Which?", "This.", example.turns[0].pictures, (0, 0)),)
+    assert names(example) == [NAMES]
 
 
 def test_plain_records_may_have_several_images(read):
-    found = read({"id": "x", "image": NAMES, "question": "Is <image> like <image>?", "answer": "no"})["x"]
-    assert (found.question, found.turns[0].places) == ("Is  like ?", (3, 9))
+    example = read({"id": "x", "image": NAMES, "question": "Is <image> like <image>?", "answer": "no"})["x"]
+    assert (example.question, example.turns[0].places) == ("Is  like ?", (3, 9))
 
 
 def say(*turns):
@@ -177,11 +177,11 @@ BAD = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_read_gives_its_reason_and_loses_nobody_else(read):
+def test_invalid_records_have_a_reason_and_cost_no_others(read):
     good = {"text": "t", "question": "q", "answer": "a"}
     records = [one for record, _ in BAD for one in (record, good)]
-    found = read(*records, rejected=[(2 * at + 1, why) for at, (_, why) in enumerate(BAD)])
-    assert len(found) == len(BAD)
+    examples = read(*records, rejected=[(2 * at + 1, why) for at, (_, why) in enumerate(BAD)])
+    assert len(examples) == len(BAD)
 
 
 def unified(**given):
@@ -242,9 +242,9 @@ def unified(**given):
     ],
 )
 def test_null_and_empty_mean_absent_and_no_image_is_lost_or_moved(read, record):
-    found = read({"id": 7.0, **record})["7"]
-    assert (found.question, found.answer, found.turns) == ("Which?", "yes", ())
-    assert [picture.path.name for picture in found.pictures] == ["a.png"]
+    example = read({"id": 7.0, **record})["7"]
+    assert (example.question, example.answer, example.turns) == ("Which?", "yes", ())
+    assert [picture.path.name for picture in example.pictures] == ["a.png"]
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])

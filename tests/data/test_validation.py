@@ -1,4 +1,4 @@
-"""Laws of the validation part, in every data set: small files stand for those that are not bundled."""
+"""Laws of the validation part for every data set; small files replace those that are not bundled."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fedloom.config.schema import Scenario
-from fedloom.data import DATASETS, Source, load_data, tasks, validates
-from fedloom.data.duplicates import marks, twins
+from fedloom.data import DATASETS, Source, has_validation, load_data, tasks
+from fedloom.data.duplicates import content_keys, near_duplicate_keys
 from fedloom.data.fashion_mnist import SIDE
 from fedloom.scenarios.plan import Plan, build_plan
-from fedloom.scenarios.validation_part import divided, keep_out
+from fedloom.scenarios.validation_part import hold_out, plan_and_validation
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example
 
@@ -103,11 +103,11 @@ def load(request, tmp_path_factory, encoded, trees, settings) -> Load:
 
 def scenarios(data: DataSet) -> list[Scenario]:
     """Return scenarios that a data set can have; by_group is one vendor or one task for each client."""
-    found = [Scenario(clients=1), Scenario(clients=2, pattern="missing", rate=0.4)]
+    scenarios = [Scenario(clients=1), Scenario(clients=2, pattern="missing", rate=0.4)]
     groups = {one.group for one in data.train}
     if None not in groups and len(groups) < 10:
-        found.append(Scenario(clients=len(groups), partition="by_group", pattern="hybrid"))
-    return found
+        scenarios.append(Scenario(clients=len(groups), partition="by_group", pattern="hybrid"))
+    return scenarios
 
 
 def held(plan: Plan, examples) -> list[dict[str, tuple[bool, bool]]]:
@@ -130,37 +130,37 @@ def test_with_and_without_a_share_the_same_is_divided_and_tested_on(load: Load, 
     plain, data = load(seed=seed), load(SHARE, seed)
     assert (data.train, data.test, data.validation) == (plain.train, plain.test, ())
     for scenario in scenarios(data):
-        before, nothing = divided(plain, Chosen(0.0), scenario, seed)
+        before, nothing = plan_and_validation(plain, Chosen(0.0), scenario, seed)
         assert nothing is None
-        trained, kept = keep_out(before, data.train, SHARE, seed)
+        trained, kept = hold_out(before, data.train, SHARE, seed)
         whole, own, out = (held(plan, data.train) for plan in (before, trained, kept))
         for all_of, trains, validates_on in zip(whole, own, out, strict=True):
             assert trains | validates_on == all_of
             assert not trains.keys() & validates_on.keys()
             assert trains or not all_of
         assert not set().union(*out) & ids(data.test)
-        again = keep_out(before, data.train, SHARE, seed)
+        again = hold_out(before, data.train, SHARE, seed)
         assert [plan.digest for plan in again] == [trained.digest, kept.digest]
         if scenario.clients == 1:
-            plan, found = divided(data, Chosen(SHARE), scenario, seed)
-            assert 0 < len(found.plan.indices) <= max(round(SHARE * len(data.train)), 1)
-            assert [plan.digest, found.plan.digest] == [trained.digest, kept.digest]
+            plan, validation = plan_and_validation(data, Chosen(SHARE), scenario, seed)
+            assert 0 < len(validation.plan.indices) <= max(round(SHARE * len(data.train)), 1)
+            assert [plan.digest, validation.plan.digest] == [trained.digest, kept.digest]
 
 
-def test_twins_stay_on_one_side_over_all_clients(load: Load) -> None:
+def test_near_duplicates_stay_in_one_part_over_all_clients(load: Load) -> None:
     data = load()
-    found = twins(data.train)
+    keys = near_duplicate_keys(data.train)
     for scenario in scenarios(data):
         sides = [
-            {mark for index in plan.indices for mark in found[index]}
-            for plan in keep_out(build_plan(data.train, scenario, 0), data.train, SHARE, 0)
+            {mark for index in plan.indices for mark in keys[index]}
+            for plan in hold_out(build_plan(data.train, scenario, 0), data.train, SHARE, 0)
         ]
         assert not sides[0] & sides[1]
 
 
 def test_the_owners_part_is_neither_trained_nor_tested_on(load: Load) -> None:
     plain = load()
-    if not validates(plain.name):
+    if not has_validation(plain.name):
         assert plain.validation == ()  # an experiment that asks for it is refused
         return
     data = load("published")
@@ -174,27 +174,27 @@ def test_the_owners_part_is_neither_trained_nor_tested_on(load: Load) -> None:
         assert data.train == plain.train
     if plain.name == "folder":  # of others, owners may have divided images otherwise
         own, others = (
-            {mark for one in marks(part) for mark in one if mark[0] == "image"}
+            {mark for one in content_keys(part) for mark in one if mark[0] == "image"}
             for part in (data.validation, [*data.train, *data.test])
         )
         assert own
         assert not own & others
-    plan, found = divided(data, Chosen("published"), Scenario(clients=2), 0)
-    assert found.common
+    plan, validation = plan_and_validation(data, Chosen("published"), Scenario(clients=2), 0)
+    assert validation.common
     assert len(plan.indices) == len(data.train)
-    assert {data.validation[index].id for index in found.share(1).indices} == parts[1]
+    assert {data.validation[index].id for index in validation.share(1).indices} == parts[1]
 
 
 def test_each_vendor_keeps_out_its_own_drawings_and_one_emoji_is_on_one_side_for_all(settings) -> None:
     data = load_data(settings(name="emoji-styles"), 0)
-    plan, found = divided(data, Chosen(SHARE), Scenario(clients=5, partition="by_group"), 0)
+    plan, validation = plan_and_validation(data, Chosen(SHARE), Scenario(clients=5, partition="by_group"), 0)
     vendors = []
-    for trained, kept in zip(plan.clients, found.plan.clients, strict=True):
+    for trained, kept in zip(plan.clients, validation.plan.clients, strict=True):
         (vendor,) = {data.train[index].group for index in [*trained.indices, *kept.indices]}
         vendors.append(vendor)
         assert len(kept) / (len(kept) + len(trained)) == pytest.approx(SHARE, abs=0.05)
     assert len(set(vendors)) == 5
-    bases = [{data.train[index].base for index in one.indices} for one in (plan, found.plan)]
+    bases = [{data.train[index].base for index in one.indices} for one in (plan, validation.plan)]
     bases.append({one.base for one in data.test})
     assert None not in set().union(*bases)
     assert len(set().union(*bases)) == sum(map(len, bases))
@@ -206,25 +206,25 @@ def example(number: int, answer: str = "a") -> Example:
 
 def test_a_share_of_each_answer_is_kept_out() -> None:
     examples = [example(number, "ab"[number % 2]) for number in range(40)]
-    _, kept = keep_out(build_plan(examples, Scenario(clients=1), 0), examples, 0.25, 0)
+    _, kept = hold_out(build_plan(examples, Scenario(clients=1), 0), examples, 0.25, 0)
     answers = [examples[index].answer for index in kept.indices]
     assert (answers.count("a"), answers.count("b")) == (5, 5)
 
 
-def test_a_small_client_keeps_all_and_a_client_draws_alone() -> None:
+def test_a_small_client_keeps_all_and_draws_do_not_depend_on_other_clients() -> None:
     examples = [example(number) for number in range(23)]
     one = build_plan(examples[:20], Scenario(clients=1), 0)
     whole = np.ones(23, bool)
     joined = Plan(np.concatenate([one.indices, [20, 21, 22]]), np.array([0, 20, 23]), whole, whole, "")
-    alone, both = (keep_out(plan, examples, 0.1, 0)[1] for plan in (one, joined))
+    alone, both = (hold_out(plan, examples, 0.1, 0)[1] for plan in (one, joined))
     assert both.clients[0].indices.tolist() == alone.clients[0].indices.tolist()
     assert [len(share) for share in both.clients] == [2, 0]
 
 
-def test_clients_that_are_all_too_small_are_refused() -> None:
+def test_it_is_refused_if_all_clients_are_too_small() -> None:
     examples = tuple(example(number) for number in range(6))
     with pytest.raises(UserError, match=r"data\.validation is 0\.1, but no client"):
-        divided(DataSet("folder", examples, examples), Chosen(0.1), Scenario(clients=2), 0)
+        plan_and_validation(DataSet("folder", examples, examples), Chosen(0.1), Scenario(clients=2), 0)
 
 
 def test_a_part_that_the_owners_ship_but_is_not_there_is_named(tmp_path, encoded, trees, settings) -> None:

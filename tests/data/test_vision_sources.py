@@ -1,4 +1,4 @@
-"""FedVLMBench's data sets as their owners ship them: boxes, captions, classes, and the records that are bad."""
+"""FedVLMBench's data sets as their owners ship them: boxes, captions, classes, and invalid records."""
 
 import gzip
 import json
@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from fedloom.data import load_data
 from fedloom.data.bounding_boxes import in_fractions, in_pixels
-from fedloom.data.client_folders import take_off_frame
+from fedloom.data.client_folders import strip_frame
 from fedloom.data.images import FileImage
-from fedloom.data.mimic_cxr import described, sections
-from fedloom.data.record_fields import Bad
+from fedloom.data.mimic_cxr import findings_text, sections
+from fedloom.data.record_fields import InvalidRecord
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS, UNPARSED
 
 
 @pytest.fixture
 def load(settings, tmp_path):
-    """Return a function that loads a data set from the temporary folder, with any number of bad records."""
+    """Return a function that loads a data set from the temporary folder, with any number of invalid records."""
 
     def loaded(name, root=tmp_path, **changes):
         return load_data(settings(**{"name": name, "root": root, "max_rejected": 1.0} | changes), 0)
@@ -36,7 +36,7 @@ def write(trees, encoded, tmp_path):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory, encoded):
-    """Return a picture 13 pixels wide and 12 high."""
+    """Return an image 13 pixels wide and 12 high."""
     path = tmp_path_factory.mktemp("picture") / "a.png"
     path.write_bytes(encoded(1))
     return FileImage(path)
@@ -49,7 +49,7 @@ def reasons(data):
 @pytest.mark.parametrize(
     ("box", "answer"),
     [
-        ([0, 0, 13, 12], "[0, 0, 12, 11]"),  # all of the picture
+        ([0, 0, 13, 12], "[0, 0, 12, 11]"),  # all of the image
         ([1, 2, 1, 1], "[1, 2, 1, 2]"),
         ([1.5, 2.5, 1, 1], "[1, 2, 2, 3]"),  # touches two columns and two rows
         ([1.0, 2.0, 3.0, 4.0], "[1, 2, 3, 5]"),
@@ -64,9 +64,9 @@ def test_a_box_in_pixels_holds_every_pixel_it_touches(box, answer, picture):
 @pytest.mark.parametrize(
     ("box", "reason"),
     [
-        ([-1, 0, 5, 5], "box [-1, 0, 5, 5] leaves the picture of 13 by 12 pixels"),
-        ([9, 0, 5, 5], "box [9, 0, 5, 5] leaves the picture of 13 by 12 pixels"),
-        ([0, 8, 5, 5], "box [0, 8, 5, 5] leaves the picture of 13 by 12 pixels"),
+        ([-1, 0, 5, 5], "box [-1, 0, 5, 5] leaves the image of 13 by 12 pixels"),
+        ([9, 0, 5, 5], "box [9, 0, 5, 5] leaves the image of 13 by 12 pixels"),
+        ([0, 8, 5, 5], "box [0, 8, 5, 5] leaves the image of 13 by 12 pixels"),
         ([1, 1, 0, 5], "box [1, 1, 0, 5] has no area"),
         ([1, 1, 5, -5], "box [1, 1, 5, -5] has no area"),
         ([1, 1, 5], "box [1, 1, 5] is not four numbers"),
@@ -76,8 +76,8 @@ def test_a_box_in_pixels_holds_every_pixel_it_touches(box, answer, picture):
         (None, "box null is not four numbers"),
     ],
 )
-def test_a_box_that_is_none_is_told(box, reason, picture):
-    with pytest.raises(Bad) as told:
+def test_an_invalid_box_has_a_reason(box, reason, picture):
+    with pytest.raises(InvalidRecord) as told:
         in_pixels(box, picture)
     assert str(told.value) == reason
 
@@ -105,8 +105,8 @@ def test_every_box_inside_parses_to_one_that_covers_it(picture, across, down):
 @pytest.mark.parametrize(
     "box", [[0, 0, 1.2, 0.5], [-0.1, 0, 0.5, 0.5], [0.2, 0.2, 0.0, 0.1], [0.1, 0.1, 0.00001, 0.1]]
 )
-def test_a_box_in_fractions_that_is_none_is_told(box):
-    with pytest.raises(Bad, match=r"leaves the picture|has no area"):
+def test_an_invalid_box_in_fractions_has_a_reason(box):
+    with pytest.raises(InvalidRecord, match=r"leaves the image|has no area"):
         in_fractions(box)
 
 
@@ -128,8 +128,8 @@ def test_a_box_in_fractions_that_is_none_is_told(box):
         ("A cat. The caption is wrong.", ("A cat. The caption is wrong.", "vqa")),
     ],
 )
-def test_the_frame_of_an_answer_is_taken_off(said, left):
-    assert take_off_frame(said) == left
+def test_the_frame_of_an_answer_is_removed(said, left):
+    assert strip_frame(said) == left
 
 
 def test_prepared_clients(write, load):
@@ -199,10 +199,10 @@ def test_prepared_clients_ugly_records(write, load, trees):
         "a cell.",
     ]
     assert reasons(data) == [
-        "entry 4: box [1.0, 1.0, 20.0, 2.0] leaves the picture of 13 by 12 pixels",
-        "entry 5: box [0.5, 0.5, 0.6, 0.1] leaves the picture, which is 1 by 1",
+        "entry 4: box [1.0, 1.0, 20.0, 2.0] leaves the image of 13 by 12 pixels",
+        "entry 5: box [0.5, 0.5, 0.6, 0.1] leaves the image, which is 1 by 1",
         "entry 6: box [0.1, 0.2, 0.5] is not four numbers",
-        "entry 7: the answer 'nowhere' is no box",
+        "entry 7: the answer 'nowhere' is not a box",
         "entry 8: the answer is empty",
         "entry 9: the question is empty",
         "entry 10: image 'a/absent.png' is missing",
@@ -273,12 +273,12 @@ def test_science_qa_ugly_problems(write, load, trees):
     assert reasons(load("science-qa", root, variant="vqa")) == [
         "entry 3: split is 'valid', not one of train, val, test",
         "entry 4: choices is not a list of at least two different texts",
-        "entry 5: answer is not a place in choices, 0 to 2",
+        "entry 5: answer is not an index of choices, 0 to 2",
         "entry 6: a list instead of an object",
     ]
 
 
-def test_coco_takes_the_first_caption_of_a_picture(write, load, trees):
+def test_coco_takes_the_first_caption_of_an_image(write, load, trees):
     write("coco-captions")
     data = load("coco-captions")
     assert [example.answer for example in data.train] == [
@@ -325,8 +325,8 @@ REPORTS = [
 
 
 @pytest.mark.parametrize(("report", "said"), REPORTS)
-def test_reports_are_read_as_their_owners_read_them(report, said):
-    assert described(f"                                 FINAL REPORT\n{report}\n") == said
+def test_reports_are_parsed_as_by_the_owners_parser(report, said):
+    assert findings_text(f"                                 FINAL REPORT\n{report}\n") == said
 
 
 def test_coco_ugly_captions(write, load, trees, tmp_path):
@@ -393,7 +393,7 @@ def test_refcoco_asks_for_each_sentence(write, load):
 def test_refcoco_ugly_boxes(trees, encoded, load, tmp_path):
     trees.refcoco(tmp_path, encoded, boxes={0: [9, 9, 20, 20], 3: None})
     assert reasons(load("refcoco")) == [
-        *["entry 1: box [9, 9, 20, 20] leaves the picture of 13 by 12 pixels"] * 2,
+        *["entry 1: box [9, 9, 20, 20] leaves the image of 13 by 12 pixels"] * 2,
         *["entry 4: instances.json has no box of its ann_id"] * 2,
     ]
     (tmp_path / "instances.json").unlink()
@@ -401,14 +401,14 @@ def test_refcoco_ugly_boxes(trees, encoded, load, tmp_path):
         load("refcoco")
 
 
-def test_a_pickle_is_never_read_and_the_way_round_is_told(trees, encoded, load, tmp_path):
+def test_a_pickle_is_never_read_and_the_message_shows_the_conversion(trees, encoded, load, tmp_path):
     trees.refcoco(tmp_path, encoded)
     (tmp_path / "refs(unc).json").rename(tmp_path / "refs(unc).p")
     with pytest.raises(UserError, match=r"it holds no refs\(unc\)\.json\..*json\.dump\(pickle\.load"):
         load("refcoco")
 
 
-def test_mimic_cxr_takes_the_findings_and_one_picture_of_a_study(write, load):
+def test_mimic_cxr_uses_the_findings_and_one_image_of_a_study(write, load):
     write("mimic-cxr")
     data = load("mimic-cxr")
     assert [example.id for example in (*data.train, *data.test)] == [
@@ -441,8 +441,8 @@ def test_mimic_cxr_one_bad_image_does_not_lose_its_study(write, load, tmp_path, 
     (example.image.path.parent / "extra.jpg").write_bytes(encoded(5, "JPEG"))
     example.image.path.write_bytes(b"no image")
     after = load("mimic-cxr")
-    (found,) = (one for one in after.train if one.id == "50000001")
-    assert found.image.path.name == "extra.jpg" and len(after.rejected) == len(before.rejected)
+    (example,) = (one for one in after.train if one.id == "50000001")
+    assert example.image.path.name == "extra.jpg" and len(after.rejected) == len(before.rejected)
 
 
 def test_mimic_cxr_ugly_studies(write, load, trees, tmp_path):
@@ -471,13 +471,13 @@ def test_a_report_without_headings_has_no_sections():
 def test_a_report_without_headings_is_what_follows_its_first_paragraph():
     """As the owners' parser has it, which then calls the whole report one section."""
     assert (
-        described(" FINAL REPORT\n \n Lungs are\n clear.\n \n Heart: normal.\n")
+        findings_text(" FINAL REPORT\n \n Lungs are\n clear.\n \n Heart: normal.\n")
         == "Lungs are clear. Heart: normal."
     )
-    assert described("FINAL REPORT\nNo heading, though a colon: here") is None
+    assert findings_text("FINAL REPORT\nNo heading, though a colon: here") is None
 
 
-def test_a_file_that_is_no_csv_is_refused(write, load, tmp_path):
+def test_a_file_that_is_not_csv_is_refused(write, load, tmp_path):
     write("mimic-cxr")
     (tmp_path / "mimic-cxr-2.0.0-split.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"split\.csv: not a readable CSV file"):

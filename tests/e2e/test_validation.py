@@ -17,7 +17,7 @@ from fedloom.progress import make_progress
 from fedloom.runs import site_setup, train_method
 from fedloom.runs.evaluation import _values
 from fedloom.runs.single_run import resume_run, run_experiment
-from fedloom.tasks.score_answers import Answers, each
+from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.types import Example
 
 
@@ -212,7 +212,7 @@ def test_rarity_in_captions_is_counted_over_all_clients() -> None:
     }
     values = _values(asked, headline=True)
     assert all(len(value) == 1 and value[0] > 0 for value in values.values())
-    whole = each(
+    whole = example_scores(
         [one for examples, _ in asked.values() for one in examples],
         Answers(tuple(said), (None,) * 3, tuple(said)),
         headline=True,

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 PNG = b"\x89PNG\r\n\x1a\n"
 SIDE = 16
 DAMAGED = "damaged or cut short"
-OTHER = "not a PNG, JPEG or WebP picture"
+OTHER = "not a PNG, JPEG or WebP image"
 
 
 @dataclass(frozen=True)

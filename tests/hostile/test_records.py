@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedloom.config.schema import Data
-from fedloom.data.images import FileImage, check_image
+from fedloom.data.images import FileImage, fully_checked_image
 from fedloom.data.own_folder import load_folder
 
 from .records import IMAGES, RECORDS, fill, pixels
@@ -24,7 +24,8 @@ def test_an_image_is_used_or_its_reason_is_right(name: str, tmp_path: Path) -> N
     case = IMAGES[name]
     path = tmp_path / "image"
     path.write_bytes(case.build())
-    reason = check_image(path)
+    checked = fully_checked_image(path)
+    reason = checked if isinstance(checked, str) else None
     if case.reason is not None:
         assert reason is not None and case.reason in reason
         return

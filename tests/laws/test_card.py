@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.scenarios import Plan
-from fedloom.scenarios.heterogeneity_card import card, distances, rows, survey
+from fedloom.scenarios.heterogeneity_card import card, client_rows, distances, survey
 from fedloom.types import Example
 
 OPTIONS = ("a", "b", "c", "d")
@@ -56,13 +56,15 @@ def test_two_clients_with_a_label_each():
 
 
 def test_rows_have_the_distances_that_the_card_tells_the_means_of():
-    found = survey(*plan_of([[0, 0, 1], [1, 1], [2]]))
-    told, labels = rows(found), card(found)["labels"]
+    counted = survey(*plan_of([[0, 0, 1], [1, 1], [2]]))
+    told, labels = client_rows(counted), card(counted)["labels"]
     for name in ("total_variation", "jensen_shannon"):
         assert np.mean([row[name] for row in told]) == pytest.approx(labels[name])
     # The third client has a label that is one of six in the pool: half of |0 − ⅓| + |0 − ½| + |1 − ⅙|.
     assert told[2]["total_variation"] == pytest.approx(5 / 6)
-    assert [row["total_variation"] for row in rows(found, 2)] == [row["total_variation"] for row in told[:2]]
+    assert [row["total_variation"] for row in client_rows(counted, 2)] == [
+        row["total_variation"] for row in told[:2]
+    ]
 
 
 def test_sizes():
@@ -82,7 +84,7 @@ def test_modalities_of_clients_and_examples():
     assert told["modalities"]["clients"] == {"IT": 2, "I": 0, "T": 0, "": 1}
     assert told["modalities"]["examples"] == {"both": 1, "image_only": 2, "text_only": 1, "none": 2}
     assert told["words"] == {"mean": 2.0, "least": 1.0, "most": 3.0}
-    assert [row["words"] for row in rows(survey(plan, examples))] == [3.0, 1.0, None]
+    assert [row["words"] for row in client_rows(survey(plan, examples))] == [3.0, 1.0, None]
 
 
 def test_a_plan_without_texts_has_no_words():

@@ -234,7 +234,7 @@ def test_what_is_absent_is_not_shown(task, form, prompt, present):
 
 
 def users(task: str, form: str, clause: str | None) -> set[str]:
-    """What the model is asked, without the text shown, over all cases of presence."""
+    """Return the prompts for all cases of presence, without the text of the example."""
     said = [TASKS[task].render(EXAMPLE, present, clause=clause, answer_form=form) for present in EVERY]
     return {one.user.replace("Text: a barking pet\n", "") for one in said}
 
@@ -250,7 +250,7 @@ def test_only_the_ordinary_prompt_tells_what_is_present(task, form):
 
 @pytest.mark.parametrize(("task", "form"), GRID)
 @pytest.mark.parametrize("prompt", ["original", "relaxed", "agnostic", "strict"])
-def test_a_clause_stands_wherever_the_evidence_is_named(task, form, prompt):
+def test_a_clause_replaces_every_phrase_about_modalities(task, form, prompt):
     (asked,) = users(task, form, PROMPTS[prompt])
     assert asked.count(PROMPTS[prompt]) == (2 if (task, form) == ("choice", "letter") else 1)
     assert all(PROMPTS[prompt] not in user for user in users(task, form, PROMPTS["none"]))
@@ -258,7 +258,7 @@ def test_a_clause_stands_wherever_the_evidence_is_named(task, form, prompt):
 
 @pytest.mark.parametrize("task", ["vqa", "caption", "grounding"])
 @pytest.mark.parametrize("image", [True, False])
-def test_without_a_clause_a_free_question_is_asked_as_it_stands(task, image):
+def test_without_a_clause_a_free_question_is_unchanged(task, image):
     said = TASKS[task].render(EXAMPLE, Presence(image, False), clause=PROMPTS["none"], answer_form="text")
     assert (said.user, said.answer) == (EXAMPLE.question, EXAMPLE.answer)
 
@@ -375,7 +375,7 @@ def test_a_letter_answer_is_the_only_letter_in_range(reply, label):
     assert answer == label if label is not None else answer is UNPARSED
 
 
-def test_options_that_differ_only_in_punctuation_are_told_apart_word_for_word():
+def test_options_that_differ_only_in_punctuation_are_distinguished_by_exact_match():
     one = Example("e", "Which?", "C", label=0, options=("C", "C++"))
     parse = TASKS["choice"].parse
     assert [parse(reply, one, answer_form="text") for reply in ("C", "C++", "c", "it is C")] == [
@@ -395,12 +395,12 @@ def test_letters_run_out():
 
 
 @pytest.mark.parametrize("one", [replace(EXAMPLE, label=2), replace(EXAMPLE, label=None, answer="fox")])
-def test_an_answer_that_is_no_option_is_refused(one):
+def test_an_answer_that_is_not_an_option_is_refused(one):
     with pytest.raises(UserError, match="not one of its options: cat, dog"):
         TASKS["choice"].render(one, BOTH, answer_form="text")
 
 
-def test_a_label_is_found_from_the_answer():
+def test_a_missing_label_follows_from_the_answer():
     assert gold(replace(EXAMPLE, label=None), "text") == 1
 
 
@@ -410,7 +410,7 @@ def test_a_label_is_found_from_the_answer():
         ("[1, 2, 3, 4]", (1, 2, 3, 4)),
         ("It is at [1,2,3,4].", (1, 2, 3, 4)),
         ("[0, 0, 63, 47]", (0, 0, 63, 47)),
-        ("[0, 0, 64, 47]", None),  # outside the picture, which is 64 wide and 48 high
+        ("[0, 0, 64, 47]", None),  # outside the image, which is 64 wide and 48 high
         ("[0, 0, 63, 48]", None),
         ("[3, 2, 1, 4]", None),
         ("[1, 4, 3, 2]", None),
@@ -422,7 +422,7 @@ def test_a_label_is_found_from_the_answer():
         ("1, 2, 3, 4", None),
     ],
 )
-def test_a_box_is_four_whole_numbers_inside_the_picture(reply, box):
+def test_a_box_is_four_whole_numbers_inside_the_image(reply, box):
     one = Example("e", "Where?", "[0, 0, 1, 1]", Blank(), task="grounding")
     answer = TASKS["grounding"].parse(reply, one, answer_form="text")
     assert answer == box if box else answer is UNPARSED
@@ -440,13 +440,13 @@ def test_a_box_is_four_whole_numbers_inside_the_picture(reply, box):
         ("[0.1, 0.2, 0.3]", None),
     ],
 )
-def test_a_box_in_fractions_lies_within_one(reply, box):
+def test_a_box_in_fractions_is_between_zero_and_one(reply, box):
     one = Example("e", "Where?", "[0.0, 0.0, 0.5, 0.5]", Blank(), task="grounding")
     answer = TASKS["grounding"].parse(reply, one, answer_form="text")
     assert answer == box if box else answer is UNPARSED
 
 
-def test_a_gold_box_outside_the_picture_is_refused():
+def test_a_gold_box_outside_the_image_is_refused():
     one = Example("e", "Where?", "[0, 0, 99, 1]", Blank(), task="grounding")
     with pytest.raises(UserError, match="not a box inside its image"):
         total("grounding", [(one, (0, 0, 1, 1), None)])

@@ -48,7 +48,7 @@ class Gone:
     key: str = "gone"
 
     def pixels(self) -> NDArray[np.uint8]:
-        raise UserError("a.png: the picture is missing")
+        raise UserError("a.png: the image is missing")
 
 
 def example(name: str, **changes: object) -> Example:
@@ -123,7 +123,7 @@ def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) 
     mixed = check(cold, good[0], bad[0], *good[1:3], bad[1], *good[3:])
     assert mixed.data.train == tuple(good)
     assert [str(one).split(":")[0] for one in mixed.data.rejected] == ["d, line strip", "d, line gone"]
-    assert "cannot be read (a.png: the picture is missing)" in mixed.data.rejected[1].reason
+    assert "cannot be read (a.png: the image is missing)" in mixed.data.rejected[1].reason
     after = cold.look([one.image for one in good if one.image])
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -117,7 +117,7 @@ def test_only_the_first_label_is_repaired_for_crisis_mmd():
 
 
 @pytest.mark.parametrize("repair", ["each", "first"])
-def test_a_label_with_too_few_examples_ends_the_repair_and_nobody_is_left_empty(repair):
+def test_the_repair_ends_for_a_label_with_too_few_examples_and_no_client_is_empty(repair):
     examples = listed(6, 5, 3)
     plan = plan_of(examples, repair=repair)
     assert sorted(plan.indices.tolist()) == list(range(14))
@@ -167,7 +167,7 @@ def test_no_draw_adds_a_modality():
 
 
 def sources(images: int, texts: int) -> list[Example]:
-    """Questions about pictures, then questions in words alone."""
+    """Return questions about images, then questions without images."""
     pictures = [Example(f"p{number}", "What?", "this", image=Blank(), task="vqa") for number in range(images)]
     return pictures + [Example(f"w{number}", "Why?", "so", task="vqa") for number in range(texts)]
 
@@ -212,7 +212,7 @@ def test_medical_hybrid_gives_image_and_text_clients_a_chunk_of_each_source(p):
     "changes",
     [{"partition": "iid"}, {"partition": "by_group"}, {"partition": "by_source", "pattern": "missing"}],
 )
-def test_what_was_not_published_is_refused(changes):
+def test_scenarios_that_were_not_published_are_refused(changes):
     with pytest.raises(UserError, match="there is no published procedure"):
         plan_of(**changes)
     words = [f"scenario.{key}={value}" for key, value in ({"mode": "published"} | changes).items()]

@@ -1,4 +1,4 @@
-"""Draws that are replayed count the records that are skipped; nobody else changes place.
+"""Repeated draws count skipped records, so that other records keep their places.
 
 B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv 2411.14717v2: its scripts
 shuffle and cut all flashcards of the owners' file, and drop those without question or answer from the clients.
@@ -57,10 +57,10 @@ def test_blank_flashcards_take_part_in_the_shuffle(tmp_path, trees, encoded):
     places = list(range(len(order)))
     draws.shuffle(places)
     texts = sorted(set(range(4)) - set(images))
-    found = held(plan, list(data.train))
+    parts = held(plan, list(data.train))
     for number, client in enumerate(texts):
         chunk = places[CARDS // 2 * number : CARDS // 2 * (number + 1)]
-        assert found[client] == [order[place] for place in chunk if place not in BLANK]
+        assert parts[client] == [order[place] for place in chunk if place not in BLANK]
 
 
 @pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])

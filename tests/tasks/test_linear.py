@@ -1,4 +1,4 @@
-"""The linear references on data where the right answer is known."""
+"""The linear baselines on data where the right answer is known."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Patch:
 
 
 def examples(count: int, start: int, options: tuple[str, ...] = OPTIONS[:2]) -> list[Example]:
-    found = []
+    result = []
     for number in range(start, start + count):
         label = number % len(options)
         name = options[label]
-        found.append(
+        result.append(
             Example(
                 str(number),
                 "Which?",
@@ -47,15 +47,15 @@ def examples(count: int, start: int, options: tuple[str, ...] = OPTIONS[:2]) -> 
                 OPTIONS,
             )
         )
-    return found
+    return result
 
 
 TRAIN, TEST = examples(30, 0), examples(10, 100)
 TRUTH = np.array([one.label for one in TEST])
 
 
-def without(found: list[Example], **gone: None) -> list[Example]:
-    return [replace(one, **gone) for one in found]
+def without(examples: list[Example], **gone: None) -> list[Example]:
+    return [replace(one, **gone) for one in examples]
 
 
 def test_each_slice_learns_what_is_plain_to_see():
@@ -103,7 +103,7 @@ def test_other_options_are_refused():
         linear_baseline(TRAIN, [replace(TEST[0], options=())])
 
 
-def test_without_scikit_learn_the_user_is_told_what_to_install(monkeypatch):
+def test_without_scikit_learn_the_message_names_the_extra_to_install(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *rest, **more):

@@ -73,10 +73,10 @@ def test_rouge_l_is_that_of_the_caption_evaluation_code(rows):
 @LAW
 @given(sentences, sentences)
 def test_the_common_subsequence_is_rouge_scores(answer, reference):
-    found = RougeScorer(["rougeL"]).score(" ".join(reference), " ".join(answer))["rougeL"]
+    expected = RougeScorer(["rougeL"]).score(" ".join(reference), " ".join(answer))["rougeL"]
     common = longest_common(answer, reference)
-    assert found.precision == pytest.approx(common / len(answer))
-    assert found.recall == pytest.approx(common / len(reference))
+    assert expected.precision == pytest.approx(common / len(answer))
+    assert expected.recall == pytest.approx(common / len(reference))
     assert longest_common(reference, answer) == common
 
 
@@ -115,12 +115,12 @@ def test_silence_in_place_of_an_answer_that_is_not_longer_than_the_right_one_nev
 def test_bleu_by_hand():
     # Five words, four of them right; runs of two: 2 of 4; of three: 1 of 3; of four: 0 of 2; one word short.
     answer, reference = "a red circle is big".split(), "a red circle and a big square".split()
-    found = bleu([answer], [reference])
+    scores = bleu([answer], [reference])
     brevity = exp(1 - 7 / 5)
-    assert found[:3] == pytest.approx(
+    assert scores[:3] == pytest.approx(
         [brevity * 4 / 5, brevity * sqrt(4 / 5 * 2 / 4), brevity * (4 / 5 * 2 / 4 * 1 / 3) ** (1 / 3)]
     )
-    assert found[3] == 0
+    assert scores[3] == 0
 
 
 def test_rouge_by_hand():

@@ -1,4 +1,4 @@
-"""What the papers' published code makes of replies: by hand, by its rules restated, by public libraries."""
+"""The parsing and scores of published code, compared with hand-worked values, restated rules and public libraries."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_the_published_auc_is_scikit_learns_on_hard_labels_with_failures_as_two(
 def test_the_published_f1_is_scikit_learns_with_failures_as_class_two(rows):
     truth, given_ = (np.array(column) for column in zip(*rows, strict=True))
     wanted = f1_score(truth, np.where(given_ < 0, 2, given_), average="macro", zero_division=0.0)
-    found = scores_of(rows, 5)
-    assert found["macro_f1_published"] == pytest.approx(wanted)
-    assert found["auc_published"] is None
+    scores = scores_of(rows, 5)
+    assert scores["macro_f1_published"] == pytest.approx(wanted)
+    assert scores["auc_published"] is None
 
 
 def test_silence_pays_where_failures_rank_highest():
@@ -72,9 +72,9 @@ def test_silence_pays_where_failures_rank_highest():
 
 def letter_of(reply, letters, looked_for):
     """Read a letter as the evaluation scripts of FedMLLM do."""
-    found = re.findall(rf"[( ]*[{looked_for}][) ]*", reply.replace("answer", "").replace("Answer", ""))
+    matches = re.findall(rf"[( ]*[{looked_for}][) ]*", reply.replace("answer", "").replace("Answer", ""))
     try:
-        return letters.index(found[0].strip().strip("()"))
+        return letters.index(matches[0].strip().strip("()"))
     except (IndexError, ValueError):
         return 2
 
@@ -127,10 +127,10 @@ def test_the_published_auc_is_that_of_the_script_of_hateful_memes(rows):
     judged = Answers((UNPARSED,) * len(rows), (None,) * len(rows), replies, "letter")
     truth = [label for label, _ in rows]
     wanted = [letter_of(reply, *HATEFUL) for reply in replies]
-    found = score(examples, judged)
+    scores = score(examples, judged)
     if len(set(truth)) == 2:
-        assert found["auc_published"] == pytest.approx(roc_auc_score(truth, wanted))
-    assert found["accuracy_published"] == pytest.approx(np.mean(np.equal(truth, wanted)))
+        assert scores["auc_published"] == pytest.approx(roc_auc_score(truth, wanted))
+    assert scores["accuracy_published"] == pytest.approx(np.mean(np.equal(truth, wanted)))
 
 
 @LAW
@@ -164,15 +164,15 @@ def sentences(label, reply, skip, stop=None):
 
 
 def right_text(label, reply):
-    """Tell whether the script of FGVC-Aircraft counts a reply as right."""
-    wanted, found = sentences(label, reply, 3)
-    return None not in (wanted, found) and wanted == found and wanted != " "
+    """Return whether the script of FGVC-Aircraft counts a reply as right."""
+    wanted, spoken = sentences(label, reply, 3)
+    return None not in (wanted, spoken) and wanted == spoken and wanted != " "
 
 
 def right_start(label, reply):
-    """Tell whether the multi-task scripts count a reply as right."""
-    wanted, found = sentences(label, reply, 3, 4)
-    return None not in (wanted, found) and wanted == found and wanted != " "
+    """Return whether the multi-task scripts count a reply as right."""
+    wanted, spoken = sentences(label, reply, 3, 4)
+    return None not in (wanted, spoken) and wanted == spoken and wanted != " "
 
 
 NAMES = st.sampled_from(
@@ -194,13 +194,13 @@ def test_sentences_are_compared_as_the_scripts_of_fedvlmbench_compare_them(frame
     one = Example("e", "Which?", f"{frame}{name}.", task="vqa")
     other = Example("f", "Where?", "[0, 0, 9, 9]", task="grounding")
 
-    def found(*examples):
+    def scores(*examples):
         replies = (f"{reply}.", "")[: len(examples)]
         nothing = (None,) * len(examples)
         return score(examples, Answers((UNPARSED,) * len(examples), nothing, replies))["tasks"]["vqa"]
 
-    assert found(one)["accuracy_published"] == right_text(frame + name, reply)
-    assert found(one, other)["accuracy_published"] == right_start(frame + name, reply)
+    assert scores(one)["accuracy_published"] == right_text(frame + name, reply)
+    assert scores(one, other)["accuracy_published"] == right_start(frame + name, reply)
 
 
 AIRCRAFT = ("707-320", "747-100", "British Aerospace", "Cessna")
@@ -221,7 +221,7 @@ AIRCRAFT = ("707-320", "747-100", "British Aerospace", "Cessna")
         ("", UNPARSED, UNPARSED),
     ],
 )
-def test_an_aircraft_is_compared_by_its_whole_name(reply, alone, beside_other_tasks):
+def test_an_aircraft_is_compared_by_its_full_name(reply, alone, beside_other_tasks):
     one = Example("e", "Which variant?", AIRCRAFT[0], label=0, options=AIRCRAFT)
     assert CHOICE.parse(reply, one, answer_form="text") == alone
     assert TASKS["choice"].multitask.parse(reply, one, answer_form="text") == beside_other_tasks
@@ -235,8 +235,8 @@ def test_an_aircraft_is_compared_by_its_whole_name(reply, alone, beside_other_ta
 def test_options_with_the_same_first_character_are_alike_to_the_multi_task_scripts():
     one = Example("e", "Which?", "smile", label=1, options=("sun", "smile", "fox"))
     parse = TASKS["choice"].multitask.parse
-    found = [parse(reply, one, answer_form="text") for reply in ("sun", "fox", "It is stone", "zoo")]
-    assert found == [1, 2, 1, UNPARSED]
+    labels = [parse(reply, one, answer_form="text") for reply in ("sun", "fox", "It is stone", "zoo")]
+    assert labels == [1, 2, 1, UNPARSED]
 
 
 def test_a_first_character_is_enough_beside_other_tasks():
@@ -284,17 +284,17 @@ def test_captions_are_scored_as_the_multi_task_scripts_score_them(rows):
         for right, named, said in rows
     ]
     kept = [cut for row in framed if None not in (cut := sentences(*row, 4))]
-    found = caption_scores([(f"{right}.", f"{reply}.") for right, reply in framed])
+    scores = caption_scores([(f"{right}.", f"{reply}.") for right, reply in framed])
     if not kept:
-        assert found["cider_published"] is None
+        assert scores["cider_published"] is None
         return
     rights, said = ({place: [row[side]] for place, row in enumerate(kept)} for side in (0, 1))
-    assert found["cider_published"] == pytest.approx(Cider().compute_score(rights, said)[0], abs=1e-9)
-    assert found["rouge_l_published"] == pytest.approx(Rouge().compute_score(rights, said)[0])
-    assert found["bleu_1_published"] == pytest.approx(_Quiet(4).compute_score(rights, said)[0][0], rel=1e-6)
+    assert scores["cider_published"] == pytest.approx(Cider().compute_score(rights, said)[0], abs=1e-9)
+    assert scores["rouge_l_published"] == pytest.approx(Rouge().compute_score(rights, said)[0])
+    assert scores["bleu_1_published"] == pytest.approx(_Quiet(4).compute_score(rights, said)[0][0], rel=1e-6)
     # Ours are without the frame. Nothing else is different.
     plain = [(row[0], row[1]) for row in kept]
-    assert caption_scores(plain) == found
+    assert caption_scores(plain) == scores
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_captions_are_scored_as_the_multi_task_scripts_score_them(rows):
 )
 def test_a_caption_is_cut_at_the_is_of_its_frame(right, reply, heard):
     one = Example("e", "Describe.", right, task="caption")
-    found = CAPTION.parse(reply, one, answer_form="text")
-    assert found is UNPARSED if heard is None else found == heard
+    answer = CAPTION.parse(reply, one, answer_form="text")
+    assert answer is UNPARSED if heard is None else answer == heard
 
 
 def test_published_captions_differ_by_case_and_punctuation():
@@ -339,8 +339,8 @@ def test_published_captions_differ_by_case_and_punctuation():
 )
 def test_a_published_box_is_all_that_follows_are(reply, box):
     one = Example("e", "Where?", "[0.0, 0.2, 0.5, 0.5]", task="grounding")
-    found = TASKS["grounding"].published.parse(reply, one, answer_form="text")
-    assert found == (UNPARSED if box is None else box)
+    answer = TASKS["grounding"].published.parse(reply, one, answer_form="text")
+    assert answer == (UNPARSED if box is None else box)
 
 
 def test_published_boxes_that_cannot_be_read_are_left_out():

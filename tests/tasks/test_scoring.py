@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from fedloom.tasks import TASKS, UNPARSED
-from fedloom.tasks.score_answers import Answers, each, score
+from fedloom.tasks.score_answers import Answers, example_scores, score
 from fedloom.types import Example
 
 
 def answered(rows, form="text"):
-    """Examples and judged replies from (task, right answer, kind, reply)."""
+    """Return examples and answers made of (task, right answer, kind, reply)."""
     examples = [
         Example(str(place), "?", right, task=task, kind=kind)
         for place, (task, right, kind, _) in enumerate(rows)
@@ -40,7 +40,7 @@ def test_scores_are_also_given_by_kind():
     assert score(*answered(boxes))["iou_testB"] == 0.5
 
 
-def test_every_task_is_scored_by_itself_and_means_stand_on_top():
+def test_every_task_is_scored_by_itself_and_means_are_on_top():
     rows = [
         ("vqa", "lung", None, "lung"),
         ("caption", "a red circle", None, "a red circle"),
@@ -55,17 +55,17 @@ def test_every_task_is_scored_by_itself_and_means_stand_on_top():
     assert scores["tasks"]["grounding"]["iou"] == pytest.approx((0.5 + 0.4) / 2)
     assert scores["accuracy"] == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert "iou" not in scores
-    assert each(examples, judged, headline=False).tolist() == [1, 1, 1, 0, 0]
-    assert each(examples, judged, headline=True).tolist() == pytest.approx([1, 0, 0.5, 0, 0.4])
+    assert example_scores(examples, judged, headline=False).tolist() == [1, 1, 1, 0, 0]
+    assert example_scores(examples, judged, headline=True).tolist() == pytest.approx([1, 0, 0.5, 0, 0.4])
 
 
-def test_one_task_stands_on_top_itself():
+def test_the_scores_of_a_single_task_are_on_top():
     scores = score(*answered([("caption", "a red circle", None, "a red circle")]))
     assert scores["tasks"]["caption"] == {name: value for name, value in scores.items() if name != "tasks"}
     assert score([], Answers((), ())) == {"tasks": {}}
 
 
-def test_replies_are_read_as_published_code_reads_them_and_compared_options_need_no_reading():
+def test_replies_are_parsed_as_by_published_code_and_compared_options_are_not_parsed():
     one = Example("e", "Which?", "no", label=0, options=("no", "yes"))
     two = Example("f", "Which?", "yes", label=1, options=("no", "yes"))
     chances = np.array([0.8, 0.2])

@@ -1,4 +1,4 @@
-"""A judge's prompts and verdicts: a scripted judge, whatever it says, and a tiny model."""
+"""Prompts and verdicts of judges: a scripted judge, arbitrary texts, and a tiny model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def asked(answer: str, kind: str | None = None, task: str = "vqa") -> Example:
 
 
 def lenient(prompts):
-    """Scripted: right if the reference is a word of the reply; unreadable if the reply says "unsure"."""
+    """Judge a reply as right if the reference is one of its words, with an unreadable verdict for "unsure"."""
     said = []
     for prompt in prompts:
         lines = dict(line.split(": ", 1) for line in prompt.split("\n") if ": " in line)
@@ -79,16 +79,16 @@ def test_verdicts_by_hand():
     assert judged_scores(lenient, [], []) == {"accuracy_judged": None, "unjudged": None}
 
 
-def test_the_judge_is_asked_about_free_answers_only():
+def test_the_judge_gets_free_answers_only():
     examples = [asked("liver"), asked("a liver", task="caption"), asked("lung")]
     judged = Answers(("liver", "a liver", "heart"), (None,) * 3, ("liver", "a liver", "heart"))
     prompts = []
-    found = with_verdicts(
+    scores = with_verdicts(
         lambda some: prompts.extend(some) or lenient(some), examples, judged, score(examples, judged)
     )
     assert len(prompts) == 2
-    assert found["tasks"]["vqa"]["accuracy_judged"] == 0.5
-    assert "accuracy_judged" not in found and "accuracy_judged" not in found["tasks"]["caption"]
+    assert scores["tasks"]["vqa"]["accuracy_judged"] == 0.5
+    assert "accuracy_judged" not in scores and "accuracy_judged" not in scores["tasks"]["caption"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pa
     return folder
 
 
-def test_a_local_model_judges_the_same_alone_and_in_a_batch(tiny_judge):
+def test_a_local_model_gives_the_same_verdicts_singly_and_in_a_batch(tiny_judge):
     judge = load_judge(str(tiny_judge))
     prompts = [judge_prompt("Which organ?", "liver", "lung " * count) for count in (1, 9, 3)]
     together = judge(prompts)

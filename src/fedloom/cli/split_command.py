@@ -79,7 +79,7 @@ def split(
             "scenario.pattern": ("--scenario", scenario),
             "scenario.mode": ("--mode", mode),
         }
-        value = divided(experiment_of(given, changes or (), scenario, plugins or ()))
+        value = plan_and_validation(experiment_of(given, changes or (), scenario, plugins or ()))
         _show(value, None if as_json else split_text(value))
 
 
@@ -143,11 +143,11 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
         yield f"{whole}{equals}{text}"
 
 
-def divided(experiment: Experiment) -> dict[str, Any]:
+def plan_and_validation(experiment: Experiment) -> dict[str, Any]:
     """Load the data and divide them; return what --json prints."""
     from fedloom.data import load_data
-    from fedloom.scenarios.heterogeneity_card import card, rows, survey
-    from fedloom.scenarios.validation_part import divided as divided_among
+    from fedloom.scenarios.heterogeneity_card import card, client_rows, survey
+    from fedloom.scenarios.validation_part import plan_and_validation as divided_among
     from fedloom.scenarios.validation_part import validation_json
 
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
@@ -159,7 +159,7 @@ def divided(experiment: Experiment) -> dict[str, Any]:
         "scenario": dict(plan.scenario),
         "seed": experiment.seed,
         "card": card(found),
-        "clients": rows(found),
+        "clients": client_rows(found),
         **({} if kept is None else {"validation": validation_json(kept)}),
     }
 

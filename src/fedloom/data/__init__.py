@@ -1,4 +1,4 @@
-"""Data sets by name, and the one way to load them."""
+"""Load data sets by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedloom.data.fashion_mnist import load_fashion_mnist
 from fedloom.data.fedmllm_client_folders import PREPARED
 from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.hateful_memes import HATEFUL_MEMES
-from fedloom.data.loading import Loader, thin
+from fedloom.data.loading import Loader, subsample
 from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.multitask import NATURE, RADIOLOGY
@@ -44,11 +44,11 @@ __all__ = [
     "ROOTLESS",
     "Loader",
     "Source",
+    "check_usable",
+    "has_validation",
     "load_data",
     "rootless",
     "tasks",
-    "usable",
-    "validates",
     "variants",
 ]
 
@@ -81,16 +81,16 @@ BUNDLED = ("emoji", "emoji-styles", "digits", "shapes")
 """The data sets that come with fedloom."""
 
 ROOTLESS = (*BUNDLED, "fashion-mnist")
-"""The data sets that need no folder, or look for one where a package of the system puts it."""
+"""The data sets that need no `data.root`: bundled ones, and one that a system package may install."""
 
 
 def rootless(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set needs no folder; a plug-in's loader refuses a missing one itself."""
+    """Return whether a data set needs no folder; a plug-in's loader checks its folder itself."""
     return name in ROOTLESS or isinstance(datasets[name], PluginLoader)
 
 
 def variants(name: str, datasets: Mapping[str, Loader] = DATASETS) -> tuple[str, ...]:
-    """Return the variants of a data set, the default first; empty where it has none."""
+    """Return the variants of a data set, the default first; empty if it has none."""
     load = datasets[name]
     if isinstance(load, Source):
         return load.variants
@@ -100,17 +100,17 @@ def variants(name: str, datasets: Mapping[str, Loader] = DATASETS) -> tuple[str,
 
 
 def tasks(name: str) -> tuple[str, ...]:
-    """Return the values of `data.task` that a data set has, the default first; only that where there is no choice."""
-    known = {"shapes": (*MAKERS, "all"), "emoji-styles": STYLE_TASKS}
-    return known.get(name, ("classification",))
+    """Return the values that `data.task` may have for a data set, the default first."""
+    choices = {"shapes": (*MAKERS, "all"), "emoji-styles": STYLE_TASKS}
+    return choices.get(name, ("classification",))
 
 
-def validates(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set may come with a validation part of its owners; of a folder, its files tell."""
+def has_validation(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
+    """Return whether a data set may have a validation part of its owners; for a folder, its files decide."""
     load = datasets[name]
     if isinstance(load, PluginLoader):
         return True
-    return load is load_folder or (isinstance(load, Source) and load.validates)
+    return load is load_folder or (isinstance(load, Source) and load.has_validation)
 
 
 def load_data(settings: Data, seed: int, datasets: Mapping[str, Loader] = DATASETS) -> DataSet:
@@ -122,30 +122,30 @@ def load_data(settings: Data, seed: int, datasets: Mapping[str, Loader] = DATASE
         datasets: Name → loader.
 
     Raises:
-        UserError: An unknown name, too many bad records, or nothing left to train or test on.
+        UserError: An unknown name, too many invalid records, or nothing left to train or test on.
     """
     if settings.name not in datasets:
         raise UserError(f"data.name: there is no data set {settings.name!r}; there are {', '.join(datasets)}")
-    data = usable(datasets[settings.name](settings, seed), settings)
+    data = check_usable(datasets[settings.name](settings, seed), settings)
     if settings.limit is not None:
-        data = replace(data, train=thin(data.train, settings.limit, seed), drawn=())
+        data = replace(data, train=subsample(data.train, settings.limit, seed), drawn=())
     return data
 
 
-def usable(data: DataSet, settings: Data) -> DataSet:
-    """Return a data set as it is, if not too many of its records are invalid and something is left of both parts.
+def check_usable(data: DataSet, settings: Data) -> DataSet:
+    """Return a data set unchanged after checking that enough of its records are valid.
 
     Raises:
-        UserError: A larger share of records than `max_rejected` is invalid, or nothing is left to train or test on.
+        UserError: More than `max_rejected` of the records are invalid, or nothing is left to train or test on.
     """
     _check_rejected(data, settings.max_rejected)
-    wanted = [("training", data.train), ("test", data.test)]
-    wanted += [("validation", data.validation)] if settings.validation == "published" else []
-    for part, examples in wanted:
+    parts = [("training", data.train), ("test", data.test)]
+    parts += [("validation", data.validation)] if settings.validation == "published" else []
+    for part, examples in parts:
         if not examples:
             where = settings.root or settings.name
             used = f"{len(data.train)} to train, {len(data.test)} to test"
-            counts = f"{used}{f', {len(data.validation)} for validation' if len(wanted) > 2 else ''}, {len(data.rejected)} bad"
+            counts = f"{used}{f', {len(data.validation)} for validation' if len(parts) > 2 else ''}, {len(data.rejected)} invalid"
             raise UserError(
                 f"data: no {part} example is left of {where} ({counts}); "
                 "add records, or change data.test_share or their split"
@@ -157,7 +157,7 @@ def _check_rejected(data: DataSet, cap: float) -> None:
     count = len(data.rejected)
     total = count + len(data.examples)
     if count and count / total > cap:
-        first = "".join(f"\n  {bad}" for bad in data.rejected[:5])
+        first = "".join(f"\n  {record}" for record in data.rejected[:5])
         more = f"\n  and {count - 5} more" if count > 5 else ""
         raise UserError(
             f"data.max_rejected: {count} of {total} records ({count / total:.1%}) are invalid, "

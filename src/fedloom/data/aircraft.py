@@ -1,16 +1,16 @@
-"""FGVC-Aircraft: which aircraft is it, by one of 100 variants, 70 families or 30 manufacturers.
+"""FGVC-Aircraft: classify aircraft by one of 100 variants, 70 families or 30 manufacturers.
 
-The folder is `fgvc-aircraft-2013b`, or its `data`: `images_variant_train.txt` and its sisters (_family_,
-_manufacturer_; _train, _val, _test) with lines such as "1025794 707-320", `variants.txt`, `families.txt` and
+The folder is `fgvc-aircraft-2013b`, or its `data`. It holds `images_variant_train.txt` and the same files for _family_,
+_manufacturer_, _val and _test, with lines such as "1025794 707-320", `variants.txt`, `families.txt` and
 `manufacturers.txt` with the classes in their order, and `images/1025794.jpg`. `data.variant` is the level.
-The owners' parts train and val are both to train, unless `data.validation` is published, which keeps val out. The
-group is the class.
+The owners' parts train and val are both trained on, unless `data.validation` is published; then val is the validation
+part. The group is the class.
 
 Reference: S. Maji et al., "Fine-Grained Visual Classification of Aircraft", arXiv 1306.5151v1; used by
 FedVLMBench (arXiv 2506.09638).
 
-Differs from the paper: posed as multiple choice, where FedVLMBench asks for free text. The owners advise to
-cut off the line of 20 pixels at the bottom that names the photographer; it is left.
+Differs from the paper: questions are multiple choice, where FedVLMBench asks for free text. The owners advise to
+cut off the 20 pixels at the bottom that name the photographer; fedloom does not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedloom.data.published_data_set import Count, Reading, Source, Table
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
 from fedloom.data.record_fields import one_of
-from fedloom.data.record_files import Raw, read_lines
+from fedloom.data.record_files import Record, read_lines
 from fedloom.types import Example, Rejected
 
 QUESTIONS = {
@@ -31,31 +31,31 @@ QUESTIONS = {
 _CLASSES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
-def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the lines of a list of pictures, each with all classes of its level.
+def read(path: Path, name: str) -> Iterator[Record | Rejected]:
+    """Yield the lines of a list of images, each with all classes of its level.
 
     Raises:
-        UserError: The list of classes is not there, or a file is not UTF-8 text.
+        UserError: The list of classes is missing, or a file is not UTF-8 text.
     """
     classes = read_lines(path.with_name(_CLASSES[path.name.split("_")[1]]))
     for number, line in enumerate(read_lines(path), 1):
         if line:
             image, _, label = line.partition(" ")
-            yield Raw(
+            yield Record(
                 name, "line", number, {"image": image, "class": label.strip(), "classes": tuple(classes)}
             )
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a line; see `fedloom.data.published_data_set.Make`."""
-    options = tuple(filter(None, raw.values["classes"]))
-    answer = one_of(raw.values, "class", options)
-    image = raw.values["image"]
+    options = tuple(filter(None, record.values["classes"]))
+    answer = one_of(record.values, "class", options)
+    image = record.values["image"]
     return Example(
         id=image,
-        question=QUESTIONS[reading.variant],
+        question=QUESTIONS[context.variant],
         answer=answer,
-        image=reading.picture(f"{image}.jpg"),
+        image=context.find_image(f"{image}.jpg"),
         label=options.index(answer),
         group=answer,
         options=options,

@@ -1,14 +1,14 @@
 """COCO captions: describe a photograph.
 
 The folder holds `annotations/captions_train2014.json` and `annotations/captions_val2014.json` (or 2017; test
-answers were never published) and the pictures in `train2014` and `val2014`. An annotation file is an object
+answers were never published), and the images in `train2014` and `val2014`. An annotation file is an object
 with "images", a list of {"id", "file_name"}, and "annotations", a list of {"id", "image_id", "caption"}.
-`data.variant` is the year. Of the five captions of a picture the first is the answer.
+`data.variant` is the year. The answer is the first of the five captions of an image.
 
 Reference: X. Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server", arXiv
 1504.00325v2; used by FedVLMBench (arXiv 2506.09638).
 
-Differs from the paper: one caption for each picture; FedVLMBench uses 6,000 pictures, and does not say which.
+Differs from the paper: one caption for each image; FedVLMBench uses 6,000 images and does not say which.
 """
 
 from __future__ import annotations
@@ -17,64 +17,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import needed, word
-from fedloom.data.record_files import Raw, kind, read_json
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import required, text_or_integer
+from fedloom.data.record_files import Record, json_type, read_json
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
 QUESTION = "Describe the picture."
 
 
-def listed(value: Any, key: str, path: Path) -> list[Any]:
-    """Return a list that an annotation file must have.
+def required_list(value: Any, key: str, path: Path) -> list[Any]:
+    """Return a list that every annotation file has.
 
     Raises:
-        UserError: The file is no object, or the value no list.
+        UserError: The file is not an object, or the value is not a list.
     """
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, list):
+    entries = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(entries, list):
         raise UserError(f"{path}: holds no list {key!r}; it is not an annotation file of COCO")
-    return found
+    return entries
 
 
-def by_id(value: Any, key: str, wanted: str, path: Path) -> dict[str, Any]:
-    """Return one value of each object in a list of an annotation file, by the object's id as text."""
-    return {str(one.get("id")): one.get(wanted) for one in listed(value, key, path) if isinstance(one, dict)}
+def values_by_id(value: Any, key: str, field: str, path: Path) -> dict[str, Any]:
+    """Return id as text → value of a field, for each object in a list of an annotation file."""
+    return {
+        str(entry.get("id")): entry.get(field)
+        for entry in required_list(value, key, path)
+        if isinstance(entry, dict)
+    }
 
 
-def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the first caption of every image that says anything, with the image's file name."""
+def read(path: Path, name: str) -> Iterator[Record | Rejected]:
+    """Yield the first nonempty caption of every image, with the image's file name."""
     value = read_json(path)
-    names, first = by_id(value, "images", "file_name", path), dict[str, int]()
-    found: dict[int, Raw | Rejected] = {}
-    for number, entry in enumerate(listed(value, "annotations", path), 1):
+    names, first = values_by_id(value, "images", "file_name", path), dict[str, int]()
+    records: dict[int, Record | Rejected] = {}
+    for number, entry in enumerate(required_list(value, "annotations", path), 1):
         if not isinstance(entry, dict):
-            reason = f"annotation {number}: {kind(entry)} instead of an object"
-            found[number] = Rejected(name, None, reason)
+            reason = f"annotation {number}: {json_type(entry)} instead of an object"
+            records[number] = Rejected(name, None, reason)
             continue
         image = str(entry.get("image_id"))
-        before = found.get(first.setdefault(image, number))
+        before = records.get(first.setdefault(image, number))
         if before is None or (
-            isinstance(before, Raw)
+            isinstance(before, Record)
             and _empty(before.values.get("caption"))
             and not _empty(entry.get("caption"))
         ):
-            found[first[image]] = Raw(name, "annotation", number, entry | {"file_name": names.get(image)})
-    yield from found.values()
+            records[first[image]] = Record(
+                name, "annotation", number, entry | {"file_name": names.get(image)}
+            )
+    yield from records.values()
 
 
 def _empty(caption: Any) -> bool:
     return not isinstance(caption, str) or not caption.strip()
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of an annotation; see `fedloom.data.published_data_set.Make`."""
     return Example(
-        id=needed(raw.values, "image_id", word),
+        id=required(record.values, "image_id", text_or_integer),
         question=QUESTION,
-        answer=needed(raw.values, "caption"),
-        image=reading.picture(needed(raw.values, "file_name")),
+        answer=required(record.values, "caption"),
+        image=context.find_image(required(record.values, "file_name")),
         task="caption",
     )
 

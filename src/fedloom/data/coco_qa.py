@@ -1,7 +1,7 @@
 """COCO-QA: questions about COCO's photographs with an answer of one word.
 
 The folder holds `train` and `test`, each with `questions.txt`, `answers.txt`, `types.txt` and `img_ids.txt`,
-of which line n belongs together; and COCO's pictures of 2014 in `train2014` and `val2014`. A type is 0 to 3
+whose lines of one number belong together; and COCO's images of 2014 in `train2014` and `val2014`. A type is 0 to 3
 for object, number, color or location; it is the kind and the group.
 
 Reference: M. Ren, R. Kiros, R. Zemel, "Exploring Models and Data for Image Question Answering", arXiv
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from fedloom.data.images import FileImage
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import Bad, needed, one_of
-from fedloom.data.record_files import Raw, read_lines
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import InvalidRecord, one_of, required
+from fedloom.data.record_files import Record, read_lines
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -24,48 +24,48 @@ TYPES = ("object", "number", "color", "location")
 COLUMNS = ("questions", "answers", "types", "img_ids")
 
 
-def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the lines that belong together.
+def read(path: Path, name: str) -> Iterator[Record | Rejected]:
+    """Yield one record for the lines of one number.
 
     Args:
-        path: The file of questions; the others lie beside it.
-        name: What to call it in messages.
+        path: The file of questions; the other files are in the same folder.
+        name: The name of the file in messages.
 
     Raises:
-        UserError: One of the files is missing, not UTF-8 text, or of another length.
+        UserError: One of the files is missing, is not UTF-8 text, or has another number of lines.
     """
     columns = [read_lines(path.with_name(f"{column}.txt")) for column in COLUMNS]
     if len(set(map(len, columns))) > 1:
-        told = ", ".join(f"{name} {len(lines):,}" for name, lines in zip(COLUMNS, columns, strict=True))
-        raise UserError(f"{path.parent}: the files differ in their number of lines ({told})")
+        lengths = ", ".join(f"{name} {len(lines):,}" for name, lines in zip(COLUMNS, columns, strict=True))
+        raise UserError(f"{path.parent}: the files differ in their number of lines ({lengths})")
     for number, cells in enumerate(zip(*columns, strict=True), 1):
-        yield Raw(name, "line", number, dict(zip(COLUMNS, cells, strict=True)))
+        yield Record(name, "line", number, dict(zip(COLUMNS, cells, strict=True)))
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a line; see `fedloom.data.published_data_set.Make`."""
-    record = raw.values
-    kind = TYPES[int(one_of(record, "types", tuple(map(str, range(len(TYPES))))))]
+    values = record.values
+    kind = TYPES[int(one_of(values, "types", tuple(map(str, range(len(TYPES))))))]
     return Example(
-        id=f"{PurePath(raw.file).parent.name}-{raw.number}",
-        question=needed(record, "questions"),
-        answer=needed(record, "answers"),
-        image=_photograph(needed(record, "img_ids"), reading),
+        id=f"{PurePath(record.file).parent.name}-{record.number}",
+        question=required(values, "questions"),
+        answer=required(values, "answers"),
+        image=_photograph(required(values, "img_ids"), context),
         group=kind,
         task="vqa",
         kind=kind,
     )
 
 
-def _photograph(number: str, reading: Reading) -> FileImage:
-    """Find a photograph by its number, which does not tell whether it is one of train or of val."""
+def _photograph(number: str, context: RecordContext) -> FileImage:
+    """Find a photograph by its number, which may belong to train or to val."""
     if not number.isdecimal():
-        raise Bad(f"img_ids is {number!r}, not a number")
+        raise InvalidRecord(f"img_ids is {number!r}, not a number")
     names = [f"COCO_{split}2014_{int(number):012}.jpg" for split in ("train", "val")]
     try:
-        return reading.picture(names[0])
-    except Bad:
-        return reading.picture(names[1])
+        return context.find_image(names[0])
+    except InvalidRecord:
+        return context.find_image(names[1])
 
 
 def _table(part: str) -> Table:

@@ -1,20 +1,20 @@
-"""CrisisMMD v2.0: what a tweet and its picture tell of a disaster.
+"""CrisisMMD v2.0: classify tweets with images about disasters.
 
-The folder holds `crisismmd_datasplit_all` with `task_humanitarian_text_img_train.tsv` and its sisters (also
-_informative_ and _damage_, each _train, _dev and _test), and the pictures in `data_image`. The first line
+The folder holds `crisismmd_datasplit_all` with `task_humanitarian_text_img_train.tsv` and the same files for
+_informative_, _damage_, _dev and _test, and the images in `data_image`. The first line
 of a file names its columns: event_name, tweet_id, image_id, tweet_text, image, label, and for two of the
-tasks label_text, label_image, label_text_image. A quotation mark in a tweet is only a quotation mark.
+tasks label_text, label_image, label_text_image. Quotation marks in tweets have no special meaning.
 
-`data.variant` is the task. The answer is the label of the picture, as in FedMLLM; files of the task damage,
-which was judged by pictures alone, may have it under `label`. Links are taken out of tweets; one that is
-nothing else leaves an example without text. The group is the disaster.
+`data.variant` is the task. The answer is the label of the image, as in FedMLLM; files of the task damage,
+which was judged by images alone, may have it under `label`. Links are removed from tweets; if
+nothing else is left, the example has no text. The group is the disaster.
 
 Reference: F. Alam, F. Ofli, M. Imran, "CrisisMMD: Multimodal Twitter Datasets from Natural Disasters",
 arXiv 1805.00713v1, and for the division F. Ofli, F. Alam, M. Imran, "Analysis of Social Media Data using
 Multimodal Deep Learning for Disaster Response", arXiv 2004.11838v1; options in the order of FedMLLM
 (arXiv 2411.14717v2).
 
-Differs from the paper: FedMLLM's published code reads quotation marks as CSV does, so that an unpaired one
+Differs from the paper: FedMLLM's published code reads quotation marks as in CSV, so that an unpaired one
 may join rows.
 """
 
@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import re
 
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import needed, one_of, text
-from fedloom.data.record_files import Raw
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import one_of, required, text
+from fedloom.data.record_files import Record
 from fedloom.types import Example
 
 QUESTIONS = {
@@ -49,17 +49,17 @@ OPTIONS = {
 _TEST_COUNTS = (88, 458, 10, 3, 256, 36, 331, 1055)
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a row; see `fedloom.data.published_data_set.Make`."""
-    row, options = raw.values, OPTIONS[reading.variant]
-    column = "label" if reading.variant == "damage" and "label_image" not in row else "label_image"
+    row, options = record.values, OPTIONS[context.variant]
+    column = "label" if context.variant == "damage" and "label_image" not in row else "label_image"
     answer = one_of(row, column, options)
-    tweet = needed(row, "tweet_text") if "tweet_text" not in row else text(row, "tweet_text")
+    tweet = required(row, "tweet_text") if "tweet_text" not in row else text(row, "tweet_text")
     return Example(
-        id=needed(row, "image_id"),
-        question=QUESTIONS[reading.variant],
+        id=required(row, "image_id"),
+        question=QUESTIONS[context.variant],
         answer=answer,
-        image=reading.picture(needed(row, "image").removeprefix("data_image/")),
+        image=context.find_image(required(row, "image").removeprefix("data_image/")),
         text=without_links(tweet or "") or None,
         label=options.index(answer),
         group=text(row, "event_name"),
@@ -68,7 +68,7 @@ def make(raw: Raw, reading: Reading) -> Example:
 
 
 def without_links(tweet: str) -> str:
-    """Take out everything from "http" to the next white space, and space at the ends.
+    """Return a tweet without links (all characters from "http" to the next white space) and surrounding space.
 
     Example:
         >>> without_links("Flood in the east https://t.co/a1 http://t.co/b2")
@@ -88,7 +88,7 @@ _SIZES = {"humanitarian": (13608, 2237, 2237), "informative": (13608, 2237, 2237
 
 CRISIS_MMD = Source(
     name="crisis-mmd",
-    title="CrisisMMD v2.0: what a tweet and its picture tell of a disaster.",
+    title="CrisisMMD v2.0: classify tweets with images about disasters.",
     home=(
         "Get CrisisMMD_v2.0.tar.gz and crisismmd_datasplit_all.zip from https://crisisnlp.qcri.org/crisismmd "
         "and unpack the second inside the folder of the first. The root is the folder with "

@@ -1,4 +1,4 @@
-"""Digits: 1,797 handwritten digits of 8 × 8 pixels, no text; small enough to check an idea in seconds.
+"""Digits: 1,797 handwritten digits of 8 × 8 pixels, without text; small enough to check an idea in seconds.
 
 Reference: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998 (the test part, as scikit-learn ships it). scripts/make_digits.py makes both files.
@@ -21,16 +21,16 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def load_digits(settings: Data, seed: int) -> DataSet:
-    """Load the digits; pictures that are equal to the last pixel stay on one side.
+    """Load the digits; images with equal pixels are all in one part.
 
     Args:
-        settings: `test_share` is read.
-        seed: Decides the division.
+        settings: `test_share` is used.
+        seed: Seed of the division.
     """
     with open(FILES / "digits.jsonl", encoding="utf-8") as lines:
         examples = [_example(**json.loads(line)) for line in lines]
-    twins = [(example.image.key,) if example.image else () for example in examples]
-    train, test = divide(examples, twins, settings.test_share, seed)
+    keys = [(example.image.key,) if example.image else () for example in examples]
+    train, test = divide(examples, keys, settings.test_share, seed)
     return DataSet("digits", train, test)
 
 

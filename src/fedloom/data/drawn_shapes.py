@@ -1,9 +1,9 @@
-"""Drawn scenes with exact answers, in any number, for four kinds of task.
+"""Draw any number of scenes with exact answers, for four tasks.
 
-A scene is a 64 px picture with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
+A scene is a 64 px image with one to four objects on a 4 × 4 lattice of 16 px cells. An object has one of
 eight shapes, eight colors and two sizes. Everything is drawn from named random streams, so scene number
-i of a seed is the same whoever asks for it, and no file is needed. `data.variant` is how things look: "filled", as
-the bundled models saw such scenes in pretraining, or "outlined", lines on a green ground, which neither has seen.
+i of a seed is always the same, and no file is needed. `data.variant` is the style: "filled", as in the scenes that the
+bundled models saw in pretraining, or "outlined", lines on a green background, which neither has seen.
 
     task             question                         answer
     classification   Which shape is shown?            one of eight shapes (options)
@@ -45,12 +45,12 @@ SIZES = ("small", "big")
 RADIUS = {"small": 4, "big": 7}
 SIDE, CELL, LATTICE = 64, 16, 4
 STYLES = {"filled": (245, 245, 245), "outlined": (200, 215, 190)}
-"""How things look, and the color of the ground."""
+"""Style → color of the background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: where its center is (pixels) and what it looks like."""
+    """An object: its center in pixels, shape, color and size."""
 
     x: int
     y: int
@@ -78,16 +78,16 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture that is drawn when its pixels are asked for."""
+    """An image that is drawn when its pixels are needed."""
 
     things: tuple[Thing, ...]
     style: str = "filled"
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal scenes; its end is that of the same things in any style."""
-        told = "scene" if self.style == "filled" else self.style
-        return f"{told}-{hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]}"
+        """A key that is equal for equal scenes; it ends alike for the same things in any style."""
+        prefix = "scene" if self.style == "filled" else self.style
+        return f"{prefix}-{hashlib.sha256(repr(self.things).encode()).hexdigest()[:32]}"
 
     def pixels(self) -> NDArray[np.uint8]:
         """Draw the scene, shape [64, 64, 3]."""
@@ -153,10 +153,10 @@ def _corners(shape: str, box: tuple[int, int, int, int]) -> list[tuple[float, fl
 
 
 def draw_scene(rng: np.random.Generator, count: int, pool: str) -> Scene:
-    """Draw `count` objects, no two of one shape and color, into different cells of a scene of `pool`.
+    """Draw a scene of a pool, with `count` objects of different shapes or colors in different cells.
 
-    Half of all scenes, told by their key, belong to the pool "pretrain" and half to "federated", so that
-    the bundled model never saw a scene that a federated run trains or tests on.
+    A scene's key decides its pool: half of all scenes belong to "pretrain" and half to "federated", so that
+    the bundled model has never seen a scene that a federated run trains or tests on.
     """
     while True:
         scene = _draw_any(rng, count)
@@ -185,14 +185,14 @@ def _pick(rng: np.random.Generator, scene: Scene) -> Thing:
     return scene.things[rng.integers(len(scene.things))]
 
 
-def _only(scene: Scene, **wanted: str) -> bool:
+def _is_unique(scene: Scene, **values: str) -> bool:
     return (
-        sum(all(getattr(thing, key) == value for key, value in wanted.items()) for thing in scene.things) == 1
+        sum(all(getattr(thing, key) == value for key, value in values.items()) for thing in scene.things) == 1
     )
 
 
 def classification(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
-    """Ask for the shape of a single object; non-IID partitions go by its color."""
+    """Ask for the shape of a single object; the group is its color."""
     scene = draw_scene(rng, 1, pool)
     thing = scene.things[0]
     label = SHAPES.index(thing.shape)
@@ -202,14 +202,14 @@ def classification(rng: np.random.Generator, name: str, pool: str = "federated")
 
 
 def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
-    """Ask for color, shape, size, number, place or presence; every question has one right answer."""
+    """Ask for color, shape, size, number, place or presence; every question has exactly one right answer."""
     scene = draw_scene(rng, int(rng.integers(1, 5)), pool)
     thing = _pick(rng, scene)
     kind = ("color", "shape", "size", "count", "where", "exist")[rng.integers(6)]
     row, column = thing.cell
-    if kind == "color" and _only(scene, shape=thing.shape):
+    if kind == "color" and _is_unique(scene, shape=thing.shape):
         question, answer = f"What color is the {thing.shape}?", thing.color
-    elif kind == "shape" and _only(scene, color=thing.color):
+    elif kind == "shape" and _is_unique(scene, color=thing.color):
         question, answer = f"What shape is the {thing.color} object?", thing.shape
     elif kind == "size":
         question, answer = f"What size is the {thing.color} {thing.shape}?", thing.size
@@ -223,16 +223,16 @@ def vqa(rng: np.random.Generator, name: str, pool: str = "federated") -> Example
             other = thing
         else:
             other = draw_scene(rng, 1, pool).things[0]
-        there = any((one.shape, one.color) == (other.shape, other.color) for one in scene.things)
+        there = any((thing.shape, thing.color) == (other.shape, other.color) for thing in scene.things)
         question, answer = f"Is there a {other.color} {other.shape}?", "yes" if there else "no"
     else:
         kind, question, answer = "count", "How many objects are there?", str(len(scene.things))
-    asked = "closed" if answer in ("yes", "no") else "open"
-    return Example(name, question, answer, scene, None, None, kind, (), "vqa", asked)
+    answer_type = "closed" if answer in ("yes", "no") else "open"
+    return Example(name, question, answer, scene, None, None, kind, (), "vqa", answer_type)
 
 
 def captioning(rng: np.random.Generator, name: str, pool: str = "federated") -> Example:
-    """Ask for a description: the objects in reading order, with row and column."""
+    """Ask for a description: the objects in reading order, each with row and column."""
     scene = draw_scene(rng, int(rng.integers(1, 4)), pool)
     things = sorted(scene.things, key=lambda thing: thing.cell)
     phrases = [f"a {thing.name} in row {thing.cell[0]}, column {thing.cell[1]}" for thing in things]
@@ -266,31 +266,31 @@ MAKERS: dict[str, Callable[..., Example]] = {
 
 
 def load_shapes(settings: Data, seed: int) -> DataSet:
-    """Draw `limit` training scenes (1,000 if unset) and `test_share` / (1 − `test_share`) as many test scenes.
+    """Draw `limit` training scenes (default 1,000) and `test_share` / (1 − `test_share`) as many test scenes.
 
-    With task "all" the four kinds take turns, and the group is the kind, so that the partition by_group gives
+    With task "all" the four tasks alternate, and the group is the task, so that the partition by_group gives
     each of four clients one task. No test scene equals a training scene.
     """
-    wanted = settings.limit or 1000
-    tests = max(1, round(wanted * settings.test_share / (1 - settings.test_share)))
+    count_train = settings.limit or 1000
+    tests = max(1, round(count_train * settings.test_share / (1 - settings.test_share)))
     kinds = list(MAKERS) if settings.task == "all" else [settings.task]
     style = settings.variant or next(iter(STYLES))
     seen: set[str] = set()
 
     def draw(part: str, count: int) -> tuple[Example, ...]:
-        found: list[Example] = []
+        examples: list[Example] = []
         number = 0
-        while len(found) < count:
-            kind = kinds[len(found) % len(kinds)]
+        while len(examples) < count:
+            kind = kinds[len(examples) % len(kinds)]
             example = MAKERS[kind](stream(seed, f"shapes/{part}", step=number), f"shapes-{part}-{number}")
             number += 1
             assert isinstance(example.image, Scene)
             scene = replace(example.image, style=style)
             group = example.task if len(kinds) > 1 else example.group
             if part == "train" or scene.key not in seen:
-                found.append(replace(example, image=scene, group=group))
+                examples.append(replace(example, image=scene, group=group))
             if part == "train":
                 seen.add(scene.key)
-        return tuple(found)
+        return tuple(examples)
 
-    return DataSet("shapes", draw("train", wanted), draw("test", tests))
+    return DataSet("shapes", draw("train", count_train), draw("test", tests))

@@ -1,4 +1,4 @@
-"""What counts as the same image, text, option or evidence: decided on what it says, not on its bytes."""
+"""Keys that are equal for near-duplicates: the same pixels, text or option, whatever the bytes are."""
 
 from __future__ import annotations
 
@@ -9,65 +9,72 @@ from collections.abc import Hashable, Sequence
 from fedloom.data.images import FileImage
 from fedloom.types import Example, LazyImage
 
-Mark = tuple[Hashable, ...]
-"""What two records must not have in common if they stand in different parts."""
+ContentKey = tuple[Hashable, ...]
+"""Content that records in different parts of a data set must not share, such as ("text", "a red car")."""
 
 
-def alike(text: str) -> str:
-    r"""Return a form that is equal for texts that differ in case, white space or Unicode form only.
+def normalized_text(text: str) -> str:
+    r"""Return a text without the differences of case, white space and Unicode form.
 
     Example:
-        >>> alike(" Yes ") == alike("YES"), alike("Bru\u0308hl") == alike("BRÜHL"), alike("a  b") == alike("a\nb")
-        (True, True, True)
+        >>> normalized_text(" Yes "), normalized_text("YES"), normalized_text("a\nb")
+        ('yes', 'yes', 'a b')
+        >>> normalized_text("Bru\u0308hl") == normalized_text("BRÜHL")
+        True
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
     return " ".join(folded.split())
 
 
-def look_of(picture: LazyImage) -> str:
-    """Return a name that is equal for equal pixels; for an image in a file, however the file encodes them."""
-    return picture.look if isinstance(picture, FileImage) else picture.key
+def pixel_key(image: LazyImage) -> str:
+    """Return a key that is equal for equal pixels, whatever encoding an image file uses."""
+    return image.pixel_digest if isinstance(image, FileImage) else image.key
 
 
-def marks(examples: Sequence[Example]) -> list[tuple[Mark, ...]]:
-    """Return for each example what it has in common with those whose evidence is the same.
+def content_keys(examples: Sequence[Example]) -> list[tuple[ContentKey, ...]]:
+    """Return for each example the keys that it shares with examples of the same content.
 
-    The evidence is the images where there are any, whatever texts stand beside them; else the text; else the
-    question with what was said before it. A text that more than half of the examples without an image have (such as
-    "none") is no evidence.
+    The content is the images if there are any, whatever texts accompany them; else the text; else the question with
+    the turns before it. A text that more than half of the examples without an image have (such as "none") gives no
+    key.
     """
-    told = [_told(example) for example in examples]
-    count = Counter(mark for mark in told if mark is not None)
-    total = sum(mark is not None for mark in told)
+    keys = [_text_key(example) for example in examples]
+    count = Counter(key for key in keys if key is not None)
+    total = sum(key is not None for key in keys)
     return [
-        tuple(("image", look_of(picture)) for picture in example.pictures)
-        if mark is None
-        else (mark,)
-        if count[mark] * 2 <= total
+        tuple(("image", pixel_key(image)) for image in example.pictures)
+        if key is None
+        else (key,)
+        if count[key] * 2 <= total
         else ()
-        for example, mark in zip(examples, told, strict=True)
+        for example, key in zip(examples, keys, strict=True)
     ]
 
 
-def _told(example: Example) -> Mark | None:
-    """Return the mark of an example without an image, or None for one that has any."""
+def _text_key(example: Example) -> ContentKey | None:
+    """Return the key of an example without an image, None if it has one."""
     if example.pictures:
         return None
     if example.text is not None:
-        return "text", alike(example.text)
-    return "question", *(alike(turn.user) for turn in example.turns[:-1]), alike(example.question)
+        return "text", normalized_text(example.text)
+    return (
+        "question",
+        *(normalized_text(turn.user) for turn in example.turns[:-1]),
+        normalized_text(example.question),
+    )
 
 
-def twins(examples: Sequence[Example]) -> list[tuple[Mark, ...]]:
-    """Return for each example all that it must not be parted over: its `marks`, what it is a variant of, its record.
+def near_duplicate_keys(examples: Sequence[Example]) -> list[tuple[ContentKey, ...]]:
+    """Return for each example the keys that it shares with its near-duplicates, which belong in the same part.
 
-    Answers of one conversation, or sentences about one object, come from one record.
+    They are its `content_keys`, its base if it is a variant of something, and its record: answers of one conversation,
+    or sentences about one object, come from one record.
     """
     return [
         (
-            *own,
-            *([("base", one.base)] if one.base is not None else []),
-            *([("record", one.place)] if one.place else []),
+            *keys,
+            *([("base", example.base)] if example.base is not None else []),
+            *([("record", example.place)] if example.place else []),
         )
-        for own, one in zip(marks(examples), examples, strict=True)
+        for keys, example in zip(content_keys(examples), examples, strict=True)
     ]

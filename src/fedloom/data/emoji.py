@@ -1,7 +1,7 @@
-"""Emoji: tell to which of eight groups a picture with Unicode's keywords belongs.
+"""Emoji: classify images with Unicode's keywords into eight groups.
 
-Pictures are Noto Color Emoji at 64 px, keywords are the English ones of Unicode CLDR; scripts/make_emoji.py
-makes both files. The bundled model was pretrained on the pool "pretrain"; this data set is the rest.
+Images are Noto Color Emoji at 64 px, keywords are the English ones of Unicode CLDR; scripts/make_emoji.py
+makes both files. The bundled model was pretrained on the pool "pretrain"; this data set is the pool "federated".
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ GROUPS = ("face", "person", "animal", "food", "place", "object", "symbol", "flag
 
 
 def load_emoji(settings: Data, seed: int) -> DataSet:
-    """Load the pool "federated", divided so that no variant and no equal picture is on both sides.
+    """Load the pool "federated", with near-duplicates in one part.
 
-    Skin-tone and gender variants of one emoji share its `base` and stay together, and so do flags that
-    look alike to the last pixel (Australia, Heard & McDonald Islands). Emoji that look exactly like one of
-    the pool "pretrain" (Norway, as Bouvet Island) are left out: the bundled model has seen them.
+    Skin-tone and gender variants of one emoji share its `base` and stay together, and so do flags with equal
+    pixels (Australia, Heard & McDonald Islands). Emoji that look exactly like one of
+    the pool "pretrain" (Norway, like Bouvet Island) are left out: the bundled model has seen them.
 
     Args:
-        settings: `test_share` is read.
-        seed: Decides the division.
+        settings: `test_share` is used.
+        seed: Seed of the division.
     """
     seen = {image_of(record).key for record in pool("pretrain")}
-    found = [(record, image_of(record)) for record in pool("federated")]
-    found = [(record, picture) for record, picture in found if picture.key not in seen]
-    examples = [_example(record, picture) for record, picture in found]
-    twins = [(record["base"], picture.key) for record, picture in found]
-    train, test = divide(examples, twins, settings.test_share, seed)
+    drawings = [(record, image_of(record)) for record in pool("federated")]
+    drawings = [(record, image) for record, image in drawings if image.key not in seen]
+    examples = [_example(record, image) for record, image in drawings]
+    keys = [(record["base"], image.key) for record, image in drawings]
+    train, test = divide(examples, keys, settings.test_share, seed)
     return DataSet("emoji", train, test)
 
 
@@ -47,17 +47,17 @@ def pool(name: Literal["pretrain", "federated"]) -> list[dict[str, Any]]:
 
 
 def image_of(record: dict[str, Any]) -> ZipImage:
-    """Return the picture of a record of either pool."""
+    """Return the image of a record of either pool."""
     return ZipImage(FILES / "emoji.zip", f"{record['id']}.png")
 
 
-def _example(record: dict[str, Any], picture: ZipImage) -> Example:
+def _example(record: dict[str, Any], image: ZipImage) -> Example:
     group = record["group"]
     return Example(
         id=record["id"],
         question=QUESTION,
         answer=group,
-        image=picture,
+        image=image,
         text=", ".join(record["keywords"]),
         label=GROUPS.index(group),
         group=group,

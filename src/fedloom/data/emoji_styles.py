@@ -1,10 +1,10 @@
-"""Emoji as several vendors draw them: one client for each vendor, each with a style and a choice of emoji of its own.
+"""Emoji drawn by several vendors: one client for each vendor, each with its own style and selection of emoji.
 
-The emoji are those of the data set `emoji`, drawn by Noto, Twemoji, Fluent, EmojiOne and FxEmoji, and, once the user has
-added them by `fedloom data add openmoji`, by OpenMoji in color and as lines (`data.variant: with-openmoji`). The group of
+The emoji are those of the data set `emoji`, drawn by Noto, Twemoji, Fluent, EmojiOne and FxEmoji, and, after
+`fedloom data add openmoji`, by OpenMoji in color and as lines (`data.variant: with-openmoji`). The group of
 an example is its vendor, so that `scenario.partition: by_group` with as many clients as vendors gives each client one.
 
-    data.task        question                         answer               evidence
+    data.task        question                         answer               modalities
     classification   Which group does it belong to?   one of eight groups  image and Unicode's keywords
     captioning       What is it called?               its name in Unicode  image
     vqa              Is it an owl?                    yes or no            image
@@ -58,17 +58,17 @@ KINDS: Mapping[str, Sequence[str]] = {
     "warning": ("biohazard", "radioactive"),
     "watch": ("stopwatch",),
 }
-"""Names of emoji that are right, or may pass for it, for others too whose keywords do not say so."""
+"""Name of an emoji → names of others for which it is also right, though their keywords do not include it."""
 
 
 def openmoji_folder() -> Path:
-    """Return where OpenMoji's drawings lie unless the user chooses another folder."""
+    """Return the default folder of OpenMoji's drawings."""
     return cache_folder() / "emoji-styles"
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An emoji as one vendor draws it: the record of the emoji, see `fedloom.data.emoji.pool`, and the image."""
+    """An emoji drawn by one vendor: its record (see `fedloom.data.emoji.pool`) and the image."""
 
     vendor: str
     record: dict[str, Any]
@@ -76,15 +76,15 @@ class Drawing:
 
 
 def load_emoji_styles(settings: Data, seed: int) -> DataSet:
-    """Load the drawings; all of one emoji are on the side on which the data set `emoji` has it for the same seed.
+    """Load the drawings; each emoji is in the part in which the data set `emoji` has it for the same seed.
 
     Args:
-        settings: `task`, `variant`, `root` and `test_share` are read. A root without a variant means
-            "with-openmoji"; without a root, OpenMoji is looked for where `fedloom data add openmoji` puts it.
-        seed: Decides the division and what is asked in the task vqa.
+        settings: `task`, `variant`, `root` and `test_share` are used. A root without a variant means
+            "with-openmoji"; without a root, OpenMoji is in the folder of `fedloom data add openmoji`.
+        seed: Seed of the division and of the questions of the task vqa.
 
     Raises:
-        UserError: An unknown task or variant, or OpenMoji is wanted and is not there or is damaged.
+        UserError: The task or the variant is unknown, or the variant needs OpenMoji, which is missing or damaged.
     """
     if settings.task not in TASKS:
         raise UserError(
@@ -100,41 +100,44 @@ def load_emoji_styles(settings: Data, seed: int) -> DataSet:
     archives = [(FILES, "emoji-styles")]
     if variant == VARIANTS[1]:
         archives.append((Path(settings.root) if settings.root is not None else openmoji_folder(), OPENMOJI))
-    listed = [one for folder, name in archives for one in _vendors(folder, name)]
+    vendors = [vendor for folder, name in archives for vendor in _vendors(folder, name)]
 
-    def side(examples: Sequence[Example]) -> tuple[Example, ...]:
-        here = [records[example.id] for example in examples]
-        drawings = [[Drawing("Noto", record, image_of(record)) for record in here]]
-        for title, vendor, archive, known in listed:
+    def draw_part(examples: Sequence[Example]) -> tuple[Example, ...]:
+        part = [records[example.id] for example in examples]
+        drawings = [[Drawing("Noto", record, image_of(record)) for record in part]]
+        for title, vendor, archive, icons in vendors:
             drawings.append(
                 [
-                    Drawing(title, one, ZipImage(archive, f"{vendor}/{one['id']}.webp"))
-                    for one in here
-                    if one["id"] in known
+                    Drawing(title, record, ZipImage(archive, f"{vendor}/{record['id']}.webp"))
+                    for record in part
+                    if record["id"] in icons
                 ]
             )
-        return tuple(one for mine in drawings for one in _examples(mine, settings.task, seed))
+        return tuple(example for own in drawings for example in _examples(own, settings.task, seed))
 
-    return DataSet("emoji-styles", side(emoji.train), side(emoji.test))
+    return DataSet("emoji-styles", draw_part(emoji.train), draw_part(emoji.test))
 
 
 def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozenset[str]]]:
-    """Yield title, vendor, archive and code points of each vendor of an archive, which is checked against its list."""
+    """Yield title, vendor, archive and code points of each vendor, after checking the archive against its list."""
     listing, archive = folder / f"{name}.json", folder / f"{name}.zip"
     try:
         with zipfile.ZipFile(archive) as members:
-            there = {one.filename for one in members.infolist() if one.compress_type == zipfile.ZIP_STORED}
+            stored = {
+                member.filename for member in members.infolist() if member.compress_type == zipfile.ZIP_STORED
+            }
         digest = file_digest(archive)
         vendors = json.loads(listing.read_text(encoding="utf-8"))
         if not isinstance(vendors, list) or not vendors:
             raise ValueError("no vendors")
-        for one in vendors:
-            title, vendor, known = str(one["title"]), str(one["vendor"]), frozenset(map(str, one["icons"]))
-            if not known or any(f"{vendor}/{codes}.webp" not in there for codes in known):
+        for entry in vendors:
+            title, vendor = str(entry["title"]), str(entry["vendor"])
+            icons = frozenset(map(str, entry["icons"]))
+            if not icons or any(f"{vendor}/{codes}.webp" not in stored for codes in icons):
                 raise ValueError(vendor)
-            if one.get("archive", digest) != digest:  # the list that comes with fedloom does not have it
+            if entry.get("archive", digest) != digest:  # the list that is bundled with fedloom lacks this key
                 raise ValueError("the list of another archive")
-            yield title, vendor, archive, known
+            yield title, vendor, archive, icons
     except FileNotFoundError:
         raise UserError(
             f"data.root: {folder} holds no {name}.json with {name}.zip; `fedloom data add openmoji` puts OpenMoji's "
@@ -147,20 +150,20 @@ def _vendors(folder: Path, name: str) -> Iterator[tuple[str, str, Path, frozense
 
 
 def _examples(drawings: Sequence[Drawing], task: str, seed: int) -> Iterator[Example]:
-    """Make the questions about one vendor's drawings of one side."""
+    """Yield the questions about one vendor's drawings of one part."""
     if task in ("classification", "all"):
-        yield from map(_of_group, drawings)
+        yield from map(_group_question, drawings)
     if task in ("captioning", "all"):
-        yield from map(_of_name, drawings)
+        yield from map(_name_question, drawings)
     if task in ("vqa", "all"):
-        yield from _yes_or_no(drawings, seed)
+        yield from _yes_no_questions(drawings, seed)
 
 
 def _id(drawing: Drawing, task: str) -> str:
     return f"{drawing.vendor}-{drawing.record['id']}-{task}".lower().replace(" ", "-")
 
 
-def _of_group(drawing: Drawing) -> Example:
+def _group_question(drawing: Drawing) -> Example:
     group = drawing.record["group"]
     return Example(
         id=_id(drawing, "group"),
@@ -175,7 +178,7 @@ def _of_group(drawing: Drawing) -> Example:
     )
 
 
-def _of_name(drawing: Drawing) -> Example:
+def _name_question(drawing: Drawing) -> Example:
     return Example(
         id=_id(drawing, "name"),
         question="What is it called?",
@@ -187,32 +190,34 @@ def _of_name(drawing: Drawing) -> Example:
     )
 
 
-def _yes_or_no(drawings: Sequence[Drawing], seed: int) -> Iterator[Example]:
-    """Ask of each drawing whether it is what it is, or, of every second one, whether it is another emoji.
+def _yes_no_questions(drawings: Sequence[Drawing], seed: int) -> Iterator[Example]:
+    """Yield a question with the answer yes for every second drawing, and one about another emoji for the others.
 
-    Half of the other emoji are of the same group where there is one. All are on the same side as the drawing.
+    Half of the other emoji are of the same group if it has any. All are in the same part as the drawing.
     """
     if not drawings:
         return
-    # The stream is named by what is asked about, so that another vendor or side changes none of these draws.
-    rng = stream(seed, f"emoji-styles/vqa/{drawings[0].vendor}/{min(one.record['id'] for one in drawings)}")
-    names = [one.record for one in drawings]
+    # The name of the stream depends on vendor and part, so that others do not change these draws.
+    rng = stream(
+        seed, f"emoji-styles/vqa/{drawings[0].vendor}/{min(drawing.record['id'] for drawing in drawings)}"
+    )
+    records = [drawing.record for drawing in drawings]
     order = rng.permutation(len(drawings)).tolist()
     for place, index in enumerate(order):
-        drawing, asked = drawings[index], drawings[index].record
+        drawing, subject = drawings[index], drawings[index].record
         answer = "no" if place % 2 else "yes"
         if answer == "no":
-            others = [one for one in names if may_distract(one, asked)]
-            near = [one for one in others if one["group"] == asked["group"]]
-            far = [one for one in others if one["group"] != asked["group"]]
-            chosen = (near or far) if place % 4 == 1 else (far or near)
-            if chosen:
-                asked = chosen[int(rng.integers(len(chosen)))]
+            others = [record for record in records if is_distractor(record, subject)]
+            near = [record for record in others if record["group"] == subject["group"]]
+            far = [record for record in others if record["group"] != subject["group"]]
+            candidates = (near or far) if place % 4 == 1 else (far or near)
+            if candidates:
+                subject = candidates[int(rng.integers(len(candidates)))]
             else:
                 answer = "yes"
         yield Example(
             id=_id(drawing, "is"),
-            question=f"Is it {with_article(asked['name'])}?",
+            question=f"Is it {with_article(subject['name'])}?",
             answer=answer,
             image=drawing.image,
             group=drawing.vendor,
@@ -222,25 +227,25 @@ def _yes_or_no(drawings: Sequence[Drawing], seed: int) -> Iterator[Example]:
         )
 
 
-def may_distract(other: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Return whether the name of another emoji is surely wrong for an emoji.
+def is_distractor(other: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Return whether the name of another emoji is certainly wrong for an emoji.
 
-    The other must have another base. Neither name may say the same with more words, as "cat" and "cat face" do, in
-    whatever form, as "house" and "houses"; and the emoji must not be a kind of the other, as a taxi is an automobile.
+    The other emoji must have another base. Neither name may contain the other, such as "cat" and "cat face", in
+    any form, such as "house" and "houses"; and the emoji must not be a kind of the other, as a taxi is an automobile.
 
     Args:
-        other: The record of the emoji whose name is asked about.
-        record: The record of the emoji that is seen.
+        other: The record of the emoji whose name is in the question.
+        record: The record of the emoji in the image.
     """
     theirs, ours = _stems(other["name"]), _stems(record["name"])
-    told = ours | _stems(" ".join(record["keywords"]))
+    words = ours | _stems(" ".join(record["keywords"]))
     if other["base"] == record["base"] or record["name"] in KINDS.get(other["name"], ()):
         return False
-    return not theirs <= told and not ours <= theirs
+    return not theirs <= words and not ours <= theirs
 
 
 def _stems(text: str) -> frozenset[str]:
-    """Return the words of a text, each without an ending that makes a plural or a participle of it.
+    """Return the words of a text without the endings of plurals and participles.
 
     Example:
         >>> sorted(_stems("Grinning faces")) == sorted(_stems("face, grin"))
@@ -251,7 +256,7 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def with_article(name: str) -> str:
-    """Return a name of Unicode's as English has it in a sentence, with an article where one is wanted.
+    """Return a name from Unicode in the form that it has in a sentence, with an article if it needs one.
 
     Example:
         >>> with_article("owl"), with_article("flag: Albania"), with_article("woman: blond hair")
@@ -262,9 +267,9 @@ def with_article(name: str) -> str:
     head, _, rest = name.partition(": ")
     if head == "flag" and rest:
         return f"the flag of {rest}"
-    told = f"{head} ({rest})" if rest else head
+    phrase = f"{head} ({rest})" if rest else head
     noun = re.split(r" (?:with|in|of|on|and|without|at) |: ", head)[0].split()
     plural = noun[-1].endswith("s") and not noun[-1].endswith(("ss", "us"))
     if plural or noun[0] in ("people", "men", "women") or name[0].isupper():
-        return told
-    return f"{'an' if name[0] in 'aeio' else 'a'} {told}"
+        return phrase
+    return f"{'an' if name[0] in 'aeio' else 'a'} {phrase}"

@@ -1,7 +1,7 @@
-"""Fashion-MNIST: 70,000 photographs of clothing, 28 × 28 pixels in gray, no text; for scale and image-only clients.
+"""Fashion-MNIST: 70,000 photographs of clothing, 28 × 28 pixels in gray, without text; for large federations and image-only clients.
 
-The folder holds the four files of the owners, packed by gzip or not: `train-images-idx3-ubyte`,
-`train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`. Without a folder, that of Debian's package
+The folder holds the four files of the owners, compressed with gzip or not: `train-images-idx3-ubyte`,
+`train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`. Without `data.root`, the folder of Debian's package
 `dataset-fashion-mnist` is read. The training part and the test part are those of the owners; group and answer are the class.
 
 Reference: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
@@ -33,7 +33,7 @@ CLASSES = (
 )
 SIDE = 28
 MOST = 1_000_000
-"""Most images of a file; what unpacks to more is refused without being held in memory."""
+"""Maximum number of images of a file; a larger file is refused without being held in memory."""
 
 HOME = (
     "install Debian's package dataset-fashion-mnist, or get the four files train-images-idx3-ubyte.gz, "
@@ -43,12 +43,12 @@ HOME = (
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """One image of an array of many; `key` is the SHA-256 of its pixels.
+class ArrayImage:
+    """An image in an array of images; `key` is the SHA-256 of its pixels.
 
     Attributes:
         images: All images of the file, shape [N, 28, 28].
-        place: Which of them.
+        place: The index of the image.
     """
 
     images: NDArray[np.uint8] = field(repr=False)
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal pixels."""
+        """A key that is equal for equal pixels."""
         return hashlib.sha256(self.images[self.place].tobytes()).hexdigest()
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ class Row:
         return np.repeat(self.images[self.place][:, :, None], 3, axis=2)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Row) and self.key == other.key
+        return isinstance(other, ArrayImage) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -74,11 +74,11 @@ def load_fashion_mnist(settings: Data, seed: int) -> DataSet:
     """Load all images, with the owners' division.
 
     Args:
-        settings: `root` is read.
-        seed: Is not read, for nothing is drawn.
+        settings: `root` is used.
+        seed: Not used, since nothing is drawn.
 
     Raises:
-        UserError: A file is missing, damaged, of another kind, or does not fit the one beside it.
+        UserError: A file is missing, damaged or of another kind, or images and labels do not match.
     """
     del seed
     root = DEBIAN if settings.root is None else Path(settings.root)
@@ -86,8 +86,8 @@ def load_fashion_mnist(settings: Data, seed: int) -> DataSet:
 
 
 def _part(root: Path, prefix: str, part: str) -> tuple[Example, ...]:
-    images = read_idx(_found(root, f"{prefix}-images-idx3-ubyte"), 3)
-    path = _found(root, f"{prefix}-labels-idx1-ubyte")
+    images = read_idx(_idx_file(root, f"{prefix}-images-idx3-ubyte"), 3)
+    path = _idx_file(root, f"{prefix}-labels-idx1-ubyte")
     labels = read_idx(path, 1)
     if images.shape[1:] != (SIDE, SIDE):
         raise UserError(
@@ -105,7 +105,7 @@ def _part(root: Path, prefix: str, part: str) -> tuple[Example, ...]:
             id=f"{part}-{place:05d}",
             question=QUESTION,
             answer=CLASSES[label],
-            image=Row(images, place),
+            image=ArrayImage(images, place),
             label=label,
             group=CLASSES[label],
             options=CLASSES,
@@ -114,7 +114,7 @@ def _part(root: Path, prefix: str, part: str) -> tuple[Example, ...]:
     )
 
 
-def _found(root: Path, name: str) -> Path:
+def _idx_file(root: Path, name: str) -> Path:
     for path in (root / f"{name}.gz", root / name):
         if path.is_file():
             return path
@@ -122,34 +122,34 @@ def _found(root: Path, name: str) -> Path:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a file of bytes in the IDX format, packed by gzip or not.
+    """Read a file of bytes in the IDX format, compressed with gzip or not.
 
     Args:
         path: The file.
-        dimensions: How many dimensions it must have.
+        dimensions: The number of dimensions that the array must have.
 
     Returns:
         The array, read-only.
 
     Raises:
-        UserError: It is damaged, cut short, of another kind, too large, or longer than it says.
+        UserError: The file is damaged, cut short, of another kind, too large, or longer than it says.
     """
     head = 4 + 4 * dimensions
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             start = file.read(head)
             if start[:4] != bytes((0, 0, 8, dimensions)) or len(start) < head:
-                raise UserError(f"data.root: {path} is no IDX file of bytes with {dimensions} dimensions")
+                raise UserError(f"data.root: {path} is not an IDX file of bytes with {dimensions} dimensions")
             shape = tuple(int(size) for size in np.frombuffer(start, ">u4", offset=4))
             size = int(np.prod(shape, dtype=object))
             if size > MOST * SIDE ** (2 * (dimensions > 1)):
                 raise UserError(
-                    f"data.root: {path} says that it holds {shape[0]:,} entries, too many to be read"
+                    f"data.root: {path} says that it holds {shape[0]:,} entries, which is too many"
                 )
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data.root: {path} is damaged or cut short ({error})") from None
     if len(content) != size:
-        told = "fewer" if len(content) < size else "more"
-        raise UserError(f"data.root: {path} holds {told} than the {size:,} bytes that it says")
+        difference = "fewer" if len(content) < size else "more"
+        raise UserError(f"data.root: {path} holds {difference} than the {size:,} bytes that it says")
     return np.frombuffer(content, np.uint8).reshape(shape)

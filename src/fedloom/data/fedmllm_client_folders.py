@@ -6,13 +6,13 @@ Each file is a list of
         {"role": "user", "content": "<image>\\nSelect …\\nTEXT\\nQUESTION\\nOptions:\\n(A) …\\n(B) …\\n…"},
         {"role": "assistant", "content": "(A) not-hateful"}]}
 
-A question with options is taken apart again: lines between the instruction and the question are the text,
-and what the question says about modalities is left out, for fedloom says that itself. Anything else is a
-question with a free answer. `image` is null where the client lacks it. Pictures are looked for in the
-`raw_data` beside or above the folder, by what follows "/raw_data/" in their path, else in the folder itself.
+A question with options is split again: lines between the instruction and the question are the text,
+and what the question says about modalities is left out, since fedloom adds that itself. Any other record is a
+question with a free answer. `image` is null if the client lacks it. Images are searched in the
+`raw_data` beside or above the folder, by the part of their path after "/raw_data/", else in the folder itself.
 
 The group is the client, "client_0" and so on: the partition by_group with as many clients as files gives
-each client one file. A file `test.json` of the same form is tested on; without one, `data.test_share` of
+each client one file. A file `test.json` of the same form is the test set; without one, `data.test_share` of
 the examples is held out.
 
 Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
@@ -25,9 +25,9 @@ import re
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from fedloom.data.published_data_set import Reading, Source, Table
-from fedloom.data.record_fields import Bad, needed, text, word
-from fedloom.data.record_files import Raw, kind, shown
+from fedloom.data.published_data_set import RecordContext, Source, Table
+from fedloom.data.record_fields import InvalidRecord, required, text, text_or_integer
+from fedloom.data.record_files import Record, json_type, quoted
 from fedloom.types import Example
 
 _CHOICE = re.compile(
@@ -40,68 +40,68 @@ _LETTER = re.compile(r"^\([A-Z]\) ", re.MULTILINE)
 
 
 class UserTurn(NamedTuple):
-    """A user turn, taken apart: the question, the written evidence if any, and the options if any."""
+    """A user turn split into the question, the text if any, and the options if any."""
 
     question: str
     text: str | None = None
     options: tuple[str, ...] = ()
 
 
-def take_apart(content: str) -> UserTurn:
-    """Take a prepared user turn apart.
+def parse_user_turn(content: str) -> UserTurn:
+    """Split a prepared user turn into its parts.
 
     Example:
-        >>> take_apart("Pick.\\nlook!\\nIs it, based on the text?\\nOptions:\\n(A) no\\n(B) yes\\nAnswer.")
+        >>> parse_user_turn("Pick.\\nlook!\\nIs it, based on the text?\\nOptions:\\n(A) no\\n(B) yes\\nAnswer.")
         UserTurn(question='Is it?', text='look!', options=('no', 'yes'))
-        >>> take_apart("<image>\\nIs there a fracture?").question
+        >>> parse_user_turn("<image>\\nIs there a fracture?").question
         'Is there a fracture?'
     """
     content = content.replace("<image>", "").strip()
-    found = _CHOICE.fullmatch(content)
-    if not found:
+    match = _CHOICE.fullmatch(content)
+    if not match:
         return UserTurn(content)
-    options = tuple(_LETTER.sub("", found["options"]).splitlines())
-    return UserTurn(_MODALITIES.sub("", found["question"]), (found["text"] or "").strip() or None, options)
+    options = tuple(_LETTER.sub("", match["options"]).splitlines())
+    return UserTurn(_MODALITIES.sub("", match["question"]), (match["text"] or "").strip() or None, options)
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a prepared record; see `fedloom.data.published_data_set.Make`."""
-    record = raw.values
-    turns = record.get("conversations")
+    values = record.values
+    turns = values.get("conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Bad("conversations is not a list of objects")
+        raise InvalidRecord("conversations is not a list of objects")
     if [turn.get("role") for turn in turns] != ["user", "assistant"]:
-        raise Bad('conversations is not one turn of "user" and one of "assistant"')
-    asked = take_apart(needed(turns[0], "content"))
-    answer = needed(turns[1], "content")
-    if asked.options:
+        raise InvalidRecord('conversations is not one turn of "user" and one of "assistant"')
+    user_turn = parse_user_turn(required(turns[0], "content"))
+    answer = required(turns[1], "content")
+    if user_turn.options:
         answer = _LETTER.sub("", answer)
-        if answer not in asked.options:
-            raise Bad(f"the answer {shown(answer)} is not among the options")
-    if not asked.question:
-        raise Bad("the question is empty")
-    image = _image(record)
+        if answer not in user_turn.options:
+            raise InvalidRecord(f"the answer {quoted(answer)} is not among the options")
+    if not user_turn.question:
+        raise InvalidRecord("the question is empty")
+    image = _image(values)
     return Example(
-        id=needed(record, "id", word),
-        question=asked.question,
+        id=required(values, "id", text_or_integer),
+        question=user_turn.question,
         answer=answer,
-        image=None if image is None else reading.picture(image),
-        text=asked.text,
-        label=asked.options.index(answer) if asked.options else None,
-        group=PurePath(raw.file).stem,
-        options=asked.options,
-        task="choice" if asked.options else "vqa",
+        image=None if image is None else context.find_image(image),
+        text=user_turn.text,
+        label=user_turn.options.index(answer) if user_turn.options else None,
+        group=PurePath(record.file).stem,
+        options=user_turn.options,
+        task="choice" if user_turn.options else "vqa",
     )
 
 
 def _image(record: dict[str, Any]) -> str | None:
     if isinstance(record.get("image"), dict | list):
-        raise Bad(f"image is {kind(record['image'])}; only records with one picture can be used")
+        raise InvalidRecord(f"image is {json_type(record['image'])}; only records with one image can be used")
     image = text(record, "image")
     return image and image.rpartition("/raw_data/")[2]
 
 
-_PICTURES = (*("../" * up + "raw_data" for up in range(5)), ".")
+_FOLDERS = (*("../" * up + "raw_data" for up in range(5)), ".")
 
 PREPARED = Source(
     name="fedmllm-prepared",
@@ -111,7 +111,7 @@ PREPARED = Source(
         "minicpmv_data. The root is the folder with client_0.json and so on."
     ),
     tables=(
-        Table("train", ("client_[0-9]*.json",), make, _PICTURES),
-        Table("test", ("test.json",), make, _PICTURES, optional=True),
+        Table("train", ("client_[0-9]*.json",), make, _FOLDERS),
+        Table("test", ("test.json",), make, _FOLDERS, optional=True),
     ),
 )

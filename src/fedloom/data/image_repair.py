@@ -1,8 +1,8 @@
-"""Rewrite an encoded image without what is not needed for its pixels: bytes to bytes, no decoder.
+"""Rewrite an encoded image with its pixels alone: bytes to bytes, without a decoder.
 
-Cameras, phones and editors write much beside the pixels (EXIF, color profiles, comments, text, further frames), and
-often wrongly. A decoder that stumbles over it is given the pixels alone. Whether these are whole is decided here:
-checksums of a PNG's compressed data, and the data of a JPEG up to its last block.
+Cameras, phones and editors add metadata to the pixels (EXIF, color profiles, comments, text, further frames), often
+incorrectly. If a decoder fails on them, it gets the pixels alone. This module checks that these are complete: the
+checksum of a PNG's compressed data, and the data of a JPEG up to its last block.
 
 References: PNG specification, third edition (W3C, 2025); ITU-T T.81 (JPEG); WebP container specification; TIFF 6.0.
 """
@@ -37,8 +37,8 @@ _KINDS = (
 )
 
 
-def kind_of(content: bytes) -> str | None:
-    """Return in words what a file that is no PNG, JPEG or WebP image is, or None."""
+def other_format(content: bytes) -> str | None:
+    """Return in words what a file is that is not a usual PNG, JPEG or WebP image, or None if that is unknown."""
     for pattern, name in _KINDS:
         if re.match(pattern, content[:512], re.DOTALL | re.IGNORECASE):
             return name
@@ -49,8 +49,8 @@ def kind_of(content: bytes) -> str | None:
     return None
 
 
-def salvaged(content: bytes) -> Iterator[bytes]:
-    """Yield what may be decoded instead of an image that a decoder refused, if its pixels are whole."""
+def decodable_versions(content: bytes) -> Iterator[bytes]:
+    """Yield versions to decode instead of an image that a decoder refused, if its pixels are complete."""
     if content.startswith(PNG):
         yield from _png(content)
     elif content.startswith(JPEG):
@@ -60,17 +60,19 @@ def salvaged(content: bytes) -> Iterator[bytes]:
 
 
 def orientation(content: bytes) -> int | None:
-    """Return the orientation, 1..8, that an image's EXIF gives, whatever else in it is broken; None if it gives none."""
+    """Return the orientation from an image's EXIF, 1..8, even if the rest of it is invalid; None if there is none."""
     if content.startswith(JPEG):
-        found = [part[6:] for mark, part in _segments(content) if mark == 0xE1 and part.startswith(b"Exif\0")]
+        blocks = [
+            part[6:] for mark, part in _segments(content) if mark == 0xE1 and part.startswith(b"Exif\0")
+        ]
     elif content.startswith(PNG):
-        found = [data for name, data, _ in _chunks(content) if name == b"eXIf"]
+        blocks = [data for name, data, _ in _chunks(content) if name == b"eXIf"]
     else:
-        found = [data.removeprefix(b"Exif\0\0") for name, data in _riff(content[12:]) if name == b"EXIF"]
-    return next((value for one in found if (value := _tagged(one)) is not None), None)
+        blocks = [data.removeprefix(b"Exif\0\0") for name, data in _riff(content[12:]) if name == b"EXIF"]
+    return next((value for block in blocks if (value := _orientation_tag(block)) is not None), None)
 
 
-def _tagged(exif: bytes) -> int | None:
+def _orientation_tag(exif: bytes) -> int | None:
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None or len(exif) < 10:
         return None
@@ -83,7 +85,7 @@ def _tagged(exif: bytes) -> int | None:
             return None
         tag, kind = struct.unpack_from(f"{order}HH", exif, place)
         if tag == ORIENTATION:
-            # Writers mistype it: a byte, a short, a long, or a digit as text; all stand in the entry itself.
+            # Programs write a byte, a short, a long, or a digit as text; all of them are stored in the entry itself.
             form = {1: "B", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i"}.get(kind, "H")
             value = (
                 exif[place + 8] - ord("0")
@@ -95,7 +97,7 @@ def _tagged(exif: bytes) -> int | None:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield a PNG's chunks: name, data as far as there is any, and whether the checksum is right."""
+    """Yield name, data (perhaps cut short) and validity of the checksum of each of a PNG's chunks."""
     place = len(PNG)
     while place + 8 <= len(content):
         size, name = struct.unpack_from(">I4s", content, place)
@@ -108,7 +110,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 
 def _png(content: bytes) -> Iterator[bytes]:
-    """Keep size, palette, transparency and pixels, if the compressed data end with their own checksum."""
+    """Yield a PNG with size, palette, transparency and pixels only, if the compressed data end with their checksum."""
     kept = [(name, data, right) for name, data, right in _chunks(content) if name in _KEPT]
     if not kept or kept[0][0] != b"IHDR" or len(kept[0][1]) != 13:
         return
@@ -118,16 +120,16 @@ def _png(content: bytes) -> Iterator[bytes]:
     if not _whole(pixels, _raw_size(kept[0][1])):
         return
     others = [(name, data) for name, data, right in kept if name != b"IDAT" and right]
-    for names in (_KEPT, (b"IHDR", b"PLTE")):  # transparency may be what is wrong
-        chosen = [(name, data) for name, data in others if name in names]
+    for names in (_KEPT, (b"IHDR", b"PLTE")):  # the transparency may be invalid
+        chunks = [(name, data) for name, data in others if name in names]
         yield PNG + b"".join(
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-            for name, data in (*chosen, (b"IDAT", b"".join(pixels)), (b"IEND", b""))
+            for name, data in (*chunks, (b"IDAT", b"".join(pixels)), (b"IEND", b""))
         )
 
 
 def has_all_rows(content: bytes) -> bool:
-    """Return whether a PNG holds as many pixels as its header says, which decoders do not; other formats always do."""
+    """Return whether a PNG holds all pixels that its header declares, which decoders do not check; True for other formats."""
     if not content.startswith(PNG):
         return True
     head, pixels = b"", list[bytes]()
@@ -138,7 +140,7 @@ def has_all_rows(content: bytes) -> bool:
 
 
 def _raw_size(header: bytes) -> int:
-    """Return how many bytes a PNG's pixels take before compression."""
+    """Return the number of bytes of a PNG's pixels before compression."""
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     bits = depth * _CHANNELS.get(color, 4)
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
@@ -150,24 +152,24 @@ def _raw_size(header: bytes) -> int:
 
 
 def _whole(pieces: list[bytes], size: int) -> bool:
-    """Return whether compressed data end rightly and hold `size` bytes; no more than a piece of it is held at a time."""
-    decoder, found = zlib.decompressobj(), 0
+    """Return whether compressed data are valid to their end and hold `size` bytes, decompressing piece by piece."""
+    decoder, count = zlib.decompressobj(), 0
     try:
         for piece in pieces:
-            while piece and not decoder.eof and found <= size:
-                found += len(decoder.decompress(piece, _PIECE))
+            while piece and not decoder.eof and count <= size:
+                count += len(decoder.decompress(piece, _PIECE))
                 piece = decoder.unconsumed_tail
     except zlib.error:
         return False
-    return found > size or (decoder.eof and found == size)
+    return count > size or (decoder.eof and count == size)
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield a JPEG's markers with their data up to the first scan, which is yielded with all that follows."""
+    """Yield a JPEG's markers with their data; the first scan comes last, with everything after it."""
     place = 2
     while place + 4 <= len(content):
         if content[place] != 0xFF:
-            place += 1  # some writers leave bytes between segments
+            place += 1  # some programs leave bytes between segments
             continue
         mark = content[place + 1]
         if mark in (0xFF, 0x01) or 0xD0 <= mark <= 0xD8:
@@ -184,7 +186,9 @@ def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
 def _frame(content: bytes) -> tuple[int, bytes] | None:
     """Return the marker and data of a JPEG's frame header."""
     frames = (
-        one for one in _segments(content) if 0xC0 <= one[0] <= 0xCF and one[0] not in (0xC4, 0xC8, 0xCC)
+        segment
+        for segment in _segments(content)
+        if 0xC0 <= segment[0] <= 0xCF and segment[0] not in (0xC4, 0xC8, 0xCC)
     )
     return next(frames, None)
 
@@ -202,22 +206,22 @@ def _unusual_jpeg(content: bytes) -> str | None:
 
 
 def _jpeg(content: bytes) -> Iterator[bytes]:
-    """Keep what the decoder needs, and put an end where there is none after whole pixels.
+    """Yield a JPEG with the segments that a decoder needs only, and with an end marker if it lacks one.
 
-    Of a file without its end two versions are yielded, with different bytes where blocks would be missing: a decoder
-    that makes the same pixels of both has them all. Files of several scans may lack scans, which nobody can see.
+    A file without an end marker may lack blocks: `with_other_ending` is for checking that none is missing. Such files
+    are repaired only if they have a single scan, since missing scans cannot be detected.
     """
-    frame, found = _frame(content), list(_segments(content))
-    if frame is None or not found or found[-1][0] != 0xDA:
+    frame, segments = _frame(content), list(_segments(content))
+    if frame is None or not segments or segments[-1][0] != 0xDA:
         return
-    kept = [(mark, data) for mark, data in found[:-1] if not (0xE0 <= mark <= 0xEF or mark == 0xFE)]
-    colors = [(mark, data) for mark, data in found[:-1] if mark == 0xEE and data.startswith(b"Adobe")]
-    plain = [(mark, data) for mark, data in found[:-1] if mark == 0xE0 and data.startswith(b"JFIF\0")]
+    kept = [(mark, data) for mark, data in segments[:-1] if not (0xE0 <= mark <= 0xEF or mark == 0xFE)]
+    colors = [(mark, data) for mark, data in segments[:-1] if mark == 0xEE and data.startswith(b"Adobe")]
+    plain = [(mark, data) for mark, data in segments[:-1] if mark == 0xE0 and data.startswith(b"JFIF\0")]
     head = JPEG[:2] + b"".join(
         struct.pack(">BBH", 0xFF, mark, len(data) + 2) + data
         for mark, data in (*plain[:1], *colors[:1], *kept)
     )
-    scan = b"\xff\xda" + found[-1][1]
+    scan = b"\xff\xda" + segments[-1][1]
     if b"\xff\xd9" in scan:
         yield head + scan
     elif frame[0] != 0xC2 and scan[4:5] == frame[1][5:6]:  # all components are in this scan
@@ -225,18 +229,19 @@ def _jpeg(content: bytes) -> Iterator[bytes]:
         yield head + scan + b"\xff\xd9"
 
 
-def other_ending(version: bytes) -> bytes:
-    """Return a JPEG whose end was put there with other bytes before it.
+def with_other_ending(version: bytes) -> bytes:
+    """Return a JPEG whose end marker was added, with other bytes before that marker.
 
-    A decoder skips bytes up to the next restart marker where one is due, so these follow in their order.
+    If a decoder gives the same pixels for both, no block is missing. A decoder skips bytes up to the next restart
+    marker if one is due, so all of these follow in their order.
     """
     due = len(re.findall(rb"\xff[\xd0-\xd7]", version[version.rindex(b"\xff\xda") :]))
     more = b"".join(b"\xff" + bytes([0xD0 + (due + number) % 8]) + b"\x55\xaa" * 256 for number in range(16))
     return version[:-2] + b"\x55\xaa" * 4096 + more + version[-2:]
 
 
-def ends(content: bytes) -> bool:
-    """Return whether an image has the end that its format asks for; only a JPEG's may have been put there."""
+def has_end(content: bytes) -> bool:
+    """Return whether an image has an end marker of its own; only for a JPEG may one be added."""
     return not content.startswith(JPEG) or b"\xff\xd9" in content
 
 
@@ -252,7 +257,7 @@ def _riff(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _webp(content: bytes) -> Iterator[bytes]:
-    """Keep the pixels of the image, or of the first frame, with their transparency."""
+    """Yield a WebP image with the pixels of the image, or of its first frame, and their transparency only."""
     parts = list(_riff(content[12:]))
     frame = next((data for name, data in parts if name == b"ANMF"), None)
     if frame is not None:

@@ -1,7 +1,7 @@
-"""Images on disk: when one is acceptable, and how it becomes pixels. The only place that reads images.
+"""Check images on disk and decode them to pixels. No other module reads image files.
 
-An image whose pixels are whole is used, whatever is wrong beside them: EXIF, color profiles, comments, text, further
-frames, bytes behind the end. Everything else is refused with the reason.
+An image whose pixels are complete is used, whatever is wrong with the rest of the file: EXIF, color profiles, comments,
+text, further frames, bytes after the end. Every other image is refused with the reason.
 
 Shape legend: H = height, W = width in pixels.
 """
@@ -28,30 +28,29 @@ from fedloom.data.image_repair import (
     JPEG,
     PNG,
     WEBP,
-    ends,
+    decodable_versions,
     has_all_rows,
-    kind_of,
+    has_end,
     orientation,
-    other_ending,
-    salvaged,
+    other_format,
+    with_other_ending,
 )
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digests
 from fedloom.types import LazyImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_SIGNATURES = (PNG, JPEG, WEBP)
 _HEAD = 512
-_UNKNOWN = "not a PNG, JPEG or WebP picture"
+_UNKNOWN = "not a PNG, JPEG or WebP image"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a picture may be.
+    """Limits of the size of an image.
 
     Attributes:
-        pixels: Most pixels, as the file's header declares them.
-        bytes: Most bytes of the encoded file.
+        pixels: Maximum number of pixels, as the file's header declares them.
+        bytes: Maximum number of bytes of the encoded file.
     """
 
     pixels: int = 50_000_000
@@ -69,46 +68,32 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation → what turns an image upright."""
+"""EXIF orientation → the operation that turns the image upright."""
 
 
 class _Refused(Exception):
-    """The reason a picture is unacceptable."""
+    """The reason why an image cannot be used."""
 
 
-def check_image(source: Path | bytes, limits: Limits = LIMITS) -> str | None:
-    """Return the reason a picture is unacceptable, or None for one that can be read to its last pixel.
-
-    Args:
-        source: A file, or an encoded picture itself.
-        limits: How large it may be; checked before anything is decoded.
-    """
-    try:
-        _decode(_content(source, limits), limits)
-    except _Refused as refused:
-        return str(refused)
-    return None
-
-
-def whole_image(path: Path) -> FileImage | str:
-    """Return the image in a file after reading it to its last pixel, or the reason it is unacceptable."""
+def fully_checked_image(path: Path) -> FileImage | str:
+    """Return the image in a file after decoding it to its last pixel, or the reason why it cannot be used."""
     try:
         image = _decode(_content(path, LIMITS), LIMITS)
     except _Refused as refused:
         return str(refused)
-    return FileImage(path, (image.width, image.height), _look(image))
+    return FileImage(path, (image.width, image.height), _digest_of(image))
 
 
-def glanced_image(path: Path) -> FileImage | str:
-    """Return the image in a file after a glance at its first bytes, or the reason it cannot be one."""
-    reason = glance_at_image(path)
+def quickly_checked_image(path: Path) -> FileImage | str:
+    """Return the image in a file after checking its first bytes, or the reason why it cannot be used."""
+    reason = quick_check(path)
     return FileImage(path) if reason is None else reason
 
 
-def glance_at_image(path: Path) -> str | None:
-    """Return a reason a file cannot be a picture, found from its first bytes; None says nothing of the rest.
+def quick_check(path: Path) -> str | None:
+    """Return the reason why the first bytes of a file are not those of an image, or None; the rest may be damaged.
 
-    Thousands of pictures can be glanced at in the time it takes to decode a few.
+    Thousands of images can be checked this way in the time that it takes to decode a few.
     """
     try:
         head = _content(path, LIMITS, _HEAD)
@@ -123,17 +108,17 @@ class FileImage:
 
     Attributes:
         path: The file.
-        known_size: Width and height, where somebody has read it before.
-        known_look: What `look` is, where somebody has read it before.
+        known_size: Width and height, if they have been read before.
+        known_pixel_digest: The `pixel_digest`, if it has been computed before.
     """
 
     path: Path
     known_size: tuple[int, int] | None = field(default=None, compare=False, repr=False)
-    known_look: str | None = field(default=None, compare=False, repr=False)
+    known_pixel_digest: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal files; worked out once."""
+        """A key that is equal for equal files; computed once."""
         return self._key
 
     @cached_property
@@ -141,20 +126,20 @@ class FileImage:
         return hashlib.sha256(_readable(self.path)).hexdigest()
 
     @property
-    def look(self) -> str:
-        """A name that is equal for equal pixels, however they are encoded; that of the file where it is damaged."""
-        return self.known_look or self._looked
+    def pixel_digest(self) -> str:
+        """A key that is equal for equal pixels, whatever their encoding; the `key` if the file is damaged."""
+        return self.known_pixel_digest or self._pixel_digest
 
     @cached_property
-    def _looked(self) -> str:
+    def _pixel_digest(self) -> str:
         try:
-            return _look(_decode(_content(self.path, LIMITS), LIMITS))
+            return _digest_of(_decode(_content(self.path, LIMITS), LIMITS))
         except _Refused:
             return self.key
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, as `pixels` has them but from the file's header where it is sound; read once."""
+        """Width and height in pixels after rotation, from the file's header if it is valid; read once."""
         return self.known_size or self._size
 
     @cached_property
@@ -164,39 +149,39 @@ class FileImage:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
                 return (height, width) if _orientation(image, content) >= 5 else (width, height)
-        except Exception:  # what the decoder stumbles over may stand beside the pixels
+        except Exception:  # the fault may be outside of the pixels
             height, width = self.pixels().shape[:2]
             return width, height
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Read the picture, shape [H, W, 3]; see `_rgb` for how transparency and rotation are settled."""
+        """Read the image, shape [H, W, 3]; `_rgb` handles transparency and rotation."""
         return _pixels(_readable(self.path), self.path)
 
 
-def know_keys(pictures: Iterable[LazyImage], known: Path) -> None:
-    """Work out the keys of images in files all at once; of files that have not changed since the last time, read none.
+def read_keys(images: Iterable[LazyImage], store: Path) -> None:
+    """Compute the keys of images in files all at once, without reading files that have not changed since the last time.
 
     Args:
-        pictures: Images of any kind. A file that cannot be read is left alone: it tells when its key is asked for.
-        known: Where digests are remembered; see `fedloom.system.file_hashes.file_digests`.
+        images: Images of any kind. Files that cannot be read are ignored here; they fail when their key is needed.
+        store: File that keeps the digests; see `fedloom.system.file_hashes.file_digests`.
     """
-    files = [one for one in pictures if isinstance(one, FileImage) and glance_at_image(one.path) is None]
+    files = [image for image in images if isinstance(image, FileImage) and quick_check(image.path) is None]
     with suppress(UserError):
-        digests = file_digests([one.path for one in files], known)
-        for one in files:
-            one.__dict__["_key"] = digests[one.path]  # where `cached_property` keeps it
+        digests = file_digests([image.path for image in files], store)
+        for image in files:
+            image.__dict__["_key"] = digests[image.path]  # `cached_property` keeps its value there
 
 
 @dataclass(frozen=True)
 class ZipImage:
-    """A picture in a zip archive; `key` is the SHA-256 of the member's bytes."""
+    """An image in a zip archive; `key` is the SHA-256 of the member's bytes."""
 
     archive: Path
     member: str
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal files; worked out once."""
+        """A key that is equal for equal files; computed once."""
         return self._key
 
     @cached_property
@@ -204,7 +189,7 @@ class ZipImage:
         return hashlib.sha256(self._bytes()).hexdigest()
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Read the picture, shape [H, W, 3]."""
+        """Read the image, shape [H, W, 3]."""
         return _pixels(self._bytes(), self.archive / self.member)
 
     def _bytes(self) -> bytes:
@@ -213,8 +198,8 @@ class ZipImage:
 
 @lru_cache(maxsize=16)
 def _opened(archive: Path, process: int) -> zipfile.ZipFile:
-    # The process id is part of the cache's key: a forked worker that went on with its parent's open file
-    # would share the file position with it and read garbage.
+    # The process id is part of the cache's key: a forked worker that kept its parent's open file would share the
+    # file position with it and read garbage.
     return zipfile.ZipFile(archive)
 
 
@@ -222,30 +207,27 @@ def _readable(path: Path) -> bytes:
     try:
         return _content(path, LIMITS)
     except _Refused as refused:
-        raise UserError(f"{path}: the picture is {refused}") from None
+        raise UserError(f"{path}: the image is {refused}") from None
 
 
 def _pixels(content: bytes, place: Path) -> NDArray[np.uint8]:
     try:
-        return np.array(_decode(content, LIMITS))  # [H, W, 3]; a copy, for torch wants it writable
+        return np.array(_decode(content, LIMITS))  # [H, W, 3]; a copy, since torch needs it writable
     except _Refused as refused:
-        raise UserError(f"{place}: the picture is {refused}") from None
+        raise UserError(f"{place}: the image is {refused}") from None
 
 
-def _content(source: Path | bytes, limits: Limits, most: int | None = None) -> bytes:
-    """Read an encoded picture, or its first `most` bytes; refuse what is no plain file or too large."""
-    if isinstance(source, bytes):
-        content = source
-    else:
-        try:
-            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for ever
-                raise _Refused("not a file")
-            with open(source, "rb") as file:
-                content = file.read(limits.bytes + 1 if most is None else most)
-        except (FileNotFoundError, ValueError):  # ValueError: no file can have such a name
-            raise _Refused("missing") from None
-        except OSError as error:
-            raise _Refused(f"unreadable ({error.strerror})") from None
+def _content(path: Path, limits: Limits, most: int | None = None) -> bytes:
+    """Read an encoded image, or its first `most` bytes; refuse a path that is not a file, and a file that is too large."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
+            raise _Refused("not a file")
+        with open(path, "rb") as file:
+            content = file.read(limits.bytes + 1 if most is None else most)
+    except (FileNotFoundError, ValueError):  # ValueError: no file can have such a name
+        raise _Refused("missing") from None
+    except OSError as error:
+        raise _Refused(f"unreadable ({error.strerror})") from None
     if not content:
         raise _Refused("empty (0 bytes)")
     if len(content) > limits.bytes:
@@ -258,19 +240,19 @@ def _is_known(head: bytes) -> bool:
 
 
 def _unknown(content: bytes) -> str:
-    found = kind_of(content)
-    return _UNKNOWN if found is None else f"{found}, {_UNKNOWN}"
+    name = other_format(content)
+    return _UNKNOWN if name is None else f"{name}, {_UNKNOWN}"
 
 
 def _decode(content: bytes, limits: Limits) -> Image.Image:
-    """Decode to upright RGB, first frame, or raise `_Refused`."""
+    """Decode the first frame to upright RGB, or raise `_Refused`."""
     if not _is_known(content):
         raise _Refused(_unknown(content))
     image = _opened_image(content, limits)
     if image is None:
-        image = _salvaged_image(content, limits)
+        image = _repaired_image(content, limits)
     if image is None:
-        unusual = kind_of(content)
+        unusual = other_format(content)
         raise _Refused("damaged or cut short" if unusual is None else f"{unusual}, which cannot be decoded")
     try:
         return _rgb(image, content)
@@ -279,12 +261,12 @@ def _decode(content: bytes, limits: Limits) -> Image.Image:
 
 
 def _opened_image(content: bytes, limits: Limits) -> Image.Image | None:
-    """Decode an image to its last pixel, or return None where the decoder fails.
+    """Decode an image to its last pixel, or return None if the decoder fails.
 
     Raises:
-        _Refused: It has too many pixels.
+        _Refused: The image has too many pixels.
     """
-    # Pillow has a bound of its own, which a larger limit does not lift.
+    # Pillow has a limit of its own, which a larger limit here does not lift.
     most = min(limits.pixels, Image.MAX_IMAGE_PIXELS or limits.pixels)
     too_many = f"too large (more than {most:,} pixels)"
     try:
@@ -294,7 +276,7 @@ def _opened_image(content: bytes, limits: Limits) -> Image.Image | None:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > most:
                     raise _Refused(too_many)
-                image.verify()  # checksums and the end of a PNG, which load() passes over; uses the image up
+                image.verify()  # checks what load() ignores: checksums and the end of a PNG; uses the image up
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
             return image if has_all_rows(content) else None
@@ -303,41 +285,41 @@ def _opened_image(content: bytes, limits: Limits) -> Image.Image | None:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _Refused(too_many) from None
     except Exception:
-        # Decoders meet hostile bytes with any kind of exception; whichever it is, this decoder cannot read it.
+        # Decoders raise exceptions of any kind for hostile bytes; whichever it is, the image cannot be decoded.
         return None
 
 
-def _salvaged_image(content: bytes, limits: Limits) -> Image.Image | None:
-    """Decode the pixels alone, if they are whole, or return None."""
-    for version in salvaged(content):
+def _repaired_image(content: bytes, limits: Limits) -> Image.Image | None:
+    """Decode the pixels alone if they are complete, or return None."""
+    for version in decodable_versions(content):
         image = _opened_image(version, limits)
-        if image is not None and not ends(content):
-            other = _opened_image(other_ending(version), limits)
+        if image is not None and not has_end(content):
+            other = _opened_image(with_other_ending(version), limits)
             image = image if other is not None and other.tobytes() == image.tobytes() else None
         if image is not None:
             return image
     return None
 
 
-def _look(image: Image.Image) -> str:
+def _digest_of(image: Image.Image) -> str:
     return hashlib.sha256(b"%d %d " % image.size + image.tobytes()).hexdigest()
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:
-    """Return the orientation that an image's metadata give, 1..8; 1 where they give none that makes sense."""
+    """Return the orientation from an image's metadata, 1..8; 1 if there is no valid one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # EXIF is written in many wrong ways, and read with many kinds of exception
-        found = None
-    if not (isinstance(found, int) and 1 <= found <= 8):
-        found = orientation(content)
-    return found or 1
+            value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # invalid EXIF leads to many kinds of exceptions
+        value = None
+    if not (isinstance(value, int) and 1 <= value <= 8):
+        value = orientation(content)
+    return value or 1
 
 
 def _rgb(image: Image.Image, content: bytes) -> Image.Image:
-    """Turn upright as EXIF says, put transparency on white, and reduce every mode to 8-bit RGB."""
+    """Turn an image upright as EXIF says, put transparency on white, and convert every mode to 8-bit RGB."""
     turn = _TURNS.get(_orientation(image, content))
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255 instead of scaling

@@ -1,4 +1,4 @@
-"""Several published data sets side by side in one folder, as one.
+"""Join several published data sets, which lie side by side in one folder.
 
 Reference: "FedVLMBench: Benchmarking Federated Fine-Tuning of Vision-Language Models", arXiv 2506.09638,
 whose multi-task settings give each task a client of its own.
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from fedloom.data.published_data_set import Make, PartOf, Reading, Source, Table
-from fedloom.data.record_files import Raw
+from fedloom.data.published_data_set import Make, PartOf, RecordContext, Source, Table
+from fedloom.data.record_files import Record
 from fedloom.types import Example
 
 
-def below(
+def tables_below(
     source: Source,
     folder: str,
     *,
@@ -24,50 +24,50 @@ def below(
     parts: tuple[str, ...] = ("train", "test"),
     variants: tuple[str, ...] = (),
 ) -> Iterator[Table]:
-    """Yield a data set's tables as they are when it lies in a folder of another's root.
+    """Yield the tables of a data set that lies in a folder below the root of another one.
 
-    Ids begin with the data set's name, so that they stay apart from those of others.
+    Ids begin with the data set's name, so that they differ from those of others.
 
     Args:
         source: The data set.
-        folder: The folder, "." for the root itself.
-        group: The group of its examples; its name if None.
-        variant: Which of its variants; "" is its first.
-        parts: The parts that are used.
-        variants: The variants of the whole that have it; empty for all.
+        folder: The folder below the root, "." for the root itself.
+        group: The group of the examples; the data set's name if None.
+        variant: A variant of the data set, "" for the default.
+        parts: The parts to use.
+        variants: The variants of the joined data set that contain this one; empty for all.
     """
-    variant = source.chosen(variant or None)
+    variant = source.variant_or_default(variant or None)
     name = group or source.name
 
-    def marking(make: Make) -> Make:
-        def marked(raw: Raw, reading: Reading) -> Example | None:
-            example = make(raw, replace(reading, variant=variant))
+    def with_group(make: Make) -> Make:
+        def make_in_group(record: Record, context: RecordContext) -> Example | None:
+            example = make(record, replace(context, variant=variant))
             return example and replace(example, id=f"{source.name}-{example.id}", group=name)
 
-        return marked
+        return make_in_group
 
     def moved(names: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(one.format(variant=variant) for one in names)
-        return names if folder == "." else tuple(f"{folder}/{one}" for one in names)
+        names = tuple(name.format(variant=variant) for name in names)
+        return names if folder == "." else tuple(f"{folder}/{name}" for name in names)
 
-    for table in source.used(variant):
+    for table in source.tables_of(variant):
         if not isinstance(table.part, str) or table.part in parts:
-            part = table.part if isinstance(table.part, str) else _only(table.part, parts)
+            part = table.part if isinstance(table.part, str) else _restricted_to(table.part, parts)
             yield replace(
                 table,
                 part=part,
                 files=moved(table.files),
-                pictures=moved(table.pictures),
-                make=marking(table.make),
-                blank=table.blank and marking(table.blank),
+                image_folders=moved(table.image_folders),
+                make=with_group(table.make),
+                make_placeholder=table.make_placeholder and with_group(table.make_placeholder),
                 variants=variants,
                 dev=table.dev and "dev" in parts,
             )
 
 
-def _only(part_of: PartOf, parts: tuple[str, ...]) -> PartOf:
+def _restricted_to(part_of: PartOf, parts: tuple[str, ...]) -> PartOf:
     def part(record: dict[str, Any]) -> str | None:
-        found = part_of(record)
-        return found if found in parts else None
+        own = part_of(record)
+        return own if own in parts else None
 
     return part

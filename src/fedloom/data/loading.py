@@ -1,4 +1,4 @@
-"""What a data set's loader is given, and how examples are divided without parting twins."""
+"""The signature of loaders, and divisions of examples that keep near-duplicates in one part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Data
 
 FILES = Path(__file__).parent / "files"
-"""Where the bundled data sets lie."""
+"""The folder of the bundled data sets."""
 
 
 Loader = Callable[["Data", int], DataSet]
@@ -24,32 +24,32 @@ Loader = Callable[["Data", int], DataSet]
 
 
 def divide(
-    examples: Sequence[Example], twins: Sequence[Sequence[Hashable]], share: float, seed: int
+    examples: Sequence[Example], keys: Sequence[Sequence[Hashable]], share: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Divide examples into train and test, alike in answers and with twins on one side.
+    """Divide examples into train and test with similar answers, and keep near-duplicates in one part.
 
     Args:
-        examples: What to divide; both parts keep this order.
-        twins: For each example the things it must not be parted over (an image's key, a base); two
-            examples that have one in common, directly or through others, stay together.
-        share: Share of test examples, 0..1 exclusive; met as closely as twins allow.
+        examples: The examples; both parts keep their order.
+        keys: For each example the keys of its near-duplicates (an image's key, a base); examples that share
+            a key, directly or through others, stay together.
+        share: Share of test examples, 0 < share < 1; met as closely as near-duplicates allow.
         seed: The experiment's seed; draws come from its stream "split".
 
     Returns:
-        (train, test). One side is empty only where all examples hang together.
+        (train, test). One part is empty only if all examples are connected by keys.
     """
     count = min(max(round(share * len(examples)), 1), len(examples) - 1)
-    chosen = spread(examples, families(twins), count, stream(seed, "split"))
+    chosen = stratified_sample(examples, connected_groups(keys), count, stream(seed, "split"))
     return (
         tuple(example for index, example in enumerate(examples) if index not in chosen),
         tuple(example for index, example in enumerate(examples) if index in chosen),
     )
 
 
-def thin(examples: Sequence[Example], limit: int, seed: int) -> tuple[Example, ...]:
-    """Keep exactly min(limit, all) examples in order, alike in answers, from the stream "limit"."""
-    alone = [[index] for index in range(len(examples))]
-    chosen = spread(examples, alone, min(limit, len(examples)), stream(seed, "limit"))
+def subsample(examples: Sequence[Example], limit: int, seed: int) -> tuple[Example, ...]:
+    """Draw min(limit, all) examples, similar in answers and in their order, from the stream "limit"."""
+    groups = [[index] for index in range(len(examples))]
+    chosen = stratified_sample(examples, groups, min(limit, len(examples)), stream(seed, "limit"))
     return tuple(examples[index] for index in sorted(chosen))
 
 
@@ -57,20 +57,20 @@ def _stratum(example: Example) -> str:
     return example.answer if example.options else example.group or ""
 
 
-def spread(
-    examples: Sequence[Example], together: Sequence[Sequence[int]], count: int, rng: Generator
+def stratified_sample(
+    examples: Sequence[Example], groups: Sequence[Sequence[int]], count: int, rng: Generator
 ) -> set[int]:
-    """Choose at most `count` indices in whole families, from every stratum in proportion."""
+    """Draw at most `count` indices in whole groups, from every stratum in proportion."""
     strata: dict[str, list[Sequence[int]]] = defaultdict(list)
-    for family in together:
-        strata[_stratum(examples[family[0]])].append(family)
+    for group in groups:
+        strata[_stratum(examples[group[0]])].append(group)
     names = sorted(strata)
     chosen: set[int] = set()
     seen = 0
     for at in rng.permutation(len(names)):
         stratum = strata[names[at]]
         seen += sum(map(len, stratum))
-        # The target is cumulative, so that what one stratum could not give the next one makes up for.
+        # The target is cumulative, so that the next stratum makes up for what this one cannot give.
         target = round(count * seen / len(examples))
         for index in rng.permutation(len(stratum)):
             if len(chosen) + len(stratum[index]) <= target:
@@ -78,9 +78,9 @@ def spread(
     return chosen
 
 
-def families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
-    """Group indices that are connected by shared keys, each family and the list in index order."""
-    parent = list(range(len(twins)))
+def connected_groups(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """Group the indices that are connected by shared keys, each group and the list in index order."""
+    parent = list(range(len(keys)))
 
     def head(index: int) -> int:
         while parent[index] != index:
@@ -89,11 +89,11 @@ def families(twins: Sequence[Sequence[Hashable]]) -> list[list[int]]:
         return index
 
     first: dict[Hashable, int] = {}
-    for index, keys in enumerate(twins):
-        for key in keys:
+    for index, own in enumerate(keys):
+        for key in own:
             low, high = sorted((head(first.setdefault(key, index)), head(index)))
             parent[high] = low
-    found: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(twins)):
-        found[head(index)].append(index)
-    return list(found.values())
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(keys)):
+        groups[head(index)].append(index)
+    return list(groups.values())

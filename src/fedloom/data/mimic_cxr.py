@@ -1,19 +1,20 @@
 """MIMIC-CXR: write the report of a chest X-ray.
 
 The folder holds `mimic-cxr-2.0.0-split.csv` (or .csv.gz) with the columns dicom_id, study_id, subject_id and
-split, the pictures as `files/p10/p10000032/s50414267/DICOM_ID.jpg`, and the reports as
-`files/p10/p10000032/s50414267.txt`, or the same below `mimic-cxr-reports`. The first listed image of each
-study that can be used is used. The answer is the findings of the report, else the impression, else the paragraphs
-behind the first of its last section, or of the whole report where nothing is headed, on one line; a report with none of them is skipped, which may take more than the default of `data.max_rejected`.
+split, the images as `files/p10/p10000032/s50414267/DICOM_ID.jpg`, and the reports as
+`files/p10/p10000032/s50414267.txt`, or the same below `mimic-cxr-reports`. The image of a study is the first
+listed one that can be used. The answer is the findings of the report, else the impression, else the last section
+(or a report without headings) from its second paragraph on, in one line. A report with none of them is skipped, which
+may require a `data.max_rejected` above its default.
 
-Sections are found as the owners' own parser finds them: FINDINGS AND IMPRESSION and CONCLUSION are impressions, a
-heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words are recognized with a letter wrong.
-Other than there, a heading that names no section of a report (PICC, LUNGS, HEART) is part of the text, and so is one
-that names views inside the findings: findings stay whole.
+Sections are recognized as by the owners' own parser: FINDINGS AND IMPRESSION and CONCLUSION are impressions, a
+heading that only names the views (CHEST, TWO VIEWS) begins the findings, and words may have a wrong letter.
+Unlike there, a heading that does not name a section of a report (PICC, LUNGS, HEART) is part of the text, and so is a
+heading that names views inside the findings, which therefore stay complete.
 
 Reference: A. E. W. Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest
-radiographs", arXiv 1901.07042v5, and the owners' section parser (https://github.com/MIT-LCP/mimic-cxr); used by FedVLMBench (arXiv 2506.09638), which uses 8,000 and does not say
-which.
+radiographs", arXiv 1901.07042v5, and the owners' section parser (https://github.com/MIT-LCP/mimic-cxr); used by FedVLMBench (arXiv
+2506.09638), which takes 8,000 and does not say which.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.images import FileImage
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import Bad, needed, one_of
-from fedloom.data.record_files import Raw
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import InvalidRecord, one_of, required
+from fedloom.data.record_files import Record
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -53,15 +54,15 @@ _VIEWS = re.compile(
 
 
 def part_of(row: dict[str, Any]) -> str:
-    """Return the part a picture belongs to; see `fedloom.data.published_data_set.PartOf`."""
+    """Return the part that an image belongs to; see `fedloom.data.published_data_set.PartOf`."""
     return PARTS[one_of(row, "split", tuple(PARTS))]
 
 
-def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield the first row of every study, with all its images and the text of its report, None if there is no file.
+def read(path: Path, name: str) -> Iterator[Record | Rejected]:
+    """Yield the first row of every study, with all its images and the text of its report, None if that is missing.
 
     Raises:
-        UserError: The file is no CSV text.
+        UserError: The file is not readable CSV text.
     """
     studies: dict[str, tuple[int, dict[str, Any], list[str]]] = {}
     folders = (path.parent / "files", path.parent / "mimic-cxr-reports/files")
@@ -75,22 +76,22 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None
     for line, row, images in studies.values():
-        yield Raw(name, "line", line, row | {"images": images, "report": _report(row, folders)})
+        yield Record(name, "line", line, row | {"images": images, "report": _report(row, folders)})
 
 
 def _report(row: dict[str, Any], folders: tuple[Path, ...]) -> str | None:
     try:
-        place = f"{_patient(row)}/s{_number(row, 'study_id')}.txt"
-    except Bad:
-        return None  # `make` tells
-    found = [folder / place for folder in folders if (folder / place).is_file()]
-    return found[0].read_text(encoding="utf-8", errors="replace") if found else None
+        name = f"{_patient(row)}/s{_number(row, 'study_id')}.txt"
+    except InvalidRecord:
+        return None  # `make` reports the reason
+    paths = [folder / name for folder in folders if (folder / name).is_file()]
+    return paths[0].read_text(encoding="utf-8", errors="replace") if paths else None
 
 
 def _number(row: dict[str, Any], key: str) -> str:
-    value = needed(row, key)
+    value = required(row, key)
     if not value.isdecimal():
-        raise Bad(f"{key} is {value!r}, not a number")
+        raise InvalidRecord(f"{key} is {value!r}, not a number")
     return value
 
 
@@ -99,17 +100,17 @@ def _patient(row: dict[str, Any]) -> str:
     return f"p{subject[:2]}/p{subject}"
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a study; see `fedloom.data.published_data_set.Make`."""
-    row = raw.values
+    row = record.values
     study = _number(row, "study_id")
     folder = f"{_patient(row)}/s{study}"
     if row["report"] is None:
-        raise Bad(f"the report {folder}.txt is missing")
-    answer = described(row["report"])
+        raise InvalidRecord(f"the report {folder}.txt is missing")
+    answer = findings_text(row["report"])
     if not answer:
-        raise Bad(f"the report {folder}.txt has neither findings nor impression")
-    image, *spare = _images(row, folder, reading)
+        raise InvalidRecord(f"the report {folder}.txt has neither findings nor impression")
+    image, *spare = _images(row, folder, context)
     return Example(
         id=study,
         question=QUESTION,
@@ -120,24 +121,24 @@ def make(raw: Raw, reading: Reading) -> Example:
     )
 
 
-def _images(row: dict[str, Any], folder: str, reading: Reading) -> list[FileImage]:
-    """Return the usable images of a study, at least one; without one, the error is that of the first image."""
-    found: list[FileImage] = []
-    reasons: list[Bad] = []
+def _images(row: dict[str, Any], folder: str, context: RecordContext) -> list[FileImage]:
+    """Return the usable images of a study; if there is none, raise the error of the first image."""
+    images: list[FileImage] = []
+    reasons: list[InvalidRecord] = []
     for name in row["images"]:
         try:
-            found.append(reading.picture(f"{folder}/{needed({'dicom_id': name}, 'dicom_id')}.jpg"))
-        except Bad as bad:
-            reasons.append(bad)
-    if not found:
+            images.append(context.find_image(f"{folder}/{required({'dicom_id': name}, 'dicom_id')}.jpg"))
+        except InvalidRecord as reason:
+            reasons.append(reason)
+    if not images:
         raise reasons[0]
-    return found
+    return images
 
 
-def described(report: str) -> str | None:
-    """Return what a report says of its images, on one line: findings, else impression, else the last paragraph."""
-    found = sections(report)
-    if answer := found.get("findings") or found.get("impression"):
+def findings_text(report: str) -> str | None:
+    """Return the findings of a report in one line, else the impression, else the end of the last section; else None."""
+    by_name = sections(report)
+    if answer := by_name.get("findings") or by_name.get("impression"):
         return answer
     *_, (_, last) = _parts(report) or [("", report)]
     paragraphs = re.split(r"\n[ \t]*\n", last.strip())[1:]
@@ -145,37 +146,38 @@ def described(report: str) -> str | None:
 
 
 def sections(report: str) -> dict[str, str]:
-    """Divide a report at its headings in capitals; each section is on one line, under "findings" or "impression".
+    """Split a report at its headings in capitals into sections of one line each.
 
-    Sections of other names stand under their own. Of several of one name the last that says anything counts.
+    The keys are "findings", "impression", and the headings of other sections. Of several sections with one key the last
+    nonempty one is kept.
 
     Example:
         >>> sections("EXAMINATION: CHEST\\n FINDINGS:\\n\\n Lungs are\\n clear.\\n PICC: in place.\\n\\n IMPRESSION: Normal.")
         {'EXAMINATION': 'CHEST', 'findings': 'Lungs are clear. PICC: in place.', 'impression': 'Normal.'}
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for name, words in _parts(report):
-        said = " ".join(words.split())
-        if said or name not in found:
-            found[name] = said
-    return found
+        line = " ".join(words.split())
+        if line or name not in by_name:
+            by_name[name] = line
+    return by_name
 
 
 def _parts(report: str) -> list[tuple[str, str]]:
-    """Return the sections of a report in order, each with its name and text."""
+    """Return the name and the text of each section of a report, in order."""
     _, *pieces = _SECTION.split(report)
-    found: list[tuple[str, str]] = []
+    parts: list[tuple[str, str]] = []
     for heading, words in zip(pieces[::2], pieces[1::2], strict=True):
-        name = _name(" ".join(heading.split()), found[-1][0] if found else "")
+        name = _name(" ".join(heading.split()), parts[-1][0] if parts else "")
         if name is not None:
-            found.append((name, words))
-        elif found:
-            found[-1] = found[-1][0], f"{found[-1][1]}{heading}:{words}"
-    return found
+            parts.append((name, words))
+        elif parts:
+            parts[-1] = parts[-1][0], f"{parts[-1][1]}{heading}:{words}"
+    return parts
 
 
 def _name(heading: str, current: str) -> str | None:
-    """Return the section that a heading begins, or None for one that belongs to the text of the current section."""
+    """Return the name of the section that a heading begins, or None if it belongs to the text of the current section."""
     close = difflib.get_close_matches(heading, [*_WORDS, "INDICATION", "COMPARISON", "EXAMINATION"], 1, 0.85)
     whole = close[0] if close else heading
     for word in ("IMPRESSION", "CONCLUSION", "FINDING"):

@@ -1,4 +1,4 @@
-"""FedVLMBench's two multi-task settings, rebuilt from what the owners of their parts ship.
+"""FedVLMBench's two multi-task settings, rebuilt from the published data sets that they consist of.
 
 `nature`: COCO captions, RefCOCO and COCO-QA over the same photographs. The folder holds `annotations`,
 `train2014` and `val2014` of COCO, `refs(unc).json` and `instances.json` of RefCOCO in `refcoco`, and the
@@ -11,9 +11,9 @@ The partition by_group with as many clients as groups gives each client one task
 
 Reference: "FedVLMBench: Benchmarking Federated Fine-Tuning of Vision-Language Models", arXiv 2506.09638.
 
-Differs from the paper: everything is used, where FedVLMBench takes some thousands of each and does not say
-which. Its classification client of Fed-Nature and its RadGenome-ChestCT client of Fed-Med, slices of
-volumes, cannot be rebuilt from what is published; `fedvlmbench-prepared` reads them as it ships them.
+Differs from the paper: all examples are used, where FedVLMBench takes some thousands of each and does not say
+which. Its classification client of Fed-Nature and its RadGenome-ChestCT client of Fed-Med (slices of volumes)
+cannot be rebuilt from published data; `fedvlmbench-prepared` reads them from its own files.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from dataclasses import replace
 
 from fedloom.data.coco import COCO
 from fedloom.data.coco_qa import COCO_QA
-from fedloom.data.joined_data_sets import below
+from fedloom.data.joined_data_sets import tables_below
 from fedloom.data.mimic_cxr import MIMIC_CXR
 from fedloom.data.published_data_set import Source
 from fedloom.data.refcoco import REFCOCO
 from fedloom.data.slake import SLAKE
 from fedloom.data.vqa_rad import VQA_RAD
 
-# COCO's photographs lie once, at the root.
+# All three use COCO's photographs, which are at the root.
 _REFCOCO = replace(
-    REFCOCO, tables=tuple(replace(table, pictures=("../train2014",)) for table in REFCOCO.tables)
+    REFCOCO, tables=tuple(replace(table, image_folders=("../train2014",)) for table in REFCOCO.tables)
 )
 _COCO_QA = replace(
-    COCO_QA, tables=tuple(replace(table, pictures=("../train2014", "../val2014")) for table in COCO_QA.tables)
+    COCO_QA,
+    tables=tuple(replace(table, image_folders=("../train2014", "../val2014")) for table in COCO_QA.tables),
 )
 
 NATURE = Source(
@@ -46,9 +47,9 @@ NATURE = Source(
         "coco-qa`). The root is the folder with all of them."
     ),
     tables=(
-        *below(COCO, ".", group="caption", variant="2014"),
-        *below(_REFCOCO, "refcoco", group="grounding"),
-        *below(_COCO_QA, "cocoqa", group="vqa"),
+        *tables_below(COCO, ".", group="caption", variant="2014"),
+        *tables_below(_REFCOCO, "refcoco", group="grounding"),
+        *tables_below(_COCO_QA, "cocoqa", group="vqa"),
     ),
 )
 
@@ -60,8 +61,8 @@ RADIOLOGY = Source(
         "says where to get it, MIMIC-CXR at https://physionet.org. The root is the folder with the three."
     ),
     tables=(
-        *below(SLAKE, "slake", group="vqa", variant="en"),
-        *below(VQA_RAD, "vqa-rad", group="vqa"),
-        *below(MIMIC_CXR, "mimic-cxr", group="report"),
+        *tables_below(SLAKE, "slake", group="vqa", variant="en"),
+        *tables_below(VQA_RAD, "vqa-rad", group="vqa"),
+        *tables_below(MIMIC_CXR, "mimic-cxr", group="report"),
     ),
 )

@@ -1,6 +1,6 @@
-"""Add OpenMoji's drawings, in color and as lines, to the data set `emoji-styles` of one user.
+"""Add OpenMoji's drawings, in color and as lines, to the data set `emoji-styles` on this machine.
 
-OpenMoji is licensed under CC BY-SA 4.0 and is no part of fedloom. The npm package `openmoji` holds each drawing twice as
+OpenMoji is licensed under CC BY-SA 4.0 and is not part of fedloom. The npm package `openmoji` holds each drawing twice as
 SVG, `package/color/svg/CODES.svg` and `package/black/svg/CODES.svg`.
 """
 
@@ -17,22 +17,22 @@ from pathlib import Path, PurePosixPath
 
 from fedloom.data.emoji import pool
 from fedloom.data.emoji_styles import OPENMOJI
-from fedloom.data.svg_drawing import all_drawn, require_rsvg, write_archive
+from fedloom.data.svg_drawing import render_all, require_rsvg, write_archive
 from fedloom.system.errors import UserError
 
 VERSION = "17.0.0"
 PACKAGE = f"openmoji@{VERSION}"
-"""As npm names it."""
+"""Name of the npm package."""
 
 OTHERWISE = "download it elsewhere and give --package"
 SHA256 = "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68"
 """Digest of the package."""
 
 LARGEST = 2**26
-"""Most bytes of the package."""
+"""Maximum bytes of the package."""
 
 LARGEST_DRAWING = 2**20
-"""Most bytes of an SVG file."""
+"""Maximum bytes of an SVG file."""
 
 VENDORS = {"color": ("openmoji", "OpenMoji"), "black": ("openmoji-line", "OpenMoji line")}
 """Folder of the package → vendor and title."""
@@ -41,7 +41,7 @@ MEMBER = re.compile(r"package/(color|black)/svg/([0-9A-F]{2,6}(?:-[0-9A-F]{2,6})
 
 
 def fetch() -> bytes:
-    """Download the package with npm; it is checked when it is added.
+    """Download the package with npm; `add_openmoji` checks it.
 
     Raises:
         UserError: npm is missing, or it cannot get the package.
@@ -53,8 +53,8 @@ def fetch() -> bytes:
         except OSError:
             raise UserError(f"npm, which downloads {PACKAGE}, is not installed; {OTHERWISE}") from None
         except subprocess.CalledProcessError as error:
-            told = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"npm cannot download {PACKAGE} ({told}); {OTHERWISE}") from None
+            reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"npm cannot download {PACKAGE} ({reason}); {OTHERWISE}") from None
         except subprocess.TimeoutExpired:
             raise UserError(f"npm took more than ten minutes for {PACKAGE}; {OTHERWISE}") from None
         files = list(Path(folder).glob("*.tgz"))
@@ -64,10 +64,10 @@ def fetch() -> bytes:
 
 
 def read_package(package: Path) -> bytes:
-    """Return the bytes of a package that the user has downloaded.
+    """Read a package that the user has downloaded.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         with open(package, "rb") as file:
@@ -77,31 +77,31 @@ def read_package(package: Path) -> bytes:
 
 
 def add_openmoji(content: bytes, folder: Path, digest: str = SHA256) -> dict[str, int]:
-    """Draw the federated emoji of OpenMoji's package and keep them in a folder.
+    """Draw the federated emoji of OpenMoji's package and write them to a folder.
 
     Args:
         content: The npm package.
-        folder: Where `openmoji.zip` and `openmoji.json` are written; earlier ones are replaced.
-        digest: What the package's SHA-256 must be.
+        folder: Folder for `openmoji.zip` and `openmoji.json`, which are replaced.
+        digest: The required SHA-256 of the package.
 
     Returns:
-        Title → how many emoji were drawn.
+        Title → number of emoji that were drawn.
 
     Raises:
-        UserError: It is another package, or rsvg-convert is missing.
+        UserError: The package is another one, or rsvg-convert is missing.
     """
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
         raise UserError(
-            f"this is not the npm package openmoji {VERSION}: its SHA-256 is {found}, not {digest}; get {PACKAGE}"
+            f"this is not the npm package openmoji {VERSION}: its SHA-256 is {actual}, not {digest}; get {PACKAGE}"
         )
     require_rsvg()
-    wanted = {record["id"].replace("-fe0f", ""): record["id"] for record in pool("federated")}
+    id_of = {record["id"].replace("-fe0f", ""): record["id"] for record in pool("federated")}
     drawings: dict[str, tuple[bytes, bool]] = {}
     for kind, codes, svg in _members(content):
-        if (known := wanted.get(codes)) is not None:
-            drawings[f"{VENDORS[kind][0]}/{known}"] = svg, False
-    images = _distinct(all_drawn(drawings))
+        if (name := id_of.get(codes)) is not None:
+            drawings[f"{VENDORS[kind][0]}/{name}"] = svg, False
+    images = _distinct(render_all(drawings))
     vendors = [
         {
             "vendor": vendor,
@@ -120,30 +120,30 @@ def add_openmoji(content: bytes, folder: Path, digest: str = SHA256) -> dict[str
         }
         for vendor, title in VENDORS.values()
     ]
-    vendors = [one for one in vendors if one["icons"]]
+    vendors = [vendor for vendor in vendors if vendor["icons"]]
     if not vendors:
         raise UserError("the package holds no drawing of an emoji of the data set")
     write_archive(folder, OPENMOJI, vendors, lambda vendor, codes: images[f"{vendor}/{codes}"])
-    return {one["title"]: len(one["icons"]) for one in vendors}
+    return {vendor["title"]: len(vendor["icons"]) for vendor in vendors}
 
 
 def _distinct(images: dict[str, bytes | None]) -> dict[str, bytes]:
-    """Leave out what cannot be drawn, and what a vendor draws alike for several emoji, as frames of flags in lines."""
+    """Leave out images that cannot be drawn or are equal for several emoji of a vendor, such as outlines of flags."""
     base = {record["id"]: record["base"] for record in pool("federated")}
-    shown: dict[tuple[str, bytes | None], set[str]] = {}
+    bases: dict[tuple[str, bytes | None], set[str]] = {}
     for place, image in images.items():
         vendor, codes = place.split("/")
-        shown.setdefault((vendor, image), set()).add(base[codes])
+        bases.setdefault((vendor, image), set()).add(base[codes])
     return {
         place: image
         for place, image in images.items()
-        if image is not None and len(shown[place.split("/")[0], image]) == 1
+        if image is not None and len(bases[place.split("/")[0], image]) == 1
     }
 
 
 def _members(content: bytes) -> list[tuple[str, str, bytes]]:
-    """Return kind, code points and SVG of each drawing in a package; nothing is unpacked to disk."""
-    found = []
+    """Return kind, code points and SVG of each drawing in a package, without unpacking it to disk."""
+    drawings = []
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             for member in archive:
@@ -151,7 +151,7 @@ def _members(content: bytes) -> list[tuple[str, str, bytes]]:
                 if name and member.isfile() and member.size <= LARGEST_DRAWING:
                     file = archive.extractfile(member)
                     assert file is not None
-                    found.append((name[1], name[2].lower().replace("-fe0f", ""), file.read()))
+                    drawings.append((name[1], name[2].lower().replace("-fe0f", ""), file.read()))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"the package is damaged ({error})") from None
-    return found
+    return drawings

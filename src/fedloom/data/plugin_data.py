@@ -1,4 +1,4 @@
-"""Data sets of plug-ins: a loader, a data set, or a list of examples becomes a loader whose mistakes are reported."""
+"""Turn a plug-in's loader, data set or list of examples into a loader whose mistakes are reported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.data.duplicates import marks
+from fedloom.data.duplicates import content_keys
 from fedloom.data.loading import Loader, divide
 from fedloom.data.published_data_set import Source
 from fedloom.system.errors import UserError, client_failure
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Data
 
 
-def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
-    """Make a loader whose exceptions are reported as the user's, and whose examples are checked.
+def plugin_loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
+    """Return a loader that checks its examples and reports exceptions as mistakes of the plug-in.
 
     Args:
         name: The data set's name.
@@ -28,13 +28,13 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
         tasks: The tasks that an example may have.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The value is none of these.
     """
     if isinstance(value, Source):
         return value
     if isinstance(value, DataSet):
-        return PluginLoader(name, _Given(value), tasks)
-    if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
+        return PluginLoader(name, _Constant(value), tasks)
+    if isinstance(value, Sequence) and value and all(isinstance(example, Example) for example in value):
         return PluginLoader(name, _Divided(tuple(value)), tasks)
     if not callable(value):
         kind = "an empty list" if value == [] else f"a value of type {type(value).__name__}"
@@ -50,7 +50,7 @@ def loader(name: str, value: Any, tasks: Collection[str]) -> Loader:
 
 @dataclass(frozen=True)
 class PluginLoader:
-    """A loader of a plug-in; its exceptions are reported as the user's, and its examples are checked.
+    """A loader of a plug-in that checks its examples and reports exceptions as mistakes of the plug-in.
 
     Attributes:
         name: The data set's name.
@@ -66,21 +66,21 @@ class PluginLoader:
         """Load the data set.
 
         Raises:
-            UserError: The loader raises an exception or returns no data set, an id is used twice, or a task is unknown.
+            UserError: The loader raises an exception or returns something else, an example is invalid, or two have one id.
         """
         try:
-            found = self.load(settings, seed)
+            data = self.load(settings, seed)
         except UserError:
             raise
         except (Exception, SystemExit) as error:
             raise UserError(f"data: the loader of {self.name} fails: {client_failure(error)}") from error
-        if not isinstance(found, DataSet):
+        if not isinstance(data, DataSet):
             raise UserError(
-                f"data: the loader of {self.name} must return a DataSet, not a {type(found).__name__}"
+                f"data: the loader of {self.name} must return a DataSet, not a {type(data).__name__}"
             )
-        parts = {part: tuple(getattr(found, part)) for part in ("train", "test", "validation")}
+        parts = {part: tuple(getattr(data, part)) for part in ("train", "test", "validation")}
         self._check([example for examples in parts.values() for example in examples])
-        return replace(found, name=self.name, **parts)
+        return replace(data, name=self.name, **parts)
 
     def _check(self, examples: Sequence[Any]) -> None:
         ids = set[str]()
@@ -100,7 +100,7 @@ class PluginLoader:
             if isinstance(example.image, str | Path | bytes):
                 raise UserError(
                     f"data: the image of example {example.id!r} of {self.name} is a {type(example.image).__name__}; "
-                    "docs/add-a-data-set.md says how images are given"
+                    "see docs/add-a-data-set.md for images"
                 )
             if example.id in ids:
                 raise UserError(f"data: {self.name} has two examples with the id {example.id!r}")
@@ -118,7 +118,7 @@ class PluginLoader:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Constant:
     data: DataSet
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
@@ -131,5 +131,5 @@ class _Divided:
     examples: tuple[Example, ...]
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
-        train, test = divide(self.examples, marks(self.examples), settings.test_share, seed)
+        train, test = divide(self.examples, content_keys(self.examples), settings.test_share, seed)
         return DataSet("", train, test)

@@ -1,6 +1,6 @@
-"""A data set as its owners ship it, described as a value: what to get where, which files, how a record reads.
+"""Describe a data set as its owners ship it: where to get it, which files it has, and how a record becomes an example.
 
-One value serves twice: called, it is a loader like any other; `fedloom.data.check_folder` compares a folder with it.
+A `Source` is a loader, and `fedloom.data.check_folder` compares a folder with it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedloom.data.duplicates import marks
-from fedloom.data.images import FileImage, glanced_image, whole_image
+from fedloom.data.duplicates import content_keys
+from fedloom.data.images import FileImage, fully_checked_image, quickly_checked_image
 from fedloom.data.loading import divide
-from fedloom.data.record_fields import Bad, Locate, locator
-from fedloom.data.record_files import Raw, read_records, shown
+from fedloom.data.record_fields import FindImage, InvalidRecord, image_finder
+from fedloom.data.record_files import Record, quoted, read_records
 from fedloom.system.errors import UserError
 from fedloom.types import DataSet, Example, Rejected
 
@@ -24,61 +24,61 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What is known besides the record itself while one is read.
+class RecordContext:
+    """What makes an example of a record besides the record itself.
 
     Attributes:
-        variant: Which variant is wanted, "" where the data set has none.
-        picture: Finds an image of the data set by its name; raises `Bad`.
+        variant: The variant that is loaded, "" if the data set has none.
+        find_image: Finds an image of the data set by its name; raises `InvalidRecord`.
     """
 
     variant: str
-    picture: Locate
+    find_image: FindImage
 
 
-Make = Callable[[Raw, Reading], Example | None]
-"""(record, reading) → example, or None for a record that another variant has; raises `Bad`."""
+Make = Callable[[Record, RecordContext], Example | None]
+"""(record, context) → example, or None for a record of another variant; raises `InvalidRecord`."""
 
 PartOf = Callable[[dict[str, Any]], str | None]
-"""Values of a record → its part, or None for one that is not used; raises `Bad`."""
+"""Values of a record → its part, or None if it is not used; raises `InvalidRecord`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Files of records.
+    """Files whose records have one form.
 
     Attributes:
-        part: The part they belong to: "train", "dev" (for validation only: never trained or tested on) or "test"; or
-            how a record tells its part.
-        files: Where they may lie below the root, as patterns; the first that finds anything counts. In them
-            "{variant}" stands for the variant.
+        part: The part of the records: "train", "dev" (for validation only: never trained or tested on) or "test"; or
+            a function that returns the part of a record.
+        files: Patterns of the files below the root; the first that matches any file counts. "{variant}" is replaced
+            by the variant.
         make: Makes an example of a record.
-        pictures: Folders below the root in which images are looked for, one after another; at least one
-            must be there. Empty for none; "{variant}" is as in `files`.
+        image_folders: Folders below the root that are searched for images in this order; at least one must exist.
+            Empty if there are no images; "{variant}" is replaced as in `files`.
         variants: The variants that have these files; empty for all.
-        optional: Whether the data set can be used without them.
-        spare: Name of a file that is left out where there are others.
-        read: Reads one file, given its path and its name below the root.
-        blank: Makes what is known of a record that `make` refuses, for published draws that count it; it gets images
-            unread. None takes `make`.
-        dev: Whether records that tell their part may be of the part "dev"; of a table to train on, whether it is the
+        optional: Whether the data set can be used without these files.
+        ignored: Name of a file that is ignored if there are others.
+        read: Reads the records of one file, given its path and its name below the root.
+        make_placeholder: Makes a placeholder of an invalid record, for published draws that count it; its images are
+            not read. None stands for `make`.
+        dev: Whether records with a part of their own may belong to "dev"; for a training table, whether it is the
             owners' validation part, which is trained on unless `data.validation` is published.
     """
 
     part: str | PartOf
     files: tuple[str, ...]
     make: Make
-    pictures: tuple[str, ...] = ()
+    image_folders: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     optional: bool = False
-    spare: str = ""
-    read: Callable[[Path, str], Iterator[Raw | Rejected]] = read_records
-    blank: Make | None = None
+    ignored: str = ""
+    read: Callable[[Path, str], Iterator[Record | Rejected]] = read_records
+    make_placeholder: Make | None = None
     dev: bool = False
 
     @property
-    def validates(self) -> bool:
-        """Whether some of its records are of the part "dev"."""
+    def has_validation(self) -> bool:
+        """Whether some of the records may belong to "dev"."""
         return self.dev or self.part == "dev"
 
 
@@ -86,10 +86,10 @@ class Count(NamedTuple):
     """A published number of examples.
 
     Attributes:
-        part: Of this part,
-        number: there are so many
-        of: with this answer (of options) or of this kind; None counts all,
-        variant: in this variant; None where variants make no difference.
+        part: "train", "dev" or "test".
+        number: How many examples of the part there are.
+        of: The answer (if there are options) or the kind that is counted; None counts all.
+        variant: The variant that is counted; None if variants make no difference.
     """
 
     part: str
@@ -99,37 +99,37 @@ class Count(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An example, the record it came from, and the part it belongs to."""
+    """An example with its record and its part."""
 
-    raw: Raw
+    record: Record
     example: Example
     part: str
 
     @property
     def place(self) -> str:
-        """Where the record stands, in words."""
-        return self.raw.place
+        """The place of the record in words."""
+        return self.record.place
 
-    def once(self, ids: dict[str, str]) -> Row | Rejected:
-        """Reject the record if its id was used before; `ids` remembers ids and places."""
+    def with_unique_id(self, ids: dict[str, str]) -> Row | Rejected:
+        """Return the row, or an invalid record if its id was used before; the id is added to `ids` with its place."""
         if self.example.id in ids:
             before = ids[self.example.id]
-            return self.raw.rejected(f"id {shown(self.example.id)} was used before ({before})")
+            return self.record.rejected(f"id {quoted(self.example.id)} was used before ({before})")
         ids[self.example.id] = self.place
         return self
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set.
+    """A published data set, which loads itself when it is called.
 
     Attributes:
         name: A key of `fedloom.data.DATASETS`.
-        title: One sentence about it.
-        home: Where to get it and what to put where, one paragraph.
-        tables: Its files.
-        counts: Published numbers to compare with.
-        variants: Names of its variants, the default first; empty for none.
+        title: One sentence about the data set.
+        home: One paragraph about where to get the files and where to put them.
+        tables: The files.
+        counts: Published numbers of examples.
+        variants: Names of the variants, the default first; empty for none.
     """
 
     name: str
@@ -140,32 +140,32 @@ class Source:
     variants: tuple[str, ...] = ()
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
-        """Load the training and the test part; where the owners ship no test part, hold one out.
+        """Load the training and the test part; if the owners ship no test part, hold one out.
 
-        Records without a fault are kept in the order of the files. Of images only the beginning is read: damage
-        further on is found by `fedloom data check`, or when the pixels are needed.
+        Valid records are kept in the order of the files. Only the beginning of each image is read: damage further on is
+        found by `fedloom data check`, or when the pixels are needed.
 
         Args:
-            settings: `root`, `variant` and `validation` are read, and `test_share` where nothing is shipped to test on.
-            seed: Decides what is held out.
+            settings: `root`, `variant` and `validation` are used, and `test_share` if no test part is shipped.
+            seed: Seed of the draw of the test part.
 
         Raises:
-            UserError: No root, an unknown variant, a file or folder that is not there, or no validation part where one
-                is asked for.
+            UserError: There is no root, the variant is unknown, a file or folder is missing, or the validation part
+                that the settings ask for is missing.
         """
         if settings.root is None:
             raise UserError(f"data.root: the data set {self.name} needs the path of its folder; {self.home}")
-        root, variant = Path(settings.root), self.chosen(settings.variant)
+        root, variant = Path(settings.root), self.variant_or_default(settings.variant)
         parts: dict[str, list[Example]] = {"train": [], "test": []}
         rejected: list[Rejected] = []
         drawn: list[Example] = []
         ids: dict[str, str] = {}
         published = settings.validation == "published"
-        for table in self.used(variant):
+        for table in self.tables_of(variant):
             if published and table.part == "train" and table.dev:
                 continue
             for row in self.rows(table, root, variant, tuple(parts)):
-                row = row.once(ids) if isinstance(row, Row) else row
+                row = row.with_unique_id(ids) if isinstance(row, Row) else row
                 if isinstance(row, Row):
                     parts[row.part].append(row.example)
                     drawn += [row.example] * (row.part == "train")
@@ -173,26 +173,26 @@ class Source:
                     rejected.append(row)
                     drawn += [] if row.example is None or row.example.id in ids else [row.example]
         train, test = tuple(parts["train"]), tuple(parts["test"])
-        if len(train) > 1 and not self.tests(root, variant):
-            train, test = divide(train, marks(train), settings.test_share, seed)
+        if len(train) > 1 and not self.has_test_files(root, variant):
+            train, test = divide(train, content_keys(train), settings.test_share, seed)
             drawn = []
-        # Last, so that an id which is used twice costs no example of the other parts.
+        # The validation part comes last: an id that it shares with the other parts costs no example of those.
         dev = self._dev(root, variant, ids, rejected) if published else ()
-        counted = tuple(drawn) if len(drawn) > len(train) else ()
-        return DataSet(self.name, train, test, tuple(rejected), counted, dev)
+        placeholders = tuple(drawn) if len(drawn) > len(train) else ()
+        return DataSet(self.name, train, test, tuple(rejected), placeholders, dev)
 
     @property
-    def validates(self) -> bool:
+    def has_validation(self) -> bool:
         """Whether the owners ship a validation part."""
-        return any(table.validates for table in self.tables)
+        return any(table.has_validation for table in self.tables)
 
     def _dev(
         self, root: Path, variant: str, ids: dict[str, str], rejected: list[Rejected]
     ) -> tuple[Example, ...]:
-        """Read the validation part; invalid records are added to `rejected`."""
-        tables = [table for table in self.used(variant) if table.validates]
+        """Read the validation part, and add invalid records to `rejected`."""
+        tables = [table for table in self.tables_of(variant) if table.has_validation]
         names = " or ".join(name.format(variant=variant) for table in tables for name in table.files)
-        if not any(found(table, root, variant) for table in tables):
+        if not any(table_files(table, root, variant) for table in tables):
             raise UserError(
                 f"data.validation is published, but {root} holds no {names or 'validation part'}; add it, or give a share "
                 "of the training examples, such as 0.1"
@@ -201,32 +201,32 @@ class Source:
         rows = (self.rows(table, root, variant, (part,)) for table, part in zip(tables, parts, strict=True))
         kept: list[Example] = []
         for row in chain.from_iterable(rows):
-            row = row.once(ids) if isinstance(row, Row) else row
+            row = row.with_unique_id(ids) if isinstance(row, Row) else row
             if isinstance(row, Row):
                 kept.append(row.example)
             else:
                 rejected.append(row)
         return tuple(kept)
 
-    def chosen(self, variant: str | None) -> str:
-        """Return the variant meant, "" where there are none.
+    def variant_or_default(self, variant: str | None) -> str:
+        """Return the variant, the default for None, "" if there are no variants.
 
         Raises:
-            UserError: There is no such variant.
+            UserError: The data set does not have this variant.
         """
         if variant is not None and variant not in self.variants:
-            known = f"one of {', '.join(self.variants)}" if self.variants else "null: it has no variants"
-            raise UserError(f"data.variant is {variant!r}, but of {self.name} it can only be {known}")
+            allowed = f"one of {', '.join(self.variants)}" if self.variants else "null: it has no variants"
+            raise UserError(f"data.variant is {variant!r}, but for {self.name} it can only be {allowed}")
         return variant or next(iter(self.variants), "")
 
-    def used(self, variant: str) -> tuple[Table, ...]:
-        """Return the tables that a variant has."""
+    def tables_of(self, variant: str) -> tuple[Table, ...]:
+        """Return the tables of a variant."""
         return tuple(table for table in self.tables if not table.variants or variant in table.variants)
 
-    def tests(self, root: Path, variant: str) -> bool:
-        """Return whether there are files to test on."""
-        known = [table for table in self.used(variant) if table.part not in ("train", "dev")]
-        return any(found(table, root, variant) for table in known)
+    def has_test_files(self, root: Path, variant: str) -> bool:
+        """Return whether a folder holds files of a test part."""
+        tables = [table for table in self.tables_of(variant) if table.part not in ("train", "dev")]
+        return any(table_files(table, root, variant) for table in tables)
 
     def rows(
         self, table: Table, root: Path, variant: str, parts: Sequence[str], *, whole: bool = False
@@ -237,91 +237,93 @@ class Source:
             table: One of `tables`.
             root: The folder.
             variant: One of `variants`, or "".
-            parts: Which parts are wanted; records of others are passed over.
+            parts: The parts to read; records of others are ignored.
             whole: Whether to decode every image to its last pixel instead of reading its beginning only.
 
         Raises:
-            UserError: A needed file or the folder of images is not there.
+            UserError: A required file or the folder of images is missing.
         """
         if isinstance(table.part, str) and table.part not in parts:
             return
-        paths = found(table, root, variant)
+        paths = table_files(table, root, variant)
         if not paths and not table.optional:
-            raise UserError(f"data.root: {self.missing(root, variant)}")
+            raise UserError(f"data.root: {self.missing_files(root, variant)}")
         if not paths:
             return
-        look = whole_image if whole else glanced_image
+        check = fully_checked_image if whole else quickly_checked_image
         folders = self._folders(table, root, variant)
-        reading = Reading(variant, _search([locator(folder, look) for folder in folders]))
+        context = RecordContext(variant, _search([image_finder(folder, check) for folder in folders]))
         records = (table.read(path, path.relative_to(root).as_posix()) for path in paths)
         for record in chain.from_iterable(records):
-            row = _row(record, table, reading, parts) if isinstance(record, Raw) else record
+            row = _row(record, table, context, parts) if isinstance(record, Record) else record
             if row is not None:
                 yield row
 
-    def missing(self, root: Path, variant: str) -> str | None:
-        """Return which of this data set's files a folder lacks, or None if they are all there."""
+    def missing_files(self, root: Path, variant: str) -> str | None:
+        """Return a message about the files that a folder lacks, or None if it holds all of them."""
         if not root.is_dir():
             return f"{root} is not a folder"
-        lost = [
-            table for table in self.used(variant) if not table.optional and not found(table, root, variant)
+        lacking = [
+            table
+            for table in self.tables_of(variant)
+            if not table.optional and not table_files(table, root, variant)
         ]
-        if not lost:
+        if not lacking:
             return None
-        names = " and ".join(dict.fromkeys(table.files[0].format(variant=variant) for table in lost))
+        names = " and ".join(dict.fromkeys(table.files[0].format(variant=variant) for table in lacking))
         return f"{root} is not the folder of {self.name}: it holds no {names}. {self.home}"
 
     def _folders(self, table: Table, root: Path, variant: str) -> list[Path]:
-        names = [name.format(variant=variant) for name in table.pictures]
-        there = [root / name for name in names if (root / name).is_dir()]
-        if names and not there:
-            told = " and no ".join(names)
-            raise UserError(f"data.root: {root} holds no folder {told} with the pictures of {self.name}")
-        return there or [root]
+        names = [name.format(variant=variant) for name in table.image_folders]
+        folders = [root / name for name in names if (root / name).is_dir()]
+        if names and not folders:
+            listed = " and no ".join(names)
+            raise UserError(f"data.root: {root} holds no folder {listed} with the images of {self.name}")
+        return folders or [root]
 
 
-def _search(places: Sequence[Locate]) -> Locate:
-    """Look for an image in one place after another; if it is nowhere, the reason is that of the first place.
+def _search(finders: Sequence[FindImage]) -> FindImage:
+    """Return a function that searches several folders for an image in turn.
 
-    The reason why an image cannot be used goes before its being missing elsewhere.
+    If no folder has a usable image, the reason is that of a folder with an unusable one, else that of the first.
     """
 
-    def picture(name: str) -> FileImage:
-        reasons: list[Bad] = []
-        for locate in places:
+    def find_image(name: str) -> FileImage:
+        reasons: list[InvalidRecord] = []
+        for finder in finders:
             try:
-                return locate(name)
-            except Bad as bad:
-                reasons.append(bad)
-        raise next((bad for bad in reasons if not str(bad).endswith("is missing")), reasons[0])
+                return finder(name)
+            except InvalidRecord as reason:
+                reasons.append(reason)
+        raise next((reason for reason in reasons if not str(reason).endswith("is missing")), reasons[0])
 
-    return picture
+    return find_image
 
 
-def found(table: Table, root: Path, variant: str) -> list[Path]:
-    """Find the files of a table, shorter names first, so that client_2 comes before client_10."""
+def table_files(table: Table, root: Path, variant: str) -> list[Path]:
+    """Return the files of a table, shorter names first, so that client_2 comes before client_10."""
     for pattern in table.files:
         paths = [path for path in root.glob(pattern.format(variant=variant)) if path.is_file()]
-        others = [path for path in paths if path.name != table.spare]
+        others = [path for path in paths if path.name != table.ignored]
         if paths := others or paths:
             return sorted(paths, key=lambda path: (len(path.name), path.name))
     return []
 
 
-def _row(record: Raw, table: Table, reading: Reading, parts: Sequence[str]) -> Row | Rejected | None:
+def _row(record: Record, table: Table, context: RecordContext, parts: Sequence[str]) -> Row | Rejected | None:
     try:
         part = table.part if isinstance(table.part, str) else table.part(record.values)
-        example = table.make(record, reading) if part in parts else None
-    except Bad as bad:
-        return replace(record.rejected(str(bad)), example=_blank(record, table, reading))
+        example = table.make(record, context) if part in parts else None
+    except InvalidRecord as reason:
+        return replace(record.rejected(str(reason)), example=_placeholder(record, table, context))
     return Row(record, replace(example, place=record.place), part) if part and example else None
 
 
-def _blank(record: Raw, table: Table, reading: Reading) -> Example | None:
-    """Return what is known of a bad training record, with its image unread, or None where that is too little."""
-    unread = replace(reading, picture=lambda name: FileImage(Path(name)))
+def _placeholder(record: Record, table: Table, context: RecordContext) -> Example | None:
+    """Return a placeholder of an invalid training record without reading its image, or None if that is impossible."""
+    unread = replace(context, find_image=lambda name: FileImage(Path(name)))
     try:
         part = table.part if isinstance(table.part, str) else table.part(record.values)
-        return (table.blank or table.make)(record, unread) if part == "train" else None
-    except Exception:  # boxes, for one, ask an image for its size
+        return (table.make_placeholder or table.make)(record, unread) if part == "train" else None
+    except Exception:  # a box, for example, needs the size of its image
         return None

@@ -1,4 +1,4 @@
-"""What loaders ask of a record: its texts, numbers and picture, or the reason it cannot be used."""
+"""Read the fields of a record: texts, numbers and images, or the reason why the record is invalid."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedloom.data.images import FileImage, whole_image
-from fedloom.data.record_files import kind, shown
+from fedloom.data.images import FileImage, fully_checked_image
+from fedloom.data.record_files import json_type, quoted
 
 _ESCAPES = (
     (re.compile(r"\0"), "holds a NUL character"),
@@ -21,142 +21,142 @@ _ESCAPES = (
     (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
 )
 
-Locate = Callable[[str], FileImage]
-"""Name of an image in a record → the image; raises `Bad`."""
+FindImage = Callable[[str], FileImage]
+"""Name of an image in a record → the image; raises `InvalidRecord`."""
 
 
-class Bad(Exception):
-    """The reason a record is invalid."""
+class InvalidRecord(Exception):
+    """The reason why a record is invalid."""
 
 
 def text(record: dict[str, Any], key: str) -> str | None:
-    """Return a value without surrounding space; absent, null and empty are None.
+    """Return a text without surrounding space; absent, null and empty are None.
 
     Raises:
-        Bad: The value is no text, or one that cannot be encoded.
+        InvalidRecord: The value is not text, or cannot be encoded.
     """
     value = record.get(key)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise Bad(f"{key} is {kind(value)}, not text")
+        raise InvalidRecord(f"{key} is {json_type(value)}, not text")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON may escape half of a character, which no file and no tokenizer takes
-        raise Bad(f"{key} holds half of a surrogate pair") from None
+    except UnicodeEncodeError:  # JSON may escape half of a character, which no file and no tokenizer accepts
+        raise InvalidRecord(f"{key} holds half of a surrogate pair") from None
     return value.strip() or None
 
 
-def word(record: dict[str, Any], key: str) -> str | None:
-    """Return a value that is a text or a whole number (1.0 is 1, as tables with gaps write it), as text; see `text`."""
+def text_or_integer(record: dict[str, Any], key: str) -> str | None:
+    """Return a text, or a whole number as text (1.0 is 1, as tables with gaps write it); see `text`."""
     value = record.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if type(value) is int else text(record, key)
 
 
-def needed(record: dict[str, Any], key: str, get: Callable[[dict[str, Any], str], str | None] = text) -> str:
-    """Return a value that a record must have.
+def required(
+    record: dict[str, Any], key: str, get: Callable[[dict[str, Any], str], str | None] = text
+) -> str:
+    """Return a value that every record must have.
 
     Args:
         record: The record.
         key: The value's name.
-        get: How to read it: `text` or `word`.
+        get: Reads the value: `text` or `text_or_integer`.
 
     Raises:
-        Bad: It is missing or empty, or `get` refuses it.
+        InvalidRecord: The value is missing or empty, or `get` refuses it.
     """
     value = get(record, key)
     if value is None:
-        raise Bad(f"{key} is empty" if record.get(key) is not None else f"{key} is missing")
+        raise InvalidRecord(f"{key} is empty" if record.get(key) is not None else f"{key} is missing")
     return value
 
 
 def one_of(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-    """Return a value that must be one of a few.
+    """Return a value that must be one of the allowed ones.
 
     Raises:
-        Bad: It is missing or none of them.
+        InvalidRecord: The value is missing or not allowed.
     """
-    value = needed(record, key)
+    value = required(record, key)
     if value not in allowed:
-        raise Bad(f"{key} is {shown(value)}, not one of {', '.join(allowed)}")
+        raise InvalidRecord(f"{key} is {quoted(value)}, not one of {', '.join(allowed)}")
     return value
 
 
-_LINK = (
-    "leaves the folder through a link; only a link to a whole folder that stands directly in it is followed"
-)
+_LINK = "leaves the folder through a link; only a link to a whole folder that is directly in it is followed"
 
 
-def _linked(root: str, place: str) -> str:
-    """Return the folder that a path below `root` goes to first, where that is a link directly in `root`; else `root`.
+def _linked_folder(root: str, path: str) -> str:
+    """Return the target of the link directly in `root` with which a path below `root` begins; `root` if there is none.
 
-    The owner of the folder made that link; what a record says can only name it.
+    The owner of the folder made that link; a record can only name it.
     """
-    first = os.path.join(root, *Path(place).relative_to(root).parts[:1])
+    first = os.path.join(root, *Path(path).relative_to(root).parts[:1])
     return os.path.realpath(first) if os.path.islink(first) and os.path.isdir(first) else root
 
 
-Listed = Callable[[str], dict[str, list[str]]]
+ListNames = Callable[[str], dict[str, list[str]]]
 """Folder → the names in it, by their composed Unicode form."""
 
 
-def _listed(folder: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _names_in(folder: str) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
-        found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
-    return found
+        names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return names
 
 
-def _spelled(root: str, name: str, listed: Listed) -> str | Bad:
-    """Return a name as the file system spells it, where that differs in Unicode form only; else the name itself.
+def _spelled_as_stored(root: str, name: str, list_names: ListNames) -> str | InvalidRecord:
+    """Return a name in the Unicode form that the file system uses for it, or unchanged if there is none.
 
-    Some systems store é as one character and others as two, and archives carry either from one to the other.
+    Some systems store é as one character and others as two, and archives carry names between them.
     """
-    place = root
+    path = root
     for part in name.split("/"):
-        if not os.path.lexists(os.path.join(place, part)) and os.path.isdir(place):
-            same = listed(place).get(unicodedata.normalize("NFC", part), [])
+        if not os.path.lexists(os.path.join(path, part)) and os.path.isdir(path):
+            same = list_names(path).get(unicodedata.normalize("NFC", part), [])
             if len(same) > 1:
-                return Bad(f"is there {len(same)} times, in several Unicode forms of its name")
+                return InvalidRecord(f"is there {len(same)} times, in several Unicode forms of its name")
             part = same[0] if same else part
-        place = os.path.join(place, part)
-    return os.path.relpath(place, root)
+        path = os.path.join(path, part)
+    return os.path.relpath(path, root)
 
 
-def locator(root: Path, look: Callable[[Path], FileImage | str] = whole_image) -> Locate:
-    """Return a function from a record's image to a checked one; each file is read and checked once.
+def image_finder(root: Path, check: Callable[[Path], FileImage | str] = fully_checked_image) -> FindImage:
+    """Return a function that finds and checks the image that a record names; it reads each file once.
 
     Args:
-        root: The folder that images are named relative to, and that none may leave but through a link to a folder
-            directly in it.
-        look: Returns the image in a file, or the reason it is no good.
+        root: The folder that names of images are relative to. An image may be outside of it only through a link to a
+            folder directly in it.
+        check: Returns the image in a file, or the reason why it cannot be used.
     """
     real_root = os.path.realpath(root)
-    listed = cache(_listed)  # thousands of images may be missing from a folder of thousands
+    list_names = cache(_names_in)  # thousands of images may be missing from a folder of thousands
 
     @cache
-    def found(name: str) -> FileImage | str:
+    def image_or_reason(name: str) -> FileImage | str:
         for pattern, reason in _ESCAPES:
             if pattern.search(name):
                 return reason
-        place = os.path.join(real_root, name)
-        if not os.path.lexists(place):
-            spelled = _spelled(real_root, name, listed)
-            if isinstance(spelled, Bad):
-                return str(spelled)
-            place = os.path.join(real_root, spelled)
-        path = Path(os.path.realpath(place))
-        if not any(path.is_relative_to(base) for base in (real_root, _linked(real_root, place))):
+        named = os.path.join(real_root, name)
+        if not os.path.lexists(named):
+            stored = _spelled_as_stored(real_root, name, list_names)
+            if isinstance(stored, InvalidRecord):
+                return str(stored)
+            named = os.path.join(real_root, stored)
+        path = Path(os.path.realpath(named))
+        if not any(path.is_relative_to(base) for base in (real_root, _linked_folder(real_root, named))):
             return _LINK
-        image = look(path)
+        image = check(path)
         return f"is {image}" if isinstance(image, str) else image
 
     def locate(name: str) -> FileImage:
-        picture = found(name)
-        if isinstance(picture, str):
-            raise Bad(f"image {shown(name)} {picture}")
-        return picture
+        image = image_or_reason(name)
+        if isinstance(image, str):
+            raise InvalidRecord(f"image {quoted(name)} {image}")
+        return image
 
     return locate

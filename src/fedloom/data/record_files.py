@@ -1,4 +1,7 @@
-"""Records from files that nobody checked: JSON lines, a JSON list, or tab-separated. Each one that is skipped is named."""
+"""Read records from files that may be invalid: JSON lines, a JSON list, or tab-separated values.
+
+Each invalid record is reported with its place and the reason.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from fedloom.system.errors import UserError
 from fedloom.types import Rejected
 
 MAX_LINE = 1_000_000
-"""Most bytes of one line; what is longer is skipped without being held in memory."""
+"""Maximum bytes of one line; a longer line is skipped without being held in memory."""
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -22,14 +25,14 @@ _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false",
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
-    """One JSON object, or one row with the names of its columns, and where it stands.
+class Record:
+    """A JSON object, or a row with the names of its columns, and its place in a file.
 
     Attributes:
-        file: The file, as messages call it.
-        unit: "line", "entry" of a JSON list, or what else the file calls it.
-        number: Which line or entry, counted from 1.
-        values: The object; of a row, texts.
+        file: The name of the file in messages.
+        unit: "line", "entry" of a JSON list, or another name for a record of the file.
+        number: Number of the line or entry, counted from 1.
+        values: The object; the values of a row are texts.
     """
 
     file: str
@@ -39,7 +42,7 @@ class Raw:
 
     @property
     def place(self) -> str:
-        """Where the record stands, in words."""
+        """The place of the record in words, such as "data.jsonl, line 3"."""
         return f"{self.file}, {self.unit} {self.number}"
 
     def rejected(self, reason: str) -> Rejected:
@@ -47,21 +50,21 @@ class Raw:
         return _rejected(self.file, self.unit, self.number, reason)
 
 
-def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected]:
+def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejected]:
     """Yield the records of a `.jsonl` or `.tsv` file, or else of a JSON list, in their order.
 
-    A `.jsonl` file that is one list of objects, and a `.json` file with an object on every line, are read as what they
-    are. Blank lines are no records. A byte-order mark and CRLF line ends are accepted. Not accepted, against
-    Python's habit, are NaN, Infinity and an object that names a key twice. The first line of a `.tsv` file
-    names the columns; a quotation mark means nothing but itself.
+    The content decides if a `.jsonl` file is one list of objects, or a `.json` file has an object on every line. Blank
+    lines are ignored. A byte-order mark and CRLF line ends are accepted. Unlike Python's own parser, this one does not
+    accept NaN, Infinity, or an object that names a key twice. The first line of a `.tsv` file names the columns;
+    quotation marks have no special meaning.
 
     Args:
         path: The file.
-        name: What to call it in messages; its own name if None.
+        name: The name of the file in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole cannot be read, or a `.tsv` file's columns, or the file is UTF-16 text; in
-            lines only the bad one is lost.
+        UserError: A JSON list as a whole or the columns of a `.tsv` file cannot be read, or the file is UTF-16 text.
+            An invalid line costs that line only.
     """
     with open(path, "rb") as file:
         if file.read(2) in _UTF_16:
@@ -75,7 +78,7 @@ def read_records(path: Path, name: str | None = None) -> Iterator[Raw | Rejected
 
 
 def _is_list(path: Path) -> bool:
-    """Return whether a file of lines is one list of objects, as some writers name it wrongly."""
+    """Return whether a `.jsonl` file holds one list of objects, as some programs write it."""
     with open(path, "rb") as file:
         if not file.read(99).removeprefix(_BOM).lstrip().startswith(b"["):
             return False
@@ -83,11 +86,11 @@ def _is_list(path: Path) -> bool:
         value = _parsed(path.read_bytes().removeprefix(_BOM), {})
     except ValueError:
         return False
-    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
 
 
 def _is_lines(path: Path) -> bool:
-    """Return whether a `.json` file holds one object a line: one of the first two is an object by itself."""
+    """Return whether a `.json` file holds one object a line: one of the first two lines is an object."""
     with open(path, "rb") as file:
         start = file.read(99).removeprefix(_BOM).lstrip()
         if not start.startswith(b"{"):
@@ -105,29 +108,29 @@ def _is_object(content: bytes) -> bool:
         return False
 
 
-def kind(value: Any) -> str:
-    """Return in words what kind of JSON value this is.
+def json_type(value: Any) -> str:
+    """Return the type of a JSON value in words.
 
     Example:
-        >>> kind([]), kind(True), kind(1.5)
+        >>> json_type([]), json_type(True), json_type(1.5)
         ('a list', 'true or false', 'a number')
     """
     return _KINDS.get(type(value), "a number")
 
 
-def shown(value: str) -> str:
-    """Quote a text for a message: short, on one line, printable."""
+def quoted(value: str) -> str:
+    """Return a text in quotation marks for a message: short, on one line, printable."""
     return repr(value if len(value) <= 80 else value[:79] + "…")
 
 
-def _json_lines(path: Path, name: str) -> Iterator[Raw | Rejected]:
+def _json_lines(path: Path, name: str) -> Iterator[Record | Rejected]:
     with open(path, "rb") as file:
         for line, content in _lines(file):
             if content is None:
                 yield Rejected(name, line, f"line is longer than {MAX_LINE:,} bytes")
             elif content.strip():
                 try:
-                    yield _raw(_parsed(content.rstrip()), name, "line", line)
+                    yield _record(_parsed(content.rstrip()), name, "line", line)
                 except ValueError as error:
                     yield Rejected(name, line, str(error))
 
@@ -136,7 +139,7 @@ def read_json(path: Path) -> Any:
     """Read a whole file of strict JSON; see `read_records`.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be parsed.
     """
     try:
         return _parsed(path.read_bytes().removeprefix(_BOM))
@@ -145,10 +148,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text file as lines without space at their ends; see `read_records` for what is accepted.
+    """Read the lines of a UTF-8 text file, without surrounding space.
 
     Raises:
-        UserError: It is missing, or not UTF-8 text.
+        UserError: The file is missing, or is not UTF-8 text.
     """
     try:
         content = path.read_bytes().decode("utf-8-sig")
@@ -160,33 +163,37 @@ def read_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _json_list(path: Path, name: str) -> Iterator[Raw | Rejected]:
+def _json_list(path: Path, name: str) -> Iterator[Record | Rejected]:
     faults: dict[int, tuple[Any, str]] = {}
     try:
         entries = _parsed(path.read_bytes().removeprefix(_BOM), faults)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: a .json file holds a list of entries, not {kind(entries)}")
+        raise UserError(f"{path}: a .json file holds a list of entries, not {json_type(entries)}")
     for number, entry in enumerate(entries, 1):
         fault = _fault(entry, faults) if faults else None
-        yield _raw(entry, name, "entry", number) if fault is None else _rejected(name, "entry", number, fault)
+        yield (
+            _record(entry, name, "entry", number)
+            if fault is None
+            else _rejected(name, "entry", number, fault)
+        )
 
 
 def _fault(value: Any, faults: Mapping[int, tuple[Any, str]]) -> str | None:
-    """Return what is wrong anywhere inside an entry, or None; looks no deeper than Python may call."""
+    """Return the fault of any value inside an entry, or None; without recursion, however deep the entry is."""
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, _Fault):
-            return one.reason
-        if isinstance(one, dict) and id(one) in faults:
-            return faults[id(one)][1]
-        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        inner = waiting.pop()
+        if isinstance(inner, _Fault):
+            return inner.reason
+        if isinstance(inner, dict) and id(inner) in faults:
+            return faults[id(inner)][1]
+        waiting += inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
     return None
 
 
-def _tsv(path: Path, name: str) -> Iterator[Raw | Rejected]:
+def _tsv(path: Path, name: str) -> Iterator[Record | Rejected]:
     columns: list[str] = []
     with open(path, "rb") as file:
         for line, content in _lines(file):
@@ -206,13 +213,13 @@ def _tsv(path: Path, name: str) -> Iterator[Raw | Rejected]:
             elif len(cells) != len(columns):
                 yield Rejected(name, line, f"{len(cells)} columns instead of {len(columns)}")
             else:
-                yield Raw(name, "line", line, dict(zip(columns, cells, strict=True)))
+                yield Record(name, "line", line, dict(zip(columns, cells, strict=True)))
 
 
-def _raw(value: Any, name: str, unit: str, number: int) -> Raw | Rejected:
+def _record(value: Any, name: str, unit: str, number: int) -> Record | Rejected:
     if not isinstance(value, dict):
-        return _rejected(name, unit, number, f"{kind(value)} instead of an object")
-    return Raw(name, unit, number, value)
+        return _rejected(name, unit, number, f"{json_type(value)} instead of an object")
+    return Record(name, unit, number, value)
 
 
 def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
@@ -224,7 +231,7 @@ def _rejected(file: str, unit: str, number: int, reason: str) -> Rejected:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (line number, content); None stands for a line that is too long."""
+    """Yield the number and the content of each line; the content is None if the line is too long."""
     number = 0
     while content := file.readline(MAX_LINE + 1):
         number += 1
@@ -240,7 +247,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """What stands for a value that strict JSON does not have."""
+    """Placeholder of a value that strict JSON does not allow."""
 
     reason: str
 
@@ -250,7 +257,7 @@ def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) ->
 
     Args:
         content: The text.
-        faults: If given, what is wrong with one object alone is put here by the object's `id`, and nothing raised.
+        faults: If given, the fault of a single object is stored here under the object's `id` instead of being raised.
     """
 
     def constant(name: str) -> _Fault:
@@ -261,14 +268,14 @@ def _parsed(content: bytes, faults: dict[int, tuple[Any, str]] | None = None) ->
         return fault
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            reason = f"bad JSON: key {shown(twice)} appears twice"
+            reason = f"bad JSON: key {quoted(twice)} appears twice"
             if faults is None:
                 raise ValueError(reason)
-            faults[id(found)] = found, reason  # held, so that no other object gets its id
-        return found
+            faults[id(values)] = values, reason  # held, so that no other object gets its id
+        return values
 
     try:
         return json.loads(content.decode(), parse_constant=constant, object_pairs_hook=distinct)

@@ -1,18 +1,18 @@
 """RefCOCO: find the object in a photograph that a phrase means.
 
-The folder holds `refs(unc).json`, `instances.json` with the boxes, and COCO's pictures in `train2014`. The
-owners ship the first as a pickle, which may run code when it is opened and which fedloom does not read; this
-turns it into JSON:
+The folder holds `refs(unc).json`, `instances.json` with the boxes, and COCO's images in `train2014`. The
+owners ship the first as a pickle, which may run code when it is opened; fedloom does not read pickles. This command
+converts it to JSON:
 
     python -c "import json, pickle
     json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))"
 
-Of a reference are read ref_id, ann_id, image_id, split and sentences, a list of {"sent_id", "sent"}; each
-sentence is an example. The parts testA (people) and testB (other things) are tested on, and told apart by
-the kind. A box is in whole pixels.
+A reference has the keys ref_id, ann_id, image_id, split and sentences, a list of {"sent_id", "sent"}; each
+sentence is an example. The parts testA (people) and testB (other objects) form the test set, and are the kind of
+its examples. Boxes are in whole pixels.
 
 Reference: L. Yu et al., "Modeling Context in Referring Expressions", arXiv 1608.00272v3; used by FedVLMBench
-(arXiv 2506.09638), which uses 6,000 and does not say which.
+(arXiv 2506.09638), which takes 6,000 and does not say which.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.bounding_boxes import in_pixels
-from fedloom.data.coco import by_id
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import Bad, needed, one_of, word
-from fedloom.data.record_files import Raw, kind, read_json, read_records
+from fedloom.data.coco import values_by_id
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import InvalidRecord, one_of, required, text_or_integer
+from fedloom.data.record_files import Record, json_type, read_json, read_records
 from fedloom.system.errors import UserError
 from fedloom.types import Example, Rejected
 
@@ -37,20 +37,20 @@ def part_of(record: dict[str, Any]) -> str:
     return PARTS[one_of(record, "split", tuple(PARTS))]
 
 
-def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
-    """Yield every sentence of every reference, with its box and the picture's file name.
+def read(path: Path, name: str) -> Iterator[Record | Rejected]:
+    """Yield every sentence of every reference, with its box and the image's file name.
 
     Raises:
-        UserError: There is no `instances.json`, or a file cannot be read.
+        UserError: `instances.json` is missing, or a file cannot be read.
     """
     instances = path.with_name("instances.json")
     if not instances.is_file():
         raise UserError(f"{instances} is missing; it ships with RefCOCO")
     value = read_json(instances)
-    names = by_id(value, "images", "file_name", instances)
-    boxes = by_id(value, "annotations", "bbox", instances)
+    names = values_by_id(value, "images", "file_name", instances)
+    boxes = values_by_id(value, "annotations", "bbox", instances)
     for record in read_records(path, name):
-        sentences = record.values.get("sentences") if isinstance(record, Raw) else None
+        sentences = record.values.get("sentences") if isinstance(record, Record) else None
         if isinstance(record, Rejected):
             yield record
         elif not isinstance(sentences, list):
@@ -62,23 +62,23 @@ def read(path: Path, name: str) -> Iterator[Raw | Rejected]:
             }
             for sentence in sentences:
                 if isinstance(sentence, dict):
-                    yield Raw(name, record.unit, record.number, record.values | more | sentence)
+                    yield Record(name, record.unit, record.number, record.values | more | sentence)
                 else:
-                    yield record.rejected(f"one of its sentences is {kind(sentence)}, not an object")
+                    yield record.rejected(f"one of its sentences is {json_type(sentence)}, not an object")
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of a sentence; see `fedloom.data.published_data_set.Make`."""
-    record = raw.values
-    if record["bbox"] is None:
-        raise Bad("instances.json has no box of its ann_id")
-    picture = reading.picture(needed(record, "file_name"))
-    split = needed(record, "split")
+    values = record.values
+    if values["bbox"] is None:
+        raise InvalidRecord("instances.json has no box of its ann_id")
+    image = context.find_image(required(values, "file_name"))
+    split = required(values, "split")
     return Example(
-        id=f"{needed(record, 'ref_id', word)}-{needed(record, 'sent_id', word)}",
-        question=f"Where is {needed(record, 'sent')}?",
-        answer=in_pixels(record["bbox"], picture),
-        image=picture,
+        id=f"{required(values, 'ref_id', text_or_integer)}-{required(values, 'sent_id', text_or_integer)}",
+        question=f"Where is {required(values, 'sent')}?",
+        answer=in_pixels(values["bbox"], image),
+        image=image,
         task="grounding",
         kind=split if split.startswith("test") else None,
     )

@@ -1,39 +1,39 @@
-"""SLAKE: questions in English and Chinese about radiological pictures.
+"""SLAKE: questions in English and Chinese about radiological images.
 
-The folder holds `train.json`, `validate.json` and `test.json`, lists of objects, and the pictures in `imgs`.
-Of an object are read qid, img_name ("xmlab1/source.jpg"), question, answer, answer_type ("OPEN" or
+The folder holds `train.json`, `validate.json` and `test.json`, lists of objects, and the images in `imgs`.
+An object has the keys qid, img_name ("xmlab1/source.jpg"), question, answer, answer_type ("OPEN" or
 "CLOSED"), q_lang ("en" or "zh") and modality ("CT", "MRI", "X-Ray"). `data.variant` is the language: "all",
 "en" or "zh". The kind is the answer type, the group is the modality.
 
 Reference: B. Liu et al., "SLAKE: A Semantically-Labeled Knowledge-Enhanced Dataset for Medical Visual
-Question Answering", arXiv 2102.09542v1. FedMLLM (arXiv 2411.14717v2) tests on both languages and trains on
-none of it; FedVLMBench (arXiv 2506.09638) trains on it.
+Question Answering", arXiv 2102.09542v1. FedMLLM (arXiv 2411.14717v2) tests on both languages and does not train on
+it; FedVLMBench (arXiv 2506.09638) trains on it.
 """
 
 from __future__ import annotations
 
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import needed, one_of, text, word
-from fedloom.data.record_files import Raw
-from fedloom.data.vqa_rad import answer_kind, spoken
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import one_of, required, text, text_or_integer
+from fedloom.data.record_files import Record
+from fedloom.data.vqa_rad import answer_kind, text_or_number
 from fedloom.types import Example
 
 LANGUAGES = ("en", "zh")
 
 
-def make(raw: Raw, reading: Reading) -> Example | None:
+def make(record: Record, context: RecordContext) -> Example | None:
     """Make an example of an entry in a wanted language; see `fedloom.data.published_data_set.Make`."""
-    record = raw.values
-    if one_of(record, "q_lang", LANGUAGES) != reading.variant and reading.variant in LANGUAGES:
+    values = record.values
+    if one_of(values, "q_lang", LANGUAGES) != context.variant and context.variant in LANGUAGES:
         return None
     return Example(
-        id=needed(record, "qid", word),
-        question=needed(record, "question"),
-        answer=needed(record, "answer", spoken),
-        image=reading.picture(needed(record, "img_name")),
-        group=text(record, "modality"),
+        id=required(values, "qid", text_or_integer),
+        question=required(values, "question"),
+        answer=required(values, "answer", text_or_number),
+        image=context.find_image(required(values, "img_name")),
+        group=text(values, "modality"),
         task="vqa",
-        kind=answer_kind(record),
+        kind=answer_kind(values),
     )
 
 
@@ -58,7 +58,7 @@ COUNTS = (
 
 SLAKE = Source(
     name="slake",
-    title="SLAKE: questions in English and Chinese about radiological pictures.",
+    title="SLAKE: questions in English and Chinese about radiological images.",
     home=(
         "Get Slake1.0.zip from https://www.med-vqa.com/slake/ and unpack it. The root is the folder with "
         "train.json, validate.json, test.json and imgs."

@@ -1,9 +1,9 @@
-"""Draw emoji from SVG at 64 px on white, and keep drawings of several vendors in one archive with one list.
+"""Render emoji from SVG at 64 px on white, and write the drawings of several vendors to one archive with a list.
 
 An archive `NAME.zip` holds the images as `VENDOR/CODES.webp`, lossless. The list `NAME.json` beside it has an object
 for each vendor: `vendor`, `title`, `package`, `version`, `sha256` of the package, `license`, `author`, `home`, and
-`icons`, which maps code points ("1f469-200d-1f680") to the name that the vendor's package has for the drawing; in
-lists that are written now also `archive`, the SHA-256 of `NAME.zip`.
+`icons`, which maps code points ("1f469-200d-1f680") to the name of the drawing in the vendor's package; and, except in
+lists of earlier versions, `archive`, the SHA-256 of `NAME.zip`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMAND = (
 
 
 def require_rsvg() -> None:
-    """Raise a UserError that says what to install where SVG cannot be drawn."""
+    """Raise a UserError that names the package to install if rsvg-convert is missing."""
     if shutil.which(COMMAND[0]) is None:
         raise UserError(
             f"{COMMAND[0]} is missing, which draws SVG files; install the package librsvg2-bin (Debian, Ubuntu), "
@@ -48,12 +48,12 @@ def require_rsvg() -> None:
         )
 
 
-def drawn(svg: bytes, mirrored: bool = False) -> bytes | None:
-    """Return an SVG image as a lossless WebP file of 64 × 64 pixels on white, or None where it cannot be drawn.
+def render_svg(svg: bytes, mirrored: bool = False) -> bytes | None:
+    """Return an SVG image as a lossless WebP file of 64 × 64 pixels on white, or None if it cannot be rendered.
 
     Args:
         svg: The file's bytes; nothing outside it is read.
-        mirrored: Whether left and right change places.
+        mirrored: Whether to flip the image horizontally.
     """
     try:
         done = subprocess.run(COMMAND, input=svg, capture_output=True, timeout=60)
@@ -72,33 +72,33 @@ def drawn(svg: bytes, mirrored: bool = False) -> bytes | None:
     return buffer.getvalue()
 
 
-def all_drawn(images: Mapping[str, tuple[bytes, bool]]) -> dict[str, bytes | None]:
-    """Draw many images, two at once; see `drawn` for the arguments of each."""
+def render_all(images: Mapping[str, tuple[bytes, bool]]) -> dict[str, bytes | None]:
+    """Render many images, two at a time; see `render_svg` for the arguments of each."""
     with ThreadPoolExecutor(2) as workers:
-        return dict(zip(images, workers.map(lambda one: drawn(*one), images.values()), strict=True))
+        return dict(zip(images, workers.map(lambda image: render_svg(*image), images.values()), strict=True))
 
 
 def write_archive(
     folder: Path, name: str, vendors: Iterable[Mapping[str, Any]], image: Callable[[str, str], bytes]
 ) -> None:
-    """Write `NAME.zip` and then `NAME.json`, which belongs to no other archive than this one.
+    """Write `NAME.zip` and then `NAME.json`, which holds the digest of the archive.
 
-    Where the process ends between the two, an earlier list does not fit and readers notice.
+    If the process ends between the two, an earlier list does not match the archive, and readers notice that.
 
     Args:
-        folder: Where; it is made if it does not exist.
+        folder: The folder, which is created if it does not exist.
         name: NAME.
         vendors: The objects of the list.
         image: (vendor, code points) → the encoded image.
     """
     vendors, buffer = list(vendors), io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for one in vendors:
-            for codes in one["icons"]:
-                member = zipfile.ZipInfo(f"{one['vendor']}/{codes}.webp", DATE)
-                archive.writestr(member, image(one["vendor"], codes))
+        for vendor in vendors:
+            for codes in vendor["icons"]:
+                member = zipfile.ZipInfo(f"{vendor['vendor']}/{codes}.webp", DATE)
+                archive.writestr(member, image(vendor["vendor"], codes))
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    listed = [{**one, "archive": digest} for one in vendors]
+    listed = [{**vendor, "archive": digest} for vendor in vendors]
     with temporary_folder(folder, name) as place:
         write_atomic(place / f"{name}.zip", buffer.getvalue())
         write_atomic(

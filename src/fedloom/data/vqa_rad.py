@@ -1,22 +1,22 @@
-"""VQA-RAD: questions of clinicians about radiological pictures.
+"""VQA-RAD: questions of clinicians about radiological images.
 
-The folder holds `VQA_RAD Dataset Public.json`, a list of objects, and the pictures in `VQA_RAD Image
-Folder` or `images`. Of an object are read qid, image_name, image_organ, question, answer (text or a number),
-answer_type ("OPEN" or "CLOSED") and phrase_type: "freeform" and "para" are to train, "test_freeform" and
-"test_para" to test on. That is the published division; both parts ask about the same pictures. The kind is
+The folder holds `VQA_RAD Dataset Public.json`, a list of objects, and the images in `VQA_RAD Image
+Folder` or `images`. An object has the keys qid, image_name, image_organ, question, answer (text or a number),
+answer_type ("OPEN" or "CLOSED") and phrase_type: "freeform" and "para" are for training, "test_freeform" and
+"test_para" for testing. That is the published division; both parts ask about the same images. The kind is
 the answer type, the group is the organ.
 
 Reference: J. J. Lau et al., "A dataset of clinically generated visual questions and answers about radiology
-images", Scientific Data 5, 180251, 2018; divided like FedMLLM (arXiv 2411.14717v2).
+images", Scientific Data 5, 180251, 2018; divided as in FedMLLM (arXiv 2411.14717v2).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from fedloom.data.published_data_set import Count, Reading, Source, Table
-from fedloom.data.record_fields import Bad, needed, one_of, text, word
-from fedloom.data.record_files import Raw, shown
+from fedloom.data.published_data_set import Count, RecordContext, Source, Table
+from fedloom.data.record_fields import InvalidRecord, one_of, required, text, text_or_integer
+from fedloom.data.record_files import Record, quoted
 from fedloom.types import Example
 
 FILES = ("VQA_RAD Dataset Public.json",)
@@ -29,36 +29,36 @@ def part_of(record: dict[str, Any]) -> str:
     return PARTS[one_of(record, "phrase_type", tuple(PARTS))]
 
 
-def make(raw: Raw, reading: Reading) -> Example:
+def make(record: Record, context: RecordContext) -> Example:
     """Make an example of an entry; see `fedloom.data.published_data_set.Make`."""
-    record = raw.values
+    values = record.values
     return Example(
-        id=needed(record, "qid", word),
-        question=needed(record, "question"),
-        answer=needed(record, "answer", spoken),
-        image=reading.picture(needed(record, "image_name")),
-        group=text(record, "image_organ"),
+        id=required(values, "qid", text_or_integer),
+        question=required(values, "question"),
+        answer=required(values, "answer", text_or_number),
+        image=context.find_image(required(values, "image_name")),
+        group=text(values, "image_organ"),
         task="vqa",
-        kind=answer_kind(record),
+        kind=answer_kind(values),
     )
 
 
-def spoken(record: dict[str, Any], key: str) -> str | None:
-    """Return a value that is a text or any number, as text."""
+def text_or_number(record: dict[str, Any], key: str) -> str | None:
+    """Return a text, or any number as text."""
     value = record.get(key)
-    return str(value) if type(value) is float else word(record, key)
+    return str(value) if type(value) is float else text_or_integer(record, key)
 
 
 def answer_kind(record: dict[str, Any]) -> str:
-    """Return "open" or "closed", by the entry's answer_type in any case.
+    """Return the entry's answer_type in lower case, "open" or "closed".
 
     Raises:
-        Bad: It is something else.
+        InvalidRecord: The answer type is another one.
     """
-    given = needed(record, "answer_type")
-    if given.lower() not in ("open", "closed"):
-        raise Bad(f"answer_type is {shown(given)}, not OPEN or CLOSED")
-    return given.lower()
+    answer_type = required(record, "answer_type")
+    if answer_type.lower() not in ("open", "closed"):
+        raise InvalidRecord(f"answer_type is {quoted(answer_type)}, not OPEN or CLOSED")
+    return answer_type.lower()
 
 
 COUNTS = (
@@ -70,7 +70,7 @@ COUNTS = (
 
 VQA_RAD = Source(
     name="vqa-rad",
-    title="VQA-RAD: questions of clinicians about radiological pictures.",
+    title="VQA-RAD: questions of clinicians about radiological images.",
     home=(
         "Get VQA_RAD Dataset Public.json and VQA_RAD Image Folder from https://osf.io/89kps/. The root is "
         "the folder with both."

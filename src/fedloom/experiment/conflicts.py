@@ -14,7 +14,7 @@ from fedloom.experiment.keys import Keys
 from fedloom.experiment.methods import Method, default_methods
 from fedloom.experiment.plugins_key import AROUND
 from fedloom.plugins.plugins import INSTALLED, Layered
-from fedloom.scenarios.published_draws import unpublished
+from fedloom.scenarios.published_draws import why_unpublished
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def conflicts_of(experiment: Keys) -> Iterator[Conflict]:
     if scenario.image_clients is not None and scenario.image_clients > clients:
         message = f"scenario.image_clients is {scenario.image_clients}, but scenario.clients is {clients}"
         yield Conflict(("scenario", "image_clients"), message, count)
-    if scenario.mode == "published" and (reason := unpublished(scenario)):
+    if scenario.mode == "published" and (reason := why_unpublished(scenario)):
         if experiment.mode == "published":
             reason += ". To use corrected draws under mode: published, set scenario.mode: corrected"
         yield Conflict(("scenario", "partition"), reason, (("scenario", "mode"), ("scenario", "pattern")))
@@ -237,11 +237,11 @@ def compile_conflicts(experiment: Keys) -> Iterator[Conflict]:
 
 def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield a validation part that does not exist, and settings under which no best round can be chosen."""
-    from fedloom.data import DATASETS, validates
+    from fedloom.data import DATASETS, has_validation
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
-    if data.validation == "published" and not validates(data.name, experiment.datasets):
-        known = ", ".join(name for name in DATASETS if validates(name) and name != "folder")
+    if data.validation == "published" and not has_validation(data.name, experiment.datasets):
+        known = ", ".join(name for name in DATASETS if has_validation(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no published validation part; give a "
             f"share of each client's training examples, such as 0.1. Data sets with one: {known}, and a folder of your own "

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedloom.data.images import FileImage
-from fedloom.data.record_files import shown
+from fedloom.data.record_files import quoted
 from fedloom.models.batches import image_tokens, length
 from fedloom.models.computed_cache import SHARD
 from fedloom.models.decoder_inputs import positions_of
@@ -141,7 +141,7 @@ def limit_of(vlm: Vlm, most: int | None = None) -> int:
 
 
 def _place(example: Example) -> str:
-    return example.place or f"example {shown(example.id)}"
+    return example.place or f"example {quoted(example.id)}"
 
 
 def _rejected(example: Example, reason: str) -> Rejected:
@@ -166,7 +166,7 @@ def _spared(vlm: Vlm, example: Example) -> Example | None:
 
 
 def _name(picture: LazyImage) -> str:
-    return f"image {shown(picture.path.name)}" if isinstance(picture, FileImage) else "its image"
+    return f"image {quoted(picture.path.name)}" if isinstance(picture, FileImage) else "its image"
 
 
 def _refused(vlm: Vlm, pictures: Sequence[LazyImage]) -> tuple[int, dict[str, str]]:

@@ -225,17 +225,17 @@ def _entry(name: str, value: Any) -> Entry:
 
 def _loader(name: str, value: Any) -> Loader:
     """Return a checked loader, made of a loader, a data set, or examples."""
-    from fedloom.data.plugin_data import loader
+    from fedloom.data.plugin_data import plugin_loader
     from fedloom.tasks import TASKS
 
-    return loader(name, value, tuple(TASKS))
+    return plugin_loader(name, value, tuple(TASKS))
 
 
 def _metric(name: str, value: Any) -> Metric:
     """Return a checked metric, made of a metric, or of a function (example, answer) → 0..1."""
-    from fedloom.tasks.plugin_metrics import metric
+    from fedloom.tasks.plugin_metrics import plugin_metric
 
-    return metric(name, value)
+    return plugin_metric(name, value)
 
 
 def _family(name: str, value: Any) -> Family:
@@ -259,9 +259,9 @@ def _taken_datasets() -> Iterable[str]:
 
 
 def _taken_metrics() -> Iterable[str]:
-    from fedloom.tasks.plugin_metrics import taken
+    from fedloom.tasks.plugin_metrics import reserved_names
 
-    return taken()
+    return reserved_names()
 
 
 def _taken_families() -> Iterable[str]:

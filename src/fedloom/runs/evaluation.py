@@ -12,7 +12,7 @@ from fedloom.client.site import Question
 from fedloom.runs.choose_backend import local_backend
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import HEADLINES, Answers, each, joined, score
+from fedloom.tasks.score_answers import HEADLINES, Answers, concatenate, example_scores, score
 from fedloom.types import Example
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def _values(
     asked: Mapping[int | None, tuple[Sequence[Example], Answers]], *, headline: bool
 ) -> dict[int | None, np.ndarray]:
     """Score the answers of all models in one call, since the rarity of a caption's words is counted over all of them."""
-    whole = each(
+    whole = example_scores(
         [example for examples, _ in asked.values() for example in examples],
-        joined([judged for _, judged in asked.values()]),
+        concatenate([judged for _, judged in asked.values()]),
         headline=headline,
     )
     ends = np.cumsum([len(examples) for examples, _ in asked.values()])[:-1]

@@ -22,7 +22,7 @@ from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.tasks.linear_baseline import linear_baseline
-from fedloom.tasks.score_answers import Answers, each
+from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.tuning.adapters import export_adapter
 from fedloom.types import Example
 
@@ -119,7 +119,7 @@ def _linear_validated(context: RunContext, name: str) -> dict[str, Any] | None:
         return None
     picked = [chances[modality_of(one, chances)][place] for place, one in enumerate(asked)]
     judged = Answers(tuple(int(row.argmax()) for row in picked), tuple(picked))
-    found = validation_scores(context, {None: each(asked, judged, headline=True)}, {None: 0})
+    found = validation_scores(context, {None: example_scores(asked, judged, headline=True)}, {None: 0})
     context.record.append("validation", {"method": name, "client": None, "round": 0, **found})
     return found
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks.llm_judge import JUDGED_TASKS, Judge, judged_scores
-from fedloom.tasks.score_answers import HEADLINES, NO_METRICS, Answers, each, score, tasks_of
+from fedloom.tasks.score_answers import HEADLINES, NO_METRICS, Answers, example_scores, score, tasks_of
 from fedloom.tasks.task import Metric
 from fedloom.types import Example, Presence
 
@@ -52,7 +52,7 @@ def figures(
     if judge is not None:
         full = next(iter(scores))
         scores[full] = with_verdicts(judge, test, answers[full], scores[full])
-    headlines = {name: each(test, judged, headline=True) for name, judged in answers.items()}
+    headlines = {name: example_scores(test, judged, headline=True) for name, judged in answers.items()}
     tasks = tasks_of(test)
     by_task = [
         {
@@ -62,7 +62,7 @@ def figures(
         for share in plan.clients
     ]
     if len(tasks) > 1:
-        shared = {name: each(test, judged, headline=False) for name, judged in answers.items()}
+        shared = {name: example_scores(test, judged, headline=False) for name, judged in answers.items()}
         clients = [expected_score(share, train, test, shared) for share in plan.clients]
     else:
         clients = [next(iter(found.values()), None) for found in by_task]

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from fedloom.algorithms import COMPARED
 from fedloom.client.site import Site
-from fedloom.data import load_data, usable
-from fedloom.data.images import know_keys
+from fedloom.data import check_usable, load_data
+from fedloom.data.images import read_keys
 from fedloom.engine.checkpoints import recorded_below
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
@@ -47,7 +47,7 @@ from fedloom.runs.run_folder import (
 )
 from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
 from fedloom.runs.site_setup import clause_of, make_site
-from fedloom.scenarios.validation_part import Validation, divided, plan_json
+from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
 from fedloom.system.allocator import keep_freed
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combined, json_digest
@@ -168,7 +168,7 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
 def _data(experiment: Experiment) -> DataSet:
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
     pictures = [image for one in data.examples for image in (*one.pictures, *one.spare)]
-    know_keys(pictures, cache_folder() / "hashes" / "images.json")
+    read_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
 
 
@@ -233,7 +233,7 @@ def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
         data = _fitted(experiment, tuned.vlm, _data(experiment)).data
-        plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
+        plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
 
 
@@ -271,7 +271,7 @@ def _prepare(
     check = _fitted(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
-    plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
+    plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
     judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
     versions = _versions()
     if manifest is None:
@@ -356,7 +356,7 @@ def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
         return [render(example, whole, clause=clause, answer_form=answer) for clause in wordings]
 
     found = checked(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
-    return replace(found, data=usable(found.data, experiment.data))
+    return replace(found, data=check_usable(found.data, experiment.data))
 
 
 def _stages(experiment: Experiment) -> Strategy:

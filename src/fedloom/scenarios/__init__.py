@@ -1,8 +1,8 @@
-"""A scenario is a partition (who holds which example) times a pattern (which modalities of it are seen)."""
+"""Scenarios: a partition decides which client holds which example, a pattern which modalities the client sees."""
 
 from fedloom.scenarios.modality_pattern import PATTERNS
 from fedloom.scenarios.partition import PARTITIONS
-from fedloom.scenarios.plan import Plan, Share, build_plan, only, pooled
+from fedloom.scenarios.plan import Plan, Share, build_plan, pooled
 from fedloom.scenarios.published_draws import published_cohort
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Plan",
     "Share",
     "build_plan",
-    "only",
     "pooled",
     "published_cohort",
 ]

@@ -1,7 +1,7 @@
-"""What the clients of a plan hold, counted, and how much they differ: the heterogeneity card.
+"""The heterogeneity card: how many examples, labels and modalities clients hold, and how much they differ.
 
 Shape legend: N = number of examples, K = number of clients, L = number of labels, M = number of pairs of a
-client and a label it has. Only these M pairs are kept, so that many clients with many labels stay small.
+client and one of its labels. Only these M pairs are stored, so that many clients with many labels need little memory.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
 KINDS = ("both", "image_only", "text_only", "none")
-"""What of its evidence an example shows."""
+"""Which modalities of an example are seen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Counts of a plan.
+    """Numbers of examples, labels and words for each client of a plan.
 
     Attributes:
-        sizes: Examples of each client, shape [K].
-        kinds: Examples of each client by `KINDS`, shape [K, 4].
-        labels: The names of the labels in the order of the alphabet; L names.
+        sizes: Number of examples of each client, shape [K].
+        kinds: Number of examples of each client by `KINDS`, shape [K, 4].
+        labels: The names of the labels in alphabetical order; L names.
         owners: The client of each pair, ascending, shape [M].
         numbers: The label of each pair, shape [M].
-        counts: The examples of each pair, shape [M].
-        words: Mean number of words of the texts a client sees, NaN where it sees none, shape [K].
-        texts: How many texts each client sees, shape [K].
+        counts: Number of examples of each pair, shape [M].
+        words: Mean number of words of the texts that a client sees, NaN if it sees none, shape [K].
+        texts: Number of texts that each client sees, shape [K].
     """
 
     sizes: Counts
@@ -55,7 +55,7 @@ def survey(plan: Plan, examples: Sequence[Example]) -> Survey:
 
     Args:
         plan: The plan.
-        examples: The list it was built for.
+        examples: The list that the plan was built for.
     """
     sizes = np.diff(plan.offsets)
     clients, places = len(sizes), plan.indices.tolist()
@@ -85,61 +85,62 @@ def survey(plan: Plan, examples: Sequence[Example]) -> Survey:
     )
 
 
-def rows(found: Survey, first: int | None = None) -> list[dict[str, Any]]:
-    """Return what each client holds, in plain values; of the first clients only where `first` is given.
+def client_rows(counted: Survey, first: int | None = None) -> list[dict[str, Any]]:
+    """Return what each client holds, as plain values; only for the first clients if `first` is given.
 
-    `modalities` has an I where the client sees any image and a T where it sees any text; `total_variation` and
-    `jensen_shannon` are the client's distances, of which `card` has the means.
+    `modalities` contains "I" if the client sees any image and "T" if it sees any text; `total_variation` and
+    `jensen_shannon` are the client's distances, whose means are in `card`.
     """
-    clients = len(found.sizes) if first is None else min(first, len(found.sizes))
-    variation, divergence, _ = distances(found)
-    ends = np.searchsorted(found.owners, np.arange(clients), side="right").tolist()
-    told, start = [], 0
+    clients = len(counted.sizes) if first is None else min(first, len(counted.sizes))
+    variation, divergence, _ = distances(counted)
+    ends = np.searchsorted(counted.owners, np.arange(clients), side="right").tolist()
+    rows, start = [], 0
     for client, end in enumerate(ends):
-        kinds = dict(zip(KINDS, found.kinds[client].tolist(), strict=True))
-        labels = zip(found.numbers[start:end].tolist(), found.counts[start:end].tolist(), strict=True)
-        told.append(
+        kinds = dict(zip(KINDS, counted.kinds[client].tolist(), strict=True))
+        labels = zip(counted.numbers[start:end].tolist(), counted.counts[start:end].tolist(), strict=True)
+        rows.append(
             {
                 "id": client,
-                "size": int(found.sizes[client]),
+                "size": int(counted.sizes[client]),
                 "modalities": _letters(
                     kinds["both"] + kinds["image_only"], kinds["both"] + kinds["text_only"]
                 ),
                 **kinds,
-                "words": None if np.isnan(found.words[client]) else float(found.words[client]),
+                "words": None if np.isnan(counted.words[client]) else float(counted.words[client]),
                 "total_variation": float(variation[client]),
                 "jensen_shannon": float(divergence[client]),
-                "labels": {found.labels[number]: count for number, count in labels},
+                "labels": {counted.labels[number]: count for number, count in labels},
             }
         )
         start = end
-    return told
+    return rows
 
 
-def card(found: Survey) -> dict[str, Any]:
-    """Measure how much the clients of a plan differ, in plain values.
+def card(counted: Survey) -> dict[str, Any]:
+    """Measure how much the clients of a plan differ; the values are plain.
 
-    * `labels`: how many there are; `effective`, 2 to the entropy in bits of the pooled examples' labels, and
-      `effective_per_client`, the mean of the same over clients; the means over clients of two distances
-      between a client's label distribution p and the pooled one q, both 0 (alike) to 1 (nothing in common):
+    * `labels`: their number `count`; `effective`, 2 to the entropy in bits of the pooled examples' labels, and
+      `effective_per_client`, its mean over clients; the means over clients of two distances
+      between a client's label distribution p and the pooled one q, both from 0 (equal) to 1 (disjoint):
       `total_variation`, ½ Σ_c |p_c − q_c|, and `jensen_shannon`, the square root of the Jensen-Shannon
-      divergence in bits. Every client counts alike, however many examples it has.
-    * `modalities`: clients by what they see of any of their examples, and examples by what they show.
+      divergence in bits. Every client has the same weight, whatever its size.
+    * `modalities`: clients by the modalities that they see in any example, and examples by their seen modalities.
     * `sizes`: the smallest, median and largest client, the share of all examples that the largest holds, and
-      `effective_clients`, (Σ_k n_k)² / Σ_k n_k², which is K where clients are of one size.
-    * `words`: of the texts that are seen; the mean over texts, and the least and the most of clients' means.
+      `effective_clients`, (Σ_k n_k)² / Σ_k n_k², which is K if all clients have one size.
+    * `words`: number of words of the texts that are seen; the mean over texts, and the smallest and largest mean of a
+      client.
     """
-    sizes, clients = found.sizes, len(found.sizes)
+    sizes, clients = counted.sizes, len(counted.sizes)
     total = int(sizes.sum())
-    total_variation, jensen_shannon, effective = distances(found)
-    pool = np.bincount(found.numbers, weights=found.counts, minlength=1) / max(total, 1)
-    images, texts = found.kinds[:, :2].any(axis=1), found.kinds[:, [0, 2]].any(axis=1)
-    known = found.words[found.texts > 0]
+    total_variation, jensen_shannon, effective = distances(counted)
+    pool = np.bincount(counted.numbers, weights=counted.counts, minlength=1) / max(total, 1)
+    images, texts = counted.kinds[:, :2].any(axis=1), counted.kinds[:, [0, 2]].any(axis=1)
+    means = counted.words[counted.texts > 0]
     return {
         "clients": clients,
         "examples": total,
         "labels": {
-            "count": len(found.labels),
+            "count": len(counted.labels),
             "effective": float(2 ** -_plogp(pool).sum()),
             "effective_per_client": float(effective.mean()),
             "total_variation": float(total_variation.mean()),
@@ -150,7 +151,7 @@ def card(found: Survey) -> dict[str, Any]:
                 _letters(image, text): int(((images == image) & (texts == text)).sum())
                 for image, text in ((True, True), (True, False), (False, True), (False, False))
             },
-            "examples": dict(zip(KINDS, found.kinds.sum(axis=0).tolist(), strict=True)),
+            "examples": dict(zip(KINDS, counted.kinds.sum(axis=0).tolist(), strict=True)),
         },
         "sizes": {
             "smallest": int(sizes.min()),
@@ -160,25 +161,25 @@ def card(found: Survey) -> dict[str, Any]:
             "effective_clients": float(total**2 / max(float((sizes.astype(np.float64) ** 2).sum()), 1.0)),
         },
         "words": {
-            "mean": float((known * found.texts[found.texts > 0]).sum() / found.texts.sum()),
-            "least": float(known.min()),
-            "most": float(known.max()),
+            "mean": float((means * counted.texts[counted.texts > 0]).sum() / counted.texts.sum()),
+            "least": float(means.min()),
+            "most": float(means.max()),
         }
-        if len(known)
+        if len(means)
         else None,
     }
 
 
-def distances(found: Survey) -> tuple[Reals, Reals, Reals]:
-    """Compare every client's label distribution with the pooled one.
+def distances(counted: Survey) -> tuple[Reals, Reals, Reals]:
+    """Compute the distances of every client's label distribution from the pooled one.
 
     Returns:
         Total variation, Jensen-Shannon distance, and effective number of labels of each client, shape [K].
     """
-    owners, clients = found.owners, len(found.sizes)
-    pool = np.bincount(found.numbers, weights=found.counts, minlength=1)
-    p = found.counts / found.sizes[owners]  # of the labels that the client has, [M]
-    q = (pool / max(pool.sum(), 1.0))[found.numbers]  # of the same labels, [M]
+    owners, clients = counted.owners, len(counted.sizes)
+    pool = np.bincount(counted.numbers, weights=counted.counts, minlength=1)
+    p = counted.counts / counted.sizes[owners]  # of the labels that the client has, [M]
+    q = (pool / max(pool.sum(), 1.0))[counted.numbers]  # of the same labels, [M]
 
     def by_client(values: Reals) -> Reals:
         return np.bincount(owners, weights=values, minlength=clients).astype(np.float64)
@@ -192,7 +193,7 @@ def distances(found: Survey) -> tuple[Reals, Reals, Reals]:
 
 
 def _plogp(shares: Reals) -> Reals:
-    """Return p · log₂ p, 0 where p is 0."""
+    """Return p · log₂ p, and 0 for p = 0."""
     return shares * np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
 
 
@@ -201,5 +202,5 @@ def _letters(image: Any, text: Any) -> str:
 
 
 def _label(example: Example) -> str:
-    # Free answers are nearly all different; counting them would tell nothing.
+    # Free answers are nearly all different; counting them would not say anything.
     return example.answer if example.options else example.group or example.task

@@ -1,4 +1,4 @@
-"""Who holds which example: functions from what there is to divide to the client of each example.
+"""Partitions: functions that divide examples among clients.
 
 Shape legend: N = number of examples, K = number of clients.
 """
@@ -19,33 +19,33 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """What there is to divide, and among whom.
+    """The examples to divide and the clients to divide them among.
 
     Attributes:
-        labels: Label numbers, shape [N]; −1 where an example has none.
-        groups: What unlabeled examples go by, N of them.
-        pictured: Whether an example has an image, shape [N].
-        holds: Whether a client holds images and texts at all, shape [K, 2]; only `by_source` reads more
-            of it than K.
+        labels: Label numbers, shape [N]; −1 for examples without a label.
+        groups: The groups of the examples, N of them; they replace missing labels.
+        has_image: Whether an example has an image, shape [N].
+        holds: Whether a client holds images and texts, shape [K, 2]; only `by_source` uses the values,
+            others use K.
     """
 
     labels: NDArray[np.int64]
     groups: Sequence[str | None]
-    pictured: NDArray[np.bool_]
+    has_image: NDArray[np.bool_]
     holds: NDArray[np.bool_]
 
 
 Partition = Callable[[Pool, np.random.Generator, float], Indices]
 """(pool, generator, alpha) → client of each example, shape [N].
 
-No client of 0 … K − 1 is left out; a UserError says so where N < K.
+Every client of 0 … K − 1 gets an example; N < K is a UserError.
 """
 
 
 def iid(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
-    """Shuffle the examples and deal them out; client sizes differ by at most one. See `Partition`."""
+    """Shuffle the examples and divide them evenly; client sizes differ by at most one. See `Partition`."""
     del alpha
-    return _dealt(rng.permutation(check_size(pool)), _even(len(pool.labels), len(pool.holds)))
+    return _consecutive(rng.permutation(check_size(pool)), _even(len(pool.labels), len(pool.holds)))
 
 
 def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
@@ -53,10 +53,10 @@ def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
 
     For each label c: p_c ~ Dir(α · 1_K); client k gets the share p_ck of the label's examples, chosen at
     random, with cuts rounded down. Small α makes clients differ; α → ∞ gives each client an equal share of
-    every label. An example without a label goes by its group, one without either by nothing (one class).
+    every label. The group replaces a missing label; examples without either form one class.
 
     Args:
-        pool: What is divided; 1 ≤ K ≤ N.
+        pool: Examples and clients; 1 ≤ K ≤ N.
         rng: Generator of the draw.
         alpha: Concentration α, > 0.
 
@@ -64,7 +64,7 @@ def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
         The client of each example, shape [N].
 
     Raises:
-        UserError: More clients than examples.
+        UserError: There are more clients than examples.
 
     Example:
         >>> pool = Pool(np.array([0, 0, 1, 1]), [None] * 4, np.ones(4, bool), np.ones((2, 2), bool))
@@ -77,31 +77,31 @@ def dirichlet(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
     ("distribution-based label imbalance"), which FedMLLM (arXiv 2411.14717v2) uses.
 
     Differs from the paper: Hsu et al. draw label proportions for each client, Li et al. and this function
-    client proportions for each label. A client left without examples gets one, taken at random from the
-    client that then has most, again and again until none is empty; the public code of Li et
-    al. redraws everything until every client has ten.
+    client proportions for each label. A client without examples gets one at random from the
+    client that has most at that time, until no client is empty; the public code of Li et
+    al. repeats all draws until every client has ten.
     """
     check_size(pool)
     clients = len(pool.holds)
     drawn: list[tuple[Indices, Indices]] = []
-    for found in _members(numbered(kinds(pool.labels, pool.groups))):
-        members = rng.permutation(found)
+    for places in _members(alphabetical_numbers(class_names(pool.labels, pool.groups))):
+        members = rng.permutation(places)
         shares = rng.dirichlet(np.full(clients, alpha))
         cuts = (np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
         counts = np.diff(cuts, prepend=0, append=len(members))
         drawn.append((members, np.repeat(np.arange(clients), counts)))
     order, owners = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
-    return _repaired(order, owners, clients, rng)
+    return _fill_empty_clients(order, owners, clients, rng)
 
 
 def by_group(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
     """Give whole groups to clients: in random order, each to the client that has fewest examples so far.
 
-    Examples without a group form one of their own. Where there are fewer groups than clients, the largest
+    Examples without a group form a group. If there are fewer groups than clients, the largest
     piece is halved at random until there are enough pieces. See `Partition`.
 
     Raises:
-        UserError: No example has a group, or more clients than examples.
+        UserError: No example has a group, or there are more clients than examples.
     """
     del alpha
     check_size(pool)
@@ -111,8 +111,8 @@ def by_group(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
             "scenario.partition is by_group, but no example of this data set has a group; "
             "use iid or dirichlet"
         )
-    numbers = numbered([f"={group}" if group is not None else "" for group in pool.groups])
-    pieces = _enough([rng.permutation(found) for found in _members(numbers)], clients)
+    numbers = alphabetical_numbers([f"={group}" if group is not None else "" for group in pool.groups])
+    pieces = _split_largest([rng.permutation(places) for places in _members(numbers)], clients)
     client_of = np.empty(len(numbers), np.int64)
     smallest = [(0, client) for client in range(clients)]
     for number in rng.permutation(len(pieces)):
@@ -123,14 +123,14 @@ def by_group(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
 
 
 def by_source(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
-    """Deal examples with an image to the clients that hold images, and the others to those that hold texts.
+    """Divide examples with an image among the clients that hold images, and the others among those that hold texts.
 
-    It is for data from two sources, such as questions about pictures and questions in words alone. Each
-    source is shuffled and dealt out evenly; a client that holds both modalities gets a part of each source,
-    unpaired; one that holds neither is given one modality by a fair coin. See `Partition`.
+    This is for data from two sources, such as questions about images and questions without images. Each
+    source is shuffled and divided evenly; a client that holds both modalities gets a part of each source,
+    unpaired; a client that holds neither gets one modality by a fair coin. See `Partition`.
 
     Raises:
-        UserError: A source has no client, or a client would get nothing.
+        UserError: A source has no client, or a client would get no example.
 
     Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data",
     arXiv 2411.14717v2, medical scenarios.
@@ -143,12 +143,12 @@ def by_source(pool: Pool, rng: np.random.Generator, alpha: float) -> Indices:
     holds, neither = pool.holds.copy(), ~pool.holds.any(axis=1)
     coin = rng.random(len(holds)) < 0.5
     holds[neither] = np.stack([coin, ~coin], axis=1)[neither]
-    for takers, members in zip(holds.T, (pool.pictured, ~pool.pictured), strict=True):
-        found, chosen = np.flatnonzero(members), np.flatnonzero(takers)
-        if len(found):
-            require_takers(pool, chosen)
-            parts = _even(len(found), len(chosen))
-            client_of[rng.permutation(found)] = np.repeat(chosen, parts)
+    for takers, members in zip(holds.T, (pool.has_image, ~pool.has_image), strict=True):
+        places, clients = np.flatnonzero(members), np.flatnonzero(takers)
+        if len(places):
+            require_takers(pool, clients)
+            parts = _even(len(places), len(clients))
+            client_of[rng.permutation(places)] = np.repeat(clients, parts)
     require_parts(pool, np.bincount(client_of, minlength=len(holds)))
     return client_of
 
@@ -162,43 +162,43 @@ PARTITIONS: dict[str, Partition] = {
 
 
 def require_takers(pool: Pool, takers: Sequence[int] | Indices) -> None:
-    """Refuse two sources of which one would have no client."""
+    """Raise a UserError if a source has no client."""
     if not len(takers):
         raise _sources_error(pool, "one of the two would have no client")
 
 
 def require_parts(pool: Pool, sizes: Sequence[int] | Indices) -> None:
-    """Refuse a division of two sources, given the clients' sizes, that leaves a client without examples."""
+    """Raise a UserError if a division of two sources, given by the clients' sizes, leaves a client without examples."""
     empty = np.flatnonzero(np.asarray(sizes) == 0)
     if len(empty):
         raise _sources_error(pool, f"client {empty[0]} would get no example")
 
 
 def _sources_error(pool: Pool, what: str) -> UserError:
-    images = int(pool.pictured.sum())
+    images = int(pool.has_image.sum())
     return UserError(
         f"scenario.partition is by_source, and {images} training examples have an image while "
-        f"{len(pool.pictured) - images} have none, but {what}; change scenario.pattern, "
+        f"{len(pool.has_image) - images} have none, but {what}; change scenario.pattern, "
         "scenario.image_clients or scenario.clients"
     )
 
 
-def kinds(labels: NDArray[np.int64], groups: Sequence[str | None]) -> list[str]:
-    """Name what examples go by: the label, else the group, else nothing; N names."""
+def class_names(labels: NDArray[np.int64], groups: Sequence[str | None]) -> list[str]:
+    """Return a name for the label of each example, or else for its group, or else ""; N names."""
     return [
         f"label {label:09d}" if label >= 0 else f"group {group}" if group is not None else ""
         for label, group in zip(labels.tolist(), groups, strict=True)
     ]
 
 
-def numbered(names: Sequence[str]) -> NDArray[np.int64]:
-    """Number names by their order in the alphabet, shape [N]."""
+def alphabetical_numbers(names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each name in alphabetical order, shape [N]."""
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
 def check_size(pool: Pool) -> int:
-    """Return N; refuse more clients than examples."""
+    """Return N, or raise a UserError if there are more clients than examples."""
     examples, clients = len(pool.labels), len(pool.holds)
     if not 1 <= clients <= examples:
         raise UserError(
@@ -213,24 +213,24 @@ def _even(examples: int, parts: int) -> Indices:
     return np.full(parts, examples // parts) + (np.arange(parts) < examples % parts)
 
 
-def _dealt(order: Indices, sizes: Indices) -> Indices:
-    """Return the client of each example where clients get consecutive parts of `order`."""
+def _consecutive(order: Indices, sizes: Indices) -> Indices:
+    """Return the client of each example if clients get consecutive parts of `order`."""
     client_of = np.empty(len(order), np.int64)
     client_of[order] = np.repeat(np.arange(len(sizes)), sizes)
     return client_of
 
 
 def _members(numbers: NDArray[np.int64]) -> list[Indices]:
-    """List the places of every number, ascending."""
+    """Return the places of every number, in ascending order."""
     return np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
 
 
-def _enough(pieces: list[Indices], wanted: int) -> list[Indices]:
-    """Halve the largest piece until there are enough; halves go to the end of the list."""
+def _split_largest(pieces: list[Indices], count: int) -> list[Indices]:
+    """Halve the largest piece until there are `count` pieces; halves go to the end of the list."""
     largest = [(-len(piece), place) for place, piece in enumerate(pieces)]
     heapify(largest)
     kept = dict(enumerate(pieces))
-    for place in range(len(pieces), 2 * wanted - len(pieces), 2):
+    for place in range(len(pieces), 2 * count - len(pieces), 2):
         whole = kept.pop(heappop(largest)[1])
         middle = (len(whole) + 1) // 2
         for new, half in enumerate((whole[:middle], whole[middle:]), start=place):
@@ -239,8 +239,8 @@ def _enough(pieces: list[Indices], wanted: int) -> list[Indices]:
     return list(kept.values())
 
 
-def _repaired(order: Indices, owners: Indices, clients: int, rng: np.random.Generator) -> Indices:
-    """Give every client without examples a random one of the client that has most; shape [N].
+def _fill_empty_clients(order: Indices, owners: Indices, clients: int, rng: np.random.Generator) -> Indices:
+    """Return the client of each example after every empty client got a random example of the largest; shape [N].
 
     Args:
         order: Examples, shape [N].

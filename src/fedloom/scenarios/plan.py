@@ -1,7 +1,7 @@
-"""A plan: who holds which example and which modalities of it are seen, with a digest to compare it by.
+"""Build plans: which client holds which example, and which modalities of it the client sees.
 
-A plan is four flat arrays, so that a million clients take no more room than a million examples; a client's
-share is a view of them.
+A plan consists of four flat arrays, so that a million clients need no more memory than a million examples; a client's
+share is a view of them. Plans are compared by a digest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.scenarios.modality_pattern import PATTERNS, Flags, coins, present
+from fedloom.scenarios.modality_pattern import PATTERNS, Flags, seen_modalities, uniform_draws
 from fedloom.scenarios.partition import PARTITIONS, Pool
 from fedloom.scenarios.published_draws import published_draws
 from fedloom.seeds import stream
@@ -31,11 +31,12 @@ ARRAYS = (("indices", np.int64), ("image", np.bool_), ("text", np.bool_))
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one client holds; the arrays are read-only, and in published mode their order is that of the draw.
+    """The examples of one client; the arrays are read-only.
 
     Attributes:
-        indices: Places in the list of training examples, in the order of example ids, shape [n], int64.
-        image: Whether the client sees the image of each, shape [n], bool.
+        indices: Indices of training examples, in the order of their ids, in published mode in that of the draw,
+            shape [n], int64.
+        image: Whether the client sees the image of each example, shape [n], bool.
         text: Whether it sees the text, shape [n], bool.
     """
 
@@ -52,7 +53,7 @@ class Share:
 
 
 class Shares(Sequence[Share]):
-    """The clients of a plan: each share is made from the plan's arrays when it is asked for."""
+    """The shares of a plan's clients, each a view of the plan's arrays that is created on access."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -79,11 +80,11 @@ class Plan:
 
     Attributes:
         indices: The examples of client 0, then of client 1, and so on, shape [N], int64.
-        offsets: Where each client's begin, and at the end N, shape [K + 1], int64.
-        image: Whether its client sees the image of each, shape [N], bool.
-        text: Whether its client sees the text of each, shape [N], bool.
-        digest: SHA-256 of who holds which example ids with which modalities; equal plans have equal digests.
-        scenario: The settings it came from, as plain values.
+        offsets: The start of each client's examples, and at the end N, shape [K + 1], int64.
+        image: Whether its client sees the image of each example, shape [N], bool.
+        text: Whether its client sees the text of each example, shape [N], bool.
+        digest: SHA-256 of which client holds which example ids with which modalities; equal plans have equal digests.
+        scenario: The settings of the scenario, as plain values.
     """
 
     indices: NDArray[np.int64]
@@ -99,7 +100,7 @@ class Plan:
 
     @property
     def clients(self) -> Shares:
-        """One share for each client."""
+        """The shares of all clients."""
         return Shares(self)
 
 
@@ -111,17 +112,17 @@ def build_plan(
     In corrected mode the plan depends on the settings, the seed and the set of examples, but not on their
     order; in published mode on their order, but not on the seed.
 
-    An example with neither image nor text counts as one that has text: its question.
+    An example with neither image nor text counts as an example with a text, its question.
 
     Args:
         examples: Training examples with unique ids.
         settings: The scenario.
         seed: The experiment's seed.
-        drawn: In published mode, the examples with the skipped records in their places: the published code draws with
-            all of them, and those that `examples` lacks leave no other where it would not have been. Empty for none.
+        drawn: In published mode, the examples together with placeholders of skipped records: the published code draws
+            with all of them, and a skipped record does not change the place of others. Empty for none.
 
     Raises:
-        UserError: Ids repeat, more clients than examples, or a setting that the data cannot meet.
+        UserError: Ids repeat, there are more clients than examples, or the data cannot meet a setting.
     """
     order = sorted(range(len(examples)), key=lambda index: examples[index].id)
     for before, after in pairwise(order):
@@ -129,71 +130,71 @@ def build_plan(
             raise UserError(f"two training examples have the id {examples[after].id!r}; ids must be unique")
     published = settings.mode == "published"
     listed = (drawn or examples) if published else [examples[place] for place in order]
-    known = {one.id: place for place, one in enumerate(examples)}
-    places = np.array([known.get(one.id, -1) for one in listed], np.int64)
-    found = [
-        one if place < 0 else examples[place] for one, place in zip(listed, places.tolist(), strict=True)
+    place_of = {example.id: place for place, example in enumerate(examples)}
+    places = np.array([place_of.get(example.id, -1) for example in listed], np.int64)
+    pool_examples = [
+        example if place < 0 else examples[place]
+        for example, place in zip(listed, places.tolist(), strict=True)
     ]
-    held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in found])
+    held = np.array(
+        [
+            (example.image is not None, example.text is not None or example.image is None)
+            for example in pool_examples
+        ]
+    )
     pool = Pool(
-        labels=np.array([-1 if one.label is None else one.label for one in found], np.int64),
-        groups=[one.group for one in found],
-        pictured=held[:, 0],
+        labels=np.array(
+            [-1 if example.label is None else example.label for example in pool_examples], np.int64
+        ),
+        groups=[example.group for example in pool_examples],
+        has_image=held[:, 0],
         holds=_holds(settings, seed, published),
     )
     if published:
         parts, seen = published_draws(pool, held, settings)
         parts = [[place for place in part if places[place] >= 0] for part in parts]
         sizes = np.array([len(part) for part in parts], np.int64)
-        dealt = np.array([*chain.from_iterable(parts)], np.int64)
+        divided = np.array([*chain.from_iterable(parts)], np.int64)
     else:
         client_of = PARTITIONS[settings.partition](pool, stream(seed, "partition"), settings.alpha)
-        draws = coins([one.id for one in found], seed)
-        seen = present(held, pool.holds[client_of], draws, settings)
+        draws = uniform_draws([example.id for example in pool_examples], seed)
+        seen = seen_modalities(held, pool.holds[client_of], draws, settings)
         sizes = np.bincount(client_of, minlength=settings.clients)
-        dealt = np.argsort(client_of, kind="stable")
-    return _signed(places[dealt], offsets_of(sizes), seen[dealt], examples, settings.model_dump())
+        divided = np.argsort(client_of, kind="stable")
+    return _with_digest(places[divided], offsets_of(sizes), seen[divided], examples, settings.model_dump())
 
 
 def _holds(settings: Scenario, seed: int, published: bool) -> Flags:
-    """Draw which modalities each client holds, shape [K, 2]; published mode has draws of its own."""
+    """Draw which modalities each client holds, shape [K, 2]; in published mode that is drawn elsewhere."""
     if published:
         return np.ones((settings.clients, 2), bool)
     return PATTERNS[settings.pattern](settings, stream(seed, "pattern"))
 
 
 def pooled(plan: Plan) -> Plan:
-    """Return a plan with one client that holds everything, with the same modalities seen."""
+    """Return a plan in which one client holds all examples, with the same modalities seen."""
     whole = np.array([0, len(plan.indices)])
     return Plan(plan.indices, whole, plan.image, plan.text, _derived(plan, "pooled"), plan.scenario)
 
 
-def only(plan: Plan, client: int) -> Plan:
-    """Return a plan whose one client, number 0, holds what `client` holds in `plan`."""
-    share = plan.clients[client]
-    whole = np.array([0, len(share)])
-    digest = _derived(plan, f"only {client}")
-    return Plan(share.indices, whole, share.image, share.text, digest, plan.scenario)
-
-
-def chosen_of(plan: Plan, chosen: NDArray[np.bool_], examples: Sequence[Example]) -> Plan:
-    """Return a plan in which clients hold only some of their examples.
+def subset(plan: Plan, kept: NDArray[np.bool_], examples: Sequence[Example]) -> Plan:
+    """Return a plan in which clients hold a subset of their examples.
 
     Args:
-        plan: Who holds what.
-        chosen: Whether its client keeps an example, in the order of `plan.indices`, shape [N].
-        examples: The list the plan was built for.
+        plan: The plan.
+        kept: Whether its client keeps an example, in the order of `plan.indices`, shape [N].
+        examples: The list that the plan was built for.
     """
-    ends = np.concatenate([[0], np.cumsum(chosen)])[plan.offsets]
-    seen = np.stack([plan.image, plan.text], axis=1)[chosen]
-    return _signed(plan.indices[chosen], ends, seen, examples, plan.scenario)
+    ends = np.concatenate([[0], np.cumsum(kept)])[plan.offsets]
+    seen = np.stack([plan.image, plan.text], axis=1)[kept]
+    return _with_digest(plan.indices[kept], ends, seen, examples, plan.scenario)
 
 
 def _derived(plan: Plan, how: str) -> str:
     return hashlib.sha256(f"{how}/{plan.digest}".encode()).hexdigest()
 
 
-def _signed(
+def _with_digest(
     indices: NDArray[np.int64],
     offsets: NDArray[np.int64],
     seen: Flags,
@@ -205,12 +206,12 @@ def _signed(
 
 
 def offsets_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each client's examples begin, and at the end how many there are, shape [K + 1]."""
+    """Return the start of each client's examples, and at the end the number of examples, shape [K + 1]."""
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _frozen(values: Any, kind: type[np.generic]) -> NDArray[Any]:
-    """Return a read-only array; one that is read-only already is not copied."""
+    """Return a read-only array; a copy unless the array is already read-only."""
     array = np.asarray(values, dtype=kind)
     if array.flags.writeable:
         array = array.copy()
@@ -219,14 +220,14 @@ def _frozen(values: Any, kind: type[np.generic]) -> NDArray[Any]:
 
 
 def digest_of(plan: Plan, examples: Sequence[Example]) -> str:
-    """Hash the compact JSON text of [[[id, image, text], …] for each client], made a client at a time."""
-    found = hashlib.sha256(b"[")
+    """Return the SHA-256 of the compact JSON text of [[[id, image, text], …] for each client], one client at a time."""
+    digest = hashlib.sha256(b"[")
     flat = zip(plan.indices.tolist(), plan.image.tolist(), plan.text.tolist(), strict=True)
     for client, size in enumerate(np.diff(plan.offsets).tolist()):
         triples = (
             f"[{json.dumps(examples[index].id)},{image:d},{text:d}]"
             for index, image, text in islice(flat, size)
         )
-        found.update(f"{',' if client else ''}[{','.join(triples)}]".encode())
-    found.update(b"]")
-    return found.hexdigest()
+        digest.update(f"{',' if client else ''}[{','.join(triples)}]".encode())
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -1,37 +1,34 @@
-"""A plan as JSON, with its heterogeneity card and what each client holds, and back."""
+"""Convert a plan to JSON, with its heterogeneity card and the examples of each client."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedloom.scenarios.heterogeneity_card import card, rows, survey
-from fedloom.scenarios.plan import ARRAYS, Plan, Share, digest_of, offsets_of
-from fedloom.system.errors import UserError
+from fedloom.scenarios.heterogeneity_card import card, client_rows, survey
+from fedloom.scenarios.plan import Plan, Share
 from fedloom.types import Example
 
 ROWS = 10_000
-"""Up to this many clients `plan_to_json` has a row for each; beyond, only for the first `SHOWN`."""
+"""Maximum number of clients for which `plan_to_json` has a row for each; beyond, it has rows for the first `SHOWN`."""
 
 SHOWN = 100
 
 
 def plan_to_json(plan: Plan, examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the plan as plain values, with its heterogeneity card and what each client holds.
+    """Return the plan as plain values, with its heterogeneity card and the examples of each client.
 
-    Of more than `ROWS` clients only the first `SHOWN` are told one by one, and the arrays stand at the
-    end as texts: sizes and indices in decimal, presence as a digit for each example.
+    For more than `ROWS` clients, only the first `SHOWN` have a row, and the arrays of all clients follow as
+    texts: sizes and indices in decimal, seen modalities as a digit for each example.
 
     Args:
         plan: The plan.
-        examples: The list the plan was built for.
+        examples: The list that the plan was built for.
     """
-    count, found = len(plan.clients), survey(plan, examples)
-    told = [
+    count, counted = len(plan.clients), survey(plan, examples)
+    rows = [
         {
             **row,
             **_group(plan, share, examples),
@@ -39,14 +36,16 @@ def plan_to_json(plan: Plan, examples: Sequence[Example]) -> dict[str, Any]:
             "image": share.image.astype(int).tolist(),
             "text": share.text.astype(int).tolist(),
         }
-        for row, share in zip(rows(found, count if count <= ROWS else SHOWN), plan.clients, strict=False)
+        for row, share in zip(
+            client_rows(counted, count if count <= ROWS else SHOWN), plan.clients, strict=False
+        )
     ]
     value = {
         "digest": plan.digest,
         "scenario": dict(plan.scenario),
         "count": count,
-        "card": card(found),
-        "clients": told,
+        "card": card(counted),
+        "clients": rows,
     }
     if count > ROWS:
         value["arrays"] = {
@@ -59,36 +58,8 @@ def plan_to_json(plan: Plan, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _group(plan: Plan, share: Share, examples: Sequence[Example]) -> dict[str, str]:
-    """Return the one group that a client holds under `by_group`, which names it; empty where it holds several."""
+    """Return the group of a client under `by_group`, which names the client; empty if it holds several groups."""
     if plan.scenario.get("partition") != "by_group":
         return {}
     groups = {examples[place].group for place in share.indices.tolist()}
     return {"group": group} if len(groups) == 1 and (group := groups.pop()) else {}
-
-
-def plan_from_json(value: Mapping[str, Any], examples: Sequence[Example] | None = None) -> Plan:
-    """Read what `plan_to_json` wrote; with `examples`, check that they are the ones it was made for.
-
-    Raises:
-        UserError: The digest does not fit the examples.
-    """
-    sizes, indices, image, text = _arrays(value)
-    plan = Plan(indices, offsets_of(sizes), image, text, value["digest"], value["scenario"])
-    if examples is not None:
-        inside = plan.indices.max(initial=-1) < len(examples)
-        if not inside or digest_of(plan, examples) != plan.digest:
-            raise UserError(f"the plan {plan.digest[:12]} was made for other data: its digest does not match")
-    return plan
-
-
-def _arrays(value: Mapping[str, Any]) -> list[NDArray[Any]]:
-    """Return the sizes [K], indices, image and text [N] of a plan that `plan_to_json` wrote."""
-    if "arrays" in value:
-        found = value["arrays"]
-        numbers = [np.array(found[key].split(), np.int64) for key in ("sizes", "indices")]
-        flags = [np.frombuffer(found[key].encode(), np.uint8) == ord("1") for key in ("image", "text")]
-        return [*numbers, *flags]
-    clients = value["clients"]
-    sizes = np.array([len(row["indices"]) for row in clients], np.int64)
-    flat = [[*chain.from_iterable(row[key] for row in clients)] for key, _ in ARRAYS]
-    return [sizes, *(np.array(values, kind) for values, (_, kind) in zip(flat, ARRAYS, strict=True))]

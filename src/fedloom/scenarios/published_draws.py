@@ -1,16 +1,16 @@
-"""The draws of FedMLLM's published code, one by one: same generators, same seeds, same order.
+"""Repeat the draws of FedMLLM's published code: same generators, same seeds, same order.
 
-A split of this kind is the same for every seed of an experiment, and it depends on the order in which the
-training examples are listed, which is that of the owner's file. Nothing here touches a global generator:
-`random.Random(42)` and `np.random.RandomState(42)` give the numbers that the seeded global ones gave.
+Such a split is the same for every seed of an experiment. It depends on the order of the
+training examples, which is that of the owner's file. Nothing here touches a global generator:
+`random.Random(42)` and `np.random.RandomState(42)` give the same numbers as the seeded global ones.
 
-Three choices are ours. Where the published code goes through the files of a folder in whatever order the
-file system lists them, we go by client number. The presence draw of the two-source hybrid scenario was not
-seeded; we seed it with 41, as that script seeds the rest. And the published repair never ends where a label
-has too few examples to give every client one; ours ends when nobody has one to spare.
+Three choices are ours. The published code reads the files of a folder in the order of the
+file system; here the order is that of client numbers. The presence draw of the two-source hybrid scenario is not
+seeded there; here its seed is 41, as for the other draws of that script. The published repair never ends if a label
+has too few examples to give every client one; here it ends when no client has one to spare.
 
-The published code draws with every record of the owner's file, also with flashcards without question or answer, which it
-drops from the clients afterward; so do we, with every record that is skipped (`build_plan`, `drawn`).
+The published code draws with every record of the owner's file, including flashcards without question or answer, which it
+removes from the clients afterward. The same happens here with every skipped record (`drawn` of `build_plan`).
 
 Shape legend: N = number of examples, K = number of clients, L = number of labels; the last axis of [·, 2] is
 (image, text).
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedloom.scenarios.modality_pattern import Flags, image_count
-from fedloom.scenarios.partition import Indices, Pool, check_size, kinds, require_parts, require_takers
+from fedloom.scenarios.modality_pattern import Flags, image_client_count
+from fedloom.scenarios.partition import Indices, Pool, check_size, class_names, require_parts, require_takers
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,40 +38,40 @@ if TYPE_CHECKING:
 SEED, TWO_SOURCE_SEED = 42, 41
 
 REPAIR = {"crisis-mmd": "first"}
-"""Whose labels the published code repairs, by data set: "first" is the first seen; for others "each"."""
+"""Data set → the labels that the published code repairs: "first" is the first seen; each label for other data sets."""
 
 TWO_SOURCES = ("medical",)
-"""Data sets that the published code divides by source instead of by label."""
+"""The data sets that the published code divides by source instead of label."""
 
 Parts = list[list[int]]
-"""The examples of each client, in its order; K lists."""
+"""The examples of each client in order; K lists."""
 
 Outcome = tuple[Parts, Flags]
-"""Who holds which example, and which modalities of each example are seen, shape [N, 2]."""
+"""The examples of each client, and which modalities of each example are seen, shape [N, 2]."""
 
 
 def published_draws(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
-    """Draw who holds which example, and which modalities of it are seen, as the published code does.
+    """Draw the examples of each client and the modalities that are seen, as the published code does.
 
     Args:
-        pool: What is divided, in the order of the owner's file; its `holds` is not read.
-        held: Which modalities each example has at all, shape [N, 2]; no draw adds one.
+        pool: Examples and clients, in the order of the owner's file; its `holds` is not used.
+        held: Which modalities each example has, shape [N, 2].
         settings: The scenario; `partition` is dirichlet or by_source.
 
     Raises:
-        UserError: A partition or pattern that was not published, or more clients than examples.
+        UserError: The partition or the pattern was not published, or there are more clients than examples.
     """
-    if reason := unpublished(settings):
+    if reason := why_unpublished(settings):
         raise UserError(reason)
     check_size(pool)
     if settings.partition == "dirichlet":
-        parts = label_parts(pool, settings.alpha, settings.repair)
+        parts = divide_by_label(pool, settings.alpha, settings.repair)
         return parts, _seen(parts, held, settings)
     return _two_sources(pool, held, settings)
 
 
-def unpublished(settings: Scenario) -> str | None:
-    """Return why there is no published procedure for a scenario, or None where there is one."""
+def why_unpublished(settings: Scenario) -> str | None:
+    """Return the reason why there is no published procedure for a scenario, or None if there is one."""
     if settings.partition == "dirichlet":
         return None
     if settings.partition == "by_source" and settings.pattern in ("cross", "hybrid"):
@@ -100,15 +100,15 @@ def published_cohort(round: int, clients: int, size: int) -> tuple[int, ...]:
     return tuple(sorted(random.Random(round).sample(range(clients), size)))
 
 
-def label_parts(pool: Pool, alpha: float, repair: str | None) -> Parts:
-    """Divide the examples label by label, labels in the order in which they are first seen.
+def divide_by_label(pool: Pool, alpha: float, repair: str | None) -> Parts:
+    """Divide the examples label by label, in the order in which labels first appear.
 
     One call draws L rows of Dir(α · 1_K); client k gets ⌊p_ck · n_c⌋ examples of label c, consecutive ones of
-    the list; each client that got none takes one from the first client that has more than one; the last
-    client takes what rounding left. At the end each client's examples are shuffled.
+    the list; each client without any takes one from the first client that has more than one; the last
+    client takes the remainder of rounding. At the end each client's examples are shuffled.
 
     Args:
-        pool: What is divided.
+        pool: Examples and clients.
         alpha: Concentration α, > 0.
         repair: "first" to let clients without examples of a label take one for the first label only, as
             for CrisisMMD; else for each label, as for Hateful-Memes.
@@ -117,12 +117,12 @@ def label_parts(pool: Pool, alpha: float, repair: str | None) -> Parts:
         UserError: α is so small that the published generator's draw is not a number.
     """
     clients = len(pool.holds)
-    found = _first_seen(kinds(pool.labels, pool.groups))
-    shares = np.random.RandomState(SEED).dirichlet([alpha] * clients, len(found))
+    members_of = _places_by_name(class_names(pool.labels, pool.groups))
+    shares = np.random.RandomState(SEED).dirichlet([alpha] * clients, len(members_of))
     if not np.isfinite(shares).all():
         raise UserError(f"scenario.alpha is {alpha:g}, too small for the published draw; take 0.01 or more")
     parts: Parts = [[] for _ in range(clients)]
-    for number, members in enumerate(found):
+    for number, members in enumerate(members_of):
         counts = (shares[number] * len(members)).astype(np.int64)
         if number == 0 or repair != "first":
             _repair(counts)
@@ -137,16 +137,16 @@ def label_parts(pool: Pool, alpha: float, repair: str | None) -> Parts:
     return parts
 
 
-def _first_seen(names: Sequence[str]) -> list[list[int]]:
-    """List the places of every name, names in the order in which they first appear."""
-    found: dict[str, list[int]] = {}
+def _places_by_name(names: Sequence[str]) -> list[list[int]]:
+    """Return the places of every name, in the order in which names first appear."""
+    places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
-        found.setdefault(name, []).append(place)
-    return list(found.values())
+        places.setdefault(name, []).append(place)
+    return list(places.values())
 
 
 def _repair(counts: Indices) -> None:
-    """Let each client without any take one from the first that has more than one, in place; shape [K]."""
+    """Move, in place, an example from the first client that has more than one to each client without any; shape [K]."""
     takers = np.flatnonzero(counts < 1)
     givers = np.repeat(np.arange(len(counts)), np.maximum(counts - 1, 0))[: len(takers)]
     counts[takers[: len(givers)]] = 1
@@ -154,14 +154,14 @@ def _repair(counts: Indices) -> None:
 
 
 def _fill(parts: Parts) -> None:
-    """Give each client that is left without any example the last one of the client that has most."""
+    """Give each client without examples the last one of the client that has most, in place."""
     for part in parts:
         if not part:
             part.append(max(parts, key=len).pop())
 
 
 def _seen(parts: Parts, held: Flags, settings: Scenario) -> Flags:
-    """Draw which modalities are seen where every example may have both, shape [N, 2]."""
+    """Draw which modalities are seen if every example may have both, shape [N, 2]."""
     seen, draws = np.zeros_like(held), random.Random(SEED)
     if settings.pattern == "missing":
         keep = 1 - settings.rate
@@ -178,7 +178,7 @@ def _seen(parts: Parts, held: Flags, settings: Scenario) -> Flags:
 
 
 def _client_holds(settings: Scenario, seed: int, draws: random.Random) -> Flags:
-    """Draw which modalities each client holds, shape [K, 2]; hybrid draws from numpy's generator of `seed`."""
+    """Draw which modalities each client holds, shape [K, 2]; hybrid uses numpy's generator with `seed`."""
     holds = np.ones((settings.clients, 2), bool)
     if settings.pattern == "hybrid":
         return np.random.RandomState(seed).binomial(1, settings.p, holds.shape).astype(bool)
@@ -190,16 +190,16 @@ def _client_holds(settings: Scenario, seed: int, draws: random.Random) -> Flags:
 
 
 def _image_clients(settings: Scenario, draws: random.Random) -> list[int]:
-    """Draw the image clients of cross, in the order in which they are drawn."""
-    return draws.sample(range(settings.clients), image_count(settings))
+    """Draw the image clients of cross, in the order of the draw."""
+    return draws.sample(range(settings.clients), image_client_count(settings))
 
 
 def _two_sources(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
     """Divide examples with an image among image clients and the others among text clients.
 
-    Each source is shuffled and cut into equal parts, the last of which takes the remainder. Under cross the
-    image parts go to the image clients in the order in which these were drawn. Under hybrid a client with
-    neither modality gets one by a coin, and one with both a part of each source, shuffled together.
+    Each source is shuffled and cut into equal parts, the last of which takes the remainder. With cross, the
+    image parts go to the image clients in the order in which these were drawn. With hybrid, a client with
+    neither modality gets one by a coin, and a client with both gets a part of each source, shuffled together.
     """
     draws = random.Random(TWO_SOURCE_SEED)
     if settings.pattern == "cross":
@@ -212,15 +212,15 @@ def _two_sources(pool: Pool, held: Flags, settings: Scenario) -> Outcome:
                 row[0 if draws.random() < 0.5 else 1] = True
         takers = np.flatnonzero(holds[:, 0]).tolist(), np.flatnonzero(holds[:, 1]).tolist()
     parts: Parts = [[] for _ in range(settings.clients)]
-    for chosen, members in zip(takers, (pool.pictured, ~pool.pictured), strict=True):
-        require_takers(pool, chosen)
-        chunks = _chunks(np.flatnonzero(members).tolist(), len(chosen), draws)
-        for client, chunk in zip(chosen, chunks, strict=True):
+    for clients, members in zip(takers, (pool.has_image, ~pool.has_image), strict=True):
+        require_takers(pool, clients)
+        chunks = _chunks(np.flatnonzero(members).tolist(), len(clients), draws)
+        for client, chunk in zip(clients, chunks, strict=True):
             parts[client] += chunk
     require_parts(pool, [len(part) for part in parts])
     seen = np.zeros_like(held)
     for client, part in enumerate(parts):
-        sides = [client in chosen for chosen in takers]
+        sides = [client in clients for clients in takers]
         if all(sides):
             draws.shuffle(part)
         seen[part] = sides

@@ -1,7 +1,7 @@
-"""The validation part: examples by whose scores rounds, rates and methods are chosen.
+"""The validation part: examples whose scores decide between rounds, learning rates and methods.
 
 It is a share of each client's training examples, drawn after these have been divided among the clients, or the owners'
-own part, which is everybody's. No example of it is trained on or is in the test part.
+part, which is the same for all clients. Its examples are neither trained on nor in the test set.
 
 Shape legend: N = number of training examples, K = number of clients.
 """
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.data.duplicates import twins
-from fedloom.data.loading import families, spread
-from fedloom.scenarios.plan import Plan, Share, build_plan, chosen_of
+from fedloom.data.duplicates import near_duplicate_keys
+from fedloom.data.loading import connected_groups, stratified_sample
+from fedloom.scenarios.plan import Plan, Share, build_plan, subset
 from fedloom.scenarios.plan_file import ROWS, SHOWN, plan_to_json
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Examples to validate on, and which of them each client has.
+    """The validation examples of each client.
 
     Attributes:
         examples: The list that the plan's indices point into.
-        plan: The examples of each client, of which there may be none; where the part is common, one share for all.
-        source: The share of each client's training examples that is kept out, or "published".
+        plan: The examples of each client, perhaps none; if the part is common, one share with all of them.
+        source: The share of each client's training examples that is held out, or "published".
     """
 
     examples: Sequence[Example]
@@ -45,47 +45,49 @@ class Validation:
 
     @property
     def common(self) -> bool:
-        """Whether each model is validated on all examples; else a client's own model on that client's."""
+        """Whether every model is validated on all examples; else a client's own model is validated on that client's."""
         return self.source == "published"
 
     def share(self, client: int | None) -> Share:
-        """Return the examples on which the model of a client, or with None a global model, is validated."""
+        """Return the examples to validate a client's own model on; for None, those for a global model."""
         if client is None or self.common:
             return Share(self.plan.indices, self.plan.image, self.plan.text)
         return self.plan.clients[client]
 
     @property
     def sizes(self) -> list[int]:
-        """How many examples each client validates on; where the part is common, one number."""
+        """The number of validation examples of each client; a single number if the part is common."""
         return np.diff(self.plan.offsets).tolist()
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks of the examples, each once, in order of appearance."""
+        """The distinct tasks of the examples, in order of appearance."""
         return tuple(dict.fromkeys(self.examples[index].task for index in self.plan.indices.tolist()))
 
 
-def divided(data: DataSet, settings: Data, scenario: Scenario, seed: int) -> tuple[Plan, Validation | None]:
-    """Divide training examples among clients, and keep the validation part out of what they train on.
+def plan_and_validation(
+    data: DataSet, settings: Data, scenario: Scenario, seed: int
+) -> tuple[Plan, Validation | None]:
+    """Divide training examples among clients, and hold out the validation part.
 
     Args:
-        data: The data set; its `validation` is the owners' own part where the settings ask for it.
-        settings: Where the validation part comes from.
-        scenario: Who holds what.
-        seed: The experiment's seed; draws of the validation part come from its streams "validation", one a client.
+        data: The data set; its `validation` is the owners' part if the settings ask for it.
+        settings: `validation` is used.
+        scenario: The scenario.
+        seed: The experiment's seed; each client's validation part is drawn from its stream "validation".
 
     Returns:
-        (what clients train on, what they validate on, None for nothing).
+        (training examples of the clients, validation examples or None).
 
     Raises:
-        UserError: As `build_plan`, or no client has enough examples to keep one out.
+        UserError: `build_plan` fails, or no client has enough examples to hold one out.
     """
     plan = build_plan(data.train, scenario, seed, data.drawn)
     if not settings.validation:
         return plan, None
     if isinstance(settings.validation, str):
-        return plan, Validation(data.validation, _everything(data.validation), settings.validation)
-    trained, kept = keep_out(plan, data.train, settings.validation, seed)
+        return plan, Validation(data.validation, _plan_of_all(data.validation), settings.validation)
+    trained, kept = hold_out(plan, data.train, settings.validation, seed)
     if not len(kept.indices):
         raise UserError(
             f"data.validation is {settings.validation:g}, but no client has enough examples to hold one out: "
@@ -95,88 +97,88 @@ def divided(data: DataSet, settings: Data, scenario: Scenario, seed: int) -> tup
     return trained, Validation(data.train, kept, settings.validation)
 
 
-def keep_out(plan: Plan, examples: Sequence[Example], share: float, seed: int) -> tuple[Plan, Plan]:
-    """Keep a share of each client's examples out of training, alike in answers and with twins on one side.
+def hold_out(plan: Plan, examples: Sequence[Example], share: float, seed: int) -> tuple[Plan, Plan]:
+    """Hold out a share of each client's examples, with similar answers and with near-duplicates in one part.
 
-    Twins (`fedloom.data.duplicates.twins`) stay on one side over all clients: what one client trains on, no other validates
-    on. Clients take their turns by number; one whose examples have no twins elsewhere draws the same part whatever
-    other clients there are. A client of too few examples, round(share · n) = 0, keeps all of them, and every client
-    keeps at least one to train on.
+    Near-duplicates (`fedloom.data.duplicates.near_duplicate_keys`) of all clients are in one part: no client validates on
+    what another trains on. Clients draw in the order of their numbers; if a client's examples have no near-duplicates
+    elsewhere, its part does not depend on other clients. A client with too few examples, round(share · n) = 0, keeps all
+    of them, and every client keeps at least one to train on.
 
     Args:
-        plan: Who holds what.
-        examples: The list it was built for.
-        share: Share of each client's examples, 0 < share < 1; met as closely as twins allow.
+        plan: The plan.
+        examples: The list that the plan was built for.
+        share: Share of each client's examples, 0 < share < 1; met as closely as near-duplicates allow.
         seed: The experiment's seed.
 
     Returns:
-        (what clients train on, what they validate on), both in the plan's order and with the same modalities seen.
+        (training examples, validation examples), both in the plan's order and with the same modalities seen.
     """
     held = [examples[index] for index in plan.indices.tolist()]
     sizes = np.diff(plan.offsets)
     client_of = np.repeat(np.arange(len(sizes)), sizes)  # [N]
-    family_of = np.zeros(len(held), np.int64)
-    together = families(twins(held))
-    for number, places in enumerate(together):
-        family_of[places] = number
-    out, decided, left = np.zeros(len(held), bool), np.zeros(len(together), bool), sizes.copy()
+    group_of = np.zeros(len(held), np.int64)
+    groups = connected_groups(near_duplicate_keys(held))
+    for number, places in enumerate(groups):
+        group_of[places] = number
+    out, decided, left = np.zeros(len(held), bool), np.zeros(len(groups), bool), sizes.copy()
     for client, size in enumerate(sizes.tolist()):
         own = np.arange(plan.offsets[client], plan.offsets[client + 1])
-        free = own[~decided[family_of[own]]]
+        free = own[~decided[group_of[own]]]
         count = round(share * size) - int(out[own].sum())
-        for number in _drawn(held, free, family_of, count, stream(seed, "validation", client=client)):
-            holders = Counter(client_of[together[number]].tolist())
-            if all(left[one] > taken for one, taken in holders.items()):
-                out[together[number]] = True
-                for one, taken in holders.items():
-                    left[one] -= taken
-        decided[family_of[own]] = True
-    return chosen_of(plan, ~out, examples), chosen_of(plan, out, examples)
+        for number in _draw_groups(held, free, group_of, count, stream(seed, "validation", client=client)):
+            holders = Counter(client_of[groups[number]].tolist())
+            if all(left[holder] > taken for holder, taken in holders.items()):
+                out[groups[number]] = True
+                for holder, taken in holders.items():
+                    left[holder] -= taken
+        decided[group_of[own]] = True
+    return subset(plan, ~out, examples), subset(plan, out, examples)
 
 
-def _drawn(
+def _draw_groups(
     held: Sequence[Example],
     free: NDArray[np.int64],
-    family_of: NDArray[np.int64],
+    group_of: NDArray[np.int64],
     count: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Draw families that are undecided yet, ascending, of at most `count` examples of one client."""
+    """Draw undecided groups with at most `count` examples of one client, and return their numbers in ascending order."""
     if count <= 0:
         return []
     groups: dict[int, list[int]] = {}
-    for place, number in enumerate(family_of[free].tolist()):
+    for place, number in enumerate(group_of[free].tolist()):
         groups.setdefault(number, []).append(place)
-    chosen = spread([held[place] for place in free.tolist()], list(groups.values()), count, rng)
-    return sorted({int(family_of[free[place]]) for place in chosen})
+    chosen = stratified_sample([held[place] for place in free.tolist()], list(groups.values()), count, rng)
+    return sorted({int(group_of[free[place]]) for place in chosen})
 
 
-def _everything(examples: Sequence[Example]) -> Plan:
-    """Return a plan of one share with all examples and all evidence."""
+def _plan_of_all(examples: Sequence[Example]) -> Plan:
+    """Return a plan of one share with all examples and all modalities."""
     whole = np.ones(len(examples), bool)
     plan = Plan(np.arange(len(examples)), np.array([0, len(examples)]), whole, whole, "", {})
-    return chosen_of(plan, whole, examples)
+    return subset(plan, whole, examples)
 
 
 def plan_json(plan: Plan, examples: Sequence[Example], validation: Validation | None) -> dict[str, Any]:
-    """Return what `plan.json` holds: what clients train on, and beside it the validation part where there is one.
+    """Return the contents of `plan.json`: the plan, and the validation part if there is one.
 
     Args:
-        plan: What clients train on.
+        plan: The training examples of each client.
         examples: The training examples.
-        validation: What they validate on.
+        validation: The validation part.
     """
     value = plan_to_json(plan, examples)
     return value if validation is None else {**value, "validation": validation_json(validation)}
 
 
 def validation_json(validation: Validation) -> dict[str, Any]:
-    """Return a validation part as plain values; of more than `ROWS` clients the first `SHOWN` are listed one by one.
+    """Return a validation part as plain values; for more than `ROWS` clients, only the first `SHOWN` have a row.
 
     Returns:
-        "digest" (of which client keeps which example ids out, with which modalities), "from" (the share, or
-        "published"), "examples" (how many), "without" (clients that have none), and "clients": indices into the
-        training examples for each client, or into the owners' part.
+        "digest" (of each client's held-out example ids and modalities), "from" (the share, or
+        "published"), "examples" (their number), "without" (number of clients without any), and "clients": for each
+        client, indices of training examples, or of examples of the owners' part.
     """
     sizes = validation.sizes
     listed = validation.plan.clients[: len(sizes) if len(sizes) <= ROWS else SHOWN]

@@ -1,4 +1,4 @@
-"""Tasks: render a question, parse an answer, score it."""
+"""Tasks: render a question, parse a reply, score the answer."""
 
 from fedloom.tasks.caption import CAPTION
 from fedloom.tasks.grounding import GROUNDING

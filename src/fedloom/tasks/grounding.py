@@ -1,7 +1,7 @@
-"""Where is it? The answer is a box "[x0, y0, x1, y1]", in whole pixels or in fractions of the picture.
+"""The task grounding: the answer is a box "[x0, y0, x1, y1]", in whole pixels or in fractions of the image.
 
-The right answer states the unit. Whole numbers are pixels, and both ends belong to the box; numbers with a
-decimal point are fractions 0..1 of the picture's width and height. A reply has to use the same unit.
+The right answer decides the unit. Whole numbers are pixels, and both ends belong to the box; numbers with a
+decimal point are fractions 0..1 of the image's width and height. A reply has to use the same unit.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from fedloom.types import Example, LazyImage
 PIXELS = r"\s*([0-9]{1,6})\s*"
 FRACTIONS = r"\s*([0-9]{1,6}(?:\.[0-9]{0,12})?)\s*"
 THRESHOLDS = {"accuracy": 0.5, "accuracy@0.25": 0.25, "accuracy@0.75": 0.75}
-"""Score → the IoU from which it counts a box as right."""
+"""Score → the smallest IoU of a box that counts as right."""
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> Box | Unparsed:
-    """Return the only box in a reply, or `UNPARSED` if there is none or it is not one inside the picture."""
+    """Return the box in a reply, or `UNPARSED` unless there is exactly one and it is inside the image."""
     del answer_form
     fractions = in_fractions(example)
-    found = boxes(reply, fractions=fractions)
-    if len(found) != 1:
+    candidates = boxes(reply, fractions=fractions)
+    if len(candidates) != 1:
         return UNPARSED
-    x0, y0, x1, y1 = box = found[0]
+    x0, y0, x1, y1 = box = candidates[0]
     if fractions:
         return box if x0 < x1 <= 1 and y0 < y1 <= 1 else UNPARSED
     if x0 > x1 or y0 > y1:
@@ -52,27 +52,28 @@ def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> 
 
 
 @lru_cache(maxsize=2**16)
-def _size(picture: LazyImage) -> tuple[int, int]:
-    """Return height and width; remembered, since every answer and every right box asks."""
-    height, width = picture.pixels().shape[:2]
+def _size(image: LazyImage) -> tuple[int, int]:
+    """Return height and width, cached because each answer and each right box needs them."""
+    height, width = image.pixels().shape[:2]
     return height, width
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> Box | Unparsed:
     """Return the box that a reply consists of, inside the image or not, or `UNPARSED`.
 
-    FedVLMBench's code takes what follows the first "are" of "The coordinates are [...]." and reads nothing else
-    than one box there. A reply without such a sentence is taken whole.
+    FedVLMBench's code reads the text after the first "are" of "The coordinates are [...].", which must be a single
+    box. A reply without such a sentence is read whole.
     """
     del answer_form
     reply = reply.strip().removesuffix(".")
-    rest = reply.partition("are")[2] or reply
-    found = boxes(rest, fractions=in_fractions(example))
-    return found[0] if len(found) == 1 and re.fullmatch(r"\s*\[[^][]*\]\s*", rest) else UNPARSED
+    text = reply.partition("are")[2] or reply
+    candidates = boxes(text, fractions=in_fractions(example))
+    single = len(candidates) == 1 and re.fullmatch(r"\s*\[[^][]*\]\s*", text)
+    return candidates[0] if single else UNPARSED
 
 
 def boxes(text: str, *, fractions: bool) -> list[Box]:
-    """Find all groups of four numbers in brackets; pixels are whole.
+    """Return all groups of four numbers in brackets; pixels are whole numbers.
 
     Example:
         >>> boxes("at [1, 2, 3, 4]", fractions=False), boxes("[0.1, 0, .5]", fractions=True)
@@ -91,11 +92,11 @@ def in_fractions(example: Example) -> bool:
 
 
 def iou(first: Box, second: Box, *, ends: int = 1) -> float:
-    """Return the area that two boxes share, divided by the area that they cover.
+    """Return the intersection over union of two boxes.
 
     Args:
         first: x0, y0, x1, y1.
-        second: Likewise.
+        second: x0, y0, x1, y1.
         ends: 1 if the last row and column belong to a box (pixels), 0 if not (fractions).
 
     Returns:
@@ -130,27 +131,27 @@ def overlap(example: Example, answer: Answer) -> float:
 
 
 def _each(state: Rows) -> dict[str, list[float]]:
-    found = [0.0 if row is None else row[0] for row in state]
-    hits = {name: [float(value >= enough) for value in found] for name, enough in THRESHOLDS.items()}
-    return {"iou": found, **hits}
+    ious = [0.0 if row is None else row[0] for row in state]
+    right = {name: [float(iou >= smallest) for iou in ious] for name, smallest in THRESHOLDS.items()}
+    return {"iou": ious, **right}
 
 
 def _result(state: Rows) -> Scores:
     unparsed = [float(row is None) for row in state]
-    return {**{name: mean(found) for name, found in _each(state).items()}, "unparsed": mean(unparsed)}
+    return {**{name: mean(values) for name, values in _each(state).items()}, "unparsed": mean(unparsed)}
 
 
 def _published_result(state: Rows) -> Scores:
     dropped = [float(row is None) for row in state]
-    return {"iou_published": mean(_read(state)["iou_published"]), "dropped_published": mean(dropped)}
+    return {"iou_published": mean(_parsed_ious(state)["iou_published"]), "dropped_published": mean(dropped)}
 
 
-def _read(state: Rows) -> dict[str, list[float]]:
+def _parsed_ious(state: Rows) -> dict[str, list[float]]:
     return {"iou_published": [row[0] for row in state if row is not None]}
 
 
-PUBLISHED: Metric = collect(graded_row(overlap), _published_result, _read, "iou_published")
-"""The mean IoU of the replies that are a box; the others are left out (FedVLMBench)."""
+PUBLISHED: Metric = collect(graded_row(overlap), _published_result, _parsed_ious, "iou_published")
+"""The mean IoU of the replies that are a box, without the others, as in FedVLMBench's code."""
 
 GROUNDING = Task(
     free_answer,

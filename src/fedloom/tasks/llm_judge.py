@@ -1,8 +1,8 @@
-"""A language model as the judge of free answers: what it is asked, and how its verdict is read.
+"""Let a language model judge free answers: the prompt, and the parsing of its verdict.
 
-FedMLLM lets a remote service judge each answer with 0 or 1 from question, truth and reply, and reports the
-share of ones for open and closed questions. Here the judge is any function from prompts to replies; a local
-causal language model is one (`fedloom.models.judge_model`). Nothing here loads a model.
+In FedMLLM a remote service judges each answer with 0 or 1, given question, right answer and reply, and the paper reports
+the share of ones for open and closed questions. Here the judge is any function from prompts to replies, such as a local
+causal language model (`fedloom.models.judge_model`). This module does not load models.
 
 Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
 2411.14717v2, accuracy of medical answers.
@@ -20,14 +20,14 @@ from fedloom.tasks.task import UNPARSED, Scores, Unparsed, clean_text
 from fedloom.types import Example
 
 Judge = Callable[[Sequence[str]], list[str]]
-"""Prompts → what the judge says to each."""
+"""Prompts → the replies of the judge."""
 
 JUDGED_TASKS = ("vqa",)
-"""Tasks whose answers a judge is asked about."""
+"""Tasks whose answers are judged."""
 
 
 def judge_prompt(question: str, truth: str, reply: str) -> str:
-    """Ask whether a reply means the same as the right answer.
+    """Return the prompt that asks whether a reply means the same as the right answer.
 
     Example:
         >>> print(judge_prompt("Which organ is shown?", "liver", "It is the liver."))
@@ -49,38 +49,38 @@ def judge_prompt(question: str, truth: str, reply: str) -> str:
     )
 
 
-def parse_verdict(said: str) -> bool | Unparsed:
-    """Return what the judge decided; `UNPARSED` where it names neither 0 nor 1, or both.
+def parse_verdict(verdict: str) -> bool | Unparsed:
+    """Return the decision of the judge, or `UNPARSED` if it names neither 0 nor 1, or both.
 
     Example:
         >>> parse_verdict(" 1."), parse_verdict("Verdict: 0"), parse_verdict("0 or 1"), parse_verdict("10")
         (True, False, UNPARSED, UNPARSED)
     """
-    found = set(re.findall(r"\d+(?:\.\d+)?", said))
-    return found == {"1"} if len(found) == 1 and found <= {"0", "1"} else UNPARSED
+    numbers = set(re.findall(r"\d+(?:\.\d+)?", verdict))
+    return numbers == {"1"} if len(numbers) == 1 and numbers <= {"0", "1"} else UNPARSED
 
 
 def judged_scores(judge: Judge, examples: Sequence[Example], replies: Sequence[str | None]) -> Scores:
-    """Let a judge decide about replies.
+    """Compute the scores of replies with a judge.
 
-    An empty reply is wrong without being asked about, and so is one whose verdict cannot be read.
+    Empty replies are wrong and not judged; replies whose verdict cannot be parsed are wrong too.
 
     Args:
-        judge: Told each question, its right answer and the reply.
-        examples: What was asked.
-        replies: What was said to each, None or empty where nothing was.
+        judge: The judge.
+        examples: The questions.
+        replies: The reply to each question, None or empty if there is none.
 
     Returns:
         "accuracy_judged", the same for each kind of answer ("accuracy_judged_open"), and "unjudged", the
-        share of verdicts asked for that could not be read. Fractions 0..1; None where there is nothing.
+        share of verdicts that could not be parsed. Fractions 0..1; None for a mean of no values.
     """
-    asked = [place for place, reply in enumerate(replies) if reply and reply.strip()]
+    judged = [place for place, reply in enumerate(replies) if reply and reply.strip()]
     prompts = [
         judge_prompt(examples[place].question, examples[place].answer, replies[place] or "")
-        for place in asked
+        for place in judged
     ]
-    said = judge(prompts) if prompts else []
-    verdicts = {place: parse_verdict(text) for place, text in zip(asked, said, strict=True)}
+    texts = judge(prompts) if prompts else []
+    verdicts = {place: parse_verdict(text) for place, text in zip(judged, texts, strict=True)}
     right = [float(verdicts.get(place) is True) for place in range(len(examples))]
     kinds = sorted({example.kind for example in examples if example.kind is not None})
     by_kind = {
@@ -89,5 +89,5 @@ def judged_scores(judge: Judge, examples: Sequence[Example], replies: Sequence[s
         )
         for kind in kinds
     }
-    unread = [float(verdict is UNPARSED) for verdict in verdicts.values()]
-    return {"accuracy_judged": mean(right), **by_kind, "unjudged": mean(unread)}
+    unparsed = [float(verdict is UNPARSED) for verdict in verdicts.values()]
+    return {"accuracy_judged": mean(right), **by_kind, "unjudged": mean(unparsed)}

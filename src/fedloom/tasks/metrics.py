@@ -1,7 +1,7 @@
-"""Scores as monoids: collect what was judged, merge parts in any grouping, compute at the end.
+"""Metrics as monoids: add answers, merge states in any grouping, compute the scores at the end.
 
-A state holds one row for each answer, so that merging is exactly associative and nothing is rounded on the
-way. An unparsed answer is never right and never left out.
+A state holds one row for each answer, so that merging is exactly associative, without rounding.
+An unparsed answer is never right and never left out.
 
 Shape legend: N = number of answers, C = number of options.
 """
@@ -22,7 +22,7 @@ from fedloom.types import Example
 
 Row = Callable[[Example, Answer | Unparsed, NDArray[np.floating] | None], Any]
 MISSING = -1
-"""The prediction that stands for an unparsed answer in `macro_f1`."""
+"""The prediction of an unparsed answer in `macro_f1`."""
 
 
 def collect(
@@ -31,7 +31,7 @@ def collect(
     each: Callable[[Rows], dict[str, list[float]]],
     headline: str = "accuracy",
 ) -> Metric:
-    """Make a metric that keeps one row for each answer; see `Metric` for the other arguments."""
+    """Return a metric that keeps one row for each answer; see `Metric` for the other arguments."""
 
     def add(
         state: Rows, example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
@@ -42,7 +42,7 @@ def collect(
 
 
 def graded_row(*grades: Callable[[Example, Answer], float]) -> Row:
-    """Make the function that turns one answer into a row of its grades, None if unparsed."""
+    """Return the function that makes a row of grades of an answer, None if it is unparsed."""
 
     def row(
         example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None
@@ -54,11 +54,11 @@ def graded_row(*grades: Callable[[Example, Answer], float]) -> Row:
 
 
 def graded(headline: str, suffix: str = "", **grades: Callable[[Example, Answer], float]) -> Metric:
-    """Make a metric of mean grades, each a function (example, answer) → 0..1; an unparsed answer gets 0.
+    """Return a metric of mean grades, each a function (example, answer) → 0..1; an unparsed answer gets 0.
 
     Args:
-        headline: The grade that stands for the task.
-        suffix: Put behind every name.
+        headline: The name of the grade that is the headline score.
+        suffix: Suffix of every name.
         grades: Name → grade.
     """
 
@@ -67,14 +67,14 @@ def graded(headline: str, suffix: str = "", **grades: Callable[[Example, Answer]
         return {name + suffix: [row[place] for row in rows] for place, name in enumerate(grades)}
 
     def result(state: Rows) -> Scores:
-        means = {name: mean(found) for name, found in each(state).items()}
+        means = {name: mean(values) for name, values in each(state).items()}
         return {**means, f"unparsed{suffix}": mean([float(row is None) for row in state])}
 
     return collect(graded_row(*grades.values()), result, each, headline + suffix)
 
 
 class ChoiceAnswer(NamedTuple):
-    """One multiple-choice answer: right label, given label or `MISSING`, number of options, probabilities."""
+    """A multiple-choice answer: right label, given label or `MISSING`, number of options, probabilities."""
 
     label: int
     prediction: int
@@ -83,10 +83,10 @@ class ChoiceAnswer(NamedTuple):
 
 
 def classification(label: Callable[[Example], int]) -> Metric:
-    """Make the metric of multiple choice: accuracy, macro_f1, auc, unparsed.
+    """Return the metric of multiple choice: accuracy, macro_f1, auc, unparsed.
 
     Args:
-        label: Finds the right label of an example.
+        label: Returns the right label of an example.
     """
 
     def result(state: Rows) -> Scores:
@@ -96,16 +96,16 @@ def classification(label: Callable[[Example], int]) -> Metric:
         truth, given = labels(rows)
         return {
             "accuracy": float(np.mean(truth == given)),
-            "macro_f1": macro_f1(truth, given, max(judged.options for judged in rows)),
+            "macro_f1": macro_f1(truth, given, max(row.options for row in rows)),
             "auc": _auc_of(rows, truth),
             "unparsed": float(np.mean(given == MISSING)),
         }
 
-    return collect(choice_row(label), result, lambda state: {"accuracy": hits(state)})
+    return collect(choice_row(label), result, lambda state: {"accuracy": correct_answers(state)})
 
 
 def choice_row(label: Callable[[Example], int]) -> Row:
-    """Make the function that turns one multiple-choice answer into a row."""
+    """Return the function that makes a row of a multiple-choice answer."""
 
     def row(example: Example, answer: Answer | Unparsed, scores: NDArray[np.floating] | None) -> ChoiceAnswer:
         prediction = MISSING if answer is UNPARSED else index(cast(int, answer))
@@ -115,30 +115,30 @@ def choice_row(label: Callable[[Example], int]) -> Row:
     return row
 
 
-def hits(state: Rows) -> list[float]:
+def correct_answers(state: Rows) -> list[float]:
     """Return 1 for every right multiple-choice answer and 0 for every other."""
-    return [float(judged.label == judged.prediction) for judged in state]
+    return [float(row.label == row.prediction) for row in state]
 
 
 def labels(rows: Sequence[ChoiceAnswer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return right and given labels, shape [N] each."""
-    return np.array([one.label for one in rows]), np.array([one.prediction for one in rows])
+    return np.array([row.label for row in rows]), np.array([row.prediction for row in rows])
 
 
 def _auc_of(rows: Sequence[ChoiceAnswer], truth: NDArray[np.int64]) -> float | None:
-    scores = [judged.scores for judged in rows]
+    scores = [row.scores for row in rows]
     if any(row is None or len(row) != len(scores[0] or ()) for row in scores):
         return None
     return auc(truth, np.array(scores, dtype=np.float64))
 
 
 def macro_f1(truth: NDArray[np.int64], given: NDArray[np.int64], options: int) -> float:
-    """Average F1 over the classes that occur in the truth or among the answers.
+    """Return the mean F1 of the classes that occur in the truth or among the answers.
 
     Without unparsed answers this is scikit-learn's `f1_score(average="macro")`. An unparsed answer (−1) is
-    no class of its own; it counts as if it named every wrong option at once, which is scikit-learn's score
-    of the one-hot matrices. Any milder rule would reward silence: with an answer left out, the class it
-    wrongly named gains precision, and the average can rise.
+    not a class of its own; it counts as if it named every wrong option at once, which is scikit-learn's score
+    of the one-hot matrices. Any milder rule would reward silence: if a wrong answer is left out, the precision of
+    its class rises, and the average may rise too.
 
     Args:
         truth: Right labels, shape [N], N > 0.
@@ -149,16 +149,16 @@ def macro_f1(truth: NDArray[np.int64], given: NDArray[np.int64], options: int) -
     classes = np.arange(options) if silent.any() else np.union1d(truth, given)
     is_true = truth[:, None] == classes  # [N, C]
     is_given = np.where(silent[:, None], ~is_true, given[:, None] == classes)  # [N, C]
-    hits = (is_true & is_given).sum(axis=0)  # [C]
+    right = (is_true & is_given).sum(axis=0)  # [C]
     named = is_true.sum(axis=0) + is_given.sum(axis=0)  # [C], none of them 0
-    return float(np.mean(2 * hits / named))
+    return float(np.mean(2 * right / named))
 
 
 def auc(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
-    """Average the one-vs-rest areas under the ROC curve; ties count half.
+    """Return the mean of the one-vs-rest areas under the ROC curve; ties count half.
 
     AUC_c = (Σ ranks of class c − n(n + 1)/2) / (n · m), with midranks of the scores of class c, n examples
-    of the class and m others (Mann–Whitney). With two options it is the area of option 1.
+    of the class and m others (Mann–Whitney). With two options the result is the area of option 1.
 
     Args:
         truth: Right labels, shape [N].
@@ -180,7 +180,7 @@ def auc(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
 
 
 def area_under_curve(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float | None:
-    """Return the area under the ROC curve, shapes [N]; None without examples of either class."""
+    """Return the area under the ROC curve, shapes [N]; None if either class has no examples."""
     count, others = int(positive.sum()), int((~positive).sum())
     if not count or not others:
         return None
@@ -207,5 +207,5 @@ def token_f1(given: str, right: str) -> float:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean; None of nothing."""
+    """Return the mean, None for no values."""
     return fsum(values) / len(values) if values else None

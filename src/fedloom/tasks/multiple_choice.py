@@ -1,13 +1,13 @@
-"""Multiple choice, answered by an option's text or by its letter.
+"""The task choice: multiple choice, answered with the text or the letter of an option.
 
-The text form is short, for small models: options are not listed, the model learns them. The letter form
-has the parts of FedMLLM's prompt in its order: instruction, text, question, options, how to reply.
+The text form is short, for small models: options are not listed, since the model learns them. The letter form
+has the parts of FedMLLM's prompt in the same order: instruction, text, question, options, form of the reply.
 
 Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
 2411.14717v2.
 
-Differs from the paper: our own words; a reply is parsed strictly, where the published code takes the first
-capital letter from A to G, also one inside a word. What that code makes of a reply is scored beside it.
+Differs from the paper: prompts have their own wording; a reply is parsed strictly, where the published code takes the
+first capital letter from A to G, even inside a word. The published parsing is scored too, under its own names.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from string import ascii_uppercase
 from fedloom.system.errors import UserError
 from fedloom.tasks.metrics import classification
 from fedloom.tasks.published_scoring import (
-    Same,
+    SameAnswer,
+    compared_answer,
+    compared_reply,
     first_letter,
-    heard,
     published_classification,
     same_start,
     same_text,
-    stated,
 )
 from fedloom.tasks.task import (
     UNPARSED,
@@ -36,7 +36,7 @@ from fedloom.tasks.task import (
     Unparsed,
     clean_text,
     conversation,
-    evidence,
+    modality_phrase,
 )
 from fedloom.types import Conversation, Example, Presence
 
@@ -47,12 +47,12 @@ def render(
     """Render a multiple-choice question; see `fedloom.tasks.task.Render`.
 
     Raises:
-        UserError: The answer is no option, or there are more options than letters.
+        UserError: The answer is not an option, or there are more options than letters.
     """
-    options = answers(example, answer_form)
+    options = option_answers(example, answer_form)
     frame = ("", "")
     if answer_form == "letter":
-        phrase = evidence(example, present, clause)
+        phrase = modality_phrase(example, present, clause)
         pick = "pick the best of the options." if phrase else "Pick the best of the options."
         start = f"{phrase}, {pick}" if phrase else pick
         frame = f"{start}\n", "\n".join(["", "Options:", *options, "Reply with the letter of the option."])
@@ -64,19 +64,19 @@ def render(
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> int | Unparsed:
     """Return the label of the option that a reply names, or `UNPARSED`.
 
-    In either form, first an answer word for word. Then, in the text form, the option equal up to case,
-    punctuation and white space, else the only option named in the reply (the longest where one contains
-    another); in the letter form, the only letter in brackets, else the only capital that stands alone.
+    In both forms, an exact answer has priority. After that, in the text form, the label is that of the option that is
+    equal up to case, punctuation and white space, else of the only option in the reply (the longest one if one contains
+    another); in the letter form, of the only letter in brackets, else of the only capital that is a word.
     """
     reply = clean_text(reply)
-    exact = _where(reply, answers(example, answer_form))
+    exact = _indices_of(reply, option_answers(example, answer_form))
     if exact:
         return _single(exact)
     return _letter(reply, len(example.options)) if answer_form == "letter" else _named(reply, example.options)
 
 
-def answers(example: Example, answer_form: AnswerForm) -> tuple[str, ...]:
-    """Return what a model has to say for each option, in label order."""
+def option_answers(example: Example, answer_form: AnswerForm) -> tuple[str, ...]:
+    """Return the right reply for each option, in label order."""
     options = tuple(clean_text(option) for option in example.options)
     if answer_form == "text":
         return options
@@ -91,7 +91,7 @@ def label_of(example: Example) -> int:
     """Return the index of the right option.
 
     Raises:
-        UserError: The example has no valid label and its answer is no option.
+        UserError: The example has no valid label, and its answer is not an option.
     """
     label = example.label
     if label is None and example.options.count(example.answer) == 1:
@@ -104,12 +104,12 @@ def label_of(example: Example) -> int:
     return label
 
 
-def _where(word: str, words: Sequence[str]) -> list[int]:
-    return [place for place, other in enumerate(words) if other == word]
+def _indices_of(word: str, words: Sequence[str]) -> list[int]:
+    return [index for index, other in enumerate(words) if other == word]
 
 
-def _single(found: Sequence[int]) -> int | Unparsed:
-    return found[0] if len(found) == 1 else UNPARSED
+def _single(labels: Sequence[int]) -> int | Unparsed:
+    return labels[0] if len(labels) == 1 else UNPARSED
 
 
 def _plain(text: str) -> str:
@@ -117,54 +117,56 @@ def _plain(text: str) -> str:
 
 
 def _named(reply: str, options: Sequence[str]) -> int | Unparsed:
-    rest, plain = f" {_plain(reply)} ", [_plain(option) for option in options]
-    if rest.strip() in plain:
-        return _single(_where(rest.strip(), plain)) if rest.strip() else UNPARSED
-    found: list[int] = []
+    remaining, plain = f" {_plain(reply)} ", [_plain(option) for option in options]
+    if remaining.strip() in plain:
+        return _single(_indices_of(remaining.strip(), plain)) if remaining.strip() else UNPARSED
+    labels: list[int] = []
     for option in sorted(set(plain) - {""}, key=len, reverse=True):
-        # Taken out where found, so that a shorter option inside this one is not found as well.
-        rest, times = re.subn(rf"(?<= ){re.escape(option)}(?= )", "|", rest)
-        if times:
-            found += _where(option, plain)
-    return _single(found)
+        # The option is removed, so that a shorter one inside it does not match too.
+        remaining, count = re.subn(rf"(?<= ){re.escape(option)}(?= )", "|", remaining)
+        if count:
+            labels += _indices_of(option, plain)
+    return _single(labels)
 
 
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 _ALONE = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
-# "A" and "I" before a word may be English: no answer themselves, but they put other letters in doubt.
+# "A" and "I" before a word may be English words: they are not answers, but they make other letters ambiguous.
 _SURE = re.compile(r"(?<![\w'’])(?:[B-HJ-Z]|[AI](?! \w))(?![\w'’])")
 
 
 def _letter(reply: str, options: int) -> int | Unparsed:
-    def found(pattern: re.Pattern[str]) -> list[int]:
+    def labels_of(pattern: re.Pattern[str]) -> list[int]:
         letters = {ascii_uppercase.index(letter) for letter in pattern.findall(reply)}
         return sorted(letter for letter in letters if letter < options)
 
-    alone = found(_ALONE)
-    return _single(found(_BRACKETED) or (alone if alone == found(_SURE) else []))
+    alone = labels_of(_ALONE)
+    return _single(labels_of(_BRACKETED) or (alone if alone == labels_of(_SURE) else []))
 
 
 def published_parse(
-    reply: str, example: Example, *, answer_form: AnswerForm = "text", same: Same = same_text
+    reply: str, example: Example, *, answer_form: AnswerForm = "text", same: SameAnswer = same_text
 ) -> int | Unparsed:
     """Return the label that published code reads from a reply, or `UNPARSED`.
 
-    In the letter form that is what FedMLLM's code makes of it, a failure being class 2. In the text form
-    FedVLMBench's code compares what it hears of the reply with the right option; if they differ, it is the
-    first option with which they agree.
+    In the letter form this is the label that FedMLLM's code reads, class 2 for a failure. In the text form
+    FedVLMBench's code compares a part of the reply with the right option; if they differ, the label is that of the
+    first option that the code would accept.
 
     Args:
-        reply: What the model said.
-        example: What was asked.
+        reply: The reply of the model.
+        example: The question.
         answer_form: Whether the answer is an option's text or its letter.
-        same: Compares texts, as the scripts of FGVC-Aircraft or as the multi-task scripts do.
+        same: Compares texts as the scripts of FGVC-Aircraft or as the multi-task scripts do.
     """
     if answer_form == "letter":
         return first_letter(reply, len(example.options))
-    label, options = label_of(example), answers(example, "text")
-    found = heard(reply, options[label])
-    alike = [] if found is None else [place for place, one in enumerate(options) if same(found, stated(one))]
-    return label if label in alike else alike[0] if alike else UNPARSED
+    label, options = label_of(example), option_answers(example, "text")
+    text = compared_reply(reply, options[label])
+    if text is None:
+        return UNPARSED
+    accepted = [place for place, option in enumerate(options) if same(text, compared_answer(option))]
+    return label if label in accepted else accepted[0] if accepted else UNPARSED
 
 
 PUBLISHED = published_classification(label_of)

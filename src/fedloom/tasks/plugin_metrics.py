@@ -1,4 +1,4 @@
-"""Metrics of plug-ins: a function of an example and its answer, or a `Metric`, becomes a metric whose mistakes are reported."""
+"""Turn a plug-in's function of example and answer, or its `Metric`, into a metric whose mistakes are reported."""
 
 from __future__ import annotations
 
@@ -25,36 +25,38 @@ RESERVED = (
     "unjudged",
     "accuracy_judged",
 )
-"""Names that a metric cannot have, since a result uses them beside the scores of tasks."""
+"""Names that a metric cannot have, since results use them for other values."""
 
 Grade = Callable[[Example, Answer], float]
 
 
 @cache
-def taken() -> frozenset[str]:
-    """Return the names of the scores that fedloom has itself."""
+def reserved_names() -> frozenset[str]:
+    """Return the names that fedloom's own scores and results use."""
     metrics = [metric for task in TASKS.values() for metric in (task.metrics, task.published.metrics)]
     names = {name for metric in metrics for name in (*metric.result(metric.zero), *metric.each(metric.zero))}
     return frozenset(names) | frozenset(RESERVED)
 
 
-def metric(name: str, value: Any) -> Metric:
-    """Make a metric whose exceptions and impossible values are reported as the user's.
+def plugin_metric(name: str, value: Any) -> Metric:
+    """Return a metric that reports exceptions and impossible values as mistakes of the plug-in.
 
     Args:
         name: The score's name; it does not end in "_published".
-        value: A function (example, answer) → 0..1, which is asked about every answer that could be read (an unparsed one
-            gets 0), and whose mean is the score; or a `Metric` whose result has the score under this name.
+        value: A function (example, answer) → 0..1, which is called for every parsed answer (an unparsed one gets 0), and
+            whose mean is the score; or a `Metric` whose result has the score under this name.
 
     Raises:
-        ValueError: It is neither, or the name cannot be used.
+        ValueError: The value is neither, or the name cannot be used.
     """
     if name.endswith("_published"):
-        raise ValueError('must not be named so: names that end in "_published" are those of published code')
+        raise ValueError(
+            'must have another name: names that end in "_published" belong to scores of published code'
+        )
     if isinstance(value, Metric):
         if name not in value.result(value.zero):
             raise ValueError(f"must have a score named {name!r} in its result, also of no answers")
-        return value._replace(result=_careful_result(name, value.result))
+        return value._replace(result=_checked_result(name, value.result))
     if not callable(value):
         raise ValueError(
             f"must be a function (example, answer) that returns a number from 0 to 1, or a Metric, not a value of type "
@@ -64,7 +66,7 @@ def metric(name: str, value: Any) -> Metric:
         inspect.signature(value).bind(None, None)
     except TypeError:
         raise ValueError("must take two arguments, the example and the answer") from None
-    grade = graded_row(_careful(name, value))
+    grade = graded_row(_checked_grade(name, value))
 
     def each(state: Rows) -> dict[str, list[float]]:
         return {name: [0.0 if row is None else row[0] for row in state]}
@@ -72,31 +74,31 @@ def metric(name: str, value: Any) -> Metric:
     return collect(grade, lambda state: {name: mean(each(state)[name])}, each, name)
 
 
-def _careful(name: str, grade: Callable[..., Any]) -> Grade:
+def _checked_grade(name: str, grade: Callable[..., Any]) -> Grade:
     def checked(example: Example, answer: Answer) -> float:
         try:
-            found = grade(example, answer)
+            value = grade(example, answer)
         except (Exception, SystemExit) as error:
             raise UserError(
                 f"metric {name}: it fails for example {example.id!r}: {client_failure(error)}"
             ) from error
-        return _share(found, f"metric {name}: for example {example.id!r}")
+        return _fraction(value, f"metric {name}: for example {example.id!r}")
 
     return checked
 
 
-def _careful_result(name: str, result: Callable[[Rows], Scores]) -> Callable[[Rows], Scores]:
+def _checked_result(name: str, result: Callable[[Rows], Scores]) -> Callable[[Rows], Scores]:
     def checked(state: Rows) -> Scores:
         try:
-            found = result(state)[name]
+            value = result(state)[name]
         except (Exception, SystemExit) as error:
             raise UserError(f"metric {name}: its result fails: {client_failure(error)}") from error
-        return {name: None if found is None else _share(found, f"metric {name}")}
+        return {name: None if value is None else _fraction(value, f"metric {name}")}
 
     return checked
 
 
-def _share(value: Any, where: str) -> float:
+def _fraction(value: Any, where: str) -> float:
     """Return a number from 0 to 1 as a float."""
     try:
         number = float(value)

@@ -1,4 +1,4 @@
-"""Scores of a list of answers: of each task by itself, and of all of them together.
+"""Compute the scores of a list of answers: of each task, and of all tasks together.
 
 Shape legend: N = number of examples.
 """
@@ -17,8 +17,8 @@ from fedloom.tasks.metrics import mean
 from fedloom.tasks.task import UNPARSED, Answer, AnswerForm, Metric, Published, Rows, Scores, Unparsed
 from fedloom.types import Example
 
-HEADLINES = {task: one.metrics.headline for task, one in TASKS.items()}
-"""Task → the name of the one score that stands for it."""
+HEADLINES = {name: task.metrics.headline for name, task in TASKS.items()}
+"""Task → the name of its headline score."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Answers:
     """Answers to a list of examples, in their order.
 
     Attributes:
-        answers: What was answered: a label, a text, a box, or `UNPARSED`.
-        probabilities: Of each example's options; None where the answer was generated.
-        replies: What the model said; None where options were compared, empty where nothing was said at all.
-        answer_form: How multiple-choice questions were to be answered.
+        answers: The answers: a label, a text, a box, or `UNPARSED`.
+        probabilities: The probabilities of each example's options; None if the answer was generated.
+        replies: The replies of the model, each None if options were compared; empty if no reply was generated.
+        answer_form: The form of answers to multiple-choice questions.
     """
 
     answers: tuple[Answer | Unparsed, ...]
@@ -38,8 +38,8 @@ class Answers:
     answer_form: AnswerForm = "text"
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
-    """Put answers to several lists of examples, judged alike, behind each other."""
+def concatenate(parts: Sequence[Answers]) -> Answers:
+    """Concatenate answers to several lists of examples; the answer form is that of the first."""
     return Answers(
         tuple(answer for part in parts for answer in part.answers),
         tuple(chances for part in parts for chances in part.probabilities),
@@ -49,7 +49,7 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 
 def tasks_of(examples: Sequence[Example]) -> list[str]:
-    """List the tasks of examples, each once, in order of appearance."""
+    """Return the distinct tasks of examples, in order of appearance."""
     return list(dict.fromkeys(example.task for example in examples))
 
 
@@ -63,14 +63,14 @@ def score(
     """Compute all metrics of answers.
 
     Args:
-        examples: What was asked.
-        judged: What was answered.
-        metrics: Name → metric of a plug-in; its result has the score under that name, and every task gets it.
+        examples: The questions.
+        judged: The answers.
+        metrics: Name → metric of a plug-in, whose result has the score under that name; it is computed for every task.
 
     Returns:
-        Score names to numbers, None where undefined, and under "tasks" the same for each task. Where
-        examples have a kind, a task's headline is also given for each kind, as in "accuracy_open". On top stand
-        the scores of the only task; with several, the means of those scores that all of them have. Scores of
+        Score names to numbers, None if undefined, and under "tasks" the same for each task. If
+        examples have a kind, there is also a headline score for each kind, such as "accuracy_open". On top are
+        the scores of the only task; with several, the means of those scores that all tasks have. Scores of
         published code are those of its scripts for one task, or with several tasks of its multi-task scripts.
     """
     tasks = {task: _task_scores(task, examples, judged, metrics) for task in tasks_of(examples)}
@@ -89,7 +89,9 @@ def _task_scores(
             answer = _published_answer(published, example, place, judged)
             state = metrics.add(state, example, answer, judged.probabilities[place])
     ours = _state(task, TASKS[task].metrics, examples, judged)
-    theirs = {name: one.result(_state(task, one, examples, judged))[name] for name, one in others.items()}
+    theirs = {
+        name: metric.result(_state(task, metric, examples, judged))[name] for name, metric in others.items()
+    }
     by_kind = _by_kind(task, [example for example in examples if example.task == task], ours)
     return {**TASKS[task].metrics.result(ours), **by_kind, **metrics.result(state), **theirs}
 
@@ -109,7 +111,7 @@ def _by_kind(task: str, examples: Sequence[Example], state: Rows) -> Scores:
 def _published_answer(
     published: Published, example: Example, place: int, judged: Answers
 ) -> Answer | Unparsed:
-    """Read a reply as the published code does; an option that was compared needs no reading."""
+    """Return the answer that published code reads from a reply, or the compared option if there is no reply."""
     reply = judged.replies[place] if judged.replies else None
     if reply is None:
         return judged.answers[place] if example.options else UNPARSED
@@ -124,19 +126,19 @@ def _state(task: str, metrics: Metric, examples: Sequence[Example], judged: Answ
     return state
 
 
-def _means(found: Sequence[Scores]) -> Scores:
+def _means(tasks: Sequence[Scores]) -> Scores:
     means: Scores = {}
-    for name in (name for name in found[0] if all(name in one for one in found)):
-        known = [value for one in found if (value := one[name]) is not None]
-        means[name] = sum(known) / len(known) if len(known) == len(found) else None
+    for name in (name for name in tasks[0] if all(name in scores for scores in tasks)):
+        values = [value for scores in tasks if (value := scores[name]) is not None]
+        means[name] = sum(values) / len(values) if len(values) == len(tasks) else None
     return means
 
 
-def each(examples: Sequence[Example], judged: Answers, *, headline: bool) -> NDArray[np.float64]:
-    """Return every example's own score, [N]: its task's headline, or its accuracy, which all tasks share."""
-    found = np.zeros(len(examples))
+def example_scores(examples: Sequence[Example], judged: Answers, *, headline: bool) -> NDArray[np.float64]:
+    """Return the score of every example, [N]: the headline score of its task, or accuracy, which all tasks have."""
+    values = np.zeros(len(examples))
     for task in tasks_of(examples):
         places = [place for place, example in enumerate(examples) if example.task == task]
         scores = TASKS[task].metrics.each(_state(task, TASKS[task].metrics, examples, judged))
-        found[places] = scores[HEADLINES[task] if headline else "accuracy"]
-    return found
+        values[places] = scores[HEADLINES[task] if headline else "accuracy"]
+    return values

@@ -1,4 +1,4 @@
-"""What a task is: render an example as a conversation, parse a reply, score it; and what all tasks share."""
+"""The interface of a task (render an example, parse a reply, score answers), and the prompts of all tasks."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Unparsed(Enum):
 
 
 UNPARSED: Final = Unparsed.UNPARSED
-"""Stands for a reply in which no answer could be found; never right, and always counted."""
+"""The answer of a reply without one; it is never right, and always counted."""
 
 
 class Rows:
-    """Rows in order, one for each answer: what a metric's state holds.
+    """An immutable list of rows, one for each answer: the state of a metric.
 
-    Nobody who holds rows sees them change, yet adding to the latest takes constant time: several `Rows` may
-    share one list, of which each sees a beginning. Only growing the same rows twice copies them.
+    Adding rows to the latest `Rows` takes constant time: several `Rows` share one list, of which each is a
+    beginning. Only adding to the same `Rows` twice copies them.
 
     Example:
-        >>> one = Rows([1])
-        >>> list(one.plus([2])), list(one.plus([3])), list(one)
+        >>> first = Rows([1])
+        >>> list(first.plus([2])), list(first.plus([3])), list(first)
         ([1, 2], [1, 3], [1])
     """
 
@@ -53,9 +53,9 @@ class Rows:
         """Return these rows followed by others."""
         more = list(rows)
         grown = Rows()
-        # Empty rows never share, so that a zero which lives as long as the program keeps nothing alive.
-        alone = self._count == 0 or self._count < len(self._shared)
-        grown._shared = self._shared[: self._count] if alone else self._shared
+        # Empty rows never share, so that a constant zero keeps no rows alive.
+        copied = self._count == 0 or self._count < len(self._shared)
+        grown._shared = self._shared[: self._count] if copied else self._shared
         grown._shared.extend(more)
         grown._count = self._count + len(more)
         return grown
@@ -80,19 +80,19 @@ Scores = dict[str, float | None]
 
 
 class Metric(NamedTuple):
-    """A monoid of judged answers: add one at a time, merge parts, take the result at the end.
+    """A monoid of answers: add one at a time, merge states, compute the result at the end.
 
     Attributes:
         zero: The state before the first answer.
         add: (state, example, answer, probabilities or None) → state. Probabilities are those of the
-            example's options, shape [options]; the given state is not changed.
+            example's options, shape [options]; the state in the argument is not changed.
         merge: (state, state) → state; associative, with `zero` neutral.
-        result: State → score names to numbers, None where a score is undefined. All are fractions 0..1 but
+        result: State → score names to numbers, None if a score is undefined. All are fractions 0..1 except
             "cider", which is 0..10. Every metric of a task has "accuracy" and "unparsed", the share of
             replies without an answer.
-        each: State → score names to the scores of the answers one by one, in order; the mean is the
-            score of that name. Has "accuracy" and the headline.
-        headline: The name of the one score that stands for the task.
+        each: State → score names to the scores of the single answers, in order; their mean is the
+            score of that name. Includes "accuracy" and the headline score.
+        headline: The name of the headline score of the task.
     """
 
     zero: State
@@ -104,7 +104,7 @@ class Metric(NamedTuple):
 
 
 class Render(Protocol):
-    """Make the user turn and the right answer to it."""
+    """Renders an example as a user turn and the right answer to it."""
 
     def __call__(
         self, example: Example, present: Presence, *, clause: str | None = None, answer_form: AnswerForm
@@ -112,29 +112,29 @@ class Render(Protocol):
         """Render an example.
 
         Args:
-            example: What is asked.
-            present: Which modalities may be seen; one that the example lacks stays absent.
-            clause: What the prompt says of the evidence, a value of `PROMPTS`; None names what is present.
+            example: The example.
+            present: Which modalities may be seen; a modality that the example lacks stays absent.
+            clause: What the prompt says about modalities, a value of `PROMPTS`; None names those that are present.
             answer_form: For multiple choice, whether the answer is the option's text or "(A) text".
         """
         ...
 
 
 class Parse(Protocol):
-    """Find the answer in a reply."""
+    """Finds the answer in a reply."""
 
     def __call__(self, reply: str, example: Example, *, answer_form: AnswerForm) -> Answer | Unparsed:
-        """Return the one answer the reply gives, or `UNPARSED` where there is none or more than one."""
+        """Return the answer in a reply, or `UNPARSED` if there is none or more than one."""
         ...
 
 
 class Published(NamedTuple):
-    """How a paper's published code reads and scores replies, for comparison with its tables.
+    """Parsing and scoring of a paper's published code, for comparison with its tables.
 
     Attributes:
-        parse: As the code finds an answer; it may be milder or harsher than the task's own.
-        metrics: As the code scores; every name ends in "_published". The laws of scores do not hold: an
-            unparsed answer may pay.
+        parse: The parsing of the code; it may be milder or stricter than the task's own.
+        metrics: The scores of the code; every name ends in "_published". The laws of scores do not hold: an
+            unparsed answer may raise a score.
     """
 
     parse: Parse
@@ -170,20 +170,19 @@ PROMPTS: Final[dict[str, str | None]] = {
     "strict": "Given all the evidence, whatever kind it is of",
     "none": "",
 }
-"""What a prompt says of the evidence, by name: both in its instruction, if it has one, and before its question.
+"""Name → what a prompt says about modalities, in its instruction, if it has one, and before its question.
 
-`present` names what an example shows (picture and text, one of them, or nothing), as FedMLLM's prompts do.
-The other five are its ablation of the prompt strategy: each says the same whatever is shown, `agnostic`
-being the strategy itself. With `none` a free question is asked as it stands, as FedMLLM asks medical ones.
+`present` names the modalities that are present (image and text, one of them, or none), as FedMLLM's prompts do.
+The other five are its ablation of the prompt strategy: each has a fixed text, and `agnostic`
+is the strategy itself. With `none` a free question is asked unchanged, as FedMLLM asks medical ones.
 
 Reference: B. Xu et al., "FedMLLM: Federated Fine-tuning MLLM on Multimodal Heterogeneity Data", arXiv
 2411.14717v2, prompt strategy, and the files for its prompt ablation in its public code.
 
-Differs from the paper: our own words, which say the same; the evidence is named before the question
-instead of after it.
+Differs from the paper: the wording is our own; modalities are named before the question instead of after it.
 """
 
-_EVIDENCE = {
+_PRESENT_PHRASES = {
     (True, True): "Given the picture and the text",
     (True, False): "Given the picture",
     (False, True): "Given the text",
@@ -191,25 +190,25 @@ _EVIDENCE = {
 }
 
 
-def evidence(example: Example, present: Presence, clause: str | None = None) -> str:
-    """Return what the prompt names as the basis of the answer: the clause, or what is shown; "" where that is nothing."""
+def modality_phrase(example: Example, present: Presence, clause: str | None = None) -> str:
+    """Return what a prompt says about modalities: the clause, or the modalities that are present; "" if none is."""
     if clause is not None:
         return clause
-    return _EVIDENCE[shows_image(example, present), shows_text(example, present)]
+    return _PRESENT_PHRASES[shows_image(example, present), shows_text(example, present)]
 
 
 def shows_image(example: Example, present: Presence) -> bool:
-    """Return whether the image exists and may be seen."""
+    """Return whether an example has an image that may be seen."""
     return present.image and example.image is not None
 
 
 def shows_text(example: Example, present: Presence) -> bool:
-    """Return whether the text exists and may be seen."""
+    """Return whether an example has a text that may be seen."""
     return present.text and example.text is not None
 
 
 def ask(example: Example, present: Presence, clause: str | None = None) -> str:
-    """Write the short user turn that all tasks share: the text, if seen, then evidence phrase and question.
+    """Return the short user turn of all tasks: the text, if it may be seen, the phrase about modalities, the question.
 
     Example:
         >>> cat = Example("1", "Which group does it belong to?", "animals", text="cat, pet")
@@ -229,25 +228,25 @@ def conversation(
     options: tuple[str, ...] = (),
     frame: tuple[str, str] = ("", ""),
 ) -> Conversation:
-    """Render a question with the turns before it, images where they stand; the text comes before the first turn.
+    """Render a question with the turns before it and images at their places; the text comes before the first turn.
 
     Args:
-        example: What is asked.
+        example: The question.
         present: Which modalities may be seen.
         clause: As for `Render`.
-        answer: What the model is trained to say.
-        options: What it may say, in label order; empty for free answers.
-        frame: What stands before and after the question in its user turn.
+        answer: The text that the model is trained to give.
+        options: The texts of the options, in label order; empty for free answers.
+        frame: Texts before and after the question in its user turn.
     """
-    phrase = evidence(example, present, clause)
+    phrase = modality_phrase(example, present, clause)
     start = f"Text: {clean_text(example.text or '')}\n" if shows_text(example, present) else ""
     own = () if example.image is None else (example.image,)
     turns = example.turns or (Turn(example.question, "", own, (0,) * len(own)),)
-    shown = [
-        _turn(one, shows_image(example, present), "" if number else start, phrase)
-        for number, one in enumerate(turns)
+    rendered = [
+        _turn(turn, shows_image(example, present), "" if number else start, phrase)
+        for number, turn in enumerate(turns)
     ]
-    *history, last = shown
+    *history, last = rendered
     user = f"{frame[0]}{last.user}{frame[1]}"
     places = tuple(place and place + len(frame[0]) for place in last.places)
     image, *more = last.pictures or (None,)
@@ -258,9 +257,9 @@ def conversation(
 
 
 def _turn(turn: Turn, image: bool, start: str, phrase: str) -> Turn:
-    """Write a turn as the model sees it: what comes before it, the evidence phrase, and the question.
+    """Return a turn with its start, the phrase about modalities, and the question.
 
-    Images at the beginning of the question stay at the beginning of the turn.
+    Images at the beginning of the question are at the beginning of the turn.
     """
     begins = start + (f"{phrase}: " if phrase else "")
     places = turn.places if image else ()
@@ -287,9 +286,9 @@ _SPECIAL = re.compile(r"<(?=\S)|(?<=\[)(?=/?[A-Za-z]\w*\])")
 
 
 def clean_text(text: str) -> str:
-    """Write user text on one line in which no tokenizer finds a special token.
+    """Return user text on one line without special tokens of any tokenizer.
 
-    A space after every "<", and inside brackets around a single word, breaks the tokens of all model
+    A space after every "<", and inside brackets around a single word, breaks the special tokens of all model
     families, such as `<image>`, `</s>`, `<|im_start|>` and `[INST]`; runs of white space become one space.
 
     Example:

@@ -1,10 +1,10 @@
-"""Questions about a picture with short free answers, compared after normalization.
+"""The task vqa: questions about images with short free answers, compared after normalization.
 
 Reference: S. Antol et al., "VQA: Visual Question Answering", arXiv 1505.00468v7, and the normalization of
 its evaluation code.
 
-Differs from the paper: one right answer instead of ten, so a score is 0 or 1; apostrophes are dropped
-instead of put back into contractions; an answer of which nothing would be left is kept.
+Differs from the paper: one right answer instead of ten, so a score is 0 or 1; apostrophes are removed
+instead of restored in contractions; an answer that would become empty is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from fedloom.tasks.metrics import graded, token_f1
-from fedloom.tasks.published_scoring import heard, published_answers, same_start, same_text
+from fedloom.tasks.published_scoring import compared_reply, published_answers, same_start, same_text
 from fedloom.tasks.task import (
     UNPARSED,
     Answer,
@@ -31,7 +31,7 @@ ARTICLES = {"a", "an", "the"}
 
 
 def normalize(text: str) -> str:
-    """Lower the case, drop punctuation and articles, write number words as digits.
+    """Return a text in lower case without punctuation and articles, with number words as digits.
 
     Example:
         >>> normalize("The two cats."), normalize("1,000.5 km"), normalize("Don't know!"), normalize("A")
@@ -45,20 +45,20 @@ def normalize(text: str) -> str:
 
 
 def parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return a reply normalized; an empty one is `UNPARSED`."""
+    """Return the normalized reply, or `UNPARSED` for an empty one."""
     del example, answer_form
     return normalize(reply) or UNPARSED
 
 
 def published_parse(reply: str, example: Example, *, answer_form: AnswerForm = "text") -> str | Unparsed:
-    """Return what FedVLMBench's code compares of a reply, or `UNPARSED`; see `heard`."""
+    """Return the part of a reply that FedVLMBench's code compares, or `UNPARSED`; see `compared_reply`."""
     del answer_form
-    found = heard(reply, clean_text(example.answer))
-    return UNPARSED if found is None else found
+    answer = compared_reply(reply, clean_text(example.answer))
+    return UNPARSED if answer is None else answer
 
 
 def exact(example: Example, answer: Answer) -> float:
-    """Return 1 if the answer is the right one after normalization, else 0."""
+    """Return 1 if the answer is right after normalization, else 0."""
     return float(answer == normalize(example.answer))
 
 
