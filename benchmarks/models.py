@@ -13,7 +13,7 @@ import torch
 
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import BUNDLED, Processor, Vlm
-from fedloom.system.startup import uncollected
+from fedloom.system.startup import without_garbage_collection
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
@@ -50,7 +50,7 @@ TINY = Size(width=64, layers=4)
 SMALL = Size(width=256, layers=6)
 
 
-@uncollected()
+@without_garbage_collection()
 def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Build a LLaVA of a size with random weights on a device, frozen, in evaluation mode."""
     from transformers import (

@@ -45,9 +45,9 @@ def command() -> Measured:
 def main(side: str, name: str, packing: str, way: str) -> None:
     """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
     from fedloom.system.allocator import keep_freed
-    from fedloom.system.startup import uncollected
+    from fedloom.system.startup import without_garbage_collection
 
-    with uncollected():
+    with without_garbage_collection():
         import torch
 
         from benchmarks.cases import ACTORS, CASES, our_round

@@ -1,4 +1,4 @@
-"""Sites with and without a model, backends whose clients are plain functions, and what tests need around them."""
+"""Sites with and without a model, backends whose clients are plain functions, and helpers of tests around them."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def start_of(layout: Layout = LAYOUT) -> Params:
 
 
 def held(client: int) -> list[Conversation]:
-    """Return what a client holds: one example more than its number."""
+    """Return a client's examples: one more than its number."""
     return [Conversation("", "")] * (client + 1)
 
 
 def profiles(clients: int = CLIENTS) -> list[Profile]:
-    """Return the profiles of clients that hold what `held` gives; those with odd numbers have no images."""
+    """Return the profiles of clients with the examples of `held`; those with odd numbers have no images."""
     return [Profile(client + 1, images=client % 2 == 0, texts=True) for client in range(clients)]
 
 
@@ -63,7 +63,7 @@ def all_parts(size: int) -> Parts:
 def named(
     name: str, clients: int = CLIENTS, arguments: Mapping[str, Mapping[str, Any]] | None = None
 ) -> FederatedAlgorithm:
-    """Put an algorithm together by its name, such as "fedavg+ditto"."""
+    """Build an algorithm by its name, such as "fedavg+ditto"."""
     return compose(name.split("+"), Given(clients), lambda part: (arguments or {}).get(part, {}))
 
 
@@ -75,7 +75,7 @@ def site_of(
     layout: Layout = LAYOUT,
     clients: int = CLIENTS,
 ) -> Site:
-    """Make a site of clients that hold what `held` gives, without a model."""
+    """Return a site without a model, whose clients have the examples of `held`."""
     local = SiteMethod(
         algorithm.local,
         start_of(layout),
@@ -142,8 +142,8 @@ class Quadratic:
 
 def trained(job: Job) -> Trained:
     """Take a client's real optimizer steps on a quadratic around its number, in both passes where there are two."""
-    found = _passed(job)
-    return found if job.second is None else replace(found, own=_passed(job.second).end)
+    result = _passed(job)
+    return result if job.second is None else replace(result, own=_passed(job.second).end)
 
 
 def _passed(job: Job) -> Trained:
@@ -155,11 +155,11 @@ def _passed(job: Job) -> Trained:
         ones = torch.ones_like(begun) if mask is None else mask.float()
         probe = Quadratic(job.client, ones, job.rate(step), 1, partial(job.stream, step=step))
         if rule.gradient is None:
-            found, grads = probe.loss(flat[0]), flat - job.client
+            client_loss, grads = probe.loss(flat[0]), flat - job.client
         else:
-            found, made, carry = rule.gradient(probe, flat[0].clone(), carry)
-            grads = made[None]
-        loss += float(found)
+            client_loss, gradient, carry = rule.gradient(probe, flat[0].clone(), carry)
+            grads = gradient[None]
+        loss += float(client_loss)
         penalized, carry = rule.penalize(grads[0], flat[0], carry)
         grads = penalized[None].clone() if mask is None else penalized[None] * mask
         clip(grads, settings.clip)
@@ -242,7 +242,7 @@ def real_site(
     train: Train = Train(batch_size=2),
     clients: int = CLIENTS,
 ) -> Site:
-    """Make a site with a real model; the clients hold what `conversations` gives."""
+    """Return a site with a real model, whose clients have the examples of `conversations`."""
     known = [Profile(1 + client % 3, images=True, texts=client % 2 == 0) for client in range(clients)]
     whole = all_parts(tuned.layout.size)
     algorithm = named(name, clients)
@@ -294,7 +294,7 @@ Result = tuple[Update, Tensors]
 
 
 def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
-    """Train clients side by side, and let a site make updates from where they end."""
+    """Train clients side by side, and return the updates that a site makes of the results."""
     return [_result(tuned, *one) for one in zip(jobs, train(tuned, jobs), strict=True)]
 
 

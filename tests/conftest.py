@@ -1,4 +1,4 @@
-"""What many tests need: a tiny random model, small data sets, and a global state that nobody may read."""
+"""Fixtures of many tests: a tiny random model, small images, and random global generators, which no test may use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def poisoned_generators() -> None:
-    """Put the global generators into another state for every test: results must not depend on them."""
+    """Give the global generators a random state in every test: results must not depend on them."""
     entropy = random.SystemRandom().randrange(2**31)
     random.seed(entropy)
     np.random.seed(entropy)  # noqa: NPY002
@@ -35,7 +35,7 @@ def poisoned_generators() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep what tests cache out of the user's folder."""
+    """Use a temporary folder for the cache, instead of the user's."""
     os.environ["FEDLOOM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -47,7 +47,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoded() -> Callable[..., bytes]:
-    """Return a function from a number to the bytes of a small picture, different for each number."""
+    """Return a function from a number to the bytes of a small image, different for each number."""
 
     def encode(number: int, format: str = "PNG", side: int = 12) -> bytes:
         values = np.random.default_rng(number).integers(0, 256, (side, side + 1, 3), dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""The comparison with another commit: its interval, its verdict, and how it speaks with the two sides.
+"""The comparison with another commit: its interval, its verdict, and its protocol with the two sides.
 
-The sides are two small checkouts made here, whose rows write down what runs when; no model is loaded.
+The sides are two small checkouts made here, whose rows record the order of their calls; no model is loaded.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ slices = {"full": {"accuracy": PACE if "methods=[pace]" in sys.argv else 0.5, "s
 
 @pytest.fixture
 def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Side]:
-    """Two checkouts: a turn of the second takes 1.5 times as long as one of the first."""
-    found = {}
+    """Return two checkouts: a turn of the second takes 1.5 times as long as one of the first."""
+    started = {}
     for name, pace, vocabulary in (("before", 2.0, 100), ("after", 3.0, 200)):
         folder = tmp_path / name
         files = {
@@ -122,16 +122,16 @@ def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Side]:
         }
         for file, text in files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            said = (
+            source = (
                 text.replace("NAME", name).replace("PACE", str(pace)).replace("VOCABULARY", str(vocabulary))
             )
-            (folder / file).write_text(said, encoding="utf-8")
+            (folder / file).write_text(source, encoding="utf-8")
         (tmp_path / f"{name}-cache").mkdir()
-        found[name] = Side(name, folder.resolve(), tmp_path / f"{name}-cache")
+        started[name] = Side(name, folder.resolve(), tmp_path / f"{name}-cache")
     turns = {"turns": 2, "once": 0, "vocabulary": 0, "broken": 2, "half": 2, "dying": 2, "absent": 2}
     for key, count in turns.items():
         monkeypatch.setitem(ROWS, key, Row(key, "rows", count))
-    return found
+    return started
 
 
 def one_pair(sides: dict[str, Side], *keys: str, vocabulary: int = 0) -> dict[str, object]:
@@ -165,18 +165,18 @@ def test_fewer_than_six_pairs_have_no_interval(count: int) -> None:
     ],
 )
 def test_a_row_is_worse_only_if_its_whole_interval_is(ratios: list[float], ok: bool | None) -> None:
-    found = Found()
+    row = Found()
     for ratio in ratios:
-        found.add([2.0], [2.0 * ratio])
-    assert found.ok is ok
-    found.failures.append("before: it ended")
-    assert found.ok is None
+        row.add([2.0], [2.0 * ratio])
+    assert row.ok is ok
+    row.failures.append("before: it ended")
+    assert row.ok is None
 
 
 def test_a_pair_is_the_median_of_its_turns() -> None:
-    found = Found()
-    found.add([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])  # ratios of the turns: 2, 1, 0.5
-    assert (found.before, found.after, found.ratios) == ([2.0], [2.0], [1.0])
+    row = Found()
+    row.add([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])  # ratios of the turns: 2, 1, 0.5
+    assert (row.before, row.after, row.ratios) == ([2.0], [2.0], [1.0])
 
 
 def test_sides_run_by_turns_after_one_untimed_call_of_each(sides: dict[str, Side], tmp_path: Path) -> None:
@@ -186,16 +186,16 @@ def test_sides_run_by_turns_after_one_untimed_call_of_each(sides: dict[str, Side
 
 
 def untimed(tmp_path: Path) -> list[str]:
-    """The first call of each side, which are made at once."""
+    """Return the first call of each side; these are made at once."""
     return sorted((tmp_path / "trace").read_text().split()[:2])
 
 
 def test_every_second_pair_begins_with_the_other_side(sides: dict[str, Side], tmp_path: Path) -> None:
-    *_, (found, notes) = rounds(["turns"], 2, sides, 0, Quickstart("fedavg"))
+    *_, (result, notes) = rounds(["turns"], 2, sides, 0, Quickstart("fedavg"))
     ran = (tmp_path / "trace").read_text().split()
     assert ran[2:6] == ["before", "after"] * 2
     assert ran[8:] == ["after", "before"] * 2
-    assert found["turns"].ratios == [1.5, 1.5]
+    assert result["turns"].ratios == [1.5, 1.5]
     assert not notes
 
 
@@ -213,34 +213,34 @@ def test_models_have_the_same_vocabulary_on_both_sides(sides: dict[str, Side]) -
     assert both == {"vocabulary": {"before": [300.0], "after": [300.0]}}
 
 
-def test_a_row_that_fails_says_why_and_the_next_is_measured(sides: dict[str, Side]) -> None:
-    found = one_pair(sides, "broken", "half", "absent", "turns")
-    assert found["broken"] == "before: ValueError: no such model; after: ValueError: no such model"
-    assert found["half"] == "before: ValueError: only here"
-    assert "absent" in str(found["absent"])
-    assert found["turns"] == {"before": [2.0, 2.0], "after": [3.0, 3.0]}
+def test_a_failed_row_has_a_reason_and_the_next_is_measured(sides: dict[str, Side]) -> None:
+    rows = one_pair(sides, "broken", "half", "absent", "turns")
+    assert rows["broken"] == "before: ValueError: no such model; after: ValueError: no such model"
+    assert rows["half"] == "before: ValueError: only here"
+    assert "absent" in str(rows["absent"])
+    assert rows["turns"] == {"before": [2.0, 2.0], "after": [3.0, 3.0]}
 
 
 def test_a_process_that_ends_fails_its_row(sides: dict[str, Side]) -> None:
-    found = one_pair(sides, "dying", "turns")
-    assert "before: the process ended with status 3" in str(found["dying"])
-    assert "before: the process ended" in str(found["turns"])  # the module's other rows share the process
+    rows = one_pair(sides, "dying", "turns")
+    assert "before: the process ended with status 3" in str(rows["dying"])
+    assert "before: the process ended" in str(rows["turns"])  # the module's other rows share the process
 
 
 def test_a_side_that_does_not_start_fails_every_row(sides: dict[str, Side]) -> None:
     (sides["after"].folder / "benchmarks" / "models.py").write_text("raise ImportError('no models')")
-    found = one_pair(sides, "turns", "once")
+    rows = one_pair(sides, "turns", "once")
     assert all(
-        "after: the process ended" in str(reason) and "no models" in str(reason) for reason in found.values()
+        "after: the process ended" in str(reason) and "no models" in str(reason) for reason in rows.values()
     )
-    assert set(found) == {"turns", "once"}
+    assert set(rows) == {"turns", "once"}
 
 
-def test_a_row_that_fails_has_no_verdict_and_says_why_in_the_table(sides: dict[str, Side]) -> None:
-    *_, (found, _) = rounds(["broken"], 1, sides, 0, Quickstart("fedavg"))
-    assert found["broken"].ok is None
-    assert line("broken", found["broken"]).endswith("FAIL")
-    assert "no such model" in against.detail("broken", found["broken"])
+def test_a_failed_row_has_no_verdict_and_its_reason_in_the_table(sides: dict[str, Side]) -> None:
+    *_, (result, _) = rounds(["broken"], 1, sides, 0, Quickstart("fedavg"))
+    assert result["broken"].ok is None
+    assert line("broken", result["broken"]).endswith("FAIL")
+    assert "no such model" in against.detail("broken", result["broken"])
 
 
 def test_a_side_that_runs_other_sources_is_refused(sides: dict[str, Side]) -> None:
@@ -260,7 +260,7 @@ def test_the_quickstart_is_a_whole_command_with_a_cache_of_its_own(sides: dict[s
     assert (sides["after"].cache / "kept").exists() and not (sides["before"].cache / "kept").exists()
 
 
-def test_a_quickstart_that_fails_says_why(sides: dict[str, Side]) -> None:
+def test_a_failed_quickstart_has_a_reason(sides: dict[str, Side]) -> None:
     with pytest.raises(Failed, match="before: the quickstart ended with status 1: nothing is no method"):
         Quickstart("nothing").run(sides["before"])
 
@@ -298,8 +298,8 @@ def test_what_is_compared_with_is_a_checkout_or_a_commit(sides: dict[str, Side],
     with checkout(str(sides["before"].folder), tmp_path / "place") as folder:
         assert folder == sides["before"].folder
     (tmp_path / "empty").mkdir()
-    for wrong, said in ((str(tmp_path / "empty"), "has no src/fedloom"), ("no such commit", "git")):
-        with pytest.raises(SystemExit, match=said), checkout(wrong, tmp_path / "place"):
+    for wrong, reason in ((str(tmp_path / "empty"), "has no src/fedloom"), ("no such commit", "git")):
+        with pytest.raises(SystemExit, match=reason), checkout(wrong, tmp_path / "place"):
             pass
 
 
@@ -338,7 +338,7 @@ def test_every_row_is_one_of_the_benchmarks() -> None:
 
 
 def test_lines_fit_the_table() -> None:
-    found = Found()
+    pairs = Found()
     for _ in range(6):
-        found.add([1.0], [1.0])
-    assert all(len(line(key, found)) <= 80 and len(row.title) <= 34 for key, row in ROWS.items())
+        pairs.add([1.0], [1.0])
+    assert all(len(line(key, pairs)) <= 80 and len(row.title) <= 34 for key, row in ROWS.items())

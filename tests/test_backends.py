@@ -1,4 +1,4 @@
-"""Where a run's clients train: a run through compiled layers learns what it learns in plain ones."""
+"""Backends of a run: with compiled layers a run learns the same as without."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedloom.runs.single_run import run_experiment
 def test_a_run_through_compiled_layers_learns_the_same(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced, not compiled: that is quick and shows as well whether training goes through the layers."""
-    wanted: list[bool] = []
+    """Layers are traced, not compiled, which is fast and also shows whether training uses them."""
+    calls: list[bool] = []
 
     def traced(vlm: Vlm, compiled: bool) -> AbstractContextManager[None]:
-        wanted.append(compiled)
+        calls.append(compiled)
         return compiling(vlm, compiled, backend="eager")
 
     monkeypatch.setattr(choose_backend, "compiling", traced)
-    found = []
+    adapters = []
     for compiled in (False, True):
         values = {
             "data": {"limit": 12, "test_share": 0.03},
@@ -41,7 +41,7 @@ def test_a_run_through_compiled_layers_learns_the_same(
         }
         folder = tmp_path / str(compiled)
         run_experiment(Experiment.from_json(json.dumps(values)), folder, Progress(None))
-        found.append(load_file(folder / "adapter/adapter_model.safetensors"))
-    assert set(wanted) == {False, True}
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+        adapters.append(load_file(folder / "adapter/adapter_model.safetensors"))
+    assert set(calls) == {False, True}
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], value, rtol=1e-4, atol=1e-5)

@@ -33,11 +33,11 @@ def bench(measure: Callable[[], tuple[list[float], str]], *, higher: bool = True
 def test_pairs_are_interleaved_and_paired() -> None:
     calls: list[str] = []
     ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 13.0])
-    found = pairs(lambda: calls.append("a"), lambda: calls.append("b"), 2, clock=lambda: next(ticks))
+    times = pairs(lambda: calls.append("a"), lambda: calls.append("b"), 2, clock=lambda: next(ticks))
     assert calls == ["a", "b"] * 3  # the first pair is not timed
-    assert found == Pairs((1.0, 2.0), (2.0, 8.0))
-    assert found.gain == (2.0, 4.0)
-    assert found.cost == (0.5, 0.25)
+    assert times == Pairs((1.0, 2.0), (2.0, 8.0))
+    assert times.gain == (2.0, 4.0)
+    assert times.cost == (0.5, 0.25)
 
 
 def test_no_budget_cuts_below_five_pairs() -> None:
@@ -60,12 +60,14 @@ def _counter() -> Callable[[], float]:
         (False, (1.0, 3.1, 9.0), False, False),
     ],
 )
-def test_the_median_is_judged(higher: bool, ratios: tuple[float, ...], ok: bool, passed: bool) -> None:
+def test_the_median_decides_the_verdict(
+    higher: bool, ratios: tuple[float, ...], ok: bool, passed: bool
+) -> None:
     row = measured(bench(lambda: (list(ratios), "said"), higher=higher))
     assert (row.ok, row.passed) == (ok, passed)
 
 
-def test_rows_without_a_figure_say_why() -> None:
+def test_rows_without_a_figure_have_a_reason() -> None:
     def missing() -> tuple[list[float], str]:
         raise Missing("no GPU")
 
@@ -90,11 +92,11 @@ def test_saving_updates_only_the_rows_given(tmp_path: Path) -> None:
     row = Row(bench(lambda: ([], "")), (1.0, 3.0, 2.0), "said")
     save({"P1": row}, about, file)
     save({"P4-T16": Row(row.bench, (), "not measured: no reason")}, about, file)
-    found = json.loads(file.read_text(encoding="utf-8"))
-    figures = {key: found["P1"][key] for key in ("ratio", "min", "max", "target", "gate", "ok")}
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    figures = {key: saved["P1"][key] for key in ("ratio", "min", "max", "target", "gate", "ok")}
     assert figures == {"ratio": 2.0, "min": 1.0, "max": 3.0, "target": 2.0, "gate": 1.5, "ok": True}
-    assert (found["P4-T16"]["ratio"], found["P4-T16"]["ok"]) == (None, False)
-    assert found["machine"] == about
+    assert (saved["P4-T16"]["ratio"], saved["P4-T16"]["ok"]) == (None, False)
+    assert saved["machine"] == about
 
 
 def test_names_choose_rows_and_groups() -> None:
@@ -110,7 +112,7 @@ def test_names_choose_rows_and_groups() -> None:
         chosen(known, ["P99"])
 
 
-def test_every_row_of_the_table_is_there_and_fits_it() -> None:
+def test_every_row_of_the_table_exists_and_fits_it() -> None:
     known = benches()
     ids = {key.split("-")[0] for key in known}
     assert ids == {"P1b", "P4g", "headline"} | {f"P{number}" for number in range(1, 16)}
@@ -132,11 +134,11 @@ def test_the_gpu_script_runs_on_a_processor(tmp_path: Path, capsys: pytest.Captu
     from benchmarks import gpu
 
     assert gpu.main(["--tiny", "--results", str(tmp_path / "gpu.json")]) == 0
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"][0]
-    assert set(found["rows"]) == {"1", "4"}
-    assert all(row["utilization"] > 0 for row in found["rows"].values())
+    figures = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"][0]
+    assert set(figures["rows"]) == {"1", "4"}
+    assert all(row["utilization"] > 0 for row in figures["rows"].values())
     assert "tiny" in capsys.readouterr().out
-    assert all(len(text) <= 80 for text in gpu.table([found]).splitlines())
+    assert all(len(text) <= 80 for text in gpu.table([figures]).splitlines())
 
 
 def test_step_operations_by_hand() -> None:

@@ -19,9 +19,9 @@ def test_killed_and_starved_runs_end_with_the_same_bytes(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
-    found = kills(make_world(tmp_path / "world", name), tmp_path / "kills", count, seed=count)
-    assert sum(map(len, found.values())) == count
-    assert {kind: set(ends) for kind, ends in found.items()} == {kind: {"same"} for kind in found}
+    results = kills(make_world(tmp_path / "world", name), tmp_path / "kills", count, seed=count)
+    assert sum(map(len, results.values())) == count
+    assert {kind: set(ends) for kind, ends in results.items()} == {kind: {"same"} for kind in results}
 
 
 @pytest.mark.parametrize("name", ["scaffold", "share-connector"])
@@ -30,6 +30,6 @@ def test_a_damaged_file_is_named_or_changes_nothing(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
-    found, wrong = damages(make_world(tmp_path / "world", name), tmp_path / "trials", count, seed=count)
-    assert sum(fates.total() for fates in found.values()) == count
+    results, wrong = damages(make_world(tmp_path / "world", name), tmp_path / "trials", count, seed=count)
+    assert sum(fates.total() for fates in results.values()) == count
     assert not wrong

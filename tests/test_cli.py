@@ -15,7 +15,7 @@ from fedloom.experiment.methods import parse_method
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.runs.run_folder import begin, folder_state
 from fedloom.system.errors import UserError
-from fedloom.system.manifest import Manifest, files_in, list_files
+from fedloom.system.manifest import Manifest, add_to_manifest, files_in
 
 LISTS = ["recipes", "algorithms", "datasets", "models", "strategies", "scenarios", "methods"]
 RESULT = {
@@ -30,7 +30,7 @@ RESULT = {
 
 
 class Engine:
-    """Stands in for the engine: writes what a run folder must hold, and can be interrupted."""
+    """A fake engine that writes the required files of a run folder, and can be interrupted."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Path]] = []
@@ -53,7 +53,7 @@ class Engine:
         progress.advance()
         for name, text in {"result.json": json.dumps(RESULT), "report.html": ""}.items():
             (out / name).write_text(text)
-        list_files(out, files_in(out))
+        add_to_manifest(out, files_in(out))
         return RESULT
 
 
@@ -71,7 +71,7 @@ def call(*arguments: str):
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_every_list_names_each_thing_and_says_what_it_is(kind):
+def test_every_list_has_names_with_descriptions(kind):
     rows = json.loads(call("list", kind, "--json").stdout)
     lines = call("list", kind).stdout.splitlines()
     assert len(lines) == len(rows) > 0
@@ -80,7 +80,7 @@ def test_every_list_names_each_thing_and_says_what_it_is(kind):
         assert line.split() == [*name.split(), *about.split()]
 
 
-def test_lists_hold_what_an_experiment_can_name():
+def test_lists_contain_what_an_experiment_can_name():
     assert set(json.loads(call("list", "recipes", "--json").stdout)) == set(recipes())
     for row in json.loads(call("list", "scenarios", "--json").stdout):
         load_experiment("smoke", [f"scenario.{row}"])
@@ -108,7 +108,7 @@ def test_show_prints_a_recipe_that_can_be_used_as_a_file(name, tmp_path):
     assert load_experiment(str(path), root) == load_experiment(name, root)
 
 
-def test_validate_says_yes_or_everything_that_is_wrong(tmp_path):
+def test_validate_confirms_or_lists_every_mistake(tmp_path):
     good = call("validate", "smoke")
     assert good.exit_code == 0
     assert load_experiment("smoke").digest[:8] in good.stdout
@@ -128,7 +128,7 @@ def test_validate_writes_the_resolved_experiment():
     assert json.loads(text)["train"]["lr"] == 3e-4
 
 
-def test_debug_shows_where_a_mistake_was_noticed():
+def test_debug_shows_the_place_of_an_error():
     plain, traced = call("validate", "nope"), call("validate", "nope", "--debug")
     assert plain.exit_code == traced.exit_code == 2
     assert "Traceback" not in plain.stderr
@@ -136,7 +136,7 @@ def test_debug_shows_where_a_mistake_was_noticed():
     assert traced.stderr.endswith(plain.stderr)
 
 
-def test_run_shows_the_table_and_where_things_lie(engine):
+def test_run_shows_the_table_and_the_paths(engine):
     result = call("run", "smoke")
     folder = Path("runs") / f"smoke-{load_experiment('smoke').digest[:8]}"
     assert result.exit_code == 0, result.output
@@ -193,7 +193,7 @@ def test_a_folder_that_holds_something_else_is_refused(engine):
     assert len(engine.calls) == 1
 
 
-def test_a_mistake_met_while_running_has_no_traceback(engine):
+def test_a_mistake_during_a_run_has_no_traceback(engine):
     engine.stop = UserError("data: the folder is empty")
     result = call("run", "smoke")
     assert result.exit_code == 2
@@ -207,7 +207,7 @@ def test_a_folder_without_a_run_is_refused(command, tmp_path):
     assert "is not a run folder" in result.stderr
 
 
-def test_python_runs_resumes_and_reads(engine):
+def test_python_runs_resumes_and_reads_results(engine):
     experiment = load_experiment("smoke")
     engine.stop = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -94,7 +94,7 @@ def test_counts_of_clients_add_up(scenario, mode):
     assert bool(none) == (scenario == "missing" and mode == "published")
 
 
-def test_examples_lose_everything_in_corrected_mode_only_where_asked():
+def test_examples_lose_everything_in_corrected_mode_only_if_set():
     value = split("--scenario", "missing", "--set", "rate=0.5", "--set", "lose_all=true")
     assert value["card"]["modalities"]["examples"]["none"] > 0
 

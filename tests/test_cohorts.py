@@ -82,17 +82,15 @@ def test_a_value_that_enough_clients_report_or_none_is_aggregated() -> None:
         (2, "fedavg+clip", {"clip": {"bound": 2.0}}),
     ],
 )
-def test_arguments_are_right_together_that_would_not_be_alone(
-    clients: int, method: str, algorithms: dict[str, Any]
-) -> None:
+def test_arguments_can_be_right_only_together(clients: int, method: str, algorithms: dict[str, Any]) -> None:
     assert experiment(clients, ["fedavg", method], **algorithms).methods == ("fedavg", method)
 
 
 def test_each_of_several_mistakes_has_its_place() -> None:
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as caught:
         experiment(5, ["fedadam"], fedadam={"lr": -1.0, "beta1": "x"})
-    assert "lr is -1.0" in str(found.value)
-    assert "beta1 is 'x'" in str(found.value)
+    assert "lr is -1.0" in str(caught.value)
+    assert "beta1 is 'x'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +105,6 @@ def test_each_of_several_mistakes_has_its_place() -> None:
         ("fedkseed+proximal", "clients of fedkseed step along drawn directions"),
     ],
 )
-def test_a_reason_names_the_part_that_it_is_about(method: str, reason: str) -> None:
+def test_a_reason_names_its_part(method: str, reason: str) -> None:
     with pytest.raises(UserError, match=f"do not go together, since {reason}"):
         experiment(5, [method])

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.tiny import Drawn
-from tests.test_layers import FLOOR_OF
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -48,11 +47,11 @@ def test_docstring_examples_run(name: str) -> None:
 
 def public(name: str) -> list[tuple[str, object]]:
     module = importlib.import_module(name)
-    found = [(name, module)]
+    members = [(name, module)]
     for key, value in vars(module).items():
         if not key.startswith("_") and getattr(value, "__module__", None) == name and callable(value):
-            found.append((f"{name}.{key}", value))
-    return found
+            members.append((f"{name}.{key}", value))
+    return members
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -94,7 +93,7 @@ def test_contributing_names_files_that_exist() -> None:
         assert (ROOT / "src/fedloom" / name).exists() or (ROOT / name).exists(), name
 
 
-def test_every_promise_names_tests_that_are_there() -> None:
+def test_every_promise_names_existing_tests() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     promises = text.partition("## What it promises")[2].partition("\n## ")[0].split("\n* ")[1:]
     assert len(promises) > 5
@@ -183,8 +182,8 @@ def test_the_commands_of_the_guides_run(guide: tuple[str, Path]) -> None:
     assert any(line.startswith("fedloom run ") for line in commands)
     for command in commands:
         assert command.startswith("fedloom ") and f"--plugin {file.name}" in command
-        found = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert found.exit_code == 0, (command, found.output)
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.output)
     (folder,) = (Path.cwd() / "runs").iterdir()
     experiment = json.loads((folder / "experiment.json").read_text())
     assert experiment["plugins"] == [str(file)]

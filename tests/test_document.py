@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.config.yaml_document import MAX_DEPTH, Document, dotted, override, read
+from fedloom.config.yaml_document import MAX_DEPTH, Document, apply_override, dotted, read_document
 
 plain = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")), max_size=8)
 scalars = (
@@ -21,15 +21,15 @@ values = st.recursive(
 
 @given(values)
 def test_json_reads_as_json(value):
-    document = read(json.dumps(value, ensure_ascii=False), "x.json")
+    document = read_document(json.dumps(value, ensure_ascii=False), "x.json")
     assert not document.mistakes
     assert document.value == value
     assert json.dumps(document.value) == json.dumps(value)  # also tells 1 from 1.0 and True
 
 
 @given(st.text(max_size=60) | st.text("a0:-[]{},&*!?|>'\"#%@\n\t ", max_size=60))
-def test_any_text_gives_a_document_and_never_an_exception(text):
-    assert isinstance(read(text, "x.yaml"), Document)
+def test_any_text_gives_a_document_without_an_exception(text):
+    assert isinstance(read_document(text, "x.yaml"), Document)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_any_text_gives_a_document_and_never_an_exception(text):
     ],
 )
 def test_scalars_follow_yaml_1_2(text, value):
-    found = read(text, "x.yaml").value
-    assert (found, type(found)) == (value, type(value))
+    parsed = read_document(text, "x.yaml").value
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -70,21 +70,21 @@ def test_scalars_follow_yaml_1_2(text, value):
         ("a: 1\n---\nb: 2\n", 2, 1, "document"),
     ],
 )
-def test_what_cannot_be_read_is_located(text, line, column, word):
-    mistakes = read(text, "x.yaml").mistakes
+def test_unreadable_text_is_located(text, line, column, word):
+    mistakes = read_document(text, "x.yaml").mistakes
     assert len(mistakes) == 1
     assert mistakes[0].place == ("x.yaml", line, column)
     assert word in str(mistakes[0]).replace("\\t", "tab")
 
 
 def test_depth_and_length_are_bounded():
-    assert "deep" in str(read("[" * (MAX_DEPTH + 1), "x.yaml").mistakes[0])
-    assert not read("[" * 15 + "]" * 15, "x.yaml").mistakes
-    assert "characters" in str(read("#" * 1_000_001, "x.yaml").mistakes[0])
+    assert "deep" in str(read_document("[" * (MAX_DEPTH + 1), "x.yaml").mistakes[0])
+    assert not read_document("[" * 15 + "]" * 15, "x.yaml").mistakes
+    assert "characters" in str(read_document("#" * 1_000_001, "x.yaml").mistakes[0])
 
 
-def test_every_key_and_value_knows_its_place():
-    document = read("a: 1\nb:\n  c: [x, yy]\n", "x.yaml")
+def test_every_key_and_value_has_its_place():
+    document = read_document("a: 1\nb:\n  c: [x, yy]\n", "x.yaml")
     assert str(document.place(("b", "c", 1))) == "x.yaml:3:10"
     assert str(document.place(("b", "c"), of_key=True)) == "x.yaml:3:3"
     assert document.place(("b", "nowhere")) == document.place(("b",))
@@ -92,32 +92,37 @@ def test_every_key_and_value_knows_its_place():
 
 @given(st.lists(st.sampled_from(["train", "lr", "data", "p"]), min_size=1, max_size=3), scalars)
 def test_an_override_sets_its_key_and_nothing_else(path, value):
-    before = read("name: x\nseed: 3\n", "x.yaml")
-    after = override(before, f"{'.'.join(path)}={json.dumps(value, ensure_ascii=False)}", lambda _: False)
-    found = after.value
-    assert {key: found[key] for key in before.value} == before.value
+    before = read_document("name: x\nseed: 3\n", "x.yaml")
+    after = apply_override(
+        before, f"{'.'.join(path)}={json.dumps(value, ensure_ascii=False)}", lambda _: False
+    )
+    inner = after.value
+    assert {key: inner[key] for key in before.value} == before.value
     for part in path:
-        found = found[part]
-    assert found == value
+        inner = inner[part]
+    assert inner == value
     assert str(after.place(tuple(path))) == f"--set {dotted(tuple(path))}"
     assert str(after.place(("seed",))) == "x.yaml:2:7"
 
 
 def test_an_override_takes_the_place_of_what_it_replaces():
-    document = override(read("a:\n  b: 1\n", "x.yaml"), "a={c: 2}", lambda _: False)
+    document = apply_override(read_document("a:\n  b: 1\n", "x.yaml"), "a={c: 2}", lambda _: False)
     assert document.value == {"a": {"c": 2}}
     assert str(document.place(("a", "c"))) == "--set a"
 
 
 @pytest.mark.parametrize("text", ["a", "=3", "a..b=3", "a.=1", "a=[", "a=&x 1", "seed.deeper=1"])
 def test_an_override_that_cannot_be_read_is_a_mistake(text):
-    document = override(read("seed: 3\n", "x.yaml"), text, lambda _: False)
+    document = apply_override(read_document("seed: 3\n", "x.yaml"), text, lambda _: False)
     assert document.value == {"seed": 3}
     assert len(document.mistakes) == 1
     assert str(document.mistakes[0]).startswith("--set ")
 
 
 def test_an_override_of_text_needs_no_quotes():
-    start = read("name: x\n", "x.yaml")
-    assert override(start, "name=2024", lambda path: path == ("name",)).value == {"name": "2024"}
-    assert override(start, "seed=2024", lambda path: path == ("name",)).value == {"name": "x", "seed": 2024}
+    start = read_document("name: x\n", "x.yaml")
+    assert apply_override(start, "name=2024", lambda path: path == ("name",)).value == {"name": "2024"}
+    assert apply_override(start, "seed=2024", lambda path: path == ("name",)).value == {
+        "name": "x",
+        "seed": 2024,
+    }

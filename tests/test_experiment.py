@@ -143,7 +143,7 @@ def told(text: str, tmp_path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_told_once_with_its_place_and_what_is_right(case, tmp_path):
+def test_a_mistake_is_reported_once_with_its_place_and_what_is_right(case, tmp_path):
     text, wanted = MISTAKES[case]
     lines = told(text, tmp_path)
     assert len(lines) == 1, lines
@@ -151,7 +151,7 @@ def test_a_mistake_is_told_once_with_its_place_and_what_is_right(case, tmp_path)
     assert lines[0].startswith(f"{tmp_path / 'mine.yaml'}:")
 
 
-def test_all_mistakes_are_told_at_once_in_order(tmp_path):
+def test_all_mistakes_are_reported_at_once_in_order(tmp_path):
     text = (
         "sede: 1\ndata: {name: emojy}\ntrain:\n  lr: -1\n  cohort: 3\n  rounds: x\n  lr: 2\n"
         "methods: [fedavg, fedagv, fedavg+promt]\nalgorithms: {fedadam: {lr: fast, tua: 1}}\n"
@@ -162,7 +162,7 @@ def test_all_mistakes_are_told_at_once_in_order(tmp_path):
     assert places == [*in_file, "--set x", "--set admission.max_ratio", "--set trian.lr"]
 
 
-def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):
+def test_compiled_layers_need_one_process_and_no_dropout(tmp_path):
     text = "engine: {compile: true, workers: 2}\nstrategy: {dropout: 0.1}\n"
     workers, dropout = told(text, tmp_path)
     assert "engine.workers is 2, but engine.compile needs 1" in workers
@@ -172,14 +172,14 @@ def test_compiled_layers_go_with_one_process_and_without_dropout(tmp_path):
 
 @pytest.mark.parametrize("key", ["data.validation", "engine.workers", "engine.side_by_side"])
 @pytest.mark.parametrize("value", ["true", "-1", "nan", "null", "foo", "[1]", "{a: 1}"])
-def test_a_value_that_is_neither_a_number_nor_the_word_is_told_once(key, value):
+def test_a_value_that_is_neither_a_number_nor_the_word_is_reported_once(key, value):
     with pytest.raises(
         UserError, match=rf"one mistake in [^\n]*\n[^\n]*{key} is [^\n]*, but must be a [^\n]* or \w+[^\n]*$"
     ):
         load_experiment("pooled", [f"{key}={value}"])
 
 
-def test_a_conflict_with_a_mistaken_value_is_not_told(tmp_path):
+def test_a_conflict_with_a_mistaken_value_is_not_reported(tmp_path):
     lines = told('scenario: {clients: "9"}\ntrain: {cohort: 8}\n', tmp_path)
     assert len(lines) == 1
     assert "scenario.clients" in lines[0]
@@ -236,7 +236,7 @@ def test_every_recipe_resolves_and_carries_its_own_name(name):
     assert first.endswith(".")
 
 
-def test_own_data_says_what_is_missing():
+def test_own_data_reports_what_is_missing():
     with pytest.raises(UserError, match=r"own-data\.yaml.*data\.root is missing"):
         load_experiment("own-data")
 
@@ -300,7 +300,7 @@ def test_digests_are_equal_exactly_when_all_but_the_name_is(first, second):
     assert (one.digest == two.digest) == same
 
 
-def test_a_whole_number_where_a_number_is_asked_gives_the_same_digest():
+def test_a_whole_number_in_place_of_a_number_gives_the_same_digest():
     assert Experiment(train={"lr": 1}).digest == Experiment(train={"lr": 1.0}).digest
 
 
@@ -353,13 +353,13 @@ def test_an_experiment_is_frozen_and_checked_in_python_too():
             Experiment(**wrong)
 
 
-def test_every_key_says_in_one_sentence_what_it_is():
+def test_every_key_is_described_in_one_sentence():
     for path, text in key_descriptions(SCHEMA):
         assert text.endswith("."), path
         assert ". " not in text, path
 
 
-def test_parse_method_takes_names_apart():
+def test_parse_method_parses_names():
     assert parse_method("fedavg+adaptive+prompt") == ("fedavg", ("prompt", "adaptive"))
     assert parse_method("scaffold") == ("scaffold", ())
     assert all(not parse_method(name).federated for name in BASELINES)
@@ -381,7 +381,7 @@ def choices(section, key) -> set[str]:
     return set(get_args(annotation))
 
 
-def test_choices_are_what_the_packages_offer():
+def test_choices_are_those_of_the_packages():
     from fedloom.algorithms import SERVERS
     from fedloom.data import DATASETS
     from fedloom.scenarios import PARTITIONS, PATTERNS
@@ -418,7 +418,7 @@ def test_the_prompts_of_an_experiment_are_those_of_the_tasks():
     assert clause_of(chosen, prompted) == PROMPTS["strict"] != PROMPTS["agnostic"]
 
 
-def test_the_mode_gives_arguments_that_the_experiment_does_not():
+def test_the_mode_sets_arguments_that_are_not_given():
     given = {"algorithms": {"fedadam": {"lr": 0.5}, "adaptive": {"skip": 1}}}
     corrected, published = Experiment(**given), Experiment(**given, mode="published")
     assert corrected.arguments("fedadam") == {"lr": 0.5}
@@ -439,33 +439,39 @@ DEFAULTS = settings(Experiment())
 SECTIONS = {"scenario": Scenario, "train": Train, "strategy": Strategy}
 
 
-def test_the_mode_gives_settings_that_the_experiment_does_not():
+def test_the_mode_sets_settings_that_are_not_given():
     assert settings(Experiment(mode="corrected")) == DEFAULTS
-    found = Experiment(mode="published", scenario={"alpha": 5.0}, train={"rounds": 2})
-    assert settings(found) == PUBLISHED_SETTINGS
-    assert (found.scenario.alpha, found.scenario.partition, found.train.rounds) == (5.0, "dirichlet", 2)
+    published = Experiment(mode="published", scenario={"alpha": 5.0}, train={"rounds": 2})
+    assert settings(published) == PUBLISHED_SETTINGS
+    assert (published.scenario.alpha, published.scenario.partition, published.train.rounds) == (
+        5.0,
+        "dirichlet",
+        2,
+    )
 
 
 @pytest.mark.parametrize(
     ("section", "key"), [(section, key) for section, own in PUBLISHED_SETTINGS.items() for key in own]
 )
 @pytest.mark.parametrize("made", [False, True])
-def test_a_setting_that_is_given_wins_over_the_mode(section, key, made):
+def test_a_given_setting_overrides_the_mode(section, key, made):
     given = {key: DEFAULTS[section][key]}
-    found = settings(Experiment(mode="published", **{section: SECTIONS[section](**given) if made else given}))
-    assert found.pop(section) == {**PUBLISHED_SETTINGS[section], **given}
-    assert found == {name: own for name, own in PUBLISHED_SETTINGS.items() if name != section}
+    decided = settings(
+        Experiment(mode="published", **{section: SECTIONS[section](**given) if made else given})
+    )
+    assert decided.pop(section) == {**PUBLISHED_SETTINGS[section], **given}
+    assert decided == {name: own for name, own in PUBLISHED_SETTINGS.items() if name != section}
 
 
-def test_the_record_and_the_digest_have_what_the_mode_gave():
-    found = Experiment(mode="published")
-    assert Experiment.from_json(found.to_json()) == found
-    assert found.digest == Experiment(mode="published", **PUBLISHED_SETTINGS).digest
+def test_the_saved_experiment_and_the_digest_have_the_settings_of_the_mode():
+    published = Experiment(mode="published")
+    assert Experiment.from_json(published.to_json()) == published
+    assert published.digest == Experiment(mode="published", **PUBLISHED_SETTINGS).digest
     # What an experiment was before it had the switch is still what its record says.
     assert settings(Experiment.from_json(json.dumps({"mode": "published", **DEFAULTS}))) == DEFAULTS
 
 
-def test_a_changed_mode_changes_what_it_gave(tmp_path):
+def test_a_changed_mode_changes_its_settings(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("mode: published\ntrain: {schedule: constant}\n", encoding="utf-8")
     expected = {section: dict(own) for section, own in DEFAULTS.items()}
@@ -488,7 +494,7 @@ def test_published_arguments_are_arguments(name):
         ),
     ],
 )
-def test_a_best_round_that_nothing_could_tell_is_refused_in_one_message(text, told):
+def test_a_best_round_without_validation_is_refused_in_one_message(text, told):
     with pytest.raises(UserError) as refused:
         Experiment.from_json(text)
     assert told in str(refused.value)

@@ -1,4 +1,4 @@
-"""Failures in one sentence: what, where, what would help; and which are fedloom's own."""
+"""Errors in one sentence: what happened, where, what would help, and whether the error is internal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedloom.params import Layout
-from fedloom.system.errors import UserError, explained, plainly, sentence
+from fedloom.system.errors import UserError, error_sentence, user_errors, user_message
 
 SYSTEM = [
     (errno.ENOSPC, "no space is left"),
@@ -27,50 +27,50 @@ SYSTEM = [
 
 @pytest.mark.parametrize(("number", "said"), SYSTEM)
 def test_errors_of_the_system_name_the_file(number: int, said: str) -> None:
-    text = explained(OSError(number, os.strerror(number), "runs/a/result.json"))
+    text = user_message(OSError(number, os.strerror(number), "runs/a/result.json"))
     assert text is not None
     assert text.startswith("runs/a/result.json: ")
     assert said in text
 
 
-def test_a_real_error_is_told(tmp_path: Path) -> None:
+def test_a_real_error_has_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         (tmp_path / "none").read_text()
-    assert sentence(caught.value).startswith(f"{tmp_path / 'none'}: ")
+    assert error_sentence(caught.value).startswith(f"{tmp_path / 'none'}: ")
 
 
-def test_too_little_memory_is_told_whoever_says_so() -> None:
+def test_too_little_memory_is_recognized_in_every_library() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
-    assert "memory ran out" in (explained(caught.value) or "")
-    assert "memory ran out" in (explained(MemoryError()) or "")
-    assert "memory ran out" in (explained(OSError(errno.ENOMEM, "Cannot allocate memory")) or "")
-    assert "memory ran out" in (explained(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")) or "")
+    assert "memory ran out" in (user_message(caught.value) or "")
+    assert "memory ran out" in (user_message(MemoryError()) or "")
+    assert "memory ran out" in (user_message(OSError(errno.ENOMEM, "Cannot allocate memory")) or "")
+    assert "memory ran out" in (user_message(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")) or "")
 
 
 @pytest.mark.parametrize(
     "error", [KeyError("x"), RuntimeError("shapes differ"), AssertionError(), ZeroDivisionError("by zero")]
 )
-def test_an_error_of_our_own_is_none_of_the_users(error: Exception) -> None:
-    assert explained(error) is None
-    assert sentence(error).startswith(f"internal error: {type(error).__name__}")
-    assert "\n" not in sentence(error)
-    with pytest.raises(type(error)), plainly():
+def test_an_internal_error_is_not_the_users(error: Exception) -> None:
+    assert user_message(error) is None
+    assert error_sentence(error).startswith(f"internal error: {type(error).__name__}")
+    assert "\n" not in error_sentence(error)
+    with pytest.raises(type(error)), user_errors():
         raise error
 
 
-def test_an_error_of_our_own_names_its_place() -> None:
+def test_an_internal_error_names_its_place() -> None:
     with pytest.raises(ValueError) as caught:
         Layout.from_json('[{"a": 1}]')
-    assert "fedloom/params.py:" in sentence(caught.value)
+    assert "fedloom/params.py:" in error_sentence(caught.value)
 
 
-def test_what_the_machine_lacks_is_a_users_mistake_in_python_too() -> None:
-    with pytest.raises(UserError, match="no space") as caught, plainly():
+def test_a_full_disk_is_a_user_error_in_python_too() -> None:
+    with pytest.raises(UserError, match="no space") as caught, user_errors():
         raise OSError(errno.ENOSPC, "No space left on device", "x")
     assert isinstance(caught.value.__cause__, OSError)
     mistake = UserError("as it was")
-    with pytest.raises(UserError) as same, plainly():
+    with pytest.raises(UserError) as same, user_errors():
         raise mistake
     assert same.value is mistake
 
@@ -78,6 +78,6 @@ def test_what_the_machine_lacks_is_a_users_mistake_in_python_too() -> None:
 @pytest.mark.parametrize(
     "text", ["Error while serializing: I/O error: No space left on device (os error 28)", "(os error 28)"]
 )
-def test_a_full_disk_is_told_whichever_library_met_it(text: str) -> None:
-    assert "no space is left on the disk" in (explained(RuntimeError(text)) or "")
-    assert explained(RuntimeError("(os error 28000000000000)")) is None
+def test_a_full_disk_is_recognized_in_every_library(text: str) -> None:
+    assert "no space is left on the disk" in (user_message(RuntimeError(text)) or "")
+    assert user_message(RuntimeError("(os error 28000000000000)")) is None

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, and nothing left of one that was killed."""
+"""A folder is used by one process at a time, and leftovers of a killed process are removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_copy_of_the_process_does_not_hold_on_to_the_folder(tmp_path: Path) -> None:
+def test_a_forked_copy_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
     there, done = os.pipe()
     with alone(tmp_path):
         copy = os.fork()
@@ -52,7 +52,7 @@ def test_a_copy_of_the_process_does_not_hold_on_to_the_folder(tmp_path: Path) ->
     assert os.waitpid(copy, 0)[1] == 0
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+def test_files_that_a_killed_process_was_writing_are_removed(tmp_path: Path) -> None:
     kept = tmp_path / "methods" / "fedavg" / "round-0001.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"whole")

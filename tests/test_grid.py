@@ -1,4 +1,4 @@
-"""A grid is what its cells are one by one, and its mistakes are told once, with place, axis and value."""
+"""A grid consists of its cells, and its mistakes are reported once, with place, axis and value."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 def settings(experiment: Experiment) -> dict[str, object]:
-    """Everything but the name, which tells a cell's folder."""
+    """Return all settings but the name, which decides a cell's folder."""
     return experiment.model_dump(exclude={"name"})
 
 
-def test_every_cell_is_what_its_changes_make_of_the_base(tmp_path: Path) -> None:
+def test_every_cell_is_the_base_with_its_changes(tmp_path: Path) -> None:
     grid = load_grid(written(tmp_path, BASE + GRID))
     base = tmp_path / "base.yaml"
     base.write_text(BASE)
@@ -61,7 +61,7 @@ def test_every_cell_is_what_its_changes_make_of_the_base(tmp_path: Path) -> None
         assert settings(cell.experiment) == settings(load_experiment(str(base), changes))
 
 
-def test_names_folders_and_digests_tell_cells_apart(tmp_path: Path) -> None:
+def test_names_folders_and_digests_of_cells_differ(tmp_path: Path) -> None:
     grid = load_grid(written(tmp_path, BASE + GRID))
     for key in ("name", "folder"):
         assert len({getattr(cell, key) for cell in grid.cells}) == len(grid.cells)
@@ -157,7 +157,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_told_once_with_its_place(case: str, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_once_with_its_place(case: str, tmp_path: Path) -> None:
     text, wanted = MISTAKES[case]
     with pytest.raises(UserError) as caught:
         load_grid(written(tmp_path, text))
@@ -179,15 +179,15 @@ def test_a_mistake_is_told_once_with_its_place(case: str, tmp_path: Path) -> Non
         (["scenario.rate=0.1"], False, None),  # only one of the two points sets it
     ],
 )
-def test_overrides_are_never_lost_without_a_word(
+def test_overrides_are_never_lost_silently(
     changes: list[str], quick: bool, wanted: str | None, tmp_path: Path
 ) -> None:
     path = written(tmp_path, BASE + GRID)
     if wanted is None:
-        found = {
+        values = {
             cell.values["scenario"]: cell.experiment.scenario.rate for cell in load_grid(path, changes).cells
         }
-        assert found == {"even": 0.1, "gaps": 0.4}
+        assert values == {"even": 0.1, "gaps": 0.4}
     else:
         with pytest.raises(UserError, match=re.escape(wanted)):
             load_grid(path, changes, quick=quick)
@@ -225,10 +225,10 @@ def test_a_grid_that_no_one_could_run_is_refused() -> None:
 
 
 @given(st.lists(st.from_regex(r"[a-c]{1,2}(\.[a-c]{1,2}){0,2}", fullmatch=True), min_size=1, unique=True))
-def test_short_names_tell_axes_apart(names: list[str]) -> None:
-    found = short_names(names)
-    assert len(set(found)) == len(names)
-    assert all(name.endswith(short) for name, short in zip(names, found, strict=True))
+def test_short_names_of_axes_differ(names: list[str]) -> None:
+    shortened = short_names(names)
+    assert len(set(shortened)) == len(names)
+    assert all(name.endswith(short) for name, short in zip(names, shortened, strict=True))
 
 
 @given(st.text())
@@ -238,7 +238,7 @@ def test_a_folder_can_be_called_by_any_slug(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_shipped_grid_resolves_in_both_forms(name: str) -> None:
+def test_every_bundled_grid_is_valid_in_both_forms(name: str) -> None:
     full, quick = load_grid(name, ROOT), load_grid(name, ROOT, quick=True)
     assert len(quick.cells) < len(full.cells)
     assert full.name == quick.name == name.replace("/", "-")
@@ -256,7 +256,7 @@ def test_a_grid_on_data_from_outside_asks_for_their_folder(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SWEEPS if name not in OUTSIDE])
-def test_every_cell_of_a_shipped_grid_can_divide_its_data(name: str) -> None:
+def test_every_cell_of_a_bundled_grid_can_divide_its_data(name: str) -> None:
     known: dict[str, tuple[Example, ...]] = {}
     divided: set[str] = set()
     for cell in load_grid(name).cells:
@@ -335,7 +335,7 @@ grid:
 """
 
 
-def test_axes_are_named_that_values_are_chosen_along(tmp_path: Path) -> None:
+def test_choose_names_the_axes_of_chosen_values(tmp_path: Path) -> None:
     path = written(tmp_path, BASE + CHOICE)
     plain, asked = load_grid(path), load_grid(path, ["choose=[train.lr]"])
     assert (plain.choose, asked.choose) == ((), ("train.lr",))
@@ -346,15 +346,15 @@ def test_axes_are_named_that_values_are_chosen_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choose", "told"),
     [
-        ("[train.rate]", "is not a known axis to choose along"),
+        ("[train.rate]", "is not a known axis to choose a value of"),
         ("[seed]", "choose[0] is seed, which is averaged over"),
         ("[train.lr, train.lr]", 'choose[1] repeats "train.lr"'),
         ("[]", "choose must be a list of axes"),
         ("train.lr", "choose must be a list of axes"),
-        ("[{train.lr: 1}]", "is not a known axis to choose along"),
+        ("[{train.lr: 1}]", "is not a known axis to choose a value of"),
     ],
 )
-def test_what_cannot_be_chosen_along_is_refused_once(choose: str, told: str, tmp_path: Path) -> None:
+def test_an_axis_that_cannot_be_chosen_is_refused_once(choose: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         load_grid(written(tmp_path, f"{BASE}{CHOICE}choose: {choose}\n"))
     assert told in str(refused.value)
@@ -377,7 +377,7 @@ AXES = {
 
 
 @pytest.mark.parametrize("key", AXES)
-def test_an_axis_that_changes_what_is_validated_on_is_not_chosen_along(key: str, tmp_path: Path) -> None:
+def test_an_axis_that_changes_validation_cannot_be_chosen(key: str, tmp_path: Path) -> None:
     data, axis = AXES[key]
     name = axis.partition(":")[0]
     text = f"{BASE}{data}\ngrid:\n  {axis}\n  train.epochs: [1, 2]\n"
@@ -385,12 +385,12 @@ def test_an_axis_that_changes_what_is_validated_on_is_not_chosen_along(key: str,
     for choose, at in ((f"[{name}]", 0), (f"[train.epochs, {name}]", 1)):
         with pytest.raises(UserError) as refused:
             load_grid(written(tmp_path, f"{text}choose: {choose}\n"))
-        told = f"choose[{at}] is {name}, but validation scores with different {key} cannot be compared"
-        assert told in str(refused.value)
+        message = f"choose[{at}] is {name}, but validation scores with different {key} cannot be compared"
+        assert message in str(refused.value)
         assert str(refused.value).startswith("one mistake in")
 
 
-def test_an_axis_that_no_validation_example_depends_on_is_chosen_along(tmp_path: Path) -> None:
+def test_an_axis_that_does_not_change_validation_can_be_chosen(tmp_path: Path) -> None:
     points = "[{name: a, data.name: emoji, train.lr: 0.1}, {name: b, data.name: emoji, train.lr: 0.2}]"
     same = f"{BASE}data: {{validation: 0.1}}\ngrid:\n  setup: {points}\nchoose: [setup]\n"
     assert load_grid(written(tmp_path, same)).choose == ("setup",)

@@ -1,4 +1,4 @@
-"""Digests of files: always those of the content, whatever is remembered."""
+"""Digests of files are always those of the content, whatever the cache holds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
 import pytest
 
 from fedloom.system import file_hashes
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import combined, file_digest, file_digests
+from fedloom.system.file_hashes import combine_digests, file_digest, file_digests
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """SHA-256 of "abc", FIPS 180-2, appendix B.1."""
@@ -33,12 +34,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let reading any file for its digest fail."""
+    """Make every reading of a file for its digest fail."""
 
-    def refuse(path: Path) -> tuple[str, None]:
-        raise AssertionError(f"{path} was read")
+    def refuse(file: BinaryIO, algorithm: str) -> NoReturn:
+        raise AssertionError(f"{file.name} was read")
 
-    monkeypatch.setattr(file_hashes, "_hash", refuse)
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
 
 
 def test_the_digest_is_sha_256(file: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_file_that_has_changed_is_read_again(
     assert file_digest(file, tmp_path / "known") == hashlib.sha256(b"abd").hexdigest()
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(
+def test_the_digest_of_a_recently_changed_file_is_not_cached(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second change within the resolution of the clock would leave the same mark."""
@@ -89,7 +90,7 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
     assert not (tmp_path / "known").exists()
 
 
-def test_damage_to_what_is_remembered_never_changes_a_digest(file: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_never_changes_a_digest(file: Path, tmp_path: Path) -> None:
     known = tmp_path / "known"
     file_digest(file, known)
     content = known.read_bytes()
@@ -106,7 +107,7 @@ def test_damage_to_what_is_remembered_never_changes_a_digest(file: Path, tmp_pat
         assert file_digest(file, known) == ABC
 
 
-def test_a_memory_that_cannot_be_written_or_read_is_done_without(file: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_or_read_is_not_needed(file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for known in (file / "below a file", tmp_path, tmp_path / "pipe"):
         assert file_digest(file, known) == ABC
@@ -117,22 +118,22 @@ def test_several_may_write_at_once(file: Path, tmp_path: Path) -> None:
     for number, path in enumerate(many):
         path.write_text(str(number))
     expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in many}
-    found: list[dict[Path, str]] = []
+    digests: list[dict[Path, str]] = []
 
     def work(start: int) -> None:
         for shift in range(10):
-            found.append(file_digests(many[start + shift :] + many[: start + shift], tmp_path / "known"))
+            digests.append(file_digests(many[start + shift :] + many[: start + shift], tmp_path / "known"))
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 40
+    assert digests == [expected] * 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "known"]
 
 
-def test_memory_is_bounded_and_the_latest_stay(
+def test_the_cache_is_bounded_and_the_latest_digests_stay(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_hashes, "MOST", 3)
@@ -146,21 +147,29 @@ def test_memory_is_bounded_and_the_latest_stay(
         file_digest(many[1], tmp_path / "known")
 
 
-def test_what_is_no_file_is_one_clear_message(file: Path, tmp_path: Path) -> None:
+def test_a_path_without_a_file_has_one_clear_message(file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for odd, told in (
+    for odd, message in (
         (tmp_path / "none", "No such file"),
         (tmp_path, "not a regular file"),
         (tmp_path / "pipe", "not a regular file"),
         (Path("/dev/zero"), "not a regular file"),
     ):
-        with pytest.raises(UserError, match=f"{odd} cannot be read.*{told}"):
+        with pytest.raises(UserError, match=f"{odd} cannot be read.*{message}"):
             file_digest(odd)
 
 
 def test_one_digest_of_several_depends_on_names_and_contents_and_not_on_order() -> None:
-    one = combined({"a": "1", "b": "2"})
-    assert one == combined({"b": "2", "a": "1"})
+    one = combine_digests({"a": "1", "b": "2"})
+    assert one == combine_digests({"b": "2", "a": "1"})
     assert (
-        len({one, combined({"a": "2", "b": "1"}), combined({"a": "1"}), combined({"a": "12", "b": ""})}) == 4
+        len(
+            {
+                one,
+                combine_digests({"a": "2", "b": "1"}),
+                combine_digests({"a": "1"}),
+                combine_digests({"a": "12", "b": ""}),
+            }
+        )
+        == 4
     )

@@ -72,7 +72,7 @@ def top(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, at the top, inside functions and for types alike."""
+    """Return what a file imports, at the top, inside functions and for types."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -103,8 +103,8 @@ def test_imports_go_down_a_floor(name: str) -> None:
         assert there == here or FLOOR_OF[there] < FLOOR_OF[here], f"{name} imports {other}"
 
 
-def test_every_room_stands_right_above_what_it_imports() -> None:
-    """A floor means something: no room could stand lower."""
+def test_every_room_is_right_above_its_imports() -> None:
+    """No room could be on a lower floor."""
     arrows = {(room_of(name), room_of(other)) for name in MODULES for other in own_imports(name)}
     for room, floor in FLOOR_OF.items():
         below = [FLOOR_OF[there] for here, there in arrows if here == room and there != room]
@@ -112,7 +112,7 @@ def test_every_room_stands_right_above_what_it_imports() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Inside a room too, and for types too."""
+    """Circles inside a room and imports for types count too."""
     left = {name: own_imports(name) for name in MODULES}
     while free := [name for name, needed in left.items() if not needed & set(left)]:
         for name in free:
@@ -180,7 +180,7 @@ def test_everything_that_is_installed_for_users_is_imported() -> None:
 
 
 def test_no_other_room_branches_on_the_name_of_an_algorithm_or_a_part() -> None:
-    """What is known of one stands in its entry; the names of a few are defaults and examples."""
+    """Everything about an algorithm is in its entry; the names of a few are defaults and examples."""
     allowed = {"methods.py": {"fedavg", "fedadam"}, "sections.py": {"prompt"}}
     for path in files():
         if top(path) == "algorithms":
@@ -200,5 +200,5 @@ def test_no_other_room_branches_on_the_name_of_an_algorithm_or_a_part() -> None:
             for key in one.keys
             if isinstance(key, ast.Constant) and isinstance(key.value, str)
         }
-        found = (compared | keys) & set(PLACES)
-        assert found <= allowed.get(path.name, set()) | {"prompt", "clip", "median", "dp"}, (path.name, found)
+        names = (compared | keys) & set(PLACES)
+        assert names <= allowed.get(path.name, set()) | {"prompt", "clip", "median", "dp"}, (path.name, names)

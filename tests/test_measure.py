@@ -1,4 +1,4 @@
-"""Scores by client: the accuracy a model would have on data like the client's own."""
+"""Scores by client: the accuracy that a model would have on data such as the client's own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CORRECT = {
         ("aab", [1, 0, 0], [0, 1, 1], (0.5 + 0.0 + 1.0) / 3),
     ],
 )
-def test_it_weighs_classes_and_evidence_as_the_client_holds_them(
+def test_scores_weigh_classes_and_modalities_as_the_client_holds_them(
     answers: str, image: list[int], text: list[int], expected: float
 ) -> None:
     train = [example(answer) for answer in answers]
@@ -58,7 +58,7 @@ def test_slices_follow_what_the_data_have() -> None:
     assert slices_of([example("a", image=None)]) == ["text"]
 
 
-def test_a_client_of_one_group_is_asked_about_its_group_alone() -> None:
+def test_a_client_of_one_group_is_tested_on_its_group_alone() -> None:
     def of(group: str, answer: str) -> Example:
         return replace(example(answer), group=group)
 

@@ -1,4 +1,4 @@
-"""Laws of messages: what is written is read back bit for bit, and nothing else is read."""
+"""Laws of messages: a message is read back bit for bit, and no other bytes are accepted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def vector(numbers: st.SearchStrategy[float] = FLOATS) -> st.SearchStrategy[Tens
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    """Draw a tensor of any dtype that travels: 0 to 3 dimensions, or as long as the layout; any bits."""
+    """Draw a tensor of any dtype that can be sent: 0 to 3 dimensions, or as long as the layout; any bits."""
     dtype, shape = draw(st.sampled_from(list(framing.NAMES))), draw(SHAPES)
     count = int(torch.Size(shape).numel())
     if dtype == torch.bool:
@@ -52,10 +52,10 @@ def tensors(draw: st.DrawFn) -> Tensor:
 @st.composite
 def extras(draw: st.DrawFn, part: Part | None) -> dict[str, Tensor]:
     """Draw tensors with any names; some are vectors that are zero outside the part."""
-    found = draw(st.dictionaries(st.text(max_size=4), tensors(), max_size=3))
+    tensors_by_name = draw(st.dictionaries(st.text(max_size=4), tensors(), max_size=3))
     if draw(st.booleans()):
-        found["control"] = (part or Part.whole(SIZE)).only(draw(vector()))
-    return found
+        tensors_by_name["control"] = (part or Part.whole(SIZE)).zero_outside(draw(vector()))
+    return tensors_by_name
 
 
 WORDS = st.text(max_size=8)
@@ -65,7 +65,7 @@ NUMBERS = st.integers(0, 2**40)
 @st.composite
 def assignments(draw: st.DrawFn) -> Assignment:
     down = draw(PARTS)
-    flat = (down or Part.whole(SIZE)).only(draw(vector()))
+    flat = (down or Part.whole(SIZE)).zero_outside(draw(vector()))
     return Assignment(
         draw(WORDS),
         draw(NUMBERS),
@@ -85,7 +85,7 @@ def updates(draw: st.DrawFn, numbers: st.SearchStrategy[float] = FLOATS) -> Upda
     up = draw(PARTS)
     return Update(
         draw(NUMBERS),
-        Params(LAYOUT, (up or Part.whole(SIZE)).only(draw(vector(numbers)))),
+        Params(LAYOUT, (up or Part.whole(SIZE)).zero_outside(draw(vector(numbers)))),
         draw(st.floats()),
         draw(extras(up)),
         draw(st.dictionaries(WORDS, st.floats(), max_size=3)),
@@ -129,10 +129,10 @@ def again(one: Assignment | Update) -> Assignment | Update:
 
 @given(MESSAGES)
 def test_messages_survive_bit_for_bit(one: Assignment | Update) -> None:
-    found = again(one)
-    assert content(found) == content(one)
-    assert list(found.extras) == list(one.extras)
-    assert found.to_bytes() == one.to_bytes()  # equal messages have equal bytes
+    copy = again(one)
+    assert content(copy) == content(one)
+    assert list(copy.extras) == list(one.extras)
+    assert copy.to_bytes() == one.to_bytes()  # equal messages have equal bytes
 
 
 @pytest.mark.parametrize("rows", [3, 3000])
@@ -140,9 +140,9 @@ def test_the_first_columns_of_a_matrix_take_few_bytes_more_than_their_values(row
     """The part of 2 of 8 columns is as long in a message whatever the number of rows is, but for its digits."""
     layout = Layout.of({"llm/q:lora_b": (rows, 8)})
     part = Part.of((torch.arange(8) < 2).repeat(rows))
-    one = Update(0, Params(layout, part.only(torch.ones(layout.size))), 1.0, up=part)
-    found = Update.from_bytes(one.to_bytes(), layout)
-    assert found.up == part and torch.equal(found.delta.flat, one.delta.flat)
+    one = Update(0, Params(layout, part.zero_outside(torch.ones(layout.size))), 1.0, up=part)
+    copy = Update.from_bytes(one.to_bytes(), layout)
+    assert copy.up == part and torch.equal(copy.delta.flat, one.delta.flat)
     whole = replace(one, up=None).to_bytes()
     assert len(one.to_bytes()) - 4 * part.count <= len(whole) - 4 * layout.size + 24
     assert one.length == len(one.to_bytes())
@@ -161,8 +161,8 @@ def test_a_missing_client_survives(reason: str, client: int) -> None:
 
 @given(updates())
 def test_an_answer_is_an_update_too(one: Update) -> None:
-    found = answer_from_bytes(one.to_bytes(), LAYOUT)
-    assert content(found) == content(one)
+    copy = answer_from_bytes(one.to_bytes(), LAYOUT)
+    assert content(copy) == content(one)
 
 
 @given(updates(), st.floats(), st.floats())
@@ -175,25 +175,28 @@ def test_the_length_does_not_depend_on_the_values_of_metrics(one: Update, left: 
 @given(updates(st.floats(-1000, 1000, width=32)))
 def test_codecs_change_the_values_of_the_part_alone(codec: str, one: Update) -> None:
     """These go through the codec; everything else is read as it was."""
-    found, part = Update.from_bytes(one.to_bytes(codec), LAYOUT), one.up or Part.whole(SIZE)
+    copy, part = Update.from_bytes(one.to_bytes(codec), LAYOUT), one.up or Part.whole(SIZE)
     sent = part.take(one.delta.flat)
     expected = compression.decode(compression.encode(sent, codec)) if part.count else sent
-    assert torch.equal(part.take(found.delta.flat), expected)
-    assert part.silent(found.delta.flat)
-    assert content(replace(found, delta=one.delta)) == content(one)
+    assert torch.equal(part.take(copy.delta.flat), expected)
+    assert part.is_zero_outside(copy.delta.flat)
+    assert content(replace(copy, delta=one.delta)) == content(one)
 
 
 @given(assignments())
 def test_values_outside_the_part_are_not_sent(one: Assignment) -> None:
     everywhere = replace(one, params=Params(LAYOUT, torch.full((SIZE,), 7.0)))
-    found, part = again(everywhere), one.down or Part.whole(SIZE)
-    assert torch.equal(found.params.flat, 7.0 * part.mask)
+    copy, part = again(everywhere), one.down or Part.whole(SIZE)
+    assert torch.equal(copy.params.flat, 7.0 * part.mask)
 
 
 def test_only_the_values_of_a_part_take_bytes() -> None:
-    """40 of 1,000 values travel, of the parameters and of an extra that is zero elsewhere, but not of one that is not."""
+    """40 of 1,000 values are sent, of the parameters and of an extra that is zero elsewhere, but not of other extras."""
     layout, part = Layout.of({"x": (1000,)}), Part(1000, ((100, 140),))
-    flat, ones = part.only(torch.randn(1000, generator=torch.Generator().manual_seed(0))), torch.ones(1000)
+    flat, ones = (
+        part.zero_outside(torch.randn(1000, generator=torch.Generator().manual_seed(0))),
+        torch.ones(1000),
+    )
 
     def length(extra: Tensor, up: Part | None) -> int:
         return Update(0, Params(layout, flat), 1.0, {"control": extra}, up=up).length
@@ -228,7 +231,7 @@ EXAMPLES: dict[str, Assignment | Update | Missing] = {
         1,
         2,
         3,
-        Params(LAYOUT, Part(SIZE, ((0, 6), (8, 9))).only(torch.linspace(-1, 1, SIZE))),
+        Params(LAYOUT, Part(SIZE, ((0, 6), (8, 9))).zero_outside(torch.linspace(-1, 1, SIZE))),
         {"control": torch.ones(SIZE)},
         4,
         (1, 2),
@@ -306,10 +309,10 @@ def test_another_layout_is_refused() -> None:
             type(one).from_bytes(one.to_bytes(), OTHER)
 
 
-def test_what_cannot_travel_is_refused_when_it_is_written() -> None:
+def test_values_that_cannot_be_sent_are_refused() -> None:
     one = EXAMPLES["update"]
     assert isinstance(one, Update)
-    with pytest.raises(ValueError, match="no codec is called 'int3'"):
+    with pytest.raises(ValueError, match="there is no codec 'int3'"):
         one.to_bytes("int3")
     with pytest.raises(ValueError, match=r"x holds torch\.int16"):
         replace(one, extras={"x": torch.zeros(2, dtype=torch.int16)}).to_bytes()
@@ -345,10 +348,10 @@ def refuse(message: bytes, kind: str) -> None:
 
 
 def test_a_message_put_together_again_is_read(kind: str) -> None:
-    """So the forgeries below are refused for what they change, not for how they are put together."""
+    """Forgeries below are therefore refused for what they change, not for the way in which they are built."""
     number, head, payload = taken_apart(EXAMPLES[kind].to_bytes())
-    found = read(forged(number, json.dumps(head).encode(), payload), kind)
-    assert content(found) == content(EXAMPLES[kind])
+    copy = read(forged(number, json.dumps(head).encode(), payload), kind)
+    assert content(copy) == content(EXAMPLES[kind])
 
 
 HUGE = [2**31, 2**40, 2**63, 2**64, 10**4000]
@@ -486,7 +489,7 @@ def test_updates_without_what_every_update_has_are_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Records the bytes of the largest tensor that any operation returns."""
+    """A mode that records the bytes of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -495,9 +498,11 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.bytes = max([self.bytes, *(one.nbytes for one in tree_leaves(found) if isinstance(one, Tensor))])
-        return found
+        result = func(*args, **(kwargs or {}))
+        self.bytes = max(
+            [self.bytes, *(one.nbytes for one in tree_leaves(result) if isinstance(one, Tensor))]
+        )
+        return result
 
 
 def test_forged_sizes_take_no_memory() -> None:
@@ -543,7 +548,7 @@ def test_forged_bytes_are_a_message_or_a_value_error(data: st.DataObject) -> Non
     end = data.draw(st.integers(begin, min(len(head), begin + 6)))
     with_ = data.draw(st.text('0123456789-.eE[]{},:"truefalsn', max_size=6).map(str.encode))
     try:
-        found = read(forged(number, head[:begin] + with_ + head[end:], payload), kind)
+        result = read(forged(number, head[:begin] + with_ + head[end:], payload), kind)
     except ValueError:
         return
-    assert content(read(found.to_bytes(), kind)) == content(found)
+    assert content(read(result.to_bytes(), kind)) == content(result)

@@ -1,4 +1,4 @@
-"""What version 0.1 called otherwise still works: modules, keys, methods, models, and what older runs wrote."""
+"""Names of version 0.1 still work: modules, keys, methods, models, and files of older runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from fedloom.config.old_spellings import KEYS, NAMES
-from fedloom.config.validation_errors import check
-from fedloom.config.yaml_document import read
+from fedloom.config.validation_errors import check_document
+from fedloom.config.yaml_document import read_document
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.experiment.keys import Keys
 from fedloom.old_names import MODULES
@@ -21,7 +21,7 @@ from fedloom.system.errors import UserError
 
 
 @pytest.mark.parametrize("old", MODULES)
-def test_an_old_module_gives_what_took_its_place(old):
+def test_an_old_module_gives_its_replacement(old):
     sys.modules.pop(f"fedloom.{old}", None)
     with pytest.warns(DeprecationWarning, match=rf"fedloom\.{old} is now fedloom\."):
         module = import_module(f"fedloom.{old}")
@@ -35,7 +35,7 @@ def test_an_old_module_gives_what_took_its_place(old):
 
 
 @pytest.mark.parametrize("old", MODULES)
-def test_no_old_module_hides_what_a_package_holds(old):
+def test_no_old_module_hides_a_name_of_a_package(old):
     """Importing a module sets it as an attribute of its package."""
     package, _, stem = f"fedloom.{old}".rpartition(".")
     held = vars(import_module(package)).get(stem)
@@ -65,7 +65,9 @@ def test_an_old_key_is_the_new_one(old, new, tmp_path):
     )
     with pytest.raises(UserError, match=old):
         Experiment.from_json(json.dumps({old: {key: value}, new: {key: value}}))
-    _, (mistake,) = check(Experiment, read(f"name: a\n{old}:\n  {key}: wrong\n", "old.yaml"))
+    _, (mistake,) = check_document(
+        Experiment, read_document(f"name: a\n{old}:\n  {key}: wrong\n", "old.yaml")
+    )
     assert mistake.place[1:] == (3, len(f"  {key}: ") + 1), "a mistake stands where the user wrote it"
 
 
@@ -78,7 +80,7 @@ def test_an_old_name_is_the_new_one(old, new):
         assert experiment.methods == ("fedavg", new, f"{new}+prompt")
 
 
-def test_what_an_older_run_wrote_is_read_in_new_words(tmp_path):
+def test_files_of_older_runs_are_read_with_new_names(tmp_path):
     (tmp_path / "experiment.json").write_text(
         json.dumps({"name": "old", "methods": ["centralised", "fedavg"], "model": {"path": "shipped"}})
     )

@@ -27,9 +27,9 @@ def test_slices_follow_one_another_and_cover_the_buffer(shapes):
     layout = Layout.of(shapes)
     end = 0
     for name in layout.names:
-        found = layout.slice(name)
-        assert found.start == end and found.stop - found.start == prod(shapes[name])
-        end = found.stop
+        part = layout.slice(name)
+        assert part.start == end and part.stop - part.start == prod(shapes[name])
+        end = part.stop
     assert end == layout.size == sum(prod(shape) for shape in shapes.values())
 
 
@@ -51,12 +51,12 @@ def test_a_layout_survives_json(shapes):
 def test_named_tensors_survive_flattening(shapes):
     tensors = values(shapes)
     params = Params.of(tensors)
-    found = dict(params.items())
-    assert list(found) == sorted(tensors)
+    views = dict(params.items())
+    assert list(views) == sorted(tensors)
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor) and torch.equal(params[name], tensor)
-        assert found[name].shape == tensor.shape
-    again = Params.of(found)
+        assert torch.equal(views[name], tensor) and torch.equal(params[name], tensor)
+        assert views[name].shape == tensor.shape
+    again = Params.of(views)
     assert torch.equal(again.flat, params.flat) and again.digest() == params.digest()
 
 
@@ -113,7 +113,7 @@ def test_bad_buffers_are_refused(flat):
         Params(Layout.of({"a": (3,)}), flat)
 
 
-def test_a_digest_tells_values_names_and_shapes_apart():
+def test_a_digest_depends_on_values_names_and_shapes():
     base = {"a": torch.tensor([1.0, 2.0])}
     digests = {
         Params.of(tensors).digest()
@@ -203,11 +203,11 @@ def test_the_first_columns_of_a_matrix_are_few_entries(rows, taken):
     assert part.count == rows * taken + 5
     flat = torch.arange(float(part.size))
     assert torch.equal(part.take(flat)[:-5].view(rows, taken), flat[5:-5].view(rows, 4)[:, :taken])
-    assert part.rest.rest == part
+    assert part.complement.complement == part
 
 
 def test_entries_come_from_the_first_stretch_on():
-    """What could belong to two entries belongs to the first that holds three; two make none."""
+    """A stretch that could belong to two entries belongs to the first that has three; two stretches are no entry."""
     assert Part.of(torch.tensor([1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 1])).stretches == (
         (0, 1, 3, 3),
         (8, 9),
@@ -218,29 +218,29 @@ def test_entries_come_from_the_first_stretch_on():
 
 
 @given(MASKS)
-def test_what_is_taken_is_put_back(mask):
+def test_taken_values_are_put_back(mask):
     part, size = Part.of(mask), len(mask)
     flat, under = torch.arange(1.0, size + 1), -torch.arange(1.0, size + 1)
     assert torch.equal(part.take(flat), flat[mask])
-    found = part.put(part.take(flat), under)
-    assert torch.equal(found, torch.where(mask, flat, under))
-    assert torch.equal(part.take(found), part.take(flat))
-    assert torch.equal(part.rest.take(found), part.rest.take(under))
-    assert torch.equal(part.put(part.take(under), found), under)
+    result = part.put(part.take(flat), under)
+    assert torch.equal(result, torch.where(mask, flat, under))
+    assert torch.equal(part.take(result), part.take(flat))
+    assert torch.equal(part.complement.take(result), part.complement.take(under))
+    assert torch.equal(part.put(part.take(under), result), under)
     assert torch.equal(under, -torch.arange(1.0, size + 1))  # as it was
 
 
 @given(MASKS)
-def test_only_a_part_is_left_and_the_rest_is_silent(mask):
+def test_values_outside_a_part_are_zero(mask):
     part, flat = Part.of(mask), torch.arange(1.0, len(mask) + 1)
-    found = part.only(flat)
-    assert torch.equal(found, torch.where(mask, flat, 0.0))
-    assert part.silent(found)
-    assert part.silent(flat) == part.is_whole
-    assert torch.equal(part.only(flat) + part.rest.only(flat), flat)
+    result = part.zero_outside(flat)
+    assert torch.equal(result, torch.where(mask, flat, 0.0))
+    assert part.is_zero_outside(result)
+    assert part.is_zero_outside(flat) == part.is_whole
+    assert torch.equal(part.zero_outside(flat) + part.complement.zero_outside(flat), flat)
     for strange in (torch.nan, torch.inf):
-        assert part.silent(torch.where(mask, 0.0, strange)) == part.is_whole
-        assert torch.equal(part.only(torch.where(mask, 1.0, strange)), mask.float())
+        assert part.is_zero_outside(torch.where(mask, 0.0, strange)) == part.is_whole
+        assert torch.equal(part.zero_outside(torch.where(mask, 1.0, strange)), mask.float())
 
 
 @given(st.integers(1, 30).flatmap(two_masks))
@@ -248,17 +248,17 @@ def test_parts_are_sets_of_places(masks):
     left, right = map(Part.of, masks)
     assert torch.equal((left & right).mask, masks[0] & masks[1])
     assert torch.equal((left | right).mask, masks[0] | masks[1])
-    assert left.rest.rest == left
-    assert (left & right).rest == left.rest | right.rest
-    assert left | left.rest == Part.whole(left.size)
-    assert (left & left.rest).count == 0
+    assert left.complement.complement == left
+    assert (left & right).complement == left.complement | right.complement
+    assert left | left.complement == Part.whole(left.size)
+    assert (left & left.complement).count == 0
     assert ((left & right) == left) == bool((masks[0] <= masks[1]).all())
 
 
 def test_a_whole_part_gives_the_buffer_itself():
     part, flat = Part.whole(3), torch.arange(3.0)
     assert part.is_whole and part.stretches == ((0, 3),)
-    assert part.take(flat) is flat and part.only(flat) is flat
+    assert part.take(flat) is flat and part.zero_outside(flat) is flat
     assert Params.zeros(Layout.of({"a": (3,)})).whole == part
     assert Part.whole(0).stretches == () and Part.whole(0).is_whole
 

@@ -1,4 +1,4 @@
-"""Plug-ins are values: read from files, from Python and from entry points; nothing of fedloom's changes."""
+"""Plug-ins are values from files, from Python and from entry points; nothing of fedloom changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedloom.experiment.grid import load_grid
 from fedloom.experiment.recipes import load_experiment
 from fedloom.models.family_table import FAMILIES
 from fedloom.params import Layout, Params
-from fedloom.plugins.plugins import INSTALLED, Plugins, gathered, read_plugin
+from fedloom.plugins.plugins import INSTALLED, Plugins, combine_plugins, read_plugin
 from fedloom.runs.run_identity import code
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers, score
@@ -84,12 +84,12 @@ def example(number: int) -> Example:
 EXAMPLES = [example(number) for number in range(8)]
 
 
-def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
+def test_a_plugin_file_changes_nothing_of_fedloom(tmp_path: Path) -> None:
     before = [list(ENTRIES), dict(DATASETS), dict(FAMILIES), set(sys.modules)]
-    found = read_plugin(Path(written(tmp_path, ALGORITHM + DATA + METRIC)))
-    assert found.names == ["slow", "slower", "letters", "brevity"]
-    assert found.algorithms["slow"].about == "Half a step of FedAvg."
-    assert (found.algorithms["slow"].label, found.algorithms["slower"].label) == ("slow", "Slower")
+    plugin = read_plugin(Path(written(tmp_path, ALGORITHM + DATA + METRIC)))
+    assert plugin.names == ["slow", "slower", "letters", "brevity"]
+    assert plugin.algorithms["slow"].about == "Half a step of FedAvg."
+    assert (plugin.algorithms["slow"].label, plugin.algorithms["slower"].label) == ("slow", "Slower")
     assert [list(ENTRIES), dict(DATASETS), dict(FAMILIES)] == before[:3]
     added = {name for name in set(sys.modules) - before[3] if "mine" in name}
     assert all(name.startswith("fedloom_plugin_") and name.endswith("_mine") for name in added), (
@@ -139,14 +139,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_file_that_cannot_be_used_is_told_with_its_place(case: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_reported_with_its_place(case: str, tmp_path: Path) -> None:
     text, message = WRONG[case]
     file = written(tmp_path, text)
-    with pytest.raises(UserError, match=message) as found:
+    with pytest.raises(UserError, match=message) as caught:
         read_plugin(Path(file))
-    assert file in str(found.value)
-    told = CliRunner().invoke(app, ["validate", "smoke", "--plugin", file])
-    assert told.exit_code == 2 and "Traceback" not in told.output and str(found.value) in told.output
+    assert file in str(caught.value)
+    result = CliRunner().invoke(app, ["validate", "smoke", "--plugin", file])
+    assert result.exit_code == 2 and "Traceback" not in result.output and str(caught.value) in result.output
 
 
 @pytest.mark.parametrize("there", ["nothing", "folder"])
@@ -159,7 +159,7 @@ def test_a_file_that_is_missing_is_named(there: str, tmp_path: Path) -> None:
 
 
 def test_helpers_beside_a_file_are_its_own(tmp_path: Path) -> None:
-    found: list[float] = []
+    rates: list[float] = []
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -167,8 +167,8 @@ def test_helpers_beside_a_file_are_its_own(tmp_path: Path) -> None:
         file = written(folder, ALGORITHM.replace("lr: float = 0.5", "lr: float = STEP") + "\n", "mine.py")
         Path(file).write_text("from helper_of_mine import STEP\n" + Path(file).read_text())
         entry = read_plugin(Path(file)).algorithms["slow"]
-        found.append(inspect.signature(entry.make).parameters["lr"].default)
-    assert found == [1.0, 2.0] and "helper_of_mine" not in sys.modules
+        rates.append(inspect.signature(entry.make).parameters["lr"].default)
+    assert rates == [1.0, 2.0] and "helper_of_mine" not in sys.modules
     assert str(tmp_path / "2") not in sys.path
 
 
@@ -194,9 +194,9 @@ def test_a_file_counts_by_its_content_and_that_of_its_helpers(tmp_path: Path) ->
 def test_names_of_two_plugins_must_differ(tmp_path: Path) -> None:
     one, two = written(tmp_path, METRIC), written(tmp_path, METRIC + "\n", "other.py")
     with pytest.raises(UserError, match=f"{two}: another plug-in has a score 'brevity' too"):
-        gathered([one, two])
+        combine_plugins([one, two])
     same = [written(tmp_path, DATA), written(tmp_path, METRIC, "other.py")]
-    assert gathered(same).names == ["letters", "brevity"]
+    assert combine_plugins(same).names == ["letters", "brevity"]
 
 
 def test_an_experiment_has_absolute_paths_and_reads_itself(
@@ -213,7 +213,7 @@ def test_an_experiment_has_absolute_paths_and_reads_itself(
     assert experiment.arguments("slow") == {"lr": 2} and list(experiment.metrics(None)) == ["brevity"]
 
 
-def test_arguments_of_a_plugin_are_checked_like_ours(tmp_path: Path) -> None:
+def test_arguments_of_a_plugin_are_checked_as_fedloom_s_own(tmp_path: Path) -> None:
     file = written(tmp_path, ALGORITHM)
     for change, message in {
         "algorithms.slow.rate=2": "there is no 'rate'",
@@ -245,7 +245,7 @@ ALGORITHMS = {
 """
 
 
-def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -> None:
+def test_an_algorithm_that_cannot_be_made_is_reported_before_a_run(tmp_path: Path) -> None:
     file = written(tmp_path, CRASHING)
     for name, message in {
         "raises": r"methods.0.: raises cannot be made: ZeroDivisionError: division by zero, mine.py, line 12",
@@ -255,7 +255,7 @@ def test_an_algorithm_that_cannot_be_made_is_told_before_a_run(tmp_path: Path) -
             load_experiment("smoke", [f"methods=[{name}]"], [file])
 
 
-def test_an_aggregate_that_crashes_is_told_with_its_place(tmp_path: Path) -> None:
+def test_an_aggregate_that_crashes_is_reported_with_its_place(tmp_path: Path) -> None:
     experiment = load_experiment("smoke", ["methods=[crashes]"], [written(tmp_path, CRASHING)])
     algorithm = experiment.entries["crashes"].make()
     state = algorithm.init(Params.zeros(Layout.of({"w": (2,)})))
@@ -339,7 +339,7 @@ ALGORITHMS = {
         ("drawn", "drawn: its combine returns tensor.* as the figure 'a'"),
     ],
 )
-def test_what_an_algorithm_returns_wrongly_is_told_in_one_message(
+def test_wrong_results_of_an_algorithm_are_reported_in_one_message(
     method: str, message: str, tmp_path: Path
 ) -> None:
     experiment = load_experiment("smoke", [], [written(tmp_path, BROKEN)])
@@ -443,7 +443,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_mistakes_of_a_loader_are_told_in_one_message(case: str) -> None:
+def test_mistakes_of_a_loader_are_reported_in_one_message(case: str) -> None:
     load, message = BAD_DATA[case]
     experiment = Experiment(plugins=[Plugins.of(datasets={"mine": load})], data={"name": "mine"})
     with pytest.raises(UserError, match=message):
@@ -455,9 +455,9 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
 
     metrics = Plugins.of(metrics={"half": lambda example, answer: 0.5}).metrics
     judged = Answers((0, UNPARSED, 1, 1), (None,) * 4)
-    found = score(EXAMPLES[:4], judged, metrics)
-    assert found["half"] == found["tasks"]["choice"]["half"] == 3 * 0.5 / 4
-    assert {**found, "tasks": None} == {**score(EXAMPLES[:4], judged), "half": 0.375, "tasks": None}
+    scores = score(EXAMPLES[:4], judged, metrics)
+    assert scores["half"] == scores["tasks"]["choice"]["half"] == 3 * 0.5 / 4
+    assert {**scores, "tasks": None} == {**score(EXAMPLES[:4], judged), "half": 0.375, "tasks": None}
 
 
 @pytest.mark.parametrize(
@@ -473,13 +473,13 @@ def test_a_metric_is_the_mean_over_answers_and_unparsed_ones_get_zero() -> None:
         (lambda example, answer: answer.lower(), "metric mine: it fails for example '0': AttributeError"),
     ],
 )
-def test_mistakes_of_a_metric_are_told_in_one_message(metric: object, message: str) -> None:
+def test_mistakes_of_a_metric_are_reported_in_one_message(metric: object, message: str) -> None:
     metrics = Plugins.of(metrics={"mine": metric}).metrics
     with pytest.raises(UserError, match=message):
         score(EXAMPLES[:1], Answers((0,), (None,)), metrics)
 
 
-def test_a_value_in_python_is_refused_like_a_file() -> None:
+def test_a_python_value_is_refused_as_a_file_is() -> None:
     with pytest.raises(UserError, match=r"Plugins: algorithms\['fedavg'\]: fedloom has a method"):
         Plugins.of(algorithms={"fedavg": print})
     assert fedloom.Plugins is Plugins
@@ -489,7 +489,7 @@ def test_a_value_in_python_is_refused_like_a_file() -> None:
 
 
 def installed(folder: Path, points: dict[str, str], text: str) -> None:
-    """Write what pip would: a package and its metadata."""
+    """Write a package and its metadata, as pip does."""
     (folder / "letters_for_fedloom.py").write_text(text)
     metadata = folder / "letters_for_fedloom-1.0.dist-info"
     metadata.mkdir()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.system.errors import UserError
-from fedloom.system.processes import PIPE, can_fork, forked, threaded
+from fedloom.system.processes import PIPE, can_fork, run_forked, run_threaded
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -24,7 +24,7 @@ def say(messages: list[bytes]) -> Iterator[bytes]:
 
 
 def processes() -> set[int]:
-    """Our children that still run or wait to be asked for."""
+    """Return our child processes that still run or were not waited for."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -36,19 +36,19 @@ def processes() -> set[int]:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=50), max_size=5), min_size=1, max_size=4))
 def test_every_message_comes_in_the_order_of_its_part(parts: list[list[bytes]]) -> None:
-    found: list[list[bytes]] = [[] for _ in parts]
-    for number, message in forked([partial(say, part) for part in parts], 1):
-        found[number].append(message)
-    assert found == parts
+    received: list[list[bytes]] = [[] for _ in parts]
+    for number, message in run_forked([partial(say, part) for part in parts], 1):
+        received[number].append(message)
+    assert received == parts
     assert not processes()
 
 
 def test_messages_larger_than_a_pipe_come_whole() -> None:
     large = os.urandom(3 * PIPE + 1)
-    assert list(forked([partial(say, [large, b"", large])], 1)) == [(0, large), (0, b""), (0, large)]
+    assert list(run_forked([partial(say, [large, b"", large])], 1)) == [(0, large), (0, b""), (0, large)]
 
 
-def test_a_part_sees_what_was_here_and_changes_nothing_here() -> None:
+def test_a_part_sees_the_originals_state_and_does_not_change_it() -> None:
     values = [1]
 
     def change() -> Iterator[bytes]:
@@ -56,7 +56,7 @@ def test_a_part_sees_what_was_here_and_changes_nothing_here() -> None:
         yield str(values).encode()
         yield str(torch.get_num_threads()).encode()
 
-    assert [message for _, message in forked([change], 1)] == [b"[1, 2]", b"1"]
+    assert [message for _, message in run_forked([change], 1)] == [b"[1, 2]", b"1"]
     assert values == [1]
 
 
@@ -64,13 +64,15 @@ def test_a_part_sees_what_was_here_and_changes_nothing_here() -> None:
     ("error", "kind", "said"),
     [(UserError("no such file"), UserError, "^no such file$"), (KeyError("x"), RuntimeError, "KeyError")],
 )
-def test_what_a_part_raises_is_raised_here(error: Exception, kind: type[Exception], said: str) -> None:
+def test_an_error_of_a_part_is_raised_in_the_original(
+    error: Exception, kind: type[Exception], said: str
+) -> None:
     def fail() -> Iterator[bytes]:
         yield b"first"
         raise error
 
     with pytest.raises(kind, match=said):
-        list(forked([fail, partial(time_out, 60)], 1))
+        list(run_forked([fail, partial(time_out, 60)], 1))
     assert not processes()
 
 
@@ -79,18 +81,18 @@ def time_out(seconds: float) -> Iterator[bytes]:
     yield b""
 
 
-def test_a_killed_process_is_told_and_the_others_end() -> None:
+def test_a_killed_process_is_reported_and_the_others_end() -> None:
     def killed() -> Iterator[bytes]:
         yield b""
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(UserError, match=r"killed.*engine\.workers=1"):
-        list(forked([killed, partial(time_out, 60)], 1))
+        list(run_forked([killed, partial(time_out, 60)], 1))
     assert not processes()
 
 
-def test_who_stops_listening_ends_all() -> None:
-    coming = forked([partial(say, [b"a"]), partial(time_out, 60)], 1)
+def test_closing_the_iterator_ends_all_processes() -> None:
+    coming = run_forked([partial(say, [b"a"]), partial(time_out, 60)], 1)
     assert next(coming) == (0, b"a")
     coming.close()
     assert not processes()
@@ -98,10 +100,10 @@ def test_who_stops_listening_ends_all() -> None:
 
 def test_threads_yield_what_their_parts_do_in_order() -> None:
     parts = [lambda k=k: iter(range(10 * k, 10 * k + 5)) for k in range(3)]
-    found = list(threaded(parts))
+    results = list(run_threaded(parts))
     for k in range(3):
-        assert [value for number, value in found if number == k] == list(range(10 * k, 10 * k + 5))
-    assert len(found) == 15
+        assert [value for number, value in results if number == k] == list(range(10 * k, 10 * k + 5))
+    assert len(results) == 15
 
 
 def test_a_mistake_in_a_thread_stops_the_others() -> None:
@@ -118,11 +120,11 @@ def test_a_mistake_in_a_thread_stops_the_others() -> None:
             time.sleep(0.001)
 
     with pytest.raises(UserError, match="no more"):
-        list(threaded([broken, long]))
+        list(run_threaded([broken, long]))
     assert len(went_on) < 1000
 
 
-def test_threads_stop_when_nobody_listens() -> None:
+def test_threads_stop_when_the_iterator_is_closed() -> None:
     went_on: list[int] = []
 
     def long() -> Iterator[int]:
@@ -131,13 +133,13 @@ def test_threads_stop_when_nobody_listens() -> None:
             yield k
             time.sleep(0.001)
 
-    found = threaded([long])
-    next(found)
-    found.close()
+    results = run_threaded([long])
+    next(results)
+    results.close()
     assert len(went_on) < 1000
 
 
-def test_who_is_lost_is_named_and_the_others_go_on() -> None:
+def test_a_failed_part_is_named_and_the_others_continue() -> None:
     def killed() -> Iterator[bytes]:
         yield b"begun"
         os.kill(os.getpid(), signal.SIGKILL)
@@ -152,9 +154,9 @@ def test_who_is_lost_is_named_and_the_others_go_on() -> None:
 
     lost: dict[int, str] = {}
     parts = [killed, left, broken, partial(say, [b"a", b"b"])]
-    found = [(number, message) for number, message in forked(parts, 1, lost.__setitem__)]
-    assert [message for number, message in found if number == 3] == [b"a", b"b"]
-    assert {number for number, message in found if message == b"begun"} == {0, 1, 2}
+    messages = [(number, message) for number, message in run_forked(parts, 1, lost.__setitem__)]
+    assert [message for number, message in messages if number == 3] == [b"a", b"b"]
+    assert {number for number, message in messages if message == b"begun"} == {0, 1, 2}
     assert "SIGKILL" in lost[0]
     assert "exit code 3" in lost[1]
     assert "memory ran out" in lost[2]
@@ -163,9 +165,9 @@ def test_who_is_lost_is_named_and_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_copies_hear_no_signal_that_asks_to_end(number: signal.Signals) -> None:
+def test_copies_ignore_signals_that_ask_to_end(number: signal.Signals) -> None:
     def hit() -> Iterator[bytes]:
         os.kill(os.getpid(), number)
         yield b"still here"
 
-    assert list(forked([hit], 1)) == [(0, b"still here")]
+    assert list(run_forked([hit], 1)) == [(0, b"still here")]

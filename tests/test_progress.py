@@ -16,7 +16,7 @@ def lines(stream: io.StringIO) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_lines_come_at_the_beginning_at_the_end_and_now_and_then():
+def test_lines_are_written_at_the_beginning_at_the_end_and_at_intervals():
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, every=5.0, clock=clock)
     progress.stage("fedavg", 10)

@@ -1,4 +1,4 @@
-"""The run log and files that appear whole or not at all."""
+"""The run log, and files that are written whole or not at all."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.run_log import Record, read_lines
+from fedloom.run_log import RunLog, read_lines
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json, read_text, to_json, write_atomic, write_json
 
@@ -30,37 +30,37 @@ VALUES = st.dictionaries(
 
 
 @given(st.lists(VALUES, max_size=5))
-def test_what_was_appended_is_what_is_read(rows):
+def test_appended_lines_are_read_back(rows):
     with tempfile.TemporaryDirectory() as folder:
-        log = Record(Path(folder) / "run" / "record.jsonl")
+        log = RunLog(Path(folder) / "run" / "record.jsonl")
         for row in rows:
             log.append("round", row)
         expected = [{"kind": "round", **row} for row in rows]
         assert list(log) == expected
-        assert list(Record(log.path)) == expected
+        assert list(RunLog(log.path)) == expected
 
 
 @settings(max_examples=50)
 @given(st.lists(VALUES, min_size=1, max_size=4), st.data())
-def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_go_on(rows, data):
+def test_a_log_cut_anywhere_keeps_its_whole_lines_and_continues(rows, data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.jsonl"
-        log = Record(path)
+        log = RunLog(path)
         for row in rows:
             log.append("round", row)
         content = path.read_bytes()
         cut = data.draw(st.integers(0, len(content)))
         path.write_bytes(content[:cut])
         whole = (content[:cut] + b"\n").count(b'"}\n')  # a line that lacks its end only is whole
-        again = Record(path)
+        again = RunLog(path)
         again.append("end", {})
         assert list(again) == [{"kind": "round", **row} for row in rows[:whole]] + [{"kind": "end"}]
         assert path.read_bytes().startswith(content[: content[:cut].rfind(b"\n") + 1])
 
 
-def test_any_flipped_bit_of_a_record_is_noticed_or_mended(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_a_log_is_noticed_or_repaired(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    log = Record(path)
+    log = RunLog(path)
     for number in range(3):
         log.append("round", {"round": number, "loss": 1 / (number + 1)})
     content, lines = path.read_bytes(), list(log)
@@ -69,17 +69,17 @@ def test_any_flipped_bit_of_a_record_is_noticed_or_mended(tmp_path: Path) -> Non
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
-            found = list(Record(path))
+            read = list(RunLog(path))
         except UserError as error:
             assert "record.jsonl, line" in str(error)
         else:
-            assert found == lines
+            assert read == lines
 
 
 def test_lines_that_are_missing_repeated_or_moved_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     for number in range(4):
-        Record(path).append("round", {"round": number})
+        RunLog(path).append("round", {"round": number})
     lines = path.read_bytes().splitlines(keepends=True)
     a, b, c, d = lines
     for damaged in (
@@ -95,13 +95,13 @@ def test_lines_that_are_missing_repeated_or_moved_are_noticed(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"record\.jsonl, line \d"):
             list(read_lines(path))
         with pytest.raises(UserError, match=r"record\.jsonl, line \d"):
-            Record(path)
+            RunLog(path)
     path.write_bytes(b"".join(lines))
-    assert [line["round"] for line in Record(path)] == [0, 1, 2, 3]
+    assert [line["round"] for line in RunLog(path)] == [0, 1, 2, 3]
 
 
-def test_a_record_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
-    log = Record(tmp_path / "run" / "record.jsonl")
+def test_a_removed_log_is_not_made_again(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run" / "record.jsonl")
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match="removed"):
         log.append("round", {})
@@ -112,20 +112,20 @@ def test_a_record_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", ["\n", "\r", "\x85", "\u2028", "\u2029", "\x0c", "naïve 🙂"])
 def test_no_text_can_break_a_line(tmp_path, mark):
-    log = Record(tmp_path / "record.jsonl")
+    log = RunLog(tmp_path / "record.jsonl")
     log.append("data", {"text": f"before{mark}after"})
     assert [row["text"] for row in log] == [f"before{mark}after"]
 
 
-def test_a_record_without_a_file_is_empty(tmp_path):
-    assert list(Record(tmp_path / "new" / "record.jsonl")) == []
+def test_a_log_without_a_file_is_empty(tmp_path):
+    assert list(RunLog(tmp_path / "new" / "record.jsonl")) == []
 
 
 def test_a_whole_file_is_not_touched_when_opened(tmp_path):
     path = tmp_path / "record.jsonl"
-    Record(path).append("start", {"seed": 0})
+    RunLog(path).append("start", {"seed": 0})
     before = path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()
-    Record(path)
+    RunLog(path)
     assert (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) == before
 
 
@@ -146,7 +146,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-def test_what_is_written_is_on_the_disk_before_anything_relies_on_it(tmp_path, monkeypatch):
+def test_files_are_synced_before_anything_relies_on_them(tmp_path, monkeypatch):
     """A power cut keeps what was synced: the file's bytes before it gets its name, its name before the call returns."""
     done, sync, rename = [], os.fsync, os.replace
 
@@ -164,7 +164,7 @@ def test_what_is_written_is_on_the_disk_before_anything_relies_on_it(tmp_path, m
     write_atomic(path, b"12345")
     file, named, folder = done
     assert (file, named, folder[0]) == ((path.stat().st_ino, 5), "named", tmp_path.stat().st_ino)
-    log = Record(tmp_path / "record.jsonl")
+    log = RunLog(tmp_path / "record.jsonl")
     for number in range(3):
         log.append("round", {"round": number})
         assert done[-1] == (log.path.stat().st_ino, log.path.stat().st_size)
@@ -235,7 +235,7 @@ def test_any_bytes_are_an_object_or_a_mistake(content):
             assert str(file) in str(error)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_a_pipe_or_device_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in (
         (tmp_path / "pipe", "a pipe"),
@@ -251,7 +251,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 
 
 def test_a_damaged_line_of_the_log_is_named(tmp_path):
-    log = Record(tmp_path / "record.jsonl")
+    log = RunLog(tmp_path / "record.jsonl")
     log.append("start", {})
     log.path.write_bytes(log.path.read_bytes() + b"{]\n")
     with pytest.raises(UserError, match="line 2"):
@@ -286,22 +286,22 @@ ANY = st.recursive(
 
 
 @given(ANY)
-def test_what_is_not_finite_is_null_and_all_else_as_it_was(value):
-    def same(found, given):
-        if isinstance(given, float) and not math.isfinite(given):
-            return found is None
-        if isinstance(given, list):
-            return len(found) == len(given) and all(map(same, found, given))
-        if isinstance(given, dict):
-            return list(found) == list(given) and all(same(found[key], one) for key, one in given.items())
-        return found == given and type(found) is type(given)
+def test_numbers_that_are_not_finite_become_null(value):
+    def same(left, right):
+        if isinstance(right, float) and not math.isfinite(right):
+            return left is None
+        if isinstance(right, list):
+            return len(left) == len(right) and all(map(same, left, right))
+        if isinstance(right, dict):
+            return list(left) == list(right) and all(same(left[key], one) for key, one in right.items())
+        return left == right and type(left) is type(right)
 
     assert same(strictly(to_json(value)), value)
 
 
-def test_no_line_and_no_file_holds_what_is_no_json(tmp_path):
+def test_every_line_and_file_is_standard_json(tmp_path):
     bad = {"loss": math.nan, "scores": ({"auc": [math.inf, 0.5]},), "gain": np.float64("-inf")}
-    log = Record(tmp_path / "record.jsonl")
+    log = RunLog(tmp_path / "record.jsonl")
     log.append("round", bad)
     write_json(tmp_path / "result.json", bad)
     right = {"loss": None, "scores": [{"auc": [None, 0.5]}], "gain": None}

@@ -1,4 +1,4 @@
-"""Folders to work in: gone in the end, gone after a kill when the next one comes, and never taken from who lives."""
+"""Temporary folders: removed at the end, removed by the next process after a kill, and kept while their process lives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedloom.system.temporary_folders import remove_leftovers, temporary_folder
 WORK = """
 import sys, time
 from pathlib import Path
-from fedloom.system.temporary_folders import scratch
-with scratch(Path(sys.argv[1]), sys.argv[2]) as place:
-    (place / "deep").mkdir()
-    (place / "deep" / "file").write_text("x")
+from fedloom.system.temporary_folders import temporary_folder
+with temporary_folder(Path(sys.argv[1]), sys.argv[2]) as folder:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "file").write_text("x")
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -41,15 +41,15 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_folder_is_gone_in_the_end_whatever_happens(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path / "new", "a") as place:
-        (place / "file").write_text("x")
-        assert place.parent == tmp_path / "new"
+def test_a_folder_is_removed_at_the_end_whatever_happens(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path / "new", "a") as folder:
+        (folder / "file").write_text("x")
+        assert folder.parent == tmp_path / "new"
         raise KeyboardInterrupt
     assert names(tmp_path / "new") == set()
 
 
-def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     dead, alive = started(tmp_path, "a"), started(tmp_path, "a")
     assert len(names(tmp_path)) == 2
     os.kill(dead.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "nowhere", "a")
 
 
-def test_messages_name_the_place_and_not_the_folder(tmp_path: Path) -> None:
+def test_errors_name_the_parent_and_not_the_temporary_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError) as full, temporary_folder(tmp_path, "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert full.value.filename == str(tmp_path)

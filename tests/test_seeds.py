@@ -48,8 +48,8 @@ def test_streams_differ_exactly_where_their_names_do(draw, places):
 @DRAWS
 def test_every_part_of_the_name_counts(draw):
     names = itertools.product((0, 1), ("a", "b"), (0, 1), (0, 1), (0, 1))
-    found = [draw(seed, purpose, round=r, client=c, step=s) for seed, purpose, r, c, s in names]
-    assert len(set(found)) == len(found) == 32
+    draws = [draw(seed, purpose, round=r, client=c, step=s) for seed, purpose, r, c, s in names]
+    assert len(set(draws)) == len(draws) == 32
 
 
 def test_drawing_from_one_stream_does_not_move_another():
@@ -75,8 +75,10 @@ def test_another_process_draws_the_same():
     code = f"import json; from fedloom.seeds import stream; print(json.dumps({draw}))"
     for salt in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)}
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
-        assert tuple(json.loads(found.stdout)) == numpy_draw(5, "partition", client=2)
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, env=environment
+        )
+        assert tuple(json.loads(result.stdout)) == numpy_draw(5, "partition", client=2)
 
 
 def test_neighboring_streams_look_independent():

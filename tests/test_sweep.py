@@ -1,4 +1,4 @@
-"""Sweeps: every cell runs once, whatever stops it on the way, and shared models change no byte."""
+"""Sweeps: every cell runs once, whatever interrupts it, and shared models change no byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedloom.runs.run_folder import begin
 from fedloom.runs.single_run import run_experiment
 from fedloom.runs.sweep import run_sweep
 from fedloom.system.errors import UserError
-from fedloom.system.manifest import Manifest, files_in, list_files
+from fedloom.system.manifest import Manifest, add_to_manifest, files_in
 from fedloom.system.processes import can_fork
 
 RECIPE = """\
@@ -40,7 +40,7 @@ quick: {grid: {seed: [0]}}
 
 
 class Engine:
-    """Stands in for the runner: writes what a run folder must hold; `stop` says what happens to which call."""
+    """A fake runner that writes the required files of a run folder; `stop` holds the calls that raise an error."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
@@ -58,7 +58,7 @@ class Engine:
         scores = {name: {"accuracy": share} for name, share in (("fedavg", 0.75), ("local", 0.5))}
         (folder / "result.json").write_text(json.dumps({"scores": scores, "main": "fedavg", "seconds": {}}))
         (folder / "report.html").touch()
-        list_files(folder, files_in(folder))
+        add_to_manifest(folder, files_in(folder))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def states() -> list[str]:
 CELLS = ["even_seed-0", "even_seed-1", "gaps_seed-0", "gaps_seed-1"]
 
 
-def test_every_cell_runs_once_and_tells_a_line(engine: Engine) -> None:
+def test_every_cell_runs_once_and_prints_a_line(engine: Engine) -> None:
     first = sweep()
     assert first.exit_code == 0, first.output
     assert engine.calls == [("run", name) for name in CELLS]
@@ -101,23 +101,23 @@ def test_every_cell_runs_once_and_tells_a_line(engine: Engine) -> None:
 def test_quiet_and_json_leave_only_the_result(engine: Engine) -> None:
     result = sweep("--quiet", "--json")
     assert result.stderr == ""
-    found = json.loads(result.stdout)
-    assert found == json.loads(Path("all/result.json").read_text())
-    assert [cell["scores"]["fedavg"]["accuracy"] for cell in found["cells"]] == [0.75] * 4
-    assert [row["methods"]["local"]["seeds"] for row in found["rows"]] == [2, 2]
+    printed = json.loads(result.stdout)
+    assert printed == json.loads(Path("all/result.json").read_text())
+    assert [cell["scores"]["fedavg"]["accuracy"] for cell in printed["cells"]] == [0.75] * 4
+    assert [row["methods"]["local"]["seeds"] for row in printed["rows"]] == [2, 2]
 
 
-def test_what_the_grid_says_is_told_and_written_down(engine: Engine) -> None:
-    told = sweep().stdout
-    assert "Paired comparisons, in points" in told
-    assert "scenario against even: gaps 0.0†" in told.replace(" (Accuracy)", "")
-    assert "local −25.0†*" in told
-    found = json.loads(Path("all/result.json").read_text())["comparisons"]
-    (local,) = [one for one in found if (one["factor"], one["by"]) == ("method", None)]
+def test_comparisons_of_the_grid_are_printed_and_saved(engine: Engine) -> None:
+    output = sweep().stdout
+    assert "Paired comparisons, in points" in output
+    assert "scenario against even: gaps 0.0†" in output.replace(" (Accuracy)", "")
+    assert "local −25.0†*" in output
+    comparisons = json.loads(Path("all/result.json").read_text())["comparisons"]
+    (local,) = [one for one in comparisons if (one["factor"], one["by"]) == ("method", None)]
     assert (local["value"], local["verdict"]) == ("local", "worse")
 
 
-def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
+def test_choosing_runs_the_same_cells_and_is_printed_and_saved(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two rates the second has the higher validation score, and the lower test score."""
@@ -129,28 +129,28 @@ def test_choosing_runs_the_same_cells_and_is_told_and_written_down(
     def run(experiment: Experiment, folder: Path, progress: Progress, models: object) -> None:
         real(experiment, folder, progress, models)
         file, second = folder / "result.json", experiment.train.lr == 0.02
-        found = json.loads(file.read_text())
-        found["scores"]["fedavg"]["accuracy"] = 0.6 if second else 0.9
-        scores = {name: {"score": 0.7 if second else 0.5} for name in found["scores"]}
-        file.write_text(json.dumps({**found, "validation": {"from": 0.1, "methods": scores}}))
-        list_files(folder, files_in(folder))
+        saved = json.loads(file.read_text())
+        saved["scores"]["fedavg"]["accuracy"] = 0.6 if second else 0.9
+        scores = {name: {"score": 0.7 if second else 0.5} for name in saved["scores"]}
+        file.write_text(json.dumps({**saved, "validation": {"from": 0.1, "methods": scores}}))
+        add_to_manifest(folder, files_in(folder))
 
     monkeypatch.setattr(single_run, "run_experiment", run)
     assert sweep().exit_code == 0
-    told = sweep("--set", "choose=[train.lr]")
-    assert told.exit_code == 0, told.output
+    printed = sweep("--set", "choose=[train.lr]")
+    assert printed.exit_code == 0, printed.output
     assert len(engine.calls) == 4
-    assert "90.0" not in told.stdout
-    found = json.loads(Path("all/result.json").read_text())
-    assert [(one["values"], one["test"]["mean"]) for one in found["choices"]] == [
+    assert "90.0" not in printed.stdout
+    saved = json.loads(Path("all/result.json").read_text())
+    assert [(one["values"], one["test"]["mean"]) for one in saved["choices"]] == [
         ({"train.lr": 0.02}, 0.6),
         ({"train.lr": 0.02}, 0.5),
     ]
-    (local,) = [one for one in found["comparisons"] if (one["factor"], one["by"]) == ("method", None)]
+    (local,) = [one for one in saved["comparisons"] if (one["factor"], one["by"]) == ("method", None)]
     assert local["mean"] == pytest.approx(-0.1)
 
 
-def test_one_cell_is_told_in_the_singular(engine: Engine) -> None:
+def test_one_cell_is_reported_in_the_singular(engine: Engine) -> None:
     Path("mine.yaml").write_text("methods: [fedavg]\ngrid: {scenario.alpha: [0.5], seed: [0]}\n")
     assert sweep().stderr.startswith("1 cell in all\n")
     assert "1 of 1 cell is done already" in sweep().stderr
@@ -168,7 +168,7 @@ def test_the_quick_form_goes_to_a_folder_of_its_own(engine: Engine) -> None:
     assert [name for _, name in engine.calls] == ["even_seed-0", "gaps_seed-0"]
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_does(engine: Engine) -> None:
+def test_an_interrupted_sweep_shows_how_to_continue_and_continues(engine: Engine) -> None:
     engine.stop[2] = KeyboardInterrupt()
     stopped = sweep("--set", "train.lr=0.5")
     assert stopped.exit_code == 130
@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(engine: Engine) -> None
     assert states() == ["done"] * 4
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(engine: Engine) -> None:
+def test_a_failed_cell_is_reported_and_the_others_continue(engine: Engine) -> None:
     engine.stop[2] = UserError("round 0: every client's update was refused")
     result = sweep()
     assert result.exit_code == 1
@@ -193,7 +193,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(engine: Engine) -> None:
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 @pytest.mark.parametrize("jobs", ["2", "9"])
-def test_a_cell_that_fails_in_a_process_of_its_own_is_told_and_tried_again(jobs: str, engine: Engine) -> None:
+def test_a_cell_that_fails_in_its_own_process_is_reported_and_run_again(jobs: str, engine: Engine) -> None:
     engine.stop[1] = UserError("no room")  # the first cell of each process
     result = sweep("--jobs", jobs)
     assert result.exit_code == 1 and "failed: no room" in result.stderr
@@ -237,14 +237,14 @@ def raised(error: Exception) -> None:
     ("die", "said"),
     [(lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"), (lambda: os._exit(0), "exit code 0")],
 )
-def test_a_job_that_dies_takes_nobody_with_it(
+def test_a_killed_job_fails_only_its_cells(
     die: Callable[[], None], said: str, cells: list[str], engine: Engine
 ) -> None:
     engine.bad = dict.fromkeys(cells, die)
     result = sweep("--jobs", "2")
     assert result.exit_code == 1
-    found = json.loads(Path("all/sweep.json").read_text())["cells"]
-    for name, cell in zip(CELLS, found, strict=True):
+    rows = json.loads(Path("all/sweep.json").read_text())["cells"]
+    for name, cell in zip(CELLS, rows, strict=True):
         assert cell["state"] == ("failed" if name in cells else "done")
         assert name not in cells or said in cell["error"]
     engine.bad = {}
@@ -336,7 +336,7 @@ def real(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(real: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder and the result of a sweep that nothing stopped."""
+    """Return the folder and the result of a sweep without interruption."""
     folder = real.parent / "all"
     return folder, run_sweep(load_grid(str(real)), folder, lambda line: None, lambda: Progress(None))
 
@@ -345,7 +345,7 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter/adapter_model.safetensors").read_bytes()
 
 
-def test_what_cells_share_changes_no_byte(
+def test_sharing_between_cells_changes_no_byte(
     real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, result = undisturbed
@@ -360,10 +360,10 @@ def test_what_cells_share_changes_no_byte(
 def test_cells_in_several_processes_have_the_same_bytes(
     real: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     folder = tmp_path / "all"
-    result = run_sweep(load_grid(str(real)), folder, told.append, lambda: Progress(None), jobs=2)
-    assert sorted(re.match(r"\[(\d)/3\]", line).group(1) for line in told) == ["1", "2", "3"]
+    result = run_sweep(load_grid(str(real)), folder, lines.append, lambda: Progress(None), jobs=2)
+    assert sorted(re.match(r"\[(\d)/3\]", line).group(1) for line in lines) == ["1", "2", "3"]
     for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
         assert row["scores"] == wanted["scores"]
         assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])
@@ -374,7 +374,7 @@ import os, signal, sys
 from pathlib import Path
 from fedloom.runs.run_folder import begin
 from fedloom.experiment.grid import load_grid
-from fedloom.system.manifest import Manifest, list_files
+from fedloom.system.manifest import Manifest, add_to_manifest
 from fedloom.system.processes import can_fork
 from fedloom.progress import Progress
 from fedloom.runs.sweep import run_sweep
@@ -400,10 +400,10 @@ def test_a_sweep_killed_in_its_second_cell_ends_with_the_same_bytes(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     states = [cell["state"] for cell in json.loads((folder / "sweep.json").read_text())["cells"]]
     assert states == ["done", "begun", "waiting"]
-    told: list[str] = []
-    result = run_sweep(load_grid(str(real)), folder, told.append, lambda: Progress(None))
-    assert told[0] == "1 of 3 cells is done already"
-    assert len(told) == 3
+    lines: list[str] = []
+    result = run_sweep(load_grid(str(real)), folder, lines.append, lambda: Progress(None))
+    assert lines[0] == "1 of 3 cells is done already"
+    assert len(lines) == 3
     for row, wanted in zip(result["cells"], undisturbed[1]["cells"], strict=True):
         assert row["scores"] == wanted["scores"]
         assert adapter(folder / row["folder"]) == adapter(undisturbed[0] / wanted["folder"])

@@ -1,4 +1,4 @@
-"""Text on a terminal: what comes from elsewhere is shown and does nothing."""
+"""Text on a terminal: text from outside is shown and controls nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.config.yaml_document import Mistake, Place
-from fedloom.system.terminal import WIDEST_LINE, message, one_line, printable, printable_json
+from fedloom.system.terminal import WIDEST_LINE, one_line, printable, printable_json, safe_message
 from fedloom.types import Rejected
 
 TEXTS = st.text(st.characters(), max_size=30)
 
 
 @given(TEXTS)
-def test_nothing_shown_acts_on_a_terminal(text: str) -> None:
-    for shown in (printable(text), one_line(text), message(text)):
+def test_nothing_shown_controls_a_terminal(text: str) -> None:
+    for shown in (printable(text), one_line(text), safe_message(text)):
         for character in shown:
             assert unicodedata.category(character) not in ("Cs", "Zl", "Zp")
             assert unicodedata.category(character) != "Cc" or character in "\n\t"
@@ -40,14 +40,14 @@ def test_names_of_many_scripts_stay_as_they_are() -> None:
 
 
 @given(st.recursive(TEXTS, lambda inner: st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5))
-def test_json_says_the_same(value: object) -> None:
+def test_printed_json_is_equal(value: object) -> None:
     text = printable_json(json.dumps(value, indent=2, ensure_ascii=False))
     assert json.loads(text) == value
     assert printable(text) == text
 
 
 @given(TEXTS, TEXTS)
-def test_a_mistake_and_a_record_take_one_line(name: str, reason: str) -> None:
+def test_a_mistake_and_an_invalid_record_take_one_line(name: str, reason: str) -> None:
     for line in (str(Mistake(Place(name, 1, 1), reason)), str(Rejected(name, 3, reason))):
         assert "\n" not in line
         assert printable(line) == line

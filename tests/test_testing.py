@@ -1,4 +1,4 @@
-"""`fedloom.testing` finds each law that a user's algorithm breaks, and says how."""
+"""`fedloom.testing` finds each law that a user's algorithm breaks, and describes how."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def zeros(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
 
 
 def deaf(*, lr: float = 1.0) -> FederatedAlgorithm:
-    """Take an argument and do nothing with it."""
+    """Accept an argument and ignore it."""
     return server(averaging(1.0), mean())
 
 
@@ -96,13 +96,13 @@ BROKEN: dict[str, tuple[Callable[..., FederatedAlgorithm] | FederatedAlgorithm, 
         of_rule(PLAIN._replace(finish=lambda carry, steps: ({"more": torch.ones(1)}, {}))),
         "sends ['more']",
     ),
-    "scale of weights": (of_deltas(summed), "otherwise"),
-    "weights matter": (median, "other weights give the same"),
-    "proportional": (deaf, "not three times as far"),
+    "scale of weights": (of_deltas(summed), "the result differs"),
+    "weights matter": (median, "other weights the result is the same"),
+    "proportional": (deaf, "do not move three times as far"),
     "shapes": (stepping(lambda state, delta: (state.params.flat + delta, {"new": delta})), "slots"),
-    "broadcast": (zeros(fedavg()), "others"),
-    "agreement": (of_deltas(summed), "otherwise"),
-    "saving": (of_deltas(once_more), "otherwise"),
+    "broadcast": (zeros(fedavg()), "Other parameters are sent"),
+    "agreement": (of_deltas(summed), "The result differs"),
+    "saving": (of_deltas(once_more), "result differs"),
     "stacks": (of_rule(PLAIN._replace(correct=one_norm)), "gradient of client 0"),
 }
 
@@ -111,21 +111,21 @@ BROKEN: dict[str, tuple[Callable[..., FederatedAlgorithm] | FederatedAlgorithm, 
 def test_a_broken_law_is_named_with_the_reason(law: str) -> None:
     algorithm, reason = BROKEN[law]
     KEPT.clear()
-    with pytest.raises(LawsBroken) as found:
+    with pytest.raises(LawsBroken) as caught:
         check_algorithm(algorithm)
-    (line,) = (line for line in str(found.value).splitlines() if line.startswith(f"broken: {law}: "))
+    (line,) = (line for line in str(caught.value).splitlines() if line.startswith(f"broken: {law}: "))
     assert LAWS[law].about in line and reason in line
 
 
-def test_every_law_can_be_broken_but_those_that_apply_keeps_for_everybody() -> None:
+def test_every_law_can_be_broken_except_those_that_apply_always_keeps() -> None:
     assert LAWS.keys() - BROKEN.keys() == {"stream", "bad cohorts"}
 
 
-def test_a_law_that_is_not_promised_is_not_asked() -> None:
+def test_a_law_that_is_not_promised_is_not_checked() -> None:
     reason = "A median counts every client alike."
-    found = check_algorithm(Entry(median, "server", "median", "", opts_out={"weights matter": reason}))
-    assert "weights matter" not in found.held and f"not promised: weights matter: {reason}" in str(found)
-    assert set(found.held) == LAWS.keys() - {"weights matter"}
+    laws = check_algorithm(Entry(median, "server", "median", "", opts_out={"weights matter": reason}))
+    assert "weights matter" not in laws.held and f"not promised: weights matter: {reason}" in str(laws)
+    assert set(laws.held) == LAWS.keys() - {"weights matter"}
 
 
 def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
@@ -150,7 +150,7 @@ def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
     [
         (3, {}, "must be an Entry or a function"),
         (lambda x: x, {}, "has the argument 'x' without a default"),
-        (ENTRIES["fedkseed"], {}, "no values travel with it"),
+        (ENTRIES["fedkseed"], {}, "it sends no values"),
         (ENTRIES["prompt"], {}, "there are no laws for a prompt"),
         (fedavg, {"clients": 2}, "clients is 2; it must be at least 3"),
         (fedavg, {"lr": -1.0}, "lr is -1.0"),
@@ -158,6 +158,6 @@ def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
         (Entry(fedavg, "server", "mine", "", opts_out={"wieghts": "no"}), {}, "there is no law 'wieghts'"),
     ],
 )
-def test_mistakes_are_told_in_one_message(algorithm: object, arguments: dict, message: str) -> None:
+def test_mistakes_are_reported_in_one_message(algorithm: object, arguments: dict, message: str) -> None:
     with pytest.raises((UserError, LawsBroken), match=message):
         check_algorithm(algorithm, **arguments)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The wire codecs: error bounds, sizes, and refusal of whatever is not exactly what was written."""
+"""The wire codecs: error bounds, sizes, and refusal of all bytes that no encoder writes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_sizes(codec: str, most: float) -> None:
 
 
 @given(buffers(), CHOICES)
-def test_length_is_what_the_codec_says(values: Tensor, codec: str) -> None:
+def test_length_is_that_of_the_codec(values: Tensor, codec: str) -> None:
     assert len(encode(values, codec)) == HEADER + CODECS[codec].size(values.numel())
 
 
@@ -211,7 +211,7 @@ def test_a_view_only_of_bytes_that_can_be_written() -> None:
 
 
 def forged(data: bytearray) -> bytearray:
-    """Give bytes the checksum that fits them."""
+    """Return bytes with the right checksum."""
     payload = torch.frombuffer(data, dtype=torch.uint8, offset=HEADER)
     data[HEAD.size : HEADER] = CHECK.pack(checksum(payload, bytes(data[: HEAD.size])))
     return data
@@ -262,19 +262,19 @@ def levels_of(encoded: bytearray, count: int) -> set[int]:
         ("top16", 3, 0x3F),  # another one in a block of nothing
     ],
 )
-def test_payloads_that_are_never_written(codec: str, place: int, byte: int) -> None:
+def test_payloads_that_encode_never_writes_are_refused(codec: str, place: int, byte: int) -> None:
     encoded = bytearray(encode(torch.tensor([1.0, 0.5]), codec))
     if codec in ("fp32", "bf16"):
         encoded[HEADER + place - 1] = 0x80
     encoded[HEADER + place] = byte
-    with pytest.raises(ValueError, match="nothing that `encode` writes"):
+    with pytest.raises(ValueError, match="not one that `encode` writes"):
         decode(forged(encoded))
 
 
 @given(st.binary(max_size=200), st.integers(2**16, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 255))
 def test_hostile_headers_take_no_memory(rest: bytes, count: int, length: int, code: int) -> None:
-    for told in (length, len(rest), CODECS["int4"].size(count) % 2**64):
-        head = HEAD.pack(MAGIC, code, count, told)
+    for announced in (length, len(rest), CODECS["int4"].size(count) % 2**64):
+        head = HEAD.pack(MAGIC, code, count, announced)
         tracemalloc.start()
         try:
             with pytest.raises(ValueError):

@@ -15,7 +15,7 @@ from campaign.world import World, outcome
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import load_vlm
 from fedloom.report.html_page import write_report
-from fedloom.run_log import Record
+from fedloom.run_log import RunLog
 from fedloom.runs import single_run
 from fedloom.runs.single_run import Models
 from fedloom.runs.verify_files import verify
@@ -48,20 +48,20 @@ def scored(world: World, out: Path, models: Models) -> None:
 
 def begun(world: World, out: Path, models: Models) -> None:
     """Stop a run in its last round."""
-    append = Record.append
+    append = RunLog.append
 
-    def stopping(record: Record, kind: str, values: dict[str, Any]) -> None:
+    def stopping(record: RunLog, kind: str, values: dict[str, Any]) -> None:
         if kind == "round" and values["round"] == world.experiment.train.rounds - 1:
             raise Stopped
         append(record, kind, values)
 
-    Record.append = stopping  # type: ignore[method-assign]
+    RunLog.append = stopping  # type: ignore[method-assign]
     try:
         world.run(out, models)
     except Stopped:
         pass
     finally:
-        Record.append = append  # type: ignore[method-assign]
+        RunLog.append = append  # type: ignore[method-assign]
 
 
 def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, list[str]]:

@@ -3,12 +3,12 @@
     import fedloom
     result = fedloom.run(fedloom.Experiment(name="mine", train={"rounds": 2}))
 
-Algorithms, data sets, metrics and model families of your own come along as `fedloom.Plugins`:
+Your own algorithms, data sets, metrics and model families are given as `fedloom.Plugins`:
 
     mine = fedloom.Plugins.of(datasets={"mine": examples})
     fedloom.run(fedloom.Experiment(plugins=[mine], data={"name": "mine"}))
 
-Importing the package loads neither torch nor pydantic; they come with the first name that needs them.
+Importing the package loads neither torch nor pydantic; they are loaded with the first name that needs them.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ def __getattr__(name: str) -> Any:
 def run(
     experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False, rerun: bool = False
 ) -> dict[str, Any]:
-    """Run an experiment, go on with one that was interrupted, or read the result of one that is finished.
+    """Run an experiment, continue an interrupted run, or read the result of a finished one.
 
     Args:
         experiment: What to run.
-        out: The run folder; None takes `runs/<name>-<first 8 of the digest>`.
-        quiet: Show no progress.
-        rerun: Discard what the folder holds of a run and begin again.
+        out: The run folder; None is `runs/<name>-<first 8 digits of the digest>`.
+        quiet: Whether to show no progress.
+        rerun: Whether to discard a run in the folder and start again.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
 
     Raises:
-        UserError: The folder holds something else; its data, base model or code changed since it was begun; a file is
+        UserError: The folder holds something else; the data, base model or code changed since the run began; a file is
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
     """
     from fedloom.progress import make_progress
     from fedloom.runs.run_folder import default_folder, discard
     from fedloom.runs.single_run import run_experiment
-    from fedloom.system.errors import plainly
+    from fedloom.system.errors import user_errors
 
     folder = default_folder(experiment) if out is None else Path(out)
     progress = make_progress(quiet)
     try:
-        with plainly():
+        with user_errors():
             if rerun:
                 discard(folder)
             return run_experiment(experiment, folder, progress)

@@ -1,4 +1,4 @@
-"""`python -m fedloom` is the command `fedloom`."""
+"""Run the command `fedloom` as `python -m fedloom`."""
 
 from fedloom.cli.run_commands import main
 

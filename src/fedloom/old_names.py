@@ -1,4 +1,4 @@
-"""Modules under the names that they had in version 0.1: code that imports one gets what took its place, and a warning."""
+"""Import modules under the names that they had in version 0.1: their replacements are used, with a warning."""
 
 from __future__ import annotations
 
@@ -163,12 +163,13 @@ MODULES = {
     "tuning.svd": "tuning.svd_start",
     "verify": "runs.verify_files",
 }
-"""Old module below fedloom → the modules that have its names now."""
+"""Old module below fedloom → the modules that replace it."""
 
 NAMES = {
     "SHIPPED": "BUNDLED",
     "REFERENCES": "BASELINES",
     "Gate": "Limits",
+    "Record": "RunLog",
     "Picture": "LazyImage",
     "FilePicture": "FileImage",
     "ZipPicture": "ZipImage",
@@ -182,11 +183,11 @@ NAMES = {
     "read_commit": "read_checkpoint",
     "told": "error_text",
 }
-"""Old → new name of what a module holds."""
+"""Old → new name of a value in a module."""
 
 
 class _Finder(MetaPathFinder):
-    """Finds old modules, after everything else has been asked."""
+    """Finder of old modules, the last one that Python asks."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         old = fullname.removeprefix("fedloom.")
@@ -194,29 +195,29 @@ class _Finder(MetaPathFinder):
 
 
 class _Old(Loader):
-    """Makes an old module, whose names are looked up in the new ones."""
+    """Loader of an old module, which looks up its names in the new ones."""
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to Python to make an empty module."""
+        """Return None, so that Python makes an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module what took its place."""
-        places = MODULES[module.__name__.removeprefix("fedloom.")].split()
-        new = " and ".join(f"fedloom.{place}" for place in places)
+        """Make the module look up its names in those that replace it."""
+        replacements = MODULES[module.__name__.removeprefix("fedloom.")].split()
+        new = " and ".join(f"fedloom.{replacement}" for replacement in replacements)
         warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
-        vars(module)["__getattr__"] = partial(_attribute, module.__name__, places)
+        vars(module)["__getattr__"] = partial(_attribute, module.__name__, replacements)
 
 
-def _attribute(module: str, places: Sequence[str], name: str) -> Any:
-    for place in places:
-        new = import_module(f"fedloom.{place}")
-        for one in (name, NAMES.get(name, name)):
-            if one in vars(new):
-                return getattr(new, one)
+def _attribute(module: str, replacements: Sequence[str], name: str) -> Any:
+    for replacement in replacements:
+        new = import_module(f"fedloom.{replacement}")
+        for candidate in (name, NAMES.get(name, name)):
+            if candidate in vars(new):
+                return getattr(new, candidate)
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 def install() -> None:
-    """Let old names be imported."""
+    """Make old names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

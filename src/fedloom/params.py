@@ -1,6 +1,6 @@
-"""One flat float32 buffer for everything that is trained, with a name for each stretch of it.
+"""A flat float32 buffer that holds everything that is trained, with a name for each stretch of it.
 
-Shape legend: P = number of trained values, K = clients in a cohort.
+Shape legend: P = number of trained values, K = number of clients in a cohort.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Layout:
 
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-        """Make a layout from name → shape, sorting the names."""
+        """Return a layout of name → shape, with sorted names."""
         names = tuple(sorted(shapes))
         return Layout(names, tuple(tuple(shapes[name]) for name in names))
 
     @cached_property
     def _slices(self) -> dict[str, slice]:
-        found: dict[str, slice] = {}
+        slices: dict[str, slice] = {}
         start = 0
         for name, shape in zip(self.names, self.shapes, strict=True):
-            found[name] = slice(start, start + prod(shape))
+            slices[name] = slice(start, start + prod(shape))
             start += prod(shape)
-        return found
+        return slices
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes)
 
     def slice(self, name: str) -> slice:
-        """Return where `name` stands in the buffer."""
+        """Return the slice of the buffer that `name` occupies."""
         return self._slices[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -100,24 +100,24 @@ class Layout:
 
 
 Stretch = tuple[int, int] | tuple[int, int, int, int]
-"""One entry of a part: consecutive values, as (start, stop); or at least three such stretches of one length whose starts are
-equally far apart, as (start of the first, stop of the first, step, count)."""
+"""An entry of a part: consecutive values, as (start, stop); or at least three stretches of equal length and equal distance,
+as (start of the first, stop of the first, step, count)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the values of a flat buffer, such as those that a client is sent, or reports.
+    """A subset of the values of a flat buffer, such as those that a client receives or reports.
 
-    The first columns of a matrix are one entry, though they are as many stretches as the matrix has rows. Equal parts have
-    equal entries.
+    The first columns of a matrix are one entry, although they are as many stretches as the matrix has rows. Equal parts
+    have equal entries.
 
     Args:
         size: Number P of values of the whole buffer.
-        stretches: The entries of the part: ascending, not empty, not touching; each, from the first on, holds as many
-            stretches as it can.
+        stretches: The entries of the part: ascending, not empty, not touching. Each, from the first on, holds as many
+            stretches as possible.
 
     Raises:
-        ValueError: Stretches overlap, touch, are empty or out of order, leave the buffer, or could be joined into fewer entries.
+        ValueError: Stretches overlap, touch, are empty or out of order, exceed the buffer, or fit into fewer entries.
 
     Example:
         >>> part = Part(6, ((1, 3), (5, 6)))
@@ -134,21 +134,21 @@ class Part:
 
     def __post_init__(self) -> None:
         end = -1
-        for one in self.stretches:
-            start, stop, step, count = _four(one)
-            again = len(one) == 2 or (count > 2 and step > stop - start)
-            if not (again and end < start < stop and (end := _end(one)) <= self.size):
-                raise ValueError(f"a part of {self.size} values has no stretch {_written(one)} there")
-        places = [place for one in self.stretches for place in _places(one)]
-        for (one, width, free), (two, second, _), (three, third, _) in zip(
-            places, places[1:], places[2:], strict=False
+        for entry in self.stretches:
+            start, stop, step, count = _unpacked(entry)
+            regular = len(entry) == 2 or (count > 2 and step > stop - start)
+            if not (regular and end < start < stop and (end := _end(entry)) <= self.size):
+                raise ValueError(f"a part of {self.size} values has no stretch {_as_text(entry)} there")
+        ends = [end for entry in self.stretches for end in _end_stretches(entry)]
+        for (first, width, free), (second, width_2, _), (third, width_3, _) in zip(
+            ends, ends[1:], ends[2:], strict=False
         ):
-            if free and width == second == third and two - one == three - two:
-                raise ValueError(f"the stretches of a part from {one} to {three} belong in one entry")
+            if free and width == width_2 == width_3 and second - first == third - second:
+                raise ValueError(f"the stretches of a part from {first} to {third} belong in one entry")
 
     @staticmethod
     def whole(size: int) -> Part:
-        """Return the part that has every value."""
+        """Return the part that contains every value."""
         return Part(size, ((0, size),) if size else ())
 
     @staticmethod
@@ -161,10 +161,10 @@ class Part:
         regular = alike[1:] & alike[:-1] & (steps[1:] == steps[:-1])
 
         def single(begin: int, end: int | None) -> list[tuple[int, int]]:
-            return list(zip(_listed(starts[begin:end]), _listed(stops[begin:end]), strict=True))
+            return list(zip(_to_list(starts[begin:end]), _to_list(stops[begin:end]), strict=True))
 
         entries, free = list[Stretch](), 0
-        for begin, end in zip(*map(_listed, _edges(regular)), strict=True):
+        for begin, end in zip(*map(_to_list, _edges(regular)), strict=True):
             first, after = max(begin, free), end + 2
             if after - first > 2:
                 ((start, stop), (follows, _)) = single(first, first + 2)
@@ -175,7 +175,7 @@ class Part:
     @cached_property
     def count(self) -> int:
         """The number of values that belong to the part."""
-        return sum((stop - start) * count for start, stop, _, count in map(_four, self.stretches))
+        return sum((stop - start) * count for start, stop, _, count in map(_unpacked, self.stretches))
 
     @property
     def is_whole(self) -> bool:
@@ -191,7 +191,7 @@ class Part:
         return mask
 
     @cached_property
-    def rest(self) -> Part:
+    def complement(self) -> Part:
         """The part of all other values."""
         return Part.of(~self.mask)
 
@@ -207,9 +207,9 @@ class Part:
             return self
         return other if other.is_whole or not self.count else Part.of(self.mask | other.mask)
 
-    def _expect(self, shape: Sequence[int], wanted: int) -> None:
-        if tuple(shape) != (wanted,):
-            raise ValueError(f"{list(shape)} values where a part of {self.size} values has {wanted}")
+    def _expect(self, shape: Sequence[int], expected: int) -> None:
+        if tuple(shape) != (expected,):
+            raise ValueError(f"{list(shape)} values where a part of {self.size} values has {expected}")
 
     def take(self, flat: Tensor) -> Tensor:
         """Return the part's values of a buffer, shape [P] → [count]; the buffer itself where the part is whole.
@@ -234,81 +234,81 @@ class Part:
         self._expect(under.shape, self.size)
         if self.is_whole:
             return values
-        found, at = under.clone(), 0
-        for view in self._views(found):
+        result, at = under.clone(), 0
+        for view in self._views(result):
             view.copy_(values[at : at + view.numel()].view(view.shape))
             at += view.numel()
-        return found
+        return result
 
-    def only(self, flat: Tensor) -> Tensor:
+    def zero_outside(self, flat: Tensor) -> Tensor:
         """Return a buffer with zeros outside the part; the buffer itself where the part is whole."""
         return flat if self.is_whole else torch.where(self.mask.to(flat.device), flat, 0.0)
 
-    def silent(self, flat: Tensor) -> bool:
-        """Return whether a buffer is zero outside the part."""
-        return self.is_whole or not any(bool(view.any()) for view in self.rest._views(flat))
+    def is_zero_outside(self, flat: Tensor) -> bool:
+        """Return whether all values of a buffer outside the part are zero."""
+        return self.is_whole or not any(bool(view.any()) for view in self.complement._views(flat))
 
     def _views(self, flat: Tensor) -> Iterator[Tensor]:
         """Yield the values of each entry in a buffer, shape [length], or [count, length], without a copy."""
-        for one in self.stretches:
-            start, stop, step, count = _four(one)
-            yield flat[start:stop] if count == 1 else flat[start : _end(one)].unfold(0, stop - start, step)
+        for entry in self.stretches:
+            start, stop, step, count = _unpacked(entry)
+            yield flat[start:stop] if count == 1 else flat[start : _end(entry)].unfold(0, stop - start, step)
 
 
 @lru_cache(maxsize=64)
-def common(one: Part | None, other: Part | None) -> Part | None:
-    """Return the values that two parts have in common; None is all, of the parts and of the result.
+def intersection(left: Part | None, right: Part | None) -> Part | None:
+    """Return the values that two parts have in common; None is every value, in arguments and result.
 
-    The last results are kept, since clients with equal parts ask for them in every round.
+    The last results are cached, because clients with equal parts need them in every round.
 
     Example:
-        >>> common(Part(4, ((0, 3),)), Part(4, ((2, 4),))), common(None, None)
+        >>> intersection(Part(4, ((0, 3),)), Part(4, ((2, 4),))), intersection(None, None)
         (Part(size=4, stretches=((2, 3),)), None)
     """
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
+    if left is None or right is None:
+        return right if left is None else left
+    return left & right
 
 
-def _four(one: Stretch) -> tuple[int, int, int, int]:
+def _unpacked(entry: Stretch) -> tuple[int, int, int, int]:
     """Return start, stop, step and count of an entry."""
-    return (*one, 0, 1) if len(one) == 2 else one
+    return (*entry, 0, 1) if len(entry) == 2 else entry
 
 
-def _end(one: Stretch) -> int:
-    """Return where the last stretch of an entry stops."""
-    _, stop, step, count = _four(one)
+def _end(entry: Stretch) -> int:
+    """Return the stop of an entry's last stretch."""
+    _, stop, step, count = _unpacked(entry)
     return stop + step * (count - 1)
 
 
-def _places(one: Stretch) -> list[tuple[int, int, bool]]:
-    """Return start and length of an entry's first two and last two stretches, and whether a further entry may begin there.
+def _end_stretches(entry: Stretch) -> list[tuple[int, int, bool]]:
+    """Return start and length of an entry's first two and last two stretches, and whether another entry may begin there.
 
-    None may begin within three that belong together: only with a single one, or with the last but one.
+    Another entry may begin only at a single stretch, or at the last but one.
     """
-    start, stop, step, count = _four(one)
+    start, stop, step, count = _unpacked(entry)
     numbers = (0,) if count == 1 else sorted({0, 1, count - 2, count - 1})
     return [(start + step * k, stop - start, count == 1 or k == count - 2) for k in numbers]
 
 
-def _written(one: Stretch) -> str:
-    start, stop, step, count = _four(one)
-    return f"{start} to {stop}" + (f", {count} times every {step}" if len(one) == 4 else "")
+def _as_text(entry: Stretch) -> str:
+    start, stop, step, count = _unpacked(entry)
+    return f"{start} to {stop}" + (f", {count} times every {step}" if len(entry) == 4 else "")
 
 
 def _edges(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each stretch of true values starts, and where it stops."""
+    """Return the starts and the stops of all stretches of true values."""
     edges = torch.nn.functional.pad(inside.to(torch.int8), (1, 1)).diff()
     return torch.where(edges > 0)[0], torch.where(edges < 0)[0]
 
 
-def _listed(numbers: Tensor) -> list[int]:
+def _to_list(numbers: Tensor) -> list[int]:
     return cast("list[int]", numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """A flat buffer and its layout; `params["name"]` is a view, never a copy.
+    """A flat buffer with its layout; `params["name"]` is a view, never a copy.
 
     Args:
         layout: Names and shapes.
@@ -357,7 +357,7 @@ class Params:
 
     @cached_property
     def whole(self) -> Part:
-        """The part that has every value."""
+        """The part that contains every value."""
         return Part.whole(self.layout.size)
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""How far a run has come: a bar with the time left on a terminal, otherwise now and then a plain line."""
+"""Show the progress of a run: a bar with the remaining time on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedloom.system.terminal import one_line
 
 @final
 class Progress:
-    """Shows one stage after another; beginning a stage ends the one before.
+    """The progress of one stage after another; beginning a stage ends the one before.
 
     Args:
-        stream: Where to write, or None to write nothing.
-        bar: Draw a bar with rich instead of writing lines.
-        passing: Take the bar away at the end.
+        stream: The stream to write to, or None to write nothing.
+        bar: Whether to draw a bar with rich instead of writing lines.
+        passing: Whether to remove the bar at the end.
         every: Seconds between lines of a stage, besides its first and last.
-        clock: Seconds from any fixed point.
+        clock: Returns the seconds since any fixed point.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Progress:
             self._line(one_line(text))
 
     def close(self) -> None:
-        """End the last stage and give the terminal back; the next stage takes it again."""
+        """End the last stage and stop drawing; the next stage starts again."""
         self._end_stage()
         if self._bar is not None:
             self._bar.stop()
@@ -102,11 +102,11 @@ class Progress:
         try:
             print(text, file=self._stream, flush=True)
         except (OSError, UnicodeEncodeError):
-            self._stream = None  # nobody reads any more; the work goes on
+            self._stream = None  # nobody reads any more; the work continues
 
 
 def duration(seconds: float) -> str:
-    """Write a duration for people.
+    """Format a duration for people.
 
     Example:
         >>> duration(7.4), duration(200), duration(7300)
@@ -144,12 +144,12 @@ def _make_bar(stream: TextIO | None, passing: bool) -> Any:
 
 
 def make_progress(quiet: bool) -> Progress:
-    """Return what suits standard error: nothing if quiet, a bar on a terminal, plain lines elsewhere."""
+    """Return the progress for standard error: none if quiet, a bar on a terminal, plain lines elsewhere."""
     return Progress(None) if quiet else Progress(sys.stderr, bar=_draws())
 
 
 def make_passing_progress(quiet: bool) -> Progress:
-    """Return a bar that goes away at the end, and nothing where no bar can be drawn."""
+    """Return a bar that disappears at the end, or no progress where no bar can be drawn."""
     return Progress(sys.stderr, bar=True, passing=True) if _draws() and not quiet else Progress(None)
 
 

@@ -12,20 +12,20 @@ from fedloom.system.errors import UserError
 from fedloom.system.json_files import parse_object, to_json, write_atomic
 
 CHECK = "crc32"
-"""The key of a record's line that holds the checksum of the rest of it and of the checksum of the line before."""
+"""The key under which a line holds the checksum of the rest of it and of the checksum of the line before."""
 
 _MARK = f', "{CHECK}": "'.encode()
 
 
-class Record:
-    """The run's log: one JSON object a line, only ever appended to.
+class RunLog:
+    """The log of a run: one JSON object a line, only ever appended to.
 
-    The last key of a line, `crc32`, is the checksum of the checksum of the line before and of the line without it, so
-    that a line that is missing, repeated or moved is noticed too. A line cut short by a crash is dropped when the file
-    is opened again; whole lines are never changed. Lines are synced: a checkpoint that follows one never outlives it.
+    The last key of a line, `crc32`, is the checksum of the line without it and of the checksum of the line before, so
+    that a missing, repeated or moved line is noticed too. A line cut short by a crash is dropped when the file
+    is opened again; whole lines are never changed. Lines are synced, so a checkpoint never outlives the line before it.
 
     Raises:
-        UserError: A line is not as it was written.
+        UserError: A line is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,16 +34,16 @@ class Record:
         if path.exists():
             content = path.read_bytes()
             whole, last = content[: (cut := content.rfind(b"\n") + 1)], content[cut:]
-            # A last line that is whole lacks its end only, which may also be a damaged character.
-            before = _link(whole[:-1])
-            kept = next((line + b"\n" for line in (last, last[:-1]) if _whole(line, before)), b"")
+            # A whole last line lacks only its newline, or has a damaged character in place of it.
+            before = _checksum_of(whole[:-1])
+            repaired = next((line + b"\n" for line in (last, last[:-1]) if _is_intact(line, before)), b"")
             if last:
-                write_atomic(path, whole + kept)
+                write_atomic(path, whole + repaired)
         else:
             path.touch()
         self._last = b""
-        for _, line in _checked(path):
-            self._last = _link(line)
+        for _, line in _checked_lines(path):
+            self._last = _checksum_of(line)
 
     @property
     def size(self) -> int:
@@ -58,45 +58,45 @@ class Record:
         """
         text = to_json({"kind": kind, **values})
         try:
-            place = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)  # without O_CREAT
         except FileNotFoundError:
             raise UserError(f"{self.path.parent} was removed while it was being written to") from None
-        line = _sealed(text.encode(), self._last)
-        with open(place, "ab") as file:
+        line = _with_checksum(text.encode(), self._last)
+        with open(descriptor, "ab") as file:
             file.write(line + b"\n")
             file.flush()
-            os.fsync(place)
-        self._last = _link(line)
+            os.fsync(descriptor)
+        self._last = _checksum_of(line)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         yield from (line for _, line in read_lines(self.path))
 
 
 def require_length(path: Path, length: int) -> None:
-    """Check that a record has not lost lines that something else relies on.
+    """Check that a log has not lost lines that a checkpoint relies on.
 
     Raises:
-        UserError: It has fewer bytes than `length`.
+        UserError: The log has fewer bytes than `length`.
     """
-    if (found := path.stat().st_size) < length:
+    if (size := path.stat().st_size) < length:
         raise UserError(
-            f"{path} is damaged: it has {found:,} bytes, but the run's checkpoints expect {length:,}; run it again from "
+            f"{path} is damaged: it has {size:,} bytes, but the run's checkpoints expect {length:,}; run it again from "
             "the start with --rerun"
         )
 
 
 def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the content of each line of a record, without its checksum.
+    """Yield the number and the content of each line of a log, without its checksum.
 
     Args:
-        path: The record.
-        checked: Whether every line must have a checksum; lines of version 0.1 have none. A last line without its end
-            that is not whole was cut short by a crash, and is passed over.
+        path: The log.
+        checked: Whether every line must have a checksum; lines of version 0.1 have none. An incomplete last line was
+            cut short by a crash, and is skipped.
 
     Raises:
-        UserError: A line is not as it was written, or is no JSON object.
+        UserError: A line is damaged, or is no JSON object.
     """
-    for number, line in _checked(path, checked):
+    for number, line in _checked_lines(path, checked):
         try:
             value = parse_object(path, line.decode(), number)
         except UnicodeDecodeError:
@@ -105,35 +105,35 @@ def read_lines(path: Path, *, checked: bool = True) -> Iterator[tuple[int, dict[
         yield number, value
 
 
-def _checked(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
-    """Yield the number of each line and what it holds; see `read_lines`."""
+def _checked_lines(path: Path, checked: bool = True) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line; see `read_lines`."""
     before = b""
     # A file is split at newlines only; str.splitlines also splits at U+2028 and others inside texts.
     *lines, last = path.read_bytes().split(b"\n")
-    if last and not (checked and not _whole(last, _link(lines[-1]) if lines else b"")):
-        lines.append(last)  # else it was cut short by a crash, and is dropped when the run goes on
+    if last and not (checked and not _is_intact(last, _checksum_of(lines[-1]) if lines else b"")):
+        lines.append(last)  # else it was cut short by a crash, and is dropped when the run continues
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if (checked or _MARK in line) and not _whole(line, before):
+        if (checked or _MARK in line) and not _is_intact(line, before):
             raise UserError(
                 f"{path}, line {number}: damaged, or lines before it are missing: the checksum does not match; run it "
                 "again with --rerun"
             )
-        before = _link(line)
+        before = _checksum_of(line)
         yield number, line
 
 
-def _link(line: bytes) -> bytes:
-    """Return the checksum in a whole line, which the next line's checksum covers."""
+def _checksum_of(line: bytes) -> bytes:
+    """Return the checksum of a whole line, which the next line's checksum covers."""
     return line[-10:-2]
 
 
-def _whole(line: bytes, before: bytes) -> bool:
-    """Return whether a line without its end is as it was written after a line with the checksum `before`."""
-    return line == _sealed(line[: line.rfind(_MARK)] + b"}", before)
+def _is_intact(line: bytes, before: bytes) -> bool:
+    """Return whether a line without its newline is undamaged and follows a line with the checksum `before`."""
+    return line == _with_checksum(line[: line.rfind(_MARK)] + b"}", before)
 
 
-def _sealed(text: bytes, before: bytes) -> bytes:
-    """Put the checksum of a JSON object into it as its last value."""
+def _with_checksum(text: bytes, before: bytes) -> bytes:
+    """Return the text of a JSON object with its checksum as the last value."""
     return text[:-1] + _MARK + b"%08x" % zlib.crc32(before + text) + b'"}'

@@ -1,7 +1,7 @@
-"""Random numbers by name: every draw has its own generator, found from what it is for.
+"""Random numbers by name: every draw has its own generator, derived from its purpose.
 
-Nothing in fedloom reads a global generator, so the order in which clients run, a crash and a resume, or a
-draw added elsewhere change no other draw.
+Nothing in fedloom uses a global generator, so the order in which clients run, a resume after a crash, or an additional
+draw elsewhere changes no other draw.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def stream(
 
     Args:
         seed: The experiment's seed.
-        purpose: What is drawn, e.g. "partition", "cohort", "batches".
+        purpose: The name of the draw, e.g. "partition", "cohort", "batches".
         round: Round number, or -1 where none applies.
         client: Client number, or -1.
         step: Step number, or -1.
@@ -48,7 +48,7 @@ def torch_stream(
     step: int = -1,
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """Return the torch generator of one purpose on a device; see `stream`. Each kind of device draws otherwise."""
+    """Return the torch generator of one purpose on a device; see `stream`. Draws differ between kinds of devices."""
     import torch
 
     generator = torch.Generator(device)

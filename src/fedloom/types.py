@@ -1,4 +1,4 @@
-"""The vocabulary: what an example is, what a client is told, what it sends back."""
+"""The shared types: images, examples, conversations, data sets, and what a server sends to its clients."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = [
 
 
 class LazyImage(Protocol):
-    """An image that stays where it is until a batch needs its pixels."""
+    """An image that is read only when a batch needs its pixels."""
 
     @property
     def key(self) -> str:
-        """A name that is equal for equal pixels, used to cache what a frozen encoder makes of them."""
+        """A name that is equal for equal pixels, used to cache the features that a frozen encoder computes of them."""
         ...
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -45,13 +45,13 @@ class LazyImage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question of a conversation with its images where they stand, and the answer to it.
+    """A question of a conversation with its images, and the answer to it.
 
     Attributes:
-        user: What is asked, without its images.
+        user: The text of the question, without its images.
         answer: The answer.
         pictures: The images of this turn, in order.
-        places: For each image, how many characters of `user` stand before it; ascending, 0..len(user).
+        places: For each image, the number of characters of `user` before it; ascending, 0..len(user).
     """
 
     user: str
@@ -62,26 +62,26 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question with its answer and the evidence for it.
+    """A question with its answer, its image and its text.
 
     Attributes:
-        id: Unique within its data set.
-        question: What is asked, without evidence and without options.
+        id: A name that is unique within the data set.
+        question: The question, without its modalities and options.
         answer: The right answer as text; for multiple choice, one of `options`.
-        image: The picture, or None.
-        text: The written evidence, or None.
+        image: The image, or None.
+        text: The text that belongs to the question, or None.
         label: Index of the right option, or None where there are no options.
-        group: What non-IID partitions go by (a topic, a site, a label name).
+        group: The group by which non-IID partitions divide (a topic, a site, a label name).
         options: The possible answers of a multiple-choice question, else empty.
         task: A key of `fedloom.tasks.TASKS`.
-        kind: What kind of answer is asked for, e.g. "open" or "closed"; scores are also reported by it.
-        turns: The conversation up to this question, whose turn is the last; `image` is then the first image of any
-            of them. Empty for a question that stands alone, with at most one image, which comes before it.
-        system: What the conversation says before its first turn, or None.
-        place: Where the record stands, in words ("data.jsonl, line 3"); "" for examples that no file holds.
-        spare: Images of the same thing, taken in order where `image` turns out to be damaged.
-        base: What this is a variant of, such as an emoji in another skin tone; variants are never parted between
-            training, validation and test. None where images, texts and records alone tell what belongs together.
+        kind: The kind of answer, e.g. "open" or "closed"; scores are also reported for each kind.
+        turns: The conversation up to this question, which is its last turn; `image` is then the first image of any
+            turn. Empty for a single question, with at most one image, which comes before it.
+        system: The system prompt of the conversation, or None.
+        place: The place of the record in words ("data.jsonl, line 3"); "" for examples that come from no file.
+        spare: Other images of the same thing, which replace `image` in order where it is damaged.
+        base: The name of what this is a variant of, such as an emoji in another skin tone; all variants are in the same
+            part of training, validation and test. None where only equal images, texts and records belong together.
     """
 
     id: str
@@ -104,13 +104,13 @@ class Example:
     def pictures(self) -> tuple[LazyImage, ...]:
         """All images, those of earlier turns first."""
         if self.turns:
-            return tuple(picture for turn in self.turns for picture in turn.pictures)
+            return tuple(image for turn in self.turns for image in turn.pictures)
         return () if self.image is None else (self.image,)
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Which modalities of an example its client may see."""
+    """The modalities of an example that its client may see."""
 
     image: bool
     text: bool
@@ -118,17 +118,17 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One user turn and the answer to it, with what was said before, ready for a chat template.
+    """A user turn and the answer to it, with the earlier turns, ready for a chat template.
 
     Attributes:
         user: The text of the user turn.
-        answer: The text the model is trained to give.
+        answer: The text that the model is trained to give.
         picture: The first image of the user turn, or None.
         options: The texts whose likelihoods are compared, in label order; empty for free answers.
         more: Further images of the user turn.
-        places: Where in `user` each image of the turn stands, as `Turn.places`; empty puts all before the text.
-        history: Earlier turns, which carry no loss here.
-        system: What is said before the first turn, or None.
+        places: The place of each image in `user`, as in `Turn.places`; empty puts all before the text.
+        history: Earlier turns, which have no loss here.
+        system: The system prompt before the first turn, or None.
     """
 
     user: str
@@ -143,7 +143,7 @@ class Conversation:
     @property
     def pictures(self) -> tuple[LazyImage, ...]:
         """All images, in the order in which they are shown."""
-        earlier = tuple(picture for turn in self.history for picture in turn.pictures)
+        earlier = tuple(image for turn in self.history for image in turn.pictures)
         own = (*(() if self.picture is None else (self.picture,)), *self.more)
         return (*earlier, *own)
 
@@ -156,13 +156,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An invalid record, which is skipped: where it stands and what is wrong with it.
+    """An invalid record, which is skipped: its place and what is wrong with it.
 
     Attributes:
-        file: The file, or where else the record stands.
+        file: The file, or another place of the record.
         line: Its line, or None where there are no lines.
         reason: What is wrong.
-        example: What is known of it, for draws of others that count it; None where too little is known.
+        example: The known part of the record, for published draws that count it; None where too little is known.
     """
 
     file: str
@@ -182,12 +182,12 @@ class DataSet:
     Attributes:
         name: A key of `fedloom.data.DATASETS`.
         train: Examples that are divided among clients.
-        test: Held-out examples. Where fedloom makes the division, no picture and no variant of one is also in
-            `train`; a published division is kept as it is (`fedloom data check` tells what it repeats).
+        test: Held-out examples. Where fedloom divides the data, no image of them and no variant of one is also in
+            `train`; a published division is kept as it is (`fedloom data check` lists what it repeats).
         rejected: Skipped records, with file, line and reason.
-        drawn: The training part with the skipped records in their places, for draws that are replayed and count
-            them; empty where none was skipped or too little is known.
-        validation: The owners' own validation part, where `data.validation` asks for it; else empty.
+        drawn: The training part with the skipped records in their places, for replayed draws that count them; empty
+            where none was skipped or too little is known.
+        validation: The owners' own validation part if `data.validation` is published, else empty.
     """
 
     name: str
@@ -212,7 +212,7 @@ def _no_tensors() -> Tensors:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What the server sends to every client of a round."""
+    """The parameters and extras that the server sends to every client of a round."""
 
     params: Params
     extras: Tensors = field(default_factory=_no_tensors)

@@ -143,7 +143,7 @@ def test_nothing_but_what_is_trained_has_a_gradient(part: str, tuned: Tuned) -> 
     trained = Part.of(tuned.layout.mask(lambda name: name.startswith(part)))
     probe, params = probe_of(tuned, trained=trained), away(tuned)
     for grads in (probe.gradient(params)[1], *probe.per_example(params)[1]):
-        assert not grads[trained.rest.mask].any()
+        assert not grads[trained.complement.mask].any()
     assert probe.gradient(params)[1][trained.mask].any()
 
 
@@ -242,7 +242,7 @@ def test_what_a_rule_makes_is_penalized_masked_clipped_and_corrected(tuned: Tune
     clipped = 0.5 / part.count**0.5
     moved = end.end - tuned.start.flat
     torch.testing.assert_close(moved[part.mask], torch.full((part.count,), -(2 + clipped)), rtol=1e-4, atol=0)
-    assert not moved[part.rest.mask].any()
+    assert not moved[part.complement.mask].any()
     assert end.loss == 7.0
 
 

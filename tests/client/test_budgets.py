@@ -131,7 +131,7 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
     allowed, part = expected.of(0), budget.up(0)
     assert part is not None and allowed.scale == 2.0
     b = LAYOUT.mask(lambda name: name.endswith(":lora_b"))
-    own = part.only(b)
+    own = part.zero_outside(b)
     own *= allowed.most / own.norm()  # as long as honest work comes to, all of it in B
     for factor, refused in ((0.99, False), (1.01, True)):
         update = Update(0, Params(LAYOUT, 2 * factor * own), 1.0, up=part)
@@ -168,7 +168,7 @@ def test_a_client_trains_nothing_beyond_its_budget_of_its_personal_values_either
                 site.job(replace(asked, round=round + 1, since=round)).start.params.flat
                 - job.start.params.flat
             )
-            assert held.silent(parts.personal.only(moved))
+            assert held.is_zero_outside(parts.personal.zero_outside(moved))
             assert (parts.personal & held).take(moved)[:-1].all()  # the last value is where client 1 pulls it
             begun = parts.personal.take(job.start.params.flat + moved)
         # What it is evaluated with is for adapters of the plain scale.

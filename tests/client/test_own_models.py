@@ -339,4 +339,4 @@ def test_a_part_that_is_not_trained_stays_in_the_own_model_too(tuned: Tuned) -> 
     assert end.own is not None
     moved = end.own != tuned.start.flat
     assert moved[part.mask].any()
-    assert not moved[part.rest.mask].any()
+    assert not moved[part.complement.mask].any()

@@ -105,7 +105,7 @@ def test_parts_of_their_own(tiny_model: Path) -> None:
     """Side by side, one client trains everything, the next ones the connector or the adapters."""
     tuned = tune(tiny_model)
     connector = Part.of(tuned.layout.mask(lambda name: name.startswith("connector/")))
-    parts = [None, connector, connector.rest, connector, None]
+    parts = [None, connector, connector.complement, connector, None]
     todo = [replace(job, trained=part) for job, part in zip(jobs_of(tuned, SETTINGS), parts, strict=True)]
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 

@@ -72,7 +72,7 @@ def test_what_a_client_keeps_is_not_in_its_message() -> None:
     everything = answer(
         site(parts=parts_of(LAYOUT, strategy("both", LoRA()), 0)), replace(asked(), down=None, up=None)
     )
-    assert everything.length - update.length > 4 * CONNECTOR.rest.count - 64
+    assert everything.length - update.length > 4 * CONNECTOR.complement.count - 64
 
 
 def test_no_client_reads_the_memory_of_another(memory: Memory) -> None:
@@ -139,12 +139,12 @@ def test_what_is_not_finite_is_not_kept(value: float, memory: Memory) -> None:
 
 
 def test_a_server_cannot_ask_for_what_stays_with_clients() -> None:
-    for up in (None, CONNECTOR.rest, Part.whole(SIZE)):
+    for up in (None, CONNECTOR.complement, Part.whole(SIZE)):
         with pytest.raises(UserError, match="stay with clients"):
             site().job(replace(asked(), up=up))
     some = Part(SIZE, ((0, 2),))
     job = site().job(replace(asked(), up=some))
-    assert job.trained == some | CONNECTOR.rest
+    assert job.trained == some | CONNECTOR.complement
 
 
 def test_a_personal_model_is_the_global_one_with_the_clients_own_values(memory: Memory) -> None:

@@ -207,7 +207,7 @@ def test_nothing_but_the_trained_part_moves(optimizer: str, tuned: Tuned) -> Non
         (end,) = train(tuned, [job])
         moved = end.end != tuned.start.flat
         assert moved[part.mask].any()
-        assert not moved[part.rest.mask].any()
+        assert not moved[part.complement.mask].any()
 
 
 def test_a_strong_pull_keeps_a_client_near_the_global_model(tuned: Tuned) -> None:

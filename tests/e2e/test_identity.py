@@ -25,7 +25,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.plugins.code_digest import PROCESS, source_digest
 from fedloom.plugins.plugins import Plugins
 from fedloom.progress import Progress
-from fedloom.run_log import Record
+from fedloom.run_log import RunLog
 from fedloom.runs import run_folder, run_identity, single_run
 from fedloom.runs.run_folder import HELD, begin, discard, folder_state
 from fedloom.runs.single_run import resume_run, run_experiment
@@ -81,13 +81,13 @@ class World:
     def interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Begin the run and stop it in its second round."""
         with monkeypatch.context() as patch:
-            patch.setattr(Record, "append", _stopping(Record.append))
+            patch.setattr(RunLog, "append", _stopping(RunLog.append))
             with pytest.raises(KeyboardInterrupt):
                 self.run()
 
 
 def _stopping(append: Callable[..., None]) -> Callable[..., None]:
-    def stopping(record: Record, kind: str, values: dict[str, object]) -> None:
+    def stopping(record: RunLog, kind: str, values: dict[str, object]) -> None:
         if kind == "round" and values["round"] == 1:
             raise KeyboardInterrupt
         append(record, kind, values)
@@ -402,7 +402,7 @@ def test_what_a_kill_leaves_before_a_run_has_begun_is_taken_over(left: list[str]
 def test_a_folder_of_version_0_1_is_reported_on_and_not_resumed(world: World) -> None:
     world.run()
     (world.out / "manifest.json").unlink()
-    lines = [{**line} for line in Record(world.out / "record.jsonl")]
+    lines = [{**line} for line in RunLog(world.out / "record.jsonl")]
     lines[0]["version"] = "0.1.0"
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (world.out / "record.jsonl").write_text(text)
@@ -467,27 +467,27 @@ def test_what_others_put_into_a_run_folder_is_theirs(world: World, monkeypatch: 
 def test_a_manifest_that_is_removed_meanwhile_ends_the_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = Record.append
+    append = RunLog.append
 
-    def removing(record: Record, kind: str, values: dict[str, object]) -> None:
+    def removing(record: RunLog, kind: str, values: dict[str, object]) -> None:
         if kind == "round":
             (world.out / "manifest.json").unlink(missing_ok=True)
         append(record, kind, values)
 
-    monkeypatch.setattr(Record, "append", removing)
+    monkeypatch.setattr(RunLog, "append", removing)
     with pytest.raises(UserError, match=r"manifest\.json was removed"):
         world.run()
 
 
 def test_a_run_whose_folder_is_removed_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = Record.append
+    append = RunLog.append
 
-    def removing(record: Record, kind: str, values: dict[str, object]) -> None:
+    def removing(record: RunLog, kind: str, values: dict[str, object]) -> None:
         if kind == "round" and world.out.exists():
             shutil.rmtree(world.out)
         append(record, kind, values)
 
-    monkeypatch.setattr(Record, "append", removing)
+    monkeypatch.setattr(RunLog, "append", removing)
     with pytest.raises(UserError, match="was removed"):
         world.run()
     assert not world.out.exists()

@@ -17,7 +17,7 @@ from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli.run_commands import app
 from fedloom.plugins import plugins
 from fedloom.progress import Progress
-from fedloom.run_log import Record
+from fedloom.run_log import RunLog
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.types import Example
@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_with_its_plugins(
     tiny_model: Path, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_code: None
 ) -> None:
     def stopping(append: Callable[..., None]) -> Callable[..., None]:
-        def stop(record: Record, kind: str, values: dict[str, object]) -> None:
+        def stop(record: RunLog, kind: str, values: dict[str, object]) -> None:
             if kind == "round" and values["method"] == "slow" and values["round"] == 1:
                 raise KeyboardInterrupt
             append(record, kind, values)
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_with_its_plugins(
 
     whole = run(experiment(tiny_model, mine), tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Record, "append", stopping(Record.append))
+        patch.setattr(RunLog, "append", stopping(RunLog.append))
         run(experiment(tiny_model, mine), tmp_path / "run")
     text = json.loads((tmp_path / "run/experiment.json").read_text())
     assert text["plugins"] == [str(mine)]
@@ -208,7 +208,7 @@ def test_python_values_are_run_and_are_finished_for_this_process_only(
     with pytest.raises(UserError, match="this has changed: code of value"):
         fedloom.run(of(values()), tmp_path / "run", quiet=True)
     told = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "--quiet"])
-    assert told.exit_code == 2 and "value, listed came as a Python value" in told.output
+    assert told.exit_code == 2 and "value, listed was a Python value" in told.output
 
 
 def test_a_factory_with_source_is_finished_for_every_process(

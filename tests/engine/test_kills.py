@@ -35,7 +35,7 @@ METHODS = {"fedavg": "fedavg", "scaffold": "scaffold", "fedadam": "fedadam", "sh
 """Case → algorithm: without state, with client state, with server state, and with personal parts."""
 
 OWN = Part(LAYOUT.size, ((6, 12),))
-PERSONAL = Parts(OWN.rest, OWN.rest, OWN, Part.whole(LAYOUT.size))
+PERSONAL = Parts(OWN.complement, OWN.complement, OWN, Part.whole(LAYOUT.size))
 Fault = Callable[[], Callable[[], None]]
 
 

@@ -342,7 +342,7 @@ def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None
     plain = site.local("fedavg")
     connector = tuned.layout.mask(lambda name: name.startswith("connector"))
     own = Part.of(connector)
-    parts = Parts(own.rest, own.rest, own, own | own.rest)
+    parts = Parts(own.complement, own.complement, own, own | own.complement)
     local = replace(plain, parts=[parts])
     found = list(InProcess(replace(site, local=lambda method: local)).train(assigned(tuned), Clock()))
     assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in found)

@@ -104,7 +104,7 @@ def test_a_refused_update_rolls_the_clients_memory_back(name: str) -> None:
         return replace(update, delta=Params(LAYOUT, update.delta.flat * 1e30))
 
     personal = Part(LAYOUT.size, ((6, 12),))
-    parts = Parts(personal.rest, personal.rest, personal, Part.whole(LAYOUT.size))
+    parts = Parts(personal.complement, personal.complement, personal, Part.whole(LAYOUT.size))
     algorithm = make(name, CLIENTS)
     site = site_of(algorithm, LONG, parts=parts)
     fields: dict[str, Any] = {
@@ -245,7 +245,7 @@ def test_a_value_counts_only_clients_whose_part_has_it() -> None:
     """Two clients with the same weight, of whom one reports the first half: by hand."""
     start, half = torch.zeros(LAYOUT.size), Part(LAYOUT.size, ((0, 6),))
     one = Update(0, Params(LAYOUT, torch.full((12,), 2.0)), 3.0)
-    other = Update(1, Params(LAYOUT, half.only(torch.full((12,), 4.0))), 3.0, up=half)
+    other = Update(1, Params(LAYOUT, half.zero_outside(torch.full((12,), 4.0))), 3.0, up=half)
     for name in ("fedavg", "fedmean", "fedprox"):
         algorithm = make(name, 2)
         after, _ = algorithm.apply(algorithm.init(Params(LAYOUT, start)), [one, other])
@@ -260,7 +260,7 @@ def test_a_value_that_nobody_reports_keeps_its_value_and_its_slots(name: str) ->
     up, memory = Part(LAYOUT.size, ((3, 12),)), InMemory()
     before = whole_run(name, 1, memory=memory)
     after = whole_run(name, 2, before, up=lambda client: up, memory=memory)
-    silent = up.rest.mask
+    silent = up.complement.mask
     assert torch.equal(after.state.params.flat[silent], before.state.params.flat[silent])
     for key, value in after.state.slots.items():
         if value.shape == (LAYOUT.size,):

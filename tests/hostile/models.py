@@ -1,7 +1,7 @@
-"""Model folders that must be refused with one sentence, and some that look odd and must load.
+"""Model folders that must be refused with one sentence, and unusual ones that must load.
 
-Each builder takes a folder that holds a tiny LLaVA and changes it. No test framework is needed, so that a campaign can use
-them too.
+Each builder takes a folder with a tiny LLaVA and changes it. No test framework is needed, so a campaign can use the
+builders too.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def pipe(file: str) -> Build:
 
 def header(value: bytes, length: int | None = None, rest: bytes = b"") -> Build:
     """Replace the weights by a file with this header, which may lie about its length."""
-    told = struct.pack("<Q", len(value) if length is None else length)
-    return content(WEIGHTS, told + value + rest)
+    announced = struct.pack("<Q", len(value) if length is None else length)
+    return content(WEIGHTS, announced + value + rest)
 
 
 def one_tensor(**claims: Any) -> Build:

@@ -1,6 +1,6 @@
-"""Recipes and arguments that nobody means well with: each ends soon, with exit code 2 and a message.
+"""Hostile recipes and arguments: each ends soon, with exit code 2 and a message.
 
-A builder takes an empty folder, writes what it needs there, and returns the words after `fedloom`.
+A builder takes an empty folder, writes the files that it needs there, and returns the words after `fedloom`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bad and odd images and records, as builders: what people's folders hold, and what somebody may put there.
+"""Bad and odd images and records, as builders: those of real folders, and those that an attacker may add.
 
-`IMAGES` and `RECORDS` map a name to a `Case`. Each says what must come of it: used, with what it shows, or skipped, with
-words that its reason must hold. Nothing here needs pytest, so that scripts can use it too.
+`IMAGES` and `RECORDS` map a name to a `Case` with the required result: used, with the right pixels, or skipped, with words
+of its reason. Nothing here needs pytest, so scripts can use it too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OTHER = "not a PNG, JPEG or WebP image"
 
 @dataclass(frozen=True)
 class Case:
-    """Something hostile and what must come of it.
+    """A hostile image or record, and the required result.
 
     Attributes:
         build: Makes the bytes of a file, or of a record's line.
@@ -40,8 +40,8 @@ class Case:
 
 
 def pixels(seed: int = 0, height: int = SIDE, width: int = SIDE, channels: int = 3) -> np.ndarray:
-    found = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return found if channels > 1 else found[..., 0]
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return values if channels > 1 else values[..., 0]
 
 
 def encoded(image: Image.Image | None = None, format: str = "PNG", **options: Any) -> bytes:

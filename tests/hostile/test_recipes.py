@@ -1,4 +1,4 @@
-"""Whatever is given, a command ends soon, says what is wrong in words that a terminal only shows, and has no traceback."""
+"""For any input a command ends soon, with a message that is safe for a terminal and without a traceback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def patient() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_hostile_ends_with_a_message(
+def test_hostile_input_ends_with_a_message(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -43,13 +43,13 @@ def test_what_is_hostile_ends_with_a_message(
     with patient():
         result = CliRunner().invoke(app, CASES[name](tmp_path / "given"))
     assert result.exit_code == 2, result.output
-    said = result.stderr
-    assert said.strip()
-    assert "Traceback" not in said
-    assert "internal error" not in said
-    assert printable(said) == said
-    assert len(said) < 50_000
-    assert "fedloom: all is well" not in said.splitlines()
+    message = result.stderr
+    assert message.strip()
+    assert "Traceback" not in message
+    assert "internal error" not in message
+    assert printable(message) == message
+    assert len(message) < 50_000
+    assert "fedloom: all is well" not in message.splitlines()
     # Every line is ours: it says who speaks, or belongs to the one before. Usage errors are typer's.
-    if not said.startswith("Usage:"):
-        assert all(re.match(r"fedloom: |  |1 cell in ", line) for line in said.splitlines())
+    if not message.startswith("Usage:"):
+        assert all(re.match(r"fedloom: |  |1 cell in ", line) for line in message.splitlines())

@@ -1,4 +1,4 @@
-"""Each bad image and record is used or skipped with the right reason, and nobody else is lost."""
+"""Each bad image and record is used, or skipped with the right reason, and no other record is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.data.own_folder import load_folder
 from .records import IMAGES, RECORDS, fill, pixels
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_enough_hostile_records() -> None:
     assert len(IMAGES) + len(RECORDS) >= 100
 
 
@@ -31,9 +31,9 @@ def test_an_image_is_used_or_its_reason_is_right(name: str, tmp_path: Path) -> N
         return
     assert reason is None
     picture = FileImage(path)
-    found = picture.pixels()
-    assert picture.size == (found.shape[1], found.shape[0]) == case.size
-    assert found.dtype == np.uint8 and found.shape[2] == 3
+    pixels = picture.pixels()
+    assert picture.size == (pixels.shape[1], pixels.shape[0]) == case.size
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
 
 
 LOSSLESS = [
@@ -49,7 +49,7 @@ def test_whole_pixels_are_the_pixels(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(FileImage(tmp_path / "image").pixels(), pixels())
 
 
-def test_nobody_else_is_lost(tmp_path: Path) -> None:
+def test_no_other_record_is_lost(tmp_path: Path) -> None:
     images, records = fill(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = load_folder(Data(name="folder", root=str(tmp_path), max_rejected=1.0), 0)

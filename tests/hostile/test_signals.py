@@ -1,4 +1,4 @@
-"""Signals that ask to end: SIGTERM and SIGHUP do what Ctrl-C does, in one process and in several."""
+"""Signals that ask a process to end: SIGTERM and SIGHUP have the effect of Ctrl-C, in one process and in several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedloom.system.processes import can_fork
-from fedloom.system.signals import ECHO, Stopped, stoppable
+from fedloom.system.signals import ECHO, Stopped, stop_on_signals
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 
@@ -35,7 +35,7 @@ STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 @pytest.fixture
 def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Begin a command in a process group of its own; what is left of the group is killed at the end."""
+    """Start a command in a process group of its own, which is killed at the end."""
     begun: list[subprocess.Popen[str]] = []
 
     def command(what: str, *words: str, workers: int = 1) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def begin(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess
 
 
 def alive(group: int) -> bool:
-    """Say whether any process of a group is there that was not waited for."""
+    """Return whether any process of a group exists that was not waited for."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -90,50 +90,50 @@ def commits(folder: Path) -> bool:
         (signal.SIGHUP, 2, False),
     ],
 )
-def test_a_run_that_is_asked_to_end_says_how_to_go_on(
+def test_an_interrupted_run_shows_how_to_continue(
     number: int, workers: int, group: bool, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process, folder = begin("run", workers=workers), tmp_path / "out"
     wait(lambda: commits(folder) or process.poll() is not None)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, said
-    assert said.endswith(f"fedloom: interrupted; `fedloom resume {folder}` continues from there\n")
-    assert "Traceback" not in said
-    assert said.count("interrupted") == 1
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert output.endswith(f"fedloom: interrupted; `fedloom resume {folder}` continues from there\n")
+    assert "Traceback" not in output
+    assert output.count("interrupted") == 1
     wait(lambda: not alive(process.pid), 30)
     assert not list(folder.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
+def test_a_sweep_ended_by_a_signal_shows_how_to_continue(
     jobs: str, begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process, folder = begin("sweep", "--jobs", jobs), tmp_path / "out"
     wait(lambda: commits(folder) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` continues from there\n$", said)
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert re.search(r"fedloom: interrupted; `fedloom sweep .* --out .*` continues from there\n$", output)
+    assert "Traceback" not in output
     wait(lambda: not alive(process.pid), 30)
 
 
-def test_before_anything_began_nothing_is_promised(
+def test_an_early_signal_promises_no_continuation(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = begin("run")
     # torch is a library that is loaded only once a command is at work.
     wait(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    told = "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
-    assert told in said
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    expected = "continues from there" if (tmp_path / "out/experiment.json").exists() else "nothing was begun"
+    assert expected in output
+    assert "Traceback" not in output
 
 
-def test_clients_of_a_killed_worker_are_missing_and_the_run_goes_on(
+def test_clients_of_a_killed_worker_are_missing_and_the_run_continues(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     """One of two processes is killed, once; the other's client has its update, and the next round has both."""
@@ -159,33 +159,33 @@ def test_clients_of_a_killed_worker_are_missing_and_the_run_goes_on(
     wait(lambda: any(int(file.stem[6:]) > first + 3 for file in folder.rglob("round-*.json")))
     assert process.poll() is None
     process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
 
 
-def test_a_killed_job_fails_its_cell_and_the_others_go_on(
+def test_a_killed_job_fails_its_cell_and_the_others_continue(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process, folder = begin("sweep", "--jobs", "2", "--set", "train.rounds=40"), tmp_path / "out"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait(lambda: commits(folder) or process.poll() is not None)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 1, said
+    _, output = process.communicate(timeout=240)
+    assert process.returncode == 1, output
     cells = json.loads((folder / "sweep.json").read_text())["cells"]
     assert sorted(cell["state"] for cell in cells) == ["done", "done", "failed"]
     assert "SIGKILL" in next(cell["error"] for cell in cells if cell["state"] == "failed")
-    assert "sweep.json has the reasons" in said
-    assert "Traceback" not in said
+    assert "sweep.json has the reasons" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_the_second_signal_ends_at_once(number: int) -> None:
     code = (
         "import os, time\n"
-        "from fedloom.system.signals import Stopped, stoppable\n"
-        "with stoppable():\n"
+        "from fedloom.system.signals import Stopped, stop_on_signals\n"
+        "with stop_on_signals():\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(60)\n"
@@ -201,13 +201,13 @@ def test_the_second_signal_ends_at_once(number: int) -> None:
     assert ended.returncode == -number
 
 
-def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
+def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in STOPPING]
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stoppable():
+        with stop_on_signals():
             os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(Stopped), stoppable():
+        with pytest.raises(Stopped), stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGHUP, ignored)
@@ -215,7 +215,7 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back() -> None:
 
 
 @pytest.mark.parametrize("words", [["list", "recipes"], ["show", "quickstart"], ["--help"]])
-def test_who_stops_reading_gets_no_traceback(words: list[str]) -> None:
+def test_a_closed_output_gives_no_traceback(words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     ended = subprocess.run(
@@ -231,7 +231,7 @@ def test_who_stops_reading_gets_no_traceback(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_under_the_output_is_told() -> None:
+def test_a_full_disk_under_the_output_is_reported() -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "fedloom", "list", "recipes"],

@@ -1,4 +1,4 @@
-"""Every bad update is refused with its reason, and the round is as if its client had not come."""
+"""Every bad update is refused with its reason, and the round is the same as without its client."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CASES = [
 )
 def test_a_bad_update_changes_no_bit(name: str, said: str, corrupt: Corrupt) -> None:
     """From the first round on, before there is a history."""
-    found, logs = run(name, {BAD_CLIENT: corrupt})
+    standing, logs = run(name, {BAD_CLIENT: corrupt})
     without, _ = run(name, clients=OTHERS)
-    assert torch.equal(found.state.params.flat, without.state.params.flat)
-    assert found.state.slots.keys() == without.state.slots.keys()
-    assert all(torch.equal(value, without.state.slots[key]) for key, value in found.state.slots.items())
-    assert found.kept == without.kept
+    assert torch.equal(standing.state.params.flat, without.state.params.flat)
+    assert standing.state.slots.keys() == without.state.slots.keys()
+    assert all(torch.equal(value, without.state.slots[key]) for key, value in standing.state.slots.items())
+    assert standing.kept == without.kept
     for log in logs:
         (refused,) = log["refused"]
         assert len(refused["reason"]) > 10
@@ -43,12 +43,12 @@ def test_honest_updates_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXCHANGING)
 @pytest.mark.parametrize("said", ["a million times", "a million times, turned round", "all 1e30"])
-def test_neither_one_of_two_nor_two_of_three_get_in(name: str, said: str) -> None:
-    """A median over the round's own norms would be theirs."""
+def test_neither_one_of_two_nor_two_of_three_bad_updates_are_accepted(name: str, said: str) -> None:
+    """Bad updates would decide a median over the norms of their own round."""
     for clients, bad in (((0, 1), (1,)), ((0, 1, 2), (1, 2))):
-        found, logs = run(name, dict.fromkeys(bad, BAD[said]), clients)
+        standing, logs = run(name, dict.fromkeys(bad, BAD[said]), clients)
         without, _ = run(name, clients=(0,))
-        assert torch.equal(found.state.params.flat, without.state.params.flat)
+        assert torch.equal(standing.state.params.flat, without.state.params.flat)
         assert [[row["client"] for row in log["refused"]] for log in logs] == [list(bad)] * 3
 
 
@@ -59,7 +59,7 @@ def test_an_update_among_zeros_is_bounded() -> None:
 
 
 def test_tiny_updates_do_not_have_honest_ones_refused() -> None:
-    """A majority that sends next to nothing makes the median next to nothing."""
+    """If most updates are nearly zero, the median of their norms is nearly zero."""
     tiny = {client: scaled(1e-12) for client in (0, 1, 3)}
     _, logs = run("fedavg", tiny)
     assert [log["refused"] for log in logs] == [[], [], []]

@@ -1,4 +1,4 @@
-"""Bad updates: functions that turn what an honest client sends into what no server may take in.
+"""Bad updates: functions that turn an honest client's update into one that no server may accept.
 
 BAD         for any algorithm
 BAD_EXTRAS  by algorithm, for those that send more than a delta
@@ -31,7 +31,7 @@ def run(
     limits: Limits = Limits(),
     rounds: tuple[int, ...] = (0, 1, 2),
 ) -> tuple[Standing, list[dict[str, Any]]]:
-    """Train with an algorithm, with some clients bad; return where that ends and the figures of its rounds."""
+    """Train with some bad clients; return the final state and the figures of the rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
     one = run_of(
         name, clients, train, limits, algorithm=algorithm, committed=lambda now, log: logs.append(log)

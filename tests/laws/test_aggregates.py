@@ -389,7 +389,7 @@ HALF, REST = Part(LAYOUT.size, ((0, 5),)), Part(LAYOUT.size, ((3, 8),))
 def reporting(parts: Sequence[Part | None]) -> list[Update]:
     """Return updates that report parts; outside them they are zero."""
     return [
-        replace(one, delta=Params(LAYOUT, (part or one.delta.whole).only(one.delta.flat)), up=part)
+        replace(one, delta=Params(LAYOUT, (part or one.delta.whole).zero_outside(one.delta.flat)), up=part)
         for one, part in zip(cohort(len(parts)), parts, strict=True)
     ]
 

@@ -16,8 +16,8 @@ from fedloom.algorithms.local_rule import PLAIN, chain
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.testing import KINDS, LAWS, bench_of
-from fedloom.testing.laws import stacked_as_alone
-from fedloom.testing.toy_clients import LAYOUT, random, require_same
+from fedloom.testing.laws import check_stacking
+from fedloom.testing.toy_clients import LAYOUT, random_vector, require_same
 from fedloom.types import Broadcast
 from fedloom.wire.messages import Update
 
@@ -44,7 +44,7 @@ OF_ARGUMENTS = ("weights matter", "proportional")
 def test_algorithms_keep_the_laws(case, law):
     name, arguments = CASES[case]
     bench = bench_of(ENTRIES[name], CLIENTS, arguments)
-    assert law not in bench.entry.opts_out and LAWS[law].asked(bench)
+    assert law not in bench.entry.opts_out and LAWS[law].applies(bench)
     LAWS[law].check(bench)
 
 
@@ -58,7 +58,7 @@ def test_parts_that_are_added_to_fedavg_keep_the_laws_that_they_promise(name, la
     if law in bench.entry.opts_out:  # what holds is promised
         with pytest.raises((AssertionError, TooFew)):
             LAWS[law].check(bench)
-    elif LAWS[law].asked(bench):
+    elif LAWS[law].applies(bench):
         LAWS[law].check(bench)
 
 
@@ -66,8 +66,8 @@ def test_parts_that_are_added_to_fedavg_keep_the_laws_that_they_promise(name, la
 def test_averaging_clients_that_agree_gives_that_client(name):
     bench = bench_of(ENTRIES[name], CLIENTS, {})
     algorithm = bench.make()
-    state = algorithm.init(Params(LAYOUT, random("start")))
-    one = bench.update(algorithm, state, 1, random("agreed"))
+    state = algorithm.init(Params(LAYOUT, random_vector("start")))
+    one = bench.update(algorithm, state, 1, random_vector("agreed"))
     found, _ = algorithm.apply(state, [Update(k, one.delta, 1.0 + k, one.extras) for k in range(CLIENTS)])
     torch.testing.assert_close(found.params.flat, state.params.flat + one.delta.flat)
 
@@ -93,15 +93,15 @@ def test_scaffold_refuses_more_clients_than_there_are():
 
 def test_a_chain_treats_a_stack_of_clients_like_each_alone():
     rule = chain(make("scaffold", CLIENTS).local, proximal(0.3))
-    sent = Broadcast(Params(LAYOUT, random("start")), {"control": random("control")})
-    stacked_as_alone(rule, sent, [{"0.control": random("m", k)} for k in range(CLIENTS)])
+    sent = Broadcast(Params(LAYOUT, random_vector("start")), {"control": random_vector("control")})
+    check_stacking(rule, sent, [{"0.control": random_vector("m", k)} for k in range(CLIENTS)])
 
 
 def test_a_chain_keeps_both_rules_and_adds_their_corrections():
     server, pull = make("scaffold", CLIENTS).local, proximal(0.3)
-    sent = Broadcast(Params(LAYOUT, random("start")), {"control": random("control")})
+    sent = Broadcast(Params(LAYOUT, random_vector("start")), {"control": random_vector("control")})
     both = chain(server, pull)
-    grads, params, own = random("grads"), random("params"), {"control": random("own")}
+    grads, params, own = random_vector("grads"), random_vector("params"), {"control": random_vector("own")}
     found, carry = both.correct(grads, params, both.begin(sent, {"0.control": own["control"]}))
     first, carry_first = server.correct(grads, params, server.begin(sent, own))
     expected, _ = pull.correct(first, params, pull.begin(sent, {}))
@@ -114,11 +114,11 @@ def test_a_chain_keeps_both_rules_and_adds_their_corrections():
 
 def test_a_rule_added_to_fedavg_is_fedprox():
     composed, whole = with_rule(make("fedavg", CLIENTS), proximal(0.3)), make("fedprox", CLIENTS, {"mu": 0.3})
-    sent = Broadcast(Params(LAYOUT, random("start")))
-    found, _ = composed.local.correct(random("g"), random("p"), composed.local.begin(sent, {}))
-    expected, _ = whole.local.correct(random("g"), random("p"), whole.local.begin(sent, {}))
+    sent = Broadcast(Params(LAYOUT, random_vector("start")))
+    found, _ = composed.local.correct(random_vector("g"), random_vector("p"), composed.local.begin(sent, {}))
+    expected, _ = whole.local.correct(random_vector("g"), random_vector("p"), whole.local.begin(sent, {}))
     assert torch.equal(found, expected)
-    assert not torch.equal(found, PLAIN.correct(random("g"), random("p"), {})[0])
+    assert not torch.equal(found, PLAIN.correct(random_vector("g"), random_vector("p"), {})[0])
 
 
 # Weighted means -------------------------------------------------------------------------------------

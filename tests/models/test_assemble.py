@@ -30,8 +30,8 @@ from transformers import (
     SiglipModel,
 )
 
-from fedloom.config.validation_errors import resolve
-from fedloom.config.yaml_document import read
+from fedloom.config.validation_errors import build_model
+from fedloom.config.yaml_document import read_document
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.assemble_model import base_digest, load_model
 from fedloom.models.batches import answer_loss, encode, generate, option_scores
@@ -210,7 +210,7 @@ def test_a_connector_file_that_is_none_is_told(llm: Path, tmp_path: Path) -> Non
     with pytest.raises(
         UserError, match=r"model.connector is missing; model.connector_weights needs the type"
     ):
-        resolve(Experiment, read("model: {connector_weights: real-laptop}", "mine.yaml"))
+        build_model(Experiment, read_document("model: {connector_weights: real-laptop}", "mine.yaml"))
 
 
 def test_its_parts_are_the_given_ones(encoder: Path, llm: Path) -> None:

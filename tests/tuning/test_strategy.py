@@ -64,7 +64,7 @@ def test_personal_parts_are_stretches_of_the_layout(tiny_model: Path, name: str,
     parts = parts_of(layout, stages, 0)
     for tensor in layout.names:
         assert bool((parts.personal.mask[layout.slice(tensor)] == tensor.startswith(kept)).all())
-    assert parts.down == parts.up == parts.personal.rest
+    assert parts.down == parts.up == parts.personal.complement
     assert parts.trained.is_whole
     sent, own = torch.full((layout.size,), 1.0), torch.full((layout.size,), 2.0)
     mine, begin = parts.personal.mask, start_of(layout).flat

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second, chain
-from fedloom.params import Layout, Params, Part, common
+from fedloom.params import Layout, Params, Part, intersection
 from fedloom.types import Broadcast, Tensors
 from fedloom.wire.messages import Update
 
@@ -322,8 +322,8 @@ class Budget:
     def __and__(self, other: Budget) -> Budget:
         """Return the budget of clients that hold, train and report only what both budgets give them."""
         return Budget(
-            lambda client: common(self.down(client), other.down(client)),
-            lambda client: common(self.up(client), other.up(client)),
+            lambda client: intersection(self.down(client), other.down(client)),
+            lambda client: intersection(self.up(client), other.up(client)),
             lambda client: self.scale(client) * other.scale(client),
         )
 

@@ -55,7 +55,7 @@ def dp(*, seed: int, stage: int, bound: float = 1.0, noise: float = 1.0) -> Chan
             if noise > 0:
                 draw = torch_stream(seed, f"dp/{stage}", round=state.round)
                 added = deviation * torch.randn(delta.shape, generator=draw)
-                delta = delta + (reported[0] or state.params.whole).only(added)
+                delta = delta + (reported[0] or state.params.whole).zero_outside(added)
             return delta, {**figures, "clipped": share(), "noise_deviation": deviation}
 
         return aggregate

@@ -1,4 +1,4 @@
-"""The command `fedloom data`: check that a data set is complete and as its owners distribute it, or add a part of one."""
+"""The command `fedloom data`: check that a data set is complete and as its owners publish it, or add a part of one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedloom.cli.options import (
     Debug,
     Json,
     PluginFiles,
-    courteous,
+    echo,
+    echo_json,
+    report_errors,
     require_known,
-    say,
-    say_json,
 )
 from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
@@ -67,19 +67,19 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Check whether a folder holds a data set, and show where to get it; exit code 1 if it cannot be used."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.data.check_folder import check as checked
         from fedloom.experiment.plugins_key import Pluggable
 
         datasets = Pluggable(plugins=tuple(plugins or ())).datasets
         require_known("data set", name, datasets)
         if root is not None and sys.stderr.isatty():
-            say("Decoding every image; for large data sets that takes minutes.", err=True)
+            echo("Decoding every image; for large data sets that takes minutes.", err=True)
         report = checked(name, root, variant, datasets=datasets)
         if as_json:
-            say_json(report.to_json())
+            echo_json(report.to_json())
         else:
-            say("\n".join(map(one_line, lines(report))))
+            echo("\n".join(map(one_line, lines(report))))
     raise typer.Exit(0 if report.usable else FAILED)
 
 
@@ -93,7 +93,7 @@ def add(
     network: Annotated[bool, typer.Option("--network", help="Download the package with npm.")] = False,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder to put it in; by default, one in which the data set finds it by itself."),
+        typer.Option(help="Folder to put it in; by default, one where the data set finds it."),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -101,7 +101,7 @@ def add(
 
     Give either --network or --package. An earlier copy is replaced.
     """
-    with courteous(debug, "nothing was added"):
+    with report_errors(debug, "nothing was added"):
         from fedloom.data.emoji_styles import openmoji_folder
         from fedloom.data.openmoji import PACKAGE, add_openmoji, fetch, read_package
 
@@ -112,17 +112,20 @@ def add(
             )
         folder = openmoji_folder() if root is None else root
         if sys.stderr.isatty():
-            say("Drawing nearly 2,000 SVG files; that takes a minute or more.", err=True)
-        drawn = add_openmoji(fetch() if package is None else read_package(package), folder)
-        say(
-            f"{folder} holds " + " and ".join(f"{count:,} emoji of {title}" for title, count in drawn.items())
+            echo("Drawing nearly 2,000 SVG files; that takes a minute or more.", err=True)
+        counts = add_openmoji(fetch() if package is None else read_package(package), folder)
+        echo(
+            f"{folder} holds "
+            + " and ".join(f"{count:,} emoji of {title}" for title, count in counts.items())
         )
         where = "" if root is None else f" with data.root={root}"
-        say(f"data.name=emoji-styles{where} uses them with data.variant=with-openmoji; license: CC BY-SA 4.0")
+        echo(
+            f"data.name=emoji-styles{where} uses them with data.variant=with-openmoji; license: CC BY-SA 4.0"
+        )
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Write a report for people, at most 80 columns wide where names allow."""
+    """Yield the lines of a report for people, at most 80 columns wide where names allow."""
     where = f" in {report.root}" if report.root is not None else ""
     variant = f" ({report.variant})" if report.variant else ""
     yield f"{report.name}{variant}{where}: {'can be used' if report.usable else 'cannot be used'}"
@@ -163,7 +166,7 @@ def _wrapped(text: str, bullet: str) -> list[str]:
 
 
 def _table(numbers: tuple[Number, ...]) -> Iterator[str]:
-    # A long list of classes that nobody published numbers of would bury the rest.
+    # A long list of classes without published numbers would hide the other rows.
     unpublished = Counter(number.part for number in numbers if number.of and number.published is None)
     rows = [
         number
@@ -177,9 +180,9 @@ def _table(numbers: tuple[Number, ...]) -> Iterator[str]:
     for name, number in zip(names, rows, strict=True):
         line = f"{name:{width}}  {number.found:>7,}"
         if number.published is not None:
-            less = number.published - number.found
-            told = f"  {abs(less):,} {'fewer' if less > 0 else 'more'}" if less else ""
-            line += f"  {number.published:>9,}{told}"
+            missing = number.published - number.found
+            difference = f"  {abs(missing):,} {'fewer' if missing > 0 else 'more'}" if missing else ""
+            line += f"  {number.published:>9,}{difference}"
         yield line
 
 

@@ -1,4 +1,4 @@
-"""The command `fedloom list`: what recipes, algorithms, data sets and the like there are, each with a sentence."""
+"""The command `fedloom list`: list recipes, algorithms, data sets and more, each with a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedloom.cli.options import Debug, Json, PluginFiles, courteous, require_known, say, say_json
+from fedloom.cli.options import Debug, Json, PluginFiles, echo, echo_json, report_errors, require_known
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ def _name(name: str, value: Any) -> str:
 
 
 def _each(
-    there: Mapping[str, T], about: Callable[[T], str], shown: Callable[[str, T], str] = _name
+    entries: Mapping[str, T], about: Callable[[T], str], label: Callable[[str, T], str] = _name
 ) -> dict[str, str]:
-    """Describe everything of a mapping; what an installed package adds and cannot be used ends no list."""
-    found: dict[str, str] = {}
-    for name in there:
+    """Return name → description; an entry of an installed package that cannot be used is listed with the reason."""
+    descriptions: dict[str, str] = {}
+    for name in entries:
         try:
-            found[shown(name, there[name])] = about(there[name])
+            descriptions[label(name, entries[name])] = about(entries[name])
         except UserError as error:
-            found[name] = f"cannot be used: {error}"
-    return found
+            descriptions[name] = f"cannot be used: {error}"
+    return descriptions
 
 
 def _recipes(plugged: Pluggable) -> dict[str, str]:
@@ -52,10 +52,10 @@ def _recipes(plugged: Pluggable) -> dict[str, str]:
 
 
 def _algorithms(plugged: Pluggable) -> dict[str, str]:
-    def shown(name: str, entry: Entry) -> str:
+    def label(name: str, entry: Entry) -> str:
         return name if entry.kind == "server" else f"+{name}"
 
-    return _each(plugged.entries, lambda entry: entry.about, shown)
+    return _each(plugged.entries, lambda entry: entry.about, label)
 
 
 def _datasets(plugged: Pluggable) -> dict[str, str]:
@@ -97,13 +97,14 @@ def _strategies(plugged: Pluggable) -> dict[str, str]:
     names = {"connector": "connector", "llm": "language model"}
     kept = {"connector": "connector", "llm": "adapters"}
 
-    def said(what: str, personal: tuple[str, ...]) -> str:
+    def describe(what: str, personal: tuple[str, ...]) -> str:
         parts = " and ".join(f"the {names[part]} {ways[way]}" for part, way in STRATEGIES[what].items())
         own = " and ".join(kept[part] for part in personal)
         return f"{parts}; each client keeps its own {own}" if personal else parts
 
     return {
-        name: f"Train {', then '.join(said(*one) for one in stages)}." for name, stages in SEQUENCES.items()
+        name: f"Train {', then '.join(describe(*stage) for stage in stages)}."
+        for name, stages in SEQUENCES.items()
     }
 
 
@@ -118,7 +119,7 @@ def _scenarios(plugged: Pluggable) -> dict[str, str]:
 def _methods(plugged: Pluggable) -> dict[str, str]:
     from fedloom.algorithms.baselines import BASELINES
 
-    return {name: one.about for name, one in BASELINES.items()} | _algorithms(plugged)
+    return {name: baseline.about for name, baseline in BASELINES.items()} | _algorithms(plugged)
 
 
 _LISTS: dict[str, Callable[[Pluggable], dict[str, str]]] = {
@@ -143,14 +144,14 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List what there is to choose from."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.experiment.plugins_key import Pluggable
 
         require_known("list", kind, _LISTS)
         rows = _LISTS[kind](Pluggable(plugins=tuple(plugins or ())))
         if as_json:
-            say_json(rows)
+            echo_json(rows)
             return
         width = max(map(len, rows))
         for name, about in rows.items():
-            say(f"{name:{width}}  {about}".rstrip())
+            echo(f"{name:{width}}  {about}".rstrip())

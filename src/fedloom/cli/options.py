@@ -1,4 +1,4 @@
-"""Options that commands share, how they print, and how they end. See docs/exit-codes.md."""
+"""Options that commands share, and functions that print and that end commands. See docs/exit-codes.md."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedloom.system.errors import UserError, explained, sentence
+from fedloom.system.errors import UserError, error_sentence, user_message
 from fedloom.system.json_files import to_json
-from fedloom.system.signals import exit_code, stoppable
-from fedloom.system.terminal import message, printable, printable_json, wrapped
+from fedloom.system.signals import exit_code, stop_on_signals
+from fedloom.system.terminal import printable, printable_json, safe_message, wrap_line
 
-FAILED, USER_ERROR, UNHEARD = 1, 2, 141
-"""Exit codes: a part of the work or fedloom itself failed; the user has to change something; the output's reader left."""
+FAILED, USER_ERROR, BROKEN_PIPE = 1, 2, 141
+"""Exit codes: the work or fedloom itself failed; the user has to change something; nobody reads the output any more."""
 
-# The class by which a wrong option or argument is reported: typer's own, or in older versions click's.
+# The class of errors in options and arguments: typer's own, or in older versions click's.
 _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
-    """A group of commands that escapes what it was given in its messages, as the commands do."""
+    """A group of commands that escapes the user's text in its error messages."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the requested command."""
         try:
             return super().invoke(ctx)
         except _Usage as error:
-            held = vars(error)
-            held["message"] = printable(held["message"])
+            attributes = vars(error)
+            attributes["message"] = printable(attributes["message"])
             raise
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Complete a recipe's name for the shell."""
+    """Return the names of recipes that begin with a text, for completion in a shell."""
     from fedloom.experiment.recipes import recipes
 
     return [name for name in recipes() if name.startswith(incomplete)]
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Complete a key of an experiment for the shell."""
+    """Return the keys of an experiment that begin with a text, for completion in a shell."""
     from fedloom.config.validation_errors import key_descriptions
     from fedloom.config.yaml_document import dotted
     from fedloom.experiment.experiment import Experiment
@@ -92,12 +92,12 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard outpu
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 
 
-def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print text; control characters, and characters that the terminal cannot show, are escaped."""
     _print(printable(text), err, nl)
 
 
-def say_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
     """Print a value as JSON to standard output."""
     _print(printable_json(to_json(value, 2)), False, True)
 
@@ -108,71 +108,71 @@ def _print(text: str, err: bool, nl: bool) -> None:
     typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err, nl=nl)
 
 
-def complain(text: str) -> None:
-    """Print a sentence, or a list of mistakes, to standard error; on a terminal, wrapped between words."""
-    told = f"fedloom: {message(text)}"
+def print_error(text: str) -> None:
+    """Print a message to standard error; on a terminal, its lines are wrapped between words."""
+    shown = f"fedloom: {safe_message(text)}"
     if sys.stderr.isatty():
-        told = "\n".join(wrapped(line, shutil.get_terminal_size().columns) for line in told.split("\n"))
-    _print(told, True, True)
+        shown = "\n".join(wrap_line(line, shutil.get_terminal_size().columns) for line in shown.split("\n"))
+    _print(shown, True, True)
 
 
 def require_known(kind: str, name: str, names: Iterable[str]) -> None:
-    """Raise a `UserError` that says which name was likely meant, unless `name` is one of `names`."""
-    if name not in (known := list(names)):
-        from fedloom.config.validation_errors import unknown
+    """Raise a `UserError` unless `name` is one of `names`; the message has the name that was likely meant."""
+    if name not in (choices := list(names)):
+        from fedloom.config.validation_errors import unknown_name
 
-        raise UserError(unknown(kind, name, known))
+        raise UserError(unknown_name(kind, name, choices))
 
 
 @contextmanager
-def courteous(debug: bool, begun: str = "") -> Iterator[None]:
-    """Run a command and report whatever ends it in one sentence, with a traceback only if requested.
+def report_errors(debug: bool, begun: str = "") -> Iterator[None]:
+    """Run a command and report any error that ends it in one sentence, with a traceback only if requested.
 
     Args:
-        debug: Print the traceback too.
-        begun: What follows "interrupted" in the message when a signal ends the command.
+        debug: Whether to print the traceback too.
+        begun: The text after "interrupted" in the message when a signal ends the command.
     """
     try:
-        with stoppable():
+        with stop_on_signals():
             yield
     except KeyboardInterrupt as stop:
-        _unheard()
-        with whoever_listens():
-            complain(f"interrupted; {begun}" if begun else "interrupted")
+        _silence_closed_streams()
+        with ignore_closed_output():
+            print_error(f"interrupted; {begun}" if begun else "interrupted")
         raise typer.Exit(exit_code(stop)) from None
     except BrokenPipeError:
-        _unheard()
-        raise typer.Exit(UNHEARD) from None
+        _silence_closed_streams()
+        raise typer.Exit(BROKEN_PIPE) from None
     except (typer.Exit, _Usage):
         raise
     except Exception as error:
-        _unheard()
-        mine = explained(error) is None
-        with whoever_listens():
+        _silence_closed_streams()
+        internal = user_message(error) is None
+        with ignore_closed_output():
             if debug:
-                say(traceback.format_exc(), err=True, nl=False)
-            hint = "" if debug or not mine else "; please report it with what --debug prints"
-            complain(f"{sentence(error)}{hint}")
-        raise typer.Exit(FAILED if mine else USER_ERROR) from None
+                echo(traceback.format_exc(), err=True, nl=False)
+            hint = "" if debug or not internal else "; please report it with the output of --debug"
+            print_error(f"{error_sentence(error)}{hint}")
+        raise typer.Exit(FAILED if internal else USER_ERROR) from None
 
 
 @contextmanager
-def whoever_listens() -> Iterator[None]:
-    """Print in this block; it is not a failure if nobody reads the output."""
+def ignore_closed_output() -> Iterator[None]:
+    """Print in a `with` block, without an error if nobody reads the output."""
     try:
         yield
     except OSError:
-        _unheard()
+        _silence_closed_streams()
 
 
-def _unheard() -> None:
-    """Redirect streams that cannot be written to the null device, so that Python does not try again at exit."""
+def _silence_closed_streams() -> None:
+    """Redirect streams that cannot be written to the null device, so that Python does not fail again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
         except (AttributeError, ValueError):  # there is no stream, or it was closed
             pass

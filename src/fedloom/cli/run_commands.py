@@ -1,4 +1,4 @@
-"""The command `fedloom`. Each command imports what it needs only when it runs, so that help is fast."""
+"""The command `fedloom`; each of its commands imports its modules only when it runs, so that help is fast."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fedloom.cli.options import (
     Quiet,
     Recipe,
     Rerun,
-    complain,
-    courteous,
-    say,
-    say_json,
+    echo,
+    echo_json,
+    print_error,
+    report_errors,
 )
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
 from fedloom.system.errors import UserError
 from fedloom.system.signals import exit_code
-from fedloom.system.startup import uncollected
+from fedloom.system.startup import without_garbage_collection
 from fedloom.version import __version__
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ app.add_typer(data)
 app.add_typer(models)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        say(f"fedloom {__version__}")
+def _print_version(requested: bool) -> None:
+    if requested:
+        echo(f"fedloom {__version__}")
         raise typer.Exit
 
 
@@ -78,7 +78,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment and print its results."""
-    with courteous(debug, "nothing was begun"):
+    with report_errors(debug, "nothing was begun"):
         from fedloom.experiment.recipes import load_experiment
         from fedloom.runs.run_folder import default_folder, discard, folder_state, moves
 
@@ -89,7 +89,7 @@ def run(
         state = folder_state(folder, experiment)
         if state == "unfinished":
             words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
-            words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
+            words += [word for plugin in experiment.plugins for word in ("--plugin", str(plugin))]
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
@@ -109,7 +109,7 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """Continue an interrupted run."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.runs.run_folder import finished, resumable
 
         _check_run(folder)
@@ -126,43 +126,43 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check that every file of a run, a sweep or an adapter is as it was written."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.runs.verify_files import verify as check
 
-        faults = 0
+        total = 0
         for folder in folders:
-            count, found = check(folder)
-            faults += len(found)
-            for fault in found:
-                complain(fault)
-            say(f"{folder}: {count} checks, {len(found) or 'no'} fault{'s' * (len(found) != 1)}")
-        if faults:
+            count, problems = check(folder)
+            total += len(problems)
+            for fault in problems:
+                print_error(fault)
+            echo(f"{folder}: {count} checks, {len(problems) or 'no'} fault{'s' * (len(problems) != 1)}")
+        if total:
             raise typer.Exit(FAILED)
 
 
 def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool) -> None:
-    """Run an experiment, from where it stands, and show its result."""
+    """Run an experiment, or continue it, and show its result."""
     result = _work(folder, quiet, experiment)
     if finished:
-        complain(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
+        print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     _show(result, folder, as_json)
 
 
 def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
-    """Run an experiment, from where it stands in its folder."""
+    """Run an experiment, or continue it if its folder holds a part of it."""
     from fedloom.progress import make_progress
 
     progress: Progress = make_progress(quiet)
     try:
-        with uncollected():
+        with without_garbage_collection():
             from fedloom.runs.single_run import run_experiment
 
         return run_experiment(experiment, folder, progress)
     except KeyboardInterrupt as stop:
         progress.close()
-        begun = (folder / "experiment.json").is_file()
-        again = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
-        complain(f"interrupted; {again if begun else 'nothing was begun'}")
+        started = (folder / "experiment.json").is_file()
+        advice = f"`fedloom resume {shlex.quote(str(folder))}` continues from there"
+        print_error(f"interrupted; {advice if started else 'nothing was begun'}")
         raise typer.Exit(exit_code(stop)) from None
     finally:
         progress.close()
@@ -179,14 +179,14 @@ def _check_run(folder: Path) -> None:
 
 def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
-        say_json(result)
+        echo_json(result)
         return
     from fedloom.report.score_tables import terminal_table
 
-    say(terminal_table(dict(result)))
+    echo(terminal_table(dict(result)))
     for what in ("report", "adapter"):
-        if isinstance(named := result.get(what), str) and (folder / named).exists():
-            say(f"{what.capitalize() + ':':9}{folder / named}")
+        if isinstance(file := result.get(what), str) and (folder / file).exists():
+            echo(f"{what.capitalize() + ':':9}{folder / file}")
 
 
 app.command()(sweep)
@@ -201,7 +201,7 @@ def validate(
     debug: Debug = False,
 ) -> None:
     """Check an experiment without running it; --json prints it with all defaults."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.experiment.recipes import load_experiment, sweep_keys
         from fedloom.runs.run_folder import default_folder
 
@@ -210,18 +210,18 @@ def validate(
             return
         experiment = load_experiment(recipe, changes or (), plugins or ())
         if as_json:
-            say(experiment.to_json(), nl=False)
+            echo(experiment.to_json(), nl=False)
         else:
-            say(f"{recipe} is valid; it would run in {default_folder(experiment)}")
+            echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
 
 
 @app.command()
 def show(recipe: Recipe, debug: Debug = False) -> None:
     """Print a recipe, ready to copy into your own file."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.experiment.recipes import experiment_text
 
-        say(experiment_text(recipe)[0], nl=False)
+        echo(experiment_text(recipe)[0], nl=False)
 
 
 @app.command()
@@ -236,7 +236,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write the report of a run, or compare several runs on one page."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.report.html_page import write_report
 
         if (folders[0] / "sweep.json").is_file():
@@ -246,7 +246,7 @@ def report(
             _check_run(folder)
         page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("comparison.html"))
         write_report(folders, page)
-        say(f"Report: {page}")
+        echo(f"Report: {page}")
 
 
 app.command()(split)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedloom.cli.options import PluginFiles, courteous, say, say_json
+from fedloom.cli.options import PluginFiles, echo, echo_json, report_errors
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.experiment.experiment import Experiment
 
 CLIENTS, COHORT = 10, 2
-"""The values of FedMLLM; an experiment has its own defaults."""
+"""The defaults of this command, which are FedMLLM's; an experiment has other defaults."""
 
 OWN = {"missing": ("rate", "lose_all"), "cross": ("image_clients",), "hybrid": ("p",)}
 """Keys of the `scenario` section that only one scenario reads."""
@@ -63,72 +63,72 @@ def split(
     debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")] = False,
 ) -> None:
     """Show which client would hold what, and how much the clients would differ."""
-    with courteous(debug):
+    with report_errors(debug):
         from fedloom.report.split_table import cohorts_table, split_text
 
         if (dataset is None) == (sampler is None):
             raise UserError("fedloom split needs either a data set (`fedloom list datasets`) or --sampler")
         if sampler is not None:
-            given = {"train.sampler": ("--sampler", sampler), "train.rounds": ("--rounds", rounds)}
-            found = cohorts(experiment_of(given, changes or ()))
-            _show({"rounds": found}, None if as_json else cohorts_table(found).text())
+            options = {"train.sampler": ("--sampler", sampler), "train.rounds": ("--rounds", rounds)}
+            rounds_drawn = draw_cohorts(build_experiment(options, changes or ()))
+            _show({"rounds": rounds_drawn}, None if as_json else cohorts_table(rounds_drawn).text())
             return
-        given = {
+        options = {
             "data.name": ("DATASET", dataset),
             "data.root": ("--root", root),
             "scenario.pattern": ("--scenario", scenario),
             "scenario.mode": ("--mode", mode),
         }
-        value = plan_and_validation(experiment_of(given, changes or (), scenario, plugins or ()))
+        value = divide_data(build_experiment(options, changes or (), scenario, plugins or ()))
         _show(value, None if as_json else split_text(value))
 
 
 def _show(value: dict[str, Any], text: str | None) -> None:
     """Print the text, or the value as JSON where there is none."""
-    say_json(value) if text is None else say(text, nl=False)
+    echo_json(value) if text is None else echo(text, nl=False)
 
 
-def experiment_of(
-    given: dict[str, tuple[str, Any]],
+def build_experiment(
+    options: dict[str, tuple[str, Any]],
     changes: Sequence[str],
     scenario: str | None = None,
     plugins: Sequence[str] = (),
 ) -> Experiment:
-    """Make an experiment from options and changes; a key of the `scenario` section is named by its last word.
+    """Build an experiment from options and changes; keys of the `scenario` section need no prefix.
 
     Args:
-        given: Key → the option's name, for messages, and its value.
-        changes: Texts such as `alpha=0.5`, as `--set` takes them.
+        options: Key → name of its option, for messages, and value.
+        changes: Texts such as `alpha=0.5`, as given by `--set`.
         scenario: If given, a key that only another scenario reads is refused.
         plugins: Python files that are added.
 
     Raises:
-        UserError: Every mistake, with the option it stands in.
+        UserError: The options have mistakes; the message lists all of them, each with its option.
     """
-    from fedloom.config.validation_errors import resolve
-    from fedloom.config.yaml_document import Document, KeyPath, Place, override
+    from fedloom.config.validation_errors import build_model
+    from fedloom.config.yaml_document import Document, KeyPath, Place, apply_override
     from fedloom.experiment.experiment import Experiment
     from fedloom.experiment.plugins_key import with_plugins
     from fedloom.scenarios.published_draws import TWO_SOURCES
 
-    sources = given.get("data.name", ("", None))[1] in TWO_SOURCES
+    sources = options.get("data.name", ("", None))[1] in TWO_SOURCES
     value: dict[str, dict[str, Any]] = {
         "scenario": {"clients": CLIENTS, "partition": "by_source" if sources else "dirichlet"},
         "train": {"cohort": COHORT},
     }
     places: dict[KeyPath, Place] = {}
-    for key, (option, chosen) in given.items():
+    for key, (option, setting) in options.items():
         section, name = key.split(".")
-        value.setdefault(section, {})[name] = chosen
+        value.setdefault(section, {})[name] = setting
         places[section, name] = Place(option)
     document = Document(COMMAND, value, places, places)
     for change in _whole_keys(changes, scenario):
-        document = override(document, change, lambda _: False)
-    return resolve(Experiment, with_plugins(document, plugins))
+        document = apply_override(document, change, lambda _: False)
+    return build_model(Experiment, with_plugins(document, plugins))
 
 
 def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
-    """Complete `alpha=0.5` to `scenario.alpha=0.5`."""
+    """Yield changes with whole keys: `scenario.alpha=0.5` for `alpha=0.5`."""
     for change in changes:
         key, equals, text = change.partition("=")
         key = key.strip().removeprefix("scenario.")
@@ -143,29 +143,29 @@ def _whole_keys(changes: Sequence[str], scenario: str | None) -> Iterator[str]:
         yield f"{whole}{equals}{text}"
 
 
-def plan_and_validation(experiment: Experiment) -> dict[str, Any]:
-    """Load the data and divide them; return what --json prints."""
+def divide_data(experiment: Experiment) -> dict[str, Any]:
+    """Return the division of the data among clients, as --json prints it."""
     from fedloom.data import load_data
     from fedloom.scenarios.heterogeneity_card import card, client_rows, survey
     from fedloom.scenarios.validation_part import plan_and_validation as divided_among
     from fedloom.scenarios.validation_part import validation_json
 
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
-    plan, kept = divided_among(data, experiment.data, experiment.scenario, experiment.seed)
-    found = survey(plan, data.train)
+    plan, validation = divided_among(data, experiment.data, experiment.scenario, experiment.seed)
+    counts = survey(plan, data.train)
     return {
         "digest": plan.digest,
         "data": data.name,
         "scenario": dict(plan.scenario),
         "seed": experiment.seed,
-        "card": card(found),
-        "clients": client_rows(found),
-        **({} if kept is None else {"validation": validation_json(kept)}),
+        "card": card(counts),
+        "clients": client_rows(counts),
+        **({} if validation is None else {"validation": validation_json(validation)}),
     }
 
 
-def cohorts(experiment: Experiment) -> list[dict[str, Any]]:
-    """Draw the clients of each round."""
+def draw_cohorts(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the clients of each round."""
     from fedloom.engine.rounds import Schedule, draw_cohort
 
     train = experiment.train

@@ -1,4 +1,4 @@
-"""The command `fedloom sweep`, and how other commands handle a grid or a sweep."""
+"""The command `fedloom sweep`, and the forms of other commands for a grid or a sweep."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedloom.cli.options import (
     PluginFiles,
     Quiet,
     Recipe,
-    complain,
-    courteous,
-    say,
-    say_json,
-    whoever_listens,
+    echo,
+    echo_json,
+    ignore_closed_output,
+    print_error,
+    report_errors,
 )
 from fedloom.system.errors import UserError
 from fedloom.system.signals import exit_code
@@ -46,7 +46,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Run every experiment of a grid; the same command continues after an interruption."""
-    with courteous(debug, "nothing was begun"):
+    with report_errors(debug, "nothing was begun"):
         from fedloom.experiment.grid import load_grid
         from fedloom.progress import make_passing_progress
         from fedloom.report.tables import counted
@@ -55,20 +55,20 @@ def sweep(
         grid = load_grid(recipe, changes or (), plugins or (), quick=quick)
         folder = default_sweep_folder(grid) if out is None else out
 
-        def tell(line: str) -> None:
+        def show(line: str) -> None:
             if not quiet:
-                with whoever_listens():
-                    say(one_line(line), err=True)
+                with ignore_closed_output():
+                    echo(one_line(line), err=True)
 
-        tell(f"{counted(len(grid.cells), 'cell')} in {folder}")
+        show(f"{counted(len(grid.cells), 'cell')} in {folder}")
         try:
-            result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
+            result = run_sweep(grid, folder, show, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
         except KeyboardInterrupt as stop:
-            again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
-            again += [word for change in changes or () for word in ("--set", change)]
-            again += [word for plugin in plugins or () for word in ("--plugin", plugin)]
-            again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
-            complain(f"interrupted; `{shlex.join(again)}` continues from there")
+            command = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
+            command += [word for change in changes or () for word in ("--set", change)]
+            command += [word for plugin in plugins or () for word in ("--plugin", plugin)]
+            command += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+            print_error(f"interrupted; `{shlex.join(command)}` continues from there")
             raise typer.Exit(exit_code(stop)) from None
         _show(result, folder, as_json)
 
@@ -77,23 +77,23 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Print the tables and the path of the report; exit with 1 if a cell failed."""
     failed = [cell for cell in result["cells"] if cell["state"] == "failed"]
     if as_json:
-        say_json(result)
+        echo_json(result)
     else:
         from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
         from fedloom.report.sweeps.comparison_tables import group_by_factor, terminal_lines
         from fedloom.report.sweeps.sweep_results import read_sweep
         from fedloom.report.sweeps.sweep_tables import terminal_tables
 
-        found = read_sweep(folder)
-        say(terminal_tables(found))
-        if lines := terminal_lines(group_by_factor(with_chosen_values(found, choices(found)))):
-            say(f"{lines}\n")
-        say(f"Report:  {folder / 'report.html'}")
+        results = read_sweep(folder)
+        echo(terminal_tables(results))
+        if lines := terminal_lines(group_by_factor(with_chosen_values(results, choices(results)))):
+            echo(f"{lines}\n")
+        echo(f"Report:  {folder / 'report.html'}")
     for cell in failed:
-        complain(f"{cell['name']} failed: {cell['error']}")
+        print_error(f"{cell['name']} failed: {cell['error']}")
     if failed:
         count = "one cell" if len(failed) == 1 else f"{len(failed)} cells"
-        complain(
+        print_error(
             f"{count} failed; {folder / 'sweep.json'} has the reasons; the same command runs failed cells again"
         )
         raise typer.Exit(FAILED)
@@ -112,11 +112,11 @@ def validate_grid(
         load_grid(recipe, changes, plugins, quick=True)
     if as_json:
         cells = {cell.name: cell.experiment.model_dump(mode="json") for cell in grid.cells}
-        say_json(cells)
+        echo_json(cells)
     else:
         axes = " × ".join(f"{len(labels)} {name}" for name, labels in grid.axes.items())
-        told = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
-        say(f"{told}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
+        text = f"{recipe} is valid: {counted(len(grid.cells), 'cell')} ({axes})"
+        echo(f"{text}; `fedloom sweep` would run them in {default_sweep_folder(grid)}")
 
 
 def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
@@ -126,4 +126,4 @@ def report_sweep(folders: Sequence[Path], out: Path | None) -> None:
     from fedloom.report.sweeps.sweep_page import write_sweep_report
 
     write_sweep_report(folders[0])
-    say(f"Report: {folders[0] / 'report.html'}")
+    echo(f"Report: {folders[0] / 'report.html'}")

@@ -18,7 +18,7 @@ from fedloom.models.batches import Connect, encode, generate, option_scores
 from fedloom.models.decoder_inputs import positions_of
 from fedloom.models.load_model import Vlm
 from fedloom.models.teacher_forcing import teacher_forced
-from fedloom.system.processes import forked, threads_each
+from fedloom.system.processes import run_forked, threads_per_process
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
 from fedloom.tasks.score_answers import Answers
 from fedloom.tasks.task import AnswerForm
@@ -152,7 +152,7 @@ def _asked(
             if likely:  # tokenized here once, and not in every copy again
                 encode(vlm, one, one.options)
         parts = [partial(share, number) for number in range(workers)]
-        for _, message in forked(parts, threads_each(workers)):
+        for _, message in run_forked(parts, threads_per_process(workers)):
             yield from (tuple(found) for found in json.loads(message))
     else:
         for places in batches:

@@ -32,7 +32,7 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
             if loss.requires_grad:  # not where only the connector is trained and no image is shown
                 (loss * len(batch) / len(examples)).backward()
     flat = tuned.grads[0].cpu()
-    flat = flat if job.trained is None else job.trained.only(flat)
+    flat = flat if job.trained is None else job.trained.zero_outside(flat)
     norms = [torch.linalg.vector_norm(flat[layout.slice(name)]) for name in layout.names]
     return {"norms": torch.stack(norms)}
 

@@ -29,7 +29,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
 from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
-from fedloom.wire.messages import Assignment, Update, unsendable
+from fedloom.wire.messages import Assignment, Update, unsendable_reason
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Evaluate, Train
@@ -236,7 +236,7 @@ class Site:
         asked, start = job.assignment, job.start.params
         found = job.rule.finish(trained.carry, job.steps)
         sent, rule = (apart(put(tensors, "cpu"), trained.end) for tensors in found)
-        if why := unsendable(sent):
+        if why := unsendable_reason(sent):
             raise UserError(f"what the algorithm sends cannot be sent: {why}")
         up = asked.up or start.whole
         ruled = up if job.exchanges else start.whole  # rules act on what is exchanged, or else on everything
@@ -245,7 +245,7 @@ class Site:
             kept[PERSONAL] = job.personal.take(fold(trained.end, start.layout, job.scale)).clone()
         if (own := _own(job, trained)) is not None:
             kept[OWN] = fold(own, start.layout, job.scale)
-        delta = up.only(fold(trained.end - start.flat, start.layout, job.scale))
+        delta = up.zero_outside(fold(trained.end - start.flat, start.layout, job.scale))
         moved = delta if job.exchanges else trained.end - job.begun.flat
         norm = float(torch.linalg.vector_norm(moved))
         if kept:
@@ -333,7 +333,7 @@ def _as_held(budget: Budget, client: int, params: Params) -> Params:
     Messages, memory and models that are evaluated are for adapters of the plain scale.
     """
     held = budget.down(client)
-    flat = params.flat if held is None else held.only(params.flat)
+    flat = params.flat if held is None else held.zero_outside(params.flat)
     return params.with_flat(fold(flat, params.layout, 1 / budget.scale(client)))
 
 
@@ -360,4 +360,4 @@ def _require_finite(kept: Tensors) -> None:
 
 def _on(up: Part, value: Tensor) -> Tensor:
     """Return a rule's tensor, with zeros outside `up` where it is as long as the layout: rules act on what is exchanged."""
-    return up.only(value) if value.shape == (up.size,) else value
+    return up.zero_outside(value) if value.shape == (up.size,) else value

@@ -1,4 +1,4 @@
-"""Spellings of version 0.1 that still work: of keys and names in experiments, and in what older runs wrote."""
+"""Translate spellings of version 0.1 that still work: keys and names in experiments and in files of older runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMED_BY = ("method", "methods", "main", "path", "encoder")
 
 
 def current_name(name: Any) -> Any:
-    """Return the new spelling of a method or a model; anything else as it is.
+    """Return the new spelling of a method or a model; any other value is returned as it is.
 
     Example:
         >>> current_name("centralised+prompt"), current_name("fedavg"), current_name("shipped")
@@ -29,7 +29,7 @@ def current_name(name: Any) -> Any:
 
 
 def current_keys(value: Any, keys: Mapping[str, str] = KEYS) -> Any:
-    """Return a mapping with new spellings of its outermost keys; where both are given, both stay and one is refused.
+    """Return a mapping with new spellings of its outermost keys; if both spellings are given, the old one stays too.
 
     Example:
         >>> current_keys({"gate": {"max_norm": 2.0}, "seed": 1})
@@ -41,7 +41,7 @@ def current_keys(value: Any, keys: Mapping[str, str] = KEYS) -> Any:
 
 
 def current_document(value: Any, key: str = "") -> Any:
-    """Return what an older run wrote, with new spellings of methods and models: as keys, and as values of `NAMED_BY`.
+    """Return a document of an older run with new spellings of methods and models, in keys and in values of `NAMED_BY`.
 
     Example:
         >>> current_document({"main": "centralised", "scores": {"centralised": {"auc": 0.5}}, "label": "shipped"})
@@ -50,5 +50,5 @@ def current_document(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {current_name(name): current_document(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [current_document(one, key) for one in value]
+        return [current_document(item, key) for item in value]
     return current_name(value) if key in NAMED_BY else value

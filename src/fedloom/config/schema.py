@@ -1,4 +1,4 @@
-"""The sections of an experiment: their keys with allowed values, default, and a one-sentence description."""
+"""The sections of an experiment: each key with its allowed values, its default and a description."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ MOST_NAMES = 100
 
 
 def _argument(value: Any) -> Any:
-    """Return an argument; a list comes back as a tuple of such values."""
+    """Return a valid argument; a list is returned as a tuple."""
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if (
         isinstance(value, list | tuple)
         and len(value) <= MOST_NUMBERS
-        and not any(isinstance(one, list | tuple) for one in value)
+        and not any(isinstance(inner, list | tuple) for inner in value)
     ):
         return tuple(map(_argument, value))
     raise choice_error("an argument must be a finite number, text, true, false, or a list of these")
 
 
-def possible_path(path: str) -> str:
-    """Return a path that is valid in a file system; any other is refused."""
+def valid_path(path: str) -> str:
+    """Return a path, which must be valid in a file system."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -65,7 +65,7 @@ Text = Annotated[str, Field(strict=True, min_length=1)]
 PathText = Annotated[
     Text,
     BeforeValidator(lambda path: os.fspath(path) if isinstance(path, PurePath) else path),
-    AfterValidator(possible_path),
+    AfterValidator(valid_path),
 ]
 FewNames = BeforeValidator(_not_too_many)
 """Refuses a list of names that is too long."""
@@ -85,7 +85,7 @@ MethodName = Annotated[Text, BeforeValidator(current_name)]
 
 
 class Section(BaseModel):
-    """What all parts of an experiment have in common: they are frozen, and unknown keys are refused."""
+    """The base of all sections of an experiment: a frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -139,7 +139,7 @@ class Scenario(Section):
 
     mode: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="Draws by the experiment's seed, or exactly those of FedMLLM's published code.",
+        description="Draws from the experiment's seed, or exactly those of FedMLLM's published code.",
     )
     clients: Count = Field(default=5, description="Number of clients.")
     partition: Literal["iid", "dirichlet", "by_group", "by_source"] = Field(
@@ -286,7 +286,7 @@ class Evaluate(Section):
     )
     prompt: Wording = Field(
         default="present",
-        description="What prompts say about an example's modalities: present names those it has; see `+prompt` for the others.",
+        description="What prompts say about an example's modalities: present names those it has; `+prompt` describes the others.",
     )
     scoring: Literal["likelihood", "generate", "teacher-forced"] = Field(
         default="likelihood",
@@ -366,12 +366,12 @@ class Limits(Section):
 
 
 class Published(Section):
-    """Figures that others have published, which the report of a sweep shows beside ours."""
+    """Published figures of others, which the report of a sweep shows beside ours."""
 
-    source: Text = Field(description="Where the figures come from.")
+    source: Text = Field(description="Source of the figures.")
     metric: Literal["accuracy", "macro_f1", "auc", "macro_f1_published", "auc_published"] = Field(
         default="accuracy",
-        description="Score that the figures are, in percent, by the name that fedloom gives it.",
+        description="Score of the figures, in percent, by fedloom's name for it.",
     )
     scores: Mapping[Text, Mapping[MethodName, Number]] = Field(
         description="Label of an axis → method → figure in percent."

@@ -1,4 +1,4 @@
-"""Check a document against a pydantic model and report all mistakes at once, in words a user can act on."""
+"""Check a document against a pydantic model, and report all mistakes at once with what would be right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted, renamed
+from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted, rename_keys
 from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
@@ -27,13 +27,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Conflict(NamedTuple):
-    """Values that are valid by themselves but not together.
+    """A contradiction between values, each of which is valid by itself.
 
     Attributes:
-        path: The key the user should look at first.
-        message: What is wrong and what would be right, naming the key.
-        others: Keys the rule also looks at; where one of them is itself a mistake, the conflict is not reported.
-        of_value: Whether the mistake stands at the key's value, not at the key.
+        path: The key that the user should look at first.
+        message: What is wrong and what would be right, with the key.
+        others: Other keys that the rule reads; where one of them is a mistake itself, the conflict is not reported.
+        of_value: Whether the message gives the place of the key's value instead of the key's.
     """
 
     path: KeyPath
@@ -42,44 +42,44 @@ class Conflict(NamedTuple):
     of_value: bool = False
 
 
-def refusal(conflicts: Sequence[Conflict]) -> PydanticCustomError:
-    """Make the error by which a model's validator reports conflicts."""
+def conflict_error(conflicts: Sequence[Conflict]) -> PydanticCustomError:
+    """Return the error with which a model's validator reports conflicts."""
     error_text = "; ".join(conflict.message for conflict in conflicts).replace("{", "(").replace("}", ")")
     return PydanticCustomError("conflict", error_text, {"conflicts": list(conflicts)})  # type: ignore[arg-type]
 
 
-def resolve(model: type[Model], document: Document) -> Model:
-    """Make a model from a document.
+def build_model(model: type[Model], document: Document) -> Model:
+    """Build a model from a document.
 
     Raises:
-        UserError: One line per mistake, in the order of the file.
+        UserError: The document has mistakes; the message has one line for each, in the order of the file.
     """
-    found, mistakes = check(model, document)
-    if mistakes or found is None:
+    built, mistakes = check_document(model, document)
+    if mistakes or built is None:
         raise UserError(error_text(document.source, mistakes))
-    return found
+    return built
 
 
-def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mistake]]:
-    """Make a model from a document, or find every mistake in it.
+def check_document(model: type[Model], document: Document) -> tuple[Model | None, list[Mistake]]:
+    """Build a model from a document, and collect every mistake in it.
 
-    A model stops at the first layer of mistakes, so each pass removes what is wrong and tries again with
-    defaults in its place, until nothing new is found.
+    Pydantic stops at the first layer of mistakes. So each pass replaces wrong values by defaults and validates again,
+    until there are no new mistakes.
 
     Returns:
         The model without the wrong values, and the mistakes; the model is None where too little was valid.
     """
-    document = renamed(document, getattr(model, "OLD_KEYS", {}))
+    document = rename_keys(document, getattr(model, "OLD_KEYS", {}))
     mistakes, wrong = list(document.mistakes), set[KeyPath]()
     unread = {mistake.place for mistake in mistakes if mistake.place.line}
     value = document.value
     if value is None and not mistakes:
         mistakes.append(Mistake(document.place(()), "the file is empty; write at least `name: my-run`"))
     value = {} if value is None else value
-    found: Model | None = None
-    while found is None:
+    built: Model | None = None
+    while built is None:
         try:
-            found = model.model_validate(value)
+            built = model.model_validate(value)
         except ValidationError as error:
             new, paths = _mistakes(model, document, value, error, wrong)
             mistakes += [mistake for mistake in new if mistake.place not in unread]
@@ -87,11 +87,11 @@ def check(model: type[Model], document: Document) -> tuple[Model | None, list[Mi
                 break
             wrong |= paths
             value = _without(value, paths)
-    return found, mistakes
+    return built, mistakes
 
 
 def error_text(source: str, mistakes: Sequence[Mistake]) -> str:
-    """Format mistakes as a user sees them: how many, then the first, one a line, in the order of the file."""
+    """Format mistakes for the user: their number, then the first of them, one a line, in the order of the file."""
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
     count = "one mistake" if len(ordered) == 1 else f"{len(ordered):,} mistakes"
@@ -102,25 +102,25 @@ def error_text(source: str, mistakes: Sequence[Mistake]) -> str:
 def _mistakes(
     model: type[BaseModel], document: Document, value: Any, error: ValidationError, wrong: set[KeyPath]
 ) -> tuple[list[Mistake], set[KeyPath]]:
-    """Return what one pass found, and the keys to leave out in the next."""
-    schema, found, paths = schema_of(model), [], set[KeyPath]()
+    """Return the mistakes of one pass, and the keys to leave out in the next."""
+    schema, mistakes, paths = schema_of(model), [], set[KeyPath]()
     rows = {_place(schema, row["loc"]): row for row in reversed(error.errors(include_url=False))}
     around = {path[:length] for path in rows for length in range(len(path))}
     for path, row in reversed(rows.items()):
         if row["type"] == "conflict":
             for path, message, others, of_value in row.get("ctx", {})["conflicts"]:
                 if not any(key[:end] in wrong for key in (path, *others) for end in range(len(key) + 1)):
-                    found.append(Mistake(document.place(path, of_key=not of_value), message))
+                    mistakes.append(Mistake(document.place(path, of_key=not of_value), message))
             continue
         if path in around:
             continue  # a list whose items are wrong also counts as too short
         unknown = row["type"] == "extra_forbidden"
-        # Guessing what was meant takes a while; nobody reads a hundred guesses.
-        message = explain(schema, path, row, value, guess=len(found) < GUESSED)
-        found.append(Mistake(document.place(path, of_key=unknown), message))
-        # A list with a bad item is left out whole, so that the places of its other items stay true.
+        # Guesses take time, and nobody reads a hundred of them.
+        message = explain_error(schema, path, row, value, guess=len(mistakes) < GUESSED)
+        mistakes.append(Mistake(document.place(path, of_key=unknown), message))
+        # A list with a bad item is left out whole, so that the places of its other items stay right.
         paths.add(path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))])
-    return found, paths
+    return mistakes, paths
 
 
 def _place(schema: Schema, path: KeyPath) -> KeyPath:
@@ -134,12 +134,12 @@ def _place(schema: Schema, path: KeyPath) -> KeyPath:
 
 @cache
 def schema_of(model: type[BaseModel]) -> Schema:
-    """Return a model's JSON schema, made once; not to be changed."""
+    """Return a model's JSON schema, which is computed once and must not be changed."""
     return model.model_json_schema()
 
 
 def _without(value: Any, paths: Iterable[KeyPath]) -> Any:
-    """Return a value without what stands at some paths."""
+    """Return a value without the keys at some paths."""
     below: dict[str | int, list[KeyPath]] = {}
     for path in paths:
         if not path or not isinstance(value, dict):
@@ -154,7 +154,7 @@ def _without(value: Any, paths: Iterable[KeyPath]) -> Any:
     }
 
 
-def explain(
+def explain_error(
     schema: Schema,
     path: KeyPath,
     row: Mapping[str, Any],
@@ -163,15 +163,15 @@ def explain(
     above: KeyPath = (),
     guess: bool = True,
 ) -> str:
-    """Explain one row of a `ValidationError`.
+    """Return the message for one row of a `ValidationError`.
 
     Args:
         schema: The model's JSON schema.
         path: The key path of the row.
         row: One of `ValidationError.errors()`.
         value: The whole value that was checked.
-        above: The key path at which that value stands.
-        guess: Suggest which key was likely meant in place of an unknown one.
+        above: The key path of that value.
+        guess: Whether to suggest the key that was likely meant in place of an unknown one.
     """
     key = dotted((*above, *path)) or "the experiment"
     if row["type"] == "extra_forbidden":
@@ -181,39 +181,39 @@ def explain(
         return f"{key} is not a known key{hint} Allowed here: {', '.join(here)}"
     if row["type"] == "choice":
         return f"{key}: {row['msg']}"
-    wanted = schema_at(schema, path)
+    allowed = schema_at(schema, path)
     if row["type"] == "missing":
-        return f"{key} is missing; it must be {expected(schema, wanted)}"
+        return f"{key} is missing; it must be {describe_allowed(schema, allowed)}"
     for part in path:
         value = value[part]
-    choices = [choice for choice in _choices(wanted) if isinstance(choice, str)]
+    choices = [choice for choice in _choices(allowed) if isinstance(choice, str)]
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-    return f"{key} is {_shown(value)}, but must be {expected(schema, wanted)}{hint}"
+    return f"{key} is {_as_text(value)}, but must be {describe_allowed(schema, allowed)}{hint}"
 
 
 def choice_error(message: str) -> PydanticCustomError:
-    """Make the error by which a field's validator reports a complete message of its own."""
+    """Return the error with which a field's validator reports a complete message of its own."""
     return PydanticCustomError("choice", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
 
 
 def nearest(word: str, choices: Sequence[str]) -> str | None:
-    """Return the likeliest intended one of `choices`, or None where none is near.
+    """Return the choice that was most likely meant, or None where no choice is near.
 
     Example:
         >>> nearest("fedavgg", ["fedadam", "fedavg"]), nearest("x", ["fedavg"])
         ('fedavg', None)
     """
-    best, found = 0.5, None
+    best, nearest_choice = 0.5, None
     for choice in choices if len(word) <= LONGEST_WORD else ():
         pair = SequenceMatcher(None, word.lower(), choice.lower())
         # The first two are quick upper bounds of the third.
         for bound in (pair.real_quick_ratio, pair.quick_ratio, pair.ratio):
             ratio = bound()
-            if ratio < best or (found is not None and ratio == best):
+            if ratio < best or (nearest_choice is not None and ratio == best):
                 break
         else:
-            best, found = ratio, choice
-    return found
+            best, nearest_choice = ratio, choice
+    return nearest_choice
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
@@ -222,18 +222,18 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
     return f". Did you mean {choice}?" if choice else ""
 
 
-def unknown(kind: str, name: str, allowed: Sequence[str]) -> str:
-    """Return a message that `name` is none of `allowed`, and which of them was likely meant.
+def unknown_name(kind: str, name: str, allowed: Sequence[str]) -> str:
+    """Return a message that `name` is not one of `allowed`, with the one that was likely meant.
 
     Example:
-        >>> unknown("color", "gren", ["red", "green"])
+        >>> unknown_name("color", "gren", ["red", "green"])
         '"gren" is not a known color. Did you mean green? Allowed: red, green'
     """
     return f'"{name}" is not a known {kind}{did_you_mean(name, allowed) or "."} Allowed: {", ".join(allowed)}'
 
 
 def _meant_key(schema: Schema, path: KeyPath, here: Sequence[str]) -> KeyPath | None:
-    """Guess a key: the same word elsewhere, a near word here, or one whose description has the words."""
+    """Guess which key was meant: the same word elsewhere, a near word here, or a key whose description has the words."""
     word, around = str(path[-1]), path[:-1]
     descriptions = dict(key_descriptions(schema))
     elsewhere = [key for key in descriptions if key[-1] == word]
@@ -242,8 +242,8 @@ def _meant_key(schema: Schema, path: KeyPath, here: Sequence[str]) -> KeyPath | 
     near = nearest(word, here)
     if near:
         return (*around, near)
-    spoken = set(word.lower().split("_"))
-    described = [key for key, text in descriptions.items() if spoken <= _words(text)]
+    words = set(word.lower().split("_"))
+    described = [key for key, text in descriptions.items() if words <= _words(text)]
     return min(described, key=lambda key: key[:-1] != around, default=None)
 
 
@@ -262,7 +262,7 @@ def _properties(schema: Schema, part: Schema) -> Mapping[str, Schema]:
 
 
 def schema_at(schema: Schema, path: KeyPath) -> Schema:
-    """Return the part of a JSON schema that describes `path`; empty where nothing does."""
+    """Return the part of a JSON schema that describes `path`, or an empty one if there is none."""
     part: Schema = schema
     for key in path:
         inner = _resolved(schema, part)
@@ -296,16 +296,16 @@ _TYPES = {
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def expected(schema: Schema, part: Schema) -> str:
-    """Return in words which values a part of a JSON schema allows.
+def describe_allowed(schema: Schema, part: Schema) -> str:
+    """Return a description of the values that a part of a JSON schema allows.
 
     Example:
-        >>> expected({}, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})
+        >>> describe_allowed({}, {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]})
         'a number > 0 or null'
     """
     part = _resolved(schema, part)
     if "anyOf" in part:
-        return " or ".join(expected(schema, option) for option in part["anyOf"])
+        return " or ".join(describe_allowed(schema, option) for option in part["anyOf"])
     if "const" in part:
         return str(part["const"])
     if "enum" in part:
@@ -313,17 +313,17 @@ def expected(schema: Schema, part: Schema) -> str:
     if part.get("type") == "object" and "properties" in part:
         return f"a mapping with keys from {', '.join(part['properties'])}"
     if part.get("type") == "object":
-        most = f", at most {part['maxProperties']} of them" if "maxProperties" in part else ""
-        return f"a mapping from names to values{most}"
+        upper = f", at most {part['maxProperties']} of them" if "maxProperties" in part else ""
+        return f"a mapping from names to values{upper}"
     if part.get("type") == "array":
-        most = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
-        least = ", and not empty" if part.get("minItems") else ""
-        return f"a list, each item {expected(schema, part['items'])}{least}{most}"
+        upper = f", of at most {part['maxItems']} items" if "maxItems" in part else ""
+        lower = ", and not empty" if part.get("minItems") else ""
+        return f"a list, each item {describe_allowed(schema, part['items'])}{lower}{upper}"
     bounds = " and ".join(f"{sign} {part[bound]:g}" for bound, sign in _BOUNDS.items() if bound in part)
     return f"{_TYPES.get(part.get('type', ''), 'a plain value')} {bounds}".rstrip()
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

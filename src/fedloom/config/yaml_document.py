@@ -1,4 +1,4 @@
-"""Read YAML or JSON so that every value knows where it stands, and mistakes are collected instead of raised.
+"""Read YAML or JSON with the place of every value, and collect mistakes instead of raising them.
 
 Numbers follow YAML 1.2 and JSON (`3e-4` is a number, `yes` is text). Anchors, aliases, tags of other types
 and repeated keys are refused: an experiment is plain data, and each value is written where it is used.
@@ -20,15 +20,15 @@ from fedloom.system.terminal import one_line
 KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 10_000_000
-"""What a file may have to be read at all."""
+"""Most bytes of a file that is read."""
 MAX_CHARACTERS = 200_000
-"""Of a document, which takes some seconds to read; the largest recipe of ours has 5,000."""
+"""Most characters of a document; so many take some seconds to read. The largest bundled recipe has 5,000."""
 MAX_DEPTH = 20
 LONGEST_KEY = 400
 
 
 class Place(NamedTuple):
-    """Where something stands: a file with line and column from 1, or an override (line 0)."""
+    """A place in a file, with line and column from 1, or an override (line 0)."""
 
     source: str
     line: int = 0
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """Something the user has to change: where it stands, and what is wrong."""
+    """A mistake that the user has to correct: its place, and what is wrong."""
 
     place: Place
     message: str
@@ -50,7 +50,7 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A value read from text, the place of every key and value in it, and the mistakes met while reading.
+    """A value read from text, with the place of every key and value in it and the mistakes of reading it.
 
     Attributes:
         source: The file's name as the user wrote it.
@@ -67,13 +67,13 @@ class Document:
     mistakes: tuple[Mistake, ...] = ()
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> Place:
-        """Return where `path` stands, or where the nearest thing around it does."""
-        found = (self.keys.get(path) if of_key else None) or self.values.get(path)
-        return found or (self.place(path[:-1]) if path else Place(self.source, 1, 1))
+        """Return the place of `path`, or of the nearest path around it."""
+        place = (self.keys.get(path) if of_key else None) or self.values.get(path)
+        return place or (self.place(path[:-1]) if path else Place(self.source, 1, 1))
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a key path as text.
+    """Return a key path as text.
 
     Example:
         >>> dotted(("methods", 2)), dotted(("train", "lr"))
@@ -129,7 +129,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 class _Reader:
-    """Turns nodes into values, writing down places and mistakes on the way."""
+    """A reader that turns nodes into values, and collects their places and mistakes."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -156,7 +156,7 @@ class _Reader:
         return None
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             place = self.place(key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode):
@@ -168,82 +168,88 @@ class _Reader:
                 self.mistakes.append(Mistake(place, message))
                 continue
             self.keys[key] = place
-            found[key_node.value] = self.value(value_node, key)
-        return found
+            values[key_node.value] = self.value(value_node, key)
+        return values
 
 
-def read(text: str, source: str) -> Document:
+def read_document(text: str, source: str) -> Document:
     """Read one YAML or JSON document.
 
     Args:
         text: The document, at most 200,000 characters.
-        source: The name to give in places.
+        source: The name of the document in places.
 
     Returns:
-        The document; where the text cannot be read at all its value is None and `mistakes` says why.
+        The document. Where the text cannot be read at all, its value is None and `mistakes` has the reason.
 
     Example:
-        >>> document = read("train:\\n  lr: 3e-4\\n", "mine.yaml")
+        >>> document = read_document("train:\\n  lr: 3e-4\\n", "mine.yaml")
         >>> document.value, str(document.place(("train", "lr")))
         ({'train': {'lr': 0.0003}}, 'mine.yaml:2:7')
     """
     reader = _Reader(source)
     if len(text) > MAX_CHARACTERS:
-        return _unread(Place(source, 1, 1), f"longer than {MAX_CHARACTERS} characters; this is no experiment")
+        return _unreadable(
+            Place(source, 1, 1), f"longer than {MAX_CHARACTERS} characters; no experiment is so long"
+        )
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = reader.place(mark) if mark else Place(source, 1, 1)
-        return _unread(place, ", ".join(part for part in (error.context, error.problem) if part))
+        return _unreadable(place, ", ".join(part for part in (error.context, error.problem) if part))
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         column = error.position - before.rfind("\n")
         place = Place(source, before.count("\n") + 1, column)
-        return _unread(place, f"character {error.character!r} is not allowed")
+        return _unreadable(place, f"character {error.character!r} is not allowed")
     value = None if node is None else reader.value(node, ())
     return Document(source, value, reader.keys, reader.values, tuple(reader.mistakes))
 
 
-def _unread(place: Place, message: str) -> Document:
+def _unreadable(place: Place, message: str) -> Document:
     return Document(place.source, None, mistakes=(Mistake(place, message),))
 
 
-def override(document: Document, text: str, is_text: Callable[[KeyPath], bool]) -> Document:
+def apply_override(document: Document, text: str, is_text: Callable[[KeyPath], bool]) -> Document:
     """Set one value of a document from `key.path=value`.
 
     Args:
-        document: What to change; it is left as it was.
-        text: For example `train.lr=3e-4` or `methods=[zero-shot, fedavg]`.
-        is_text: Whether a key takes text, so that `name=2024` need not be quoted.
+        document: The document, which is not changed itself.
+        text: The change, for example `train.lr=3e-4` or `methods=[zero-shot, fedavg]`.
+        is_text: A function that returns whether a key takes text, so that `name=2024` needs no quotes.
 
     Returns:
-        The changed document, in which the new value stands at `--set key.path`.
+        The changed document, in which the place of the new value is `--set key.path`.
     """
-    path, branch = read_change(text, is_text)
-    return graft(document, path, branch) if not branch.mistakes else _noting(document, *branch.mistakes)
+    path, branch = parse_override(text, is_text)
+    return (
+        replace_at(document, path, branch)
+        if not branch.mistakes
+        else _with_mistakes(document, *branch.mistakes)
+    )
 
 
-def read_change(text: str, is_text: Callable[[KeyPath], bool]) -> tuple[KeyPath, Document]:
-    """Take `key.path=value` apart; what is wrong with it is among the value's mistakes. See `override`."""
+def parse_override(text: str, is_text: Callable[[KeyPath], bool]) -> tuple[KeyPath, Document]:
+    """Parse `key.path=value` into a path and a document, which has the mistakes; see `apply_override`."""
     key, equals, raw = text.partition("=")
     if len(key) > LONGEST_KEY or key.count(".") >= MAX_DEPTH:
         message = f"a key has at most {LONGEST_KEY} characters and {MAX_DEPTH} parts"
-        return (key[:LONGEST_KEY],), _unread(Place(f"--set {key[:LONGEST_KEY]}…"), message)
+        return (key[:LONGEST_KEY],), _unreadable(Place(f"--set {key[:LONGEST_KEY]}…"), message)
     path: KeyPath = tuple(key.strip().split("."))
     place = Place(f"--set {key.strip()}")
     if not equals or not all(path):
         message = "must look like key=value, for example --set train.lr=3e-4"
-        return path, _unread(Place(f"--set {text[:LONGEST_KEY]}"), message)
-    given = read(raw, place.source)
-    value = raw.strip() if isinstance(given.value, bool | int | float) and is_text(path) else given.value
-    places = dict.fromkeys(given.values, place)
-    mistakes = tuple(Mistake(place, mistake.message) for mistake in given.mistakes)
+        return path, _unreadable(Place(f"--set {text[:LONGEST_KEY]}"), message)
+    parsed = read_document(raw, place.source)
+    value = raw.strip() if isinstance(parsed.value, bool | int | float) and is_text(path) else parsed.value
+    places = dict.fromkeys(parsed.values, place)
+    mistakes = tuple(Mistake(place, mistake.message) for mistake in parsed.mistakes)
     return path, Document(place.source, value, places, places, mistakes)
 
 
-def part(document: Document, path: KeyPath) -> Document:
-    """Return what stands at a path as a document of its own, its places kept."""
+def subdocument(document: Document, path: KeyPath) -> Document:
+    """Return the value at a path as a document of its own, with its places."""
     value = document.value
     for key in path:
         value = value[key]
@@ -254,21 +260,23 @@ def part(document: Document, path: KeyPath) -> Document:
     return Document(document.source, value, keys, values)
 
 
-def branches(document: Document) -> dict[str | int, Document]:
-    """Return what stands below each key or index of the outermost value, as `part` does, in one pass."""
+def subdocuments(document: Document) -> dict[str | int, Document]:
+    """Return the subdocument of every key or index of the outermost value, in one pass."""
     value = document.value
     keys: dict[str | int, dict[KeyPath, Place]] = {}
     values: dict[str | int, dict[KeyPath, Place]] = {}
-    for places, found in ((document.keys, keys), (document.values, values)):
+    for places, target in ((document.keys, keys), (document.values, values)):
         for path, place in places.items():
             if path:
-                found.setdefault(path[0], {})[path[1:]] = place
+                target.setdefault(path[0], {})[path[1:]] = place
     inner = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: Document(document.source, one, keys.get(key, {}), values.get(key, {})) for key, one in inner}
+    return {
+        key: Document(document.source, item, keys.get(key, {}), values.get(key, {})) for key, item in inner
+    }
 
 
-def without(document: Document, names: Collection[str]) -> Document:
-    """Return a document that lacks some of its outermost keys."""
+def without_keys(document: Document, names: Collection[str]) -> Document:
+    """Return a document without some of its outermost keys."""
     if not isinstance(document.value, dict):
         return document
     value = {key: inner for key, inner in document.value.items() if key not in names}
@@ -279,14 +287,14 @@ def without(document: Document, names: Collection[str]) -> Document:
     return Document(document.source, value, keys, values, document.mistakes)
 
 
-def renamed(document: Document, names: Mapping[str, str]) -> Document:
-    """Return a document with other names for some of its outermost keys, each in its place; see `current_keys`."""
+def rename_keys(document: Document, names: Mapping[str, str]) -> Document:
+    """Return a document with new names for some of its outermost keys, in the same places; see `current_keys`."""
     if not isinstance(document.value, dict) or not names.keys() & document.value.keys():
         return document
-    known = {old: new for old, new in names.items() if new not in document.value}
+    replaced = {old: new for old, new in names.items() if new not in document.value}
     keys, values = (
         {
-            (known.get(str(path[0]), path[0]), *path[1:]) if path else path: place
+            (replaced.get(str(path[0]), path[0]), *path[1:]) if path else path: place
             for path, place in places.items()
         }
         for places in (document.keys, document.values)
@@ -295,13 +303,13 @@ def renamed(document: Document, names: Mapping[str, str]) -> Document:
     return Document(document.source, value, keys, values, document.mistakes)
 
 
-def graft(document: Document, path: KeyPath, branch: Document) -> Document:
-    """Put the value of another document at a path, in place of what stands there; its places come along."""
+def replace_at(document: Document, path: KeyPath, branch: Document) -> Document:
+    """Return a document whose value at a path is replaced by another document, with the places of that."""
     try:
         changed = _with(document.value, path, branch.value)
     except TypeError:
         message = f"{dotted(path[:-1])} has no keys; set it as a whole, as in --set {path[0]}=[a, b]"
-        return _noting(document, Mistake(branch.place(()), message))
+        return _with_mistakes(document, Mistake(branch.place(()), message))
     begins = branch.place(())
     around = {path[:end]: begins for end in range(1, len(path)) if path[:end] not in document.values}
     keys, values = (
@@ -313,14 +321,14 @@ def graft(document: Document, path: KeyPath, branch: Document) -> Document:
     return Document(document.source, changed, keys, values, document.mistakes)
 
 
-def _noting(document: Document, *mistakes: Mistake) -> Document:
+def _with_mistakes(document: Document, *mistakes: Mistake) -> Document:
     return Document(
         document.source, document.value, document.keys, document.values, (*document.mistakes, *mistakes)
     )
 
 
 def _with(value: Any, path: KeyPath, new: Any) -> Any:
-    """Return `value` with `new` at `path`; a mapping that is missing on the way is made."""
+    """Return `value` with `new` at `path`; missing mappings on the way are added."""
     if not path:
         return new
     if value is not None and not isinstance(value, dict):

@@ -156,7 +156,7 @@ class Admission:
         came = size if allowed.scale == 1 else norm(update.delta.flat)
         if not isfinite(size):
             return "delta holds values that are not finite"
-        if not allowed.up.silent(update.delta.flat):
+        if not allowed.up.is_zero_outside(update.delta.flat):
             return "delta changes values that are not exchanged"
         if most is not None and came > most:
             return f"norm {came:.4g} is above admission.max_norm {most:.4g}"

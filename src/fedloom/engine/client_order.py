@@ -7,7 +7,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from fedloom.params import Layout
-from fedloom.wire.messages import Answer, Missing, Update, unsendable
+from fedloom.wire.messages import Answer, Missing, Update, unsendable_reason
 
 SILENT = "it did not answer"
 """The reason of a missing client for which a backend yielded nothing."""
@@ -104,6 +104,6 @@ class _Waiting:
 def _message(update: Update) -> bytes | None:
     """Write an update that can be read again, or return None: admission refuses what no message can hold."""
     try:
-        return None if update.delta.flat.dim() != 1 or unsendable(update.extras) else update.to_bytes()
+        return None if update.delta.flat.dim() != 1 or unsendable_reason(update.extras) else update.to_bytes()
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         return None

@@ -14,7 +14,7 @@ from fedloom.client.local_job import Job
 from fedloom.client.local_training import alike, train
 from fedloom.client.site import Profile, Question, Site
 from fedloom.params import Params
-from fedloom.system.errors import client_failure, short_of_memory
+from fedloom.system.errors import client_failure, is_out_of_memory
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
@@ -112,7 +112,7 @@ class InProcess:
         except (Exception, SystemExit) as error:
             if len(jobs) == 1:
                 return [Missing(jobs[0].client, client_failure(error))]
-            if short_of_memory(error):
+            if is_out_of_memory(error):
                 raise
         return [answer for job in jobs for answer in self._answers([job], clock)]
 

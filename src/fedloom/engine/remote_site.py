@@ -20,7 +20,7 @@ from fedloom.params import Layout, Params
 from fedloom.system.timing import Clock
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.score_answers import Answers
-from fedloom.wire.framing import prefixed, split
+from fedloom.wire.framing import prepend_field, split_field
 from fedloom.wire.messages import Answer, Assignment, Missing, answer_from_bytes
 
 SIZE = struct.Struct("<Q")
@@ -54,7 +54,7 @@ class Remote:
         for one in questions:
             asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
             fields = json.dumps([one.client is not None, one.test, one.slice]).encode()
-            self._send(ANSWER, prefixed(fields, asked.to_bytes()))
+            self._send(ANSWER, prepend_field(fields, asked.to_bytes()))
         self._send(ANSWER, b"")
         return [_judged(one) for one in json.loads(self._receive())]
 
@@ -71,7 +71,7 @@ class Remote:
 
     def _answered(self, kind: int, assignment: Assignment, probe: str = "") -> Answer:
         try:
-            request = prefixed(probe.encode(), assignment.to_bytes())
+            request = prepend_field(probe.encode(), assignment.to_bytes())
             answer = answer_from_bytes(self._ask(kind, request), self.layout)
             if answer.client != assignment.client:
                 raise ValueError(f"it answered as client {answer.client}")
@@ -111,7 +111,7 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
         elif kind == DESCRIBE:
             _write(replies, json.dumps(list(backend.describe(content.decode()))).encode())
         elif kind in (TRAIN, MEASURE):
-            probe, message = split(content)
+            probe, message = split_field(content)
             asked = [Assignment.from_bytes(message, layout)]
             (answer,) = (
                 backend.train(asked, Clock()) if kind == TRAIN else backend.measure(asked, probe.decode())
@@ -125,7 +125,7 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
 
 
 def _question(content: bytes, layout: Layout) -> Question:
-    fields, content = split(content)
+    fields, content = split_field(content)
     has_client, test, slice = json.loads(fields)
     asked = Assignment.from_bytes(content, layout)
     client = asked.client if has_client else None

@@ -21,11 +21,11 @@ from fedloom.engine.client_order import HELD
 from fedloom.engine.in_process import InProcess, ignore
 from fedloom.models.batches import encode
 from fedloom.params import Layout, Params
-from fedloom.system.processes import forked, threaded, threads_each
+from fedloom.system.processes import run_forked, run_threaded, threads_per_process
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
-from fedloom.wire.framing import prefixed, split
+from fedloom.wire.framing import prepend_field, split_field
 from fedloom.wire.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 
 EACH = 64
@@ -128,11 +128,13 @@ class Workers:
             sites = [each.site, *(replace(each.site, tuned=tuned) for tuned in self.twins)]
             # With few clients there may be fewer shares than models.
             here = [(replace(each, site=site), share) for site, share in zip(sites, shares, strict=False)]
-            yield from threaded([partial(_share, *one) for one in here])
+            yield from run_threaded([partial(_share, *one) for one in here])
             return
         layout = each.site.tuned.layout
         parts = [partial(_packed, each, share) for share in shares]
-        for number, message in forked(parts, threads_each(self.count), ends.__setitem__, only_killed=True):
+        for number, message in run_forked(
+            parts, threads_per_process(self.count), ends.__setitem__, only_killed=True
+        ):
             yield number, _unpacked(message, layout)
 
 
@@ -144,12 +146,12 @@ def _share(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[Ti
 
 def _packed(backend: InProcess, assignments: Sequence[Assignment]) -> Iterator[bytes]:
     for answer, spent in _share(backend, assignments):
-        yield prefixed(json.dumps(spent).encode(), answer.to_bytes())
+        yield prepend_field(json.dumps(spent).encode(), answer.to_bytes())
 
 
 def _unpacked(message: bytes, layout: Layout) -> Timed:
     """Read what `_packed` wrote."""
-    times, answer = split(message)
+    times, answer = split_field(message)
     return answer_from_bytes(answer, layout), json.loads(times)
 
 

@@ -1,4 +1,4 @@
-"""What a run is asked to do: the keys of an experiment, the methods that it compares, and grids of experiments."""
+"""Experiments: their keys, the methods that they compare, and grids of experiments."""
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import load_experiment, recipes

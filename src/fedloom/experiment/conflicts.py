@@ -1,4 +1,4 @@
-"""Checks for settings of an experiment that contradict each other."""
+"""Check an experiment for settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedloom.algorithms import PLACES
-from fedloom.config.validation_errors import Conflict, did_you_mean, unknown
+from fedloom.config.validation_errors import Conflict, did_you_mean, unknown_name
 from fedloom.config.yaml_document import KeyPath, dotted
 from fedloom.experiment.keys import Keys
 from fedloom.experiment.methods import Method, default_methods
@@ -31,13 +31,18 @@ def conflicts_of(experiment: Keys) -> Iterator[Conflict]:
     if data.root is None and not rootless(data.name, sets):
         message = f"data.root is missing; data.name {data.name} needs the folder of its examples"
         yield Conflict(("data", "root"), message, (("data", "name"),))
-    known = variants(data.name, sets)
-    if data.variant is not None and data.variant not in known:
-        right = f"one of {', '.join(known)}" if known else "left out, because it has no variants"
+    known_variants = variants(data.name, sets)
+    if data.variant is not None and data.variant not in known_variants:
+        right = (
+            f"one of {', '.join(known_variants)}"
+            if known_variants
+            else "left out, because it has no variants"
+        )
         message = f"data.variant is {data.variant}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "variant"), message, (("data", "name"),))
-    if data.task not in (asked := tasks(data.name)):
-        right = f"one of {', '.join(asked)}" if len(asked) > 1 else "left out, because it has only one task"
+    if data.task not in (allowed_tasks := tasks(data.name)):
+        several = len(allowed_tasks) > 1
+        right = f"one of {', '.join(allowed_tasks)}" if several else "left out, because it has only one task"
         message = f"data.task is {data.task}, but for the data set {data.name} it must be {right}"
         yield Conflict(("data", "task"), message, (("data", "name"),))
     yield from _model_conflicts(experiment.model)
@@ -63,7 +68,9 @@ def conflicts_of(experiment: Keys) -> Iterator[Conflict]:
         message = f"{message}{hint or '.'} Allowed: {', '.join(federated) or 'null'}"
         yield Conflict(("main",), message, (("methods",),))
     yield from _repeats(experiment)
-    mistakes = [one for name in experiment.algorithms for one in _argument_conflicts(experiment, name)]
+    mistakes = [
+        conflict for name in experiment.algorithms for conflict in _argument_conflicts(experiment, name)
+    ]
     yield from mistakes or _method_conflicts(experiment)
 
 
@@ -90,36 +97,36 @@ def _repeats(experiment: Keys) -> Iterator[Conflict]:
 
 
 def _argument_conflicts(experiment: Keys, name: str) -> Iterator[Conflict]:
-    """Check the arguments of one algorithm or part.
+    """Yield the mistakes in the arguments of one algorithm or part.
 
-    The arguments are checked together. A mistake is reported at the argument whose omission resolves it, or else at each that is
-    refused alone.
+    The arguments are checked together. A mistake is reported at the argument without which there is none, or else at each
+    argument that is refused by itself.
     """
     path, arguments = ("algorithms", name), experiment.algorithms[name]
     if name not in experiment.entries:
-        message = f"algorithms: {unknown('algorithm or part', name, list(experiment.entries))}"
+        message = f"algorithms: {unknown_name('algorithm or part', name, list(experiment.entries))}"
         yield Conflict(path, message)
         return
     if (mistake := _refusal(experiment, name, arguments)) is None:
         return
-    rest = {key: {one: value for one, value in arguments.items() if one != key} for key in arguments}
-    found = {key: mistake for key in arguments if _refusal(experiment, name, rest[key]) is None}
+    others = {key: {name: value for name, value in arguments.items() if name != key} for key in arguments}
+    resolving = {key: mistake for key in arguments if _refusal(experiment, name, others[key]) is None}
     alone = {key: _refusal(experiment, name, {key: value}) for key, value in arguments.items()}
-    for key, message in (found or alone).items():
+    for key, message in (resolving or alone).items():
         if message is not None:
             yield Conflict((*path, key), message, (("scenario", "clients"),))
-    if not found and not any(alone.values()):
+    if not resolving and not any(alone.values()):
         yield Conflict(path, mistake, (("scenario", "clients"),))
 
 
 def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Return why arguments of an algorithm or part are refused, or None.
+    """Return why an algorithm or part refuses arguments, or None.
 
-    Arguments of a name that no method has need not fit what the strategy trains.
+    If no method uses the algorithm, its arguments need not fit what the strategy trains.
     """
     from fedloom.algorithms.compose import any_layout, make
 
-    used = any(name in experiment.method(one).composed for one in experiment.methods)
+    used = any(name in experiment.method(method).composed for method in experiment.methods)
     given = experiment.given
     given = given if used else replace(given, layout=any_layout(experiment.strategy.rank))
     try:
@@ -130,8 +137,8 @@ def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str |
 
 
 def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
-    """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
-    for index, method in _chosen(experiment):
+    """Yield methods whose parts cannot be combined, or whose aggregates need more clients than there are."""
+    for index, method in _non_default_methods(experiment):
         from fedloom.algorithms.compose import rehearse
 
         try:
@@ -140,30 +147,30 @@ def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
-def _chosen(experiment: Keys) -> Iterator[tuple[int, Method]]:
-    """Yield place and method of all but those by default: these go with all settings, and their entries would import torch."""
+def _non_default_methods(experiment: Keys) -> Iterator[tuple[int, Method]]:
+    """Yield index and method of all but the default ones, which work with all settings and whose entries import torch."""
     for index, name in enumerate(experiment.methods):
         if name not in default_methods():
             yield index, experiment.method(name)
 
 
 def stage_conflicts(experiment: Keys) -> Iterator[Conflict]:
-    """Yield numbers of rounds that do not fit the stages of the strategy."""
+    """Yield a conflict if the numbers of rounds do not fit the stages of the strategy."""
     from fedloom.tuning.strategies import SEQUENCES
 
-    name, given = experiment.strategy.name, experiment.strategy.stage_rounds
+    name, rounds = experiment.strategy.name, experiment.strategy.stage_rounds
     stages = len(SEQUENCES[name])
     where = (("strategy", "name"),)
-    if given is not None and len(given) != stages:
-        message = f"strategy.stage_rounds needs one number for each of the {stages} stages of {name}, not {len(given)}"
+    if rounds is not None and len(rounds) != stages:
+        message = f"strategy.stage_rounds needs one number for each of the {stages} stages of {name}, not {len(rounds)}"
         yield Conflict(("strategy", "stage_rounds"), message, where)
-    if given is None and experiment.train.rounds < stages:
+    if rounds is None and experiment.train.rounds < stages:
         message = f"train.rounds is {experiment.train.rounds}, but the strategy {name} has {stages} stages"
         yield Conflict(("train", "rounds"), message, where)
 
 
 def aggregate_conflicts(experiment: Keys) -> Iterator[Conflict]:
-    """Yield algorithms that are defined over the whole cohort if only reporters are to count."""
+    """Yield algorithms that are defined over the whole cohort, if only reporters count."""
     if experiment.aggregate.over == "cohort":
         return
     for name in experiment.methods:
@@ -176,14 +183,14 @@ def aggregate_conflicts(experiment: Keys) -> Iterator[Conflict]:
 
 def part_conflicts(experiment: Keys) -> Iterator[Conflict]:
     """Yield methods whose parts need other settings."""
-    for index, method in _chosen(experiment):
+    for index, method in _non_default_methods(experiment):
         for part in method.composed:
-            for key, reason in _needed(experiment, part):
+            for key, reason in _incompatible_settings(experiment, part):
                 yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (key,))
 
 
-def _needed(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield the key of each setting that is incompatible with a part, and the reason."""
+def _incompatible_settings(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the key of every setting that is incompatible with a part, and the reason."""
     from fedloom.tuning.strategies import SEQUENCES
 
     entry, train = experiment.entries[part], experiment.train
@@ -208,11 +215,11 @@ def _needed(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]
             ("strategy", "name"),
             f"rebuilds all trained values from one start, but {strategy}; set it to lora, connector or both",
         )
-    for key, wanted in REPLAYED.items():
-        if getattr(train, key) != wanted:
+    for key, right in REPLAYED.items():
+        if getattr(train, key) != right:
             yield (
                 ("train", key),
-                f"replays plain SGD steps along random directions, but train.{key} is {getattr(train, key)}; set it to {wanted}",
+                f"replays plain SGD steps along random directions, but train.{key} is {getattr(train, key)}; set it to {right}",
             )
 
 
@@ -236,15 +243,15 @@ def compile_conflicts(experiment: Keys) -> Iterator[Conflict]:
 
 
 def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
-    """Yield a validation part that does not exist, and settings under which no best round can be chosen."""
+    """Yield a conflict if the validation part does not exist, or if no best round can be chosen."""
     from fedloom.data import DATASETS, has_validation
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
     if data.validation == "published" and not has_validation(data.name, experiment.datasets):
-        known = ", ".join(name for name in DATASETS if has_validation(name) and name != "folder")
+        names = ", ".join(name for name in DATASETS if has_validation(name) and name != "folder")
         message = (
             f"data.validation is published, but the data set {data.name} has no published validation part; give a "
-            f"share of each client's training examples, such as 0.1. Data sets with one: {known}, and a folder of your own "
+            f"share of each client's training examples, such as 0.1. Data sets with one: {names}, and a folder of your own "
             "with validation.jsonl"
         )
         yield Conflict(path, message, (("data", "name"),))
@@ -257,28 +264,31 @@ def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
 
 
 def unknown_names(experiment: Keys) -> Iterator[Conflict]:
-    """Find data sets, methods and metrics that neither fedloom nor a plug-in has."""
+    """Yield data sets, methods and metrics that neither fedloom nor a plug-in has."""
     name, sets = experiment.data.name, experiment.datasets
-    known = Layered(experiment.added.metrics, INSTALLED.metrics)
+    metrics = Layered(experiment.added.metrics, INSTALLED.metrics)
     if name not in sets:
         yield Conflict(
-            ("data", "name"), f"data.name: {unknown('data set', name, tuple(sets))}", AROUND, of_value=True
+            ("data", "name"),
+            f"data.name: {unknown_name('data set', name, tuple(sets))}",
+            AROUND,
+            of_value=True,
         )
     else:
-        yield from _refused(("data", "name"), lambda: sets[name])
+        yield from _conflict_if_refused(("data", "name"), lambda: sets[name])
     for index, method in enumerate(experiment.methods):
-        yield from _refused(("methods", index), partial(_made, experiment, method))
+        yield from _conflict_if_refused(("methods", index), partial(_make_plugin_parts, experiment, method))
     for index, metric in enumerate(experiment.evaluate.metrics or ()):
         path = ("evaluate", "metrics", index)
-        if metric not in known:
-            message = unknown("metric of a plug-in", metric, tuple(known))
+        if metric not in metrics:
+            message = unknown_name("metric of a plug-in", metric, tuple(metrics))
             yield Conflict(path, f"{dotted(path)}: {message}", AROUND, of_value=True)
         else:
-            yield from _refused(path, partial(known.__getitem__, metric))
+            yield from _conflict_if_refused(path, partial(metrics.__getitem__, metric))
 
 
-def _made(experiment: Keys, name: str) -> None:
-    """Make the parts of a method that come from plug-ins, so that what cannot be made is refused before a run begins."""
+def _make_plugin_parts(experiment: Keys, name: str) -> None:
+    """Make the parts of a method that come from plug-ins, so that an error in them is reported before a run begins."""
     for part in experiment.method(name).composed:
         if part not in PLACES:
             from fedloom.algorithms.compose import make
@@ -286,7 +296,7 @@ def _made(experiment: Keys, name: str) -> None:
             make(part, experiment.given, {}, experiment.entries)
 
 
-def _refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
+def _conflict_if_refused(path: KeyPath, find: Callable[[], Any]) -> Iterator[Conflict]:
     """Yield a conflict where a function raises UserError."""
     try:
         find()

@@ -1,4 +1,4 @@
-"""An experiment: every choice of a run as one frozen, validated value."""
+"""The experiment: all settings of a run as one frozen, validated value."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedloom.config.schema import (
 )
 from fedloom.config.validation_errors import (
     Conflict,
+    build_model,
     choice_error,
-    refusal,
-    resolve,
+    conflict_error,
 )
-from fedloom.config.yaml_document import read
+from fedloom.config.yaml_document import read_document
 from fedloom.experiment.conflicts import conflicts_of, unknown_names
 from fedloom.experiment.keys import Keys
 from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods
-from fedloom.experiment.plugins_key import unusable
+from fedloom.experiment.plugins_key import unusable_plugins
 from fedloom.scenarios.published_draws import REPAIR
 from fedloom.system.file_hashes import json_digest
 
@@ -34,7 +34,7 @@ LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate":
 
 
 class Experiment(Keys):
-    """Every choice of a run.
+    """All settings of a run.
 
     Example:
         >>> experiment = Experiment(name="mine", train={"rounds": 2})
@@ -45,7 +45,7 @@ class Experiment(Keys):
     @model_validator(mode="before")
     @classmethod
     def _published_throughout(cls, value: Any) -> Any:
-        """Let one switch set all others that the experiment leaves open, so that the record has them."""
+        """Fill in the settings of `mode: published` that the experiment does not give, so that they are saved with it."""
         if not isinstance(value, Mapping) or value.get("mode") != "published":
             return value
         return {
@@ -65,7 +65,7 @@ class Experiment(Keys):
     @field_validator("scenario")
     @classmethod
     def _repaired_as_published(cls, scenario: Scenario, info: ValidationInfo) -> Scenario:
-        """Write down which labels published mode repairs, so that the record does not leave it open."""
+        """Fill in the labels that published mode repairs, so that they are saved with the experiment."""
         if scenario.mode == "corrected" or scenario.repair is not None or "data" not in info.data:
             return scenario
         return scenario.model_copy(update={"repair": REPAIR.get(info.data["data"].name, "each")})
@@ -73,21 +73,21 @@ class Experiment(Keys):
     @model_validator(mode="after")
     def _nothing_conflicts(self) -> Experiment:
         if conflicts := _all_conflicts(self):
-            raise refusal(conflicts)
+            raise conflict_error(conflicts)
         return self
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but the name and how fast it is done, as hexadecimal text."""
+        """The SHA-256 of all settings but `name` and `engine`, as hexadecimal text."""
         return self.digest_without({"name": True, "engine": True})
 
     def digest_without(self, left_out: Mapping[str, Any]) -> str:
-        """Return the SHA-256 of everything but some keys, as hexadecimal text.
+        """Return the SHA-256 of all settings but some keys, as hexadecimal text.
 
-        Keys that came later count only where they are not at their defaults, so that digests stay what they were.
+        Keys that are newer than version 0.1 count only if they differ from their defaults, so older digests stay valid.
         """
         value = self.model_dump(mode="json", exclude={**left_out, "plugins": True})
-        if self.plugins and "plugins" not in left_out:  # their code counts, not where it lies
+        if self.plugins and "plugins" not in left_out:  # their code counts, not their paths
             value["plugins"] = sorted(self.added.digests.values())
         for section, keys in LATER.items():
             for key in keys:
@@ -98,37 +98,44 @@ class Experiment(Keys):
         return json_digest(value)
 
     def to_json(self) -> str:
-        """Write every value, defaults too, as indented JSON."""
+        """Return all settings, with defaults, as indented JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
     @staticmethod
     def from_json(text: str, source: str = "experiment.json") -> Experiment:
-        """Read what `to_json` wrote, or any other experiment in YAML or JSON.
+        """Read an experiment in YAML or JSON, such as `to_json` returns.
 
         Args:
             text: The document.
             source: Its name in error messages.
 
         Raises:
-            UserError: Every mistake in it, one a line.
+            UserError: The document has mistakes; the message lists all of them, one a line.
         """
-        return resolve(Experiment, read(text, source))
+        return build_model(Experiment, read_document(text, source))
 
 
-def _over(own: Mapping[str, Any], given: Any) -> Any:
-    """Put what is given of a section over the mode's own values; what is no section is left to be refused."""
-    if isinstance(given, Section):
-        given = given.model_dump(exclude_unset=True)
-    return {**own, **given} if isinstance(given, Mapping) else given
+def _over(own: Mapping[str, Any], section: Any) -> Any:
+    """Return a section with the mode's own values where none is given; a value that is no section is refused later."""
+    if isinstance(section, Section):
+        section = section.model_dump(exclude_unset=True)
+    return {**own, **section} if isinstance(section, Mapping) else section
 
 
 def _all_conflicts(experiment: Experiment) -> list[Conflict]:
-    """Find all conflicts; where a name is not known, without what depends on it."""
-    if found := list(unusable(experiment)):
-        return found
-    if not (found := list(unknown_names(experiment))):
+    """Return all conflicts, except those that depend on an unknown name."""
+    if plugin_errors := list(unusable_plugins(experiment)):
+        return plugin_errors
+    if not (unknown := list(unknown_names(experiment))):
         return list(conflicts_of(experiment))
     defaults = {"data": Data(), "methods": default_methods(), "evaluate": Evaluate()}
-    wrong = {str(conflict.path[0]) for conflict in found}
-    rest = conflicts_of(experiment.model_copy(update={key: defaults[key] for key in wrong}))
-    return [*found, *(one for one in rest if not wrong & {key[0] for key in (one.path, *one.others)})]
+    wrong = {str(conflict.path[0]) for conflict in unknown}
+    others = conflicts_of(experiment.model_copy(update={key: defaults[key] for key in wrong}))
+    return [
+        *unknown,
+        *(
+            conflict
+            for conflict in others
+            if not wrong & {key[0] for key in (conflict.path, *conflict.others)}
+        ),
+    ]

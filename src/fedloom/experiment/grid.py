@@ -1,22 +1,22 @@
-"""A grid: one recipe for many experiments, expanded into cells and checked as a whole before any of them runs.
+"""Expand a grid, one recipe for many experiments, into cells, which are all checked before any of them runs.
 
     grid:                                    # every entry is an axis; a cell takes one value of each
       scenario:                              # an axis of named points, each setting several keys
         - {name: aligned-5, scenario.alpha: 5.0}
         - {name: missing-30, scenario.pattern: missing, scenario.rate: 0.3}
       algorithms.fedadam.lr: [0.01, 0.1]     # an axis named by a key is a list of its values
-      seed: [0, 1, 2]                        # reports average over this one; the last axis turns fastest
-    quick:                                   # what `fedloom sweep --quick` changes
+      seed: [0, 1, 2]                        # reports average over this one; the last axis changes fastest
+    quick:                                   # changes for `fedloom sweep --quick`
       train.rounds: 2
-      grid: {scenario: [missing-30], seed: [0]}    # these values instead; a point goes by its name
+      grid: {scenario: [missing-30], seed: [0]}    # values that replace those above; a point is given by its name
     published:                               # figures of others, shown beside ours
-      source: "where they come from"
+      source: "their source"
       metric: auc
       scores: {missing-30: {fedadam: 76.82}}
 
     choose: [algorithms.fedadam.lr]          # axes whose value is chosen for each method by its validation score
 
-All other keys are the experiment that the cells have in common. `--set grid.seed=[0, 1]` changes an axis.
+All other keys belong to the experiment that the cells have in common. `--set grid.seed=[0, 1]` changes an axis.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.config.schema import Published, Section
-from fedloom.config.validation_errors import check, did_you_mean, error_text, unknown
+from fedloom.config.validation_errors import check_document, did_you_mean, error_text, unknown_name
 from fedloom.config.yaml_document import (
     Document,
     KeyPath,
     Mistake,
     dotted,
-    graft,
-    part,
-    read,
-    read_change,
-    without,
+    parse_override,
+    read_document,
+    replace_at,
+    subdocument,
+    without_keys,
 )
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid_axes import Axis, Change, Point, changes_of, overlaps, read_axes
@@ -52,8 +52,8 @@ from fedloom.system.errors import UserError
 
 SEED = "seed"  # the axis that reports average over
 MOST_CELLS = 10_000
-MOST_BAD = 1_000  # cells with mistakes after which no more are looked at
-MOST_FOLDER = 60  # characters of a cell's name in its folder's
+MOST_BAD = 1_000  # cells with mistakes after which no more cells are checked
+MOST_FOLDER = 60  # characters of a cell's name in the name of its folder
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Cell:
     """One experiment of a grid.
 
     Attributes:
-        name: Made of the labels, such as "missing-30, seed=0".
+        name: The labels, such as "missing-30, seed=0".
         values: Axis → label.
-        experiment: What is run.
+        experiment: The experiment that is run.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of the cell's run folder; the digest in it keeps apart what only looks alike."""
+        """Name of the cell's run folder; the digest in it makes similar names different."""
         return f"{slug(self.name)}-{self.experiment.digest[:8]}"
 
 
@@ -84,8 +84,8 @@ class Grid:
         name: The name of the base experiment.
         quick: Whether this is the quick form.
         axes: Axis → labels.
-        cells: All combinations; the last axis turns fastest.
-        published: Figures to show beside ours.
+        cells: All combinations; the last axis changes fastest.
+        published: Figures of others to show beside ours.
         choose: Axes whose value is chosen for each method by its validation score.
     """
 
@@ -98,7 +98,7 @@ class Grid:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the cells' names and experiments."""
+        """The SHA-256 of the cells' names and experiments."""
         rows = [[cell.name, cell.experiment.digest] for cell in self.cells]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -108,7 +108,7 @@ class _Extra(Section):
 
 
 def slug(name: str) -> str:
-    """Return a name as folders may be called.
+    """Return a name with only the characters that a folder's name may have.
 
     Example:
         >>> slug("missing 30 %, seed=0")
@@ -130,39 +130,39 @@ def load_grid(
         quick: Whether to apply the recipe's `quick` section; `overrides` come after it.
 
     Raises:
-        UserError: Every mistake in the base, in the grid or in any cell, each once.
+        UserError: The base, the grid or a cell has mistakes; the message lists each of them once.
     """
-    document = read(*experiment_text(path_or_recipe))
+    document = read_document(*experiment_text(path_or_recipe))
     if document.mistakes or not isinstance(document.value, dict):
-        raise UserError(error_text(document.source, check(Experiment, document)[1]))
+        raise UserError(error_text(document.source, check_document(Experiment, document)[1]))
     mistakes: list[Mistake] = []
     fewer, changes = _quick(document, mistakes) if quick else ({}, ())
-    asked = part(document, ("choose",)) if "choose" in document.value else None
-    base, set_by_hand = without(document, SWEEP_KEYS), list[tuple[KeyPath, Document]]()
+    choose_document = subdocument(document, ("choose",)) if "choose" in document.value else None
+    base, set_by_hand = without_keys(document, SWEEP_KEYS), list[tuple[KeyPath, Document]]()
     for path, branch in changes:
-        base = graft(base, path, branch)
+        base = replace_at(base, path, branch)
     for text in overrides:
-        path, branch = read_change(text, takes_text)
+        path, branch = parse_override(text, takes_text)
         mistakes += branch.mistakes
         if path[0] == "grid" and len(path) > 1:
             fewer[dotted(path[1:])] = branch
         elif path == ("choose",):
-            asked = branch
+            choose_document = branch
         elif not branch.mistakes:
-            base = graft(base, path, branch)
+            base = replace_at(base, path, branch)
             set_by_hand.append((path, branch))
     base = with_plugins(base, plugins)
     axes, whole = read_axes(document, fewer, mistakes)
     mistakes += overlaps(axes, set_by_hand)
-    choose = _choose(asked, axes, mistakes) if asked is not None and axes else ()
+    choose = _choose(choose_document, axes, mistakes) if choose_document is not None and axes else ()
     labels = [label for axis in whole if axis.name not in choose for label in axis.labels]
     published = _published(document, labels, mistakes)
     if not axes and not mistakes:
         message = "there is no grid in it; add one, for example with --set grid.seed=[0,1,2]"
         raise UserError(f"{path_or_recipe}: {message}")
     cells = _cells(base, axes, mistakes)
-    if choose and asked is not None:
-        mistakes += _incomparable(asked, choose, cells) or _unvalidated(asked, cells)
+    if choose and choose_document is not None:
+        mistakes += _incomparable(choose_document, choose, cells) or _unvalidated(choose_document, cells)
     if mistakes:
         raise UserError(error_text(document.source, list(dict.fromkeys(mistakes))))
     name = base.value.get("name", Experiment.model_fields["name"].default)
@@ -170,45 +170,45 @@ def load_grid(
 
 
 def _quick(document: Document, mistakes: list[Mistake]) -> tuple[dict[str, Document], tuple[Change, ...]]:
-    """Return the axes that the quick form replaces, and what else it changes."""
+    """Return the axes that the quick form replaces, and its other changes."""
     if "quick" not in document.value:
         place = document.place((), of_key=True)
-        mistakes.append(Mistake(place, "--quick needs a section `quick` that says what to leave out"))
+        mistakes.append(Mistake(place, "--quick needs a section `quick` with what it changes"))
         return {}, ()
-    section = part(document, ("quick",))
+    section = subdocument(document, ("quick",))
     if not isinstance(section.value, dict):
         mistakes.append(Mistake(section.place(()), "quick must be a mapping from keys to values"))
         return {}, ()
-    axes = part(section, ("grid",)) if "grid" in section.value else Document(document.source, {})
+    axes = subdocument(section, ("grid",)) if "grid" in section.value else Document(document.source, {})
     if not isinstance(axes.value, dict):
         mistakes.append(Mistake(axes.place(()), "quick.grid must be a mapping from axes to lists"))
         return {}, ()
-    fewer = {name: part(axes, (name,)) for name in axes.value}
-    return fewer, tuple(changes_of(without(section, ("grid",))))
+    fewer = {name: subdocument(axes, (name,)) for name in axes.value}
+    return fewer, tuple(changes_of(without_keys(section, ("grid",))))
 
 
-def _choose(asked: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[str, ...]:
-    """Read the axes along which values are chosen; each must be one of the grid's, and not the seed."""
-    if not isinstance(asked.value, list) or not asked.value:
+def _choose(document: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[str, ...]:
+    """Read the axes whose value is chosen; each must be an axis of the grid, but not the seed."""
+    if not isinstance(document.value, list) or not document.value:
         message = "choose must be a list of axes of the grid, and not empty, such as [train.lr]"
-        mistakes.append(Mistake(asked.place(()), message))
+        mistakes.append(Mistake(document.place(()), message))
         return ()
     names = [axis.name for axis in axes if axis.name != SEED]
-    for index, name in enumerate(asked.value):
+    for index, name in enumerate(document.value):
         problem = ""
         if name == SEED:
             problem = f"choose[{index}] is {SEED}, which is averaged over and cannot be chosen"
         elif name not in names:
-            problem = f"choose[{index}]: {unknown('axis to choose along', str(name), names)}"
-        elif name in asked.value[:index]:
+            problem = f"choose[{index}]: {unknown_name('axis to choose a value of', str(name), names)}"
+        elif name in document.value[:index]:
             problem = f'choose[{index}] repeats "{name}"'
         if problem:
-            mistakes.append(Mistake(asked.place((index,)), problem))
-    return tuple(name for name in names if name in asked.value)
+            mistakes.append(Mistake(document.place((index,)), problem))
+    return tuple(name for name in names if name in document.value)
 
 
-def _unvalidated(asked: Document, cells: Sequence[Cell]) -> list[Mistake]:
-    """Refuse to choose where a cell has no validation part, so that only test scores could choose."""
+def _unvalidated(document: Document, cells: Sequence[Cell]) -> list[Mistake]:
+    """Return a mistake if a value is chosen but a cell has no validation part, so that only test scores could choose."""
     lacking = [cell.name for cell in cells if not cell.experiment.data.validation]
     if not lacking:
         return []
@@ -217,33 +217,34 @@ def _unvalidated(asked: Document, cells: Sequence[Cell]) -> list[Mistake]:
         f"choose needs a validation part, but data.validation is 0{where}, so only test scores could choose; set "
         "data.validation to a share such as 0.1"
     )
-    return [Mistake(asked.place((), of_key=True), message)]
+    return [Mistake(document.place((), of_key=True), message)]
 
 
-def _incomparable(asked: Document, choose: Sequence[str], cells: Sequence[Cell]) -> list[Mistake]:
-    """Refuse to choose along an axis whose values are not validated on the same examples in the same way."""
+def _incomparable(document: Document, choose: Sequence[str], cells: Sequence[Cell]) -> list[Mistake]:
+    """Return a mistake for every chosen axis whose values are not validated on the same examples in the same way."""
     mistakes: list[Mistake] = []
     for name in choose:
         first: dict[str, dict[str, Any]] = {}
         for cell in cells:
             others = json.dumps({axis: label for axis, label in cell.values.items() if axis != name})
-            own = _judged_by(cell.experiment)
-            known = first.setdefault(others, own)
-            changed = [key for key in known | own if known.get(key) != own.get(key)]
+            own = _validation_settings(cell.experiment)
+            expected = first.setdefault(others, own)
+            changed = [key for key in expected | own if expected.get(key) != own.get(key)]
             if changed:
-                at = asked.value.index(name)
+                at = document.value.index(name)
                 message = (
                     f"choose[{at}] is {name}, but validation scores with different {changed[0]} cannot be compared; "
                     f"leave {name} out of choose"
                 )
-                mistakes.append(Mistake(asked.place((at,)), message))
+                mistakes.append(Mistake(document.place((at,)), message))
                 break
     return mistakes
 
 
-def _judged_by(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that decide which examples validate, what is shown of them, and how answers are scored."""
-    owners = experiment.data.validation == "published"  # their part does not depend on who trains on what
+def _validation_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that decide the validation examples, their modalities, and how answers are scored."""
+    # The owners' part does not depend on the division among clients.
+    owners = experiment.data.validation == "published"
     data = experiment.data.model_dump(exclude={"max_rejected"} | ({"limit"} if owners else set()))
     scenario = {} if owners else experiment.scenario.model_dump()
     return {
@@ -255,13 +256,13 @@ def _judged_by(experiment: Experiment) -> dict[str, Any]:
 
 
 def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake]) -> Published | None:
-    """Read the figures of others; every label must be one of the grid's."""
+    """Read the figures of others; every label must be a label of the grid."""
     if "published" not in document.value:
         return None
     others = [key for key in document.value if key != "published"]
-    found, wrong = check(_Extra, without(document, others))
+    extra, wrong = check_document(_Extra, without_keys(document, others))
     mistakes += wrong
-    published = found.published if found else None
+    published = extra.published if extra else None
     names = [str(label) for label in labels]
     for label, figures in published.scores.items() if published else ():
         path: KeyPath = ("published", "scores", label)
@@ -279,7 +280,7 @@ def _published(document: Document, labels: Sequence[Any], mistakes: list[Mistake
 
 
 def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tuple[Cell, ...]:
-    """Make every combination; a mistake is reported once, with the values that it takes to make it."""
+    """Return all combinations; a mistake is reported once, with the values of the axes on which it depends."""
     count = 1
     for axis in axes:
         count *= len(axis.points)
@@ -288,15 +289,15 @@ def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tup
         mistakes.append(Mistake(base.place(()), message))
         return ()
     cells, tried, bad = list[Cell](), list[tuple[Point, ...]](), 0
-    found = dict[Mistake, list[tuple[Point, ...]]]()
+    combinations_of = dict[Mistake, list[tuple[Point, ...]]]()
     for points in itertools.product(*(axis.points for axis in axes)):
         document = base
         for point in points:
             for path, branch in point.changes:
-                document = graft(document, path, branch)
-        experiment, wrong = check(Experiment, document)
+                document = replace_at(document, path, branch)
+        experiment, wrong = check_document(Experiment, document)
         for mistake in dict.fromkeys(wrong):
-            found.setdefault(mistake, []).append(points)
+            combinations_of.setdefault(mistake, []).append(points)
         tried.append(points)
         bad += bool(wrong)
         if bad == MOST_BAD:
@@ -305,7 +306,7 @@ def _cells(base: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -> tup
             cells.append(_cell(axes, points, experiment))
     mistakes += [
         Mistake(place, message + _where(axes, combinations, Mistake(place, message), tried))
-        for (place, message), combinations in found.items()
+        for (place, message), combinations in combinations_of.items()
     ]
     return tuple(cells)
 
@@ -325,7 +326,7 @@ def _text(label: Any) -> str:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the last words of dotted keys, where those tell them apart.
+    """Return the last words of dotted keys, or the whole keys where the last words are equal.
 
     Example:
         >>> short_names(["seed", "train.lr"]), short_names(["train.lr", "algorithms.fedadam.lr"])
@@ -342,7 +343,7 @@ def _where(
     mistake: Mistake,
     tried: Sequence[tuple[Point, ...]],
 ) -> str:
-    """Name the values of the axes that a mistake depends on; nothing where it stands in the base."""
+    """Return a text with the values of the axes on which a mistake depends; "" if it is in the base."""
     named = []
     for index, axis in enumerate(axes):
         labels = list(dict.fromkeys(_text(points[index].label) for points in combinations))

@@ -1,4 +1,4 @@
-"""The axes of a grid: read from a recipe, with every mistake and its place."""
+"""Read the axes of a grid from a recipe, and collect every mistake with its place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fedloom.config.validation_errors import unknown
-from fedloom.config.yaml_document import Document, KeyPath, Mistake, Place, branches, dotted, part, without
+from fedloom.config.validation_errors import unknown_name
+from fedloom.config.yaml_document import (
+    Document,
+    KeyPath,
+    Mistake,
+    Place,
+    dotted,
+    subdocument,
+    subdocuments,
+    without_keys,
+)
 from fedloom.experiment.recipes import SWEEP_KEYS
 
 MOST_LABEL = 40  # characters of a point's name
@@ -17,7 +26,7 @@ Change = tuple[KeyPath, Document]
 
 
 class Point(NamedTuple):
-    """One value of an axis: its label, and the keys that it sets."""
+    """A value of an axis: its label, and the keys that it sets."""
 
     label: Any
     changes: tuple[Change, ...]
@@ -46,26 +55,26 @@ class Axis:
 def read_axes(
     document: Document, fewer: Mapping[str, Document], mistakes: list[Mistake]
 ) -> tuple[list[Axis], list[Axis]]:
-    """Return the axes of the sweep, and those that the recipe has before any value is left out."""
-    grid = part(document, ("grid",)) if "grid" in document.value else Document(document.source, {})
+    """Return the axes of the sweep, and the recipe's axes with all their values."""
+    grid = subdocument(document, ("grid",)) if "grid" in document.value else Document(document.source, {})
     if not isinstance(grid.value, dict) or ("grid" in document.value and not grid.value):
         mistakes.append(Mistake(grid.place(()), "grid must be a mapping from axes to lists of values"))
         return [], []
-    whole = {str(name): _axis(str(name), rows, None, mistakes) for name, rows in branches(grid).items()}
-    chosen = {name: _axis(name, rows, whole.get(name), mistakes) for name, rows in fewer.items()}
-    axes = [axis for axis in (whole | chosen).values() if axis is not None]
+    whole = {str(name): _axis(str(name), rows, None, mistakes) for name, rows in subdocuments(grid).items()}
+    replacing = {name: _axis(name, rows, whole.get(name), mistakes) for name, rows in fewer.items()}
+    axes = [axis for axis in (whole | replacing).values() if axis is not None]
     return axes, [axis for axis in whole.values() if axis is not None]
 
 
 def _axis(name: str, rows: Document, before: Axis | None, mistakes: list[Mistake]) -> Axis | None:
-    """Read the values of an axis; where it had named points before, a name stands for its point."""
+    """Read the values of an axis; if the recipe's axis has named points, a name refers to one of them."""
     if not isinstance(rows.value, list) or not rows.value:
         mistakes.append(Mistake(rows.place(()), f"grid.{name} must be a list of values, and not empty"))
         return None
     named = (before is not None and before.named) or any(isinstance(row, dict) for row in rows.value)
-    known = {point.label: point for point in before.points} if before and before.named else {}
+    points_by_label = {point.label: point for point in before.points} if before and before.named else {}
     points, seen = list[Point](), set[str]()
-    items = branches(rows)
+    items = subdocuments(rows)
     for index, row in enumerate(rows.value):
         item = items[index]
         key = f"grid.{name}[{index}]"
@@ -74,10 +83,14 @@ def _axis(name: str, rows: Document, before: Axis | None, mistakes: list[Mistake
         elif not named:
             point, problem = _plain_point(name, item, rows.place((), of_key=True)), ""
         else:
-            point, problem = known.get(row) if isinstance(row, str) else None, ""
+            point, problem = points_by_label.get(row) if isinstance(row, str) else None, ""
             if point is None:
-                wanted = unknown(f"point of {name}", str(row), list(known)) if known else "expected a mapping"
-                problem = f"{key}: {wanted}"
+                reason = (
+                    unknown_name(f"point of {name}", str(row), list(points_by_label))
+                    if points_by_label
+                    else "expected a mapping"
+                )
+                problem = f"{key}: {reason}"
         if point is not None and (label := json.dumps(point.label)) in seen:
             point, problem = None, f"{key} repeats {label}"
         if point is None:
@@ -89,7 +102,7 @@ def _axis(name: str, rows: Document, before: Axis | None, mistakes: list[Mistake
 
 
 def _plain_point(name: str, item: Document, key: Place) -> Point:
-    """Make a point of one value; where its key is a mistake, it is reported once, at the axis."""
+    """Return a point with one value; a mistake in its key is reported once, at the axis."""
     label = json.dumps(item.value) if isinstance(item.value, list) else item.value
     branch = Document(item.source, item.value, {**item.keys, (): key}, item.values)
     return Point(label, ((tuple(name.split(".")), branch),))
@@ -100,14 +113,14 @@ def _named_point(item: Document, key: str) -> tuple[Point | None, str]:
     name = item.value.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= MOST_LABEL or not name.isprintable():
         return None, f"{key} needs a name: text of at most {MOST_LABEL} characters, and the keys that it sets"
-    changes = tuple(changes_of(without(item, ("name",))))
+    changes = tuple(changes_of(without_keys(item, ("name",))))
     if any(path[0] in SWEEP_KEYS for path, _ in changes):
         return None, f"{key} may set keys of an experiment only"
     return Point(name, changes), ""
 
 
 def overlaps(axes: Sequence[Axis], set_by_hand: Sequence[Change]) -> Iterator[Mistake]:
-    """Find keys that would be set twice, so that one of the values would be lost without a word."""
+    """Yield keys that are set twice, so that one of the values would be lost silently."""
     taken_by = [_paths(axis) for axis in axes]
     for index, axis in enumerate(axes):
         for point in axis.points:
@@ -135,8 +148,8 @@ def _within(path: KeyPath, around: KeyPath) -> bool:
 
 
 def changes_of(document: Document, above: KeyPath = ()) -> Iterator[Change]:
-    """Yield the keys that a mapping sets; they may be dotted, nested or both."""
-    for key, branch in branches(document).items():
+    """Yield the keys that a mapping sets, which may be dotted, nested or both."""
+    for key, branch in subdocuments(document).items():
         path = (*above, *str(key).split("."))
         if isinstance(branch.value, dict) and branch.value:
             yield from changes_of(branch, path)

@@ -1,4 +1,4 @@
-"""The keys of an experiment with their sections, and what follows from them without a check of each against the others."""
+"""The keys of an experiment, with their sections and derived values; they are not checked against each other here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Keys(Pluggable):
     seed: Index = Field(default=0, description="Seed of every random draw.")
     mode: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="As the papers say, or all that an experiment does not give as FedMLLM's code has it.",
+        description="corrected follows the papers; published takes settings that are not given from FedMLLM's code.",
     )
     data: Data = Data()
     scenario: Scenario = Scenario()
@@ -53,7 +53,7 @@ class Keys(Pluggable):
     train: Train = Train()
     methods: MethodNames = Field(
         default_factory=default_methods,
-        description="What is compared, as listed by `fedloom list methods`.",
+        description="Methods that are compared, as listed by `fedloom list methods`.",
     )
     main: MethodName | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
@@ -67,7 +67,7 @@ class Keys(Pluggable):
     engine: Engine = Engine()
 
     def method(self, name: str) -> Method:
-        """Take the name of a method apart."""
+        """Parse the name of a method."""
         return parse_method(name, self.entries)
 
     @property
@@ -77,17 +77,17 @@ class Keys(Pluggable):
         return self.main or next(federated, None)
 
     def arguments(self, name: str) -> Mapping[str, Argument]:
-        """Return the arguments of an algorithm or a part: those given, over what the mode has of its own."""
+        """Return the arguments of an algorithm or a part: those that are given, else the mode's own."""
         own = self.entries[name].published if self.mode == "published" else {}
         return {**own, **self.algorithms.get(name, {})}
 
     def arguments_of(self, method: Method) -> Callable[[str], Mapping[str, Argument]]:
-        """Return a function name → arguments for what a method is put together from; baselines train by a plain algorithm."""
+        """Return a function name → arguments for a method's algorithm and parts; the algorithm of a baseline has none."""
         return lambda name: self.arguments(name) if method.federated or name in method.parts else {}
 
     @property
     def given(self) -> Given:
-        """What algorithms and parts are given before a model is there, in the first stage."""
+        """The context that algorithms and parts get in the first stage, before a model is loaded."""
         from fedloom.algorithms.compose import Given, any_layout
 
         lora = self.strategy.name != "connector"

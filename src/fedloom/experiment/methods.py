@@ -1,4 +1,4 @@
-"""What is compared: baselines and federated algorithms, with the parts that are added to them, by name."""
+"""The methods that are compared: baselines and federated algorithms, with the parts that are added to them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import NamedTuple
 from fedloom.algorithms import COMPARED, ENTRIES, PLACES
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.entry import Entry
-from fedloom.config.validation_errors import unknown
-from fedloom.config.yaml_document import read
+from fedloom.config.validation_errors import unknown_name
+from fedloom.config.yaml_document import read_document
 from fedloom.system.errors import UserError
 
 _UNTRAINED = ("zero-shot", "linear")
 _ALONE = ("prompt", "rule")
-"""Kinds of parts that baselines with one client in each training take."""
+"""Kinds of parts that can be added to baselines, whose trainings have one client each."""
 
 ORDER = ("prompt", "server", "aggregate", "wrapper", "rule", "pass", "stage", "part")
-"""The kinds of parts in the order in which they stand in `Method.parts`."""
+"""The kinds of parts in the order of `Method.parts`."""
 
 
 @cache
 def default_methods() -> tuple[str, ...]:
-    """Return the methods that are compared where an experiment does not say: those of the recipe `default`."""
+    """Return the methods that are compared by default: those of the recipe `default`."""
     text = resources.files("fedloom").joinpath("recipes/default.yaml").read_text(encoding="utf-8")
-    return tuple(read(text, "default.yaml").value["methods"])
+    return tuple(read_document(text, "default.yaml").value["methods"])
 
 
 PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str | float]] = {
@@ -39,15 +39,15 @@ PUBLISHED_SETTINGS: Mapping[str, Mapping[str, str | float]] = {
         "beta2": 0.95,
     },
 }
-"""What `mode: published` takes for settings that an experiment does not give, section by section."""
+"""Section → values of `mode: published` for settings that an experiment does not give."""
 
 
 class Method(NamedTuple):
-    """A name in `methods`, taken apart.
+    """A parsed name of `methods`.
 
     Attributes:
         base: A baseline (one of `BASELINES`) or the name of an algorithm.
-        parts: What is added to it, kind by kind, and within a kind in the order in which they are written.
+        parts: The parts that are added to it, in the order of their kinds; parts of one kind in the order of the name.
     """
 
     base: str
@@ -60,7 +60,7 @@ class Method(NamedTuple):
 
     @property
     def composed(self) -> tuple[str, ...]:
-        """The names that its algorithm is put together from; baselines train by FedAvg over their one client."""
+        """The names of its algorithm and parts; a baseline trains by FedAvg over its only client."""
         return (self.base if self.federated else COMPARED, *self.parts)
 
 
@@ -69,14 +69,14 @@ ALONE = Method("local")
 
 
 def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
-    """Take a method name apart.
+    """Parse the name of a method.
 
     Args:
         name: A baseline or an algorithm, and names of parts, joined by `+`.
         entries: Name → entry, of algorithms and parts.
 
     Raises:
-        UserError: A name is unknown, a part is repeated or has nothing that it could be added to, or two do not go together.
+        UserError: A name is unknown, a part is repeated or cannot be added, or two parts are incompatible.
 
     Example:
         >>> parse_method("fedavg+adaptive+prompt")
@@ -84,12 +84,12 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
     """
     base, *parts = name.split("+")
     if base not in BASELINES and base not in entries:
-        raise UserError(unknown("method", base, [*BASELINES, *_likely(entries, server=True)]))
+        raise UserError(unknown_name("method", base, [*BASELINES, *_likely(entries, server=True)]))
     if base not in BASELINES and kind_of(base, entries) != "server":
         raise UserError(f'"{name}": {base} is added to an algorithm, for example {COMPARED}+{base}')
     for part in parts:
         if part not in entries:
-            raise UserError(unknown("part", part, _likely(entries, server=False)))
+            raise UserError(unknown_name("part", part, _likely(entries, server=False)))
         if kind_of(part, entries) == "server":
             raise UserError(f'"{name}": {part} is an algorithm of its own, and {base} is there already')
     if len(set(parts)) < len(parts):
@@ -97,7 +97,7 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
     _require_fitting(name, base, parts, entries)
     kinds = {part: kind_of(part, entries) for part in parts}
     method = Method(base, tuple(sorted(parts, key=lambda part: ORDER.index(kinds[part]))))
-    # Names of the defaults are known to be right; that spares those who use them the import of pages, and of torch.
+    # The default names are known to be right; skipping the check avoids the import of algorithms, and of torch.
     if name not in default_methods() and parts:
         from fedloom.algorithms.compose import conflicts
 
@@ -107,7 +107,7 @@ def parse_method(name: str, entries: Mapping[str, Entry] = ENTRIES) -> Method:
 
 
 def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mapping[str, Entry]) -> None:
-    """Raise UserError where a baseline takes no such part."""
+    """Raise UserError if a part cannot be added to a baseline."""
     if parts and base in _UNTRAINED:
         raise UserError(f'"{name}": {base} trains no adapter, so nothing can be added to it')
     if base not in BASELINES:
@@ -121,10 +121,10 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
 
 
 def _likely(entries: Mapping[str, Entry], *, server: bool) -> list[str]:
-    """List algorithms, or parts of them, and all entries of plug-ins, which are not imported to find out which they are."""
+    """Return all algorithms, or all parts, and all entries of plug-ins, which are not imported to find out their kind."""
     return [name for name in entries if name not in PLACES or (PLACES[name].kind == "server") is server]
 
 
 def kind_of(name: str, entries: Mapping[str, Entry] = ENTRIES) -> str:
-    """Return the kind of an entry, without importing its page where it comes with fedloom."""
+    """Return the kind of an entry, without importing it if it is fedloom's own."""
     return PLACES[name].kind if name in PLACES else entries[name].kind

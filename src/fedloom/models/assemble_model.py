@@ -26,8 +26,8 @@ from fedloom.models.hub import Source
 from fedloom.models.load_model import Processor, Vlm, load_vlm
 from fedloom.models.load_weights import BESIDE
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import combined, file_digest
-from fedloom.system.startup import uncollected
+from fedloom.system.file_hashes import combine_digests, file_digest
+from fedloom.system.startup import without_garbage_collection
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Model
@@ -133,14 +133,14 @@ def _sources(encoder: str, llm: str, network: bool) -> tuple[Source, Source]:
 
 
 def _joined(encoder: Source, llm: Source) -> str:
-    return combined({"encoder": encoder.digest, "llm": llm.digest})
+    return combine_digests({"encoder": encoder.digest, "llm": llm.digest})
 
 
 def _with_connector(base: str, name: str, seed: int, queries: int, weights: str | None = None) -> str:
     """Digest a model with another connector, whose values depend on its form and on the seed or a file only."""
     form = f"{name} of {queries} queries" if name == "resampler" else name
     values = f"seed {seed}" if weights is None else f"SHA-256 {file_digest(trained_file(weights))}"
-    return combined({"base": base, "connector": f"{form}, {values}"})
+    return combine_digests({"base": base, "connector": f"{form}, {values}"})
 
 
 def replace_connector(vlm: Vlm, name: str, seed: int, queries: int = 16, weights: str | None = None) -> Vlm:
@@ -200,7 +200,7 @@ def _with_module(model: Any, place: str, module: nn.Module) -> Any:
     return frame
 
 
-@uncollected()
+@without_garbage_collection()
 def assemble(encoder: str, llm: str, network: bool) -> Vlm:
     """Join an encoder and a language model, as a LLaVA or, with an EfficientNet, a FastVLM.
 

@@ -17,7 +17,7 @@ from fedloom.models.added_models import ADDED, find_added
 from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
 from fedloom.models.load_weights import UNUSED, bounded, check_finite, check_whole, tensors_of
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import cache_folder, combined, file_digests
+from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
 
 __all__ = ["BUNDLED", "Source", "first_line"]
 
@@ -58,7 +58,9 @@ class Source:
         """SHA-256 over configuration, tokenizer, processor, chat template and weights, without loading them."""
         paths = (*self.files.others, *self.files.weights)
         found = file_digests(paths, cache_folder() / "hashes" / "models.json")
-        return combined({path.relative_to(self.files.folder).as_posix(): one for path, one in found.items()})
+        return combine_digests(
+            {path.relative_to(self.files.folder).as_posix(): one for path, one in found.items()}
+        )
 
     def read(self, kind: Any, **choices: Any) -> Any:
         """Read one thing, say a configuration or a tokenizer.

@@ -31,7 +31,7 @@ from fedloom.models.folder_checks import BUNDLED
 from fedloom.models.hub import Source
 from fedloom.models.processor import Processor
 from fedloom.system.errors import UserError
-from fedloom.system.startup import uncollected
+from fedloom.system.startup import without_garbage_collection
 from fedloom.types import LazyImage
 
 __all__ = [
@@ -200,7 +200,7 @@ def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().float().contiguous().numpy().tobytes()
 
 
-@uncollected()
+@without_garbage_collection()
 def load_vlm(
     path: str = "bundled", *, network: bool = False, families: Mapping[str, Family] = FAMILIES
 ) -> Vlm:

@@ -1,4 +1,4 @@
-"""Algorithms, data sets, metrics and model families that others add."""
+"""Plug-ins: algorithms, data sets, metrics and model families that are added from outside."""
 
 from fedloom.plugins.plugins import Plugins, read_plugin
 

@@ -1,4 +1,4 @@
-"""Digests of the code of plug-ins: the file that defines something, and what that file imports of its own."""
+"""Compute digests of the code of plug-ins: of the defining file, and of the files of its own that it imports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LIBRARIES = ("site-packages", "dist-packages")
 """Folders of installed packages."""
 
 PROCESS = uuid4().hex
-"""Names this process, for code without a known source, which may be another one in another process."""
+"""An identifier of this process, for code without a known source, which may differ in another process."""
 
 UNKNOWN = f"without source, process {PROCESS}"
 """The digest of such code."""
 
 
 def source_digest(value: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the file that defines a function and of what that imports of its own.
+    """Return the SHA-256 of the file that defines a function, and of the files of its own that it imports.
 
-    A file's own imports are modules of the same package, and those beside a file that is in no package. Where there is no
-    such file, or the function is a closure, whose values no file holds, the digest is valid in this process only.
+    A file's own imports are modules of the same package, or modules beside a file that is in no package. Without such a
+    file, or for a closure, whose values are in no file, the digest is valid in this process only.
     """
     plain = inspect.unwrap(value)
     try:
@@ -36,7 +36,7 @@ def source_digest(value: Callable[..., Any]) -> str:
 
 
 def file_code_digest(file: Path) -> str:
-    """Return the SHA-256 of a Python file and of what it imports of its own; see `source_digest`.
+    """Return the SHA-256 of a Python file and of the files of its own that it imports; see `source_digest`.
 
     Raises:
         OSError: The file cannot be read.
@@ -48,20 +48,20 @@ def file_code_digest(file: Path) -> str:
 
 
 def _imported(file: Path) -> dict[str, bytes]:
-    """Return a Python file and all of its own that it imports: path from the file's folder → content."""
-    found: dict[str, bytes] = {}
+    """Return path from the file's folder → content, for a Python file and all files of its own that it imports."""
+    contents: dict[str, bytes] = {}
     waiting, top = [file], _top(file)
     while waiting:
-        one = waiting.pop()
-        name = os.path.relpath(one, file.parent)
-        if name not in found:
-            found[name] = one.read_bytes()
-            waiting += _own_imports(one, found[name], top)
-    return found
+        current = waiting.pop()
+        name = os.path.relpath(current, file.parent)
+        if name not in contents:
+            contents[name] = current.read_bytes()
+            waiting += _own_imports(current, contents[name], top)
+    return contents
 
 
 def _top(file: Path) -> Path:
-    """Return the folder that the outermost package of a file lies in; the file's folder, if it is in none."""
+    """Return the folder that contains the outermost package of a file, or the file's folder if it is in no package."""
     top = file.parent
     while (top / "__init__.py").is_file():
         top = top.parent
@@ -69,24 +69,24 @@ def _top(file: Path) -> Path:
 
 
 def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
-    """Yield the files that a file imports, if they are found from a folder, or from the file's own."""
+    """Yield the files that a file imports from the folder `top`, or from its own folder."""
     package = file.relative_to(_top(file)).parts[0]
     try:
         nodes = [*ast.walk(ast.parse(content))]
-    except (SyntaxError, ValueError):  # nobody can import it
+    except (SyntaxError, ValueError):  # Python cannot import it either
         return
     for node in nodes:
         starts = [top, _top(file), file.parent]
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+            source = node.module or ""
+            names = [source, *(f"{source}.{alias.name}".strip(".") for alias in node.names)]
             starts = [*file.parents][node.level - 1 : node.level] if node.level else starts
         else:
             continue
         for name in names:
-            # Beside an installed package lie other people's.
+            # Packages beside an installed one belong to others.
             own = (
                 start
                 for start in dict.fromkeys(starts)
@@ -94,7 +94,7 @@ def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
             )
             for start in own:
                 parts = name.split(".") if name else []
-                places = (start.joinpath(*parts[:length]) for length in range(len(parts) + 1))
-                for place in places:
-                    both = (place / "__init__.py", place.parent / f"{place.name}.py")
-                    yield from (one for one in both if one.is_file())
+                modules = (start.joinpath(*parts[:length]) for length in range(len(parts) + 1))
+                for module in modules:
+                    candidates = (module / "__init__.py", module.parent / f"{module.name}.py")
+                    yield from (candidate for candidate in candidates if candidate.is_file())

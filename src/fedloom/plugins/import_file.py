@@ -1,4 +1,4 @@
-"""Import a plug-in, a Python file, by its path, without making it known to the rest of the program."""
+"""Import a plug-in, a Python file, by its path, so that no other code can import it by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fedloom.plugins.code_digest import LIBRARIES, file_code_digest
 from fedloom.system.errors import UserError
 
 _LOCK = threading.Lock()
-"""Imports change what all threads share, so one file is imported at a time."""
+"""Only one file is imported at a time, because imports change state that all threads share."""
 
 
 class _Fresh(SourceFileLoader):
-    """Compiles the source each time: of a file that changed within a second, compiled code may be the old one's."""
+    """A loader that always compiles the source, because cached code may be old where a file changed within a second."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the compiled source."""
@@ -30,17 +30,17 @@ class _Fresh(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def imported(path: Path) -> tuple[ModuleType, str]:
-    """Import a file, or return what was imported of the same content before.
+def import_file(path: Path) -> tuple[ModuleType, str]:
+    """Import a file, or return the module if the same content was imported before.
 
-    At its top it may import modules that lie beside it. These are its own: another file's modules of the same name stay
-    apart.
+    At its top, the file may import modules beside it. These belong to it alone: a module of the same name beside another
+    file is a different one.
 
     Args:
         path: An absolute path.
 
     Returns:
-        The module, and the SHA-256 of the file and of what it imports from beside it.
+        The module, and the SHA-256 of the file and of the modules beside it that it imports.
 
     Raises:
         UserError: There is no such file, it is not valid Python, or it raises an exception.
@@ -61,7 +61,7 @@ def _import(path: Path, digest: str) -> ModuleType:
     spec = spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up the module that they are in
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         with _from_beside(path.parent), redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
@@ -77,7 +77,7 @@ def _import(path: Path, digest: str) -> ModuleType:
 
 @contextmanager
 def _from_beside(folder: Path) -> Iterator[None]:
-    """Let imports find modules in a folder before all others, and forget those afterward; nothing is written there."""
+    """Import modules from a folder before all others, and remove them from `sys.modules` afterward; write no bytecode."""
     beside = {file.stem for file in folder.glob("*.py")} | {
         file.parent.name for file in folder.glob("*/__init__.py")
     }
@@ -100,26 +100,26 @@ def _from_beside(folder: Path) -> Iterator[None]:
 
 
 def _no_library(module: ModuleType) -> bool:
-    """Return whether a module is neither Python's own, nor installed, nor fedloom's."""
+    """Return whether a module belongs neither to Python, nor to an installed package, nor to fedloom."""
     name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
-    known = name in sys.stdlib_module_names or name in ("__main__", "fedloom")
-    return bool(file) and not known and not any(part in Path(file or "").parts for part in LIBRARIES)
+    excluded = name in sys.stdlib_module_names or name in ("__main__", "fedloom")
+    return bool(file) and not excluded and not any(part in Path(file or "").parts for part in LIBRARIES)
 
 
 def _last_place(error: BaseException, path: Path) -> str:
-    """Return the file and line at which an import failed: the last one that is the user's."""
+    """Return the last file and line of the user's code at which an import failed."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if path.parent in Path(frame.filename).parents]
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
 
 
-def line_of(path: Path, name: str, key: str | None = None) -> int | None:
-    """Return the line at which a module's dict stands, or a key of it; None where there is no such line.
+def find_line(path: Path, name: str, key: str | None = None) -> int | None:
+    """Return the line of a module's dict, or of a key in it; None if there is no such line.
 
     Args:
         path: The module's file.
         name: The dict's name.
-        key: A key that is written as text in it.
+        key: A key that is a literal text in it; None is the dict itself.
     """
     try:
         nodes = ast.parse(path.read_bytes()).body
@@ -127,10 +127,10 @@ def line_of(path: Path, name: str, key: str | None = None) -> int | None:
         return None
     for node in nodes:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             value = getattr(node, "value", None)
-            for one in value.keys if isinstance(value, ast.Dict) and key is not None else ():
-                if isinstance(one, ast.Constant) and one.value == key:
-                    return one.lineno
+            for literal in value.keys if isinstance(value, ast.Dict) and key is not None else ():
+                if isinstance(literal, ast.Constant) and literal.value == key:
+                    return literal.lineno
             return node.lineno
     return None

@@ -1,8 +1,8 @@
-"""Plug-ins: algorithms, data sets, metrics and model families that others add to fedloom, as a value that is passed on.
+"""Plug-ins: algorithms, data sets, metrics and model families from outside fedloom, as a value that is passed on.
 
-They come from Python files that an experiment names, from Python itself, or from the entry points of installed packages
+They come from Python files that an experiment names, from Python values, or from the entry points of installed packages
 (`fedloom.algorithms`, `fedloom.datasets`, `fedloom.metrics`, `fedloom.families`). None of fedloom's own dicts changes,
-nothing is fetched, and the code is sent nowhere.
+nothing is downloaded, and the code is sent nowhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedloom.algorithms import PLACES
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.entry import Entry
 from fedloom.plugins.code_digest import UNKNOWN, file_code_digest, source_digest
-from fedloom.plugins.import_file import imported, line_of
+from fedloom.plugins.import_file import find_line, import_file
 from fedloom.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,35 +31,35 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""What a name in a plug-in may be."""
+"""A valid name in a plug-in."""
 
 
 class Kind(NamedTuple):
-    """A kind of thing that can be added.
+    """A kind of plug-in.
 
     Attributes:
         dict: Name of the dict in a file.
-        what: One of them, in words.
-        taken: Returns the names that fedloom has itself.
-        made: (name, value as written) → the value that fedloom works with; raises `ValueError` with what would be right.
+        what: The kind in words, singular.
+        names: Function that returns the names of fedloom's own.
+        convert: Function (name, value as written) → value that fedloom uses; raises `ValueError` with what would be right.
     """
 
     dict: str
     what: str
-    taken: Callable[[], Iterable[str]]
-    made: Callable[[str, Any], Any]
+    names: Callable[[], Iterable[str]]
+    convert: Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """What is added to fedloom; see `Plugins.of`.
+    """Everything that plug-ins add to fedloom; see `Plugins.of`.
 
     Attributes:
         algorithms: Name → entry, of an algorithm or a part of one.
         datasets: Name → loader.
         metrics: Name → metric; its result has the score under that name.
-        families: `model_type` → what must be known of the family.
-        digests: What decides results, in words → SHA-256 of its code.
+        families: `model_type` → model family.
+        digests: Name of code that affects results → its SHA-256.
     """
 
     algorithms: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
@@ -75,7 +75,7 @@ class Plugins:
         metrics: Mapping[str, Any] | None = None,
         families: Mapping[str, Any] | None = None,
     ) -> Plugins:
-        """Make a plug-in of Python values.
+        """Return a plug-in of Python values.
 
         Args:
             algorithms: Name → an `Entry`, a function that makes an algorithm, or an algorithm itself.
@@ -90,16 +90,25 @@ class Plugins:
             >>> Plugins.of(metrics={"same": lambda example, answer: float(answer == example.answer)}).names
             ['same']
         """
-        given = {"algorithms": algorithms, "datasets": datasets, "metrics": metrics, "families": families}
-        made = {kind: _checked(kind, values, _in_python(kind)) for kind, values in given.items() if values}
-        # Of data the examples count, wherever they come from.
+        values_by_kind = {
+            "algorithms": algorithms,
+            "datasets": datasets,
+            "metrics": metrics,
+            "families": families,
+        }
+        converted = {
+            kind: _checked(kind, values, _in_python(kind))
+            for kind, values in values_by_kind.items()
+            if values
+        }
+        # A data set is identified by its examples, not by the code that loads them.
         codes = {
             f"code of {name}": _code(value)
-            for kind, values in given.items()
+            for kind, values in values_by_kind.items()
             if kind != "datasets"
             for name, value in (values or {}).items()
         }
-        return Plugins(**made, digests=codes)
+        return Plugins(**converted, digests=codes)
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +117,7 @@ class Plugins:
 
 
 class Layered(Mapping[str, V]):
-    """Several mappings as one, of which the first that has a name counts."""
+    """Several mappings as one; a name is looked up in the first mapping that has it."""
 
     def __init__(self, *layers: Mapping[str, V]) -> None:
         self._layers = layers
@@ -129,56 +138,56 @@ class Layered(Mapping[str, V]):
         return len(list(iter(self)))
 
 
-def gathered(plugins: Sequence[str | Plugins]) -> Plugins:
-    """Return everything that several plug-ins add, as one.
+def combine_plugins(plugins: Sequence[str | Plugins]) -> Plugins:
+    """Return several plug-ins as one.
 
     Args:
-        plugins: Absolute paths of Python files, and values.
+        plugins: Absolute paths of Python files, or values.
 
     Raises:
         UserError: A file cannot be used, or two plug-ins have the same name.
     """
-    whole: dict[str, dict[str, Any]] = {one.name: {} for one in fields(Plugins)}
+    whole: dict[str, dict[str, Any]] = {added.name: {} for added in fields(Plugins)}
     for plugin in plugins:
-        one = read_plugin(Path(plugin)) if isinstance(plugin, str) else plugin
-        for kind, there in whole.items():
-            for name, value in getattr(one, kind).items():
-                if name in there and kind != "digests":
+        added = read_plugin(Path(plugin)) if isinstance(plugin, str) else plugin
+        for kind, values in whole.items():
+            for name, value in getattr(added, kind).items():
+                if name in values and kind != "digests":
                     where = plugin if isinstance(plugin, str) else "a plug-in"
                     raise UserError(
                         f"{where}: another plug-in has a {KINDS[kind].what} {name!r} too; rename one of them"
                     )
-                there[f"{name} ({len(there) + 1})" if name in there else name] = value
+                values[f"{name} ({len(values) + 1})" if name in values else name] = value
     return Plugins(**whole)
 
 
 def read_plugin(path: Path) -> Plugins:
-    """Read the dicts `ALGORITHMS`, `DATASETS`, `METRICS` and `FAMILIES` of a Python file, of which it has at least one.
+    """Read the dicts `ALGORITHMS`, `DATASETS`, `METRICS` and `FAMILIES` of a Python file, which has at least one of them.
 
     Args:
         path: An absolute path.
 
     Raises:
-        UserError: The file cannot be imported, has none of the dicts, or something in them is wrong; the message has the
+        UserError: The file cannot be imported, has none of the dicts, or has a wrong value in one; the message has the
             file and the line.
     """
-    module, digest = imported(path)
+    module, digest = import_file(path)
     return _read(path, digest, vars(module))
 
 
 def _read(path: Path, digest: str, values: Mapping[str, Any]) -> Plugins:
-    there = {kind: values[one.dict] for kind, one in KINDS.items() if one.dict in values}
-    if not there:
-        names = ", ".join(one.dict for one in KINDS.values())
-        raise UserError(f"{path}: it has none of the dicts {names}, so that it adds nothing")
+    dicts = {kind: values[added.dict] for kind, added in KINDS.items() if added.dict in values}
+    if not dicts:
+        names = ", ".join(added.dict for added in KINDS.values())
+        raise UserError(f"{path}: it has none of the dicts {names}, so it adds nothing")
 
     def place(kind: str, name: str | None) -> str:
-        line = line_of(path, KINDS[kind].dict, name)
+        line = find_line(path, KINDS[kind].dict, name)
         of = "" if name is None else f"[{name!r}]"
         return f"{path}{'' if line is None else f', line {line}'}: {KINDS[kind].dict}{of}"
 
-    made = {kind: _checked(kind, value, partial(place, kind)) for kind, value in there.items()}
-    return Plugins(**made, digests={f"plug-in {path.name}": digest})
+    converted = {kind: _checked(kind, value, partial(place, kind)) for kind, value in dicts.items()}
+    return Plugins(**converted, digests={f"plug-in {path.name}": digest})
 
 
 def _in_python(kind: str) -> Callable[[str | None], str]:
@@ -186,45 +195,45 @@ def _in_python(kind: str) -> Callable[[str | None], str]:
 
 
 def _checked(kind: str, values: Any, place: Callable[[str | None], str]) -> dict[str, Any]:
-    """Check a dict of one kind, and return it with the values that fedloom works with.
+    """Check a dict of one kind, and return it with converted values.
 
     Args:
         kind: A key of `KINDS`.
         values: The dict as written.
-        place: Name in it, or None for the whole → where that stands, in words.
+        place: Function that returns the place of a name in the dict, in words, or of the dict for None.
 
     Raises:
         UserError: It is no dict, fedloom has a name already, or a value is of the wrong kind.
     """
     if not isinstance(values, Mapping) or not values:
         raise UserError(f"{place(None)} must be a dict from names to {KINDS[kind].what}s, and not empty")
-    made: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for name, value in values.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(
                 f'{place(None)}: {name!r} cannot be a name; use at most 64 letters, digits, "_" and "-", and begin with a '
                 "letter or a digit"
             )
-        if name in KINDS[kind].taken():
+        if name in KINDS[kind].names():
             raise UserError(
                 f"{place(name)}: fedloom has a {KINDS[kind].what} {name!r} itself; choose another name"
             )
         try:
-            made[name] = KINDS[kind].made(name, value)
+            converted[name] = KINDS[kind].convert(name, value)
         except ValueError as error:
             raise UserError(f"{place(name)} {error}") from error
-    return made
+    return converted
 
 
 def _entry(name: str, value: Any) -> Entry:
-    """Return a guarded entry, made of an entry, a factory, or an algorithm."""
+    """Return a guarded entry for an entry, a factory, or an algorithm."""
     from fedloom.algorithms.plugin_algorithms import as_entry, guarded
 
     return guarded(name, as_entry(name, value))
 
 
 def _loader(name: str, value: Any) -> Loader:
-    """Return a checked loader, made of a loader, a data set, or examples."""
+    """Return a checked loader for a loader, a data set, or examples."""
     from fedloom.data.plugin_data import plugin_loader
     from fedloom.tasks import TASKS
 
@@ -232,7 +241,7 @@ def _loader(name: str, value: Any) -> Loader:
 
 
 def _metric(name: str, value: Any) -> Metric:
-    """Return a checked metric, made of a metric, or of a function (example, answer) → 0..1."""
+    """Return a checked metric for a metric, or for a function (example, answer) → 0..1."""
     from fedloom.tasks.plugin_metrics import plugin_metric
 
     return plugin_metric(name, value)
@@ -276,26 +285,26 @@ KINDS: Mapping[str, Kind] = {
     "metrics": Kind("METRICS", "score", _taken_metrics, _metric),
     "families": Kind("FAMILIES", "model family", _taken_families, _family),
 }
-"""Field of `Plugins` → its kind."""
+"""Field of `Plugins` → kind."""
 
 
 def _code(value: Any) -> str:
-    """Return the digest of the code of a Python value; `UNKNOWN` where it is not a function or a factory."""
-    made = value.make if isinstance(value, Entry) else value
-    return source_digest(made) if callable(made) else UNKNOWN
+    """Return the digest of a Python value's code, or `UNKNOWN` if it is neither a function nor a factory."""
+    function = value.make if isinstance(value, Entry) else value
+    return source_digest(function) if callable(function) else UNKNOWN
 
 
 class _Installed(Mapping[str, Any]):
-    """What the entry points of installed packages add of one kind; each is imported when it is asked for."""
+    """The entry points of installed packages of one kind; each is imported when it is looked up."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
     def _points(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
+        points: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=f"fedloom.{self._kind}"):
-            found.setdefault(point.name, []).append(point)
-        return {name: found[name] for name in sorted(found)}
+            points.setdefault(point.name, []).append(point)
+        return {name: points[name] for name in sorted(points)}
 
     def __getitem__(self, name: str) -> Any:
         points = self._points()[name]
@@ -328,11 +337,11 @@ def _from_package(kind: str, point: EntryPoint, where: str) -> Any:
 
 
 def installed_code(kind: str, name: str) -> str:
-    """Return the SHA-256 of the module that an entry point names, and of what that imports of its own package.
+    """Return the SHA-256 of an entry point's module, and of the files of its own package that it imports.
 
     Args:
         kind: A key of `KINDS`.
-        name: A name that an installed package adds.
+        name: The name of the entry point.
     """
     point = next(iter(entry_points(group=f"fedloom.{kind}", name=name)))
     file = import_module(point.module).__file__
@@ -340,4 +349,4 @@ def installed_code(kind: str, name: str) -> str:
 
 
 INSTALLED = Plugins(**{kind: _Installed(kind) for kind in KINDS})
-"""What the entry points of installed packages add."""
+"""All entry points of installed packages."""

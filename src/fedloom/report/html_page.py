@@ -31,7 +31,7 @@ from fedloom.report.tables import (
 )
 from fedloom.report.validation_section import curve_table, validation_chart, validation_table, validation_text
 from fedloom.system.json_files import write_atomic
-from fedloom.system.manifest import list_files, read_manifest
+from fedloom.system.manifest import add_to_manifest, read_manifest
 
 WIDE, SLIM = 760, 400  # CSS pixels; the style sheet shows one or the other
 MAX_SLIM_RUNS = (
@@ -95,7 +95,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         raise ValueError("a report needs at least one run folder")
     write_atomic(out, render([read_run(folder) for folder in folders]).encode(errors="replace"))
     if read_manifest(out.parent) is not None:
-        list_files(out.parent, [out.name])
+        add_to_manifest(out.parent, [out.name])
 
 
 def render(runs: Sequence[Run]) -> str:

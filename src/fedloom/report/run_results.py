@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.config.old_spellings import current_document, current_name
 from fedloom.run_log import read_lines
 from fedloom.system.errors import UserError
-from fedloom.system.json_files import KINDS, expect, read_json
+from fedloom.system.json_files import KINDS, read_json, require_key
 from fedloom.system.manifest import check_files, read_manifest
 
 Json = Mapping[str, Any]
@@ -195,12 +195,12 @@ def read_run(folder: Path) -> Run:
     record = _lines(folder / "record.jsonl", checked=manifest is not None)
     if at(plan, "card") is not None:
         _check_card(str(folder / "plan.json"), plan["card"])
-    expect(folder / "experiment.json", experiment, "name", str)
-    expect(folder / "result.json", result, "scores", dict)
+    require_key(folder / "experiment.json", experiment, "name", str)
+    require_key(folder / "result.json", result, "scores", dict)
     for method, scores in result["scores"].items():
         if not isinstance(scores, dict):
             raise UserError(f'{folder / "result.json"}: "scores", {method!r}: expected an object')
-    for index, client in enumerate(expect(folder / "plan.json", plan, "clients", list)):
+    for index, client in enumerate(require_key(folder / "plan.json", plan, "clients", list)):
         if not isinstance(client, dict) or "id" not in client:
             raise UserError(f'{folder / "plan.json"}: "clients", entry {index}: expected an object with "id"')
     return Run(folder, experiment, plan, record, {**result, "scores": _in_order(result, experiment)})
@@ -248,7 +248,7 @@ def _check(where: str, value: Any, shape: Any, key: str) -> None:
 def _check_card(where: str, card: Json) -> None:
     """Raise a UserError if a heterogeneity card lacks a figure; only "words" may be null."""
     for total in ("clients", "examples"):
-        expect(where, card, total, int)
+        require_key(where, card, total, int)
     for part, figures in CARD.items():
         values = card.get(part)
         if values is None and part == "words" and part in card:
@@ -269,9 +269,9 @@ def _lines(path: Path, *, checked: bool) -> tuple[Json, ...]:
     lines = []
     for line_number, line in read_lines(path, checked=checked):
         where = f"{path}, line {line_number}"
-        kind = expect(where, line, "kind", str)
+        kind = require_key(where, line, "kind", str)
         for key, expected in REQUIRED.get(kind, {}).items():
-            expect(where, line, key, expected)
+            require_key(where, line, key, expected)
         _check(where, line, SHAPES.get(kind, Any), "")
         lines.append({**line, "method": current_name(line["method"])} if "method" in line else line)
     return tuple(lines)

@@ -10,7 +10,7 @@ from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
-from fedloom.run_log import Record
+from fedloom.run_log import RunLog
 from fedloom.scenarios.plan import Plan
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.file_hashes import json_digest
@@ -31,7 +31,7 @@ class RunContext:
     plan: Plan
     site: Site
     strategy: Strategy
-    record: Record
+    record: RunLog
     progress: Progress
     identity: str
     judge: Judge | None = None

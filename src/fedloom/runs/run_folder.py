@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedloom.config.validation_errors import resolve
-from fedloom.config.yaml_document import override, read
+from fedloom.config.validation_errors import build_model
+from fedloom.config.yaml_document import apply_override, read_document
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.recipes import takes_text
 from fedloom.plugins.plugins import Plugins
@@ -121,12 +121,12 @@ def moves(folder: Path, experiment: Experiment) -> list[str]:
 
 
 def _read(folder: Path, plugins: Plugged = (), changes: Sequence[str] = ()) -> Experiment:
-    document = read(read_text(folder / EXPERIMENT), str(folder / EXPERIMENT))
+    document = read_document(read_text(folder / EXPERIMENT), str(folder / EXPERIMENT))
     if plugins and isinstance(document.value, dict):
         document = replace(document, value={**document.value, "plugins": list(plugins)})
     for change in changes:
-        document = override(document, change, takes_text)
-    return resolve(Experiment, document)
+        document = apply_override(document, change, takes_text)
+    return build_model(Experiment, document)
 
 
 def folder_state(folder: Path, experiment: Experiment) -> State:

@@ -17,7 +17,7 @@ from fedloom.models.hub import Source
 from fedloom.plugins.plugins import INSTALLED, installed_code
 from fedloom.runs.run_folder import chosen
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import combined
+from fedloom.system.file_hashes import combine_digests
 from fedloom.types import DataSet, Example, LazyImage
 from fedloom.version import __version__
 
@@ -125,7 +125,7 @@ def family_code(experiment: Experiment) -> dict[str, str]:
     kind = str(Source("model.path", model.path, model.network).files.config.get("model_type"))
     if kind in FAMILIES or kind not in experiment.families:
         return {}
-    digest = combined(added.digests) if kind in added.families else installed_code("families", kind)
+    digest = combine_digests(added.digests) if kind in added.families else installed_code("families", kind)
     return {f"code of the family {kind}": digest}
 
 

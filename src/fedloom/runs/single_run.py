@@ -29,7 +29,7 @@ from fedloom.models.text_only import check_pattern
 from fedloom.progress import Progress
 from fedloom.report.federation_gain import compare_methods
 from fedloom.report.html_page import write_report
-from fedloom.run_log import Record, require_length
+from fedloom.run_log import RunLog, require_length
 from fedloom.runs.method_results import export, outcome, validation_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import (
@@ -50,9 +50,9 @@ from fedloom.runs.site_setup import clause_of, make_site
 from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
 from fedloom.system.allocator import keep_freed
 from fedloom.system.errors import UserError
-from fedloom.system.file_hashes import cache_folder, combined, json_digest
+from fedloom.system.file_hashes import cache_folder, combine_digests, json_digest
 from fedloom.system.json_files import read_json, write_json
-from fedloom.system.manifest import Manifest, list_files, read_manifest
+from fedloom.system.manifest import Manifest, add_to_manifest, read_manifest
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear_baseline import require_choice
@@ -109,9 +109,9 @@ def run_experiment(
         if manifest is None or RESULT not in manifest.files:
             begun = time.perf_counter()
             result = _results(experiment, out, progress, models)
-            Record(out / RECORD).append("end", {"seconds": time.perf_counter() - begun})
+            RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - begun})
             write_json(out / RESULT, result, out)
-            list_files(out, written(out))
+            add_to_manifest(out, written(out))
         else:  # a run that ended before its report was written
             finished_result(experiment, out)
         write_report([out], out / REPORT)  # which also lists it
@@ -280,7 +280,7 @@ def _prepare(
     elif manifest.versions != versions:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         progress.message(f"this run began with {told}; with other versions its numbers may round differently")
-    record = Record(folder / RECORD)
+    record = RunLog(folder / RECORD)
     require_length(record.path, recorded_below(folder / METHODS))
     _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
     rejected = [str(one) for one in data.rejected]
@@ -307,7 +307,7 @@ def _versions() -> dict[str, str]:
 
 
 def _record_start(
-    record: Record,
+    record: RunLog,
     experiment: Experiment,
     tuned: Tuned,
     check: Checked,
@@ -371,7 +371,7 @@ def _base(experiment: Experiment) -> str:
         found["judge"] = Source("evaluate.judge", judge, network=False).digest
     if experiment.evaluate.linear_text == "minilm" and "linear" in experiment.methods:
         found["linear text"] = sentence_source("evaluate.linear_text").digest
-    return combined(found)
+    return combine_digests(found)
 
 
 def _loaded(experiment: Experiment, models: Models) -> Vlm:

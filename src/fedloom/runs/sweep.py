@@ -20,7 +20,7 @@ from fedloom.report.sweeps.sweep_page import write_sweep_report
 from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.tables import counted
 from fedloom.runs.run_folder import alone, discard, finished, temporary
-from fedloom.system.errors import UserError, sentence
+from fedloom.system.errors import UserError, error_sentence
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, read_text
 from fedloom.system.manifest import LOCK, write_sealed
@@ -243,7 +243,7 @@ def _deal(
     jobs: int,
 ) -> None:
     """Deal cells out to processes until all cells are taken, or no process is left."""
-    from fedloom.system.processes import forked, threads_each
+    from fedloom.system.processes import run_forked, threads_per_process
 
     at: dict[int, int] = {}
 
@@ -262,7 +262,7 @@ def _deal(
     with TemporaryFile(buffering=0) as queue:
         queue.write(b"".join(PLACE.pack(index) for index in cells))
         queue.seek(0)
-        for number, message in forked([job] * min(jobs, len(cells)), threads_each(jobs), lost):
+        for number, message in run_forked([job] * min(jobs, len(cells)), threads_per_process(jobs), lost):
             index, state, error = json.loads(message)
             if state == "begun":
                 at[number] = index
@@ -279,7 +279,7 @@ def _run_one(cell: tuple[Experiment, Path], progress: Progress, models: dict[str
     try:
         run_experiment(*cell, progress, models)
     except Exception as error:  # the other cells go on
-        return sentence(error)
+        return error_sentence(error)
     return None
 
 

@@ -13,7 +13,7 @@ from fedloom.client.site import Profile, Question
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.rounds import Best, Schedule, Standing, Training
 from fedloom.experiment.methods import ALONE, Method
-from fedloom.params import Part, common
+from fedloom.params import Part, intersection
 from fedloom.runs.choose_backend import local_backend, train_runs
 from fedloom.runs.evaluation import answers_of, validated
 from fedloom.runs.modality_slices import slices_of
@@ -88,7 +88,7 @@ def _training(
         _committed(context, method, name, alone, number, folder, of),
         number,
         context.site.rounds_before(number),
-        lambda client: common(down, budget.down(client)),
+        lambda client: intersection(down, budget.down(client)),
         _reported(context, profiles, parts, budget),
         budget.scale,
     )
@@ -134,9 +134,9 @@ def _reported(
     """Return the part that each client reports: over reporters, clients without images leave out the connector."""
     up = None if parts.up.is_whole else parts.up
     if context.experiment.aggregate.over == "cohort":
-        return lambda client: common(up, budget.up(client))
-    without = parts.up & part_named(context.tuned.layout, "connector").rest
-    return lambda client: common(up if profiles[client].images else without, budget.up(client))
+        return lambda client: intersection(up, budget.up(client))
+    without = parts.up & part_named(context.tuned.layout, "connector").complement
+    return lambda client: intersection(up if profiles[client].images else without, budget.up(client))
 
 
 def _committed(

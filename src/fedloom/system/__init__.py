@@ -1,1 +1,1 @@
-"""The machine below: files, processes, signals, messages about failures. Nothing here knows of federated learning."""
+"""Files, processes, signals and error messages. Nothing here depends on federated learning."""

@@ -1,7 +1,7 @@
-"""Freed memory stays with the process: fetching fresh pages costs more than the arithmetic on them.
+"""Keep freed memory in the process, because new pages cost more than the arithmetic on them.
 
-A training step frees and asks for the same hundreds of megabytes again and again. By default the C library hands
-them back to the system in between, which has to clear every page before it lends it again.
+Every training step allocates and frees the same hundreds of megabytes. By default the C library returns them to the
+system in between, which has to clear every page before the process gets it again.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import ctypes
 # The C library's names for what `mallopt` sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 2**28
-"""Bytes that may lie free at the end of the heap before they are handed back; much more would count several times over
-where a process is copied."""
+"""Free bytes at the end of the heap above which they are returned to the system. Each copy of a process has as many, so
+the number is not larger."""
 LARGE = 2**25
-"""Bytes from which a piece has pages of its own, which are handed back with it; the most that can be said."""
+"""Bytes above which an allocation has pages of its own, which are returned with it; the largest value that glibc accepts."""
 
 
 def keep_freed() -> bool:
-    """Let this process keep the memory that it frees, where the C library is glibc.
+    """Make this process keep the memory that it frees, where the C library is glibc.
 
-    It changes no result. The process holds up to 256 MiB more than it uses.
+    No result changes. The process holds up to 256 MiB more than it uses.
 
     Returns:
-        Whether the C library could be told.
+        Whether the C library accepted the settings.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

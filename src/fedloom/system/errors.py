@@ -1,4 +1,4 @@
-"""The user's errors, and any other error in one sentence: what happened, where, and what would help."""
+"""The user's errors, and a sentence for any other error: what happened, where, and what would help."""
 
 from __future__ import annotations
 
@@ -42,80 +42,80 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 
 
 class UserError(Exception):
-    """A mistake of the user's, reported in one message without a traceback: what, where, and what would be right."""
+    """A mistake of the user, reported in one message without a traceback: what is wrong, where, and what would be right."""
 
 
-def explained(error: BaseException) -> str | None:
-    """Describe in a sentence what the user's machine or files lack, or None where the fault is another.
+def user_message(error: BaseException) -> str | None:
+    """Return a sentence for an error that the user can resolve, such as a full disk, and None for any other error.
 
     Example:
-        >>> explained(OSError(errno.ENOSPC, "No space left on device", "runs/a/result.json"))
+        >>> user_message(OSError(errno.ENOSPC, "No space left on device", "runs/a/result.json"))
         'runs/a/result.json: no space is left on the disk; make room, or write elsewhere with --out'
     """
     if isinstance(error, UserError):
         return str(error)
-    if short_of_memory(error):
+    if is_out_of_memory(error):
         return f"{_MEMORY}{_detail(error)}"
     if isinstance(error, OSError):
-        return _of_system(error)
+        return _system_sentence(error)
     if foreign := _FOREIGN.search(str(error)):
         number = int(foreign[1])
-        return _of_system(OSError(number, os.strerror(number)).with_traceback(error.__traceback__))
+        return _system_sentence(OSError(number, os.strerror(number)).with_traceback(error.__traceback__))
     if isinstance(error, UnicodeError):
-        return f"text that is not UTF-8 was met{_detail(error)}, {_noticed(error)}"
+        return f"a text is not UTF-8{_detail(error)}, {_last_own_line(error)}"
     if isinstance(error, RecursionError):
-        return f"something is nested too deeply to be read, {_noticed(error)}"
+        return f"a value is nested too deeply to be read, {_last_own_line(error)}"
     return None
 
 
-def sentence(error: BaseException) -> str:
-    """Describe in a sentence what failed; of an error of fedloom's own, its type, message and place.
+def error_sentence(error: BaseException) -> str:
+    """Return a sentence for any error; for an internal error, its type, message and place.
 
     Example:
-        >>> sentence(KeyError("round"))
+        >>> error_sentence(KeyError("round"))
         "internal error: KeyError: 'round'"
     """
-    said = explained(error)
-    if said is not None:
-        return said
-    place = _noticed(error, "")
-    return f"internal error: {_named(error)}{f' ({place})' if place else ''}"
+    message = user_message(error)
+    if message is not None:
+        return message
+    place = _last_own_line(error, "")
+    return f"internal error: {_type_and_message(error)}{f' ({place})' if place else ''}"
 
 
 def client_failure(error: BaseException) -> str:
-    """Describe in a sentence why a client gave no update: what failed, and in which line of which file.
+    """Return a sentence that explains why a client sent no update: what failed, in which file and line.
 
     Example:
         >>> client_failure(UserError("cat.png is damaged"))
         'cat.png is damaged'
     """
-    said = explained(error)
-    if said is not None:
-        return said
+    message = user_message(error)
+    if message is not None:
+        return message
     frames = traceback.extract_tb(error.__traceback__)
     place = f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{_named(error)}{place}"
+    return f"{_type_and_message(error)}{place}"
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Raise a `UserError` in place of what the machine or the files lack; the original stays its cause.
+def user_errors() -> Iterator[None]:
+    """Raise a `UserError` in place of an error that the user can resolve; the original stays its cause.
 
-    For a `with` block, or above a function as `@plainly()`.
+    Used as a `with` block, or as the decorator `@user_errors()`.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = explained(error)
-        if said is None:
+        message = user_message(error)
+        if message is None:
             raise
-        raise UserError(said) from error
+        raise UserError(message) from error
 
 
-def short_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; torch's are plain RuntimeErrors on a processor."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out; on a CPU, torch raises a plain RuntimeError."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM  # a fork's
     text = str(error).lower()
@@ -124,17 +124,17 @@ def short_of_memory(error: BaseException) -> bool:
     )
 
 
-def _of_system(error: OSError) -> str:
+def _system_sentence(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     names += [str(name) for name in (error.filename,) if isinstance(name, os.PathLike)]
     reason = _MACHINE.get(error.errno or 0) or error.strerror
     where = f"{' → '.join(names)}: " if names else ""
     if reason is None:  # raised by a library with a text of its own
-        return f"{where}{_first_line(error) or type(error).__name__}, {_noticed(error)}"
-    return f"{where}{reason}" if names else f"{reason}, {_noticed(error)}"
+        return f"{where}{_first_line(error) or type(error).__name__}, {_last_own_line(error)}"
+    return f"{where}{reason}" if names else f"{reason}, {_last_own_line(error)}"
 
 
-def _named(error: BaseException) -> str:
+def _type_and_message(error: BaseException) -> str:
     return f"{type(error).__name__}{_detail(error, ': {}')}"
 
 
@@ -148,8 +148,8 @@ def _first_line(error: BaseException) -> str:
     return line if len(line) <= 300 else f"{line[:299]}…"
 
 
-def _noticed(error: BaseException, otherwise: str = "while fedloom was at work") -> str:
-    """Name the innermost line of fedloom that an error passed."""
+def _last_own_line(error: BaseException, otherwise: str = "while fedloom was running") -> str:
+    """Return the innermost line of fedloom in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         file = Path(frame.filename)

@@ -1,8 +1,7 @@
-"""SHA-256 of files, remembered between runs, so that a file that has not changed is not read again.
+"""SHA-256 of files, cached between runs, so that a file that has not changed is not read again.
 
-What is remembered of a file are its size, its times of change and its inode. A file whose values differ from these is
-read again. Memory is a convenience: a file of it that is missing, damaged or cannot be written costs time and nothing
-else.
+The cache holds each file's size, times of change and inode. A file whose values differ is read again. A cache that is
+missing, damaged or cannot be written costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -21,65 +20,65 @@ from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
 
 MOST = 400_000
-"""Files that are remembered; the ones that were asked for longest ago are forgotten first."""
+"""Most files in the cache; those that were not used for the longest time are dropped first."""
 
 LARGEST = 2**28
-"""Bytes that a file of remembered digests may have; a larger one is ignored and replaced."""
+"""Most bytes of a cache; a larger one is ignored and replaced."""
 
 SETTLED = 2_000_000_000
-"""Nanoseconds. The digest of a file that changed less than this ago is not remembered, because a second change may
-come within the resolution of the file system's clock and would leave the same times."""
+"""Nanoseconds since the last change of a file before its digest is cached: a second change within the resolution of the
+file system's clock would leave the same times."""
 
 Mark = tuple[int, int, int, int]
 """Size in bytes, time of modification and of change in nanoseconds, and inode of a file."""
 
-Known = dict[str, tuple[Mark, str]]
+Remembered = dict[str, tuple[Mark, str]]
 
 
 def cache_folder() -> Path:
-    """Return where fedloom keeps what can be computed again: `$FEDLOOM_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("FEDLOOM_CACHE")
-    if chosen:
-        return Path(chosen)
+    """Return the folder of values that can be computed again: `$FEDLOOM_CACHE`, else the user's cache folder."""
+    folder = os.environ.get("FEDLOOM_CACHE")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
 
 
-def file_digest(path: Path, known: Path | None = None) -> str:
+def file_digest(path: Path, cache: Path | None = None) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits; see `file_digests`."""
-    return file_digests([path], known)[path]
+    return file_digests([path], cache)[path]
 
 
-def file_digests(paths: Iterable[Path], known: Path | None = None) -> dict[Path, str]:
+def file_digests(paths: Iterable[Path], cache: Path | None = None) -> dict[Path, str]:
     """Return the SHA-256 of each file's content as 64 hexadecimal digits.
 
     Args:
-        paths: Regular files, or links to some.
-        known: Where digests are remembered, a file that is read once and replaced once, as a whole, if there is
-            something new. Several processes may share it; None remembers nothing.
+        paths: Regular files, or links to them.
+        cache: The file of cached digests, which is read once, and replaced once as a whole if a digest is new. Several
+            processes may share it; None caches nothing.
 
     Raises:
         UserError: A file is missing, cannot be read, or is a folder, pipe or device.
     """
-    before = {} if known is None else _read(known)
-    used: Known = {}
-    found: dict[Path, str] = {}
+    before = {} if cache is None else _read(cache)
+    used: Remembered = {}
+    digests: dict[Path, str] = {}
     for path in dict.fromkeys(paths):
-        place = os.path.abspath(path)
+        absolute = os.path.abspath(path)
         try:
             mark = _mark(os.stat(path))
-            held = before.get(place)
-            if held is not None and held[0] == mark:
-                found[path], used[place] = held[1], held
+            row = before.get(absolute)
+            if row is not None and row[0] == mark:
+                digests[path], used[absolute] = row[1], row
                 continue
-            found[path], mark = _hash(path)
+            digests[path], mark = _hash(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
         if mark is not None:
-            used[place] = mark, found[path]
-    if known is not None and any(before.get(place) != row for place, row in used.items()):
+            used[absolute] = mark, digests[path]
+    if cache is not None and any(before.get(name) != entry for name, entry in used.items()):
         with suppress(OSError):
-            _write(known, {**{key: row for key, row in before.items() if key not in used}, **used})
-    return found
+            _write(cache, {**{name: entry for name, entry in before.items() if name not in used}, **used})
+    return digests
 
 
 def json_digest(value: Any) -> str:
@@ -88,7 +87,7 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def combined(digests: Mapping[str, str]) -> str:
+def combine_digests(digests: Mapping[str, str]) -> str:
     """Return one SHA-256 over digests by name, in the order of their names."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
@@ -100,8 +99,8 @@ def _mark(status: os.stat_result) -> Mark:
 
 
 def _hash(path: Path) -> tuple[str, Mark | None]:
-    """Return a file's digest and its mark, or None where the mark may stay the same through another change."""
-    # A pipe that took the file's place since it was looked at must not hold us up.
+    """Return a file's digest and its mark; the mark is None where another change might leave it the same."""
+    # A pipe that has replaced the file in the meantime must not block.
     with open(
         path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
     ) as file:
@@ -111,12 +110,12 @@ def _hash(path: Path) -> tuple[str, Mark | None]:
     return digest, after if before == after and start - after[2] > SETTLED else None
 
 
-def _read(known: Path) -> Known:
-    """Read remembered digests; the first line is the SHA-256 of the rest, so that damage is noticed."""
+def _read(cache: Path) -> Remembered:
+    """Read cached digests; the first line is the SHA-256 of the rest, so that damage is noticed."""
     try:
-        if _mark(os.stat(known))[0] > LARGEST:
+        if _mark(os.stat(cache))[0] > LARGEST:
             return {}
-        head, _, body = known.read_bytes().partition(b"\n")
+        head, _, body = cache.read_bytes().partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() != head:
             return {}
         return {path: (tuple(mark), digest) for path, *mark, digest in json.loads(body)}
@@ -124,7 +123,7 @@ def _read(known: Path) -> Known:
         return {}
 
 
-def _write(known: Path, rows: Known) -> None:
+def _write(cache: Path, rows: Remembered) -> None:
     newest = list(rows.items())[-MOST:]
     body = json.dumps([[path, *mark, digest] for path, (mark, digest) in newest]).encode()
-    write_atomic(known, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    write_atomic(cache, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)

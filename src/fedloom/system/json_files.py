@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON that is read back with its mistakes named."""
+"""Write files whole or not at all, and read JSON with a clear message for every mistake in it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedloom.system.errors import UserError, explained
+from fedloom.system.errors import UserError, user_message
 
 TEMPORARY = re.compile(r"\..+\.\d+(-\d+)?\.tmp", re.DOTALL)
-"""Names of files that are being written; see `write_atomic`. Version 0.1 used the shorter ones."""
+"""Names of files that are being written; see `write_atomic`. Version 0.1 wrote the shorter ones."""
 
 LARGEST = 2**30
-"""Bytes of a file of a run that is still read; none is written that comes near it."""
+"""Most bytes of a file that is read; the files of a run are much smaller."""
 
 KINDS = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
-"""What values of JSON are called in messages."""
+"""Names of JSON's types in messages."""
 
 _NO_FILES = {
     stat.S_IFDIR: "a folder",
@@ -36,15 +36,15 @@ _NO_FILES = {
 def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
     """Write a file under a temporary name, sync it, rename it, and sync the folder.
 
-    The temporary name is this thread's own: several may write the same file at once, and the last one stays.
+    The temporary name belongs to this thread: several threads may write the same file at once, and the last one stays.
 
     Args:
-        path: The file. Folders above it that are missing are made.
-        content: What it holds.
-        root: A folder above the file that must be there already; None makes all folders.
+        path: The file. Missing folders above it are made.
+        content: Its bytes.
+        root: A folder above the file that must exist; None makes all folders.
 
     Raises:
-        UserError: `root` is not there any more.
+        UserError: `root` no longer exists.
     """
     if root is not None and not root.is_dir():
         raise UserError(f"{root} was removed while it was being written to")
@@ -60,7 +60,7 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            # A full disk does not say whose bytes did not fit.
+            # The error of a full disk names no file.
             error.filename, error.filename2 = str(path), None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -71,7 +71,7 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON that every parser reads: figures that are not finite become null.
+    """Return a value as JSON that every parser reads: numbers that are not finite become null.
 
     Example:
         >>> to_json({"loss": float("nan"), "steps": 3})
@@ -84,12 +84,12 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_nan(one) for key, one in value.items()}
-    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, value: Any, root: Path | None = None) -> None:
-    """Write a value as indented JSON, whole or not at all; figures that are not finite become null.
+    """Write a value as indented JSON, whole or not at all; numbers that are not finite become null.
 
     See `write_atomic` for `root`.
     """
@@ -97,14 +97,14 @@ def write_json(path: Path, value: Any, root: Path | None = None) -> None:
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
-    """Read a file as UTF-8 text; never waits for what is no file.
+    """Read a file as UTF-8 text, without waiting for a pipe or a device.
 
     Args:
         path: The file.
-        largest: Bytes that it may have.
+        largest: The most bytes that it may have.
 
     Raises:
-        UserError: It cannot be read, is not UTF-8, too large, or a pipe, a device or a folder.
+        UserError: It cannot be read, is not UTF-8, is too large, or is a pipe, a device or a folder.
         FileNotFoundError: It is missing.
     """
     try:
@@ -112,9 +112,9 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(explained(error) or str(error)) from None
+        raise UserError(user_message(error) or str(error)) from None
     if len(content) > largest:
-        raise UserError(f"{path} is larger than {largest:,} bytes, which no such file is")
+        raise UserError(f"{path} is larger than {largest:,} bytes; no file of this kind is so large")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -123,7 +123,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
 
 
 def _content(path: Path, largest: int) -> bytes:
-    """Read the first bytes of a file, one more than are wanted where there are more."""
+    """Read a file; of one that is too large, only the first `largest` + 1 bytes."""
     # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -136,15 +136,15 @@ def _content(path: Path, largest: int) -> bytes:
 
 
 def parse_object(path: Path, text: str, line: int = 1) -> dict[str, Any]:
-    """Read text that is one JSON object.
+    """Parse a text that is one JSON object.
 
     Args:
-        path: The file that the text is from, for messages.
+        path: The file that contains the text, for messages.
         text: The JSON.
-        line: Where in the file it begins.
+        line: The line of the file at which the text begins, from 1.
 
     Raises:
-        UserError: It is not JSON, or no object; with the place.
+        UserError: It is not JSON, or no object; the message has the place.
     """
     try:
         value = json.loads(text)
@@ -160,11 +160,11 @@ def parse_object(path: Path, text: str, line: int = 1) -> dict[str, Any]:
 
 
 def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, Any]:
-    """Read a file that holds one JSON object: the door through which every JSON file of a run comes back.
+    """Read a file that holds one JSON object; every JSON file of a run is read by this function.
 
     Args:
         path: The file.
-        keys: Keys that must be there, and what each must be: dict, list, str or int.
+        keys: Required key → type of its value: dict, list, str, int or float.
 
     Raises:
         UserError: It is missing, unreadable, not UTF-8, not JSON, no object, or lacks a key.
@@ -172,19 +172,19 @@ def read_json(path: Path, keys: Mapping[str, type] | None = None) -> dict[str, A
     try:
         value = parse_object(path, read_text(path))
     except FileNotFoundError as error:
-        raise UserError(explained(error) or str(error)) from None
+        raise UserError(user_message(error) or str(error)) from None
     for key, kind in (keys or {}).items():
-        expect(path, value, key, kind)
+        require_key(path, value, key, kind)
     return value
 
 
-def expect(place: Path | str, value: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Return the value of a key, which must be there and of a kind.
+def require_key(place: Path | str, value: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Return the value of a required key.
 
     Raises:
-        UserError: It is not.
+        UserError: The key is missing, or its value is of another type.
     """
-    found = value.get(key)
-    if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+    result = value.get(key)
+    if not isinstance(result, kind) or (kind is int and isinstance(result, bool)):
         raise UserError(f'{place}: key "{key}" is missing or is not {KINDS[kind]}')
-    return found
+    return result

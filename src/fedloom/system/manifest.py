@@ -1,8 +1,8 @@
-"""What proves that a run's files are those it wrote: JSON that holds its own digest, and a manifest of all digests.
+"""Prove that the files of a run are as it wrote them, by JSON with its own digest and a manifest of all digests.
 
-`manifest.json` of a run folder holds the version that made the run, its identity (see `fedloom.runs.run_identity`) and the
-SHA-256 of every file, but for those that prove themselves: clients' memories and lines of the record. Files that a
-run needs before it is finished, such as checkpoints, are sealed: their last key is the SHA-256 of the others.
+`manifest.json` of a run folder holds the version of fedloom, the run's identity (see `fedloom.runs.run_identity`) and the
+SHA-256 of every file except those with checksums of their own: clients' memories and the run's log. Files that a run
+needs before it is finished, such as checkpoints, are sealed: their last key is the SHA-256 of the others.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from fedloom.system.json_files import TEMPORARY, read_json, to_json, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-"""The empty file by which a process shows others that it works in a folder."""
+"""The empty file that a process locks while it works in a folder."""
 
 FORMAT = 1
 SEAL = "sha256"
 """The key under which a sealed file holds the digest of its other values."""
 
 MEMORY = "memory"
-"""Folders of files that hold their own digests, of which there may be very many."""
+"""Name of folders whose files, possibly very many, hold their own digests."""
 
 
 def seal(value: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a JSON object without its seal, whatever the order of its keys."""
-    return json_digest({key: one for key, one in value.items() if key != SEAL})
+    return json_digest({key: inner for key, inner in value.items() if key != SEAL})
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], root: Path | None = None) -> None:
     """Write a JSON object with its own digest; see `fedloom.system.json_files.write_atomic` for `root`."""
-    plain = json.loads(to_json(value))  # as it will be read: keys that are numbers become texts
+    plain = json.loads(to_json(value))  # as it will be read: numbers as keys become texts
     write_json(path, {**plain, SEAL: seal(plain)}, root)
 
 
@@ -44,7 +44,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Read a file that `write_sealed` wrote, without its seal.
 
     Raises:
-        UserError: It is missing, is no JSON object, or is not as it was written.
+        UserError: It is missing, is no JSON object, or is damaged.
     """
     value = read_json(path)
     if value.pop(SEAL, None) != seal(value):
@@ -54,12 +54,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is and what it wrote.
+    """The identity of a run, and the digests of its files.
 
     Attributes:
-        version: The version of fedloom that made it.
-        identity: What decided its results, by name; empty for what has no identity of its own.
-        versions: Versions of Python and libraries, and the kind of machine, when it began.
+        version: The version of fedloom that wrote it.
+        identity: Name → digest of each thing that decides the results; empty for a folder without an identity.
+        versions: Versions of Python and libraries, and the kind of machine, when the run began.
         files: Path below the folder → SHA-256 of its content.
     """
 
@@ -99,21 +99,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_sealed(folder / MANIFEST, value, folder)
 
 
-def list_files(folder: Path, names: Iterable[str]) -> None:
-    """Put the digests of files into the manifest of a folder.
+def add_to_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Add the digests of files to the manifest of a folder.
 
     Args:
         folder: A folder with a manifest.
-        names: Paths below it.
+        names: Paths of files below it.
 
     Raises:
-        UserError: The manifest is gone or damaged.
+        UserError: The manifest is missing or damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder / MANIFEST} was removed during the run")
-    found = {name: file_digest(folder / name) for name in names}
-    write_manifest(folder, replace(manifest, files={**manifest.files, **found}))
+    digests = {name: file_digest(folder / name) for name in names}
+    write_manifest(folder, replace(manifest, files={**manifest.files, **digests}))
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -134,18 +134,18 @@ def _left_out(name: Path) -> bool:
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Compare files with the manifest; those that it does not list are passed over.
+    """Check files against the manifest; files that it does not list are skipped.
 
     Raises:
-        UserError: One is missing or is not as it was written.
+        UserError: A file is missing or damaged.
     """
     for name in names:
-        if name in manifest.files and (fault := fault_of(folder / name, manifest.files[name])):
+        if name in manifest.files and (fault := file_fault(folder / name, manifest.files[name])):
             raise UserError(f"{folder / name} {fault}; `fedloom verify {folder}` checks all files")
 
 
-def fault_of(path: Path, wanted: str) -> str | None:
-    """Return what is wrong with a file whose digest is known, or None."""
+def file_fault(path: Path, digest: str) -> str | None:
+    """Return what is wrong with a file whose digest should be `digest`, or None."""
     if not path.is_file():
         return "is missing"
-    return None if file_digest(path) == wanted else "is damaged: its content does not match the manifest"
+    return None if file_digest(path) == digest else "is damaged: its content does not match the manifest"

@@ -1,7 +1,7 @@
-"""Work in several processes, each a copy of this one made when the work is known: only what they find travels.
+"""Run work in forked copies of this process, or in threads; copies send back only their results.
 
-A copy shares the memory of its original until either writes to it, so models and data are there without being
-loaded or sent. Linux only, and not once an accelerator is in use, which no copy can share.
+A copy shares the memory of its original until either writes to it, so models and data need not be loaded or sent
+again. Forking works on Linux only, and not once an accelerator is in use, which no copy can share.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from fedloom.system.errors import UserError, explained, sentence
-from fedloom.system.signals import deferred, ignored
+from fedloom.system.errors import UserError, error_sentence, user_message
+from fedloom.system.signals import defer_signals, ignore_signals
 
 T = TypeVar("T")
 
-Part = Callable[[], Iterator[bytes]]
-"""One process's work: what it yields is sent to the original."""
+Work = Callable[[], Iterator[bytes]]
+"""The work of one process; what it yields is sent to the original."""
 
 FRAME = struct.Struct("<BQ")
-"""Kind of a message, and its bytes."""
+"""Kind of a message, and number of its bytes."""
 MESSAGE, FAILURE, END = 0, 1, 2
 PIPE = 2**20
-"""Bytes that may wait between two processes."""
+"""Bytes of a pipe's buffer."""
 _FEWER = "try --set engine.workers=1, and a sweep without --jobs"
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of prctl."""
 
 
 def can_fork() -> bool:
-    """Return whether this process can be copied: on Linux, and as long as it uses no accelerator."""
+    """Return whether this process can be forked: on Linux, as long as it uses no accelerator."""
     return sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
-def threads_each(processes: int) -> int:
-    """Return how many of this process's threads each of several copies of it has, at least one."""
+def threads_per_process(processes: int) -> int:
+    """Return this process's number of threads divided among several copies of it, at least one each."""
     return max(1, torch.get_num_threads() // processes)
 
 
-Lost = Callable[[int, str], None]
-"""Takes the number of a part that will not end, and why: "was killed (SIGKILL)"."""
+OnLoss = Callable[[int, str], None]
+"""A function (number of a part that failed, reason such as "was killed (SIGKILL)")."""
 
 
-def forked(
-    parts: Sequence[Part], threads: int, lost: Lost | None = None, *, only_killed: bool = False
+def run_forked(
+    parts: Sequence[Work], threads: int, lost: OnLoss | None = None, *, only_killed: bool = False
 ) -> Iterator[tuple[int, bytes]]:
-    """Do each part in a process of its own.
+    """Run each part in a forked process of its own.
 
-    The processes hear no signal that asks to end; whoever stops listening to this iterator ends them.
+    The processes ignore signals that ask them to end; they end when this iterator is closed.
 
     Args:
-        parts: What to do.
+        parts: The work of each process.
         threads: Threads of each process, ≥ 1.
-        lost: Called in place of raising where a part raised something or its process was killed; the other parts
-            go on.
-        only_killed: Whether `lost` is for killed processes only; what a part raises is then raised.
+        lost: A function that is called, in place of raising, where a part raised an error or its process was killed; the
+            other parts continue.
+        only_killed: Whether `lost` is called for killed processes only; an error of a part is then raised.
 
     Yields:
-        (number of the part, message), in the order of messages within a part and as they come between parts.
+        (number of the part, message); the messages of each part in order, those of several parts as they arrive.
 
     Raises:
         UserError: A part raised it, or a process was killed.
@@ -80,7 +80,7 @@ def forked(
     pipes: list[int] = []
     try:
         for part in parts:
-            with deferred():  # a signal must find either no copy, or one that is known here
+            with defer_signals():  # a signal must come either before the fork, or after its process is listed
                 read, write = os.pipe()
                 pid = _fork()
                 if pid == 0:
@@ -96,30 +96,30 @@ def forked(
             os.close(read)
 
 
-def threaded(parts: Sequence[Callable[[], Iterator[T]]]) -> Iterator[tuple[int, T]]:
-    """Do each part in a thread of its own, for work that an accelerator does.
+def run_threaded(parts: Sequence[Callable[[], Iterator[T]]]) -> Iterator[tuple[int, T]]:
+    """Run each part in a thread of its own, for work that an accelerator does.
 
     Args:
-        parts: What to do.
+        parts: The work of each thread.
 
     Yields:
-        (number of the part, what it yields), in order within a part and as they come between parts.
+        (number of the part, what it yields); the values of each part in order, those of several parts as they arrive.
 
     Raises:
-        Exception: What a part raised; the others are stopped at what they yield next.
+        Exception: A part raised it; the others are stopped at their next value.
     """
-    found: SimpleQueue[tuple[int, T] | Exception | None] = SimpleQueue()
+    results: SimpleQueue[tuple[int, T] | Exception | None] = SimpleQueue()
     stopped = False
 
     def work(number: int, part: Callable[[], Iterator[T]]) -> None:
         try:
             for value in part():
-                found.put((number, value))
+                results.put((number, value))
                 if stopped:
                     return
-            found.put(None)
+            results.put(None)
         except Exception as error:
-            found.put(error)
+            results.put(error)
 
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
         try:
@@ -127,29 +127,29 @@ def threaded(parts: Sequence[Callable[[], Iterator[T]]]) -> Iterator[tuple[int, 
                 pool.submit(work, number, part)
             left = len(parts)
             while left:
-                one = found.get()
-                if isinstance(one, Exception):
-                    raise one
-                if one is None:
+                result = results.get()
+                if isinstance(result, Exception):
+                    raise result
+                if result is None:
                     left -= 1
                 else:
-                    yield one
+                    yield result
         finally:
             stopped = True
 
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python warns of threads that hold locks; a progress bar's is the only one, and no part prints.
+        # Python warns of locks that threads hold; only a progress bar's thread has one, and no part prints.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
-def _work(part: Part, write: int, threads: int, others: Sequence[int]) -> NoReturn:
-    """Do a part in the copy; never return into the original's code."""
+def _work(part: Work, write: int, threads: int, others: Sequence[int]) -> NoReturn:
+    """Run a part in the copy, and end the process without returning into the original's code."""
     try:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        ignored()  # the original hears signals too and ends its copies
+        ignore_signals()  # the original gets the signals too, and ends its copies
         for other in others:
             os.close(other)
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE)
@@ -158,25 +158,25 @@ def _work(part: Part, write: int, threads: int, others: Sequence[int]) -> NoRetu
             _send(write, MESSAGE, message)
         _send(write, END, b"")
     except BrokenPipeError:
-        pass  # nobody listens any more
+        pass  # the original no longer reads
     except BaseException as error:
-        mistake = explained(error) is not None
-        told = sentence(error) if mistake else f"{sentence(error)}\n{traceback.format_exc()}"
-        _send(write, FAILURE, json.dumps([mistake, told]).encode())
+        mistake = user_message(error) is not None
+        text = error_sentence(error) if mistake else f"{error_sentence(error)}\n{traceback.format_exc()}"
+        _send(write, FAILURE, json.dumps([mistake, text]).encode())
     finally:
         os._exit(0)
 
 
 def _send(write: int, kind: int, message: bytes) -> None:
-    rest = memoryview(FRAME.pack(kind, len(message)) + message)
-    while rest:
-        rest = rest[os.write(write, rest) :]
+    unsent = memoryview(FRAME.pack(kind, len(message)) + message)
+    while unsent:
+        unsent = unsent[os.write(write, unsent) :]
 
 
 def _messages(
-    pipes: Sequence[int], running: dict[int, int], lost: Lost | None, only_killed: bool
+    pipes: Sequence[int], running: dict[int, int], lost: OnLoss | None, only_killed: bool
 ) -> Iterator[tuple[int, bytes]]:
-    """Read what comes until every process has said that it is done, or is lost."""
+    """Yield all messages until every process has reported its end, or has died."""
     waiting = {read: bytearray() for read in pipes}
     with selectors.DefaultSelector() as selector:
         for read in pipes:
@@ -211,7 +211,7 @@ def _messages(
 
 
 def _death(status: int) -> str:
-    """Describe how a process ended that did not report it itself."""
+    """Return how a process ended that did not report its end."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended by itself with exit code {code}"
@@ -220,7 +220,7 @@ def _death(status: int) -> str:
 
 
 def _frames(waiting: bytearray) -> Iterator[tuple[int, bytes]]:
-    """Take whole messages off the front of what has come."""
+    """Remove the complete messages from the front of a buffer, and yield them."""
     while len(waiting) >= FRAME.size:
         kind, length = FRAME.unpack_from(waiting)
         if len(waiting) < FRAME.size + length:

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: SIGTERM and SIGHUP do what Ctrl-C does."""
+"""Handle signals that ask a process to end: SIGTERM and SIGHUP have the same effect as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ECHO = 0.5
-"""Seconds in which another signal is taken for the same request: `timeout` and a terminal that closes send two."""
+"""Seconds within which a second signal counts as the same request: `timeout` and a closing terminal send two."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end.
+    """The exception that is raised when a signal asks this process to end.
 
     Attributes:
-        number: The signal.
+        number: The number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,16 +28,16 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """Return the exit code that shells give to a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    """Return the exit code that shells use for a process ended by a signal: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Raise `Stopped` at the first signal that asks this process to end; the second ends it at once.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Other threads than the first get no signals,
-    so there nothing is changed.
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Only the main thread gets signals, so in other
+    threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,8 +64,8 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Let signals that ask to end wait until this block is over."""
+def defer_signals() -> Iterator[None]:
+    """Block signals that ask this process to end until the block of code is over."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -73,8 +73,8 @@ def deferred() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignored() -> None:
-    """Ignore signals that ask to end, those that wait too: this process is a copy, which its original ends."""
+def ignore_signals() -> None:
+    """Ignore signals that ask this process to end, pending ones too: it is a copy, and its original ends it."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -1,4 +1,4 @@
-"""Libraries load faster while Python looks for no garbage: there is none, and each look goes through all that is loaded."""
+"""Load libraries faster by switching off garbage collection, which would scan everything loaded and find no garbage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Collect no garbage inside this block, or inside a function that `@uncollected()` stands above."""
+def without_garbage_collection() -> Iterator[None]:
+    """Switch off garbage collection in a `with` block, or in a function decorated with it."""
     before = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""Folders to work in whose content appears elsewhere by one rename, and that nothing outlives for long.
+"""Temporary folders whose content moves to its final place by one rename, and which are removed even after a crash.
 
-A process that is killed cannot remove its folder. Each folder holds a file that its process keeps locked; the system
-unlocks it when the process ends, however it ends, and whoever comes next removes what is not locked.
+A process that is killed cannot remove its folder. Each folder holds a file that its process keeps locked. The system
+unlocks the file when the process ends, however it ends, and the next process removes folders that are not locked.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ LOCK = "lock"
 
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Make a folder to work in, `.NAME-XXXXXXXX.tmp`, and remove it in the end, with what killed processes left.
+    """Make a temporary folder `.NAME-XXXXXXXX.tmp`, and remove it at the end; leftovers of killed processes are removed too.
 
     Args:
-        parent: Where; it is made if it does not exist. What is made in the folder can be renamed into it.
-        name: NAME, which stands for the work: leftovers of other names stay.
+        parent: The folder above it, which is made if it does not exist. Files can be renamed from the folder into it.
+        name: NAME; leftovers with other names stay.
     """
     parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(parent, name)
-    folder, lock = _locked(parent, name)
+    folder, lock = _make_locked(parent, name)
     try:
         yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.filename = str(parent)  # a full disk names no file, or one in a folder that is gone by then
+            error.filename = str(parent)  # the error names no file, or one in the folder that is removed
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -42,9 +42,9 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, name: str) -> None:
-    """Remove the folders of `temporary_folder` whose processes were killed; those of processes that live are left alone."""
+    """Remove the folders of `temporary_folder` whose processes were killed; folders of living processes stay."""
     pattern = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}\.tmp")
-    with suppress(OSError):  # what cannot be listed or removed hinders nobody
+    with suppress(OSError):  # a leftover that cannot be listed or removed does no harm
         for left in sorted(parent.iterdir()):
             if pattern.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
                 with suppress(OSError):
@@ -55,13 +55,13 @@ def remove_leftovers(parent: Path, name: str) -> None:
                         os.close(lock)
 
 
-def _locked(parent: Path, name: str) -> tuple[Path, int]:
-    """Make a folder with its lock, once more where somebody took it for a leftover before it was locked."""
+def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
+    """Make a folder and lock it; try again where another process removed it as a leftover before it was locked."""
     while True:
         try:
             folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=parent))
         except OSError as error:
-            error.filename = str(parent)  # nobody knows the other name
+            error.filename = str(parent)  # the random name means nothing to the user
             raise
         with suppress(FileNotFoundError, BlockingIOError):
             lock = _lock(folder)
@@ -71,10 +71,10 @@ def _locked(parent: Path, name: str) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int:
-    """Lock a folder until what is returned is closed.
+    """Lock a folder, and return the file descriptor that keeps it locked until it is closed.
 
     Raises:
-        BlockingIOError: Somebody else has locked it.
+        BlockingIOError: Another process or thread has locked it.
     """
     lock = os.open(
         folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600

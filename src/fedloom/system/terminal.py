@@ -1,4 +1,4 @@
-"""Text for a terminal: nothing that comes from a file, a folder's name or data can move its cursor or forge a line."""
+"""Make text safe for a terminal: no text of a file, a folder's name or data can move the cursor or forge a line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 import textwrap
 
 WIDEST_LINE = 2_000
-"""Characters of a line that are shown; what is longer was not written by people."""
+"""Most characters of a line that are shown; people write no longer lines."""
 
-# Control characters but tab and newline, direction marks, line separators, invisible characters and halves of
-# characters. Joiners (U+200C, U+200D) are part of names in several scripts.
+# Control characters except tab and newline, direction marks, line separators, invisible characters and surrogates.
+# Joiners (U+200C, U+200D) are allowed, because names in several scripts contain them.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
 def printable(text: str) -> str:
-    r"""Write out what would act on a terminal instead of being shown; lines stay lines.
+    r"""Escape characters that would control a terminal instead of being shown; newlines stay.
 
     Example:
         >>> printable("cat\x1b[2J.png")
@@ -31,38 +31,38 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Make one line of text of bounded length that is safe to show.
+    r"""Return a text as one line of bounded length that is safe to show.
 
     Example:
         >>> one_line("a\nfedloom: all is well")
         'a\\nfedloom: all is well'
     """
-    return shortened(printable(text).replace("\n", "\\n"))
+    return shorten_line(printable(text).replace("\n", "\\n"))
 
 
-def shortened(line: str) -> str:
-    """Leave out the middle of a line that is longer than anybody reads."""
+def shorten_line(line: str) -> str:
+    """Cut the middle out of a line that is longer than `WIDEST_LINE`."""
     if len(line) <= WIDEST_LINE:
         return line
     return f"{line[: WIDEST_LINE // 2]}…{line[-WIDEST_LINE // 4 :]}"
 
 
-def message(text: str) -> str:
-    r"""Make a mistake safe to show: further lines are those that are indented, as a list of mistakes has them.
+def safe_message(text: str) -> str:
+    r"""Return an error message that is safe to show; only its indented lines, a list of mistakes, stay lines.
 
     Example:
-        >>> message("2 mistakes in x\n  x:1:1: a\nfedloom: all is well")
+        >>> safe_message("2 mistakes in x\n  x:1:1: a\nfedloom: all is well")
         '2 mistakes in x\n  x:1:1: a\\nfedloom: all is well'
     """
     lines = printable(text).replace("\n", "\\n").split("\\n  ")
-    return "\n  ".join(shortened(line) for line in lines)
+    return "\n  ".join(shorten_line(line) for line in lines)
 
 
-def wrapped(line: str, width: int) -> str:
-    """Wrap a line between words; further lines stand four characters further in. Words are never broken.
+def wrap_line(line: str, width: int) -> str:
+    """Wrap a line between words; further lines are indented by four more characters. Words are never broken.
 
     Example:
-        >>> print(wrapped("  train.lr: one two three", 16))
+        >>> print(wrap_line("  train.lr: one two three", 16))
           train.lr: one
               two three
     """
@@ -73,7 +73,7 @@ def wrapped(line: str, width: int) -> str:
 
 
 def printable_json(text: str) -> str:
-    r"""Write the same JSON with escapes in place of what would act on a terminal.
+    r"""Escape characters of a JSON text that would control a terminal; the JSON stays equal.
 
     Example:
         >>> printable_json('["\x9b31m"]')
@@ -82,6 +82,6 @@ def printable_json(text: str) -> str:
     return _UNSAFE.sub(_escape_json, text)
 
 
-def _escape_json(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
+def _escape_json(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

@@ -1,4 +1,4 @@
-"""Where time goes, by name."""
+"""Measure how much time each activity takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 class Clock:
-    """Where time goes: every stretch of it belongs to the name it ended under, so the names add up to the whole.
+    """A stopwatch that adds every interval to the name given at its end, so that the names add up to the whole.
 
     Example:
         >>> clock = Clock()
@@ -27,16 +27,16 @@ class Clock:
         self._last = now
 
     def skip(self) -> None:
-        """Begin the next stretch now: the time since the last lap is counted elsewhere."""
+        """Begin the next interval now, without counting the time since the last lap."""
         self._last = time.perf_counter()
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count time by name that was measured elsewhere."""
+        """Add seconds by name that were measured elsewhere."""
         for name, value in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
-        """Return seconds by name since the last `take`, and start afresh."""
-        taken, self.seconds = self.seconds, {}
+        """Return seconds by name since the last `take`, and start again from zero."""
+        seconds, self.seconds = self.seconds, {}
         self._last = time.perf_counter()
-        return taken
+        return seconds

@@ -1,4 +1,4 @@
-"""Check the laws that every federated algorithm keeps, whatever its paper says.
+"""Check the laws that every federated algorithm must keep, whatever its paper says.
 
     from fedloom.testing import check_algorithm
     check_algorithm(fedmedian)
@@ -26,17 +26,17 @@ KINDS = ("server", "aggregate", "wrapper", "rule")
 
 
 class LawsBroken(AssertionError):
-    """An algorithm breaks laws; the message names each and how it is broken."""
+    """The error of an algorithm that breaks laws; the message names each and how it is broken."""
 
 
 @dataclass(frozen=True)
 class Laws:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         held: Names of the laws that hold.
-        broken: Law → how it is broken.
-        opted_out: Law → why the algorithm does not promise it.
+        broken: Name of a law → how it is broken.
+        opted_out: Name of a law → why the algorithm does not promise it.
     """
 
     held: tuple[str, ...]
@@ -57,15 +57,15 @@ def check_algorithm(
 
     Args:
         algorithm: An entry, a function that makes an algorithm, or an algorithm. The laws in `Entry.opts_out` are not checked.
-        clients: Number of clients, ≥ 3; aggregates that need more clients than that need more here.
-        **arguments: The algorithm's arguments, as an experiment would give them.
+        clients: Number of clients, ≥ 3, and as many as the algorithm needs.
+        **arguments: The algorithm's arguments, as in an experiment.
 
     Returns:
-        What holds, and what is not promised.
+        The laws that hold, and those that are not promised.
 
     Raises:
-        LawsBroken: Some do not hold; the message names each and how it is broken.
-        UserError: It cannot be made, is of a kind without laws, or opts out of a law that does not exist.
+        LawsBroken: Some laws do not hold; the message names each and how it is broken.
+        UserError: The algorithm cannot be made, is of a kind without laws, or opts out of a law that does not exist.
 
     Example:
         >>> from fedloom.algorithms.fedavg import fedavg
@@ -75,7 +75,7 @@ def check_algorithm(
     bench = bench_of(algorithm, clients, arguments)
     held, broken = list[str](), dict[str, str]()
     for name, law in LAWS.items():
-        if name in bench.entry.opts_out or not law.asked(bench):
+        if name in bench.entry.opts_out or not law.applies(bench):
             continue
         try:
             law.check(bench)
@@ -85,10 +85,10 @@ def check_algorithm(
             broken[name] = f"It raised {client_failure(error)}"
         else:
             held.append(name)
-    found = Laws(tuple(held), broken, bench.entry.opts_out)
+    laws = Laws(tuple(held), broken, bench.entry.opts_out)
     if broken:
-        raise LawsBroken(str(found))
-    return found
+        raise LawsBroken(str(laws))
+    return laws
 
 
 def bench_of(
@@ -103,7 +103,7 @@ def bench_of(
         raise UserError(f"check_algorithm: there are no laws for a {entry.kind}, only for {', '.join(KINDS)}")
     if "no values" in entry.traits:
         raise UserError(
-            "check_algorithm: no values travel with it, and the laws are about the values that do"
+            "check_algorithm: it sends no values, and the laws are about the values that are sent"
         )
     if clients < 3:
         raise UserError(f"check_algorithm: clients is {clients}; it must be at least 3")

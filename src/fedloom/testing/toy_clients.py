@@ -1,4 +1,4 @@
-"""The bench of the laws: an algorithm with clients that see random gradients and send random deltas."""
+"""A bench for checking laws: an algorithm with clients that get random gradients and send random deltas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYOUT = Layout.of(
 """Names and shapes of what is trained while laws are checked."""
 
 WEIGHTS, STEPS = (1.0, 5.0, 2.5), (2, 1, 4)
-"""Weights and local steps of the first three clients; those of others follow from them."""
+"""Weights and local steps of the first three clients, from which those of other clients follow."""
 
 NAME = "checked"
 """The name of the checked entry."""
@@ -55,7 +55,7 @@ class Bench:
     arguments: Mapping[str, Any]
 
     def make(self, **more: Any) -> FederatedAlgorithm:
-        """Make the algorithm, with further arguments."""
+        """Return the algorithm, made with further arguments."""
         own = {**self.arguments, **more}
         names = [NAME] if self.entry.kind == "server" else ["fedavg", NAME]
         entries = Layered({NAME: self.entry}, ENTRIES)
@@ -63,9 +63,9 @@ class Bench:
         return compose(names, given, lambda name: own if name == NAME else {}, entries)
 
     def takes(self, argument: str) -> bool:
-        """Return whether an experiment may set an argument."""
-        found = inspect.signature(self.entry.make).parameters.get(argument)
-        return found is not None and found.default is not found.empty
+        """Return whether an experiment can set an argument."""
+        parameter = inspect.signature(self.entry.make).parameters.get(argument)
+        return parameter is not None and parameter.default is not parameter.empty
 
     def work(self, client: int) -> tuple[float, int]:
         """Return a client's weight and its number of local steps."""
@@ -74,39 +74,40 @@ class Bench:
     def update(
         self, algorithm: FederatedAlgorithm, state: ServerState, client: int, delta: Tensor, seed: int = 0
     ) -> Update:
-        """Let a client see random gradients, and send a delta of shape [P]."""
+        """Return a client's update with a given delta, shape [P], after training on random gradients."""
         weight, steps = self.work(client)
-        extras, _ = trained(
+        extras, _ = train(
             algorithm.local,
             algorithm.broadcast(state),
             {},
-            [random(f"{seed} gradient {client}", k) for k in range(steps)],
+            [random_vector(f"{seed} gradient {client}", k) for k in range(steps)],
         )
         return Update(client, Params(LAYOUT, delta), weight, extras)
 
     def cohort(self, algorithm: FederatedAlgorithm, state: ServerState, seed: int = 0) -> list[Update]:
-        """Return one update of each client."""
+        """Return an update of each client."""
         return [
-            self.update(algorithm, state, k, random(f"{seed} delta", k), seed) for k in range(self.clients)
+            self.update(algorithm, state, k, random_vector(f"{seed} delta", k), seed)
+            for k in range(self.clients)
         ]
 
     def after(self, algorithm: FederatedAlgorithm, rounds: int = 2) -> ServerState:
-        """Return a state that has left its starting values."""
-        state = algorithm.init(Params(LAYOUT, random("start")))
+        """Return the server's state after some rounds."""
+        state = algorithm.init(Params(LAYOUT, random_vector("start")))
         for seed in range(rounds):
             state, _ = algorithm.apply(state, self.cohort(algorithm, state, seed))
         return state
 
 
-def random(purpose: str, step: int = -1) -> Tensor:
-    """Draw a vector of shape [P]; equal purposes and steps give equal vectors."""
+def random_vector(purpose: str, step: int = -1) -> Tensor:
+    """Return a random vector of shape [P]; equal purposes and steps give equal vectors."""
     return torch.randn(LAYOUT.size, generator=torch_stream(0, purpose, step=step))
 
 
-def trained(
+def train(
     rule: LocalRule, sent: Broadcast, memory: Tensors, gradients: Sequence[Tensor]
 ) -> tuple[Tensors, Tensors]:
-    """Train by a rule that sees given gradients, each of shape [P], and return what is sent and what is kept."""
+    """Train by a rule on given gradients, each of shape [P], and return the extras and the memory."""
     carry = rule.begin(sent, memory)
     for gradient in gradients:
         _, carry = rule.correct(gradient, sent.params.flat, carry)
@@ -114,7 +115,7 @@ def trained(
 
 
 def tensors(state: ServerState) -> dict[str, Tensor]:
-    """Return everything that a server remembers, by name."""
+    """Return all tensors of a server's state, by name."""
     return {"params": state.params.flat, **{f"slot {name}": slot for name, slot in state.slots.items()}}
 
 
@@ -124,41 +125,48 @@ def require(holds: Any, reason: str) -> None:
         raise AssertionError(reason)
 
 
-def require_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], reason: str) -> None:
+def require_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], reason: str) -> None:
     """Raise AssertionError unless two sets of tensors are equal to the last bit."""
-    require(found.keys() == expected.keys(), f"{reason}: there are {sorted(found)}, not {sorted(expected)}.")
-    for name, value in found.items():
+    require(
+        actual.keys() == expected.keys(), f"{reason}: there are {sorted(actual)}, not {sorted(expected)}."
+    )
+    for name, value in actual.items():
         require(torch.equal(value, expected[name]), f"{reason}: {name} differs.")
 
 
-def close(left: ServerState, right: ServerState) -> bool:
-    """Return whether the parameters of two states are equal but for rounding."""
+def nearly_equal(left: ServerState, right: ServerState) -> bool:
+    """Return whether the parameters of two states are equal except for rounding."""
     return torch.allclose(left.params.flat, right.params.flat, rtol=1e-5, atol=1e-6)
 
 
-def refused(apply: Callable[[], Any], words: str, what: str) -> None:
-    """Raise AssertionError unless a call is refused with some words."""
+def require_refusal(apply: Callable[[], Any], words: str, what: str) -> None:
+    """Raise AssertionError unless a call raises an error whose message contains some words."""
     try:
         apply()
     except (ValueError, UserError) as error:
-        require(words in str(error), f"{what} is refused with {str(error)!r}, which does not say {words!r}.")
+        require(
+            words in str(error), f"{what} is refused with {str(error)!r}, which does not contain {words!r}."
+        )
     else:
         raise AssertionError(f"{what} is not refused.")
 
 
-def unchanged(given: Iterable[Tensors], act: Callable[[], Any], reason: str) -> None:
-    """Raise AssertionError where an act changes one of the tensors that it was given."""
-    kept = [(part, {name: value.clone() for name, value in part.items()}) for part in given]
+def require_unchanged(arguments: Iterable[Tensors], act: Callable[[], Any], reason: str) -> None:
+    """Raise AssertionError if a call changes one of the given tensors."""
+    copies = [(part, {name: value.clone() for name, value in part.items()}) for part in arguments]
     act()
-    for part, before in kept:
+    for part, before in copies:
         require_same(part, before, reason)
 
 
 def memories(bench: Bench, algorithm: FederatedAlgorithm, sent: Broadcast) -> list[Tensors]:
-    """Return what each client keeps after a round of training."""
+    """Return each client's memory after a round of training."""
     return [
-        trained(algorithm.local, sent, {}, [random(f"memory {k}", step) for step in range(bench.work(k)[1])])[
-            1
-        ]
+        train(
+            algorithm.local,
+            sent,
+            {},
+            [random_vector(f"memory {k}", step) for step in range(bench.work(k)[1])],
+        )[1]
         for k in range(bench.clients)
     ]

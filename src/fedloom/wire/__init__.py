@@ -1,1 +1,1 @@
-"""What travels between a server and its sites, as values and as bytes."""
+"""The messages between a server and its sites, as values and as bytes."""

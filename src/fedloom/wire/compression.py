@@ -1,23 +1,24 @@
-"""Flat buffers as bytes on the wire, whole or in fewer bits, and back.
+"""Encode flat buffers as bytes, in full precision or in fewer bits, and decode them.
 
-    codec   bytes per value   what is lost, m being the largest |value| of a block
-    fp32    4                 nothing
+    codec   bytes per value   error, m being the largest |value| of a block
+    fp32    4                 none
     bf16    2                 at most |value| / 256
     int8    1 + 2/1024        at most m / 252 (blocks of 1024)
     int4    1/2 + 2/64        at most m / 13.8 (blocks of 64)
-    top16   5/32              of 16 values all but the largest; that one at most |value| / 256
+    top16   5/32              15 of 16 values become zero; the largest loses at most |value| / 256
 
-int8 and int4 scale a block so that its largest value takes the largest level; the scale is rounded up to bf16,
+int8 and int4 scale a block so that its largest value gets the largest level; the scale is rounded up to bf16,
 so nothing is clipped. A block whose m is below 2⁻¹⁰⁰ becomes zeros, and bf16 loses up to 2⁻¹²⁶ of values as small
-as that. top16 keeps the largest of each 16 values, which it tells apart to 2⁻¹⁹ of their size.
+as that. top16 keeps the largest of each 16 values; it distinguishes values that differ by 2⁻¹⁹ of their size.
 
     header = magic "FLW1" · codec (1 byte) · 3 zero bytes · P (8) · payload bytes (8) · checksum (8), little-endian
 
-The checksum is a CRC-32 over the header before it and one 64-bit figure for every 512 bytes of payload:
-Σ_j w_j · g^j mod 2⁶⁴ over their 64 words w_j, for an odd g. Any change within one word changes its figure. It finds accidents at the speed of memory, which
-SHA-256 does not reach; it is no defence against forgery, for which a transport has its own means. Forged bytes with a
-right checksum are read only if they are what some finite values are written as: scales are finite and not negative, a
-block uses its largest level, what fills up a block is zero. They take no memory beyond that of their own values.
+The checksum is a CRC-32 over the header before it and one 64-bit number for every 512 bytes of payload:
+Σ_j w_j · g^j mod 2⁶⁴ over their 64 words w_j, for an odd g. Any change within one word changes this number. The
+checksum detects accidental damage at the speed of memory, which SHA-256 does not reach. It is no defense against
+forgery, which is the task of the transport. Forged bytes with a right checksum are accepted only if `encode` could have
+written them: scales are finite and not negative, a block uses its largest level, and the padding of a block is zero.
+Decoding them takes no more memory than their own values.
 
 Shape legend: P values, B blocks, S values in a block.
 
@@ -42,23 +43,23 @@ MAGIC = b"FLW1"
 HEAD = struct.Struct("<4sB3xQQ")
 CHECK = struct.Struct("<Q")
 HEADER = HEAD.size + CHECK.size  # bytes before the payload
-LARGEST = 2.0**120  # of a value that is sent in fewer bits: its scaled level stays finite
-SMALLEST = 2.0**-100  # of a block's largest value; below it a scale would lose its own bits
+LARGEST = 2.0**120  # largest |value| in fewer bits, whose scaled level stays finite
+SMALLEST = 2.0**-100  # smallest m of a block that is not zero; below it a scale would lose its own bits
 INT8, INT4, TOP = 1024, 64, 16  # values in a block
-PIECE = 2**17  # values packed at a time, so that what lies between fits a cache; a multiple of every block
-WORDS = 64  # of 8 bytes in a row of the checksum
-MULTIPLIER = 6364136223846793005  # odd, so that a changed word always changes its row's figure
+PIECE = 2**17  # values packed at a time, so that intermediate results fit a cache; a multiple of every block
+WORDS = 64  # words of 8 bytes in a row of the checksum
+MULTIPLIER = 6364136223846793005  # odd, so that a changed word always changes its row's number
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One way of writing values.
+    """An encoding of values.
 
     Attributes:
         code: Its number in the header.
-        size: P → bytes of payload.
-        pack: values [P] → payload, uint8.
-        unpack: (payload, P) → values [P], float32.
+        size: Function P → bytes of payload.
+        pack: Function values [P] → payload, uint8.
+        unpack: Function (payload, P) → values [P], float32.
     """
 
     code: int
@@ -68,7 +69,7 @@ class Codec:
 
 
 def encode(flat: Tensor, codec: str = "fp32") -> bytes:
-    """Write a flat buffer as bytes that `decode` reads.
+    """Encode a flat buffer as bytes that `decode` reads.
 
     Args:
         flat: float32 values, shape [P], P ≥ 1, finite, and at most 2¹²⁰ unless the codec is "fp32".
@@ -82,7 +83,7 @@ def encode(flat: Tensor, codec: str = "fp32") -> bytes:
         tensor([ 1., -2.])
     """
     if codec not in CODECS:
-        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(CODECS)}")
+        raise ValueError(f"there is no codec {codec!r}; the codecs are {', '.join(CODECS)}")
     if flat.dtype != torch.float32 or flat.dim() != 1 or not flat.numel():
         raise ValueError(
             f"a flat buffer is float32 of shape [P], P ≥ 1, not {flat.dtype} of {tuple(flat.shape)}"
@@ -90,72 +91,72 @@ def encode(flat: Tensor, codec: str = "fp32") -> bytes:
     values = flat.detach().cpu().contiguous()
     low, high = (float(value) for value in torch.aminmax(values))
     limit = torch.finfo(torch.float32).max if codec == "fp32" else LARGEST
-    if not (-limit <= low and high <= limit):  # NaN, too, is not within
+    if not (-limit <= low and high <= limit):  # also true of NaN
         raise ValueError(f"values from {low} to {high}: {codec} takes finite values up to {limit:.4g}")
-    chosen = CODECS[codec]
-    payload = chosen.pack(values)
-    head = HEAD.pack(MAGIC, chosen.code, values.numel(), payload.numel())
+    encoding = CODECS[codec]
+    payload = encoding.pack(values)
+    head = HEAD.pack(MAGIC, encoding.code, values.numel(), payload.numel())
     return b"".join((head, CHECK.pack(checksum(payload, head)), payload.numpy().data))
 
 
 def decode(data: bytes | bytearray | memoryview) -> Tensor:
-    """Read what `encode` wrote: float32 values, shape [P].
+    """Decode bytes that `encode` returned, to float32 values of shape [P].
 
-    With "fp32" the values are a view of `data` where that can be written to (a bytearray), else a copy.
+    With "fp32" the values are a view of `data` if it is writable (a bytearray), else a copy.
 
     Raises:
-        ValueError: The bytes are cut short, too long, damaged, of another format, or such as `encode` never writes.
+        ValueError: The bytes are too short, too long, damaged, of another format, or not as `encode` writes them.
     """
     if len(data) < HEADER:
-        raise ValueError(f"an encoded buffer has at least {HEADER} bytes, here are {len(data)}")
+        raise ValueError(f"an encoded buffer has at least {HEADER} bytes, not {len(data)}")
     magic, code, count, length = HEAD.unpack_from(data)
-    chosen = next((one for one in CODECS.values() if one.code == code), None)
-    if magic != MAGIC or any(data[5:8]) or chosen is None:
+    encoding = next((candidate for candidate in CODECS.values() if candidate.code == code), None)
+    if magic != MAGIC or any(data[5:8]) or encoding is None:
         raise ValueError("these bytes do not begin as an encoded buffer does")
-    if not count or length != chosen.size(count):
+    if not count or length != encoding.size(count):
         raise ValueError(f"the header is damaged: {count} values do not take {length} bytes")
     if len(data) != HEADER + length:
         raise ValueError(f"{len(data) - HEADER} bytes follow the header, which announces {length}")
-    # torch wants memory that can be written to, and a copy keeps immutable bytes immutable.
-    held = bytearray(data) if memoryview(data).readonly else data
-    payload = torch.frombuffer(held, dtype=torch.uint8, offset=HEADER)
+    # torch needs writable memory; a copy keeps immutable bytes immutable.
+    buffer = bytearray(data) if memoryview(data).readonly else data
+    payload = torch.frombuffer(buffer, dtype=torch.uint8, offset=HEADER)
     if checksum(payload, bytes(data[: HEAD.size])) != CHECK.unpack_from(data, HEAD.size)[0]:
-        raise ValueError("the checksum does not fit: the bytes were damaged on the way")
-    values = chosen.unpack(payload, count)
+        raise ValueError("the checksum does not match: the bytes were damaged in transit")
+    values = encoding.unpack(payload, count)
     low, high = (float(value) for value in torch.aminmax(values))
-    # A scale is rounded up, so a value in fewer bits may end a little above the largest that is encoded.
-    limit = torch.finfo(torch.float32).max if chosen.code == 0 else LARGEST * (1 + 2**-7)
+    # A scale is rounded up, so a decoded value may be a little larger than the largest that is encoded.
+    limit = torch.finfo(torch.float32).max if encoding.code == 0 else LARGEST * (1 + 2**-7)
     _expect(-limit <= low and high <= limit, "values that are not finite or too large")
     return values
 
 
 def _expect(holds: bool, otherwise: str) -> None:
     if not holds:
-        raise ValueError(f"the payload is nothing that `encode` writes: it holds {otherwise}")
+        raise ValueError(f"the payload is not one that `encode` writes: it holds {otherwise}")
 
 
 def checksum(payload: Tensor, head: bytes) -> int:
     """Compute the checksum of a payload, uint8 of shape [n], and of the header before it."""
     whole = payload.numel() // (8 * WORDS) * 8 * WORDS
     rows = payload[:whole].view(torch.int64).view(-1, WORDS)
-    rest = F.pad(payload[whole:], (0, 8 * WORDS - (payload.numel() - whole))).view(torch.int64)
-    figures = torch.cat([torch.mv(rows, _POWERS), (rest * _POWERS).sum()[None]])
+    tail = F.pad(payload[whole:], (0, 8 * WORDS - (payload.numel() - whole))).view(torch.int64)
+    figures = torch.cat([torch.mv(rows, _POWERS), (tail * _POWERS).sum()[None]])
     return zlib.crc32(figures.numpy().data, zlib.crc32(head))
 
 
 def _powers() -> Tensor:
-    power, found = 1, []
+    power, powers = 1, []
     for _ in range(WORDS):
-        found.append(power - 2**64 if power >= 2**63 else power)  # as int64 reads the same bits
+        powers.append(power - 2**64 if power >= 2**63 else power)  # as int64 reads the same bits
         power = power * MULTIPLIER % 2**64
-    return torch.tensor(found)
+    return torch.tensor(powers)
 
 
 _POWERS = _powers()
 
 
 def _blocks(values: Tensor, size: int) -> Tensor:
-    """Fill up with zeros to whole blocks: [P] → [B, S]."""
+    """Pad values with zeros to whole blocks: [P] → [B, S]."""
     missing = -values.numel() % size
     return (F.pad(values, (0, missing)) if missing else values).view(-1, size)
 
@@ -165,7 +166,7 @@ def _count(values: int, size: int) -> int:
 
 
 def _scaled(values: Tensor, size: int, levels: int, pack: Callable[[Tensor], Tensor]) -> Tensor:
-    """Divide blocks by their scales, round and pack: all scales as bf16, then all levels, as uint8."""
+    """Divide blocks by their scales, round, and return all scales as bf16, then all packed levels, as uint8."""
     scales: list[Tensor] = []
     packed: list[Tensor] = []
     for piece in values.split(PIECE):
@@ -197,8 +198,8 @@ def _from_bf16(payload: Tensor, count: int) -> Tensor:
 
 
 def _int8(values: Tensor) -> Tensor:
-    found = _scaled(values, INT8, 127, lambda levels: levels.to(torch.int8).view(torch.uint8).view(-1))
-    return found[: values.numel() + 2 * _count(values.numel(), INT8)]
+    encoded = _scaled(values, INT8, 127, lambda levels: levels.to(torch.int8).view(torch.uint8).view(-1))
+    return encoded[: values.numel() + 2 * _count(values.numel(), INT8)]
 
 
 def _from_int8(payload: Tensor, count: int) -> Tensor:
@@ -209,11 +210,11 @@ def _from_int8(payload: Tensor, count: int) -> Tensor:
 
 
 def _times(blocks: Tensor, scales: Tensor, least: int, most: int) -> Tensor:
-    """Multiply blocks of levels, [B, S], by their scales, [B], bf16, in place; the largest level is within bounds."""
+    """Multiply blocks of levels, [B, S], by their scales, [B], bf16, in place, and check the largest levels."""
     largest = torch.maximum(-blocks.amin(1), blocks.amax(1))
     used = torch.where(scales >= SMALLEST / most, (largest >= least) & (largest <= most), largest == 0)
     fitting = (scales.view(torch.int16) >= 0) & ((scales == 0) | (scales >= SMALLEST / most))
-    _expect(bool((used & fitting).all()), "a scale that is not that of its block")
+    _expect(bool((used & fitting).all()), "a scale that does not match its block")
     return blocks.mul_(scales.float()[:, None])
 
 
@@ -222,7 +223,7 @@ def _int4(values: Tensor) -> Tensor:
 
 
 def _nibbles(levels: Tensor) -> Tensor:
-    """Put two levels in a byte: a block's first half in the lower four bits, its second in the upper."""
+    """Pack two levels in a byte: a block's first half in the lower four bits, its second in the upper."""
     halves = levels.add_(8).to(torch.uint8).view(-1, 2, INT4 // 2)
     return (halves[:, 0] | (halves[:, 1] << 4)).view(-1)
 
@@ -240,13 +241,13 @@ def _from_int4(payload: Tensor, count: int) -> Tensor:
 
 
 def _top16(values: Tensor) -> Tensor:
-    """Kept values as bf16, then their places of four bits, two a byte."""
+    """Return the kept values as bf16, then their places of four bits, two a byte."""
     blocks = _blocks(values, 2 * TOP).view(-1, TOP)
-    # The bits of |value| order as the values do; the last four give way to the place.
+    # The bits of |value| have the order of the values; the place replaces the last four.
     keys = blocks.view(torch.int32).bitwise_and(0x7FFFFFF0).bitwise_or_(torch.arange(TOP, dtype=torch.int32))
     places = keys.amax(1).bitwise_and_(TOP - 1)
     kept = blocks.gather(1, places[:, None].long()).to(torch.bfloat16).add_(0)  # −0 becomes 0
-    places.masked_fill_(kept.view(-1) == 0, TOP - 1)  # also of a value that bf16 is too coarse for
+    places.masked_fill_(kept.view(-1) == 0, TOP - 1)  # also where bf16 rounds a value to zero
     pairs = places.to(torch.uint8).view(-1, 2)
     return torch.cat([kept.view(torch.uint8).view(-1), pairs[:, 0] | (pairs[:, 1] << 4)])
 
@@ -256,8 +257,8 @@ def _from_top16(payload: Tensor, count: int) -> Tensor:
     kept = payload[: 2 * blocks].view(torch.bfloat16).float()
     pairs = payload[2 * blocks :]
     places = torch.stack([pairs & 15, pairs >> 4], 1).view(-1, 1).long()
-    nothing = (places.view(-1) == TOP - 1) & ~kept.signbit()
-    _expect(bool(((kept != 0) | nothing).all()), "a place of nothing")
+    empty = (places.view(-1) == TOP - 1) & ~kept.signbit()
+    _expect(bool(((kept != 0) | empty).all()), "a place of a value that is zero")
     values = torch.zeros(blocks, TOP).scatter_(1, places, kept[:, None]).view(-1)
     _expect(not values[count:].any(), "values beyond the last")
     return values[:count]
@@ -270,4 +271,4 @@ CODECS: dict[str, Codec] = {
     "int4": Codec(3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4),
     "top16": Codec(4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16),
 }
-"""Every codec by its name; codes in headers never change their meaning."""
+"""Name → codec; codes in headers never change their meaning."""

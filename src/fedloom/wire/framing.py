@@ -1,12 +1,13 @@
 """The frame of every message between a server and a site: a head in JSON, tensors, and a checksum.
 
     frame = magic "FLM1" · kind (1 byte) · zero (3) · bytes of the head (4) · bytes of the payload (8) · checksum (8)
-            · head, JSON, padded with blanks to a multiple of 8 · tensors, each padded with zeros to one
+            · head, JSON, padded with blanks to a multiple of 8 bytes
+            · tensors, each padded with zeros to a multiple of 8 bytes
 
-All numbers are little-endian. The head lists the tensors in order, each with name, dtype, shape, codec of `fedloom.wire.compression`,
-and whether only the values of a part are there. The checksum is that of `fedloom.wire.compression`, over all that is before and after
-it: it detects accidental damage and is no defense against forgery. Forged bytes with a right checksum are read only
-if they are well formed, and take no memory beyond that of their own values.
+All numbers are little-endian. The head lists the tensors in order, each with its name, dtype, shape, codec of
+`fedloom.wire.compression`, and whether it has only the values of a part. The checksum is that of
+`fedloom.wire.compression` over all other bytes. It detects accidental damage and is no defense against forgery. Forged
+bytes with a right checksum are accepted only if they are well formed, and take no more memory than their own values.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LIMIT = 2**40
-"""Bytes that no message reaches: one that announces as many is damaged."""
+"""Bytes that no message reaches; a message that announces more is damaged."""
 MOST = 64
-"""Most tensors in a message; there is a limit since each that holds a part grows to the layout's size when it is read."""
+"""Most tensors in a message; the number is limited because a tensor of a part grows to the layout's size when it is read."""
 
 
 class Spec(NamedTuple):
-    """The entry of a tensor in a head: its name, dtype and shape, its codec, and whether only values of a part are there."""
+    """The entry of a tensor in a head: its name, dtype, shape and codec, and whether it has only the values of a part."""
 
     name: str
     dtype: torch.dtype
@@ -57,7 +58,7 @@ class Spec(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the tensor without padding."""
+        """The bytes of the tensor without padding."""
         return _size(prod(self.shape), self.dtype, self.codec)
 
 
@@ -67,8 +68,8 @@ class Piece(NamedTuple):
     Attributes:
         name: Its name.
         value: The tensor.
-        part: Which of its values travel, where it is a vector as long as the layout; None is all.
-        codec: A key of `fedloom.wire.compression.CODECS`; others than "fp32" need float32 values and at least one.
+        part: The part of its values that is sent, if it is a vector as long as the layout; None is all.
+        codec: A key of `fedloom.wire.compression.CODECS`; all but "fp32" need float32 values, and at least one.
     """
 
     name: str
@@ -83,48 +84,48 @@ class Piece(NamedTuple):
         return Spec(self.name, self.value.dtype, shape, self.codec, self.part is not None)
 
     def to_bytes(self) -> bytes | memoryview:
-        """Write the values that travel."""
+        """Return the values that are sent, as bytes."""
         value = self.value if self.part is None else self.part.take(self.value)
         if self.codec != "fp32":
             return compression.encode(value, self.codec)
-        held = value.detach().cpu().contiguous()
-        if not held.numel():
+        dense = value.detach().cpu().contiguous()
+        if not dense.numel():
             return b""
-        row = held.as_strided((held.numel(),), (1,))  # a single value is contiguous whatever its stride is
+        row = dense.as_strided((dense.numel(),), (1,))  # a single value is contiguous whatever its stride is
         return row.view(torch.uint8).numpy().data
 
 
 class Received(NamedTuple):
-    """A tensor that was read: its name, its values, and whether they are those of a part only."""
+    """A tensor that was read: its name, its values, and whether they are only those of a part."""
 
     name: str
     value: Tensor
     partial: bool
 
 
-def sizes(fields: Mapping[str, Any], specs: Sequence[Spec]) -> tuple[int, int]:
-    """Return the number of characters of a head without padding, and the bytes of the tensors after it."""
-    return len(_text(fields, specs)), sum(one.size + -one.size % 8 for one in specs)
+def head_and_payload_sizes(fields: Mapping[str, Any], specs: Sequence[Spec]) -> tuple[int, int]:
+    """Return the length of a head without padding, and the bytes of the tensors after it."""
+    return len(_text(fields, specs)), sum(spec.size + -spec.size % 8 for spec in specs)
 
 
-def length(text: int, payload: int) -> int:
-    """Return the bytes of a message whose head has `text` characters and whose tensors take `payload` bytes."""
+def message_length(text: int, payload: int) -> int:
+    """Return the length of a message whose head has `text` bytes without padding and whose tensors have `payload` bytes."""
     return HEADER + text + -text % 8 + payload
 
 
 def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> bytes:
-    """Write a message.
+    """Return a message as bytes.
 
     Raises:
-        ValueError: There are more than `MOST` tensors, or one of a dtype that is not in `DTYPES`.
+        ValueError: There are more than `MOST` tensors, or a tensor's dtype is not in `DTYPES`.
     """
-    text = _text(fields, [one.spec for one in pieces])
+    text = _text(fields, [piece.spec for piece in pieces])
     body = bytearray(text + b" " * (-len(text) % 8))
     start = len(body)
     for piece in pieces:
-        written = piece.to_bytes()
-        body += written
-        body += bytes(-len(written) % 8)
+        content = piece.to_bytes()
+        body += content
+        body += bytes(-len(content) % 8)
     fixed = FIXED.pack(MAGIC, kind, start, len(body) - start)
     return b"".join(
         (fixed, CHECK.pack(compression.checksum(torch.frombuffer(body, dtype=torch.uint8), fixed)), body)
@@ -134,26 +135,26 @@ def frame(kind: int, fields: Mapping[str, Any], pieces: Sequence[Piece]) -> byte
 def _text(fields: Mapping[str, Any], specs: Sequence[Spec]) -> bytes:
     if len(specs) > MOST:
         raise ValueError(f"{len(specs)} tensors; a message holds at most {MOST}")
-    for one in specs:
-        if one.dtype not in NAMES:
-            raise ValueError(f"{one.name} holds {one.dtype}; a message holds {', '.join(DTYPES)}")
-    listed = [[one.name, NAMES[one.dtype], one.shape, one.codec, one.partial] for one in specs]
+    for spec in specs:
+        if spec.dtype not in NAMES:
+            raise ValueError(f"{spec.name} holds {spec.dtype}; a message holds {', '.join(DTYPES)}")
+    listed = [[spec.name, NAMES[spec.dtype], spec.shape, spec.codec, spec.partial] for spec in specs]
     return json.dumps({**fields, "tensors": listed}, separators=(",", ":")).encode()
 
 
-def prefixed(field: bytes, rest: bytes) -> bytes:
-    """Put a field before other bytes, such that `split` takes it off again."""
-    return LENGTH.pack(len(field)) + field + rest
+def prepend_field(field: bytes, content: bytes) -> bytes:
+    """Put a field before other bytes, from which `split_field` separates it."""
+    return LENGTH.pack(len(field)) + field + content
 
 
-def split(content: bytes) -> tuple[bytes, bytes]:
-    """Take off what `prefixed` put before other bytes, and return both."""
+def split_field(content: bytes) -> tuple[bytes, bytes]:
+    """Separate a field that `prepend_field` put before other bytes, and return both."""
     start = LENGTH.size + LENGTH.unpack_from(content)[0]
     return content[LENGTH.size : start], content[start:]
 
 
 def kind_of(message: bytes) -> int:
-    """Return the kind of a message, unchecked; -1 where there is none."""
+    """Return the kind of a message without checking it; -1 if it is too short to have one."""
     return message[4] if len(message) > 4 else -1
 
 
@@ -161,7 +162,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Received]]:
     """Check a message and return its head and tensors.
 
     Raises:
-        ValueError: It is not as it was written, or of another kind.
+        ValueError: The message is damaged, or of another kind.
     """
     if len(message) < HEADER or message[:4] != MAGIC or any(message[5:8]):
         raise ValueError("these bytes do not begin as a message of this version does")
@@ -174,7 +175,7 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Received]]:
         )
     body = torch.frombuffer(bytearray(memoryview(message)[HEADER:]), dtype=torch.uint8)
     if compression.checksum(body, message[: FIXED.size]) != CHECK.unpack_from(message, FIXED.size)[0]:
-        raise ValueError("the checksum does not fit: the message was damaged on the way")
+        raise ValueError("the checksum does not match: the message was damaged in transit")
     try:
         fields = json.loads(body[:start].numpy().tobytes().decode())
     except (ValueError, RecursionError) as error:
@@ -183,28 +184,28 @@ def unframe(kind: int, message: bytes) -> tuple[Head, list[Received]]:
         raise ValueError("its head is not one that this version writes")
     head = Head(fields)
     listed = head.of("tensors", lambda value: isinstance(value, list) and len(value) <= MOST)
-    at, found = start, list[Received]()
+    at, received = start, list[Received]()
     for entry in listed:
-        one, at = _tensor(body, at, entry)
-        found.append(one)
+        tensor, at = _tensor(body, at, entry)
+        received.append(tensor)
     if at != len(body):
         raise ValueError("its tensors do not fill it")
-    return head, found
+    return head, received
 
 
 def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Received, int]:
-    """Read the tensor that begins at a byte of the body; return it and the byte after it."""
+    """Read the tensor that begins at a byte of the body, and return it with the position after it."""
     match entry:
         case [str(name), str(kind), list(shape), str(codec), bool(partial)] if (
             kind in DTYPES
             and codec in compression.CODECS
             and all(map(_whole, shape))
-            and prod(one or 1 for one in shape) < LIMIT
+            and prod(length or 1 for length in shape) < LIMIT
             and (codec == "fp32" or kind == "float32")
         ):
             dtype, count = DTYPES[kind], prod(shape)
         case _:
-            raise ValueError(f"it lists {short(entry)} as a tensor")
+            raise ValueError(f"its head has {short(entry)} for a tensor")
     size = _size(count, dtype, codec)
     if at + size > len(body):
         raise ValueError("its tensors end before they are whole")
@@ -243,10 +244,10 @@ class Head:
         self._fields = fields
 
     def of(self, key: str, holds: Callable[[Any], bool]) -> Any:
-        """Return the value of a key for which `holds` is true."""
+        """Return the value of a key, which must satisfy `holds`."""
         value = self._fields.get(key)
         if key not in self._fields or not holds(value):
-            raise ValueError(f"the message says {short(value)} for {key}")
+            raise ValueError(f"the message has {short(value)} for {key}")
         return value
 
     def number(self, key: str, least: int = 0) -> int:
@@ -266,11 +267,11 @@ class Head:
         return tuple(self.of(key, _different_texts))
 
     def flag(self, key: str) -> bool:
-        """Return whether something holds."""
+        """Return true or false."""
         return self.of(key, lambda value: isinstance(value, bool))
 
     def part(self, key: str, size: int) -> Part | None:
-        """Return a part of a buffer of `size` values; None is all."""
+        """Return a part of a buffer of `size` values; None is the whole buffer."""
         stretches = self.of(key, lambda value: value is None or _stretches(value))
         return None if stretches is None else Part(size, tuple(map(tuple, stretches)))
 
@@ -278,12 +279,13 @@ class Head:
 def _different_texts(value: object) -> bool:
     return (
         isinstance(value, list)
-        and all(isinstance(one, str) for one in value)
+        and all(isinstance(item, str) for item in value)
         and len(set(value)) == len(value)
     )
 
 
 def _stretches(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, list) and len(one) in (2, 4) and all(map(_whole, one)) for one in value
+        isinstance(stretch, list) and len(stretch) in (2, 4) and all(map(_whole, stretch))
+        for stretch in value
     )

@@ -1,9 +1,9 @@
-"""What travels between a server and a site: assignments, updates, and clients that are missing, as values and as bytes.
+"""The messages between a server and a site, as values and as bytes: assignments, updates and missing clients.
 
-As bytes each message is a frame of `fedloom.wire.framing`. Of a vector as long as the layout only the values of a *part* travel;
-the part is written as its stretches (`fedloom.params.Part`), and a part that has every value as null. Messages of equal
-content have equal bytes. The bytes that a record counts as sent are `len(message)`, which `length` computes without writing
-the message.
+Each message as bytes is a frame of `fedloom.wire.framing`. Of a vector as long as the layout, only the values of a *part*
+are sent; the part is written as its stretches (`fedloom.params.Part`), and a whole part as null. Messages with equal
+content have equal bytes. A run's log counts `len(message)` bytes as sent, which `length` computes without writing the
+message.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fedloom.wire.framing import (
     Received,
     Spec,
     frame,
+    head_and_payload_sizes,
     kind_of,
-    length,
-    sizes,
+    message_length,
     unframe,
 )
 
@@ -40,19 +40,19 @@ ASSIGNMENT, UPDATE, MISSING = 1, 2, 3
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a server asks of one client in one round, as data from which the client's site builds a `Job`.
+    """The work of one client in one round, as data from which the client's site builds a `Job`.
 
     Attributes:
-        method: The method by its name in the experiment; the site knows its rule, prompt and examples.
+        method: The name of the method in the experiment; the site knows its rule, prompt and examples.
         stage: Number of the strategy's stage, from 0.
         round: Number of the round within its stage, from 0; with stage and client it names the random streams.
         client: The client's number.
-        params: The global parameters; of these the client gets the values of `down`.
-        extras: What the algorithm sends besides the parameters, by name.
-        since: Round, counted over all stages, of the client's memory that the server accepted last: the client starts
-            with what it kept then. -1 where it has none.
-        keep: Other rounds whose memory the server may still go back to.
-        down: The part that is sent; None is all. Elsewhere the client has the method's start, or its personal values.
+        params: The global parameters, of which the client gets the values of `down`.
+        extras: Tensors that the algorithm sends besides the parameters, by name.
+        since: Round, counted over all stages, of the client's last memory that the server accepted; the client starts
+            from that memory. -1 where it has none.
+        keep: Other rounds whose memory the server may still need.
+        down: The part that is sent; None is all. Other values are the method's start, or the client's personal ones.
         up: The part that the client trains and reports; None is all.
     """
 
@@ -73,24 +73,24 @@ class Assignment:
         return _length(self._fields(), self._pieces("fp32"))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the assignment as bytes, with the parameters in a codec of `fedloom.wire.compression.CODECS`.
+        """Return the assignment as bytes, with the parameters in a codec of `fedloom.wire.compression.CODECS`.
 
         Raises:
-            ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
+            ValueError: The codec is unknown or does not accept these values, or an extra's dtype is not in `DTYPES`.
         """
         return frame(ASSIGNMENT, self._fields(), self._pieces(codec))
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Assignment:
-        """Read what `to_bytes` wrote. Values outside `down` are zero; the site has its own there.
+        """Read an assignment that `to_bytes` wrote; values outside `down`, which the site has itself, are zero.
 
         Raises:
             ValueError: The bytes are damaged, of another kind, or for another layout.
         """
-        head, found = unframe(ASSIGNMENT, message)
+        head, tensors = unframe(ASSIGNMENT, message)
         _check_layout(head, layout)
         down, up = (head.part(key, layout.size) for key in ("down", "up"))
-        params, extras = _spread(found, 0, down, layout)
+        params, extras = _spread(tensors, 0, down, layout)
         return Assignment(
             head.text("method"),
             head.number("stage"),
@@ -121,16 +121,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sends back.
+    """The result of one client's training in a round.
 
     Attributes:
-        client: The client's number; sums run in this order.
+        client: The client's number; sums run in the order of these numbers.
         delta: Local parameters minus broadcast parameters; zero outside `up`.
         weight: Number of training examples, positive.
-        extras: What the algorithm sends besides the delta, by name.
-        metrics: Figures for the record, by name: loss, steps, norm, seconds.
+        extras: Tensors that the algorithm sends besides the delta, by name.
+        metrics: Figures for the run's log, by name: loss, steps, norm, seconds.
         up: The part that is reported; None is all.
-        keeps: Whether the client keeps memory of this round at its site.
+        keeps: Whether the client keeps a memory of this round at its site.
     """
 
     client: int
@@ -147,26 +147,26 @@ class Update:
         return _length(self._fields(), self._pieces("fp32", counted=True))
 
     def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the update as bytes, with the delta in a codec of `fedloom.wire.compression.CODECS`.
+        """Return the update as bytes, with the delta in a codec of `fedloom.wire.compression.CODECS`.
 
         Raises:
-            ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
+            ValueError: The codec is unknown or does not accept these values, or an extra's dtype is not in `DTYPES`.
         """
         return frame(UPDATE, self._fields(), self._pieces(codec))
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Update:
-        """Read what `to_bytes` wrote.
+        """Read an update that `to_bytes` wrote.
 
         Raises:
             ValueError: The bytes are damaged, of another kind, or for another layout.
         """
-        head, found = unframe(UPDATE, message)
+        head, tensors = unframe(UPDATE, message)
         _check_layout(head, layout)
         up, names = head.part("up", layout.size), head.texts("metrics")
-        delta, extras = _spread(found, 1, up, layout)
-        figures = found[1].value
-        if figures.dtype != torch.float64 or figures.shape != (1 + len(names),) or found[1].partial:
+        delta, extras = _spread(tensors, 1, up, layout)
+        figures = tensors[1].value
+        if figures.dtype != torch.float64 or figures.shape != (1 + len(names),) or tensors[1].partial:
             raise ValueError("the message has no weight, or not as many figures as metrics")
         weight, *metrics = figures.tolist()
         return Update(
@@ -188,7 +188,7 @@ class Update:
         }
 
     def _pieces(self, codec: str, *, counted: bool = False) -> list[Piece]:
-        # As float64, so that figures such as seconds take as many bytes whatever they are.
+        # As float64, so that the number of bytes does not depend on the figures.
         figures = (
             _blank_figures(1 + len(self.metrics))
             if counted
@@ -199,18 +199,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A client that gave no update: it did not answer, raised an error, or its process was killed.
+    """A client without an update: it did not answer, raised an error, or its process was killed.
 
     Attributes:
         client: The client's number.
-        reason: Why, in one sentence.
+        reason: The reason, in one sentence.
     """
 
     client: int
     reason: str
 
     def to_bytes(self) -> bytes:
-        """Write the message as bytes."""
+        """Return the message as bytes."""
         return frame(MISSING, {"client": self.client, "reason": self.reason}, [])
 
 
@@ -219,7 +219,7 @@ Answer = Update | Missing
 
 
 def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
-    """Read an update, or the reason why there is none.
+    """Read an update, or the reason why it is missing.
 
     Raises:
         ValueError: The bytes are damaged, of another kind, or for another layout.
@@ -230,12 +230,12 @@ def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
     return Missing(head.number("client"), head.text("reason"))
 
 
-def unsendable(extras: Tensors) -> str | None:
-    """Return why no message can hold what an algorithm sends besides parameters, or None."""
+def unsendable_reason(extras: Tensors) -> str | None:
+    """Return why no message can hold an algorithm's extras, or None if one can."""
     if len(extras) > MOST - 2:  # beside the parameters and the figures
         return f"{len(extras)} tensors; a message holds at most {MOST - 2} besides the parameters"
     for name, value in extras.items():
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]: rules come from outside
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]: plug-ins need not obey types
             return f"the name {name!r} is not a text"
         if value.layout != torch.strided or value.dtype not in NAMES:
             return f"{name} holds {value.dtype} in the layout {value.layout}; a message holds {', '.join(DTYPES)}, all dense"
@@ -243,24 +243,26 @@ def unsendable(extras: Tensors) -> str | None:
 
 
 def _parts(layout: Layout, **parts: Part | None) -> dict[str, Any]:
-    there = {name: None if part is None or part.is_whole else part.stretches for name, part in parts.items()}
-    return {"layout": layout.digest, **there}
+    stretches = {
+        name: None if part is None or part.is_whole else part.stretches for name, part in parts.items()
+    }
+    return {"layout": layout.digest, **stretches}
 
 
 def _length(fields: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
-    """Return the bytes of a message without writing it: heads that differ only in numbers differ only in digits."""
+    """Return the length of a message without writing it: heads that differ only in numbers differ only in digits."""
     digits, key = 0, list[tuple[str, Any]]()
     for name, value in fields.items():
         if type(value) is int:
             digits += len(str(value)) - 1
         key.append((name, 0 if type(value) is int else value))
-    text, payload = _sizes(tuple(key), tuple([one.spec for one in pieces]))
-    return length(text + digits, payload)
+    text, payload = _sizes(tuple(key), tuple([piece.spec for piece in pieces]))
+    return message_length(text + digits, payload)
 
 
 @lru_cache(maxsize=1024)
 def _sizes(fields: tuple[tuple[str, Any], ...], specs: tuple[Spec, ...]) -> tuple[int, int]:
-    return sizes(dict(fields), specs)
+    return head_and_payload_sizes(dict(fields), specs)
 
 
 @lru_cache(maxsize=64)
@@ -276,7 +278,7 @@ def _check_layout(head: Head, layout: Layout) -> None:
 def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more: Piece) -> list[Piece]:
     """List the tensors of a message: the flat buffer first, in a codec, then `more`, then the extras."""
     if codec not in compression.CODECS:
-        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(compression.CODECS)}")
+        raise ValueError(f"there is no codec {codec!r}; the codecs are {', '.join(compression.CODECS)}")
     part = None if part is None or part.is_whole else part
     values = flat.layout.size if part is None else part.count
     others = [
@@ -286,19 +288,21 @@ def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more:
 
 
 def _blank(value: Tensor, part: Part) -> bool:
-    """Return whether a tensor is a vector as long as the layout without a bit set outside a part."""
+    """Return whether a tensor is a vector as long as the layout in which no bit outside a part is set."""
     if value.dtype != torch.float32 or value.shape != (part.size,):
         return False
-    return part.silent(value.contiguous().view(torch.int32))  # −0 is not blank: it would come back as 0
+    return part.is_zero_outside(
+        value.contiguous().view(torch.int32)
+    )  # −0 is not blank: it would come back as 0
 
 
 def _spread(
-    found: Sequence[Received], more: int, part: Part | None, layout: Layout
+    tensors: Sequence[Received], more: int, part: Part | None, layout: Layout
 ) -> tuple[Params, dict[str, Tensor]]:
-    """Return what `_pieces` listed, except `more`: the flat buffer, and the extras by name."""
-    if len(found) <= more:
+    """Return the tensors that `_pieces` listed, except `more`: the flat buffer, and the extras by name."""
+    if len(tensors) <= more:
         raise ValueError("the message has no parameters, or no weight")
-    first, extras = found[0], found[1 + more :]
+    first, extras = tensors[0], tensors[1 + more :]
     if first.partial == (part is None or part.is_whole):
         raise ValueError("the message has other parameters than those of its part")
     named = {name: _whole(value, part, layout) if partial else value for name, value, partial in extras}
@@ -311,7 +315,7 @@ def _spread(
 
 
 def _whole(values: Tensor, part: Part | None, layout: Layout) -> Tensor:
-    """Put the values of a part into a buffer of zeros, shape [P]."""
+    """Return a buffer, shape [P], with the values of a part and zeros elsewhere."""
     if part is None or values.dtype != torch.float32 or values.shape != (part.count,):
         raise ValueError(f"{values.dtype} of shape {list(values.shape)} are not the values of a part")
     return part.put(values, torch.zeros(layout.size))

@@ -16,7 +16,7 @@ from fedloom.report.run_results import Json, at, number, read_document
 from fedloom.report.tables import is_federated, percent
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
-from fedloom.system.json_files import expect, read_json
+from fedloom.system.json_files import read_json, require_key
 from fedloom.system.manifest import SEAL, check_files, read_manifest, read_sealed
 
 SEED = "seed"
@@ -135,20 +135,20 @@ def read_sweep(folder: Path) -> SweepRun:
     value = read_json(file)
     if "version" in value or SEAL in value:  # version 0.1 wrote neither
         value = read_sealed(file)
-    cells, axes = [], expect(file, value, "axes", dict)
+    cells, axes = [], require_key(file, value, "axes", dict)
     for axis in axes:
-        expect(file, axes, axis, list)
-    for row in expect(file, value, "cells", list):
+        require_key(file, axes, axis, list)
+    for row in require_key(file, value, "cells", list):
         if not isinstance(row, dict):
             raise UserError(f'{file}: every entry of "cells" must be an object')
-        state, cell_folder = expect(file, row, "state", str), expect(file, row, "folder", str)
+        state, cell_folder = require_key(file, row, "state", str), require_key(file, row, "folder", str)
         result = _result(folder / cell_folder, row.get("result")) if state == "done" else None
-        values, digest = expect(file, row, "values", dict), expect(file, row, "digest", str)
+        values, digest = require_key(file, row, "values", dict), require_key(file, row, "digest", str)
         if lacking := [axis for axis in axes if axis not in values]:
             raise UserError(f'{file}: "values" of the cell {row.get("name")!r} lack the axis {lacking[0]!r}')
         cells.append(
             CellRun(
-                expect(file, row, "name", str),
+                require_key(file, row, "name", str),
                 values,
                 digest,
                 cell_folder,
@@ -159,13 +159,13 @@ def read_sweep(folder: Path) -> SweepRun:
                 _linear_text(folder / cell_folder) if result is not None else "words",
             )
         )
-    name, published = expect(file, value, "name", str), value.get("published")
+    name, published = require_key(file, value, "name", str), value.get("published")
     if published is not None:
-        published = expect(file, value, "published", dict)
-        for setting in expect(file, published, "scores", dict):
-            expect(file, published["scores"], setting, dict)
-    digest, quick = expect(file, value, "digest", str), bool(value.get("quick"))
-    choose = expect(file, value, "choose", list) if "choose" in value else []
+        published = require_key(file, value, "published", dict)
+        for setting in require_key(file, published, "scores", dict):
+            require_key(file, published["scores"], setting, dict)
+    digest, quick = require_key(file, value, "digest", str), bool(value.get("quick"))
+    choose = require_key(file, value, "choose", list) if "choose" in value else []
     if lacking := [axis for axis in choose if axis not in axes or axis == SEED]:
         raise UserError(f'{file}: "choose" names {lacking[0]!r}, which is no axis to choose along')
     return SweepRun(name, digest, quick, axes, tuple(cells), published, tuple(choose))
@@ -200,8 +200,8 @@ def _result(folder: Path, expected: str | None) -> Json:
             f"{file} differs from the result of the sweep's cell; run the sweep's command again to check all cells"
         )
     result = read_document(file)
-    for method in expect(file, result, "scores", dict):
-        expect(file, result["scores"], method, dict)
+    for method in require_key(file, result, "scores", dict):
+        require_key(file, result["scores"], method, dict)
     return result
 
 
