@@ -50,7 +50,7 @@ def benches() -> dict[str, Bench]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen rows, print the table, update the results file; 1 if a row misses its gate."""
+    """Run the chosen rows, print the table and update the results file; return 1 if a row misses its gate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("only", nargs="*", help="rows or groups; all but the headline if none is named")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to update")
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{about['date']}  {about['cores']} cores, load {about['load']}, 1 thread: "
         f"{about['gemm_gflops']} GFLOP/s, {about['read_gbps']} GB/s read"
     )
-    print("  ".join(f"{name} {found}" for name, found in about["versions"].items()))
+    print("  ".join(f"{name} {version}" for name, version in about["versions"].items()))
     print(HEAD, flush=True)
     missed: list[str] = []
     for key in keys:

@@ -78,7 +78,7 @@ ROWS = {
 
 
 @dataclass
-class Found:
+class RowResult:
     """The measurements of a row: for each pair, the median of each side's turns, and the median of their ratios."""
 
     before: list[float] = field(default_factory=list)
@@ -94,16 +94,16 @@ class Found:
 
     @property
     def ok(self) -> bool | None:
-        """Whether the interval includes or beats `LIMIT`; None where there is none."""
-        found = None if self.failures else interval(self.ratios)
-        return None if found is None else found[0] <= LIMIT
+        """Whether the interval includes or beats `LIMIT`; None if there is no interval."""
+        ends = None if self.failures else interval(self.ratios)
+        return None if ends is None else ends[0] <= LIMIT
 
     def to_json(self) -> dict[str, Any]:
         """Return the row's entry in the results file."""
-        found = interval(self.ratios)
+        ends = interval(self.ratios)
         return {
             "ratio": median(self.ratios) if self.ratios else None,
-            "interval": found,
+            "interval": ends,
             "ok": self.ok,
             "pairs": len(self.ratios),
             "ratios": self.ratios,
@@ -114,13 +114,13 @@ class Found:
 
 
 def interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """Return a confidence interval of the median that holds for every continuous distribution.
+    """Return a confidence interval of the median that is valid for every continuous distribution.
 
     Its ends are the k-th smallest and the k-th largest value, with the largest k for which the median of the
     distribution lies between them with at least the given probability, 1 − 2·P(Binomial(n, ½) < k) (Thompson, 1936).
 
     Returns:
-        Both ends; None where there are too few values, that is, fewer than 6 for 95 %.
+        Both ends; None if there are too few values, that is, fewer than 6 for 95 %.
     """
     values, k = sorted(ratios), 0
     outside = 2  # of 2**n
@@ -131,7 +131,7 @@ def interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
 
 
 def pair(key: str, workers: Mapping[str, Worker], order: Sequence[str]) -> Pair:
-    """Run a row on both sides by turns and return the figures of each.
+    """Run a row on both sides alternately and return the figures of each.
 
     Raises:
         Failed: A side gave no figure.
@@ -204,22 +204,22 @@ def quickstart_pair(
 HEAD = f"{'row':<19}{'what (ours, after / before)':<35}{'median':>7}  {'95 % interval':<14}ok"
 
 
-def line(key: str, found: Found) -> str:
+def line(key: str, result: RowResult) -> str:
     """Format a row as one line of at most 80 columns."""
-    if found.failures:
+    if result.failures:
         return f"{key:<19}{ROWS[key].title:<35}{'':>7}  {'':<14}FAIL"
-    ends = interval(found.ratios)
-    said = f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else "too few pairs"
-    verdict = {None: "-", True: "yes", False: "no"}[found.ok]
-    return f"{key:<19}{ROWS[key].title:<35}{median(found.ratios):>7.3f}  {said:<14}{verdict}"
+    ends = interval(result.ratios)
+    interval_text = f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else "too few pairs"
+    verdict = {None: "-", True: "yes", False: "no"}[result.ok]
+    return f"{key:<19}{ROWS[key].title:<35}{median(result.ratios):>7.3f}  {interval_text:<14}{verdict}"
 
 
-def detail(key: str, found: Found) -> str:
+def detail(key: str, result: RowResult) -> str:
     """Format a row's two medians, or the reason why it failed."""
-    if found.failures:
-        return found.failures[0]
-    before, after = (written(median(values), ROWS[key].unit) for values in (found.before, found.after))
-    return f"before {before}, after {after}; {len(found.ratios)} pairs"
+    if result.failures:
+        return result.failures[0]
+    before, after = (written(median(values), ROWS[key].unit) for values in (result.before, result.after))
+    return f"before {before}, after {after}; {len(result.ratios)} pairs"
 
 
 def written(value: float, unit: str) -> str:
@@ -236,12 +236,12 @@ def rounds(
     vocabulary: int,
     quickstart: Quickstart,
     seconds: float = inf,
-) -> Iterator[tuple[dict[str, Found], set[str]]]:
+) -> Iterator[tuple[dict[str, RowResult], set[str]]]:
     """Measure `count` pairs of each row; after each round of pairs, yield all measurements and notes so far.
 
     Every second pair begins with the other side. After `seconds` no further pairs begin.
     """
-    found, notes = {key: Found() for key in keys}, set[str]()
+    results, notes = {key: RowResult() for key in keys}, set[str]()
     modules = {ROWS[key].module: None for key in keys}
     whole, ends = "" in modules, time.perf_counter() + seconds
     if whole:  # once untimed, so that encoder features are cached and sources compiled
@@ -250,24 +250,24 @@ def rounds(
         order = SIDES if number % 2 == 0 else SIDES[::-1]
         for module in filter(None, modules):
             these = [key for key in keys if ROWS[key].module == module]
-            _collect(found, pairs_of(module, these, sides, order, vocabulary))
+            _collect(results, pairs_of(module, these, sides, order, vocabulary))
         if whole and number < QUICKSTART_PAIRS:
             pairs, note = quickstart_pair(quickstart, sides, order)
-            _collect(found, pairs.items())
+            _collect(results, pairs.items())
             notes |= {note} if note else set()
-        yield found, notes
+        yield results, notes
         if time.perf_counter() >= ends:
             return
 
 
-def _collect(found: Mapping[str, Found], pairs: Iterable[tuple[str, Pair | str]]) -> None:
+def _collect(results: Mapping[str, RowResult], pairs: Iterable[tuple[str, Pair | str]]) -> None:
     for key, one in pairs:
-        if key not in found:  # a row of the quickstart that was not asked for
+        if key not in results:  # a row of the quickstart that was not asked for
             continue
         if isinstance(one, str):
-            found[key].failures.append(one)
+            results[key].failures.append(one)
         else:
-            found[key].add(one["before"], one["after"])
+            results[key].add(one["before"], one["after"])
 
 
 def meet(sides: Mapping[str, Side], methods: str) -> tuple[dict[str, Any], int, Quickstart]:
@@ -289,7 +289,7 @@ def meet(sides: Mapping[str, Side], methods: str) -> tuple[dict[str, Any], int, 
     return about, vocabulary, Quickstart(methods, None if same_files(*models) else models[1])
 
 
-def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
+def compare(options: argparse.Namespace, place: Path) -> dict[str, RowResult]:
     """Measure, print the progress, and write the results file after every round of pairs."""
     keys = chosen(ROWS, options.only) if options.only else list(ROWS)
     with checkout(options.before, place / "before") as folder:
@@ -316,15 +316,15 @@ def compare(options: argparse.Namespace, place: Path) -> dict[str, Found]:
             f"{about['date']}  {head['before']} → {head['after']}, load {about['load']}; model: {model}",
             flush=True,
         )
-        begun, found = time.perf_counter(), {}
+        begun, results = time.perf_counter(), {}
         measuring = rounds(keys, options.pairs, sides, vocabulary, quickstart, 60 * options.minutes)
-        for number, (found, notes) in enumerate(measuring, 1):
+        for number, (results, notes) in enumerate(measuring, 1):
             minutes = (time.perf_counter() - begun) / 60
-            rows = {key: found[key].to_json() for key in keys}
+            rows = {key: results[key].to_json() for key in keys}
             write_json(options.results, {**head, "minutes": minutes, "notes": sorted(notes), "rows": rows})
-            said = [f"pair {number} of {options.pairs} after {minutes:.1f} min", *sorted(notes)]
-            print("; ".join(said), flush=True)
-    return found
+            parts = [f"pair {number} of {options.pairs} after {minutes:.1f} min", *sorted(notes)]
+            print("; ".join(parts), flush=True)
+    return results
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -347,12 +347,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--pairs is at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
     with tempfile.TemporaryDirectory(prefix="against-") as name:
-        found = compare(options, Path(name).resolve())
+        results = compare(options, Path(name).resolve())
     print(HEAD)
-    for key, one in found.items():
+    for key, one in results.items():
         print(line(key, one))
         print(f"    {detail(key, one)}")
-    return 0 if all(one.ok is not False and not one.failures for one in found.values()) else 1
+    return 0 if all(one.ok is not False and not one.failures for one in results.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the two checkouts of `benchmarks.against`, and start the processes that run their code."""
+"""Create the two checkouts of `benchmarks.against`, and start the processes that run their code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 30.0
 
 
 class Failed(Exception):
-    """A side gave no figure; the message says why."""
+    """Raised if a side gave no figure; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Worker:
     """A process of a side that answers requests; see `against_worker`."""
 
     def __init__(self, side: Side, vocabulary: int = 0, script: Path = SCRIPT) -> None:
-        """Start it."""
+        """Start the process."""
         self.side = side
         self.about: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
@@ -98,13 +98,13 @@ class Worker:
 
     def hear(self) -> dict[str, Any]:
         """Wait for the answer to a request that was sent; see `ask` for errors."""
-        found = self._answer()
-        if "error" in found:
-            raise Failed(f"{self.side.name}: {found['error']}")
-        return found
+        answer = self._answer()
+        if "error" in answer:
+            raise Failed(f"{self.side.name}: {answer['error']}")
+        return answer
 
     def tell(self, request: str) -> None:
-        """Send a request and go on; that a process has ended shows when its answer is read."""
+        """Send a request without waiting; if the process has ended, reading the answer raises the error."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(request + "\n")
@@ -129,16 +129,16 @@ class Worker:
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            said = " / ".join(self._errors.read().strip().splitlines()[-3:])
+            output = " / ".join(self._errors.read().strip().splitlines()[-3:])
             raise Failed(
-                f"{self.side.name}: the process ended with status {self._process.returncode}: {said}"
+                f"{self.side.name}: the process ended with status {self._process.returncode}: {output}"
             )
         return json.loads(line)
 
 
 @contextmanager
 def opened(sides: Iterable[Side], vocabulary: int = 0) -> Iterator[dict[str, Worker]]:
-    """Start a process of each side for as long as the block lasts; see `Worker.greet` for errors."""
+    """Start a process of each side for the duration of the block; see `Worker.greet` for errors."""
     workers: dict[str, Worker] = {}
     try:
         for side in sides:
@@ -157,7 +157,7 @@ class Quickstart:
 
     Attributes:
         methods: Its methods, joined with commas; "all" for the recipe's own.
-        model: A folder for both sides, or None where both come with the same model.
+        model: A folder for both sides, or None if both have the same bundled model.
     """
 
     methods: str
@@ -177,17 +177,17 @@ class Quickstart:
         """
         settings = [part for one in self.settings for part in ("--set", one)]
         environment = {name: value for name, value in side.environment.items() if name not in THREADS}
-        with tempfile.TemporaryDirectory(dir=side.cache) as name, tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryDirectory(dir=side.cache) as name, tempfile.TemporaryFile("w+") as output:
             out = Path(name) / "run"
             command = [sys.executable, "-m", "fedloom", "run", "quickstart", *settings, "--out", str(out)]
             begun = time.perf_counter()
-            process = subprocess.Popen(command, stdout=said, stderr=said, cwd=name, env=environment)
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=name, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - begun
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
-                said.seek(0)
-                last = " / ".join(said.read().strip().splitlines()[-3:])
+                output.seek(0)
+                last = " / ".join(output.read().strip().splitlines()[-3:])
                 raise Failed(f"{side.name}: the quickstart ended with status {process.returncode}: {last}")
             scores = accuracies(json.loads((out / "result.json").read_text(encoding="utf-8")))
         figures = {
@@ -201,9 +201,9 @@ class Quickstart:
 def accuracies(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the accuracy of each method on each slice of a run's test set."""
     return {
-        f"{method}, {name}": found["accuracy"]
+        f"{method}, {name}": row["accuracy"]
         for method, score in result["scores"].items()
-        for name, found in score.get("slices", {}).items()
+        for name, row in score.get("slices", {}).items()
     }
 
 
@@ -224,7 +224,7 @@ def git(*arguments: str) -> str:
 
 @contextmanager
 def checkout(before: str, place: Path) -> Iterator[Path]:
-    """Yield the folder of the side to compare with: the given one, or a commit's, for as long as the block lasts.
+    """Yield the folder of the side to compare with, a given one or a temporary checkout of a commit.
 
     Raises:
         SystemExit: It is neither a folder with fedloom's sources nor a commit.
@@ -254,6 +254,6 @@ def named(folder: Path) -> str:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two model folders hold the same files; files that people read are left out."""
+    """Return whether two model folders hold the same files, apart from their documentation."""
     names = [{file.name for file in folder.iterdir() if file.suffix != ".md"} for folder in (one, other)]
     return names[0] == names[1] and not any(filecmp.cmpfiles(one, other, names[0], shallow=False)[1:])

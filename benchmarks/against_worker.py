@@ -30,7 +30,7 @@ from typing import Any, NoReturn, TextIO
 
 
 class Done(BaseException):
-    """Raised to put the row in progress away; a BaseException, so that nothing that catches a row's errors stops it."""
+    """Raised to end the row in progress; a BaseException, so that code that catches a row's errors does not catch it."""
 
 
 def serving(
@@ -86,7 +86,7 @@ def bench_of(harness: Any, module: Any, key: str) -> Any:
 
 
 def answer_row(harness: Any, name: str, key: str, answer: Callable[..., None]) -> None:
-    """Prepare a row, and run it as long as there are requests for it."""
+    """Prepare a row, and run it while there are requests for it."""
     try:
         bench = bench_of(harness, importlib.import_module(f"benchmarks.{name}"), key)
         row = harness.measured(bench)

@@ -1,4 +1,4 @@
-"""What the clients of P3 do, and our side of it; Flower's is `flower_side`, which this does not import."""
+"""The work of P3's clients, and our side of it; Flower's side is `flower_side`, which this does not import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTORS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """What clients do: train `size` for some steps, or nothing to `tensors` tensors of `values` values."""
+    """The work of clients: train `size` for some steps, or do nothing to `tensors` tensors of `values` values."""
 
     clients: int
     size: Size | None = None
@@ -54,7 +54,7 @@ def noop_of(name: str) -> NoOp:
 
 
 def start_of(name: str) -> Params:
-    """The parameters every round starts from."""
+    """Return the parameters from which every round starts."""
     return (
         Params(noop_of(name).layout, noop_of(name).live * 0)
         if CASES[name].tensors
@@ -63,7 +63,7 @@ def start_of(name: str) -> Params:
 
 
 def local(name: str, client: int, flat: Tensor) -> Tensor:
-    """What a client does with the parameters it is sent, in both frameworks; shape [P] → [P]."""
+    """Compute a client's parameters from those that it receives, in both frameworks; shape [P] → [P]."""
     if CASES[name].tensors:
         return flat + nudge(client)
     made = work_of(name)
@@ -72,7 +72,7 @@ def local(name: str, client: int, flat: Tensor) -> Tensor:
 
 
 def our_round(name: str, way: str) -> Params:
-    """The same round in one process."""
+    """Run the same round in one process."""
     if CASES[name].tensors:
         return run_round(noop_of(name), start_of(name), range(CASES[name].clients))
     return our_training(name, way)()
@@ -80,5 +80,5 @@ def our_round(name: str, way: str) -> Params:
 
 @cache
 def our_training(name: str, way: str) -> Callable[[], Params]:
-    """The round of a training case; choosing how many clients go side by side happens once."""
+    """Return the round of a training case; the number of clients side by side is chosen once."""
     return round_of(work_of(name), way)

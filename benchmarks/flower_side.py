@@ -1,6 +1,6 @@
 """Flower's side of P3: a ServerApp and a ClientApp for Ray's simulation, with our client function inside.
 
-The module stands apart from its benchmark so that Ray's workers import it by name.
+This is a separate module, so that Ray's workers import it by name.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fedloom.params import Params
 
 
 def pack(params: Params, whole: bool) -> ArrayRecord:
-    """Put parameters into Flower's record: one array, or one for each tensor as its examples do."""
+    """Write parameters into Flower's record: one array, or one for each tensor as its examples do."""
     if whole:
         return ArrayRecord({"flat": Array(params.flat.numpy())})
     return ArrayRecord({name: Array(view.numpy()) for name, view in params.items()})
 
 
 def unpack(record: ArrayRecord, like: Params) -> Tensor:
-    """Take parameters out of Flower's record, shape [P]."""
+    """Read parameters from Flower's record, shape [P]."""
     names = ["flat"] if "flat" in record else like.layout.names
     return torch.from_numpy(np.concatenate([record[name].numpy().reshape(-1) for name in names]))
 
@@ -97,11 +97,11 @@ def simulate(
         ours: Our ways of running the round; each is timed after every round of Flower's.
 
     Returns:
-        Wall seconds of Flower's rounds and of ours, and how far the averages lie apart.
+        Wall seconds of Flower's rounds and of ours, and the distance of the averages.
     """
     logging.getLogger("flwr").setLevel(logging.ERROR)
     case, app = CASES[name], ServerApp()
-    found: dict[str, Any] = {"rival": [], "ours": [[] for _ in ours], "away": 0.0}
+    times_of: dict[str, Any] = {"rival": [], "ours": [[] for _ in ours], "away": 0.0}
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -117,16 +117,16 @@ def simulate(
             if averaged is None:
                 raise RuntimeError("Flower's clients failed")
             if number:
-                found["rival"].append(time.perf_counter() - begun)
+                times_of["rival"].append(time.perf_counter() - begun)
             theirs = unpack(averaged, like)
-            for way, times in zip(ours, found["ours"], strict=True):
+            for way, times in zip(ours, times_of["ours"], strict=True):
                 begun = time.perf_counter()
                 mine = way()
                 if number:
                     times.append(time.perf_counter() - begun)
-                found["away"] = max(found["away"], apart(mine.flat, theirs, like.flat))
+                times_of["away"] = max(times_of["away"], apart(mine.flat, theirs, like.flat))
 
     ray_simulation(app, CLIENT, case.clients)
-    if len(found["rival"]) < rounds:
+    if len(times_of["rival"]) < rounds:
         raise RuntimeError("Flower's simulation ended before its rounds were done")
-    return found
+    return times_of

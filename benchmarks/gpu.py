@@ -1,10 +1,10 @@
-"""What one GPU reaches: utilization, gain from training side by side, evaluation, memory against prediction.
+"""Measure one GPU: utilization, gain from training side by side, evaluation, memory against prediction.
 
     python -m benchmarks.gpu [--models 0.25B 2B] [--tiny]
 
 Models have the shapes of real language models and random weights made on the device; nothing is downloaded.
-Text only: a picture's features would come from the cache. `--tiny` runs the same code on a processor with a
-model of no use, to test it.
+Text only: an image's features would come from the cache. `--tiny` runs the same code on a CPU with a
+tiny model, as a test.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def on_device(size: Size, device: str, dtype: torch.dtype) -> Tuned:
 
 
 def clients_of(tuned: Tuned, count: int, tokens: int, steps: int) -> Clients:
-    """Make clients with batches of one conversation."""
+    """Build clients with batches of one conversation."""
     held = {
         client: [conversation(tuned.vlm, tokens, 4, client * steps + k) for k in range(steps)]
         for client in range(count)
@@ -55,15 +55,15 @@ def clients_of(tuned: Tuned, count: int, tokens: int, steps: int) -> Clients:
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Best time of a call, the device's queue emptied before and after."""
-    found = []
+    """Return the shortest time of a call, with the device's queue emptied before and after."""
+    times = []
     for _ in range(repeats + 1):  # the first warms up
         _wait(device)
         begun = time.perf_counter()
         work()
         _wait(device)
-        found.append(time.perf_counter() - begun)
-    return min(found[1:])
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
 
 
 def _wait(device: str) -> None:
@@ -72,14 +72,14 @@ def _wait(device: str) -> None:
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of one large matrix product: what utilization is measured against."""
+    """Measure the operations per second of one large matrix product, the reference of utilization."""
     n = 8192 if device == "cuda" else 512
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     return 2 * n**3 / seconds(lambda: a @ b, device, 5)
 
 
 def step_flops(tuned: Tuned, size: Size, tokens: int) -> float:
-    """Operations of one client-step: forward and the gradient of activations through frozen weights.
+    """Return the operations of one client-step: forward and the gradient of activations through frozen weights.
 
     4 · P · n + 6 · layers · width · n² with P the decoder's weights in matrix products and n tokens; the head,
     at four answer tokens only, and the adapters are left out. The last layer counts as if all of it were computed.
@@ -106,7 +106,7 @@ def measure(
     """Measure one model: training at several numbers of rows, memory, evaluation."""
     tuned = on_device(size, device, dtype)
     steps, peak = 2, peak_flops(device, dtype)
-    found: dict[str, Any] = {"model": name, "tokens": tokens, "peak_tflops": peak / 1e12, "rows": {}}
+    result: dict[str, Any] = {"model": name, "tokens": tokens, "peak_tflops": peak / 1e12, "rows": {}}
     weights = sum(one.numel() * one.element_size() for one in tuned.vlm.model.parameters())
     made = clients_of(tuned, max(rows), tokens, steps)
     jobs = [made.job(client) for client in made.held]
@@ -119,23 +119,25 @@ def measure(
         # Weights, what forward keeps for each row, and four vectors a row: values, gradients, two slots.
         predicted = weights + count * (kept + 16 * tuned.layout.size)
         used = torch.cuda.max_memory_allocated() if device == "cuda" else None
-        found["rows"][str(count)] = {
+        result["rows"][str(count)] = {
             "ms_per_client_step": took * 1e3,
             "utilization": step_flops(tuned, size, tokens) / took / peak,
             "predicted_bytes": predicted,
             "peak_bytes": used,
         }
     asked = [conversation(tuned.vlm, tokens, 4, k, options=OPTIONS) for k in range(32)]
-    found["evaluations_per_second"] = len(asked) / seconds(lambda: option_scores(tuned.vlm, asked), device, 3)
-    return found
+    result["evaluations_per_second"] = len(asked) / seconds(
+        lambda: option_scores(tuned.vlm, asked), device, 3
+    )
+    return result
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """Write the results as lines of at most 80 columns."""
     lines = [
         f"{'model':<8}{'tokens':>7}{'rows':>6}{'ms':>9}{'gain':>7}{'util':>7}{'GB':>7}{'predicted':>10}{'eval/s':>9}"
     ]
-    for one in found:
+    for one in results:
         alone = one["rows"]["1"]["ms_per_client_step"]
         for count, row in one["rows"].items():
             used = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
@@ -165,13 +167,13 @@ def main(arguments: list[str] | None = None) -> int:
     rows = (1, 4) if options.tiny else (1, 8, 16)
     card = torch.cuda.get_device_name() if device == "cuda" else "processor, --tiny"
     about = {**machine(), "card": card, "compiled": options.compile}
-    found = []
+    results = []
     for name, size in shapes.items():
         for tokens in [32] if options.tiny else options.tokens:
-            found.append(measure(name, size, device, dtype, tokens, rows, compiled=options.compile))
-            write_json(options.results, {"machine": about, "models": found})
+            results.append(measure(name, size, device, dtype, tokens, rows, compiled=options.compile))
+            write_json(options.results, {"machine": about, "models": results})
     print(f"{about['date']}  {card}  torch {about['versions']['torch']}")
-    print(table(found))
+    print(table(results))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved pairs, rows with target and gate, the table, the results file."""
+"""The parts that all benchmarks share: interleaved pairs, rows with target and gate, the table, the results file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "accelerate", "flwr", "ray
 
 
 class Disagreement(Exception):
-    """Two sides that must compute the same do not; the row fails whatever its speed."""
+    """Raised if two sides that must compute the same differ; the row fails, whatever its speed."""
 
 
 class Missing(Exception):
-    """A row needs what this machine lacks; the message says what."""
+    """Raised if this machine lacks something that a row needs; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Pairs:
         """How many times longer we took, pair by pair."""
         return tuple(ours / rival for ours, rival in zip(self.ours, self.rival, strict=True))
 
-    def said(self, *, ours: str = "fedloom", rival: str = "rival", per: int = 1) -> str:
-        """Name both medians, divided by `per` units of work."""
+    def summary(self, *, ours: str = "fedloom", rival: str = "rival", per: int = 1) -> str:
+        """Return both medians as text, divided by `per` units of work."""
         return f"{ours} {span(median(self.ours) / per)}, {rival} {span(median(self.rival) / per)}"
 
 
@@ -64,15 +64,15 @@ Measured = tuple[Sequence[float], str]
 
 @dataclass(frozen=True)
 class Bench:
-    """What a row compares and what is asked of it.
+    """The comparison of a row, with its target and gate.
 
     Attributes:
-        title: What is compared, in at most 26 characters.
-        target: What to aim at.
-        gate: Beyond this the command fails; None where there is no gate.
+        title: The comparison, in at most 26 characters.
+        target: The figure that the row should reach.
+        gate: The figure beyond which the command fails; None if there is no gate.
         measure: Checks that both sides agree, then measures them.
         higher: Whether a larger figure is better.
-        unit: What the figure counts; "x" for ratios.
+        unit: Unit of the figure; "x" for ratios.
         on_demand: Whether the row runs only if it is named.
     """
 
@@ -85,7 +85,7 @@ class Bench:
     on_demand: bool = False
 
     def reaches(self, figure: float | None, limit: float | None) -> bool:
-        """Whether a figure is at least as good as a limit; no figure reaches no limit."""
+        """Return whether a figure is at least as good as a limit; a missing figure never is."""
         if figure is None or limit is None:
             return limit is None
         return figure >= limit if self.higher else figure <= limit
@@ -96,9 +96,9 @@ class Row:
     """One line of the table.
 
     Attributes:
-        bench: What was compared.
-        ratios: One figure per pair; empty where nothing was measured.
-        detail: Medians of both sides, or why there is no figure.
+        bench: The comparison.
+        ratios: One figure per pair; empty if nothing was measured.
+        detail: Medians of both sides, or the reason why there is no figure.
         broken: Whether the sides disagree or one of them crashed.
     """
 
@@ -123,7 +123,7 @@ class Row:
         return not self.broken and (not self.ratios or self.bench.reaches(self.ratio, self.bench.gate))
 
     def to_json(self) -> dict[str, Any]:
-        """Write the row as it stands in the results file."""
+        """Return the row's entry in the results file."""
         return {
             "ratio": self.ratio,
             "min": min(self.ratios, default=None),
@@ -140,7 +140,7 @@ class Row:
 
 
 def measured(bench: Bench) -> Row:
-    """Run one benchmark, both sides with a run's memory policy; what goes wrong becomes a row without a figure."""
+    """Run one benchmark, both sides with a run's memory policy; a failure becomes a row without a figure."""
     keep_freed()
     try:
         ratios, detail = bench.measure()
@@ -171,18 +171,18 @@ def pairs(
         budget: Seconds after which no pair beyond the fifth is begun.
     """
     ours(), rival()
-    found: tuple[list[float], list[float]] = ([], [])
+    times_of: tuple[list[float], list[float]] = ([], [])
     ends = time.perf_counter() + budget
-    while len(found[0]) < count and (len(found[0]) < LEAST or time.perf_counter() < ends):
-        for times, side in zip(found, (ours, rival), strict=True):
+    while len(times_of[0]) < count and (len(times_of[0]) < LEAST or time.perf_counter() < ends):
+        for times, side in zip(times_of, (ours, rival), strict=True):
             begun = clock()
             side()
             times.append(clock() - begun)
-    return Pairs(tuple(found[0]), tuple(found[1]))
+    return Pairs(tuple(times_of[0]), tuple(times_of[1]))
 
 
 def agree(what: str, difference: float, tolerance: float) -> None:
-    """Refuse to compare speeds of two sides that compute different things.
+    """Raise an error if the results of two sides differ, so that their speeds cannot be compared.
 
     Raises:
         Disagreement: The difference is above the tolerance or not a number.
@@ -208,7 +208,7 @@ def child(module: str, *arguments: str, timeout: float = 300, threads: int | Non
     Without `threads` the process takes as many as its libraries choose.
 
     Raises:
-        RuntimeError: It failed; the message ends with what it said last.
+        RuntimeError: The process failed; the message ends with its last lines.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
@@ -228,24 +228,24 @@ def child(module: str, *arguments: str, timeout: float = 300, threads: int | Non
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-        raise RuntimeError(f"benchmarks.{module} {' '.join(arguments)} failed: {' / '.join(said)}")
+        last_lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise RuntimeError(f"benchmarks.{module} {' '.join(arguments)} failed: {' / '.join(last_lines)}")
     return json.loads(lines[-1])
 
 
 def peak_memory() -> int:
-    """Return the largest resident size this process has had, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss counts what the parent held when it started this process
-        found = [one for one in status.read_text().splitlines() if one.startswith("VmHWM")]
-        return int(found[0].split()[1]) * 1024
+        lines = [one for one in status.read_text().splitlines() if one.startswith("VmHWM")]
+        return int(lines[0].split()[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> dict[str, Any]:
-    """Measure one core's matrix product and read bandwidth, and name the versions, for normalizing figures."""
+    """Measure one core's matrix product and read bandwidth, and return them with the versions, to normalize figures."""
     import torch
 
     a, b = torch.randn(512, 1024), torch.randn(1024, 1024)
@@ -259,7 +259,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: found for name, found in versions.items() if found},
+        "versions": {name: version for name, version in versions.items() if version},
         "gemm_gflops": round(2 * 512 * 1024 * 1024 / gemm / 1e9, 1),
         "read_gbps": round(data.numel() * 4 / read / 1e9, 1),
         "load": round(os.getloadavg()[0], 2),
@@ -308,17 +308,17 @@ def _short(value: float | None) -> str:
 
 
 def save(rows: Mapping[str, Row], about: Mapping[str, Any], file: Path = RESULTS) -> None:
-    """Put rows into the results file, leaving the others in it as they are; it appears whole or not at all."""
+    """Update rows of the results file and keep its other rows; the file is written atomically."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     stamped = {key: {**row.to_json(), "measured": about["date"]} for key, row in rows.items()}
     write_json(file, {**known, "machine": dict(about), **stamped})
 
 
 def chosen(benches: Mapping[str, Bench], only: Sequence[str]) -> list[str]:
-    """Name the rows to run: those that are named or belong to a named group (P4 names P4-T16 but not P4g).
+    """Return the names of the rows to run: those that are named or belong to a named group (P4: P4-T16 but not P4g).
 
     Raises:
-        SystemExit: A name fits no row.
+        SystemExit: A name matches no row.
     """
     for name in only:
         if not any(_belongs(key, name) for key in benches):

@@ -37,10 +37,10 @@ def whole_command(side: str, *libraries: str) -> Callable[[], Measured]:
             run = run_of(RECIPE)
             export_adapter(run.tuned, run.tuned.start, place / "start")
             times: dict[str, float] = {}
-            said: dict[str, Any] = {}
+            scores: dict[str, Any] = {}
             for name in ("fedloom", side):
                 begun = time.perf_counter()
-                said[name] = child("headline", name, RECIPE, str(place / name), threads=None, timeout=3600)
+                scores[name] = child("headline", name, RECIPE, str(place / name), threads=None, timeout=3600)
                 times[name] = time.perf_counter() - begun
             agree(
                 "final adapters",
@@ -49,8 +49,8 @@ def whole_command(side: str, *libraries: str) -> Callable[[], Measured]:
             )
         scores = "; ".join(
             f"{name} {span(times[name])}, accuracy "
-            + ", ".join(f"{part} {value:.3f}" for part, value in said[name].items())
-            for name in said
+            + ", ".join(f"{part} {value:.3f}" for part, value in scores[name].items())
+            for name in scores
         )
         return [times[side] / times["fedloom"]], f"{scores}; each once"
 
@@ -58,17 +58,17 @@ def whole_command(side: str, *libraries: str) -> Callable[[], Measured]:
 
 
 def fedloom(recipe: str, out: Path) -> dict[str, float]:
-    """Run the command a user runs."""
+    """Run the same command as a user, and return the accuracy of each slice."""
     settings = [part for one in OVERRIDES for part in ("--set", one)]
     command = [sys.executable, "-m", "fedloom", "run", recipe, *settings, "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     slices = result["scores"]["fedavg"]["slices"]
-    return {name: found["accuracy"] for name, found in slices.items()}
+    return {name: row["accuracy"] for name, row in slices.items()}
 
 
 def main(side: str, recipe: str, out: str) -> None:
-    """In a fresh process: run one side and say how its model scores."""
+    """Run one side, in a fresh process, and print the scores of its model."""
     if side == "fedloom":
         scores = fedloom(recipe, Path(out))
     else:

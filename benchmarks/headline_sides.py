@@ -41,7 +41,7 @@ from fedloom.types import Conversation, DataSet, Presence
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What both rivals share with fedloom's own run."""
+    """The data, plan and model that both rivals share with fedloom's own run."""
 
     experiment: Experiment
     data: DataSet
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def weights(self) -> list[int]:
-        """How many examples each client holds."""
+        """The number of examples of each client."""
         return [len(held) for held in self.clients.held.values()]
 
     @property
@@ -64,11 +64,11 @@ class Run:
 
     @property
     def clause(self) -> str | None:
-        """What prompts say of the evidence."""
+        """The clause of prompts on the modalities."""
         return PROMPTS[self.experiment.evaluate.prompt]
 
     def job(self, client: int, round: int) -> Job:
-        """What a client does in a round."""
+        """Return a client's work in a round."""
         return self.clients.job(client, round)
 
     def evaluated(self, done: int) -> list[str]:
@@ -100,7 +100,7 @@ def run_of(recipe: str) -> Run:
 
 
 class Batches(torch.utils.data.Dataset):
-    """A client's batches of one round, in fedloom's order; pictures and text are prepared when asked for."""
+    """A client's batches of one round, in fedloom's order; images and text are prepared when asked for."""
 
     def __init__(self, run: Run, client: int, round: int) -> None:
         self.vlm = run.vlm
@@ -119,18 +119,18 @@ def inputs(vlm: Vlm, conversations: Sequence[Conversation], *, answers: bool) ->
     prompts = [one.prompt for one in encoded]
     ends = [one.answers[0] if answers else () for one in encoded]
     ids, mask = pad(vlm, [[*prompt, *end] for prompt, end in zip(prompts, ends, strict=True)])
-    found = {"input_ids": ids, "attention_mask": mask}
-    pictures = [picture.pixels() for one in conversations for picture in one.pictures]
-    if pictures:
-        found["pixel_values"] = vlm.processor.image_processor(images=pictures, return_tensors="pt")[
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    images = [image.pixels() for one in conversations for image in one.pictures]
+    if images:
+        inputs["pixel_values"] = vlm.processor.image_processor(images=images, return_tensors="pt")[
             "pixel_values"
         ]
     if answers:
         labels = torch.full_like(ids, -100)
         for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
             labels[row, len(prompt) : len(prompt) + len(end)] = torch.tensor(end)
-        found["labels"] = labels
-    return found
+        inputs["labels"] = labels
+    return inputs
 
 
 def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -142,7 +142,7 @@ def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Ten
 
 
 def published(recipe: str, out: Path) -> dict[str, float]:
-    """Run as the two papers' code does: a fresh Trainer a client, deep copies, generation one by one."""
+    """Run as the two papers' code does: a new Trainer for each client, deep copies, generation one by one."""
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     run = run_of(recipe)
@@ -215,7 +215,7 @@ def _generated(run: Run, model: Any, name: str) -> float:
 
 
 def client_parameters(recipe: str, client: int, round: int, flat: Tensor) -> Tensor:
-    """What a client sends back over Flower: its parameters after training, shape [P]."""
+    """Return the update that a client sends over Flower: its parameters after training, shape [P]."""
     run = run_of(recipe)
     sent = run.tuned.start.with_flat(flat)
     (update,) = run.clients.updates([run.clients.job(client, round, sent)])
@@ -262,7 +262,7 @@ def flower(recipe: str, out: Path) -> dict[str, float]:
 
 
 def apart(one: Path, other: Path, start: Path) -> float:
-    """How far two exported adapters lie apart, over how far the first moved from the start."""
+    """Return the distance of two exported adapters over the distance of the first from the start."""
     a, b, zero = (load_file(folder / "adapter_model.safetensors") for folder in (one, other, start))
     if set(a) != set(b):
         return float("nan")

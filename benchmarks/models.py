@@ -25,8 +25,8 @@ WORD = " cat"
 class Size:
     """A language model of `layers` × `width` behind a tower of `tower_layers` × `tower_width`.
 
-    The vocabulary is that of the bundled tokenizer. Zeros stand for heads of 64, all with keys of their own, and three times
-    the width inside.
+    The vocabulary is that of the bundled tokenizer. Zeros mean heads of width 64, as many key heads as heads, and an inner
+    width of three times the width.
     """
 
     width: int = 256
@@ -37,13 +37,13 @@ class Size:
     inner: int = 0
     tower_width: int = 32
     tower_layers: int = 1
-    picture: int = 64
+    image: int = 64
     patch: int = 16
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens per picture."""
-        return (self.picture // self.patch) ** 2
+        """The number of tokens of an image."""
+        return (self.image // self.patch) ** 2
 
 
 TINY = Size(width=64, layers=4)
@@ -68,7 +68,7 @@ def random_model(size: Size, device: str = "cpu", dtype: torch.dtype = torch.flo
         intermediate_size=4 * size.tower_width,
         num_hidden_layers=size.tower_layers,
         num_attention_heads=max(1, size.tower_width // 64),
-        image_size=size.picture,
+        image_size=size.image,
         patch_size=size.patch,
         vision_use_head=False,
     )
@@ -110,7 +110,7 @@ def random_vlm(size: Size, device: str = "cpu", dtype: torch.dtype = torch.float
     from transformers import AutoImageProcessor, AutoTokenizer
 
     images = AutoImageProcessor.from_pretrained(BUNDLED["bundled"])
-    images.size = {"height": size.picture, "width": size.picture}
+    images.size = {"height": size.image, "width": size.image}
     processor = Processor(AutoTokenizer.from_pretrained(BUNDLED["bundled"]), images, image="<image>")
     return Vlm("random", random_model(size, device, dtype), processor, FAMILIES["llava"], "random")
 
@@ -125,14 +125,14 @@ def tuned_model(size: Size, *, rank: int = 8) -> Tuned:
 
 
 def conversation(vlm: Vlm, tokens: int, answer_tokens: int, which: int = 0, **more: Any) -> Conversation:
-    """Make a conversation whose prompt and answer together have `tokens` tokens, end of sequence included.
+    """Build a conversation whose prompt and answer together have `tokens` tokens, end of sequence included.
 
     Args:
-        vlm: Its tokenizer counts.
-        tokens: Length of the whole, a picture's tokens included.
-        answer_tokens: How many of them the model is trained to give, ≥ 2.
-        which: Varies the text: conversations of different numbers differ in one token.
-        more: A picture, or options.
+        vlm: The model, whose tokenizer counts the tokens.
+        tokens: Length of the conversation, including an image's tokens.
+        answer_tokens: Tokens of the answer, ≥ 2.
+        which: Varies the text: conversations with different numbers differ in one token.
+        more: An image, or options.
     """
     from fedloom.models.batches import encode
 

@@ -1,4 +1,4 @@
-"""P1: what the whole engine costs over a bare loop of forward, backward, step on the same tensors."""
+"""P1: the cost of the whole engine over a bare loop of forward, backward and step on the same tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def overhead(
             bare_client(tuned, tuned.start, held[client], lr)
 
     measured = pairs(lambda: next(rounds)(), rival, count)
-    return measured.cost, measured.said(rival="bare loop", per=cohort * steps) + " a step"
+    return measured.cost, measured.summary(rival="bare loop", per=cohort * steps) + " a step"
 
 
 def _check(made: Clients, held: dict[int, list[Batch]]) -> None:

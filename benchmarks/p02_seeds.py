@@ -1,4 +1,4 @@
-"""P2: the published way of simulating clients: a fresh Trainer, PEFT's get and set, and deep copies."""
+"""P2: our round against the published way of simulating clients: a new Trainer, PEFT's get and set, and deep copies."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def train(model: Any, examples: Examples, work: Clients, folder: str) -> None:
 def seeds_round(
     model: Any, held: Mapping[int, Examples], work: Clients, start: Mapping[str, Tensor], folder: str
 ) -> dict[str, Tensor]:
-    """One round as FedMLLM and FedVLMBench run it."""
+    """Run one round as FedMLLM and FedVLMBench do."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     local: dict[int, dict[str, Tensor]] = {}
@@ -115,19 +115,19 @@ def against_seeds(size: Size, steps: int, batch_size: int, tokens: int, count: i
             theirs = seeds_round(model, held, work, start, folder)
             flat = torch.cat([theirs[name].reshape(-1) for name in names.values()])
             agree("averaged adapters", apart(ours().flat, flat, work.tuned.start.flat), 1e-3)
-            found = pairs(ours, lambda: seeds_round(model, held, work, start, folder), count)
-        return found.gain, found.said(rival="Trainer", per=CLIENTS) + " a client"
+            times = pairs(ours, lambda: seeds_round(model, held, work, start, folder), count)
+        return times.gain, times.summary(rival="Trainer", per=CLIENTS) + " a client"
 
     return measure
 
 
 def _rows(work: Clients, client: int) -> list[dict[str, Tensor]]:
-    found = []
+    times = []
     for one in work.held[client]:
         batch = tensors(work.tuned, [one])
         mask = torch.ones_like(batch.ids[0])
-        found.append({"input_ids": batch.ids[0], "labels": batch.labels[0], "attention_mask": mask})
-    return found
+        times.append({"input_ids": batch.ids[0], "labels": batch.labels[0], "attention_mask": mask})
+    return times
 
 
 ROWS = {

@@ -23,16 +23,16 @@ def per_round(case: str, *, whole: bool = False, way: str = "sequential") -> Cal
 
     def measure() -> Measured:
         needs("flwr", "ray")
-        found = child("p03_flower", "both", case, "flat" if whole else "tensors", way)
-        agree("averaged parameters", found["away"], 1e-4)
-        measured = Pairs(tuple(found["ours"][0]), tuple(found["rival"]))
-        return measured.gain, measured.said(rival="Flower", per=found["clients"]) + " a client"
+        result = child("p03_flower", "both", case, "flat" if whole else "tensors", way)
+        agree("averaged parameters", result["away"], 1e-4)
+        measured = Pairs(tuple(result["ours"][0]), tuple(result["rival"]))
+        return measured.gain, measured.summary(rival="Flower", per=result["clients"]) + " a client"
 
     return measure
 
 
 def command() -> Measured:
-    """Compare whole commands, from starting Python to the last of two rounds; one pair, as it takes long."""
+    """Compare whole commands, from starting Python to the last of two rounds; one pair, because it takes long."""
     needs("flwr", "ray")
     times = []
     for side in ("ours", "flower"):
@@ -43,7 +43,7 @@ def command() -> Measured:
 
 
 def main(side: str, name: str, packing: str, way: str) -> None:
-    """In a fresh process: run both sides by turns, or one of them for the time of the whole command."""
+    """Run both sides alternately, in a fresh process, or one of them to time the whole command."""
     from fedloom.system.allocator import keep_freed
     from fedloom.system.startup import without_garbage_collection
 
@@ -66,10 +66,10 @@ def main(side: str, name: str, packing: str, way: str) -> None:
     from benchmarks.flower_side import simulate
 
     whole = packing == "flat"
-    found = (
+    result = (
         simulate(name, ROUNDS, whole=whole, ours=[ours]) if side == "both" else simulate(name, 1, whole=whole)
     )
-    print(json.dumps({**found, "clients": CASES[name].clients}))
+    print(json.dumps({**result, "clients": CASES[name].clients}))
 
 
 ROWS = {

@@ -1,7 +1,7 @@
 """P3-pfl: rounds against pfl-research (arXiv 2404.06430), the fastest published simulator, in the same process.
 
-pfl holds one model, loads and reads parameters in place and sums clients' updates as they come. It is given
-ready tensors, a fused optimizer and the loss of the bare loop: nothing slows it down but its own work.
+pfl holds one model, loads and reads parameters in place and sums clients' updates as they come. It gets
+ready tensors, a fused optimizer and the loss of the bare loop, so only its own work is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLIENTS = 8
 
 
 class Loss(nn.Module):
-    """A module as pfl wants it: its loss is the bare loop's."""
+    """A module in the form that pfl takes, with the loss of the bare loop."""
 
     def __init__(self, tuned: Tuned) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Loss(nn.Module):
 
 
 def pfl_rounds(work: Clients, tuned: Tuned) -> Callable[[int], None]:
-    """Set up pfl's FedAvg over the same clients; the result runs a number of rounds."""
+    """Return a function that runs a number of rounds of pfl's FedAvg over the same clients."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -94,8 +94,8 @@ def against_pfl(size: Size, tokens: int, way: str) -> Callable[[], Measured]:
         run, ours = pfl_rounds(work, theirs), round_of(work, way)
         run(1)
         agree("averaged adapters", apart(ours().flat, theirs.flat[0], work.tuned.start.flat), 1e-3)
-        found = pairs(ours, lambda: run(1), 15)
-        return found.gain, found.said(rival="pfl", per=CLIENTS) + " a client"
+        times = pairs(ours, lambda: run(1), 15)
+        return times.gain, times.summary(rival="pfl", per=CLIENTS) + " a client"
 
     return measure
 

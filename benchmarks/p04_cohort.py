@@ -25,15 +25,15 @@ def against_sequential(tokens: int, batch_size: int, way: str) -> Callable[[], M
         agree("parameters after plain gradient steps", away, 1e-6)
         # AdamW takes whole steps along gradients that are nothing but rounding: there only the sum can agree.
         agree("parameters after AdamW", _away(made)[1], 1e-3)
-        found = pairs(round_of(made, way), round_of(made, "sequential"), 15)
-        said = found.said(ours=way, rival="sequential", per=SIDE_BY_SIDE * STEPS)
-        return found.gain, f"{said} a client-step; parameters within {away:.1g}"
+        times = pairs(round_of(made, way), round_of(made, "sequential"), 15)
+        summary = times.summary(ours=way, rival="sequential", per=SIDE_BY_SIDE * STEPS)
+        return times.gain, f"{summary} a client-step; parameters within {away:.1g}"
 
     return measure
 
 
 def _away(made: Clients) -> tuple[float, float]:
-    """Say how far clients' deltas lie apart: the largest difference, and the largest distance over length."""
+    """Return the distance of clients' deltas: the largest difference, and the largest distance over length."""
     jobs = [made.job(client) for client in made.held]
     alone = [update.delta.flat for job in jobs for update in made.updates([job])]
     together = [update.delta.flat for update in made.updates(jobs)]
@@ -43,7 +43,7 @@ def _away(made: Clients) -> tuple[float, float]:
 
 
 def gpu() -> Measured:
-    """Leave it to the script for one GPU, which measures several sizes of model."""
+    """Raise Missing: `benchmarks.gpu` measures this row for several sizes of model."""
     if torch.cuda.is_available():
         raise Missing("run `python -m benchmarks.gpu` for this machine's GPU")
     raise Missing("this machine has no GPU; benchmarks/gpu.py is the script for one")

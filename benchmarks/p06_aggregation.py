@@ -23,12 +23,12 @@ STATE = ALGORITHM.init(Params.zeros(LAYOUT))
 
 @cache
 def rows() -> Tensor:
-    """The updates, shape [K, P], P = 4.8 million."""
+    """Return the updates, shape [K, P], P = 4.8 million."""
     return torch.randn(CLIENTS, LAYOUT.size, generator=torch.Generator().manual_seed(0)) * 1e-3
 
 
 def weight(client: int) -> float:
-    """How many examples a client holds."""
+    """Return the number of a client's examples."""
     return 10.0 + client
 
 
@@ -43,16 +43,16 @@ def against(rival: Callable[[], Tensor], name: str, count: int = 7) -> Callable[
 
     def measure() -> Measured:
         agree("averages", float((rival() - ours()).abs().max()), 1e-7)
-        found = pairs(ours, rival, count)
-        return found.gain, found.said(rival=name)
+        times = pairs(ours, rival, count)
+        return times.gain, times.summary(rival=name)
 
     return measure
 
 
 def floor() -> Measured:
-    """Read every update once: no average can be faster."""
-    found = pairs(ours, lambda: rows().sum(), 9)
-    return found.cost, found.said(rival="reading")
+    """Compare with reading every update once, a lower bound of the time of an average."""
+    times = pairs(ours, lambda: rows().sum(), 9)
+    return times.cost, times.summary(rival="reading")
 
 
 @cache
@@ -64,15 +64,15 @@ def _arrays() -> list[list[np.ndarray]]:
 def _messages() -> list:
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-    found = []
+    times = []
     for client, arrays in enumerate(_arrays()):
         record = ArrayRecord({name: Array(one) for name, one in zip(LAYOUT.names, arrays, strict=True)})
-        found.append(RecordDict({"arrays": record, "metrics": MetricRecord({"n": weight(client)})}))
-    return found
+        times.append(RecordDict({"arrays": record, "metrics": MetricRecord({"n": weight(client)})}))
+    return times
 
 
 def flower_messages() -> Tensor:
-    """Flower's average of messages, as its FedAvg calls it."""
+    """Compute Flower's average of messages, as its FedAvg does."""
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
     done = aggregate_arrayrecords(_messages(), "n")
@@ -80,7 +80,7 @@ def flower_messages() -> Tensor:
 
 
 def flower_arrays() -> Tensor:
-    """Flower's average of lists of arrays."""
+    """Compute Flower's average of lists of arrays."""
     from flwr.server.strategy.aggregate import aggregate
 
     done = aggregate([(arrays, int(weight(client))) for client, arrays in enumerate(_arrays())])
@@ -88,7 +88,7 @@ def flower_arrays() -> Tensor:
 
 
 def seeds_loop() -> Tensor:
-    """The average as FedVLMBench writes it: for each name, a sum over the clients' dictionaries."""
+    """Compute the average as FedVLMBench does: for each name, a sum over the clients' dictionaries."""
     held = [dict(Params(LAYOUT, row).items()) for row in rows()]
     total = sum(weight(client) for client in range(CLIENTS))
     average = copy.deepcopy(held[0])
@@ -98,13 +98,13 @@ def seeds_loop() -> Tensor:
 
 
 def memory() -> Measured:
-    """Peak memory while averaging a stream of updates, in units of one update."""
-    found = child("p06_aggregation")
-    return [found["updates"]], f"peak {found['mb']:.0f} MB while averaging {found['clients']} clients"
+    """Measure the peak memory while averaging a stream of updates, in units of one update."""
+    times = child("p06_aggregation")
+    return [times["updates"]], f"peak {times['mb']:.0f} MB while averaging {times['clients']} clients"
 
 
 def main() -> None:
-    """In a fresh process: average updates that come one by one and say how far memory rose."""
+    """Average a stream of updates, in a fresh process, and print the growth of memory."""
     import json
 
     clients, fresh = 64, torch.randn(LAYOUT.size)

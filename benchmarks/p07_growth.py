@@ -1,4 +1,4 @@
-"""P7: what the engine costs per client as clients grow from 100 to 10,000, training left out."""
+"""P7: the engine's cost per client for 100 to 10,000 clients, without training."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROOM = 6 * 2**30  # bytes of memory a side may take; more ends it with a reason
 
 
 def engine(clients: int) -> Tensor:
-    """A round of no-op clients through the engine."""
+    """Run a round of no-op clients through the engine."""
     backend = NoOp.of(TENSORS, VALUES)
     return run_round(backend, Params.zeros(backend.layout), range(clients)).flat
 
 
 def keep_all(clients: int) -> Tensor:
-    """The same round with every client's parameters deep-copied and kept until the end, as published code does."""
+    """Run the same round and keep a deep copy of every client's parameters until its end, as published code does."""
     layout = NoOp.of(TENSORS, VALUES).layout
     start = {name: view.clone() for name, view in Params.zeros(layout).items()}
     model = copy.deepcopy(start)
@@ -53,21 +53,21 @@ def run(side: str, *counts: int) -> dict[str, Any]:
 
 
 def flat() -> Measured:
-    """Milliseconds per client at 10,000 clients over those at 1,000, five times by turns in one process."""
-    found = run("engine", *[1_000, 10_000] * 5)["seconds"]
-    few, many = found[2::2], found[3::2]  # the first pair warms up
+    """Measure the time per client at 10,000 clients over that at 1,000, five times alternately in one process."""
+    seconds = run("engine", *[1_000, 10_000] * 5)["seconds"]
+    few, many = seconds[2::2], seconds[3::2]  # the first pair warms up
     ratios = [(b / 10_000) / (a / 1_000) for a, b in zip(few, many, strict=True)]
     return ratios, f"{span(median(many) / 10_000)} a client at 10,000, {span(median(few) / 1_000)} at 1,000"
 
 
 def memory() -> Measured:
-    """How many MB more a round of 10,000 clients takes than one of 100."""
+    """Measure how many MB more a round of 10,000 clients takes than one of 100."""
     few, many = (run("engine", clients)["peak"] for clients in (100, 10_000))
     return [(many - few) / 1e6], f"peak {few / 1e6:.0f} MB at 100 clients, {many / 1e6:.0f} MB at 10,000"
 
 
 def keep_time() -> Measured:
-    """How many times longer keeping every client's copy takes, 1,000 clients."""
+    """Measure how many times longer keeping every client's copy takes, for 1,000 clients."""
     ratios = []
     for _ in range(3):
         ours, rival = run("engine", 100, 1_000), run("keep", 100, 1_000)
@@ -78,7 +78,7 @@ def keep_time() -> Measured:
 
 
 def keep_memory() -> Measured:
-    """How many times more memory keeping every client's copy takes, 1,000 clients."""
+    """Measure how many times more memory keeping every client's copy takes, for 1,000 clients."""
     ours, rival = run("engine", 1_000), run("keep", 1_000)
     _same(ours, rival)
     grown = f"fedloom grew by {ours['grown'] / 1e6:.0f} MB, keeping all by {rival['grown'] / 1e6:.0f} MB"
@@ -91,7 +91,7 @@ def _same(ours: dict[str, Any], rival: dict[str, Any]) -> None:
 
 
 def main(side: str, *counts: str) -> None:
-    """In a fresh process: run rounds and say how long each took and how far memory rose."""
+    """Run rounds, in a fresh process, and print the time of each and the growth of memory."""
     torch.set_num_threads(1)
     keep_freed()
     resource.setrlimit(resource.RLIMIT_AS, (ROOM + 2 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -102,13 +102,13 @@ def main(side: str, *counts: str) -> None:
         average = SIDES[side](clients)
         seconds.append(time.process_time() - begun)
     peak = peak_memory()
-    said = {
+    results = {
         "seconds": seconds,
         "peak": peak,
         "grown": max(peak - before, 2**20),
         "mean": float(average.mean()),
     }
-    print(json.dumps(said))
+    print(json.dumps(results))
 
 
 ROWS = {

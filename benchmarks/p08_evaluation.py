@@ -41,8 +41,8 @@ def against_generation(*, cache: bool) -> Callable[[], Measured]:
         agree("chosen options", float((chosen != expected).sum()), 0)
         prompts = [torch.tensor([encode(vlm, one, []).prompt]) for one in asked]
         count = 9 if cache else 5
-        found = pairs(lambda: option_scores(vlm, asked), lambda: _generate(vlm, prompts, cache), count)
-        return found.gain, found.said(rival="generation", per=SAMPLES) + " a sample"
+        times = pairs(lambda: option_scores(vlm, asked), lambda: _generate(vlm, prompts, cache), count)
+        return times.gain, times.summary(rival="generation", per=SAMPLES) + " a sample"
 
     return measure
 

@@ -1,4 +1,4 @@
-"""P9: what a command that needs no model costs, against importing torch."""
+"""P9: the start-up of a command that needs no model, against importing torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def _python(*arguments: str) -> Callable[[], None]:
 
 
 def against_torch(command: tuple[str, ...]) -> Callable[[], Measured]:
-    """Compare a whole command with importing torch in an empty one."""
+    """Compare a whole command with an interpreter that only imports torch."""
 
     def measure() -> Measured:
-        found = pairs(_python(*command), _python(*TORCH), 9, clock=time.perf_counter)
-        return found.cost, found.said(ours=" ".join(command[-1:]), rival="import torch")
+        times = pairs(_python(*command), _python(*TORCH), 9, clock=time.perf_counter)
+        return times.cost, times.summary(ours=" ".join(command[-1:]), rival="import torch")
 
     return measure
 
 
 def seconds() -> Measured:
-    """Wall seconds of `fedloom --help`."""
-    found = pairs(_python(*HELP), _python("-c", "pass"), 9, clock=time.perf_counter)
-    return found.ours, found.said(ours="--help", rival="an empty interpreter")
+    """Measure the wall seconds of `fedloom --help`."""
+    times = pairs(_python(*HELP), _python("-c", "pass"), 9, clock=time.perf_counter)
+    return times.ours, times.summary(ours="--help", rival="an empty interpreter")
 
 
 ROWS = {

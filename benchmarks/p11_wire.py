@@ -1,4 +1,4 @@
-"""P11: what codecs make of 19 MB of float32, how fast, and how fast against reading arrays one by one."""
+"""P11: size and speed of the codecs for 19 MB of float32, and their speed against reading arrays one by one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ VALUES = 4_800_000 // TENSORS * TENSORS
 
 @cache
 def flat() -> Tensor:
-    """An update of 4.8 million values."""
+    """Return an update of 4.8 million values."""
     return torch.randn(VALUES, generator=torch.Generator().manual_seed(0)) * 1e-3
 
 
 def size(codec: str) -> Callable[[], Measured]:
-    """Encoded bytes over float32 bytes."""
+    """Measure encoded bytes over float32 bytes."""
 
     def measure() -> Measured:
         encoded = len(encode(flat(), codec))
@@ -35,15 +35,15 @@ def size(codec: str) -> Callable[[], Measured]:
 
 
 def speed(codec: str) -> Callable[[], Measured]:
-    """Gigabytes of float32 values a second, the slower of encoding and decoding."""
+    """Measure gigabytes of float32 values per second, for the slower of encoding and decoding."""
 
     def measure() -> Measured:
         encoded = bytearray(encode(flat(), codec))
-        found = pairs(lambda: encode(flat(), codec), lambda: decode(encoded), 15)
-        slower = median(found.ours) > median(found.rival)
-        times = found.ours if slower else found.rival
-        said = found.said(ours="encoding", rival="decoding")
-        return [4 * VALUES / 1e9 / seconds for seconds in times], said
+        measured = pairs(lambda: encode(flat(), codec), lambda: decode(encoded), 15)
+        slower = median(measured.ours) > median(measured.rival)
+        times = measured.ours if slower else measured.rival
+        summary = measured.summary(ours="encoding", rival="decoding")
+        return [4 * VALUES / 1e9 / seconds for seconds in times], summary
 
     return measure
 
@@ -60,8 +60,8 @@ def against_numpy() -> Measured:
         return [np.load(io.BytesIO(file)) for file in files]
 
     agree("values", float(np.abs(np.concatenate(rival()) - decode(encoded).numpy()).max()), 0)
-    found = pairs(lambda: decode(encoded), rival, 25)
-    return found.gain, found.said(ours="decode", rival="np.load")
+    measured = pairs(lambda: decode(encoded), rival, 25)
+    return measured.gain, measured.summary(ours="decode", rival="np.load")
 
 
 ROWS = {

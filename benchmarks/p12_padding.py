@@ -1,4 +1,4 @@
-"""P12: padded over real tokens in the engine's own batches, half the examples without a picture."""
+"""P12: all tokens over real tokens in the engine's own batches, with half the examples without an image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.p05_cache import Noise
 from benchmarks.work import SEED, Clients, train_settings
 from fedloom.models.batches import collate
 
-SIZE = Size(width=64, layers=1, picture=128)  # 64 image tokens
+SIZE = Size(width=64, layers=1, image=128)  # 64 image tokens
 CLIENTS, HELD, BATCH = 4, 128, 8
 
 
 def padding() -> Measured:
-    """One figure for each client: tokens of its batches, padding included, over tokens that are seen."""
+    """Compute one figure for each client: tokens of its batches, including padding, over real tokens."""
     vlm = tuned_model(SIZE)
     generator = np.random.default_rng(SEED)
     held = {}
@@ -28,7 +28,7 @@ def padding() -> Measured:
                 int(length) + image * SIZE.image_tokens,
                 4,
                 k,
-                picture=Noise(k, SIZE.picture) if image else None,
+                picture=Noise(k, SIZE.image) if image else None,
             )
             for k, (length, image) in enumerate(zip(lengths, shown, strict=True))
         ]

@@ -36,8 +36,8 @@ def layer(inputs: int, outputs: int) -> Callable[[], Measured]:
         ours, rival = side(mine, [*own]), side(theirs, [a, b])
         for one, other in zip(ours(), rival(), strict=True):
             agree("gradients", float((one - other).norm() / other.norm()), 1e-5)
-        found = pairs(ours, rival, 60)
-        return found.gain, found.said(rival="PEFT")
+        times = pairs(ours, rival, 60)
+        return times.gain, times.summary(rival="PEFT")
 
     return measure
 

@@ -1,4 +1,4 @@
-"""P14: steps with the decoder's last layer computed at the answers only, against steps with all of it."""
+"""P14: steps with the decoder's last layer computed at the answers only, against steps with the whole layer."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def against_whole(tokens: int, answer: int) -> Callable[[], Measured]:
                 return ours()
 
         agree("gradients", float((ours() - whole()).norm() / whole().norm()), 1e-5)
-        found = pairs(ours, whole, 15)
-        return found.gain, found.said(rival="whole layer", per=8) + " a conversation"
+        times = pairs(ours, whole, 15)
+        return times.gain, times.summary(rival="whole layer", per=8) + " a conversation"
 
     return measure
 

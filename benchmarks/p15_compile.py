@@ -1,4 +1,4 @@
-"""P15: steps through compiled layers (`engine.compile`), against plain ones, once everything is compiled."""
+"""P15: steps with compiled layers (`engine.compile`) against plain ones, after compilation."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def against_plain(clients: int, way: str, batch_size: int, tokens: int) -> Calla
         result = compiled()
         first = time.perf_counter() - begun
         agree("averaged adapters", apart(result.flat, plain().flat, made.tuned.start.flat), 1e-3)
-        found = pairs(compiled, plain, 15)
-        said = found.said(ours="compiled", rival="plain", per=clients * STEPS)
-        return found.gain, f"{said} a step; compiling takes {span(first)}"
+        times = pairs(compiled, plain, 15)
+        summary = times.summary(ours="compiled", rival="plain", per=clients * STEPS)
+        return times.gain, f"{summary} a step; compiling takes {span(first)}"
 
     return measure
 

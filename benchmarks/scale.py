@@ -1,6 +1,6 @@
-"""Cost per client and peak memory as the number of clients grows: `python -m benchmarks.scale`.
+"""Measure cost per client and peak memory for growing numbers of clients: `python -m benchmarks.scale`.
 
-Three kinds of client, all of a cohort in one round through the whole engine:
+There are three kinds of clients, each in a cohort of one round of the whole engine:
 
     train      one AdamW step of a 64 × 4 language model on 16 tokens, FedAvg
     keep       a trivial client that keeps a vector between rounds (SCAFFOLD), written to files
@@ -53,14 +53,14 @@ class Trivial(Trainless):
 
     Attributes:
         rule: The client half of the algorithm.
-        memory: Where clients keep what the rule keeps.
+        memory: Storage of the values that the rule keeps between rounds.
     """
 
     rule: LocalRule
     memory: Memory = field(default_factory=InMemory)
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Update]:
-        """Go through what a client does without training."""
+        """Do all of a client's work except training."""
         for asked in assignments:
             key = (asked.method, asked.client, asked.round)
             memory = {} if asked.since < 0 else self.memory.read((*key[:2], asked.since))
@@ -93,12 +93,12 @@ def _round(
 
 
 def trivial(clients: int) -> None:
-    """A round of FedAvg with trivial clients."""
+    """Run a round of FedAvg with trivial clients."""
     _round("fedavg", fedavg(), clients)
 
 
 def keep(clients: int) -> None:
-    """A round of SCAFFOLD with trivial clients, whose control variates go to files."""
+    """Run a round of SCAFFOLD with trivial clients, whose control variates are stored in files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
@@ -109,7 +109,7 @@ def keep(clients: int) -> None:
 
 
 def train(clients: int) -> None:
-    """A round of FedAvg with clients that train, one after the other."""
+    """Run a round of FedAvg with clients that train one after the other."""
     few = make_clients(TINY, clients=8, steps=1, batch_size=1, tokens=16)
     held = {client: few.held[client % 8] for client in range(clients)}
     everyone = replace(few, held=held)
@@ -120,7 +120,7 @@ KINDS: dict[str, Callable[[int], None]] = {"train": train, "keep": keep, "trivia
 
 
 def measure(kind: str, clients: int) -> None:
-    """In a fresh process: one small round to warm up, then the round that counts."""
+    """Measure a round, in a fresh process, after a small round to warm up."""
     torch.set_num_threads(1)
     KINDS[kind](2)
     before, begun, used = peak_memory(), time.perf_counter(), time.process_time()
@@ -140,19 +140,19 @@ def measure(kind: str, clients: int) -> None:
 
 def main() -> None:
     """Measure all sizes, print a table, and write the results."""
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     print(f"{'clients':>10} {'kind':8} {'ms/client':>10} {'wall s':>8} {'peak MB':>8} {'grown MB':>9}")
     for kind, sizes in SIZES.items():
-        found[kind] = []
+        results[kind] = []
         for clients in sizes:
             row = child("scale", kind, str(clients))
-            found[kind].append(row)
+            results[kind].append(row)
             print(
                 f"{clients:10,} {kind:8} {row['ms_per_client']:10.3f} {row['seconds']:8.1f} "
                 f"{row['peak_mb']:8.0f} {row['grown_mb']:9.1f}",
                 flush=True,
             )
-    write_json(RESULTS, found)
+    write_json(RESULTS, results)
 
 
 if __name__ == "__main__":

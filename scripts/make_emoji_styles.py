@@ -6,7 +6,7 @@ Needs Debian's librsvg2-bin and four npm packages of pinned version and digest i
         @iconify-json/fxemoji@1.2.2
     python scripts/make_emoji_styles.py FOLDER
 
-A drawing is found by code points where its package lists them (Twemoji, Fluent), else by name: today's name in Unicode,
+A drawing is found by code points if its package lists them (Twemoji, Fluent), else by name: today's name in Unicode,
 EmojiOne's "flag for NAME", or the character's formal name in the Unicode standard, each without hyphens and spaces.
 Where two emoji would have one drawing, it is that of the emoji whose name it bears. A drawing is left out if pretraining
 could have seen it under another name, or if it equals one of the same vendor's pretraining emoji, or one of an emoji
@@ -60,18 +60,18 @@ VENDORS: dict[str, tuple[str, str, str, str]] = {
 
 
 def opened(folder: Path, package: str, version: str, digest: str) -> dict[str, Any]:
-    """Read icons, characters and license of a package of the right digest."""
+    """Check the digest of a package, and read its icons, characters and license."""
     path = folder / f"{package.strip('@').replace('/', '-')}-{version}.tgz"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != digest:
-        raise SystemExit(f"{path}: its SHA-256 is {found}, not {digest}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != digest:
+        raise SystemExit(f"{path}: its SHA-256 is {sha256}, not {digest}")
     with tarfile.open(path) as archive:
         names = ("icons", "chars", "info")
         return {name: json.load(archive.extractfile(f"package/{name}.json")) for name in names}
 
 
 def compact(name: str) -> str:
-    """Write a name without what icon sets write in different ways."""
+    """Return a name without the characters that icon sets write differently."""
     plain = unicodedata.normalize("NFKD", name.lower().replace("&", "and"))
     return re.sub(r"[^a-z0-9]+", "", plain)
 
@@ -82,7 +82,7 @@ def slug(name: str) -> str:
 
 
 def names_of(record: dict[str, Any]) -> Iterator[str]:
-    """Yield what an emoji may be called, the surest first."""
+    """Yield the possible names of an emoji, the most certain first."""
     yield record["name"]
     if record["name"].startswith("flag: "):
         yield "flag for " + record["name"].removeprefix("flag: ")
@@ -98,7 +98,7 @@ def matched(package: dict[str, Any], records: list[dict[str, Any]]) -> dict[str,
     by_name: dict[str, str] = {}
     for icon in (*icons, *aliases):
         by_name.setdefault(compact(icon), icon)
-    found: dict[str, tuple[str, bool]] = {}
+    matches: dict[str, tuple[str, bool]] = {}
     owner: dict[tuple[str, bool], dict[str, Any]] = {}
     for record in records:
         icon = by_codes.get(record["id"].replace("-fe0f", "")) or next(
@@ -114,10 +114,10 @@ def matched(package: dict[str, Any], records: list[dict[str, Any]]) -> dict[str,
         if other is not None and other["base"] != record["base"]:
             if slug(record["name"]) != key[0]:
                 continue
-            found.pop(other["id"])
+            matches.pop(other["id"])
         owner[key] = record
-        found[record["id"]] = key
-    return found
+        matches[record["id"]] = key
+    return matches
 
 
 def svg(package: dict[str, Any], icon: str) -> bytes:
@@ -134,7 +134,7 @@ def svg(package: dict[str, Any], icon: str) -> bytes:
 
 
 def usable() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the emoji of both pools, without federated ones that look like one of the other in Noto."""
+    """Return the emoji of both pools, without federated ones that look like one of the other pool in Noto."""
     pretrain = pool("pretrain")
     seen = {image_of(record).key for record in pretrain}
     return pretrain, [record for record in pool("federated") if image_of(record).key not in seen]
@@ -148,17 +148,17 @@ def main(folder: Path) -> None:
     vendors, images = [], {}
     for vendor, (title, name, version, digest) in VENDORS.items():
         package = opened(folder, name, version, digest)
-        found = matched(package, [*federated, *pretrain])
-        pixels = render_all({codes: (svg(package, icon), flip) for codes, (icon, flip) in found.items()})
+        icons = matched(package, [*federated, *pretrain])
+        pixels = render_all({codes: (svg(package, icon), flip) for codes, (icon, flip) in icons.items()})
         shown: dict[bytes | None, set[str]] = {}
         for codes, image in pixels.items():
             shown.setdefault(image, set()).add(base[codes])
         kept = {}
         for record in federated:
             codes = record["id"]
-            if codes not in found:
+            if codes not in icons:
                 continue
-            icon, image = found[codes][0], pixels[codes]
+            icon, image = icons[codes][0], pixels[codes]
             if image is None or icon in known or len(shown[image]) > 1:
                 print(f"{title}: {record['name']} ({icon}) is left out")
                 continue

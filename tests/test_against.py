@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import against, against_worker, harness
-from benchmarks.against import LIMIT, ROWS, SIDES, Found, Row, interval, line, pairs_of, rounds
+from benchmarks.against import LIMIT, ROWS, SIDES, Row, RowResult, interval, line, pairs_of, rounds
 from benchmarks.against_sides import Failed, Quickstart, Side, accuracies, checkout, opened, same_files
 
 HARNESS = """
@@ -165,7 +165,7 @@ def test_fewer_than_six_pairs_have_no_interval(count: int) -> None:
     ],
 )
 def test_a_row_is_worse_only_if_its_whole_interval_is(ratios: list[float], ok: bool | None) -> None:
-    row = Found()
+    row = RowResult()
     for ratio in ratios:
         row.add([2.0], [2.0 * ratio])
     assert row.ok is ok
@@ -174,7 +174,7 @@ def test_a_row_is_worse_only_if_its_whole_interval_is(ratios: list[float], ok: b
 
 
 def test_a_pair_is_the_median_of_its_turns() -> None:
-    row = Found()
+    row = RowResult()
     row.add([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])  # ratios of the turns: 2, 1, 0.5
     assert (row.before, row.after, row.ratios) == ([2.0], [2.0], [1.0])
 
@@ -338,7 +338,7 @@ def test_every_row_is_one_of_the_benchmarks() -> None:
 
 
 def test_lines_fit_the_table() -> None:
-    pairs = Found()
+    pairs = RowResult()
     for _ in range(6):
         pairs.add([1.0], [1.0])
     assert all(len(line(key, pairs)) <= 80 and len(row.title) <= 34 for key, row in ROWS.items())

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.tiny import Drawn
+from tests.test_layers import FLOOR_OF
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -225,7 +226,7 @@ def test_the_algorithm_of_the_guide_keeps_the_laws_it_promises(guide: tuple[str,
 def test_the_family_of_the_guide_gives_the_logits_of_the_stock_model(guide: tuple[str, Path]) -> None:
     vlm = load_vlm("deepseek", families=read_plugin(guide[1]).families)
     image = Drawn("any")
-    features = vlm.look([image])
+    features = vlm.image_features([image])
     ids = vlm.tokenizer(
         f"What is this? {vlm.family.spell(vlm.model, vlm.tokenizer, tuple(features[0].shape[:-1]))} A",
         return_tensors="pt",

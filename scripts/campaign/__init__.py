@@ -1,1 +1,1 @@
-"""Faults on purpose: runs that are killed, disks that fill, files that are damaged. See `__main__`."""
+"""Inject faults: kill runs, fill disks, damage files; see `__main__`."""

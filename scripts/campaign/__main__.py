@@ -1,8 +1,8 @@
-"""Try faults on a small run and count what became of them: `python -m campaign` from the folder `scripts`.
+"""Inject faults into a small run and count the outcomes: `python -m campaign` from the folder `scripts`.
 
     python scripts/campaign [--kills N] [--damages N] [--seed N]
 
-Kills and full disks must end, after `fedloom resume`, in the bytes of the undisturbed run. A damaged file must be named,
+After a kill or a full disk, `fedloom resume` must give the bytes of the undisturbed run. A damaged file must be named,
 or change nothing. Hostile images, records, model folders, updates and recipes are in `tests/hostile`, and the tests
 that try them are run at the end. The exit code is 1 if anything went wrong.
 """
@@ -50,8 +50,8 @@ def main() -> int:
         for number, name in enumerate(("scaffold", "share-connector")):
             place = Path(temporary) / f"damage-{name}"
             world = make_world(place / "world", name)
-            found, faults = damages(world, place / "trials", chosen.damages // 2, chosen.seed + number)
-            for kind, fates in sorted(found.items()):
+            outcomes, faults = damages(world, place / "trials", chosen.damages // 2, chosen.seed + number)
+            for kind, fates in sorted(outcomes.items()):
                 print(f"{name:16} {kind:44} {fates.total():5}  {_counts(fates)}", flush=True)
             wrong += faults
     for line in wrong:

@@ -1,4 +1,4 @@
-"""Damage one file at a time and use the folder: the result is the same, or the damage is named; nothing else."""
+"""Damage one file at a time and use the folder: the result must be the same, or the damage must be named."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import import_adapter, prepare, release
 from fedloom.tuning.strategies import LoRA, strategy, whole
 
-Found = dict[str, Counter[str]]
+Outcomes = dict[str, Counter[str]]
 """Kind of file → how often its damage was "named", changed nothing ("same"), went "unnoticed" or ended in a traceback."""
 
 
 class Stopped(Exception):
-    """Stands for a kill, where the process goes on."""
+    """Raised in place of a kill, so that this process continues."""
 
 
 def scored(world: World, out: Path, models: Models) -> None:
-    """Stop a run when its methods are finished and nothing is exported yet."""
+    """Stop a run after its methods are finished and before anything is exported."""
 
     def stopping(*_: object) -> None:
         raise Stopped
@@ -64,17 +64,17 @@ def begun(world: World, out: Path, models: Models) -> None:
         RunLog.append = append  # type: ignore[method-assign]
 
 
-def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, list[str]]:
+def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Outcomes, list[str]]:
     """Damage files of a finished run, of one whose methods are finished, of an unfinished one, of its data and its model.
 
     Args:
-        world: What is run.
+        world: The small run.
         folder: An empty folder to work in.
-        count: How many damages, spread evenly over the files.
-        seed: Decides which bits are flipped and where files are cut.
+        count: Number of damages, spread evenly over the files.
+        seed: Decides which bits are flipped and where files are truncated.
 
     Returns:
-        What became of them by kind of file, and a line for each that went wrong.
+        The outcomes by kind of file, and a line for each failure.
     """
     models: Models = {}
     runs = {name: folder / name for name in ("finished", "scored", "unfinished")}
@@ -84,7 +84,7 @@ def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, l
     wanted, rng = outcome(runs["finished"]), np.random.default_rng(seed)
     roots = {**runs, "data": world.data, "model": world.model}
     places = [one for name, root in roots.items() for one in _places(root, name)]
-    found, wrong = Found(), list[str]()
+    outcomes, wrong = Outcomes(), list[str]()
     for number in range(count):
         where, name = places[number * len(places) // count]
         trial = folder / "trial"
@@ -92,16 +92,16 @@ def damages(world: World, folder: Path, count: int, seed: int) -> tuple[Found, l
         out = trial / "run"
         shutil.copytree(runs.get(where, runs["unfinished" if number % 2 else "finished"]), out)
         root = {"data": copy.data, "model": copy.model}.get(where, out)
-        told = _damage(root / name, rng)
+        damage = _damage(root / name, rng)
         fate = _fate(copy, out, wanted, models)
         if where == "finished" and name != ".lock" and "memory/" not in name and not verify(out)[1]:
             fate = "unnoticed by verify"
         kind = f"{where}: {_kind(name)}"
-        found.setdefault(kind, Counter())[fate.partition(":")[0]] += 1
+        outcomes.setdefault(kind, Counter())[fate.partition(":")[0]] += 1
         if fate not in ("same", "named"):
-            wrong.append(f"{where}/{name}, {told}: {fate}")
+            wrong.append(f"{where}/{name}, {damage}: {fate}")
         shutil.rmtree(trial)
-    return found, wrong
+    return outcomes, wrong
 
 
 def _places(root: Path, where: str) -> Iterator[tuple[str, str]]:
@@ -116,7 +116,7 @@ def _kind(name: str) -> str:
 
 
 def _damage(file: Path, rng: np.random.Generator) -> str:
-    """Flip one bit, or cut the file short; say which."""
+    """Flip one bit or truncate the file; return which."""
     content = bytearray(file.read_bytes())
     place = int(rng.integers(len(content)))
     if rng.random() < 0.25:
@@ -129,7 +129,7 @@ def _damage(file: Path, rng: np.random.Generator) -> str:
 
 
 def _fate(world: World, out: Path, wanted: dict[str, Any], models: Models) -> str:
-    """Go on with a run, write its report, and load its adapter."""
+    """Resume a run, write its report and load its adapter; return the outcome."""
     steps: list[Callable[[], object]] = [
         # A model that was loaded before the damage would hide it.
         lambda: world.go_on(out, models if (world.model in _loaded(models)) else None),

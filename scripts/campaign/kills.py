@@ -1,4 +1,4 @@
-"""Kill a run at many points, let others find the disk full, go on, and compare with the run that nothing stopped."""
+"""Kill a run at many points or fill its disk, resume it, and compare the result with that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def calls(world: World, out: Path) -> int:
 
 
 def kills(world: World, folder: Path, count: int, seed: int) -> dict[str, list[str]]:
-    """Kill or starve a run `count` times.
+    """Kill a run or fill its disk `count` times.
 
-    Two thirds of the faults are kills before a call, a sixth are second kills while the run goes on after the first, a
+    Two thirds of the faults are kills before a call, a sixth are second kills while the run resumes after the first, a
     sixth are full disks.
 
     Returns:
-        Kind of fault → for each fault "same", or what went wrong.
+        Kind of fault → for each fault "same", or the failure.
     """
     rng = np.random.default_rng(seed)
     number, wanted = calls(world, folder / "whole"), outcome(folder / "whole")
     points = np.linspace(1, number, count).astype(int)
-    found: dict[str, list[str]] = {"kill": [], "two kills": [], "full disk": []}
+    outcomes: dict[str, list[str]] = {"kill": [], "two kills": [], "full disk": []}
     for place, point in enumerate(points):
         kind = "full disk" if place % 6 == 1 else "two kills" if place % 6 == 4 else "kill"
         out = folder / f"run-{place}"
@@ -57,12 +57,12 @@ def kills(world: World, folder: Path, count: int, seed: int) -> dict[str, list[s
         _disturbed(world.run, out, fault)
         if kind == "two kills":
             _disturbed(world.go_on, out, kill_at(int(rng.integers(1, number))))
-        found[kind].append(_ended(world, out, wanted) or f"at call {point}")
-    return found
+        outcomes[kind].append(_ended(world, out, wanted) or f"at call {point}")
+    return outcomes
 
 
 def _ended(world: World, out: Path, wanted: dict[str, Any]) -> str:
-    """Go on in a process of its own; return "same", or what is different."""
+    """Resume in a new process; return "same", or the difference."""
     code = _child(lambda: world.go_on(out))
     if code:
         return f"going on failed with exit code {code}"
@@ -108,7 +108,7 @@ def _full_at(point: int) -> Callable[[], Callable[[], None]]:
 
 
 def patched(called: Callable[[], None]) -> None:
-    """Let a function be called before each of the system's calls; only ever in a process that ends soon."""
+    """Call a function before each call of the operating system; only for a process that ends soon."""
 
     def before(real: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
         def patched(*arguments: Any, **named: Any) -> Any:
@@ -126,7 +126,7 @@ def patched(called: Callable[[], None]) -> None:
 
 
 def _child(work: Callable[[], None], *, quiet: bool = False) -> int:
-    """Do something in a copy of this process; return its exit code, negative for a signal."""
+    """Call a function in a forked process; return its exit code, negative for a signal."""
     pid = os.fork()
     if not pid:
         _work(work, quiet)

@@ -1,4 +1,4 @@
-"""The small run that faults are tried on: its data, its model, and what it comes to when nothing disturbs it."""
+"""The small run that faults are injected into: its data, its model, and the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMES = ("seconds", "timers", "started", "crc32")
 
 @dataclass(frozen=True)
 class World:
-    """A folder with data and a model, the name of what is trained on them, and the seed."""
+    """A folder with data and a model, the name of the method that is trained on them, and the seed."""
 
     place: Path
     name: str
@@ -69,7 +69,7 @@ class World:
         run_experiment(self.experiment, out, Progress(None), models)
 
     def go_on(self, out: Path, models: Models | None = None) -> None:
-        """Do what a user does after a fault: resume, or run again where nothing was begun."""
+        """Do what a user does after a fault: resume, or run again if the run had not begun."""
         if (out / "experiment.json").exists():
             resume_run(out, Progress(None), models)
         else:
@@ -97,7 +97,7 @@ def make_world(place: Path, name: str) -> World:
 
 
 def outcome(out: Path) -> dict[str, object]:
-    """Return all that a finished run hands out, without times: scores, adapters, the lines of its record by key."""
+    """Return the results of a finished run without times: scores, adapters, and the lines of its log by key."""
     adapters = {
         file.relative_to(out).as_posix(): file.read_bytes()
         for file in (out / "adapter").rglob("adapter_model.*")

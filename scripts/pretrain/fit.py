@@ -1,4 +1,4 @@
-"""Train a whole model on conversations, in steps that can be taken up again where they were cut short."""
+"""Train a whole model on conversations, and resume an interrupted training from its checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARTS = 3
 
 @dataclass(frozen=True, eq=False)
 class Exercise:
-    """A question with its answer, and the direction of what it is about, [E]; None or zeros where none is known."""
+    """A question with its answer, and the direction of its meaning, [E]; None or zeros if the meaning is unknown."""
 
     conversation: Conversation
     meaning: NDArray[np.float32] | None
@@ -42,7 +42,7 @@ class Exercise:
 class Budget:
     """How long to train: until steps or minutes are used up, whichever comes first.
 
-    Minutes count over all sittings. The learning rate rises over `warmup` steps and falls along a cosine.
+    Minutes are those of all sessions together. The learning rate rises over `warmup` steps and falls along a cosine.
     """
 
     minutes: float
@@ -59,15 +59,15 @@ def fit(
     budget: Budget,
     head: Path | None = None,
 ) -> None:
-    """Train groups of parameters, each with its `peak` learning rate, and keep the model as `NAME.safetensors`.
+    """Train groups of parameters, each with its `peak` learning rate, and save the model as `NAME.safetensors`.
 
     Args:
         vlm: The model, changed in place.
         groups: AdamW's groups of parameters.
         batch: Step → exercises; called once a step.
-        place: Work folder and NAME. A checkpoint of that name is taken up.
+        place: Work folder and NAME. Training resumes from a checkpoint of that name.
         budget: When to stop.
-        head: What an earlier stage kept as `NAME.meaning.safetensors`; None begins with a fresh head.
+        head: The file `NAME.meaning.safetensors` of an earlier stage; None begins with a new head.
     """
     work, name = place
     # torch's own attention takes four times as long backwards on a processor in bfloat16, a fifth of a step.
@@ -120,7 +120,7 @@ def _step(
     vlm.memo.features.clear(), vlm.memo.tokens.clear()
     # By length in parts: questions with an image are longer, and padding costs time.
     batch.sort(key=lambda one: _length(one.conversation))
-    size, told = -(-len(batch) // PARTS), [0.0, 0.0]
+    size, sums = -(-len(batch) // PARTS), [0.0, 0.0]
     optimizer.zero_grad()
     for start in range(0, len(batch), size):
         part = batch[start : start + size]
@@ -128,10 +128,10 @@ def _step(
             losses = _losses(vlm, meaning, part)
         share = len(part) / len(batch)
         ((losses[0] + MEANING * losses[1]) * share).backward()
-        told = [total + share * loss.item() for total, loss in zip(told, losses, strict=True)]
+        sums = [total + share * loss.item() for total, loss in zip(sums, losses, strict=True)]
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
-    return told[0], told[1]
+    return sums[0], sums[1]
 
 
 def _length(one: Conversation) -> float:
@@ -139,18 +139,18 @@ def _length(one: Conversation) -> float:
 
 
 def _losses(vlm: Vlm, meaning: nn.Linear, part: Sequence[Exercise]) -> tuple[Tensor, Tensor]:
-    """Compute the loss of the answers, and how far the last layer's input is from what questions mean."""
+    """Compute the loss of the answers, and the distance of the last layer's input from the meaning of the questions."""
     batch, states = collate(vlm, [[one.conversation for one in part]]), []
     hook = layers_of(vlm)[-2].register_forward_hook(lambda _, __, out: states.append(out))
     try:
         loss = answer_losses(vlm, batch)[0]
     finally:
         hook.remove()
-    told = torch.from_numpy(np.stack([_target(one) for one in part]))  # [B, E]
-    known = told.square().sum(1) > 0.5
+    targets = torch.from_numpy(np.stack([_target(one) for one in part]))  # [B, E]
+    known = targets.square().sum(1) > 0.5
     state = states[0] if isinstance(states[0], Tensor) else states[0][0]
     asked = state[torch.arange(len(part)), torch.tensor(batch.lengths) - 1]  # [B, D]
-    apart = 1 - F.cosine_similarity(meaning(F.layer_norm(asked, asked.shape[-1:])).float(), told, dim=1)
+    apart = 1 - F.cosine_similarity(meaning(F.layer_norm(asked, asked.shape[-1:])).float(), targets, dim=1)
     return loss, (apart * known).sum() / len(part)
 
 
@@ -159,7 +159,7 @@ def _target(one: Exercise) -> NDArray[np.float32]:
 
 
 def _weights(vlm: Vlm) -> dict[str, torch.Tensor]:
-    """All values of the model; a tied head has none of its own."""
+    """Return all values of the model; a tied head has none of its own."""
     tied = vlm.model.config.tie_word_embeddings
     return {
         key: value for key, value in vlm.model.state_dict().items() if not (tied and key == "lm_head.weight")
@@ -183,10 +183,10 @@ def _save(
     _write(tensors, file, {"step": str(step), "minutes": str(minutes)})
 
 
-def _write(tensors: dict[str, torch.Tensor], file: Path, told: dict[str, str] | None = None) -> None:
-    """Write a file whole or not at all, so that the last one stays if the writing is cut short."""
+def _write(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file atomically, so that the previous one remains if writing is interrupted."""
     temporary = file.with_name(file.name + ".tmp")
-    save_file(tensors, temporary, told)
+    save_file(tensors, temporary, metadata)
     temporary.replace(file)
 
 
@@ -197,18 +197,18 @@ def _resume(
     parameters: Sequence[nn.Parameter],
     file: Path,
 ) -> tuple[int, float]:
-    """Put a checkpoint into model, head and optimizer; return its steps and minutes."""
+    """Load a checkpoint into model, head and optimizer; return its steps and minutes."""
     tensors = load_file(file)
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
-    step = int(told["step"])
+        metadata = opened.metadata()
+    step = int(metadata["step"])
     vlm.model.load_state_dict(_below("model/", tensors), strict=False)
     meaning.load_state_dict(_below("meaning/", tensors))
     for number, parameter in enumerate(parameters):
         moments = {key: tensors[f"adamw/{number}/{key}"] for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
     print(f"taken up at step {step}", flush=True)
-    return step, float(told["minutes"])
+    return step, float(metadata["minutes"])
 
 
 def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Build and train a small model without a vision encoder: patches of pixels go straight into the decoder.
+"""Build and train a small model without a vision encoder, which embeds patches of pixels linearly.
 
-A Fuyu of stock transformers classes around the decoder as it knows words and images after the stage `align`. Two tokens join its
-vocabulary: one stands for a patch, one for the end of a row of patches. All of the model is trained, on the same
+It is a Fuyu of stock transformers classes with the decoder that the stage `align` trained. Two tokens are added to its
+vocabulary: one for a patch, one for the end of a row of patches. All of the model is trained, on the same
 questions as the encoder-based model.
 """
 
@@ -23,7 +23,7 @@ IMAGE, LINE = "|SPEAKER|", "|NEWLINE|"
 
 
 def assemble(work: Path) -> Vlm:
-    """Put an untrained embedding of patches before the trained decoder."""
+    """Combine an untrained embedding of patches with the trained decoder."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     tokenizer.init_kwargs.pop("processor_class", None)  # the one it came with is for a model with an encoder
     tokenizer._set_processor_class(None)
@@ -64,7 +64,7 @@ def train(work: Path, minutes: float, steps: int = 9000) -> None:
 
 
 def groups(vlm: Vlm) -> list[dict]:
-    """What is trained: the embedding of patches faster than the decoder, which knows words already."""
+    """Return the groups of parameters: the embedding of patches learns faster than the decoder, which is trained already."""
     return [
         {"params": list(vlm.model.model.vision_embed_tokens.parameters()), "peak": 1.5e-3},
         {"params": list(vlm.model.model.language_model.parameters()), "peak": 8e-4},
@@ -72,7 +72,7 @@ def groups(vlm: Vlm) -> list[dict]:
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write what `train` kept to a folder in the standard layout, in bfloat16."""
+    """Write the model that `train` saved in the Hugging Face layout, in bfloat16."""
     vlm = assemble(work)
     vlm.model.load_state_dict(load_file(work / "free.safetensors"), strict=False)
     vlm.model.to(torch.bfloat16).save_pretrained(folder)

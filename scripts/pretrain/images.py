@@ -1,4 +1,4 @@
-"""Vary images for training, so that none is shown twice alike.
+"""Augment images for training, so that no two views of an image are equal.
 
 Shape legend: B images of 64 px.
 """

@@ -1,4 +1,4 @@
-"""Train the tokenizer and the decoder on words: what they mean, what they are kinds of, which go together.
+"""Train the tokenizer and the decoder on words: their meanings, their hypernyms, and related words.
 
 Exercises are questions in the chat form of the finished model, about WordNet's senses. Answers come from WordNet, and
 from a sentence encoder that knows which words are near each other (`pretrain.teacher`); its vectors are also a target
@@ -69,7 +69,7 @@ RELATED = ("Which words go with it?", "Which words are related to it?")
 
 
 def build() -> LlamaForCausalLM:
-    """Make the decoder with its own named initialization."""
+    """Build the decoder with its own named initialization."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         return LlamaForCausalLM(LlamaConfig(**CONFIG))
@@ -115,7 +115,7 @@ def train_tokenizer(senses: list[corpus.Sense], work: Path) -> PreTrainedTokeniz
 
 
 def content_words(text: str) -> list[str]:
-    """Words of a gloss that carry meaning."""
+    """Return the words of a gloss that carry meaning."""
     return [word.strip("(),;:'`") for word in text.lower().split() if word.strip("(),;:'`") not in STOP]
 
 
@@ -137,20 +137,20 @@ def teacher(senses: list[corpus.Sense], work: Path) -> Teacher:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What exercises are drawn from: senses, how likely each is (cumulative), and the teacher."""
+    """The source of exercises: senses, their cumulative probabilities, and the teacher."""
 
     senses: list[corpus.Sense]
     cumulative: np.ndarray
     teacher: Teacher
 
     def draw(self, rng: np.random.Generator) -> Exercise:
-        """Draw a sense and make an exercise of it."""
+        """Draw a sense and write an exercise about it."""
         place = int(np.searchsorted(self.cumulative, rng.random()))
         return exercise(self.senses[min(place, len(self.senses) - 1)], self.teacher, rng)
 
 
 def lessons(work: Path) -> Lessons:
-    """Read WordNet; frequent senses and nouns come more often."""
+    """Read WordNet; frequent senses and nouns have larger probabilities."""
     senses = corpus.wordnet()
     nouns = np.array([sense.lexname in corpus.NOUN_CLASSES for sense in senses])
     weight = np.array([(sense.count + 0.3) ** 0.6 for sense in senses]) * np.where(nouns, 1.0, 0.35)
@@ -158,12 +158,12 @@ def lessons(work: Path) -> Lessons:
 
 
 def one_of(phrases: Sequence[str], rng: np.random.Generator) -> str:
-    """Draw one of several ways to say the same."""
+    """Draw one of several wordings."""
     return phrases[int(rng.integers(len(phrases)))]
 
 
 def exercise(sense: corpus.Sense, teacher: Teacher, rng: np.random.Generator) -> Exercise:
-    """Make one question with its answer from one sense of a word."""
+    """Write one question with its answer about one sense of a word."""
     likely = np.array(sense.counts) + 0.3
     word = sense.words[rng.choice(len(sense.words), p=likely / likely.sum())]
     pool = list(
@@ -205,7 +205,7 @@ def exercise(sense: corpus.Sense, teacher: Teacher, rng: np.random.Generator) ->
 
 
 def assemble(work: Path) -> Vlm:
-    """Put a fresh decoder behind its tokenizer; a token that is a word starts from the teacher's vector of it."""
+    """Build a new decoder for the tokenizer; a token that is a word starts from the teacher's vector of the word."""
     tokenizer = train_tokenizer(corpus.wordnet(), work)
     model = build()
     pieces = [tokenizer.decode([k]).strip().lower() for k in range(len(tokenizer))]
@@ -239,7 +239,7 @@ def train(work: Path, minutes: float, steps: int = 6000) -> None:
 
 
 def trained(work: Path) -> LlamaForCausalLM:
-    """Load the decoder that `train` kept."""
+    """Load the decoder that `train` saved."""
     model = build()
     model.load_state_dict({**load_file(work / "language.safetensors")}, strict=False)
     return model.eval()

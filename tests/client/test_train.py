@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.answer_loss import answer_loss
 from tests.clients import Result, deltas, job_of, results
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
@@ -23,7 +24,6 @@ from fedloom.client.local_job import draw_batches
 from fedloom.client.local_training import train
 from fedloom.config.schema import Train
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.models.batches import answer_loss
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.seeds import stream

@@ -16,7 +16,7 @@ from tests.tiny_model import make_llama
 from torch import Tensor
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.connectors import fresh
+from fedloom.models.connectors import new_connector
 from fedloom.models.load_model import Vlm
 from fedloom.progress import Progress
 from fedloom.runs import single_run
@@ -72,7 +72,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
     ]
     if kind == "assembled":
         file = tmp_path / "connector.safetensors"
-        values = fresh("linear", 16, 16, 5).named_parameters()
+        values = new_connector("linear", 16, 16, 5).named_parameters()
         save_file({name: value.detach() for name, value in values}, file)
         cells.append(experiment("both", 1, connector="linear", connector_weights=str(file), **parts))
     alone = [outcome(one, tmp_path / f"alone-{k}", {}) for k, one in enumerate(cells)]
@@ -80,7 +80,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
 
     models, computed = list[weakref.ref[Any]](), list[str]()
     decoders, towers = set[int](), set[int]()
-    prepare, encoded = single_run.prepare, Vlm.encoded
+    prepare, encoded = single_run.prepare, Vlm.encode_images
 
     def noted(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         models.append(weakref.ref(vlm.model))
@@ -93,7 +93,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
         return encoded(vlm, pictures)
 
     monkeypatch.setattr(single_run, "prepare", noted)
-    monkeypatch.setattr(Vlm, "encoded", counted)
+    monkeypatch.setattr(Vlm, "encode_images", counted)
     kept: dict[str, Any] = {}
     together = [outcome(one, tmp_path / f"shared-{k}", kept) for k, one in enumerate(cells)]
     assert together == alone

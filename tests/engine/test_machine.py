@@ -24,7 +24,7 @@ from fedloom.engine.in_process import WINDOW
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, saved_bytes, this_machine
 from fedloom.models import batches as batches
 from fedloom.models.batches import answer_losses, collate
-from fedloom.models.gradient_checkpointing import recomputing
+from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
@@ -140,11 +140,11 @@ def test_recomputing_gives_the_same_bits_and_keeps_less(dropout: float, tiny_mod
     tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2, dropout=dropout)), seed=0)
     (job,) = jobs(tuned, 1)
     plain, kept = train(tuned, [job])[0].end, saved_bytes(tuned, job)
-    with recomputing(tuned.vlm):
+    with gradient_checkpointing(tuned.vlm):
         assert torch.equal(train(tuned, [job])[0].end, plain)
         assert saved_bytes(tuned, job) < 0.7 * kept  # the rest is logits over the whole vocabulary
     assert saved_bytes(tuned, job) == kept
-    with recomputing(tuned.vlm, wanted=False):
+    with gradient_checkpointing(tuned.vlm, enabled=False):
         assert saved_bytes(tuned, job) == kept
 
 
@@ -170,7 +170,7 @@ def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
     (job,) = jobs(tuned, 1)
     batch = collate(tuned.vlm, [next(job.batches())])
     found = []
-    for logits in (batches.LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
+    for logits in (batches.MAX_LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
         monkeypatch.setattr(batches, "LOGITS", logits)
         tuned.grads.zero_()
         losses = answer_losses(tuned.vlm, batch)

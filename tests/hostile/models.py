@@ -223,7 +223,7 @@ BAD: dict[str, tuple[Build, str]] = {
     "an empty index": (both(index("a.safetensors"), content(INDEX, '{"weight_map": {}}')), "index.json is damaged"),
     "weights of a pipe": (pipe(WEIGHTS), "model.safetensors is not a regular file"),
     "weights of a device": (link(WEIGHTS, lambda _: Path("/dev/zero")), "not a regular file"),
-    "weights linked to a pickle": (link(WEIGHTS, elsewhere("x.bin")), r"link to x\.bin, which lies outside"),
+    "weights linked to a pickle": (link(WEIGHTS, elsewhere("x.bin")), r"link to x\.bin, which is outside"),
     "weights linked to nothing": (link(WEIGHTS, lambda f: f / "none.safetensors"), "No such file"),
     "weights linked in a circle": (link(WEIGHTS, lambda f: f / WEIGHTS), "model.safetensors: "),
     "weights of a folder": (both(without(WEIGHTS), lambda f: (f / WEIGHTS).mkdir()), "not a regular file"),

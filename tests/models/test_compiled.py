@@ -14,7 +14,7 @@ from fedloom.client.local_job import Job
 from fedloom.config.schema import Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.compiled_layers import compiling
-from fedloom.models.gradient_checkpointing import recomputing
+from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.models.last_layer import layers_of
 from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
@@ -43,7 +43,7 @@ def test_clients_learn_what_they_learn_in_plain_layers(
     tuned: Tuned, clients: int, backend: str, twice: bool
 ) -> None:
     plain = deltas(tuned, jobs(tuned, clients))
-    with compiling(tuned.vlm, backend=backend), recomputing(tuned.vlm, twice):
+    with compiling(tuned.vlm, backend=backend), gradient_checkpointing(tuned.vlm, twice):
         compiled = deltas(tuned, jobs(tuned, clients))
     for one, other in zip(plain, compiled, strict=True):
         assert float((one - other).norm()) <= 1e-4 * float(one.norm())
@@ -60,5 +60,5 @@ def test_code_made_by_the_compiler_learns_the_same(tuned: Tuned) -> None:
 
 
 def test_not_wanted_changes_nothing(tuned: Tuned) -> None:
-    with compiling(tuned.vlm, wanted=False):
+    with compiling(tuned.vlm, enabled=False):
         assert not any("forward" in vars(layer) for layer in layers_of(tuned.vlm))

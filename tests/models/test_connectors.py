@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.answer_loss import answer_loss
 from torch import nn
 
 from fedloom.models.assemble_model import replace_connector
-from fedloom.models.batches import answer_loss, encode, image_tokens
-from fedloom.models.connectors import CONNECTORS, Resampler, fresh, mlp, places
+from fedloom.models.batches import encode, image_tokens
+from fedloom.models.connectors import CONNECTORS, Resampler, mlp, new_connector, sinusoidal_positions
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
@@ -36,7 +37,7 @@ def test_sizes_are_the_published_ones(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", CONNECTORS)
 def test_fresh_values_depend_on_the_seed_only(name: str) -> None:
-    one, again, other = (fresh(name, 6, 8, seed) for seed in (1, 1, 2))
+    one, again, other = (new_connector(name, 6, 8, seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     tokens = one(torch.randn(3, 5, 6))
@@ -52,7 +53,7 @@ def test_an_mlp_is_matrices_with_gelus_between() -> None:
 
 
 def test_a_resampler_attends_as_torch_does() -> None:
-    connector, x = fresh("resampler", 6, 8, 0, queries=3), torch.randn(2, 5, 6)
+    connector, x = new_connector("resampler", 6, 8, 0, queries=3), torch.randn(2, 5, 6)
     assert isinstance(connector, Resampler)
     stock = nn.MultiheadAttention(8, connector.heads, batch_first=True)
     layers = (connector.query, connector.key, connector.value)
@@ -63,12 +64,12 @@ def test_a_resampler_attends_as_torch_does() -> None:
         stock.out_proj.bias.zero_()
     seen = connector.norm_features(connector.features(x))
     asked = connector.norm_queries(connector.queries).expand(2, -1, -1)
-    found, _ = stock(asked, seen + places(5, 8), seen)
-    torch.testing.assert_close(connector(x), connector.out(connector.norm(found)))
+    attended, _ = stock(asked, seen + sinusoidal_positions(5, 8), seen)
+    torch.testing.assert_close(connector(x), connector.out(connector.norm(attended)))
 
 
 def test_the_order_of_features_matters_to_a_resampler() -> None:
-    connector, x = fresh("resampler", 6, 8, 0), torch.randn(1, 5, 6)
+    connector, x = new_connector("resampler", 6, 8, 0), torch.randn(1, 5, 6)
     assert not torch.allclose(connector(x), connector(x.flip(1)))
 
 
@@ -115,10 +116,10 @@ def test_a_resampler_sets_the_number_of_image_tokens(tiny_model: Path) -> None:
 
 def test_models_that_differ_in_the_connector_share_what_does_not_depend_on_it(tiny_model: Path) -> None:
     own = load_vlm(str(tiny_model))
-    (features,), before = own.look([Drawn("a")]), encode(own, ONE, ["yes"])
+    (features,), before = own.image_features([Drawn("a")]), encode(own, ONE, ["yes"])
     image, plain = own.model.config.image_token_id, image_tokens(own, own.grids([Drawn("a")])[0])
     other = replace_connector(own, "resampler", seed=0, queries=5)
-    assert other.look([Drawn("a")])[0] is features
+    assert other.image_features([Drawn("a")])[0] is features
     assert encode(other, ONE, ["yes"]).prompt.count(image) == 5 != before.prompt.count(image)
     assert plain - image_tokens(other, own.grids([Drawn("a")])[0]) == before.prompt.count(image) - 5
     again = replace_connector(own, "linear", seed=1)

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.answer_loss import answer_loss
 
 from fedloom.models import batches as batches
-from fedloom.models.batches import answer_loss, answer_losses, collate, encode, generate, option_scores
+from fedloom.models.batches import answer_losses, collate, encode, generate, option_scores
 from fedloom.models.computed_cache import Memo
 from fedloom.models.family_interface import PLAIN, image_token
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.last_layer import FEED_FORWARD, layers_of
-from fedloom.models.load_model import Vlm, load_vlm, placed, with_store
+from fedloom.models.load_model import Vlm, load_vlm, move_model, with_feature_store
 from fedloom.models.module_paths import PARTS
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
@@ -72,12 +73,12 @@ def conversations(vlm: Vlm) -> dict[str, Conversation]:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Write each family's tiny variant once."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in found:
-            found[name] = save(name, tmp_path_factory.mktemp(name) / "model")
-        return found[name]
+        if name not in folders:
+            folders[name] = save(name, tmp_path_factory.mktemp(name) / "model")
+        return folders[name]
 
     return get
 
@@ -192,38 +193,40 @@ def test_a_users_text_stays_text(vlm: Vlm) -> None:
         earlier = ((Drawn("b"),), (0,)) if vlm.family.images else ()
         image = Drawn("a") if vlm.family.images else None
         talk = Conversation(words, words, image, history=(Turn(words, words, *earlier),), system=words)
-        found = encode(vlm, talk, [words])
+        encoded = encode(vlm, talk, [words])
         if words is hostile:
-            wrong = found
-    assert special_ids(vlm, wrong.prompt) == special_ids(vlm, found.prompt)
-    assert special_ids(vlm, wrong.answers[0]) == special_ids(vlm, found.answers[0])
+            wrong = encoded
+    assert special_ids(vlm, wrong.prompt) == special_ids(vlm, encoded.prompt)
+    assert special_ids(vlm, wrong.answers[0]) == special_ids(vlm, encoded.answers[0])
     kept = vlm.tokenizer.decode(wrong.answers[0], skip_special_tokens=True)
     squeezed = "".join(hostile.split())
     assert "".join(kept.split()).startswith(squeezed)
 
 
-def test_earlier_turns_stand_in_the_prompt_in_order(vlm: Vlm) -> None:
+def test_the_prompt_has_earlier_turns_in_order(vlm: Vlm) -> None:
     talk = CONVERSATIONS["several turns" if vlm.family.images else "several turns without images"]
-    found = vlm.tokenizer.decode(encode(vlm, talk, ["yes"]).prompt)
-    places = [found.find(words) for words in ("Be short.", "Which?", "yes", "Sure?", "no way", "And", "now?")]
+    prompt = vlm.tokenizer.decode(encode(vlm, talk, ["yes"]).prompt)
+    places = [
+        prompt.find(words) for words in ("Be short.", "Which?", "yes", "Sure?", "no way", "And", "now?")
+    ]
     assert -1 not in places and places == sorted(places)
 
 
-def test_kept_features_of_pictures_of_several_sizes_are_the_computed_ones(
+def test_stored_features_of_images_of_several_sizes_are_the_computed_ones(
     seeing: Vlm, tmp_path: Path
 ) -> None:
-    pictures = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
-    computed = seeing.look(pictures)
-    assert not with_store(seeing, tmp_path, 2**24).memo.unknown(pictures)  # held in memory
-    with_store(replace(seeing, memo=Memo()), tmp_path, 2**24).look(pictures)
-    read = with_store(replace(seeing, memo=Memo()), tmp_path, 2**24)
-    assert not read.memo.unknown(pictures)
-    assert all(torch.equal(a, b) for a, b in zip(read.look(pictures), computed, strict=True))
+    images = [Drawn("a"), Drawn("b", 16, 40), Drawn("c", 40, 16)]
+    computed = seeing.image_features(images)
+    assert not with_feature_store(seeing, tmp_path, 2**24).memo.missing(images)  # held in memory
+    with_feature_store(replace(seeing, memo=Memo()), tmp_path, 2**24).image_features(images)
+    read = with_feature_store(replace(seeing, memo=Memo()), tmp_path, 2**24)
+    assert not read.memo.missing(images)
+    assert all(torch.equal(a, b) for a, b in zip(read.image_features(images), computed, strict=True))
 
 
-def test_image_tokens_that_disagree_with_the_encoder_are_told(seeing: Vlm) -> None:
+def test_image_tokens_that_disagree_with_the_encoder_are_an_error(seeing: Vlm) -> None:
     if seeing.model.config.model_type == "mllama":
-        return  # its pictures are no tokens
+        return  # its images are no tokens
     spell = seeing.family.spell
     longer = replace(
         seeing.family, spell=lambda *given: spell(*given) + image_token(seeing.model, seeing.tokenizer)
@@ -232,7 +235,7 @@ def test_image_tokens_that_disagree_with_the_encoder_are_told(seeing: Vlm) -> No
         answer_loss(replace(seeing, family=longer), [CONVERSATIONS["image and text"]])
 
 
-def test_a_chat_template_that_hides_the_picture_is_told(seeing: Vlm) -> None:
+def test_a_chat_template_that_leaves_out_the_image_is_an_error(seeing: Vlm) -> None:
     seeing.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(UserError, match=r"chat template.*0 times for 1 images"):
         answer_loss(seeing, [CONVERSATIONS["image and text"]])
@@ -249,7 +252,7 @@ def test_a_chat_template_in_a_file_of_its_own_is_found(folder: Path, tmp_path: P
     assert load_vlm(str(tmp_path)).tokenizer.chat_template == text
 
 
-def test_pictures_change_the_loss(seeing: Vlm) -> None:
+def test_images_change_the_loss(seeing: Vlm) -> None:
     one, other = (Conversation("Which?", "yes", Drawn(key)) for key in "ab")
     assert answer_loss(seeing, [one]) != answer_loss(seeing, [other])
 
@@ -263,16 +266,16 @@ def test_packed_options_score_as_the_stock_model_scores_each(vlm: Vlm) -> None:
 
 
 @torch.no_grad()
-def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
+def test_generation_gives_the_most_likely_tokens_of_the_stock_model(vlm: Vlm) -> None:
     batch = list(conversations(vlm).values())
     for conversation, reply in zip(batch, generate(vlm, batch, max_tokens=4), strict=True):
-        said: list[int] = []
-        while len(said) < 4:
-            logits = vlm.model(**stock_inputs(vlm, conversation, tuple(said))).logits[0, -1]
+        tokens: list[int] = []
+        while len(tokens) < 4:
+            logits = vlm.model(**stock_inputs(vlm, conversation, tuple(tokens))).logits[0, -1]
             if int(logits.argmax()) == vlm.tokenizer.eos_token_id:
                 break
-            said.append(int(logits.argmax()))
-        assert vlm.tokenizer.decode(said, skip_special_tokens=True).strip() == reply
+            tokens.append(int(logits.argmax()))
+        assert vlm.tokenizer.decode(tokens, skip_special_tokens=True).strip() == reply
 
 
 @pytest.mark.parametrize(
@@ -304,10 +307,10 @@ def test_every_kind_of_batch_trains_and_leaves_frozen_parts_alone(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout: float) -> None:
-    """Three clients, with other parameters, other numbers of conversations, other pictures and other masks."""
+    """Three clients, with other parameters, other numbers of conversations, other images and other masks."""
     tuned, every = tune(vlm, dropout), list(conversations(vlm).values())
     groups = [every, [CONVERSATIONS["text only"]], every[:2]]
-    found = []
+    results = []
     with side_by_side(tuned, len(groups)) as stack:
         for row in range(len(groups)):
             stack.write(moved(tuned, seed=row), row)
@@ -315,8 +318,8 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
         with dropping(stack, batch, [masks(row) for row in range(len(groups))]):
             losses = answer_losses(vlm, batch, stack.connects(len(groups)))
             losses.sum().backward()
-        found = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
-    for row, (group, (loss, grad)) in enumerate(zip(groups, found, strict=True)):
+        results = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
+    for row, (group, (loss, grad)) in enumerate(zip(groups, results, strict=True)):
         tuned.write(moved(tuned, seed=row))
         tuned.grads.zero_()
         batch = collate(vlm, [group])
@@ -328,7 +331,7 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
+def test_the_last_layer_at_answers_only_has_the_gradients_of_the_whole_layer(
     vlm: Vlm, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two clients of unequal sizes: same losses, same gradients, from fewer positions; with dropout from all."""
@@ -338,7 +341,7 @@ def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
     (feed_forward,) = (part for name, part in layers_of(vlm)[-1].named_children() if name in FEED_FORWARD)
     first = next(part for part in feed_forward.modules() if [*part.parameters(recurse=False)])
     first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
-    found = []
+    results = []
     with side_by_side(tuned, 2) as stack:
         for row in range(2):
             stack.write(moved(tuned, seed=row), row)
@@ -348,15 +351,15 @@ def test_the_last_layer_at_the_answers_alone_teaches_what_the_whole_layer_does(
             with dropping(stack, batch, [masks(row) for row in range(2)]):
                 losses = answer_losses(vlm, batch, stack.connects(2))
                 losses.sum().backward()
-            found.append((losses.detach(), stack.grads.clone()))
-    (losses, grads), (expected, whole) = found
+            results.append((losses.detach(), stack.grads.clone()))
+    (losses, grads), (expected, whole) = results
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
     assert float((grads - whole).norm()) <= 1e-5 * float(whole.norm())
-    assert seen == [batch.ids.numel() if dropout else batch.reads.numel(), batch.ids.numel()]
-    assert batch.reads.numel() < batch.ids.numel()
+    assert seen == [batch.ids.numel() if dropout else batch.answer_positions.numel(), batch.ids.numel()]
+    assert batch.answer_positions.numel() < batch.ids.numel()
 
 
-def test_dropout_is_refused_where_a_layer_sees_the_tokens_of_pictures_alone(
+def test_dropout_is_refused_where_a_layer_sees_only_image_tokens(
     saved: Callable[[str], Path],
 ) -> None:
     vlm = load_vlm(str(saved("mllama")))
@@ -396,16 +399,16 @@ def test_adapters_come_back_and_load_with_stock_peft(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "asked"), [("phi", "<s>Which?\n"), ("llama", "<s><user>Which?<end><assistant>")]
 )
-def test_a_language_model_is_asked_in_its_template_or_in_plain_words(
+def test_a_language_model_gets_its_own_template_or_the_plain_one(
     saved: Callable[[str], Path], name: str, asked: str
 ) -> None:
     vlm = load_vlm(str(saved(name)))
-    found = encode(vlm, CONVERSATIONS["text only"], ["yes"])
-    assert vlm.tokenizer.decode(found.prompt) == asked
-    assert vlm.tokenizer.decode(found.answers[0]) == "yes<end>"
+    encoded = encode(vlm, CONVERSATIONS["text only"], ["yes"])
+    assert vlm.tokenizer.decode(encoded.prompt) == asked
+    assert vlm.tokenizer.decode(encoded.answers[0]) == "yes<end>"
 
 
-def test_an_image_that_a_language_model_cannot_see_is_no_silent_loss(blind: Vlm) -> None:
+def test_an_image_for_a_language_model_is_an_error(blind: Vlm) -> None:
     with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
         answer_loss(blind, [CONVERSATIONS["image and text"]])
     with pytest.raises(UserError, match=r"an image cannot be used.* sees text only"):
@@ -413,7 +416,9 @@ def test_an_image_that_a_language_model_cannot_see_is_no_silent_loss(blind: Vlm)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in FAMILIES.items() if not row.parts.connector))
-def test_a_family_without_a_connector_says_so(saved: Callable[[str], Path], name: str) -> None:
+def test_replacing_the_connector_of_a_family_without_one_is_an_error(
+    saved: Callable[[str], Path], name: str
+) -> None:
     with pytest.raises(UserError, match=r"no connector.*set strategy\.name to lora"):
         prepare(load_vlm(str(saved(name))), stage("connector", LoRA()), seed=0)
 
@@ -454,7 +459,7 @@ def test_adapters_are_as_large_as_published(
 def test_a_decoder_in_bfloat16_gives_nearly_the_same_loss(vlm: Vlm) -> None:
     batch = list(conversations(vlm).values())
     exact = answer_loss(vlm, batch)
-    coarse = answer_loss(placed(vlm, "cpu", "bfloat16"), batch)
+    coarse = answer_loss(move_model(vlm, "cpu", "bfloat16"), batch)
     assert vlm.precision == torch.bfloat16
     torch.testing.assert_close(coarse, exact, rtol=0.02, atol=0)
     assert option_scores(vlm, batch).shape == (len(batch), 2)

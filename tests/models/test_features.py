@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedloom.models.computed_cache import Memo
 from fedloom.models.feature_cache import FeatureStore
-from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, not_storable, with_store
+from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, why_not_storable, with_feature_store
 from fedloom.system.errors import UserError
 
 LIMIT = 2**24
@@ -20,7 +20,7 @@ LIMIT = 2**24
 
 @dataclass(frozen=True)
 class Dots:
-    """A picture that may be asked for its pixels only as often as `left` says."""
+    """An image that may be asked for its pixels only as often as `left` says."""
 
     number: int
     left: list[int]
@@ -42,11 +42,11 @@ def dots(count: int, left: int) -> list[Dots]:
 
 def cold(vlm: Vlm, folder: Path) -> Vlm:
     """Return a model that remembers nothing, and keeps its features below a folder."""
-    return with_store(replace(vlm, memo=Memo()), folder, LIMIT)
+    return with_feature_store(replace(vlm, memo=Memo()), folder, LIMIT)
 
 
-def seen(vlm: Vlm, pictures: list[Dots]) -> torch.Tensor:
-    return torch.stack(vlm.look(pictures))
+def seen(vlm: Vlm, images: list[Dots]) -> torch.Tensor:
+    return torch.stack(vlm.image_features(images))
 
 
 @pytest.fixture
@@ -57,32 +57,32 @@ def vlm(tiny_model: Path) -> Vlm:
 def test_another_process_reads_the_same_bits_and_encodes_nothing(vlm: Vlm, tmp_path: Path) -> None:
     plain = seen(vlm, dots(5, left=5))
     first = cold(vlm, tmp_path)
-    first.look(dots(5, left=5))
+    first.image_features(dots(5, left=5))
     later = cold(vlm, tmp_path)
-    assert not later.memo.unknown(dots(5, left=0))
+    assert not later.memo.missing(dots(5, left=0))
     assert torch.equal(seen(later, dots(5, left=0)), plain)
 
 
 def test_shards_of_several_calls_are_all_found(vlm: Vlm, tmp_path: Path) -> None:
     stored = cold(vlm, tmp_path)
-    pictures = dots(6, left=6)
-    seen(stored, pictures[:2])
-    seen(stored, pictures)
+    images = dots(6, left=6)
+    seen(stored, images[:2])
+    seen(stored, images)
     later = cold(vlm, tmp_path)
-    assert torch.equal(seen(later, pictures), seen(stored, pictures))
+    assert torch.equal(seen(later, images), seen(stored, images))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what is mapped")
-def test_pictures_that_are_held_keep_no_file_mapped(vlm: Vlm, tmp_path: Path) -> None:
-    """A mapping for each picture would reach the system's limit (65,530) and look like damage."""
-    cold(vlm, tmp_path).look(dots(5, left=5))
+def test_features_in_memory_keep_no_file_mapped(vlm: Vlm, tmp_path: Path) -> None:
+    """A mapping for each image would reach the system's limit (65,530) and look like damage."""
+    cold(vlm, tmp_path).image_features(dots(5, left=5))
     later = cold(vlm, tmp_path)
-    held = later.look(dots(5, left=0))
+    held = later.image_features(dots(5, left=0))
     assert len(held) == 5 and str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "header"])
-def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) -> None:
+def test_damage_is_detected_reported_and_repaired(damage: str, vlm: Vlm, tmp_path: Path) -> None:
     stored = cold(vlm, tmp_path)
     right = seen(stored, dots(3, left=3))
     file = next(tmp_path.rglob("*.safetensors"))
@@ -101,7 +101,7 @@ def test_damage_is_found_told_and_mended(damage: str, vlm: Vlm, tmp_path: Path) 
     assert str(file) in later.memo.store.damaged[0]
 
 
-def test_the_store_keeps_to_its_limit(tmp_path: Path) -> None:
+def test_the_store_stays_within_its_limit(tmp_path: Path) -> None:
     limit = 20_000
     for number in range(10):
         store = FeatureStore(tmp_path, {"encoder": number % 2}, limit)
@@ -110,7 +110,7 @@ def test_the_store_keeps_to_its_limit(tmp_path: Path) -> None:
         assert torch.equal(store.read(f"{number}-3"), torch.full((4, 32), 3.0))
 
 
-def test_what_is_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
+def test_features_larger_than_the_limit_are_not_stored(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, {}, 100)
     store.write({"a": torch.zeros(100)})
     assert store.read("a") is None
@@ -128,11 +128,11 @@ def test_everything_that_changes_features_changes_the_identity(vlm: Vlm) -> None
 
 
 def test_a_trained_encoder_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
-    assert not_storable(vlm) is None
+    assert why_not_storable(vlm) is None
     name = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"][0]
     vlm.model.get_parameter(name).requires_grad_(True)
     with pytest.raises(UserError, match=f"the encoder is trained .{name}"):
-        with_store(vlm, tmp_path, LIMIT)
+        with_feature_store(vlm, tmp_path, LIMIT)
 
 
 def test_dropout_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_dropout_is_refused_with_the_reason(vlm: Vlm, tmp_path: Path) -> None:
     tower.add_module("drop", torch.nn.Dropout(0.1))
     tower.train()
     with pytest.raises(UserError, match="drops values at random"):
-        with_store(vlm, tmp_path, LIMIT)
+        with_feature_store(vlm, tmp_path, LIMIT)
 
 
-def test_a_full_disk_ends_nothing_and_is_told(
+def test_a_full_disk_is_reported_and_ends_nothing(
     vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -155,8 +155,8 @@ def test_a_full_disk_ends_nothing_and_is_told(
     assert torch.equal(seen(stored, dots(3, left=3)), plain[:3])
     assert torch.equal(seen(stored, dots(5, left=2)), plain)
     assert stored.memo.store is not None
-    (told,) = stored.memo.store.damaged
-    assert told.endswith("no features are kept (No space left on device)")
+    (message,) = stored.memo.store.damaged
+    assert message.endswith("no features are kept (No space left on device)")
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "closed"])
@@ -170,9 +170,9 @@ def test_a_folder_that_cannot_be_used_ends_nothing(place: str, vlm: Vlm, tmp_pat
     assert torch.equal(seen(stored, dots(3, left=3)), seen(vlm, dots(3, left=3)))
 
 
-def test_the_grid_of_kept_features_is_read_without_them(vlm: Vlm, tmp_path: Path) -> None:
-    pictures = dots(3, left=3)
+def test_the_grid_of_stored_features_is_read_without_them(vlm: Vlm, tmp_path: Path) -> None:
+    images = dots(3, left=3)
     stored = cold(vlm, tmp_path)
-    shapes = [value.shape[:-1] for value in stored.look(pictures)]
+    shapes = [value.shape[:-1] for value in stored.image_features(images)]
     later = cold(vlm, tmp_path)
-    assert list(later.grids(pictures)) == [tuple(shape) for shape in shapes] and not later.memo.features
+    assert list(later.grids(images)) == [tuple(shape) for shape in shapes] and not later.memo.features

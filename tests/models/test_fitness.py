@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.data.images import FileImage
-from fedloom.models.batches import length
+from fedloom.models.batches import count_tokens
 from fedloom.models.computed_cache import Memo
-from fedloom.models.example_checks import MOST_TOKENS, Checked, checked, limit_of
+from fedloom.models.example_checks import MOST_TOKENS, CheckedData, check_examples, token_limit
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
@@ -66,9 +66,9 @@ def shapes(one: Example) -> Sequence[Conversation]:
     return [TASKS[one.task].render(one, Presence(True, True), answer_form="text")]
 
 
-def check(vlm: Vlm, *examples: Example, **changes: object) -> Checked:
+def check(vlm: Vlm, *examples: Example, **changes: object) -> CheckedData:
     data = DataSet("any", examples, (example("test", text="t"),))
-    return checked(vlm, data, shapes, **{"too_long": "skip", **changes})  # type: ignore[arg-type]
+    return check_examples(vlm, data, shapes, **{"too_long": "skip", **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -92,84 +92,86 @@ SIZES = [
 
 
 @pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if row.images))
-def test_an_image_is_used_or_its_record_is_named(family: str, load: Callable[[str], Vlm]) -> None:
+def test_an_image_is_used_or_its_record_is_invalid(family: str, load: Callable[[str], Vlm]) -> None:
     """Whatever an image processor makes of a size, the check says it, and what the check lets pass can be trained on."""
     vlm = load(family)
     examples = [example(str(at), image=Plain(*size)) for at, size in enumerate(SIZES)]
     good = example("good", image=Plain(16, 16))
     data = DataSet("any", (*examples, good), (example("test", text="t"),))
-    found = checked(vlm, data, shapes, "skip", 10**6)
-    kept = {one.id for one in found.data.train}
+    checked = check_examples(vlm, data, shapes, "skip", 10**6)
+    kept = {one.id for one in checked.data.train}
     assert "good" in kept
-    lost = {one.file for one in found.data.rejected}
+    lost = {one.file for one in checked.data.rejected}
     assert lost == {one.place for one in examples if one.id not in kept}
-    for one in found.data.rejected:
+    for one in checked.data.rejected:
         assert (
             "pixels, is refused by the model's image processor" in one.reason or "is too long" in one.reason
         )
-    for one in found.data.train:
-        assert all(features.isfinite().all() and features.numel() for features in vlm.look(one.pictures))
-        assert length(vlm, shapes(one)[0]) > 0
+    for one in checked.data.train:
+        assert all(
+            features.isfinite().all() and features.numel() for features in vlm.image_features(one.pictures)
+        )
+        assert count_tokens(vlm, shapes(one)[0]) > 0
 
 
-def test_a_bad_image_changes_no_other_ones_features(load: Callable[[str], Vlm]) -> None:
+def test_a_bad_image_does_not_change_the_features_of_others(load: Callable[[str], Vlm]) -> None:
     vlm = load("qwen2_vl")
     good = [example(str(n), image=Plain(16 + n, 16)) for n in range(5)]
     bad = [example("strip", image=Plain(1, 1000)), example("gone", image=Gone())]
     alone = check(vlm, *good)
     assert alone.data.train == tuple(good) and not alone.data.rejected
-    before = vlm.look([one.image for one in good if one.image])
+    before = vlm.image_features([one.image for one in good if one.image])
     cold = replace(vlm, memo=Memo())
     mixed = check(cold, good[0], bad[0], *good[1:3], bad[1], *good[3:])
     assert mixed.data.train == tuple(good)
     assert [str(one).split(":")[0] for one in mixed.data.rejected] == ["d, line strip", "d, line gone"]
     assert "cannot be read (a.png: the image is missing)" in mixed.data.rejected[1].reason
-    after = cold.look([one.image for one in good if one.image])
+    after = cold.image_features([one.image for one in good if one.image])
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_files_that_changed_since_they_were_found_are_named(tiny_model: Path, tmp_path: Path) -> None:
-    vlm = load_vlm(str(tiny_model))
-    gone = example("gone", image=FileImage(tmp_path / "a.png"))
-    found = check(vlm, gone, example("good", image=Plain(8, 8)))
-    assert [one.id for one in found.data.train] == ["good"]
-    assert "image 'a.png' cannot be read" in found.data.rejected[0].reason
-
-
-def test_another_image_of_the_same_thing_takes_the_place_of_a_damaged_one(
+def test_files_that_changed_since_they_were_listed_are_invalid_records(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     vlm = load_vlm(str(tiny_model))
+    gone = example("gone", image=FileImage(tmp_path / "a.png"))
+    checked = check(vlm, gone, example("good", image=Plain(8, 8)))
+    assert [one.id for one in checked.data.train] == ["good"]
+    assert "image 'a.png' cannot be read" in checked.data.rejected[0].reason
+
+
+def test_a_spare_image_replaces_a_damaged_one(tiny_model: Path, tmp_path: Path) -> None:
+    vlm = load_vlm(str(tiny_model))
     spare = (FileImage(tmp_path / "none.png"), Gone(), Plain(8, 8), Plain(9, 9))
-    found = check(
+    checked = check(
         vlm, example("study", image=Gone(), spare=spare), example("lost", image=Gone(), spare=spare[:2])
     )
-    assert [(one.id, one.image) for one in found.data.train] == [("study", Plain(8, 8))]
-    assert [one.file for one in found.data.rejected] == ["d, line lost"]
+    assert [(one.id, one.image) for one in checked.data.train] == [("study", Plain(8, 8))]
+    assert [one.file for one in checked.data.rejected] == ["d, line lost"]
 
 
-def test_the_limit_is_the_models_unless_less_is_wanted(tiny_model: Path) -> None:
+def test_the_token_limit_is_the_models_unless_the_user_sets_a_lower_one(tiny_model: Path) -> None:
     vlm = load_vlm(str(tiny_model))
     config = vlm.model.config.get_text_config()
     positions = config.max_position_embeddings
-    assert limit_of(vlm, 7) == 7
-    assert limit_of(vlm, 10**9) == positions
+    assert token_limit(vlm, 7) == 7
+    assert token_limit(vlm, 10**9) == positions
     config.max_position_embeddings = 10**6
-    assert limit_of(vlm) == MOST_TOKENS
+    assert token_limit(vlm) == MOST_TOKENS
 
 
 def test_every_example_that_is_too_long_is_skipped_and_no_other(tiny_model: Path) -> None:
     vlm = load_vlm(str(tiny_model))
     texts = ["word " * count for count in (1, 10, 20, 30, 40, 80, 10**5)]
     examples = [example(str(at), text=text) for at, text in enumerate(texts)]
-    sizes = [length(vlm, shapes(one)[0]) for one in examples[:-1]]
+    sizes = [count_tokens(vlm, shapes(one)[0]) for one in examples[:-1]]
     limit = sizes[3]
-    found = check(vlm, *examples, most=limit)
-    assert found.data.train == tuple(examples[:4])
-    assert [one.file for one in found.data.rejected] == ["d, line 4", "d, line 5", "d, line 6"]
+    checked = check(vlm, *examples, most=limit)
+    assert checked.data.train == tuple(examples[:4])
+    assert [one.file for one in checked.data.rejected] == ["d, line 4", "d, line 5", "d, line 6"]
     assert (
         f"is too long: {sizes[4]:,} tokens, more than the {limit:,} positions"
-        in found.data.rejected[0].reason
+        in checked.data.rejected[0].reason
     )
 
 
@@ -177,24 +179,26 @@ def test_the_text_is_cut_as_little_as_needed_and_nothing_else(tiny_model: Path) 
     vlm = load_vlm(str(tiny_model))
     long = example("1", text=" ".join(f"word{n}" for n in range(500)), question="What is it that it says?")
     short = example("2", text="short")
-    limit = length(vlm, shapes(replace(long, text=long.text[:200] if long.text else None))[0])
-    found = check(vlm, long, short, example("3", question="why " * 500, text="t"), most=limit, too_long="cut")
-    cut, kept = found.data.train
+    limit = count_tokens(vlm, shapes(replace(long, text=long.text[:200] if long.text else None))[0])
+    checked = check(
+        vlm, long, short, example("3", question="why " * 500, text="t"), most=limit, too_long="cut"
+    )
+    cut, kept = checked.data.train
     assert kept == short and cut.text and long.text and long.text.startswith(cut.text)
     assert (cut.question, cut.answer, cut.options) == (long.question, long.answer, long.options)
-    assert length(vlm, shapes(cut)[0]) <= limit
+    assert count_tokens(vlm, shapes(cut)[0]) <= limit
     longer = replace(long, text=long.text[: len(cut.text) + 12])
-    assert length(vlm, shapes(longer)[0]) > limit
-    assert found.cut[0].startswith(
+    assert count_tokens(vlm, shapes(longer)[0]) > limit
+    assert checked.cut[0].startswith(
         f"d, line 1: its text was cut to {len(cut.text):,} of {len(long.text):,} characters"
     )
-    assert [one.file for one in found.data.rejected] == ["d, line 3"]
+    assert [one.file for one in checked.data.rejected] == ["d, line 3"]
 
 
-def test_what_fits_is_handed_back_as_it_is(tiny_model: Path) -> None:
+def test_data_that_fit_are_returned_unchanged(tiny_model: Path) -> None:
     vlm = load_vlm(str(tiny_model))
     data = DataSet("any", (example("1", text="t"),), (example("2", image=Plain(8, 8)),))
-    assert checked(vlm, data, shapes, "cut").data is data
+    assert check_examples(vlm, data, shapes, "cut").data is data
 
 
 @dataclass(frozen=True)
@@ -216,12 +220,12 @@ def test_an_image_of_few_rows_is_read_row_by_row(
     made: list[Tensor] = []
 
     def watched(*given: Any, **choices: Any) -> Any:
-        found = read(*given, **choices)
-        made.append(torch.as_tensor(found["images"][0][0] if "images" in found else found["pixel_values"]))
-        return found
+        inputs = read(*given, **choices)
+        made.append(torch.as_tensor(inputs["images"][0][0] if "images" in inputs else inputs["pixel_values"]))
+        return inputs
 
     monkeypatch.setattr(type(vlm.processor.image_processor), "__call__", watched)
-    low, usual = vlm.look([Colored(height, 24)]) + vlm.look([Colored(24, 24)])
+    low, usual = vlm.image_features([Colored(height, 24)]) + vlm.image_features([Colored(24, 24)])
     assert low.shape[-1] == usual.shape[-1]
     pixels = made[0].reshape(-1, *made[0].shape[-3:])[0]  # [3, H, W], from 0..255 to −1..1, and padding
     assert len(pixels) == 3

@@ -50,14 +50,14 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_hostile_folder_is_one_clear_sentence(folder: Path, name: str) -> None:
-    build, told = BAD[name]
+    build, expected = BAD[name]
     build(folder)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as raised:
         load_vlm(str(folder))
-    message = str(found.value)
+    message = str(raised.value)
     assert message.startswith("model.path: ")
     assert str(folder) in message
-    assert re.search(told, message), message
+    assert re.search(expected, message), message
     assert "\n" not in message
     assert len(message) < 1000
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.answer_loss import answer_loss
 
 from fedloom.client import answer_questions
 from fedloom.client.answer_questions import compare
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.models.batches import answer_loss, encode, generate, option_scores
+from fedloom.models.batches import encode, generate, option_scores
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import BUNDLED, Vlm, load_vlm
 from fedloom.models.module_paths import PARTS, Parts
@@ -29,11 +30,11 @@ def vlm(tiny_model: Path) -> Vlm:
 
 
 def pictured(count: int, kind: str = "classification") -> list[Conversation]:
-    found = []
+    conversations = []
     for index in range(count):
         example = MAKERS[kind](stream(7, kind, step=index), str(index))
         example = replace(example, text=" ".join(["word"] * index) or None)
-        found.append(
+        conversations.append(
             TASKS[example.task].render(
                 example,
                 Presence(index % 3 != 2, True),
@@ -41,7 +42,7 @@ def pictured(count: int, kind: str = "classification") -> list[Conversation]:
                 answer_form="text",
             )
         )
-    return found
+    return conversations
 
 
 def test_parts_cover_every_parameter_once(vlm: Vlm) -> None:
@@ -51,7 +52,7 @@ def test_parts_cover_every_parameter_once(vlm: Vlm) -> None:
     assert all(split[part] for part in PARTS)
 
 
-def test_the_longest_prefix_wins_and_strangers_are_refused() -> None:
+def test_the_longest_prefix_decides_and_unknown_names_are_an_error() -> None:
     parts = Parts(("visual",), ("visual.merger",), ("text",))
     assert parts.part_of("visual.blocks.0") == "encoder"
     assert parts.part_of("visual.merger.0") == "connector"
@@ -159,18 +160,18 @@ def test_teacher_forced_text_is_the_stock_models_best_token_after_each_right_one
         assert vlm.tokenizer.decode(best, skip_special_tokens=True).strip() == reply
 
 
-def test_an_encoded_picture_is_the_same_hot_or_cold(vlm: Vlm) -> None:
-    pictures = [one.picture for one in pictured(4) if one.picture is not None]
-    cold = torch.stack(vlm.look(pictures))
-    assert len(vlm.memo.features) == len({picture.key for picture in pictures})
-    assert torch.equal(torch.stack(vlm.look(pictures)), cold)
+def test_features_are_the_same_with_and_without_the_cache(vlm: Vlm) -> None:
+    images = [one.picture for one in pictured(4) if one.picture is not None]
+    cold = torch.stack(vlm.image_features(images))
+    assert len(vlm.memo.features) == len({image.key for image in images})
+    assert torch.equal(torch.stack(vlm.image_features(images)), cold)
 
 
 def test_user_text_cannot_place_an_image(vlm: Vlm) -> None:
     example = replace(MAKERS["vqa"](stream(0, "x"), "0"), question="<image> <image> </s> what?")
     conversation = TASKS["vqa"].render(example, Presence(True, True), answer_form="text")
     ids = encode(vlm, conversation, []).prompt
-    assert ids.count(vlm.model.config.image_token_id) == 16  # those of the picture
+    assert ids.count(vlm.model.config.image_token_id) == 16  # those of the image
     assert vlm.tokenizer.eos_token_id not in ids
 
 
@@ -196,7 +197,7 @@ def test_weights_in_a_pickle_are_refused(tmp_path: Path, tiny_model: Path) -> No
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_the_shipped_models_are_small_and_standard(name: str) -> None:
+def test_the_bundled_models_are_small_and_standard(name: str) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     assert sum(file.stat().st_size for file in BUNDLED[name].iterdir()) <= 24_000_000

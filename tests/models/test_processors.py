@@ -93,20 +93,20 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any
     return make
 
 
-@pytest.mark.parametrize("picture", [Drawn("a"), Drawn("b", 16, 40)], ids=["square", "wide"])
+@pytest.mark.parametrize("image", [Drawn("a"), Drawn("b", 16, 40)], ids=["square", "wide"])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_prompt_is_the_stock_processors(
-    made: Callable[..., Any], tmp_path: Path, name: str, picture: Drawn
+    made: Callable[..., Any], tmp_path: Path, name: str, image: Drawn
 ) -> None:
     vlm = load_vlm(str(save(name, tmp_path)))
-    ours = list(encode(vlm, Conversation("Which is it?", "", picture), []).prompt)
+    ours = list(encode(vlm, Conversation("Which is it?", "", image), []).prompt)
     processor = made(name, vlm.tokenizer, vlm.processor.image_processor)
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which is it?"}]}]
     text = vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     if vlm.tokenizer.chat_template is None:
-        text = "Which is it?"  # PaliGemma's processor puts the picture before it
+        text = "Which is it?"  # PaliGemma's processor puts the image before it
     more = {"return_for_text_completion": True} if name == "chameleon" else {}
-    pixels = Image.fromarray(picture.pixels()) if name == "idefics2" else picture.pixels()
+    pixels = Image.fromarray(image.pixels()) if name == "idefics2" else image.pixels()
     theirs = processor(text=[text], images=[[pixels]], return_tensors="pt", **more)["input_ids"][0].tolist()
     begin = vlm.tokenizer.bos_token_id
     if theirs[0] != begin and ours[0] == begin:
@@ -116,13 +116,13 @@ def test_the_prompt_is_the_stock_processors(
 
 def test_images_that_touch_share_a_mark(made: Callable[..., Any], tmp_path: Path) -> None:
     """Idefics2 writes one mark between two images, and a space between an image and a word."""
-    vlm, pictures = load_vlm(str(save("idefics2", tmp_path))), (Drawn("a"), Drawn("b", 16, 40), Drawn("c"))
-    asked = Conversation("Is it?", "", pictures[0], more=pictures[1:], places=(0, 0, 3))
+    vlm, images = load_vlm(str(save("idefics2", tmp_path))), (Drawn("a"), Drawn("b", 16, 40), Drawn("c"))
+    asked = Conversation("Is it?", "", images[0], more=images[1:], places=(0, 0, 3))
     ours = list(encode(vlm, asked, []).prompt)
     processor = made("idefics2", vlm.tokenizer, vlm.processor.image_processor)
     text = "<user><image><image>Is <image>it?<end><assistant>"
-    images = [[Image.fromarray(one.pixels()) for one in pictures]]
-    theirs = processor(text=[text], images=images, return_tensors="pt")["input_ids"][0].tolist()
+    pixels = [[Image.fromarray(one.pixels()) for one in images]]
+    theirs = processor(text=[text], images=pixels, return_tensors="pt")["input_ids"][0].tolist()
     assert ours == [vlm.tokenizer.bos_token_id, *theirs]
 
 

@@ -13,7 +13,7 @@ import regex
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fedloom.models.gguf_files import RENAMED, halves, read_llama, tokenizer_of
+from fedloom.models.gguf_files import RENAMED, build_tokenizer, read_llama, unpermuted
 from fedloom.system.errors import UserError
 
 gguf = pytest.importorskip("gguf")
@@ -32,11 +32,11 @@ HOSTILE = (
 def letters() -> list[str]:
     """The 256 characters that stand for bytes in byte-level vocabularies, by R. Sennrich's and GPT-2's rule."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    found, extra = [], 0
+    characters, extra = [], 0
     for byte in range(256):
-        found.append(chr(byte) if byte in plain else chr(256 + extra))
+        characters.append(chr(byte) if byte in plain else chr(256 + extra))
         extra += byte not in plain
-    return found
+    return characters
 
 
 TOKENS = [*MARKS, *letters(), *(pair.replace(" ", "") for pair in MERGES)]
@@ -46,10 +46,10 @@ def by_llama_cpp(text: str) -> list[str]:
     """Cut and merge a text as llama.cpp does for "smollm": its two patterns one after the other, then pairs by rank."""
     ranks, byte = {tuple(pair.split(" ")): rank for rank, pair in enumerate(MERGES)}, letters()
     words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    found: list[str] = []
+    tokens: list[str] = []
     for part in regex.split(f"({'|'.join(map(regex.escape, MARKS))})", text):
         if part in MARKS:
-            found.append(part)
+            tokens.append(part)
             continue
         for piece in regex.findall(r"\p{N}|[^\p{N}]+", part):
             for word in regex.findall(words, piece):
@@ -58,8 +58,8 @@ def by_llama_cpp(text: str) -> list[str]:
                     best = min(pairs, key=ranks.__getitem__)
                     place = next(at for at in range(len(signs)) if tuple(signs[at : at + 2]) == best)
                     signs[place : place + 2] = ["".join(best)]
-                found += signs
-    return found
+                tokens += signs
+    return tokens
 
 
 def fields() -> dict[str, Any]:
@@ -128,10 +128,10 @@ def write(file: Path, model: LlamaForCausalLM, four_bits: bool = False, architec
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    told = fields()
-    writer.add_token_list(told["tokenizer.ggml.tokens"])
-    writer.add_token_types(told["tokenizer.ggml.token_type"])
-    writer.add_token_merges(told["tokenizer.ggml.merges"])
+    description = fields()
+    writer.add_token_list(description["tokenizer.ggml.tokens"])
+    writer.add_token_types(description["tokenizer.ggml.token_type"])
+    writer.add_token_merges(description["tokenizer.ggml.merges"])
     for name in ("bos", "eos", "pad", "unk"):
         getattr(writer, f"add_{name}_token_id")({"bos": 1, "unk": 0}.get(name, 2))
     writer.add_chat_template(TEMPLATE)
@@ -149,25 +149,25 @@ def write(file: Path, model: LlamaForCausalLM, four_bits: bool = False, architec
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_comes_back_as_it_was(tmp_path: Path, tied: bool) -> None:
+def test_a_converted_model_has_the_original_outputs(tmp_path: Path, tied: bool) -> None:
     model = tiny(tied)
-    found, _ = read_llama(write(tmp_path / "tiny.gguf", model))
+    loaded, _ = read_llama(write(tmp_path / "tiny.gguf", model))
     ids = torch.arange(40)[None]
-    torch.testing.assert_close(found(ids).logits, model(ids).logits, rtol=0, atol=0)
-    assert found.config.rms_norm_eps == 1e-5
-    assert (found.lm_head.weight is found.model.embed_tokens.weight) == tied
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=0)
+    assert loaded.config.rms_norm_eps == 1e-5
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
 
 
 def test_four_bits_are_scale_and_minimum_of_blocks_of_32(tmp_path: Path) -> None:
     """By hand from the bytes: two float16 and sixteen bytes, low halves first."""
     reader = gguf.GGUFReader(write(tmp_path / "tiny.gguf", tiny(), four_bits=True))
-    found, _ = read_llama(tmp_path / "tiny.gguf")
+    loaded, _ = read_llama(tmp_path / "tiny.gguf")
     (raw,) = (np.array(one.data) for one in reader.tensors if one.name == "blk.1.ffn_gate.weight")
     blocks = raw.reshape(96, WIDTH // 32, 20)
     scale, least = (blocks[..., at : at + 2].copy().view(np.float16).astype(np.float32) for at in (0, 2))
     bits = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], -1)
     by_hand = (scale * bits + least).reshape(96, WIDTH)
-    np.testing.assert_allclose(found.model.layers[1].mlp.gate_proj.weight.numpy(), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(loaded.model.layers[1].mlp.gate_proj.weight.numpy(), by_hand, rtol=1e-6)
     assert np.abs(by_hand - tiny().model.layers[1].mlp.gate_proj.weight.detach().numpy()).max() > 1e-4
 
 
@@ -175,20 +175,20 @@ def test_four_bits_are_scale_and_minimum_of_blocks_of_32(tmp_path: Path) -> None
 def test_it_is_what_transformers_reads(tmp_path: Path, four_bits: bool) -> None:
     pytest.importorskip("accelerate")
     file = write(tmp_path / "tiny.gguf", tiny(), four_bits)
-    found, _ = read_llama(file)
+    loaded, _ = read_llama(file)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
     ids = torch.arange(40)[None]
-    torch.testing.assert_close(found(ids).logits, stock(ids).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded(ids).logits, stock(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_halves_undo_what_llama_cpp_does() -> None:
     rows = np.random.default_rng(0).normal(size=(48, 5))
-    np.testing.assert_array_equal(halves(torch.from_numpy(permuted(rows, 3)), 3).numpy(), rows)
+    np.testing.assert_array_equal(unpermuted(torch.from_numpy(permuted(rows, 3)), 3).numpy(), rows)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_become_the_tokens_of_llama_cpp_and_come_back(text: str) -> None:
-    tokenizer = tokenizer_of(fields())
+    tokenizer = build_tokenizer(fields())
     ids = tokenizer(text)["input_ids"]
     assert [TOKENS[one] for one in ids] == by_llama_cpp(text)
     assert tokenizer.decode(ids) == text
@@ -196,13 +196,13 @@ def test_texts_become_the_tokens_of_llama_cpp_and_come_back(text: str) -> None:
 
 def test_marks_and_template_are_those_of_the_file(tmp_path: Path) -> None:
     _, tokenizer = read_llama(write(tmp_path / "tiny.gguf", tiny()))
-    told = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
-    assert told == [MARKS[1], MARKS[2], MARKS[2], MARKS[0]]
+    marks = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
+    assert marks == [MARKS[1], MARKS[2], MARKS[2], MARKS[0]]
     turns = [{"role": "user", "content": "the"}]
     assert tokenizer.apply_chat_template(turns, tokenize=False) == "user: the"
 
 
-def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_one_message(tmp_path: Path) -> None:
     whole = write(tmp_path / "tiny.gguf", tiny()).read_bytes()
     for name, content in {
         "empty": b"",
@@ -217,8 +217,8 @@ def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
         read_llama(tmp_path / "missing")
     with pytest.raises(UserError, match="'qwen2'; only llama"):
         read_llama(write(tmp_path / "other.gguf", tiny(), architecture="qwen2"))
-    with pytest.raises(UserError, match="kind 'gpt2', 'tekken' is not known"):
-        tokenizer_of({**fields(), "tokenizer.ggml.pre": "tekken"})
+    with pytest.raises(UserError, match="kind 'gpt2', 'tekken' is not supported"):
+        build_tokenizer({**fields(), "tokenizer.ggml.pre": "tekken"})
 
 
 @pytest.mark.slow
@@ -228,10 +228,10 @@ def test_the_real_model_is_what_transformers_reads_and_knows_a_capital() -> None
     if not (named := os.environ.get("FEDLOOM_SMOLLM2_GGUF")):
         pytest.skip("FEDLOOM_SMOLLM2_GGUF names no file")
     file = Path(named)
-    found, tokenizer = read_llama(file)
+    loaded, tokenizer = read_llama(file)
     stock = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     inputs = tokenizer("The capital of France is", return_tensors="pt")
-    torch.testing.assert_close(found(**inputs).logits, stock(**inputs).logits, rtol=1e-5, atol=1e-4)
-    assert tokenizer.decode(found(**inputs).logits[0, -1].argmax()) == " Paris"
+    torch.testing.assert_close(loaded(**inputs).logits, stock(**inputs).logits, rtol=1e-5, atol=1e-4)
+    assert tokenizer.decode(loaded(**inputs).logits[0, -1].argmax()) == " Paris"
     for text in HOSTILE:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

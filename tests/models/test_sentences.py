@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.models.added_models import home
+from fedloom.models.added_models import added_folder
 from fedloom.models.sentence_embeddings import LONGEST, embed_sentences
 from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
@@ -29,20 +29,20 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BertModel:
     """A tiny BERT where the added one is looked for."""
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "and", "cat", "dog"]
-    found = Tokenizer(
+    tokenizer = Tokenizer(
         models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
     )
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    found.post_processor = processors.TemplateProcessing(
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=found, pad_token="[PAD]", eos_token="[SEP]")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[SEP]")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         bert = BertModel(BertConfig(**SIZES, vocab_size=len(words), num_hidden_layers=2)).eval()
-    bert.save_pretrained(home("minilm"))
-    fast.save_pretrained(home("minilm"))
-    write_json(home("minilm") / "added.json", {"package": "x", "sha256": "x", "files": {}})
+    bert.save_pretrained(added_folder("minilm"))
+    fast.save_pretrained(added_folder("minilm"))
+    write_json(added_folder("minilm") / "added.json", {"package": "x", "sha256": "x", "files": {}})
     return bert
 
 
@@ -55,15 +55,15 @@ def test_an_embedding_is_the_scaled_mean_over_the_texts_own_tokens(model: BertMo
         "unknown words": [2, 1, 1, 3],
     }
     ids |= {"dog": [2, 7, 3], TEXTS[3]: [2, *[7] * (LONGEST - 2), 3]}
-    found = embed_sentences(TEXTS)
-    for text, row in zip(TEXTS, found, strict=True):
+    embeddings = embed_sentences(TEXTS)
+    for text, row in zip(TEXTS, embeddings, strict=True):
         with torch.no_grad():
             mean = model(torch.tensor([ids[text]])).last_hidden_state[0].mean(0)
         np.testing.assert_allclose(row, (mean / mean.norm()).numpy(), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
 
 
-def test_the_reference_reads_texts_by_the_function_it_is_given() -> None:
+def test_the_linear_baseline_uses_the_embedding_that_it_gets() -> None:
     """Texts that share no word with the training texts, but whose features tell them apart."""
 
     def example(text: str, label: int) -> Example:
@@ -98,10 +98,10 @@ def test_a_run_refuses_before_it_begins_where_the_model_is_missing(
 def test_a_run_with_embeddings_has_other_scores_and_says_so(model: BertModel, tmp_path: Path) -> None:
     del model
     words = run_experiment(small(), tmp_path / "words", Progress(None))["scores"]["linear"]
-    found = run_experiment(small(linear_text="minilm"), tmp_path / "minilm", Progress(None))["scores"][
+    embedded = run_experiment(small(linear_text="minilm"), tmp_path / "minilm", Progress(None))["scores"][
         "linear"
     ]
-    assert words["slices"]["image"] == found["slices"]["image"]
-    assert words["slices"]["text"] != found["slices"]["text"]
+    assert words["slices"]["image"] == embedded["slices"]["image"]
+    assert words["slices"]["text"] != embedded["slices"]["text"]
     page = (tmp_path / "minilm" / "report.html").read_text(encoding="utf-8")
     assert "sentence embeddings of the text" in page and "word counts" not in page

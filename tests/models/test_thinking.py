@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.answer_loss import answer_loss
 
-from fedloom.models.batches import Encoded, answer_loss, encode
+from fedloom.models.batches import Encoded, encode
 from fedloom.models.computed_cache import Memo
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
@@ -83,8 +84,8 @@ def loaded(tmp_path: Path) -> Loaded:
     return load
 
 
-def words(vlm: Vlm, found: Encoded) -> tuple[str, list[str]]:
-    return vlm.tokenizer.decode(found.prompt), [vlm.tokenizer.decode(one) for one in found.answers]
+def words(vlm: Vlm, encoded: Encoded) -> tuple[str, list[str]]:
+    return vlm.tokenizer.decode(encoded.prompt), [vlm.tokenizer.decode(one) for one in encoded.answers]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,7 +98,7 @@ def test_the_prompt_ends_where_an_answer_without_a_thought_begins(loaded: Loaded
     assert answer_loss(vlm, [ASKED]).isfinite()
 
 
-def test_a_template_that_changes_what_was_said_before_is_refused(loaded: Loaded) -> None:
+def test_a_template_that_changes_earlier_turns_is_refused(loaded: Loaded) -> None:
     vlm = loaded("gemma4", GEMMA4)
     changed = "{{ messages | length }}" + GEMMA4
     vlm.tokenizer.chat_template = changed

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.answer_loss import answer_loss
 from transformers import (
     Idefics2ImageProcessor,
     InternVLConfig,
@@ -21,7 +22,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from fedloom.models.batches import answer_loss, encode, option_scores
+from fedloom.models.batches import encode, option_scores
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation
@@ -99,10 +100,10 @@ def test_a_variant_scores_answers_as_the_stock_model_does(vlm: Vlm) -> None:
     given = dict(vlm.processor.image_processor(pixels, return_tensors="pt", **settings))
     sums = []
     for option in ASKED.options:
-        found = encode(vlm, ASKED, [option])
-        (tokens,) = found.answers
-        ids = torch.tensor([[*found.prompt, *tokens]])
-        images = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(found.prompt), given)
+        encoded = encode(vlm, ASKED, [option])
+        (tokens,) = encoded.answers
+        ids = torch.tensor([[*encoded.prompt, *tokens]])
+        images = TINY[vlm.model.config.model_type].stock(vlm.model, ids, len(encoded.prompt), given)
         logits = vlm.model(input_ids=ids, **images).logits[0, -len(tokens) - 1 : -1]
         losses = F.cross_entropy(logits, torch.tensor(tokens), reduction="none")
         sums.append(-losses.sum())
@@ -125,7 +126,7 @@ def ovis2_mixed(vocabulary: dict[str, int], image: int) -> Any:
 
 REFUSED: dict[str, tuple[str, Callable[[dict[str, int], int], Any], str]] = {
     "visual words at random": ("ovis2", partial(ovis2, tokenize_function="gumbel_argmax"), "at random"),
-    "marks of other numbers": ("ovis2", ovis2_mixed, r"<IMG_START>.* are not the numbers"),
+    "marks of other numbers": ("ovis2", ovis2_mixed, r"<IMG_START>.* do not have the ids"),
     "Gemma 3 in both directions": ("gemma3", gemma3_both, "sees later tokens"),
     "Gemma 4 in both directions": (
         "gemma4", partial(gemma4, use_bidirectional_attention="all"), "sees later tokens",
@@ -134,8 +135,10 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, int], int], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_right_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, build, told = REFUSED[name]
+def test_contradictory_configurations_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, build, message = REFUSED[name]
     folder = save_as(monkeypatch, family, {"build": build}, tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_vlm(str(folder))

@@ -82,7 +82,7 @@ def cut(ending: str) -> Callable[[dict[str, torch.Tensor]], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (drop("vision_model.encoder.layers.0.mlp.fc1.weight"), r"layers\.0\.mlp\.fc1\.weight is missing"),
         (
@@ -95,17 +95,17 @@ def cut(ending: str) -> Callable[[dict[str, torch.Tensor]], object]:
         ),
     ],
 )
-def test_an_encoder_without_all_of_its_weights_is_told(
-    encoder: Path, llm: Path, change: Callable[[dict[str, torch.Tensor]], object], told: str
+def test_an_encoder_without_all_of_its_weights_is_an_error(
+    encoder: Path, llm: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     """The text half beside it is no error, as other tests show by loading it."""
     tensors(change)(encoder)
-    with pytest.raises(UserError, match=r"model\.encoder: .*" + told):
+    with pytest.raises(UserError, match=r"model\.encoder: .*" + message):
         load_model(Chosen(str(encoder), str(llm)), 0)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict.clear, r"and \d+ more are missing"),
         (drop("lm_head.weight"), r"lm_head\.weight is missing"),
@@ -113,13 +113,13 @@ def test_an_encoder_without_all_of_its_weights_is_told(
         (lambda held: held.update(score=torch.zeros(2)), "tensor score is unknown"),
     ],
 )
-def test_a_language_model_without_all_of_its_weights_is_told(
-    encoder: Path, llm: Path, change: Callable[[dict[str, torch.Tensor]], object], told: str
+def test_a_language_model_without_all_of_its_weights_is_an_error(
+    encoder: Path, llm: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     tensors(change)(llm)
-    with pytest.raises(UserError, match=r"model\.llm: .*" + told):
+    with pytest.raises(UserError, match=r"model\.llm: .*" + message):
         load_model(Chosen(str(encoder), str(llm)), 0)
-    with pytest.raises(UserError, match=r"evaluate\.judge: .*" + told):
+    with pytest.raises(UserError, match=r"evaluate\.judge: .*" + message):
         load_judge(str(llm))
 
 
@@ -128,25 +128,25 @@ def spoil(ending: str, value: float) -> Callable[[dict[str, torch.Tensor]], obje
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(float("nan"), r"not numbers \(NaN\)"), (-float("inf"), "infinite values")]
+    ("value", "message"), [(float("nan"), r"not numbers \(NaN\)"), (-float("inf"), "infinite values")]
 )
-def test_weights_that_are_not_finite_are_told_by_file_and_tensor(
-    encoder: Path, llm: Path, tiny_model: Path, tmp_path: Path, value: float, told: str
+def test_an_error_names_file_and_tensor_of_weights_that_are_not_finite(
+    encoder: Path, llm: Path, tiny_model: Path, tmp_path: Path, value: float, message: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     tensors(spoil("q_proj.weight", value))(folder)
-    with pytest.raises(UserError, match=r"model\.safetensors: .*q_proj\.weight holds .*" + told):
+    with pytest.raises(UserError, match=r"model\.safetensors: .*q_proj\.weight holds .*" + message):
         load_vlm(str(folder))
     kept = Path(shutil.copytree(llm, tmp_path / "other"))
     tensors(spoil("layers.1.mlp.up_proj.weight", value))(llm)
     with pytest.raises(
-        UserError, match=r"evaluate\.judge: .*layers\.1\.mlp\.up_proj\.weight holds .*" + told
+        UserError, match=r"evaluate\.judge: .*layers\.1\.mlp\.up_proj\.weight holds .*" + message
     ):
         load_judge(str(llm))
-    with pytest.raises(UserError, match=r"model\.llm: .*layers\.1\.mlp\.up_proj\.weight holds .*" + told):
+    with pytest.raises(UserError, match=r"model\.llm: .*layers\.1\.mlp\.up_proj\.weight holds .*" + message):
         load_model(Chosen(str(encoder), str(llm)), 0)
     tensors(spoil("vision_model.encoder.layers.0.mlp.fc1.bias", value))(encoder)
-    with pytest.raises(UserError, match=r"model\.encoder: .*layers\.0\.mlp\.fc1\.bias holds .*" + told):
+    with pytest.raises(UserError, match=r"model\.encoder: .*layers\.0\.mlp\.fc1\.bias holds .*" + message):
         load_model(Chosen(str(encoder), str(kept)), 0)
 
 
@@ -159,22 +159,22 @@ def test_embeddings_that_are_tied_to_a_missing_tensor_are_missing(tiny_model: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "more", "told"),
+    ("kind", "more", "message"),
     [
         ("GraniteMoe", {"num_local_experts": 2}, "mixture of experts"),
         ("Gemma2", {"head_dim": 8}, r"not plain \(final_logit_softcapping\)"),
         ("Bloom", {"n_head": 2, "n_layer": 2}, "does not take positions"),
     ],
 )
-def test_a_decoder_that_cannot_be_used_is_told(
-    encoder: Path, tmp_path: Path, kind: str, more: dict[str, Any], told: str
+def test_a_decoder_that_cannot_be_used_is_an_error(
+    encoder: Path, tmp_path: Path, kind: str, more: dict[str, Any], message: str
 ) -> None:
     llm = write_llm(tmp_path / "other", kind, **more)
-    with pytest.raises(UserError, match=r"model\.llm: .*" + told):
+    with pytest.raises(UserError, match=r"model\.llm: .*" + message):
         load_model(Chosen(str(encoder), str(llm)), 0)
 
 
-def test_a_judge_with_a_template_that_cannot_be_used_is_told(llm: Path) -> None:
+def test_a_judge_with_a_template_that_cannot_be_used_is_an_error(llm: Path) -> None:
     (llm / "chat_template.jinja").write_text("{% for m in messages %}Q{% endfor %}")
     with pytest.raises(UserError, match=r"evaluate\.judge: .*leaves out what the user says"):
         load_judge(str(llm))

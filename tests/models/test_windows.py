@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.answer_loss import answer_loss
 
-from fedloom.models.batches import answer_loss, encode, generate, option_scores
-from fedloom.models.decoder_inputs import positions_of, slides, windows
+from fedloom.models.batches import encode, generate, option_scores
+from fedloom.models.decoder_inputs import attention_windows, has_sliding_window, max_positions
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.types import Conversation
@@ -114,9 +115,9 @@ def vlm(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return model
 
     monkeypatch.setitem(TINY, family, replace(TINY[family], build=wide))
-    found = load_vlm(str(save_tiny(family, tmp_path)))
-    assert slides(found) is DECODERS[request.param][3]
-    return found
+    vlm = load_vlm(str(save_tiny(family, tmp_path)))
+    assert has_sliding_window(vlm) is DECODERS[request.param][3]
+    return vlm
 
 
 @torch.no_grad()
@@ -142,7 +143,7 @@ def stock_losses(vlm: Vlm, conversation: Conversation, answer: str) -> torch.Ten
 
 def test_the_window_matters_to_the_stock_model(vlm: Vlm) -> None:
     """Otherwise the tests below could not fail."""
-    _, window = windows(vlm)
+    _, window = attention_windows(vlm)
     if window is None:
         return
     before = stock_losses(vlm, CONVERSATIONS[0], OPTIONS[1]).sum()
@@ -160,7 +161,7 @@ def test_the_training_loss_is_the_stock_models(vlm: Vlm) -> None:
     torch.testing.assert_close(answer_loss(vlm, CONVERSATIONS), stock.mean(), rtol=0, atol=1e-4)
 
 
-def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
+def test_generation_gives_the_most_likely_tokens_of_the_stock_model(vlm: Vlm) -> None:
     for conversation, reply in zip(CONVERSATIONS, generate(vlm, CONVERSATIONS, max_tokens=7), strict=True):
         said: list[int] = []
         while len(said) < 7:
@@ -182,4 +183,4 @@ def test_generation_says_what_the_stock_model_finds_likeliest(vlm: Vlm) -> None:
 )
 def test_the_limit_is_that_of_the_decoder(config: dict[str, Any], expected: int | None) -> None:
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config)))
-    assert positions_of(Vlm("x", model, None, FAMILIES["llava"], "")) == expected
+    assert max_positions(Vlm("x", model, None, FAMILIES["llava"], "")) == expected

@@ -1,6 +1,6 @@
 """A tiny random variant of every family: the real classes with a tiny configuration and a byte tokenizer.
 
-Pictures are a few dozen pixels wide, so that tiles, windows and merged patches all occur.
+Images are a few dozen pixels wide, so that tiles, windows and merged patches all occur.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def suffix_types(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, A
 
 
 def crossed(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
-    """Say which tokens see which picture, as Mllama's processor does."""
+    """Say which tokens see which image, as Mllama's processor does."""
     if not images:
         return {}
     from transformers.models.mllama.processing_mllama import (
@@ -173,19 +173,19 @@ def crossed(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) 
 
 
 def patched(model: Any, ids: torch.Tensor, prompt: int, images: dict[str, Any]) -> dict[str, Any]:
-    """Cut pictures into patches, as Fuyu's processor does."""
+    """Cut images into patches, as Fuyu's processor does."""
     if not images:
         return {}
-    processor, found = FuyuImageProcessor(patch_size={"height": 8, "width": 8}), []
-    pictures = [one for nested in images["images"] for one in nested]
+    processor, patches = FuyuImageProcessor(patch_size={"height": 8, "width": 8}), []
+    padded = [one for nested in images["images"] for one in nested]
     heights, widths = (
         [int(torch.as_tensor(one).flatten()[0]) for one in images[f"image_unpadded_{side}"]]
         for side in ("heights", "widths")
     )
-    for picture, height, width in zip(pictures, heights, widths, strict=True):
-        cut = np.asarray(picture)[:, : -(-height // 8) * 8, : -(-width // 8) * 8]
-        found.append(torch.as_tensor(processor.patchify_image(cut)))
-    return {"pixel_values": torch.cat(found)[None].float()}
+    for image, height, width in zip(padded, heights, widths, strict=True):
+        cut = np.asarray(image)[:, : -(-height // 8) * 8, : -(-width // 8) * 8]
+        patches.append(torch.as_tensor(processor.patchify_image(cut)))
+    return {"pixel_values": torch.cat(patches)[None].float()}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Tiny:
         image: The image token; "" for none.
         more: Further special tokens.
         named: Names of special tokens that processors ask for.
-        shown: What the chat template writes for a picture; None for families without a chat template.
+        shown: What the chat template writes for an image; None for families without a chat template.
         stock: How the stock model's inputs are made.
     """
 
@@ -498,7 +498,7 @@ def mllama(vocabulary: dict[str, int], image: int) -> Any:
     model = MllamaForConditionalGeneration(
         MllamaConfig(vision_config=vision, text_config=decoder, image_token_index=image)
     )
-    with torch.no_grad():  # gates start at zero, which would hide the picture
+    with torch.no_grad():  # gates start at zero, which would hide the image
         for name, value in model.named_parameters():
             if "gate" in name and value.numel() == 1:
                 value.fill_(0.7)
@@ -731,7 +731,7 @@ def save(name: str, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture of random pixels."""
+    """An image of random pixels."""
 
     key: str
     height: int = 20

@@ -25,13 +25,13 @@ def test_an_emoji_of_the_federated_pool_is_left_out_of_every_style(
         folder.mkdir(parents=True)
         icons = {name: {"body": f"<g id='{name}'/>"} for name in names.values()}
         (folder / "icons.json").write_text(json.dumps({"width": 36, "height": 36, "icons": icons}))
-    found = corpus.styles(tmp_path)
-    assert found.names == [pool("pretrain")[0]["name"]] * len(corpus.STYLES)
-    assert found.pixels.shape == (len(corpus.STYLES), 64, 64, 3)
+    drawn = corpus.styles(tmp_path)
+    assert drawn.names == [pool("pretrain")[0]["name"]] * len(corpus.STYLES)
+    assert drawn.pixels.shape == (len(corpus.STYLES), 64, 64, 3)
     assert len(seen) == len(corpus.STYLES)
     assert all(names["federated"] not in svg for svg in seen)
     seen.clear()
-    assert corpus.styles(tmp_path).texts == found.texts  # from the file, without drawing again
+    assert corpus.styles(tmp_path).texts == drawn.texts  # from the file, without drawing again
     assert not seen
 
 
@@ -43,7 +43,7 @@ def test_names_are_written_as_icon_sets_do(name: str, slug: str) -> None:
     assert corpus.slug(name) == slug
 
 
-def test_a_picture_of_a_name_has_the_meaning_of_its_last_noun() -> None:
+def test_an_image_has_the_meaning_of_the_last_noun_of_its_name() -> None:
     car = corpus.Sense(("car",), (5,), "artifact", "a vehicle", ("motor vehicle",))
     wheel = corpus.Sense(("wheel",), (3,), "artifact", "a round thing", ("machine",))
     meanings = corpus.Meanings([car, wheel])

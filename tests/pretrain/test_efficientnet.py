@@ -21,37 +21,37 @@ STAGES = (
 
 def blocks() -> list[tuple[int, int, int, int, int]]:
     """Kernel, stride, expansion, inputs and outputs of each of the sixteen blocks."""
-    found, width = [], 32
+    rows, width = [], 32
     for repeats, kernel, stride, expansion, outputs in STAGES:
         for number in range(repeats):
-            found.append((kernel, stride if number == 0 else 1, expansion, width, outputs))
+            rows.append((kernel, stride if number == 0 else 1, expansion, width, outputs))
             width = outputs
-    return found
+    return rows
 
 
 def layers() -> list[tuple[str, str, tuple[int, int, int, int]]]:
     """Convolution, batch norm and shape of every layer, by their published names."""
-    found = [("_conv_stem", "_bn0", (32, 3, 3, 3))]
+    rows = [("_conv_stem", "_bn0", (32, 3, 3, 3))]
     for number, (kernel, _, expansion, inputs, outputs) in enumerate(blocks()):
         name, inner = f"_blocks.{number}", inputs * expansion
         if expansion > 1:
-            found.append((f"{name}._expand_conv", f"{name}._bn0", (inner, inputs, 1, 1)))
-        found.append((f"{name}._depthwise_conv", f"{name}._bn1", (inner, 1, kernel, kernel)))
-        found.append((f"{name}._project_conv", f"{name}._bn2", (outputs, inner, 1, 1)))
-    return [*found, ("_conv_head", "_bn1", (1280, 320, 1, 1))]
+            rows.append((f"{name}._expand_conv", f"{name}._bn0", (inner, inputs, 1, 1)))
+        rows.append((f"{name}._depthwise_conv", f"{name}._bn1", (inner, 1, kernel, kernel)))
+        rows.append((f"{name}._project_conv", f"{name}._bn2", (outputs, inner, 1, 1)))
+    return [*rows, ("_conv_head", "_bn1", (1280, 320, 1, 1))]
 
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
     """Random tensors with the published names and shapes, which keep the size of what passes through."""
-    noise, found = torch.Generator().manual_seed(0), {}
+    noise, tensors = torch.Generator().manual_seed(0), {}
     for convolution, norm, shape in layers():
         inputs = shape[1] * shape[2] * shape[3]
-        found[f"{convolution}.weight"] = torch.randn(shape, generator=noise) * (2 / inputs) ** 0.5
+        tensors[f"{convolution}.weight"] = torch.randn(shape, generator=noise) * (2 / inputs) ** 0.5
         for name, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
-            found[f"{norm}.{name}"] = torch.rand(shape[0], generator=noise) + low
-        found[f"{norm}.num_batches_tracked"] = torch.tensor(7)
-    return {**found, "_fc.weight": torch.randn(1000, 1280, generator=noise), "_fc.bias": torch.zeros(1000)}
+            tensors[f"{norm}.{name}"] = torch.rand(shape[0], generator=noise) + low
+        tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+    return {**tensors, "_fc.weight": torch.randn(1000, 1280, generator=noise), "_fc.bias": torch.zeros(1000)}
 
 
 def layer(tensors: dict[str, Tensor], number: int, x: Tensor, stride: int = 1) -> Tensor:
@@ -88,10 +88,10 @@ def test_the_stock_model_computes_what_the_published_network_does(
     model = make_efficientnet.converted(tensors).double()
     tensors = {name: value.double() for name, value in tensors.items()}
     x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
-    found, expected = model(x).last_hidden_state, features(tensors, x)
-    assert found.shape == (2, 1280, side // 32, side // 32)
+    computed, expected = model(x).last_hidden_state, features(tensors, x)
+    assert computed.shape == (2, 1280, side // 32, side // 32)
     assert 0.05 < float(((expected > 0) & (expected < 6)).float().mean())  # no dead or saturated network
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(computed, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_no_tensor_may_be_missing_unknown_or_of_another_shape(tensors: dict[str, Tensor]) -> None:
@@ -106,10 +106,10 @@ def test_no_tensor_may_be_missing_unknown_or_of_another_shape(tensors: dict[str,
 
 def test_a_pixel_becomes_what_it_was_in_training() -> None:
     image = np.full((40, 60, 3), (0, 127, 255), np.uint8)
-    found = make_efficientnet.images()([image], return_tensors="pt")["pixel_values"]
-    assert found.shape == (1, 3, 128, 128)
+    computed = make_efficientnet.images()([image], return_tensors="pt")["pixel_values"]
+    assert computed.shape == (1, 3, 128, 128)
     for channel, value in enumerate((-127 / 128, 0.0, 1.0)):
-        torch.testing.assert_close(found[0, channel], torch.full((128, 128), value), rtol=0, atol=1e-6)
+        torch.testing.assert_close(computed[0, channel], torch.full((128, 128), value), rtol=0, atol=1e-6)
 
 
 def test_a_file_with_another_digest_is_not_read(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.answer_loss import answer_loss
 
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.models.batches import answer_loss, encode, generate, option_scores
+from fedloom.models.batches import encode, generate, option_scores
 from fedloom.models.load_model import BUNDLED, load_vlm
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
@@ -49,13 +50,13 @@ def work(aligned: Path, tmp_path: Path) -> Path:
 
 def questions(step: int) -> list[Exercise]:
     """Four questions about drawn scenes, one of them without its image, with a direction for two of them."""
-    found = []
+    exercises = []
     for number in range(4):
         example = MAKERS["classification"](stream(0, "free", step=step, client=number), str(number))
         shown = Presence(number > 0, True)
         one = TASKS["choice"].render(example, shown, clause=None, answer_form="text")
-        found.append(Exercise(one, None if number % 2 else np.eye(WIDTH, dtype=np.float32)[number]))
-    return found
+        exercises.append(Exercise(one, None if number % 2 else np.eye(WIDTH, dtype=np.float32)[number]))
+    return exercises
 
 
 def train(
@@ -66,13 +67,13 @@ def train(
     return {name: value.clone() for name, value in vlm.model.state_dict().items()}
 
 
-def test_the_decoder_starts_as_alignment_left_it(work: Path) -> None:
+def test_the_decoder_starts_with_the_weights_of_the_alignment(work: Path) -> None:
     state, known = free.assemble(work).model.state_dict(), align.decoder(work)
     for name, value in known.items():
         assert torch.equal(state[f"model.language_model.{name}"][: len(value)], value)
 
 
-def test_cut_short_and_taken_up_is_uninterrupted(work: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_result(work: Path) -> None:
     class Cut(Exception):
         pass
 
@@ -107,7 +108,7 @@ def test_training_changes_all_of_it_and_the_folder_is_a_stock_model(work: Path) 
     ids, (answer,) = torch.tensor([prompt]), encode(vlm, pictured, [pictured.answer]).answers
     ids = torch.tensor([[*prompt, *answer]])
     labels = torch.tensor([[*[-100] * len(prompt), *answer]])
-    patches = torch.stack(vlm.look([pictured.picture])).flatten(1, 2)
+    patches = torch.stack(vlm.image_features([pictured.picture])).flatten(1, 2)
     with torch.no_grad():
         loss = stock(input_ids=ids, pixel_values=patches, labels=labels).loss
     torch.testing.assert_close(answer_loss(vlm, [pictured]), loss, rtol=1e-5, atol=1e-5)

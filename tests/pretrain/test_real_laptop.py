@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fedloom.data.emoji import pool
 from fedloom.models.assemble_model import load_model
 from fedloom.models.batches import encode
-from fedloom.models.connectors import TRAINED, fresh
+from fedloom.models.connectors import BUNDLED_CONNECTORS, new_connector
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.types import Conversation
 from pretrain import corpus, real_laptop
@@ -42,13 +42,13 @@ def vlm(tmp_path: Path) -> Vlm:
     return load_model(SimpleNamespace(**parts, network=False, connector_weights=None), 0)
 
 
-def test_the_loss_behind_kept_keys_is_that_of_the_stock_model(vlm: Vlm) -> None:
+def test_the_loss_with_cached_keys_is_that_of_the_stock_model(vlm: Vlm) -> None:
     """Conversation by conversation, whole, without padding and without anything kept."""
     reader, connector = real_laptop.Reader(vlm), vlm.model.model.multi_modal_projector
     assert reader.start > 5
     asked = [real_laptop.rendered(one, "") for one in ("Which?", "What is its name, and why?", "No?")]
     answers, features = ["a cat", "b", "something long"], torch.randn(3, 16, 16)
-    found = reader.losses(connector, features, asked, answers)
+    losses = reader.losses(connector, features, asked, answers)
     for row, (one, answer) in enumerate(zip(asked, answers, strict=True)):
         ids = encode(vlm, one, (answer,))
         whole = torch.tensor([[*ids.prompt, *ids.answers[0]]])
@@ -57,7 +57,7 @@ def test_the_loss_behind_kept_keys_is_that_of_the_stock_model(vlm: Vlm) -> None:
         logits = vlm.model.lm_head(vlm.model.model.language_model(inputs_embeds=embeddings).last_hidden_state)
         count = len(ids.answers[0])
         by_hand = torch.nn.functional.cross_entropy(logits[0, -count - 1 : -1], whole[0, -count:])
-        torch.testing.assert_close(found[row], by_hand, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(losses[row], by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_variants_of_a_name_are_on_one_side_and_one_in_sixteen_is_held_out() -> None:
@@ -87,7 +87,7 @@ def test_batches_are_drawn_from_what_is_not_held_out() -> None:
     assert torch.equal(again, real_laptop.drawn(sources, meanings, 3)[0])
 
 
-def test_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint_without_a_difference(tmp_path: Path) -> None:
     def stepped(connector: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         for step in range(steps):
             optimizer.zero_grad()
@@ -95,7 +95,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
             optimizer.step()
 
     def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        connector = fresh("mlp2", 6, 4, 0).requires_grad_(True)
+        connector = new_connector("mlp2", 6, 4, 0).requires_grad_(True)
         return connector, torch.optim.AdamW(connector.parameters(), lr=1e-2)
 
     (one, optimizer), (other, resumed) = made(), made()
@@ -108,19 +108,19 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, value, rtol=0, atol=0)
 
 
-def test_the_connector_that_comes_with_fedloom_fits_its_parts() -> None:
+def test_the_bundled_connector_fits_its_parts() -> None:
     """From EfficientNet-Lite0 (1,280) to SmolLM2 (576), and trained with the encoder that comes with fedloom."""
-    file = TRAINED["real-laptop"]
+    file = BUNDLED_CONNECTORS["real-laptop"]
     assert file.stat().st_size < 3e6
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
+        metadata = opened.metadata()
         held = {key: opened.get_tensor(key) for key in opened.keys()}
-    wanted = fresh("mlp2", 1280, 576, 0).state_dict()
+    wanted = new_connector("mlp2", 1280, 576, 0).state_dict()
     assert {key: value.shape for key, value in held.items()} == {
         key: value.shape for key, value in wanted.items()
     }
     assert all(value.isfinite().all() and value.float().std() > 0 for value in held.values())
     bundled = load_vlm("bundled")
-    assert real_laptop.encoder_digest(bundled) == told["encoder"]
+    assert real_laptop.encoder_digest(bundled) == metadata["encoder"]
     card = (file.parent / "README.md").read_text(encoding="utf-8")
-    assert told["encoder"] in card and told["llm"].split()[-1] in card
+    assert metadata["encoder"] in card and metadata["llm"].split()[-1] in card

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.answer_loss import answer_loss
 
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.models.batches import answer_loss
 from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.params import Params
 from fedloom.seeds import stream

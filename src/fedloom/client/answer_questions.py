@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.models.batches import Connect, encode, generate, option_scores
-from fedloom.models.decoder_inputs import positions_of
+from fedloom.models.decoder_inputs import max_positions
 from fedloom.models.load_model import Vlm
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.system.processes import run_forked, threads_per_process
@@ -197,7 +197,7 @@ def _replies(
 def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:
     """Allow half as many tokens again as the longest right answer has, and a few more, as far as there are positions."""
     longest = max(len(vlm.tokenizer(one.answer)["input_ids"]) for one in batch)
-    wanted, positions = longest + longest // 2 + 4, positions_of(vlm)
+    wanted, positions = longest + longest // 2 + 4, max_positions(vlm)
     if positions is None:
         return wanted
     return max(1, min(wanted, positions - max(len(encode(vlm, one, []).prompt) for one in batch)))

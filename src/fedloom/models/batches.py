@@ -1,4 +1,4 @@
-"""From conversations to padded batches, and from batches to likelihoods of answers.
+"""Turn conversations into padded batches, and batches into likelihoods of answers or generated answers.
 
 Shape legend: K clients side by side, B conversations of each, L tokens in the longest, D model width, E encoder
 width, O options, N answer tokens in the batch.
@@ -17,32 +17,32 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from fedloom.models.chat_templates import answered
+from fedloom.models.chat_templates import assistant_turn
 from fedloom.models.decoder_inputs import (
     Connect,
     Rows,
-    attention,
-    connected,
+    attention_mask,
+    connect_images,
     decoder_inputs,
+    has_sliding_window,
     next_positions,
-    slides,
 )
 from fedloom.models.family_interface import Grid
-from fedloom.models.last_layer import reading
+from fedloom.models.last_layer import last_layer_at
 from fedloom.models.load_model import Vlm
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.types import Conversation, Turn
 
-LOGITS = 2**26
-"""Logits that are computed at once in training; more answer tokens go in pieces."""
+MAX_LOGITS = 2**26
+"""The most logits that training computes at once; a batch with more answer tokens is split into pieces."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Token ids of one conversation: the prompt up to where the answer starts, and possible answers.
+    """Token ids of one conversation: the prompt before the answer, and possible answers.
 
-    `prompt` holds an image token for every feature of a picture; `answers` end with the end-of-sequence token.
+    `prompt` has one image token for each feature of an image; each of `answers` ends with the end-of-sequence token.
     """
 
     prompt: tuple[int, ...]
@@ -50,79 +50,79 @@ class Encoded:
 
 
 def encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Encoded:
-    """Put a conversation into the model's chat template and tokenize it.
+    """Write a conversation with the model's chat template and tokenize it.
 
     Raises:
-        UserError: The chat template changes the prompt once an answer follows it, or does not show every
-            image once.
+        UserError: The chat template changes the prompt when an answer follows it, or does not write every image once.
     """
-    key, known = _key(vlm, conversation, answers), vlm.memo.tokens
-    if key not in known:
-        known[key] = _encode(vlm, conversation, answers)
-    return known[key]
+    key, cache = _key(vlm, conversation, answers), vlm.memo.tokens
+    if key not in cache:
+        cache[key] = _encode(vlm, conversation, answers)
+    return cache[key]
 
 
-def length(vlm: Vlm, conversation: Conversation) -> int:
-    """Return how many tokens a conversation has with its longest answer; nothing is remembered."""
-    found = _encode(vlm, conversation, conversation.options or (conversation.answer,))
-    return len(found.prompt) + max(map(len, found.answers))
+def count_tokens(vlm: Vlm, conversation: Conversation) -> int:
+    """Count the tokens of a conversation with its longest answer, without using the cache."""
+    encoded = _encode(vlm, conversation, conversation.options or (conversation.answer,))
+    return len(encoded.prompt) + max(map(len, encoded.answers))
 
 
 def image_tokens(vlm: Vlm, grid: Grid) -> int:
-    """Return how many tokens an image of a grid takes in a prompt, with the marks around it."""
-    text, known = _spelled(vlm, grid), vlm.memo.tokens
+    """Return how many tokens an image with this grid takes in a prompt, including the marks around it."""
+    text, cache = _image_text(vlm, grid), vlm.memo.tokens
     key = ("image tokens", text)
-    if key not in known:
-        known[key] = len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
-    return known[key]
+    if key not in cache:
+        cache[key] = len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return cache[key]
 
 
-def _key(vlm: Vlm, one: Conversation, answers: Sequence[str]) -> tuple[Any, ...]:
-    """Name everything that a conversation's tokens depend on."""
-    turns = [(turn.user, turn.answer, turn.places) for turn in (*one.history, one.turn)]
-    images = tuple(_spelled(vlm, grid) for grid in vlm.grids(one.pictures))
-    return (tuple(turns[:-1]), one.user, one.turn.places, one.system, images, tuple(answers))
+def _key(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> tuple[Any, ...]:
+    """Return everything that a conversation's tokens depend on, as a key of the cache."""
+    history = tuple((turn.user, turn.answer, turn.places) for turn in conversation.history)
+    images = tuple(_image_text(vlm, grid) for grid in vlm.grids(conversation.pictures))
+    last = conversation.turn
+    return (history, conversation.user, last.places, conversation.system, images, tuple(answers))
 
 
-def _spelled(vlm: Vlm, grid: Grid) -> str:
-    """Return the text that stands for an image; models with other connectors, and so digests, may have another."""
-    key, known = ("spelled", vlm.digest, grid), vlm.memo.tokens
-    if key not in known:
-        known[key] = vlm.family.spell(vlm.model, vlm.tokenizer, grid)
-    return known[key]
+def _image_text(vlm: Vlm, grid: Grid) -> str:
+    """Return the text that represents an image in a prompt; it may differ between connectors, hence the digest."""
+    key, cache = ("spelled", vlm.digest, grid), vlm.memo.tokens
+    if key not in cache:
+        cache[key] = vlm.family.spell(vlm.model, vlm.tokenizer, grid)
+    return cache[key]
 
 
 def _content(turn: Turn) -> list[dict[str, str]]:
-    """Write a user turn as a chat template takes it: texts and images in their order."""
+    """Return a user turn in the form that chat templates take: texts and images in order."""
     parts: list[dict[str, str]] = []
     before = 0
-    for place in turn.places:
-        if place > before:
-            parts.append({"type": "text", "text": turn.user[before:place]})
+    for index in turn.places:
+        if index > before:
+            parts.append({"type": "text", "text": turn.user[before:index]})
         parts.append({"type": "image"})
-        before = place
+        before = index
     if turn.user[before:] or before == 0:
         parts.append({"type": "text", "text": turn.user[before:]})
     return parts
 
 
 def _turns(conversation: Conversation) -> list[dict[str, Any]]:
-    """Write a conversation up to its answer as a chat template takes it."""
+    """Return a conversation up to its answer in the form that chat templates take."""
     turns: list[dict[str, Any]] = []
     if conversation.system is not None:
         turns.append({"role": "system", "content": [{"type": "text", "text": conversation.system}]})
     for turn in conversation.history:
-        turns += [{"role": "user", "content": _content(turn)}, answered(turn.answer)]
+        turns += [{"role": "user", "content": _content(turn)}, assistant_turn(turn.answer)]
     return [*turns, {"role": "user", "content": _content(conversation.turn)}]
 
 
 def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Encoded:
     turns, grids, tokenizer = _turns(conversation), vlm.grids(conversation.pictures), vlm.tokenizer
-    turns, prompt = vlm.processor.framed(turns)
+    turns, prompt = vlm.processor.build_prompt(turns)
     ends: list[tuple[int, ...]] = []
     for answer in answers:
-        written = vlm.processor.reply(turns, prompt, answer).rstrip("\n")
-        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+        reply = vlm.processor.reply(turns, prompt, answer).rstrip("\n")
+        ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
         ends.append((*ids, *(() if ids and ids[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,))))
     placeholder = vlm.family.placeholder(vlm.model, tokenizer)
     before, *after = prompt.split(placeholder) if placeholder else [prompt]
@@ -130,8 +130,8 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
         raise UserError(
             f"the chat template of {vlm.name!r} writes {placeholder!r} {len(after)} times for {len(grids)} images"
         )
-    spelled = [_spelled(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
-    text = vlm.family.tidy(tokenizer, before + "".join(spelled))
+    images = [_image_text(vlm, grid) + text for grid, text in zip(grids, after, strict=True)]
+    text = vlm.family.tidy(tokenizer, before + "".join(images))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id not in ids:
         ids = [tokenizer.bos_token_id, *ids]
@@ -140,20 +140,20 @@ def _encode(vlm: Vlm, conversation: Conversation, answers: Sequence[str]) -> Enc
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one training step of one or several clients needs.
+    """The inputs of one training step of one or several clients.
 
     Attributes:
         ids: Token ids, shape [K·B, L], padded on the right; a client with fewer than B conversations has
-            rows of padding, which bear no loss.
-        mask: 1 on tokens that are seen, shape [K·B, L].
-        features: Each client's encoder features, picture by picture, [*grid, E] each.
+            rows of padding, which add nothing to the loss.
+        mask: 1 on real tokens, 0 on padding, shape [K·B, L].
+        features: Each client's encoder features, [*grid, E] for each image.
         lengths: Tokens of each row's prompt; 0 in rows of padding.
-        grids: Grids of each row's pictures.
+        grids: Grids of each row's images.
         row: Row of each answer token, shape [N].
-        column: Position before each answer token, whose state predicts it, shape [N].
-        weight: What each answer token counts in its client's loss, shape [N].
+        column: Position before each answer token, whose hidden state predicts the token, shape [N].
+        weight: Weight of each answer token in its client's loss, shape [N].
         sizes: Number of answer tokens of each client.
-        reads: Positions of each client's answer states in the batch, as `reading` wants them, shape [K, n].
+        reads: Positions of each client's answer states in the batch, as `last_layer_at` wants them, shape [K, n].
     """
 
     ids: Tensor
@@ -165,14 +165,15 @@ class Batch:
     column: Tensor
     weight: Tensor
     sizes: tuple[int, ...]
-    reads: Tensor
+    answer_positions: Tensor
 
 
 def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | None = None) -> Batch:
-    """Encode the conversations of one training step, each client's as one group."""
+    """Build the batch of one training step from the conversations of each client, one group per client."""
     clock = clock or Clock()
     features = tuple(
-        tuple(vlm.look([picture for one in group for picture in one.pictures])) for group in groups
+        tuple(vlm.image_features([image for conversation in group for image in conversation.pictures]))
+        for group in groups
     )
     clock.lap("vision")
     height = max(len(group) for group in groups)
@@ -183,8 +184,8 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
     for group in groups:
         before = len(row)
         for conversation in group:
-            one = encode(vlm, conversation, [conversation.answer])
-            prompt, answer = one.prompt, one.answers[0]
+            encoded = encode(vlm, conversation, [conversation.answer])
+            prompt, answer = encoded.prompt, encoded.answers[0]
             row += [len(rows)] * len(answer)
             column += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
             weight += [1 / (len(answer) * len(group))] * len(answer)
@@ -192,12 +193,16 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
             lengths.append(len(prompt))
             grids.append(vlm.grids(conversation.pictures))
         spare = height - len(group)
-        rows, lengths, grids = rows + [[vlm.filler]] * spare, lengths + [0] * spare, grids + [()] * spare
+        rows, lengths, grids = (
+            rows + [[vlm.padding_token]] * spare,
+            lengths + [0] * spare,
+            grids + [()] * spare,
+        )
         sizes.append(len(row) - before)
     ids, mask = pad(vlm, rows)
     rows_of, columns_of = torch.tensor(row), torch.tensor(column)
-    places = (rows_of * ids.shape[1] + columns_of).split(sizes)
-    reads = pad_sequence(list(places), batch_first=True, padding_value=ids.numel())
+    positions = (rows_of * ids.shape[1] + columns_of).split(sizes)
+    answer_positions = pad_sequence(list(positions), batch_first=True, padding_value=ids.numel())
     batch = Batch(
         vlm.send(ids),
         vlm.send(mask),
@@ -208,7 +213,7 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
         vlm.send(columns_of),
         vlm.send(torch.tensor(weight)),
         tuple(sizes),
-        vlm.send(reads),
+        vlm.send(answer_positions),
     )
     clock.lap("data")
     return batch
@@ -216,27 +221,27 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
 
 def answer_states(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
     """Return the hidden states that predict the answers' tokens, shape [N, D]."""
-    tokens = connected(vlm, batch.features, connects)
+    tokens = connect_images(vlm, batch.features, connects)
     rows = Rows(batch.ids, batch.mask, batch.lengths, batch.grids)
-    with reading(vlm, batch.reads):
+    with last_layer_at(vlm, batch.answer_positions):
         states = vlm.decoder(**decoder_inputs(vlm, rows, tokens), use_cache=False)[0]
     return states[batch.row, batch.column]
 
 
 def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = None) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens for each client, shape [K].
+    """Compute the mean negative log-likelihood of the answers' tokens for each client, shape [K].
 
-    A client's conversations count alike, whatever the length of their answers. The head is applied at
-    answer positions only; question, padding and image tokens carry no loss.
+    All conversations of a client have the same weight, whatever the length of their answers. The head is applied at
+    answer positions only; question, padding and image tokens add nothing to the loss.
     """
     states, targets = (
         answer_states(vlm, batch, connects),
         batch.ids[batch.row, batch.column + 1],
     )  # [N, D], [N]
-    size = max(1, LOGITS // vlm.model.get_input_embeddings().num_embeddings)
+    size = max(1, MAX_LOGITS // vlm.model.get_input_embeddings().num_embeddings)
     if len(targets) <= size:
         losses = _token_losses(vlm, states, targets)
-    else:  # the backward pass computes each piece's logits again, so that only one piece's are there at a time
+    else:  # the backward pass computes each piece's logits again, so only one piece's are in memory at a time
         losses = torch.cat(
             [
                 checkpoint(partial(_token_losses, vlm), *piece, use_reentrant=False, preserve_rng_state=False)
@@ -251,15 +256,10 @@ def _token_losses(vlm: Vlm, states: Tensor, targets: Tensor) -> Tensor:  # [N, D
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def answer_loss(vlm: Vlm, conversations: Sequence[Conversation]) -> Tensor:
-    """Mean negative log-likelihood of the answers of one client's conversations, a scalar."""
-    return answer_losses(vlm, collate(vlm, [conversations]))[0]
-
-
 def pad(vlm: Vlm, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the right: ids [B, L] and mask [B, L] with 1 on real tokens."""
+    """Pad token ids on the right; return ids [B, L] and a mask [B, L] with 1 on real tokens."""
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), vlm.filler)
+    ids = torch.full((len(rows), width), vlm.padding_token)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
@@ -275,7 +275,7 @@ def _rows(
     conversations: Sequence[Conversation],
 ) -> Rows:
     lengths = tuple(len(prompt) for prompt in prompts)
-    return Rows(ids, mask, lengths, tuple(vlm.grids(one.pictures) for one in conversations))
+    return Rows(ids, mask, lengths, tuple(vlm.grids(conversation.pictures) for conversation in conversations))
 
 
 @torch.no_grad()
@@ -284,32 +284,33 @@ def option_scores(
 ) -> Tensor:
     """Score every option by the log-likelihood of its tokens after the prompt, shape [K·B, O].
 
-    One forward pass: a prompt is followed by all its options, and the attention mask lets an option see the
-    prompt and itself only, with positions counted as if it stood there alone. That gives what one pass
-    per option would give, at the cost of one prompt. With K clients' adapters side by side each of them
-    answers every conversation, in the same pass.
+    One forward pass scores all options: they follow the prompt one after another, the attention mask lets an option see
+    only the prompt and itself, and its positions are counted as if it followed the prompt directly. The scores are those
+    of one pass per option, at the cost of one prompt. With K clients' adapters side by side, each of them answers every
+    conversation in the same pass.
 
     Args:
         vlm: The model.
-        conversations: B of them, with options.
-        connects: The K clients' connectors; None stands for the model as it is, K = 1.
+        conversations: B conversations with options.
+        connects: The K clients' connectors; None for the model's own, K = 1.
     """
     connects = connects or [vlm.connect]
-    features = [vlm.look([picture for one in conversations for picture in one.pictures])] * len(connects)
+    images = [image for conversation in conversations for image in conversation.pictures]
+    features = [vlm.image_features(images)] * len(connects)
     conversations = [*conversations] * len(connects)
-    encoded = [encode(vlm, one, one.options) for one in conversations]
-    prompts = [one.prompt for one in encoded]
-    rows = [[*one.prompt, *(token for answer in one.answers for token in answer)] for one in encoded]
+    encoded = [encode(vlm, conversation, conversation.options) for conversation in conversations]
+    prompts = [row.prompt for row in encoded]
+    rows = [[*row.prompt, *(token for answer in row.answers for token in answer)] for row in encoded]
     ids, mask = pad(vlm, rows)
     width = ids.shape[1]
     segment = torch.full((len(rows), width), -1)  # −1 padding, 0 prompt, 1… option
     position = torch.zeros(len(rows), width, dtype=torch.long)
-    before = torch.zeros(len(rows), width, dtype=torch.long)  # the token whose state predicts this one
-    for index, (prompt, one) in enumerate(zip(prompts, encoded, strict=True)):
+    before = torch.zeros(len(rows), width, dtype=torch.long)  # the position whose state predicts this token
+    for index, (prompt, options) in enumerate(zip(prompts, encoded, strict=True)):
         start = len(prompt)
         segment[index, :start] = 0
         position[index, :start] = torch.arange(start)
-        for number, answer in enumerate(one.answers, 1):
+        for number, answer in enumerate(options.answers, 1):
             stop = start + len(answer)
             segment[index, start:stop] = number
             position[index, start:stop] = torch.arange(len(answer)) + len(prompt)
@@ -319,20 +320,20 @@ def option_scores(
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, L, L]
     allowed = causal & seen & (segment[:, None, :] >= 0)
     ids, mask, position, segment, before, allowed = (
-        vlm.send(one) for one in (ids, mask, position, segment, before, allowed)
+        vlm.send(tensor) for tensor in (ids, mask, position, segment, before, allowed)
     )
     padded = _rows(vlm, ids, mask, prompts, conversations)
-    tokens = connected(vlm, features, connects)
+    tokens = connect_images(vlm, features, connects)
     inputs = decoder_inputs(vlm, padded, tokens, allowed=allowed, position=position)
     row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
-    place = row * width + before[row, column]
-    with reading(vlm, place.unique().view(len(connects), -1)):
+    predicting = row * width + before[row, column]
+    with last_layer_at(vlm, predicting.unique().view(len(connects), -1)):
         states = vlm.decoder(**inputs, use_cache=False)[0]
-    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[place])
-    gained = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
-    options = max(len(one.answers) for one in encoded)
-    scores = torch.zeros(len(rows), options, device=vlm.device)
-    return scores.index_put_((row, segment[row, column] - 1), gained, accumulate=True).cpu()
+    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[predicting])
+    likelihoods = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
+    most = max(len(options.answers) for options in encoded)
+    scores = torch.zeros(len(rows), most, device=vlm.device)
+    return scores.index_put_((row, segment[row, column] - 1), likelihoods, accumulate=True).cpu()
 
 
 @torch.no_grad()
@@ -343,28 +344,28 @@ def generate(
     *,
     max_tokens: int = 32,
 ) -> list[str]:
-    """Answer each conversation greedily, in one padded batch with a key-value cache; see `option_scores`.
+    """Generate an answer to each conversation greedily, in one padded batch with a key-value cache.
 
-    Prompts are padded on the right: new tokens follow the padding in the cache, which no token sees, and are
-    counted on from their prompt's end.
+    The arguments are those of `option_scores`. Prompts are padded on the right: new tokens follow the padding in the
+    cache, which no token sees, and their positions continue from the end of their prompt.
     """
     from transformers import DynamicCache
 
     connects = connects or [vlm.connect]
-    features = [vlm.look([picture for one in conversations for picture in one.pictures])] * len(connects)
+    images = [image for conversation in conversations for image in conversation.pictures]
+    features = [vlm.image_features(images)] * len(connects)
     conversations = [*conversations] * len(connects)
-    prompts = [encode(vlm, one, []).prompt for one in conversations]
-    ids, mask = (vlm.send(one) for one in pad(vlm, prompts))
+    prompts = [encode(vlm, conversation, []).prompt for conversation in conversations]
+    ids, mask = (vlm.send(tensor) for tensor in pad(vlm, prompts))
     rows, cache = _rows(vlm, ids, mask, prompts, conversations), DynamicCache()
-    inputs = decoder_inputs(vlm, rows, connected(vlm, features, connects))
-    place = torch.arange(len(prompts), device=vlm.device) * ids.shape[1] + mask.sum(1) - 1
-    with reading(vlm, place.view(len(connects), -1)):
+    inputs = decoder_inputs(vlm, rows, connect_images(vlm, features, connects))
+    last = torch.arange(len(prompts), device=vlm.device) * ids.shape[1] + mask.sum(1) - 1
+    with last_layer_at(vlm, last.view(len(connects), -1)):
         states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]
-    states = states.flatten(0, 1)[place]  # [B, D]
+    states = states.flatten(0, 1)[last]  # [B, D]
     later, position = vlm.family.later(inputs), next_positions(vlm, inputs, rows)
-    places = torch.arange(ids.shape[1], device=vlm.device).expand(
-        len(prompts), -1
-    )  # [B, L], in tokens; of padding any
+    # Positions [B, L], counted in tokens; those of padding have no meaning.
+    along = torch.arange(ids.shape[1], device=vlm.device).expand(len(prompts), -1)
     ends = torch.tensor(_ends(vlm), device=vlm.device)
     tokens, done = [], torch.zeros(len(prompts), dtype=torch.bool, device=vlm.device)
     while True:
@@ -373,12 +374,12 @@ def generate(
         tokens.append(token.masked_fill(done, int(ends[0])))
         if bool(done.all()) or len(tokens) == max_tokens:
             break
-        places = torch.cat((places, mask.sum(1, keepdim=True)), 1)
+        along = torch.cat((along, mask.sum(1, keepdim=True)), 1)
         mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), 1)
-        seen = attention(vlm, mask[:, None].bool(), places) if slides(vlm) else mask
+        seen = attention_mask(vlm, mask[:, None].bool(), along) if has_sliding_window(vlm) else mask
         embeddings = vlm.model.get_input_embeddings()(token[:, None])
-        given = vlm.family.place(vlm.model, token[:, None], embeddings, [])
-        step = {**given, "attention_mask": seen, "position_ids": position, **later}
+        arguments = vlm.family.place(vlm.model, token[:, None], embeddings, [])
+        step = {**arguments, "attention_mask": seen, "position_ids": position, **later}
         states = vlm.decoder(**step, past_key_values=cache, use_cache=True)[0][:, 0]
         position = position + 1
     replies = torch.stack(tokens, 1)
@@ -386,7 +387,7 @@ def generate(
 
 
 def _ends(vlm: Vlm) -> list[int]:
-    """Return the tokens that end an answer: those of the model's generation settings and the tokenizer's."""
-    known = vlm.model.generation_config.eos_token_id
-    listed = known if isinstance(known, list) else [known]
-    return list(dict.fromkeys(one for one in (vlm.tokenizer.eos_token_id, *listed) if one is not None))
+    """Return the tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    configured = vlm.model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(token for token in (vlm.tokenizer.eos_token_id, *ends) if token is not None))

@@ -1,7 +1,7 @@
-"""Write conversations with a chat template, as a process of its own whose time and memory are bounded.
+"""Render conversations with a chat template in a separate process with limited time and memory.
 
-A template is a program that came with a model. It reads JSON, {"template", "requests": [[turns, whether a reply is asked
-for], …], "more", "seconds", "memory"}, and writes JSON, {"texts": […]} or {"error": reason}.
+A template is a program that comes with a model. This process reads JSON, {"template", "requests": [[turns, whether a
+generation prompt is added], …], "more", "seconds", "memory"}, and writes JSON, {"texts": […]} or {"error": reason}.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import sys
 from contextlib import suppress
 
 LONGEST = 2**20
-"""Characters that a conversation may become."""
+"""Characters that a rendered conversation may have."""
 
 
-def bound(seconds: int, memory: int) -> None:
-    """Let the operating system end this process when it takes so much more time or memory; where it cannot, our caller does."""
+def limit_resources(seconds: int, memory: int) -> None:
+    """Limit the further processor seconds and bytes of memory of this process, where the operating system can.
+
+    Elsewhere the caller ends the process.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -28,26 +31,26 @@ def bound(seconds: int, memory: int) -> None:
 
 
 def main() -> None:
-    """Answer the request on standard input."""
-    asked = json.load(sys.stdin)
+    """Read a request from standard input and write the result to standard output."""
+    request = json.load(sys.stdin)
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    bound(asked["seconds"], asked["memory"])
+    limit_resources(request["seconds"], request["memory"])
     texts: list[str] = []
     try:
-        for turns, reply in asked["requests"]:
-            written, _ = render_jinja_template(
+        for turns, prompt in request["requests"]:
+            rendered, _ = render_jinja_template(
                 conversations=[turns],
-                chat_template=asked["template"],
-                add_generation_prompt=reply,
-                **asked["more"],
+                chat_template=request["template"],
+                add_generation_prompt=prompt,
+                **request["more"],
             )
-            if len(written[0]) > LONGEST:
-                raise ValueError(f"it makes {len(written[0]):,} characters of a short question")
-            texts.append(written[0])
+            if len(rendered[0]) > LONGEST:
+                raise ValueError(f"it makes {len(rendered[0]):,} characters of a short question")
+            texts.append(rendered[0])
     except BaseException as error:  # whatever a foreign program raises
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        json.dump({"error": f"{type(error).__name__}: {told[:300]}"}, sys.stdout)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        json.dump({"error": f"{type(error).__name__}: {reason[:300]}"}, sys.stdout)
     else:
         json.dump({"texts": texts}, sys.stdout)
 

@@ -1,4 +1,4 @@
-"""The decoder's layers as compiled code, where fewer and larger pieces of work are faster than many small ones."""
+"""Compile the decoder's layers, so that a few large kernels replace many small ones."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 
 from fedloom.models.last_layer import layers_of
 from fedloom.models.load_model import Vlm
-from fedloom.models.replaced_forwards import forwards
+from fedloom.models.replaced_forwards import replaced_forwards
 
 
 @contextmanager
-def compiling(vlm: Vlm, wanted: bool = True, backend: str = "inductor") -> Iterator[None]:
-    """Let training inside this block go through compiled layers, all but the last; see torch.compile.
+def compiling(vlm: Vlm, enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
+    """Use compiled layers inside this block, for all layers but the last; see torch.compile.
 
-    What is fused is rounded elsewhere, so results agree with those of plain layers up to the last bits. A new kind of
-    shape is compiled when it comes, which takes some ten seconds: once for full batches, once for rests, once for
-    clients side by side. The last layer stays as it is, for where it is computed changes from step to step.
+    Fused operations round differently, so results agree with those of plain layers except for the last bits. Each new
+    shape is compiled when it first occurs, which takes about ten seconds: once for full batches, once for smaller last
+    batches, once for clients side by side. The last layer is not compiled, because the positions at which it is computed
+    change from step to step.
 
     Args:
-        vlm: The model; its layers are put back afterward.
-        wanted: False leaves everything as it is.
-        backend: What compiles, a name that torch.compile knows.
+        vlm: The model; its layers are restored afterward.
+        enabled: False changes nothing.
+        backend: The compiler, a backend of torch.compile.
     """
-    with forwards(layers_of(vlm)[:-1] if wanted else [], lambda way: torch.compile(way, backend=backend)):
+    with replaced_forwards(
+        layers_of(vlm)[:-1] if enabled else [], lambda forward: torch.compile(forward, backend=backend)
+    ):
         yield

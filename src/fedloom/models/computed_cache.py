@@ -1,6 +1,6 @@
-"""Keep what a model has computed of images and texts, so that nothing is computed twice.
+"""Cache what a model computes from images and texts, so that nothing is computed twice.
 
-Encoder features do not depend on the connector, so models that differ only in it share one memo.
+Encoder features do not depend on the connector, so models that differ only in their connectors share one cache.
 
 Shape legend: E encoder width; a grid is the shape of one image's features without E.
 """
@@ -18,13 +18,13 @@ from fedloom.models.feature_cache import FeatureStore
 from fedloom.types import LazyImage
 
 SHARD = 512
-"""Images whose features go into one file."""
+"""The most images whose features are stored in one file."""
 
-HELD = 2**30
-"""Bytes of features that are held in memory; the rest is read again or computed again."""
+MEMORY_LIMIT = 2**30
+"""Bytes of features that are kept in memory; others are read or computed again."""
 
-TOGETHER = 32
-"""Images that are encoded at once."""
+ENCODE_BATCH = 32
+"""Images that are encoded in one batch."""
 
 Encode = Callable[[Sequence[LazyImage]], Mapping[str, Tensor]]
 """Images → their encoder features [*grid, E] by image key, computed in one batch."""
@@ -32,77 +32,77 @@ Encode = Callable[[Sequence[LazyImage]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Memo:
-    """Encoder features and token ids by what they were computed from.
+    """A cache of encoder features and token ids.
 
-    The encoder is frozen in every strategy, so an empty memo gives the same numbers as a full one.
+    The encoder is frozen in every strategy, so an empty cache gives the same results as a full one.
 
     Attributes:
-        features: Encoder features [*grid, E] by image key, at most `HELD` bytes.
-        grids_known: Grids by image key.
-        tokens: What tokenizing conversations gives, each by everything that it depends on.
+        features: Encoder features [*grid, E] by image key, at most `MEMORY_LIMIT` bytes.
+        known_grids: Grids by image key.
+        tokens: Tokenized conversations and images, by everything that they depend on.
         store: Encoder features on disk, shared between runs, or None.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
-    grids_known: dict[str, Grid] = field(default_factory=dict)
+    known_grids: dict[str, Grid] = field(default_factory=dict)
     tokens: dict[Any, Any] = field(default_factory=dict)
     store: FeatureStore | None = None
 
-    def look(self, pictures: Sequence[LazyImage], encode: Encode) -> list[Tensor]:
-        """Return the encoder features of each image, shape [*grid, E]; those that are not known yet are computed once."""
-        found = {picture.key: self._known(picture.key) for picture in pictures}
-        missing = {picture.key: picture for picture in pictures if found[picture.key] is None}
+    def image_features(self, images: Sequence[LazyImage], encode: Encode) -> list[Tensor]:
+        """Return the encoder features of each image, shape [*grid, E]; features that are not cached are computed once."""
+        features = {image.key: self._cached(image.key) for image in images}
+        missing = {image.key: image for image in images if features[image.key] is None}
         todo = list(missing.values())
         for start in range(0, len(todo), SHARD):
-            fresh = _computed(todo[start : start + SHARD], encode)
+            computed = _encode_all(todo[start : start + SHARD], encode)
             if self.store is not None:
-                for shape in {value.shape for value in fresh.values()}:
-                    self.store.write({key: value for key, value in fresh.items() if value.shape == shape})
-            for key, value in fresh.items():
-                found[key] = value
-                self._hold(key, value)
-        known = {key: value for key, value in found.items() if value is not None}
-        self.grids_known.update({key: tuple(value.shape[:-1]) for key, value in known.items()})
-        return [known[picture.key] for picture in pictures]
+                for shape in {value.shape for value in computed.values()}:
+                    self.store.write({key: value for key, value in computed.items() if value.shape == shape})
+            for key, value in computed.items():
+                features[key] = value
+                self._keep(key, value)
+        complete = {key: value for key, value in features.items() if value is not None}
+        self.known_grids.update({key: tuple(value.shape[:-1]) for key, value in complete.items()})
+        return [complete[image.key] for image in images]
 
-    def grids(self, pictures: Sequence[LazyImage], encode: Encode) -> tuple[Grid, ...]:
-        """Return the grid of each image; features are read or computed only where no grid is known."""
-        unknown = [picture for picture in pictures if picture.key not in self.grids_known]
+    def grids(self, images: Sequence[LazyImage], encode: Encode) -> tuple[Grid, ...]:
+        """Return the grid of each image; features are read or computed only if its grid is unknown."""
+        unknown = [image for image in images if image.key not in self.known_grids]
         if self.store is not None:
-            kept = {picture.key: self.store.grid(picture.key) for picture in unknown}
-            self.grids_known.update({key: grid for key, grid in kept.items() if grid is not None})
-        self.look([picture for picture in unknown if picture.key not in self.grids_known], encode)
-        return tuple(self.grids_known[picture.key] for picture in pictures)
+            stored = {image.key: self.store.grid(image.key) for image in unknown}
+            self.known_grids.update({key: grid for key, grid in stored.items() if grid is not None})
+        self.image_features([image for image in unknown if image.key not in self.known_grids], encode)
+        return tuple(self.known_grids[image.key] for image in images)
 
-    def unknown(self, pictures: Iterable[LazyImage]) -> list[LazyImage]:
-        """Return the images whose features are neither held in memory nor kept in files, each once."""
-        missing = {one.key: one for one in pictures if one.key not in self.features}
+    def missing(self, images: Iterable[LazyImage]) -> list[LazyImage]:
+        """Return the images whose features are neither in memory nor in files, each once."""
+        missing = {image.key: image for image in images if image.key not in self.features}
         if self.store is not None:
-            missing = {key: one for key, one in missing.items() if key not in self.store}
+            missing = {key: image for key, image in missing.items() if key not in self.store}
         return list(missing.values())
 
-    def _known(self, key: str) -> Tensor | None:
+    def _cached(self, key: str) -> Tensor | None:
         value = self.features.get(key)
         if value is None and self.store is not None:
             value = self.store.read(key)
             if value is not None:
-                self._hold(key, value)
+                self._keep(key, value)
         return value
 
-    def _hold(self, key: str, value: Tensor) -> None:
-        if (len(self.features) + 1) * value.numel() * value.element_size() <= HELD:
+    def _keep(self, key: str, value: Tensor) -> None:
+        if (len(self.features) + 1) * value.numel() * value.element_size() <= MEMORY_LIMIT:
             self.features[key] = value
 
 
-def _computed(pictures: Sequence[LazyImage], encode: Encode) -> dict[str, Tensor]:
-    fresh: dict[str, Tensor] = {}
-    for start in range(0, len(pictures), TOGETHER):
-        some = pictures[start : start + TOGETHER]
+def _encode_all(images: Sequence[LazyImage], encode: Encode) -> dict[str, Tensor]:
+    features: dict[str, Tensor] = {}
+    for start in range(0, len(images), ENCODE_BATCH):
+        batch = images[start : start + ENCODE_BATCH]
         try:
-            fresh.update(encode(some))
-        except Exception:  # an image processor may refuse images together that it takes one by one
-            if len(some) == 1:
+            features.update(encode(batch))
+        except Exception:  # an image processor may fail on a batch of images that it takes one by one
+            if len(batch) == 1:
                 raise
-            for one in some:
-                fresh.update(encode([one]))
-    return fresh
+            for image in batch:
+                features.update(encode([image]))
+    return features

@@ -1,18 +1,18 @@
-"""Connectors: what turns features of an encoder into token embeddings of a decoder.
+"""Connectors: modules that turn features of an encoder into token embeddings of a decoder.
 
     linear      one linear layer
-    mlp2        two, with a GELU between them (LLaVA 1.5; the connector of the bundled model has this form)
-    mlp6        six, with GELUs between them
-    resampler   learned queries that attend to the features, so that a picture takes a fixed number of tokens
+    mlp2        two linear layers with a GELU between them (LLaVA 1.5 and the bundled model)
+    mlp6        six linear layers with GELUs between them
+    resampler   learned queries that attend to the features, so that an image takes a fixed number of tokens
 
 Reference: W. Zheng et al., "FedVLMBench", arXiv 2506.09638, compares the first three from CLIP ViT-B/32 (width
 768) to LLaMA-3.2-3B (width 3,072): 2,362,368, 11,802,624 and 49,563,648 parameters. The resampler follows J. Bai et
 al., "Qwen-VL", arXiv 2308.12966v3, section 2.1, and MiniCPM-V.
 
-Differs from the paper: the resampler's positions are sines of the place in a row of features, not of row and column,
-and its heads are 128 wide or, where D is no multiple of that, as little wider as divides D.
+Differs from the paper: the resampler's positions are sines of the index of a feature, not of its row and column,
+and its heads are 128 wide or, where D is not a multiple of 128, have the next larger width that divides D.
 
-Shape legend: B pictures, T features of a picture, E encoder width, D language-model width, Q queries, H heads.
+Shape legend: B images, T features of an image, E encoder width, D language-model width, Q queries, H heads.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 
-TRAINED = {
+BUNDLED_CONNECTORS = {
     name: Path(__file__).parent / "bundled-connectors" / name / "connector.safetensors"
     for name in ("real-laptop",)
 }
-"""Trained connectors that come with fedloom, name → file; the card beside it says from what to what."""
+"""Trained connectors that are bundled, name → file; the model card beside it names encoder and language model."""
 
 
 class Resampler(nn.Module):
-    """Give Q tokens for any number of features: one layer of attention from learned queries.
+    """A connector that turns any number of features into Q tokens: one attention layer with learned queries.
 
     Args:
         inputs: Width E of the features.
@@ -57,31 +57,32 @@ class Resampler(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(outputs, outputs) for _ in range(4))
 
     def forward(self, features: Tensor) -> Tensor:  # [B, T, E] → [B, Q, D]
-        """Let the queries attend to the features."""
-        seen = self.norm_features(self.features(features))  # [B, T, D]
-        asked = self.query(self.norm_queries(self.queries)).expand(len(features), -1, -1)
-        keys = self.key(seen + places(seen.shape[1], seen.shape[2]).to(seen))
+        """Compute the tokens of features: the queries attend to them."""
+        states = self.norm_features(self.features(features))  # [B, T, D]
+        queries = self.query(self.norm_queries(self.queries)).expand(len(features), -1, -1)
+        keys = self.key(states + sinusoidal_positions(states.shape[1], states.shape[2]).to(states))
         query, key, value = (
-            one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (asked, keys, self.value(seen))
+            tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for tensor in (queries, keys, self.value(states))
         )  # [B, H, …, D / H]
-        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.out(self.norm(found))
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.out(self.norm(attended))
 
 
-def places(count: int, width: int) -> Tensor:
-    """Return sines and cosines of places in a row, shape [count, width]."""
+def sinusoidal_positions(count: int, width: int) -> Tensor:
+    """Return sines and cosines of the positions 0 … count − 1, shape [count, width]."""
     rates = torch.exp(torch.arange(0, width, 2) * (-torch.log(torch.tensor(10_000.0)) / width))
     angles = torch.arange(count)[:, None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=1)[:, :width]
 
 
 def mlp(inputs: int, outputs: int, queries: int, *, layers: int) -> nn.Module:
-    """Make a perceptron of linear layers with GELUs between them; every layer but the first is D × D."""
-    del queries  # a token for each feature
-    found: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    """Build a perceptron of linear layers with GELUs between them; every layer but the first is D × D."""
+    del queries  # there is one token for each feature
+    modules: list[nn.Module] = [nn.Linear(inputs, outputs)]
     for _ in range(layers - 1):
-        found += [nn.GELU(), nn.Linear(outputs, outputs)]
-    return nn.Sequential(*found)
+        modules += [nn.GELU(), nn.Linear(outputs, outputs)]
+    return nn.Sequential(*modules)
 
 
 CONNECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -93,8 +94,8 @@ CONNECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
 """(E, D, Q) → a module that turns [B, T, E] into [B, T, D], or [B, Q, D] from a resampler."""
 
 
-def fresh(name: str, inputs: int, outputs: int, seed: int, queries: int = 16) -> nn.Module:
-    """Make a connector whose weights depend on the seed only.
+def new_connector(name: str, inputs: int, outputs: int, seed: int, queries: int = 16) -> nn.Module:
+    """Build a connector whose random weights depend only on the seed.
 
     Matrices are drawn uniformly in ±1/√(inputs of the layer), as torch draws a linear layer; biases are zero.
 
@@ -102,7 +103,7 @@ def fresh(name: str, inputs: int, outputs: int, seed: int, queries: int = 16) ->
         name: A key of `CONNECTORS`.
         inputs: Encoder width E.
         outputs: Language-model width D.
-        seed: Names the random streams.
+        seed: Seed of the random streams.
         queries: Tokens of a resampler.
     """
     connector = CONNECTORS[name](inputs, outputs, queries)
@@ -118,54 +119,57 @@ def fresh(name: str, inputs: int, outputs: int, seed: int, queries: int = 16) ->
 
 
 def trained_file(weights: str) -> Path:
-    """Return the file of a trained connector: a name in `TRAINED` or a path.
+    """Return the file of a trained connector.
+
+    Args:
+        weights: A name in `BUNDLED_CONNECTORS` or a path.
 
     Raises:
         UserError: There is no such file.
     """
-    found = TRAINED.get(weights, Path(weights))
-    if not found.is_file():
+    file = BUNDLED_CONNECTORS.get(weights, Path(weights))
+    if not file.is_file():
         raise UserError(
             f"model.connector_weights: there is no file {weights!r}; give a safetensors file, or one of "
-            f"{', '.join(TRAINED)}"
+            f"{', '.join(BUNDLED_CONNECTORS)}"
         )
-    return found
+    return file
 
 
 @torch.no_grad()
-def put_trained(connector: nn.Module, name: str, weights: str) -> None:
+def load_trained(connector: nn.Module, name: str, weights: str) -> None:
     """Copy the values of a trained connector into a connector of the same form.
 
     Args:
-        connector: Made by `fresh`; changed in place.
-        name: The key of `CONNECTORS` it was made by, for messages.
-        weights: A name in `TRAINED`, or a safetensors file with a tensor for each parameter of `connector`.
+        connector: A connector from `new_connector`; changed in place.
+        name: Its key of `CONNECTORS`, for messages.
+        weights: A name in `BUNDLED_CONNECTORS`, or a safetensors file with a tensor for each parameter of `connector`.
 
     Raises:
         UserError: The file is missing or damaged, or holds a connector of another form.
     """
     try:
-        found = load_file(trained_file(weights))
+        values = load_file(trained_file(weights))
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.connector_weights: {weights!r} is damaged ({error})") from error
-    wanted = dict(connector.named_parameters())
-    held = {key: list(value.shape) for key, value in found.items()}
-    needed = {key: list(value.shape) for key, value in wanted.items()}
-    for key in sorted({*held, *needed}):
-        if held.get(key) != needed.get(key):
+    parameters = dict(connector.named_parameters())
+    stored = {key: list(value.shape) for key, value in values.items()}
+    expected = {key: list(value.shape) for key, value in parameters.items()}
+    for key in sorted({*stored, *expected}):
+        if stored.get(key) != expected.get(key):
             raise UserError(
                 f"model.connector_weights: {weights!r} does not fit: the connector {name} between these parts has "
-                f"{key} {needed.get(key, 'not at all')}, the file {held.get(key, 'not at all')}"
+                f"{key} {expected.get(key, 'not at all')}, the file {stored.get(key, 'not at all')}"
             )
-    for key, value in wanted.items():
-        if not found[key].is_floating_point() or not bool(found[key].isfinite().all()):
+    for key, parameter in parameters.items():
+        if not values[key].is_floating_point() or not bool(values[key].isfinite().all()):
             raise UserError(
                 f"model.connector_weights: {weights!r} holds values of {key} that are not finite numbers"
             )
-        value.copy_(found[key])
+        parameter.copy_(values[key])
 
 
 def tokens_out(model: Any, features: int) -> int:
-    """Return how many tokens a model makes of so many features: as many, or a resampler's number."""
-    resamplers = [one for one in model.modules() if isinstance(one, Resampler)]
+    """Return how many tokens a model makes of a number of features: the same number, or a resampler's own."""
+    resamplers = [module for module in model.modules() if isinstance(module, Resampler)]
     return resamplers[0].queries.shape[0] if resamplers else features

@@ -1,6 +1,6 @@
-"""What the decoder is given: embeddings with pictures in them, who sees whom, and positions.
+"""The decoder's inputs: embeddings that include images, attention masks, and positions.
 
-Shape legend: B conversations, L tokens in the longest, T image tokens of a picture, D model width, A axes of
+Shape legend: B conversations, L tokens in the longest, T image tokens of an image, D model width, A axes of
 positions.
 """
 
@@ -22,13 +22,13 @@ Connect = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Token ids as the decoder sees them.
+    """Padded token ids of conversations.
 
     Attributes:
-        ids: Prompts with what follows them, padded on the right, shape [B, L].
+        ids: Prompts and the tokens after them, padded on the right, shape [B, L].
         mask: 1 on real tokens, 0 on padding, shape [B, L].
-        lengths: Tokens of each row's prompt; only it holds pictures.
-        grids: Grids of each row's pictures.
+        lengths: Tokens of each row's prompt; only prompts hold images.
+        grids: Grids of each row's images.
     """
 
     ids: Tensor
@@ -49,10 +49,10 @@ def decoder_inputs(
 
     Args:
         vlm: The model.
-        rows: What it sees.
-        tokens: Connected features of all pictures in reading order, shape [T, D] each.
-        allowed: Which token (second dimension) sees which (third), shape [B, L, L]; None lets every token see
-            those before it.
+        rows: The conversations.
+        tokens: Token embeddings of all images in reading order, shape [T, D] each.
+        allowed: Whether a token (second dimension) sees another (third), shape [B, L, L]; None lets every token see
+            the earlier ones.
         position: Positions counted in tokens, shape [B, L]; None counts along the row.
     """
     family, model = vlm.family, vlm.model
@@ -67,7 +67,9 @@ def decoder_inputs(
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
             within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
-    inputs["attention_mask"] = rows.mask if allowed is None else attention(vlm, allowed, position, within)
+    inputs["attention_mask"] = (
+        rows.mask if allowed is None else attention_mask(vlm, allowed, position, within)
+    )
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:
@@ -75,25 +77,25 @@ def decoder_inputs(
     return inputs
 
 
-def connected(
+def connect_images(
     vlm: Vlm, features: Sequence[Sequence[Tensor]], connects: Sequence[Connect] | None = None
 ) -> list[Tensor]:
-    """Return the token embeddings of pictures, shape [T, D] each; a client's pictures of one grid go together.
+    """Return the token embeddings of images, shape [T, D] each; a client's images of one grid form one batch.
 
     Args:
         vlm: The model.
-        features: Each client's pictures, [*grid, E] each.
-        connects: Each client's connector; None is the model's own for all.
+        features: The features of each client's images, [*grid, E] each.
+        connects: Each client's connector; None for the model's own.
     """
-    found: list[Tensor] = []
-    for connect, pictures in zip(connects or [vlm.connect] * len(features), features, strict=True):
-        mine: dict[int, Tensor] = {}
-        for shape in dict.fromkeys(one.shape for one in pictures):
-            places = [place for place, one in enumerate(pictures) if one.shape == shape]
-            tokens = connect(vlm.send(torch.stack([pictures[place] for place in places])))
-            mine.update(zip(places, tokens, strict=True))
-        found += [mine[place] for place in range(len(pictures))]
-    return found
+    embeddings: list[Tensor] = []
+    for connect, images in zip(connects or [vlm.connect] * len(features), features, strict=True):
+        by_index: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(image.shape for image in images):
+            indices = [index for index, image in enumerate(images) if image.shape == shape]
+            tokens = connect(vlm.send(torch.stack([images[index] for index in indices])))
+            by_index.update(zip(indices, tokens, strict=True))
+        embeddings += [by_index[index] for index in range(len(images))]
+    return embeddings
 
 
 def next_positions(vlm: Vlm, inputs: Mapping[str, Any], rows: Rows) -> Tensor:
@@ -106,24 +108,24 @@ def next_positions(vlm: Vlm, inputs: Mapping[str, Any], rows: Rows) -> Tensor:
 
 
 def _axes(vlm: Vlm, rows: Rows, position: Tensor | None) -> Tensor:
-    """Count positions on the family's axes, [A, B, L]; what follows a prompt goes on from its largest."""
+    """Return positions on the family's axes, [A, B, L]; tokens after a prompt continue from its largest position."""
     assert vlm.family.positions is not None
-    found = []
+    positions = []
     for row, (length, grids) in enumerate(zip(rows.lengths, rows.grids, strict=True)):
-        length = max(length, 1)  # a row of padding counts like a prompt of one token
+        length = max(length, 1)  # a row of padding has a prompt of one token
         axes = vlm.family.positions(vlm.model, rows.ids[row, :length], grids)
         along = torch.arange(rows.ids.shape[1], device=vlm.device) if position is None else position[row]
-        rest = along[length:] - length + axes.max() + 1
-        found.append(torch.cat((axes, rest.expand(len(axes), -1)), dim=1))
-    return torch.stack(found, dim=1)
+        following = along[length:] - length + axes.max() + 1
+        positions.append(torch.cat((axes, following.expand(len(axes), -1)), dim=1))
+    return torch.stack(positions, dim=1)
 
 
-def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
-    """Return the kinds of layers that the decoder asks masks for, by name, and how many positions a window shows.
+def attention_windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
+    """Return the kinds of layers for which the decoder needs masks, by name, and the positions in a sliding window.
 
-    Decoders that list their layers (Gemma, Qwen2) ask for a mask of each kind. Those that do not (Mistral, Phi-3) take one
-    mask, and where their configuration has a window, every layer sees through it. That is how transformers' models
-    read their configurations; see `create_masks_for_generate`.
+    Decoders that list their layers (Gemma, Qwen2) need one mask of each kind. Others (Mistral, Phi-3) take one mask; if
+    their configuration has a window, it applies to every layer. transformers' models read their configurations in
+    this way; see `create_masks_for_generate`.
     """
     config = vlm.model.config.get_text_config()
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
@@ -132,42 +134,41 @@ def windows(vlm: Vlm) -> tuple[frozenset[str], int | None]:
     return (frozenset(kinds), window) if "sliding_attention" in kinds else (frozenset(), None)
 
 
-def positions_of(vlm: Vlm) -> int | None:
-    """Return how many positions the decoder was made for, or None where its configuration gives no number."""
+def max_positions(vlm: Vlm) -> int | None:
+    """Return the most positions that the decoder supports, or None if its configuration gives no number."""
     config = vlm.model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
-        found = getattr(config, name, None)
-        if isinstance(found, int) and found > 0:
-            return found
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
     return None
 
 
-def slides(vlm: Vlm) -> bool:
-    """Return whether some layers of the decoder see a window only."""
-    return windows(vlm)[1] is not None
+def has_sliding_window(vlm: Vlm) -> bool:
+    """Return whether some layers of the decoder see only a sliding window."""
+    return attention_windows(vlm)[1] is not None
 
 
-def attention(
+def attention_mask(
     vlm: Vlm, allowed: Tensor, position: Tensor | None = None, within: Tensor | None = None
 ) -> Tensor | dict[str, Tensor]:
-    """Turn who may see whom into what is added to attention, for layers with a window within that window.
+    """Return the values that are added to attention scores, 0 or the lowest number, for each kind of layer.
 
-    A mask of this kind says everything, because a decoder that is given one makes none of its own.
+    The mask must be complete, because a decoder that gets one builds none of its own.
 
     Args:
         vlm: The model.
-        allowed: Which of the last Q tokens sees which of all K, shape [B, Q, K].
-        position: Positions of all K, counted in tokens, shape [B, K]; None counts along the row.
-        within: Which tokens see each other in both directions besides, shape [B, Q, K]; None is none. The family says
-            whether they do so in whole layers too (`near`) and across a window (`across`).
+        allowed: Whether one of the last Q tokens sees one of all K, shape [B, Q, K].
+        position: Positions of all K tokens, counted in tokens, shape [B, K]; None counts along the row.
+        within: Which tokens also see each other in both directions, shape [B, Q, K]; None for no such tokens. The
+            family's `near` and `across` decide in which layers they do.
 
     Returns:
-        Values to add, shape [B, 1, Q, K], or such values by kind of layer.
+        Values to add, shape [B, 1, Q, K], or a dict of them by kind of layer.
     """
     queries, keys = allowed.shape[1:]
-    itself = torch.eye(keys, dtype=torch.bool, device=vlm.device)[
-        keys - queries :
-    ]  # so that padding has something to see
+    # A token always sees itself, so that padding sees something.
+    itself = torch.eye(keys, dtype=torch.bool, device=vlm.device)[keys - queries :]
     dtype = vlm.precision
 
     def added(seen: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def attention(
             ~seen, torch.finfo(dtype).min
         )[:, None]
 
-    kinds, window = windows(vlm)
+    kinds, window = attention_windows(vlm)
     family, both = vlm.family, allowed if within is None else allowed | within
     whole = added((allowed if family.near else both) | itself)
     if window is None:

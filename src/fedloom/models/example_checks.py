@@ -1,8 +1,8 @@
-"""Check examples against a model before a run begins: its image processor, and how many tokens it takes.
+"""Check before a run that the model can use every example: its images, and its number of tokens.
 
-An image that the model's image processor refuses, or of which no image token is left, makes its record invalid. So
-does a record whose tokens are more than the model has positions for, unless its text evidence may be cut, and for a
-language model without an encoder a record whose evidence is an image alone.
+A record is invalid if the model's image processor fails on its image or leaves no image token of it, if it has more
+tokens than the model has positions and its text may not be cut, or if it has an image and no text and the model is a
+language model without an encoder.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from typing import Any, Literal
 
 from fedloom.data.images import FileImage
 from fedloom.data.record_files import quoted
-from fedloom.models.batches import image_tokens, length
+from fedloom.models.batches import count_tokens, image_tokens
 from fedloom.models.computed_cache import SHARD
-from fedloom.models.decoder_inputs import positions_of
+from fedloom.models.decoder_inputs import max_positions
 from fedloom.models.load_model import Vlm
 from fedloom.models.text_only import TEXT_ONLY, without_images
 from fedloom.types import Conversation, DataSet, Example, LazyImage, Rejected
 
 MOST_TOKENS = 8192
-"""Tokens of one conversation where `model.max_tokens` is null and the model has more positions.
+"""The most tokens of a conversation if `model.max_tokens` is null and the model has more positions.
 
-Scoring options side by side takes memory that grows with the square of the length: 8,192 tokens take about 0.3 GB
-for every conversation of a batch, beside what the model itself needs. Many options take several passes, see
+Scoring options takes memory that grows with the square of the length: 8,192 tokens take about 0.3 GB
+for every conversation of a batch, in addition to the model itself. Many options take several passes; see
 `fedloom.client.answer_questions.PACKED`.
 """
 
 BYTES_A_TOKEN = 64
-"""More bytes of text than this for every token allowed are too long without being counted."""
+"""A text with more bytes than this for each allowed token is too long; its tokens are not counted."""
 
 TooLong = Literal["skip", "cut"]
-Shapes = Callable[[Example], Sequence[Conversation]]
-"""Example → the conversations that a run may make of it, with all of its evidence."""
+ConversationsOf = Callable[[Example], Sequence[Conversation]]
+"""Example → the conversations that a run may build from it, with all of its modalities."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What a model can use of a data set.
+class CheckedData:
+    """A data set after the check.
 
     Attributes:
-        data: The data set without the examples that the model cannot use, which are now among its invalid records.
+        data: The data set; examples that the model cannot use are now among its invalid records.
         cut: One sentence for each example whose text was cut.
-        computed: Images whose features were computed.
-        unseen: Examples that have an image beside their text which the model does not see.
+        computed: Number of images whose features were computed.
+        unseen: Number of examples that are used without their image, because the model sees text only.
     """
 
     data: DataSet
@@ -54,36 +54,38 @@ class Checked:
 
     @property
     def messages(self) -> list[str]:
-        """What the user must know of it besides invalid records, in sentences."""
+        """Sentences for the user, besides those on invalid records."""
         count = f"{self.unseen:,} examples are" if self.unseen > 1 else "1 example is"
         blind = f"{count} used without their image{'s' if self.unseen > 1 else ''}: {TEXT_ONLY}"
         return [*([blind] if self.unseen else []), *self.cut]
 
     @property
-    def noted(self) -> dict[str, Any]:
-        """What the record holds of it, where there is anything."""
+    def for_run_log(self) -> dict[str, Any]:
+        """Entries for the run's log; empty ones are left out."""
         return {
             **({"cut": [*self.cut]} if self.cut else {}),
             **({"unseen": self.unseen} if self.unseen else {}),
         }
 
 
-def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: int | None = None) -> Checked:
-    """Check every example of a data set against a model; an example is kept as it is wherever it can be used.
+def check_examples(
+    vlm: Vlm, data: DataSet, conversations_of: ConversationsOf, too_long: TooLong, most: int | None = None
+) -> CheckedData:
+    """Check whether a model can use every example of a data set; usable examples are not changed.
 
     Args:
         vlm: The model.
         data: The data set.
-        shapes: What conversations the run makes of an example.
-        too_long: Whether an example of too many tokens is skipped, or its text evidence cut at the end.
-        most: Tokens allowed, at least 1; None as in `limit_of`.
+        conversations_of: Example → the conversations that the run builds from it.
+        too_long: Whether an example with too many tokens is skipped, or its text cut at the end.
+        most: The most tokens, at least 1; None as in `token_limit`.
     """
     sees = vlm.family.images
-    pictures = [one for example in data.examples for one in example.pictures if sees]
-    unread = {id(one): reason for one in pictures if (reason := _unread(one)) is not None}
-    computed, refused = _refused(vlm, [one for one in pictures if id(one) not in unread])
-    limit = limit_of(vlm, most)
-    size = _bounds(vlm)
+    images = [image for example in data.examples for image in example.pictures if sees]
+    unread = {id(image): reason for image in images if (reason := _why_unreadable(image)) is not None}
+    computed, failed = _compute_features(vlm, [image for image in images if id(image) not in unread])
+    limit = token_limit(vlm, most)
+    size = _token_bound(vlm)
     cut: list[str] = []
     rejected: list[Rejected] = []
     blind: set[str] = set()
@@ -91,120 +93,121 @@ def checked(vlm: Vlm, data: DataSet, shapes: Shapes, too_long: TooLong, most: in
     def usable(example: Example) -> Example | None:
         if example.pictures and not sees:
             if example.text is None:
-                rejected.append(_rejected(example, f"shows an image and no text, but {TEXT_ONLY}"))
+                rejected.append(_invalid(example, f"shows an image and no text, but {TEXT_ONLY}"))
                 return None
             blind.add(example.id)
             example = without_images(example)
-        wrong = [unread.get(id(one)) or refused.get(one.key) for one in example.pictures]
-        reason = next(filter(None, wrong), None)
+        reasons = [unread.get(id(image)) or failed.get(image.key) for image in example.pictures]
+        reason = next(filter(None, reasons), None)
         if reason is not None:
-            other = _spared(vlm, example)
+            other = _with_spare_image(vlm, example)
             if other is None:
-                rejected.append(_rejected(example, reason))
+                rejected.append(_invalid(example, reason))
                 return None
             example = other
-        tokens = _tokens(vlm, shapes(example), limit, size)
+        tokens = _tokens(vlm, conversations_of(example), limit, size)
         if tokens is None:
             return example
-        told = f"more than the {limit:,} positions that the model has or model.max_tokens allows"
-        if too_long == "cut" and (shorter := _shortened(vlm, example, shapes, limit, size)) is not None:
+        excess = f"more than the {limit:,} positions that the model has or model.max_tokens allows"
+        if (
+            too_long == "cut"
+            and (shorter := _shortened(vlm, example, conversations_of, limit, size)) is not None
+        ):
             count = len(shorter.text or "")
             cut.append(
                 f"{_place(example)}: its text was cut to {count:,} of {len(example.text or ''):,} characters, "
-                f"because it is too long ({tokens} tokens, {told})"
+                f"because it is too long ({tokens} tokens, {excess})"
             )
             return shorter
-        rejected.append(_rejected(example, f"is too long: {tokens} tokens, {told}"))
+        rejected.append(_invalid(example, f"is too long: {tokens} tokens, {excess}"))
         return None
 
     train, test, validation = (
-        tuple(one for example in part if (one := usable(example)) is not None)
+        tuple(checked for example in part if (checked := usable(example)) is not None)
         for part in (data.train, data.test, data.validation)
     )
     if not rejected and not cut and not blind:
-        return Checked(data, (), computed)
+        return CheckedData(data, (), computed)
     drawn = data.drawn or (data.train if len(train) < len(data.train) else ())
-    found = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn, validation)
-    unseen = sum(one.id in blind for one in found.examples)
-    return Checked(found, tuple(cut), computed, unseen)
+    usable_data = DataSet(data.name, train, test, (*data.rejected, *rejected), drawn, validation)
+    unseen = sum(example.id in blind for example in usable_data.examples)
+    return CheckedData(usable_data, tuple(cut), computed, unseen)
 
 
-def limit_of(vlm: Vlm, most: int | None = None) -> int:
+def token_limit(vlm: Vlm, most: int | None = None) -> int:
     """Return how many tokens a conversation may have.
 
     Args:
         vlm: The model.
-        most: The user's own bound; None is `MOST_TOKENS`. The decoder's positions bound it in either case.
+        most: The user's limit; None for `MOST_TOKENS`. The result is at most the decoder's number of positions.
     """
-    positions, chosen = positions_of(vlm), MOST_TOKENS if most is None else most
-    return chosen if positions is None else min(chosen, positions)
+    positions, limit = max_positions(vlm), MOST_TOKENS if most is None else most
+    return limit if positions is None else min(limit, positions)
 
 
 def _place(example: Example) -> str:
     return example.place or f"example {quoted(example.id)}"
 
 
-def _rejected(example: Example, reason: str) -> Rejected:
+def _invalid(example: Example, reason: str) -> Rejected:
     return Rejected(_place(example), None, reason)
 
 
-def _unread(picture: LazyImage) -> str | None:
-    """Return why not even the key of an image can be known, such as a file that has gone or grown; else None."""
+def _why_unreadable(image: LazyImage) -> str | None:
+    """Return why the key of an image cannot be read, for instance because its file is missing or too large, or None."""
     try:
-        _ = picture.key
+        _ = image.key
     except Exception as error:
-        return f"{_name(picture)} cannot be read ({_said(error)})"
+        return f"{_name(image)} cannot be read ({_short_message(error)})"
     return None
 
 
-def _spared(vlm: Vlm, example: Example) -> Example | None:
+def _with_spare_image(vlm: Vlm, example: Example) -> Example | None:
     """Return an example with the first of its spare images that can be used, or None."""
-    for picture in example.spare:
-        if _unread(picture) is None and not _refused(vlm, [picture])[1]:
-            return replace(example, image=picture)
+    for image in example.spare:
+        if _why_unreadable(image) is None and not _compute_features(vlm, [image])[1]:
+            return replace(example, image=image)
     return None
 
 
-def _name(picture: LazyImage) -> str:
-    return f"image {quoted(picture.path.name)}" if isinstance(picture, FileImage) else "its image"
+def _name(image: LazyImage) -> str:
+    return f"image {quoted(image.path.name)}" if isinstance(image, FileImage) else "its image"
 
 
-def _refused(vlm: Vlm, pictures: Sequence[LazyImage]) -> tuple[int, dict[str, str]]:
-    """Compute the features that are not known yet: how many, and by key the reason of each that cannot be.
+def _compute_features(vlm: Vlm, images: Sequence[LazyImage]) -> tuple[int, dict[str, str]]:
+    """Compute the features that are not cached; return their number, and the reason of each failure by image key.
 
-    Images go together as far as nothing is wrong with them, so that one bad image changes no other's features.
+    The other images of a bad image's batch are encoded together again, so that it does not change their features.
     """
-    todo = vlm.memo.unknown(pictures)
+    todo = vlm.memo.missing(images)
     reasons: dict[str, str] = {}
     for start in range(0, len(todo), SHARD):
-        some = todo[start : start + SHARD]
+        batch = todo[start : start + SHARD]
         try:
-            vlm.look(some)
-        except (
-            Exception
-        ):  # image processors raise whatever they like; one by one the image that is meant is found
-            for one in some:
-                if (reason := _reason(vlm, one)) is not None:
-                    reasons[one.key] = reason
-            vlm.look([one for one in some if one.key not in reasons])
+            vlm.image_features(batch)
+        except Exception:  # image processors raise any class; encoding one by one shows which images fail
+            for image in batch:
+                if (reason := _why_not_encodable(vlm, image)) is not None:
+                    reasons[image.key] = reason
+            vlm.image_features([image for image in batch if image.key not in reasons])
     return len(todo) - len(reasons), reasons
 
 
-def _reason(vlm: Vlm, picture: LazyImage) -> str | None:
-    """Encode one image by itself and return why that fails, or None."""
-    name = _name(picture)
+def _why_not_encodable(vlm: Vlm, image: LazyImage) -> str | None:
+    """Encode one image by itself; return the reason of a failure, or None."""
+    name = _name(image)
     try:
-        height, width = picture.pixels().shape[:2]
+        height, width = image.pixels().shape[:2]
     except Exception as error:
-        return f"{name} cannot be read ({_said(error)})"
+        return f"{name} cannot be read ({_short_message(error)})"
     try:
-        vlm.encoded([picture])
+        vlm.encode_images([image])
     except Exception as error:
-        return f"{name}, {width:,} x {height:,} pixels, is refused by the model's image processor ({_said(error)})"
+        return f"{name}, {width:,} x {height:,} pixels, is refused by the model's image processor ({_short_message(error)})"
     return None
 
 
-def _said(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return line if len(line) <= 160 else f"{line[:159]}…"
 
@@ -213,46 +216,49 @@ Bound = Callable[[Conversation], int]
 """Conversation → a number of tokens that it does not exceed."""
 
 
-def _bounds(vlm: Vlm) -> Bound:
-    """Return a function that bounds a conversation's tokens without tokenizing its text: no token is less than a byte."""
-    frame = length(vlm, Conversation("", "")) + 8  # what the template writes around a turn
+def _token_bound(vlm: Vlm) -> Bound:
+    """Return a function that bounds a conversation's tokens without tokenizing it: every token has at least one byte."""
+    frame = count_tokens(vlm, Conversation("", "")) + 8  # the text that the template writes around a turn
 
-    def bound(one: Conversation) -> int:
-        texts = [one.user, *(one.options or (one.answer,)), one.system or ""]
-        turns = [text for turn in one.history for text in (turn.user, turn.answer)]
-        written = sum(len(text.encode()) for text in (*texts, *turns))
-        images = sum(image_tokens(vlm, grid) for grid in vlm.grids(one.pictures))
-        return frame * (len(one.history) + 2) + written + images
+    def bound(conversation: Conversation) -> int:
+        options = conversation.options or (conversation.answer,)
+        texts = [conversation.user, *options, conversation.system or ""]
+        turns = [text for turn in conversation.history for text in (turn.user, turn.answer)]
+        size = sum(len(text.encode()) for text in (*texts, *turns))
+        images = sum(image_tokens(vlm, grid) for grid in vlm.grids(conversation.pictures))
+        return frame * (len(conversation.history) + 2) + size + images
 
     return bound
 
 
 def _tokens(vlm: Vlm, conversations: Sequence[Conversation], limit: int, bound: Bound) -> str | None:
-    """Return the tokens of the longest conversation in words, or None where none has more than the limit."""
+    """Return the tokens of the longest conversation as text, or None if no conversation exceeds the limit."""
     most = 0
-    for one in conversations:
-        if (size := bound(one)) <= limit:
+    for conversation in conversations:
+        if (size := bound(conversation)) <= limit:
             continue
         if size > limit * BYTES_A_TOKEN:
             return f"far more than {limit:,}"
-        most = max(most, length(vlm, one))
+        most = max(most, count_tokens(vlm, conversation))
     return f"{most:,}" if most > limit else None
 
 
-def _shortened(vlm: Vlm, example: Example, shapes: Shapes, limit: int, bound: Bound) -> Example | None:
-    """Cut the text evidence at its end as little as possible, or return None where that is not enough."""
+def _shortened(
+    vlm: Vlm, example: Example, conversations_of: ConversationsOf, limit: int, bound: Bound
+) -> Example | None:
+    """Cut the text at its end as little as possible; return None if no part of the text fits."""
     text = example.text or ""
 
     def fits(count: int) -> bool:
-        return _tokens(vlm, shapes(replace(example, text=text[:count])), limit, bound) is None
+        return _tokens(vlm, conversations_of(replace(example, text=text[:count])), limit, bound) is None
 
     low, high = 0, min(len(text), limit * BYTES_A_TOKEN)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     end = max(low - 40, 0)
-    words = (
+    cut = (
         text[:low].rsplit(None, 1)[0] if text[low : low + 1].strip() and " " in text[end:low] else text[:low]
     )
-    kept = words.strip()
-    return replace(example, text=kept) if kept and fits(len(words)) else None
+    kept = cut.strip()
+    return replace(example, text=kept) if kept and fits(len(cut)) else None

@@ -1,8 +1,8 @@
-"""What fedloom must know of a model family, and what most families have in common.
+"""The interface of a model family, and functions that most families share.
 
-Shape legend: B conversations (for `encode` and `connect`: pictures), L tokens, T image tokens of a picture,
-E encoder width, D language-model width, A axes of positions, V vocabulary. A *grid* is what stands before E in
-the features of one picture: (16,) for sixteen patches in a row, (4, 6, 16) for tiles of sixteen patches.
+Shape legend: B conversations (for `encode` and `connect`: images), L tokens, T image tokens of an image,
+E encoder width, D language-model width, A axes of positions, V vocabulary. A *grid* is the shape of one image's features
+without E: (16,) for sixteen patches in a row, (4, 6, 16) for tiles of sixteen patches.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PLAIN = (
     "{% for part in message['content'] %}{{ image if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "{% endif %}{% if message['role'] == 'user' %}{{ '\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""The chat template of a model that has none: image, question, line break, answer."""
+"""The chat template of models that have none: image, question, line break, answer."""
 
 
 def image_token(model: Any, tokenizer: Any) -> str:
-    """Name the token at whose places image embeddings go."""
+    """Return the token that image embeddings replace."""
     return tokenizer.convert_ids_to_tokens(model.config.image_token_id)
 
 
 def one_each(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Stand for a picture by one image token for each feature, or as many as a resampler gives."""
+    """Write one image token for each feature, or as many as a resampler gives."""
     return image_token(model, tokenizer) * tokens_out(model, prod(grid))
 
 
@@ -46,7 +46,7 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
         model: The model.
         ids: Token ids, shape [B, L].
         embeddings: Their embeddings, shape [B, L, D].
-        tokens: Connected features of all pictures in reading order, shape [T, D] each.
+        tokens: Token embeddings of all images in reading order, shape [T, D] each.
 
     Returns:
         Arguments of the decoder.
@@ -56,14 +56,14 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
     """
     if not tokens:
         return {"inputs_embeds": embeddings}
-    place, together = ids == model.config.image_token_id, torch.cat(list(tokens))
-    if int(place.sum()) != len(together):
+    is_image, images = ids == model.config.image_token_id, torch.cat(list(tokens))
+    if int(is_image.sum()) != len(images):
         raise UserError(
-            f"model: the prompts hold {int(place.sum())} image tokens, but encoder and connector give "
-            f"{len(together)}; the tokenizer and the image processor belong to another model"
+            f"model: the prompts hold {int(is_image.sum())} image tokens, but encoder and connector give "
+            f"{len(images)}; the tokenizer and the image processor belong to another model"
         )
-    spread = place[..., None].expand_as(embeddings)
-    return {"inputs_embeds": embeddings.masked_scatter(spread, together.to(embeddings.dtype))}
+    replaced = is_image[..., None].expand_as(embeddings)
+    return {"inputs_embeds": embeddings.masked_scatter(replaced, images.to(embeddings.dtype))}
 
 
 def plain_head(model: Any, states: Tensor) -> Tensor:
@@ -71,43 +71,42 @@ def plain_head(model: Any, states: Tensor) -> Tensor:
     return model.get_output_embeddings()(states)
 
 
-def as_written(tokenizer: Any, text: str) -> str:
-    """Return a prompt as it is."""
+def unchanged(tokenizer: Any, text: str) -> str:
+    """Return a prompt unchanged."""
     del tokenizer
     return text
 
 
-def nothing(given: Any) -> dict[str, Any]:
+def no_arguments(_: Any) -> dict[str, Any]:
     """Return no arguments."""
-    del given
     return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What fedloom must know of a family; what is not given is as in LLaVA.
+    """A model family; the defaults are those of LLaVA.
 
     Attributes:
         summary: One line for `fedloom list models`.
         parts: Module prefixes.
-        encode: (model, what the image processor returns) → the features of each picture, shape [*grid, E].
-            Only frozen modules take part, so features are computed once per picture.
+        encode: (model, output of the image processor) → the features of each image, shape [*grid, E].
+            It uses only frozen modules, so features are computed once per image.
         connect: (model, features [B, *grid, E]) → token embeddings [B, T, D].
-        spell: (model, tokenizer, grid) → the text that stands for a picture in the prompt.
-        tidy: (tokenizer, a whole prompt with `spell` in it) → the prompt as it is tokenized.
-        placeholder: (model, tokenizer) → what the chat template writes for a picture; `spell` replaces it.
-        place: (model, ids, embeddings, connected features) → arguments of the decoder, see `scatter`.
-        later: What of these arguments the tokens after the first call need, in generation.
-        positions: (model, ids of a prompt [L], grids of its pictures) → positions [A, L]; None counts tokens.
-        blocks: (model, ids of a prompt [L]) → block numbers [L]; tokens of a block see each other in both
-            directions, −1 sees backwards only. None: every token sees backwards only.
-        near: Whether they do so in layers with a sliding window only, and whole layers see backwards.
-        across: Whether a block's tokens see each other across a sliding window too.
+        spell: (model, tokenizer, grid) → the text that represents an image in the prompt.
+        tidy: (tokenizer, a whole prompt with the text of `spell`) → the prompt that is tokenized.
+        placeholder: (model, tokenizer) → the text that the chat template writes for an image; `spell` replaces it.
+        place: (model, ids, embeddings, token embeddings of images) → arguments of the decoder, see `scatter`.
+        later: (these arguments) → those that later tokens need, in generation.
+        positions: (model, ids of a prompt [L], grids of its images) → positions [A, L]; None counts tokens.
+        blocks: (model, ids of a prompt [L]) → block numbers [L]. Tokens of a block see each other in both
+            directions; tokens with −1 see only earlier ones. None: every token sees only earlier ones.
+        near: Whether blocks apply only in layers with a sliding window, and other layers are causal.
+        across: Whether a block's tokens see each other even beyond a sliding window.
         head: (model, hidden states) → logits.
         settings: (model) → arguments of the image processor.
         template: The chat template of models that have none.
-        swap: The module that a fresh connector may replace; empty where none may.
-        images: Whether the model sees images; one that does not is loaded as a plain language model.
+        swap: Path of the connector that can be replaced; empty if it cannot be.
+        images: Whether the model sees images; otherwise it is loaded as a language model.
     """
 
     summary: str
@@ -115,16 +114,16 @@ class Family:
     encode: Callable[[Any, Mapping[str, Any]], Sequence[Tensor] | Tensor]
     connect: Callable[[Any, Tensor], Tensor]
     spell: Callable[[Any, Any, Grid], str] = one_each
-    tidy: Callable[[Any, str], str] = as_written
+    tidy: Callable[[Any, str], str] = unchanged
     placeholder: Callable[[Any, Any], str] = image_token
     place: Callable[[Any, Tensor, Tensor, Sequence[Tensor]], dict[str, Any]] = scatter
-    later: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
+    later: Callable[[Mapping[str, Any]], dict[str, Any]] = no_arguments
     positions: Callable[[Any, Tensor, Sequence[Grid]], Tensor] | None = None
     blocks: Callable[[Any, Tensor], Tensor] | None = None
     near: bool = False
     across: bool = False
     head: Callable[[Any, Tensor], Tensor] = plain_head
-    settings: Callable[[Any], Mapping[str, Any]] = nothing
+    settings: Callable[[Any], Mapping[str, Any]] = no_arguments
     template: str = PLAIN
     swap: str = ""
     images: bool = True

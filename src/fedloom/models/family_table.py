@@ -1,4 +1,4 @@
-"""One row per model family: where its parts are and how an image becomes token embeddings."""
+"""The model families: for each one, where its parts are and how an image becomes token embeddings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["FAMILIES", "Family"]
 
 _HEAD = ("model.language_model", "lm_head")
 _LLAVA = Parts(("model.vision_tower",), ("model.multi_modal_projector",), _HEAD)
-# The mark that ends a row of patches is an embedding of the language model's, which no strategy trains.
+# The mark that ends a row of patches is an embedding of the language model, which no strategy trains.
 _ANYRES = Parts(_LLAVA.encoder, _LLAVA.connector, (*_HEAD, "model.image_newline"))
 _IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
 _QWEN = Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), _HEAD)
 _GLM = Parts(("model.visual",), ("model.visual.merger",), _HEAD)
-_DRAWS = tuple(
-    f"model.{one}" for one in ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+_GENERATOR = tuple(
+    f"model.{name}" for name in ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
 )
 _OVIS = Parts(
     _LLAVA.encoder,
@@ -36,11 +36,11 @@ _PROJECTOR, _SHUFFLED = "model.multi_modal_projector", "model.connector.modality
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(
-        summary="LLaVA: vision encoder, MLP connector, decoder (the bundled model, LLaVA 1.5 and its like)",
+        summary="LLaVA: vision encoder, MLP connector, decoder (the bundled model, LLaVA 1.5 and similar models)",
         parts=_LLAVA, encode=vision_towers.llava_encode, connect=vision_towers.project, swap=_PROJECTOR,
     ),
     "fast_vlm": Family(
-        summary="FastVLM with an encoder of transformers' own, such as EfficientNet: as LLaVA, with convolutions",
+        summary="FastVLM with an encoder from transformers, such as EfficientNet: as LLaVA, with convolutions",
         parts=_LLAVA, encode=vision_towers.last_map, connect=vision_towers.project, swap=_PROJECTOR,
     ),
     "vipllava": Family(
@@ -49,11 +49,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral3": Family(
         summary="Mistral Small 3.1 and 3.2: images of any size, four patches in one token, a mark after each row",
-        parts=_LLAVA, encode=vision_towers.pixtral_encode, connect=vision_towers.merged, spell=vision_towers.pixtral_spell,
+        parts=_LLAVA, encode=vision_towers.pixtral_encode, connect=vision_towers.pixtral_connect, spell=vision_towers.pixtral_spell,
         settings=vision_towers.whole_tokens,
     ),
     "llava_next": Family(
-        summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger pictures",
+        summary="LLaVA-NeXT (1.6): as LLaVA, with tiles of larger images",
         parts=_ANYRES, encode=vision_towers.anyres_encode, connect=vision_towers.anyres_connect,
         spell=vision_towers.anyres_spell,
     ),
@@ -78,22 +78,22 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(
         summary="Idefics3: tiles, four or more patches in one token",
         parts=_IDEFICS, encode=vision_towers.idefics_encode, connect=vision_towers.idefics_connect,
-        spell=vision_towers.idefics_spell, settings=vision_towers.numbered, swap=_SHUFFLED,
+        spell=vision_towers.idefics_spell, settings=vision_towers.with_tile_counts, swap=_SHUFFLED,
     ),
     "smolvlm": Family(
         summary="SmolVLM: Idefics3 with a small decoder",
         parts=_IDEFICS, encode=vision_towers.idefics_encode, connect=vision_towers.idefics_connect,
-        spell=vision_towers.idefics_spell, settings=vision_towers.numbered, swap=_SHUFFLED,
+        spell=vision_towers.idefics_spell, settings=vision_towers.with_tile_counts, swap=_SHUFFLED,
     ),
     "internvl": Family(
         summary="InternVL 2.5, 3 and 3.5 (their transformers checkpoints, named -hf): tiles, four patches in one token",
         parts=_LLAVA, encode=vision_towers.internvl_encode, connect=vision_towers.project,
-        spell=vision_towers.internvl_spell, settings=vision_towers.cropped,
+        spell=vision_towers.internvl_spell, settings=vision_towers.with_tiles,
     ),
     "aya_vision": Family(
         summary="Aya Vision: tiles with their numbers, four patches in one token",
         parts=_LLAVA, encode=vision_towers.aya_encode, connect=vision_towers.aya_connect, spell=vision_towers.aya_spell,
-        placeholder=vision_towers.aya_placeholder, settings=vision_towers.cropped,
+        placeholder=vision_towers.aya_placeholder, settings=vision_towers.with_tiles,
     ),
     "ovis2": Family(
         summary="Ovis2: tiles become probabilities of visual words, with an embedding for each word",
@@ -101,11 +101,11 @@ FAMILIES: dict[str, Family] = {
         placeholder=ovis2.ovis_placeholder, place=ovis2.ovis_place,
     ),
     "qwen2_vl": Family(
-        summary="Qwen2-VL: pictures of any size",
+        summary="Qwen2-VL: images of any size",
         parts=_QWEN, encode=qwen_vl.qwen_encode, connect=qwen_vl.qwen_connect, positions=qwen_vl.qwen_positions,
     ),
     "qwen2_5_vl": Family(
-        summary="Qwen2.5-VL: as Qwen2-VL, with an encoder that looks at windows",
+        summary="Qwen2.5-VL: as Qwen2-VL, with windowed attention in the encoder",
         parts=_QWEN, encode=qwen_vl.windowed_encode, connect=qwen_vl.qwen_connect,
         positions=qwen_vl.qwen_positions,
     ),
@@ -128,18 +128,18 @@ FAMILIES: dict[str, Family] = {
         parts=_GLM, encode=qwen_vl.glm_encode, connect=qwen_vl.glm_connect, positions=qwen_vl.qwen_positions,
     ),
     "paligemma": Family(
-        summary="PaliGemma 1 and 2: linear connector, a prompt that sees itself in both directions",
+        summary="PaliGemma 1 and 2: linear connector, bidirectional attention within the prompt",
         parts=_LLAVA, encode=vision_towers.last_states, connect=vision_towers.project, spell=vision_towers.paligemma_spell,
         blocks=vision_towers.prefix_block, across=True, head=vision_towers.capped_head,
         swap=_PROJECTOR,
     ),
     "gemma3": Family(
-        summary="Gemma 3: pooled features, pictures that see themselves in both directions",
+        summary="Gemma 3: pooled features, bidirectional attention within an image",
         parts=_LLAVA, encode=vision_towers.last_states, connect=vision_towers.project, spell=gemma.gemma_spell,
         placeholder=gemma.gemma_placeholder, blocks=gemma.gemma_blocks,
     ),
     "gemma4": Family(
-        summary="Gemma 4: images of any size; what listens is frozen and not used",
+        summary="Gemma 4: images of any size; the audio tower is frozen and not used",
         parts=Parts(
             ("model.vision_tower", "model.audio_tower", "model.embed_audio"), ("model.embed_vision",), _HEAD
         ),
@@ -147,34 +147,34 @@ FAMILIES: dict[str, Family] = {
         place=gemma.gemma4_place, blocks=gemma.gemma4_blocks, near=True, head=vision_towers.capped_head,
     ),
     "janus": Family(
-        summary="Janus and Janus-Pro: as LLaVA; what generates images is frozen and not used",
-        parts=Parts(("model.vision_model", *_DRAWS), ("model.aligner",), _HEAD),
+        summary="Janus and Janus-Pro: as LLaVA; the image generator is frozen and not used",
+        parts=Parts(("model.vision_model", *_GENERATOR), ("model.aligner",), _HEAD),
         encode=vision_towers.janus_encode, connect=vision_towers.janus_connect, spell=vision_towers.janus_spell,
     ),
     "mllama": Family(
-        summary="Mllama (Llama 3.2 Vision): layers of the decoder attend to the picture",
+        summary="Mllama (Llama 3.2 Vision): layers of the decoder attend to the image",
         parts=Parts(("model.vision_model",), _LLAVA.connector, _HEAD),
         encode=mllama.crossed_encode, connect=vision_towers.project, spell=mllama.crossed_spell,
         place=mllama.crossed_place, later=mllama.crossed_later,
     ),
     "fuyu": Family(
-        summary="Fuyu: no encoder, patches of pixels go straight into the decoder",
+        summary="Fuyu: no encoder, a linear layer embeds patches of pixels",
         parts=Parts((), ("model.vision_embed_tokens",), _HEAD),
         encode=encoder_free.fuyu_encode, connect=encoder_free.fuyu_connect, spell=encoder_free.fuyu_spell,
         swap="model.vision_embed_tokens",
     ),
     "chameleon": Family(
-        summary="Chameleon: no encoder, pictures become words of the decoder",
+        summary="Chameleon: no encoder, images become tokens of the decoder",
         parts=Parts(
             ("model.vqmodel",), (), ("model.embed_tokens", "model.layers", "model.norm", "lm_head")
         ),
-        encode=encoder_free.chameleon_encode, connect=encoder_free.looked_up, spell=encoder_free.chameleon_spell,
+        encode=encoder_free.chameleon_encode, connect=encoder_free.embed_tokens, spell=encoder_free.chameleon_spell,
         head=encoder_free.chameleon_head,
     ),
     "emu3": Family(
-        summary="Emu3: no encoder, pictures of any size become words of the decoder",
+        summary="Emu3: no encoder, images of any size become tokens of the decoder",
         parts=Parts(("model.vqmodel",), (), ("model.text_model", "lm_head")),
-        encode=encoder_free.emu_encode, connect=encoder_free.looked_up, spell=encoder_free.emu_spell,
+        encode=encoder_free.emu_encode, connect=encoder_free.embed_tokens, spell=encoder_free.emu_spell,
     ),
     **dict.fromkeys(text_only.DECODERS, Family(
         summary="Language model without images: text only",
@@ -183,5 +183,5 @@ FAMILIES: dict[str, Family] = {
         head=text_only.scaled_head,
     )),
 }  # fmt: skip
-"""By `model_type` of the configuration. An encoder that is only a frozen tokenizer of pictures (Chameleon, Emu3) is
-an encoder here as in memory, but has no connector."""
+"""`model_type` of the configuration → family. The frozen image tokenizer of Chameleon and Emu3 counts as an encoder;
+these families have no connector."""

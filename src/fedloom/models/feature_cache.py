@@ -1,12 +1,12 @@
-"""What a frozen encoder makes of pictures, kept in files: computed once for every client, round and run.
+"""Store encoder features in files, so that they are computed once for every client, round and run.
 
-A shard is a safetensors file: `features` [pictures, T, E], and in its metadata the pictures' keys and the
-SHA-256 of each row. Shards of one encoder lie in a folder named by everything that the features depend
-on besides the picture: weights, processor, precision. Files appear whole or not at all, so processes may
-share the folder. What is kept can always be computed again, so a full disk, a folder that cannot be written
-or a damaged file never ends a run; the reason is remembered instead.
+A shard is a safetensors file: `features` [images, T, E], and in its metadata the images' keys and the
+SHA-256 of each row. The shards of one encoder are in a folder whose name is a digest of everything that the features
+depend on besides the image: weights, processor, precision. Files are written atomically, so processes may
+share the folder. Features can always be computed again, so a full disk, a folder that cannot be written
+or a damaged file never ends a run; the reason is kept in `damaged`.
 
-Shape legend: T image tokens of a picture, E encoder width.
+Shape legend: T image tokens of an image, E encoder width.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class FeatureStore:
     """Features of one encoder on disk, read through a memory map.
 
     Args:
-        folder: Where all encoders' shards lie.
-        identity: What the features depend on besides the picture, as JSON can write it.
-        limit: Bytes that all shards in `folder` may take; the ones used longest ago go first.
+        folder: Folder of all encoders' shards.
+        identity: Everything that the features depend on besides the image, as JSON values.
+        limit: Bytes that all shards in `folder` may take; the least recently used ones are removed first.
 
     Attributes:
-        damaged: Why something could not be kept or read: a damaged shard, a full disk, a folder without access.
+        damaged: Why features could not be stored or read: a damaged shard, a full disk, a folder without access.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], limit: int) -> None:
@@ -57,19 +57,18 @@ class FeatureStore:
         return key in self._rows
 
     def grid(self, key: str) -> tuple[int, ...] | None:
-        """Return the shape of a picture's features without E, from the file's header; None where none are kept."""
-        place = self._rows.get(key)
-        return None if place is None else self._shapes[place[0]][1:-1]
+        """Return the shape of an image's features without E, from the file's header; None if they are not stored."""
+        row = self._rows.get(key)
+        return None if row is None else self._shapes[row[0]][1:-1]
 
     def read(self, key: str) -> Tensor | None:
-        """Return a picture's features [T, E], or None where they are not kept or were damaged."""
-        place = self._rows.get(key)
-        if place is None:
+        """Return an image's features [T, E], or None if they are not stored or are damaged."""
+        if key not in self._rows:
             return None
-        file, row, digest = place
+        file, row, digest = self._rows[key]
         try:
             with safe_open(file, "pt") as shard:
-                # A copy, or the whole file would stay mapped, once for every picture.
+                # Without the copy the whole file would stay mapped, once for every image.
                 value = shard.get_slice("features")[row].clone()
         except (OSError, SafetensorError):
             return self._drop(file, "it cannot be read")
@@ -78,16 +77,16 @@ class FeatureStore:
         return value
 
     def write(self, features: Mapping[str, Tensor]) -> None:
-        """Keep the features of some pictures, all of one shape, as one shard; then see to the limit.
+        """Store the features of images, all of one shape, as one shard, and remove old shards beyond the limit.
 
-        After a failure, such as a full disk, no more is written.
+        After a failure, such as a full disk, nothing more is written.
         """
-        fresh = {key: value for key, value in features.items() if key not in self._rows}
-        if not fresh or self._full:
+        new = {key: value for key, value in features.items() if key not in self._rows}
+        if not new or self._full:
             return
-        rows = torch.stack([value.cpu() for value in fresh.values()]).contiguous()
-        told = {"keys": json.dumps(list(fresh)), "sha256": json.dumps([_digest(row) for row in rows])}
-        content = save({"features": rows}, metadata=told)
+        rows = torch.stack([value.cpu() for value in new.values()]).contiguous()
+        metadata = {"keys": json.dumps(list(new)), "sha256": json.dumps([_digest(row) for row in rows])}
+        content = save({"features": rows}, metadata=metadata)
         if len(content) > self._limit:
             return
         file = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
@@ -102,15 +101,15 @@ class FeatureStore:
     def _open(self, file: Path) -> None:
         try:
             with safe_open(file, "pt") as shard:
-                told = shard.metadata() or {}
+                metadata = shard.metadata() or {}
                 shape = tuple(shard.get_slice("features").get_shape())
-            keys, digests = json.loads(told["keys"]), json.loads(told["sha256"])
+            keys, digests = json.loads(metadata["keys"]), json.loads(metadata["sha256"])
             if not shape[0] == len(keys) == len(digests):
                 raise ValueError("rows, keys and digests differ in number")
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             self._drop(file, str(error))
             return
-        with suppress(OSError):  # a cache that others own can still be read
+        with suppress(OSError):  # a cache of another user can still be read
             os.utime(file)
         self._shapes[file] = shape
         for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
@@ -120,21 +119,24 @@ class FeatureStore:
         self.damaged.append(f"{file}: {reason}")
         with suppress(OSError):
             file.unlink(missing_ok=True)
-        self._rows = {key: place for key, place in self._rows.items() if place[0] != file}
+        self._forget(file)
+
+    def _forget(self, file: Path) -> None:
+        self._rows = {key: row for key, row in self._rows.items() if row[0] != file}
 
     def _make_room(self, newest: Path) -> None:
-        found = []
+        shards = []
         for file in self._root.glob("*/*.safetensors"):
             with suppress(FileNotFoundError):  # another process may make room at the same time
                 state = file.stat()
-                found.append((state.st_mtime, state.st_size, file))
-        total = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
+                shards.append((state.st_mtime, state.st_size, file))
+        total = sum(size for _, size, _ in shards)
+        for _, size, file in sorted(shards):
             if total <= self._limit:
                 return
             if file != newest:
                 file.unlink(missing_ok=True)
-                self._rows = {key: place for key, place in self._rows.items() if place[0] != file}
+                self._forget(file)
                 total -= size
 
 

@@ -1,9 +1,9 @@
-"""Which files of a model folder are read, and what must hold of them before anything else looks at them.
+"""Check the files of a model folder before anything is loaded from it.
 
-Weights come from `*.safetensors` inside the folder and from nothing else: from `model.safetensors`, or from the files
-that `model.safetensors.index.json` names. A link counts as inside where it ends inside, at a blob of the hub's cache, or
-at another file with the same ending, as people link weights that they keep elsewhere. Everything is a bounded read of a
-regular file, so that no pipe, device or giant holds a run up.
+Weights are read only from `*.safetensors` inside the folder: from `model.safetensors`, or from the files that
+`model.safetensors.index.json` names. A link counts as inside if its target is inside, is a blob of the hub's cache, or
+has the same extension, because users link weights that they keep elsewhere. Only regular files of a limited size are
+read, so a pipe, a device or a huge file cannot block a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from fedloom.system.errors import UserError
 
 BUNDLED = {name: Path(__file__).parent / name for name in ("bundled", "bundled-free")}
-"""The models that come with fedloom, name → folder: with a vision encoder, and without one."""
+"""The bundled models, name → folder: with a vision encoder, and without one."""
 
 MEBI = 2**20
 SETTINGS = {
@@ -28,28 +28,28 @@ SETTINGS = {
     "processor_config.json": MEBI, "tokenizer_config.json": 64 * MEBI, "special_tokens_map.json": 16 * MEBI,
     "added_tokens.json": 64 * MEBI, "chat_template.json": 2 * MEBI, "model.safetensors.index.json": 64 * MEBI,
 }  # fmt: skip
-"""Files that hold one JSON object, name → bytes that it may have."""
+"""Files that hold one JSON object, name → the most bytes that are read."""
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-"""Further files that tokenizers are read from; each may have `LARGEST` bytes."""
+"""Further files that tokenizers are read from; each may have up to `LARGEST` bytes."""
 LARGEST = 512 * MEBI
 
 TEMPLATE = 2**20
 """Characters that a chat template may have."""
 
-REFUSED = {
+REFUSED_KEYS = {
     "transformers_weights": "weights under another name",
     "quantization_config": "quantized weights, which cannot be fine-tuned here; choose the model in full precision",
     "fusion_config": "modules that are replaced while loading",
     "kernel_config": "code from a hub",
 }
-"""Keys of a configuration that would have transformers open or run something else → what they ask for."""
+"""Keys of a configuration that would make transformers open or run other files → what they ask for."""
 
 TIMM = "timm_wrapper"
-"""The `model_type` of encoders that the library timm makes."""
+"""The `model_type` of encoders from the library timm."""
 
 LAYERS = re.compile(r"(^|_)(n_?layers?|layers|depths?|blocks)$|layers$|^num_.*(layers|blocks)")
-"""Names of numbers of layers."""
+"""Names of keys that give a number of layers."""
 
 SIZES = re.compile(r"(height|width|edge|pixels|size|pinpoints|patches|tiles)$")
 SIDE, AREA, TILES = 2**14, 2**28, 256
@@ -62,10 +62,10 @@ class ModelFiles:
 
     Attributes:
         key: The key of the experiment that names the folder, for messages.
-        name: What the user asked for.
-        folder: Where the files lie.
+        name: The name or path that the user gave.
+        folder: The folder.
         config: The content of `config.json`.
-        weights: The safetensors files, in the order in which they are read; empty where there are none.
+        weights: The safetensors files in reading order; empty if there are none.
         others: All further files.
     """
 
@@ -78,17 +78,17 @@ class ModelFiles:
 
 
 def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> ModelFiles:
-    """Look at a model folder before anything is loaded from it.
+    """Check a model folder and return the files that are read from it.
 
     Args:
         key: The key of the experiment that names the folder.
-        name: What the user asked for.
+        name: The name or path that the user gave.
         folder: The folder.
-        complete: Whether the weights that the index names must be there already.
+        complete: Whether the weights that the index names must exist already.
 
     Raises:
-        UserError: A file is damaged, too large, no regular file or a link that leaves the folder; the index names
-            something else than safetensors in the folder; or the configuration asks for what is not done here.
+        UserError: A file is damaged, too large, not a regular file or a link out of the folder; the index names
+            files other than safetensors in the folder; or the configuration asks for something that is not supported.
     """
 
     def wrong(what: str) -> UserError:
@@ -99,7 +99,7 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
             "adapter_config.json: the folder holds an adapter; give the model that it belongs to, or merge it"
         )
     content: dict[str, Mapping[str, Any]] = {}
-    others = [*_templates(folder), *(folder / one for one in VOCABULARY)]
+    others = [*_templates(folder), *(folder / file for file in VOCABULARY)]
     for path in others:
         _check(folder, path, TEMPLATE * 4 if path.suffix == ".jinja" else LARGEST, wrong)
     for file, most in SETTINGS.items():
@@ -109,23 +109,23 @@ def model_files(key: str, name: str, folder: Path, *, complete: bool = True) -> 
     config = content.get("config.json")
     if config is None:
         raise wrong("there is no config.json")
-    for place, found in _pairs(config):
-        if place in REFUSED and found:
-            raise wrong(f"config.json asks for {REFUSED[place]}: {place}")
-        if place == "model_type" and found == TIMM:
+    for option, value in _pairs(config):
+        if option in REFUSED_KEYS and value:
+            raise wrong(f"config.json asks for {REFUSED_KEYS[option]}: {option}")
+        if option == "model_type" and value == TIMM:
             raise wrong(
-                "config.json asks for an encoder of timm, which is not used here; choose one of transformers' own"
+                "config.json asks for an encoder of timm, which is not supported; choose an encoder of transformers"
             )
-        if place.endswith("attn_implementation") and found not in (None, "eager", "sdpa"):
-            raise wrong(f"config.json: {place} is {str(found)[:80]!r}; only eager and sdpa are known here")
+        if option.endswith("attn_implementation") and value not in (None, "eager", "sdpa"):
+            raise wrong(f"config.json: {option} is {str(value)[:80]!r}; only eager and sdpa are supported")
     for file in ("preprocessor_config.json", "processor_config.json"):
         _check_sizes(file, content.get(file, {}), wrong)
-    weights = tuple(folder / one for one in _weights(folder, content, wrong))
+    weights = tuple(folder / file for file in _weights(folder, content, wrong))
     for path in weights:
         if not _check(folder, path, None, wrong) and complete:
             raise wrong(f"{path.name} is missing")
-    there = tuple(sorted(path for path in others if path.exists()))
-    return ModelFiles(key, name, folder, config, weights, there)
+    existing = tuple(sorted(path for path in others if path.exists()))
+    return ModelFiles(key, name, folder, config, weights, existing)
 
 
 def _templates(folder: Path) -> list[Path]:
@@ -134,7 +134,7 @@ def _templates(folder: Path) -> list[Path]:
 
 
 def _check(folder: Path, path: Path, most: int | None, wrong: Callable[[str], UserError]) -> bool:
-    """Return whether a file is there; refuse what is no regular file, leaves the folder or is too large."""
+    """Return whether a file exists; raise an error if it is not a regular file, leaves the folder or is too large."""
     if not os.path.lexists(path):
         return False
     try:
@@ -149,7 +149,7 @@ def _check(folder: Path, path: Path, most: int | None, wrong: Callable[[str], Us
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
     inside = home in target.parents or (blobs is not None and target.parent == blobs)
     if not inside and target.suffix != path.suffix:
-        raise wrong(f"{path.name} is a link to {target.name}, which lies outside the folder")
+        raise wrong(f"{path.name} is a link to {target.name}, which is outside the folder")
     if most is not None and status.st_size > most:
         raise wrong(f"{path.name} has {status.st_size:,} bytes; at most {most:,} are read")
     return True
@@ -157,12 +157,12 @@ def _check(folder: Path, path: Path, most: int | None, wrong: Callable[[str], Us
 
 def _object(path: Path, wrong: Callable[[str], UserError]) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise wrong(f"{path.name} is damaged: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise wrong(f"{path.name} is damaged: it holds no JSON object")
-    return found
+    return content
 
 
 def _weights(
@@ -189,26 +189,26 @@ def _weights(
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give the keys and values of objects within objects and lists, to any depth."""
+    """Yield the keys and values of objects nested in objects and lists, at any depth."""
     todo = [value]
     while todo:
-        one = todo.pop()
-        if isinstance(one, Mapping):
-            yield from one.items()
-            todo += one.values()
-        elif isinstance(one, list):
-            todo += one
+        nested = todo.pop()
+        if isinstance(nested, Mapping):
+            yield from nested.items()
+            todo += nested.values()
+        elif isinstance(nested, list):
+            todo += nested
 
 
-def numbers_fit(files: ModelFiles, tensors: int) -> None:
-    """Refuse a configuration with more layers than the weights can hold, before as many are described.
+def check_numbers(files: ModelFiles, tensors: int) -> None:
+    """Raise an error if the configuration has more layers than the weights can hold, before the layers are built.
 
     Args:
         files: The files of the folder.
-        tensors: How many tensors its weights hold; every layer has at least one.
+        tensors: Number of tensors in its weights; every layer has at least one.
 
     Raises:
-        UserError: A number is out of every proportion.
+        UserError: A number of the configuration is far too large.
     """
     for name, value in _pairs(files.config):
         listed = value if isinstance(value, list) else [value]
@@ -224,9 +224,9 @@ def numbers_fit(files: ModelFiles, tensors: int) -> None:
 
 
 def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], UserError]) -> None:
-    """Refuse sizes of images that no memory holds."""
+    """Raise an error for sizes of images that do not fit into memory."""
     pairs = [(name, value) for name, value in _pairs(content) if SIZES.search(name)]
-    # Processors of Qwen's kind write numbers of pixels where others write lengths of edges.
+    # The processors of Qwen and GLM-4V give numbers of pixels where others give lengths of edges.
     kinds = [str(value) for name, value in _pairs(content) if name.endswith("processor_type")]
     by_area = any(re.search("Qwen|Glm4", kind) for kind in kinds)
     for name, value in pairs:
@@ -234,13 +234,13 @@ def _check_sizes(file: str, content: Mapping[str, Any], wrong: Callable[[str], U
         most = AREA if area else TILES if name.endswith(("patches", "tiles")) else SIDE
         for number in _numbers(value):
             if isinstance(number, int) and abs(number) > most:
-                raise wrong(f"{file}: {name} is {number}; at most {most:,} is taken")
+                raise wrong(f"{file}: {name} is {number}; at most {most:,} is allowed")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
-    """Give the numbers of a value, or of lists within it."""
+    """Yield the numbers of a value or of nested lists."""
     if isinstance(value, list):
-        for one in value:
-            yield from _numbers(one)
+        for element in value:
+            yield from _numbers(element)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value

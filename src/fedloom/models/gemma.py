@@ -1,4 +1,4 @@
-"""Gemma 3 and 4: images that see themselves in both directions, and inputs of each layer by token.
+"""Gemma 3 and 4: bidirectional attention within an image, and inputs of each layer by token.
 
 Shape legend: B images, T image tokens of an image, E encoder width, D language-model width, L tokens.
 """
@@ -16,30 +16,30 @@ from fedloom.models.family_interface import Grid, image_token, one_each, scatter
 
 
 def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write as many image tokens as the projector pools features to, with marks and blank lines around."""
+    """Write one image token for each pooled feature, with marks and blank lines around them."""
     del grid
     tokens = image_token(model, tokenizer) * model.config.mm_tokens_per_image
     return f"\n\n{tokenizer.boi_token}{tokens}{tokenizer.eoi_token}\n\n"
 
 
 def gemma_placeholder(model: Any, tokenizer: Any) -> str:
-    """Name what Gemma 3's chat template writes for a picture: the start of an image."""
+    """Return the text that Gemma 3's chat template writes for an image: the start of an image."""
     del model
     return tokenizer.boi_token
 
 
 def gemma_blocks(model: Any, ids: Tensor) -> Tensor:
-    """Let the tokens of a picture see each other: one block for each run of image tokens."""
+    """Return block numbers: each run of image tokens is a block, whose tokens see each other."""
     image = ids == model.config.image_token_id
     begins = image & ~F.pad(image, (1, 0))[:-1]
     return torch.where(image, begins.cumsum(0) - 1, -1)
 
 
 def gemma4_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Encode images of any size, without what fills up their patches: [T, E]."""
-    places, pool = inputs["image_position_ids"], model.config.vision_config.pooling_kernel_size
-    states = model.model.vision_tower(inputs["pixel_values"], pixel_position_ids=places).last_hidden_state
-    patches = (places != -1).all(-1).sum(-1)  # [B]
+    """Encode images of any size, without padding patches: [T, E]."""
+    positions, pool = inputs["image_position_ids"], model.config.vision_config.pooling_kernel_size
+    states = model.model.vision_tower(inputs["pixel_values"], pixel_position_ids=positions).last_hidden_state
+    patches = (positions != -1).all(-1).sum(-1)  # [B]
     return states.split((patches // pool**2).tolist())
 
 
@@ -54,19 +54,19 @@ def gemma4_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 
 def gemma4_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
-    """Put image embeddings where image tokens are; each layer of the smaller models looks tokens up once more.
+    """Put image embeddings where image tokens are; in the smaller models each layer also has embeddings of its own.
 
-    An image token counts as padding there, so that what a layer adds depends on text alone.
+    There an image token is replaced by padding, so that a layer's own embeddings depend on text alone.
     """
-    found, decoder = scatter(model, ids, embeddings, tokens), model.get_decoder()
+    arguments, decoder = scatter(model, ids, embeddings, tokens), model.get_decoder()
     if not model.config.get_text_config().hidden_size_per_layer_input:
-        return found
+        return arguments
     text = ids.masked_fill(ids == model.config.image_token_id, model.config.get_text_config().pad_token_id)
-    return {**found, "per_layer_inputs": decoder.get_per_layer_inputs(text, None)}
+    return {**arguments, "per_layer_inputs": decoder.get_per_layer_inputs(text, None)}
 
 
 def gemma4_blocks(model: Any, ids: Tensor) -> Tensor:
-    """Let the tokens of an image see each other where the configuration says so, as in the larger models."""
+    """Return block numbers as for Gemma 3 if the configuration asks for them, as in the larger models."""
     if model.config.get_text_config().use_bidirectional_attention == "vision":
         return gemma_blocks(model, ids)
     return torch.full_like(ids, -1)

@@ -1,8 +1,8 @@
-"""Read a language model out of a GGUF file: Llama's tensors in full precision, and its tokenizer.
+"""Read a language model from a GGUF file: Llama's tensors in full precision, and its tokenizer.
 
-GGUF names and lays tensors out as llama.cpp uses them. Rows of the query and key matrices are permuted there, because
-llama.cpp rotates neighboring values where transformers rotates the halves of a head; here they are put back. Quantized
-values are multiplied out: Q4_1 is a scale and a minimum for each block of 32 four-bit values.
+GGUF uses the names and the layout of llama.cpp. It permutes the rows of the query and key matrices, because
+llama.cpp rotates neighboring values where transformers rotates the halves of a head; here the order is restored. Quantized
+values are dequantized: Q4_1 stores a scale and a minimum for each block of 32 four-bit values.
 
 Needs the package gguf (`pip install 'fedloom[models]'`). Nothing in a GGUF file is run.
 
@@ -23,10 +23,10 @@ from torch import Tensor
 from fedloom.system.errors import UserError
 
 EXTRA = "models"
-"""The extra of this package that brings gguf."""
+"""The extra of this package that installs gguf."""
 
 CONTROL = 3
-"""The kind of a GGUF token that is no text."""
+"""The token type of control tokens in GGUF, which are not text."""
 
 RENAMED = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -34,10 +34,10 @@ RENAMED = {
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-"""GGUF's names of tensors, without layer and ending → transformers'."""
+"""Names of tensors in GGUF, without layer and suffix → names in transformers."""
 
-SPLITS = {"smollm": True, "gpt-2": False}
-"""How the text is cut before pairs of tokens are merged, by `tokenizer.ggml.pre` → whether each digit stands alone."""
+SINGLE_DIGITS = {"smollm": True, "gpt-2": False}
+"""Value of `tokenizer.ggml.pre` → whether the pre-tokenizer separates the digits of a number."""
 
 
 def read_llama(file: Path) -> tuple[Any, Any]:
@@ -61,10 +61,12 @@ def read_llama(file: Path) -> tuple[Any, Any]:
                 f"{file} holds {fields.get('general.architecture')!r}; only llama is read from GGUF"
             )
         tensors = {
-            one.name: torch.from_numpy(np.array(gguf.dequantize(one.data, one.tensor_type), np.float32))
-            for one in reader.tensors
+            tensor.name: torch.from_numpy(
+                np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            )
+            for tensor in reader.tensors
         }
-        return _model(fields, tensors), tokenizer_of(fields)
+        return _model(fields, tensors), build_tokenizer(fields)
     except UserError:
         raise
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
@@ -86,7 +88,7 @@ def gguf_library() -> Any:
 
 
 def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Build the model that the fields describe with exactly these tensors."""
+    """Build the model that the fields describe, with exactly these tensors."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     heads, groups = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
@@ -113,10 +115,10 @@ def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.to_empty(device="cpu")
-    found = dict(_renamed(tensors, heads, groups))
+    weights = dict(_renamed(tensors, heads, groups))
     if config.tie_word_embeddings:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
-    model.load_state_dict(found, strict=True)
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, strict=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(
         config
     )  # its frequencies are no tensors of the file
@@ -126,24 +128,24 @@ def _model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _shortest(value: float) -> float:
-    """Return the decimal number that a float32 stands for: 1e-05 for 9.999999747378752e-06."""
+    """Return the shortest decimal number that rounds to a float32: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
 def _renamed(tensors: Mapping[str, Tensor], heads: int, groups: int) -> Iterator[tuple[str, Tensor]]:
-    """Give GGUF's tensors by transformers' names and in its order of rows."""
+    """Yield GGUF's tensors with the names and the order of rows of transformers."""
     for name, value in tensors.items():
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
         key = layer[2] if layer else name.removesuffix(".weight")
         if key not in RENAMED:
             raise ValueError(f"the tensor {name[:80]} is unknown")
         rows = {"attn_q": heads, "attn_k": groups}.get(key)
-        place = f"model.layers.{layer[1]}.{RENAMED[key]}" if layer else RENAMED[key]
-        yield f"{place}.weight", value if rows is None else halves(value, rows)
+        path = f"model.layers.{layer[1]}.{RENAMED[key]}" if layer else RENAMED[key]
+        yield f"{path}.weight", value if rows is None else unpermuted(value, rows)
 
 
-def halves(rows: Tensor, heads: int) -> Tensor:
-    """Put the rows [H · D, E] of a query or key matrix from neighbors back to halves of a head.
+def unpermuted(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the rows [H · D, E] of a query or key matrix, from pairs of neighbors to halves of a head.
 
     Example:
         >>> halves(torch.tensor([[0], [2], [1], [3]]), 1).flatten().tolist()
@@ -152,7 +154,7 @@ def halves(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def tokenizer_of(fields: Mapping[str, Any]) -> Any:
+def build_tokenizer(fields: Mapping[str, Any]) -> Any:
     """Build the byte-level tokenizer that the fields of a GGUF file describe.
 
     Raises:
@@ -162,31 +164,31 @@ def tokenizer_of(fields: Mapping[str, Any]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     kind, split = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in SPLITS:
+    if kind != "gpt2" or split not in SINGLE_DIGITS:
         raise UserError(
-            f"a GGUF tokenizer of kind {kind!r}, {split!r} is not known; known is gpt2, {', '.join(SPLITS)}"
+            f"a GGUF tokenizer of kind {kind!r}, {split!r} is not supported; supported is gpt2 with {', '.join(SINGLE_DIGITS)}"
         )
     names, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"]]
-    found = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, merges))
-    pieces = [pre_tokenizers.Digits(individual_digits=True)] if SPLITS[split] else []
-    found.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, merges))
+    pieces = [pre_tokenizers.Digits(individual_digits=True)] if SINGLE_DIGITS[split] else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *pieces,
             pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix"))),
         ]
     )
-    found.decoder = decoders.ByteLevel()
-    found.post_processor = processors.ByteLevel(trim_offsets=False)
-    marks = [name for name, one in zip(names, kinds, strict=True) if one == CONTROL]
-    found.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in marks])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    marks = [name for name, type_ in zip(names, kinds, strict=True) if type_ == CONTROL]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in marks])
     special = {
         f"{name}_token": names[fields[f"tokenizer.ggml.{key}_token_id"]]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         if f"tokenizer.ggml.{key}_token_id" in fields
     }
     return PreTrainedTokenizerFast(
-        tokenizer_object=found,
+        tokenizer_object=tokenizer,
         chat_template=fields.get("tokenizer.chat_template"),
         model_max_length=fields["llama.context_length"],
         clean_up_tokenization_spaces=False,

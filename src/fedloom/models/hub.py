@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from fedloom.models.added_models import ADDED, find_added
-from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, model_files, numbers_fit
-from fedloom.models.load_weights import UNUSED, bounded, check_finite, check_whole, tensors_of
+from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
+from fedloom.models.load_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
 
@@ -24,12 +24,12 @@ __all__ = ["BUNDLED", "Source", "first_line"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model or a part of one lies.
+    """The location of a model or of a part of one.
 
     Attributes:
-        key: The key of the experiment that says so, for messages.
+        key: The key of the experiment that names it, for messages.
         path: A name in `BUNDLED` or `ADDED`, a local folder, or a hub id.
-        network: Whether a hub may be contacted; without it only what lies on this machine is used.
+        network: Whether a hub may be contacted; otherwise only files on this machine are used.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Source:
 
     @cached_property
     def files(self) -> ModelFiles:
-        """The files of the folder, checked; those of a hub id lie in the hub's cache.
+        """The checked files of the folder; for a hub id, those in the hub's cache.
 
         Raises:
             UserError: There is no such folder, or something in it is wrong; see `model_files`.
@@ -49,40 +49,41 @@ class Source:
             folder = BUNDLED.get(self.path, Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
-        found = model_files(self.key, self.path, folder)
-        numbers_fit(found, len(tensors_of(found)) if found.weights else 0)
-        return found
+        files = model_files(self.key, self.path, folder)
+        check_numbers(files, len(tensors_of(files)) if files.weights else 0)
+        return files
 
     @property
     def digest(self) -> str:
-        """SHA-256 over configuration, tokenizer, processor, chat template and weights, without loading them."""
+        """SHA-256 over the files of configuration, tokenizer, processor, chat template and weights."""
         paths = (*self.files.others, *self.files.weights)
-        found = file_digests(paths, cache_folder() / "hashes" / "models.json")
+        digests = file_digests(paths, cache_folder() / "hashes" / "models.json")
+        folder = self.files.folder
         return combine_digests(
-            {path.relative_to(self.files.folder).as_posix(): one for path, one in found.items()}
+            {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
         )
 
     def read(self, kind: Any, **choices: Any) -> Any:
-        """Read one thing, say a configuration or a tokenizer.
+        """Load a component, such as the configuration or the tokenizer.
 
         Args:
             kind: A transformers class with `from_pretrained`.
-            **choices: Further arguments of it.
+            **choices: Further arguments of `from_pretrained`.
 
         Raises:
-            UserError: It is not there or not whole.
+            UserError: The component is missing or damaged.
         """
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # its warnings speak to programmers: torchvision is meant to be missing
+        logging.set_verbosity_error()  # its warnings are for programmers: torchvision is missing on purpose
         folder = str(self.files.folder)
         self._offline()
         try:
             return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **choices)
         except UserError:
             raise
-        except Exception as error:  # a damaged file may raise whatever its reader did not expect
+        except Exception as error:  # a damaged file may raise any class
             raise self._wrong(error) from error
 
     def model(self, kind: Any, unused: re.Pattern[str] = UNUSED) -> Any:
@@ -90,47 +91,47 @@ class Source:
 
         Args:
             kind: A transformers class of models.
-            unused: Names of extra tensors that are no error.
+            unused: Names of extra tensors that are ignored.
 
         Raises:
-            UserError: Weights are no safetensors, missing, misshapen, unknown, damaged or not finite; or the configuration is out
-                of proportion.
+            UserError: Weights are not safetensors, missing, misshapen, unknown, damaged or not finite; or the configuration
+                describes a far larger model.
         """
-        with bounded(self.files):
+        with limited_size(self.files):
             model, info = self.read(
                 kind,
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # check_whole names them below
             )
         check_whole(self.files, info, unused)
         check_finite(self.files, model)
         return model
 
     def tokenizer(self) -> Any:
-        """Read the tokenizer, with a chat template that lies in a file of its own, as processors keep it."""
+        """Load the tokenizer, with its chat template or the one in the processor's own file."""
         from transformers import AutoTokenizer
 
-        found = self.read(AutoTokenizer)
+        tokenizer = self.read(AutoTokenizer)
         if (
-            found.chat_template is None
+            tokenizer.chat_template is None
             and (file := self.files.folder / "chat_template.json") in self.files.others
         ):
-            held: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found.chat_template = held.get("chat_template")
-        if isinstance(found.chat_template, dict):  # several by name
-            found.chat_template = found.chat_template.get("default")
-        if not isinstance(found.chat_template, str | None):
+            content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            tokenizer.chat_template = content.get("chat_template")
+        if isinstance(tokenizer.chat_template, dict):  # several templates by name
+            tokenizer.chat_template = tokenizer.chat_template.get("default")
+        if not isinstance(tokenizer.chat_template, str | None):
             raise UserError(f"{self.key}: the chat template of {self.path!r} is no text")
-        if found.eos_token_id is None:
+        if tokenizer.eos_token_id is None:
             raise UserError(
                 f"{self.key}: the tokenizer of {self.path!r} has no end token; set eos_token in tokenizer_config.json"
             )
-        return found
+        return tokenizer
 
     def _snapshot(self) -> Path:
-        """Return the folder of a hub id in the hub's cache, after getting what is read if the network may be used."""
+        """Return the folder of a hub id in the hub's cache, after downloading its files if the network may be used."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import disable_progress_bars
 
@@ -168,10 +169,10 @@ class Source:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, shortened, or its kind where it has none.
+    """Return the first line of an error's message, shortened, or the error's class if it has no message.
 
-    A line that ends with a colon goes together with the next.
+    A first line that ends with a colon is joined with the next.
     """
-    told = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = " ".join(told[: 2 if told and told[0].endswith(":") else 1])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return first[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Load a model; with `batch.py` the only door to transformers."""
+"""Load a vision-language model or a language model, with its processor and its family."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ __all__ = [
     "Vlm",
     "encoder_identity",
     "load_vlm",
-    "not_storable",
-    "others",
-    "placed",
-    "with_store",
+    "move_model",
+    "other_devices",
+    "why_not_storable",
+    "with_feature_store",
 ]
 
 
 @dataclass(frozen=True, eq=False)
 class Vlm:
-    """A model with its processor, and what is known of its family.
+    """A model with its processor and its family.
 
     Attributes:
-        name: What the user asked for: a name in `BUNDLED`, a folder, or a hub id.
+        name: The name or path that the user gave: a name in `BUNDLED`, a folder, or a hub id.
         model: The transformers model, float32, in evaluation mode, all parameters frozen.
         processor: Its processor (image processor, tokenizer, chat template).
-        family: Its row of `FAMILIES`.
-        digest: SHA-256 over configuration, processor and weights, as `base_digest` gives it.
-        memo: What the model has made of images and texts; it changes no result.
+        family: Its entry in `FAMILIES`.
+        digest: SHA-256 over configuration, processor and weights, as in `base_digest`.
+        memo: A cache of features and tokens; it changes no result.
     """
 
     name: str
@@ -74,13 +74,13 @@ class Vlm:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.device
 
     def send(self, value: Tensor) -> Tensor:
-        """Copy a tensor to the model's device; to an accelerator from pinned memory, without waiting for it.
+        """Copy a tensor to the model's device; to an accelerator from pinned memory, without waiting.
 
-        So the next batch is made and sent while the device computes with the last one.
+        So the next batch is built and copied while the device computes the last one.
         """
         if self.device.type == "cpu":
             return value
@@ -88,7 +88,7 @@ class Vlm:
 
     @property
     def precision(self) -> torch.dtype:
-        """What the language model computes in."""
+        """The data type in which the language model computes."""
         return self.model.get_input_embeddings().weight.dtype
 
     def connect(self, features: Tensor) -> Tensor:
@@ -96,72 +96,72 @@ class Vlm:
         return self.family.connect(self.model, features)
 
     @property
-    def filler(self) -> int:
-        """The token that pads a batch; it is masked, so which one it is makes no difference."""
+    def padding_token(self) -> int:
+        """The token that pads a batch; it is masked, so any token gives the same results."""
         tokenizer = self.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @property
     def decoder(self) -> nn.Module:
-        """The language model without embeddings' lookup and head: embeddings in, hidden states out."""
+        """The language model without embedding layer and head: embeddings in, hidden states out."""
         return self.model.get_decoder()
 
-    def look(self, pictures: Sequence[LazyImage]) -> list[Tensor]:
+    def image_features(self, images: Sequence[LazyImage]) -> list[Tensor]:
         """Return the encoder features of each image, shape [*grid, E]; each image is encoded once."""
-        return self.memo.look(pictures, self.encoded)
+        return self.memo.image_features(images, self.encode_images)
 
-    def grids(self, pictures: Sequence[LazyImage]) -> tuple[Grid, ...]:
+    def grids(self, images: Sequence[LazyImage]) -> tuple[Grid, ...]:
         """Return the grid of each image's features: their shape without E."""
-        return self.memo.grids(pictures, self.encoded)
+        return self.memo.grids(images, self.encode_images)
 
     @torch.no_grad()
-    def encoded(self, pictures: Sequence[LazyImage]) -> dict[str, Tensor]:
-        """Encode images in one batch, whatever is known of them, and return their features [*grid, E] by image key.
+    def encode_images(self, images: Sequence[LazyImage]) -> dict[str, Tensor]:
+        """Encode images in one batch, without the cache, and return their features [*grid, E] by image key.
 
         Raises:
             UserError: The model sees no images, or one of them is too small.
         """
         if not self.family.images:
-            self.family.encode(self.model, {})  # raises the error that says so
-        images = [[_tall(one.pixels())] for one in pictures]
+            self.family.encode(self.model, {})  # raises the error
+        pixels = [[_with_clear_channels(image.pixels())] for image in images]
         settings = self.family.settings(self.model)
-        inputs = self.processor.image_processor(images, return_tensors="pt", **settings)
-        there = {
+        inputs = self.processor.image_processor(pixels, return_tensors="pt", **settings)
+        on_device = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
         }
-        encoded = self.family.encode(self.model, there)
+        encoded = self.family.encode(self.model, on_device)
         if any(row.numel() == 0 for row in encoded):
             raise UserError("an image is too small in one direction: no image token is left of it")
-        return {one.key: row.cpu().clone() for one, row in zip(pictures, encoded, strict=True)}
+        return {image.key: row.cpu().clone() for image, row in zip(images, encoded, strict=True)}
 
 
-def _tall(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Write each pixel as eight by eight where image processors would take the rows for channels; [H, W, 3]."""
+def _with_clear_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enlarge each pixel to 8 × 8 if image processors would mistake the rows of [H, W, 3] for channels."""
     return pixels.repeat(8, 0).repeat(8, 1) if pixels.shape[0] in (1, 3, 4) else pixels
 
 
-def with_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
-    """Keep a model's encoder features in files below `folder`, at most `limit` bytes of them.
+def with_feature_store(vlm: Vlm, folder: Path, limit: int, code: str = "") -> Vlm:
+    """Return a model that stores its encoder features in files.
 
     Args:
         vlm: The model.
-        folder: Where to keep them.
-        limit: At most so many bytes.
-        code: Digest of the code of a plug-in's family, on which features depend too; "" for a family of fedloom's own.
+        folder: Folder of the files.
+        limit: The most bytes of all files.
+        code: Digest of the code of a plug-in's family, on which features also depend; "" for a built-in family.
 
     Raises:
-        UserError: Features could differ from one time to the next, so that kept ones would be wrong.
+        UserError: Features could differ between computations, so stored ones would be wrong.
     """
-    reason = not_storable(vlm)
+    reason = why_not_storable(vlm)
     if reason is not None:
         raise UserError(f"engine.cache: features cannot be kept, because {reason}")
     store = FeatureStore(folder, encoder_identity(vlm) | ({"code": code} if code else {}), limit)
     return replace(vlm, memo=replace(vlm.memo, store=store))
 
 
-def not_storable(vlm: Vlm) -> str | None:
-    """Return why cached features could be wrong, or None: the encoder is trained, has dropout, or depends on the batch."""
+def why_not_storable(vlm: Vlm) -> str | None:
+    """Return why stored features could be wrong, or None: the encoder is trained, has dropout, or depends on the batch."""
     parts = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())
     for name in parts["encoder"]:
         if vlm.model.get_parameter(name).requires_grad:
@@ -179,12 +179,12 @@ def _inside(vlm: Vlm, name: str) -> bool:
 
 
 def encoder_identity(vlm: Vlm) -> dict[str, Any]:
-    """Return what encoder features depend on besides the image: weights, configuration, processor, precision."""
+    """Return everything that encoder features depend on besides the image: weights, configuration, processor, precision."""
     sha = hashlib.sha256()
     for name in sorted(vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]):
         sha.update(name.encode())
         sha.update(_bytes(vlm.model.get_parameter(name)))
-    for name, buffer in vlm.model.named_buffers():  # such as what a batch norm has measured
+    for name, buffer in vlm.model.named_buffers():  # such as the statistics of a batch norm
         if _inside(vlm, name):
             sha.update(name.encode() + _bytes(buffer))
     return {
@@ -208,11 +208,11 @@ def load_vlm(
 
     Args:
         path: A name in `BUNDLED`, a local folder in the Hugging Face layout, or a hub id.
-        network: Whether a hub may be contacted; without it only what lies on this machine is used.
+        network: Whether a hub may be contacted; otherwise only files on this machine are used.
         families: `model_type` → family.
 
     Raises:
-        UserError: Nothing at `path`, a family that is not in `families`, or weights that are not safetensors.
+        UserError: There is no model at `path`, its family is not in `families`, or its weights are not safetensors.
     """
     from transformers import (
         AutoConfig,
@@ -243,12 +243,12 @@ def load_vlm(
     return Vlm(path, model, processor, family, source.digest)
 
 
-def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
-    """Move a model to a device and let its language model compute in another precision, in place.
+def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
+    """Move a model to a device and convert its language model to a precision, in place.
 
     Args:
         vlm: The model.
-        device: "cpu", "cuda", or "auto" for cuda where there is one.
+        device: "cpu", "cuda", or "auto" for cuda if there is one.
         precision: "float32" or "bfloat16". Encoder and connector stay in float32.
 
     Raises:
@@ -261,15 +261,15 @@ def placed(vlm: Vlm, device: str, precision: str) -> Vlm:
         if prefix in modules:
             modules[prefix].to(dtype)
         else:  # a tensor by itself, such as the mark at the end of a row of patches
-            alone = vlm.model.get_parameter(prefix)
-            alone.data = alone.data.to(dtype)
+            parameter = vlm.model.get_parameter(prefix)
+            parameter.data = parameter.data.to(dtype)
     if device != "cpu" and torch.cuda.is_available():
         vlm.model.to("cuda")
     return vlm
 
 
-def others(vlm: Vlm) -> list[torch.device]:
-    """Return the devices of this machine that are like the model's, without its own; none beside a processor."""
+def other_devices(vlm: Vlm) -> list[torch.device]:
+    """Return the other GPUs of this machine; none if the model is on the CPU."""
     if vlm.device.type != "cuda":
         return []
     own = vlm.device.index

@@ -1,8 +1,8 @@
-"""Load a model's weights: all of its tensors and no others, each of the shape that the configuration says.
+"""Check a model's weights: all of its tensors and no others, each of the shape that the configuration gives.
 
-transformers gives tensors that are missing or misshapen random values and leaves out those it does not know, with a
-warning at most. Here all three are errors that name them. What transformers itself knows to be harmless is no error:
-tensors that are tied to others, and buffers that are computed again.
+transformers fills missing or misshapen tensors with random values and ignores unknown ones, with a
+warning at most. Here all three are errors that name the tensors. Missing tensors that transformers itself considers
+harmless are no error: tensors that are tied to others, and buffers that are computed again.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from torch.nn.modules import module as hooks
 from fedloom.models.folder_checks import ModelFiles
 from fedloom.system.errors import UserError
 
-NAMED = 3
-"""How many tensors a message names; it counts the rest."""
+TENSORS_NAMED = 3
+"""The most tensors that a message names; it counts the others."""
 
-FREE = 2**28
-"""Values that a model may have whatever its weights hold, so that what is missing can be named."""
+FREE_VALUES = 2**28
+"""Values that a model may always have, so that missing tensors can be named."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 UNUSED = re.compile(r"(^|\.)vision_(tower|model)\.(vision_model\.)?head\.")
-"""Extra tensors that no model here uses: the head that pools a SigLIP encoder's patches to one vector."""
+"""Extra tensors that are never used: the head that pools the patches of a SigLIP encoder to one vector."""
 
-BESIDE = re.compile(
+UNUSED_BESIDE_ENCODER = re.compile(
     r"^(text_model|text_projection|visual_projection|logit_scale|logit_bias|(vision_model\.)?head)(\.|$)"
 )
-"""Extra tensors beside an encoder that is taken out of a model of images and text, and the same head."""
+"""Extra tensors of a CLIP or SigLIP model of which only the encoder is loaded, and the same head."""
 
 
 def tensors_of(files: ModelFiles) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in the weights of a model folder, from the headers of its files.
 
     Raises:
-        UserError: There are no weights, or a file is cut off or damaged.
+        UserError: There are no weights, or a file is truncated or damaged.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     if not files.weights:
         raise _wrong(
             files,
@@ -54,41 +54,41 @@ def tensors_of(files: ModelFiles) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():
-                    part = file.get_slice(name)
-                    if name.endswith((".weight", ".bias")) and part.get_dtype() not in FLOATS:
+                    tensor = file.get_slice(name)
+                    if name.endswith((".weight", ".bias")) and tensor.get_dtype() not in FLOATS:
                         raise _wrong(
                             files,
-                            f"{path.name}: {name} holds {part.get_dtype()}; weights must be in full precision",
+                            f"{path.name}: {name} holds {tensor.get_dtype()}; weights must be in full precision",
                         )
-                    found[name] = tuple(part.get_shape())
+                    shapes[name] = tuple(tensor.get_shape())
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise _wrong(files, f"{path.name} is damaged: {error}") from error
-    return found
+    return shapes
 
 
 @contextmanager
-def bounded(files: ModelFiles) -> Iterator[None]:
-    """Let no model inside this block describe far more than its weights hold, before memory is taken for it.
+def limited_size(files: ModelFiles) -> Iterator[None]:
+    """Raise an error if a model that is built inside this block is far larger than its weights, before it takes memory.
 
-    transformers describes a model without values first; that is when this counts.
+    transformers first builds a model without values; its tensors are counted then.
 
     Raises:
-        UserError: The configuration has numbers out of every proportion.
+        UserError: The configuration describes a far larger model than the weights.
     """
     shapes = tensors_of(files)
-    held = sum(torch.Size(shape).numel() for shape in shapes.values())
-    left = {"tensors": 4 * len(shapes) + 2_000, "values": max(2 * held, FREE)}
+    count = sum(torch.Size(shape).numel() for shape in shapes.values())
+    remaining = {"tensors": 4 * len(shapes) + 2_000, "values": max(2 * count, FREE_VALUES)}
 
     def note(module: nn.Module, name: str, value: Tensor | None) -> None:
         del module, name
         if value is None or value.device.type != "meta":
             return
-        left["tensors"] -= 1
-        left["values"] -= value.numel()
-        if min(left.values()) < 0:
+        remaining["tensors"] -= 1
+        remaining["values"] -= value.numel()
+        if min(remaining.values()) < 0:
             raise _wrong(
                 files,
-                f"config.json describes a far larger model than the weights, which hold {held:,} values in "
+                f"config.json describes a far larger model than the weights, which hold {count:,} values in "
                 f"{len(shapes):,} tensors",
             )
 
@@ -104,41 +104,41 @@ def bounded(files: ModelFiles) -> Iterator[None]:
 
 
 def check_whole(files: ModelFiles, info: Mapping[str, Any], unused: re.Pattern[str] = UNUSED) -> None:
-    """Refuse a model whose weights are not all there, or of another shape, or more than it has.
+    """Raise an error if tensors of a model are missing, of another shape, or unknown.
 
     Args:
         files: The files of the folder.
-        info: What transformers found while loading: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
-        unused: Names of extra tensors that are no error.
+        info: The loading info of transformers: `missing_keys`, `unexpected_keys`, `mismatched_keys`.
+        unused: Names of extra tensors that are ignored.
 
     Raises:
         UserError: Tensors are missing, misshapen or unknown.
     """
-    shapes = {name: (tuple(here), tuple(wanted)) for name, here, wanted in info["mismatched_keys"]}
-    listed = {
+    shapes = {name: (tuple(actual), tuple(expected)) for name, actual, expected in info["mismatched_keys"]}
+    problems = {
         "missing": sorted(info["missing_keys"]),
         "of another shape than config.json says": [
-            f"{name} {list(here)} instead of {list(wanted)}"
-            for name, (here, wanted) in sorted(shapes.items())
+            f"{name} {list(actual)} instead of {list(expected)}"
+            for name, (actual, expected) in sorted(shapes.items())
         ],
         "unknown to the model that config.json describes": sorted(
             name for name in info["unexpected_keys"] if not unused.search(name)
         ),
     }
-    wrong = [
-        f"{_counted(names)} {'is' if len(names) == 1 else 'are'} {what}"
-        for what, names in listed.items()
+    sentences = [
+        f"{_counted(names)} {'is' if len(names) == 1 else 'are'} {problem}"
+        for problem, names in problems.items()
         if names
     ]
-    if wrong:
-        raise _wrong(files, "; ".join(wrong))
+    if sentences:
+        raise _wrong(files, "; ".join(sentences))
 
 
 def check_finite(files: ModelFiles, model: nn.Module) -> None:
-    """Refuse weights that are not numbers or infinite, before a run has taken time.
+    """Raise an error if weights are infinite or not a number (NaN).
 
-    The model that was loaded is looked at, in one pass over memory; its files are read once more only to find the
-    tensor's name there. Buffers may be infinite, as bounds that bound nothing are.
+    This takes one pass over the loaded model; its files are read again only to find the tensor's name in them. Buffers
+    may be infinite, because some hold bounds that are never reached.
 
     Args:
         files: The files of the folder.
@@ -147,33 +147,33 @@ def check_finite(files: ModelFiles, model: nn.Module) -> None:
     Raises:
         UserError: There are such values; the message names the file and the tensor.
     """
-    named = (name for name, value in model.named_parameters() if not _finite(value))
+    parameters = (name for name, value in model.named_parameters() if not _finite(value))
     buffers = (name for name, value in model.named_buffers() if not _finite(value) and value.isnan().any())
-    name = next(iter((*named, *buffers)), None)
+    name = next(iter((*parameters, *buffers)), None)
     if name is None:
         return
     for path in files.weights:
         with safe_open(path, "pt") as file:
-            for held in file.keys():
-                value = file.get_tensor(held)
-                if value.isnan().any() or (value.isinf().any() and held.endswith((".weight", ".bias"))):
-                    raise _wrong(files, f"{path.name}: {held} holds {_odd(value)}")
-    raise _wrong(files, f"{name} holds {_odd(model.state_dict()[name])}")
+            for key in file.keys():
+                value = file.get_tensor(key)
+                if value.isnan().any() or (value.isinf().any() and key.endswith((".weight", ".bias"))):
+                    raise _wrong(files, f"{path.name}: {key} holds {_nonfinite(value)}")
+    raise _wrong(files, f"{name} holds {_nonfinite(model.state_dict()[name])}")
 
 
 def _finite(value: Tensor) -> bool:
-    """Return whether all values are finite; where their sum is, they are, and a sum is the fastest to know."""
+    """Return whether all values are finite; a finite sum, which is fastest to compute, shows that they are."""
     return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
 
 
-def _odd(value: Tensor) -> str:
+def _nonfinite(value: Tensor) -> str:
     return "values that are not numbers (NaN)" if value.isnan().any() else "infinite values"
 
 
 def _counted(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:120] for name in names[:NAMED])
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{rest}"
+    listed = ", ".join(name[:120] for name in names[:TENSORS_NAMED])
+    more = f" and {len(names) - TENSORS_NAMED} more" if len(names) > TENSORS_NAMED else ""
+    return f"{'tensor' if len(names) == 1 else 'tensors'} {listed}{more}"
 
 
 def _wrong(files: ModelFiles, what: str) -> UserError:

@@ -1,6 +1,6 @@
-"""Mllama: pictures are not among the tokens; some layers of the decoder look at them from the side.
+"""Mllama: images are not part of the token sequence; some layers of the decoder attend to them by cross-attention.
 
-Shape legend: B conversations, L tokens, N features of a conversation's pictures, D language-model width.
+Shape legend: B conversations, L tokens, N features of a conversation's images, D language-model width.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from fedloom.models.family_interface import Grid, image_token
 
 
 def crossed_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode the tiles of each picture: [tiles, patches, E]."""
+    """Encode the tiles of each image: [tiles, patches, E]."""
     states = model.model.vision_model(
         inputs["pixel_values"].to(model.dtype),
         aspect_ratio_ids=inputs["aspect_ratio_ids"],
         aspect_ratio_mask=inputs["aspect_ratio_mask"],
     ).last_hidden_state[:, 0]  # [B, most tiles, patches, E]
     counts = inputs["aspect_ratio_mask"][:, 0].sum(1)
-    return [one[: int(count)] for one, count in zip(states, counts, strict=True)]
+    return [tiles[: int(count)] for tiles, count in zip(states, counts, strict=True)]
 
 
 def crossed_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write a single token, from which on the picture is seen."""
+    """Write a single token; the image is seen from this token on."""
     del grid
     return image_token(model, tokenizer)
 
 
 def crossed_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
-    """Hand pictures to the cross-attention; a token sees those that stand before it, from its own on.
+    """Return the arguments of cross-attention: a token sees all images whose image token is not after it.
 
-    A token before all pictures sees nothing in the sense of the model's mask, which in the stock code is the average
-    of everything there, padding included. Here it is the average of the conversation's own tiles, so that
+    The model's mask lets a token before all images see nothing, which in the stock code gives it the average
+    of everything, padding included. Here it gets the average of the conversation's own tiles, so that
     other conversations of the batch change nothing.
     """
     if not tokens:
         return {"inputs_embeds": embeddings}
     shown = (ids == model.config.image_token_id).cumsum(1)  # [B, L]
-    left = list(tokens)
+    remaining = list(tokens)
     states, owners = [], []
     for count in shown[:, -1].tolist():
-        mine = [left.pop(0) for _ in range(count)]
-        states.append(torch.cat(mine) if mine else embeddings.new_zeros(1, embeddings.shape[-1]))
-        numbers = [ids.new_full((len(one),), number + 1) for number, one in enumerate(mine)]
-        owners.append(torch.cat(numbers) if mine else ids.new_zeros(1))
-    owner = pad_sequence(owners, batch_first=True)[:, None]  # [B, 1, N], 0 where there is nothing
+        images = [remaining.pop(0) for _ in range(count)]
+        states.append(torch.cat(images) if images else embeddings.new_zeros(1, embeddings.shape[-1]))
+        numbers = [ids.new_full((len(image),), number + 1) for number, image in enumerate(images)]
+        owners.append(torch.cat(numbers) if images else ids.new_zeros(1))
+    owner = pad_sequence(owners, batch_first=True)[:, None]  # [B, 1, N], number of the image or 0
     seen = ((owner > 0) & (owner <= shown[..., None]))[:, None]  # [B, 1, L, N]
     any_seen = seen.any(-1, keepdim=True)  # [B, 1, L, 1]
     own = (owner > 0)[:, None]  # [B, 1, 1, N]
@@ -64,6 +64,6 @@ def crossed_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[
 
 
 def crossed_later(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Let tokens that follow see what the last one saw; the pictures themselves are in the cache."""
+    """Return the masks of later tokens, which see what the last token of the prompt sees; images are in the cache."""
     masks = ("cross_attention_mask", "full_text_row_masked_out_mask")
     return {name: arguments[name][:, :, -1:] for name in masks if name in arguments}

@@ -1,4 +1,4 @@
-"""Which of a model's modules are encoder, connector and language model; nothing else knows module paths."""
+"""Map a model's modules to its parts: encoder, connector and language model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PARTS = ("encoder", "connector", "llm")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Module prefixes of each part; the longest matching prefix wins.
+    """Module prefixes of each part; the longest matching prefix decides.
 
     Attributes:
         encoder: Prefixes of the vision encoder; empty for an encoder-free model.
-        connector: Prefixes of what turns image features into token embeddings.
+        connector: Prefixes of the modules that turn image features into token embeddings.
         llm: Prefixes of the language model, its embeddings and its head.
 
     Example:
@@ -33,19 +33,19 @@ class Parts:
         Raises:
             ValueError: No prefix matches.
         """
-        found = [
+        matches = [
             (len(prefix), part)
             for part in PARTS
             for prefix in getattr(self, part)
             if name == prefix or name.startswith(prefix + ".")
         ]
-        if not found:
+        if not matches:
             raise ValueError(f"{name!r} belongs to no part of the model")
-        return max(found)[1]
+        return max(matches)[1]
 
     def split(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Sort names by part; every name lands in exactly one."""
-        found: dict[str, list[str]] = {part: [] for part in PARTS}
+        """Group names by part; every name belongs to exactly one."""
+        groups: dict[str, list[str]] = {part: [] for part in PARTS}
         for name in names:
-            found[self.part_of(name)].append(name)
-        return found
+            groups[self.part_of(name)].append(name)
+        return groups

@@ -1,6 +1,6 @@
-"""Ovis2: an image becomes probabilities of visual words, and these an average of the words' embeddings.
+"""Ovis2: an image becomes probabilities of visual words, whose embeddings are averaged.
 
-Shape legend: B images, R and C rows and columns of tiles, N tiles with the whole, T features of a tile, E encoder
+Shape legend: B images, R and C rows and columns of tiles, N tiles with the thumbnail, T features of a tile, E encoder
 width, W visual words, D language-model width, L tokens.
 """
 
@@ -19,27 +19,26 @@ MARKS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 
 
 def ovis_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode R × C tiles and the whole of each image: [R + 1, C, T, E], the whole first in the last row."""
+    """Encode R × C tiles and a thumbnail of each image: [R + 1, C, T, E], the thumbnail first in the last row."""
     states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
     sides = [(int(rows), int(columns)) for rows, columns in inputs["grids"]]
-    sides = [side if side != (1, 1) else (0, 1) for side in sides]  # one tile is the whole itself
-    found = []
+    sides = [side if side != (1, 1) else (0, 1) for side in sides]  # a single tile is the thumbnail
+    features = []
     counts = [rows * columns + 1 for rows, columns in sides]
     for own, (rows, columns) in zip(states.split(counts), sides, strict=True):
         empty = own.new_zeros(columns - 1, *own.shape[1:])
-        found.append(torch.cat((own[1:], own[:1], empty)).unflatten(0, (rows + 1, columns)))
-    return found
+        features.append(torch.cat((own[1:], own[:1], empty)).unflatten(0, (rows + 1, columns)))
+    return features
 
 
 def ovis_connect(model: Any, features: Tensor) -> Tensor:
-    """Connect [B, R + 1, C, T, E] to all that stands for an image, the marks between its tiles too: [B, L, D]."""
+    """Connect [B, R + 1, C, T, E] to [B, L, D]: the tokens of an image, with the marks between its tiles."""
     tower, table = model.model.vision_tower, model.model.visual_embeddings_table.weight  # [W, D]
     rows, columns = features.shape[1] - 1, features.shape[2]
     real = features.flatten(1, 2)[:, : rows * columns + 1]  # [B, N, T, E]
     words = tower.head_norm(tower.head_linear(real)).softmax(-1)
-    if (
-        tower.config.tokenize_function == "st_argmax"
-    ):  # the likeliest word, with the gradient of the probabilities
+    # st_argmax takes the most likely word, with the gradient of the probabilities.
+    if tower.config.tokenize_function == "st_argmax":
         likeliest = torch.zeros_like(words).scatter_(-1, words.argmax(-1, keepdim=True), 1.0)
         words = likeliest - words.detach() + words
     seen, marks = table.split([words.shape[-1], len(table) - words.shape[-1]])
@@ -55,19 +54,19 @@ def ovis_connect(model: Any, features: Tensor) -> Tensor:
 
 
 def ovis_placeholder(model: Any, tokenizer: Any) -> str:
-    """Return what Ovis2's chat template writes for an image.
+    """Return the text that Ovis2's chat template writes for an image.
 
     Raises:
-        ValueError: The marks around an image are other tokens than the configuration says.
+        ValueError: The tokens of the marks around an image differ from those in the configuration.
     """
     numbers = tokenizer.convert_tokens_to_ids([*MARKS])
     if numbers != [*model.config.visual_indicator_token_ids]:
-        raise ValueError(f"{', '.join(MARKS)} are not the numbers in visual_indicator_token_ids")
+        raise ValueError(f"{', '.join(MARKS)} do not have the ids in visual_indicator_token_ids")
     return "<image>"
 
 
 def ovis_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write the whole and then the tiles by row, with marks between them, as Ovis2's processor does."""
+    """Write the thumbnail and then the tiles by row, with marks between them, as Ovis2's processor does."""
     start, whole, column, row, end = MARKS
     tile, rows, columns = image_token(model, tokenizer) * grid[2], grid[0] - 1, grid[1]
     return f"{start}{tile}{whole}{row.join([column.join([tile] * columns)] * rows)}{end}"

@@ -1,7 +1,7 @@
-"""The Qwen-VL and GLM-V families: pictures of any size as rows and columns of merged patches, positions on three axes.
+"""The Qwen-VL and GLM-V families: images of any size as rows and columns of merged patches, with positions on three axes.
 
-Shape legend: B pictures, H and W rows and columns of merged patches, M patches merged into one token, E encoder
-width, S places of the encoder whose features the decoder receives, D language-model width, L tokens.
+Shape legend: B images, H and W rows and columns of merged patches, M patches merged into one token, E encoder
+width, S features of each patch, from different layers, that the decoder receives, D language-model width, L tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def _mergers(visual: Any) -> list[nn.Module]:
 
 
 def _inputs_of(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor]:
-    """Run something and return the tensor that each module was given."""
-    seen: dict[int, Tensor] = {}
+    """Call a function and return the input that each module got."""
+    inputs: dict[int, Tensor] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen[id(module)] = arguments[0]
+        inputs[id(module)] = arguments[0]
 
     hooks = [module.register_forward_pre_hook(note) for module in modules]
     try:
@@ -32,22 +32,22 @@ def _inputs_of(modules: Sequence[nn.Module], run: Callable[[], object]) -> list[
     finally:
         for hook in hooks:
             hook.remove()
-    return [seen[id(module)] for module in modules]
+    return [inputs[id(module)] for module in modules]
 
 
 def _sides(visual: Any, grids: Tensor) -> list[tuple[int, int]]:
-    """Return rows and columns of merged patches of each image."""
+    """Return the rows and columns of merged patches of each image."""
     return [(int(h) // visual.spatial_merge_size, int(w) // visual.spatial_merge_size) for _, h, w in grids]
 
 
 def glm_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode with the convolution that merges patches: [H, W, E] for each image."""
+    """Encode including the convolution that merges patches: [H, W, E] for each image."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
     pixels = inputs["pixel_values"].to(model.dtype)
     (states,) = _inputs_of([visual.merger], lambda: visual(pixels, grid_thw=grids))
     sides = _sides(visual, grids)
-    rows = states.split([h * w for h, w in sides])
-    return [one.unflatten(0, side) for one, side in zip(rows, sides, strict=True)]
+    images = states.split([h * w for h, w in sides])
+    return [image.unflatten(0, side) for image, side in zip(images, sides, strict=True)]
 
 
 def glm_connect(model: Any, features: Tensor) -> Tensor:
@@ -56,37 +56,37 @@ def glm_connect(model: Any, features: Tensor) -> Tensor:
 
 
 def qwen_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode up to where patches are merged: [H, W, S · M · E] for each picture."""
+    """Encode up to the modules that merge patches: [H, W, S · M · E] for each image."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
     pixels = inputs["pixel_values"].to(model.dtype)
     states = _inputs_of(_mergers(visual), lambda: visual(pixels, grid_thw=grids))
     merged = visual.spatial_merge_size**2
-    together = torch.cat([one.reshape(len(one) // merged, -1) for one in states], dim=-1)
+    features = torch.cat([state.reshape(len(state) // merged, -1) for state in states], dim=-1)
     sides = _sides(visual, grids)
-    rows = together.split([h * w for h, w in sides])
-    return [one.unflatten(0, side) for one, side in zip(rows, sides, strict=True)]
+    images = features.split([h * w for h, w in sides])
+    return [image.unflatten(0, side) for image, side in zip(images, sides, strict=True)]
 
 
 def windowed_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode like `qwen_encode` where the encoder looks at windows, and bring the patches back into order."""
+    """Encode as `qwen_encode` does, for an encoder with windowed attention, and restore the order of patches."""
     from transformers.vision_utils import get_vision_window_index
 
     visual, grids = model.model.visual, inputs["image_grid_thw"]
     merge, window = visual.spatial_merge_size, visual.window_size
-    found = []
+    features = []
     start = 0
-    for grid in grids:  # one by one, so that the order is that of one picture
+    for grid in grids:  # one image at a time, because the order of patches depends on the batch
         count = int(grid.prod())
-        one = {"pixel_values": inputs["pixel_values"][start : start + count], "image_grid_thw": grid[None]}
+        image = {"pixel_values": inputs["pixel_values"][start : start + count], "image_grid_thw": grid[None]}
         order, _ = get_vision_window_index(grid[None], merge, window, visual.patch_size)
-        (states,) = qwen_encode(model, one)
-        found.append(states.flatten(0, 1)[torch.argsort(order)].view_as(states))
+        (states,) = qwen_encode(model, image)
+        features.append(states.flatten(0, 1)[torch.argsort(order)].view_as(states))
         start += count
-    return found
+    return features
 
 
 def qwen_connect(model: Any, features: Tensor) -> Tensor:
-    """Merge patches at each of the S places: [B, H · W, S · D]."""
+    """Merge the patches of each of the S features: [B, H · W, S · D]."""
     visual = model.model.visual
     mergers, merged = _mergers(visual), visual.spatial_merge_size**2
     parts = features.flatten(1, 2).chunk(len(mergers), dim=-1)  # S times [B, H · W, M · E]
@@ -98,7 +98,7 @@ def qwen_connect(model: Any, features: Tensor) -> Tensor:
 
 
 def qwen_positions(model: Any, ids: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Count time, row and column: [3, L]; a picture takes as many positions as its longer side is long."""
+    """Return positions on the axes time, row and column: [3, L]; an image takes as many positions as its longer side."""
     merge = model.config.vision_config.spatial_merge_size
     image = (ids == model.config.image_token_id).int()
     sizes = ids.new_tensor([[1, rows * merge, columns * merge] for rows, columns in grids]) if grids else None
@@ -107,7 +107,7 @@ def qwen_positions(model: Any, ids: Tensor, grids: Sequence[Grid]) -> Tensor:
 
 
 def deepstack_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
-    """Put the last features where image tokens are; those of earlier places join in the first layers."""
+    """Put the last features where image tokens are; the first layers of the decoder add those of earlier layers."""
     if not tokens:
         return {"inputs_embeds": embeddings}
     last, *earlier = torch.cat(list(tokens)).to(embeddings.dtype).split(embeddings.shape[-1], dim=-1)

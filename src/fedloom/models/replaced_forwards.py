@@ -1,4 +1,4 @@
-"""Other ways through some modules of a model, for a while."""
+"""Replace the forward methods of modules for a time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Forward = Callable[..., Any]
 
 
 @contextmanager
-def forwards(modules: Sequence[nn.Module], way: Callable[[Forward], Forward]) -> Iterator[None]:
-    """Let modules compute in another way inside this block; blocks may stand inside one another.
+def replaced_forwards(modules: Sequence[nn.Module], change: Callable[[Forward], Forward]) -> Iterator[None]:
+    """Replace the forward methods of modules inside this block; blocks can be nested.
 
     Args:
-        modules: Which modules.
-        way: What a module does → what it does inside the block.
+        modules: The modules.
+        change: A module's forward → its forward inside the block.
     """
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
-        module.forward = way(module.forward)
+        module.forward = change(module.forward)
     try:
         yield
     finally:
         for module, own in zip(modules, before, strict=True):
             if own is None:
-                del module.forward  # the class's own shows again
+                del module.forward  # restores the method of the class
             else:
                 module.forward = own

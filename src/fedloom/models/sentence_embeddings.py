@@ -1,4 +1,4 @@
-"""Sentence embeddings: mean of a BERT's last states over the tokens of a text, scaled to length 1.
+"""Compute sentence embeddings: the mean of BERT's last states over the tokens of a text, scaled to length 1.
 
 Shape legend: N texts, L tokens in the longest, E width of the embeddings (384 for MiniLM).
 
@@ -20,22 +20,22 @@ from fedloom.models.hub import Source
 
 MODEL = "minilm"
 LONGEST = 256
-"""Tokens that are read of a text, as in the model's training."""
+"""The most tokens that are read of a text, as in the model's training."""
 BATCH = 64
 
 
 def sentence_source(key: str) -> Source:
-    """Return where the sentence model lies; a key names who asks, for messages."""
+    """Return the location of the sentence model; the key of the experiment that needs it is for messages."""
     return Source(key, MODEL, network=False)
 
 
 @torch.no_grad()
 def embed_sentences(texts: Sequence[str], key: str = "evaluate.linear_text") -> NDArray[np.float64]:
-    """Embed texts, shape [N, E], each row of length 1.
+    """Embed texts: shape [N, E], each row of length 1.
 
     Args:
-        texts: At least one.
-        key: The key of the experiment that asks for it, for messages.
+        texts: At least one text.
+        key: The key of the experiment that needs the embeddings, for messages.
 
     Raises:
         UserError: The model was not added, or its folder is damaged.
@@ -44,8 +44,10 @@ def embed_sentences(texts: Sequence[str], key: str = "evaluate.linear_text") -> 
 
     source = sentence_source(key)
     tokenizer, model = source.read(AutoTokenizer), source.model(BertModel).eval()
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # of like length: less padding
-    found = torch.empty(len(texts), model.config.hidden_size)
+    order = sorted(
+        range(len(texts)), key=lambda index: len(texts[index])
+    )  # similar lengths need less padding
+    embeddings = torch.empty(len(texts), model.config.hidden_size)
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
         inputs = tokenizer(
@@ -55,12 +57,12 @@ def embed_sentences(texts: Sequence[str], key: str = "evaluate.linear_text") -> 
             max_length=LONGEST,
             return_tensors="pt",
         )
-        found[part] = pooled(model(**inputs).last_hidden_state, inputs["attention_mask"])
-    return found.double().numpy()
+        embeddings[part] = mean_pooled(model(**inputs).last_hidden_state, inputs["attention_mask"])
+    return embeddings.double().numpy()
 
 
-def pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """Average states [N, L, E] over the tokens that a mask [N, L] of zeros and ones keeps; scale to length 1, [N, E].
+def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """Average states [N, L, E] over the tokens with 1 in a mask [N, L], and scale to length 1: [N, E].
 
     Example:
         >>> pooled(torch.tensor([[[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]]]), torch.tensor([[1, 1, 0]])).tolist()

@@ -1,9 +1,9 @@
-"""What a model says when it is shown the right answer word by word, as FedVLMBench's code scores it.
+"""Predict each token of the right answer from the right tokens before it, as FedVLMBench's code does.
 
 Shape legend: K clients side by side, B conversations, L tokens in the longest, D model width, N answer tokens in the batch.
 
 Reference: "FedVLMBench", arXiv 2506.09638; its public code takes the most likely token at every position of
-the right answer, given the right tokens before it, and never generates.
+the right answer and never generates.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from fedloom.types import Conversation
 def teacher_forced(
     vlm: Vlm, conversations: Sequence[Conversation], connects: Sequence[Connect] | None = None
 ) -> list[str]:
-    """Return the text of the most likely tokens after each beginning of the right answer, K·B texts.
+    """Return the text of the most likely token at each position of the right answer, K·B texts.
 
-    With K clients' connectors each client's adapters say it of every conversation; see `option_scores`.
+    With K clients' connectors, each client's adapters do so for every conversation; see `option_scores`.
 
-    A model sees everything of the right answer but the token it predicts, so that scores are higher than
-    those of free generation and cannot be compared to them.
+    The model sees the right tokens before the one that it predicts, so scores are higher than
+    those of free generation and cannot be compared with them.
     """
     connects = connects or [vlm.connect]
     batch = collate(vlm, [conversations] * len(connects))
     best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1)  # [N]
-    said = [best[batch.row == row] for row in range(len(batch.ids))]
-    return [text.strip() for text in vlm.tokenizer.batch_decode(said, skip_special_tokens=True)]
+    answers = [best[batch.row == row] for row in range(len(batch.ids))]
+    return [text.strip() for text in vlm.tokenizer.batch_decode(answers, skip_special_tokens=True)]

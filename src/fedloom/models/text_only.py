@@ -1,4 +1,4 @@
-"""Language models without images: what replaces encoder and connector, and what becomes of data that have images.
+"""Language models without images: functions in place of encoder and connector, and for data that have images.
 
 Shape legend: D language-model width, V vocabulary.
 """
@@ -28,7 +28,7 @@ CLIENTS_OF_ONE_KIND = ("cross", "hybrid")
 
 
 def no_features(model: Any, inputs: Mapping[str, Any] | Tensor) -> NoReturn:
-    """Stand where other families encode images or connect features.
+    """Raise an error, in place of a function that encodes images or connects features.
 
     Raises:
         UserError: Always.
@@ -38,15 +38,15 @@ def no_features(model: Any, inputs: Mapping[str, Any] | Tensor) -> NoReturn:
 
 
 def no_placeholder(model: Any, tokenizer: Any) -> str:
-    """Return what a chat template writes for an image: nothing."""
+    """Return an empty text, because a chat template writes nothing for an image."""
     del model, tokenizer
     return ""
 
 
 def scaled_head(model: Any, states: Tensor) -> Tensor:
-    """Turn hidden states [..., D] into logits [..., V], scaled or bounded as the configuration says.
+    """Turn hidden states [..., D] into logits [..., V], scaled or capped as the configuration says.
 
-    Cohere multiplies logits, Granite divides them, and Gemma 2 keeps them within a bound.
+    Cohere multiplies logits, Granite divides them, and Gemma 2 caps them.
     """
     config = model.config.get_text_config()
     logits = plain_head(model, states)
@@ -63,7 +63,7 @@ def without_images(example: Example) -> Example:
 
 
 def check_pattern(family: Family, pattern: str) -> None:
-    """Refuse a scenario in which clients hold images alone, for a model that sees none.
+    """Raise an error for a scenario in which clients hold only images, if the model sees none.
 
     Args:
         family: The model's family.

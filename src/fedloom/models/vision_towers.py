@@ -1,6 +1,6 @@
-"""Families with a vision tower: features of patches, perhaps of several tiles, and a connector after them.
+"""Families with a vision tower: features of the patches of one or several tiles, and a connector after them.
 
-Shape legend: B pictures, N tiles of all pictures, T patches of a tile, E encoder width, D language-model
+Shape legend: B images, N tiles of all images, T patches of a tile, E encoder width, D language-model
 width, R and C rows and columns of tiles or patches.
 """
 
@@ -19,18 +19,18 @@ from fedloom.models.family_interface import Grid, image_token, one_each, plain_h
 
 
 def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
-    """Return the hidden states that LLaVA's configuration names, [N, T, E]; they stand before the last norm."""
+    """Return the hidden states of the layers in LLaVA's configuration, before the last norm: [N, T, E]."""
     config = model.config
     states = model.model.vision_tower(pixel_values.to(model.dtype), output_hidden_states=True).hidden_states
     layers = config.vision_feature_layer
     # "default" drops the class token; ViP-LLaVA, which has no such key, always does.
     start = 0 if getattr(config, "vision_feature_select_strategy", "default") == "full" else 1
-    chosen = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
-    return torch.cat(chosen, dim=-1)
+    selected = [states[layer][:, start:] for layer in ([layers] if isinstance(layers, int) else layers)]
+    return torch.cat(selected, dim=-1)
 
 
 def llava_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """Encode pictures of one tile each: [B, T, E]."""
+    """Encode images of one tile each: [B, T, E]."""
     return chosen_layers(model, inputs["pixel_values"])
 
 
@@ -46,41 +46,41 @@ def last_map(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def project(model: Any, features: Tensor) -> Tensor:
-    """Connect [B, *grid, E] to [B, T, D] with the projector; tiles follow each other."""
+    """Connect [B, *grid, E] to [B, T, D] with the projector, tile after tile."""
     return model.model.multi_modal_projector(features.flatten(1, -2))
 
 
-def numbered(model: Any) -> dict[str, Any]:
-    """Ask for the number of rows and columns of tiles."""
+def with_tile_counts(model: Any) -> dict[str, Any]:
+    """Return the setting that makes the image processor report the rows and columns of tiles."""
     del model
     return {"return_row_col_info": True}
 
 
-def cropped(model: Any) -> dict[str, Any]:
-    """Ask for tiles of larger images."""
+def with_tiles(model: Any) -> dict[str, Any]:
+    """Return the setting that makes the image processor cut larger images into tiles."""
     del model
     return {"crop_to_patches": True}
 
 
 def whole_tokens(model: Any) -> dict[str, Any]:
-    """Ask for sizes that are whole numbers of image tokens."""
+    """Return the setting that makes the sizes of images multiples of an image token's side."""
     side = model.config.vision_config.patch_size * model.config.spatial_merge_size
     return {"patch_size": {"height": side, "width": side}}
 
 
 def pixtral_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode images of any size, each without the padding of its batch: [R, C, E]."""
-    layers, patch, found = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
+    layers, patch, features = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
     for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         height, width = (int(side) for side in size)
         own = pixels[None, :, :height, :width].to(model.dtype)
         states = model.model.vision_tower(own, output_hidden_states=True).hidden_states
-        chosen = [states[layer][0] for layer in ([layers] if isinstance(layers, int) else layers)]
-        found.append(torch.cat(chosen, dim=-1).unflatten(0, (height // patch, width // patch)))
-    return found
+        selected = [states[layer][0] for layer in ([layers] if isinstance(layers, int) else layers)]
+        features.append(torch.cat(selected, dim=-1).unflatten(0, (height // patch, width // patch)))
+    return features
 
 
-def merged(model: Any, features: Tensor) -> Tensor:
+def pixtral_connect(model: Any, features: Tensor) -> Tensor:
     """Connect [B, R, C, E] with the projector, which merges neighboring patches to one token."""
     patch = model.config.vision_config.patch_size
     sizes = [(features.shape[1] * patch, features.shape[2] * patch)] * len(features)
@@ -88,24 +88,24 @@ def merged(model: Any, features: Tensor) -> Tensor:
 
 
 def pixtral_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write one image token for each merged patch, a mark after each row and another one after the last."""
+    """Write one image token for each merged patch, a mark between rows and another mark after the last row."""
     merge = model.config.spatial_merge_size
     row = image_token(model, tokenizer) * (grid[1] // merge)
     return "[IMG_BREAK]".join([row] * (grid[0] // merge)) + "[IMG_END]"
 
 
 def anyres_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode pictures that are cut into tiles beside a small view of the whole.
+    """Encode images as tiles and a thumbnail: [R + ⌈T / C⌉, C, E].
 
-    The tiles' patches are put together to one picture of R × C patches and the padding is cut away. The T
-    features of the whole follow in further rows, filled up with zeros: [R + ⌈T / C⌉, C, E].
+    The patches of all tiles form one map of R × C patches without the padding of the image. The T features of the
+    thumbnail follow in further rows, padded with zeros.
     """
     from transformers.models.llava_next.modeling_llava_next import (
         get_anyres_image_grid_shape,
         unpad_image,
     )
 
-    config, found = model.config, []
+    config, features = model.config, []
     side = config.vision_config.image_size // config.vision_config.patch_size
     for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         pinpoints, pixels_each = config.image_grid_pinpoints, config.vision_config.image_size
@@ -114,13 +114,13 @@ def anyres_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
         tiles = states[1:].view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
         grid = unpad_image(tiles.flatten(1, 2).flatten(2, 3), size).permute(1, 2, 0)  # [R, C, E]
         width = grid.shape[1]
-        whole = F.pad(states[0], (0, 0, 0, -states.shape[1] % width))
-        found.append(torch.cat((grid, whole.view(-1, width, whole.shape[-1]))))
-    return found
+        thumbnail = F.pad(states[0], (0, 0, 0, -states.shape[1] % width))
+        features.append(torch.cat((grid, thumbnail.view(-1, width, thumbnail.shape[-1]))))
+    return features
 
 
 def _anyres_sizes(model: Any, grid: Grid) -> tuple[int, int, int, int]:
-    """Return T, R, and the rows and columns that are left of R × C when there may not be so many tokens."""
+    """Return T, R, and the rows and columns to which R × C is reduced if the number of tokens is limited."""
     config = model.config
     side = config.vision_config.image_size // config.vision_config.patch_size
     rows, columns = grid[0] - ceil(side**2 / grid[1]), grid[1]
@@ -132,25 +132,27 @@ def _anyres_sizes(model: Any, grid: Grid) -> tuple[int, int, int, int]:
 
 
 def anyres_connect(model: Any, features: Tensor) -> Tensor:
-    """Connect what `anyres_encode` gives: the whole, then the tiles' rows, each ended by a learned mark."""
-    whole, rows, height, width = _anyres_sizes(model, tuple(features.shape[1:-1]))
+    """Connect the features of `anyres_encode`: the thumbnail, then the rows of patches, each followed by a learned mark."""
+    thumbnail, rows, height, width = _anyres_sizes(model, tuple(features.shape[1:-1]))
     tokens = model.model.multi_modal_projector(features)  # [B, R + …, C, D]
     grid = tokens[:, :rows]
     if (height, width) != tuple(grid.shape[1:3]):
         smaller = F.interpolate(grid.permute(0, 3, 1, 2), [height, width], mode="bilinear")
         grid = smaller.permute(0, 2, 3, 1)
     end = model.model.image_newline.to(grid).expand(*grid.shape[:2], 1, -1)
-    return torch.cat((tokens[:, rows:].flatten(1, 2)[:, :whole], torch.cat((grid, end), 2).flatten(1, 2)), 1)
+    return torch.cat(
+        (tokens[:, rows:].flatten(1, 2)[:, :thumbnail], torch.cat((grid, end), 2).flatten(1, 2)), 1
+    )
 
 
 def anyres_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
     """Write one image token for each patch and each end of a row."""
-    whole, _, height, width = _anyres_sizes(model, grid)
-    return image_token(model, tokenizer) * (whole + height * (width + 1))
+    thumbnail, _, height, width = _anyres_sizes(model, grid)
+    return image_token(model, tokenizer) * (thumbnail + height * (width + 1))
 
 
 def internvl_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Encode the tiles of each picture and lay neighboring patches over each other: [N, T / 4, 4 · E]."""
+    """Encode the tiles of each image and merge neighboring patches: [N, T / 4, 4 · E]."""
     config = model.config
     outputs = model.model.vision_tower(inputs["pixel_values"].to(model.dtype), output_hidden_states=True)
     layer = config.vision_feature_layer
@@ -170,44 +172,44 @@ def internvl_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 
 def aya_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Encode the tiles of each image, the whole last: [N, T, E]."""
+    """Encode the tiles of each image, the thumbnail last: [N, T, E]."""
     return chosen_layers(model, inputs["pixel_values"]).split([int(count) for count in inputs["num_patches"]])
 
 
 def aya_connect(model: Any, features: Tensor) -> Tensor:
-    """Connect [B, N, T, E] tile by tile; the projector lays neighboring patches over each other."""
+    """Connect [B, N, T, E] tile by tile; the projector merges neighboring patches."""
     maps = model.model.multi_modal_projector(features.flatten(0, 1))  # [B · N, R, C, D]
     return maps.unflatten(0, features.shape[:2]).flatten(1, -2)
 
 
 def aya_placeholder(model: Any, tokenizer: Any) -> str:
-    """Return what Aya Vision's chat template writes for an image; it need not be a token."""
+    """Return the text that Aya Vision's chat template writes for an image; it need not be a token."""
     del model, tokenizer
     return "<image>"
 
 
 def aya_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write the number of each tile and its image tokens, then those of the whole."""
+    """Write the number of each tile and its image tokens, then those of the thumbnail."""
     tile = image_token(model, tokenizer) * (grid[1] // model.config.downsample_factor**2)
     tiles = "".join(f"TILE_{number}{tile}" for number in range(1, grid[0]))
     return f"<|START_OF_IMG|>{tiles}TILE_GLOBAL{tile}<|END_OF_IMG|>"
 
 
 def idefics_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Encode R × C tiles and the whole of each picture: [R + 1, C, T, E], the whole first in the last row."""
-    patch, found = model.config.vision_config.patch_size, []
+    """Encode R × C tiles and a thumbnail of each image: [R + 1, C, T, E], the thumbnail first in the last row."""
+    patch, features = model.config.vision_config.patch_size, []
     masks = inputs["pixel_attention_mask"]
     for pixels, mask, rows, columns in zip(
         inputs["pixel_values"], masks, _flat(inputs["rows"]), _flat(inputs["cols"]), strict=True
     ):
         count = rows * columns + 1
         squares = mask[:count].unfold(1, patch, patch).unfold(2, patch, patch)
-        seen = squares.sum((-1, -2)) > 0  # a patch counts if any of it shows the picture
+        seen = squares.sum((-1, -2)) > 0  # a patch counts if any of it shows the image
         outputs = model.model.vision_model(pixels[:count].to(model.dtype), patch_attention_mask=seen)
         states = outputs.last_hidden_state  # [N, T, E]
         empty = states.new_zeros(max(columns, 1) - 1, *states.shape[1:])
-        found.append(torch.cat((states, empty)).unflatten(0, (rows + 1, -1)))
-    return found
+        features.append(torch.cat((states, empty)).unflatten(0, (rows + 1, -1)))
+    return features
 
 
 def _flat(nested: Any) -> list[int]:
@@ -215,14 +217,14 @@ def _flat(nested: Any) -> list[int]:
 
 
 def idefics_connect(model: Any, features: Tensor) -> Tensor:
-    """Connect tile by tile, leaving out what only fills the last row."""
+    """Connect tile by tile, without the padding of the last row."""
     rows, columns = features.shape[1] - 1, features.shape[2]
     real = features.flatten(1, 2)[:, : rows * columns + 1]  # [B, N, T, E]
     return model.model.connector(real.flatten(0, 1)).unflatten(0, real.shape[:2]).flatten(1, 2)
 
 
 def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
-    """Write tiles by row and column, then the whole, as Idefics3's processor does."""
+    """Write tiles by row and column, then the thumbnail, as Idefics3's processor does."""
     edge, image = "<fake_token_around_image>", image_token(model, tokenizer)
     tile = image * tokens_out(model, grid[2] // model.config.scale_factor**2)
     rows, columns = grid[0] - 1, grid[1]
@@ -254,13 +256,13 @@ def paligemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 
 def prefix_block(model: Any, ids: Tensor) -> Tensor:
-    """Let the whole prompt see itself."""
+    """Return block numbers: the whole prompt is one block, whose tokens see each other."""
     del model
     return torch.zeros_like(ids)
 
 
 def capped_head(model: Any, states: Tensor) -> Tensor:
-    """Compute logits and bend them to stay within a bound where the decoder has one, as that of PaliGemma 2 has."""
+    """Compute logits and cap them if the decoder has a bound, as that of PaliGemma 2 has."""
     logits = plain_head(model, states)
     most = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if most is None else torch.tanh(logits / most) * most

@@ -13,7 +13,7 @@ from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_m
 from fedloom.engine.rounds import Standing, Training, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
-from fedloom.models.gradient_checkpointing import recomputing
+from fedloom.models.gradient_checkpointing import gradient_checkpointing
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import MACHINE
 from fedloom.system.errors import UserError
@@ -51,7 +51,7 @@ def train_runs(context: RunContext, label: str, runs: Sequence[Training]) -> lis
     with ExitStack() as changed:
         for tuned in (context.tuned, *context.twins):
             changed.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
-            changed.enter_context(recomputing(tuned.vlm, choice.recompute))
+            changed.enter_context(gradient_checkpointing(tuned.vlm, choice.recompute))
         return run_rounds(runs, Workers(inner, choice.workers, context.twins) if several else inner)
 
 

@@ -19,11 +19,11 @@ from fedloom.data.images import read_keys
 from fedloom.engine.checkpoints import recorded_below
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
-from fedloom.models.assemble_model import base_digest, connected, load_base, parts_digest
-from fedloom.models.example_checks import Checked, checked
+from fedloom.models.assemble_model import base_digest, load_base, parts_digest, with_connector
+from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
-from fedloom.models.load_model import Vlm, others, placed, with_store
+from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.progress import Progress
@@ -215,7 +215,7 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
     """Put an experiment's adapters into its model, and into copies on the other devices that it wants."""
     tuned = prepare(_loaded(experiment, models), whole(_stages(experiment)), experiment.seed)
     try:
-        chosen, there = experiment.engine.workers, others(tuned.vlm)
+        chosen, there = experiment.engine.workers, other_devices(tuned.vlm)
         wanted = there if chosen == "auto" else there[: chosen - 1]
         yield tuned, tuple(replica(tuned, device) for device in wanted)
     finally:
@@ -310,7 +310,7 @@ def _record_start(
     record: RunLog,
     experiment: Experiment,
     tuned: Tuned,
-    check: Checked,
+    check: CheckedData,
     seconds: float,
     validation: Validation | None,
 ) -> None:
@@ -334,7 +334,7 @@ def _record_start(
     )
     counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
     counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
-    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.noted})
+    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.for_run_log})
     record.append(
         "vision",
         {
@@ -346,7 +346,7 @@ def _record_start(
     )
 
 
-def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
+def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
     """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
     wordings = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
     whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
@@ -355,7 +355,7 @@ def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
         render = TASKS[example.task].render
         return [render(example, whole, clause=clause, answer_form=answer) for clause in wordings]
 
-    found = checked(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
+    found = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
     return replace(found, data=check_usable(found.data, experiment.data))
 
 
@@ -379,15 +379,15 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     settings, engine = experiment.model, experiment.engine
 
     def load() -> Vlm:
-        return placed(load_base(settings, experiment.families), settings.device, settings.precision)
+        return move_model(load_base(settings, experiment.families), settings.device, settings.precision)
 
     # By content too: files may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
-    vlm = connected(_kept(models, key, load), settings, experiment.seed)
+    vlm = with_connector(_kept(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
-    return with_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
+    return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
 
 
 def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
