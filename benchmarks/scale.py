@@ -31,7 +31,7 @@ from fedloom.algorithms.local_rule import LocalRule
 from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.engine.checkpoints import write_checkpoint
-from fedloom.engine.rounds import Committed, Schedule, Standing, Training, run_rounds
+from fedloom.engine.rounds import AfterRound, Schedule, Standing, Training, run_rounds
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock
@@ -84,12 +84,12 @@ def _round(
     algorithm: FederatedAlgorithm,
     clients: int,
     memory: Memory | None = None,
-    committed: Committed = _standing,
+    after_round: AfterRound = _standing,
 ) -> None:
     start, schedule = Standing(algorithm.init(Params.zeros(LAYOUT))), Schedule(1, range(clients), None, 0)
     backend = Trivial(algorithm.local, memory or InMemory())
     known, settings = backend.describe(name), train_settings(1)
-    run_rounds([Training(name, algorithm, start, schedule, known, settings, OPEN, committed)], backend)
+    run_rounds([Training(name, algorithm, start, schedule, known, settings, OPEN, after_round)], backend)
 
 
 def trivial(clients: int) -> None:
@@ -102,10 +102,10 @@ def keep(clients: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def committed(now: Standing, log: dict[str, Any]) -> None:
+        def after_round(now: Standing, log: dict[str, Any]) -> None:
             write_checkpoint(folder, now)
 
-        _round("scaffold", scaffold(clients=clients), clients, Files(folder), committed)
+        _round("scaffold", scaffold(clients=clients), clients, Files(folder), after_round)
 
 
 def train(clients: int) -> None:

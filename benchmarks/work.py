@@ -15,7 +15,7 @@ from benchmarks.models import Size, conversation, tuned_model
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
-from fedloom.client.site import Profile, Profiles, Question, Site, SiteMethod
+from fedloom.client.site import Profile, Profiles, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Limits, Train
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, choose, this_machine
@@ -68,10 +68,10 @@ class Clients:
         """The site of these clients."""
         size = self.tuned.layout.size
         whole = Part.whole(size)
-        parts = [Parts(whole, whole, Part(size, ()), whole)]
+        stages = [SiteStage(self.settings, Parts(whole, whole, Part(size, ()), whole))]
         profiles = Profiles(len(self.held), self._profile)
-        local = SiteMethod(fedavg().local, self.tuned.start, parts, profiles, self.held.__getitem__)
-        return Site(self.tuned, [self.settings], self.seed, lambda _: local)
+        local = SiteMethod(fedavg().local, self.tuned.start, stages, profiles, self.held.__getitem__)
+        return Site(self.tuned, self.seed, lambda _: local)
 
     def job(self, client: int, round: int = 0, sent: Params | None = None) -> Job:
         """Return a client's work in a round that sends some parameters, by default those of the start."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -12,21 +13,21 @@ import torch
 from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.compose import Given, compose
-from fedloom.algorithms.local_rule import LocalRule
+from fedloom.algorithms.local_rule import LocalRule, Probe
 from fedloom.client.client_memory import InMemory, Memory
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import Trained, train
-from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.client.site import Profile, Question, Site, SiteMethod
+from fedloom.client.site import Profile, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.engine.rounds import Committed, Schedule, Standing, Training
+from fedloom.engine.rounds import AfterRound, Schedule, Standing, Training
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.score_answers import Answers
-from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.adapters import Spot, Tuned
+from fedloom.tuning.strategies import Full, Stage
 from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
 from fedloom.wire.messages import Answer, Assignment, Update
@@ -79,13 +80,13 @@ def site_of(
     local = SiteMethod(
         algorithm.local,
         start_of(layout),
-        [parts or all_parts(layout.size)],
+        [SiteStage(train, parts or all_parts(layout.size))],
         profiles(clients),
         held,
         second=algorithm.second,
         exchanges=algorithm.exchanges,
     )
-    return Site(cast("Any", None), [train], 0, lambda method: local, memory or InMemory())
+    return Site(cast("Any", None), 0, lambda method: local, memory or InMemory())
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ class Plain:
     site: Site
 
     def start(self, method: str) -> Params:
-        return self.site.local(method).start
+        return self.site.method(method).start
 
     def describe(self, method: str) -> Sequence[Profile]:
-        return self.site.local(method).profiles
+        return self.site.method(method).profiles
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
         raise NotImplementedError
@@ -140,42 +141,37 @@ class Quadratic:
         return self.named(purpose)
 
 
+ToyGradient = Callable[[Job, Probe, torch.Tensor, Tensors], tuple[torch.Tensor, torch.Tensor, Tensors]]
+"""(work of the pass, probe, parameters of shape [P], carry) → (loss, gradient of shape [P], carry)."""
+
+
+def train_without_model(job: Job, gradient: ToyGradient) -> Trained:
+    """Train a client by the real loop, with a function in place of the model."""
+    flat = job.start.flat.clone()[None]
+    spots = {name: Spot("", f"value_{k}") for k, name in enumerate(job.start.layout.names)}
+    vlm, stage = cast("Any", SimpleNamespace(model=torch.nn.Module())), Stage({"connector": Full()})
+    tuned = Tuned(vlm, stage, job.start, spots, flat, torch.zeros_like(flat), {})
+
+    def toy(work: Job) -> Job:
+        return replace(work, rule=work.rule._replace(gradient=partial(gradient, work)))
+
+    second = None if job.second is None else toy(job.second)
+    (end,) = train(tuned, [replace(toy(job), second=second)])
+    return end
+
+
 def trained(job: Job) -> Trained:
-    """Take a client's real optimizer steps on a quadratic around its number, in both passes where there are two."""
-    result = _passed(job)
-    return result if job.second is None else replace(result, own=_passed(job.second).end)
+    """Train a client on a quadratic around its number, in both passes where there are two."""
+    return train_without_model(job, _quadratic)
 
 
-def _passed(job: Job) -> Trained:
-    rule, settings, flat = job.rule, job.settings, job.begun.flat.clone()[None]
-    optimizer, mask = OPTIMIZERS[settings.optimizer], None if job.trained is None else job.trained.mask
-    slots = {name: torch.zeros_like(flat) for name in optimizer.slots}
-    carry, loss, begun = rule.begin(job.start, job.memory), 0.0, flat[0].clone()
-    for step in range(job.steps):
-        ones = torch.ones_like(begun) if mask is None else mask.float()
-        probe = Quadratic(job.client, ones, job.rate(step), 1, partial(job.stream, step=step))
-        if rule.gradient is None:
-            client_loss, grads = probe.loss(flat[0]), flat - job.client
-        else:
-            client_loss, gradient, carry = rule.gradient(probe, flat[0].clone(), carry)
-            grads = gradient[None]
-        loss += float(client_loss)
-        penalized, carry = rule.penalize(grads[0], flat[0], carry)
-        grads = penalized[None].clone() if mask is None else penalized[None] * mask
-        clip(grads, settings.clip)
-        corrected, carry = rule.correct(grads[0], flat[0], carry)
-        optimizer.step(
-            flat,
-            corrected[None].clone(),
-            slots,
-            step + 1,
-            job.rate(step),
-            settings.weight_decay,
-            settings.beta2,
-        )
-        if mask is not None:
-            flat = torch.where(mask, flat, begun)
-    return Trained(flat[0], carry, loss / job.steps, 0.0)
+def _quadratic(
+    job: Job, probe: Probe, params: torch.Tensor, carry: Tensors
+) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
+    toy = Quadratic(job.client, probe.trained, probe.rate, 1, probe.stream)
+    if job.rule.gradient is not None:
+        return job.rule.gradient(toy, params, carry)
+    return toy.loss(params), params - job.client, carry
 
 
 @dataclass(frozen=True)
@@ -203,7 +199,7 @@ def run_of(
     limits: Limits = PERMISSIVE,
     *,
     algorithm: FederatedAlgorithm | None = None,
-    committed: Committed = lambda now, log: None,
+    after_round: AfterRound = lambda now, log: None,
     standing: Standing | None = None,
     cohort: int | None = None,
     rounds: int | None = None,
@@ -215,7 +211,7 @@ def run_of(
     begun = standing or Standing(algorithm.init(start_of()))
     schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
     known = profiles(max(clients, default=0) + 1)
-    return Training(name, algorithm, begun, schedule, known, train, limits, committed, **fields)
+    return Training(name, algorithm, begun, schedule, known, train, limits, after_round, **fields)
 
 
 def same(left: Standing, right: Standing) -> bool:
@@ -249,13 +245,13 @@ def real_site(
     local = SiteMethod(
         rule or algorithm.local,
         tuned.start,
-        [whole],
+        [SiteStage(train, whole)],
         known,
         conversations,
         second=algorithm.second,
         exchanges=algorithm.exchanges,
     )
-    return Site(tuned, [train], 0, lambda method: local, memory or InMemory())
+    return Site(tuned, 0, lambda method: local, memory or InMemory())
 
 
 def assigned(tuned: Tuned, name: str = "fedavg", clients: int = CLIENTS, round: int = 0) -> list[Assignment]:
@@ -286,7 +282,7 @@ def job_of(
     """Make a client's job without a site; where `start` is None it begins with the model's start."""
     begun = start or Broadcast(tuned.start)
     assignment = Assignment("method", stage, round, client, begun.params, begun.extras, up=trained)
-    return Job(assignment, begun, rule, memory or {}, conversations, settings, seed, trained)
+    return Job(assignment, begun, begun.params, rule, memory or {}, conversations, settings, seed, trained)
 
 
 Result = tuple[Update, Tensors]
@@ -300,9 +296,10 @@ def results(tuned: Tuned, jobs: Sequence[Job]) -> list[Result]:
 
 def _result(tuned: Tuned, job: Job, end: Trained) -> Result:
     memory = InMemory()
-    stages = [job.settings] * (job.assignment.stage + 1)
-    update = Site(tuned, stages, job.seed, lambda method: cast("SiteMethod", None), memory).update(job, end)
-    return update, next(iter(memory.held.values()), {})
+    stages = [SiteStage(job.settings, all_parts(tuned.layout.size))] * (job.assignment.stage + 1)
+    local = SiteMethod(job.rule, tuned.start, stages, profiles(), held)
+    update = Site(tuned, job.seed, lambda method: local, memory).update(job, end)
+    return update, next(iter(memory.memories.values()), {})
 
 
 def deltas(tuned: Tuned, jobs: Sequence[Job]) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from fedloom.cli.run_commands import app
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import parse_method
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
-from fedloom.runs.run_folder import begin, folder_state
+from fedloom.runs.run_folder import begin_run, folder_state
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, add_to_manifest, files_in
 
@@ -42,7 +42,7 @@ class Engine:
             return RESULT
         if state == "new":
             out.mkdir(parents=True)
-            begin(out, experiment, {}, Manifest("0.2.0"))
+            begin_run(out, experiment, {}, Manifest("0.2.0"))
         return self.finish("run" if state == "new" else "resume", out, progress)
 
     def finish(self, what, out, progress):

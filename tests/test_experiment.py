@@ -112,14 +112,14 @@ MISTAKES = {
         "algorithms: {fedavg: {lr: [1]}}\n",
         "algorithms.fedavg.lr is [1]; it must be a number",
     ),
-    "argument of adaptive": ("algorithms: {adaptive: {muu: 1}}\n", "did you mean 'mu'?"),
+    "argument of adaptive": ("algorithms: {adaptive: {muu: 1}}\n", "Did you mean mu?"),
     "value for adaptive": (
         "algorithms: {adaptive: {skip: 0.5}}\n",
         "algorithms.adaptive.skip is 0.5; it must be a whole number",
     ),
     "argument of prompt": (
         "algorithms: {prompt: {varient: none}}\n",
-        "did you mean 'variant'?",
+        "Did you mean variant?",
     ),
     "variant of prompt": (
         "algorithms: {prompt: {variant: strickt}}\n",

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.runs.run_folder import alone, tidy
+from fedloom.runs.run_folder import lock_folder, remove_temporary_files
 from fedloom.system.errors import UserError
 
 HOLD = """
 import sys
 from pathlib import Path
-from fedloom.runs.run_folder import alone
-with alone(Path(sys.argv[1])):
+from fedloom.runs.run_folder import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("here", flush=True)
     sys.stdin.read()
 """
@@ -26,18 +26,18 @@ def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes) as other:
         assert other.stdout is not None and other.stdout.readline() == "here\n"
-        with pytest.raises(UserError, match="another process is working in it"), alone(tmp_path):
+        with pytest.raises(UserError, match="another process is working in it"), lock_folder(tmp_path):
             pass
         other.kill()
-    with alone(tmp_path):  # nothing has to be cleared away after a kill
+    with lock_folder(tmp_path):  # nothing has to be cleared away after a kill
         pass
-    with alone(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_forked_copy_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
     there, done = os.pipe()
-    with alone(tmp_path):
+    with lock_folder(tmp_path):
         copy = os.fork()
         if not copy:
             os.close(done)
@@ -58,5 +58,5 @@ def test_files_that_a_killed_process_was_writing_are_removed(tmp_path: Path) -> 
     kept.write_bytes(b"whole")
     (kept.parent / ".round-0002.safetensors.77.tmp").write_bytes(b"ha")
     (tmp_path / ".result.json.77.tmp").write_bytes(b"{")
-    tidy(tmp_path)
+    remove_temporary_files(tmp_path)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [kept]

@@ -216,7 +216,7 @@ def test_an_experiment_has_absolute_paths_and_reads_itself(
 def test_arguments_of_a_plugin_are_checked_as_fedloom_s_own(tmp_path: Path) -> None:
     file = written(tmp_path, ALGORITHM)
     for change, message in {
-        "algorithms.slow.rate=2": "there is no 'rate'",
+        "algorithms.slow.rate=2": '"rate" is not a known argument',
         "algorithms.slow.lr=fast": "slow.lr is 'fast'; it must be a number",
         "methods=[slowest]": '"slowest" is not a known method. Did you mean slower',
     }.items():

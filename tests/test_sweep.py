@@ -20,7 +20,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import load_grid
 from fedloom.progress import Progress
 from fedloom.runs import single_run
-from fedloom.runs.run_folder import begin
+from fedloom.runs.run_folder import begin_run
 from fedloom.runs.single_run import run_experiment
 from fedloom.runs.sweep import run_sweep
 from fedloom.system.errors import UserError
@@ -50,7 +50,7 @@ class Engine:
     def run(self, experiment: Experiment, folder: Path, progress: Progress, models: object) -> None:
         what = "resume" if folder.exists() else "run"
         folder.mkdir(parents=True, exist_ok=True)
-        begin(folder, experiment, {}, Manifest("0.2.0"))
+        begin_run(folder, experiment, {}, Manifest("0.2.0"))
         self.calls.append((what, folder.name.rpartition("-")[0]))
         if stop := self.stop.get(len(self.calls)):
             raise stop
@@ -67,7 +67,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     (tmp_path / "mine.yaml").write_text(RECIPE)
     fake = Engine()
     monkeypatch.setattr(single_run, "run_experiment", fake.run)
-    monkeypatch.setattr(single_run, "stale", lambda cells: {})
+    monkeypatch.setattr(single_run, "unusable_cells", lambda cells: {})
     return fake
 
 
@@ -372,7 +372,6 @@ def test_cells_in_several_processes_have_the_same_bytes(
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from fedloom.runs.run_folder import begin
 from fedloom.experiment.grid import load_grid
 from fedloom.system.manifest import Manifest, add_to_manifest
 from fedloom.system.processes import can_fork

@@ -154,7 +154,7 @@ def test_parts_are_checked_as_they_are_added_to_fedavg() -> None:
         (ENTRIES["prompt"], {}, "there are no laws for a prompt"),
         (fedavg, {"clients": 2}, "clients is 2; it must be at least 3"),
         (fedavg, {"lr": -1.0}, "lr is -1.0"),
-        (fedavg, {"momentum": 0.5}, "there is no 'momentum'"),
+        (fedavg, {"momentum": 0.5}, '"momentum" is not a known argument'),
         (Entry(fedavg, "server", "mine", "", opts_out={"wieghts": "no"}), {}, "there is no law 'wieghts'"),
     ],
 )

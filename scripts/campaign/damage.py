@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.adapter_files import import_adapter
 
 from campaign.world import World, outcome
 from fedloom.experiment.experiment import Experiment
@@ -20,8 +21,8 @@ from fedloom.runs import single_run
 from fedloom.runs.single_run import Models
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import import_adapter, prepare, release
-from fedloom.tuning.strategies import LoRA, strategy, whole
+from fedloom.tuning.adapters import prepare, release
+from fedloom.tuning.strategies import LoRA, merged_stage, strategy
 
 Outcomes = dict[str, Counter[str]]
 """Kind of file → how often its damage was "named", changed nothing ("same"), went "unnoticed" or ended in a traceback."""
@@ -160,7 +161,7 @@ def _load(experiment: Experiment, out: Path) -> None:
     chosen = experiment.strategy
     vlm = load_vlm(experiment.model.path)
     stages = strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
-    tuned = prepare(vlm, whole(stages), 0)
+    tuned = prepare(vlm, merged_stage(stages), 0)
     for file in sorted((out / "adapter").rglob("adapter_model.safetensors")):
         import_adapter(tuned, file.parent)
     release(tuned)

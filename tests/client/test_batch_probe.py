@@ -122,8 +122,8 @@ def test_asking_changes_nothing_of_the_client(tuned: Tuned) -> None:
     for ask in (probe.loss, probe.gradient, probe.per_example):
         ask(away(tuned))
         assert torch.equal(tuned.flat[0], live)
-    found = probe.gradient(live)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+    actual = probe.gradient(live)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(actual, expected, strict=True))
     kept = expected[1].clone()
     probe.gradient(away(tuned))
     assert torch.equal(expected[1], kept)  # what was returned belongs to the rule
@@ -160,11 +160,11 @@ def test_streams_are_named_by_purpose_stage_round_client_and_step(tuned: Tuned) 
         assert generator.device.type == "cpu"
         return int(torch.randint(2**60, (1,), generator=generator))
 
-    found = [
+    results = [
         drawn(), drawn("other"), drawn(step=1), drawn(round=1), drawn(client=1), drawn(stage=1), drawn(seed=1)
     ]  # fmt: skip
-    assert len(set(found)) == len(found)
-    assert drawn() == found[0]
+    assert len(set(results)) == len(results)
+    assert drawn() == results[0]
 
 
 # In training ----------------------------------------------------------------------------------------
@@ -183,9 +183,9 @@ def trained(tuned: Tuned, rule: LocalRule, settings: Train = SGD, **other: Any) 
     return results(tuned, [job_of(tuned, rule, conversations(7), settings, client=3, **other)])[0]
 
 
-def alike(found: Result, expected: Result) -> bool:
-    return torch.equal(found[0].delta.flat, expected[0].delta.flat) and (
-        found[0].metrics["loss"] == expected[0].metrics["loss"]
+def alike(actual: Result, expected: Result) -> bool:
+    return torch.equal(actual[0].delta.flat, expected[0].delta.flat) and (
+        actual[0].metrics["loss"] == expected[0].metrics["loss"]
     )
 
 
@@ -204,8 +204,8 @@ def test_the_gradient_of_the_loss_is_plain_training_to_the_last_bit(
 
 def test_dp_sgd_without_noise_and_with_a_huge_bound_is_plain_training(tuned: Tuned) -> None:
     expected = trained(tuned, PLAIN)[0].delta.flat
-    found = trained(tuned, make("dp-sgd", 5, {"noise": 0.0, "bound": 1e9}))[0].delta.flat
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    actual = trained(tuned, make("dp-sgd", 5, {"noise": 0.0, "bound": 1e9}))[0].delta.flat
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     for arguments in ({"noise": 1e-3, "bound": 1.0}, {"noise": 0.0, "bound": 1e-2}):
         other = trained(tuned, make("dp-sgd", 5, arguments))[0].delta.flat
         assert float((other - expected).norm()) > 1e-2 * float(expected.norm())
@@ -214,8 +214,8 @@ def test_dp_sgd_without_noise_and_with_a_huge_bound_is_plain_training(tuned: Tun
 def test_pfedme_with_one_inner_step_follows_the_gradient(tuned: Tuned) -> None:
     """λ (w − θ) = λ η_p g after one step from θ = w: plain training where λ η_p = 1."""
     rule: LocalRule = make("pfedme", 5, {"lam": 8.0, "inner": 1, "rate": 0.125})
-    found, expected = (trained(tuned, one)[0].delta.flat for one in (rule, PLAIN))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    actual, expected = (trained(tuned, one)[0].delta.flat for one in (rule, PLAIN))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-7)
     other = trained(tuned, make("pfedme", 5))[0].delta.flat
     assert float((other - expected).norm()) > 1e-2 * float(expected.norm())
 
@@ -249,7 +249,7 @@ def test_what_a_rule_makes_is_penalized_masked_clipped_and_corrected(tuned: Tune
 def test_a_gradient_of_another_shape_is_refused(tuned: Tuned) -> None:
     for odd in (torch.zeros(()), torch.zeros(3)):
         rule = rule_of(lambda probe, params, carry, odd=odd: (torch.zeros(()), odd, carry))
-        with pytest.raises(ValueError, match="a rule made a gradient of shape"):
+        with pytest.raises(ValueError, match="a rule returned a gradient of shape"):
             trained(tuned, rule)
 
 
@@ -283,9 +283,9 @@ def test_a_client_has_equal_bits_whoever_trains_with_it(name: str, tuned: Tuned)
         todo = [
             Assignment(name, 0, 0, client, sent.params, sent.extras, down=part, up=part) for client in clients
         ]
-        found = list(backend.train(todo, Clock()))
-        assert all(isinstance(one, Update) for one in found)
-        return {one.client: (one, memory.held.get((name, one.client, 0), {})) for one in found}  # type: ignore[misc]
+        answers = list(backend.train(todo, Clock()))
+        assert all(isinstance(one, Update) for one in answers)
+        return {one.client: (one, memory.memories.get((name, one.client, 0), {})) for one in answers}  # type: ignore[misc]
 
     alone, together, beside = go([3], 1), go(range(5), 4), go([1, 3, 4], 1)
     for other in (together, beside):

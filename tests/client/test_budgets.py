@@ -20,12 +20,12 @@ from fedloom.config.schema import Limits, Train
 from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.rounds import Standing, run_rounds
-from fedloom.engine.update_bounds import Expected
+from fedloom.engine.update_bounds import UpdateBounds
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import LoRA, stage, strategy, whole
+from fedloom.tuning.strategies import LoRA, merged_stage, stage, strategy
 from fedloom.tuning.trained_values import parts_of
 from fedloom.types import Broadcast
 from fedloom.wire.messages import Answer, Assignment, Update
@@ -48,8 +48,8 @@ BUDGETS = {"ranks": budget_of("ranks", RANKS), "layers": budget_of("layers", BUD
 
 
 def with_budget(site: Site, budget: Budget) -> Site:
-    known = replace(site.local("m"), budget=budget)
-    return replace(site, local=lambda method: known)
+    known = replace(site.method("m"), budget=budget)
+    return replace(site, method=lambda method: known)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def rounds(
         down=budget.down,
         up=budget.up,
         scale=budget.scale,
-        committed=lambda now, log: logs.append(log),
+        after_round=lambda now, log: logs.append(log),
         **fields,
     )
     (end,) = run_rounds([run], backend)
@@ -113,21 +113,19 @@ def test_honest_updates_are_admitted_and_counted_as_their_messages(
 
 @pytest.mark.parametrize(("name", "values"), [("ranks", [4] * CLIENTS), ("layers", [LAYERS] * CLIENTS)])
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi"])
-def test_all_ranks_and_all_layers_give_the_bits_of_no_shares(
-    name: str, values: list[int], algorithm: str
-) -> None:
-    found, backend, _ = rounds(budget_of(name, values), OPTIMIZERS[0], algorithm)
+def test_full_budgets_give_the_bits_of_no_budgets(name: str, values: list[int], algorithm: str) -> None:
+    standing, backend, _ = rounds(budget_of(name, values), OPTIMIZERS[0], algorithm)
     plain, beside, _ = rounds(EVERYTHING, OPTIMIZERS[0], algorithm)
-    assert same(found, plain) and (found.up, found.down) == (plain.up, plain.down)
+    assert same(standing, plain) and (standing.up, standing.down) == (plain.up, plain.down)
     assert backend.came == beside.came and backend.sent == beside.sent
 
 
-def test_the_gate_measures_a_clients_own_factors() -> None:
+def test_admission_measures_a_clients_own_factors() -> None:
     """B arrives twice as long from a client of rank 2 of 4; that is neither outsized nor unusual, but twice as much is."""
     budget, start = budget_of("ranks", [2, 4]), start_of(LAYOUT)
     settings = OPTIMIZERS[0]
 
-    expected = Expected(make("fedavg", 2), start, settings, 0, profiles(2), budget.up, budget.scale)
+    expected = UpdateBounds(make("fedavg", 2), start, settings, 0, profiles(2), budget.up, budget.scale)
     allowed, part = expected.of(0), budget.up(0)
     assert part is not None and allowed.scale == 2.0
     b = LAYOUT.mask(lambda name: name.endswith(":lora_b"))
@@ -135,11 +133,11 @@ def test_the_gate_measures_a_clients_own_factors() -> None:
     own *= allowed.most / own.norm()  # as long as honest work comes to, all of it in B
     for factor, refused in ((0.99, False), (1.01, True)):
         update = Update(0, Params(LAYOUT, 2 * factor * own), 1.0, up=part)
-        ((_, why),) = Admission(expected, (), Limits()).checked([update])
+        ((_, why),) = Admission(expected, (), Limits()).check([update])
         assert (why is not None) == refused
     arrived = Update(0, Params(LAYOUT, 2 * 0.99 * own), 1.0, up=part)
     limit = 1.5 * float(allowed.most)  # what a user limits is what reaches the server
-    ((_, why),) = Admission(expected, (), Limits(max_norm=limit)).checked([arrived])
+    ((_, why),) = Admission(expected, (), Limits(max_norm=limit)).check([arrived])
     assert why is not None and "admission.max_norm" in why
 
 
@@ -160,17 +158,17 @@ def test_a_client_trains_nothing_beyond_its_budget_of_its_personal_values_either
             asked = Assignment("m", 0, round, client, sent, {}, round - 1, down=connector, up=connector)
             job = site.job(asked)
             if begun is not None:  # it goes on from where its own values were
-                torch.testing.assert_close(parts.personal.take(job.start.params.flat), begun)
+                torch.testing.assert_close(parts.personal.take(job.broadcast.params.flat), begun)
             assert (job.trained or Part.whole(LAYOUT.size)) == held
             answer = Plain(site).client(asked)
             assert isinstance(answer, Update) and answer.keeps
             moved = (
-                site.job(replace(asked, round=round + 1, since=round)).start.params.flat
-                - job.start.params.flat
+                site.job(replace(asked, round=round + 1, since=round)).broadcast.params.flat
+                - job.broadcast.params.flat
             )
             assert held.is_zero_outside(parts.personal.zero_outside(moved))
             assert (parts.personal & held).take(moved)[:-1].all()  # the last value is where client 1 pulls it
-            begun = parts.personal.take(job.start.params.flat + moved)
+            begun = parts.personal.take(job.broadcast.params.flat + moved)
         # What it is evaluated with is for adapters of the plain scale.
         model = site.model(Question("m", 0, sent, client, 1))
         assert begun is not None
@@ -184,7 +182,7 @@ def test_a_client_trains_nothing_beyond_its_budget_of_its_personal_values_either
 
 def tune(path: Path, rank: int, dropout: float = 0.0) -> Tuned:
     stages = strategy("both", LoRA(rank=rank, alpha=8.0, dropout=dropout))
-    return prepare(load_vlm(str(path)), whole(stages), seed=0)
+    return prepare(load_vlm(str(path)), merged_stage(stages), seed=0)
 
 
 SETTINGS = Train(rounds=2, epochs=2, batch_size=1, lr=1e-2, optimizer="sgd", clip=0.5, weight_decay=0.01)
@@ -201,7 +199,7 @@ def test_a_client_of_a_smaller_rank_trains_as_a_model_of_that_rank(
     asked = replace(assigned(large)[2], down=budget.down(2), up=budget.up(2))
     site = with_budget(real_site(large, train=SETTINGS), budget)
     job = site.job(asked)
-    found = site.update(job, train(large, [job])[0]).delta
+    actual = site.update(job, train(large, [job])[0]).delta
 
     small = tune(tiny_model, rank, dropout)
     assert budget.scale(2) == 4 / rank
@@ -216,7 +214,7 @@ def test_a_client_of_a_smaller_rank_trains_as_a_model_of_that_rank(
     plain = beside.job(replace(asked, params=start, down=None, up=None))
     expected = beside.update(plain, train(small, [plain])[0]).delta
     for name, value in expected.items():
-        mine = found[name]
+        mine = actual[name]
         if name.endswith(":lora_a"):
             assert not mine[rank:].any()
             mine = mine[:rank]
@@ -247,12 +245,13 @@ def test_clients_of_several_ranks_share_a_block(tiny_model: Path) -> None:
 @pytest.mark.parametrize("job_of_client", [1, 2])
 def test_a_scale_is_that_of_another_alpha(job_of_client: int, tiny_model: Path) -> None:
     """With twice the scale a client measures and trains what a model with twice the alpha does, bit for bit."""
-    found = []
+    results = []
     for alpha, scale in ((8.0, 2.0), (16.0, 1.0)):
         tuned = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=4, alpha=alpha)), seed=0)
         start = tuned.start.with_flat(tuned.start.flat + 0.01)  # B is not zero, so A has a gradient
         site = real_site(tuned, train=SETTINGS)
-        job = replace(site.job(assigned(tuned)[job_of_client]), start=Broadcast(start), scale=scale)
-        norms = site.measured(job, "gradient_norms").extras["norms"]
-        found.append((norms, train(tuned, [job])[0].end))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        job = site.job(assigned(tuned)[job_of_client])
+        job = replace(job, broadcast=Broadcast(start), start=start, scale=scale)
+        norms = site.measure(job, "gradient_norms").extras["norms"]
+        results.append((norms, train(tuned, [job])[0].end))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

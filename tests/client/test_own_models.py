@@ -32,7 +32,7 @@ from fedloom.algorithms.algorithm import FederatedAlgorithm
 from fedloom.algorithms.local_rule import PLAIN, Second
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.client.local_training import train
-from fedloom.client.site import OWN, RULE, Question, Site, SiteMethod
+from fedloom.client.site import OWN, RULE, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Train
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.in_process import InProcess
@@ -107,8 +107,8 @@ def test_a_refused_update_leaves_the_own_model_as_it_was(name: str, memory: Memo
     answer(tried, ask(algorithm, 1, 0))
     assert not torch.equal(own_of(tried, 1), before)
     assert torch.equal(own_of(tried, 0), before)
-    found, expected = (answer(site, ask(algorithm, 2, 0)) for site in (tried, never))
-    assert torch.equal(found.delta.flat, expected.delta.flat)
+    actual, expected = (answer(site, ask(algorithm, 2, 0)) for site in (tried, never))
+    assert torch.equal(actual.delta.flat, expected.delta.flat)
     assert torch.equal(own_of(tried, 2), own_of(never, 2))
 
 
@@ -117,34 +117,32 @@ def test_a_second_pass_goes_on_from_the_own_model_of_the_round_before(memory: Me
     site = site_of(algorithm, memory=memory)
     first = site.job(ask(algorithm))
     assert first.second is not None
-    assert torch.equal(first.second.begun.flat, first.start.params.flat)
+    assert torch.equal(first.second.start.flat, first.broadcast.params.flat)
     site.update(first, trained(first))
     second = site.job(ask(algorithm, 1, 0)).second
     assert second is not None
-    assert torch.equal(second.begun.flat, own_of(site, 0))
-    assert bool((second.start.params.flat == 4.0).all())  # what was sent, toward which it is pulled
+    assert torch.equal(second.start.flat, own_of(site, 0))
+    assert bool((second.broadcast.params.flat == 4.0).all())  # what was sent, toward which it is pulled
 
 
 def test_an_own_model_survives_a_change_of_stage_and_control_variates_do_not() -> None:
     algorithm = named("scaffold+ditto")
-    two = [TRAIN.model_copy(update={"rounds": 1})] * 2
-    local = SiteMethod(
-        algorithm.local, start_of(), [all_parts(LAYOUT.size)] * 2, profiles(), held, second=algorithm.second
-    )
-    site = Site(cast("Any", None), two, 0, lambda method: local, InMemory())
+    stages = [SiteStage(TRAIN.model_copy(update={"rounds": 1}), all_parts(LAYOUT.size))] * 2
+    local = SiteMethod(algorithm.local, start_of(), stages, profiles(), held, second=algorithm.second)
+    site = Site(cast("Any", None), 0, lambda method: local, InMemory())
     answer(site, ask(algorithm))
     kept = site.memory.read(("m", 1, 0))
     assert kept.keys() == {OWN, f"{RULE}control"}
     job = site.job(replace(ask(algorithm, 0, 0), stage=1))
     assert job.memory == {}
     assert job.second is not None
-    assert torch.equal(job.second.begun.flat, kept[OWN])
+    assert torch.equal(job.second.start.flat, kept[OWN])
     assert torch.equal(own_of(site, 0, stage=1), kept[OWN])
     site.update(job, trained(job))
     assert not torch.equal(site.memory.read(("m", 1, 1))[OWN], kept[OWN])
 
 
-def test_an_own_model_stands_beside_personal_values(memory: Memory) -> None:
+def test_a_client_keeps_both_an_own_model_and_personal_values(memory: Memory) -> None:
     parts = parts_of(LAYOUT, strategy("share-connector", LoRA()), 0)
     algorithm = named("fedavg+keep-last")
     site = site_of(algorithm, memory=memory, parts=parts)
@@ -153,7 +151,7 @@ def test_an_own_model_stands_beside_personal_values(memory: Memory) -> None:
     update = site.update(job, end)
     assert not update.delta.flat[parts.personal.mask].any()
     assert torch.equal(own_of(site, 0), end.end)
-    begun = site.job(ask(algorithm, 1, 0, down=parts.down, up=parts.up)).start.params.flat
+    begun = site.job(ask(algorithm, 1, 0, down=parts.down, up=parts.up)).broadcast.params.flat
     assert torch.equal(begun[parts.personal.mask], end.end[parts.personal.mask])
     assert bool((begun[~parts.personal.mask] == 4.0).all())
 
@@ -168,20 +166,23 @@ def test_own_models_that_are_not_finite_or_of_another_shape_are_not_kept() -> No
         site = site_of(algorithm)
         with pytest.raises((UserError, ValueError), match=message):
             answer(site, ask(algorithm))
-        assert not cast("InMemory", site.memory).held
+        assert not cast("InMemory", site.memory).memories
 
 
 def test_a_second_pass_has_epochs_a_rate_and_streams_of_its_own() -> None:
     second = named("fedavg+ditto", arguments={"ditto": {"epochs": 3, "rate": 0.25}}).second
     algorithm = named("fedavg")._replace(second=second)
     job = site_of(algorithm).job(ask(algorithm))
-    twin = job.second
-    assert twin is not None
-    assert twin.steps == 3 * job.steps
-    assert [twin.rate(0), twin.factor] == [job.rate(0) / 4, 0.25]
+    second = job.second
+    assert second is not None
+    assert second.steps == 3 * job.steps
+    assert [second.rate(0), second.factor] == [job.rate(0) / 4, 0.25]
     draws = [
-        [torch.rand(3, generator=one.masks(0)("layer", torch.device("cpu"))).tolist() for one in (job, twin)],
-        [torch.rand(3, generator=one.stream("noise", 0)).tolist() for one in (job, twin)],
+        [
+            torch.rand(3, generator=one.dropout_masks(0)("layer", torch.device("cpu"))).tolist()
+            for one in (job, second)
+        ],
+        [torch.rand(3, generator=one.stream("noise", 0)).tolist() for one in (job, second)],
     ]
     assert all(first != other for first, other in draws)
     assert site_of(named("fedavg+ditto")).job(ask(algorithm)).second.steps == job.steps  # type: ignore[union-attr]
@@ -193,11 +194,11 @@ def test_a_second_pass_has_epochs_a_rate_and_streams_of_its_own() -> None:
 @pytest.mark.parametrize("part", ["keep-last", "ditto"])
 @pytest.mark.parametrize("base", ["fedavg", "scaffold", "fedyogi"])
 def test_the_shared_model_is_that_of_the_algorithm_to_the_last_bit(base: str, part: str) -> None:
-    found, expected = (
+    actual, expected = (
         run_rounds([run_of(name)], Plain(site_of(named(name))))[0] for name in (f"{base}+{part}", base)
     )
-    assert same(found, expected)
-    assert set(found.kept) == set(range(CLIENTS))
+    assert same(actual, expected)
+    assert set(actual.kept) == set(range(CLIENTS))
 
 
 def broken(update: Update) -> Answer:
@@ -218,13 +219,13 @@ def test_own_models_go_back_with_updates_that_are_not_accepted(
     seen: list[dict[int, int]] = []
     models: list[torch.Tensor] = []
 
-    def committed(now: Standing, log: dict[str, Any]) -> None:
+    def after_round(now: Standing, log: dict[str, Any]) -> None:
         seen.append(now.since)
         question = Question(name, 0, now.state.params, 2, now.since[2])
         models.append(site.model(question).flat)
 
     backend = Corrupted(site, {2: how}, (1,))
-    run_rounds([run_of(name, committed=committed)], backend)
+    run_rounds([run_of(name, after_round=after_round)], backend)
     assert [one[2] for one in seen] == [0, 0, 2]
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[1], models[2])
@@ -236,13 +237,13 @@ def test_going_on_from_a_checkpoint_changes_no_bit(name: str, tmp_path: Path) ->
     folders[1].mkdir()
 
     def go(folder: Path, standing: Standing | None, stop: int | None) -> Standing:
-        def committed(now: Standing, log: dict[str, Any]) -> None:
+        def after_round(now: Standing, log: dict[str, Any]) -> None:
             if now.state.round == stop:
                 raise KeyboardInterrupt
             write_checkpoint(folder, now)
 
         site = site_of(named(name), memory=Files(folder))
-        return run_rounds([run_of(name, committed=committed, standing=standing)], Plain(site))[0]
+        return run_rounds([run_of(name, after_round=after_round, standing=standing)], Plain(site))[0]
 
     whole = go(folders[0], None, None)
     with pytest.raises(KeyboardInterrupt):
@@ -263,17 +264,17 @@ SETTINGS = Train(batch_size=2, optimizer="sgd", lr=0.05, clip=0.5, epochs=2)
 def owns(tuned: Tuned, name: str, rows: int) -> tuple[list[Answer], list[torch.Tensor]]:
     memory = InMemory()
     backend = InProcess(real_site(tuned, name, memory=memory, train=SETTINGS), rows)
-    found = list(backend.train(assigned(tuned, name), Clock()))
-    return found, [memory.held[(name, client, 0)][OWN] for client in range(CLIENTS)]
+    answers = list(backend.train(assigned(tuned, name), Clock()))
+    return answers, [memory.memories[(name, client, 0)][OWN] for client in range(CLIENTS)]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("part", ["keep-last", "ditto"])
 def test_what_is_sent_is_fedavgs_to_the_last_bit(part: str, rows: int, tuned: Tuned) -> None:
-    found, own = owns(tuned, f"fedavg+{part}", rows)
+    actual, own = owns(tuned, f"fedavg+{part}", rows)
     site = real_site(tuned, train=SETTINGS)
     expected = list(InProcess(site, rows).train(assigned(tuned), Clock()))
-    for mine, theirs, model in zip(found, expected, own, strict=True):
+    for mine, theirs, model in zip(actual, expected, own, strict=True):
         assert isinstance(mine, Update)
         assert isinstance(theirs, Update)
         assert torch.equal(mine.delta.flat, theirs.delta.flat)
@@ -296,8 +297,8 @@ def test_a_second_pass_without_a_pull_is_the_first_with_other_batches(tuned: Tun
     for lam, near in ((0.0, True), (5.0, False)):
         algorithm = named("fedavg+ditto", arguments={"ditto": {"lam": lam}})
         site = real_site(tuned, "fedavg", train=one)
-        local = replace(site.local("fedavg"), second=algorithm.second)
-        site = replace(site, local=lambda method, local=local: local)
+        local = replace(site.method("fedavg"), second=algorithm.second)
+        site = replace(site, method=lambda method, local=local: local)
         job = site.job(assigned(tuned)[2])
         (end,) = train(tuned, [job])
         assert end.own is not None
@@ -313,11 +314,11 @@ def test_what_a_rule_carries_lies_apart_from_the_model_that_the_second_pass_trai
     )
     memory = InMemory()
     site = real_site(tuned, rule=rule, memory=memory, train=SETTINGS)
-    local = replace(site.local("fedavg"), second=Second("further", PLAIN, rate=0.5))
-    site = replace(site, local=lambda method: local)
+    local = replace(site.method("fedavg"), second=Second("further", PLAIN, rate=0.5))
+    site = replace(site, method=lambda method: local)
     (update,) = InProcess(site).train(assigned(tuned)[:1], Clock())
     assert isinstance(update, Update)
-    kept = memory.held["fedavg", 0, 0]
+    kept = memory.memories["fedavg", 0, 0]
     assert torch.equal(kept[f"{RULE}live"] - tuned.start.flat, update.delta.flat)
     assert not torch.equal(kept[OWN], kept[f"{RULE}live"])
 

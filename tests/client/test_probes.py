@@ -24,8 +24,8 @@ def tuned(tiny_model: Path) -> Tuned:
 
 def test_gradient_norms_are_those_of_the_mean_loss(tuned: Tuned) -> None:
     backend = InProcess(real_site(tuned))
-    found = list(backend.measure(assigned(tuned), "gradient_norms"))
-    for client, one in enumerate(found):
+    results = list(backend.measure(assigned(tuned), "gradient_norms"))
+    for client, one in enumerate(results):
         assert isinstance(one, Update)
         tuned.write(tuned.start)
         tuned.grads.zero_()
@@ -49,6 +49,6 @@ def test_measuring_changes_nothing(tuned: Tuned) -> None:
 
 
 def test_an_unknown_probe_makes_the_client_missing(tuned: Tuned) -> None:
-    (found,) = InProcess(real_site(tuned)).measure(assigned(tuned)[:1], "nothing")
-    assert isinstance(found, Missing)
-    assert "gradient_norms" in found.reason
+    (result,) = InProcess(real_site(tuned)).measure(assigned(tuned)[:1], "nothing")
+    assert isinstance(result, Missing)
+    assert "gradient_norms" in result.reason

@@ -18,7 +18,7 @@ from fedloom.client.answer_questions import answer_examples, answer_rows
 from fedloom.client.client_memory import InMemory
 from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
-from fedloom.client.site import Profile, Site, SiteMethod
+from fedloom.client.site import Profile, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Evaluate, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.in_process import InProcess, blocks
@@ -77,8 +77,8 @@ def one_by_one(tuned: Tuned, todo: list[Job]) -> list[Result]:
     return [results(tuned, [job])[0] for job in todo]
 
 
-def assert_alike(found: list[Result], expected: list[Result], tolerance: float) -> None:
-    for (mine, kept), (theirs, remembered) in zip(found, expected, strict=True):
+def assert_alike(actual: list[Result], expected: list[Result], tolerance: float) -> None:
+    for (mine, kept), (theirs, remembered) in zip(actual, expected, strict=True):
         assert (mine.client, mine.weight) == (theirs.client, theirs.weight)
         assert mine.metrics["steps"] == theirs.metrics["steps"]
         assert mine.metrics["loss"] == pytest.approx(theirs.metrics["loss"], rel=1e-5)
@@ -101,7 +101,7 @@ def test_every_strategy(strategy: str, clip: float | None, tiny_model: Path) -> 
     assert_alike(results(tuned, todo), one_by_one(tuned, todo), 1e-5)
 
 
-def test_parts_of_their_own(tiny_model: Path) -> None:
+def test_clients_with_different_parts(tiny_model: Path) -> None:
     """Side by side, one client trains everything, the next ones the connector or the adapters."""
     tuned = tune(tiny_model)
     connector = Part.of(tuned.layout.mask(lambda name: name.startswith("connector/")))
@@ -120,7 +120,7 @@ def test_every_local_rule(name: str, tiny_model: Path) -> None:
 SCALES = (1.0, 4.0, 0.3, 1.0, 2.0)
 
 
-def test_scales_of_their_own(tiny_model: Path) -> None:
+def test_clients_with_different_scales(tiny_model: Path) -> None:
     """Adapters of clients side by side have each client's scale, also when clients with fewer steps have left."""
     tuned = tune(tiny_model)
     todo = [replace(job, scale=scale) for job, scale in zip(jobs_of(tuned, SETTINGS), SCALES, strict=True)]
@@ -143,7 +143,7 @@ def test_a_scale_among_others_gives_the_bits_that_it_gives_to_all(tiny_model: Pa
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "published"])
-def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
+def test_clients_with_different_learning_rates(schedule: str, tiny_model: Path) -> None:
     """Clients with different numbers of steps are at different places of their schedules."""
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, varied(local_schedule=schedule))
@@ -157,7 +157,7 @@ def test_rates_of_their_own(schedule: str, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["lora", "both"])
-def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
+def test_clients_with_different_dropout_masks(strategy: str, tiny_model: Path) -> None:
     """Dropout drops the same values of a client, whoever trains beside it and however long its neighbors' texts are."""
     tuned = tune(tiny_model, strategy, dropout=0.3)
     todo = jobs_of(tuned, SETTINGS)
@@ -170,7 +170,7 @@ def test_masks_of_their_own(strategy: str, tiny_model: Path) -> None:
         assert float((mine.delta.flat - other.delta.flat).norm()) > 0.01 * float(other.delta.flat.norm())
 
 
-def test_adam_too(tiny_model: Path) -> None:
+def test_adamw(tiny_model: Path) -> None:
     """Adam turns a gradient that is only rounding error into a full step, so the bound is wider."""
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, varied(optimizer="adamw"))
@@ -207,28 +207,28 @@ def test_the_model_has_one_row_again_afterwards(tiny_model: Path) -> None:
 
 def local(tuned: Tuned, todo: list[Job]) -> SiteMethod:
     profiles = [Profile(count, present.image, present.text) for count, present in COHORT.values()]
-    parts = [all_parts(tuned.layout.size)]
-    return SiteMethod(todo[0].rule, tuned.start, parts, profiles, lambda client: todo[client].conversations)
+    stages = [SiteStage(SETTINGS, all_parts(tuned.layout.size))]
+    return SiteMethod(todo[0].rule, tuned.start, stages, profiles, lambda client: todo[client].conversations)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_the_backend_keeps_the_order(rows: int, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     todo, memory = jobs_of(tuned, SETTINGS, name="scaffold"), InMemory()
-    site = Site(tuned, [SETTINGS], 7, lambda method: local(tuned, todo), memory)
-    found = list(InProcess(site, rows).train((job.assignment for job in todo), Clock()))
-    assert all(isinstance(one, Update) for one in found)
+    site = Site(tuned, 7, lambda method: local(tuned, todo), memory)
+    answers = list(InProcess(site, rows).train((job.assignment for job in todo), Clock()))
+    assert all(isinstance(one, Update) for one in answers)
     kept = [memory.read(("method", client, 0)) for client in COHORT]
-    assert_alike(list(zip(found, kept, strict=True)), one_by_one(tuned, todo), 1e-5)
+    assert_alike(list(zip(answers, kept, strict=True)), one_by_one(tuned, todo), 1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_blocks_hold_every_job_once(rows: int, tiny_model: Path) -> None:
     tuned = tune(tiny_model)
     todo = jobs_of(tuned, SETTINGS) + jobs_of(tuned, varied(lr=1.0))
-    found = blocks(dict(enumerate(todo)), rows)
-    assert sorted(k for block in found for k in block) == list(range(len(todo)))
-    for block in found:
+    result = blocks(dict(enumerate(todo)), rows)
+    assert sorted(k for block in result for k in block) == list(range(len(todo)))
+    for block in result:
         assert len(block) <= rows
         assert len({todo[k].settings for k in block}) == 1
 

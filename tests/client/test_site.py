@@ -53,12 +53,12 @@ def site(
 
 def test_a_client_begins_with_what_is_sent_and_its_own_values(memory: Memory) -> None:
     here = site(memory)
-    first = here.job(asked()).start.params.flat
+    first = here.job(asked()).broadcast.params.flat
     assert torch.equal(first, torch.where(CONNECTOR.mask, SENT.flat, start_of().flat))
     end = trained(here.job(asked())).end
     update = answer(here, asked())
     assert update.keeps
-    second = here.job(asked(1, since=0)).start.params.flat
+    second = here.job(asked(1, since=0)).broadcast.params.flat
     assert torch.equal(second, torch.where(CONNECTOR.mask, SENT.flat, end))
     assert not torch.equal(second[~CONNECTOR.mask], first[~CONNECTOR.mask])
 
@@ -80,7 +80,7 @@ def test_no_client_reads_the_memory_of_another(memory: Memory) -> None:
     answer(here, asked(client=1))
     with pytest.raises(UserError, match="client 2"):
         here.job(asked(1, client=2, since=0))
-    other = here.job(asked(1, client=2)).start.params.flat
+    other = here.job(asked(1, client=2)).broadcast.params.flat
     assert torch.equal(other[~CONNECTOR.mask], start_of().flat[~CONNECTOR.mask])
 
 
@@ -90,9 +90,9 @@ def test_a_refused_update_leaves_no_trace(memory: Memory) -> None:
     for here in (tried, never):
         answer(here, asked(0))
     answer(tried, asked(1, since=0))
-    found, expected = (answer(here, asked(2, since=0)) for here in (tried, never))
-    assert torch.equal(found.delta.flat, expected.delta.flat)
-    assert torch.equal(*(here.job(asked(3, since=2)).start.params.flat for here in (tried, never)))
+    actual, expected = (answer(here, asked(2, since=0)) for here in (tried, never))
+    assert torch.equal(actual.delta.flat, expected.delta.flat)
+    assert torch.equal(*(here.job(asked(3, since=2)).broadcast.params.flat for here in (tried, never)))
 
 
 def test_a_server_may_go_back_to_the_rounds_that_it_asked_to_keep(memory: Memory) -> None:
@@ -105,7 +105,7 @@ def test_a_server_may_go_back_to_the_rounds_that_it_asked_to_keep(memory: Memory
         here.job(asked(4, since=0))
 
 
-def test_a_rule_finds_what_it_kept_and_keeps_it_apart_from_personal_values(memory: Memory) -> None:
+def test_a_rules_memory_is_separate_from_personal_values(memory: Memory) -> None:
     rule = PLAIN._replace(
         begin=lambda sent, kept: {"count": kept.get("personal", torch.zeros(())) + 1},
         finish=lambda carry, steps: ({}, {"personal": carry["count"]}),
@@ -152,8 +152,8 @@ def test_a_personal_model_is_the_global_one_with_the_clients_own_values(memory: 
     end = trained(here.job(asked())).end
     answer(here, asked())
     other = Params(LAYOUT, torch.full((SIZE,), -3.0))
-    found = here.model(Question("m", 0, other, client=1, since=0)).flat
-    assert torch.equal(found, torch.where(CONNECTOR.mask, other.flat, end))
+    result = here.model(Question("m", 0, other, client=1, since=0)).flat
+    assert torch.equal(result, torch.where(CONNECTOR.mask, other.flat, end))
     assert here.model(Question("m", 0, other)).flat is other.flat
 
 
@@ -184,10 +184,10 @@ def test_a_rule_may_keep_one_tensor_under_two_names_and_of_any_number_type(memor
         "e": value.clone().requires_grad_(),
     }
     memory.write(("m", 1, 0), kept, ())
-    found = memory.read(("m", 1, 0))
-    assert found.keys() == kept.keys()
+    result = memory.read(("m", 1, 0))
+    assert result.keys() == kept.keys()
     assert all(
-        torch.equal(value, found[name]) and value.dtype == found[name].dtype for name, value in kept.items()
+        torch.equal(value, result[name]) and value.dtype == result[name].dtype for name, value in kept.items()
     )
 
 
@@ -203,6 +203,6 @@ def test_what_a_rule_sends_does_not_change_when_the_model_trains_on() -> None:
     update = here.update(here.job(asked()), Trained(live, {}, 0.0, 0.0))
     live.zero_()
     assert update.extras["end"].tolist() == [1.0] * 3
-    (kept,) = memory.held.values()
+    (kept,) = memory.memories.values()
     assert torch.equal(kept["rule/own"], CONNECTOR.mask.float())
     assert bool(kept["personal"].all())

@@ -79,7 +79,7 @@ def train_client(
 
 
 @pytest.mark.parametrize(("local", "beta2"), [("constant", 0.999), ("cosine", 0.999), ("published", 0.95)])
-def test_it_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: Tuned) -> None:
+def test_training_is_a_plain_loop_with_torchs_adamw(local: str, beta2: float, tuned: Tuned) -> None:
     settings, examples = varied(local_schedule=local, beta2=beta2), conversations()
     update, memory = train_client(tuned, PLAIN, examples, settings, (3, 1, 5))
     plain = torch.nn.Parameter(tuned.start.flat.clone())
@@ -149,8 +149,8 @@ def test_as_published_loss_and_penalty_are_clipped_together_as_a_trainer_does(
         job_of(tuned, rule, examples, SMALL, seed=3, round=1, client=client)
         for client, examples in held_by.items()
     ]
-    found = deltas(tuned, jobs)  # side by side
-    for (client, examples), delta in zip(held_by.items(), found, strict=True):
+    actual = deltas(tuned, jobs)  # side by side
+    for (client, examples), delta in zip(held_by.items(), actual, strict=True):
         expected = trained_like_a_trainer(tuned, examples, SMALL, client, pull)
         torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-6)
 
@@ -181,13 +181,13 @@ def test_rules_in_a_chain_are_each_clipped_or_not() -> None:
     assert {name: value.item() for name, value in carry.items()} == {"0.n": 2.0, "1.n": 0.0}
 
 
-def test_it_leaves_the_broadcast_alone(tuned: Tuned) -> None:
+def test_training_does_not_change_the_broadcast(tuned: Tuned) -> None:
     before = tuned.start.flat.clone()
     train_client(tuned, proximal(0.1), conversations(), SETTINGS, (0, 0, 0))
     assert torch.equal(tuned.start.flat, before)
 
 
-def test_what_ran_before_changes_nothing(tuned: Tuned) -> None:
+def test_earlier_training_changes_nothing(tuned: Tuned) -> None:
     first, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 0, 1))
     train_client(tuned, PLAIN, conversations(4), SETTINGS, (0, 0, 2))
     again, _ = train_client(tuned, PLAIN, conversations(), SETTINGS, (0, 0, 1))
@@ -249,12 +249,12 @@ def test_the_published_schedule_warms_up_where_there_are_rounds_enough() -> None
 def stock_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], steps: int) -> list[float]:
     """Return the learning rates of a scheduler's steps, as shares of the optimizer's rate."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, found = make(optimizer), []
+    schedule, result = make(optimizer), []
     for _ in range(steps):
-        found.append(schedule.get_last_lr()[0])
+        result.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 150, 1073])
@@ -309,16 +309,16 @@ def padding(examples: list[Conversation], batches: list[list[int]]) -> float:
     sizes = [
         [len(examples[k].user) + (100 if examples[k].picture else 0) for k in batch] for batch in batches
     ]
-    return sum(max(found) * len(found) for found in sizes) / sum(map(sum, sizes))
+    return sum(max(batch) * len(batch) for batch in sizes) / sum(map(sum, sizes))
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "bucketed"])
 @pytest.mark.parametrize("count", [1, 3, 4, 50, 300])
 def test_every_example_is_in_one_batch(kind: str, count: int) -> None:
-    found = draw_batches((mixed(4) * 75)[:count], 4, kind, stream(0, "t"))
-    assert sorted(k for batch in found for k in batch) == list(range(count))
-    assert len(found) == -(-count // 4)
-    assert sorted(map(len, found))[1:] == [4] * (len(found) - 1)
+    result = draw_batches((mixed(4) * 75)[:count], 4, kind, stream(0, "t"))
+    assert sorted(k for batch in result for k in batch) == list(range(count))
+    assert len(result) == -(-count // 4)
+    assert sorted(map(len, result))[1:] == [4] * (len(result) - 1)
 
 
 def test_buckets_pad_less_and_still_change_from_epoch_to_epoch() -> None:

@@ -27,7 +27,7 @@ from fedloom.plugins.plugins import Plugins
 from fedloom.progress import Progress
 from fedloom.run_log import RunLog
 from fedloom.runs import run_folder, run_identity, single_run
-from fedloom.runs.run_folder import HELD, begin, discard, folder_state
+from fedloom.runs.run_folder import HELD, begin_run, discard, folder_state
 from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
@@ -327,16 +327,16 @@ def _interrupting(*_: object) -> None:
 def test_another_run_that_began_meanwhile_is_not_handed_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, working = world.experiment.model_copy(update={"seed": 5}), single_run.working
+    other, working = world.experiment.model_copy(update={"seed": 5}), single_run.open_run_folder
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
-        monkeypatch.setattr(single_run, "working", working)
+        monkeypatch.setattr(single_run, "open_run_folder", working)
         run_experiment(other, folder, Progress(None))
         with working(folder):
             yield
 
-    monkeypatch.setattr(single_run, "working", late)
+    monkeypatch.setattr(single_run, "open_run_folder", late)
     with pytest.raises(UserError, match="another experiment"):
         world.run()
 
@@ -428,7 +428,7 @@ def test_a_manifest_that_is_gone_or_damaged_is_no_older_version(world: World) ->
 
 
 def test_discarding_removes_a_run_and_leaves_what_others_wrote(world: World) -> None:
-    begin(_made(world.out), world.experiment, {}, Manifest("0.2.0"))
+    begin_run(_made(world.out), world.experiment, {}, Manifest("0.2.0"))
     notes = world.out / "notes.txt"
     notes.write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt"):

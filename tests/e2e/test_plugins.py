@@ -153,8 +153,8 @@ def test_a_plugin_that_has_moved_is_the_same_and_a_missing_one_is_named(
         "a report needs no plug-in"
     )
     words = ["resume", str(tmp_path / "run"), "--quiet", "--json", "--plugin", str(Path(moved) / "mine.py")]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 0 and json.loads(found.stdout) == result
+    actual = CliRunner().invoke(app, words)
+    assert actual.exit_code == 0 and json.loads(actual.stdout) == result
     assert run(experiment(tiny_model, Path(moved) / "mine.py"), tmp_path / "run") == result
 
 
@@ -180,8 +180,8 @@ def test_a_sweep_runs_plugins_in_several_jobs(tiny_model: Path, mine: Path, tmp_
         "--jobs",
         "2",
     ]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 0, found.output
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
     cells = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
     assert [cell["state"] for cell in cells] == ["done", "done"]
 

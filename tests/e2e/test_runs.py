@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from tests.adapter_files import import_adapter
 from tests.clients import EXCHANGING
 
 from fedloom.algorithms import ENTRIES
@@ -27,7 +28,7 @@ from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
-from fedloom.tuning.adapters import Tuned, import_adapter, prepare, replica
+from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.tuning.svd_start import svd_start
 
@@ -329,7 +330,7 @@ run_experiment(Experiment.from_json(Path(sys.argv[1]).read_text()), Path(sys.arg
 
 
 @pytest.mark.parametrize("path", ["tiny", "some-owner/some-model"])
-def test_a_run_asks_the_network_for_nothing(path: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_uses_no_network(path: str, tiny_model: Path, tmp_path: Path) -> None:
     """In a process whose libraries have not been told to stay offline."""
     model = {"path": str(tiny_model) if path == "tiny" else path, "threads": 1}
     value = experiment(tiny_model, methods=["fedavg"], train={"rounds": 1}, model=model)
@@ -448,9 +449,9 @@ def test_two_stages_train_one_part_after_the_other(tiny_model: Path, tmp_path: P
     from safetensors.torch import load_file
 
     connector = load_file(tmp_path / "alone/adapter/connector.safetensors")
-    found = dict(flat(tmp_path / "two", tiny_model).items())
+    result = dict(flat(tmp_path / "two", tiny_model).items())
     start = prepare(load_vlm(str(tiny_model)), stage("both", LoRA(2)), seed=0).start
-    for name, value in found.items():
+    for name, value in result.items():
         if name.startswith("connector/"):
             torch.testing.assert_close(value, connector[name.partition("/")[2]], rtol=1e-5, atol=1e-6)
         elif name.endswith("lora_b"):
@@ -462,7 +463,7 @@ def test_two_stages_train_one_part_after_the_other(tiny_model: Path, tmp_path: P
     ]
     assert rounds == [0, 1, 2]
     size = {
-        key: sum(v.numel() for n, v in found.items() if n.startswith(key)) for key in ("connector", "llm")
+        key: sum(v.numel() for n, v in result.items() if n.startswith(key)) for key in ("connector", "llm")
     }
     clients = len(two["scores"]["fedavg"]["clients"])
     values = clients * 4 * (size["connector"] + 2 * size["llm"])

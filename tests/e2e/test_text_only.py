@@ -120,9 +120,9 @@ def test_an_image_alone_is_an_invalid_record(llama: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"data\.max_rejected.*\n.*line 6: shows an image and no text"):
         run(experiment(llama, data=data), tmp_path / "strict")
     run(experiment(llama, data={**data, "max_rejected": 0.1}, methods=["fedavg"]), tmp_path / "run")
-    told = line(tmp_path / "run", "data")
-    assert told["train"] + told["test"] == 15 and told["unseen"] == 1
-    assert re.match(r"data\.jsonl, line 6: shows an image and no text", told["rejected"][0])
+    recorded = line(tmp_path / "run", "data")
+    assert recorded["train"] + recorded["test"] == 15 and recorded["unseen"] == 1
+    assert re.match(r"data\.jsonl, line 6: shows an image and no text", recorded["rejected"][0])
 
 
 def test_data_of_images_alone_are_refused_before_anything_is_written(llama: Path, tmp_path: Path) -> None:

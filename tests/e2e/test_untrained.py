@@ -40,9 +40,9 @@ def test_a_client_that_always_fails_is_named_and_stops_nobody(
         return real(site, assignment)
 
     monkeypatch.setattr(Site, "job", job)
-    found = run_experiment(experiment, tmp_path / "failing", Progress(None))
+    result = run_experiment(experiment, tmp_path / "failing", Progress(None))
     assert "untrained" not in whole["scores"]["local"]
-    assert found["scores"]["local"]["untrained"] == [1]
+    assert result["scores"]["local"]["untrained"] == [1]
 
     def ends(folder: str, client: int) -> Any:
         return load_file(tmp_path / folder / f"methods/local/client-{client}/round-0004.safetensors")[

@@ -36,7 +36,7 @@ def experiment(tiny_model: Path, **changes: object) -> Experiment:
 
 
 @pytest.mark.parametrize("strategy", ["both", "share-lora"])
-def test_nothing_of_it_is_trained_on(
+def test_validation_examples_are_not_trained_on(
     strategy: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = site_setup.render, set[str]()
@@ -78,14 +78,14 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
     assert whole["validation"]["methods"]["fedavg"]["rounds"] == [best]
     assert whole["validation"]["methods"]["fedavg"]["score"] == scores[best]
 
-    real = train_method.commit
+    real = train_method.write_checkpoint
 
     def stopped(folder, standing, *more):
         real(folder, standing, *more)
         if folder.name == "fedavg" and standing.state.round == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_method, "commit", stopped)
+    monkeypatch.setattr(train_method, "write_checkpoint", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(value, tmp_path / "cut", quiet)
     monkeypatch.undo()
@@ -101,7 +101,7 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
 CHILD = """
 import os, re, signal, sys
 from pathlib import Path
-from fedloom.experiment.experiment import load_experiment
+from fedloom.experiment.recipes import load_experiment
 from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
 import torch

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.adapter_files import import_adapter
 from typer.testing import CliRunner
 
 from campaign.damage import begun, scored
@@ -22,7 +23,7 @@ from fedloom.runs.sweep import run_sweep
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
-from fedloom.tuning.adapters import import_adapter, prepare
+from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategies import LoRA, stage
 
 
@@ -74,7 +75,7 @@ def test_every_file_that_counts_is_checked(kind: str, request: pytest.FixtureReq
         shutil.rmtree(copy)
 
 
-def test_a_file_that_is_gone_is_found(finished: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(finished: Path, tmp_path: Path) -> None:
     manifest = read_manifest(finished)
     assert manifest is not None
     for name in manifest.files:
@@ -84,7 +85,7 @@ def test_a_file_that_is_gone_is_found(finished: Path, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "copy")
 
 
-def test_an_adapter_proves_itself_wherever_it_is_taken(world: World, finished: Path, tmp_path: Path) -> None:
+def test_an_adapter_can_be_verified_in_any_folder(world: World, finished: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "elsewhere"
     shutil.copytree(finished / "adapter", adapter)
     assert verify(adapter)[1] == []
@@ -180,8 +181,8 @@ def test_reports_name_what_is_damaged(name: str, finished: Path, tmp_path: Path)
     content = place.read_text()
     digit = next(k for k, letter in enumerate(content) if letter.isdigit())
     place.write_text(f"{content[:digit]}{(int(content[digit]) + 1) % 10}{content[digit + 1 :]}")
-    told = CliRunner().invoke(app, ["report", str(copy)])
-    assert told.exit_code == 2 and name in told.stderr
+    result = CliRunner().invoke(app, ["report", str(copy)])
+    assert result.exit_code == 2 and name in result.stderr
     assert CliRunner().invoke(app, ["verify", str(copy)]).exit_code == 1
 
 
@@ -197,9 +198,9 @@ def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None
     folder = tmp_path / "sweep"
 
     def sweep(*, rerun: bool = False) -> list[str]:
-        told: list[str] = []
-        run_sweep(load_grid(str(recipe)), folder, told.append, lambda: Progress(None), rerun=rerun)
-        return told
+        lines: list[str] = []
+        run_sweep(load_grid(str(recipe)), folder, lines.append, lambda: Progress(None), rerun=rerun)
+        return lines
 
     sweep()
     assert verify(folder)[1] == []
@@ -226,8 +227,8 @@ def test_a_sweep_is_checked_with_its_cells(world: World, tmp_path: Path) -> None
 
     value = read_sealed(folder / "sweep.json")
     (folder / "sweep.json").write_text(json.dumps({**value, "sha256": "0"}))
-    told = CliRunner().invoke(app, ["report", str(folder)])
-    assert told.exit_code == 2 and "sweep.json is damaged" in told.stderr
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 2 and "sweep.json is damaged" in result.stderr
     write_sealed(folder / "sweep.json", value)
 
 
@@ -246,9 +247,9 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 def go(recipe: Path, folder: Path, *, rerun: bool = False) -> list[str]:
-    told: list[str] = []
-    run_sweep(load_grid(str(recipe)), folder, told.append, lambda: Progress(None), rerun=rerun)
-    return told
+    lines: list[str] = []
+    run_sweep(load_grid(str(recipe)), folder, lines.append, lambda: Progress(None), rerun=rerun)
+    return lines
 
 
 def swap(one: Path, other: Path) -> None:
@@ -265,8 +266,8 @@ def test_cells_that_changed_places_or_are_gone_are_noticed(swept: tuple[Path, Pa
         shutil.copytree(whole, folder)
         change(*sorted((folder / "cells").iterdir()))
         assert len(verify(folder)[1]) == len(verify(folder.parent)[1]) == 1
-        told = CliRunner().invoke(app, ["report", str(folder)])
-        assert told.exit_code == 2 and "result.json" in told.stderr
+        result = CliRunner().invoke(app, ["report", str(folder)])
+        assert result.exit_code == 2 and "result.json" in result.stderr
         go(recipe, folder)
         assert verify(folder)[1] == []
         assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
@@ -330,7 +331,7 @@ def test_the_manifest_of_an_adapter_cannot_go_unnoticed(finished: Path, tmp_path
     assert verify(tmp_path / "copy")[1] != []
 
 
-def test_a_checkpoint_under_another_rounds_name_is_passed_over(unfinished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_under_another_rounds_name_is_skipped(unfinished: Path, tmp_path: Path) -> None:
     shutil.copytree(unfinished, tmp_path / "copy")
     folder = tmp_path / "copy/methods/scaffold"
     before = last_checkpoint(folder).state.round
@@ -341,5 +342,5 @@ def test_a_checkpoint_under_another_rounds_name_is_passed_over(unfinished: Path,
 
 def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        told = CliRunner().invoke(app, ["verify", str(folder)])
-        assert told.exit_code == 2
+        result = CliRunner().invoke(app, ["verify", str(folder)])
+        assert result.exit_code == 2

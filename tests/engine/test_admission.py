@@ -13,7 +13,7 @@ import torch
 from fedloom.algorithms.algorithm import Extra
 from fedloom.config.schema import Limits
 from fedloom.engine.admission import FIRST, REMEMBERED, Admission
-from fedloom.engine.update_bounds import Allowance
+from fedloom.engine.update_bounds import ClientBounds
 from fedloom.params import Layout, Params, Part
 from fedloom.wire.messages import Update
 
@@ -32,8 +32,8 @@ class Bounds:
     up: Part = WHOLE
     layout: Layout = LAYOUT
 
-    def of(self, client: int) -> Allowance:
-        return Allowance(10, self.up, self.most, self.usual, self.extras)
+    def of(self, client: int) -> ClientBounds:
+        return ClientBounds(10, self.up, self.most, self.usual, self.extras)
 
 
 def admission(norms: Iterable[float] = (), limits: Limits = Limits(), **bounds: Any) -> Admission:
@@ -47,7 +47,7 @@ def update(client: int = 0, value: float = 1.0, weight: float = 3.0, layout: Lay
 def refuse(
     updates: list[Update], norms: Iterable[float] = (), limits: Limits = Limits(), **bounds: Any
 ) -> dict[int, str]:
-    judged = admission(norms, limits, **bounds).checked(updates)
+    judged = admission(norms, limits, **bounds).check(updates)
     return {update.client: why for update, why in judged if why is not None}
 
 
@@ -143,7 +143,7 @@ def test_arrival_order_does_not_matter() -> None:
     assert refuse(updates, []) == refuse(updates[::-1], [])
 
 
-def test_a_stream_is_judged_as_it_comes() -> None:
+def test_a_stream_is_checked_as_it_arrives() -> None:
     taken: list[int] = []
 
     def coming():
@@ -151,7 +151,7 @@ def test_a_stream_is_judged_as_it_comes() -> None:
             taken.append(client)
             yield update(client)
 
-    judged = admission().checked(coming())
+    judged = admission().check(coming())
     next(judged)
     assert len(taken) == FIRST  # the usual norm needs these, and no more
     for _ in range(FIRST):
@@ -161,6 +161,6 @@ def test_a_stream_is_judged_as_it_comes() -> None:
 
 def test_few_norms_are_remembered() -> None:
     one = admission([1.0] * REMEMBERED)
-    list(one.checked(update(client, value=0.5) for client in range(40)))
+    list(one.check(update(client, value=0.5) for client in range(40)))
     assert len(one.norms) == REMEMBERED
     assert one.norms[-1] == pytest.approx(0.5 * 10**0.5)

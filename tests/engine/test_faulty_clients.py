@@ -46,17 +46,17 @@ def end(method: str, faulty: int | None) -> tuple[torch.Tensor, float]:
         "fedavg+krum+clip",
     ],
 )
-def test_robust_aggregates_arrive_among_the_honest_clients(method: str, faulty: int) -> None:
-    found, best = end(method, faulty)
-    assert float((found - best).abs().max()) <= 3.5  # half of what lies between the honest clients
+def test_robust_aggregates_end_among_the_honest_clients(method: str, faulty: int) -> None:
+    result, best = end(method, faulty)
+    assert float((result - best).abs().max()) <= 3.5  # half of what lies between the honest clients
 
 
 @pytest.mark.parametrize("faulty", [20, 23, 26])
-def test_the_mean_ends_farther_off_than_it_began(faulty: int) -> None:
-    found, best = end("fedavg", faulty)
-    assert float((found - best).abs().min()) > 10 * float((start_of().flat - best).abs().max())
+def test_the_mean_ends_farther_away_than_it_started(faulty: int) -> None:
+    result, best = end("fedavg", faulty)
+    assert float((result - best).abs().min()) > 10 * float((start_of().flat - best).abs().max())
 
 
-def test_without_a_faulty_client_the_mean_arrives() -> None:
-    found, best = end("fedavg", None)
-    assert float((found - best).abs().max()) < 0.1
+def test_without_a_faulty_client_the_mean_converges() -> None:
+    result, best = end("fedavg", None)
+    assert float((result - best).abs().max()) < 0.1

@@ -64,7 +64,7 @@ def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:
     with os.fdopen(requests, "wb") as going, os.fdopen(replies, "rb") as coming:
         run = run_of(
             METHODS[kind],
-            committed=lambda now, log: write_checkpoint(folder, now),
+            after_round=lambda now, log: write_checkpoint(folder, now),
             standing=last_checkpoint(folder, LAYOUT),
             cohort=3,
             **fields,

@@ -16,7 +16,7 @@ from fedloom.algorithms.fedprox import proximal
 from fedloom.client.learning_rate import rate_of
 from fedloom.client.optimizers import OPTIMIZERS, adamw_reach, clip
 from fedloom.config.schema import Train
-from fedloom.engine.update_bounds import TIMES, Expected, norm, reach
+from fedloom.engine.update_bounds import TIMES, UpdateBounds, delta_bound, norm
 from fedloom.params import Params, Part
 
 SIZE = 12
@@ -35,7 +35,7 @@ def walked(train: Train, gradients: torch.Tensor, start: torch.Tensor, round: in
 
 
 def bound(train: Train, steps: int, start: float, round: int = 0) -> float:
-    return reach(train, round, steps, inf if train.clip is None else train.clip, SIZE, start)[0]
+    return delta_bound(train, round, steps, inf if train.clip is None else train.clip, SIZE, start)[0]
 
 
 @st.composite
@@ -60,14 +60,14 @@ def gradients(draw: st.DrawFn) -> torch.Tensor:
     noise = torch.randn(steps, SIZE, generator=generator)
     kind = draw(st.sampled_from(["steady", "random", "growing", "fading", "rare"]))
     place = torch.arange(steps, dtype=torch.float64)[:, None]
-    found = {
+    results = {
         "steady": torch.ones(steps, SIZE, dtype=torch.float64),
         "random": noise.double(),
         "growing": noise.double().abs() * draw(st.sampled_from([1.05, 1.2, 2.0])) ** place,
         "fading": noise.double().abs() * draw(st.sampled_from([0.9, 0.5])) ** place,
         "rare": noise.double() * (torch.rand(steps, 1, generator=generator) < 0.1),
     }[kind]
-    return (found * 10.0 ** draw(st.integers(-30, 20))).clamp(-1e30, 1e30).float()
+    return (results * 10.0 ** draw(st.integers(-30, 20))).clamp(-1e30, 1e30).float()
 
 
 @given(trainings(), gradients(), st.sampled_from([0.0, 1e-3, 1.0, 1e6]))
@@ -111,7 +111,7 @@ def test_where_the_settings_bound_nothing_the_parameters_do(train: Train) -> Non
 def test_a_rule_that_corrects_clipped_gradients_is_not_bounded_by_the_clip() -> None:
     train, start = Train(optimizer="sgd", batch_size=1), Params(LAYOUT, torch.ones(LAYOUT.size))
     free, held = (
-        Expected(algorithm, start, train, 0, profiles(), lambda client: None)
+        UpdateBounds(algorithm, start, train, 0, profiles(), lambda client: None)
         for algorithm in (make("fedavg", 5), with_rule(make("fedavg", 5), proximal(100.0)))
     )
     assert held.of(4).most == TIMES * norm(start.flat) + sqrt(LAYOUT.size)
@@ -121,9 +121,9 @@ def test_a_rule_that_corrects_clipped_gradients_is_not_bounded_by_the_clip() -> 
 def test_bounds_are_those_of_the_part_that_a_client_reports() -> None:
     algorithm, params = make("fedavg", 3), Params(LAYOUT, torch.ones(LAYOUT.size))
     own = Part.of(LAYOUT.mask(lambda name: name.endswith("lora_a")))
-    expected = Expected(algorithm, params, Train(), 0, profiles(), lambda client: own if client else None)
-    found = [expected.of(client) for client in range(3)]
-    assert [one.examples for one in found] == [1, 2, 3]
-    assert [one.up for one in found] == [Part.whole(LAYOUT.size), own, own]
-    for one, values in zip(found, (LAYOUT.size, 4, 4), strict=True):  # of 12 values the 4 of llm/…lora_a
-        assert (one.most, one.usual) == pytest.approx(reach(Train(), 0, 1, 1.0, values, sqrt(values)))
+    expected = UpdateBounds(algorithm, params, Train(), 0, profiles(), lambda client: own if client else None)
+    actual = [expected.of(client) for client in range(3)]
+    assert [one.examples for one in actual] == [1, 2, 3]
+    assert [one.up for one in actual] == [Part.whole(LAYOUT.size), own, own]
+    for one, values in zip(actual, (LAYOUT.size, 4, 4), strict=True):  # of 12 values the 4 of llm/…lora_a
+        assert (one.most, one.usual) == pytest.approx(delta_bound(Train(), 0, 1, 1.0, values, sqrt(values)))

@@ -47,6 +47,7 @@ def jobs(tuned: Tuned, count: int, batch_size: int = 2) -> list[Job]:
         Job(
             Assignment("fedavg", 0, 0, k, tuned.start),
             Broadcast(tuned.start),
+            tuned.start,
             PLAIN,
             {},
             conversations,
@@ -95,16 +96,16 @@ def test_a_choice_fits_cohort_threads_and_memory(
 ) -> None:
     machine = Machine(device, "any", threads, memory, copies)
     some = jobs(tuned, min(cohort, 4))
-    found = choose(tuned, some, cohort, machine)
-    assert 1 <= found.rows <= min(MOST, cohort)
-    assert 1 <= found.workers <= min(threads, cohort)
-    assert found.workers == 1 or copies
-    assert (found.rows - 1) * found.workers < cohort  # no row of any process would always stand idle
-    if memory is not None and found.rows * found.workers > 1:
+    choice = choose(tuned, some, cohort, machine)
+    assert 1 <= choice.rows <= min(MOST, cohort)
+    assert 1 <= choice.workers <= min(threads, cohort)
+    assert choice.workers == 1 or copies
+    assert (choice.rows - 1) * choice.workers < cohort  # no row of any process would always stand idle
+    if memory is not None and choice.rows * choice.workers > 1:
         values = 4 * tuned.layout.size
-        needed = found.rows * found.workers * (2 * saved_bytes(tuned, some[0]) + (4 + 2 * WINDOW) * values)
+        needed = choice.rows * choice.workers * (2 * saved_bytes(tuned, some[0]) + (4 + 2 * WINDOW) * values)
         assert needed <= memory / 2
-    assert choose(tuned, some, cohort, machine) == found
+    assert choose(tuned, some, cohort, machine) == choice
 
 
 def test_larger_batches_never_get_more_rows(tuned: Tuned) -> None:
@@ -114,8 +115,8 @@ def test_larger_batches_never_get_more_rows(tuned: Tuned) -> None:
 
 
 def test_processes_are_for_long_rounds(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    for multiplications, count in ((0, 1), (10**12, 2)):
-        monkeypatch.setattr(module, "_multiplications", lambda *_, m=multiplications: m)
+    for copying, count in ((10**18, 1), (0, 2)):
+        monkeypatch.setattr(module, "COPY", copying)
         assert choose(tuned, jobs(tuned, 4), 4, LAPTOP).workers == count
 
 
@@ -169,15 +170,15 @@ def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
 ) -> None:
     (job,) = jobs(tuned, 1)
     batch = collate(tuned.vlm, [next(job.batches())])
-    found = []
-    for logits in (batches.MAX_LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
+    results = []
+    for logits in (batches.LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
         monkeypatch.setattr(batches, "LOGITS", logits)
         tuned.grads.zero_()
         losses = answer_losses(tuned.vlm, batch)
         losses.sum().backward()
-        found.append((losses.detach().clone(), tuned.grads.clone()))
+        results.append((losses.detach().clone(), tuned.grads.clone()))
     assert len(batch.row) > 2  # so that there are pieces
-    for left, right in zip(*found, strict=True):
+    for left, right in zip(*results, strict=True):
         assert float((left - right).norm()) <= 1e-5 * float(right.norm())
 
 

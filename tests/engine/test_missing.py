@@ -73,7 +73,7 @@ def go(
     name: str, backend: Backend, rounds: int = 3, clients: Sequence[int] = range(CLIENTS)
 ) -> tuple[Standing, list[dict[str, Any]]]:
     logs: list[dict[str, Any]] = []
-    run = run_of(name, clients, LONG, rounds=rounds, committed=lambda now, log: logs.append(log))
+    run = run_of(name, clients, LONG, rounds=rounds, after_round=lambda now, log: logs.append(log))
     return run_rounds([run], backend)[0], logs
 
 
@@ -81,10 +81,10 @@ def go(
 @pytest.mark.parametrize("how", [silent, broken])
 def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, how: How) -> None:
     """The state and the accepted memories are the same; the record gives the reason; no bytes came from the client."""
-    found, logs = go(name, without(name, [2], (1,), how))
+    standing, logs = go(name, without(name, [2], (1,), how))
     refused, its = go(name, without(name, [2], (1,), nan))
-    assert same(found, refused)
-    assert found.kept == refused.kept
+    assert same(standing, refused)
+    assert standing.kept == refused.kept
     reason = SILENT if how is silent else "it broke"
     assert [log["missing"] for log in logs] == [[], [{"client": 2, "reason": reason}], []]
     assert all(log["refused"] == [] for log in logs)
@@ -100,9 +100,9 @@ def test_every_client_that_was_asked_has_one_answer_in_order(data: st.DataObject
     strays: list[int] = []
     held = data.draw(st.sampled_from([0, 10**9]))
     answers = [Update(client, start_of(), float(k)) for k, client in enumerate(came)]
-    found = list(in_order(answers, clients, lambda one, why: strays.append(one.client), held))
-    assert [one.client for one in found] == clients
-    for one in found:
+    results = list(in_order(answers, clients, lambda one, why: strays.append(one.client), held))
+    assert [one.client for one in results] == clients
+    for one in results:
         if isinstance(one, Missing):
             assert (one.reason, one.client in came) == (SILENT, False)
         else:
@@ -135,9 +135,9 @@ def test_any_order_of_answers_gives_the_same_bits(name: str) -> None:
             yield from reversed(list(super().train(assignments, clock)))
 
     site = site_of(make(name, CLIENTS), LONG)
-    found, logs = go(name, Reversed(site))
+    standing, logs = go(name, Reversed(site))
     plain, its = go(name, Plain(site_of(make(name, CLIENTS), LONG)))
-    assert same(found, plain)
+    assert same(standing, plain)
     assert [log["bytes_up"] for log in logs] == [log["bytes_up"] for log in its]
 
 
@@ -152,14 +152,14 @@ def test_silent_clients_of_several_runs_stop_none_of_them() -> None:
             clients,
             LONG,
             rounds=3,
-            committed=lambda _, log, name=name: logs[name].append(log),
+            after_round=lambda _, log, name=name: logs[name].append(log),
         )
         for name, clients in parts.items()
     ]
     together = run_rounds(runs, backend)
-    for (name, clients), found in zip(parts.items(), together, strict=True):
+    for (name, clients), result in zip(parts.items(), together, strict=True):
         alone, its = go(name, backend, 3, clients)
-        assert same(found, alone)
+        assert same(result, alone)
         assert [log["missing"] for log in logs[name]] == [log["missing"] for log in its]
     assert [one["client"] for one in logs["fedavg"][1]["missing"]] == [0, 2]
     assert [one["client"] for one in logs["fedadam"][1]["missing"]] == [3]
@@ -175,11 +175,11 @@ def test_a_backend_that_never_reads_its_assignments_is_silent() -> None:
 
 
 def test_a_round_that_nobody_answers_is_not_applied_and_the_next_goes_on() -> None:
-    found, logs = go("fedadam", without("fedadam", range(CLIENTS), (1,)))
+    standing, logs = go("fedadam", without("fedadam", range(CLIENTS), (1,)))
     assert "no client's update could be used" in logs[1]["not_applied"]
     assert logs[1]["bytes_up"] == 0
-    assert found.state.round == 3
-    assert found.missed == 0
+    assert standing.state.round == 3
+    assert standing.missed == 0
 
 
 def test_several_such_rounds_in_a_row_end_the_run_and_give_the_reasons() -> None:
@@ -194,11 +194,13 @@ def test_a_client_whose_memory_is_lost_is_missing_and_the_others_go_on() -> None
     memory = InMemory()
     backend = Plain(site_of(make("scaffold", CLIENTS), LONG, memory))
     first, _ = go("scaffold", backend, 2)
-    lost = {key: value for key, value in memory.held.items() if key[1] != 3}
-    memory.held.clear()
-    memory.held.update(lost)
+    lost = {key: value for key, value in memory.memories.items() if key[1] != 3}
+    memory.memories.clear()
+    memory.memories.update(lost)
     logs: list[dict[str, Any]] = []
-    run = run_of("scaffold", train=LONG, rounds=3, standing=first, committed=lambda _, log: logs.append(log))
+    run = run_of(
+        "scaffold", train=LONG, rounds=3, standing=first, after_round=lambda _, log: logs.append(log)
+    )
 
     class Guarded(Plain):
         def client(self, assignment: Assignment) -> Answer:
@@ -238,7 +240,7 @@ class Spoiled(Site):
 
 def spoiled(tuned: Tuned, spoil: Callable[[], None], bad: int) -> Site:
     site = real_site(tuned)
-    return Spoiled(tuned, site.settings, site.seed, site.local, site.memory, bad=bad, spoil=spoil)
+    return Spoiled(tuned, site.seed, site.method, site.memory, bad=bad, spoil=spoil)
 
 
 def fail() -> None:
@@ -250,13 +252,13 @@ def test_a_client_that_raises_is_missing_and_the_others_give_the_same_updates(
     rows: int, tuned: Tuned
 ) -> None:
     expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
-    found = list(InProcess(spoiled(tuned, fail, 1), rows).train(assigned(tuned), Clock()))
-    (missing,) = [one for one in found if isinstance(one, Missing)]
-    assert (missing.client, found.index(missing)) == (1, 1)
+    actual = list(InProcess(spoiled(tuned, fail, 1), rows).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in actual if isinstance(one, Missing)]
+    assert (missing.client, actual.index(missing)) == (1, 1)
     assert missing.reason.startswith(
         "ZeroDivisionError: of an algorithm from outside, test_missing.py, line "
     )
-    others = [(mine, theirs) for mine, theirs in zip(found, expected, strict=True) if mine is not missing]
+    others = [(mine, theirs) for mine, theirs in zip(actual, expected, strict=True) if mine is not missing]
     for mine, theirs in others:
         assert isinstance(mine, Update)
         assert isinstance(theirs, Update)
@@ -272,8 +274,8 @@ def leave() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_client_whose_rule_leaves_the_program_is_missing(rows: int, tuned: Tuned) -> None:
-    found = list(InProcess(spoiled(tuned, leave, 1), rows).train(assigned(tuned), Clock()))
-    (missing,) = [one for one in found if isinstance(one, Missing)]
+    answers = list(InProcess(spoiled(tuned, leave, 1), rows).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in answers if isinstance(one, Missing)]
     assert missing.client == 1 and missing.reason.startswith("SystemExit: 3, test_missing.py, line ")
 
 
@@ -289,7 +291,7 @@ def test_what_a_client_would_keep_must_be_finite() -> None:
     backend = Plain(site_of(algorithm._replace(local=rule), memory=memory))
     with pytest.raises(UserError, match="keeps as rule/control holds values that are not finite"):
         go("scaffold", backend, 1)
-    assert not memory.held
+    assert not memory.memories
 
 
 def test_a_client_out_of_memory_is_missing_only_where_it_trains_alone(tuned: Tuned) -> None:
@@ -322,30 +324,30 @@ def test_clients_of_a_killed_process_are_missing(tuned: Tuned) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     expected = list(InProcess(real_site(tuned)).train(assigned(tuned), Clock()))
-    found = list(Workers(InProcess(spoiled(tuned, die, 2)), 2).train(assigned(tuned), Clock()))
-    missing = {one.client: one.reason for one in found if isinstance(one, Missing)}
+    actual = list(Workers(InProcess(spoiled(tuned, die, 2)), 2).train(assigned(tuned), Clock()))
+    missing = {one.client: one.reason for one in actual if isinstance(one, Missing)}
     assert 2 in missing
     assert all("SIGKILL" in reason for reason in missing.values())
-    came = [(k, one) for k, one in enumerate(found) if not isinstance(one, Missing)]
+    came = [(k, one) for k, one in enumerate(actual) if not isinstance(one, Missing)]
     assert came
     assert_same_bits([one for _, one in came], [expected[k] for k, _ in came])
 
 
 @pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
 def test_a_client_that_raises_in_a_process_stops_no_other(tuned: Tuned) -> None:
-    found = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(assigned(tuned), Clock()))
-    assert [one.client for one in found if isinstance(one, Missing)] == [2]
+    answers = list(Workers(InProcess(spoiled(tuned, fail, 2)), 2).train(assigned(tuned), Clock()))
+    assert [one.client for one in answers if isinstance(one, Missing)] == [2]
 
 
 def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None:
     site = real_site(tuned)
-    plain = site.local("fedavg")
+    plain = site.method("fedavg")
     connector = tuned.layout.mask(lambda name: name.startswith("connector"))
     own = Part.of(connector)
-    parts = Parts(own.complement, own.complement, own, own | own.complement)
-    local = replace(plain, parts=[parts])
-    found = list(InProcess(replace(site, local=lambda method: local)).train(assigned(tuned), Clock()))
-    assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in found)
+    parts = Parts(own.rest, own.rest, own, own | own.rest)
+    local = replace(plain, stages=[plain.stages[0]._replace(parts=parts)])
+    answers = list(InProcess(replace(site, method=lambda method: local)).train(assigned(tuned), Clock()))
+    assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in answers)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -375,16 +377,17 @@ def test_a_client_that_fails_does_not_change_the_runs_beside_its_own(
         return run_of(
             "fedavg",
             clients,
-            site.settings[0],
+            site.method("fedavg").stages[0].settings,
             algorithm=algorithm,
             standing=begun,
             rounds=2,
-            committed=lambda _, log: logs[clients].append(log),
+            after_round=lambda _, log: logs[clients].append(log),
         )
 
     together = run_rounds([run((0, 1)), run((2, 3, 4))], backend)
     missing = {
-        clients: {one["client"] for log in told for one in log["missing"]} for clients, told in logs.items()
+        clients: {one["client"] for log in rounds for one in log["missing"]}
+        for clients, rounds in logs.items()
     }
     assert 1 in missing[0, 1]
     if how == "raises":
@@ -406,21 +409,23 @@ class Again(Plain):
 
 
 @pytest.mark.parametrize("split", [[(0, 1, 2, 3, 4)], [(0, 1), (2, 3, 4)]])
-def test_what_comes_after_everybodys_answer_is_counted_too(split: list[tuple[int, ...]]) -> None:
+def test_stray_answers_after_all_others_are_counted(split: list[tuple[int, ...]]) -> None:
     """A second answer costs its bytes and is refused, the last client's as any other's."""
-    found: dict[type, list[dict[str, Any]]] = {}
+    results: dict[type, list[dict[str, Any]]] = {}
     for kind in (Plain, Again):
-        found[kind] = []
+        results[kind] = []
         runs = [
-            run_of("fedavg", who, LONG, rounds=1, committed=lambda _, log, kind=kind: found[kind].append(log))
+            run_of(
+                "fedavg", who, LONG, rounds=1, after_round=lambda _, log, kind=kind: results[kind].append(log)
+            )
             for who in split
         ]
         run_rounds(runs, kind(site_of(make("fedavg", CLIENTS), LONG)))
-    up = {kind: sum(log["bytes_up"] for log in logs) for kind, logs in found.items()}
+    up = {kind: sum(log["bytes_up"] for log in logs) for kind, logs in results.items()}
     last = Plain(site_of(make("fedavg", CLIENTS), LONG)).client(Assignment("fedavg", 0, 0, 4, start_of()))
     assert isinstance(last, Update)
     assert up[Again] - up[Plain] == len(last.to_bytes())
-    assert [one["client"] for log in found[Again] for one in log["refused"]] == [4]
+    assert [one["client"] for log in results[Again] for one in log["refused"]] == [4]
 
 
 @pytest.mark.parametrize(
@@ -434,9 +439,9 @@ def test_what_comes_after_everybodys_answer_is_counted_too(split: list[tuple[int
 )
 def test_an_update_that_no_message_can_hold_waits_for_its_refusal(odd: dict[str, Any]) -> None:
     answers = [replace(Update(1, start_of(), 1.0), **odd), Update(0, start_of(), 1.0)]
-    found = list(in_order(answers, [0, 1], lambda *_: None, held=0))
-    assert [one.client for one in found] == [0, 1]
-    assert found[1] is answers[0]
+    results = list(in_order(answers, [0, 1], lambda *_: None, waiting_bytes=0))
+    assert [one.client for one in results] == [0, 1]
+    assert results[1] is answers[0]
 
 
 def test_a_run_that_lags_behind_and_fails_stops_no_more_than_one_in_step() -> None:
@@ -481,13 +486,13 @@ def test_a_rule_that_sends_what_no_message_can_hold_makes_its_client_missing_eve
             return replace(job, rule=rule) if job.client == 1 else job
 
     memory = InMemory()
-    odd = Odd(tuned, site.settings, site.seed, site.local, memory)
+    odd = Odd(tuned, site.seed, site.method, memory)
     for backend in (InProcess(odd), InProcess(odd, 2), Workers(InProcess(odd), 2)):
-        found = list(backend.train(assigned(tuned), Clock()))
-        (missing,) = [one for one in found if isinstance(one, Missing)]
+        answers = list(backend.train(assigned(tuned), Clock()))
+        (missing,) = [one for one in answers if isinstance(one, Missing)]
         assert missing.client == 1
         assert "cannot be sent" in missing.reason
-    assert not memory.held
+    assert not memory.memories
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -500,8 +505,8 @@ def test_a_gradient_of_another_shape_is_not_spread_over_all_values(
             return torch.ones(shape), carry
 
     site = real_site(tuned)
-    odd = Odd(tuned, site.settings, site.seed, site.local, site.memory)
-    found = list(InProcess(odd).train(assigned(tuned), Clock()))
-    (missing,) = [one for one in found if isinstance(one, Missing)]
+    odd = Odd(tuned, site.seed, site.method, site.memory)
+    answers = list(InProcess(odd).train(assigned(tuned), Clock()))
+    (missing,) = [one for one in answers if isinstance(one, Missing)]
     assert missing.client == 1
     assert "gradient" in missing.reason

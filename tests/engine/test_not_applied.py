@@ -53,7 +53,7 @@ def go(
     """Run up to `rounds` rounds; return where that ends and the figures of each round."""
     logs, train = [], TRAIN.model_copy(update={"rounds": 9})
 
-    def committed(now: Standing, log: dict) -> None:
+    def after_round(now: Standing, log: dict) -> None:
         logs.append(log)
         if folder is not None:
             write_checkpoint(folder, now)
@@ -63,7 +63,7 @@ def go(
         train=train,
         limits=Limits(),
         algorithm=algorithm,
-        committed=committed,
+        after_round=after_round,
         standing=before,
         rounds=rounds,
     )
@@ -117,7 +117,7 @@ def test_the_last_of_several_such_rounds_in_a_row_ends_the_run() -> None:
     assert [k for k, log in enumerate(logs) if "not_applied" in log] == [1, 2, 4, 5]
 
 
-def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_count_of_missed_rounds(tmp_path: Path) -> None:
     algorithm = breaking(make("fedavg", CLIENTS), range(1, 9))
     go(algorithm, 3, folder=tmp_path)
     with pytest.raises(UserError, match="round 3"):
@@ -131,8 +131,8 @@ def test_deltas_whose_sum_is_not_finite_are_not_applied() -> None:
         return replace(good, delta=Params(LAYOUT, torch.full((LAYOUT.size,), 3e38)))
 
     for name in ("fedavg", "fedadam", "fednova", "fedmean"):
-        found, logs = run(name, {3: huge, 4: huge}, limits=WIDE, rounds=(1,))
-        assert torch.isfinite(found.state.params.flat).all()
+        result, logs = run(name, {3: huge, 4: huge}, limits=WIDE, rounds=(1,))
+        assert torch.isfinite(result.state.params.flat).all()
         assert [log["refused"] for log in logs] == [[], [], []]
         assert ["not_applied" in log for log in logs] == [False, True, False]
 
@@ -160,7 +160,7 @@ def with_silent(rounds: tuple[int, ...], *, count: int = 9, silent: tuple[int, .
     """Run Krum over five clients, as few as it takes, of which some do not answer in some rounds."""
     algorithm, logs = compose(["fedavg", "krum"], Given(CLIENTS)), []
     train = TRAIN.model_copy(update={"rounds": count})
-    one = run_of("any", train=train, algorithm=algorithm, committed=lambda now, log: logs.append(log))
+    one = run_of("any", train=train, algorithm=algorithm, after_round=lambda now, log: logs.append(log))
     bad = dict.fromkeys(silent, lambda good: None)
     return run_rounds([one], Corrupted(site_of(algorithm, train), bad, rounds))[0], logs
 
@@ -210,7 +210,7 @@ def test_updates_that_an_aggregate_did_not_wait_for_are_counted() -> None:
                 name,
                 clients,
                 algorithm=algorithms[name],
-                committed=lambda now, log, name=name: logs[name].append(log),
+                after_round=lambda now, log, name=name: logs[name].append(log),
             )
             for name, clients in (("left", (0, 1, 2)), ("right", (3, 4)))
         ]

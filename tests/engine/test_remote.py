@@ -79,11 +79,11 @@ def sides(
 def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[Standing]:
     """Train all stages of a method; return where each ends."""
     algorithm = algorithm_of(value, value.method(name), backend.start(name).layout)
-    found: list[Standing] = []
+    results: list[Standing] = []
     rounds = value.train.rounds // len(stages)
     for number, parts in enumerate(stages):
-        begun = found[-1].state.params if found else backend.start(name)
-        kept = found[-1].kept if found else {}
+        begun = results[-1].state.params if results else backend.start(name)
+        kept = results[-1].kept if results else {}
         train = value.train.model_copy(update={"rounds": rounds})
         clients = range(len(backend.describe(name)))
         run = Training(
@@ -99,8 +99,8 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
             down=lambda client, parts=parts: parts.down,
             up=lambda client, parts=parts: parts.up,
         )
-        found += run_rounds([run], backend)
-    return found
+        results += run_rounds([run], backend)
+    return results
 
 
 def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remote], tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_clients_of_a_site_that_dies_are_missing(tiny_model: Path, tmp_path: Pat
             assert process.stdout is not None
             there = Remote(process.stdin, process.stdout, site.tuned.layout)
             todo = [Assignment("fedavg", 0, 0, client, site.tuned.start) for client in range(2)]
-            found = list(there.train(todo, Clock()))
+            answers = list(there.train(todo, Clock()))
             with suppress(BrokenPipeError):  # what the site never read is still in the buffer
                 process.stdin.close()
-    assert [one.client for one in found if isinstance(one, Missing)] == [0, 1]
-    assert all(isinstance(one, Missing) and "its site failed" in one.reason for one in found)
+    assert [one.client for one in answers if isinstance(one, Missing)] == [0, 1]
+    assert all(isinstance(one, Missing) and "its site failed" in one.reason for one in answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from tests.clients import (
     CLIENTS,
     EXCHANGING,
@@ -32,10 +34,12 @@ from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.params import Layout, Params, Part
-from fedloom.runs.verify_files import _read_memories  # pyright: ignore[reportPrivateUsage]
+from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
+from fedloom.system.manifest import Manifest, read_sealed, write_manifest, write_sealed
 from fedloom.system.timing import Clock
 from fedloom.tuning.trained_values import Parts
+from fedloom.version import __version__
 from fedloom.wire.messages import Answer, Assignment, Update
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
@@ -46,7 +50,7 @@ def whole_run(
     rounds: int = 4,
     standing: Standing | None = None,
     memory: Memory | None = None,
-    committed: Any = lambda now, log: None,
+    after_round: Any = lambda now, log: None,
     cohort: int | None = None,
     seed: int = 0,
     backend: Plain | None = None,
@@ -55,7 +59,7 @@ def whole_run(
 ) -> Standing:
     backend = backend or Plain(site_of(make(name, CLIENTS), LONG, memory))
     run = run_of(
-        name, clients, LONG, committed=committed, standing=standing, rounds=rounds, cohort=cohort, seed=seed, **fields
+        name, clients, LONG, after_round=after_round, standing=standing, rounds=rounds, cohort=cohort, seed=seed, **fields
     )  # fmt: skip
     return run_rounds([run], backend)[0]
 
@@ -66,13 +70,13 @@ def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop:
     """The site is ahead: it keeps memory of a round of which the server wrote no checkpoint."""
     whole = whole_run(name)
 
-    def committed(now: Standing, log: dict[str, object]) -> None:
+    def after_round(now: Standing, log: dict[str, object]) -> None:
         if now.state.round == stop + 1:
             raise KeyboardInterrupt
         write_checkpoint(tmp_path, now)
 
     with pytest.raises(KeyboardInterrupt):
-        whole_run(name, memory=Files(tmp_path), committed=committed)
+        whole_run(name, memory=Files(tmp_path), after_round=after_round)
     back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
@@ -88,7 +92,7 @@ def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
         return replace(update, delta=Params(LAYOUT, update.delta.flat * float("nan")))
 
     backend = Corrupted(site_of(make("fedavg", CLIENTS), LONG), {2: nan}, (1,))
-    with_bad = whole_run("fedavg", 2, committed=lambda now, log: logs.append(log), backend=backend)
+    with_bad = whole_run("fedavg", 2, after_round=lambda now, log: logs.append(log), backend=backend)
     first = whole_run("fedavg", 1)
     second = whole_run("fedavg", 2, first, clients=(0, 1, 3, 4))
     assert torch.equal(with_bad.state.params.flat, second.state.params.flat)
@@ -117,14 +121,14 @@ def test_a_refused_update_rolls_the_clients_memory_back(name: str) -> None:
     silent = whole_run(name, 3, backend=Corrupted(silent_site, {2: lambda _: None}, (1,)), **fields)
     assert same(refused, silent)
     assert refused.kept[2] == silent.kept[2] == (0, 2)
-    for (_, client, round), kept in silent_site.memory.held.items():  # type: ignore[attr-defined]
+    for (_, client, round), kept in silent_site.memory.memories.items():  # type: ignore[attr-defined]
         if round == silent.since[client]:
-            found = site.memory.read((name, client, round))
-            assert found.keys() == kept.keys()
-            assert all(torch.equal(value, found[key]) for key, value in kept.items())
+            result = site.memory.read((name, client, round))
+            assert result.keys() == kept.keys()
+            assert all(torch.equal(value, result[key]) for key, value in kept.items())
 
 
-def test_a_run_stops_when_nobody_is_left() -> None:
+def test_a_run_stops_without_admitted_updates() -> None:
     def nan(update: Update) -> Update:
         return replace(update, delta=Params(LAYOUT, update.delta.flat * float("nan")))
 
@@ -135,7 +139,7 @@ def test_a_run_stops_when_nobody_is_left() -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no tensors", "half json"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_path: Path) -> None:
-    whole_run("scaffold", memory=Files(tmp_path), committed=lambda now, _: write_checkpoint(tmp_path, now))
+    whole_run("scaffold", memory=Files(tmp_path), after_round=lambda now, _: write_checkpoint(tmp_path, now))
     tensors, figures = tmp_path / "round-0004.safetensors", tmp_path / "round-0004.json"
     content = bytearray(tensors.read_bytes())
     if damage == "flip":
@@ -155,22 +159,22 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_pat
 
 
 def test_only_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    whole_run("fedavg", committed=lambda now, _: write_checkpoint(tmp_path, now))
+    whole_run("fedavg", after_round=lambda now, _: write_checkpoint(tmp_path, now))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"round-000{number}.{end}" for number in (3, 4) for end in ("json", "safetensors")
     ]
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
-    """As texts, round-10000 stands before round-9999."""
+    """As text, round-10000 comes before round-9999."""
     standing = Standing(ServerState(start_of()))
     for number in range(9_998, 10_003):
         kept = {0: (number - 1, number), 7: (3,)}
         standing = replace(standing, state=replace(standing.state, round=number), kept=kept)
         write_checkpoint(tmp_path, standing)
-        found = last_checkpoint(tmp_path)
-        assert found is not None
-        assert (found.state.round, found.kept) == (number, kept)
+        result = last_checkpoint(tmp_path)
+        assert result is not None
+        assert (result.state.round, result.kept) == (number, kept)
     kept_files = [f"round-{number}.{end}" for number in (10_001, 10_002) for end in ("json", "safetensors")]
     assert sorted(file.name for file in tmp_path.glob("round-*")) == kept_files
 
@@ -178,11 +182,11 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
     best = Best(3, 0.5, Params(LAYOUT, torch.arange(12.0)), {0: 2, 4: 1})
     write_checkpoint(tmp_path, Standing(ServerState(start_of(), 5), best=best))
-    found = last_checkpoint(tmp_path, LAYOUT)
-    assert found is not None
-    assert found.best is not None
-    assert (found.best.round, found.best.score, found.best.since) == (3, 0.5, {0: 2, 4: 1})
-    assert torch.equal(found.best.params.flat, torch.arange(12.0))
+    standing = last_checkpoint(tmp_path, LAYOUT)
+    assert standing is not None
+    assert standing.best is not None
+    assert (standing.best.round, standing.best.score, standing.best.since) == (3, 0.5, {0: 2, 4: 1})
+    assert torch.equal(standing.best.params.flat, torch.arange(12.0))
 
 
 def test_a_checkpoint_of_another_layout_is_not_read(tmp_path: Path) -> None:
@@ -223,13 +227,13 @@ def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
         sites = [site_of(make(name, CLIENTS), LONG, parts=parts if fields else None) for _ in range(2)]
         by_bytes = Bytes(sites[0])
         sent, came = by_bytes.sent, by_bytes.came
-        found = whole_run(
-            name, 3, committed=lambda now, log, logs=logs: logs.append(log), backend=by_bytes, **fields
+        standing = whole_run(
+            name, 3, after_round=lambda now, log, logs=logs: logs.append(log), backend=by_bytes, **fields
         )
         plain = whole_run(name, 3, backend=Plain(sites[1]), **fields)
-        assert same(found, plain)
+        assert same(standing, plain)
         assert (
-            (found.up, found.down)
+            (standing.up, standing.down)
             == (plain.up, plain.down)
             == (
                 sum(map(len, came)),
@@ -279,15 +283,15 @@ def test_several_runs_in_step_give_what_each_gives_by_itself() -> None:
     ]
     site = site_of(make("fedavg", CLIENTS), LONG)
     together = run_rounds(runs, Plain(site))
-    for run, found in zip(runs, together, strict=True):
+    for run, result in zip(runs, together, strict=True):
         alone = run_rounds([run], Plain(site))[0]
-        assert same(found, alone)
-        assert (found.norms, found.up, found.down) == (alone.norms, alone.up, alone.down)
+        assert same(result, alone)
+        assert (result.norms, result.up, result.down) == (alone.norms, alone.up, alone.down)
 
 
 def test_the_timers_explain_the_round() -> None:
     logs: list[dict] = []
-    whole_run("fedavg", committed=lambda now, log: logs.append(log))
+    whole_run("fedavg", after_round=lambda now, log: logs.append(log))
     assert len(logs) == 4  # one for each round
     for log in logs:
         assert set(log["timers"]) == {"step", "aggregate"}
@@ -351,10 +355,10 @@ def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
     params = start_of()
     slots = {"anchor": params.flat, "again": params.flat, "head": params.flat[:2]}
     write_checkpoint(tmp_path, Standing(ServerState(params, 1, slots)))
-    found = last_checkpoint(tmp_path)
-    assert found is not None
-    assert found.state.slots.keys() == slots.keys()
-    assert all(torch.equal(found.state.slots[name], value) for name, value in slots.items())
+    standing = last_checkpoint(tmp_path)
+    assert standing is not None
+    assert standing.state.slots.keys() == slots.keys()
+    assert all(torch.equal(standing.state.slots[name], value) for name, value in slots.items())
 
 
 def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
@@ -363,7 +367,7 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "methods/scaffold"
     folder.mkdir(parents=True)
 
-    def committed(now: Standing, log: dict[str, Any]) -> Standing:
+    def after_round(now: Standing, log: dict[str, Any]) -> Standing:
         if now.state.round in (1, 3):
             now = replace(
                 now, best=Best(now.state.round, float(now.state.round), now.state.params, now.since)
@@ -373,30 +377,33 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
 
     files = Files(tmp_path / "methods")
     backend = Plain(site_of(make("scaffold", CLIENTS), memory=files))
-    (third,) = run_rounds([run_of("scaffold", committed=committed)], backend)
+    (third,) = run_rounds([run_of("scaffold", after_round=after_round)], backend)
     for client in range(CLIENTS):  # the fourth round begins, and does not end
         (asked,) = assignments_of(run_of("scaffold", standing=third, rounds=4), [client])
         backend.client(asked)
     checkpoints = sorted(folder.glob("round-*.json"))
     assert [file.name for file in checkpoints] == ["round-0002.json", "round-0003.json"]
-    for file in checkpoints:
-        _read_memories(tmp_path, "scaffold", file)
+    write_manifest(tmp_path, Manifest(__version__))
+    assert verify(tmp_path)[1] == []
     assert third.best is not None
     gone = files.file(("scaffold", 0, third.best.since[0]))
     gone.unlink()
-    with pytest.raises(UserError, match="missing or damaged"):
-        _read_memories(tmp_path, "scaffold", checkpoints[-1])
+    (fault,) = verify(tmp_path)[1]
+    assert "missing or damaged" in fault
 
 
 def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) -> None:
     """Before a client's last two rounds were kept there was one round for each client."""
     standing = Standing(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            checkpoints,
-            "_index",
-            lambda kept: dict(zip(checkpoints.INDEX, torch.tensor([[3], [1]]), strict=True)),
-        )
-        write_checkpoint(tmp_path, standing)
+    write_checkpoint(tmp_path, standing)
+    file = tmp_path / "round-0000.json"
+    content = save(
+        {
+            **load_file(file.with_suffix(".safetensors")),
+            **dict(zip(checkpoints.INDEX, torch.tensor([[3], [1]]), strict=True)),
+        }
+    )
+    file.with_suffix(".safetensors").write_bytes(content)
+    write_sealed(file, {**read_sealed(file), "tensors": hashlib.sha256(content).hexdigest()})
     with pytest.raises(UserError, match=r"round-0000.*another version"):
         checkpoints.read_checkpoint(tmp_path / "round-0000.json")

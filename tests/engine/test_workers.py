@@ -21,7 +21,7 @@ from fedloom.config.schema import Evaluate
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine import worker_processes as module
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.worker_processes import Workers, dealt
+from fedloom.engine.worker_processes import Workers, deal
 from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
@@ -48,9 +48,9 @@ def tuned(tiny_model: Path) -> Tuned:
     return prepare(load_vlm(str(tiny_model)), stage("both", LoRA(rank=2)), seed=0)
 
 
-def assert_same_bits(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
+def assert_same_bits(actual: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    assert len(actual) == len(expected)
+    for mine, theirs in zip(actual, expected, strict=True):
         assert isinstance(mine, Update)
         assert isinstance(theirs, Update)
         assert (mine.client, mine.weight, mine.up, mine.keeps) == (
@@ -72,13 +72,13 @@ def kept(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_has_the_updates_of_one_process(name: str, tuned: Tuned, tmp_path: Path) -> None:
     """What clients keep is the same, too."""
-    todo, found = assigned(tuned, name), {}
+    todo, result = assigned(tuned, name), {}
     for count in (1, 2):
         (folder := tmp_path / str(count)).mkdir()
         alone = InProcess(real_site(tuned, name, memory=Files(folder)))
         backend = alone if count == 1 else Workers(alone, count)
-        found[count] = list(backend.train(todo, Clock()))
-    assert_same_bits(found[2], found[1])
+        result[count] = list(backend.train(todo, Clock()))
+    assert_same_bits(result[2], result[1])
     assert kept(tmp_path / "2") == kept(tmp_path / "1")
     assert bool(kept(tmp_path / "1")) is (name.startswith("scaffold") or named(name).personal)
 
@@ -91,25 +91,25 @@ def test_what_a_copy_cannot_keep_is_refused(tuned: Tuned) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_has_the_updates_of_one_device(name: str, tuned: Tuned) -> None:
-    """Processors stand in for accelerators: each twin is a model of its own, trained in a thread of its own."""
+    """Processors take the place of accelerators: each replica is its own model, which its own thread trains."""
     todo, seen = assigned(tuned, name), []
     expected = list(InProcess(real_site(tuned, name)).train(todo, Clock()))
-    twins = tuple(replica(tuned, torch.device("cpu")) for _ in range(2))
+    replicas = tuple(replica(tuned, torch.device("cpu")) for _ in range(2))
     inner = InProcess(real_site(tuned, name), 1, lambda update: seen.append(update.client))
-    assert_same_bits(list(Workers(inner, 3, twins).train(iter(todo), Clock())), expected)
+    assert_same_bits(list(Workers(inner, 3, replicas).train(iter(todo), Clock())), expected)
     assert sorted(seen) == list(range(CLIENTS))
 
 
 def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) -> None:
-    twin = replica(tuned, torch.device("cpu"))
-    mine, theirs = dict(tuned.vlm.model.named_parameters()), dict(twin.vlm.model.named_parameters())
+    other = replica(tuned, torch.device("cpu"))
+    mine, theirs = dict(tuned.vlm.model.named_parameters()), dict(other.vlm.model.named_parameters())
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name])
         assert value.data_ptr() != theirs[name].data_ptr()
-    twin.flat.zero_()
-    for name, spot in twin.spots.items():
-        assert not getattr(twin.vlm.model.get_submodule(spot.module), spot.attribute).any(), name
+    other.flat.zero_()
+    for name, spot in other.spots.items():
+        assert not getattr(other.vlm.model.get_submodule(spot.module), spot.attribute).any(), name
     assert tuned.flat.any()
 
 
@@ -118,18 +118,18 @@ def test_a_replica_shares_no_weights_and_follows_its_own_buffer(tuned: Tuned) ->
 def test_any_number_of_workers_and_rows(count: int, rows: int, tuned: Tuned) -> None:
     todo, site = assigned(tuned), real_site(tuned)
     expected = list(InProcess(site).train(todo, Clock()))
-    found = list(Workers(InProcess(site, rows), count).train(iter(todo), Clock()))
+    actual = list(Workers(InProcess(site, rows), count).train(iter(todo), Clock()))
     if rows == 1:
-        assert_same_bits(found, expected)
-    for mine, theirs in zip(found, expected, strict=True):
+        assert_same_bits(actual, expected)
+    for mine, theirs in zip(actual, expected, strict=True):
         assert isinstance(mine, Update)
         assert isinstance(theirs, Update)
         assert float((mine.delta.flat - theirs.delta.flat).norm()) <= 1e-2 * float(theirs.delta.flat.norm())
 
 
 @copying
-def test_a_large_cohort_is_taken_up_piece_by_piece(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EACH", 2)
+def test_a_large_cohort_is_trained_in_pieces(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLIENTS_PER_COPY", 2)
     todo, asked, seen = assigned(tuned, clients=9), [], []
 
     def coming():
@@ -168,8 +168,8 @@ def test_a_client_with_a_damaged_image_is_missing_as_in_one_process(tuned: Tuned
 
     site = real_site(tuned, conversations=shown)
     for backend in (InProcess(site), Workers(InProcess(site), 2)):
-        found = [one for one in backend.train(assigned(tuned), Clock()) if isinstance(one, Missing)]
-        assert found == [Missing(3, "the image is gone")]
+        answers = [one for one in backend.train(assigned(tuned), Clock()) if isinstance(one, Missing)]
+        assert answers == [Missing(3, "the image is gone")]
 
 
 class Damaged:
@@ -197,8 +197,8 @@ def test_several_processes_answer_as_one(scoring: str, tuned: Tuned) -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 9))
-def test_work_is_dealt_out_once_and_evenly(sizes: list[int], count: int) -> None:
-    shares = dealt(sizes, count)
+def test_work_is_divided_once_and_evenly(sizes: list[int], count: int) -> None:
+    shares = deal(sizes, count)
     assert sorted(k for share in shares for k in share) == list(range(len(sizes)))
     assert all(share == sorted(share) and share for share in shares)
     most = max(sum(sizes[k] for k in share) for share in shares)

@@ -34,7 +34,7 @@ def run(
     """Train with some bad clients; return the final state and the figures of the rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
     one = run_of(
-        name, clients, train, limits, algorithm=algorithm, committed=lambda now, log: logs.append(log)
+        name, clients, train, limits, algorithm=algorithm, after_round=lambda now, log: logs.append(log)
     )
     backend = Corrupted(site_of(algorithm, train), dict(bad or {}), rounds)
     return run_rounds([one], backend)[0], logs

@@ -39,37 +39,37 @@ def plan_of(labels: list[list[int]], image: bool = True, text: bool = True) -> t
 
 
 def test_alike_clients_have_distance_zero():
-    told = card(survey(*plan_of([[0, 1], [0, 1], [0, 1, 0, 1]])))
-    assert told["labels"]["total_variation"] == 0
-    assert told["labels"]["jensen_shannon"] == pytest.approx(0, abs=1e-7)
-    assert told["labels"]["effective"] == told["labels"]["effective_per_client"] == pytest.approx(2)
+    summary = card(survey(*plan_of([[0, 1], [0, 1], [0, 1, 0, 1]])))
+    assert summary["labels"]["total_variation"] == 0
+    assert summary["labels"]["jensen_shannon"] == pytest.approx(0, abs=1e-7)
+    assert summary["labels"]["effective"] == summary["labels"]["effective_per_client"] == pytest.approx(2)
 
 
 def test_two_clients_with_a_label_each():
     # p = (1, 0), q = (½, ½): TV ½; JSD = ½ log₂(4/3) + ½ (½ log₂(2/3) + ½ log₂ 2) = ¾ log₂(4/3) …
-    told = card(survey(*plan_of([[0, 0], [1, 1]])))
-    assert told["labels"]["total_variation"] == pytest.approx(0.5)
+    summary = card(survey(*plan_of([[0, 0], [1, 1]])))
+    assert summary["labels"]["total_variation"] == pytest.approx(0.5)
     divergence = 0.5 * np.log2(4 / 3) + 0.5 * (0.5 * np.log2(2 / 3) + 0.5 * 1)
-    assert told["labels"]["jensen_shannon"] == pytest.approx(np.sqrt(divergence))
-    assert told["labels"]["effective_per_client"] == pytest.approx(1)
-    assert told["labels"]["effective"] == pytest.approx(2)
+    assert summary["labels"]["jensen_shannon"] == pytest.approx(np.sqrt(divergence))
+    assert summary["labels"]["effective_per_client"] == pytest.approx(1)
+    assert summary["labels"]["effective"] == pytest.approx(2)
 
 
-def test_rows_have_the_distances_that_the_card_tells_the_means_of():
-    counted = survey(*plan_of([[0, 0, 1], [1, 1], [2]]))
-    told, labels = client_rows(counted), card(counted)["labels"]
+def test_the_card_has_the_means_of_its_rows_distances():
+    result = survey(*plan_of([[0, 0, 1], [1, 1], [2]]))
+    summary, labels = client_rows(result), card(result)["labels"]
     for name in ("total_variation", "jensen_shannon"):
-        assert np.mean([row[name] for row in told]) == pytest.approx(labels[name])
+        assert np.mean([row[name] for row in summary]) == pytest.approx(labels[name])
     # The third client has a label that is one of six in the pool: half of |0 − ⅓| + |0 − ½| + |1 − ⅙|.
-    assert told[2]["total_variation"] == pytest.approx(5 / 6)
-    assert [row["total_variation"] for row in client_rows(counted, 2)] == [
-        row["total_variation"] for row in told[:2]
+    assert summary[2]["total_variation"] == pytest.approx(5 / 6)
+    assert [row["total_variation"] for row in client_rows(result, 2)] == [
+        row["total_variation"] for row in summary[:2]
     ]
 
 
 def test_sizes():
-    told = card(survey(*plan_of([[0], [0] * 3, [0] * 4])))["sizes"]
-    assert told == {
+    summary = card(survey(*plan_of([[0], [0] * 3, [0] * 4])))["sizes"]
+    assert summary == {
         "smallest": 1, "median": 3.0, "largest": 4, "largest_share": 0.5,
         "effective_clients": pytest.approx(64 / 26),
     }  # fmt: skip
@@ -80,10 +80,10 @@ def test_modalities_of_clients_and_examples():
         np.arange(6), [0, 2, 4, 6], [True, True, False, True, False, False], [True, False, True, False] + [False] * 2, ""
     )  # fmt: skip
     examples = [example(number, 0, "one two three" if number == 0 else "one") for number in range(6)]
-    told = card(survey(plan, examples))
-    assert told["modalities"]["clients"] == {"IT": 2, "I": 0, "T": 0, "": 1}
-    assert told["modalities"]["examples"] == {"both": 1, "image_only": 2, "text_only": 1, "none": 2}
-    assert told["words"] == {"mean": 2.0, "least": 1.0, "most": 3.0}
+    summary = card(survey(plan, examples))
+    assert summary["modalities"]["clients"] == {"IT": 2, "I": 0, "T": 0, "": 1}
+    assert summary["modalities"]["examples"] == {"both": 1, "image_only": 2, "text_only": 1, "none": 2}
+    assert summary["words"] == {"mean": 2.0, "least": 1.0, "most": 3.0}
     assert [row["words"] for row in client_rows(survey(plan, examples))] == [3.0, 1.0, None]
 
 

@@ -22,7 +22,7 @@ NEEDED = {"layers": {"budgets": [1] * 7}, "ranks": {"ranks": [1] * 7}}
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_the_table_says_what_the_entry_says(name: str) -> None:
+def test_the_table_agrees_with_the_entries(name: str) -> None:
     entry, place = ENTRIES[name], PLACES[name]
     assert (place.kind, place.label) == (entry.kind, entry.label)
     assert entry.about.endswith(".")
@@ -56,7 +56,7 @@ def test_traits_and_kinds_of_conflicts_are_known() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PLACES if name not in SERVERS])
-def test_whether_two_go_together_does_not_depend_on_their_order(name: str) -> None:
+def test_whether_two_can_be_combined_does_not_depend_on_their_order(name: str) -> None:
     for other in PLACES:
         if other != name:
             one, two = (bool(list(conflicts(pair))) for pair in ([name, other], [other, name]))
@@ -65,7 +65,9 @@ def test_whether_two_go_together_does_not_depend_on_their_order(name: str) -> No
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("part", [name for name in PLACES if name not in SERVERS])
-def test_a_part_goes_with_an_algorithm_or_is_refused_with_the_reason(server: str, part: str) -> None:
+def test_a_part_can_be_combined_with_an_algorithm_or_is_refused_with_the_reason(
+    server: str, part: str
+) -> None:
     try:
         method = parse_method(f"{server}+{part}")
     except UserError as error:

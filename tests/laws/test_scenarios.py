@@ -227,7 +227,7 @@ def test_by_group_needs_groups():
 def test_no_example_gains_a_modality_or_loses_all(pattern, case):
     examples, settings, seed = case
     present = flags(build_plan(examples, scenario(**{**vars(settings), "pattern": pattern}), seed))
-    # A question with no evidence besides is itself a text.
+    # A question without image and text is itself a text.
     held = np.array([(one.image is not None, one.text is not None or one.image is None) for one in examples])
     assert not (present & ~held).any()
     assert (present.any(axis=1) == held.any(axis=1)).all()

@@ -273,7 +273,7 @@ def test_the_letter_form_has_the_published_parts_in_their_order(present):
     assert (head, first, second) == ("Options:", "(A) cat", "(B) dog")
     assert "letter" in reply
     assert said.answer == "(B) dog"
-    # The same words name the evidence in both places, and none do where there is none.
+    # The same words name the modalities in both places; without modalities there are none.
     named = {
         (True, True): "the picture and the text",
         (True, False): "the picture",

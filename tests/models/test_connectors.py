@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
 from torch import nn
 
@@ -16,7 +17,7 @@ from fedloom.models.connectors import CONNECTORS, Resampler, mlp, new_connector,
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import export_adapter, import_adapter, prepare
+from fedloom.tuning.adapters import export_adapter, prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
 
 from fedloom.models import batches as batches
@@ -25,8 +26,8 @@ from fedloom.models.module_paths import PARTS
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, side_by_side
-from fedloom.tuning.dropout import Masks, dropping
+from fedloom.tuning.adapters import Tuned, export_adapter, prepare, side_by_side
+from fedloom.tuning.dropout import Masks, adapter_dropout
 from fedloom.tuning.strategies import LINEARS, LoRA, stage
 from fedloom.types import Conversation, Turn
 
@@ -315,7 +316,7 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
         for row in range(len(groups)):
             stack.write(moved(tuned, seed=row), row)
         batch = collate(vlm, groups)
-        with dropping(stack, batch, [masks(row) for row in range(len(groups))]):
+        with adapter_dropout(stack, batch, [masks(row) for row in range(len(groups))]):
             losses = answer_losses(vlm, batch, stack.connects(len(groups)))
             losses.sum().backward()
         results = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
@@ -323,7 +324,7 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
         tuned.write(moved(tuned, seed=row))
         tuned.grads.zero_()
         batch = collate(vlm, [group])
-        with dropping(tuned, batch, [masks(row)]):
+        with adapter_dropout(tuned, batch, [masks(row)]):
             alone = answer_losses(vlm, batch)[0]
             alone.backward()
         torch.testing.assert_close(loss, alone.detach(), rtol=1e-5, atol=1e-5)
@@ -348,7 +349,7 @@ def test_the_last_layer_at_answers_only_has_the_gradients_of_the_whole_layer(
         for way in (batches.reading, lambda vlm, reads: nullcontext()):
             monkeypatch.setattr(batches, "reading", way)
             stack.grads.zero_()
-            with dropping(stack, batch, [masks(row) for row in range(2)]):
+            with adapter_dropout(stack, batch, [masks(row) for row in range(2)]):
                 losses = answer_losses(vlm, batch, stack.connects(2))
                 losses.sum().backward()
             results.append((losses.detach(), stack.grads.clone()))
@@ -368,7 +369,7 @@ def test_dropout_is_refused_where_a_layer_sees_only_image_tokens(
     with pytest.raises(
         UserError, match=r"strategy\.dropout is 0\.3, but the layer .*k_proj processes rows other than"
     ):
-        with dropping(tuned, batch, [masks(0)]):
+        with adapter_dropout(tuned, batch, [masks(0)]):
             answer_losses(vlm, batch)
 
 

@@ -11,7 +11,7 @@ import torch
 from tests.answer_loss import answer_loss
 
 from fedloom.client import answer_questions
-from fedloom.client.answer_questions import compare
+from fedloom.client.answer_questions import score_options
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.models.batches import encode, generate, option_scores
 from fedloom.models.family_table import FAMILIES
@@ -115,7 +115,7 @@ def test_options_that_need_several_passes_are_scored_alike(vlm: Vlm, monkeypatch
         replace(one, options=one.options[: 1 + number % len(one.options)])
         for number, one in enumerate(pictured(5))
     ]
-    packed = compare(vlm, conversations, [vlm.connect, vlm.connect])
+    packed = score_options(vlm, conversations, [vlm.connect, vlm.connect])
     torch.testing.assert_close(packed[:5], option_scores(vlm, conversations), rtol=1e-4, atol=1e-4)
     widths = []
 
@@ -126,7 +126,7 @@ def test_options_that_need_several_passes_are_scored_alike(vlm: Vlm, monkeypatch
 
     monkeypatch.setattr(answer_questions, "PACKED", most)
     monkeypatch.setattr(answer_questions, "option_scores", counted)
-    apart = compare(vlm, conversations, [vlm.connect, vlm.connect])
+    apart = score_options(vlm, conversations, [vlm.connect, vlm.connect])
     torch.testing.assert_close(apart, packed, rtol=1e-4, atol=1e-4)
     assert all(count == 1 or width <= most for count, width in widths)
     assert sum(count for count, _ in widths) == sum(len(one.options) for one in conversations)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fedloom.algorithms.aggregate import mean
 from fedloom.algorithms.algorithm import Aggregate, ServerState
-from fedloom.algorithms.bucketing import buckets
+from fedloom.algorithms.bucketing import bucket_means
 from fedloom.algorithms.compose import Given, make
 from fedloom.algorithms.krum import scores
-from fedloom.algorithms.nearest_mixing import mixed
+from fedloom.algorithms.nearest_mixing import mix
 from fedloom.algorithms.robust_helpers import squared_distances
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
@@ -43,9 +43,9 @@ def result(aggregate: Aggregate, rows: Sequence[Sequence[float]] | Tensor = X) -
     return aggregate(updates, state_of(updates))[0]
 
 
-def near(found: Tensor, expected: Sequence[float] | np.ndarray, atol: float = 1e-6) -> None:
+def near(actual: Tensor, expected: Sequence[float] | np.ndarray, atol: float = 1e-6) -> None:
     torch.testing.assert_close(
-        found, torch.tensor(np.asarray(expected), dtype=torch.float32), rtol=0, atol=atol
+        actual, torch.tensor(np.asarray(expected), dtype=torch.float32), rtol=0, atol=atol
     )
 
 
@@ -97,19 +97,19 @@ def test_krum_scores_and_the_client_it_names() -> None:
 
 
 def test_rows_after_nearest_neighbor_mixing() -> None:
-    found = list(mixed(updates_of(X), f=1))
-    for one in found[:4]:
+    results = list(mix(updates_of(X), f=1))
+    for one in results[:4]:
         near(one.delta.flat, (1.05, 0.0125))
-    near(found[4].delta.flat, (-0.5, -1.2625))
-    assert [one.client for one in found] == [0, 1, 2, 3, 4]
+    near(results[4].delta.flat, (-0.5, -1.2625))
+    assert [one.client for one in results] == [0, 1, 2, 3, 4]
 
 
 def test_buckets_of_two_in_the_given_order_and_their_median() -> None:
-    found = list(buckets(updates_of(X), range(5), 2))
-    for one, expected in zip(found, [(1.1, 0.05), (1.0, -0.025), (-5.0, -5.0)], strict=True):
+    actual = list(bucket_means(updates_of(X), range(5), 2))
+    for one, expected in zip(actual, [(1.1, 0.05), (1.0, -0.025), (-5.0, -5.0)], strict=True):
         near(one.delta.flat, expected)
-    assert [one.weight for one in found] == [2, 2, 1]
-    near(by_name("median", cohort=3)(found, state_of(found))[0], (1.0, -0.025))
+    assert [one.weight for one in actual] == [2, 2, 1]
+    near(by_name("median", cohort=3)(actual, state_of(actual))[0], (1.0, -0.025))
 
 
 def test_clipping_keeps_directions_and_weights() -> None:
@@ -132,11 +132,11 @@ def test_dp_clips_counts_alike_and_says_how_much_noise_it_adds() -> None:
 def test_the_noise_of_dp_is_normal_with_deviation_z_c_over_m() -> None:
     """Of 4 clients with zero deltas the aggregate is the noise alone."""
     rows, count = torch.zeros(4, 40_000), 40_000
-    found = result(changed("dp", mean(), noise=1.5, bound=2.0), rows).double().numpy()
+    actual = result(changed("dp", mean(), noise=1.5, bound=2.0), rows).double().numpy()
     deviation = 1.5 * 2.0 / 4
-    assert abs(found.mean()) < 5 * deviation / sqrt(count)
-    assert abs(found.std() - deviation) < 5 * deviation / sqrt(2 * count)
-    assert stats.kstest(found / deviation, "norm").pvalue > 1e-4
+    assert abs(actual.mean()) < 5 * deviation / sqrt(count)
+    assert abs(actual.std() - deviation) < 5 * deviation / sqrt(2 * count)
+    assert stats.kstest(actual / deviation, "norm").pvalue > 1e-4
 
 
 def test_the_noise_of_dp_is_named_by_seed_stage_and_round() -> None:
@@ -184,8 +184,8 @@ def test_multi_krum_as_torchjd_documents_it() -> None:
 
 def test_nearest_neighbor_mixing_as_byzfl_documents_it() -> None:
     """The example of byzfl.NNM(f=1), whose middle row lies as near to the first as to the last."""
-    found = [one.delta.flat for one in mixed(updates_of([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]), f=1)]
-    near(torch.stack(found), [[2.5, 3.5, 4.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]])
+    results = [one.delta.flat for one in mix(updates_of([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]), f=1)]
+    near(torch.stack(results), [[2.5, 3.5, 4.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]])
 
 
 @pytest.mark.parametrize("clients", [3, 4, 9, 10])
@@ -213,10 +213,10 @@ def test_krum_is_what_its_definition_says_in_loops(clients: int, f: int) -> None
         return sum(away[: clients - f - 2])
 
     ranked = sorted(range(clients), key=score)
-    found = result(by_name("krum", clients, f=f), torch.tensor(rows))
-    near(found, rows[ranked[0]])
-    found = result(by_name("krum", clients, f=f, keep=clients - f), torch.tensor(rows))
-    near(found, rows[ranked[: clients - f]].mean(axis=0))
+    actual = result(by_name("krum", clients, f=f), torch.tensor(rows))
+    near(actual, rows[ranked[0]])
+    actual = result(by_name("krum", clients, f=f, keep=clients - f), torch.tensor(rows))
+    near(actual, rows[ranked[: clients - f]].mean(axis=0))
 
 
 @pytest.mark.parametrize("clients", [3, 6, 11])
@@ -227,9 +227,9 @@ def test_the_geometric_median_is_where_a_general_minimizer_ends(clients: int) ->
         return float(np.linalg.norm(rows - point, axis=1).sum())
 
     best = minimize(total, rows.mean(axis=0), method="BFGS", options={"gtol": 1e-9})
-    found = result(by_name("geometric-median", clients, steps=1000), torch.tensor(rows))
-    near(found, best.x, atol=1e-3)
-    assert total(found.double().numpy()) <= float(best.fun) * (1 + 1e-6)
+    actual = result(by_name("geometric-median", clients, steps=1000), torch.tensor(rows))
+    near(actual, best.x, atol=1e-3)
+    assert total(actual.double().numpy()) <= float(best.fun) * (1 + 1e-6)
 
 
 def test_centered_clipping_to_the_end_is_the_point_where_clipped_distances_cancel() -> None:
@@ -251,8 +251,8 @@ def test_distances_between_long_vectors_that_lie_close_keep_their_digits() -> No
 @pytest.mark.parametrize("name", ["median", "trimmed-mean"])
 def test_sums_of_huge_values_stay_finite(name: str) -> None:
     """In float32 the sum of two of them is not."""
-    found = result(by_name(name, 4), [[3e38], [3e38], [3e38], [-3e38]])
-    assert float(found) == pytest.approx(3e38)
+    actual = result(by_name(name, 4), [[3e38], [3e38], [3e38], [-3e38]])
+    assert float(actual) == pytest.approx(3e38)
 
 
 # Factors and products ---------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Two clients worked out by hand from each paper's equations."""
 
+from dataclasses import replace
+from functools import partial
 from math import sqrt
 
 import pytest
 import torch
-from tests.clients import EXCHANGING
+from tests.clients import EXCHANGING, TRAIN, held, site_of, train_without_model
 
 from fedloom.algorithms.adaptive_regularizer import adaptive
 from fedloom.algorithms.algorithm import with_rule
@@ -12,7 +14,7 @@ from fedloom.algorithms.compose import make
 from fedloom.algorithms.fedprox import proximal
 from fedloom.params import Layout, Params
 from fedloom.types import Broadcast
-from fedloom.wire.messages import Update
+from fedloom.wire.messages import Assignment, Update
 
 LAYOUT = Layout.of({"x": (1,)})
 
@@ -120,29 +122,32 @@ def test_fedyogi_as_published():
 
 def test_scaffold():
     # Two of four clients. Client 0 sees gradients 1 and 3, client 1 sees 5; local step 0.5.
-    algorithm, paths, step = make("scaffold", 4), [(1.0, 3.0), (5.0,)], 0.5
+    algorithm, paths = make("scaffold", 4), [(1.0, 3.0), (5.0,)]
     state = algorithm.init(one(0))
+    settings = TRAIN.model_copy(update={"optimizer": "sgd", "lr": 0.5, "clip": None})
+    site = site_of(algorithm, settings, layout=LAYOUT)
 
-    def work(memories):
-        sent, updates, kept = algorithm.broadcast(state), [], []
-        for k, (path, memory) in enumerate(zip(paths, memories, strict=True)):
-            local, carry = sent.params.flat, algorithm.local.begin(sent, memory)
-            for grad in path:
-                grads, carry = algorithm.local.correct(torch.tensor([grad]), local, carry)
-                local = local - step * grads
-            extras, memory = algorithm.local.finish(carry, len(path))
-            updates.append(Update(k, one((local - sent.params.flat).item()), 1.0 + k, extras))
-            kept.append(memory)
-        return updates, kept
+    def along(path, job, probe, params, carry):
+        return torch.zeros(()), torch.tensor([next(path)]), carry
+
+    def work(number):
+        sent, updates = algorithm.broadcast(state), []
+        for k, path in enumerate(paths):
+            job = site.job(Assignment("m", 0, number, k, sent.params, sent.extras, number - 1))
+            job = replace(job, conversations=held(len(path) - 1))
+            end = train_without_model(job, partial(along, iter(path)))
+            updates.append(replace(site.update(job, end), weight=1.0 + k))
+        memories = [site.memory.read(("m", k, number)) for k in range(len(paths))]
+        return updates, [memory["rule/control"].item() for memory in memories]
 
     # Variates are zero: Δ = −2 and −2.5, c₀ = 2, c₁ = 5, c = (2/4) · (2 + 5)/2.
-    updates, memories = work([{}, {}])
+    updates, memories = work(0)
     state, _ = algorithm.apply(state, updates)
-    assert [memory["control"].item() for memory in memories] == [2.0, 5.0]
+    assert memories == [2.0, 5.0]
     assert state.params.flat.item() == -2.25
     assert state.slots["control"].item() == 1.75
     # Corrected gradients: 1 − 2 + 1.75, 3 − 2 + 1.75 and 5 − 5 + 1.75; own gradients are as before.
-    updates, memories = work(memories)
+    updates, _ = work(1)
     assert [update.delta.flat.item() for update in updates] == [-0.5 * 3.5, -0.5 * 1.75]
     assert [update.extras["control"].item() for update in updates] == [0.0, 0.0]
     state, _ = algorithm.apply(state, updates)
@@ -204,8 +209,8 @@ def test_two_clients_of_yoco_weigh_the_same():
     algorithm, mean = make("yoco", 2), make("fedmean", 2)
     updates = [Update(k, each, 1.0 + k) for k, each in enumerate(delta)]
     start = Params.zeros(FACTORS)
-    found, expected = (each.apply(each.init(start), updates)[0].params.flat for each in (algorithm, mean))
-    torch.testing.assert_close(found, expected)
+    actual, expected = (each.apply(each.init(start), updates)[0].params.flat for each in (algorithm, mean))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_yocos_local_rule_is_the_gradient_of_its_penalties():
@@ -221,10 +226,10 @@ def test_yocos_local_rule_is_the_gradient_of_its_penalties():
     (expected,) = torch.autograd.grad(penalty, values)
 
     rule = make("yoco", 2, {"sign": sign, "sparse": sparse, "sharpness": sharpness}).local
-    found, _ = rule.correct(torch.zeros(10), values.detach(), rule.begin(Broadcast(start), {}))
-    torch.testing.assert_close(found, expected)
+    actual, _ = rule.correct(torch.zeros(10), values.detach(), rule.begin(Broadcast(start), {}))
+    torch.testing.assert_close(actual, expected)
     # Values of B that crossed zero are pushed back, and one that kept its sign further out.
-    assert [found[place].sign().item() for place in (2, 3, 6)] == [-1.0, 1.0, -1.0]
+    assert [actual[place].sign().item() for place in (2, 3, 6)] == [-1.0, 1.0, -1.0]
 
 
 def test_yoco_has_no_sign_to_keep_where_b_starts_at_zero():
@@ -261,17 +266,17 @@ def test_adaptive_regularizer_is_the_gradient_of_its_penalty(skip, middle):
 
     rule = adaptive(LAYERS, mu=mu, weight=weight, skip=skip)
     carry = rule.begin(Broadcast(start), {})
-    found, _ = rule.correct(torch.zeros(LAYERS.size), values.detach(), carry)
-    torch.testing.assert_close(found, expected)
-    assert found.count_nonzero() == 4 * len(middle)
+    actual, _ = rule.correct(torch.zeros(LAYERS.size), values.detach(), carry)
+    torch.testing.assert_close(actual, expected)
+    assert actual.count_nonzero() == 4 * len(middle)
 
 
 def test_adaptive_regularizer_on_all_layers_is_fedprox_on_them():
     layout = Layout.of({"llm/layers.0.q:lora_a": (2,), "llm/layers.1.q:lora_a": (2,)})
     sent, grads, params = Broadcast(Params.zeros(layout)), torch.ones(4), torch.arange(4.0)
     rules = adaptive(layout, mu=0.2, weight=1.0, skip=0), proximal(0.2)
-    found, expected = (rule.correct(grads, params, rule.begin(sent, {}))[0] for rule in rules)
-    assert torch.equal(found, expected)
+    actual, expected = (rule.correct(grads, params, rule.begin(sent, {}))[0] for rule in rules)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("optimizer", EXCHANGING)
@@ -283,8 +288,8 @@ def test_adaptive_regularizer_composes_with_every_algorithm(optimizer):
     sent = plain.broadcast(plain.init(Params.zeros(layout)))
     local = torch.full((6,), 3.0)
     alone, _ = plain.local.correct(torch.ones(6), local, plain.local.begin(sent, {}))
-    found, _ = added.local.correct(torch.ones(6), local, added.local.begin(sent, {}))
-    assert (found - alone).tolist() == pytest.approx([0, 0, 0.75, 0.75, 0, 0])
+    result, _ = added.local.correct(torch.ones(6), local, added.local.begin(sent, {}))
+    assert (result - alone).tolist() == pytest.approx([0, 0, 0.75, 0.75, 0, 0])
     assert added._replace(local=plain.local) == plain
 
 

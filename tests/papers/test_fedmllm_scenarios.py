@@ -59,11 +59,13 @@ def plan_of(examples: list[Example] = MEMES, **changes: object) -> Plan:
 
 def seen(plan: Plan) -> list[str]:
     """What each client sees: I, T, IT, or I/T where it differs by example."""
-    told = []
+    patterns = []
     for share in plan.clients:
         kinds = {(bool(image), bool(text)) for image, text in zip(share.image, share.text, strict=True)}
-        told.append("/".join(sorted(("I" if image else "") + ("T" if text else "") for image, text in kinds)))
-    return told
+        patterns.append(
+            "/".join(sorted(("I" if image else "") + ("T" if text else "") for image, text in kinds))
+        )
+    return patterns
 
 
 def test_hateful_memes_is_divided_as_published():

@@ -23,7 +23,7 @@ from tests.clients import (
 
 from fedloom.algorithms.algorithm import ServerState
 from fedloom.algorithms.compose import make
-from fedloom.algorithms.fedkseed import direction, replayed
+from fedloom.algorithms.fedkseed import direction, replay
 from fedloom.algorithms.local_rule import LocalRule
 from fedloom.client.site import OWN
 from fedloom.engine.rounds import run_rounds
@@ -169,17 +169,17 @@ def test_a_replay_ends_where_the_client_ends(schedule: str, clip: float | None) 
         blank = Params.zeros(LAYOUT)  # the site rebuilds the parameters without them
         asked = Assignment("m", 0, round, 4, blank, broadcast.extras, down=nothing, up=nothing)
         job = site.job(asked)
-        assert torch.equal(job.begun.flat, broadcast.params.flat)  # the server's, bit for bit
+        assert torch.equal(job.start.flat, broadcast.params.flat)  # the server's, bit for bit
         end = trained(job)
         update = site.update(job, end)
         assert not update.delta.flat.any()
         assert update.metrics["norm"] == pytest.approx(float((end.end - broadcast.params.flat).norm()))
         assert update.extras["sums"].count_nonzero() > 1
-        replay = replayed(job.begun.flat, update.extras["sums"], 0)
-        torch.testing.assert_close(replay, end.end, rtol=1e-5, atol=1e-5)
+        rebuilt = replay(job.start.flat, update.extras["sums"], 0)
+        torch.testing.assert_close(rebuilt, end.end, rtol=1e-5, atol=1e-5)
         state, _ = algorithm.apply(state, [update])
         torch.testing.assert_close(state.params.flat, end.end, rtol=1e-5, atol=1e-5)
-        assert torch.equal(state.params.flat, replayed(start_of().flat, state.slots["sums"], 0))
+        assert torch.equal(state.params.flat, replay(start_of().flat, state.slots["sums"], 0))
 
 
 def test_fedkseed_learns_what_clients_hold() -> None:
@@ -191,11 +191,11 @@ def test_fedkseed_learns_what_clients_hold() -> None:
         "fedkseed",
         train=settings,
         algorithm=algorithm,
-        committed=lambda now, log: losses.append(log["loss"]),
+        after_round=lambda now, log: losses.append(log["loss"]),
     )
     end = run_rounds([run], Plain(site_of(algorithm, settings)))[0]
     assert losses == sorted(losses, reverse=True)
-    assert torch.equal(end.state.params.flat, replayed(start_of().flat, end.state.slots["sums"], 0))
+    assert torch.equal(end.state.params.flat, replay(start_of().flat, end.state.slots["sums"], 0))
 
 
 @pytest.mark.parametrize("factor", [1e6, float("nan")])
@@ -210,12 +210,12 @@ def test_sums_that_no_honest_client_has_are_refused(factor: float) -> None:
     def missing(update: Update) -> None:
         return None
 
-    run = run_of("fedkseed", train=settings, committed=lambda now, log: logs.append(log))
-    found, without = (
+    run = run_of("fedkseed", train=settings, after_round=lambda now, log: logs.append(log))
+    result, without = (
         run_rounds([run], Corrupted(site_of(algorithm, settings), {3: bad}))[0] for bad in (wild, missing)
     )
     assert [[row["client"] for row in log["refused"]] for log in logs[:3]] == [[3]] * 3
-    assert same(found, without)
+    assert same(result, without)
 
 
 def test_fedkseeds_server_gives_the_same_bits_in_any_order_and_after_a_restart() -> None:

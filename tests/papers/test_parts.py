@@ -32,14 +32,14 @@ def budget_of(name: str, layout: Layout, clients: int, **arguments: Any) -> Budg
 
 def site_with(budget: Budget, layout: Layout, clients: int) -> Site:
     site = site_of(make("fedavg", clients), layout=layout, clients=clients)
-    known = replace(site.local("m"), budget=budget)
-    return replace(site, local=lambda method: known)
+    known = replace(site.method("m"), budget=budget)
+    return replace(site, method=lambda method: known)
 
 
 def trains_to(site: Site, budget: Budget, client: int, sent: Params, own: dict[str, Tensor]) -> Update:
     """Return the update of a client whose training ends at some values of its own scale."""
     job = site.job(Assignment("m", 0, 0, client, sent, down=budget.down(client), up=budget.up(client)))
-    end = Params(sent.layout, job.start.params.flat.clone())
+    end = Params(sent.layout, job.broadcast.params.flat.clone())
     for name, value in own.items():
         end[name].copy_(value)
     return site.update(job, Trained(end.flat, {}, 0.0, 0.0))
@@ -75,7 +75,7 @@ def test_unequal_ranks_two_clients() -> None:
     assert state.params["llm/q:lora_b"].tolist() == [[1.5, 0], [1, 3]]
     # Client a begins the next round with its slot, unfolded; the other is zero, though no method's start here is.
     sent = Assignment("m", 0, 1, 0, state.params, down=budget.down(0), up=budget.up(0))
-    begun = site.job(Assignment.from_bytes(sent.to_bytes(), layout)).start.params
+    begun = site.job(Assignment.from_bytes(sent.to_bytes(), layout)).broadcast.params
     assert begun["llm/q:lora_a"][0].tolist() == [0.5, 0.5, 0]
     assert begun["llm/q:lora_b"][:, 0].tolist() == [0.75, 0.5]
     assert begun["llm/q:lora_a"][1].tolist() == [0, 0, 0] and begun["llm/q:lora_b"][:, 1].tolist() == [0, 0]
@@ -105,7 +105,7 @@ def test_the_servers_products_are_the_clients(rank: int, seed: int) -> None:
     end = trains_to(site, budget, 0, Params.zeros(layout), own).delta
     expected = alpha / rank * own["llm/q:lora_b"] @ own["llm/q:lora_a"]
     torch.testing.assert_close(alpha / 4 * end["llm/q:lora_b"] @ end["llm/q:lora_a"], expected)
-    back = site.job(Assignment("m", 0, 1, 0, end, down=budget.down(0), up=budget.up(0))).start.params
+    back = site.job(Assignment("m", 0, 1, 0, end, down=budget.down(0), up=budget.up(0))).broadcast.params
     own_scale = alpha / 4 * budget.scale(0) * back["llm/q:lora_b"][:, :rank] @ back["llm/q:lora_a"][:rank]
     torch.testing.assert_close(own_scale, expected)
 
@@ -155,13 +155,13 @@ def test_shares_go_together() -> None:
         budget_of("ranks", layout, 2, ranks=[2, 4]),
         budget_of("layers", layout, 2, budgets=[1, 2]),
     )
-    found = ranks & budgets
+    result = ranks & budgets
     last = layout.mask(lambda name: "layers.1." in name).bool()
-    slots, up = ranks.up(0), found.up(0)
-    assert slots is not None and up is not None and found.down(0) == slots
+    slots, up = ranks.up(0), result.up(0)
+    assert slots is not None and up is not None and result.down(0) == slots
     assert torch.equal(up.mask, slots.mask & last)
-    assert (found.up(1), found.down(1)) == (None, None)
-    assert [found.scale(client) for client in range(2)] == [2.0, 1.0]
+    assert (result.up(1), result.down(1)) == (None, None)
+    assert [result.scale(client) for client in range(2)] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(

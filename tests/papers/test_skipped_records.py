@@ -57,10 +57,10 @@ def test_blank_flashcards_take_part_in_the_shuffle(tmp_path, trees, encoded):
     places = list(range(len(order)))
     draws.shuffle(places)
     texts = sorted(set(range(4)) - set(images))
-    parts = held(plan, list(data.train))
+    result = held(plan, list(data.train))
     for number, client in enumerate(texts):
         chunk = places[CARDS // 2 * number : CARDS // 2 * (number + 1)]
-        assert parts[client] == [order[place] for place in chunk if place not in BLANK]
+        assert result[client] == [order[place] for place in chunk if place not in BLANK]
 
 
 @pytest.mark.parametrize("pattern", ["aligned", "missing", "cross", "hybrid"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.models.judge_model import load_judge
-from fedloom.runs.modality_slices import with_verdicts
+from fedloom.runs.modality_slices import add_verdicts
 from fedloom.system.errors import UserError
 from fedloom.tasks import UNPARSED
 from fedloom.tasks.llm_judge import judge_prompt, judged_scores, parse_verdict
@@ -83,7 +83,7 @@ def test_the_judge_gets_free_answers_only():
     examples = [asked("liver"), asked("a liver", task="caption"), asked("lung")]
     judged = Answers(("liver", "a liver", "heart"), (None,) * 3, ("liver", "a liver", "heart"))
     prompts = []
-    scores = with_verdicts(
+    scores = add_verdicts(
         lambda some: prompts.extend(some) or lenient(some), examples, judged, score(examples, judged)
     )
     assert len(prompts) == 2

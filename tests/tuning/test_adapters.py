@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.adapter_files import import_adapter
 from tests.answer_loss import answer_loss
 
 from fedloom.data.drawn_shapes import MAKERS
@@ -17,7 +18,7 @@ from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, export_adapter, import_adapter, prepare, release
+from fedloom.tuning.adapters import Tuned, export_adapter, prepare, release
 from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 
@@ -65,7 +66,7 @@ def test_write_then_read_is_the_identity(tiny_model: Path, strategy: str) -> Non
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_start_changes_no_answer(tiny_model: Path, strategy: str) -> None:
+def test_a_new_adapter_changes_no_answer(tiny_model: Path, strategy: str) -> None:
     plain = load_vlm(str(tiny_model))
     tuned = tune(tiny_model, strategy)
     batch = conversations(PRESENT["both"])
@@ -145,7 +146,7 @@ def test_stock_peft_loads_the_adapter_and_gives_the_same_logits(tiny_model: Path
         assert not torch.allclose(ours, stock_logits(untuned, tuned.vlm, conversation))
 
 
-def test_what_peft_writes_we_read(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_wrote_can_be_read(tiny_model: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
@@ -211,7 +212,7 @@ def test_targets_that_match_nothing_are_named(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_release_gives_the_model_back_as_it_was_loaded(tiny_model: Path, strategy: str) -> None:
+def test_release_restores_the_loaded_model(tiny_model: Path, strategy: str) -> None:
     vlm = load_vlm(str(tiny_model))
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
     modules = [name for name, _ in vlm.model.named_modules()]
@@ -227,7 +228,7 @@ def test_release_gives_the_model_back_as_it_was_loaded(tiny_model: Path, strateg
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_release_puts_the_connector_back_where_the_model_computes(tiny_model: Path) -> None:
+def test_release_restores_the_connector_on_the_models_device(tiny_model: Path) -> None:
     """A device without values stands in for an accelerator, of which this machine may have none."""
     tuned = tune(tiny_model, "both")
     release(replace(tuned, flat=tuned.flat.to("meta")))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.params import Params
-from fedloom.tuning.lora import LoRALinear, fold, scale_of
+from fedloom.tuning.lora import LoRALinear, scale_b, scale_of
 
 
 def layer(rows: int | None, *, bias: bool, dropped: bool) -> LoRALinear:
@@ -53,9 +53,9 @@ def test_each_client_has_its_own_scale() -> None:
     for k, scale in enumerate(scales):
         a, b = (nn.Parameter(value[k].detach().clone()) for value in (together.lora_a, together.lora_b))
         alone, rows = LoRALinear(together.base, a, b, scale), slice(2 * k, 2 * k + 2)
-        found = alone(x[rows])
-        torch.testing.assert_close(y[rows], found)
-        (found * weights[rows]).sum().backward()
+        result = alone(x[rows])
+        torch.testing.assert_close(y[rows], result)
+        (result * weights[rows]).sum().backward()
         for stacked, own in ((together.lora_a, a), (together.lora_b, b)):
             assert stacked.grad is not None and own.grad is not None
             torch.testing.assert_close(stacked.grad[k], own.grad)
@@ -64,28 +64,30 @@ def test_each_client_has_its_own_scale() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_scales_give_equal_bits_as_a_number_or_for_each_client(dtype: torch.dtype) -> None:
     made = layer(3, bias=True, dropped=False).to(dtype)
-    x, found = torch.randn(6, 2, 5).to(dtype), []
+    x, result = torch.randn(6, 2, 5).to(dtype), []
     for scale in (16 / 3, torch.full((3, 1, 1), 16 / 3)):
         made.scale = scale
         made.zero_grad()
         y = made(x)
         y.float().square().sum().backward()
         assert made.lora_a.grad is not None and made.lora_b.grad is not None
-        found.append((y, made.lora_a.grad.clone(), made.lora_b.grad.clone()))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        result.append((y, made.lora_a.grad.clone(), made.lora_b.grad.clone()))
+    assert all(torch.equal(one, other) for one, other in zip(*result, strict=True))
 
 
 def test_a_scale_is_a_number_where_all_have_it() -> None:
     assert scale_of(2.0, [1.0], torch.device("cpu")) == scale_of(2.0, [1.0, 1.0], torch.device("cpu")) == 2.0
-    found = scale_of(2.0, [1.0, 4.0], torch.device("cpu"))
-    assert isinstance(found, Tensor) and found.flatten().tolist() == [2.0, 8.0] and found.shape == (2, 1, 1)
+    result = scale_of(2.0, [1.0, 4.0], torch.device("cpu"))
+    assert (
+        isinstance(result, Tensor) and result.flatten().tolist() == [2.0, 8.0] and result.shape == (2, 1, 1)
+    )
 
 
-def test_folding_multiplies_b_alone() -> None:
+def test_scale_b_multiplies_only_b() -> None:
     params = Params.of({name: torch.ones(2) for name in ("connector/w", "llm/q:lora_a", "llm/q:lora_b")})
-    assert fold(params.flat, params.layout, 3.0).tolist() == [1, 1, 1, 1, 3, 3]
+    assert scale_b(params.flat, params.layout, 3.0).tolist() == [1, 1, 1, 1, 3, 3]
     assert params.flat.tolist() == [1] * 6
-    assert fold(params.flat, params.layout, 1.0) is params.flat
+    assert scale_b(params.flat, params.layout, 1.0) is params.flat
 
 
 @pytest.mark.parametrize("held", ["lora_a", "lora_b"])

@@ -17,7 +17,7 @@ from fedloom.params import Layout, Params
 from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
-from fedloom.tuning.strategies import SEQUENCES, STRATEGIES, Full, LoRA, Stage, stage, strategy, whole
+from fedloom.tuning.strategies import SEQUENCES, STRATEGIES, Full, LoRA, Stage, merged_stage, stage, strategy
 from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Assignment
@@ -54,7 +54,7 @@ def begun(parts: Parts, layout: Layout, sent: Params, own: torch.Tensor | None =
         memory.write(("fedavg", 0, 0), {PERSONAL: parts.personal.take(own)}, ())
     site = site_of(make("fedavg", 1), memory=memory, parts=parts, layout=layout)
     since = -1 if own is None else 0
-    return site.job(Assignment("fedavg", 0, 1, 0, sent, since=since, up=parts.up)).start.params.flat
+    return site.job(Assignment("fedavg", 0, 1, 0, sent, since=since, up=parts.up)).broadcast.params.flat
 
 
 @pytest.mark.parametrize(("name", "kept"), [("share-connector", "llm"), ("share-lora", "connector")])
@@ -74,9 +74,9 @@ def test_personal_parts_are_stretches_of_the_layout(tiny_model: Path, name: str,
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_who_trains_alone_keeps_nothing_from_anybody(tiny_model: Path, name: str) -> None:
+def test_nothing_is_personal_to_a_client_that_trains_alone(tiny_model: Path, name: str) -> None:
     stages = strategy(name, SMALL)
-    layout = prepare(load_vlm(str(tiny_model)), whole(stages), seed=0).layout
+    layout = prepare(load_vlm(str(tiny_model)), merged_stage(stages), seed=0).layout
     for number in range(len(stages)):
         shared, alone = (parts_of(layout, stages, number, alone=one) for one in (False, True))
         assert alone.personal.count == 0
@@ -102,7 +102,7 @@ def test_a_stage_that_exchanges_nothing_or_keeps_what_it_does_not_train_is_refus
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_every_value_of_a_run_is_trained_in_some_stage(tiny_model: Path, name: str) -> None:
     stages = strategy(name, SMALL)
-    tuned = prepare(load_vlm(str(tiny_model)), whole(stages), seed=0)
+    tuned = prepare(load_vlm(str(tiny_model)), merged_stage(stages), seed=0)
     parts = [parts_of(tuned.layout, stages, number) for number in range(len(stages))]
     trained = torch.stack([one.trained.mask.int() for one in parts]).sum(0)
     assert bool((trained == 1).all())  # and in one stage only

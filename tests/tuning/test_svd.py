@@ -39,7 +39,7 @@ def test_every_adapter_is_the_nearest_of_its_rank(tiny_model: Path) -> None:
         torch.testing.assert_close(a @ a.T, b.T @ b, rtol=1e-3, atol=1e-5)
 
 
-def test_only_adapters_start_anew_and_the_model_is_left_alone(tiny_model: Path) -> None:
+def test_the_start_changes_adapters_only_and_not_the_model(tiny_model: Path) -> None:
     tuned = tune(tiny_model, rank=2)
     before, live = tuned.start.flat.clone(), tuned.flat.clone()
     start = svd_start(tuned)
@@ -49,7 +49,7 @@ def test_only_adapters_start_anew_and_the_model_is_left_alone(tiny_model: Path) 
         assert torch.equal(value, tuned.start[name]) == (":lora_" not in name), name
 
 
-def test_signs_do_not_depend_on_who_computes_them() -> None:
+def test_signs_do_not_depend_on_the_machine() -> None:
     full = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     a, b = factors(full, 4)
     torch.testing.assert_close(b @ a, full)

@@ -1,4 +1,4 @@
-"""A table of federated algorithms and of the parts that can be added to them; each paper has a module of its own here.
+"""A table of federated algorithms and of the parts that can be added to them; each paper has its own module here.
 
 The table needs no torch; the module of an entry, and torch with it, is imported when the entry is read.
 """
@@ -13,11 +13,11 @@ from fedloom.algorithms.entry import Entry
 
 
 class Place(NamedTuple):
-    """Where an entry stands, and what is known of it without importing its module.
+    """The module of an entry, and what is known about the entry without importing it.
 
     Attributes:
-        kind: Its kind; see `fedloom.algorithms.entry.KINDS`.
-        module: The module in whose `ENTRIES` it stands.
+        kind: The entry's kind; see `fedloom.algorithms.entry.KINDS`.
+        module: The module whose `ENTRIES` hold it.
         label: Its name in tables and figures.
     """
 
@@ -60,11 +60,11 @@ PLACES: Mapping[str, Place] = {
     "ranks": Place("part", "lora_ranks", "unequal ranks"),
     "prompt": Place("prompt", "prompt_wording", "prompt"),
 }
-"""Name → where its entry stands. Modules are those of this package."""
+"""Name → the place of its entry. Modules are those of this package."""
 
 
 class _Entries(Mapping[str, Entry]):
-    """The entries of `PLACES`; the module of each is imported when it is read."""
+    """The entries of `PLACES`; the module of an entry is imported when the entry is read."""
 
     def __getitem__(self, name: str) -> Entry:
         return import_module(f"fedloom.algorithms.{PLACES[name].module}").ENTRIES[name]
@@ -80,10 +80,10 @@ class _Entries(Mapping[str, Entry]):
 
 
 ENTRIES: Mapping[str, Entry] = _Entries()
-"""Name → entry, for everything that comes with fedloom."""
+"""Name → entry, for everything that is bundled."""
 
 COMPARED = "fedavg"
-"""The algorithm that others are compared with, and by which baselines train."""
+"""The algorithm with which others are compared, and which trains the baselines."""
 
 SERVERS = tuple(name for name, place in PLACES.items() if place.kind == "server")
 """The algorithms to which parts are added."""

@@ -16,13 +16,13 @@ Term = Callable[[Update], tuple[float, Tensor]]
 """Update → (weight > 0, value): one entry of a weighted mean."""
 
 HELD = 16
-"""Updates that are summed at once."""
+"""Number of updates that are summed at once."""
 
 FOLD = 4 * HELD
-"""Updates after which float32 sums are added to the float64 total."""
+"""Number of updates after which float32 sums are added to the float64 total."""
 
 CHUNK = 2**18
-"""Values of the total that separate updates are added to one after the other: few enough to stay in the cache."""
+"""Number of values of the total to which updates are added at a time: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Means:
 
     Attributes:
         clients: Number of updates.
-        values: Each term's Σ weight · value / Σ weight, float32, shaped as its values. In vectors as long as the layout
-            each value is averaged over the clients whose part has it (`Update.up`); one that no part has is 0.
+        values: Each term's Σ weight · value / Σ weight, float32, in the shape of its values. In vectors as long as the
+            layout, each value is averaged over the clients whose part has it (`Update.up`); one that no part has is 0.
     """
 
     clients: int
@@ -40,14 +40,14 @@ class Means:
 
 
 def means(updates: Iterable[Update], *terms: Term) -> Means:
-    """Form several weighted means in one pass over a stream, in its order, holding few updates at a time.
+    """Return several weighted means from one pass over a stream, in its order, holding few updates at a time.
 
     Sums run in float32 over `FOLD` updates and in float64 over those, so a million clients lose no
     accuracy. Memory is that of `HELD` updates and a few vectors, whatever the number of clients.
 
     Args:
-        updates: At least one, in client-id order.
-        terms: What is averaged.
+        updates: At least one update, in client-id order.
+        terms: The terms that are averaged.
     """
     running = _Running(terms)
     for update in updates:
@@ -55,11 +55,11 @@ def means(updates: Iterable[Update], *terms: Term) -> Means:
     return running.means()
 
 
-def also(updates: Iterable[Update], *terms: Term) -> tuple[Iterator[Update], Callable[[], Means]]:
-    """Form weighted means of a stream while something else goes through it.
+def means_alongside(updates: Iterable[Update], *terms: Term) -> tuple[Iterator[Update], Callable[[], Means]]:
+    """Compute weighted means of a stream while something else reads it.
 
     Returns:
-        The same stream, and a function that gives the means of what has gone by.
+        The same stream, and a function that returns the means over the updates that have been read.
     """
     running = _Running(terms)
 
@@ -72,20 +72,19 @@ def also(updates: Iterable[Update], *terms: Term) -> tuple[Iterator[Update], Cal
 
 
 class _Running:
-    """Several weighted means that grow."""
+    """Several weighted means over the updates that were added."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms, self._clients = terms, 0
         self._sums = [_Sum() for _ in terms]
-        self._first: list[
-            float
-        ] = []  # weights go in multiples of the first, so that equal ones multiply nothing
+        # Weights are multiples of the first, so that equal weights multiply nothing.
+        self._first: list[float] = []
         self._weights: list[dict[Part | None, float]] = [{} for _ in terms]
 
     def add(self, update: Update) -> None:
-        found = [term(update) for term in self._terms]
-        self._first = self._first or [weight for weight, _ in found]
-        for k, (weight, value) in enumerate(found):
+        terms = [term(update) for term in self._terms]
+        self._first = self._first or [weight for weight, _ in terms]
+        for k, (weight, value) in enumerate(terms):
             share = weight / self._first[k]
             self._sums[k].add(share, value)
             part = update.up if value.shape == update.delta.flat.shape else None
@@ -100,7 +99,7 @@ class _Running:
 
 
 def _divided(total: Tensor, weights: Mapping[Part | None, float]) -> Tensor:
-    """Divide a weighted sum by the weights of the parts that went into it; a new float32 tensor."""
+    """Return a weighted sum divided by the weights of its parts, as a new float32 tensor."""
     if len(weights) == 1:
         return total.div_(*weights.values()).float()
     whole = torch.zeros(total.shape, dtype=torch.float64)
@@ -113,7 +112,7 @@ def _divided(total: Tensor, weights: Mapping[Part | None, float]) -> Tensor:
 
 
 class _Sum:
-    """A weighted sum that grows; the values it is given must not change until they are summed."""
+    """A weighted sum of the values that were added; they must not change until they are summed."""
 
     def __init__(self) -> None:
         self._held: list[tuple[float, Tensor]] = []
@@ -168,7 +167,7 @@ def _accumulate(
 
 
 def _as_rows(values: Sequence[Tensor]) -> Tensor | None:
-    """See vectors that lie evenly spaced in one buffer as the rows of a matrix, without a copy."""
+    """Return vectors that lie evenly spaced in one buffer as the rows of a matrix, without a copy; otherwise None."""
     first = values[0]
     if len(values) < 2 or first.dim() != 1 or first.stride() != (1,):
         return None
@@ -182,10 +181,10 @@ def _as_rows(values: Sequence[Tensor]) -> Tensor | None:
 
 
 def extra(update: Update, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return what a client sent besides its delta.
+    """Return a tensor that a client sent besides its delta.
 
     Raises:
-        ValueError: It was not sent, has another shape, or holds values that are not finite.
+        ValueError: The tensor was not sent, has another shape, or holds values that are not finite.
     """
     value = update.extras.get(name)
     if value is None:
@@ -198,12 +197,12 @@ def extra(update: Update, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def by_size(update: Update, *, uniform: bool = False) -> float:
-    """Return what an update counts: its number of examples, or 1 if `uniform`."""
+    """Return the weight of an update: its number of examples, or 1 if `uniform`."""
     return 1.0 if uniform else update.weight
 
 
 def mean_delta(updates: Iterable[Update], *, uniform: bool = False) -> Tensor:
-    """Average the deltas, weighted by number of examples unless `uniform`."""
+    """Return the mean of the deltas, weighted by number of examples unless `uniform`."""
     return means(updates, lambda update: (by_size(update, uniform=uniform), update.delta.flat)).values[0]
 
 

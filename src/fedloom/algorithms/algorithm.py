@@ -1,8 +1,9 @@
-"""What a federated algorithm is: pure functions for the server, and local rules for the clients.
+"""Federated algorithms as values: pure functions for the server, and local rules for the clients.
 
 The server half never calls a client; it maps a state and updates to a state. It is put together by `server` from an
 aggregate (updates → one delta) and a step (that delta → the next parameters). The client half, a rule of
-`fedloom.algorithms.local_rule`, changes how a client trains. All of them act on flat vectors, so a page reads like its paper.
+`fedloom.algorithms.local_rule`, changes how a client trains. All of them act on flat vectors, so that the code of an algorithm
+follows the equations of its paper.
 
 Shape legend: P trained values.
 """
@@ -26,7 +27,7 @@ Diagnostics = Mapping[str, float]
 
 
 class TooFew(ValueError):
-    """Fewer updates than an aggregate needs: the round is not applied."""
+    """The error for fewer updates than an aggregate needs; the round is not applied."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ Aggregate = Callable[[Iterable[Update], ServerState], tuple[Tensor, Diagnostics]
 """(updates in client-id order, the state before) → (the round's delta as a new tensor of shape [P], figures)."""
 
 Change = Callable[[Aggregate], Aggregate]
-"""A wrapper: an aggregate → another one, which for example clips every update before it calls the first."""
+"""A wrapper: an aggregate → another one, which may, for example, clip every update before it calls the first."""
 
 
 def _no_slots(params: Params) -> Tensors:
@@ -68,7 +69,7 @@ class Step(NamedTuple):
 
 
 class LocalWork(NamedTuple):
-    """What the server knows of a client's work in one round before the update comes.
+    """What the server knows about a client's work in one round before the update arrives.
 
     Attributes:
         values: Number P of values in the layout.
@@ -84,7 +85,7 @@ class LocalWork(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """What a tensor that an update carries besides its delta has to be: float32, of this shape, within these bounds.
+    """The shape and bounds of a float32 tensor that an update carries besides its delta.
 
     Attributes:
         shape: Its shape.
@@ -107,14 +108,14 @@ class FederatedAlgorithm(NamedTuple):
     Attributes:
         init: Global parameters → state before the first round.
         broadcast: State → what every client of the round receives; `.params` is the model to evaluate.
-        combine: (state, updates in client-id order, aggregate) → (state, figures). It changes nothing it was given.
+        combine: (state, updates in client-id order, aggregate) → (state, figures). It changes none of its arguments.
         local: The client half: the rule of the pass over the data whose result is sent.
-        extras: Work → what an update carries besides its delta, by name. An update that lacks one of them, or has
-            others, is refused before `apply`; see `Extra`.
-        aggregate: How updates become one delta.
+        extras: Work → the tensors that an update carries besides its delta, by name. An update that lacks one of them, or
+            has others, is refused before `apply`; see `Extra`.
+        aggregate: The function that makes one delta from updates.
         second: A second pass over a client's data in every round, or None.
-        exchanges: Whether parameters and deltas travel. Where they do not, server and client rebuild the parameters from
-            the method's start and what travels as extras.
+        exchanges: Whether parameters and deltas travel. If they do not, server and client rebuild the parameters from
+            the method's start and from the extras.
     """
 
     init: Callable[[Params], ServerState]
@@ -127,22 +128,22 @@ class FederatedAlgorithm(NamedTuple):
     exchanges: bool = True
 
     def apply(self, state: ServerState, updates: Iterable[Update]) -> tuple[ServerState, Diagnostics]:
-        """Take a round's updates into the state.
+        """Return the state after a round, and figures for the record.
 
         Args:
-            state: The state before; nothing of it is changed.
+            state: The state before, which does not change.
             updates: A list in any order, or a stream in client-id order.
 
         Raises:
-            TooFew: Fewer updates than the aggregate needs.
-            ValueError: No update at all, a client twice, another layout than the state's, or a weight that is not
-                finite and positive.
+            TooFew: There are fewer updates than the aggregate needs.
+            ValueError: There is no update, a client has two, or an update has another layout than the state or a weight
+                that is not finite and positive.
         """
         return self.combine(state, ordered(updates, state.params.layout), self.aggregate)
 
     @property
     def personal(self) -> bool:
-        """Whether each client ends with a model of its own, which it is evaluated with."""
+        """Whether each client ends with its own model, with which it is evaluated."""
         return self.local.own is not None or self.second is not None
 
 
@@ -152,13 +153,13 @@ def server(
     local: LocalRule = PLAIN,
     extras: Callable[[LocalWork], Mapping[str, Extra]] = _no_extras,
 ) -> FederatedAlgorithm:
-    """Make an algorithm of a server step, an aggregate and a local rule.
+    """Make an algorithm from a server step, an aggregate and a local rule.
 
     Args:
         step: What the server does with the delta of a round.
-        aggregate: How updates become that delta.
+        aggregate: The function that makes this delta from updates.
         local: The client half.
-        extras: What clients send besides their delta; see `FederatedAlgorithm.extras`.
+        extras: The tensors that clients send besides their delta; see `FederatedAlgorithm.extras`.
 
     Example:
         >>> from fedloom.algorithms.aggregate import mean
@@ -179,8 +180,8 @@ def server(
     ) -> tuple[ServerState, Diagnostics]:
         delta, figures = aggregate(updates, state)
         if delta.shape != state.params.flat.shape:
-            wanted = list(state.params.flat.shape)
-            raise ValueError(f"an aggregate made a delta of shape {list(delta.shape)}; it must be {wanted}")
+            right = list(state.params.flat.shape)
+            raise ValueError(f"an aggregate made a delta of shape {list(delta.shape)}; it must be {right}")
         figures = {"delta_norm": norm(delta), **figures}
         flat, slots, more = step.move(state, delta)
         return ServerState(state.params.with_flat(flat), state.round + 1, slots), {**figures, **more}
@@ -189,30 +190,30 @@ def server(
 
 
 def sent(state: ServerState) -> Broadcast:
-    """Send the global parameters and nothing else."""
+    """Return a broadcast of the global parameters and nothing else."""
     return Broadcast(state.params)
 
 
 def with_rule(algorithm: FederatedAlgorithm, rule: LocalRule) -> FederatedAlgorithm:
-    """Add a local rule to an algorithm, after the algorithm's own."""
+    """Return an algorithm with a further local rule, which follows the algorithm's own."""
     return algorithm._replace(local=chain(algorithm.local, rule))
 
 
 def with_aggregate(algorithm: FederatedAlgorithm, change: Change) -> FederatedAlgorithm:
-    """Change how an algorithm's updates become one delta.
+    """Return an algorithm with a changed aggregate.
 
     Args:
         algorithm: The algorithm.
-        change: Its aggregate → another, which may call it.
+        change: Its aggregate → another one, which may call it.
     """
     return algorithm._replace(aggregate=change(algorithm.aggregate))
 
 
 def positive(**values: float) -> None:
-    """Check settings by name.
+    """Check that settings are positive numbers.
 
     Raises:
-        ValueError: One is not finite and above zero.
+        ValueError: A setting is not finite and above zero; the message names it.
     """
     for name, value in values.items():
         if not (isfinite(value) and value > 0):
@@ -220,10 +221,10 @@ def positive(**values: float) -> None:
 
 
 def not_negative(**values: float) -> None:
-    """Check settings by name.
+    """Check that settings are positive numbers or zero.
 
     Raises:
-        ValueError: One is not finite, or below zero.
+        ValueError: A setting is not finite, or below zero; the message names it.
     """
     for name, value in values.items():
         if not (isfinite(value) and value >= 0):
@@ -231,10 +232,10 @@ def not_negative(**values: float) -> None:
 
 
 def fraction(**values: float) -> None:
-    """Check settings by name.
+    """Check that settings are at least 0 and below 1.
 
     Raises:
-        ValueError: One is not at least 0 and below 1.
+        ValueError: A setting is not; the message names it.
     """
     for name, value in values.items():
         if not 0 <= value < 1:
@@ -257,7 +258,7 @@ def zero_velocity(params: Params) -> Tensors:
 
 
 def moments(tau: float) -> Callable[[Params], Tensors]:
-    """Return a function that makes the slots of a momentum, 0, and of a mean square, τ², before the first round."""
+    """Return a function from the start to the slots of a momentum, 0, and of a mean square, τ²."""
 
     def slots(params: Params) -> Tensors:
         return {"m": zeros_like(params), "v": zeros_like(params) + tau**2}
@@ -274,13 +275,13 @@ def _plain(client: int) -> float:
 
 
 def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
-    """Check updates against the layout and put them in client-id order.
+    """Check updates against the layout, and yield them in client-id order.
 
-    A list is sorted; anything else is a stream, which is not held back and has to come in order.
+    A list is sorted; anything else is a stream, which must be in order and is passed on at once.
 
     Raises:
-        ValueError: No updates, a repeated client, a stream out of order, another layout, or a bad weight;
-            the client is named. Errors come when the update does.
+        ValueError: There are no updates, a client has two, a stream is out of order, or an update has another layout or a
+            bad weight; the message names the client. An error is raised when its update is reached.
     """
     if isinstance(updates, Sequence):
         updates = sorted(updates, key=lambda update: update.client)
@@ -306,11 +307,11 @@ def ordered(updates: Iterable[Update], layout: Layout) -> Iterator[Update]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What each client holds of all that is trained, by the client's number.
+    """The trained values that each client holds, by the client's number.
 
     Attributes:
-        down: The part that a client is sent, and holds; None is all.
-        up: The part that it trains and reports, which `down` includes; None is all.
+        down: The part that is sent to a client, which it holds; None is everything.
+        up: The part that it trains and reports, which `down` includes; None is everything.
         scale: Factor on the scale of the client's LoRA adapters, > 0. At the server, whose adapters have the plain scale,
             each B is multiplied by it, so that the products are the client's.
     """
@@ -337,9 +338,9 @@ def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str)
 
     Args:
         name: The setting's name.
-        values: What it lists.
+        values: The listed numbers.
         clients: Number of clients.
-        most: Largest number that is right; the smallest is 1.
+        most: Largest number that is allowed; the smallest is 1.
         of: What `most` is, for the message.
 
     Raises:
@@ -351,7 +352,7 @@ def one_each(name: str, values: Sequence[int], clients: int, most: int, of: str)
             f"{name} lists {len(values)} numbers for {clients} clients; it must list one for each, such as {right}"
         )
     for client, value in enumerate(values):
-        if type(value) is not int or not 1 <= value <= most:  # true is no number here
+        if type(value) is not int or not 1 <= value <= most:  # true does not count as a number here
             raise ValueError(
                 f"{name} gives client {client} {value!r}; it must be a whole number from 1 to {most}, {of}"
             )

@@ -2,16 +2,14 @@
 
     draw an order of the n updates;   bucket b = mean of the next s of them;   Δ = aggregate of the ⌈n / s⌉ buckets
 
-with s the argument `size`. Clients that differ from each other are closer together after it, which robust aggregates need;
-f faulty clients spoil at most f buckets, so the aggregate's f stays, and its n becomes ⌈n / s⌉. Every client counts
-alike: where the aggregate is a mean by weights, a bucket weighs as many as it holds. In figures a bucket goes by the
-lowest client number in it.
+with s the argument `size`. Buckets differ less than clients, which robust aggregates need; f faulty clients spoil at most f
+buckets, so the aggregate's f stays, and its n becomes ⌈n / s⌉. All clients have the same weight: where the aggregate is a
+weighted mean, the weight of a bucket is the number of its clients. In figures a bucket has the lowest client number in it.
 
 Reference: S. P. Karimireddy, L. He, M. Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
 arXiv 2006.09365v5, Algorithm 1.
 
-Differs from the paper: a last bucket with fewer than s updates is the mean of those that it holds. All updates of a round
-are held.
+Differs from the paper: a last bucket with fewer than s updates is the mean of those. All updates of a round are held.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, TooFew, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import ALIKE, gathered
+from fedloom.algorithms.robust_helpers import ALIKE, gather
 from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
@@ -33,7 +31,7 @@ from fedloom.wire.messages import Update
 
 
 def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:
-    """Make bucketing.
+    """Return the wrapper that puts updates into buckets.
 
     Args:
         cohort: Number n of clients in a round.
@@ -50,9 +48,9 @@ def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:
         _require_enough(inner, cohort, size)
 
         def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
-            held = gathered("bucketing", updates, f=0)
+            held = gather("bucketing", updates, f=0)
             drawn = stream(seed, f"buckets/{stage}", round=state.round).permutation(len(held))
-            means = list(buckets(held, drawn.tolist(), size))
+            means = list(bucket_means(held, drawn.tolist(), size))
             delta, figures = inner(sorted(means, key=lambda one: one.client), state)
             return delta, {**figures, "buckets": float(len(means))}
 
@@ -61,22 +59,22 @@ def bucketing(*, cohort: int, seed: int, stage: int, size: int = 2) -> Change:
     return change
 
 
-def buckets(held: Sequence[Update], order: Sequence[int], size: int) -> Iterator[Update]:
+def bucket_means(held: Sequence[Update], order: Sequence[int], size: int) -> Iterator[Update]:
     """Yield the mean of each bucket.
 
     Args:
-        held: Updates.
-        order: Their places in the order in which they fill buckets.
+        held: The updates.
+        order: Their indices in the order in which they fill buckets.
         size: Updates in a bucket; the last may have fewer.
     """
     for start in range(0, len(order), size):
-        those = [held[k] for k in sorted(order[start : start + size])]
-        delta = mean_delta(those, uniform=True)
-        yield replace(those[0], delta=those[0].delta.with_flat(delta), weight=float(len(those)))
+        bucket = [held[k] for k in sorted(order[start : start + size])]
+        delta = mean_delta(bucket, uniform=True)
+        yield replace(bucket[0], delta=bucket[0].delta.with_flat(delta), weight=float(len(bucket)))
 
 
 def _require_enough(inner: Aggregate, cohort: int, size: int) -> None:
-    """Raise UserError where the aggregate refuses as few updates as a cohort has buckets."""
+    """Raise UserError if the aggregate needs more updates than a cohort has buckets."""
     zero, count = Params.of({"x": torch.zeros(1)}), -(-cohort // size)
     try:
         inner([Update(k, zero, 1.0) for k in range(count)], ServerState(zero))

@@ -23,7 +23,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import means
 from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import SEVERAL, distance, enough, gathered
+from fedloom.algorithms.robust_helpers import SEVERAL, distance, gather, require_enough
 from fedloom.wire.messages import Update
 
 
@@ -39,11 +39,11 @@ def centered_clipping(*, cohort: int, f: int = 1, bound: float = 1.0, steps: int
     Raises:
         ValueError: The cohort is too small for f, or an argument is out of range.
     """
-    enough("centered clipping", cohort, f)
+    require_enough("centered clipping", cohort, f)
     positive(bound=bound, steps=steps)
 
     def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
-        held = gathered("centered clipping", updates, f)
+        held = gather("centered clipping", updates, f)
         center, scales = torch.zeros_like(held[0].delta.flat), dict[int, float]()
         for _ in range(steps):
             scales = {one.client: bound / max(bound, distance(one.delta.flat, center)) for one in held}

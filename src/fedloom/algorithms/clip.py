@@ -1,4 +1,4 @@
-"""Norm clipping: no client's change is longer than a bound when it comes to the aggregate.
+"""Norm clipping: no client's change is longer than a bound when it reaches the aggregate.
 
     Δ_k ← Δ_k · min(1, C / ‖Δ_k‖)
 
@@ -44,10 +44,10 @@ def clip(*, bound: float = 1.0) -> Change:
 
 
 def clipping(updates: Iterable[Update], bound: float) -> tuple[Iterator[Update], Callable[[], float]]:
-    """Clip the deltas of a stream of updates.
+    """Clip the deltas of a stream of updates, one by one.
 
     Returns:
-        The clipped stream, and a function that gives the share of its updates so far that were clipped.
+        The clipped stream, and a function that returns the share of its updates so far that were clipped.
     """
     counts = [0, 0]
 

@@ -1,10 +1,9 @@
-"""Put an algorithm and its parts together by name, with the arguments that an experiment has for each."""
+"""Compose an algorithm and its parts by name, with the arguments that an experiment sets for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
 from math import isfinite
@@ -22,6 +21,7 @@ from fedloom.algorithms.algorithm import (
     with_rule,
 )
 from fedloom.algorithms.entry import Entry
+from fedloom.config.validation_errors import unknown_name
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Update
@@ -29,7 +29,7 @@ from fedloom.wire.messages import Update
 
 @cache
 def any_layout(rank: int | None) -> Layout:
-    """Return a layout to check arguments with before a model is there.
+    """Return a layout with which arguments can be checked before a model is loaded.
 
     Args:
         rank: Rank of the LoRA factors, ≥ 1; None where only the connector is trained.
@@ -80,12 +80,12 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     ("no values", "kind pass", "clients of {one} never have a gradient"),
     ("no values", "kind part", "with {one} all values move together along drawn directions"),
 )
-"""(trait of one entry, trait or kind of another, why they do not go together); `{one}` and `{other}` are their names."""
+"""(trait of one entry, trait or kind of another, why they cannot be combined); `{one}` and `{other}` are their names."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the program, not the user, gives to factories that ask for it by name.
+    """Values that the program, not the user, passes to factories whose arguments name them.
 
     Attributes:
         clients: Number of all clients.
@@ -102,7 +102,7 @@ class Given:
     layout: Layout = ANY_LAYOUT
 
     def named(self) -> dict[str, Any]:
-        """Return everything by name."""
+        """Return all values by name."""
         return {
             "clients": self.clients,
             "cohort": self.clients if self.cohort is None else self.cohort,
@@ -122,7 +122,7 @@ def make(
 
     Args:
         name: A key of `entries`.
-        given: What the program gives; a number stands for that of all clients.
+        given: The values that the program passes; a number is that of all clients.
         arguments: Keyword arguments, e.g. {"lr": 0.01}.
         entries: Name → entry.
 
@@ -133,15 +133,18 @@ def make(
         >>> make("fedadm", 5)
         Traceback (most recent call last):
             ...
-        fedloom.system.errors.UserError: algorithms: there is no 'fedadm'; did you mean 'fedadam'? \
-Known are fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco, fedkseed
+        fedloom.system.errors.UserError: algorithms: "fedadm" is not a known algorithm or part. Did you mean fedadam? \
+Allowed: fedavg, fedmean, fedprox, fedavgm, fedadagrad, fedyogi, fedadam, scaffold, fednova, yoco, fedkseed
     """
     if name not in entries:
-        raise UserError(_unknown("algorithms", name, SERVERS if entries is ENTRIES else list(entries)))
+        choices = SERVERS if entries is ENTRIES else list(entries)
+        raise UserError(f"algorithms: {unknown_name('algorithm or part', name, choices)}")
     values = (Given(given) if isinstance(given, int) else given).named()
-    wanted = signature(entries[name].make).parameters
+    parameters = signature(entries[name].make).parameters
     needed = {
-        key: values[key] for key, one in wanted.items() if one.default is Parameter.empty and key in values
+        key: values[key]
+        for key, parameter in parameters.items()
+        if parameter.default is Parameter.empty and key in values
     }
     return configured(f"algorithms.{name}", entries[name].make, arguments or {}, **needed)
 
@@ -156,19 +159,19 @@ def compose(
     arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
     entries: Mapping[str, Entry] = ENTRIES,
 ) -> FederatedAlgorithm:
-    """Put an algorithm together from its name and those of the parts that are added to it.
+    """Return the algorithm composed from its name and the names of the parts that are added to it.
 
-    An aggregate takes the place of the algorithm's own; wrappers go round it in the order in which they are written, the
-    inner one first; rules follow the algorithm's own in the order in which they are written.
+    An aggregate replaces the algorithm's own; wrappers are put around it in their order, the inner one first; rules follow the
+    algorithm's own in their order.
 
     Args:
         names: The algorithm first.
-        given: What the program gives.
+        given: The values that the program passes.
         arguments: Name → its arguments in the experiment.
         entries: Name → entry.
 
     Raises:
-        UserError: A name or an argument is refused, or two parts do not go together.
+        UserError: A name or an argument is refused, or two parts cannot be combined.
 
     Example:
         >>> compose(["fedadam", "proximal"], Given(5)).local.correct is compose(["fedadam"], Given(5)).local.correct
@@ -192,14 +195,14 @@ def compose(
     return algorithm
 
 
-def made(
+def make_parts(
     names: Sequence[str],
     kind: str,
     given: Given,
     arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
     entries: Mapping[str, Entry] = ENTRIES,
 ) -> Iterator[Any]:
-    """Make what is of one kind among a method's names, in their order; see `compose` for the other arguments."""
+    """Yield the parts of one kind among a method's names, in their order; see `compose` for the other arguments."""
     for name in names:
         if entries[name].kind == kind:
             yield make(name, given, arguments(name), entries)
@@ -213,27 +216,27 @@ def budgets(
 ) -> Budget:
     """Return what each client of a method holds, trains and reports; see `compose` for the arguments."""
     budget = EVERYTHING
-    for one in made(names, "part", given, arguments, entries):
+    for one in make_parts(names, "part", given, arguments, entries):
         budget &= one
     return budget
 
 
-def rehearse(
+def check_method(
     names: Sequence[str],
     given: Given,
     arguments: Callable[[str], Mapping[str, Any]] = _no_arguments,
     entries: Mapping[str, Entry] = ENTRIES,
 ) -> None:
-    """Make everything that a method consists of, and aggregate a round of made-up updates where its clients report parts.
+    """Check a method before it runs: make all its parts, and aggregate a round of artificial updates if clients report parts.
 
-    What no round of the method could do is found before the first one. See `compose` for the arguments.
+    See `compose` for the arguments.
 
     Raises:
-        UserError: A name or an argument is refused, two parts do not go together, or some value is reported by fewer
+        UserError: A name or an argument is refused, two parts cannot be combined, or some value is reported by fewer
             clients than the aggregate needs, even if all clients take part.
 
     Example:
-        >>> rehearse(["fedavg", "median", "layers"], Given(3), {"median": {}, "layers": {"budgets": [1, 2, 2]}}.get)
+        >>> check_method(["fedavg", "median", "layers"], Given(3), {"median": {}, "layers": {"budgets": [1, 2, 2]}}.get)
         Traceback (most recent call last):
             ...
         fedloom.system.errors.UserError: layers and median do not go together here: the median of a value that not all clients report, \
@@ -253,7 +256,7 @@ with f = 1 needs at least 2f + 1 = 3 clients in a round, and there are 2
 
 
 def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> Iterator[str]:
-    """Yield why parts of a method do not go together, a sentence for each pair.
+    """Yield a sentence for each pair of parts of a method that cannot be combined.
 
     Example:
         >>> list(conflicts(["scaffold", "proximal"])), len(list(conflicts(["fedavg", "adaptive"])))
@@ -266,7 +269,7 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
 
 
 def _conflict(name: str, other: str, entries: Mapping[str, Entry]) -> str | None:
-    """Return why two entries do not go together, or None."""
+    """Return why two entries cannot be combined, or None."""
     kind = entries[name].kind
     if kind == entries[other].kind and kind in ("server", "aggregate", "pass", "stage", "prompt"):
         return f"a method has one {kind}"
@@ -282,10 +285,10 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     """Call a factory with a user's arguments, checked against its keyword defaults.
 
     Args:
-        where: Where the arguments stand in the experiment, e.g. "algorithms.adaptive".
-        factory: Its arguments with a number, a truth value, a text or a tuple as default can be set.
-        arguments: What the user sets, by name.
-        given: What the program adds.
+        where: The key of the arguments in the experiment, e.g. "algorithms.adaptive".
+        factory: The factory; its arguments with a number, a Boolean, a text or a tuple as default can be set.
+        arguments: The user's arguments, by name.
+        given: The program's arguments.
 
     Raises:
         UserError: An argument is unknown, of the wrong type, or refused by the factory.
@@ -293,7 +296,7 @@ def configured(where: str, factory: Callable[..., Any], arguments: Mapping[str, 
     settable = _settable(factory)
     for key, value in arguments.items():
         if key not in settable:
-            raise UserError(_unknown(where, key, list(settable)))
+            raise UserError(f"{where}: {unknown_name('argument', key, list(settable))}")
         kind, fits = _fits(settable[key], value)
         if not fits:
             default = settable[key]
@@ -336,9 +339,3 @@ def _frozen(value: Any) -> Any:
 def _shown(value: Any) -> Any:
     """Return a value as a recipe writes it."""
     return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
-
-
-def _unknown(where: str, name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{where}: there is no {name!r}{guess} Known are {', '.join(known)}"

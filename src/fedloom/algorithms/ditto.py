@@ -1,4 +1,4 @@
-"""Ditto: beside the shared model, each client trains one of its own that is pulled toward the shared one.
+"""Ditto: besides the shared model, each client trains its own model, which is pulled toward the shared one.
 
     v ← v − η (∇F(v) + λ (v − w))
 

@@ -1,4 +1,4 @@
-"""The entry of an algorithm, or of a part of one: how it is named and made, and what it goes with."""
+"""The entry of an algorithm, or of a part of one: its name, how it is made, and with which others it can be combined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = {
     "part": "which values each client holds, trains and reports",
     "prompt": "a change of what prompts say",
 }
-"""What a name in a method may stand for."""
+"""Kind → what an entry of this kind is."""
 
 TRAITS = {
     "own aggregate": "its aggregate belongs to it",
@@ -29,7 +29,7 @@ TRAITS = {
     "no values": "neither parameters nor deltas travel",
     "noise": "it adds noise that hides a single client, or a single example, within a bound on its delta",
 }
-"""Trait → what it means; traits decide which parts go together, see `fedloom.algorithms.compose.CONFLICTS`."""
+"""Trait → its meaning; traits decide which parts can be combined, see `fedloom.algorithms.compose.CONFLICTS`."""
 
 GIVEN = ("clients", "cohort", "seed", "stage", "layout")
 """Names of keyword arguments without a default that a factory may have; fedloom gives their values."""
@@ -40,18 +40,18 @@ class Entry:
     """A named algorithm, or a named part of one.
 
     Attributes:
-        make: Makes it. Its keyword arguments with defaults are what an experiment may set. Of those without a default it
-            is given `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage`
-            (number of the strategy's stage) and `layout` (names and shapes of what is trained). It returns a
+        make: The factory. An experiment may set its keyword arguments that have defaults. Arguments without a default may be
+            `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage` (number of
+            the strategy's stage) and `layout` (names and shapes of what is trained); fedloom passes them. It returns a
             `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), a
             `Final` (stage), or a `Budget` (part).
         kind: A key of `KINDS`.
-        label: Its name in tables and figures, where it comes with fedloom; others are shown by their name in the recipe.
-        about: What it does, in one sentence for readers of a report.
-        published: The arguments that `mode: published` takes where an experiment gives none.
-        start: Where the first round starts: "loaded", or "svd" for adapters from the weights that they adapt.
+        label: The name of a bundled entry in tables and figures; others are shown with their name in the recipe.
+        about: What the entry does, in one sentence for readers of a report.
+        published: The arguments that `mode: published` uses where an experiment sets none.
+        start: The start of the first round: "loaded", or "svd" for adapters computed from the weights that they adapt.
         traits: Keys of `TRAITS`.
-        opts_out: Laws of `fedloom.testing` that it does not promise, by name, each with the reason.
+        opts_out: Laws of `fedloom.testing` that do not hold for the entry, by name, each with the reason.
 
     Raises:
         ValueError: The kind or a trait is unknown.

@@ -29,7 +29,7 @@ def averaging(lr: float) -> Step:
     """Return the step x ← x + η Δ."""
 
     def move(state: ServerState, delta: Tensor) -> tuple[Tensor, Tensors, Diagnostics]:
-        # The delta is nobody else's, so the new parameters take its place: no further buffer to fill.
+        # Nothing else uses the delta, so its buffer takes the new parameters.
         return torch.add(state.params.flat, delta, alpha=lr, out=delta), {}, {}
 
     return Step(move)

@@ -4,8 +4,9 @@
     server         A ← A + Σ_k (n_k / n) · a^k,   x = x_0 − Σ_j A_j z_j
 
 with z_j ~ N(0, I) the direction of seed j, which everybody can draw, F the mean loss of a client's batch, ε the argument
-`eps`, η the clients' learning rate times the argument `rate`, a^k what client k sends (extra `sums`, shape [K]), zero at the start of a round, and A
-the server's sums (slot and extra `sums`), from which each client rebuilds x by the same replay. x_0 is the start (slot).
+`eps`, η the clients' learning rate times the argument `rate`, a^k what client k sends (extra `sums`, shape [K]), zero at the
+start of a round, and A the server's sums (slot and extra `sums`), from which each client rebuilds x by the same replay. x_0 is
+the start (slot).
 
 Reference: Z. Qin, D. Chen, B. Qian, B. Ding, Y. Li, S. Deng, "Federated Full-Parameter Tuning of Billion-Sized Language
 Models with Communication Cost under 18 Kilobytes", arXiv 2312.06353v5, Algorithm 1.
@@ -44,11 +45,11 @@ from fedloom.wire.messages import Update
 
 
 def direction(seed: int, number: int, size: int) -> Tensor:
-    """Draw the direction of one of the seeds, shape [size]; on the CPU, so that all draw the same."""
+    """Return the direction of one of the seeds, shape [size]; drawn on the CPU, so that it is the same everywhere."""
     return torch.randn(size, generator=torch_stream(seed, "fedkseed", step=number))
 
 
-def replayed(start: Tensor, sums: Tensor, seed: int) -> Tensor:
+def replay(start: Tensor, sums: Tensor, seed: int) -> Tensor:
     """Return start − Σ_j sums_j z_j, shape [P]: the same bits for equal arguments."""
     flat = start.clone()
     for number in range(len(sums)):
@@ -81,15 +82,17 @@ def fedkseed(
     def combine(
         state: ServerState, updates: Iterable[Update], aggregate: Aggregate
     ) -> tuple[ServerState, Diagnostics]:
-        found = means(updates, lambda one: (by_size(one, uniform=uniform), extra(one, "sums", (seeds,))))
-        sums = state.slots["sums"] + found.values[0]
-        flat = replayed(state.slots["start"], sums, seed)
+        averages = means(
+            updates, lambda update: (by_size(update, uniform=uniform), extra(update, "sums", (seeds,)))
+        )
+        sums = state.slots["sums"] + averages.values[0]
+        flat = replay(state.slots["start"], sums, seed)
         figures = {"delta_norm": norm(flat - state.params.flat)}
         slots = {"start": state.slots["start"], "sums": sums}
         return ServerState(state.params.with_flat(flat), state.round + 1, slots), figures
 
     def start(sent: Broadcast, memory: Tensors) -> Tensor:
-        return replayed(sent.params.flat, sent.extras["sums"], seed)
+        return replay(sent.params.flat, sent.extras["sums"], seed)
 
     def begin(sent: Broadcast, memory: Tensors) -> Tensors:
         return {"sums": torch.zeros_like(sent.extras["sums"])}

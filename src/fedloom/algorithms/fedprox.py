@@ -1,4 +1,4 @@
-"""FedProx: FedAvg with a pull of every client back to where it started.
+"""FedProx: FedAvg with a pull of every client back to its start.
 
     client k minimizes  F_k(w) + (μ/2) ‖w − x‖²,   so each step sees  g + μ (w − x)
 
@@ -30,7 +30,7 @@ def proximal(mu: float, mask: Tensor | None = None) -> LocalRule:
 
     Args:
         mu: Strength μ, ≥ 0; 0 leaves training alone.
-        mask: Factor per value, shape [P]; None stands for ones.
+        mask: Factor of each value, shape [P]; None is 1 for all.
 
     Raises:
         ValueError: mu is negative or not a number.
@@ -76,7 +76,7 @@ def fedprox(
 
 
 def pull(*, mu: float = 0.01, published: bool = False) -> LocalRule:
-    """Make FedProx's rule as a part that goes with any algorithm.
+    """Make FedProx's rule as a part for any algorithm.
 
     Args:
         mu: Strength μ of the pull, ≥ 0.

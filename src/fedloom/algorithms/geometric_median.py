@@ -22,11 +22,11 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta, means
 from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import SEVERAL, distance, enough, gathered
+from fedloom.algorithms.robust_helpers import SEVERAL, distance, gather, require_enough
 from fedloom.wire.messages import Update
 
 STILL = 1e-6
-"""The search ends when a step is shorter than this share of the median distance from the clients."""
+"""Share of the median distance from the clients; the search ends when a step is shorter."""
 
 
 def geometric_median(*, cohort: int, f: int = 1, steps: int = 100, smoothing: float = 1e-6) -> Aggregate:
@@ -41,19 +41,20 @@ def geometric_median(*, cohort: int, f: int = 1, steps: int = 100, smoothing: fl
     Raises:
         ValueError: The cohort is too small for f, or an argument is out of range.
     """
-    enough("the geometric median", cohort, f)
+    require_enough("the geometric median", cohort, f)
     positive(steps=steps, smoothing=smoothing)
 
     def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
-        held = gathered("the geometric median", updates, f)
-        found = mean_delta(held, uniform=True)
+        held = gather("the geometric median", updates, f)
+        center = mean_delta(held, uniform=True)
         for step in range(1, steps + 1):
-            before, away = found, {one.client: distance(one.delta.flat, found) for one in held}
-            found = means(
-                held, lambda one, away=away: (1 / max(smoothing, away[one.client]), one.delta.flat)
+            before, away = center, {update.client: distance(update.delta.flat, center) for update in held}
+            center = means(
+                held,
+                lambda update, away=away: (1 / max(smoothing, away[update.client]), update.delta.flat),
             ).values[0]
-            if step == steps or distance(found, before) <= STILL * sorted(away.values())[len(held) // 2]:
-                return found, {"weiszfeld_steps": float(step)}
+            if step == steps or distance(center, before) <= STILL * sorted(away.values())[len(held) // 2]:
+                return center, {"weiszfeld_steps": float(step)}
         raise AssertionError("there is at least one step")
 
     return aggregate

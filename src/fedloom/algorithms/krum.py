@@ -23,7 +23,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState, TooFew
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import SEVERAL, enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust_helpers import SEVERAL, gather, require_enough, smallest, squared_distances
 from fedloom.wire.messages import Update
 
 
@@ -38,16 +38,16 @@ def krum(*, cohort: int, f: int = 1, keep: int = 1) -> Aggregate:
     Raises:
         ValueError: The cohort is too small for f, or `keep` is out of range.
     """
-    enough("Krum", cohort, f, more=3)
-    _kept(keep, cohort, f)
+    require_enough("Krum", cohort, f, more=3)
+    _count(keep, cohort, f)
 
     def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
-        held = gathered("Krum", updates, f, more=3)
-        found = scores(squared_distances(held), f)
-        chosen = smallest(found, _kept(keep, len(held), f))
-        (best,) = smallest(found, 1)
+        held = gather("Krum", updates, f, more=3)
+        distances = scores(squared_distances(held), f)
+        chosen = smallest(distances, _count(keep, len(held), f))
+        (best,) = smallest(distances, 1)
         delta = mean_delta([held[k] for k in chosen], uniform=True)
-        return delta, {"krum_client": float(held[best].client), "krum_score": float(found[best])}
+        return delta, {"krum_client": float(held[best].client), "krum_score": float(distances[best])}
 
     return aggregate
 
@@ -69,7 +69,7 @@ def scores(squares: Tensor, f: int) -> Tensor:
     return others[:, : len(squares) - f - 2].sum(dim=1)
 
 
-def _kept(keep: int, clients: int, f: int) -> int:
+def _count(keep: int, clients: int, f: int) -> int:
     if keep < 0:
         raise ValueError(f"keep is {keep}; it must be from 1 to the cohort less f, or 0 for that many")
     if keep > clients - f:

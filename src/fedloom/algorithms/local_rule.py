@@ -1,4 +1,4 @@
-"""What an algorithm does inside a client's training: rules, which change gradients, and passes over the data.
+"""The client half of an algorithm: rules, which change gradients in a client's training, and passes over the data.
 
 Shape legend: B examples of a batch, P trained values, K clients side by side.
 """
@@ -18,7 +18,7 @@ Correct = Callable[[Tensor, Tensor, Tensors], tuple[Tensor, Tensors]]
 
 
 class Probe(Protocol):
-    """What a rule with a gradient of its own may ask about the current batch of a client. Nothing it asks changes the client."""
+    """Losses and gradients of a client's current batch, for rules that make their own gradient; nothing changes the client."""
 
     @property
     def examples(self) -> int:
@@ -69,24 +69,24 @@ def _finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
 
 
 class LocalRule(NamedTuple):
-    """What an algorithm does inside a client's training; `carry` is a dict of tensors passed along.
+    """Functions that an algorithm calls in a client's training; `carry` is a dict of tensors that they pass on.
 
-    Every function has a default that leaves training alone. At each step the gradient is made (`gradient`), changed
-    (`penalize`), clipped, and changed again (`correct`); the local optimizer sees the result.
+    Every function has a default that changes nothing. At each step the gradient is computed (`gradient`), changed
+    (`penalize`), clipped, and changed again (`correct`); the local optimizer gets the result.
 
     Attributes:
         begin: (broadcast, memory) → carry. `memory` is what this client kept from its last round, or {}.
-        correct: Called at every step after clipping; the result is what the local optimizer sees.
+        correct: Called at every step after clipping; the local optimizer gets its result.
         finish: (carry, steps) → (extras, memory): what to send besides the delta, and what to keep.
             `steps` is the number of optimizer steps taken, at least 1.
-        penalize: Called at every step before clipping, so that what it adds is clipped together with the
+        penalize: Called at every step before clipping, so that the term that it adds is clipped together with the
             gradient of the loss; see `clipped`.
         gradient: Makes the gradient in place of backpropagation through the batch's mean loss. Clients with such a rule
             train one after the other.
-        start: (broadcast, memory) → the parameters that the client begins with, shape [P], in place of those that were
+        start: (broadcast, memory) → the parameters from which the client starts, shape [P], in place of those that were
             sent.
         own: (parameters at the end of training of shape [P], carry) → a model that the client keeps for itself, shape
-            [P]; it is what the client is evaluated with. None keeps none.
+            [P], and with which it is evaluated. None keeps none.
     """
 
     begin: Callable[[Broadcast, Tensors], Tensors] = _begin
@@ -102,7 +102,7 @@ class Second(NamedTuple):
     """A second pass over a client's data in every round, from the client's own model to its next.
 
     Attributes:
-        name: Names the pass's random streams.
+        name: The name of the pass, which is part of the names of its random streams.
         rule: Its rule; `begin` gets what the server sent, and an empty memory.
         epochs: Epochs, ≥ 1; None is as many as in the first pass.
         rate: Factor on the learning rate, > 0.
@@ -115,7 +115,7 @@ class Second(NamedTuple):
 
 
 class Final(NamedTuple):
-    """A stage after the last round, in which every client trains the global parameters further, for a model of its own.
+    """A stage after the last round, in which every client trains the global parameters further to get its own model.
 
     Attributes:
         epochs: Epochs, ≥ 1.
@@ -127,14 +127,14 @@ class Final(NamedTuple):
 
 
 PLAIN = LocalRule()
-"""The rule that leaves local training alone."""
+"""The rule that changes nothing in local training."""
 
 
 def clipped(rule: LocalRule) -> LocalRule:
-    """Clip what a rule adds to the gradient together with the gradient of the loss.
+    """Return a rule whose term in the gradient is clipped together with the gradient of the loss.
 
-    That is what becomes of a penalty which is added to the loss of a Trainer of `transformers`, as in the
-    code of FedMLLM (arXiv 2411.14717) and of FedVLMBench (arXiv 2506.09638).
+    This happens to a penalty that is added to the loss of a Trainer of `transformers`, as in the code of FedMLLM
+    (arXiv 2411.14717) and of FedVLMBench (arXiv 2506.09638).
 
     Example:
         >>> clipped(PLAIN).penalize is PLAIN.correct
@@ -144,10 +144,10 @@ def clipped(rule: LocalRule) -> LocalRule:
 
 
 def chain(first: LocalRule, second: LocalRule) -> LocalRule:
-    """Apply two rules one after the other, keeping what each carries, sends and remembers apart.
+    """Return a rule that applies two rules one after the other; what each carries and keeps stays separate.
 
     Raises:
-        ValueError: Both make a gradient, both choose where the client starts, or both keep a model of its own.
+        ValueError: Both rules make a gradient, choose the client's start, or keep a model of its own.
 
     Example:
         >>> chain(PLAIN, PLAIN).finish({}, 1)
@@ -178,25 +178,25 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
 
     def finish(carry: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         ends = {key: rule.finish(part(carry, key), steps) for key, rule in rules.items()}
-        # Extras keep their plain names: the server half that reads them knows nothing of the chain.
+        # Extras keep their plain names, since the server half that reads them does not know of the chain.
         extras = {name: value for sent, _ in ends.values() for name, value in sent.items()}
         return extras, joined({key: memory for key, (_, memory) in ends.items()})
 
     def only(field: str) -> tuple[str, Any]:
-        """Return which rule has a field of which there can be one, and the field; None where neither has it."""
-        having = [(key, value) for key, rule in rules.items() if (value := getattr(rule, field)) is not None]
-        if len(having) == 2:
+        """Return the rule that has a field which only one rule may have, and the field; None if neither has it."""
+        owners = [(key, value) for key, rule in rules.items() if (value := getattr(rule, field)) is not None]
+        if len(owners) == 2:
             raise ValueError(f"two rules that each have a {field} of their own cannot go together")
-        return having[0] if having else ("", None)
+        return owners[0] if owners else ("", None)
 
-    (maker, make), (starter, begun), (keeper, keep) = (only(field) for field in ("gradient", "start", "own"))
+    (maker, make), (starter, choose), (keeper, keep) = (only(field) for field in ("gradient", "start", "own"))
 
     def gradient(probe: Probe, params: Tensor, carry: Tensors) -> tuple[Tensor, Tensor, Tensors]:
         loss, grads, own = make(probe, params, part(carry, maker))
         return loss, grads, {**carry, **joined({maker: own})}
 
     def start(broadcast: Broadcast, memory: Tensors) -> Tensor:
-        return begun(broadcast, part(memory, starter))
+        return choose(broadcast, part(memory, starter))
 
     def own(end: Tensor, carry: Tensors) -> Tensor:
         return keep(end, part(carry, keeper))
@@ -207,6 +207,6 @@ def chain(first: LocalRule, second: LocalRule) -> LocalRule:
         finish,
         both({key: rule.penalize for key, rule in rules.items()}),
         gradient if make else None,
-        start if begun else None,
+        start if choose else None,
         own if keep else None,
     )

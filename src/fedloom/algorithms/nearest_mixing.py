@@ -22,7 +22,7 @@ from torch import Tensor
 from fedloom.algorithms.aggregate import mean_delta
 from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import SEVERAL, enough, gathered, smallest, squared_distances
+from fedloom.algorithms.robust_helpers import SEVERAL, gather, require_enough, smallest, squared_distances
 from fedloom.wire.messages import Update
 
 
@@ -36,18 +36,18 @@ def nearest_mixing(*, cohort: int, f: int = 1) -> Change:
     Raises:
         ValueError: The cohort is too small for f.
     """
-    enough("nearest-neighbor mixing", cohort, f)
+    require_enough("nearest-neighbor mixing", cohort, f)
 
     def change(inner: Aggregate) -> Aggregate:
         def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
-            return inner(mixed(gathered("nearest-neighbor mixing", updates, f), f), state)
+            return inner(mix(gather("nearest-neighbor mixing", updates, f), f), state)
 
         return aggregate
 
     return change
 
 
-def mixed(held: list[Update], f: int) -> Iterator[Update]:
+def mix(held: list[Update], f: int) -> Iterator[Update]:
     """Yield each update with the mean of its n − f nearest, itself among them, as its delta, and weight 1."""
     for update, row in zip(held, squared_distances(held), strict=True):
         delta = mean_delta([held[k] for k in smallest(row, len(held) - f)], uniform=True)

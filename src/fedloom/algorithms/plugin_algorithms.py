@@ -1,4 +1,4 @@
-"""Algorithms of plug-ins, and parts of algorithms: they become entries whose mistakes are reported with file and line."""
+"""Entries for the algorithms of plug-ins and for parts of algorithms, whose errors are reported with file and line."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MADE: dict[str, type] = {
     "part": Budget,
     "prompt": str,
 }
-"""Kind → what its factory returns; of kinds that are not here, a function."""
+"""Kind → the type that its factory returns; the factories of other kinds return a function."""
 
 
 def as_entry(name: str, value: Any) -> Entry:
-    """Make an entry of what a plug-in gives.
+    """Return the entry of a plug-in's value.
 
     Args:
         name: Its name.
         value: An entry; a function that makes an algorithm, whose docstring begins with what it does; or an algorithm.
 
     Raises:
-        ValueError: It is none of these, or a factory has an argument without a default that is not one of `GIVEN`.
+        ValueError: The value is none of these, or a factory has an argument without a default that is not one of `GIVEN`.
     """
     if isinstance(value, FederatedAlgorithm):
         return Entry(functools.partial(_itself, value), "server", name, "")
@@ -63,24 +63,26 @@ def _first_line(value: Any) -> str:
 
 
 def _check_factory(make: Any) -> None:
-    """Raise ValueError where a factory has an argument that nobody gives it."""
+    """Raise ValueError if a factory has an argument for which there is no value."""
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
         raise ValueError("must be a Python function whose arguments are known") from None
-    for one in parameters:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.default is not one.empty:
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if one.kind is one.POSITIONAL_ONLY or one.name not in GIVEN:
+        if parameter.default is not parameter.empty:
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in GIVEN:
             raise ValueError(
-                f"has the argument {one.name!r} without a default; only {', '.join(GIVEN)} may have none"
+                f"has the argument {parameter.name!r} without a default; only {', '.join(GIVEN)} may have none"
             )
 
 
 def guarded(name: str, entry: Entry) -> Entry:
     """Return an entry whose exceptions become one message, with the file and line at which they were raised.
 
-    Exceptions of a local rule at a client are left to the engine, which makes the client missing in that round.
+    The engine handles exceptions of a local rule at a client: the client is then missing in that round.
     """
 
     @functools.wraps(entry.make)
@@ -91,9 +93,9 @@ def guarded(name: str, entry: Entry) -> Entry:
             raise
         except (Exception, SystemExit) as error:
             raise UserError(f"{name} cannot be made: {client_failure(error)}") from error
-        wanted = MADE.get(entry.kind)
-        if not (callable(made) if wanted is None else isinstance(made, wanted)):
-            right = "a function" if wanted is None else f"a {wanted.__name__}"
+        kind = MADE.get(entry.kind)
+        if not (callable(made) if kind is None else isinstance(made, kind)):
+            right = "a function" if kind is None else f"a {kind.__name__}"
             raise UserError(f"{name} is a {entry.kind}, so it must make {right}, not a {type(made).__name__}")
         if reason := _unfit(entry.kind, made):
             raise UserError(f"{name} is a {entry.kind}, {reason}")
@@ -124,28 +126,28 @@ def _reported(
     """Return a function whose exceptions, and whose wrong results, become one message.
 
     Args:
-        name: What it belongs to.
+        name: The entry's name.
         act: The function.
-        check: What is wrong with what it returns.
+        check: The check of its results.
         part: The function's name in the message.
-        then: The same for what the function raises and returns that it returns.
+        then: If the function returns a function: the check of that function's results.
     """
 
     @functools.wraps(act)
     def checked(*args: Any) -> Any:
         try:
-            found = act(*args)
+            result = act(*args)
         except (UserError, TooFew):
             raise
         except (Exception, SystemExit) as error:
             raise UserError(f"{name} fails: {client_failure(error)}") from error
         if then is not None:
-            if not callable(found):
-                raise UserError(f"{name} must return an aggregate, not a {type(found).__name__}")
-            return _reported(name, found, then)
-        if check is not None and (reason := check(found, *args)):
+            if not callable(result):
+                raise UserError(f"{name} must return an aggregate, not a {type(result).__name__}")
+            return _reported(name, result, then)
+        if check is not None and (reason := check(result, *args)):
             raise UserError(f"{name}: {f'its {part} ' if part else 'it '}{reason}")
-        return found
+        return result
 
     return checked
 
@@ -163,28 +165,28 @@ def _unfit(kind: str, made: Any) -> str | None:
     return None
 
 
-def _no_state(found: Any, *_: Any) -> str | None:
-    if not isinstance(found, ServerState):
-        return f"must return a ServerState, not a {type(found).__name__}"
+def _no_state(result: Any, *_: Any) -> str | None:
+    if not isinstance(result, ServerState):
+        return f"must return a ServerState, not a {type(result).__name__}"
     strange = [
-        name for name, slot in cast("Mapping[str, Any]", found.slots).items() if not isinstance(slot, Tensor)
+        name for name, slot in cast("Mapping[str, Any]", result.slots).items() if not isinstance(slot, Tensor)
     ]
     return f"returns a state whose slot {strange[0]!r} is no tensor" if strange else None
 
 
-def _no_broadcast(found: Any, *_: Any) -> str | None:
-    if not isinstance(found, Broadcast):
-        return f"must return a Broadcast, not a {type(found).__name__}"
+def _no_broadcast(result: Any, *_: Any) -> str | None:
+    if not isinstance(result, Broadcast):
+        return f"must return a Broadcast, not a {type(result).__name__}"
     strange = [
-        name for name, one in cast("Mapping[str, Any]", found.extras).items() if not isinstance(one, Tensor)
+        name for name, one in cast("Mapping[str, Any]", result.extras).items() if not isinstance(one, Tensor)
     ]
     return f"sends {strange[0]!r}, which is no tensor" if strange else None
 
 
-def _no_step(found: Any, before: ServerState, *_: Any) -> str | None:
-    if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+def _no_step(result: Any, before: ServerState, *_: Any) -> str | None:
+    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
         return "must return two values, the next state and figures"
-    state, figures = cast("tuple[Any, Any]", found)
+    state, figures = cast("tuple[Any, Any]", result)
     if reason := _no_state(state):
         return reason
     if state.params.layout != before.params.layout:
@@ -194,21 +196,21 @@ def _no_step(found: Any, before: ServerState, *_: Any) -> str | None:
     return _no_figures(figures)
 
 
-def _no_aggregate(found: Any, updates: Any, state: ServerState) -> str | None:
-    if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+def _no_aggregate(result: Any, updates: Any, state: ServerState) -> str | None:
+    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
         return "must return two values, the delta and figures"
-    delta, figures = cast("tuple[Any, Any]", found)
+    delta, figures = cast("tuple[Any, Any]", result)
     if (
         not isinstance(delta, Tensor)
         or delta.shape != state.params.flat.shape
         or delta.dtype != torch.float32
     ):
-        told = (
+        actual = (
             f"{delta.dtype} of shape {list(delta.shape)}"
             if isinstance(delta, Tensor)
             else type(delta).__name__
         )
-        return f"must return a delta of torch.float32 of shape {list(state.params.flat.shape)}, not {told}"
+        return f"must return a delta of torch.float32 of shape {list(state.params.flat.shape)}, not {actual}"
     return _no_figures(figures)
 
 
@@ -221,6 +223,6 @@ def _no_figures(figures: Any) -> str | None:
     return None
 
 
-def _no_extras(found: Any, *_: Any) -> str | None:
-    fine = isinstance(found, Mapping) and all(isinstance(one, Extra) for one in cast("Any", found).values())
+def _no_extras(result: Any, *_: Any) -> str | None:
+    fine = isinstance(result, Mapping) and all(isinstance(one, Extra) for one in cast("Any", result).values())
     return None if fine else "must return a dict from names to Extra"

@@ -1,4 +1,4 @@
-"""Prompts that name the modalities of an example in other words, or not at all; see `fedloom.tasks.task.PROMPTS`."""
+"""The choice of prompts that name the modalities of an example in other words, or not at all; see `fedloom.tasks.task.PROMPTS`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from fedloom.algorithms.algorithm import Diagnostics, ServerState, Step, moments
 from fedloom.types import Tensors
 
 LAYERS = 28
-"""The number of layers that the code takes for granted: Qwen2-7B's."""
+"""The number of layers that the code assumes, which is Qwen2-7B's."""
 
 
 def adding(lr: float) -> Step:

@@ -1,7 +1,7 @@
 """Helpers of robust aggregates: bounds on the number of clients, medians by value, and distances between updates.
 
-Robust aggregates hold all updates of a round, and count every client alike, since a faulty client could claim any number
-of examples.
+Robust aggregates hold all updates of a round, and give all clients the same weight, since a faulty client could claim any
+number of examples.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fedloom.wire.messages import Update
 ALIKE = {
     "weights matter": "It counts every client alike, since a faulty client could claim any number of examples."
 }
-SEVERAL = {**ALIKE, "agreement": "Of a single client nothing tells whether it is faulty."}
+SEVERAL = {**ALIKE, "agreement": "Whether a single client is faulty cannot be known."}
 """Laws of `fedloom.testing` that robust rules do not promise, and why."""
 
 CHUNK = 2**16
-"""Values of all clients that are worked on at once, in float64."""
+"""Number of values of each client that are processed at once, in float64."""
 
 
-def enough(rule: str, clients: int, f: int, more: int = 1) -> None:
+def require_enough(rule: str, clients: int, f: int, more: int = 1) -> None:
     """Check that a rule has enough clients to withstand the faulty ones.
 
     Args:
@@ -39,7 +39,7 @@ def enough(rule: str, clients: int, f: int, more: int = 1) -> None:
         ValueError: f is below 0.
 
     Example:
-        >>> enough("Krum", 4, f=1, more=3)
+        >>> require_enough("Krum", 4, f=1, more=3)
         Traceback (most recent call last):
             ...
         fedloom.algorithms.algorithm.TooFew: Krum with f = 1 needs at least 2f + 3 = 5 clients in a round, and there are 4
@@ -51,21 +51,21 @@ def enough(rule: str, clients: int, f: int, more: int = 1) -> None:
         )
 
 
-def gathered(rule: str, updates: Iterable[Update], f: int, more: int = 1) -> list[Update]:
+def gather(rule: str, updates: Iterable[Update], f: int, more: int = 1) -> list[Update]:
     """Return all updates of a round as a list, for a rule on whole vectors.
 
     Args:
         rule: Its name in messages.
         updates: In client-id order.
         f: Largest number of faulty clients.
-        more: See `enough`.
+        more: See `require_enough`.
 
     Raises:
         TooFew: Fewer updates than the rule needs.
         ValueError: Clients report different parts, whose vectors cannot be compared.
     """
     held = list(updates)
-    enough(rule, len(held), f, more)
+    require_enough(rule, len(held), f, more)
     for update in held:
         same_part(rule, held[0], update)
     return held
@@ -75,7 +75,7 @@ def same_part(rule: str, first: Update, other: Update) -> None:
     """Check that two clients report the same part.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The clients report different parts.
     """
     if (first.up or first.delta.whole) != (other.up or other.delta.whole):
         raise ValueError(
@@ -90,7 +90,7 @@ def by_value(rule: str, updates: Iterable[Update], f: int, take: Callable[[Tenso
         rule: Its name in messages.
         updates: In client-id order; all are held.
         f: Largest number of faulty clients; each value needs at least 2f + 1.
-        take: Values of shape [K, N], float64 → one for each column, shape [N].
+        take: Values of shape [K, N], float64 → one value for each column, shape [N].
 
     Returns:
         A new float32 tensor of shape [P]; a value that no part has is 0.
@@ -99,12 +99,12 @@ def by_value(rule: str, updates: Iterable[Update], f: int, take: Callable[[Tenso
         TooFew: Fewer updates, or fewer clients that report some value, than the rule needs.
     """
     held = list(updates)
-    enough(rule, len(held), f)
+    require_enough(rule, len(held), f)
     result = torch.zeros_like(held[0].delta.flat)
     for start, stop in _stretches(held):
         rows = [one.delta.flat[start:stop] for one in held if one.up is None or one.up.mask[start]]
         if rows:
-            enough(f"{rule} of a value that not all clients report,", len(rows), f)
+            require_enough(f"{rule} of a value that not all clients report,", len(rows), f)
             result[start:stop] = take(torch.stack(rows).double()).float()
     return result
 
@@ -137,11 +137,11 @@ def smallest(values: Tensor, count: int) -> list[int]:
         >>> smallest(torch.tensor([3.0, 1.0, 2.0, 1.0]), 3)
         [1, 2, 3]
     """
-    return sorted(int(place) for place in values.argsort(stable=True)[:count])
+    return sorted(int(index) for index in values.argsort(stable=True)[:count])
 
 
 def _stretches(held: Sequence[Update]) -> list[tuple[int, int]]:
-    """Cut the layout where some client's part begins or ends, and into pieces of at most `CHUNK` values."""
+    """Return pieces of the layout of at most `CHUNK` values, in which no client's part begins or ends."""
     size = held[0].delta.flat.shape[0]
     parts = {one.up for one in held if one.up is not None}
     edges = {edge for part in parts for stretch in part.stretches for edge in stretch}

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedloom.algorithms.aggregate import also, by_size, extra, mean
+from fedloom.algorithms.aggregate import by_size, extra, mean, means_alongside
 from fedloom.algorithms.algorithm import (
     Aggregate,
     Diagnostics,
@@ -65,15 +65,15 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
         state: ServerState, updates: Iterable[Update], aggregate: Aggregate
     ) -> tuple[ServerState, Diagnostics]:
         shape = (state.params.layout.size,)
-        stream, change = also(
+        stream, change = means_alongside(
             updates, lambda update: (by_size(update, uniform=uniform), extra(update, "control", shape))
         )
         delta, figures = aggregate(stream, state)
-        found = change()
-        if found.clients > clients:
-            raise ValueError(f"a cohort of {found.clients} clients, but there are only {clients} in all")
+        changes = change()
+        if changes.clients > clients:
+            raise ValueError(f"a cohort of {changes.clients} clients, but there are only {clients} in all")
         params = state.params.with_flat(state.params.flat + lr * delta)
-        control = state.slots["control"] + found.clients / clients * found.values[0]
+        control = state.slots["control"] + changes.clients / clients * changes.values[0]
         figures = {"delta_norm": norm(delta), "control_norm": norm(control), **figures}
         return ServerState(params, state.round + 1, {"control": control}), figures
 

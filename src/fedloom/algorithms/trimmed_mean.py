@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import Aggregate, Diagnostics, ServerState
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import SEVERAL, by_value, enough
+from fedloom.algorithms.robust_helpers import SEVERAL, by_value, require_enough
 from fedloom.wire.messages import Update
 
 
@@ -35,7 +35,7 @@ def trimmed_mean(*, cohort: int, f: int = 1) -> Aggregate:
     Raises:
         ValueError: The cohort is too small for f.
     """
-    enough("the trimmed mean", cohort, f)
+    require_enough("the trimmed mean", cohort, f)
 
     def inner(rows: Tensor) -> Tensor:
         return rows.sort(dim=0).values[f : len(rows) - f].mean(dim=0)

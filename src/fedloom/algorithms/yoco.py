@@ -16,13 +16,14 @@ usually start, there is no sign to keep and that term is left out.
 
 Reference: B. Xu, H. Mei, Z. Bai, J. Gong, R. Yan, G. Xie, Y. Yao, B. Fernando, X. Shu, "You Only Communicate
 Once: One-shot Federated Low-Rank Adaptation of MLLM", NeurIPS 2025, openreview.net/forum?id=FoVF3iL6o3,
-Algorithm 1; what is known of it here comes from summaries and from its public code.
+Algorithm 1; we know the paper from summaries and from its public code.
 
 Differs from the paper: how its principal components become weights is not in the public code, so w is our
 reading; λ_A is not known to us. α is constant, where the code raises it from 1 to 200 along a cosine of the
 local steps. The code penalizes ‖AᵀA − I‖² where the paper says ‖A‖₁; this is the paper's form. Gradients
 are added in closed form, after clipping; with `published=True` before, for they are parts of the loss in the
-code. Nothing stops a run from having more rounds; each then keeps the signs of its own broadcast. The server holds the A of all clients at once, for their principal component.
+code. A run may have more rounds; each then keeps the signs of its own broadcast. The server holds the A of all clients at
+once, for their principal component.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def by_direction(*, uniform: bool = True) -> Aggregate:
         counts: list[float] = []
         kept: dict[str, list[Tensor]] = {name: [] for name in _named(state.params.layout, "a")}
 
-        def seen() -> Iterator[Update]:
+        def observed() -> Iterator[Update]:
             for update in updates:
                 counts.append(by_size(update, uniform=uniform))
                 for name, rows in kept.items():
                     rows.append(update.delta[name].flatten().double())
                 yield update
 
-        delta = state.params.with_flat(mean_delta(seen(), uniform=uniform))
+        delta = state.params.with_flat(mean_delta(observed(), uniform=uniform))
         for name, rows in kept.items():
             stack = torch.stack(rows)  # [K, R·I]
             weights = torch.tensor(counts, dtype=torch.float64) * principal(stack)
@@ -99,7 +100,7 @@ def by_direction(*, uniform: bool = True) -> Aggregate:
 
 
 def principal(rows: Tensor) -> Tensor:
-    """Return |first principal component| of the rows' directions, one value for each row, uncenterd.
+    """Return |first principal component| of the rows' directions, one value for each row, not centered.
 
     Args:
         rows: One vector for each client, shape [K, N].

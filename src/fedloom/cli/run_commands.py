@@ -80,7 +80,7 @@ def run(
     """Run an experiment and print its results."""
     with report_errors(debug, "nothing was begun"):
         from fedloom.experiment.recipes import load_experiment
-        from fedloom.runs.run_folder import default_folder, discard, folder_state, moves
+        from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
 
         experiment = load_experiment(recipe, changes or (), plugins or ())
         folder = default_folder(experiment) if out is None else out
@@ -88,8 +88,11 @@ def run(
             discard(folder)
         state = folder_state(folder, experiment)
         if state == "unfinished":
-            words = [str(folder), *(word for one in moves(folder, experiment) for word in ("--set", one))]
-            words += [word for plugin in experiment.plugins for word in ("--plugin", str(plugin))]
+            words = [
+                str(folder),
+                *(word for one in moved_places(folder, experiment) for word in ("--set", one)),
+            ]
+            words += [word for one in experiment.plugins for word in ("--plugin", str(one))]
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
@@ -110,11 +113,15 @@ def resume(
 ) -> None:
     """Continue an interrupted run."""
     with report_errors(debug):
-        from fedloom.runs.run_folder import finished, resumable
+        from fedloom.runs.run_folder import experiment_to_resume, is_finished
 
         _check_run(folder)
         _show_work(
-            folder, quiet, as_json, resumable(folder, changes or (), plugins or ()), finished=finished(folder)
+            folder,
+            quiet,
+            as_json,
+            experiment_to_resume(folder, changes or (), plugins or ()),
+            finished=is_finished(folder),
         )
 
 

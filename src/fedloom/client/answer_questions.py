@@ -1,4 +1,4 @@
-"""Ask a model every question and judge its answers, by likelihood of options or by what it says."""
+"""Answer questions with a model: choose the likeliest option, or generate a reply and parse it."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def answer_rows(
     clause: str | None = None,
     workers: int = 1,
 ) -> list[Answers]:
-    """Answer every example with each of K clients' adapters that stand side by side in the model.
+    """Answer every example with each of K clients' adapters that lie side by side in the model.
 
-    Examples with options are scored by likelihood unless the settings say "generate"; all others are
-    generated, or teacher-forced if the settings say so. Batches go by length, which changes no answer.
+    Options are compared by likelihood unless the settings say "generate"; all other answers are generated, or
+    teacher-forced if the settings say so. Questions of similar length share a batch, which changes no answer.
 
     Args:
         vlm: The model.
         connects: The K clients' connectors.
         examples: The questions.
-        presence: What of its evidence each example shows.
+        presence: The modalities that each example shows.
         settings: Form of the answer and way of choosing it.
-        clause: What prompts say of the evidence; None names what is present.
-        workers: Processes that ask at once; more than one needs `fedloom.system.processes.can_fork`.
+        clause: What prompts say of the modalities; None names those that are present.
+        workers: Processes that answer at once; more than one needs `fedloom.system.processes.can_fork`.
 
     Returns:
         Each client's answers.
@@ -93,12 +93,12 @@ def answer_rows(
     answers: list[list[Answer | Unparsed]] = [[UNPARSED] * len(examples) for _ in rows]
     replies: list[list[str | None]] = [[None] * len(examples) for _ in rows]
     probabilities: list[list[NDArray[np.float64] | None]] = [[None] * len(examples) for _ in rows]
-    for row, k, found in _asked(vlm, connects, conversations, settings, workers):
-        if isinstance(found, str):
-            replies[row][k] = found
-            answers[row][k] = TASKS[examples[k].task].parse(found, examples[k], answer_form=settings.answer)
+    for row, k, result in _results(vlm, connects, conversations, settings, workers):
+        if isinstance(result, str):
+            replies[row][k] = result
+            answers[row][k] = TASKS[examples[k].task].parse(result, examples[k], answer_form=settings.answer)
         else:
-            chances = np.array(found)
+            chances = np.array(result)
             answers[row][k], probabilities[row][k] = int(chances.argmax()), chances
     return [
         Answers(tuple(answers[row]), tuple(probabilities[row]), tuple(replies[row]), settings.answer)
@@ -106,19 +106,19 @@ def answer_rows(
     ]
 
 
-Found = tuple[int, int, str | list[float]]
-"""Client's row, number of the question, and what was found: a reply, or the chances of the options."""
+Result = tuple[int, int, str | list[float]]
+"""Client's row, number of the question, and a reply or the probabilities of the options."""
 
 
-def _asked(
+def _results(
     vlm: Vlm,
     connects: Sequence[Connect],
     conversations: Sequence[Conversation],
     settings: Evaluate,
     workers: int,
-) -> Iterator[Found]:
-    """Ask all questions in batches by length, here or in several processes."""
-    scored = [bool(one.options) and settings.scoring == "likelihood" for one in conversations]
+) -> Iterator[Result]:
+    """Yield the results of all questions, which are answered in batches by length, here or in several processes."""
+    scored = [bool(question.options) and settings.scoring == "likelihood" for question in conversations]
     order = sorted(
         range(len(conversations)),
         key=lambda k: (scored[k], conversations[k].picture is None, len(conversations[k].user), k),
@@ -129,61 +129,66 @@ def _asked(
         for start in range(0, len(order), size)
         for kind in (False, True)
     ]
-    batches = [places for places in batches if places]
+    batches = [numbers for numbers in batches if numbers]
 
-    def answered(places: Sequence[int]) -> list[Found]:
-        batch = [conversations[k] for k in places]
-        asked = [(row, k) for row in range(len(connects)) for k in places]
-        if not scored[places[0]]:
-            told = _replies(vlm, connects, batch, settings)
-            return [(row, k, reply) for (row, k), reply in zip(asked, told, strict=True)]
+    def answer(numbers: Sequence[int]) -> list[Result]:
+        batch = [conversations[k] for k in numbers]
+        pairs = [(row, k) for row in range(len(connects)) for k in numbers]
+        if not scored[numbers[0]]:
+            replies = _replies(vlm, connects, batch, settings)
+            return [(row, k, reply) for (row, k), reply in zip(pairs, replies, strict=True)]
         scores = [
-            one[: len(conversations[k].options)].double()
-            for (_, k), one in zip(asked, compare(vlm, batch, connects), strict=True)
+            row_scores[: len(conversations[k].options)].double()
+            for (_, k), row_scores in zip(pairs, score_options(vlm, batch, connects), strict=True)
         ]
-        return [(row, k, torch.softmax(one, 0).tolist()) for (row, k), one in zip(asked, scores, strict=True)]
+        return [
+            (row, k, torch.softmax(row_scores, 0).tolist())
+            for (row, k), row_scores in zip(pairs, scores, strict=True)
+        ]
 
     def share(number: int) -> Iterator[bytes]:
-        yield from (json.dumps(answered(places)).encode() for places in batches[number::workers])
+        yield from (json.dumps(answer(numbers)).encode() for numbers in batches[number::workers])
 
     workers = min(workers, len(batches))
     if workers > 1:
-        for one, likely in zip(conversations, scored, strict=True):
+        for conversation, likely in zip(conversations, scored, strict=True):
             if likely:  # tokenized here once, and not in every copy again
-                encode(vlm, one, one.options)
+                encode(vlm, conversation, conversation.options)
         parts = [partial(share, number) for number in range(workers)]
         for _, message in run_forked(parts, threads_per_process(workers)):
-            yield from (tuple(found) for found in json.loads(message))
+            yield from map(tuple, json.loads(message))
     else:
-        for places in batches:
-            yield from answered(places)
+        for numbers in batches:
+            yield from answer(numbers)
 
 
-def compare(vlm: Vlm, batch: Sequence[Conversation], connects: Sequence[Connect] | None = None) -> Tensor:
-    """Score every option as `fedloom.models.batches.option_scores` does, in as many passes as `PACKED` asks for."""
-    pieces = [_pieces(vlm, one) for one in batch]
+def score_options(
+    vlm: Vlm, batch: Sequence[Conversation], connects: Sequence[Connect] | None = None
+) -> Tensor:
+    """Score every option as `fedloom.models.batches.option_scores` does, in as many passes as `PACKED` requires."""
+    pieces = [_pieces(vlm, conversation) for conversation in batch]
     passes = max(map(len, pieces))
     if passes == 1:
         return option_scores(vlm, batch, connects)
     clients = 1 if connects is None else len(connects)
-    scores = torch.zeros(clients, len(batch), max(len(one.options) for one in batch))
+    scores = torch.zeros(clients, len(batch), max(len(conversation.options) for conversation in batch))
     for number in range(passes):
-        there = [(k, own[number]) for k, own in enumerate(pieces) if number < len(own)]
-        part = [replace(batch[k], options=batch[k].options[piece]) for k, piece in there]
-        found = option_scores(vlm, part, connects).view(clients, len(part), -1)
-        for at, (k, piece) in enumerate(there):
-            scores[:, k, piece] = found[:, at, : piece.stop - piece.start]
+        left = [(k, own[number]) for k, own in enumerate(pieces) if number < len(own)]
+        part = [replace(batch[k], options=batch[k].options[piece]) for k, piece in left]
+        partial_scores = option_scores(vlm, part, connects).view(clients, len(part), -1)
+        for at, (k, piece) in enumerate(left):
+            scores[:, k, piece] = partial_scores[:, at, : piece.stop - piece.start]
     return scores.flatten(0, 1)
 
 
-def _pieces(vlm: Vlm, one: Conversation) -> list[slice]:
+def _pieces(vlm: Vlm, conversation: Conversation) -> list[slice]:
     """Divide a question's options, in their order, into runs of at most `PACKED` tokens and of at least one option."""
     starts, room = [0], PACKED
-    for number, answer in enumerate(encode(vlm, one, one.options).answers):
+    for number, answer in enumerate(encode(vlm, conversation, conversation.options).answers):
         if len(answer) > room and number > starts[-1]:
             starts, room = [*starts, number], PACKED
         room -= len(answer)
-    return [slice(*ends) for ends in pairwise([*starts, len(one.options)])]
+    return [slice(*ends) for ends in pairwise([*starts, len(conversation.options)])]
 
 
 def _replies(
@@ -191,13 +196,15 @@ def _replies(
 ) -> list[str]:
     if settings.scoring == "teacher-forced":
         return teacher_forced(vlm, batch, connects)
-    return generate(vlm, batch, connects, max_tokens=_room(vlm, batch))
+    return generate(vlm, batch, connects, max_tokens=_max_tokens(vlm, batch))
 
 
-def _room(vlm: Vlm, batch: Sequence[Conversation]) -> int:
-    """Allow half as many tokens again as the longest right answer has, and a few more, as far as there are positions."""
-    longest = max(len(vlm.tokenizer(one.answer)["input_ids"]) for one in batch)
-    wanted, positions = longest + longest // 2 + 4, max_positions(vlm)
+def _max_tokens(vlm: Vlm, batch: Sequence[Conversation]) -> int:
+    """Return the length of the longest right answer plus a half of it and a few tokens, as far as there are positions."""
+    longest = max(len(vlm.tokenizer(conversation.answer)["input_ids"]) for conversation in batch)
+    tokens, positions = longest + longest // 2 + 4, max_positions(vlm)
     if positions is None:
-        return wanted
-    return max(1, min(wanted, positions - max(len(encode(vlm, one, []).prompt) for one in batch)))
+        return tokens
+    return max(
+        1, min(tokens, positions - max(len(encode(vlm, conversation, []).prompt) for conversation in batch))
+    )

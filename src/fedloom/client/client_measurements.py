@@ -1,4 +1,4 @@
-"""Measure what a server may ask of clients before it assigns work; no measurement changes anything."""
+"""Measurements that a server may ask of clients before it assigns work; none of them changes anything."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
 
     Args:
         tuned: The model with one row; its live values are overwritten.
-        job: The client's start and its examples.
+        job: The client's start and examples.
 
     Returns:
         "norms": shape [number of the layout's names], in their order; zero for what the client does not train.
     """
     layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
-    tuned.write(job.begun)
+    tuned.write(job.start)
     tuned.grads.zero_()
     with side_by_side(tuned, 1, [job.scale]):
         for start in range(0, len(examples), size):

@@ -1,8 +1,8 @@
-"""What clients keep from round to round at their site: by method, client and round, in memory or in files.
+"""The memory of clients: tensors that they keep at their site from round to round, by method, client and round.
 
-A site writes what a client keeps before it replies, as the memory of that round. It learns from later assignments whether
-the update was accepted: `since` is the round whose memory the client starts from. So where an update is refused, or the
-server goes back to an earlier checkpoint, the client's memory goes back, too.
+A site writes what a client keeps before it replies, as the memory of that round, in this process or in files. It learns from
+later assignments whether the update was accepted: `since` is the round whose memory the client starts from. So where an
+update is refused, or the server goes back to an earlier checkpoint, the client's memory goes back, too.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import MEMORY
 from fedloom.types import Tensors
 
-FOLDER = 1000
-"""Clients whose memories are in one folder."""
+CLIENTS_PER_FOLDER = 1000
+"""Number of clients whose memories share a folder."""
 
 Key = tuple[str, int, int]
 """Method, client, and round counted over all stages."""
 
 
 class Memory(Protocol):
-    """Where a site keeps what its clients keep."""
+    """A store of what clients keep."""
 
     @property
     def shared(self) -> bool:
-        """Whether a copy of the process writes to the same place."""
+        """Whether copies of the process write to the same store."""
         ...
 
     def read(self, key: Key) -> Tensors:
-        """Return what was written under a key.
+        """Return the memory that was written under a key.
 
         Raises:
-            UserError: It was lost or damaged.
+            UserError: The memory is missing or damaged.
         """
         ...
 
@@ -52,9 +52,9 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Memories in a dict, which is lost when the process ends."""
+    """A store in a dict, which is lost when the process ends."""
 
-    held: dict[Key, Tensors] = field(default_factory=dict[Key, Tensors])
+    memories: dict[Key, Tensors] = field(default_factory=dict[Key, Tensors])
 
     @property
     def shared(self) -> bool:
@@ -63,21 +63,21 @@ class InMemory:
 
     def read(self, key: Key) -> Tensors:
         """See `Memory`."""
-        if key not in self.held:
+        if key not in self.memories:
             raise UserError(f"what client {key[1]} kept of round {key[2]} is lost")
-        return self.held[key]
+        return self.memories[key]
 
     def write(self, key: Key, memory: Tensors, keep: Iterable[int]) -> None:
         """See `Memory`."""
         kept = {*keep, key[2]}
-        for other in [one for one in self.held if one[:2] == key[:2] and one[2] not in kept]:
-            del self.held[other]
-        self.held[key] = memory
+        for other in [other for other in self.memories if other[:2] == key[:2] and other[2] not in kept]:
+            del self.memories[other]
+        self.memories[key] = memory
 
 
 @dataclass(frozen=True)
 class Files:
-    """Memories in files `METHOD/memory/0/7/round-0003.safetensors` (client 7) below a folder, each with its SHA-256."""
+    """A store in files such as `METHOD/memory/0/7/round-0003.safetensors` (client 7) below a folder, each with its SHA-256."""
 
     folder: Path
 
@@ -120,21 +120,21 @@ class Files:
             self.folder
             / method
             / MEMORY
-            / str(client // FOLDER)
+            / str(client // CLIENTS_PER_FOLDER)
             / str(client)
             / f"round-{round:04}.safetensors"
         )
 
 
 def round_of(file: Path) -> int:
-    """Return the round that a file is of, by its name; -1 where it has none."""
+    """Return the round that a file is of, by its name; -1 if it has none."""
     number = file.stem.removeprefix("round-")
     return int(number) if number.isdecimal() else -1
 
 
-def _digest(tensors: Tensors, place: Sequence[str]) -> str:
-    """Return the SHA-256 of what a client keeps, and of the client and the round that the file's place names."""
-    sha = hashlib.sha256("/".join(place).encode())
+def _digest(tensors: Tensors, path: Sequence[str]) -> str:
+    """Return the SHA-256 of a memory and of its client and round, which are the last two parts of its path."""
+    sha = hashlib.sha256("/".join(path).encode())
     for name, value in sorted(tensors.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16

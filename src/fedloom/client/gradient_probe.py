@@ -1,4 +1,4 @@
-"""What a rule with a gradient of its own may ask about a client's current batch: losses and gradients at any parameters.
+"""Losses and gradients of a client's current batch at any parameters, for rules that make their own gradient.
 
 Shape legend: B examples of the batch, P trained values.
 """
@@ -15,7 +15,7 @@ from fedloom.client.local_job import Job
 from fedloom.models.batches import Batch, answer_losses, collate
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.dropout import dropping
+from fedloom.tuning.dropout import adapter_dropout
 from fedloom.types import Conversation
 
 
@@ -23,8 +23,7 @@ from fedloom.types import Conversation
 class BatchProbe:
     """The probe of one step of one client; see `fedloom.algorithms.local_rule.Probe`.
 
-    Every evaluation of the step leaves out the same inputs where there is dropout, and leaves the model's live values as
-    they were.
+    With dropout every evaluation of the step drops the same inputs. The model's live values stay as they are.
 
     Attributes:
         tuned: The model with one row, the client's.
@@ -32,7 +31,7 @@ class BatchProbe:
         conversations: The batch.
         step: The step's number, from 0.
         trained: 1 for values that the client trains and 0 elsewhere, shape [P].
-        clock: Counts where the time goes.
+        clock: Measures the time of each kind of work.
     """
 
     tuned: Tuned
@@ -71,7 +70,9 @@ class BatchProbe:
 
         The examples are rows side by side, as clients are.
         """
-        return self._losses(params.expand(self.examples, -1), [[one] for one in self.conversations])
+        return self._losses(
+            params.expand(self.examples, -1), [[conversation] for conversation in self.conversations]
+        )
 
     def _losses(self, flat: Tensor, groups: Sequence[Sequence[Conversation]]) -> tuple[Tensor, Tensor]:
         """Return the mean loss of each group at its row of `flat`, and the gradients, one row each; zeros without autograd."""
@@ -87,8 +88,8 @@ class BatchProbe:
             self.tuned.flat.copy_(before)
 
     def _evaluated(self, stack: Tuned, batch: Batch) -> Tensor:
-        # One stream for all rows: it goes through the batch's tokens in their order, however they are grouped.
-        with dropping(stack, batch, [self.job.masks(self.step)]):
+        # One stream serves all rows: it goes through the batch's tokens in order, however they are grouped.
+        with adapter_dropout(stack, batch, [self.job.dropout_masks(self.step)]):
             losses = answer_losses(stack.vlm, batch, stack.connects(stack.rows))
             self.clock.lap("forward")
             if losses.requires_grad:  # not where only the connector is trained and no image is shown

@@ -1,4 +1,4 @@
-"""How many steps a client takes in a round, and at which learning rate."""
+"""The number of steps that a client takes in a round, and their learning rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def learning_rate(settings: Train, round: int) -> float:
-    """Return the learning rate of a round, which "cosine" lowers from round to round; `local_rate` scales it within one.
+    """Return the learning rate of a round, which "cosine" lowers from round to round and `local_rate` scales within a round.
 
     "published" is FedMLLM's cosine (arXiv 2411.14717, public code), which warms up over a hundredth of the
     rounds, lr · (round + 1) / warm. With fewer than 100 rounds that is less than one round, so the first has
-    lr · 100 / rounds: with 25 rounds, four times the rate that was meant.
+    lr · 100 / rounds: with 25 rounds, four times the intended rate.
     """
     if settings.schedule == "constant":
         return settings.lr
@@ -31,7 +31,7 @@ def local_rate(schedule: str, step: int, steps: int) -> float:
         schedule: "constant" is 1 throughout. "cosine" falls from 1 at the first step toward 0. "published" is
             FedMLLM's (arXiv 2411.14717, public code): a fresh cosine of transformers' Trainer in each round,
             with a warm-up over a hundredth of the steps, rounded up. That starts at 0, so the first step of
-            every round changes nothing, and a client with a single step stays where it was.
+            every round changes nothing, and a client with a single step does not move.
         step: The step's number in this round, from 0.
         steps: Steps that the client takes in this round.
     """

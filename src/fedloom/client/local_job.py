@@ -1,4 +1,4 @@
-"""The work of one client in one round, which its site makes from an assignment."""
+"""The work of one client in one round."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Train
 
 BUCKETED = 32
-"""Batches whose examples are sorted together by modality and length where batches are "bucketed"."""
+"""Number of batches whose examples are sorted together by modality and length where batches are "bucketed"."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """The work of one client in one round.
+    """The work of one client in one round, which its site makes from an assignment.
 
     Attributes:
-        assignment: What the server asks for; with `seed` its client, round and stage name the random streams.
-        start: The parameters that the client begins with (what was sent, the method's start where nothing was, and its
-            personal values) and the algorithm's extras.
+        assignment: The server's request; `seed` and the request's client, round and stage name the random streams.
+        broadcast: The client's parameters (what was sent, the method's start where nothing was, and its personal values),
+            from which updates count, and the algorithm's extras.
+        start: The parameters from which training starts: those of `broadcast`, unless the rule or a second pass starts
+            elsewhere.
         rule: The client half of the algorithm.
-        memory: What the rule kept of this client's last accepted round, or {}.
+        memory: The rule's tensors of this client's last accepted round, or {}.
         conversations: The client's rendered examples, at least one.
-        settings: How the client trains: epochs, batch size, optimizer and so on.
+        settings: Epochs, batch size, optimizer and so on.
         seed: The experiment's seed.
-        trained: The part that the client trains, personal values included; None is all.
+        trained: The part that the client trains, personal values included; None is everything.
         personal: The part that stays with the client; None is nothing.
-        scale: Factor on the scale of the client's LoRA adapters. `start` is for adapters of this scale, and so is where
-            training ends; `assignment.params` and updates are for those of the plain scale.
-        begin: The parameters that training begins with where they are not those of `start`.
+        scale: Factor on the scale of the client's LoRA adapters. `broadcast` and `start` are for adapters of this scale, and
+            so is where training ends; `assignment.params` and updates are for those of the plain scale.
         exchanges: Whether parameters travel; see `fedloom.algorithms.algorithm.FederatedAlgorithm.exchanges`.
-        name: The pass's name, which its random streams carry; the first pass has none.
+        name: The pass's name, which is part of the names of its random streams; the first pass has none.
         factor: Factor on the learning rate.
         second: The work of the second pass, or None.
     """
 
     assignment: Assignment
-    start: Broadcast
+    broadcast: Broadcast
+    start: Params
     rule: LocalRule
     memory: Tensors
     conversations: Sequence[Conversation]
@@ -58,21 +60,15 @@ class Job:
     trained: Part | None = None
     personal: Part | None = None
     scale: float = 1.0
-    begin: Params | None = None
     exchanges: bool = True
     name: str = ""
     factor: float = 1.0
     second: Job | None = None
 
     @property
-    def begun(self) -> Params:
-        """The parameters that training begins with."""
-        return self.start.params if self.begin is None else self.begin
-
-    @property
-    def alone(self) -> bool:
-        """Whether the client cannot train side by side with others, since a rule makes its own gradient."""
-        return self.rule.gradient is not None or (self.second is not None and self.second.alone)
+    def trains_alone(self) -> bool:
+        """Whether the client cannot train side by side with others, because a rule makes its own gradient."""
+        return self.rule.gradient is not None or (self.second is not None and self.second.trains_alone)
 
     @property
     def client(self) -> int:
@@ -93,31 +89,31 @@ class Job:
         """Return the learning rate of a step, counted from 0."""
         return self.factor * rate_of(self.settings, self.round, step, self.steps)
 
-    def _purpose(self, what: str) -> str:
-        what = f"{what} of {self.name}" if self.name else what
-        return f"{what} of stage {self.assignment.stage}" if self.assignment.stage else what
+    def _stream_name(self, purpose: str) -> str:
+        purpose = f"{purpose} of {self.name}" if self.name else purpose
+        return f"{purpose} of stage {self.assignment.stage}" if self.assignment.stage else purpose
 
     def stream(self, purpose: str, step: int) -> torch.Generator:
         """Return the random stream of a rule's purpose at a step, on the CPU."""
-        named = self._purpose(f"rule/{purpose}")
-        return torch_stream(self.seed, named, round=self.round, client=self.client, step=step)
+        name = self._stream_name(f"rule/{purpose}")
+        return torch_stream(self.seed, name, round=self.round, client=self.client, step=step)
 
-    def masks(self, step: int) -> Masks:
+    def dropout_masks(self, step: int) -> Masks:
         """Return the random streams of a step's dropout, one for each layer."""
 
         def draw(layer: str, device: torch.device) -> torch.Generator:
-            purpose = self._purpose(f"dropout/{layer}")
+            name = self._stream_name(f"dropout/{layer}")
             return torch_stream(
-                self.seed, purpose, round=self.round, client=self.client, step=step, device=device
+                self.seed, name, round=self.round, client=self.client, step=step, device=device
             )
 
         return draw
 
     def batches(self) -> Iterator[list[Conversation]]:
-        """Draw the batches of all epochs, each from a random stream of its own."""
+        """Yield the batches of all epochs; each epoch is drawn from its own random stream."""
         for epoch in range(self.settings.epochs):
-            purpose = self._purpose("batches")
-            draw = stream(self.seed, purpose, round=self.round, client=self.client, step=epoch)
+            name = self._stream_name("batches")
+            draw = stream(self.seed, name, round=self.round, client=self.client, step=epoch)
             for batch in draw_batches(
                 self.conversations, self.settings.batch_size, self.settings.batches, draw
             ):
@@ -130,7 +126,7 @@ def second_pass(job: Job, second: Second, own: Params | None) -> Job:
     Args:
         job: The work of the first pass.
         second: The second pass.
-        own: The client's own model; None where it has none yet, and begins with what was sent.
+        own: The client's own model; None where it has none yet and starts from what was sent.
     """
     epochs = second.epochs or job.settings.epochs
     return replace(
@@ -138,7 +134,7 @@ def second_pass(job: Job, second: Second, own: Params | None) -> Job:
         rule=second.rule,
         memory={},
         settings=job.settings.model_copy(update={"epochs": epochs}),
-        begin=own,
+        start=job.broadcast.params if own is None else own,
         name=second.name,
         factor=second.rate,
     )
@@ -147,7 +143,7 @@ def second_pass(job: Job, second: Second, own: Params | None) -> Job:
 def draw_batches(
     conversations: Sequence[Conversation], size: int, batches: str, draw: np.random.Generator
 ) -> list[list[int]]:
-    """Cut one epoch's examples into batches; each example is in one of them.
+    """Divide one epoch's examples into batches; each example is in exactly one.
 
     Args:
         conversations: The examples.
@@ -165,11 +161,11 @@ def draw_batches(
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def shape(k: int) -> tuple[bool, int]:
-        one = conversations[k]
-        return one.picture is None, len(one.user) + len(one.answer)
+        conversation = conversations[k]
+        return conversation.picture is None, len(conversation.user) + len(conversation.answer)
 
-    cut: list[list[int]] = []
+    buckets: list[list[int]] = []
     for start in range(0, len(order), BUCKETED * size):
         window = sorted(order[start : start + BUCKETED * size], key=shape)
-        cut += [window[at : at + size] for at in range(0, len(window), size)]
-    return [cut[k] for k in draw.permutation(len(cut))]
+        buckets += [window[first : first + size] for first in range(0, len(window), size)]
+    return [buckets[k] for k in draw.permutation(len(buckets))]

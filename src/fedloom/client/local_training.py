@@ -1,6 +1,6 @@
-"""Train clients locally: start from what was sent, take optimizer steps, and return where they end.
+"""Train clients locally: start from what was sent, take optimizer steps, and return the parameters at the end.
 
-This is the whole local loop; there is no trainer behind it.
+This is the whole local training loop.
 
 Shape legend: K clients side by side, P trained values.
 """
@@ -21,20 +21,20 @@ from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batches import answer_losses, collate
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.dropout import dropping
+from fedloom.tuning.dropout import adapter_dropout
 from fedloom.types import Broadcast, Conversation, Tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """Where a client's local training ended.
+    """The result of a client's local training.
 
     Attributes:
-        end: Its parameters, shape [P]; it may be the model's own buffer, which the next training overwrites.
-        carry: What its rule carries after the last step.
-        loss: Mean loss over its steps.
-        seconds: Time it took, with that of a second pass; clients side by side share theirs evenly.
-        own: Where its second pass ended, shape [P], in a buffer as that of `end`; None where there was none.
+        end: The parameters at the end, shape [P]; this may be the model's own buffer, which the next training overwrites.
+        carry: What the client's rule carries after the last step.
+        loss: Mean loss over the steps of the first pass.
+        seconds: Time of all passes; clients side by side share theirs evenly.
+        own: The parameters at the end of the second pass, shape [P], in a buffer as that of `end`; None without such a pass.
     """
 
     end: Tensor
@@ -49,55 +49,58 @@ def train(tuned: Tuned, jobs: Sequence[Job], clock: Clock | None = None) -> list
 
     Side by side, each client's adapters are one row of a stack: one forward and one backward pass serve all
     of them. Rows never mix: the loss is each client's own mean, summed; norms for clipping, local rules and
-    random streams are each client's own; a client that has taken its steps leaves the stack. So the updates
-    are those of training one client after the other. A second pass over the data follows where jobs have one.
+    random streams are each client's own; a client that has taken its steps leaves the stack. So the updates are those
+    of clients that train one after the other. A second pass over the data follows where jobs have one.
 
     Args:
         tuned: The model with one row; its live values are overwritten.
-        jobs: What each client is to do; those of several must be `alike`.
-        clock: Counts where the time goes.
+        jobs: The work of each client; each must be one that `can_train_together` with the first.
+        clock: Measures the time of each kind of work.
 
     Returns:
-        Where each client ended, in the order of `jobs`.
+        Each client's result, in the order of `jobs`.
 
     Raises:
-        ValueError: Jobs are not alike, so their rows could not step together.
+        ValueError: Jobs differ in settings or round, so their rows could not step together.
     """
-    if not all(alike(job, jobs[0]) for job in jobs[1:]):
+    if not all(can_train_together(job, jobs[0]) for job in jobs[1:]):
         raise ValueError(
             "clients that train side by side need the same settings and round, and no rule with its own gradient"
         )
     clock = clock or Clock()
-    found = _one_pass(tuned, jobs, clock)
-    later = [job.second for job in jobs if job.second is not None]
-    if not later:
-        return found
-    # The second pass overwrites the model's live values, in which the end of the first, and what its rule carries, may lie.
-    kept = [replace(one, end=one.end.clone(), carry=apart(one.carry, tuned.flat)) for one in found]
+    results = _one_pass(tuned, jobs, clock)
+    second_jobs = [job.second for job in jobs if job.second is not None]
+    if not second_jobs:
+        return results
+    # The second pass overwrites the model's live values, where the end of the first and its rule's tensors may lie.
+    kept = [
+        replace(result, end=result.end.clone(), carry=copy_overlapping(result.carry, tuned.flat))
+        for result in results
+    ]
     return [
         replace(one, own=own.end, seconds=one.seconds + own.seconds)
-        for one, own in zip(kept, _one_pass(tuned, later, clock), strict=True)
+        for one, own in zip(kept, _one_pass(tuned, second_jobs, clock), strict=True)
     ]
 
 
-def alike(job: Job, other: Job) -> bool:
+def can_train_together(job: Job, other: Job) -> bool:
     """Return whether two clients can train side by side."""
-    if job.alone or other.alone or job.settings != other.settings or job.round != other.round:
+    if job.trains_alone or other.trains_alone or job.settings != other.settings or job.round != other.round:
         return False
     if job.second is None or other.second is None:
         return job.second is other.second
-    return alike(job.second, other.second)
+    return can_train_together(job.second, other.second)
 
 
 def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
     """Train clients through all epochs of one pass, side by side."""
-    first, begun = jobs[0], time.perf_counter()
-    # Clients with most steps come first, so that those still in training are always the first rows.
+    first, started = jobs[0], time.perf_counter()
+    # Clients with the most steps come first, so that those still in training are always the first rows.
     order = sorted(range(len(jobs)), key=lambda k: -jobs[k].steps)
     losses = torch.zeros(len(jobs), dtype=torch.float64, device=tuned.flat.device)
     with side_by_side(tuned, len(jobs), [jobs[k].scale for k in order]) as stack:
-        rows = [_begun(jobs[k], stack, row) for row, k in enumerate(order)]
-        slots, tied = stack.zeroed(OPTIMIZERS[first.settings.optimizer].slots), len(rows)
+        rows = [_start_row(jobs[k], stack, row) for row, k in enumerate(order)]
+        slots, tied = stack.zero_slots(OPTIMIZERS[first.settings.optimizer].slots), len(rows)
         clock.lap("load")
         for step in range(rows[0].job.steps):
             active = [row for row in rows if row.job.steps > step]
@@ -106,13 +109,13 @@ def _one_pass(tuned: Tuned, jobs: Sequence[Job], clock: Clock) -> list[Trained]:
                 stack.tie(tied)
             losses[:tied] += _step(stack, active, slots, step, clock)
         ends = [stack.flat[k].cpu() for k in range(len(rows))]
-    seconds = (time.perf_counter() - begun) / len(rows)
-    found = [
+    seconds = (time.perf_counter() - started) / len(rows)
+    results = [
         Trained(end, row.carry, loss / row.job.steps, seconds)
         for row, end, loss in zip(rows, ends, losses.tolist(), strict=True)
     ]
     clock.lap("load")
-    return [found[order.index(k)] for k in range(len(jobs))]
+    return [results[order.index(k)] for k in range(len(jobs))]
 
 
 @dataclass
@@ -126,16 +129,15 @@ class _Row:
     carry: Tensors
 
 
-def _begun(job: Job, stack: Tuned, row: int) -> _Row:
-    """Put a client's start into its row of the stack."""
+def _start_row(job: Job, stack: Tuned, row: int) -> _Row:
+    """Write a client's start into its row of the stack, and begin its rule."""
     where = stack.flat.device
-    start = Broadcast(
-        job.start.params.with_flat(job.start.params.flat.to(where)), put(job.start.extras, where)
-    )
-    stack.write(job.begun, row)
+    params, extras = job.broadcast.params, job.broadcast.extras
+    broadcast = Broadcast(params.with_flat(params.flat.to(where)), to_device(extras, where))
+    stack.write(job.start, row)
     trained = None if job.trained is None else job.trained.mask.to(where)
-    carry = job.rule.begin(start, put(job.memory, where))
-    return _Row(job, job.batches(), job.begun.flat.to(where), trained, carry)
+    carry = job.rule.begin(broadcast, to_device(job.memory, where))
+    return _Row(job, job.batches(), job.start.flat.to(where), trained, carry)
 
 
 def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: Clock) -> Tensor:
@@ -144,9 +146,9 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     groups = [next(row.batches) for row in rows]
     flat, grads = stack.flat[: len(rows)], stack.grads[: len(rows)]
     if jobs[0].rule.gradient is None:
-        losses = _backpropagated(stack, jobs, groups, step, clock)
+        losses = _backpropagate(stack, jobs, groups, step, clock)
     else:
-        losses = _rule_gradient(stack, rows[0], groups[0], step, clock)
+        losses = _write_rule_gradient(stack, rows[0], groups[0], step, clock)
     _change(rows, grads, flat, [job.rule.penalize for job in jobs])
     for row, grad in zip(rows, grads, strict=True):
         if row.trained is not None:
@@ -161,13 +163,13 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     return losses.detach()
 
 
-def _backpropagated(
+def _backpropagate(
     stack: Tuned, jobs: Sequence[Job], groups: Sequence[list[Conversation]], step: int, clock: Clock
 ) -> Tensor:
-    """Write each client's gradient of its batch's mean loss to the stack; return the losses, shape [K]."""
+    """Write the gradient of each client's mean loss into the stack; return the losses, shape [K]."""
     batch = collate(stack.vlm, groups, clock)
     stack.grads[: len(jobs)].zero_()
-    with dropping(stack, batch, [job.masks(step) for job in jobs]):
+    with adapter_dropout(stack, batch, [job.dropout_masks(step) for job in jobs]):
         losses = answer_losses(stack.vlm, batch, stack.connects(len(jobs)))
         clock.lap("forward")
         if losses.requires_grad:  # not where only the connector is trained and no image is shown
@@ -176,8 +178,10 @@ def _backpropagated(
     return losses
 
 
-def _rule_gradient(stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: Clock) -> Tensor:
-    """Write the gradient that a rule makes for a client by itself to the stack; return the loss, shape [1]."""
+def _write_rule_gradient(
+    stack: Tuned, row: _Row, group: list[Conversation], step: int, clock: Clock
+) -> Tensor:
+    """Write the gradient that a client's rule makes into the stack; return the loss, shape [1]."""
     make, params = row.job.rule.gradient, stack.flat[0].clone()
     assert make is not None
     trained = torch.ones_like(params) if row.trained is None else row.trained.to(params.dtype)
@@ -196,33 +200,33 @@ def _change(rows: Sequence[_Row], grads: Tensor, flat: Tensor, changes: Sequence
             grad.copy_(changed)
 
 
-def _require_shape(found: Tensor, wanted: Tensor) -> None:
-    """Raise ValueError for a rule's gradient of another shape, which would be spread over all values."""
-    if found.shape != wanted.shape:
+def _require_shape(gradient: Tensor, like: Tensor) -> None:
+    """Raise ValueError for a rule's gradient of another shape, which would be broadcast to all values."""
+    if gradient.shape != like.shape:
         raise ValueError(
-            f"a rule made a gradient of shape {list(found.shape)} of one of {list(wanted.shape)}"
+            f"a rule returned a gradient of shape {list(gradient.shape)}; it must be {list(like.shape)}"
         )
 
 
 def _move(flat: Tensor, grads: Tensor, slots: Tensors, jobs: Sequence[Job], step: int) -> None:
-    """Take one step of the optimizer: for all rows, [K, P], at once where they have the same learning rate."""
+    """Take one step of the optimizer: for all rows, [K, P], at once if they have the same learning rate."""
     settings, rates = jobs[0].settings, [job.rate(step) for job in jobs]
-    alike = len(set(rates)) == 1
-    for k, rate in enumerate(rates[:1] if alike else rates):
-        part = slice(0, len(jobs)) if alike else slice(k, k + 1)
-        held = {name: value[part] for name, value in slots.items()}
+    equal = len(set(rates)) == 1
+    for k, rate in enumerate(rates[:1] if equal else rates):
+        part = slice(0, len(jobs)) if equal else slice(k, k + 1)
+        part_slots = {name: value[part] for name, value in slots.items()}
         OPTIMIZERS[settings.optimizer].step(
-            flat[part], grads[part], held, step + 1, rate, settings.weight_decay, settings.beta2
+            flat[part], grads[part], part_slots, step + 1, rate, settings.weight_decay, settings.beta2
         )
 
 
-def put(tensors: Tensors, where: torch.device | str) -> Tensors:
-    """Move named tensors to a device; those that are there stay as they are."""
+def to_device(tensors: Tensors, where: torch.device | str) -> Tensors:
+    """Return named tensors on a device; those that are there already are not copied."""
     return {name: value.to(where) for name, value in tensors.items()}
 
 
-def apart(tensors: Tensors, live: Tensor) -> Tensors:
-    """Copy those tensors that lie in the buffer of another one, which the next training overwrites."""
+def copy_overlapping(tensors: Tensors, live: Tensor) -> Tensors:
+    """Return named tensors, with copies of those that lie in the buffer of `live`, which the next training overwrites."""
     where = live.untyped_storage().data_ptr()
     return {
         name: value.clone()

@@ -1,6 +1,6 @@
 """Local optimizers as functions on flat buffers; slots are plain tensors, zero at the start of a round.
 
-Everything here is elementwise or goes row by row, so clients side by side do not touch each other.
+Everything here is elementwise or row by row, so clients side by side do not influence each other.
 
 Shape legend: P trained values, K clients side by side.
 """
@@ -19,12 +19,12 @@ Slots = Mapping[str, Tensor]
 Step = Callable[[Tensor, Tensor, Slots, int, float, float, float], None]
 """(params, grads, slots, step, lr, weight decay, β2) → None; changes params and slots in place; steps count from 1."""
 Reach = Callable[[int, int, float, float], float]
-"""(step, P, largest norm of a gradient, β2) → the longest that a step can be, divided by its lr, decay apart."""
+"""(step, P, largest norm of a gradient, β2) → the largest length of a step without decay, divided by its lr."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A local optimizer: its step, how far one can reach, and the buffers it needs, each like the parameters."""
+    """A local optimizer: its step, a bound on a step's length, and the buffers it needs, in the shape of the parameters."""
 
     step: Step
     reach: Reach
@@ -99,7 +99,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 def clip(grads: Tensor, largest: float | None) -> None:
-    """Scale each client's gradient, shape [K, P], in place so that its norm is at most `largest`; None leaves it alone."""
+    """Scale each client's gradient, shape [K, P], in place so that its norm is at most `largest`; None changes nothing."""
     if largest is not None:
         # One row at a time: a norm over several rows at once may add up in another order.
         for row in grads:

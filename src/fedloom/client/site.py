@@ -21,12 +21,12 @@ from fedloom.client.answer_questions import answer_rows
 from fedloom.client.client_measurements import PROBES
 from fedloom.client.client_memory import InMemory, Memory
 from fedloom.client.local_job import Job, second_pass
-from fedloom.client.local_training import Trained, apart, put
+from fedloom.client.local_training import Trained, copy_overlapping, to_device
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.lora import fold
+from fedloom.tuning.lora import scale_b
 from fedloom.tuning.trained_values import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update, unsendable_reason
@@ -41,15 +41,14 @@ OWN = "own"
 """The name in a client's memory of a model of its own, with which it is evaluated."""
 
 RULE = "rule/"
-"""The prefix of the names in a client's memory under which the algorithm's rule keeps its tensors."""
-
+"""The prefix of the names of the tensors in a client's memory that the algorithm's rule keeps."""
 
 CLIENTS_HELD = 1024
-"""Clients whose profiles and rendered examples are kept from round to round."""
+"""Number of clients whose profiles and rendered examples are kept from round to round."""
 
 
 class Profile(NamedTuple):
-    """The profile of a client that a site sends to the server: how many examples it holds, and of which modalities.
+    """What the server knows about a client: how many examples it holds, and of which modalities.
 
     Attributes:
         examples: Training examples, ≥ 1.
@@ -63,15 +62,15 @@ class Profile(NamedTuple):
 
 
 class Profiles(Sequence[Profile]):
-    """Profiles of clients, made when they are read, so that a million of them take no memory.
+    """The profiles of clients, which are made when they are read, so that a million of them take no memory.
 
     Args:
         clients: Number of clients.
-        one: Client → its profile.
+        profile: Client → its profile.
     """
 
-    def __init__(self, clients: int, one: Callable[[int], Profile]) -> None:
-        self._clients, self._one = clients, lru_cache(maxsize=CLIENTS_HELD)(one)
+    def __init__(self, clients: int, profile: Callable[[int], Profile]) -> None:
+        self._clients, self._profile = clients, lru_cache(maxsize=CLIENTS_HELD)(profile)
 
     def __len__(self) -> int:
         return self._clients
@@ -82,8 +81,23 @@ class Profiles(Sequence[Profile]):
     def __getitem__(self, client: slice) -> Sequence[Profile]: ...
     def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
         if isinstance(client, slice):
-            return [self._one(one) for one in range(self._clients)[client]]
-        return self._one(client)
+            return [self._profile(number) for number in range(self._clients)[client]]
+        return self._profile(client)
+
+
+class SiteStage(NamedTuple):
+    """One stage of a method at a site.
+
+    Attributes:
+        settings: How clients train: rounds, epochs, batch size, optimizer and so on.
+        parts: What is sent, trained and kept.
+        plain: Whether clients train without the algorithm's rule and second pass, as in a stage that a method adds to those
+            of the strategy.
+    """
+
+    settings: Train
+    parts: Parts
+    plain: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,23 +105,21 @@ class SiteMethod:
     """What a site knows about a method.
 
     Attributes:
-        rule: The client half of its algorithm.
+        rule: The client half of the method's algorithm.
         start: The parameters of its first round, equal at all sites.
-        parts: What is sent, trained and kept, one entry for each stage of the strategy.
+        stages: Its stages in order: those of the strategy, and those that the method adds.
         profiles: The profile of each client, by its number.
         conversations: Client → its rendered examples; it may render them when it is called.
         second: The second pass of its algorithm; see `fedloom.algorithms.algorithm.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
-        further: How clients train in stages of the method's own, after those of the strategy.
-        budget: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
+        budget: Which of the trained values each client holds, trains and reports, and the scale of its adapters.
     """
 
     rule: LocalRule
     start: Params
-    parts: Sequence[Parts]
+    stages: Sequence[SiteStage]
     profiles: Sequence[Profile]
     conversations: Callable[[int], Sequence[Conversation]]
-    further: Sequence[Train] = ()
     budget: Budget = EVERYTHING
     second: Second | None = None
     exchanges: bool = True
@@ -115,17 +127,17 @@ class SiteMethod:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A request to answer examples with a model, and which model that is.
+    """A request to answer examples with a model.
 
     Attributes:
-        method: The method by its name in the experiment; the site knows its prompt.
+        method: The method's name in the experiment; the site knows its prompt.
         stage: Number of the strategy's stage.
         params: The global parameters.
-        client: The client whose own model, or whose personal values, take the place of the global ones, or whose validation
-            examples are answered; None is neither.
+        client: The client whose own model or personal values take the place of the global ones, or whose validation
+            examples are answered; None for the global model.
         since: Round of the client's memory; see `Assignment.since`.
         test: "test" for the common test part, or "validation".
-        slice: The modalities that are shown of the test part: "both", "image" or "text".
+        slice: The modalities of the test part that are shown: "both", "image" or "text".
     """
 
     method: str
@@ -138,14 +150,14 @@ class Question:
 
 
 class QuestionExamples(NamedTuple):
-    """The examples of a question, their modalities that are shown, and what prompts say of these."""
+    """The examples of a question, the modalities that are shown of each, and what prompts say of these."""
 
     examples: Sequence[Example]
     presence: Sequence[Presence]
     clause: str | None
 
 
-def _nothing(question: Question) -> QuestionExamples:
+def _no_examples(question: Question) -> QuestionExamples:
     return QuestionExamples((), (), None)
 
 
@@ -155,29 +167,23 @@ class Site:
 
     Attributes:
         tuned: The base model with the adapters that are trained.
-        settings: How clients train, one entry for each stage of the strategy.
         seed: The experiment's seed.
-        local: Method → what the site knows about it.
+        method: Name of a method → what the site knows about it.
         memory: What its clients keep.
-        asked: Question → its examples.
+        examples_of: Question → its examples.
         evaluate: How models answer; None where nothing is evaluated.
     """
 
     tuned: Tuned
-    settings: Sequence[Train]
     seed: int
-    local: Callable[[str], SiteMethod]
+    method: Callable[[str], SiteMethod]
     memory: Memory = field(default_factory=InMemory)
-    asked: Callable[[Question], QuestionExamples] = _nothing
+    examples_of: Callable[[Question], QuestionExamples] = _no_examples
     evaluate: Evaluate | None = None
 
-    def stages(self, method: str) -> Sequence[Train]:
-        """Return how clients train in each stage of a method."""
-        return (*self.settings, *self.local(method).further)
-
-    def rounds_before(self, stage: int) -> int:
-        """Return how many rounds the stages before a stage have in all."""
-        return sum(one.rounds for one in self.settings[:stage])
+    def rounds_before(self, method: str, stage: int) -> int:
+        """Return how many rounds the stages of a method before a stage have in all."""
+        return sum(before.settings.rounds for before in self.method(method).stages[:stage])
 
     def job(self, assignment: Assignment) -> Job:
         """Make the job of an assignment.
@@ -185,10 +191,11 @@ class Site:
         Raises:
             UserError: What the client kept is lost, or the server asks for values that it must not have.
         """
-        local, stage = self.local(assignment.method), assignment.stage
-        if stage >= len(self.settings):  # one of the method's own, in which clients train plainly
+        local = self.method(assignment.method)
+        stage = local.stages[assignment.stage]
+        if stage.plain:
             local = replace(local, rule=PLAIN, second=None, exchanges=True)
-        parts, whole = local.parts[stage], assignment.params.whole
+        parts, whole = stage.parts, assignment.params.whole
         up = assignment.up or whole
         if up != parts.up and (up & parts.up) != up:
             raise UserError(
@@ -196,65 +203,66 @@ class Site:
             )
         everything = up == parts.up or not local.exchanges
         trained = parts.trained if everything else up | (parts.trained & parts.personal)
-        if (held := local.budget.up(assignment.client)) is not None:
-            trained = trained & held
+        if (affordable := local.budget.up(assignment.client)) is not None:
+            trained = trained & affordable
         kept = self._kept(assignment.method, assignment.client, assignment.since)
-        asked = assignment.down or whole  # of which nothing that stays with clients is taken
-        down = parts.down if asked in (whole, parts.down) else asked & parts.down
-        start = _with_own(local, stage, assignment.params, down, kept)
-        start = _as_held(local.budget, assignment.client, start)
-        # Control variates and the like begin anew with a stage; personal values and models stay.
+        sent = assignment.down or whole  # what stays with clients is not taken from it
+        down = parts.down if sent in (whole, parts.down) else sent & parts.down
+        params = _with_own(local.start, parts, assignment.params, down, kept)
+        params = _within_budget(local.budget, assignment.client, params)
+        # Control variates and the like start anew with each stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
-        memory = rule if assignment.since >= self.rounds_before(stage) else {}
-        sent = Broadcast(start, assignment.extras)
-        begin = None if local.rule.start is None else start.with_flat(local.rule.start(sent, memory))
+        memory = rule if assignment.since >= self.rounds_before(assignment.method, assignment.stage) else {}
+        broadcast = Broadcast(params, assignment.extras)
+        start = params if local.rule.start is None else params.with_flat(local.rule.start(broadcast, memory))
         job = Job(
             assignment,
-            sent,
+            broadcast,
+            start,
             local.rule,
             memory,
             local.conversations(assignment.client),
-            self.stages(assignment.method)[stage],
+            stage.settings,
             self.seed,
             None if trained.is_whole else trained,
             parts.personal if parts.personal.count else None,
             scale=local.budget.scale(assignment.client),
-            begin=begin,
             exchanges=local.exchanges,
         )
         if local.second is None:
             return job
-        own = start.with_flat(fold(kept[OWN], start.layout, 1 / job.scale)) if OWN in kept else None
+        own = params.with_flat(scale_b(kept[OWN], params.layout, 1 / job.scale)) if OWN in kept else None
         return replace(job, second=second_pass(job, local.second, own))
 
     def update(self, job: Job, trained: Trained) -> Update:
-        """Make a client's update from where its training ended; write what it keeps before the update is returned.
+        """Make a client's update from the end of its training; write the client's memory before the update is returned.
 
         Raises:
             UserError: What the client would keep is not finite, or no message can hold what it would send.
         """
-        asked, start = job.assignment, job.start.params
-        found = job.rule.finish(trained.carry, job.steps)
-        sent, rule = (apart(put(tensors, "cpu"), trained.end) for tensors in found)
+        assignment, start = job.assignment, job.broadcast.params
+        sent, rule = (
+            copy_overlapping(to_device(tensors, "cpu"), trained.end)
+            for tensors in job.rule.finish(trained.carry, job.steps)
+        )
         if why := unsendable_reason(sent):
             raise UserError(f"what the algorithm sends cannot be sent: {why}")
-        up = asked.up or start.whole
+        up = assignment.up or start.whole
         ruled = up if job.exchanges else start.whole  # rules act on what is exchanged, or else on everything
         kept: dict[str, Tensor] = {f"{RULE}{name}": _on(ruled, value) for name, value in rule.items()}
         if job.personal is not None:
-            kept[PERSONAL] = job.personal.take(fold(trained.end, start.layout, job.scale)).clone()
-        if (own := _own(job, trained)) is not None:
-            kept[OWN] = fold(own, start.layout, job.scale)
-        delta = up.zero_outside(fold(trained.end - start.flat, start.layout, job.scale))
-        moved = delta if job.exchanges else trained.end - job.begun.flat
+            kept[PERSONAL] = job.personal.take(scale_b(trained.end, start.layout, job.scale)).clone()
+        if (own := _own_model(job, trained)) is not None:
+            kept[OWN] = scale_b(own, start.layout, job.scale)
+        delta = up.zero_outside(scale_b(trained.end - start.flat, start.layout, job.scale))
+        moved = delta if job.exchanges else trained.end - job.start.flat
         norm = float(torch.linalg.vector_norm(moved))
         if kept:
-            if isfinite(norm):  # otherwise the server refuses the update, and says why
+            if isfinite(norm):  # otherwise the server refuses the update with that reason
                 _require_finite(kept)
-            rounds = (*asked.keep, asked.since)
-            self.memory.write(
-                (asked.method, job.client, self.rounds_before(asked.stage) + job.round), kept, rounds
-            )
+            rounds = (*assignment.keep, assignment.since)
+            round = self.rounds_before(assignment.method, assignment.stage) + job.round
+            self.memory.write((assignment.method, job.client, round), kept, rounds)
         metrics = {
             "loss": trained.loss,
             "steps": float(job.steps),
@@ -267,37 +275,37 @@ class Site:
             float(len(job.conversations)),
             {name: _on(ruled, value) for name, value in sent.items()},
             metrics,
-            asked.up,
+            assignment.up,
             bool(kept),
         )
 
-    def measured(self, job: Job, probe: str) -> Update:
-        """Measure a probe of `fedloom.client.client_measurements` at a client; return an update that reports no parameters.
+    def measure(self, job: Job, probe: str) -> Update:
+        """Run a probe of `fedloom.client.client_measurements` at a client; return an update that reports no parameters.
 
         Raises:
             UserError: There is no such probe.
         """
         if probe not in PROBES:
             raise UserError(f"there is no probe {probe!r}; there are {', '.join(PROBES)}")
-        found = put(PROBES[probe](self.tuned, job), "cpu")
+        results = to_device(PROBES[probe](self.tuned, job), "cpu")
         layout = self.tuned.layout
         return Update(
-            job.client, Params.zeros(layout), float(len(job.conversations)), found, up=Part(layout.size, ())
+            job.client, Params.zeros(layout), float(len(job.conversations)), results, up=Part(layout.size, ())
         )
 
     def model(self, question: Question) -> Params:
         """Return the parameters of a question's model.
 
-        They are the global ones, with a client's personal values where it has any; a client that keeps a model of its own
-        is asked with that.
+        These are the client's own model if it keeps one, or else the global parameters with the client's personal values.
         """
         if question.client is None:
             return question.params
         kept = self._kept(question.method, question.client, question.since)
         if OWN in kept:
             return question.params.with_flat(kept[OWN])
-        local = self.local(question.method)
-        return _with_own(local, question.stage, question.params, local.parts[question.stage].down, kept)
+        local = self.method(question.method)
+        parts = local.stages[question.stage].parts
+        return _with_own(local.start, parts, question.params, parts.down, kept)
 
     def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model.
@@ -307,7 +315,7 @@ class Site:
             workers: Processes that answer at once; more than one needs `fedloom.system.processes.can_fork`.
         """
         assert self.evaluate is not None
-        examples, presence, clause = self.asked(questions[0])
+        examples, presence, clause = self.examples_of(questions[0])
         with side_by_side(self.tuned, len(questions)) as stack:
             for row, question in enumerate(questions):
                 stack.write(self.model(question), row)
@@ -320,44 +328,44 @@ class Site:
         return {} if since < 0 else self.memory.read((method, client, since))
 
 
-def _with_own(local: SiteMethod, stage: int, params: Params, down: Part, kept: Tensors) -> Params:
-    """Return a client's parameters: what was sent, the method's start elsewhere, and its personal values."""
-    flat = params.flat if down.is_whole else torch.where(down.mask, params.flat, local.start.flat)
-    own = kept.get(PERSONAL)
-    return params.with_flat(flat if own is None else local.parts[stage].personal.put(own, flat))
+def _with_own(start: Params, parts: Parts, sent: Params, down: Part, kept: Tensors) -> Params:
+    """Return a client's parameters: what was sent in `down`, the method's start elsewhere, and its personal values."""
+    flat = sent.flat if down.is_whole else torch.where(down.mask, sent.flat, start.flat)
+    personal = kept.get(PERSONAL)
+    return sent.with_flat(flat if personal is None else parts.personal.put(personal, flat))
 
 
-def _as_held(budget: Budget, client: int, params: Params) -> Params:
-    """Return a client's parameters for its own work: zero where it holds none, and B for adapters of its own scale.
+def _within_budget(budget: Budget, client: int, params: Params) -> Params:
+    """Return a client's parameters for its own work: zero where it holds no value, and B for adapters of its own scale.
 
     Messages, memory and models that are evaluated are for adapters of the plain scale.
     """
-    held = budget.down(client)
-    flat = params.flat if held is None else held.zero_outside(params.flat)
-    return params.with_flat(fold(flat, params.layout, 1 / budget.scale(client)))
+    part = budget.down(client)
+    flat = params.flat if part is None else part.zero_outside(params.flat)
+    return params.with_flat(scale_b(flat, params.layout, 1 / budget.scale(client)))
 
 
-def _own(job: Job, trained: Trained) -> Tensor | None:
-    """Return the model that a client keeps for itself after a round, shape [P] and its own buffer, or None."""
+def _own_model(job: Job, trained: Trained) -> Tensor | None:
+    """Return the model that a client keeps for itself after a round, shape [P] in a new buffer, or None."""
     own = trained.own
     if own is None and job.rule.own is not None:
-        own = job.rule.own(trained.end, put(trained.carry, "cpu"))
+        own = job.rule.own(trained.end, to_device(trained.carry, "cpu"))
     if own is None:
         return None
     if own.shape != trained.end.shape:
         raise ValueError(
-            f"a rule keeps a model of shape {list(own.shape)} of one of {list(trained.end.shape)}"
+            f"a rule keeps a model of shape {list(own.shape)}; it must be {list(trained.end.shape)}"
         )
     return own.detach().float().cpu().clone()
 
 
 def _require_finite(kept: Tensors) -> None:
-    """Raise UserError for what a client would keep that is not finite: it could never send anything sound again."""
+    """Raise UserError if a client would keep values that are not finite, from which no valid update could ever follow."""
     for name, value in kept.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(f"what the client keeps as {name} holds values that are not finite")
 
 
 def _on(up: Part, value: Tensor) -> Tensor:
-    """Return a rule's tensor, with zeros outside `up` where it is as long as the layout: rules act on what is exchanged."""
+    """Return a rule's tensor, with zeros outside `up` if it is as long as the layout: rules act on what is exchanged."""
     return up.zero_outside(value) if value.shape == (up.size,) else value

@@ -1,4 +1,4 @@
-"""Decide which updates are admitted to the aggregate, give the reason for refusing others, and count them for the record."""
+"""Decide which updates are admitted to the aggregate, with reasons for refusing others, and gather figures for the record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedloom.algorithms.algorithm import Extra
-from fedloom.engine.update_bounds import Allowance, Expected, norm
+from fedloom.engine.update_bounds import ClientBounds, UpdateBounds, norm
 from fedloom.params import Layout, Part
 from fedloom.system.timing import Clock
 from fedloom.types import Tensors
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Limits
 
 FIRST = 16
-"""Updates of a round whose norms count toward the usual norm: the first ones."""
+"""Number of a round's first updates whose norms count toward the usual norm."""
 
 REMEMBERED = 1024
-"""Norms of accepted updates that are kept from round to round."""
+"""Number of norms of accepted updates that are kept from round to round."""
 
 LISTED = 1000
-"""Clients of one round whose own figures go into the record; those of further ones count only in the totals."""
+"""Number of clients of a round whose own figures are recorded; those of the others count only in the totals."""
 
 
 class Admission:
-    """Decides which updates of one round are admitted, while they stream by in client-id order, and counts.
+    """The admission of one round's updates, which arrive as a stream in client-id order.
 
-    No admitted update is longer than honest work can make it (`fedloom.engine.update_bounds`), which needs no history. Nor is it
-    many times as long as usual: the usual norm is the median over the updates accepted in earlier rounds and the
-    well-formed ones among the first `FIRST` of this round, so that no more than those are held in memory. Where a
-    client's work commonly leads to a larger norm than that median, this norm takes its place.
+    No admitted update has a larger norm than honest work can lead to (`fedloom.engine.update_bounds`), which needs no
+    history. Nor is its norm many times the usual one: the median over the updates accepted in earlier rounds and the
+    well-formed ones among the first `FIRST` of this round, so that no more than those are held in memory. Where a client's
+    work commonly leads to a larger norm than that median, this norm takes its place.
 
     Args:
-        expected: What updates may come to.
+        expected: The bounds on updates.
         norms: Norms of updates accepted in earlier rounds.
         settings: Limits on norms.
 
     Attributes:
         up: Bytes of the updates that arrived.
         down: Bytes of the assignments that were sent.
-        refused: Client → why its update was refused.
-        missing: Client → why there is no update.
-        kept: Clients with an admitted update that keep memory of this round at their site.
+        refused: Client → the reason for which its update was refused.
+        missing: Client → the reason for which there is no update.
+        kept: Clients whose update was admitted and that keep memory of this round at their site.
     """
 
-    def __init__(self, expected: Expected, norms: Sequence[float], settings: Limits) -> None:
+    def __init__(self, expected: UpdateBounds, norms: Sequence[float], settings: Limits) -> None:
         self._expected, self._settings = expected, settings
         self._norms: deque[float] = deque(norms, maxlen=REMEMBERED)
         self._loss = self._weight = 0.0
@@ -65,32 +65,32 @@ class Admission:
 
     @property
     def norms(self) -> tuple[float, ...]:
-        """Norms of the updates accepted last, this round's included; at most `REMEMBERED`."""
+        """Norms of the last accepted updates, including this round's; at most `REMEMBERED`."""
         return tuple(self._norms)
 
     @property
     def reported(self) -> Part:
-        """The part that admitted updates report together; at least one was admitted."""
+        """The union of the parts that admitted updates report; at least one was admitted."""
         whole = Part.whole(self._expected.layout.size)
-        found, *others = [part or whole for part in self._reported]
+        union, *others = [part or whole for part in self._reported]
         for part in others:
-            found = found | part
-        return found
+            union = union | part
+        return union
 
-    def sent(self, assignment: Assignment) -> Assignment:
-        """Count the bytes of an assignment, and return it."""
+    def count_sent(self, assignment: Assignment) -> Assignment:
+        """Count the bytes of an assignment, and return the assignment."""
         self.down += assignment.length
         return assignment
 
-    def stray(self, answer: Answer, reason: str) -> None:
-        """Count the bytes of an answer that was not asked for, and note why it is refused."""
+    def refuse_stray(self, answer: Answer, reason: str) -> None:
+        """Count the bytes of an answer that nobody asked for, and note why it is refused."""
         if isinstance(answer, Update):
             self.up += _length(answer)
         self.refused.setdefault(answer.client, reason)
 
-    def admitted(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
+    def admit(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
         """Yield the updates that are admitted."""
-        for update, reason in self.checked(self._came(answers)):
+        for update, reason in self.check(self._updates(answers)):
             if len(self._clients) < LISTED:
                 own = {"client": update.client, "weight": update.weight}
                 self._clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
@@ -109,8 +109,11 @@ class Admission:
     def figures(self) -> dict[str, Any]:
         """Return the figures of the round's updates for the record."""
         unused = {
-            name: [{"client": client, "reason": why} for client, why in sorted(found.items(), key=_by_client)]
-            for name, found in (("refused", self.refused), ("missing", self.missing))
+            name: [
+                {"client": client, "reason": reason}
+                for client, reason in sorted(reasons.items(), key=_by_client)
+            ]
+            for name, reasons in (("refused", self.refused), ("missing", self.missing))
         }
         loss = self._loss / self._weight if self._weight else None
         return {
@@ -121,22 +124,22 @@ class Admission:
             **unused,
         }
 
-    def checked(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
+    def check(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
         """Yield each update with the reason for which it is refused, or None."""
-        coming = map(self._measured, updates)
-        first = deque(islice(coming, FIRST))
+        measured = map(self._measure, updates)
+        first = deque(islice(measured, FIRST))
         lengths = [*self._norms, *(size for _, size, _, reason in first if reason is None)]
         usual = median(lengths or [0.0])
-        # Taken out one by one, so that no reference is left to what was judged.
+        # Taken out one by one, so that no reference to a checked update is left.
         waiting = (first.popleft() for _ in range(len(first)))
-        for update, size, common, reason in chain(waiting, coming):
-            why = reason or self._unusual(size, max(usual, common))
-            if why is None:
+        for update, size, common, reason in chain(waiting, measured):
+            reason = reason or self._unusual(size, max(usual, common))
+            if reason is None:
                 self._norms.append(size)
-            yield update, why
+            yield update, reason
 
-    def _came(self, answers: Iterable[Answer]) -> Iterator[Update]:
-        """Yield the updates that arrive, and note who is missing."""
+    def _updates(self, answers: Iterable[Answer]) -> Iterator[Update]:
+        """Yield the updates that arrive, and note which clients are missing."""
         for answer in answers:
             if isinstance(answer, Missing):
                 self.missing[answer.client] = answer.reason
@@ -144,24 +147,24 @@ class Admission:
                 self.up += _length(answer)
                 yield answer
 
-    def _measured(self, update: Update) -> tuple[Update, float, float, str | None]:
+    def _measure(self, update: Update) -> tuple[Update, float, float, str | None]:
         """Return an update, its norm, a norm that is common for such work, and why it is refused by itself, or None."""
-        allowed = self._expected.of(update.client)
-        reason = malformed(update, self._expected.layout, allowed)
-        size = 0.0 if reason else norm(allowed.unfolded(update.delta))
-        return update, size, allowed.usual, reason or self._outsized(update, size, allowed)
+        bounds = self._expected.of(update.client)
+        reason = malformed(update, self._expected.layout, bounds)
+        size = 0.0 if reason else norm(bounds.own_change(update.delta))
+        return update, size, bounds.usual, reason or self._outsized(update, size, bounds)
 
-    def _outsized(self, update: Update, size: float, allowed: Allowance) -> str | None:
+    def _outsized(self, update: Update, size: float, bounds: ClientBounds) -> str | None:
         most = self._settings.max_norm
-        came = size if allowed.scale == 1 else norm(update.delta.flat)
+        received = size if bounds.scale == 1 else norm(update.delta.flat)
         if not isfinite(size):
             return "delta holds values that are not finite"
-        if not allowed.up.is_zero_outside(update.delta.flat):
+        if not bounds.up.is_zero_outside(update.delta.flat):
             return "delta changes values that are not exchanged"
-        if most is not None and came > most:
-            return f"norm {came:.4g} is above admission.max_norm {most:.4g}"
-        if most is None and size > allowed.most:
-            return f"norm {size:.4g} is above {allowed.most:.4g}, the most that honest work comes to"
+        if most is not None and received > most:
+            return f"norm {received:.4g} is above admission.max_norm {most:.4g}"
+        if most is None and size > bounds.most:
+            return f"norm {size:.4g} is above {bounds.most:.4g}, the most that honest work comes to"
         return None
 
     def _unusual(self, size: float, usual: float) -> str | None:
@@ -171,21 +174,21 @@ class Admission:
         return None
 
 
-def _by_client(one: tuple[Any, str]) -> tuple[int, str]:
-    client, _ = one  # what came under a name that is not a number comes last
+def _by_client(item: tuple[Any, str]) -> tuple[int, str]:
+    client, _ = item  # clients whose name is not a number come last
     return (client, "") if isinstance(client, int) else (2**63, str(client))
 
 
 def _length(update: Update) -> int:
-    """Return the bytes of an update's message; 0 for one that no message could hold."""
+    """Return the number of bytes of an update's message; 0 for an update that no message could hold."""
     try:
         return update.length
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         return 0
 
 
-def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
-    """Return what is wrong with an update apart from its delta's values, or None."""
+def malformed(update: Update, layout: Layout, bounds: ClientBounds) -> str | None:
+    """Return what is wrong with an update besides its delta's values, or None."""
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
         return (
@@ -193,35 +196,35 @@ def malformed(update: Update, layout: Layout, allowed: Allowance) -> str | None:
         )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
-    as_asked = allowed.up.is_whole if update.up is None else update.up == allowed.up
-    if not as_asked:
+    requested = bounds.up.is_whole if update.up is None else update.up == bounds.up
+    if not requested:
         return "it reports another part of the parameters than it was asked for"
-    if not (_is_number(update.weight) and 1 <= update.weight <= allowed.examples):
-        held = f"the number of examples, of which this client holds {allowed.examples}"
-        return f"weight {update.weight} is not {held}"
+    if not (_is_number(update.weight) and 1 <= update.weight <= bounds.examples):
+        right = f"the number of examples, of which this client holds {bounds.examples}"
+        return f"weight {update.weight} is not {right}"
     if not all(_is_number(value) for value in update.metrics.values()):
         return "a metric is not a number"
-    return _other_extras(update.extras, allowed.extras)
+    return _wrong_extras(update.extras, bounds.extras)
 
 
-def _other_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None:
+def _wrong_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None:
     """Return how extras differ from what the algorithm announces, or None."""
     for name in sorted(extras.keys() ^ announced.keys()):
         return (
             f"{name} is missing" if name in announced else f"{name} is nothing that this algorithm asks for"
         )
-    for name, wanted in announced.items():
+    for name, right in announced.items():
         value = extras[name]
-        if value.dtype != torch.float32 or tuple(value.shape) != wanted.shape:
-            found = f"{str(value.dtype).removeprefix('torch.')} values of shape {list(value.shape)}"
-            return f"{name} holds {found}, not float32 values of shape {list(wanted.shape)}"
+        if value.dtype != torch.float32 or tuple(value.shape) != right.shape:
+            content = f"{str(value.dtype).removeprefix('torch.')} values of shape {list(value.shape)}"
+            return f"{name} holds {content}, not float32 values of shape {list(right.shape)}"
         size = norm(value)
         if not isfinite(size):
             return f"{name} holds values that are not finite"
-        if size > wanted.most:
-            return f"{name} has norm {size:.4g}, above {wanted.most:.4g}, the most that honest work comes to"
-        if wanted.least > -inf and float(value.amin()) < wanted.least:
-            return f"{name} holds values below {wanted.least:.4g}"
+        if size > right.most:
+            return f"{name} has norm {size:.4g}, above {right.most:.4g}, the most that honest work comes to"
+        if right.least > -inf and float(value.amin()) < right.least:
+            return f"{name} holds values below {right.least:.4g}"
     return None
 
 

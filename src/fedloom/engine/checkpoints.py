@@ -1,17 +1,18 @@
-"""Write a checkpoint of every finished round, so that a run killed at any moment goes on from the last one.
+"""Write a checkpoint of every finished round, so that a run that is killed at any moment goes on from the last one.
 
-A checkpoint is two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json`, renamed
-into place last, with the other's SHA-256 and its own. A pair that is incomplete or damaged is skipped for the one
-before it; the last two are kept. What clients keep stays at their sites (`fedloom.client.client_memory`); the checkpoint holds the
-rounds whose memory the server has accepted, so that no older or newer one can take its place.
+A checkpoint consists of two files: `round-0003.safetensors` with the server's tensors, and `round-0003.json` with the SHA-256
+of the first and its own, which is renamed into place last. If a pair is incomplete or damaged, the one before it is used; the
+last two are kept. What clients keep stays at their sites (`fedloom.client.client_memory`). The checkpoint names the rounds
+whose memory the server has accepted, so that no older or newer one can take its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from fedloom.system.json_files import write_atomic
 from fedloom.system.manifest import read_sealed, write_sealed
 
 CHECKPOINTS = 2
-"""Checkpoints that are kept."""
+"""Number of checkpoints that are kept."""
 
 INDEX = ("memory/clients", "memory/rounds")
-"""Tensors of a checkpoint: clients that keep memory, [clients], and of which rounds, [clients, KEPT], -1 for none."""
+"""Tensors of a checkpoint: the clients that keep memory, [clients], and the rounds of it, [clients, KEPT], -1 for none."""
 
 BEST = "best/"
 """The prefix of the names of the best round's tensors: its parameters, and an index as above."""
@@ -42,8 +43,8 @@ def write_checkpoint(folder: Path, standing: Standing, recorded: int = 0, of: st
 
     Args:
         folder: An existing folder.
-        standing: Where the run stands after the round.
-        recorded: Bytes that the run's record has when the checkpoint is written; see `recorded_below`.
+        standing: The standing after the round.
+        recorded: Number of bytes of the run's record when the checkpoint is written; see `recorded_below`.
         of: Digest of the training, so that no checkpoint of another one is read in its place.
 
     Raises:
@@ -84,34 +85,35 @@ def write_checkpoint(folder: Path, standing: Standing, recorded: int = 0, of: st
 
 
 def recorded_below(folder: Path) -> int:
-    """Return how many bytes the run's record must have: what it had when the last file below a folder was written."""
-    found = 0
+    """Return the bytes that the run's record must have: its length when the last file below a folder was written."""
+    recorded = 0
     for file in folder.rglob("*.json"):
         with suppress(UserError):  # whoever reads a damaged file skips or refuses it
-            found = max(found, read_sealed(file).get("recorded", 0))
-    return found
+            recorded = max(recorded, read_sealed(file).get("recorded", 0))
+    return recorded
 
 
 def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors that hold which memory is accepted, by client and round; none where no client keeps any."""
+    """Return the tensors that name the accepted memories, by client and round; none where no client keeps any."""
     if not kept:
         return {}
-    rounds = [[-1] * (KEPT - len(one)) + list(one) for one in kept.values()]
+    rounds = [[-1] * (KEPT - len(numbers)) + list(numbers) for numbers in kept.values()]
     return dict(zip(INDEX, (torch.tensor([*kept]), torch.tensor(rounds)), strict=True))
 
 
 def _kept(tensors: dict[str, Tensor], under: str = "") -> dict[int, tuple[int, ...]]:
-    """Remove the tensors of `_index` from a checkpoint's, and return what they hold."""
+    """Remove the tensors of `_index` from those of a checkpoint, and return the rounds that they name."""
     clients, rounds = (
         tensors.pop(f"{under}{name}").tolist() if f"{under}{name}" in tensors else [] for name in INDEX
     )
     return {
-        client: tuple(one for one in some if one >= 0) for client, some in zip(clients, rounds, strict=True)
+        client: tuple(number for number in row if number >= 0)
+        for client, row in zip(clients, rounds, strict=True)
     }
 
 
 def _by_round(files: Iterable[Path]) -> list[Path]:
-    # By number: as texts, round-10000 stands before round-9999.
+    # By number: as text, round-10000 comes before round-9999.
     return sorted(files, key=round_of)
 
 
@@ -119,7 +121,7 @@ def _ignore(reason: str) -> None:
     pass
 
 
-def _sound(standing: Standing) -> None:
+def _sound(number: int, standing: Standing) -> None:
     pass
 
 
@@ -128,18 +130,18 @@ def last_checkpoint(
     layout: Layout | None = None,
     passed_over: Callable[[str], None] = _ignore,
     of: str | None = None,
-    check: Callable[[Standing], None] = _sound,
+    check: Callable[[Standing], None] = partial(_sound, 0),
 ) -> Standing | None:
-    """Read the newest checkpoint that is whole, or None where there is none.
+    """Read the newest whole checkpoint, or return None if there is none.
 
-    A checkpoint is whole if its two files are as they were written, its layout is the one given, and `check` agrees.
+    A checkpoint is whole if its two files are as they were written, it has the given layout, and `check` accepts it.
 
     Args:
         folder: A training's folder.
-        layout: That of the parameters; None accepts any.
+        layout: The layout of the parameters; None accepts any.
         passed_over: Called with the reason for each newer checkpoint that is not whole.
-        of: Digest of the training that they must belong to; None accepts any.
-        check: Raises UserError where the run cannot go on from a checkpoint.
+        of: Digest of the training to which checkpoints must belong; None accepts any.
+        check: Raises UserError if the run cannot go on from a checkpoint.
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
         try:
@@ -151,16 +153,55 @@ def last_checkpoint(
     return None
 
 
+Stages = Sequence[tuple[Path, str | None]]
+"""The stages of a training in order: the folder of a stage's checkpoints, and the digest by which they prove whose they are."""
+
+
+def last_of_stage(
+    stages: Stages,
+    number: int,
+    layout: Layout | None = None,
+    passed_over: Callable[[str], None] = _ignore,
+    check: Callable[[int, Standing], None] = _sound,
+) -> Standing | None:
+    """Read the newest whole checkpoint of a stage, or return None if there is none; see `last_checkpoint`.
+
+    Args:
+        stages: All stages of the training.
+        number: Number of the stage, from 0.
+        layout: The layout of the parameters; None accepts any.
+        passed_over: Called with the reason for each newer checkpoint that is not whole.
+        check: Called with the number of a stage that is not over and a checkpoint of it; raises UserError if what clients
+            kept cannot be read.
+    """
+    folder, of = stages[number]
+    needed = _sound if is_over(stages, number, layout, check) else check
+    return last_checkpoint(folder, layout, passed_over, of, partial(needed, number))
+
+
+def is_over(
+    stages: Stages,
+    number: int,
+    layout: Layout | None = None,
+    check: Callable[[int, Standing], None] = _sound,
+) -> bool:
+    """Return whether the next stage has a checkpoint to go on from, so that what clients kept of this one may be gone.
+
+    See `last_of_stage` for the arguments.
+    """
+    return number + 1 < len(stages) and last_of_stage(stages, number + 1, layout, check=check) is not None
+
+
 def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
     """Read a checkpoint.
 
     Args:
         file: Its JSON file.
-        layout: What its layout must be; None accepts any.
-        of: Digest of the training that it must belong to; None accepts any.
+        layout: The layout that it must have; None accepts any.
+        of: Digest of the training to which it must belong; None accepts any.
 
     Raises:
-        UserError: It is not whole, of another layout or of another training; see `last_checkpoint`.
+        UserError: The checkpoint is not whole, or has another layout or belongs to another training; see `last_checkpoint`.
     """
     figures, beside = read_sealed(file), file.with_suffix(".safetensors")
     try:

@@ -1,7 +1,6 @@
 """Train the clients of a site in this process over one frozen model: one after the other, or several side by side.
 
-One after the other is the reference; side by side gives the same updates and is faster where a client's batch
-is too small to keep the processor busy.
+Both ways lead to the same updates; side by side is faster where a client's batch is too small to keep the processor busy.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fedloom.client.local_job import Job
-from fedloom.client.local_training import alike, train
+from fedloom.client.local_training import can_train_together, train
 from fedloom.client.site import Profile, Question, Site
 from fedloom.params import Params
 from fedloom.system.errors import client_failure, is_out_of_memory
@@ -20,7 +19,7 @@ from fedloom.tasks.score_answers import Answers
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 WINDOW = 4
-"""Blocks of clients that are formed at once, so that similar clients train side by side."""
+"""Number of blocks of clients that are formed at once, so that similar clients train side by side."""
 
 
 def ignore(update: Update) -> None:
@@ -45,21 +44,21 @@ class InProcess:
 
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
-        return self.site.local(method).start
+        return self.site.method(method).start
 
     def describe(self, method: str) -> Sequence[Profile]:
         """Return the profile of each client, by its number."""
-        return self.site.local(method).profiles
+        return self.site.method(method).profiles
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
         return self.site.answer(questions, self.processes)
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Measure a probe at each client, in the order of `assignments`; a client that raises is `Missing`."""
+        """Run a probe at each client, in the order of `assignments`; a client that raises is `Missing`."""
         for assignment in assignments:
             try:
-                yield self.site.measured(self.site.job(assignment), probe)
+                yield self.site.measure(self.site.job(assignment), probe)
             except (Exception, SystemExit) as error:  # a rule from outside may call sys.exit
                 yield Missing(assignment.client, client_failure(error))
 
@@ -67,13 +66,13 @@ class InProcess:
         """Train clients and yield their updates in the order of `assignments`; a client that raises is `Missing`.
 
         The time of a block is divided evenly among its clients, and counted when a client's answer is yielded: assignments
-        of several trainings may come mixed, and each training counts its own time.
+        of several trainings may be mixed, and each training counts its own time.
         """
-        coming, own = iter(assignments), Clock()
+        remaining, own = iter(assignments), Clock()
         while True:
             clock.lap("load")
             own.skip()
-            window = list(islice(coming, self.rows * WINDOW if self.rows > 1 else 1))
+            window = list(islice(remaining, self.rows * WINDOW if self.rows > 1 else 1))
             if not window:
                 return
             jobs, done = dict[int, Job](), dict[int, tuple[Answer, Mapping[str, float]]]()
@@ -85,9 +84,9 @@ class InProcess:
             own.lap("load")
             reading = _share(own, len(window))
             for block in blocks(jobs, self.rows):
-                found = self._answers([jobs[k] for k in block], own)
+                answers = self._answers([jobs[k] for k in block], own)
                 share = _share(own, len(block))
-                for k, answer in zip(block, found, strict=True):
+                for k, answer in zip(block, answers, strict=True):
                     if isinstance(answer, Update):
                         self.trained(answer)
                     done[k] = answer, share
@@ -99,16 +98,16 @@ class InProcess:
                 yield answer
 
     def _answers(self, jobs: Sequence[Job], clock: Clock) -> list[Answer]:
-        """Train clients side by side; where one raises, train each alone to find out which.
+        """Train clients side by side; if one raises, train each alone to find out which.
 
         Raises:
             Exception: Memory ran out for several side by side. Fewer rows would round differently, so they are not tried.
         """
         try:
             ends = train(self.site.tuned, jobs, clock)
-            found: list[Answer] = [self.site.update(*one) for one in zip(jobs, ends, strict=True)]
+            updates: list[Answer] = [self.site.update(*pair) for pair in zip(jobs, ends, strict=True)]
             clock.lap("load")
-            return found
+            return updates
         except (Exception, SystemExit) as error:
             if len(jobs) == 1:
                 return [Missing(jobs[0].client, client_failure(error))]
@@ -118,32 +117,36 @@ class InProcess:
 
 
 def _share(clock: Clock, jobs: int) -> Mapping[str, float]:
-    """Take what a clock has counted, and divide it by the number of jobs that it was for."""
+    """Take the seconds that a clock has counted, and divide them by a number of jobs."""
     return {name: seconds / jobs for name, seconds in clock.take().items()}
 
 
 def blocks(jobs: Mapping[int, Job], rows: int) -> list[list[int]]:
-    """Put jobs into blocks with similar numbers of steps and modalities, so that few rows stand idle.
+    """Group jobs into blocks with similar numbers of steps and modalities, so that few rows are idle.
 
     Returns:
-        Blocks of at most `rows` keys of `jobs`; together they hold every key once. Those of a block are alike.
+        Blocks of at most `rows` keys of `jobs`; together they hold every key once. The jobs of a block can train together.
     """
-    kinds: list[list[int]] = []
+    groups: list[list[int]] = []
     for k, job in jobs.items():
-        beside = next((found for found in kinds if alike(job, jobs[found[0]])), None)
-        if beside is None:
-            kinds.append([k])
+        group = next((group for group in groups if can_train_together(job, jobs[group[0]])), None)
+        if group is None:
+            groups.append([k])
         else:
-            beside.append(k)
-    cut: list[list[int]] = []
-    for found in kinds:
-        found.sort(key=lambda k: (*_shape(jobs[k]), k))
-        cut += [found[start : start + rows] for start in range(0, len(found), rows)]
-    return cut
+            group.append(k)
+    result: list[list[int]] = []
+    for group in groups:
+        group.sort(key=lambda k: (*_shape(jobs[k]), k))
+        result += [group[start : start + rows] for start in range(0, len(group), rows)]
+    return result
 
 
 def _shape(job: Job) -> tuple[int, float, float]:
-    """Return steps, share of conversations with an image, and mean length of text."""
+    """Return a job's steps, its share of conversations with an image, and the mean length of their texts."""
     count = len(job.conversations)
-    images = sum(one.picture is not None for one in job.conversations)
-    return job.steps, images / count, sum(len(one.user) for one in job.conversations) / count
+    images = sum(conversation.picture is not None for conversation in job.conversations)
+    return (
+        job.steps,
+        images / count,
+        sum(len(conversation.user) for conversation in job.conversations) / count,
+    )

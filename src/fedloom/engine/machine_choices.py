@@ -1,6 +1,6 @@
-"""Choose what the machine decides: how many clients train at once, and whether layers are recomputed to save memory.
+"""Choose for a machine how many clients train at once, and whether layers are recomputed to save memory.
 
-A choice follows from the experiment and from the kind of machine: its device, threads and total memory. Clock, load and free
+A choice depends on the experiment and on the kind of machine: its device, threads and total memory. Clock, load and free
 memory do not matter, so the same experiment leads to the same choice on the same kind of machine.
 """
 
@@ -21,10 +21,10 @@ from fedloom.models.batches import answer_losses, collate
 from fedloom.models.last_layer import layers_of
 from fedloom.system.processes import can_fork
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.dropout import dropping
+from fedloom.tuning.dropout import adapter_dropout
 
 MOST = 32
-"""Most rows of a pass: with so many, its costs besides arithmetic are small, and further rows gain nothing."""
+"""Most rows of a pass: with that many, its overhead is small, and further rows gain nothing."""
 
 FULL, FULL_ACCELERATOR = 4 * 10**9, 10**12
 """Multiplications of one forward pass that keep a thread of a processor, or an accelerator, busy: more rows gain nothing."""
@@ -41,7 +41,7 @@ class Machine:
         device: Kind of device that the model is on, such as cpu or cuda.
         processor: The system's name for its processor or accelerator.
         threads: Threads of this process.
-        memory: Total bytes of memory, on the model's device, that this process may use; None if the system does not say.
+        memory: Total bytes of memory, on the model's device, that this process may use; None if the system does not report it.
         copies: Whether this process can be copied.
     """
 
@@ -77,40 +77,40 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> Choice:
-    """Choose the number of rows and of processes, and whether layers are recomputed, for jobs like the given ones.
+    """Choose the number of rows and of processes, and whether layers are recomputed, from some jobs of a round.
 
     Rows are added until a pass has the multiplications that keep a thread (or an accelerator) busy. There is one process
-    for each thread where a client's round is long enough to pay for copying this one. Both stay within half of the memory
-    that the model leaves free. Where the job of a client fails, the others decide.
+    for each thread if a client's round is long enough to pay for copying this one. Both stay within half of the memory
+    that the model leaves free. If the job of a client fails, the next one is used.
 
     Args:
         tuned: The model with one row.
-        jobs: Some of a round's jobs; with none nothing runs side by side.
-        cohort: How many clients a round has.
+        jobs: Some of a round's jobs; without any, nothing runs side by side.
+        cohort: Number of clients in a round.
         machine: The kind of machine.
     """
     for job in sorted(jobs, key=lambda job: (-job.steps, job.client)):
         with suppress(Exception):  # that client will be missing, with the reason
-            return _chosen(tuned, job, cohort, machine)
+            return _choose_by(job, tuned, cohort, machine)
     return Choice()
 
 
-def _chosen(tuned: Tuned, first: Job, cohort: int, machine: Machine) -> Choice:
-    """Choose by one job, that of the client with most steps."""
-    room = _room(tuned, machine)
+def _choose_by(first: Job, tuned: Tuned, cohort: int, machine: Machine) -> Choice:
+    """Choose by one job, that of the client with the most steps."""
+    room = _free_memory(tuned, machine)
     recompute = room is not None and _step_bytes(tuned, first) > room
     if cohort < 2:
         return Choice(recompute=recompute)
     multiplications = _multiplications(tuned, first)
     many = machine.copies and 3 * multiplications * first.steps >= COPY
-    # Twice what forward saves, since backward needs about as much again; values, gradients and optimizer of a row; and
-    # the updates, and what clients keep, of all jobs that are looked at together.
+    # Twice the tensors that the forward pass saves, since the backward pass needs about as much again; a row's values,
+    # gradients and optimizer; and the updates and memories of all jobs of a window.
     needed = 2 * saved_bytes(tuned, first) + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
     most = MOST * machine.threads if room is None else max(1, room // needed)
     workers = min(machine.threads, cohort, most) if many else 1
     full = FULL if machine.device == "cpu" else FULL_ACCELERATOR
-    wanted = full // max(1, multiplications) if tuned.stackable else 1
-    rows = max(1, min(MOST, wanted, most // workers, -(-cohort // workers)))
+    useful = full // max(1, multiplications) if tuned.stackable else 1
+    rows = max(1, min(MOST, useful, most // workers, -(-cohort // workers)))
     return Choice(rows, workers, recompute)
 
 
@@ -121,14 +121,14 @@ def _multiplications(tuned: Tuned, job: Job) -> int:
     return weights * sum(batch.lengths)
 
 
-def _room(tuned: Tuned, machine: Machine) -> int | None:
-    """Return half of the bytes of memory that the model leaves free, or None if the system does not say."""
-    held = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
-    return None if machine.memory is None else max(0, machine.memory - held) // 2
+def _free_memory(tuned: Tuned, machine: Machine) -> int | None:
+    """Return half of the bytes of memory that the model leaves free, or None if the system does not report them."""
+    model = sum(value.numel() * value.element_size() for value in tuned.vlm.model.state_dict().values())
+    return None if machine.memory is None else max(0, machine.memory - model) // 2
 
 
 def _step_bytes(tuned: Tuned, job: Job) -> int:
-    """Estimate the bytes of one client's step from a single example, so that estimating does not need as many."""
+    """Estimate the bytes of one client's step from a single example, so that the estimate itself needs little memory."""
     return 2 * job.settings.batch_size * saved_bytes(tuned, replace(job, conversations=job.conversations[:1]))
 
 
@@ -144,10 +144,10 @@ def saved_bytes(tuned: Tuned, job: Job) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return value
 
-    tuned.write(job.begun)
+    tuned.write(job.start)
     batch = collate(tuned.vlm, [next(job.batches())])
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
-    with hooks, dropping(tuned, batch, [job.masks(0)]):
+    with hooks, adapter_dropout(tuned, batch, [job.dropout_masks(0)]):
         # The losses are held until everything is counted, so that no address is used twice.
         losses = answer_losses(tuned.vlm, batch)
     del losses

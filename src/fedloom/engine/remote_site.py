@@ -1,7 +1,7 @@
-"""Reach a site in another process over a pair of pipes: whatever goes between them goes as bytes.
+"""Reach a site in another process over a pair of pipes, which carry all messages as bytes.
 
-The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Before each request and
-reply go eight bytes with its length. A site that ends early leaves its clients missing, and the run goes on.
+The server's half is a backend; the site's half, `serve`, answers requests until its input ends. Eight bytes with its length
+precede each request and reply. If a site ends early, its clients are missing and the run goes on.
 """
 
 from __future__ import annotations
@@ -47,29 +47,36 @@ class Remote:
 
     def describe(self, method: str) -> Sequence[Profile]:
         """Return the profile of each client, by its number."""
-        return [Profile(*one) for one in json.loads(self._ask(DESCRIBE, method.encode()))]
+        return [Profile(*fields) for fields in json.loads(self._ask(DESCRIBE, method.encode()))]
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
-        for one in questions:
-            asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
-            fields = json.dumps([one.client is not None, one.test, one.slice]).encode()
-            self._send(ANSWER, prepend_field(fields, asked.to_bytes()))
+        for question in questions:
+            assignment = Assignment(
+                question.method,
+                question.stage,
+                0,
+                question.client or 0,
+                question.params,
+                since=question.since,
+            )
+            fields = json.dumps([question.client is not None, question.test, question.slice]).encode()
+            self._send(ANSWER, prepend_field(fields, assignment.to_bytes()))
         self._send(ANSWER, b"")
-        return [_judged(one) for one in json.loads(self._receive())]
+        return [_from_plain(values) for values in json.loads(self._receive())]
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
-        """Let clients train one after the other; where the site has failed, a client and those after it are `Missing`."""
+        """Let clients train one after the other; once the site has failed, all further clients are `Missing`."""
         for assignment in assignments:
-            answer = self._answered(TRAIN, assignment)
+            answer = self._answer_to(TRAIN, assignment)
             clock.lap("site")
             yield answer
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Measure a probe of `fedloom.client.client_measurements` at each client."""
-        return (self._answered(MEASURE, assignment, probe) for assignment in assignments)
+        """Run a probe of `fedloom.client.client_measurements` at each client."""
+        return (self._answer_to(MEASURE, assignment, probe) for assignment in assignments)
 
-    def _answered(self, kind: int, assignment: Assignment, probe: str = "") -> Answer:
+    def _answer_to(self, kind: int, assignment: Assignment, probe: str = "") -> Answer:
         try:
             request = prepend_field(probe.encode(), assignment.to_bytes())
             answer = answer_from_bytes(self._ask(kind, request), self.layout)
@@ -96,8 +103,8 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
     Args:
         backend: The site, and how its clients train.
         layout: Names and shapes of what is exchanged.
-        requests: What `Remote` sends.
-        replies: Where answers go.
+        requests: The requests that `Remote` sends.
+        replies: The stream to which answers are written.
     """
     questions = list[Question]()
     while True:
@@ -112,40 +119,49 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
             _write(replies, json.dumps(list(backend.describe(content.decode()))).encode())
         elif kind in (TRAIN, MEASURE):
             probe, message = split_field(content)
-            asked = [Assignment.from_bytes(message, layout)]
+            assignments = [Assignment.from_bytes(message, layout)]
             (answer,) = (
-                backend.train(asked, Clock()) if kind == TRAIN else backend.measure(asked, probe.decode())
+                backend.train(assignments, Clock())
+                if kind == TRAIN
+                else backend.measure(assignments, probe.decode())
             )
             _write(replies, answer.to_bytes())
         elif content:
             questions.append(_question(content, layout))
         else:
-            _write(replies, json.dumps([_plain(one) for one in backend.answer(questions)]).encode())
+            _write(
+                replies, json.dumps([_to_plain(answers) for answers in backend.answer(questions)]).encode()
+            )
             questions.clear()
 
 
 def _question(content: bytes, layout: Layout) -> Question:
     fields, content = split_field(content)
     has_client, test, slice = json.loads(fields)
-    asked = Assignment.from_bytes(content, layout)
-    client = asked.client if has_client else None
-    return Question(asked.method, asked.stage, asked.params, client, asked.since, test, slice)
+    sent = Assignment.from_bytes(content, layout)
+    client = sent.client if has_client else None
+    return Question(sent.method, sent.stage, sent.params, client, sent.since, test, slice)
 
 
-def _plain(judged: Answers) -> list[Any]:
-    """Write answers as plain values."""
-    answers = [
-        None if one is UNPARSED else list(one) if isinstance(one, tuple) else one for one in judged.answers
+def _to_plain(answers: Answers) -> list[Any]:
+    """Return answers as values that JSON can hold."""
+    plain = [
+        None if answer is UNPARSED else list(answer) if isinstance(answer, tuple) else answer
+        for answer in answers.answers
     ]
-    chances = [None if one is None else one.tolist() for one in judged.probabilities]
-    return [answers, chances, judged.replies, judged.answer_form]
+    chances = [None if row is None else row.tolist() for row in answers.probabilities]
+    return [plain, chances, answers.replies, answers.answer_form]
 
 
-def _judged(plain: list[Any]) -> Answers:
-    answers, chances, replies, form = plain
+def _from_plain(values: list[Any]) -> Answers:
+    """Return the answers of which `_to_plain` returned the values."""
+    answers, chances, replies, form = values
     return Answers(
-        tuple(UNPARSED if one is None else tuple(one) if isinstance(one, list) else one for one in answers),
-        tuple(None if one is None else torch.tensor(one, dtype=torch.float64).numpy() for one in chances),
+        tuple(
+            UNPARSED if answer is None else tuple(answer) if isinstance(answer, list) else answer
+            for answer in answers
+        ),
+        tuple(None if row is None else torch.tensor(row, dtype=torch.float64).numpy() for row in chances),
         tuple(replies),
         form,
     )

@@ -20,7 +20,7 @@ from fedloom.algorithms.algorithm import EVERYTHING, Diagnostics, FederatedAlgor
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.client_order import in_order
-from fedloom.engine.update_bounds import Expected, norm
+from fedloom.engine.update_bounds import UpdateBounds, norm
 from fedloom.params import Params, Part
 from fedloom.scenarios.published_draws import published_cohort
 from fedloom.seeds import stream
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Limits, Train
 
 MISSED = 3
-"""Rounds in a row that are not applied and after which a run ends."""
+"""Number of rounds in a row that may not be applied before the run ends."""
 
 REASONS = 5
-"""Clients whose reasons a message gives."""
+"""Number of clients whose reasons a message gives."""
 
 KEPT = 2
-"""Rounds of accepted updates to which the memory of a client may still go back."""
+"""Number of rounds of accepted updates to which the memory of a client may still go back."""
 
 
 class Backend(Protocol):
-    """The way to the sites, which are in this process, in copies of it, or elsewhere. All backends give the same updates."""
+    """The connection to the sites, in this process or elsewhere. All backends return the same updates."""
 
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
@@ -61,7 +61,7 @@ class Backend(Protocol):
         ...
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
-        """Measure a probe of `fedloom.client.client_measurements` at each client, and yield it as an update's extras."""
+        """Run a probe of `fedloom.client.client_measurements` at each client, and yield its results as an update's extras."""
         ...
 
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
@@ -74,10 +74,10 @@ class Best:
     """The round with the best validation score so far; of equal ones the first.
 
     Attributes:
-        round: Rounds that were done by then, over all stages.
-        score: Its validation score.
+        round: Number of rounds done by then, over all stages.
+        score: The validation score.
         params: The global parameters.
-        since: Client → round of the memory that it had then; see `Assignment.since`.
+        since: Client → round of its memory at that time; see `Assignment.since`.
     """
 
     round: int
@@ -88,14 +88,13 @@ class Best:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands between two rounds: all that a server needs to go on.
+    """The state of a training between two rounds: all that a server needs to go on.
 
     Attributes:
         state: The server's state; `state.round` rounds of the stage are done.
-        kept: Client → the rounds, counted over all stages, of the memories that were accepted last, at most `KEPT`; newest
-            last.
-        norms: Norms of the updates accepted last, at most `admission.REMEMBERED`.
-        missed: Number of the last rounds, in a row, that were not applied.
+        kept: Client → the rounds, counted over all stages, of the last accepted memories, at most `KEPT`; newest last.
+        norms: Norms of the last accepted updates, at most `admission.REMEMBERED`.
+        missed: Number of the last rounds in a row that were not applied.
         up: Bytes of all updates so far.
         down: Bytes of all assignments so far.
         seconds: Time spent in rounds so far.
@@ -119,14 +118,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many rounds there are, and which clients train in each.
+    """The number of rounds, and which clients train in each.
 
     Attributes:
         rounds: Number of rounds.
         clients: Client numbers to draw from, ascending.
         cohort: How many of them train in a round; None means all.
         seed: Seed of the draws.
-        sampler: corrected, or published: the cohorts of FedMLLM's code, which are the same for every seed.
+        sampler: "corrected", or "published" for the cohorts of FedMLLM's code, which are the same for every seed.
     """
 
     rounds: int
@@ -141,39 +140,39 @@ def draw_cohort(schedule: Schedule, round: int) -> Sequence[int]:
     if schedule.cohort is None or schedule.cohort >= len(schedule.clients):
         return schedule.clients
     if schedule.sampler == "published":
-        places = published_cohort(round, len(schedule.clients), schedule.cohort)
-        return tuple(schedule.clients[place] for place in places)
+        indices = published_cohort(round, len(schedule.clients), schedule.cohort)
+        return tuple(schedule.clients[index] for index in indices)
     drawn = stream(schedule.seed, "cohort", round=round).choice(
         len(schedule.clients), schedule.cohort, replace=False
     )
-    return tuple(schedule.clients[place] for place in sorted(drawn))
+    return tuple(schedule.clients[index] for index in sorted(drawn))
 
 
 def _nothing(standing: Standing, log: dict[str, Any]) -> None:
     pass
 
 
-Committed = Callable[[Standing, dict[str, Any]], Standing | None]
-"""(standing after a round, the round's figures) → the standing from which the run goes on; None for the same one."""
+AfterRound = Callable[[Standing, dict[str, Any]], Standing | None]
+"""(standing after a round, the round's figures) → the standing to go on from; None for the same one."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training: a server, what it knows of its clients, and where it stands.
+    """One training: a server, what it knows about its clients, and its state.
 
     Attributes:
-        method: The method by its name in the experiment.
+        method: The method's name in the experiment.
         algorithm: The server half, and what updates carry.
-        standing: Where it stands.
+        standing: The state between two rounds.
         schedule: Rounds and cohorts.
         profiles: The profile of each client, by its number.
         settings: How clients train.
         limits: Limits on updates.
-        committed: Called after each round with the run's standing and the round's figures; it writes the checkpoint.
+        after_round: Called after each round with the run's standing and the round's figures; it writes the checkpoint.
         stage: Number of the strategy's stage.
         before: Number of rounds of the stages before.
-        down: Client → the part that is sent to it; None is all.
-        up: Client → the part that it trains and reports; None is all.
+        down: Client → the part that is sent to it; None is everything.
+        up: Client → the part that it trains and reports; None is everything.
         scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.algorithm.Budget`.
     """
 
@@ -184,7 +183,7 @@ class Training:
     profiles: Sequence[Profile]
     settings: Train
     limits: Limits
-    committed: Committed = _nothing
+    after_round: AfterRound = _nothing
     stage: int = 0
     before: int = 0
     down: Callable[[int], Part | None] = EVERYTHING.down
@@ -192,7 +191,7 @@ class Training:
     scale: Callable[[int], float] = EVERYTHING.scale
 
     def parts(self, client: int) -> tuple[Part | None, Part | None]:
-        """Return what is sent to a client and what it reports; no values where the algorithm exchanges none."""
+        """Return the part that is sent to a client and the part that it reports; both are empty without exchange."""
         if self.algorithm.exchanges:
             return self.down(client), self.up(client)
         nothing = Part(self.standing.state.params.layout.size, ())
@@ -205,47 +204,47 @@ class Training:
 
     @property
     def left(self) -> int:
-        """Number of rounds that are left."""
+        """Number of rounds left."""
         return self.schedule.rounds - self.round
 
 
 def run_rounds(runs: Sequence[Training], backend: Backend) -> list[Standing]:
-    """Run the rounds that are left of one training, or of several in step over the same frozen model.
+    """Run the remaining rounds of one training, or of several in step over the same frozen model.
 
-    Several trainings share nothing but the model, and no client; together their clients may train side by side. `committed`
-    is called when all that take part in a round have ended it, so that it may use the model for evaluation.
+    Several trainings share nothing but the model; their clients may train side by side. `after_round` is called when all
+    trainings have ended a round, so that it may use the model for evaluation.
 
     Raises:
         UserError: In all trainings every update of a round was refused, or the last of `MISSED` rounds in a row could not
-            be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop those beside
-            it, nor does one that is behind stop those that have committed the round.
+            be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop the others,
+            nor does one that is behind stop those that have written the round's checkpoint.
         ValueError: Two trainings have a client in common.
     """
     now = list(runs)
     while left := [k for k, run in enumerate(now) if run.left > 0]:
-        # Runs that are behind go first, so that those which train together are in the same round.
+        # Trainings that are behind go first, so that all that run together are in the same round.
         first = min(now[k].round for k in left)
         together = [k for k in left if now[k].round == first]
         clock, cohorts = Clock(), {k: draw_cohort(now[k].schedule, now[k].round) for k in together}
         admissions = {k: _admission(now[k]) for k in together}
         assignments = chain.from_iterable(
-            map(admissions[k].sent, assignments_of(now[k], cohorts[k])) for k in together
+            map(admissions[k].count_sent, assignments_of(now[k], cohorts[k])) for k in together
         )
         asked = list(chain.from_iterable(cohorts.values()))
         if len(set(asked)) < len(asked):
             raise ValueError("trainings in step need clients of their own")
-        answers = in_order(backend.train(assignments, clock), asked, admissions[together[-1]].stray)
+        answers = in_order(backend.train(assignments, clock), asked, admissions[together[-1]].refuse_stray)
         logs, ends = dict[int, dict[str, Any]](), list[str | None]()
         for k in together:
-            # The last one looks at all that comes, so that answers after everybody's count as well.
-            coming = answers if k == together[-1] else islice(answers, len(cohorts[k]))
-            standing, logs[k], end = _round(now[k], admissions[k], coming, len(cohorts[k]), clock)
+            # The last training reads the stream to its end, so that stray answers after all others are counted.
+            own_answers = answers if k == together[-1] else islice(answers, len(cohorts[k]))
+            standing, logs[k], end = _round(now[k], admissions[k], own_answers, len(cohorts[k]), clock)
             now[k] = replace(now[k], standing=standing)
             ends.append(end)
-        if len(ends) == len(now) and all(ends):  # one that cannot go on does not stop the others
+        if len(ends) == len(now) and all(ends):  # a training that cannot go on does not stop the others
             raise UserError(f"{next(iter(ends))}, so the run stops here")
         for k, log in logs.items():
-            now[k] = replace(now[k], standing=now[k].committed(now[k].standing, log) or now[k].standing)
+            now[k] = replace(now[k], standing=now[k].after_round(now[k].standing, log) or now[k].standing)
     return [run.standing for run in now]
 
 
@@ -271,7 +270,7 @@ def assignments_of(run: Training, cohort: Sequence[int] | None = None) -> Iterat
 
 def _admission(run: Training) -> Admission:
     params = run.algorithm.broadcast(run.standing.state).params
-    expected = Expected(
+    expected = UpdateBounds(
         run.algorithm,
         params,
         run.settings,
@@ -289,10 +288,10 @@ def _round(
     """Admit a round's answers, aggregate them, and take the server step.
 
     Returns:
-        Where the run then stands, the round's figures, and why the run should not go on, or None.
+        The standing after the round, the round's figures, and why the training should not go on, or None.
     """
     before, number, end = run.standing, run.round, None
-    accepted = admission.admitted(answers, clock)
+    accepted = admission.admit(answers, clock)
     first = next(accepted, None)
     after: ServerState = before.state
     diagnostics: Diagnostics = {}
@@ -308,9 +307,9 @@ def _round(
                 after = _where_reported(before.state, after, admission.reported)
             fault = _fault(after)
         except TooFew as error:
-            deque(accepted, maxlen=0)  # those that the aggregate did not wait for count as well
+            deque(accepted, maxlen=0)  # updates that the aggregate did not read are counted as well
             fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
-    # A short run none of whose rounds could be applied would otherwise end as if it had trained.
+    # Without the minimum, a short run of which no round could be applied would end as if it had trained.
     last = min(MISSED, run.schedule.rounds)
     if first is None and not admission.missing:
         end = f"round {number}: {fault}"
@@ -335,7 +334,7 @@ def _round(
         seconds=before.seconds + seconds,
     )
     if fault is not None:
-        # The next round begins where this one began, for clients, too: their memory goes back.
+        # The next round starts where this one started. That holds for clients, too: their memory goes back.
         log["not_applied"] = fault
         state = replace(before.state, round=number + 1)
         return replace(moved, state=state, missed=before.missed + 1), log, end
@@ -347,7 +346,7 @@ def _round(
 
 
 def _where_reported(before: ServerState, after: ServerState, reported: Part) -> ServerState:
-    """Return the state after a step, in which values that no client reported are as before, and so are their slots."""
+    """Return the state after a step, in which values that no client reported, and their slots, are as before."""
     if reported.is_whole:
         return after
     size, mask = reported.size, reported.mask
@@ -362,9 +361,9 @@ def _where_reported(before: ServerState, after: ServerState, reported: Part) -> 
 
 
 def _reasons(admission: Admission) -> str:
-    """List in brackets why updates could not be used: the first clients' reasons, and how many more there are."""
-    found = {**admission.refused, **admission.missing}
-    listed = [f"client {client}: {reason}" for client, reason in found.items()]
+    """List in brackets why updates could not be used: the first clients' reasons, and the number of further ones."""
+    reasons = {**admission.refused, **admission.missing}
+    listed = [f"client {client}: {reason}" for client, reason in reasons.items()]
     more = [f"and {len(listed) - REASONS} more"] if len(listed) > REASONS else []
     return f" ({'; '.join([*listed[:REASONS], *more])})" if listed else ""
 

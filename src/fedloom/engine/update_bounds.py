@@ -1,21 +1,21 @@
-"""Bound what a client's update may be, from what the server knows before any update has arrived.
+"""Bound a client's update by what the server knows before any update has arrived.
 
 The server knows the training settings, the global parameters x and how many examples a client holds, hence its steps
 t = 1 … T and their learning rates η_t. A step moves the parameters by at most
 
     η_t · r_t                    with r_t of the optimizer (`fedloom.client.optimizers.Optimizer.reach`)
     AdamW   r_t = C_t · √P       whatever the gradients are, with C_t ≤ 7.3 for β2 = 0.999
-    SGD     r_t = `train.clip`   where the gradient is clipped and the algorithm's local rule leaves it alone
+    SGD     r_t = `train.clip`   if the gradient is clipped and the algorithm's local rule does not change it
 
 and with weight decay λ the distance d_t from x grows as
 
     d_t ≤ |1 − η_t λ| · d_{t−1} + η_t λ ‖x‖ + η_t r_t,        d_0 = 0.
 
-d_T bounds the norm of every honest update, whatever its data: no honest update is refused by it. Where the settings
-do not bound it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81) an update
-may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
-divides by single gradients and may itself go there; `admission.max_norm` allows it). P, x and the norm are those of the
-values that are exchanged, and of the client's own LoRA factors where their scale is its own (`fedloom.algorithms.lora_ranks`).
+d_T bounds the norm of every honest update, whatever its data, so no honest update is refused. If the settings do not bound
+it (SGD without clipping, or under a rule that adds to the clipped gradient; AdamW with β2 < 0.81), the norm of an update may
+be `TIMES` · ‖x‖ + √P: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW divides by single
+gradients and may itself get there; `admission.max_norm` allows it). P, x and the norm are those of the values that are
+exchanged, and of the client's own LoRA factors if they have a scale of their own (`fedloom.algorithms.lora_ranks`).
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ from fedloom.client.learning_rate import rate_of, steps_of
 from fedloom.client.optimizers import OPTIMIZERS
 from fedloom.client.site import Profile
 from fedloom.params import Params, Part
-from fedloom.tuning.lora import fold
+from fedloom.tuning.lora import scale_b
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Train
 
 TIMES = 100.0
-"""Norm of an update, as a multiple of the global parameters', where the settings do not bound it."""
+"""Largest norm of an update, as a multiple of the global parameters' norm, if the settings do not bound it."""
 
 UNCLIPPED = 1e6
-"""Largest norm of a gradient where gradients are not clipped: with one beyond it, training has failed."""
+"""Largest norm of a gradient if gradients are not clipped: with a larger one, training has failed."""
 
 SLACK = 1.05
-"""Factor on bounds: float32 norms of many millions of values are a few percent off."""
+"""Factor on bounds, because float32 norms of many millions of values are a few percent off."""
 
 ROUNDING = 2.0**-22
 """The rounding error of float32 parameters in one step, as a share of their norm."""
 
 
 @dataclass(frozen=True)
-class Allowance:
+class ClientBounds:
     """The bounds on one client's update.
 
     Attributes:
-        examples: Examples that the client holds: the largest weight.
-        up: The part that it reports.
+        examples: Number of examples that the client holds, which is its largest weight.
+        up: The part that the client reports.
         most: Largest norm of its delta.
         usual: A norm that such work commonly leads to. The usual norm counts as at least this one, so that a client with
             many steps, or with the only images, is not refused for being unlike the others.
-        extras: Name → shape and bounds of what comes besides the delta.
+        extras: Name → shape and bounds of a tensor that the update carries besides the delta.
         scale: Factor on the scale of its LoRA adapters. Norms are those of its delta before B was multiplied by it.
     """
 
@@ -73,16 +73,16 @@ class Allowance:
     extras: Mapping[str, Extra]
     scale: float = 1.0
 
-    def unfolded(self, delta: Params) -> Tensor:
+    def own_change(self, delta: Params) -> Tensor:
         """Return the change of the client's own values, shape [P]."""
-        return fold(delta.flat, delta.layout, 1 / self.scale)
+        return scale_b(delta.flat, delta.layout, 1 / self.scale)
 
 
-class Expected:
+class UpdateBounds:
     """The bounds on the updates of one round, from what the server knows about its clients.
 
     Args:
-        algorithm: Says which extras updates carry, and whether its rule adds to gradients.
+        algorithm: The algorithm, which announces the extras of updates and may add to gradients.
         params: The global parameters of the round.
         settings: How clients train.
         round: The round's number within its stage.
@@ -107,30 +107,30 @@ class Expected:
         self.layout = params.layout
         self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
         self._profiles, self._up, self._scale = profiles, up, scale
-        self._known: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
+        self._cached: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
 
-    def of(self, client: int) -> Allowance:
+    def of(self, client: int) -> ClientBounds:
         """Return the bounds on a client's update."""
         examples, part = self._profiles[client].examples, self._up(client) or self._params.whole
         work = steps_of(self._settings, examples), part, self._scale(client)
-        if work not in self._known:  # the same for all clients with as many steps
-            self._known[work] = self._reach(*work)
-        return Allowance(examples, part, *self._known[work], work[-1])
+        if work not in self._cached:  # the same for all clients with as many steps
+            self._cached[work] = self._bounds_of(*work)
+        return ClientBounds(examples, part, *self._cached[work], work[-1])
 
-    def _reach(self, steps: int, part: Part, scale: float) -> tuple[float, float, Mapping[str, Extra]]:
+    def _bounds_of(self, steps: int, part: Part, scale: float) -> tuple[float, float, Mapping[str, Extra]]:
         clip = self._settings.clip
         free = self._algorithm.local.correct is PLAIN.correct
         gradient = inf if clip is None or not free else clip
-        size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
-        most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
-        if self._algorithm.local.start is not None:  # then deltas are not measured from where clients begin
-            most, usual = unbounded(part.count, size)
+        size = norm(part.take(scale_b(self._params.flat, self.layout, 1 / scale)))
+        most, usual = delta_bound(self._settings, self._round, steps, gradient, part.count, size)
+        if self._algorithm.local.start is not None:  # then deltas are not measured from where clients start
+            most, usual = fallback_bound(part.count, size)
         limit = SLACK * (UNCLIPPED if clip is None else clip)
         rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
         return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
 
 
-def reach(
+def delta_bound(
     settings: Train, round: int, steps: int, gradient: float, values: int, start: float
 ) -> tuple[float, float]:
     """Bound the norm of the delta to which a client's work can lead.
@@ -139,13 +139,13 @@ def reach(
         settings: How the client trains.
         round: The round's number within its stage.
         steps: Steps that it takes.
-        gradient: Largest norm of a gradient that the optimizer gets; inf where nothing bounds it.
+        gradient: Largest norm of a gradient that the optimizer gets; inf if nothing bounds it.
         values: Number P of values that are exchanged.
-        start: Norm of these values where the client starts.
+        start: Norm of these values at the start.
 
     Returns:
-        The bound, and a norm that is common: that of steps in directions drawn at random, or a thousandth of the bound
-        where the settings do not bound it.
+        The bound, and a norm that is common: that of steps in random directions, or a thousandth of the bound if the settings
+        do not bound it.
     """
     longest, decay = OPTIMIZERS[settings.optimizer].reach, settings.weight_decay
     far = squares = 0.0
@@ -156,17 +156,17 @@ def reach(
         squares += moved**2
     if far < inf:
         return SLACK * far, sqrt(squares)
-    return unbounded(values, start)
+    return fallback_bound(values, start)
 
 
-def unbounded(values: int, start: float) -> tuple[float, float]:
-    """Return the bound, and a norm that is common, where nothing bounds how far a client goes; see `reach`."""
+def fallback_bound(values: int, start: float) -> tuple[float, float]:
+    """Return the bound, and a norm that is common, if nothing bounds how far a client goes; see `delta_bound`."""
     largest = TIMES * start + sqrt(values)
     return largest, largest / 1000
 
 
 def norm(values: Tensor) -> float:
-    """Return the Euclidean norm of a tensor; it is finite exactly when all values are."""
-    found = float(torch.linalg.vector_norm(values))
-    # Squares of huge or tiny float32 values leave its range; then float64 decides.
-    return found if 1e-15 < found < 1e15 else float(torch.linalg.vector_norm(values.double()))
+    """Return the Euclidean norm of a tensor, which is finite exactly if all values are."""
+    result = float(torch.linalg.vector_norm(values))
+    # Squares of huge or tiny float32 values leave the range of float32; then float64 is used.
+    return result if 1e-15 < result < 1e15 else float(torch.linalg.vector_norm(values.double()))

@@ -137,12 +137,14 @@ def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str |
 
 
 def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
-    """Yield methods whose parts cannot be combined, or whose aggregates need more clients than there are."""
+    """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, method in _non_default_methods(experiment):
-        from fedloom.algorithms.compose import rehearse
+        from fedloom.algorithms.compose import check_method
 
         try:
-            rehearse(method.composed, experiment.given, experiment.arguments_of(method), experiment.entries)
+            check_method(
+                method.composed, experiment.given, experiment.arguments_of(method), experiment.entries
+            )
         except UserError as error:
             yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 

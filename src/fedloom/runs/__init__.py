@@ -1,1 +1,1 @@
-"""Put everything to work: one run from data to report, and many runs as a sweep."""
+"""Runs of experiments from data to report, and sweeps of many runs."""

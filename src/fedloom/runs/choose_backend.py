@@ -1,4 +1,4 @@
-"""Choose how many clients of a run train side by side and in how many processes, and train them so."""
+"""Choose how many clients of a run train side by side and in how many processes, and run its trainings that way."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def local_backend(context: RunContext) -> InProcess:
     return InProcess(context.site, processes=workers_of(context))
 
 
-def train_runs(context: RunContext, label: str, runs: Sequence[Training]) -> list[Standing]:
-    """Train the servers of one stage of a method over the run's model.
+def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> list[Standing]:
+    """Run the trainings of one stage of a method over the run's model.
 
     Args:
         context: What all methods of the run share.
@@ -35,7 +35,7 @@ def train_runs(context: RunContext, label: str, runs: Sequence[Training]) -> lis
         runs: One training, or several that share nothing but the model (clients that train alone).
 
     Returns:
-        Where each stands at the end.
+        The standing of each at the end.
     """
     left = sum(max(run.left, 0) * len(draw_cohort(run.schedule, 0)) for run in runs)
     context.progress.stage(label, left)
@@ -48,17 +48,17 @@ def train_runs(context: RunContext, label: str, runs: Sequence[Training]) -> lis
     choice = choice_of(context, runs)
     inner = replace(local_backend(context), rows=choice.rows, trained=trained)
     several = _clients(runs) > 1 and choice.workers > 1
-    with ExitStack() as changed:
-        for tuned in (context.tuned, *context.twins):
-            changed.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
-            changed.enter_context(gradient_checkpointing(tuned.vlm, choice.recompute))
-        return run_rounds(runs, Workers(inner, choice.workers, context.twins) if several else inner)
+    with ExitStack() as stack:
+        for tuned in (context.tuned, *context.replicas):
+            stack.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
+            stack.enter_context(gradient_checkpointing(tuned.vlm, choice.recompute))
+        return run_rounds(runs, Workers(inner, choice.workers, context.replicas) if several else inner)
 
 
 def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
-    """Return how clients train: as the experiment says, else as the run did before, else as the machine decides.
+    """Return how clients train: as the experiment sets it, else as the run did before, else as the machine allows.
 
-    What the machine decides for several clients is written into the run's folder and record, and is used again when the
+    What is chosen by the machine for several clients is written into the run's folder and record, and is used again when the
     run goes on.
 
     Args:
@@ -66,23 +66,23 @@ def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
         runs: The trainings, at least one with rounds left.
     """
     engine, machine = context.experiment.engine, this_machine(context.vlm.device)
-    held = _held(context, machine)
-    if held is None:
+    choice = _earlier_choice(context, machine)
+    if choice is None:
         cohort = _clients(runs)
-        held = choose(context.tuned, _jobs(context, runs), cohort, machine)
+        choice = choose(context.tuned, _jobs(context, runs), cohort, machine)
         if cohort > 1:
-            value = {"machine": asdict(machine), "choice": asdict(held)}
+            value = {"machine": asdict(machine), "choice": asdict(choice)}
             write_sealed(context.folder / MACHINE, value, context.folder)
             context.record.append("machine", value)
-    rows = held.rows if engine.side_by_side == "auto" else engine.side_by_side
-    workers = held.workers if engine.workers == "auto" and not engine.compile else workers_of(context)
-    recompute = held.recompute if engine.recompute == "auto" else engine.recompute == "always"
-    workers = len(context.twins) + 1 if context.twins else workers
+    rows = choice.rows if engine.side_by_side == "auto" else engine.side_by_side
+    workers = choice.workers if engine.workers == "auto" and not engine.compile else workers_of(context)
+    recompute = choice.recompute if engine.recompute == "auto" else engine.recompute == "always"
+    workers = len(context.replicas) + 1 if context.replicas else workers
     return Choice(rows if context.tuned.stackable else 1, workers, recompute)
 
 
-def _held(context: RunContext, machine: Machine) -> Choice | None:
-    """Read what was decided when the run began; show a message where that was on another kind of machine."""
+def _earlier_choice(context: RunContext, machine: Machine) -> Choice | None:
+    """Read the choice that was made when the run began; show a message if that was on another kind of machine."""
     file = context.folder / MACHINE
     if not file.exists():
         return None
@@ -101,7 +101,7 @@ def _held(context: RunContext, machine: Machine) -> Choice | None:
 
 
 def _jobs(context: RunContext, runs: Sequence[Training]) -> list[Job]:
-    """Return at most `MOST` jobs of the runs' next rounds, on which choices are based."""
+    """Return at most `MOST` jobs of the trainings' next rounds, on which choices are based."""
     jobs = list[Job]()
     for assignment in chain.from_iterable(assignments_of(run) for run in runs if run.left > 0):
         with suppress(Exception):  # that client will be missing, with the reason
@@ -112,19 +112,19 @@ def _jobs(context: RunContext, runs: Sequence[Training]) -> list[Job]:
 
 
 def _clients(runs: Sequence[Training]) -> int:
-    """Count the clients of the runs' next rounds."""
+    """Count the clients of the trainings' next rounds."""
     return sum(len(draw_cohort(run.schedule, run.round)) for run in runs if run.left > 0)
 
 
 def workers_of(context: RunContext) -> int:
-    """Return how many processes may work at once: one where a process cannot be copied, as on an accelerator.
+    """Return how many processes may work at once: one if a process cannot be copied, as on an accelerator.
 
-    With compiled layers there is one, too: a copy would not keep what it compiled.
+    With compiled layers there is one, too, since a copy would not keep what it compiled.
 
     Raises:
-        UserError: The experiment wants more than there are devices where a process cannot be copied.
+        UserError: A process cannot be copied, and the experiment sets more workers than there are devices.
     """
-    chosen, devices = context.experiment.engine.workers, len(context.twins) + 1
+    chosen, devices = context.experiment.engine.workers, len(context.replicas) + 1
     if context.experiment.engine.compile:
         return 1
     machine = this_machine(context.vlm.device)

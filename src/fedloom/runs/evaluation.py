@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedloom.runs.run_context import RunContext
 
 
-def answers_of(
+def answer_test(
     context: RunContext,
     models: Mapping[int | None, Question],
     name: str,
@@ -36,10 +36,10 @@ def answers_of(
         part: The slice, a key of `SLICES`.
     """
     test, clock = context.data.test, Clock()
-    questions = [replace(one, slice=part) for one in models.values()]
-    judged = local_backend(context).answer(questions)
+    questions = [replace(question, slice=part) for question in models.values()]
+    answers = local_backend(context).answer(questions)
     clock.lap("evaluate")
-    for client, found in zip(models, judged, strict=True):
+    for client, own in zip(models, answers, strict=True):
         context.record.append(
             "evaluation",
             {
@@ -49,13 +49,13 @@ def answers_of(
                 "slice": part,
                 "examples": len(test),
                 "seconds": clock.seconds["evaluate"] / len(models),
-                "scores": score(test, found, context.metrics),
+                "scores": score(test, own, context.metrics),
             },
         )
-    return judged
+    return answers
 
 
-def validated(
+def validate(
     context: RunContext,
     models: Mapping[int | None, Question],
     name: str,
@@ -63,9 +63,9 @@ def validated(
 ) -> dict[str, Any] | None:
     """Answer the validation part with models, and record the scores.
 
-    A global model answers the examples that all clients keep out, a client's own model those that this client keeps
-    out, or all of the owners' part where that is common. The score is the mean over clients, weighted by their numbers of
-    validation examples.
+    A global model answers the validation examples of all clients, a client's own model those of this client, or the whole
+    part if the data set has one for all clients. The score is the mean over clients, weighted by their numbers of validation
+    examples.
 
     Args:
         context: What all methods share.
@@ -74,11 +74,11 @@ def validated(
         rounds: How many rounds each of these models was trained for.
 
     Returns:
-        As `validation_scores`; None where no model has anything to answer.
+        See `validation_scores`; None if no model has anything to answer.
     """
     if context.validation is None:
         return None
-    asked: dict[int | None, tuple[list[Example], Answers]] = {}
+    answered: dict[int | None, tuple[list[Example], Answers]] = {}
     seconds: dict[int | None, float] = {}
     for client, question in models.items():
         share = context.validation.share(client)
@@ -86,31 +86,31 @@ def validated(
             continue
         clock = Clock()
         examples = [context.validation.examples[index] for index in share.indices.tolist()]
-        (judged,) = local_backend(context).answer([replace(question, client=client, test="validation")])
+        (answers,) = local_backend(context).answer([replace(question, client=client, test="validation")])
         clock.lap("validation")
-        asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
-    if not asked:
+        answered[client], seconds[client] = (examples, answers), clock.seconds["validation"]
+    if not answered:
         return None
-    values = _values(asked, headline=len(context.validation.tasks) == 1)
+    values = _values(answered, headline=len(context.validation.tasks) == 1)
     for client, own in values.items():
-        found = _summed(context.validation, own)
-        found |= {"clients": _by_client(context, {client: own})} if client is None else {}
+        summary = _summary(context.validation, own)
+        summary |= {"clients": _by_client(context, {client: own})} if client is None else {}
         line = {"method": name, "client": client, "round": rounds[client]}
-        context.record.append("validation", {**line, **found, "seconds": seconds[client]})
+        context.record.append("validation", {**line, **summary, "seconds": seconds[client]})
     return validation_scores(context, values, rounds)
 
 
 def _values(
-    asked: Mapping[int | None, tuple[Sequence[Example], Answers]], *, headline: bool
+    answered: Mapping[int | None, tuple[Sequence[Example], Answers]], *, headline: bool
 ) -> dict[int | None, np.ndarray]:
     """Score the answers of all models in one call, since the rarity of a caption's words is counted over all of them."""
-    whole = example_scores(
-        [example for examples, _ in asked.values() for example in examples],
-        concatenate([judged for _, judged in asked.values()]),
+    scores = example_scores(
+        [example for examples, _ in answered.values() for example in examples],
+        concatenate([answers for _, answers in answered.values()]),
         headline=headline,
     )
-    ends = np.cumsum([len(examples) for examples, _ in asked.values()])[:-1]
-    return dict(zip(asked, np.split(whole, ends), strict=True))
+    ends = np.cumsum([len(examples) for examples, _ in answered.values()])[:-1]
+    return dict(zip(answered, np.split(scores, ends), strict=True))
 
 
 def validation_scores(
@@ -125,31 +125,30 @@ def validation_scores(
 
     Returns:
         "score": the mean over all examples, which is that over clients weighted by their numbers of examples; "metric";
-        "examples"; "clients": each client's mean, None where it has no examples, or null where the part is common and
-        the model global; "rounds": those of each model.
+        "examples"; "clients": each client's mean, None if it has no examples, or None in all if the part belongs to no client
+        and the model is global; "rounds": those of each model.
     """
     assert context.validation is not None
-    found = _summed(context.validation, np.concatenate(list(values.values())))
     return {
-        **found,
+        **_summary(context.validation, np.concatenate(list(values.values()))),
         "clients": _by_client(context, values),
-        "rounds": [rounds[one] for one in values],
+        "rounds": [rounds[client] for client in values],
     }
 
 
-def _summed(validation: Validation, values: np.ndarray) -> dict[str, Any]:
+def _summary(validation: Validation, values: np.ndarray) -> dict[str, Any]:
     """Return the mean score, its metric, and the number of examples."""
     metric = HEADLINES[validation.tasks[0]] if len(validation.tasks) == 1 else "accuracy"
     return {"score": float(values.mean()), "metric": metric, "examples": len(values)}
 
 
 def _by_client(context: RunContext, values: Mapping[int | None, np.ndarray]) -> list[float | None] | None:
-    """Return the mean score on each client's examples; None where a global model answers a common part."""
+    """Return the mean score on each client's examples; None if a global model answers a part that belongs to no client."""
     validation = context.validation
     assert validation is not None
     if None not in values:
         count = len(context.plan.clients)
-        return [float(values[one].mean()) if one in values else None for one in range(count)]
+        return [float(values[client].mean()) if client in values else None for client in range(count)]
     if validation.common:
         return None
     ends = validation.plan.offsets.tolist()

@@ -1,4 +1,4 @@
-"""Train or read each method of a run, score it, and export the adapter of the main one."""
+"""Run each method of a run or read its result, score it, and export the adapter of the main method."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.engine.rounds import Standing
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
-from fedloom.runs.evaluation import answers_of, validated, validation_scores
-from fedloom.runs.modality_slices import figures, headline, modality_of, own_figures, slices_of
+from fedloom.runs.evaluation import answer_test, validate, validation_scores
+from fedloom.runs.modality_slices import headline, modality_of, score_model, score_own_models, slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
 from fedloom.runs.train_method import best_questions, questions_of, train_method
@@ -27,35 +27,35 @@ from fedloom.tuning.adapters import export_adapter
 from fedloom.types import Example
 
 SCORED_TOGETHER = 4
-"""Clients' own models that answer the test questions in one pass."""
+"""Number of clients' own models that answer the test questions in one pass."""
 
 
-def outcome(context: RunContext, name: str) -> dict[str, Any]:
+def run_method(context: RunContext, name: str) -> dict[str, Any]:
     """Run one method, or read its result if it is finished.
 
-    A result that is damaged, or whose parameters are to be exported and are in no checkpoint that is whole, is made
-    again from the last checkpoint that is.
+    A result is computed again from the last whole checkpoint if it is damaged, or if its parameters are to be exported and
+    the checkpoint with them is damaged.
 
     Returns:
-        What its `result.json` holds: "scores", "bytes" sent "up" and "down", "seconds", the size
-        of the record ("recorded"), and whose result it is ("of").
+        The content of its `result.json`: "scores", "bytes" sent "up" and "down", "seconds", the size of the record
+        ("recorded"), and the digest of the run and method ("of").
     """
     file = context.folder / METHODS / name / RESULT
     if file.exists():
         try:
-            value = _of_this(context, name, file)
+            value = _read_result(context, name, file)
         except UserError as error:
             context.damaged(str(error))
         else:
             if name != context.experiment.exported or _last(context, name, context.damaged) is not None:
                 return value
     method = context.experiment.method(name)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     scores, up, down, validation = RUNS.get(method.base, _federated)(context, method, name)
     value = {
         "scores": scores,
         "bytes": {"up": up, "down": down},
-        "seconds": time.perf_counter() - begun,
+        "seconds": time.perf_counter() - started,
         **({} if validation is None else {"validation": validation}),
         "recorded": context.record.size,
         "of": context.of(name),
@@ -64,8 +64,8 @@ def outcome(context: RunContext, name: str) -> dict[str, Any]:
     return value
 
 
-def _of_this(context: RunContext, name: str, file: Path) -> dict[str, Any]:
-    """Read the result of a method; raise `UserError` for a damaged file and for that of another run or method."""
+def _read_result(context: RunContext, name: str, file: Path) -> dict[str, Any]:
+    """Read the result of a method; raise `UserError` for a damaged file and for one of another run or method."""
     value = read_sealed(file)
     if value.get("of") != context.of(name):
         raise UserError(f"{file} is the result of another run or method")
@@ -73,7 +73,7 @@ def _of_this(context: RunContext, name: str, file: Path) -> dict[str, Any]:
 
 
 def _last(context: RunContext, name: str, damaged: Callable[[str], None]) -> Standing | None:
-    """Return where a finished method stands, or None where the checkpoint of its last round is damaged."""
+    """Return the standing of a finished method, or None if the checkpoint of its last round is damaged."""
     standing = last_checkpoint(
         context.folder / METHODS / name,
         context.tuned.layout,
@@ -84,19 +84,19 @@ def _last(context: RunContext, name: str, damaged: Callable[[str], None]) -> Sta
 
 
 Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
-"""Scores, bytes sent up, bytes sent down, validation scores. References send nothing: data are pooled, or do not move."""
+"""Scores, bytes sent up, bytes sent down, validation scores. Baselines send nothing: data are pooled, or do not move."""
 
 
 def _zero_shot(context: RunContext, method: Method, name: str) -> Outcome:
     context.progress.stage(name, len(slices_of(context.data.test)))
     models: dict[int | None, Question] = {None: Question(name, 0, context.tuned.start)}
     rounds: dict[int | None, int] = {None: 0}
-    found = _scores(context, models, name, rounds)[0]
-    return found, 0, 0, validated(context, models, name, rounds)
+    scores = _scores(context, models, name, rounds)[0]
+    return scores, 0, 0, validate(context, models, name, rounds)
 
 
 def _linear(context: RunContext, method: Method, name: str) -> Outcome:
-    """Train the linear references on what clients see, pooled."""
+    """Train the linear baseline on what clients see, pooled."""
     context.progress.stage(name, 1)
     data = context.data
     chances = linear_baseline(_visible(data.train, context.plan), data.test, _embedder(context))
@@ -104,55 +104,56 @@ def _linear(context: RunContext, method: Method, name: str) -> Outcome:
         part: Answers(tuple(int(row.argmax()) for row in rows), tuple(rows)) for part, rows in chances.items()
     }
     ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
-    found = figures(data.train, data.test, context.plan, ordered, metrics=context.metrics)
+    scores = score_model(data.train, data.test, context.plan, ordered, metrics=context.metrics)
     context.progress.advance(1)
-    return found, 0, 0, _linear_validated(context, name)
+    return scores, 0, 0, _validate_linear(context, name)
 
 
-def _linear_validated(context: RunContext, name: str) -> dict[str, Any] | None:
-    """Score the linear references on the validation part, each example with the modalities that its client sees."""
+def _validate_linear(context: RunContext, name: str) -> dict[str, Any] | None:
+    """Score the linear baseline on the validation part, each example with the modalities that its client sees."""
     if context.validation is None:
         return None
-    asked = _visible(context.validation.examples, context.validation.plan)
-    chances = linear_baseline(_visible(context.data.train, context.plan), asked, _embedder(context))
+    examples = _visible(context.validation.examples, context.validation.plan)
+    chances = linear_baseline(_visible(context.data.train, context.plan), examples, _embedder(context))
     if not chances:  # no client trains on a modality that is seen of the validation part
         return None
-    picked = [chances[modality_of(one, chances)][place] for place, one in enumerate(asked)]
-    judged = Answers(tuple(int(row.argmax()) for row in picked), tuple(picked))
-    found = validation_scores(context, {None: example_scores(asked, judged, headline=True)}, {None: 0})
-    context.record.append("validation", {"method": name, "client": None, "round": 0, **found})
-    return found
+    rows = [chances[modality_of(example, chances)][k] for k, example in enumerate(examples)]
+    answers = Answers(tuple(int(row.argmax()) for row in rows), tuple(rows))
+    scores = validation_scores(context, {None: example_scores(examples, answers, headline=True)}, {None: 0})
+    context.record.append("validation", {"method": name, "client": None, "round": 0, **scores})
+    return scores
 
 
 def _embedder(context: RunContext) -> Callable[[Sequence[str]], Any] | None:
-    """Return the function that embeds texts for the linear reference; None for word counts."""
+    """Return the function that embeds texts for the linear baseline; None for word counts."""
     return embed_sentences if context.experiment.evaluate.linear_text == "minilm" else None
 
 
 def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
-    found: list[Example] = []
+    """Return the clients' examples with the modalities that their clients see."""
+    visible: list[Example] = []
     for share in plan.clients:
         for index, image, text in zip(share.indices, share.image, share.text, strict=True):
             example = examples[index]
-            found.append(
+            visible.append(
                 replace(example, image=example.image if image else None, text=example.text if text else None)
             )
-    return found
+    return visible
 
 
 def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     clients = range(len(context.plan.clients))
     (standing,) = train_method(context, method, name, [(None, clients)])
-    models, rounds = _chosen(context, method, name, [(None, standing)])
-    validation = validated(context, models, name, rounds)
+    models, rounds = _reported_models(context, method, name, [(None, standing)])
+    validation = validate(context, models, name, rounds)
     score = _global_scores if None in models else _own_scores
     return score(context, models, name, rounds), standing.up, standing.down, validation
 
 
-def _chosen(
+def _reported_models(
     context: RunContext, method: Method, name: str, standings: Sequence[tuple[int | None, Standing]]
 ) -> tuple[dict[int | None, Question], dict[int | None, int]]:
-    """Return the models that are reported, of the last round or the best one, and how many rounds each was trained for."""
+    """Return the models that are reported, of the last or the best round, and how many rounds each was trained for."""
     models: dict[int | None, Question] = {}
     rounds: dict[int | None, int] = {}
     for alone, standing in standings:
@@ -166,8 +167,8 @@ def _chosen(
 
 def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
     (standing,) = train_method(context, method, name, [(None, range(1))])
-    models, rounds = _chosen(context, method, name, [(None, standing)])
-    validation = validated(context, models, name, rounds)
+    models, rounds = _reported_models(context, method, name, [(None, standing)])
+    validation = validate(context, models, name, rounds)
     return _global_scores(context, models, name, rounds), 0, 0, validation
 
 
@@ -177,20 +178,20 @@ def _local(context: RunContext, method: Method, name: str) -> Outcome:
     standings = train_method(context, method, name, alone)
     clients = [client for client, _ in alone]
     trained = list(zip(clients, standings, strict=True))
-    # Rounds in a row that had no effect, up to the end: the model is the one that its client began with.
+    # No round up to the end had an effect, so the model is the one with which its client started.
     untrained = [client for client, standing in trained if standing.missed >= context.rounds(name)[-1]]
     for client in untrained:
         context.progress.message(
             f"{name}: no update of client {client} could be used; its model is untrained"
         )
-    models, rounds = _chosen(context, method, name, trained)
-    validation = validated(context, models, name, rounds)
+    models, rounds = _reported_models(context, method, name, trained)
+    validation = validate(context, models, name, rounds)
     scores = _own_scores(context, models, name, rounds)
     return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
 
 
 Rounds = Mapping[int | None, int]
-"""Client, or None for the global model → rounds that the model was trained for."""
+"""Client, or None for the global model → the number of rounds that the model was trained for."""
 
 
 def _global_scores(
@@ -204,25 +205,25 @@ def _own_scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
-    found: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if context.tuned.stackable else 1
     for start in range(0, len(models), together):
-        found += _scores(context, dict(list(models.items())[start : start + together]), name, rounds)
-    reached = [value for one in found if (value := headline(one)) is not None]
-    own = own_figures(found)
-    mean = _mean_of([{key: value for key, value in one.items() if key not in own} for one in found])
-    return {**mean, **own, "best": max(reached, default=None), "worst": min(reached, default=None)}
+        scores += _scores(context, dict(list(models.items())[start : start + together]), name, rounds)
+    headlines = [value for model in scores if (value := headline(model)) is not None]
+    own = score_own_models(scores)
+    mean = _mean_of([{key: value for key, value in model.items() if key not in own} for model in scores])
+    return {**mean, **own, "best": max(headlines, default=None), "worst": min(headlines, default=None)}
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Average nested figures entry by entry; an entry that is None anywhere is None."""
     mean: dict[str, Any] = {}
     for key, first in values[0].items():
-        found = [value[key] for value in values]
+        entries = [value[key] for value in values]
         if isinstance(first, dict):
-            mean[key] = _mean_of(found)
+            mean[key] = _mean_of(entries)
         else:
-            mean[key] = None if any(value is None for value in found) else sum(found) / len(found)
+            mean[key] = None if any(entry is None for entry in entries) else sum(entries) / len(entries)
     return mean
 
 
@@ -232,7 +233,7 @@ RUNS: dict[str, Callable[[RunContext, Method, str], Outcome]] = {
     "local": _local,
     "centralized": _centralized,
 }
-"""How each reference runs; every other name is a federated algorithm."""
+"""Name of a baseline → the function that runs it; every other name is a federated algorithm."""
 
 
 def _scores(
@@ -241,38 +242,40 @@ def _scores(
     """Score final parameters on every slice, several models at once; a global model's key is None."""
     answers: list[dict[str, Answers]] = [{} for _ in models]
     for part in slices_of(context.data.test):
-        judged = answers_of(context, models, name, rounds, part)
-        for found, one in zip(answers, judged, strict=True):
-            found[part] = one
+        of_part = answer_test(context, models, name, rounds, part)
+        for by_slice, own in zip(answers, of_part, strict=True):
+            by_slice[part] = own
         if name == "zero-shot":
             context.progress.advance(1)
     data, plan = context.data, context.plan
-    return [figures(data.train, data.test, plan, found, context.judge, context.metrics) for found in answers]
+    return [
+        score_model(data.train, data.test, plan, by_slice, context.judge, context.metrics)
+        for by_slice in answers
+    ]
 
 
 def validation_of(context: RunContext, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what `result.json` holds of the validation part; an empty dict where there is none."""
+    """Return the entry of the validation part in `result.json`; an empty dict if there is no such part."""
     if (part := context.validation) is None:
         return {}
     value = {"from": part.source, "examples": len(part.plan.indices), "without": part.sizes.count(0)}
-    methods = {name: one.get("validation") for name, one in results.items()}
+    methods = {name: result.get("validation") for name, result in results.items()}
     return {"validation": {**value, "round": context.experiment.evaluate.round, "methods": methods}}
 
 
 def export(context: RunContext, main: str) -> None:
-    """Write the adapter of a finished method, or each client's own, in PEFT's format.
+    """Write the adapter of a finished method, or each client's own adapter, in PEFT's format.
 
     Raises:
-        UserError: Its last checkpoint is damaged.
+        UserError: The method's last checkpoint is damaged.
     """
     standing = _last(context, main, context.damaged)
     if standing is None:
         raise UserError(
             f"{context.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    for client, question in _chosen(context, context.experiment.method(main), main, [(None, standing)])[
-        0
-    ].items():
+    models, _ = _reported_models(context, context.experiment.method(main), main, [(None, standing)])
+    for client, question in models.items():
         folder = context.folder / ADAPTER
         export_adapter(
             context.tuned,

@@ -1,4 +1,4 @@
-"""Score a model as the report shows it: by modality slice, over all test examples, and for each client."""
+"""Score a model for the report: by modality slice, over all test examples, and for each client."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedloom.tasks.task import Metric
 from fedloom.types import Example, Presence
 
 SLICES = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}
-"""What of its evidence a test example shows."""
+"""Name of a slice → the modalities of test examples that it shows."""
 
 
 def slices_of(examples: Sequence[Example]) -> list[str]:
-    """List the slices a data set has, the fullest first: without text (or images) there is only one."""
+    """Return the slices of a data set, the fullest first; without text (or images) there is only one."""
     images = any(example.image is not None for example in examples)
     texts = any(example.text is not None for example in examples)
     return list(SLICES) if images and texts else ["image"] if images else ["text"]
 
 
-def figures(
+def score_model(
     train: Sequence[Example],
     test: Sequence[Example],
     plan: Plan,
@@ -34,25 +34,25 @@ def figures(
     judge: Judge | None = None,
     metrics: Mapping[str, Metric] = NO_METRICS,
 ) -> dict[str, Any]:
-    """Gather the scores of one model: the fullest slice on top, every slice, and every client.
+    """Return the scores of one model: the fullest slice on top, every slice, and every client.
 
     Args:
         train: Training examples, which the plan divides.
         test: Test examples.
         plan: Who holds what.
-        answers: Judged answers to `test` by slice, the fullest first.
-        judge: Also asked about free answers, on the fullest slice; None asks nobody.
+        answers: Answers to `test` by slice, the fullest first.
+        judge: Scores free answers on the fullest slice as well; None for no judge.
         metrics: Name → metric of a plug-in; see `score`.
 
     Returns:
         What `score` returns, and under "clients" a number for each client: the headline of the only task,
-        or the accuracy where there are several. Under "client_tasks" the headline of each of its tasks.
+        or the accuracy if there are several. Under "client_tasks" the headline of each of its tasks.
     """
-    scores = {name: score(test, judged, metrics) for name, judged in answers.items()}
+    scores = {name: score(test, own, metrics) for name, own in answers.items()}
     if judge is not None:
         full = next(iter(scores))
-        scores[full] = with_verdicts(judge, test, answers[full], scores[full])
-    headlines = {name: example_scores(test, judged, headline=True) for name, judged in answers.items()}
+        scores[full] = add_verdicts(judge, test, answers[full], scores[full])
+    headlines = {name: example_scores(test, own, headline=True) for name, own in answers.items()}
     tasks = tasks_of(test)
     by_task = [
         {
@@ -62,10 +62,10 @@ def figures(
         for share in plan.clients
     ]
     if len(tasks) > 1:
-        shared = {name: example_scores(test, judged, headline=False) for name, judged in answers.items()}
-        clients = [expected_score(share, train, test, shared) for share in plan.clients]
+        accuracies = {name: example_scores(test, own, headline=False) for name, own in answers.items()}
+        clients = [expected_score(share, train, test, accuracies) for share in plan.clients]
     else:
-        clients = [next(iter(found.values()), None) for found in by_task]
+        clients = [next(iter(scores_of_tasks.values()), None) for scores_of_tasks in by_task]
     return {
         **scores[next(iter(scores))],
         "slices": scores,
@@ -74,47 +74,47 @@ def figures(
     }
 
 
-def with_verdicts(
-    judge: Judge, test: Sequence[Example], judged: Answers, scores: Mapping[str, Any]
+def add_verdicts(
+    judge: Judge, test: Sequence[Example], answers: Answers, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Add what a judge says of free answers to the scores of their tasks, and on top if there is only one."""
+    """Add a judge's scores of free answers to the scores of their tasks, and on top if there is only one task."""
     tasks: dict[str, Any] = dict(scores["tasks"])
     more: dict[str, Any] = {}
-    for task in (task for task in JUDGED_TASKS if task in tasks and judged.replies):
-        places = [place for place, example in enumerate(test) if example.task == task]
-        more = judged_scores(judge, [test[k] for k in places], [judged.replies[k] for k in places])
+    for task in (task for task in JUDGED_TASKS if task in tasks and answers.replies):
+        indices = [k for k, example in enumerate(test) if example.task == task]
+        more = judged_scores(judge, [test[k] for k in indices], [answers.replies[k] for k in indices])
         tasks[task] = {**tasks[task], **more}
     return {**scores, **(more if len(tasks) == 1 else {}), "tasks": tasks}
 
 
-def headline(found: Mapping[str, Any]) -> float | None:
-    """Return the one number for what `score` returned: the only task's headline, else the mean accuracy."""
-    tasks = list(found["tasks"])
-    return found[HEADLINES[tasks[0]]] if len(tasks) == 1 else found["accuracy"]
+def headline(scores: Mapping[str, Any]) -> float | None:
+    """Return the main score of what `score` returned: the only task's headline, else the mean accuracy."""
+    tasks = list(scores["tasks"])
+    return scores[HEADLINES[tasks[0]]] if len(tasks) == 1 else scores["accuracy"]
 
 
-def own_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Gather what each client's own model reaches on data like its own.
+def score_own_models(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scores of each client's own model on data like the client's.
 
     Args:
-        found: For each client, what `figures` returned for its own model.
+        scores: For each client, what `score_model` returned for its own model.
 
     Returns:
         "clients", "client_tasks", and "tasks": each task's scores, averaged over the clients that hold it.
     """
-    by_task = [one["client_tasks"][client] for client, one in enumerate(found)]
+    by_task = [own["client_tasks"][client] for client, own in enumerate(scores)]
     tasks: dict[str, Any] = {}
-    for task in found[0]["tasks"]:
-        holders = [one["tasks"][task] for one, held in zip(found, by_task, strict=True) if task in held]
+    for task in scores[0]["tasks"]:
+        holders = [own["tasks"][task] for own, held in zip(scores, by_task, strict=True) if task in held]
         if holders:
-            tasks[task] = {name: _mean([one[name] for one in holders]) for name in holders[0]}
-    clients = [one["clients"][client] for client, one in enumerate(found)]
+            tasks[task] = {name: _mean([own[name] for own in holders]) for name in holders[0]}
+    clients = [own["clients"][client] for client, own in enumerate(scores)]
     return {"clients": clients, "client_tasks": by_task, "tasks": tasks}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
 def expected_score(
@@ -127,15 +127,15 @@ def expected_score(
     """Estimate a model's score on data like one client's own.
 
     Σ_{c, s} p_k(c, s) · score(c, s), with p_k(c, s) the share of client k's training examples of class c
-    that show the evidence s, and score(c, s) measured on all test examples of class c. That uses the
-    whole test set for every client. Classes without a test example are left out of the sum and the rest is
-    scaled up; None if none is left.
+    that show the modalities s, and score(c, s) measured on all test examples of class c. That uses the
+    whole test set for every client. Classes without a test example are left out of the sum and the other terms are
+    scaled up; None if no class is left.
 
-    Where the client's examples of a task are all of one group that some test example of the task has, only such test
+    If the client's examples of a task are all of one group that some test example of the task has, only such test
     examples count for the task.
 
     Args:
-        share: What the client holds of `train`.
+        share: The part of `train` that the client holds.
         train: Training examples.
         test: Test examples.
         scores: Slice → each test example's score, shape [test examples].
@@ -143,40 +143,41 @@ def expected_score(
     """
     held = _groups(train[index] for index in share.indices)
     tested = _groups(test)
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, example in enumerate(test):
-        mine = held.get(example.task, set())
-        if len(mine) != 1 or not mine & tested[example.task] or example.group in mine:
-            places.setdefault(_kind(example), []).append(place)
-    wanted: Counter[tuple[tuple[str, str], str]] = Counter()
+    indices: dict[tuple[str, str], list[int]] = {}
+    for k, example in enumerate(test):
+        own = held.get(example.task, set())
+        if len(own) != 1 or not own & tested[example.task] or example.group in own:
+            indices.setdefault(_class(example), []).append(k)
+    counts: Counter[tuple[tuple[str, str], str]] = Counter()
     for index, image, text in zip(share.indices, share.image, share.text, strict=True):
         if task in (None, train[index].task):
-            wanted[_kind(train[index]), _slice(bool(image), bool(text), scores)] += 1
+            counts[_class(train[index]), _slice(bool(image), bool(text), scores)] += 1
     total, gained = 0, 0.0
-    for (kind, name), count in sorted(wanted.items()):
-        if kind in places:
+    for (kind, name), count in sorted(counts.items()):
+        if kind in indices:
             total += count
-            gained += count * float(scores[name][places[kind]].mean())
+            gained += count * float(scores[name][indices[kind]].mean())
     return gained / total if total else None
 
 
 def _groups(examples: Iterable[Example]) -> dict[str, set[str | None]]:
     """Return task → the groups of its examples."""
-    found: dict[str, set[str | None]] = {}
+    groups: dict[str, set[str | None]] = {}
     for example in examples:
-        found.setdefault(example.task, set()).add(example.group)
-    return found
+        groups.setdefault(example.task, set()).add(example.group)
+    return groups
 
 
-def _kind(example: Example) -> tuple[str, str]:
+def _class(example: Example) -> tuple[str, str]:
+    """Return an example's task and its class within the task."""
     return example.task, example.answer if example.options else example.group or ""
 
 
-def modality_of(example: Example, known: Mapping[str, Any]) -> str:
-    """Return the slice of known ones that an example belongs to by what it has."""
-    return _slice(example.image is not None, example.text is not None, known)
+def modality_of(example: Example, slices: Mapping[str, Any]) -> str:
+    """Return the slice, one of `slices`, that shows the modalities of an example."""
+    return _slice(example.image is not None, example.text is not None, slices)
 
 
-def _slice(image: bool, text: bool, known: Mapping[str, Any]) -> str:
+def _slice(image: bool, text: bool, slices: Mapping[str, Any]) -> str:
     name = "both" if image and text else "image" if image else "text"
-    return name if name in known else next(iter(known))
+    return name if name in slices else next(iter(slices))

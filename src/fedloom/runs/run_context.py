@@ -23,7 +23,7 @@ from fedloom.types import DataSet
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What all methods of a run share: the server's folder and record, the site, and the data that scores need."""
+    """The values that all methods of a run share: the server's folder and record, the site, and the data for scores."""
 
     experiment: Experiment
     folder: Path
@@ -35,11 +35,11 @@ class RunContext:
     progress: Progress
     identity: str
     judge: Judge | None = None
-    twins: tuple[Tuned, ...] = ()
+    replicas: tuple[Tuned, ...] = ()
     validation: Validation | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
-        """Return the digest by which files of a method, or of one training of it, prove whose they are."""
+        """Return the digest that files of a method, or of one training of it, carry as proof of their origin."""
         return json_digest([self.identity, name, client, stage])
 
     @property
@@ -54,7 +54,7 @@ class RunContext:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Name → metric, of those that are computed besides fedloom's own."""
+        """Name → metric, for the metrics besides fedloom's own."""
         return self.experiment.metrics(self.experiment.evaluate.metrics)
 
     def damaged(self, reason: str) -> None:
@@ -64,7 +64,7 @@ class RunContext:
 
     def rounds(self, name: str) -> tuple[int, ...]:
         """Return the rounds of each stage of a method."""
-        return tuple(one.rounds for one in self.site.stages(name))
+        return tuple(stage.settings.rounds for stage in self.site.method(name).stages)
 
     def stage_count(self, name: str) -> int:
         """Return the number of stages of a method: those of the strategy, and its own."""

@@ -45,7 +45,7 @@ PLACES = {
     "model": {"path", "encoder", "llm", "connector_weights", "network"},
     "evaluate": {"judge"},
 }
-"""Keys of an experiment, by section, that name places; they may change after a run has begun, if the content does not."""
+"""Keys of an experiment, by section, that name places; they may change after a run has begun if the content stays the same."""
 
 Plugged = Sequence[str | Plugins]
 """Paths of plug-ins, or values."""
@@ -53,47 +53,69 @@ Plugged = Sequence[str | Plugins]
 State = Literal["new", "unfinished", "finished"]
 
 
+def stage_folder(training: Path, number: int, count: int) -> Path:
+    """Return the folder of a stage's checkpoints below that of its training: the last stage's is the training's own.
+
+    Args:
+        training: The folder of the training.
+        number: Number of the stage, from 0.
+        count: Number of stages of the training.
+
+    Example:
+        >>> stage_folder(Path("fedavg"), 0, 2).as_posix(), stage_folder(Path("fedavg"), 1, 2).as_posix()
+        ('fedavg/stage-1', 'fedavg')
+    """
+    return training if number == count - 1 else training / f"stage-{number + 1}"
+
+
+def stage_folders(training: Path) -> list[Path]:
+    """Return the folders of a training's stages, in order; see `stage_folder`."""
+    numbers = [folder.name.removeprefix("stage-") for folder in training.glob("stage-*")]
+    count = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return [stage_folder(training, number, count) for number in range(count)]
+
+
 def default_folder(experiment: Experiment) -> Path:
     """Return `runs/<name>-<first 8 of the digest>`."""
     return Path("runs") / f"{experiment.name}-{experiment.digest[:8]}"
 
 
-def chosen(experiment: Experiment) -> str:
-    """Return the SHA-256 of an experiment without names, places of data and models, and how fast it is done."""
+def choices_digest(experiment: Experiment) -> str:
+    """Return the SHA-256 of an experiment without names, places of data and models, and settings of speed."""
     return experiment.digest_without({"name": True, "engine": True, "plugins": True, **PLACES})
 
 
-def held(folder: Path, plugins: Plugged = ()) -> Experiment | None:
-    """Return the experiment whose run a folder holds, or None where no run was begun.
+def held_experiment(folder: Path, plugins: Plugged = ()) -> Experiment | None:
+    """Return the experiment whose run a folder holds, or None if no run has begun there.
 
     Args:
         folder: The run folder.
-        plugins: Where its plug-ins are now, or the values themselves; empty for where they were.
+        plugins: The present paths of its plug-ins, or the values themselves; empty for the paths of the experiment.
 
     Raises:
-        UserError: It is damaged, or a version before 0.2 wrote it.
+        UserError: The folder is damaged, or a version before 0.2 wrote it.
     """
     manifest = read_manifest(folder)
     if manifest is None and (folder / RECORD).exists():
         raise UserError(_without_manifest(folder))
-    if manifest is None or EXPERIMENT not in manifest.files:  # that of a sweep or an adapter
+    if manifest is None or EXPERIMENT not in manifest.files:  # the manifest of a sweep or an adapter
         return None
     check_files(folder, manifest, [EXPERIMENT])
     return _read(folder, plugins)
 
 
-def resumable(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) -> Experiment:
-    """Return the experiment to go on with in a folder, also where a run was killed while it began.
+def experiment_to_resume(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) -> Experiment:
+    """Return the experiment to resume in a folder, even if the run was killed while it began.
 
     Args:
         folder: The run folder.
         changes: New places of data and models, such as `data.root=elsewhere`.
-        plugins: New places of its plug-ins; empty for where they were.
+        plugins: New paths of its plug-ins; empty for the paths of the experiment.
 
     Raises:
-        UserError: There is none, it is damaged, a version before 0.2 wrote it, or a change is not of a place.
+        UserError: There is no run, it is damaged, a version before 0.2 wrote it, or a change is not one of a place.
     """
-    if (experiment := held(folder, plugins)) is None:
+    if (experiment := held_experiment(folder, plugins)) is None:
         if not (folder / EXPERIMENT).is_file():
             raise UserError(f"{folder} is not a run folder: it has no {EXPERIMENT}")
         experiment = _read(folder, plugins)
@@ -107,11 +129,11 @@ def resumable(folder: Path, changes: Sequence[str] = (), plugins: Plugged = ()) 
     return moved
 
 
-def moves(folder: Path, experiment: Experiment) -> list[str]:
+def moved_places(folder: Path, experiment: Experiment) -> list[str]:
     """Return the places in which an experiment differs from the one in a folder, as changes such as `data.root=NEW`."""
-    if (before := held(folder, experiment.plugins)) is None:
+    if (before := held_experiment(folder, experiment.plugins)) is None:
         return []
-    old, new = (one.model_dump(mode="json", include=dict(PLACES)) for one in (before, experiment))
+    old, new = (value.model_dump(mode="json", include=dict(PLACES)) for value in (before, experiment))
     return [
         f"{section}.{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
         for section, values in new.items()
@@ -130,7 +152,7 @@ def _read(folder: Path, plugins: Plugged = (), changes: Sequence[str] = ()) -> E
 
 
 def folder_state(folder: Path, experiment: Experiment) -> State:
-    """Return how far this experiment has come in a folder.
+    """Return the state of an experiment's run in a folder.
 
     Raises:
         UserError: The folder holds something else, or is damaged.
@@ -139,25 +161,25 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
         return "new"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another one with --out")
-    before = held(folder, experiment.plugins)
+    before = held_experiment(folder, experiment.plugins)
     if before is None:
         # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
-        others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
+        others = {file.name for file in folder.iterdir() if not is_temporary(file)} - {LOCK, EXPERIMENT, PLAN}
         if others:
             raise UserError(
                 f"{folder} is not empty and is not a run folder; choose another folder with --out"
             )
         if (folder / EXPERIMENT).exists():
-            _read(folder, experiment.plugins)  # what is no experiment is not a run's
+            _read(folder, experiment.plugins)  # raises if the file is no experiment
         return "new"
-    if chosen(before) != chosen(experiment):
+    if choices_digest(before) != choices_digest(experiment):
         digests = f"{before.digest[:8]}, not {experiment.digest[:8]}"
         raise UserError(f"{folder} holds another experiment ({digests}); choose another folder with --out")
-    return "finished" if finished(folder) else "unfinished"
+    return "finished" if is_finished(folder) else "unfinished"
 
 
-def finished(folder: Path) -> bool:
-    """Return whether a run wrote all its files; the report comes last.
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has written all its files, of which the report is the last.
 
     Raises:
         UserError: The manifest is damaged.
@@ -166,14 +188,14 @@ def finished(folder: Path) -> bool:
     return manifest is not None and {RESULT, REPORT} <= set(manifest.files)
 
 
-def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifest: Manifest) -> None:
-    """Write what a run begins with; only with the manifest, which comes last, it has begun.
+def begin_run(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifest: Manifest) -> None:
+    """Write the first files of a run; it has begun once the last of them, the manifest, is written.
 
     Args:
         folder: A folder of which `folder_state` says that it is new.
         experiment: What is run.
-        plan: Who holds what.
-        manifest: What the run is; its files are filled in.
+        plan: The examples of each client.
+        manifest: The run's manifest, to which these files are added.
     """
     write_atomic(folder / EXPERIMENT, experiment.to_json().encode(), folder)
     write_json(folder / PLAN, plan, folder)
@@ -181,16 +203,16 @@ def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifes
     write_manifest(folder, replace(manifest, files=files))
 
 
-def written(folder: Path) -> Iterator[str]:
-    """Yield the paths below a folder of what a run wrote and its manifest lists."""
+def run_files(folder: Path) -> Iterator[str]:
+    """Yield the paths, below a folder, of the files that a run wrote."""
     return (name for name in files_in(folder) if name.partition("/")[0] in HELD)
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:
-    """Check what results are read from, or what a run goes on with; checkpoints are checked where they are read.
+    """Check the files from which results are read or a run goes on; checkpoints are checked when they are read.
 
     Raises:
-        UserError: A file is missing or damaged; which one is named.
+        UserError: A file is missing or damaged; the message names it.
     """
     check_files(folder, manifest, [name for name in manifest.files if not name.startswith(f"{METHODS}/")])
     if RESULT in manifest.files:
@@ -202,24 +224,26 @@ def require_whole(folder: Path, manifest: Manifest) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove what a run wrote into its folder, and nothing else; a folder that holds no run stays as it is.
+    """Remove what a run wrote into its folder, and nothing else; a folder without a run stays as it is.
 
     Raises:
-        UserError: There are files of others in it, or another process works in it.
+        UserError: The folder also holds other files, or another process is working in it.
     """
     if not any((folder / name).is_file() for name in (EXPERIMENT, RECORD)):
         return
-    others = sorted({one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, *HELD})
+    others = sorted({file.name for file in folder.iterdir() if not is_temporary(file)} - {LOCK, *HELD})
     if others:
         raise UserError(
             f"{folder} also holds files that no run wrote, such as {others[0]!r}; move them elsewhere"
         )
-    with alone(folder):
-        for place in (folder / name for name in reversed(HELD)):  # a kill leaves what can be discarded again
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
+    with lock_folder(folder):
+        for path in (
+            folder / name for name in reversed(HELD)
+        ):  # after a kill the remaining files can be discarded again
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             else:
-                place.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def _without_manifest(folder: Path) -> str:
@@ -236,31 +260,31 @@ def _without_manifest(folder: Path) -> str:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[None]:
-    """Make a folder if there is none, keep others out, and leave no folder behind in which nothing was begun.
+def open_run_folder(folder: Path) -> Iterator[None]:
+    """Create a folder if necessary, lock it, and remove it at the end if nothing was begun in it.
 
     Raises:
-        UserError: Another process works in it.
+        UserError: Another process is working in it.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with alone(folder):
-            tidy(folder)
+        with lock_folder(folder):
+            remove_temporary_files(folder)
             yield
     finally:
         with suppress(OSError):
-            if made and {one.name for one in folder.iterdir()} <= {LOCK}:
+            if created and {file.name for file in folder.iterdir()} <= {LOCK}:
                 (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder that exists; nothing stays locked when this one ends or dies.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in an existing folder; the lock ends with this process, however it ends.
 
     Raises:
-        UserError: Another process works in it.
+        UserError: Another process is working in it.
     """
     number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     with open(number, "w", encoding="ascii") as file:
@@ -273,12 +297,12 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left in a folder that is this one's `alone`."""
-    for left in filter(temporary, [*folder.rglob(".*")]):
-        left.unlink()
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the unfinished files that a killed process left in a folder, which this process must have locked."""
+    for file in filter(is_temporary, [*folder.rglob(".*")]):
+        file.unlink()
 
 
-def temporary(file: Path) -> bool:
-    """Return whether a file is one that was being written when its process ended."""
+def is_temporary(file: Path) -> bool:
+    """Return whether a file was still being written when its process ended."""
     return TEMPORARY.fullmatch(file.name) is not None and file.is_file()

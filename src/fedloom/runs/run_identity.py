@@ -1,4 +1,4 @@
-"""What a run is: all that decides its results, as digests by name, so that a change of any is noticed and named."""
+"""The identity of a run: digests, by name, of all that decides its results, so that any change is noticed and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.hub import Source
 from fedloom.plugins.plugins import INSTALLED, installed_code
-from fedloom.runs.run_folder import chosen
+from fedloom.runs.run_folder import choices_digest
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combine_digests
 from fedloom.types import DataSet, Example, LazyImage
@@ -24,22 +24,22 @@ from fedloom.version import __version__
 PACKAGE = Path(__file__).parent.parent
 
 NO_RESULTS = ("cli", "report", "progress", "recipes", "testing")
-"""Beginnings of the names of what decides no result: it shows and writes down what others found."""
+"""Beginnings of the names of modules that decide no result: they show and write down results."""
 
 
 def identity(experiment: Experiment, contents: Mapping[str, str], base: str) -> dict[str, str]:
-    """Return what decides a run's results, by name.
+    """Return digests of what decides a run's results, by name.
 
     Args:
-        experiment: Every choice; names, places and how fast it is done do not count.
-        contents: What `contents_of` says of its data.
+        experiment: Every choice; names, places and speed do not count.
+        contents: The digests of its data; see `contents_of`.
         base: Digest of the base model and of any other model that the experiment names.
     """
-    return {"experiment": chosen(experiment), **contents, "base model": base, **code(experiment)}
+    return {"experiment": choices_digest(experiment), **contents, "base model": base, **code(experiment)}
 
 
 def contents_of(data: DataSet) -> dict[str, str]:
-    """Return digests of what a data set's examples say and of their images, part by part."""
+    """Return digests of the texts and of the images of a data set's examples, part by part."""
     return {
         f"{name} {what}": digest
         for name, examples in (
@@ -61,28 +61,28 @@ def require_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]
     """
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
-        told = [
+        changes = [
             f"{name} ({before.get(name, 'none')}, now {now.get(name, 'none')})" if name == "code" else name
             for name in changed
         ]
         raise UserError(
-            f"{folder} holds a run with other inputs: since it began, this has changed: {', '.join(told)}. Run it "
+            f"{folder} holds a run with other inputs: since it began, this has changed: {', '.join(changes)}. Run it "
             "again with --rerun, which discards what the folder holds, or choose another folder with --out"
         )
 
 
 def content(examples: Sequence[Example]) -> tuple[str, str]:
-    """Return the SHA-256 of what examples say, and that of their images' keys; order counts."""
+    """Return the SHA-256 of the texts of examples, and that of their images' keys; order counts."""
     texts, images = hashlib.sha256(), hashlib.sha256()
 
     def plain(value: Any) -> Any:
         if hasattr(value, "pixels"):
             images.update(_key(value).encode() + b"\n")
             return "image"
-        if is_dataclass(value):  # where a record stands is no part of what it says
-            named = [one.name for one in fields(value) if one.compare or one.name == "spare"]
-            return {name: plain(getattr(value, name)) for name in named}
-        return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+        if is_dataclass(value):  # the place of a record is no part of its content
+            names = [field.name for field in fields(value) if field.compare or field.name == "spare"]
+            return {name: plain(getattr(value, name)) for name in names}
+        return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
     for example in examples:
         texts.update(json.dumps(plain(example), sort_keys=True).encode() + b"\n")
@@ -100,8 +100,8 @@ def _key(image: LazyImage) -> str:
 def code(experiment: Experiment) -> dict[str, str]:
     """Return what identifies the code of an experiment, by name.
 
-    It is the version of the package, or a digest of its sources where these can change; the digest of each plug-in with
-    what it imports from beside it; and the digests of what the experiment uses of installed packages.
+    This is the version of the package, or a digest of its sources if these can change; the digest of each plug-in with what
+    it imports from beside it; and the digests of the parts of installed packages that the experiment uses.
     """
     own = __version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
     methods, added = [experiment.method(name) for name in experiment.methods], experiment.added
@@ -109,16 +109,16 @@ def code(experiment: Experiment) -> dict[str, str]:
         "algorithms": {name for method in methods for name in method.composed if name not in PLACES},
         "metrics": {*(experiment.evaluate.metrics or ())},
     }
-    named = {
+    installed = {
         f"code of {name}": installed_code(kind, name)
         for kind, names in used.items()
         for name in sorted(names - getattr(added, kind).keys())
     }
-    return {"code": own, **added.digests, **named, **family_code(experiment)}
+    return {"code": own, **added.digests, **installed, **family_code(experiment)}
 
 
 def family_code(experiment: Experiment) -> dict[str, str]:
-    """Return the digest of the code of the base model's family, by name; empty where fedloom has the family itself."""
+    """Return the digest of the code of the base model's family, by name; empty if the family is one of fedloom's."""
     model, added = experiment.model, experiment.added
     if model.encoder is not None or not (added.families or INSTALLED.families):
         return {}
@@ -130,12 +130,12 @@ def family_code(experiment: Experiment) -> dict[str, str]:
 
 
 def _editable() -> bool:
-    """Return whether the package's sources may change without its version: they are not an installed wheel."""
+    """Return whether the package's sources may change without its version, because they are not an installed wheel."""
     try:
-        told = distribution("fedloom").read_text("direct_url.json")
+        text = distribution("fedloom").read_text("direct_url.json")
     except PackageNotFoundError:
         return True
-    return bool(told) and bool(json.loads(told).get("dir_info", {}).get("editable"))
+    return bool(text) and bool(json.loads(text).get("dir_info", {}).get("editable"))
 
 
 def _sources_digest() -> str:

@@ -1,4 +1,4 @@
-"""Run an experiment from data to report: every method of it, each resumable at every round."""
+"""Run an experiment from data to report: all its methods, each of which can be resumed at every round."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from fedloom.progress import Progress
 from fedloom.report.federation_gain import compare_methods
 from fedloom.report.html_page import write_report
 from fedloom.run_log import RunLog, require_length
-from fedloom.runs.method_results import export, outcome, validation_of
+from fedloom.runs.method_results import export, run_method, validation_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import (
     METHODS,
     RECORD,
     REPORT,
     RESULT,
-    begin,
+    begin_run,
+    experiment_to_resume,
     folder_state,
-    held,
+    held_experiment,
+    open_run_folder,
     require_whole,
-    resumable,
-    working,
-    written,
+    run_files,
 )
 from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
 from fedloom.runs.site_setup import clause_of, make_site
@@ -57,26 +57,26 @@ from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear_baseline import require_choice
 from fedloom.tuning.adapters import Tuned, prepare, release, replica
-from fedloom.tuning.strategies import LoRA, Strategy, strategy, whole
+from fedloom.tuning.strategies import LoRA, Strategy, merged_stage, strategy
 from fedloom.types import Conversation, DataSet, Example, Presence
 from fedloom.version import __version__
 
 T = TypeVar("T")
 
 Models = dict[str, Any]
-"""Loaded base models and judges by the settings they were loaded with; models remember what they made of images and texts."""
+"""Settings → the base model or judge that was loaded with them; models keep the images and texts that they have encoded."""
 
 BESIDE_BASE = {"connector", "connector_weights", "queries", "max_tokens", "threads"}
 """Keys of the section `model` that the base model does not depend on."""
 
 SHOWN = 5
-"""Skipped records that a run names in its output; the record has all of them."""
+"""Number of skipped records that a run names in its output; the record has all of them."""
 
 Cell = tuple[Experiment, Path]
-"""What is run, and its run folder."""
+"""An experiment and its run folder."""
 
 Result = dict[str, Any]
-"""What `result.json` of a run holds."""
+"""The content of a run's `result.json`."""
 
 
 def run_experiment(
@@ -86,12 +86,12 @@ def run_experiment(
 
     Args:
         experiment: Every choice.
-        out: The run folder; made if missing.
-        progress: Told how far the run has come.
-        models: Models to use again, and where to put one that is loaded; changes no result.
+        out: The run folder; created if missing.
+        progress: Shows the progress of the run.
+        models: Loaded models, to which newly loaded ones are added; they change no result.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
 
     Raises:
         UserError: The folder holds another experiment, or the experiment cannot be run.
@@ -99,19 +99,18 @@ def run_experiment(
     models = {} if models is None else models
     if folder_state(out, experiment) == "finished":
         return finished_result(experiment, out)
-    if (
-        before := held(out, experiment.plugins)
-    ) is not None:  # data and models may have moved; the rest stays as it was begun
+    # Data and models may have moved since the run began; everything else stays.
+    if (before := held_experiment(out, experiment.plugins)) is not None:
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
-    with working(out):
+    with open_run_folder(out):
         folder_state(out, experiment)  # another process may have begun, or ended, something else here
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             result = _results(experiment, out, progress, models)
-            RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - begun})
+            RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
-            add_to_manifest(out, written(out))
+            add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
             finished_result(experiment, out)
         write_report([out], out / REPORT)  # which also lists it
@@ -126,18 +125,18 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
     Raises:
         UserError: There is no run in the folder, or its data, base model or code changed since it began.
     """
-    return run_experiment(resumable(folder), folder, progress, models)
+    return run_experiment(experiment_to_resume(folder), folder, progress, models)
 
 
 def finished_result(experiment: Experiment, folder: Path) -> Result:
-    """Read the result of a finished run, after a check that it is the one that would be run now.
+    """Read the result of a finished run, after a check that the same run would be made now.
 
     Args:
-        experiment: What the folder must hold.
+        experiment: The experiment that the folder must hold.
         folder: The run folder.
 
     Raises:
-        UserError: Its data, base model or code changed, or a file is damaged; which one is named.
+        UserError: Its data, base model or code changed, or a file is damaged; the message names it.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -148,9 +147,9 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
     return read_json(folder / RESULT, {"scores": dict})
 
 
-def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
-    """Return for each run that cannot be gone on with, or handed out, the reason: it changed, or is damaged."""
-    contents: dict[str, dict[str, str]] = {}  # which cells with the same data share
+def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
+    """Return, for each run that can neither be resumed nor used, the reason: its inputs changed, or it is damaged."""
+    contents: dict[str, dict[str, str]] = {}  # shared by cells with the same data
     reasons: dict[int, str] = {}
     for place, (experiment, folder) in cells.items():
         try:
@@ -167,8 +166,8 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
 
 def _data(experiment: Experiment) -> DataSet:
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
-    pictures = [image for one in data.examples for image in (*one.pictures, *one.spare)]
-    read_keys(pictures, cache_folder() / "hashes" / "images.json")
+    images = [image for example in data.examples for image in (*example.pictures, *example.spare)]
+    read_keys(images, cache_folder() / "hashes" / "images.json")
     return data
 
 
@@ -178,46 +177,46 @@ def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
 
 
 def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
-    """Run or read every method, and return what `result.json` holds."""
+    """Run every method or read its result, and return the content of `result.json`."""
     with ExitStack() as live:
         context, main = _prepare(experiment, folder, progress, models, live), experiment.exported
-        results = {name: outcome(context, name) for name in experiment.methods}
+        results = {name: run_method(context, name) for name in experiment.methods}
         if main is not None:
             export(context, main)
     return {
         "name": experiment.name,
         "digest": experiment.digest,
         "main": main,
-        "scores": {name: one["scores"] for name, one in results.items()},
-        "parts": _explained(experiment),
+        "scores": {name: result["scores"] for name, result in results.items()},
+        "parts": _explanations(experiment),
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*context.metrics]} if context.metrics else {}),
-        "comparison": compare_methods({name: one["scores"] for name, one in results.items()}),
-        "bytes": {name: one["bytes"] for name, one in results.items()},
-        "seconds": {name: one["seconds"] for name, one in results.items()},
+        "comparison": compare_methods({name: result["scores"] for name, result in results.items()}),
+        "bytes": {name: result["bytes"] for name, result in results.items()},
+        "seconds": {name: result["seconds"] for name, result in results.items()},
         **validation_of(context, results),
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }
 
 
-def _explained(experiment: Experiment) -> dict[str, str]:
-    """Return what each algorithm and each part of the experiment's methods does, in a sentence."""
+def _explanations(experiment: Experiment) -> dict[str, str]:
+    """Return a sentence about each algorithm, and each part, of the experiment's methods."""
     methods = [experiment.method(name) for name in experiment.methods]
     names = dict.fromkeys(
-        name for one in methods for name in (*([one.base] if one.federated else []), *one.parts)
+        name for method in methods for name in (*([method.base] if method.federated else []), *method.parts)
     )
     return {name: experiment.entries[name].about for name in names}
 
 
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
-    """Put an experiment's adapters into its model, and into copies on the other devices that it wants."""
-    tuned = prepare(_loaded(experiment, models), whole(_stages(experiment)), experiment.seed)
+    """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
+    tuned = prepare(_loaded(experiment, models), merged_stage(_stages(experiment)), experiment.seed)
     try:
-        chosen, there = experiment.engine.workers, other_devices(tuned.vlm)
-        wanted = there if chosen == "auto" else there[: chosen - 1]
-        yield tuned, tuple(replica(tuned, device) for device in wanted)
+        workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
+        used = devices if workers == "auto" else devices[: workers - 1]
+        yield tuned, tuple(replica(tuned, device) for device in used)
     finally:
         release(tuned)
 
@@ -228,7 +227,7 @@ def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
 
     Args:
         experiment: Every choice.
-        folder: Where the site keeps what its clients keep.
+        folder: The folder of the clients' memories.
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
@@ -248,14 +247,14 @@ def _set_threads(experiment: Experiment) -> None:
 def _prepare(
     experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
 ) -> RunContext:
-    """Read the data, load the model, divide the examples; begin the run's folder, or check that it is this run's.
+    """Read the data, load the model, divide the examples; begin the run's folder, or check that it belongs to this run.
 
     Args:
         experiment: Every choice.
         folder: The run folder.
-        progress: Told what was found.
-        models: Models and judges to use again.
-        live: Takes the adapters out of the model again when it closes.
+        progress: Shows messages about data and versions.
+        models: Loaded models and judges; see `run_experiment`.
+        live: Removes the adapters from the model when it closes.
     """
     _set_threads(experiment)
     data, manifest = _data(experiment), read_manifest(folder)
@@ -265,7 +264,7 @@ def _prepare(
         require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice(data.examples)
-    tuned, twins = live.enter_context(_adapted(experiment, models))
+    tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = _fitted(experiment, vlm, data)
@@ -276,20 +275,22 @@ def _prepare(
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
-        begin(folder, experiment, plan_json(plan, data.train, validation), began)
+        begin_run(folder, experiment, plan_json(plan, data.train, validation), began)
     elif manifest.versions != versions:
-        told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
-        progress.message(f"this run began with {told}; with other versions its numbers may round differently")
+        before = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
+        progress.message(
+            f"this run began with {before}; with other versions its numbers may round differently"
+        )
     record = RunLog(folder / RECORD)
     require_length(record.path, recorded_below(folder / METHODS))
     _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
-    rejected = [str(one) for one in data.rejected]
-    for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
+    skipped = [str(record) for record in data.rejected]
+    for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
     stages = _stages(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return RunContext(
-        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
+        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation
     )  # fmt: skip
 
 
@@ -314,7 +315,7 @@ def _record_start(
     seconds: float,
     validation: Validation | None,
 ) -> None:
-    """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
+    """Record the versions, model and data with which a run starts, and the `seconds` that encoding its images took."""
     import torch
 
     vlm, data = tuned.vlm, check.data
@@ -334,11 +335,13 @@ def _record_start(
     )
     counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
     counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
-    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.for_run_log})
+    record.append(
+        "data", {**counts, "rejected": [str(record) for record in data.rejected], **check.for_run_log}
+    )
     record.append(
         "vision",
         {
-            "pictures": len({image.key for one in data.examples for image in one.pictures}),
+            "pictures": len({image.key for example in data.examples for image in example.pictures}),
             "computed": check.computed,
             "seconds": seconds,
             "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
@@ -347,16 +350,16 @@ def _record_start(
 
 
 def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
-    """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
-    wordings = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
-    whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
+    """Check the examples against the model, with all modalities and with each of the experiment's prompts."""
+    clauses = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
+    everything, answer = Presence(image=True, text=True), experiment.evaluate.answer
 
     def shapes(example: Example) -> list[Conversation]:
         render = TASKS[example.task].render
-        return [render(example, whole, clause=clause, answer_form=answer) for clause in wordings]
+        return [render(example, everything, clause=clause, answer_form=answer) for clause in clauses]
 
-    found = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
-    return replace(found, data=check_usable(found.data, experiment.data))
+    check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
+    return replace(check, data=check_usable(check.data, experiment.data))
 
 
 def _stages(experiment: Experiment) -> Strategy:
@@ -365,23 +368,23 @@ def _stages(experiment: Experiment) -> Strategy:
 
 
 def _base(experiment: Experiment) -> str:
-    """Return a digest of the models that an experiment names: the base model's, and the judge's if there is one."""
-    found, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
+    """Return a digest of the models that an experiment names: the base model, and the judge if there is one."""
+    digests, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:
-        found["judge"] = Source("evaluate.judge", judge, network=False).digest
+        digests["judge"] = Source("evaluate.judge", judge, network=False).digest
     if experiment.evaluate.linear_text == "minilm" and "linear" in experiment.methods:
-        found["linear text"] = sentence_source("evaluate.linear_text").digest
-    return combine_digests(found)
+        digests["linear text"] = sentence_source("evaluate.linear_text").digest
+    return combine_digests(digests)
 
 
 def _loaded(experiment: Experiment, models: Models) -> Vlm:
-    """Return an experiment's model: its connector in a base model, which is loaded unless another experiment did so."""
+    """Return an experiment's model: its connector in a base model, which is loaded unless `models` holds it."""
     settings, engine = experiment.model, experiment.engine
 
     def load() -> Vlm:
         return move_model(load_base(settings, experiment.families), settings.device, settings.precision)
 
-    # By content too: files may have changed since another experiment loaded them.
+    # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
     vlm = with_connector(_kept(models, key, load), settings, experiment.seed)
@@ -391,7 +394,7 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
 
 
 def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
-    """Return what was loaded under a key before, or load it now and keep it."""
+    """Return what `models` holds under a key; if there is nothing, load it and add it."""
     if key not in models:
         models[key] = load()
     return models[key]

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
-from fedloom.algorithms.compose import budgets, compose, made, rehearse
+from fedloom.algorithms.compose import budgets, check_method, compose, make_parts
 from fedloom.algorithms.local_rule import Final
 from fedloom.client.answer_questions import render
 from fedloom.client.client_memory import Files
-from fedloom.client.site import CLIENTS_HELD, Profile, Profiles, Question, QuestionExamples, Site, SiteMethod
+from fedloom.client.site import (
+    CLIENTS_HELD,
+    Profile,
+    Profiles,
+    Question,
+    QuestionExamples,
+    Site,
+    SiteMethod,
+    SiteStage,
+)
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import Method
 from fedloom.params import Layout, Params, Part
@@ -47,38 +56,45 @@ def make_site(
     Args:
         experiment: Every choice.
         data: The examples.
-        plan: Who holds what.
+        plan: The examples of each client.
         tuned: The model with the adapters that the strategy trains.
         strategy: The stages.
         folder: The folder of the clients' memories, which has one folder for each method.
         validation: The examples that are kept out of training for choices, if any.
     """
-    for name in experiment.methods:  # what does not fit the model is found before the first method trains
-        _with_layout(rehearse, experiment, experiment.method(name), tuned.layout)
+    for (
+        name
+    ) in experiment.methods:  # methods that do not fit the model are refused before the first one trains
+        _with_layout(check_method, experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
+    of_strategy = [
+        experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)
+    ]
 
     @cache
-    def local(name: str) -> SiteMethod:
+    def method_of(name: str) -> SiteMethod:
         method = experiment.method(name)
         held = together() if method.base == "centralized" else plan
-        parts = [
-            parts_of(tuned.layout, strategy, stage, alone=not method.federated)
-            for stage in range(len(strategy))
+        stages = [
+            SiteStage(settings, parts_of(tuned.layout, strategy, number, alone=not method.federated))
+            for number, settings in enumerate(of_strategy)
         ]
-        final, algorithm = final_of(experiment, method), algorithm_of(experiment, method, tuned.layout)
+        if (final := final_of(experiment, method)) is not None:
+            parts = _kept(stages[-1].parts)
+            stages.append(SiteStage(_settings_of(experiment.train, final), parts, plain=True))
+        algorithm = algorithm_of(experiment, method, tuned.layout)
         return SiteMethod(
             algorithm.local,
             STARTS[experiment.entries[method.composed[0]].start](tuned),
-            [*parts, *([_kept(parts[-1])] if final else [])],
+            stages,
             Profiles(len(held.clients), partial(_profile, data, held)),
             _conversations(experiment, data, held, method),
-            [_settings_of(experiment.train, final)] if final else [],
             budget_of(experiment, method, tuned.layout),
             algorithm.second,
             algorithm.exchanges,
         )
 
-    def asked(question: Question) -> QuestionExamples:
+    def examples_of(question: Question) -> QuestionExamples:
         clause = clause_of(experiment, experiment.method(question.method))
         if question.test == "test":
             return QuestionExamples(data.test, [SLICES[question.slice]] * len(data.test), clause)
@@ -87,22 +103,19 @@ def make_site(
         examples = [validation.examples[index] for index in share.indices.tolist()]
         return QuestionExamples(examples, _presence(share), clause)
 
-    settings = [
-        experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)
-    ]
-    return Site(tuned, settings, experiment.seed, local, Files(folder), asked, experiment.evaluate)
+    return Site(tuned, experiment.seed, method_of, Files(folder), examples_of, experiment.evaluate)
 
 
 def rounds_of(experiment: Experiment, strategy: Strategy) -> tuple[int, ...]:
     """Return the rounds of each stage of a strategy."""
-    given, total, count = experiment.strategy.stage_rounds, experiment.train.rounds, len(strategy)
-    return given or tuple(total * (k + 1) // count - total * k // count for k in range(count))
+    rounds, total, count = experiment.strategy.stage_rounds, experiment.train.rounds, len(strategy)
+    return rounds or tuple(total * (k + 1) // count - total * k // count for k in range(count))
 
 
 def algorithm_of(
     experiment: Experiment, method: Method, layout: Layout, stage: int = 0
 ) -> FederatedAlgorithm:
-    """Put a method's algorithm together for a stage; baselines train with plain FedAvg over their one client."""
+    """Compose a method's algorithm for a stage; baselines train with plain FedAvg over their one client."""
     return _with_layout(compose, experiment, method, layout, stage)
 
 
@@ -119,29 +132,29 @@ def _with_layout(
 
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:
-    """Return the stage after the last round that a method has, or None."""
+    """Return the stage that a method adds after the last round, or None."""
     return next(_of_kind(experiment, method, "stage"), None)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
-    """Return how clients train in the final stage: all of them, for one round."""
+    """Return the settings of the final stage, in which all clients train for one round."""
     rate = {"lr": train.lr * final.rate, "schedule": "constant", "epochs": final.epochs}
     return train.model_copy(update={**rate, "rounds": 1, "cohort": None})
 
 
 def _kept(parts: Parts) -> Parts:
-    """Return the parts of a stage of which nothing is reported: what clients train stays with them."""
+    """Return the parts of a stage from which nothing is reported, because what clients train stays with them."""
     return Parts(parts.down, Part(parts.up.size, ()), parts.down | parts.trained, parts.trained)
 
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
-    """Return what a method's prompts say of an example's modalities; None names those that are present."""
+    """Return the clause of a method's prompts about an example's modalities; None names those that are present."""
     return PROMPTS[next(_of_kind(experiment, method, "prompt"), experiment.evaluate.prompt)]
 
 
 def _of_kind(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
-    """Make the parts of a method that are of one kind."""
-    return made(method.parts, kind, experiment.given, experiment.arguments, experiment.entries)
+    """Make the parts of one kind that a method has."""
+    return make_parts(method.parts, kind, experiment.given, experiment.arguments, experiment.entries)
 
 
 def _profile(data: DataSet, plan: Plan, client: int) -> Profile:
@@ -160,7 +173,7 @@ def _presence(share: Share) -> list[Presence]:
 
 
 STARTS: dict[str, Callable[[Tuned], Params]] = {"loaded": lambda tuned: tuned.start, "svd": svd_start}
-"""Where the first round starts, by the `start` of an algorithm's entry."""
+"""`start` of an algorithm's entry → the function that returns the parameters of the first round."""
 
 
 def _conversations(

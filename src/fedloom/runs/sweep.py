@@ -1,4 +1,4 @@
-"""Run every cell of a grid, skip what is done, go on after a kill, and report over all of them."""
+"""Run every cell of a grid, skip finished cells, go on after a kill, and write a report over all cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedloom.progress import Progress, duration
 from fedloom.report.sweeps.sweep_page import write_sweep_report
 from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.tables import counted
-from fedloom.runs.run_folder import alone, discard, finished, temporary
+from fedloom.runs.run_folder import discard, held_experiment, is_finished, is_temporary, lock_folder
 from fedloom.system.errors import UserError, error_sentence
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, read_text
@@ -28,7 +28,7 @@ from fedloom.version import __version__
 
 State = Literal["waiting", "begun", "done", "failed"]
 PLACE = struct.Struct("<I")
-"""A cell's place in the grid, as processes pass it on."""
+"""The format in which processes pass on a cell's place in the grid."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Row:
     Attributes:
         cell: The cell.
         folder: Its run folder, relative to the sweep's.
-        state: How far it has come.
-        error: Why it failed, or None.
+        state: The state of its run.
+        error: The reason for which it failed, or None.
         result: SHA-256 of its run's `result.json`; None unless it is done.
     """
 
@@ -66,19 +66,19 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Run the cells that are not done yet, in the grid's order.
 
-    Cells share loaded models and what those remember of images and texts. A cell that the folder holds already, under whatever name, is not run again; one that was interrupted goes on from its last commit; one
-    that failed is tried again.
+    Cells share loaded models, with the images and texts that these have encoded. A cell that the folder holds already, under
+    any name, is not run again; one that was interrupted goes on from its last checkpoint; one that failed is tried again.
 
     Args:
-        grid: What to run.
+        grid: The cells to run.
         folder: The sweep folder: new, empty, or of a sweep, possibly with other cells.
         tell: Takes one line of text for each cell.
-        make_progress: Makes what is told how far a cell has come; with several jobs nothing is.
-        jobs: Processes that run cells at once, ≥ 1, each with its share of the threads.
+        make_progress: Makes the display of a cell's progress; with several jobs nothing is shown.
+        jobs: Number of processes that run cells at once, ≥ 1, each with its share of the threads.
         rerun: Discard cells that are damaged or whose data, base model or code changed, and run them again.
 
     Returns:
-        What `result.json` of the sweep folder holds.
+        The content of `result.json` in the sweep folder.
 
     Raises:
         UserError: The folder holds something else, cells are damaged or changed, another process works in the folder,
@@ -86,7 +86,7 @@ def run_sweep(
     """
     check_sweep_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with lock_folder(folder):
         _renew(grid, folder, rerun)
         _run_all(grid, folder, tell, make_progress, jobs)
         return write_sweep_report(folder)
@@ -110,7 +110,7 @@ def _run_all(
         rows[index] = row
         tried.add(index)
         if row.state != "begun":  # another cell may be the same experiment; then it is done too
-            rows[:] = [_seen(folder, other) if other.state == "waiting" else other for other in rows]
+            rows[:] = [_current(folder, other) if other.state == "waiting" else other for other in rows]
         _write(grid, folder, rows)
         if row.state != "begun":
             tell(_line(folder, rows, index, (time.perf_counter() - since) / len(tried)))
@@ -128,15 +128,19 @@ def _run_all(
 
 
 def _renew(grid: Grid, folder: Path, rerun: bool) -> None:
-    """Discard cells that can neither be handed out nor gone on with, or refuse to go on with them."""
+    """Discard cells whose run can neither be used nor resumed, or refuse to go on with them.
+
+    Raises:
+        UserError: There are such cells, and `rerun` is false.
+    """
     begun = {
         k: folder / row.folder for k, row in enumerate(_begin(grid, folder)) if (folder / row.folder).exists()
     }
     if not begun:
         return
-    from fedloom.runs.single_run import stale
+    from fedloom.runs.single_run import unusable_cells
 
-    reasons = stale({k: (grid.cells[k].experiment, place) for k, place in begun.items()})
+    reasons = unusable_cells({k: (grid.cells[k].experiment, path) for k, path in begun.items()})
     if reasons and not rerun:
         first = next(iter(reasons.values()))
         raise UserError(
@@ -148,26 +152,27 @@ def _renew(grid: Grid, folder: Path, rerun: bool) -> None:
 
 
 def _waiting(folder: Path, rows: Sequence[Row]) -> dict[int, Experiment]:
-    """Return what is run for each cell that waits, in the grid's order.
+    """Return the experiment that is run for each waiting cell, in the grid's order.
 
-    A cell that was begun goes on as it began; of cells that are the same experiment only the first is there.
+    A cell that was begun goes on with the experiment in its folder; of cells with the same experiment only the first is there.
     """
     waiting = {row.folder: index for index, row in reversed([*enumerate(rows)]) if row.state == "waiting"}
     if not waiting:
         return {}
-    from fedloom.runs.single_run import held
-
-    return {k: held(folder / rows[k].folder) or rows[k].cell.experiment for k in sorted(waiting.values())}
+    return {
+        k: held_experiment(folder / rows[k].folder) or rows[k].cell.experiment
+        for k in sorted(waiting.values())
+    }
 
 
 def check_sweep_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but a sweep.
+    """Check that a folder holds nothing but a sweep.
 
     Raises:
-        UserError: It does.
+        UserError: The folder holds something else.
     """
     if folder.is_dir():
-        names = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK}
+        names = {file.name for file in folder.iterdir() if not is_temporary(file)} - {LOCK}
         if not names or "sweep.json" in names:
             return
     if folder.exists():
@@ -175,34 +180,34 @@ def check_sweep_folder(folder: Path) -> None:
 
 
 def _begin(grid: Grid, folder: Path) -> list[Row]:
-    """Find or choose the folder of every cell and write down where the sweep stands."""
-    held = {digest: place for place, digest in _held(folder)}
+    """Find or choose the folder of every cell, and write the state of the sweep."""
+    folders = {digest: path for path, digest in _run_folders(folder)}
     rows = list[Row]()
     for cell in grid.cells:
-        place = held.setdefault(cell.experiment.digest, f"cells/{cell.folder}")
-        rows.append(_seen(folder, Row(cell, place)))
+        path = folders.setdefault(cell.experiment.digest, f"cells/{cell.folder}")
+        rows.append(_current(folder, Row(cell, path)))
     _write(grid, folder, rows)
     return rows
 
 
-def _held(folder: Path) -> list[tuple[str, str]]:
+def _run_folders(folder: Path) -> list[tuple[str, str]]:
     """Return the run folders in a sweep folder with the digests of their experiments."""
     files = sorted((folder / "cells").glob("*/experiment.json"))
-    found = list[tuple[str, str]]()
+    folders = list[tuple[str, str]]()
     for file in files:
-        with suppress(UserError):  # a damaged one is told where its cell is looked at
+        with suppress(UserError):  # a damaged file is reported with its cell
             digest = Experiment.from_json(read_text(file), str(file)).digest
-            found.append((f"cells/{file.parent.name}", digest))
-    return found
+            folders.append((f"cells/{file.parent.name}", digest))
+    return folders
 
 
-def _seen(folder: Path, row: Row) -> Row:
-    """Look how far a cell has come; one whose folder is damaged has failed, and the others go on."""
+def _current(folder: Path, row: Row) -> Row:
+    """Return a cell's row with the present state of its run; a cell whose folder is damaged has failed."""
     file = folder / row.folder / "experiment.json"
     try:
         if file.exists():
             Experiment.from_json(read_text(file), str(file))
-        return _done(folder, row) if finished(file.parent) else row
+        return _done(folder, row) if is_finished(file.parent) else row
     except UserError as error:
         message = f"{str(error).partition(chr(10))[0]}; --rerun runs the cell again"
         return replace(row, state="failed", error=message)
@@ -219,9 +224,9 @@ def _run_jobs(
     put: Callable[[int, Row], None],
     jobs: int,
 ) -> None:
-    """Run cells in several processes; each takes the next one that waits when it has ended one.
+    """Run cells in several processes, each of which takes the next waiting cell when it has ended one.
 
-    The cell of a process that is killed has failed; other processes take over what waits.
+    The cell of a killed process has failed; other processes take the waiting ones.
     """
     from fedloom.system.processes import can_fork
 
@@ -230,9 +235,9 @@ def _run_jobs(
     left = dict(cells)
     while left:
         _deal(folder, rows, left, put, jobs)
-        before, left = left, {index: one for index, one in left.items() if rows[index].state == "waiting"}
+        before, left = left, {index: cell for index, cell in left.items() if rows[index].state == "waiting"}
         if len(left) == len(before):
-            return  # no process got as far as beginning a cell
+            return  # no process has begun a cell
 
 
 def _deal(
@@ -242,19 +247,17 @@ def _deal(
     put: Callable[[int, Row], None],
     jobs: int,
 ) -> None:
-    """Deal cells out to processes until all cells are taken, or no process is left."""
-    from fedloom.system.processes import run_forked, threads_per_process
-
-    at: dict[int, int] = {}
+    """Let processes run cells until all cells are taken, or no process is left."""
+    current: dict[int, int] = {}
 
     def lost(number: int, reason: str) -> None:
-        if (index := at.pop(number, None)) is not None:
+        if (index := current.pop(number, None)) is not None:
             put(index, replace(rows[index], state="failed", error=f"its process {reason}"))
 
     def job() -> Iterator[bytes]:
         models: dict[Any, Any] = {}
-        while taken := os.read(queue.fileno(), PLACE.size):  # copies share how far the file has been read
-            (index,) = PLACE.unpack(taken)
+        while place := os.read(queue.fileno(), PLACE.size):  # copies share the position in the file
+            (index,) = PLACE.unpack(place)
             yield json.dumps([index, "begun", None]).encode()
             mistake = _run_one((cells[index], folder / rows[index].folder), Progress(None), models)
             yield json.dumps([index, "done" if mistake is None else "failed", mistake]).encode()
@@ -265,15 +268,15 @@ def _deal(
         for number, message in run_forked([job] * min(jobs, len(cells)), threads_per_process(jobs), lost):
             index, state, error = json.loads(message)
             if state == "begun":
-                at[number] = index
+                current[number] = index
             else:
-                del at[number]
+                del current[number]
             row = rows[index]
             put(index, _done(folder, row) if state == "done" else replace(row, state=state, error=error))
 
 
 def _run_one(cell: tuple[Experiment, Path], progress: Progress, models: dict[str, Any]) -> str | None:
-    """Run a cell and return the mistake that stopped it, if one did."""
+    """Run a cell, and return the reason for which it failed, or None."""
     from fedloom.runs.single_run import run_experiment
 
     try:
@@ -301,23 +304,25 @@ def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _row_json(row: Row) -> Mapping[str, Any]:
-    told = {key: one for key, one in {"error": row.error, "result": row.result}.items() if one is not None}
+    outcome = {
+        key: text for key, text in {"error": row.error, "result": row.result}.items() if text is not None
+    }
     return {
         "name": row.cell.name,
         "values": dict(row.cell.values),
         "digest": row.cell.experiment.digest,
         "folder": row.folder,
         "state": row.state,
-        **told,
+        **outcome,
     }
 
 
 def _line(folder: Path, rows: Sequence[Row], index: int, mean: float) -> str:
     """Describe how a cell ended, and the time left if the remaining cells take as long as those before."""
-    row, waiting = rows[index], sum(one.state == "waiting" for one in rows)
+    row, waiting = rows[index], sum(other.state == "waiting" for other in rows)
     if row.state == "done":
-        told = headline(read_json(folder / row.folder / "result.json", {"scores": dict}))
+        outcome = headline(read_json(folder / row.folder / "result.json", {"scores": dict}))
     else:
-        told = f"failed: {row.error}"
+        outcome = f"failed: {row.error}"
     left = f"; about {duration(mean * waiting)} left" if waiting else ""
-    return f"[{index + 1}/{len(rows)}] {row.cell.name}: {told}{left}"
+    return f"[{index + 1}/{len(rows)}] {row.cell.name}: {outcome}{left}"

@@ -10,15 +10,15 @@ from typing import Any
 from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.client.learning_rate import learning_rate
 from fedloom.client.site import Profile, Question
-from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
+from fedloom.engine.checkpoints import last_of_stage, write_checkpoint
 from fedloom.engine.rounds import Best, Schedule, Standing, Training
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, intersection
-from fedloom.runs.choose_backend import local_backend, train_runs
-from fedloom.runs.evaluation import answers_of, validated
+from fedloom.runs.choose_backend import local_backend, run_trainings
+from fedloom.runs.evaluation import answer_test, validate
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_context import RunContext
-from fedloom.runs.run_folder import METHODS
+from fedloom.runs.run_folder import METHODS, stage_folder
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.tuning.trained_values import Parts, part_named
 
@@ -35,10 +35,10 @@ def train_method(
         servers: For each training the client that trains alone, or None, and the training's clients.
 
     Returns:
-        Where each stands at the end, in the order of `servers`.
+        The standing of each training at the end, in the order of `servers`.
 
     Raises:
-        UserError: None of them can go on.
+        UserError: None of the trainings can go on.
     """
     standings: Sequence[Standing | None] = [None] * len(servers)
     count = context.stage_count(name)
@@ -48,7 +48,7 @@ def train_method(
             _training(context, method, name, server, number, before)
             for server, before in zip(servers, standings, strict=True)
         ]
-        standings = train_runs(context, label, runs)
+        standings = run_trainings(context, label, runs)
     return [standing for standing in standings if standing is not None]
 
 
@@ -60,23 +60,24 @@ def _training(
     number: int,
     before: Standing | None,
 ) -> Training:
-    """Set up one stage of one training, which goes on from its last checkpoint, the stage before, or the start."""
+    """Set up one stage of one training, which goes on from its last checkpoint, the previous stage, or the start."""
     alone, clients = server
-    folder, of = _place(context, name, alone, number)
+    folder, of = _checkpoint_folder(context, name, alone, number)
     algorithm = _algorithm(context, method, number)
-    train, backend = context.site.stages(name)[number], local_backend(context)
+    local, backend = context.site.method(name), local_backend(context)
+    train, parts = local.stages[number].settings, local.stages[number].parts
     schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
-    # Only here, so that a folder that is removed later is not made again.
+    # Created only here, so that a folder that is removed later does not come back.
     folder.mkdir(parents=True, exist_ok=True)
-    standing = _last(context, name, alone, number, context.damaged)
+    standing = _last_standing(context, name, alone, number, context.damaged)
     if standing is None and before is None:
         standing = Standing(algorithm.init(backend.start(name)))
     elif standing is None and before is not None:  # a stage has a fresh server; bytes add up over stages
         params = algorithm.broadcast(before.state).params
         standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
     assert standing is not None
-    parts, profiles = context.site.local(name).parts[number], backend.describe(name)
-    down, budget = None if parts.down.is_whole else parts.down, context.site.local(name).budget
+    profiles, budget = backend.describe(name), local.budget
+    down = None if parts.down.is_whole else parts.down
     return Training(
         name,
         algorithm,
@@ -85,53 +86,50 @@ def _training(
         profiles,
         train,
         context.experiment.admission,
-        _committed(context, method, name, alone, number, folder, of),
+        _after_round(context, method, name, alone, number, folder, of),
         number,
-        context.site.rounds_before(number),
+        context.site.rounds_before(name, number),
         lambda client: intersection(down, budget.down(client)),
-        _reported(context, profiles, parts, budget),
+        _reported_parts(context, profiles, parts, budget),
         budget.scale,
     )
 
 
 def _algorithm(context: RunContext, method: Method, stage: int) -> FederatedAlgorithm:
-    """Return a method's algorithm; in stages of its own, from which nothing is reported, plain FedAvg."""
+    """Return a method's algorithm; in a stage that the method adds, from which nothing is reported, plain FedAvg."""
     own = stage >= len(context.strategy)
     return algorithm_of(context.experiment, ALONE if own else method, context.tuned.layout, stage)
 
 
-def _place(context: RunContext, name: str, alone: int | None, number: int) -> tuple[Path, str]:
-    """Return the folder of a stage's checkpoints, and whose they are."""
-    folder = context.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
-    last = number == context.stage_count(name) - 1
-    return folder if last else folder / f"stage-{number + 1}", context.of(name, alone, number)
+def _checkpoint_folder(context: RunContext, name: str, alone: int | None, number: int) -> tuple[Path, str]:
+    """Return the folder of a stage's checkpoints, and the digest of the training to which they belong."""
+    training = context.folder / METHODS / name / ("" if alone is None else f"client-{alone}")
+    return stage_folder(training, number, context.stage_count(name)), context.of(name, alone, number)
 
 
-def _last(
+def _last_standing(
     context: RunContext, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
 ) -> Standing | None:
-    """Return where a stage stood last, or None where it begins anew.
+    """Return the last standing of a stage, or None if the stage starts anew."""
 
-    What clients kept of its last round is needed, unless the next stage goes on from what they kept after it.
-    """
-    (folder, of), done = _place(context, name, alone, number), context.site.rounds_before(number)
-
-    def remembered(standing: Standing) -> None:
-        """Raise UserError where what clients kept of the last round cannot be read."""
+    def check(stage: int, standing: Standing) -> None:
+        """Raise UserError if what clients kept of the last round cannot be read."""
+        last = context.site.rounds_before(name, stage) + standing.state.round - 1
         for client, rounds in standing.kept.items():
-            if rounds[-1] == done + standing.state.round - 1:
-                context.site.memory.read((name, client, rounds[-1]))
+            if rounds[-1] == last:
+                context.site.memory.read((name, client, last))
 
-    last, layout = number == context.stage_count(name) - 1, context.tuned.layout
-    if last or _last(context, name, alone, number + 1, lambda _: None) is None:
-        return last_checkpoint(folder, layout, passed_over, of, remembered)
-    return last_checkpoint(folder, layout, passed_over, of)
+    stages = [_checkpoint_folder(context, name, alone, stage) for stage in range(context.stage_count(name))]
+    return last_of_stage(stages, number, context.tuned.layout, passed_over, check)
 
 
-def _reported(
+def _reported_parts(
     context: RunContext, profiles: Sequence[Profile], parts: Parts, budget: Budget
 ) -> Callable[[int], Part | None]:
-    """Return the part that each client reports: over reporters, clients without images leave out the connector."""
+    """Return a function from clients to the parts that they report.
+
+    With `aggregate.over: reporters` a client without images does not report the connector.
+    """
     up = None if parts.up.is_whole else parts.up
     if context.experiment.aggregate.over == "cohort":
         return lambda client: intersection(up, budget.up(client))
@@ -139,14 +137,17 @@ def _reported(
     return lambda client: intersection(up if profiles[client].images else without, budget.up(client))
 
 
-def _committed(
+def _after_round(
     context: RunContext, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
 ) -> Callable[[Standing, dict[str, Any]], Standing]:
-    """Return what is called after each round; it writes the record, the learning curve and the checkpoint."""
-    train, done_before = context.site.stages(name)[number], context.site.rounds_before(number)
+    """Return the function that is called after each round; it writes the record, the learning curve and the checkpoint."""
+    train, done_before = (
+        context.site.method(name).stages[number].settings,
+        context.site.rounds_before(name, number),
+    )
     last = number == context.stage_count(name) - 1
 
-    def committed(now: Standing, log: dict[str, Any]) -> Standing:
+    def after_round(now: Standing, log: dict[str, Any]) -> Standing:
         done, every = now.state.round, context.experiment.evaluate.every
         lr = learning_rate(train, done - 1)
         row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
@@ -156,12 +157,12 @@ def _committed(
             total = done + done_before
             models = questions_of(context, method, name, now, alone, number)
             if alone is None and None in models:
-                answers_of(context, models, name, {None: total}, slices_of(context.data.test)[0])
-            now = _validated(context, method, name, now, alone, number, total)
+                answer_test(context, models, name, {None: total}, slices_of(context.data.test)[0])
+            now = _validate(context, method, name, now, alone, number, total)
         write_checkpoint(folder, now, context.record.size, of)
         return now
 
-    return committed
+    return after_round
 
 
 def questions_of(
@@ -172,14 +173,14 @@ def questions_of(
     alone: int | None = None,
     stage: int = -1,
 ) -> dict[int | None, Question]:
-    """Return which models are evaluated, by client, or None for a global one.
+    """Return the models that are evaluated, by client, or None for a global one.
 
-    These are the global model, that of a client that trains alone, or each client's own where parts are personal.
+    These are the global model, the model of a client that trains alone, or each client's own if parts are personal.
     """
     stage %= context.stage_count(name)
     algorithm = _algorithm(context, method, stage)
     params = algorithm.broadcast(standing.state).params
-    own = algorithm.personal or context.site.local(name).parts[stage].personal.count
+    own = algorithm.personal or context.site.method(name).stages[stage].parts.personal.count
     if not method.federated or not own:
         return {alone: Question(name, stage, params, alone)}
     since = standing.since
@@ -192,7 +193,7 @@ def questions_of(
 def best_questions(
     context: RunContext, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
-    """Return the models of the best round, which are evaluated, by client, or None for a global one."""
+    """Return the models of the best round, by client, or None for a global one."""
     stage = context.stage_count(name) - 1
     return {
         client: Question(
@@ -202,17 +203,21 @@ def best_questions(
     }
 
 
-def _validated(
+def _validate(
     context: RunContext, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
 ) -> Standing:
-    """Validate a round; where it is the best of the last stage so far, return a standing that holds it."""
+    """Validate a round; return the standing, with this round as its best if it is the best of the last stage so far."""
     if context.validation is None:
         return now
     models = questions_of(context, method, name, now, alone, stage)
-    found = validated(context, models, name, dict.fromkeys(models, total))
-    if context.experiment.evaluate.round != "best" or stage != context.stage_count(name) - 1 or found is None:
+    result = validate(context, models, name, dict.fromkeys(models, total))
+    if (
+        context.experiment.evaluate.round != "best"
+        or stage != context.stage_count(name) - 1
+        or result is None
+    ):
         return now
-    if now.best is not None and found["score"] <= now.best.score:
+    if now.best is not None and result["score"] <= now.best.score:
         return now
     params = next(iter(models.values())).params
-    return replace(now, best=Best(total, found["score"], params, now.since))
+    return replace(now, best=Best(total, result["score"], params, now.since))

@@ -8,30 +8,38 @@ from functools import partial
 from pathlib import Path
 
 from fedloom.client.client_memory import Files, round_of
-from fedloom.engine.checkpoints import read_checkpoint, recorded_below
+from fedloom.engine.checkpoints import is_over, read_checkpoint, recorded_below
 from fedloom.report.sweeps.sweep_results import read_sweep
 from fedloom.run_log import read_lines, require_length
-from fedloom.runs.run_folder import EXPERIMENT, MACHINE, METHODS, RECORD, RESULT, held
+from fedloom.runs.run_folder import (
+    EXPERIMENT,
+    MACHINE,
+    METHODS,
+    RECORD,
+    RESULT,
+    held_experiment,
+    stage_folders,
+)
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import MANIFEST, MEMORY, check_files, files_in, read_manifest, read_sealed
 
 SWEEP = "sweep.json"
 
 Check = Callable[[], object]
-"""Reads a file; raises `UserError` where it is missing or damaged."""
+"""A function that reads a file and raises `UserError` if it is missing or damaged."""
 
 
 def verify(folder: Path) -> tuple[int, list[str]]:
-    """Compare every file below a folder with what is known of it.
+    """Check every file below a folder against its digest.
 
     Args:
-        folder: That of a run, a sweep or an exported adapter.
+        folder: The folder of a run, a sweep or an exported adapter.
 
     Returns:
         The number of checks, and a sentence for each file that is missing or damaged.
 
     Raises:
-        UserError: The folder holds none of them.
+        UserError: The folder holds no run, sweep or adapter.
     """
     count, faults = 0, list[str]()
     for check in _checks(folder):
@@ -48,20 +56,20 @@ def verify(folder: Path) -> tuple[int, list[str]]:
 def _checks(folder: Path) -> Iterator[Check]:
     for file in sorted(folder.rglob(SWEEP)):
         yield partial(read_sweep, file.parent)
-    places = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
-    for place in sorted(places):
-        yield from _of_one(place)
+    folders = {file.parent for name in (MANIFEST, EXPERIMENT) for file in folder.rglob(name)}
+    for inner in sorted(folders):
+        yield from _checks_of(inner)
 
 
-def _of_one(folder: Path) -> Iterator[Check]:
-    """Yield the checks of a run or an adapter: files that its manifest lists, and those that prove themselves."""
+def _checks_of(folder: Path) -> Iterator[Check]:
+    """Yield the checks of a run or an adapter: of files that its manifest lists, and of those with a digest inside."""
     try:
         manifest = read_manifest(folder)
     except UserError:
         yield partial(read_manifest, folder)
         return
     if manifest is None:
-        yield partial(held, folder)
+        yield partial(held_experiment, folder)
         return
     for name in manifest.files:
         yield partial(check_files, folder, manifest, [name])
@@ -73,11 +81,10 @@ def _of_one(folder: Path) -> Iterator[Check]:
             yield partial(read_checkpoint, file)
         elif name == MACHINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
             yield partial(read_sealed, file)
-    for place in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
-        for checkpoint in sorted(place.parent.rglob("round-*.json")):
-            if _is_over(checkpoint.parent):
-                continue
-            yield partial(_read_memories, folder, place.parent.name, checkpoint)
+    for memory in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
+        method = memory.parent
+        for training in sorted({method, *method.glob("client-*")}):
+            yield from _memories_of(folder / METHODS, method.name, training)
 
 
 def _read_all(record: Path) -> None:
@@ -85,22 +92,23 @@ def _read_all(record: Path) -> None:
     require_length(record, recorded_below(record.parent / METHODS))
 
 
-def _is_over(folder: Path) -> bool:
-    """Return whether a folder is that of a stage after which another has a checkpoint: then its memories are forgotten."""
-    if not folder.name.startswith("stage-"):
-        return False
-    later = [one for one in folder.parent.glob("stage-*") if one.name > folder.name]
-    return any(any(one.glob("round-*.json")) for one in (folder.parent, *later))
+def _memories_of(methods: Path, method: str, training: Path) -> Iterator[Check]:
+    """Yield the checks of what clients keep, as the checkpoints of a training have it; nothing is kept of stages that are over."""
+    stages = [(folder, None) for folder in stage_folders(training)]
+    for number, (folder, _) in enumerate(stages):
+        if not is_over(stages, number):
+            for checkpoint in sorted(folder.glob("round-*.json")):
+                yield partial(_read_memories, methods, method, checkpoint)
 
 
-def _read_memories(folder: Path, method: str, checkpoint: Path) -> None:
+def _read_memories(methods: Path, method: str, checkpoint: Path) -> None:
     """Read what each client keeps as a checkpoint has it.
 
-    What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one finds again
-    the better rounds that came after it.
+    What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one reaches the
+    better rounds after it again.
     """
     standing, others = read_checkpoint(checkpoint), checkpoint.parent.glob("round-*.json")
-    last = all(round_of(one) <= round_of(checkpoint) for one in others)
+    last = all(round_of(other) <= round_of(checkpoint) for other in others)
     best = standing.best.since.items() if standing.best and last else ()
     for client, round in {*standing.since.items(), *best}:
-        Files(folder / METHODS).read((method, client, round))
+        Files(methods).read((method, client, round))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedloom.models.load_model import Vlm
@@ -27,12 +27,12 @@ from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
-from fedloom.system.manifest import Manifest, check_files, read_manifest, write_manifest
+from fedloom.system.manifest import Manifest, write_manifest
 from fedloom.tuning.lora import LoRALinear, scale_of
 from fedloom.tuning.strategies import LoRA, Stage
 from fedloom.version import __version__
 
-# Gradients are meant to lie in rows of one buffer; autograd tells once that it would rather own them.
+# Gradients lie in rows of one buffer on purpose; autograd warns once that it would rather own them.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 PEFT_PREFIX = "base_model.model."
@@ -40,7 +40,7 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a trained tensor sits in the model: a module and the attribute's name there."""
+    """The place of a trained tensor in the model: a module and the name of its attribute."""
 
     module: str
     attribute: str
@@ -57,8 +57,8 @@ class Tuned:
         spots: Canonical name → place in the model.
         flat: The live values, shape [K, P], one row for each client side by side; outside `side_by_side`
             K is 1. Writing to it changes the model.
-        grads: Where `backward` adds gradients, shape [K, P].
-        slots: Buffers of the local optimizer, shape [K, P] each, made when first asked for.
+        grads: The gradients that `backward` adds up, shape [K, P].
+        slots: Buffers of the local optimizer, shape [K, P] each, created at first use.
         factors: Factor on the scale of each row's adapters; () is 1 for all.
     """
 
@@ -92,17 +92,17 @@ class Tuned:
     @property
     def adapters(self) -> dict[str, LoRALinear]:
         """The layers that have an adapter, by name."""
-        found = ((name, self.vlm.model.get_submodule(name)) for name in _adapted(self.spots))
-        return {name: layer for name, layer in found if isinstance(layer, LoRALinear)}
+        layers = ((name, self.vlm.model.get_submodule(name)) for name in _adapted(self.spots))
+        return {name: layer for name, layer in layers if isinstance(layer, LoRALinear)}
 
     def write(self, params: Params, row: int = 0) -> None:
-        """Put parameters into one row of the model: one copy."""
+        """Copy parameters into one row of the model."""
         if params.layout != self.layout:
             raise ValueError("these parameters were made for another model or strategy")
         self.flat[row].copy_(params.flat)
 
     def read(self, row: int = 0) -> Params:
-        """Copy the live parameters of one row out."""
+        """Return a copy of the live parameters of one row."""
         return Params(self.layout, self.flat[row].cpu().clone())
 
     def connects(self, rows: int) -> list[Callable[[Tensor], Tensor]]:
@@ -114,8 +114,8 @@ class Tuned:
             self._place(self._whole(), row)
         return self.vlm.connect(features)
 
-    def zeroed(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the optimizer's buffers, filled with zeros."""
+    def zero_slots(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Fill the optimizer's buffers with zeros, and return them."""
         for name in names:
             if name not in self.slots:
                 self.slots[name] = torch.zeros_like(self.flat)
@@ -123,7 +123,7 @@ class Tuned:
         return {name: self.slots[name] for name in names}
 
     def tie(self, rows: int = 1) -> None:
-        """Make the first `rows` rows the model's own parameters; adapters are stacked where it is not one."""
+        """Make the first `rows` rows the model's own parameters; several rows of adapters are stacked."""
         adapters = [name for name in self.layout.names if _is_adapter(name)]
         if rows == 1:
             self._place([*adapters, *self._whole()], 0)
@@ -133,7 +133,7 @@ class Tuned:
             self._rescale(self.factors[:rows])
 
     def _rescale(self, factors: Sequence[float]) -> None:
-        """Let adapters have the scales of some rows."""
+        """Set the scales of adapters to those of some rows."""
         if lora := self.stage.lora:
             scale = scale_of(lora.alpha / lora.rank, factors, self.flat.device)
             for layer in self.adapters.values():
@@ -163,11 +163,11 @@ def _adapted(spots: Mapping[str, Spot]) -> list[str]:
 
 @contextmanager
 def side_by_side(tuned: Tuned, rows: int, factors: Sequence[float] = ()) -> Iterator[Tuned]:
-    """Give a model room for several clients at once, and put its single row back afterward.
+    """Give a model room for several clients at once, and restore its single row afterward.
 
     Args:
-        tuned: The model with one row; its `flat` is left as it is.
-        rows: Number K of clients; for one the model itself is handed out.
+        tuned: The model with one row; its `flat` does not change.
+        rows: Number K of clients; for one client the model itself is yielded.
         factors: Factor on the scale of each client's adapters; () is 1 for all.
     """
     own = () if all(factor == 1 for factor in factors) else tuple(factors)
@@ -191,9 +191,9 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
     """Insert adapters and tie every trained tensor to one flat buffer; changes `vlm.model` in place.
 
     Args:
-        vlm: A freshly loaded model.
+        vlm: A model without adapters.
         stage: Which parts to train and how.
-        seed: Names the random stream that A is drawn from (uniform in ±1/√I, as PEFT draws it).
+        seed: Seed of the random stream from which A is drawn (uniform in ±1/√I, as in PEFT).
 
     Raises:
         UserError: The stage names a part the model lacks, or no layer matches its targets.
@@ -206,7 +206,7 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
                 f"strategy: this model has no {part}, so it cannot be trained; set strategy.name to lora"
             )
         if part == "encoder":
-            raise UserError("strategy: the encoder stays frozen; what it makes of a picture is computed once")
+            raise UserError("strategy: the encoder stays frozen; its features of an image are computed once")
         if isinstance(how, LoRA):
             for name in _targets(vlm, part, how):
                 layer = vlm.model.get_submodule(name)
@@ -220,7 +220,7 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
                 module, _, attribute = name.rpartition(".")
                 tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach().cpu()
                 spots[f"{part}/{name}"] = Spot(module, attribute)
-    start = _drawn(Params.of(tensors), spots, seed)
+    start = _draw(Params.of(tensors), spots, seed)
     flat = start.flat.clone()[None].to(vlm.device)
     tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
     _insert(tuned)
@@ -229,16 +229,16 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
 
 
 def replica(tuned: Tuned, device: torch.device) -> Tuned:
-    """Copy a live model with one row to a device, where it can train beside the first; features are shared."""
+    """Return a copy of a live model with one row on another device, where it trains beside the first; features are shared."""
     vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model).to(device))
     flat = tuned.flat.to(device, copy=True)
-    twin = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})
-    twin.tie()
-    return twin
+    other = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})
+    other.tie()
+    return other
 
 
-def _drawn(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:
-    """Draw every A; what else there is stays as it is."""
+def _draw(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:
+    """Return parameters in which every A is drawn at random; all other values stay as they are."""
     drawn = start.with_flat(start.flat.clone())
     for name, values in drawn.items():
         if spots[name].attribute == "lora_a":
@@ -250,7 +250,7 @@ def _drawn(start: Params, spots: Mapping[str, Spot], seed: int) -> Params:
 
 
 def release(tuned: Tuned) -> None:
-    """Take the adapters out of the model again and put the connector back as it was loaded."""
+    """Remove the adapters from the model, and restore the connector as it was loaded."""
     model, start = tuned.vlm.model, tuned.start
     for name in tuned.layout.names:
         spot = tuned.spots[name]
@@ -273,14 +273,14 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
         and any(name.startswith(prefix + ".") for prefix in getattr(vlm.family.parts, part))
         and vlm.family.parts.part_of(name) == part
     ]
-    found = [name for name in linears if how.takes(name)]
-    if not found:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+    targets = [name for name in linears if how.adapts(name)]
+    if not targets:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
         raise UserError(
             f"strategy.targets: no linear layer of the {part} is called any of {', '.join(how.targets)}; "
-            f"there are {there}"
+            f"there are {names}"
         )
-    return found
+    return targets
 
 
 def _insert(tuned: Tuned) -> None:
@@ -301,8 +301,8 @@ def _swap(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(above), last, layer)
 
 
-def _peft_names(layout: Layout) -> dict[str, str]:
-    """Map canonical names to the keys of PEFT's `adapter_model.safetensors`."""
+def peft_names(layout: Layout) -> dict[str, str]:
+    """Return canonical name → key of PEFT's `adapter_model.safetensors`."""
     renamed = {}
     for name in layout.names:
         path = name.partition("/")[2]
@@ -312,14 +312,14 @@ def _peft_names(layout: Layout) -> dict[str, str]:
 
 
 def adapter_config(tuned: Tuned) -> dict[str, Any]:
-    """Describe the adapter as PEFT's `adapter_config.json` does."""
+    """Return the content of PEFT's `adapter_config.json` for the adapter."""
     from peft import LoraConfig, TaskType
 
     parts, lora = tuned.vlm.family.parts, tuned.stage.lora
     names, targets = _adapted(tuned.spots), lora.targets if lora else ()
-    # PEFT has rules of its own for names of layers that are not there, such as those of experts.
-    taken = [one for one in targets if any(LoRA(targets=(one,)).takes(name) for name in names)]
-    linears = "|".join(map(re.escape, taken))
+    # Names of layers that the model lacks are left out, since PEFT has special rules for some, such as those of experts.
+    used = [target for target in targets if any(LoRA(targets=(target,)).adapts(name) for name in names)]
+    linears = "|".join(map(re.escape, used))
     prefixes = "|".join(re.escape(prefix) for prefix in parts.llm)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -339,29 +339,29 @@ def adapter_config(tuned: Tuned) -> dict[str, Any]:
 
 
 def _saved_modules(vlm: Vlm) -> list[str]:
-    """Name the connector's modules; PEFT takes the members of a list, not the list."""
-    found: list[str] = []
+    """Return the names of the connector's modules; PEFT expects the members of a list, not the list."""
+    names: list[str] = []
     for prefix in vlm.family.parts.connector:
         module = dict(vlm.model.named_modules()).get(prefix)
         if isinstance(module, nn.ModuleList):
-            found += [f"{prefix}.{number}" for number in range(len(module))]
+            names += [f"{prefix}.{number}" for number in range(len(module))]
         elif module is not None:
-            found.append(prefix)
-    return found
+            names.append(prefix)
+    return names
 
 
 def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, which stock PEFT loads.
 
     Without adapters on the language model (strategy "connector") PEFT has nothing to insert; then the
-    trained tensors are written as `connector.safetensors` under the model's own parameter names. A manifest beside
-    them lists their digests, so that the folder proves itself wherever it is taken.
+    trained tensors are written as `connector.safetensors` under the model's own parameter names. A manifest lists the digests
+    of the files, so that the folder can be verified anywhere.
     """
     if tuned.stage.lora is None:
         plain = {name.partition("/")[2]: value.clone() for name, value in params.items()}
         files = {"connector.safetensors": save(plain, metadata={"format": "pt"})}
     else:
-        names = _peft_names(params.layout)
+        names = peft_names(params.layout)
         tensors = {names[name]: value.clone() for name, value in params.items()}
         text = json.dumps(adapter_config(tuned), indent=2, sort_keys=True, default=str)
         files = {
@@ -372,29 +372,3 @@ def export_adapter(tuned: Tuned, params: Params, folder: Path) -> None:
         write_atomic(folder / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     write_manifest(folder, Manifest(__version__, files=digests))
-
-
-def import_adapter(tuned: Tuned, folder: Path) -> Params:
-    """Read parameters that `export_adapter` or PEFT wrote.
-
-    Raises:
-        UserError: A file is missing or is not as it was written; a tensor is missing, is one too many, or has another
-            shape than this model's.
-    """
-    if (manifest := read_manifest(folder)) is not None:
-        check_files(folder, manifest, manifest.files)
-    file = folder / "adapter_model.safetensors"
-    if tuned.stage.lora is None:
-        file = folder / "connector.safetensors"
-        names = {name: name.partition("/")[2] for name in tuned.layout.names}
-    else:
-        names = _peft_names(tuned.layout)
-    found = load_file(file)
-    shapes = dict(zip(tuned.layout.names, tuned.layout.shapes, strict=True))
-    wrong = [
-        key for name, key in names.items() if key not in found or tuple(found[key].shape) != shapes[name]
-    ]
-    wrong += sorted(set(found) - set(names.values()))
-    if wrong:
-        raise UserError(f"{file}: {len(wrong)} tensors are missing, extra or misshapen, first {wrong[0]!r}")
-    return Params.of({name: found[key] for name, key in names.items()})

@@ -21,28 +21,28 @@ Masks = Callable[[str, torch.device], torch.Generator]
 
 
 @contextmanager
-def dropping(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[None]:
-    """Leave out some of what enters the adapters inside this block, as PEFT's `lora_dropout` does.
+def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[None]:
+    """Drop some inputs of the adapters inside this block, as PEFT's `lora_dropout` does.
 
     An adapter adds (alpha / rank) · B A (m ∘ x) / (1 − p), where each value of m is 0 with probability
-    p = `LoRA.dropout` and 1 otherwise; every layer has a mask of its own, and the frozen layer sees the whole x.
-    Different from PEFT: masks come from named streams. A client's stream gives a value for each input of each
-    of its tokens, in their order and without padding, so its mask does not depend on who trains beside it, and a
-    layer that is computed again in the backward pass, which belongs inside the block, meets the same one.
+    p = `LoRA.dropout` and 1 otherwise; every layer has its own mask, and the frozen layer sees the whole x.
+    Unlike in PEFT, masks come from named streams. A client's stream gives a value for each input of each of its tokens,
+    in order and without padding, so its mask does not depend on the clients that train beside it. A layer that is computed
+    again in the backward pass, which belongs inside the block, gets the same mask.
 
     Args:
         tuned: The model; with p = 0, or without adapters, nothing changes.
-        batch: What the model is about to see.
+        batch: The batch that the model processes next.
         masks: Each client's streams, K of them.
 
     Raises:
-        UserError: When a layer is used that sees something else than the batch's tokens.
+        UserError: When a layer is used that processes other rows than the batch's tokens.
     """
     share = tuned.stage.lora.dropout if tuned.stage.lora else 0.0
     layers = tuned.adapters if share else {}
     if layers:
         prompts = torch.tensor(batch.lengths, device=batch.mask.device)
-        real = batch.mask.bool() & (prompts > 0)[:, None]  # [K·B, L]; a row of padding has no prompt
+        real = batch.mask.bool() & (prompts > 0)[:, None]  # [K·B, L]; rows of padding have no prompt
         counts = real.view(len(masks), -1).sum(1).tolist()
         for name, layer in layers.items():
             layer.drop = partial(_dropped, name, share, real, list(zip(masks, counts, strict=True)))
@@ -55,19 +55,19 @@ def dropping(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Iterator[Non
 
 def _dropped(
     name: str, share: float, real: Tensor, draws: Sequence[tuple[Masks, int]], x: Tensor
-) -> Tensor:  # [K·B, L, I], or [K·B·L, I] as shared experts are given → the same
+) -> Tensor:  # [K·B, L, I], or [K·B·L, I] for shared experts → the same
     if x.shape[:-1] not in (real.shape, (real.numel(),)):
         raise UserError(
             f"strategy.dropout is {share}, but the layer {name} processes rows other than the batch's tokens, such as "
             "one expert's share of them or the tokens of images, for which there is no mask. Set strategy.dropout "
             "to 0, or leave the layer out of strategy.targets"
         )
-    width, where = x.shape[-1], x.device
-    lost = torch.zeros(*real.shape, width, dtype=torch.bool, device=where)
-    lost[real] = torch.cat(
+    width, device = x.shape[-1], x.device
+    dropped = torch.zeros(*real.shape, width, dtype=torch.bool, device=device)
+    dropped[real] = torch.cat(
         [
-            torch.rand(count, width, generator=masks(name, where), device=where) < share
+            torch.rand(count, width, generator=masks(name, device), device=device) < share
             for masks, count in draws
         ]
     )
-    return x.masked_fill(lost.view(x.shape), 0.0) / (1 - share)
+    return x.masked_fill(dropped.view(x.shape), 0.0) / (1 - share)

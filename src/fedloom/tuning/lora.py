@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank update beside it, for one client or for several side by side.
+"""A linear layer with a low-rank update, for one client or for several side by side.
 
 Shape legend: T tokens, K clients side by side, I and O a linear layer's inputs and outputs, R rank.
 """
@@ -18,8 +18,8 @@ from fedloom.params import Layout
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a low-rank update: y = W x + b + (alpha / rank) · B A x.
 
-    With K clients side by side, A and B have a leading dimension and the batch consists of K equal groups of
-    rows, one client's after the other's; W x is one product for all of them.
+    With K clients side by side, A and B have a leading dimension and the batch consists of K equal groups of rows, one for
+    each client; W x is one product for all of them.
 
     Args:
         base: The frozen layer.
@@ -28,7 +28,7 @@ class LoRALinear(nn.Module):
         scale: alpha / rank, a number or one for each client, shape [K, 1, 1].
 
     Attributes:
-        drop: What x goes through on its way to A, or None; see `fedloom.tuning.dropout`.
+        drop: A function that is applied to x before A, or None; see `fedloom.tuning.dropout`.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class LoRALinear(nn.Module):
 
 
 class _Adapted(torch.autograd.Function):
-    """y = W x + b + scale · B A x, and its gradients, W and b being frozen.
+    """y = W x + b + scale · B A x with frozen W and b, and its gradients.
 
     Every product with A or B has its long side last: R is small, and processors' libraries multiply [R, T] several
-    times faster than its transpose. What is added goes in as the product is made, which saves passes over [T, O] and
-    [T, I].
+    times faster than its transpose. Sums are formed together with products, which saves passes over [T, O] and [T, I].
     """
 
     @staticmethod
@@ -87,30 +86,30 @@ class _Adapted(torch.autograd.Function):
 
 
 def _plus(total: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Add a product to what is there, for one client or several."""
+    """Add a product to a total in place, for one client or several."""
     return (total.addmm_ if total.dim() == 2 else total.baddbmm_)(one, other)
 
 
-def scale_of(plain: float, factors: Sequence[float], where: torch.device) -> float | Tensor:
+def scale_of(plain: float, factors: Sequence[float], device: torch.device) -> float | Tensor:
     """Return the scale of layers for clients side by side.
 
     Args:
         plain: alpha / rank.
-        factors: What it is multiplied by for each client, K of them.
-        where: The device of the layers.
+        factors: The factor of each client on it, K of them.
+        device: The device of the layers.
 
     Returns:
-        A number where it is the same for all, and otherwise float32 values of shape [K, 1, 1]; both scale alike.
+        A number if it is the same for all clients, and otherwise float32 values of shape [K, 1, 1].
     """
     scales = [plain * factor for factor in factors]
-    alike = len(set(scales)) == 1
-    return scales[0] if alike else torch.tensor(scales, dtype=torch.float32, device=where).view(-1, 1, 1)
+    equal = len(set(scales)) == 1
+    return scales[0] if equal else torch.tensor(scales, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
-def fold(values: Tensor, layout: Layout, factor: float) -> Tensor:
+def scale_b(values: Tensor, layout: Layout, factor: float) -> Tensor:
     """Return values of a layout, shape [P], in which every B is multiplied by a factor; for 1 the values themselves.
 
-    An adapter of scale s with f B does what one of scale f s does with B, since s · (f B) · A = (f s) · B · A.
+    An adapter of scale s with f B equals one of scale f s with B, since s · (f B) · A = (f s) · B · A.
 
     Args:
         values: Parameters, or changes of them.

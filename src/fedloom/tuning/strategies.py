@@ -1,14 +1,14 @@
-"""Fine-tuning strategies: which parts of a model are trained, how, in which order, and what clients keep.
+"""Fine-tuning strategies: which parts of a model are trained, how and in which order, and what clients keep.
 
     connector         the connector, in full                              (F-C of FedVLMBench, arXiv 2506.09638)
     lora              low-rank adapters on the language model             (F-L)
     both              connector and adapters at once                      (F-CL)
-    two-stage         the connector first, then adapters behind it        (F-2stage)
+    two-stage         the connector first, then adapters                  (F-2stage)
     share-connector   both at once; each client keeps its own adapters
     share-lora        both at once; each client keeps its own connector
 
-Parts that a stage does not name are frozen and never leave the server; parts that are personal never leave their
-client. A strategy is a sequence of stages, each with its own rounds and a fresh state of the server.
+Parts that a stage does not name are frozen and never leave the server; personal parts never leave their client. A strategy is
+a sequence of stages, each with its own rounds and a fresh state of the server.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LoRA:
     Attributes:
         rank: Rank r of the update B·A, ≥ 1.
         alpha: Scale: the update is multiplied by alpha / rank.
-        targets: Which linear layers get an adapter, by the ends of their dotted names: `q_proj` is that of
+        targets: Which linear layers get an adapter, by the ends of their dotted names: `q_proj` names that of
             every layer, `layers.27.self_attn.q_proj` that of one.
-        dropout: Share of what enters an adapter that a training step leaves out, in [0, 1).
+        dropout: Share of an adapter's inputs that a training step drops, in [0, 1).
     """
 
     rank: int = 8
@@ -40,12 +40,12 @@ class LoRA:
     targets: tuple[str, ...] = LINEARS
     dropout: float = 0.0
 
-    def takes(self, name: str) -> bool:
+    def adapts(self, name: str) -> bool:
         """Return whether a linear layer gets an adapter.
 
         Example:
-            >>> one = LoRA(targets=("7.self_attn.q_proj",))
-            >>> one.takes("model.layers.7.self_attn.q_proj"), one.takes("model.layers.27.self_attn.q_proj")
+            >>> lora = LoRA(targets=("7.self_attn.q_proj",))
+            >>> lora.adapts("model.layers.7.self_attn.q_proj"), lora.adapts("model.layers.27.self_attn.q_proj")
             (True, False)
         """
         return any(f".{name}".endswith(f".{target}") for target in self.targets)
@@ -57,7 +57,7 @@ class Stage:
 
     Attributes:
         train: Part → how.
-        personal: Those of them that each client keeps to itself.
+        personal: The trained parts that each client keeps to itself.
     """
 
     train: dict[str, Full | LoRA]
@@ -76,7 +76,7 @@ class Stage:
 
 
 def stage(name: str, lora: LoRA) -> Stage:
-    """Make the stage of a strategy by its name in `STRATEGIES`."""
+    """Return the stage with a name in `STRATEGIES`."""
     return Stage({part: lora if how == "lora" else Full() for part, how in STRATEGIES[name].items()})
 
 
@@ -98,15 +98,15 @@ Strategy = tuple[Stage, ...]
 
 
 def strategy(name: str, lora: LoRA) -> Strategy:
-    """Make a strategy by its name in `SEQUENCES`.
+    """Return the strategy with a name in `SEQUENCES`.
 
     Example:
-        >>> [tuple(one.train) for one in strategy("two-stage", LoRA())]
+        >>> [tuple(stage.train) for stage in strategy("two-stage", LoRA())]
         [('connector',), ('llm',)]
     """
     return tuple(Stage(stage(what, lora).train, personal) for what, personal in SEQUENCES[name])
 
 
-def whole(strategy: Strategy) -> Stage:
-    """Return all that a strategy trains at one time or another, as one stage: the layout of a run."""
-    return Stage({part: how for one in strategy for part, how in one.train.items()})
+def merged_stage(strategy: Strategy) -> Stage:
+    """Return one stage with all parts that a strategy trains in any of its stages, which gives the layout of a run."""
+    return Stage({part: how for stage in strategy for part, how in stage.train.items()})

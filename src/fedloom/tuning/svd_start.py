@@ -2,14 +2,14 @@
 
     W ≈ U_R Σ_R V_Rᵀ,   A = √Σ_R V_Rᵀ,   B = U_R √Σ_R
 
-with W a frozen weight, U, Σ, V its singular value decomposition, and R the rank. So B·A is the best
-approximation of W of rank R, and what the layer computes changes from W to W + (alpha / rank) · B A.
+with W a frozen weight, U, Σ, V its singular value decomposition, and R the rank. So B·A is the best approximation of W of
+rank R, and the layer computes W + (alpha / rank) · B A in place of W.
 
 Reference: B. Xu et al., "You Only Communicate Once: One-shot Federated Low-Rank Adaptation of MLLM",
 NeurIPS 2025, openreview.net/forum?id=FoVF3iL6o3.
 
-Differs from the paper: its public code starts only B so and leaves A random. A singular vector is defined
-up to its sign; here the largest value of every column of U is positive, so that all machines agree.
+Differs from the paper: its public code starts only B this way and leaves A random. A singular vector is defined up to its
+sign; here the largest value of every column of U is positive, so that all machines agree.
 
 Shape legend: I and O a linear layer's inputs and outputs, R rank.
 """
@@ -27,22 +27,22 @@ from fedloom.tuning.adapters import Tuned
 
 
 def svd_start(tuned: Tuned) -> Params:
-    """Return the start of a tuned model with every adapter taken from its layer's weight.
+    """Return the start of a tuned model with every adapter computed from its layer's weight.
 
-    What has no adapter keeps its value. Costs one singular value decomposition for each adapted layer.
+    All other tensors keep their values. This costs one singular value decomposition for each adapted layer.
 
     Raises:
         UserError: The rank is larger than a layer's smaller side.
     """
     start = tuned.start.with_flat(tuned.start.flat.clone())
     for name in start.layout.names:
-        place, _, factor = name.partition("/")[2].rpartition(":")
+        layer, _, factor = name.partition("/")[2].rpartition(":")
         if factor == "lora_a":
-            weight = tuned.vlm.model.get_submodule(place).get_parameter("base.weight").detach().float()
+            weight = tuned.vlm.model.get_submodule(layer).get_parameter("base.weight").detach().float()
             rank, most = len(start[name]), min(weight.shape)
             if rank > most:
                 raise UserError(
-                    f"strategy.rank is {rank}, but {place} has only {most} singular vectors to start YOCO from; "
+                    f"strategy.rank is {rank}, but {layer} has only {most} singular vectors to start YOCO from; "
                     f"use a rank of at most {most}, or leave the layer out of strategy.targets"
                 )
             a, b = factors(weight, rank)
@@ -52,15 +52,15 @@ def svd_start(tuned: Tuned) -> Params:
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a weight [O, I] into A [R, I] and B [O, R] whose product B·A is nearest to it; R ≤ min(O, I).
+    """Return A [R, I] and B [O, R] whose product B·A is nearest to a weight [O, I]; R ≤ min(O, I).
 
     Example:
         >>> a, b = factors(torch.diag(torch.tensor([4.0, 9.0, 1.0])), rank=2)
         >>> (b @ a).round().tolist()
         [[4.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    found = torch.linalg.svd(weight, full_matrices=False)
-    u, values, vt = cast("tuple[Tensor, Tensor, Tensor]", found)
+    svd = torch.linalg.svd(weight, full_matrices=False)
+    u, values, vt = cast("tuple[Tensor, Tensor, Tensor]", svd)
     largest = u.abs().argmax(dim=0, keepdim=True)
     signs = u.gather(0, largest).sign()[0, :rank]
     root = signs * values[:rank].sqrt()

@@ -1,4 +1,4 @@
-"""Find which values of the flat buffer a strategy sends, trains and reports in each stage, and which stay with clients."""
+"""The values of the flat buffer that a strategy sends, trains and reports in each stage, and those that stay with clients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Parts(NamedTuple):
     """The parts of one stage.
 
     Attributes:
-        down: What a client is sent: all that may differ from the start and is not personal, so that a client that first
-            trains in a later stage has what was learned in those before.
-        up: What a client trains and reports.
-        personal: What stays with each client, in this stage and those before.
-        trained: What a client trains: `up`, and the personal values of this stage.
+        down: The part that is sent to a client: all that may differ from the start and is not personal, so that a client that
+            first trains in a later stage has what was learned in earlier ones.
+        up: The part that a client trains and reports.
+        personal: The part that stays with each client, in this stage and earlier ones.
+        trained: The part that a client trains: `up`, and the personal values of this stage.
     """
 
     down: Part
@@ -33,7 +33,7 @@ def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = Fa
         layout: Names and shapes of all that the strategy trains.
         strategy: The stages.
         stage: Number of the stage, from 0.
-        alone: Whether a client trains alone, or on all data pooled: then nothing is personal.
+        alone: Whether a client trains alone, or on all data pooled, so that nothing is personal.
 
     Example:
         >>> from fedloom.tuning.strategies import LoRA, strategy
@@ -43,8 +43,8 @@ def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = Fa
         (((0, 2),), ((2, 5),), True)
     """
     here, before = strategy[stage], strategy[: stage + 1]
-    trained_so_far = {name for one in before for name in one.train}
-    ever_personal = {name for one in before for name in one.personal if not alone}
+    trained_so_far = {name for stage_before in before for name in stage_before.train}
+    ever_personal = {name for stage_before in before for name in stage_before.personal if not alone}
     return Parts(
         _part(layout, trained_so_far - ever_personal),
         _part(layout, set(here.train) - ever_personal),
