@@ -30,7 +30,7 @@ def whole_command(side: str, *libraries: str) -> Callable[[], Measured]:
     def measure() -> Measured:
         needs(*libraries)
         from benchmarks.headline_sides import apart, run_of
-        from fedloom.tuning.adapters import export_adapter
+        from fedloom.tuning.export_adapter import export_adapter
 
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)

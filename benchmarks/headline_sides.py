@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.headline import OVERRIDES
 from benchmarks.work import Clients
-from fedloom.client.answer_questions import answer_examples, render
+from fedloom.client.answer_questions import answer_examples
 from fedloom.client.learning_rate import learning_rate
 from fedloom.client.local_job import Job
 from fedloom.data import load_data
@@ -34,7 +34,9 @@ from fedloom.models.load_model import Vlm, load_vlm
 from fedloom.runs.modality_slices import SLICES, slices_of
 from fedloom.scenarios.plan import build_plan
 from fedloom.tasks import PROMPTS, TASKS
-from fedloom.tuning.adapters import Tuned, export_adapter, prepare
+from fedloom.tasks.rendering import render
+from fedloom.tuning.adapters import Tuned, prepare
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, DataSet, Presence
 

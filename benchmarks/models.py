@@ -13,7 +13,7 @@ import torch
 
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import BUNDLED, Processor, Vlm
-from fedloom.system.startup import without_garbage_collection
+from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation

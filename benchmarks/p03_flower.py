@@ -45,7 +45,7 @@ def command() -> Measured:
 def main(side: str, name: str, packing: str, way: str) -> None:
     """Run both sides alternately, in a fresh process, or one of them to time the whole command."""
     from fedloom.system.allocator import keep_freed
-    from fedloom.system.startup import without_garbage_collection
+    from fedloom.system.garbage_collection import without_garbage_collection
 
     with without_garbage_collection():
         import torch

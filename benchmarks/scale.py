@@ -31,7 +31,8 @@ from fedloom.algorithms.local_rule import LocalRule
 from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.engine.checkpoints import write_checkpoint
-from fedloom.engine.rounds import AfterRound, Schedule, Standing, Training, run_rounds
+from fedloom.engine.client_sampling import Schedule
+from fedloom.engine.rounds import AfterRound, Standing, Training, run_rounds
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock

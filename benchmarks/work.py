@@ -17,16 +17,17 @@ from fedloom.client.local_job import Job
 from fedloom.client.local_training import train
 from fedloom.client.site import Profile, Profiles, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Limits, Train
+from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, choose, this_machine
-from fedloom.engine.rounds import Backend, Schedule, Standing, Training, run_rounds
+from fedloom.engine.rounds import Backend, Standing, Training, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.batches import encode
 from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Conversation
 from fedloom.wire.messages import Assignment, Update
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from fedloom.params import Params
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import check_files, read_manifest
-from fedloom.tuning.adapters import Tuned, peft_names
+from fedloom.tuning.adapters import Tuned
+from fedloom.tuning.export_adapter import peft_names
 
 
 def import_adapter(tuned: Tuned, folder: Path) -> Params:

@@ -20,7 +20,8 @@ from fedloom.client.local_training import Trained, train
 from fedloom.client.site import Profile, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
-from fedloom.engine.rounds import AfterRound, Schedule, Standing, Training
+from fedloom.engine.client_sampling import Schedule
+from fedloom.engine.rounds import AfterRound, Standing, Training
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
@@ -28,7 +29,7 @@ from fedloom.tasks import TASKS
 from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Spot, Tuned
 from fedloom.tuning.strategies import Full, Stage
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Broadcast, Conversation, Presence, Tensors
 from fedloom.wire.messages import Answer, Assignment, Update
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.load_model import Vlm
-from fedloom.progress import Progress
-from fedloom.runs import choose_backend
+from fedloom.runs import train_in_backend
 from fedloom.runs.single_run import run_experiment
+from fedloom.system.progress import Progress
 
 
 def test_a_run_through_compiled_layers_learns_the_same(
@@ -28,7 +28,7 @@ def test_a_run_through_compiled_layers_learns_the_same(
         calls.append(compiled)
         return compiling(vlm, compiled, backend="eager")
 
-    monkeypatch.setattr(choose_backend, "compiling", traced)
+    monkeypatch.setattr(train_in_backend, "compiling", traced)
     adapters = []
     for compiled in (False, True):
         values = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.runs.run_folder import lock_folder, remove_temporary_files
+from fedloom.runs.run_lock import lock_folder, remove_temporary_files
 from fedloom.system.errors import UserError
 
 HOLD = """

@@ -19,7 +19,7 @@ PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code
 
 FLOORS = (
     {"old_names", "params", "seeds", "system", "version"},
-    {"config", "progress", "run_log", "types"},
+    {"config", "run_log", "types"},
     {"data", "tasks", "wire"},
     {"algorithms", "models", "scenarios"},
     {"plugins", "report", "tuning"},
@@ -44,7 +44,7 @@ DOORS = {
     "pydantic": {"config", "experiment"},
     "yaml": {"config"},
     "typer": {"cli"},
-    "rich": {"progress"},
+    "rich": {"system"},
     "jinja2": {"report"},
     "pickle": set(),
     "flwr": set(),

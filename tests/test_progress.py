@@ -1,6 +1,6 @@
 import io
 
-from fedloom.progress import Progress, make_passing_progress, make_progress
+from fedloom.system.progress import Progress, make_passing_progress, make_progress
 
 
 class Clock:

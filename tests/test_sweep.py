@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 from fedloom.cli.run_commands import app
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import load_grid
-from fedloom.progress import Progress
 from fedloom.runs import single_run
 from fedloom.runs.run_folder import begin_run
 from fedloom.runs.single_run import run_experiment
@@ -26,6 +25,7 @@ from fedloom.runs.sweep import run_sweep
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, add_to_manifest, files_in
 from fedloom.system.processes import can_fork
+from fedloom.system.progress import Progress
 
 RECIPE = """\
 name: mine
@@ -375,7 +375,7 @@ from pathlib import Path
 from fedloom.experiment.grid import load_grid
 from fedloom.system.manifest import Manifest, add_to_manifest
 from fedloom.system.processes import can_fork
-from fedloom.progress import Progress
+from fedloom.system.progress import Progress
 from fedloom.runs.sweep import run_sweep
 import torch
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from tests.adapter_files import import_adapter
 from campaign.world import World, outcome
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import load_vlm
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs import single_run
 from fedloom.runs.single_run import Models

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.tiny_model import make_tiny
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import Progress
 from fedloom.runs.single_run import Models, resume_run, run_experiment
+from fedloom.system.progress import Progress
 
 METHODS = {
     "fedavg": ("fedavg", "lora"),

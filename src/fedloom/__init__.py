@@ -60,10 +60,10 @@ def run(
         UserError: The folder holds something else; the data, base model or code changed since the run began; a file is
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
     """
-    from fedloom.progress import make_progress
     from fedloom.runs.run_folder import default_folder, discard
     from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import user_errors
+    from fedloom.system.progress import make_progress
 
     folder = default_folder(experiment) if out is None else Path(out)
     progress = make_progress(quiet)

@@ -26,7 +26,7 @@ from fedloom.params import Layout, Params, Part
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, merged_stage, stage, strategy
-from fedloom.tuning.trained_values import parts_of
+from fedloom.tuning.strategy_parts import parts_of
 from fedloom.types import Broadcast
 from fedloom.wire.messages import Answer, Assignment, Update
 

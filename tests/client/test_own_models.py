@@ -43,7 +43,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage, strategy
-from fedloom.tuning.trained_values import parts_of
+from fedloom.tuning.strategy_parts import parts_of
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
 KEEPING = (

@@ -19,7 +19,7 @@ from fedloom.client.site import Question, Site
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.tuning.strategies import LoRA, strategy
-from fedloom.tuning.trained_values import Parts, parts_of
+from fedloom.tuning.strategy_parts import Parts, parts_of
 from fedloom.types import Tensors
 from fedloom.wire.messages import Assignment, Update
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedloom.data import load_data
 from fedloom.data.bounding_boxes import in_fractions, in_pixels
-from fedloom.data.client_folders import strip_frame
+from fedloom.data.fedvlmbench_client_folders import strip_frame
 from fedloom.data.images import FileImage
 from fedloom.data.mimic_cxr import findings_text, sections
 from fedloom.data.record_fields import InvalidRecord

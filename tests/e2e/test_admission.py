@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import make_progress
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
+from fedloom.system.progress import make_progress
 
 SETTINGS = {
     "SGD, a rule that adds to the clipped gradient": {"train": {"optimizer": "sgd", "lr": 0.5}},

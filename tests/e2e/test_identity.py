@@ -24,7 +24,6 @@ from fedloom.data.images import FileImage
 from fedloom.experiment.experiment import Experiment
 from fedloom.plugins.code_digest import PROCESS, source_digest
 from fedloom.plugins.plugins import Plugins
-from fedloom.progress import Progress
 from fedloom.run_log import RunLog
 from fedloom.runs import run_folder, run_identity, single_run
 from fedloom.runs.run_folder import HELD, begin_run, discard, folder_state
@@ -32,6 +31,7 @@ from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, read_manifest
+from fedloom.system.progress import Progress
 from fedloom.types import Example
 
 

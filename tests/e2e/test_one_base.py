@@ -18,9 +18,9 @@ from torch import Tensor
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.connectors import new_connector
 from fedloom.models.load_model import Vlm
-from fedloom.progress import Progress
 from fedloom.runs import single_run
 from fedloom.runs.single_run import run_experiment
+from fedloom.system.progress import Progress
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategies import Stage
 from fedloom.types import LazyImage

@@ -16,10 +16,10 @@ from fedloom import Experiment, Plugins
 from fedloom.algorithms.fedavg import fedavg
 from fedloom.cli.run_commands import app
 from fedloom.plugins import plugins
-from fedloom.progress import Progress
 from fedloom.run_log import RunLog
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
+from fedloom.system.progress import Progress
 from fedloom.types import Example
 
 PLUGIN = '''

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
+from fedloom.system.progress import Progress
 
 CLIENTS, CONNECTOR = 4, "multi_modal_projector"
 

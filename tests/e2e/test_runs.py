@@ -23,11 +23,11 @@ from fedloom.experiment.methods import PUBLISHED_SETTINGS
 from fedloom.experiment.recipes import load_experiment, recipes, sweep_keys
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params
-from fedloom.progress import make_progress
 from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.scenarios import published_cohort
 from fedloom.system.errors import UserError
 from fedloom.system.processes import can_fork
+from fedloom.system.progress import make_progress
 from fedloom.tuning.adapters import Tuned, prepare, replica
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.tuning.svd_start import svd_start
@@ -124,7 +124,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import make_progress
+from fedloom.system.progress import make_progress
 from fedloom import runner
 import torch
 torch.set_num_threads(1)
@@ -323,7 +323,7 @@ def refuse(*arguments, **named):
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import Progress
+from fedloom.system.progress import Progress
 from fedloom.runs.single_run import run_experiment
 run_experiment(Experiment.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Progress(None))
 """

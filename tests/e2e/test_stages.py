@@ -17,11 +17,11 @@ from fedloom.engine.checkpoints import write_checkpoint
 from fedloom.engine.rounds import Standing
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Params
-from fedloom.progress import Progress
 from fedloom.runs.run_folder import stage_folder
 from fedloom.runs.single_run import run_experiment
 from fedloom.runs.verify_files import verify
 from fedloom.system.manifest import Manifest, write_manifest
+from fedloom.system.progress import Progress
 from fedloom.version import __version__
 from fedloom.wire.messages import Assignment
 

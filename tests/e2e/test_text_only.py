@@ -13,9 +13,9 @@ from tests.clients import EXCHANGING
 from tests.tiny_model import make_llama
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import make_progress
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
+from fedloom.system.progress import make_progress
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
+from fedloom.system.progress import Progress
 from fedloom.wire.messages import Assignment
 
 

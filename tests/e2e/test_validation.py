@@ -13,10 +13,10 @@ import pytest
 
 from fedloom.data import load_data
 from fedloom.experiment.experiment import Experiment
-from fedloom.progress import make_progress
 from fedloom.runs import site_setup, train_method
 from fedloom.runs.evaluation import _values
 from fedloom.runs.single_run import resume_run, run_experiment
+from fedloom.system.progress import make_progress
 from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.types import Example
 
@@ -102,7 +102,7 @@ CHILD = """
 import os, re, signal, sys
 from pathlib import Path
 from fedloom.experiment.recipes import load_experiment
-from fedloom.progress import Progress
+from fedloom.system.progress import Progress
 from fedloom.runs.single_run import run_experiment
 import torch
 torch.set_num_threads(1)

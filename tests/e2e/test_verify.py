@@ -18,11 +18,11 @@ from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.experiment.grid import load_grid
 from fedloom.models.load_model import load_vlm
-from fedloom.progress import Progress
 from fedloom.runs.sweep import run_sweep
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_manifest, read_sealed, write_sealed
+from fedloom.system.progress import Progress
 from fedloom.tuning.adapters import prepare
 from fedloom.tuning.strategies import LoRA, stage
 

@@ -26,7 +26,7 @@ from fedloom.engine.rounds import run_rounds
 from fedloom.params import Part
 from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.wire.messages import Answer, Assignment, Missing
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")

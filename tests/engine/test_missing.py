@@ -43,7 +43,7 @@ from fedloom.system.processes import can_fork
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import LoRA, stage
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 

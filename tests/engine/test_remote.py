@@ -14,15 +14,16 @@ import torch
 from tests.clients import EXCHANGING, same
 
 from fedloom.client.site import Question
+from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import Remote
-from fedloom.engine.rounds import Backend, Schedule, Standing, Training, run_rounds
+from fedloom.engine.rounds import Backend, Standing, Training, run_rounds
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.single_run import open_site
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.system.timing import Clock
 from fedloom.tuning.strategies import LoRA, strategy
-from fedloom.tuning.trained_values import Parts, parts_of
+from fedloom.tuning.strategy_parts import Parts, parts_of
 from fedloom.wire.messages import Assignment, Missing, Update
 
 CLIENTS = 3

@@ -32,13 +32,14 @@ from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.config.schema import Limits
 from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
-from fedloom.engine.rounds import Best, Schedule, Standing, assignments_of, draw_cohort, run_rounds
+from fedloom.engine.client_sampling import Schedule, draw_cohort
+from fedloom.engine.rounds import Best, Standing, assignments_of, run_rounds
 from fedloom.params import Layout, Params, Part
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import Manifest, read_sealed, write_manifest, write_sealed
 from fedloom.system.timing import Clock
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.version import __version__
 from fedloom.wire.messages import Answer, Assignment, Update
 

@@ -17,7 +17,8 @@ from fedloom.models.connectors import CONNECTORS, Resampler, mlp, new_connector,
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import load_vlm
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import export_adapter, prepare
+from fedloom.tuning.adapters import prepare
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation
 

@@ -17,17 +17,18 @@ from tests.answer_loss import answer_loss
 
 from fedloom.models import batches as batches
 from fedloom.models.batches import answer_losses, collate, encode, generate, option_scores
-from fedloom.models.computed_cache import Memo
 from fedloom.models.family_interface import PLAIN, image_token
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.last_layer import FEED_FORWARD, layers_of
 from fedloom.models.load_model import Vlm, load_vlm, move_model, with_feature_store
+from fedloom.models.memory_cache import Memo
 from fedloom.models.module_paths import PARTS
 from fedloom.params import Params
 from fedloom.seeds import torch_stream
 from fedloom.system.errors import UserError
-from fedloom.tuning.adapters import Tuned, export_adapter, prepare, side_by_side
+from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.dropout import Masks, adapter_dropout
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import LINEARS, LoRA, stage
 from fedloom.types import Conversation, Turn
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedloom.models.computed_cache import Memo
 from fedloom.models.feature_cache import FeatureStore
 from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, why_not_storable, with_feature_store
+from fedloom.models.memory_cache import Memo
 from fedloom.system.errors import UserError
 
 LIMIT = 2**24

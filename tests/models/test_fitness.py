@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedloom.data.images import FileImage
 from fedloom.models.batches import count_tokens
-from fedloom.models.computed_cache import Memo
 from fedloom.models.example_checks import MOST_TOKENS, CheckedData, check_examples, token_limit
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm
+from fedloom.models.memory_cache import Memo
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
 from fedloom.types import Conversation, DataSet, Example, Presence

@@ -13,10 +13,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.added_models import added_folder
 from fedloom.models.sentence_embeddings import LONGEST, embed_sentences
-from fedloom.progress import Progress
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_json
+from fedloom.system.progress import Progress
 from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.types import Example
 

@@ -14,8 +14,8 @@ import pytest
 from tests.answer_loss import answer_loss
 
 from fedloom.models.batches import Encoded, encode
-from fedloom.models.computed_cache import Memo
 from fedloom.models.load_model import Vlm, load_vlm
+from fedloom.models.memory_cache import Memo
 from fedloom.system.errors import UserError
 from fedloom.types import Conversation, Turn
 

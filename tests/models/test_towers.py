@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedloom.models.computed_cache import Memo
 from fedloom.models.folder_checks import model_files
 from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, why_not_storable, with_feature_store
+from fedloom.models.memory_cache import Memo
 from fedloom.system.errors import UserError
 
 from .tiny import Drawn, save

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedloom.config.schema import Scenario
-from fedloom.engine.rounds import Schedule, draw_cohort
+from fedloom.engine.client_sampling import Schedule, draw_cohort
 from fedloom.experiment.recipes import load_experiment
 from fedloom.scenarios import Plan, build_plan, published_cohort
 from fedloom.system.errors import UserError

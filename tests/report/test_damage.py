@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
-from fedloom.report.html_page import render
+from fedloom.report.run_page import render
 from fedloom.report.run_results import FILES, read_run
 from fedloom.report.score_tables import terminal_table
 from fedloom.scenarios.heterogeneity_card import card, survey

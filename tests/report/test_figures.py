@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedloom.report import charts
 from fedloom.report.confidence_intervals import interval
-from fedloom.report.html_page import CHARTS
+from fedloom.report.run_page import CHARTS
 from fedloom.report.run_results import read_run
 from fedloom.report.svg_elements import clip, legend, scale, spread, tag, text, text_width, thin, ticks
 from fedloom.report.tables import is_federated, label, percent

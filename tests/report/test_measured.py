@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.config.schema import Scenario
-from fedloom.report.adapter_code import adapter_loading
+from fedloom.report.adapter_loading_code import adapter_loading
 from fedloom.report.confidence_intervals import interval, margin
 from fedloom.report.federation_gain import compare_methods, count_clients, worst_client
 from fedloom.report.findings import run_findings, short_summary
-from fedloom.report.html_page import facts, render
 from fedloom.report.introduction import introduction, purpose
-from fedloom.report.paired_tests import ClientCounts, Estimate
+from fedloom.report.run_page import facts, render
 from fedloom.report.run_results import read_run
 from fedloom.report.score_tables import gain_table, score_table, terminal_table
+from fedloom.report.significance import ClientCounts, Estimate
 from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.sweeps.sweep_tables import estimate_text
 from fedloom.report.tables import percent, signed

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedloom.experiment.experiment import Experiment
 from fedloom.report import read_run, run_findings, write_report
 from fedloom.report.findings import gap_share
-from fedloom.report.html_page import client_loop_text, mode_text, render
+from fedloom.report.run_page import client_loop_text, mode_text, render
 from fedloom.report.tables import label
 
 LAW = settings(max_examples=25, deadline=None)

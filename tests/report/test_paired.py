@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.paired_tests import (
+from fedloom.report.significance import (
     Estimate,
     Observation,
     Pair,

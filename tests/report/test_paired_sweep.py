@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.report.paired_tests import Estimate
+from fedloom.report.significance import Estimate
 from fedloom.report.sweeps.axis_comparisons import Comparison, comparison_json, comparisons
 from fedloom.report.sweeps.comparison_tables import (
     explanation,
@@ -191,7 +191,7 @@ def test_a_value_without_any_score_has_no_pairs() -> None:
 
 
 def test_if_lower_is_better_the_verdict_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.report.sweeps.paired_scores.LOWER", {"accuracy"})
+    monkeypatch.setattr("fedloom.report.sweeps.observations.LOWER", {"accuracy"})
     sweep = swept(AXES, ("fedavg",), gains)
     result = find(sweep, "strategy.name", "lora", by=("data.task", "tells")).result
     assert result.estimate is not None

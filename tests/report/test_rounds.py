@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 
 WHY = "the aggregate was not applied, since it makes the server's control not finite"
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedloom.report.compare_runs import seeds_table
 from fedloom.report.findings import run_findings
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 from fedloom.report.run_results import read_run
 from fedloom.report.score_tables import gain_table, published_tables, score_table, task_tables, terminal_table
 from fedloom.report.tables import MISSING, title

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.report.paired_tests import T_975, Estimate, estimate
+from fedloom.report.significance import T_975, Estimate, estimate
 from fedloom.report.sweeps.sweep_charts import axis_chart, shape_of
 from fedloom.report.sweeps.sweep_page import render_sweep, sweep_findings, write_sweep_report
 from fedloom.report.sweeps.sweep_results import (

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 from fedloom.report.run_results import read_run
 from fedloom.report.tables import label
 from fedloom.report.validation_section import curve_table, validation_chart, validation_curves

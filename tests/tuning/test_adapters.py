@@ -18,7 +18,8 @@ from fedloom.params import Params
 from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, export_adapter, prepare, release
+from fedloom.tuning.adapters import Tuned, prepare, release
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import STRATEGIES, LoRA, stage
 from fedloom.types import Conversation, Presence
 

@@ -21,8 +21,9 @@ from fedloom.models.load_model import load_vlm
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.errors import UserError
 from fedloom.tasks import TASKS
-from fedloom.tuning.adapters import Tuned, adapter_config, prepare
+from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.dropout import adapter_dropout
+from fedloom.tuning.export_adapter import adapter_config
 from fedloom.tuning.lora import LoRALinear
 from fedloom.tuning.strategies import LoRA, stage
 from fedloom.types import Conversation, Presence

@@ -18,7 +18,7 @@ from fedloom.seeds import stream
 from fedloom.tasks import TASKS
 from fedloom.tuning.adapters import Tuned, prepare
 from fedloom.tuning.strategies import SEQUENCES, STRATEGIES, Full, LoRA, Stage, merged_stage, stage, strategy
-from fedloom.tuning.trained_values import Parts, parts_of
+from fedloom.tuning.strategy_parts import Parts, parts_of
 from fedloom.types import Conversation, Presence
 from fedloom.wire.messages import Assignment
 

@@ -1,15 +1,15 @@
-"""The choice of prompts that name the modalities of an example in other words, or not at all; see `fedloom.tasks.task.PROMPTS`."""
+"""The choice of prompts that name the modalities of an example in other words, or not at all; see `fedloom.tasks.prompts.PROMPTS`."""
 
 from __future__ import annotations
 
 from fedloom.algorithms.entry import Entry
 
 VARIANTS = ("present", "original", "relaxed", "agnostic", "strict", "none")
-"""The keys of `fedloom.tasks.task.PROMPTS`."""
+"""The keys of `fedloom.tasks.prompts.PROMPTS`."""
 
 
 def prompt(*, variant: str = "agnostic") -> str:
-    """Return the key of `fedloom.tasks.task.PROMPTS` that words the prompts.
+    """Return the key of `fedloom.tasks.prompts.PROMPTS` that words the prompts.
 
     Args:
         variant: agnostic is FedMLLM's strategy, the others are its ablation.

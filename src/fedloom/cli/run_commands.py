@@ -31,13 +31,13 @@ from fedloom.cli.options import (
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
 from fedloom.system.errors import UserError
+from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
-from fedloom.system.startup import without_garbage_collection
 from fedloom.version import __version__
 
 if TYPE_CHECKING:
     from fedloom.experiment.experiment import Experiment
-    from fedloom.progress import Progress
+    from fedloom.system.progress import Progress
 
 app = typer.Typer(
     name="fedloom",
@@ -157,7 +157,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
 
 def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
     """Run an experiment, or continue it if its folder holds a part of it."""
-    from fedloom.progress import make_progress
+    from fedloom.system.progress import make_progress
 
     progress: Progress = make_progress(quiet)
     try:
@@ -244,7 +244,7 @@ def report(
 ) -> None:
     """Write the report of a run, or compare several runs on one page."""
     with report_errors(debug):
-        from fedloom.report.html_page import write_report
+        from fedloom.report.run_page import write_report
 
         if (folders[0] / "sweep.json").is_file():
             report_sweep(folders, out)

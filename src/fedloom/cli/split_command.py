@@ -166,7 +166,7 @@ def divide_data(experiment: Experiment) -> dict[str, Any]:
 
 def draw_cohorts(experiment: Experiment) -> list[dict[str, Any]]:
     """Return the clients of each round."""
-    from fedloom.engine.rounds import Schedule, draw_cohort
+    from fedloom.engine.client_sampling import Schedule, draw_cohort
 
     train = experiment.train
     everyone = tuple(range(experiment.scenario.clients))

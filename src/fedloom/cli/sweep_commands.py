@@ -48,9 +48,9 @@ def sweep(
     """Run every experiment of a grid; the same command continues after an interruption."""
     with report_errors(debug, "nothing was begun"):
         from fedloom.experiment.grid import load_grid
-        from fedloom.progress import make_passing_progress
         from fedloom.report.tables import counted
         from fedloom.runs.sweep import default_sweep_folder, run_sweep
+        from fedloom.system.progress import make_passing_progress
 
         grid = load_grid(recipe, changes or (), plugins or (), quick=quick)
         folder = default_sweep_folder(grid) if out is None else out

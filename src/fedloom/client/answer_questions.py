@@ -20,8 +20,8 @@ from fedloom.models.load_model import Vlm
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.system.processes import run_forked, threads_per_process
 from fedloom.tasks import TASKS, UNPARSED, Answer, Unparsed
+from fedloom.tasks.rendering import render
 from fedloom.tasks.score_answers import Answers
-from fedloom.tasks.task import AnswerForm
 from fedloom.types import Conversation, Example, Presence
 
 if TYPE_CHECKING:
@@ -33,20 +33,6 @@ BATCH_SIZE = 32
 PACKED = 2048
 """Most tokens of a question's options in one pass, unless a single option has more: a pass takes time and memory that
 grow with their square. Options beyond that take further passes."""
-
-
-def render(
-    examples: Sequence[Example],
-    presence: Sequence[Presence],
-    answer: AnswerForm,
-    *,
-    clause: str | None = None,
-) -> list[Conversation]:
-    """Turn examples into conversations, showing only what is present; see `fedloom.tasks.task.Render`."""
-    return [
-        TASKS[example.task].render(example, present, clause=clause, answer_form=answer)
-        for example, present in zip(examples, presence, strict=True)
-    ]
 
 
 def answer_examples(

@@ -27,7 +27,7 @@ from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers
 from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import scale_b
-from fedloom.tuning.trained_values import Parts
+from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
 from fedloom.wire.messages import Assignment, Update, unsendable_reason
 

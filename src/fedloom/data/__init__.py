@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedloom.data.aircraft import AIRCRAFT
-from fedloom.data.client_folders import CLIENTS
 from fedloom.data.coco import COCO
 from fedloom.data.coco_qa import COCO_QA
 from fedloom.data.crisis_mmd import CRISIS_MMD
@@ -19,12 +18,13 @@ from fedloom.data.emoji_styles import VARIANTS as STYLE_VARIANTS
 from fedloom.data.emoji_styles import load_emoji_styles
 from fedloom.data.fashion_mnist import load_fashion_mnist
 from fedloom.data.fedmllm_client_folders import PREPARED
+from fedloom.data.fedmllm_medical import MEDICAL
+from fedloom.data.fedvlmbench_client_folders import CLIENTS
+from fedloom.data.fedvlmbench_multitask import NATURE, RADIOLOGY
 from fedloom.data.flashcards import FLASHCARDS
 from fedloom.data.hateful_memes import HATEFUL_MEMES
 from fedloom.data.loading import Loader, subsample
-from fedloom.data.medical import MEDICAL
 from fedloom.data.mimic_cxr import MIMIC_CXR
-from fedloom.data.multitask import NATURE, RADIOLOGY
 from fedloom.data.own_folder import load_folder
 from fedloom.data.plugin_data import PluginLoader
 from fedloom.data.published_data_set import Source

@@ -20,10 +20,9 @@ from fedloom.algorithms.algorithm import EVERYTHING, Diagnostics, FederatedAlgor
 from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.client_order import in_order
+from fedloom.engine.client_sampling import Schedule, draw_cohort
 from fedloom.engine.update_bounds import UpdateBounds, norm
 from fedloom.params import Params, Part
-from fedloom.scenarios.published_draws import published_cohort
-from fedloom.seeds import stream
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
@@ -114,38 +113,6 @@ class Standing:
     def since(self) -> dict[int, int]:
         """Client → round of its newest accepted memory."""
         return {client: rounds[-1] for client, rounds in self.kept.items()}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The number of rounds, and which clients train in each.
-
-    Attributes:
-        rounds: Number of rounds.
-        clients: Client numbers to draw from, ascending.
-        cohort: How many of them train in a round; None means all.
-        seed: Seed of the draws.
-        sampler: "corrected", or "published" for the cohorts of FedMLLM's code, which are the same for every seed.
-    """
-
-    rounds: int
-    clients: Sequence[int]
-    cohort: int | None
-    seed: int
-    sampler: str = "corrected"
-
-
-def draw_cohort(schedule: Schedule, round: int) -> Sequence[int]:
-    """Draw the clients of a round, without replacement, in ascending order."""
-    if schedule.cohort is None or schedule.cohort >= len(schedule.clients):
-        return schedule.clients
-    if schedule.sampler == "published":
-        indices = published_cohort(round, len(schedule.clients), schedule.cohort)
-        return tuple(schedule.clients[index] for index in indices)
-    drawn = stream(schedule.seed, "cohort", round=round).choice(
-        len(schedule.clients), schedule.cohort, replace=False
-    )
-    return tuple(schedule.clients[index] for index in sorted(drawn))
 
 
 def _nothing(standing: Standing, log: dict[str, Any]) -> None:

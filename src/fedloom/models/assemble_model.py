@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fedloom.models.check_weights import UNUSED_BESIDE_ENCODER
 from fedloom.models.compatibility import check_decoder, check_processor, check_sizes
 from fedloom.models.connectors import load_trained, new_connector, trained_file
 from fedloom.models.family_interface import Family
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.hub import Source
 from fedloom.models.load_model import Processor, Vlm, load_vlm
-from fedloom.models.load_weights import UNUSED_BESIDE_ENCODER
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import combine_digests, file_digest
-from fedloom.system.startup import without_garbage_collection
+from fedloom.system.garbage_collection import without_garbage_collection
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Model

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from fedloom.data.images import FileImage
 from fedloom.data.record_files import quoted
 from fedloom.models.batches import count_tokens, image_tokens
-from fedloom.models.computed_cache import SHARD
 from fedloom.models.decoder_inputs import max_positions
 from fedloom.models.load_model import Vlm
+from fedloom.models.memory_cache import SHARD
 from fedloom.models.text_only import TEXT_ONLY, without_images
 from fedloom.types import Conversation, DataSet, Example, LazyImage, Rejected
 

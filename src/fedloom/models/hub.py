@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from fedloom.models.added_models import ADDED, find_added
+from fedloom.models.check_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
 from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
-from fedloom.models.load_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, file_digests
 

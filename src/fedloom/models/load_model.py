@@ -23,15 +23,15 @@ from fedloom.models.compatibility import (
     check_vocabulary,
     placeholder_of,
 )
-from fedloom.models.computed_cache import Memo
 from fedloom.models.family_interface import Family, Grid
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.feature_cache import FeatureStore
 from fedloom.models.folder_checks import BUNDLED
 from fedloom.models.hub import Source
+from fedloom.models.memory_cache import Memo
 from fedloom.models.processor import Processor
 from fedloom.system.errors import UserError
-from fedloom.system.startup import without_garbage_collection
+from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.types import LazyImage
 
 __all__ = [

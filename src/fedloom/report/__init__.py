@@ -1,7 +1,7 @@
 """Reports from run folders: tables, charts and one HTML page. Reads what a run wrote; imports no torch."""
 
 from fedloom.report.findings import run_findings
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 from fedloom.report.run_results import Run, read_run
 from fedloom.report.score_tables import score_table, terminal_table
 from fedloom.report.tables import Table

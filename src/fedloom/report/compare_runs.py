@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 
 from fedloom.report.federation_gain import compare_methods, count_clients, local_method, main_score
 from fedloom.report.findings import gap_share
-from fedloom.report.paired_tests import ClientCounts
 from fedloom.report.run_results import Json, Run, at, number
 from fedloom.report.score_tables import task_heads
+from fedloom.report.significance import ClientCounts
 from fedloom.report.tables import MISSING, Table, is_federated, label, percent, title
 
 UNSET = "not set"

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fedloom.report.paired_tests import ROUNDING, ClientCounts, count_by_sign
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.significance import ROUNDING, ClientCounts, count_by_sign
 from fedloom.tasks.score_answers import HEADLINES
 
 ByTask = Mapping[str, float | None]

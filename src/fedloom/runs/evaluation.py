@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedloom.client.site import Question
-from fedloom.runs.choose_backend import local_backend
+from fedloom.runs.train_in_backend import local_backend
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import HEADLINES, Answers, concatenate, example_scores, score

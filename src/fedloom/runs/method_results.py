@@ -23,7 +23,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.tasks.score_answers import Answers, example_scores
-from fedloom.tuning.adapters import export_adapter
+from fedloom.tuning.export_adapter import export_adapter
 from fedloom.types import Example
 
 SCORED_TOGETHER = 4

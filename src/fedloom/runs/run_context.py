@@ -9,11 +9,11 @@ from pathlib import Path
 from fedloom.client.site import Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import Vlm
-from fedloom.progress import Progress
 from fedloom.run_log import RunLog
 from fedloom.scenarios.plan import Plan
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.file_hashes import json_digest
+from fedloom.system.progress import Progress
 from fedloom.tasks.llm_judge import Judge
 from fedloom.tasks.task import Metric
 from fedloom.tuning.adapters import Tuned

@@ -26,9 +26,8 @@ from fedloom.models.judge_model import load_judge
 from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
-from fedloom.progress import Progress
 from fedloom.report.federation_gain import compare_methods
-from fedloom.report.html_page import write_report
+from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog, require_length
 from fedloom.runs.method_results import export, run_method, validation_of
 from fedloom.runs.run_context import RunContext
@@ -41,11 +40,11 @@ from fedloom.runs.run_folder import (
     experiment_to_resume,
     folder_state,
     held_experiment,
-    open_run_folder,
     require_whole,
     run_files,
 )
 from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
+from fedloom.runs.run_lock import open_run_folder
 from fedloom.runs.site_setup import clause_of, make_site
 from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
 from fedloom.system.allocator import keep_freed
@@ -53,6 +52,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, json_digest
 from fedloom.system.json_files import read_json, write_json
 from fedloom.system.manifest import Manifest, add_to_manifest, read_manifest
+from fedloom.system.progress import Progress
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear_baseline import require_choice

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.algorithms.compose import budgets, check_method, compose, make_parts
 from fedloom.algorithms.local_rule import Final
-from fedloom.client.answer_questions import render
 from fedloom.client.client_memory import Files
 from fedloom.client.site import (
     CLIENTS_HELD,
@@ -30,10 +29,11 @@ from fedloom.runs.modality_slices import SLICES
 from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation_part import Validation
 from fedloom.tasks import PROMPTS
+from fedloom.tasks.rendering import render
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategies import Strategy
+from fedloom.tuning.strategy_parts import Parts, parts_of
 from fedloom.tuning.svd_start import svd_start
-from fedloom.tuning.trained_values import Parts, parts_of
 from fedloom.types import Conversation, DataSet, Presence
 
 if TYPE_CHECKING:

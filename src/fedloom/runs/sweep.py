@@ -15,15 +15,16 @@ from typing import Any, Literal
 
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.grid import Cell, Grid
-from fedloom.progress import Progress, duration
 from fedloom.report.sweeps.sweep_page import write_sweep_report
 from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.tables import counted
-from fedloom.runs.run_folder import discard, held_experiment, is_finished, is_temporary, lock_folder
+from fedloom.runs.run_folder import discard, held_experiment, is_finished
+from fedloom.runs.run_lock import is_temporary, lock_folder
 from fedloom.system.errors import UserError, error_sentence
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, read_text
 from fedloom.system.manifest import LOCK, write_sealed
+from fedloom.system.progress import Progress, duration
 from fedloom.version import __version__
 
 State = Literal["waiting", "begun", "done", "failed"]
@@ -248,6 +249,8 @@ def _deal(
     jobs: int,
 ) -> None:
     """Let processes run cells until all cells are taken, or no process is left."""
+    from fedloom.system.processes import run_forked, threads_per_process
+
     current: dict[int, int] = {}
 
     def lost(number: int, reason: str) -> None:

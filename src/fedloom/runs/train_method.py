@@ -11,16 +11,17 @@ from fedloom.algorithms.algorithm import Budget, FederatedAlgorithm
 from fedloom.client.learning_rate import learning_rate
 from fedloom.client.site import Profile, Question
 from fedloom.engine.checkpoints import last_of_stage, write_checkpoint
-from fedloom.engine.rounds import Best, Schedule, Standing, Training
+from fedloom.engine.client_sampling import Schedule
+from fedloom.engine.rounds import Best, Standing, Training
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, intersection
-from fedloom.runs.choose_backend import local_backend, run_trainings
 from fedloom.runs.evaluation import answer_test, validate
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
 from fedloom.runs.site_setup import algorithm_of
-from fedloom.tuning.trained_values import Parts, part_named
+from fedloom.runs.train_in_backend import local_backend, run_trainings
+from fedloom.tuning.strategy_parts import Parts, part_named
 
 
 def train_method(

@@ -3,17 +3,8 @@
 from fedloom.tasks.caption import CAPTION
 from fedloom.tasks.grounding import GROUNDING
 from fedloom.tasks.multiple_choice import CHOICE
-from fedloom.tasks.task import (
-    AGNOSTIC,
-    PROMPTS,
-    UNPARSED,
-    Answer,
-    AnswerForm,
-    Metric,
-    Task,
-    Unparsed,
-    clean_text,
-)
+from fedloom.tasks.prompts import AGNOSTIC, PROMPTS
+from fedloom.tasks.task import UNPARSED, Answer, AnswerForm, Metric, Task, Unparsed, clean_text
 from fedloom.tasks.vqa import VQA
 
 TASKS: dict[str, Task] = {"choice": CHOICE, "vqa": VQA, "caption": CAPTION, "grounding": GROUNDING}

@@ -19,6 +19,7 @@ from string import ascii_uppercase
 
 from fedloom.system.errors import UserError
 from fedloom.tasks.metrics import classification
+from fedloom.tasks.prompts import modality_phrase
 from fedloom.tasks.published_scoring import (
     SameAnswer,
     compared_answer,
@@ -28,16 +29,7 @@ from fedloom.tasks.published_scoring import (
     same_start,
     same_text,
 )
-from fedloom.tasks.task import (
-    UNPARSED,
-    AnswerForm,
-    Published,
-    Task,
-    Unparsed,
-    clean_text,
-    conversation,
-    modality_phrase,
-)
+from fedloom.tasks.task import UNPARSED, AnswerForm, Published, Task, Unparsed, clean_text, conversation
 from fedloom.types import Conversation, Example, Presence
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.algorithms import COMPARED
-from fedloom.report.paired_tests import Observation, Pair, PairedResult, compare_pairs, match_pairs
-from fedloom.report.sweeps.paired_scores import Measure, observations_of
+from fedloom.report.significance import Observation, Pair, PairedResult, compare_pairs, match_pairs
+from fedloom.report.sweeps.observations import Measure, observations_of
 from fedloom.report.sweeps.sweep_results import SweepRun
 from fedloom.report.tables import is_federated
 

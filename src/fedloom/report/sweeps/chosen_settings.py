@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from fedloom.report.paired_tests import Estimate
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.significance import Estimate
 from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun, mean_over_seeds
 
 

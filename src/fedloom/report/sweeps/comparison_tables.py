@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 
 from fedloom.report.charts import short_label
-from fedloom.report.paired_tests import PairedResult, interval_half_width
 from fedloom.report.score_tables import headline_title
+from fedloom.report.significance import PairedResult, interval_half_width
 from fedloom.report.sweeps.axis_comparisons import Comparison, Factor, comparisons
-from fedloom.report.sweeps.paired_scores import Measure
+from fedloom.report.sweeps.observations import Measure
 from fedloom.report.sweeps.sweep_results import SweepRun
 from fedloom.report.sweeps.sweep_tables import BEST, add_legend, counts_text, estimate_text
 from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable

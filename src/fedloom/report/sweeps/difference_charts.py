@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from fedloom.report.charts import NARROW
-from fedloom.report.paired_tests import Estimate
+from fedloom.report.significance import Estimate
 from fedloom.report.svg_elements import clip, drawing, line, scale, shift, tag, text, text_width, ticks
 from fedloom.report.sweeps.axis_comparisons import Comparison
 from fedloom.report.sweeps.comparison_tables import (

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from fedloom.algorithms.baselines import BASELINES
 from fedloom.report.charts import NARROW, SERIES, color_style, short_label
-from fedloom.report.paired_tests import Estimate
+from fedloom.report.significance import Estimate
 from fedloom.report.svg_elements import (
     clip,
     drawing,

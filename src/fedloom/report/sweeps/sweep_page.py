@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedloom.report.html_page import SLIM, WIDE, Figure, load_template
 from fedloom.report.introduction import definition, glossary
+from fedloom.report.run_page import SLIM, WIDE, Figure, load_template
 from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons, factors
 from fedloom.report.sweeps.chosen_settings import choice_json, choices, with_chosen_values
 from fedloom.report.sweeps.comparison_tables import (

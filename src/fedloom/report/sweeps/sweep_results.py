@@ -11,8 +11,8 @@ from typing import Any
 
 from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
-from fedloom.report.paired_tests import ClientCounts, Estimate, estimate
 from fedloom.report.run_results import Json, at, number, read_document
+from fedloom.report.significance import ClientCounts, Estimate, estimate
 from fedloom.report.tables import is_federated, percent
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from fedloom.report.charts import short_label
 from fedloom.report.federation_gain import count_clients, worst_client
-from fedloom.report.paired_tests import ROUNDING, ClientCounts, Estimate
 from fedloom.report.run_results import at, number
+from fedloom.report.significance import ROUNDING, ClientCounts, Estimate
 from fedloom.report.sweeps.chosen_settings import Choice, choices, with_chosen_values
 from fedloom.report.sweeps.sweep_results import (
     CellRun,

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fedloom.report import charts, client_charts, findings, introduction, time_chart
-from fedloom.report.adapter_code import adapter_loading
+from fedloom.report.adapter_loading_code import adapter_loading
 from fedloom.report.compare_runs import experiments_table, group_by_experiment, group_names, seeds_table
 from fedloom.report.federation_gain import main_score
 from fedloom.report.run_results import Json, Run, at, number, read_run

@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from itertools import chain
 
 from fedloom.client.local_job import Job
+from fedloom.engine.client_sampling import draw_cohort
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Standing, Training, assignments_of, draw_cohort, run_rounds
+from fedloom.engine.rounds import Standing, Training, assignments_of, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedloom.report.federation_gain import client_scores, main_score, task_scores, tasks_in
-from fedloom.report.paired_tests import Observation
 from fedloom.report.run_results import number
+from fedloom.report.significance import Observation
 from fedloom.report.sweeps.sweep_results import SEED, CellRun, SweepRun
 from fedloom.tasks.score_answers import HEADLINES
 

@@ -1,0 +1,64 @@
+"""Lock a run folder, so that no two processes write to it at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import TEMPORARY
+from fedloom.system.manifest import (
+    LOCK,
+)
+
+
+@contextmanager
+def open_run_folder(folder: Path) -> Iterator[None]:
+    """Create a folder if necessary, lock it, and remove it at the end if nothing was begun in it.
+
+    Raises:
+        UserError: Another process is working in it.
+    """
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_folder(folder):
+            remove_temporary_files(folder)
+            yield
+    finally:
+        with suppress(OSError):
+            if created and {file.name for file in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in an existing folder; the lock ends with this process, however it ends.
+
+    Raises:
+        UserError: Another process is working in it.
+    """
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    with open(number, "w", encoding="ascii") as file:
+        try:
+            # Unlike flock, this is not passed on to copies of the process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            message = f"{folder}: another process is working in it"
+            raise UserError(f"{message}; wait until it ends, or choose another folder with --out") from None
+        yield
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the unfinished files that a killed process left in a folder, which this process must have locked."""
+    for file in filter(is_temporary, [*folder.rglob(".*")]):
+        file.unlink()
+
+
+def is_temporary(file: Path) -> bool:
+    """Return whether a file was still being written when its process ended."""
+    return TEMPORARY.fullmatch(file.name) is not None and file.is_file()
