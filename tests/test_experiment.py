@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedloom.algorithms import ENTRIES
 from fedloom.algorithms.baselines import BASELINES
-from fedloom.algorithms.prompt_wording import VARIANTS
+from fedloom.algorithms.prompt_part import VARIANTS
 from fedloom.config.schema import Data, Evaluate, Scenario, Strategy, Train
 from fedloom.config.validation_errors import key_descriptions, schema_at
 from fedloom.experiment.experiment import Experiment

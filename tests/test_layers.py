@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
 FLOORS = (
-    {"old_names", "params", "seeds", "system", "version"},
+    {"old_module_names", "params", "seeds", "system", "version"},
     {"config", "run_log", "types"},
     {"data", "tasks", "wire"},
     {"algorithms", "models", "scenarios"},

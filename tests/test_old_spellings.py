@@ -13,9 +13,9 @@ from fedloom.config.old_spellings import KEYS, NAMES
 from fedloom.config.validation_errors import check_document
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment import Experiment, load_experiment
-from fedloom.experiment.keys import Keys
-from fedloom.old_names import MODULES
-from fedloom.old_names import NAMES as RENAMED
+from fedloom.experiment.experiment_base import ExperimentBase
+from fedloom.old_module_names import MODULES
+from fedloom.old_module_names import NAMES as RENAMED
 from fedloom.report.run_results import read_run
 from fedloom.system.errors import UserError
 
@@ -54,7 +54,7 @@ def test_old_names_inside_modules():
 
 @pytest.mark.parametrize(("old", "new"), KEYS.items())
 def test_an_old_key_is_the_new_one(old, new, tmp_path):
-    key, value = next(iter(Keys.model_fields[new].annotation.model_fields)), 2.5  # type: ignore[union-attr]
+    key, value = next(iter(ExperimentBase.model_fields[new].annotation.model_fields)), 2.5  # type: ignore[union-attr]
     expected = Experiment.model_validate({new: {key: value}})
     assert Experiment.model_validate({old: {key: value}}) == expected
     file = tmp_path / "old.yaml"

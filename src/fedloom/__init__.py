@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom.old_names import install
+from fedloom.old_module_names import install
 from fedloom.version import __version__
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ PLACES: Mapping[str, Place] = {
     "finetune": Place("stage", "finetune", "fine-tuning"),
     "layers": Place("part", "layer_budgets", "layer budgets"),
     "ranks": Place("part", "lora_ranks", "unequal ranks"),
-    "prompt": Place("prompt", "prompt_wording", "prompt"),
+    "prompt": Place("prompt", "prompt_part", "prompt"),
 }
 """Name → the place of its entry. Modules are those of this package."""
 

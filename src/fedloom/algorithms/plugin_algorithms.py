@@ -15,7 +15,7 @@ from torch import Tensor
 from fedloom.algorithms.algorithm import Budget, Extra, FederatedAlgorithm, ServerState, TooFew
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.local_rule import Final, LocalRule, Second
-from fedloom.algorithms.prompt_wording import VARIANTS as PROMPT_VARIANTS
+from fedloom.algorithms.prompt_part import VARIANTS as PROMPT_VARIANTS
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import Broadcast
 

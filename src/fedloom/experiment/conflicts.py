@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.algorithms import PLACES
 from fedloom.config.validation_errors import Conflict, did_you_mean, unknown_name
 from fedloom.config.yaml_document import KeyPath, dotted
-from fedloom.experiment.keys import Keys
+from fedloom.experiment.experiment_base import ExperimentBase
 from fedloom.experiment.methods import Method, default_methods
 from fedloom.experiment.plugins_key import AROUND
 from fedloom.plugins.plugins import INSTALLED, Layered
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Model
 
 
-def conflicts_of(experiment: Keys) -> Iterator[Conflict]:
+def conflicts_of(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield every conflict between settings of an experiment whose sections are valid."""
     from fedloom.data import rootless, tasks, variants
 
@@ -87,7 +87,7 @@ def _model_conflicts(model: Model) -> Iterator[Conflict]:
         yield Conflict(("model", "connector"), message, (("model", "connector_weights"),))
 
 
-def _repeats(experiment: Keys) -> Iterator[Conflict]:
+def _repeats(experiment: ExperimentBase) -> Iterator[Conflict]:
     names = experiment.methods
     methods = [experiment.method(name) for name in names]
     for index, method in enumerate(methods):
@@ -96,7 +96,7 @@ def _repeats(experiment: Keys) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f'methods[{index}]: "{names[index]}" repeats "{names[first]}"')
 
 
-def _argument_conflicts(experiment: Keys, name: str) -> Iterator[Conflict]:
+def _argument_conflicts(experiment: ExperimentBase, name: str) -> Iterator[Conflict]:
     """Yield the mistakes in the arguments of one algorithm or part.
 
     The arguments are checked together. A mistake is reported at the argument without which there is none, or else at each
@@ -119,7 +119,7 @@ def _argument_conflicts(experiment: Keys, name: str) -> Iterator[Conflict]:
         yield Conflict(path, mistake, (("scenario", "clients"),))
 
 
-def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str | None:
+def _refusal(experiment: ExperimentBase, name: str, arguments: Mapping[str, Any]) -> str | None:
     """Return why an algorithm or part refuses arguments, or None.
 
     If no method uses the algorithm, its arguments need not fit what the strategy trains.
@@ -136,7 +136,7 @@ def _refusal(experiment: Keys, name: str, arguments: Mapping[str, Any]) -> str |
     return None
 
 
-def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def _method_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield methods that cannot be put together, or whose aggregates need more clients than there are."""
     for index, method in _non_default_methods(experiment):
         from fedloom.algorithms.compose import check_method
@@ -149,14 +149,14 @@ def _method_conflicts(experiment: Keys) -> Iterator[Conflict]:
             yield Conflict(("methods", index), f"methods[{index}]: {error}", (("scenario", "clients"),))
 
 
-def _non_default_methods(experiment: Keys) -> Iterator[tuple[int, Method]]:
+def _non_default_methods(experiment: ExperimentBase) -> Iterator[tuple[int, Method]]:
     """Yield index and method of all but the default ones, which work with all settings and whose entries import torch."""
     for index, name in enumerate(experiment.methods):
         if name not in default_methods():
             yield index, experiment.method(name)
 
 
-def stage_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def stage_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield a conflict if the numbers of rounds do not fit the stages of the strategy."""
     from fedloom.tuning.strategies import SEQUENCES
 
@@ -171,7 +171,7 @@ def stage_conflicts(experiment: Keys) -> Iterator[Conflict]:
         yield Conflict(("train", "rounds"), message, where)
 
 
-def aggregate_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def aggregate_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield algorithms that are defined over the whole cohort, if only reporters count."""
     if experiment.aggregate.over == "cohort":
         return
@@ -183,7 +183,7 @@ def aggregate_conflicts(experiment: Keys) -> Iterator[Conflict]:
                 yield Conflict(("aggregate", "over"), message, (("methods",),))
 
 
-def part_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def part_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield methods whose parts need other settings."""
     for index, method in _non_default_methods(experiment):
         for part in method.composed:
@@ -191,7 +191,7 @@ def part_conflicts(experiment: Keys) -> Iterator[Conflict]:
                 yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (key,))
 
 
-def _incompatible_settings(experiment: Keys, part: str) -> Iterator[tuple[tuple[str, str], str]]:
+def _incompatible_settings(experiment: ExperimentBase, part: str) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield the key of every setting that is incompatible with a part, and the reason."""
     from fedloom.tuning.strategies import SEQUENCES
 
@@ -229,7 +229,7 @@ REPLAYED = {"optimizer": "sgd", "weight_decay": 0.0}
 """The settings of `train` under which a client's steps can be replayed from scalars."""
 
 
-def compile_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def compile_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield settings that are incompatible with compiled layers."""
     if not experiment.engine.compile:
         return
@@ -244,7 +244,7 @@ def compile_conflicts(experiment: Keys) -> Iterator[Conflict]:
         yield Conflict(("strategy", "dropout"), message, where)
 
 
-def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
+def validation_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield a conflict if the validation part does not exist, or if no best round can be chosen."""
     from fedloom.data import DATASETS, has_validation
 
@@ -265,7 +265,7 @@ def validation_conflicts(experiment: Keys) -> Iterator[Conflict]:
         yield Conflict(("evaluate", "round"), message, (("evaluate", "every"),))
 
 
-def unknown_names(experiment: Keys) -> Iterator[Conflict]:
+def unknown_names(experiment: ExperimentBase) -> Iterator[Conflict]:
     """Yield data sets, methods and metrics that neither fedloom nor a plug-in has."""
     name, sets = experiment.data.name, experiment.datasets
     metrics = Layered(experiment.added.metrics, INSTALLED.metrics)
@@ -289,7 +289,7 @@ def unknown_names(experiment: Keys) -> Iterator[Conflict]:
             yield from _conflict_if_refused(path, partial(metrics.__getitem__, metric))
 
 
-def _make_plugin_parts(experiment: Keys, name: str) -> None:
+def _make_plugin_parts(experiment: ExperimentBase, name: str) -> None:
     """Make the parts of a method that come from plug-ins, so that an error in them is reported before a run begins."""
     for part in experiment.method(name).composed:
         if part not in PLACES:

@@ -23,7 +23,7 @@ from fedloom.config.validation_errors import (
 )
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment.conflicts import conflicts_of, unknown_names
-from fedloom.experiment.keys import Keys
+from fedloom.experiment.experiment_base import ExperimentBase
 from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods
 from fedloom.experiment.plugins_key import unusable_plugins
 from fedloom.scenarios.published_draws import REPAIR
@@ -33,7 +33,7 @@ LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate":
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
-class Experiment(Keys):
+class Experiment(ExperimentBase):
     """All settings of a run.
 
     Example:

@@ -20,7 +20,7 @@ MODULES = {
     "algorithms.adaptive": "algorithms.adaptive_regularizer",
     "algorithms.base": "algorithms.algorithm",
     "algorithms.layers": "algorithms.layer_budgets",
-    "algorithms.prompt": "algorithms.prompt_wording",
+    "algorithms.prompt": "algorithms.prompt_part",
     "algorithms.published": "algorithms.published_faults",
     "algorithms.ranks": "algorithms.lora_ranks",
     "algorithms.robust": "algorithms.robust_helpers",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), FewNames]
 
 
-class Keys(Pluggable):
+class ExperimentBase(Pluggable):
     """Every key of an experiment, each valid by itself."""
 
     OLD_KEYS = KEYS
