@@ -97,7 +97,7 @@ def test_several_devices_give_the_same_bytes(
         used.append(1)
         return replica(tuned, device)
 
-    monkeypatch.setattr("fedloom.runs.single_run.others", lambda vlm: [torch.device("cpu")] * 2)
+    monkeypatch.setattr("fedloom.runs.single_run.other_devices", lambda vlm: [torch.device("cpu")] * 2)
     monkeypatch.setattr("fedloom.runs.single_run.replica", noted)
     several = run(
         experiment(tiny_model, engine={"workers": workers, "side_by_side": 1}), tmp_path / "several"
@@ -196,7 +196,7 @@ def test_published_splits_and_cohorts_train_and_the_report_names_them(
     rounds = [[row["client"] for row in line["clients"]] for line in lines if line["kind"] == "round"]
     assert rounds == [list(published_cohort(round, 3, 2)) for round in range(2)]
     page = (tmp_path / "run/report.html").read_text()
-    assert "published: the draws of FedMLLM" in page and "published: the clients of a round" in page
+    assert "published: drawn as in FedMLLM" in page and "published: the clients of a round" in page
 
 
 @pytest.mark.parametrize("task", ["classification", "vqa", "captioning", "grounding", "all"])

@@ -171,8 +171,8 @@ def test_a_head_in_pieces_gives_the_same_losses_and_gradients(
     (job,) = jobs(tuned, 1)
     batch = collate(tuned.vlm, [next(job.batches())])
     results = []
-    for logits in (batches.LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
-        monkeypatch.setattr(batches, "LOGITS", logits)
+    for logits in (batches.MAX_LOGITS, tuned.vlm.model.get_input_embeddings().num_embeddings * 2):
+        monkeypatch.setattr(batches, "MAX_LOGITS", logits)
         tuned.grads.zero_()
         losses = answer_losses(tuned.vlm, batch)
         losses.sum().backward()

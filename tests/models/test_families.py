@@ -347,8 +347,8 @@ def test_the_last_layer_at_answers_only_has_the_gradients_of_the_whole_layer(
     with side_by_side(tuned, 2) as stack:
         for row in range(2):
             stack.write(moved(tuned, seed=row), row)
-        for way in (batches.reading, lambda vlm, reads: nullcontext()):
-            monkeypatch.setattr(batches, "reading", way)
+        for way in (batches.last_layer_at, lambda vlm, reads: nullcontext()):
+            monkeypatch.setattr(batches, "last_layer_at", way)
             stack.grads.zero_()
             with adapter_dropout(stack, batch, [masks(row) for row in range(2)]):
                 losses = answer_losses(vlm, batch, stack.connects(2))
