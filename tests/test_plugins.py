@@ -90,7 +90,9 @@ def test_a_file_adds_and_nothing_of_ours_changes(tmp_path: Path) -> None:
     assert (found.algorithms["slow"].label, found.algorithms["slower"].label) == ("slow", "Slower")
     assert [list(ENTRIES), dict(DATASETS), dict(FAMILIES)] == before[:3]
     added = {name for name in set(sys.modules) - before[3] if "mine" in name}
-    assert all(name.startswith("fedloom_plugin_") and name.endswith("_mine") for name in added), "under its own name"
+    assert all(name.startswith("fedloom_plugin_") and name.endswith("_mine") for name in added), (
+        "under its own name"
+    )
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.py"], "nothing is written beside it"
 
 

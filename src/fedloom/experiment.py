@@ -39,6 +39,7 @@ from fedloom.sections import (
     Aggregate,
     Argument,
     Arguments,
+    Communication,
     Data,
     Engine,
     Evaluate,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REFERENCES",
     "Aggregate",
+    "Communication",
     "Data",
     "Engine",
     "Evaluate",
@@ -77,7 +79,12 @@ __all__ = [
 ]
 
 
-LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate": ("over",)}
+LATER = {
+    "data": ("validation",),
+    "evaluate": ("round", "metrics"),
+    "aggregate": ("over",),
+    "communication": ("up", "down", "feedback"),
+}
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
@@ -117,6 +124,7 @@ class Experiment(Pluggable):
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
     gate: Gate = Gate()
+    communication: Communication = Communication()
     engine: Engine = Engine()
 
     @model_validator(mode="before")

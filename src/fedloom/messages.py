@@ -54,6 +54,7 @@ class Assignment:
         keep: Other rounds whose memory the server may still go back to.
         down: The part that is sent; None is all. Elsewhere the client has the method's start, or its personal values.
         up: The part that the client trains and reports; None is all.
+        coded: The values of `down` as they travel, where they are in fewer bits; `params` holds what is read of them.
     """
 
     method: str
@@ -66,19 +67,20 @@ class Assignment:
     keep: tuple[int, ...] = ()
     down: Part | None = None
     up: Part | None = None
+    coded: bytes | None = None
 
     @property
     def length(self) -> int:
-        """Bytes of the message in float32."""
-        return _length(self._fields(), self._pieces("fp32"))
+        """Bytes of the message."""
+        return _length(self._fields(), self._pieces())
 
-    def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the assignment as bytes, with the parameters in a codec of `fedloom.wire.CODECS`.
+    def to_bytes(self) -> bytes:
+        """Write the assignment as bytes.
 
         Raises:
-            ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
+            ValueError: An extra is of a dtype that none travels in.
         """
-        return frame(ASSIGNMENT, self._fields(), self._pieces(codec))
+        return frame(ASSIGNMENT, self._fields(), self._pieces())
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Assignment:
@@ -102,6 +104,7 @@ class Assignment:
             head.numbers("keep"),
             down,
             up,
+            found[0].coded,
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -115,8 +118,8 @@ class Assignment:
             **_parts(self.params.layout, down=self.down, up=self.up),
         }
 
-    def _pieces(self, codec: str) -> list[Piece]:
-        return _pieces(self.params, self.extras, self.down, codec)
+    def _pieces(self) -> list[Piece]:
+        return _pieces(self.params, self.extras, self.down, self.coded)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Update:
         metrics: Figures for the record, by name: loss, steps, norm, seconds.
         up: The part that is reported; None is all.
         keeps: Whether the client keeps memory of this round at its site.
+        coded: The values of `up` as they travel, where they are in fewer bits; `delta` holds what is read of them.
     """
 
     client: int
@@ -140,19 +144,20 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     up: Part | None = None
     keeps: bool = False
+    coded: bytes | None = None
 
     @property
     def length(self) -> int:
-        """Bytes of the message in float32."""
-        return _length(self._fields(), self._pieces("fp32", counted=True))
+        """Bytes of the message."""
+        return _length(self._fields(), self._pieces(counted=True))
 
-    def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Write the update as bytes, with the delta in a codec of `fedloom.wire.CODECS`.
+    def to_bytes(self) -> bytes:
+        """Write the update as bytes.
 
         Raises:
-            ValueError: The codec is unknown or does not take these values, or an extra is of a dtype that none travels in.
+            ValueError: An extra is of a dtype that none travels in.
         """
-        return frame(UPDATE, self._fields(), self._pieces(codec))
+        return frame(UPDATE, self._fields(), self._pieces())
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Update:
@@ -177,6 +182,7 @@ class Update:
             dict(zip(names, metrics, strict=True)),
             up,
             head.flag("keeps"),
+            found[0].coded,
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -187,14 +193,14 @@ class Update:
             **_parts(self.delta.layout, up=self.up),
         }
 
-    def _pieces(self, codec: str, *, counted: bool = False) -> list[Piece]:
+    def _pieces(self, *, counted: bool = False) -> list[Piece]:
         # As float64, so that figures such as seconds take as many bytes whatever they are.
         figures = (
             _blank_figures(1 + len(self.metrics))
             if counted
             else torch.tensor([self.weight, *self.metrics.values()], dtype=torch.float64)
         )
-        return _pieces(self.delta, self.extras, self.up, codec, Piece("figures", figures))
+        return _pieces(self.delta, self.extras, self.up, self.coded, Piece("figures", figures))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,30 @@ def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
         return Update.from_bytes(message, layout)
     head, _ = unframe(MISSING, message)
     return Missing(head.number("client"), head.text("reason"))
+
+
+def in_codec(flat: Tensor, part: Part | None, codec: str) -> tuple[Tensor, bytes | None]:
+    """Write the values of a part in a codec.
+
+    Args:
+        flat: Finite float32 values, shape [P], at most 2¹²⁰ unless the codec is "fp32".
+        part: Those that travel; None is all.
+        codec: A key of `fedloom.wire.CODECS`.
+
+    Returns:
+        The values as they are read at the other end, shape [P], zero outside the part, and their bytes: what messages take as
+        `coded`. In "fp32", and where no value travels, the values are as they were, and there are no bytes.
+
+    Raises:
+        ValueError: There is no such codec, or it does not take these values.
+    """
+    if codec not in wire.CODECS:
+        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(wire.CODECS)}")
+    part = part or Part.whole(len(flat))
+    if codec == "fp32" or not part.count:
+        return flat, None
+    coded = wire.encode(part.take(flat), codec)
+    return part.put(wire.decode(bytearray(coded)), torch.zeros_like(flat)), coded
 
 
 def unsendable(extras: Tensors) -> str | None:
@@ -273,16 +303,15 @@ def _check_layout(head: Head, layout: Layout) -> None:
         raise ValueError("the message is for another model or strategy: its names or shapes differ")
 
 
-def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more: Piece) -> list[Piece]:
-    """List the tensors of a message: the flat buffer first, in a codec, then `more`, then the extras."""
-    if codec not in wire.CODECS:
-        raise ValueError(f"no codec is called {codec!r}; there are {', '.join(wire.CODECS)}")
+def _pieces(
+    flat: Params, extras: Tensors, part: Part | None, coded: bytes | None, *more: Piece
+) -> list[Piece]:
+    """List the tensors of a message: the flat buffer first, then `more`, then the extras."""
     part = None if part is None or part.is_whole else part
-    values = flat.layout.size if part is None else part.count
     others = [
         Piece(name, value, part if part and _blank(value, part) else None) for name, value in extras.items()
     ]
-    return [Piece("", flat.flat, part, codec if values else "fp32"), *more, *others]
+    return [Piece("", flat.flat, part, coded), *more, *others]
 
 
 def _blank(value: Tensor, part: Part) -> bool:
@@ -301,7 +330,7 @@ def _spread(
     first, extras = found[0], found[1 + more :]
     if first.partial == (part is None or part.is_whole):
         raise ValueError("the message has other parameters than those of its part")
-    named = {name: _whole(value, part, layout) if partial else value for name, value, partial in extras}
+    named = {one.name: _whole(one.value, part, layout) if one.partial else one.value for one in extras}
     if len(named) < len(extras):
         raise ValueError("the message has two extras of one name")
     flat = _whole(first.value, part, layout) if first.partial else first.value

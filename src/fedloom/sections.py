@@ -329,6 +329,22 @@ class Engine(Section):
     )
 
 
+class Communication(Section):
+    """How parameters are written in messages; in every backend, clients and server go on with what is read of them."""
+
+    up: Literal["fp32", "bf16", "int8", "int4", "top16"] = Field(
+        default="fp32",
+        description="Codec of clients' updates; all but fp32 lose precision, and top16 sends the largest of every 16 values.",
+    )
+    down: Literal["fp32", "bf16", "int8", "int4"] = Field(
+        default="fp32", description="Codec of the parameters that clients are sent."
+    )
+    feedback: Flag = Field(
+        default=True,
+        description="Whether a client keeps what the codec lost of its update and adds it to its next one.",
+    )
+
+
 class Aggregate(Section):
     """How clients' updates are combined, whatever the algorithm."""
 

@@ -26,6 +26,7 @@ from fedloom.tuning.parts import Parts, parts_of
 from fedloom.tuning.strategy import Strategy
 from fedloom.tuning.svd import svd_start
 from fedloom.types import Conversation, DataSet, Presence
+from fedloom.wire import FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
@@ -76,6 +77,7 @@ def make_site(
             budget_of(experiment, method, tuned.layout),
             algorithm.second,
             algorithm.exchanges,
+            codecs_of(experiment, method),
         )
 
     def asked(question: Question) -> Asked:
@@ -116,6 +118,12 @@ def _with_layout(
 ) -> V:
     given = replace(experiment.given, layout=layout, stage=stage)
     return make(method.composed, given, experiment.arguments_of(method), experiment.entries)
+
+
+def codecs_of(experiment: Experiment, method: Method) -> Codecs:
+    """Return how a method's messages are written; baselines send nothing, so they lose nothing."""
+    chosen = experiment.communication
+    return Codecs(chosen.up, chosen.down, chosen.feedback) if method.federated else FP32
 
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:

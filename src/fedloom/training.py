@@ -19,7 +19,7 @@ from fedloom.measure import slices_of
 from fedloom.methods import ALONE, Method
 from fedloom.params import Part, common
 from fedloom.setting import Setting
-from fedloom.sites import algorithm_of
+from fedloom.sites import algorithm_of, codecs_of
 from fedloom.tuning.parts import Parts, part_named
 
 
@@ -91,6 +91,7 @@ def _training(
         lambda client: common(down, budget.down(client)),
         _reported(setting, profiles, parts, budget),
         budget.scale,
+        codecs_of(setting.experiment, method),
     )
 
 

@@ -33,6 +33,8 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +61,42 @@ class Codec:
         size: P → bytes of payload.
         pack: values [P] → payload, uint8.
         unpack: (payload, P) → values [P], float32.
+        loss: Largest norm of what is lost, as a share of the norm of the values, in [0, 1).
     """
 
     code: int
     size: Callable[[int], int]
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, int], Tensor]
+    loss: float
+
+
+class Codecs(NamedTuple):
+    """The codecs of a method's messages.
+
+    Attributes:
+        up: The codec of what clients report.
+        down: The codec of what they are sent.
+        feedback: Whether a client adds to its update what the codec lost of its earlier ones.
+    """
+
+    up: str = "fp32"
+    down: str = "fp32"
+    feedback: bool = True
+
+    @property
+    def gain(self) -> float:
+        """The largest norm of what a client sends, as a multiple of the largest norm of its own changes so far.
+
+        With c the codec's loss, what a client holds back has at most the norm c (D + c (D + …)) = D c / (1 − c), and what is
+        read of its update at most 1 + c times the norm of what was written.
+        """
+        lost = CODECS[self.up].loss
+        return (1 + lost) / (1 - lost) if self.feedback else 1 + lost
+
+
+FP32 = Codecs()
+"""Messages that lose nothing."""
 
 
 def encode(flat: Tensor, codec: str = "fp32") -> bytes:
@@ -132,6 +164,11 @@ def decode(data: bytes | bytearray | memoryview) -> Tensor:
 def _expect(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(f"the payload is nothing that `encode` writes: it holds {otherwise}")
+
+
+def codec_of(data: bytes) -> str:
+    """Return the name of the codec in which bytes that `encode` wrote are."""
+    return next(name for name, one in CODECS.items() if one.code == data[4])
 
 
 def checksum(payload: Tensor, head: bytes) -> int:
@@ -264,10 +301,16 @@ def _from_top16(payload: Tensor, count: int) -> Tensor:
 
 
 CODECS: dict[str, Codec] = {
-    "fp32": Codec(0, lambda count: 4 * count, _fp32, _from_fp32),
-    "bf16": Codec(1, lambda count: 2 * count, _bf16, _from_bf16),
-    "int8": Codec(2, lambda count: count + 2 * _count(count, INT8), _int8, _from_int8),
-    "int4": Codec(3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4),
-    "top16": Codec(4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16),
+    "fp32": Codec(0, lambda count: 4 * count, _fp32, _from_fp32, 0.0),
+    "bf16": Codec(1, lambda count: 2 * count, _bf16, _from_bf16, 1 / 256),
+    # Every value of a block may be off by the bound of the table, and the block's norm is at least m.
+    "int8": Codec(2, lambda count: count + 2 * _count(count, INT8), _int8, _from_int8, sqrt(INT8) / 252),
+    "int4": Codec(
+        3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4, sqrt(INT4) / 13.8
+    ),
+    # The largest of 16 values has at least a 16th of their sum of squares, and is kept to 1/256.
+    "top16": Codec(
+        4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16, sqrt(1 - (1 - 2**-15) / TOP)
+    ),
 }
 """Every codec by its name; codes in headers never change their meaning."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedloom.algorithms.rule import LocalRule, Second
 from fedloom.client.schedule import rate_of, steps_of
@@ -46,6 +47,7 @@ class Job:
         name: The pass's name, which its random streams carry; the first pass has none.
         factor: Factor on the learning rate.
         second: The work of the second pass, or None.
+        lost: What a codec lost of the client's earlier updates, shape [P], or None.
     """
 
     assignment: Assignment
@@ -63,6 +65,7 @@ class Job:
     name: str = ""
     factor: float = 1.0
     second: Job | None = None
+    lost: Tensor | None = None
 
     @property
     def begun(self) -> Params:

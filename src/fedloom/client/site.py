@@ -18,6 +18,7 @@ from torch import Tensor
 from fedloom.algorithms.base import EVERYTHING, Budget
 from fedloom.algorithms.rule import PLAIN, LocalRule, Second
 from fedloom.client.evaluate import judge_rows
+from fedloom.client.feedback import in_fewer_bits
 from fedloom.client.job import Job, second_pass
 from fedloom.client.memory import InMemory, Memory
 from fedloom.client.probes import PROBES
@@ -29,6 +30,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import fold
 from fedloom.tuning.parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors, UserError
+from fedloom.wire import FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.sections import Evaluate, Train
@@ -42,6 +44,8 @@ OWN = "own"
 RULE = "rule/"
 """The prefix of the names in a client's memory under which the algorithm's rule keeps its tensors."""
 
+LOST = "lost"
+"""The name in a client's memory of what a codec lost of its updates."""
 
 CLIENTS_HELD = 1024
 """Clients whose profiles and rendered examples are kept from round to round."""
@@ -97,6 +101,7 @@ class Local:
         conversations: Client → its rendered examples; it may render them when it is called.
         second: The second pass of its algorithm; see `fedloom.algorithms.base.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
+        codecs: How its messages are written.
         further: How clients train in stages of the method's own, after those of the strategy.
         budget: What each client holds, trains and reports of all that is trained, and the scale of its adapters.
     """
@@ -110,6 +115,7 @@ class Local:
     budget: Budget = EVERYTHING
     second: Second | None = None
     exchanges: bool = True
+    codecs: Codecs = FP32
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +208,11 @@ class Site:
         down = parts.down if asked in (whole, parts.down) else asked & parts.down
         start = _with_own(local, stage, assignment.params, down, kept)
         start = _as_held(local.budget, assignment.client, start)
-        # Control variates and the like begin anew with a stage; personal values and models stay.
+        # Control variates, what a codec lost and the like begin anew with a stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
-        memory = rule if assignment.since >= self.rounds_before(stage) else {}
+        again = assignment.since >= self.rounds_before(stage)
         sent = Broadcast(start, assignment.extras)
+        memory, lost = (rule, kept.get(LOST)) if again else ({}, None)
         begin = None if local.rule.start is None else start.with_flat(local.rule.start(sent, memory))
         job = Job(
             assignment,
@@ -220,6 +227,7 @@ class Site:
             scale=local.budget.scale(assignment.client),
             begin=begin,
             exchanges=local.exchanges,
+            lost=lost,
         )
         if local.second is None:
             return job
@@ -247,6 +255,9 @@ class Site:
         delta = up.only(fold(trained.end - start.flat, start.layout, job.scale))
         moved = delta if job.exchanges else trained.end - job.begun.flat
         norm = float(torch.linalg.vector_norm(moved))
+        sends = in_fewer_bits(delta, up, self.local(asked.method).codecs, job.lost)
+        if sends.lost is not None:
+            kept[LOST] = sends.lost
         if kept:
             if isfinite(norm):  # otherwise the server refuses the update, and says why
                 _require_finite(kept)
@@ -262,12 +273,13 @@ class Site:
         }
         return Update(
             job.client,
-            start.with_flat(delta),
+            start.with_flat(sends.delta),
             float(len(job.conversations)),
             {name: _on(ruled, value) for name, value in sent.items()},
             metrics,
             asked.up,
             bool(kept),
+            sends.coded,
         )
 
     def measured(self, job: Job, probe: str) -> Update:

@@ -16,6 +16,9 @@ do not bound it (SGD without clipping, or under a rule that adds to the clipped 
 may be `TIMES` · ‖x‖ + √P long: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW
 divides by single gradients and may itself go there; `gate.max_norm` allows it). P, x and the norm are those of the
 values that are exchanged, and of the client's own LoRA factors where their scale is its own (`fedloom.algorithms.ranks`).
+
+Codecs raise the bound: clients start with what is read of x, at most 1 + c times as long, with c the loss of the codec (`fedloom.wire`), and what they
+send may hold what was lost of earlier rounds, whose rates count too (`fedloom.wire.Codecs.gain`).
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ from torch import Tensor
 from fedloom.algorithms.base import EVERYTHING, Extra, FederatedAlgorithm, LocalWork
 from fedloom.algorithms.rule import PLAIN
 from fedloom.client.optimizers import OPTIMIZERS
-from fedloom.client.schedule import rate_of, steps_of
+from fedloom.client.schedule import learning_rate, rate_of, steps_of
 from fedloom.client.site import Profile
 from fedloom.params import Params, Part
 from fedloom.tuning.lora import fold
+from fedloom.wire import CODECS, FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.sections import Train
@@ -89,6 +93,7 @@ class Expected:
         profiles: The profile of each client.
         up: Client → the part that it reports; None is all.
         scale: Client → factor on the scale of its LoRA adapters.
+        codecs: How messages are written.
 
     Attributes:
         layout: Names and shapes of the global parameters.
@@ -103,10 +108,11 @@ class Expected:
         profiles: Sequence[Profile],
         up: Callable[[int], Part | None],
         scale: Callable[[int], float] = EVERYTHING.scale,
+        codecs: Codecs = FP32,
     ) -> None:
         self.layout = params.layout
         self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
-        self._profiles, self._up, self._scale = profiles, up, scale
+        self._profiles, self._up, self._scale, self._codecs = profiles, up, scale, codecs
         self._known: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
 
     def of(self, client: int) -> Allowance:
@@ -122,12 +128,22 @@ class Expected:
         free = self._algorithm.local.correct is PLAIN.correct
         gradient = inf if clip is None or not free else clip
         size = norm(part.take(fold(self._params.flat, self.layout, 1 / scale)))
+        size *= 1 + CODECS[self._codecs.down].loss
         most, usual = reach(self._settings, self._round, steps, gradient, part.count, size)
         if self._algorithm.local.start is not None:  # then deltas are not measured from where clients begin
             most, usual = unbounded(part.count, size)
+        elif (round := self._largest()) != self._round:
+            most, _ = reach(self._settings, round, steps, gradient, part.count, size)
+        most *= self._codecs.gain
         limit = SLACK * (UNCLIPPED if clip is None else clip)
         rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
         return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
+
+    def _largest(self) -> int:
+        """Return the round with the largest learning rate of those whose changes an update may hold."""
+        if self._codecs.up == "fp32" or not self._codecs.feedback:
+            return self._round
+        return max(range(self._round + 1), key=lambda round: learning_rate(self._settings, round))
 
 
 def reach(

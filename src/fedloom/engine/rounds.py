@@ -21,13 +21,14 @@ from fedloom.client.site import Profile, Question
 from fedloom.engine.admission import Admission
 from fedloom.engine.limits import Expected, norm
 from fedloom.engine.ordering import in_order
-from fedloom.messages import Answer, Assignment
+from fedloom.messages import Answer, Assignment, in_codec
 from fedloom.params import Params, Part
 from fedloom.record import Clock
 from fedloom.scenarios.published import published_cohort
 from fedloom.seeds import stream
 from fedloom.tasks.scoring import Judged
 from fedloom.types import UserError
+from fedloom.wire import FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.sections import Gate, Train
@@ -175,6 +176,7 @@ class Run:
         down: Client → the part that is sent to it; None is all.
         up: Client → the part that it trains and reports; None is all.
         scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.base.Budget`.
+        codecs: How messages are written.
     """
 
     method: str
@@ -190,6 +192,7 @@ class Run:
     down: Callable[[int], Part | None] = EVERYTHING.down
     up: Callable[[int], Part | None] = EVERYTHING.up
     scale: Callable[[int], float] = EVERYTHING.scale
+    codecs: Codecs = FP32
 
     def parts(self, client: int) -> tuple[Part | None, Part | None]:
         """Return what is sent to a client and what it reports; no values where the algorithm exchanges none."""
@@ -253,20 +256,35 @@ def assignments_of(run: Run, cohort: Sequence[int] | None = None) -> Iterator[As
     """Make the assignment of each client of the next round's cohort, one at a time."""
     standing, broadcast = run.standing, run.algorithm.broadcast(run.standing.state)
     best = standing.best.since if standing.best else {}
+    coded: dict[
+        Part | None, tuple[Params, bytes | None]
+    ] = {}  # written once for all clients that are sent the same
     for client in draw_cohort(run.schedule, run.round) if cohort is None else cohort:
         *older, since = standing.kept.get(client, (-1,))
         keep = {*older, *([best[client]] if client in best else [])}
+        down, up = run.parts(client)
+        if down not in coded:
+            coded[down] = _written(broadcast.params, down, run.codecs.down)
+        params, content = coded[down]
         yield Assignment(
             run.method,
             run.stage,
             run.round,
             client,
-            broadcast.params,
+            params,
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            *run.parts(client),
+            down,
+            up,
+            content,
         )
+
+
+def _written(params: Params, down: Part | None, codec: str) -> tuple[Params, bytes | None]:
+    """Write what clients are sent in a codec; return what is read of it, and its bytes."""
+    flat, content = in_codec(params.flat, down, codec)
+    return params if content is None else params.with_flat(flat), content
 
 
 def _admission(run: Run) -> Admission:
@@ -279,6 +297,7 @@ def _admission(run: Run) -> Admission:
         run.profiles,
         lambda client: run.parts(client)[1],
         run.scale,
+        run.codecs,
     )
     return Admission(expected, run.standing.norms, run.gate)
 
