@@ -59,6 +59,7 @@ DOORS = {
     "jinja2": {"report"},
     "pickle": set(),
     "flwr": set(),
+    "ray": {"engine"},
 }
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
+
+import torch
 
 from fedloom.client.job import Job
+from fedloom.client.site import Site
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
+from fedloom.engine.ray_actors import Actors, RayActors
+from fedloom.engine.ray_cluster import Wanted
+from fedloom.engine.rounds import Backend, Run, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.workers import Workers
+from fedloom.experiment import Experiment
 from fedloom.folder import MACHINE
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.messages import Update
 from fedloom.models.compiled import compiling
 from fedloom.models.recompute import recomputing
+from fedloom.plugins import Plugins
+from fedloom.processes import threads_each
 from fedloom.setting import Setting
 from fedloom.types import UserError
 
@@ -47,12 +56,81 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
 
     choice = choice_of(setting, runs)
     inner = replace(local_backend(setting), rows=choice.rows, trained=trained)
-    several = _clients(runs) > 1 and choice.workers > 1
+    made = BACKENDS[setting.experiment.engine.backend]
     with ExitStack() as changed:
         for tuned in (setting.tuned, *setting.twins):
             changed.enter_context(compiling(tuned.vlm, setting.experiment.engine.compile))
             changed.enter_context(recomputing(tuned.vlm, choice.recompute))
-        return run_rounds(runs, Workers(inner, choice.workers, setting.twins) if several else inner)
+        return run_rounds(runs, made(setting, inner, choice, _clients(runs)))
+
+
+def _alone(setting: Setting, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    return inner
+
+
+def _as_chosen(setting: Setting, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    several = clients > 1 and choice.workers > 1
+    return Workers(inner, choice.workers, setting.twins) if several else inner
+
+
+def _by_ray(setting: Setting, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    assert setting.actors is not None
+    return RayActors(inner, setting.actors, choice.recompute)
+
+
+BACKENDS: dict[str, Callable[[Setting, InProcess, Choice, int], Backend]] = {
+    "auto": _as_chosen,
+    "in-process": _alone,
+    "workers": _as_chosen,
+    "ray": _by_ray,
+}
+"""How a stage's clients train, by `engine.backend`: from the setting, the site in this process, how its clients train, and
+how many there are in a round."""
+
+
+def actors_of(experiment: Experiment, site: Site, folder: Path, live: ExitStack) -> Actors | None:
+    """Return Ray's actors, which start with the first client, where an experiment wants them.
+
+    An actor has its share of this process's threads, or, in a cluster, as many as this process.
+
+    Args:
+        experiment: Every choice.
+        site: The site in this process.
+        folder: Where clients' memories are.
+        live: Ends the actors when it closes.
+
+    Raises:
+        UserError: The experiment holds what no other process can be given.
+    """
+    engine, device = experiment.engine, site.tuned.vlm.device.type
+    if engine.backend != "ray":
+        return None
+    if python := [one for one in experiment.plugins if isinstance(one, Plugins)]:
+        raise UserError(
+            f"engine.backend: {', '.join(map(str, python[0].names))} came as a Python value, which Ray's actors cannot be "
+            "given; put it into a file, and name that under plugins"
+        )
+    gpus = (1.0 if device == "cuda" else 0.0) if engine.gpus is None else engine.gpus
+    count = None if engine.workers == "auto" else engine.workers
+    if count is None and engine.address is None:
+        count = int(torch.cuda.device_count() / gpus) if gpus else torch.get_num_threads()
+    threads = threads_each(count or 1) if engine.address is None else torch.get_num_threads()
+    alone = engine.model_copy(update={"backend": "in-process", "workers": 1, "address": None, "gpus": None})
+    model = experiment.model.model_copy(update={"threads": threads})
+    there = experiment.model_copy(update={"engine": alone, "model": model})
+    arguments = (there.to_json(), str(folder.absolute()))
+    actors = Actors(Wanted(count, threads, gpus, engine.address), _opened, arguments)
+    live.callback(actors.close)
+    return actors
+
+
+def _opened(experiment: str, folder: str) -> AbstractContextManager[Site]:
+    """Open the site of an actor."""
+    from fedloom.runner import open_site
+
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder} is not there; the run's folder must be at the same path on all nodes")
+    return open_site(Experiment.from_json(experiment), Path(folder))
 
 
 def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
@@ -77,6 +155,8 @@ def choice_of(setting: Setting, runs: Sequence[Run]) -> Choice:
     rows = held.rows if engine.side_by_side == "auto" else engine.side_by_side
     workers = held.workers if engine.workers == "auto" and not engine.compile else workers_of(setting)
     recompute = held.recompute if engine.recompute == "auto" else engine.recompute == "always"
+    if engine.backend == "workers" and engine.workers == "auto":
+        workers = max(2, workers_of(setting))
     workers = len(setting.twins) + 1 if setting.twins else workers
     return Choice(rows if setting.tuned.stackable else 1, workers, recompute)
 
@@ -119,13 +199,14 @@ def _clients(runs: Sequence[Run]) -> int:
 def workers_of(setting: Setting) -> int:
     """Return how many processes may work at once: one where a process cannot be copied, as on an accelerator.
 
-    With compiled layers there is one, too: a copy would not keep what it compiled.
+    With compiled layers there is one, too: a copy would not keep what it compiled. So it is with Ray, whose threads a copy
+    would not have.
 
     Raises:
         UserError: The experiment wants more than there are devices where a process cannot be copied.
     """
     chosen, devices = setting.experiment.engine.workers, len(setting.twins) + 1
-    if setting.experiment.engine.compile:
+    if setting.experiment.engine.compile or setting.experiment.engine.backend in ("in-process", "ray"):
         return 1
     machine = this_machine(setting.vlm.device)
     if chosen == "auto":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedloom.algorithms import COMPARED
+from fedloom.backends import actors_of
 from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
@@ -176,7 +177,7 @@ def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
 def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
     """Run or read every method, and return what `result.json` holds."""
     with ExitStack() as live:
-        setting, main = _prepare(experiment, folder, progress, models, live), experiment.exported
+        setting, main = set_up(experiment, folder, progress, models, live), experiment.exported
         results = {name: outcome(setting, name) for name in experiment.methods}
         if main is not None:
             export(setting, main)
@@ -241,7 +242,7 @@ def _set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.model.threads)
 
 
-def _prepare(
+def set_up(
     experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
 ) -> Setting:
     """Read the data, load the model, divide the examples; begin the run's folder, or check that it is this run's.
@@ -251,7 +252,7 @@ def _prepare(
         folder: The run folder.
         progress: Told what was found.
         models: Models and judges to use again.
-        live: Takes the adapters out of the model again when it closes.
+        live: Takes the adapters out of the model again, and ends Ray's actors, when it closes.
     """
     import fedloom
 
@@ -287,7 +288,8 @@ def _prepare(
     stages = _stages(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return Setting(
-        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
+        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation,
+        actors_of(experiment, site, folder / METHODS, live),
     )  # fmt: skip
 
 

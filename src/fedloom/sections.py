@@ -312,6 +312,19 @@ class Engine(Section):
         description="Processes, or accelerators, that train a cohort's clients at once; auto is one process per "
         "thread where rounds are long, or every accelerator.",
     )
+    backend: Literal["auto", "in-process", "workers", "ray"] = Field(
+        default="auto",
+        description="Where clients train: in-process is one after another, or side by side, in this process; workers is in "
+        "copies of it, or on several accelerators; ray is in Ray's actors; auto is the first two as workers says.",
+    )
+    address: Text | None = Field(
+        default=None,
+        description="Address of a running Ray cluster, such as head:6379; null starts Ray on this machine.",
+    )
+    gpus: NotNegative | None = Field(
+        default=None,
+        description="GPUs of a Ray actor, where a fraction shares one; null is 1 where the model is on a GPU, else 0.",
+    )
     recompute: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether the backward pass recomputes layers to save memory; auto does so where memory is short.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.client.site import Site
+from fedloom.engine.ray_actors import Actors
 from fedloom.experiment import Experiment
 from fedloom.hashes import json_digest
 from fedloom.models.load import Vlm
@@ -37,6 +38,7 @@ class Setting:
     judge: Judge | None = None
     twins: tuple[Tuned, ...] = ()
     validation: Validation | None = None
+    actors: Actors | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest by which files of a method, or of one training of it, prove whose they are."""

@@ -1,0 +1,110 @@
+"""Connect to a Ray cluster, or start Ray on this machine for one run.
+
+On this machine only processes that know a random token are served. Usage statistics and the dashboard are off.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from fedloom.failures import first_line
+from fedloom.types import UserError
+
+STORE = 256 * 2**20
+"""Bytes of shared memory for messages, where Ray is started for a run."""
+
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class Wanted(NamedTuple):
+    """What is asked of Ray.
+
+    Attributes:
+        actors: Number of actors; None is as many as the cluster has room for.
+        threads: Threads of an actor, ≥ 1, for which it takes as many processors.
+        gpus: GPUs of an actor; a fraction shares one.
+        address: A running cluster; None starts Ray on this machine.
+    """
+
+    actors: int | None
+    threads: int = 1
+    gpus: float = 0.0
+    address: str | None = None
+
+
+def library(*, own: bool = False) -> Any:
+    """Import Ray.
+
+    Args:
+        own: Whether Ray is to be started for this process alone: a new token, which Ray reads when it is imported, lets no
+            other process in.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    os.environ.update(SILENT)
+    if own and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            "engine.backend: ray is not installed; install it with `pip install 'fedloom[ray]'`"
+        ) from None
+    return ray
+
+
+@contextmanager
+def connected(wanted: Wanted) -> Iterator[Any]:
+    """Connect to a cluster, or start Ray on this machine; yield the library. A connection that is there already is used.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at the address.
+    """
+    ray = library(own=wanted.address is None)
+    if ray.is_initialized():
+        yield ray
+        return
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    folder = None if wanted.address else tempfile.mkdtemp(prefix="fedloom-ray-")
+    try:
+        try:
+            if folder is None:
+                ray.init(address=wanted.address, log_to_driver=False, logging_level="ERROR")
+            else:
+                _start(ray, wanted, folder)
+        except Exception as error:
+            where = f"cannot reach a cluster at {wanted.address}" if wanted.address else "Ray does not start"
+            raise UserError(f"engine.backend: {where}: {first_line(error)}") from error
+        finally:
+            if before is not None:  # Ray takes the signal for itself
+                signal.signal(signal.SIGTERM, before)
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, wanted: Wanted, folder: str) -> None:
+    ray.init(
+        address="local",
+        num_cpus=(wanted.actors or 1) * wanted.threads,
+        num_gpus=None if wanted.gpus else 0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=STORE,
+        _temp_dir=folder,
+    )
