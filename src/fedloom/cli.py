@@ -15,6 +15,7 @@ from fedloom.cli_list import list_
 from fedloom.cli_models import models
 from fedloom.cli_options import (
     FAILED,
+    Backend,
     Changes,
     Commands,
     Debug,
@@ -26,9 +27,11 @@ from fedloom.cli_options import (
     Rerun,
     complain,
     courteous,
+    on,
     say,
     say_json,
 )
+from fedloom.cli_parity import parity
 from fedloom.cli_split import split
 from fedloom.cli_sweep import report_sweep, sweep, validate_grid
 from fedloom.interrupts import exit_code
@@ -71,6 +74,7 @@ def run(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    backend: Backend = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
     rerun: Rerun = False,
     quiet: Quiet = False,
@@ -82,7 +86,7 @@ def run(
         from fedloom.experiment import load_experiment
         from fedloom.folder import default_folder, discard, folder_state, moves
 
-        experiment = load_experiment(recipe, changes or (), plugins or ())
+        experiment = load_experiment(recipe, [*(changes or ()), *on(backend)], plugins or ())
         folder = default_folder(experiment) if out is None else out
         if rerun:
             discard(folder)
@@ -249,6 +253,7 @@ def report(
         say(f"Report: {page}")
 
 
+app.command()(parity)
 app.command()(split)
 app.command("list")(list_)
 

@@ -22,7 +22,7 @@ from fedloom.types import DataSet, Example, Picture, UserError
 
 PACKAGE = Path(__file__).parent
 
-NO_RESULTS = ("cli", "report", "progress", "recipes", "testing")
+NO_RESULTS = ("cli", "report", "progress", "recipes", "testing", "parity")
 """Beginnings of the names of what decides no result: it shows and writes down what others found."""
 
 

@@ -214,8 +214,6 @@ class Actors:
         Raises:
             UserError: The cluster has no room for one.
         """
-        if self._wanted.actors is not None and self._wanted.address is None:
-            return self._wanted.actors
         there = self._ray.cluster_resources()
         needed = {"CPU": self._wanted.threads, "GPU": self._wanted.gpus}
         room = min(int(there.get(name, 0) / each) for name, each in needed.items() if each)

@@ -19,9 +19,6 @@ from typing import Any, NamedTuple
 from fedloom.failures import first_line
 from fedloom.types import UserError
 
-STORE = 256 * 2**20
-"""Bytes of shared memory for messages, where Ray is started for a run."""
-
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -105,6 +102,5 @@ def _start(ray: Any, wanted: Wanted, folder: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        object_store_memory=STORE,
         _temp_dir=folder,
     )
