@@ -15,6 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -152,19 +153,20 @@ class Actors:
             UserError: An actor cannot open its site, or work fails there that is no client's alone.
         """
         self.start()
-        flying: dict[Any, tuple[int, Piece]] = {}
+        flying: dict[Future[Found], tuple[int, Piece]] = {}
         idle, again = [*range(len(self.handles))], list[Piece]()
         while True:
             while idle and (piece := again.pop() if again else self._next(pieces)) is not None:
                 sent = self.handles[idle[-1]].train.remote(piece.shared, piece.own, rows, recompute)
-                flying[sent] = idle.pop(), piece
+                flying[sent.future()] = idle.pop(), piece
             if not flying:
                 return
-            (done,), _ = self._ray.wait([*flying], num_returns=1)
+            # Ray's own wait would turn every signal into a Ctrl-C.
+            done = next(iter(wait(flying, return_when=FIRST_COMPLETED).done))
             number, piece = flying.pop(done)
             idle.append(number)
             try:
-                wrong, answers = self._ray.get(done)
+                wrong, answers = done.result()
             except self._ray.exceptions.RayError as error:
                 self._replace(number)
                 piece.deaths += 1
