@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.failures import first_line
+from fedloom.scratch import scratch
 from fedloom.types import UserError
 
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -74,12 +75,13 @@ def connected(wanted: Wanted) -> Iterator[Any]:
         return
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
-    folder = None if wanted.address else tempfile.mkdtemp(prefix="fedloom-ray-")
-    try:
+    with ExitStack() as live:
         try:
-            if folder is None:
+            if wanted.address:
                 ray.init(address=wanted.address, log_to_driver=False, logging_level="ERROR")
             else:
+                folder = live.enter_context(scratch(Path(tempfile.gettempdir()), "fedloom-ray"))
+                live.callback(ray.shutdown)
                 _start(ray, wanted, folder)
         except Exception as error:
             where = f"cannot reach a cluster at {wanted.address}" if wanted.address else "Ray does not start"
@@ -87,14 +89,11 @@ def connected(wanted: Wanted) -> Iterator[Any]:
         finally:
             if before is not None:  # Ray takes the signal for itself
                 signal.signal(signal.SIGTERM, before)
+        live.callback(ray.shutdown)
         yield ray
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(ray: Any, wanted: Wanted, folder: str) -> None:
+def _start(ray: Any, wanted: Wanted, folder: Path) -> None:
     ray.init(
         address="local",
         num_cpus=(wanted.actors or 1) * wanted.threads,
@@ -102,5 +101,5 @@ def _start(ray: Any, wanted: Wanted, folder: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=folder,
+        _temp_dir=str(folder),
     )
