@@ -38,7 +38,18 @@ LAYERS = {
     4: {"engine", "measure"},
     5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"plugin_section", "plugins"}
-    | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify", "parity"},
+    | {
+        "setting",
+        "sites",
+        "backends",
+        "training",
+        "outcomes",
+        "runner",
+        "sweep",
+        "sweep_tasks",
+        "verify",
+        "parity",
+    },
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
     | {"cli_list", "cli_parity", "testing"},
 }

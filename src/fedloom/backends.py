@@ -15,7 +15,7 @@ from fedloom.client.site import Site
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.ray_actors import Actors, RayActors
-from fedloom.engine.ray_cluster import Wanted
+from fedloom.engine.ray_cluster import Wanted, inside
 from fedloom.engine.rounds import Backend, Run, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.experiment import Experiment
@@ -74,8 +74,7 @@ def _as_chosen(setting: Setting, inner: InProcess, choice: Choice, clients: int)
 
 
 def _by_ray(setting: Setting, inner: InProcess, choice: Choice, clients: int) -> Backend:
-    assert setting.actors is not None
-    return RayActors(inner, setting.actors, choice.recompute)
+    return inner if setting.actors is None else RayActors(inner, setting.actors, choice.recompute)
 
 
 BACKENDS: dict[str, Callable[[Setting, InProcess, Choice, int], Backend]] = {
@@ -88,40 +87,55 @@ BACKENDS: dict[str, Callable[[Setting, InProcess, Choice, int], Backend]] = {
 how many there are in a round."""
 
 
-def actors_of(experiment: Experiment, site: Site, folder: Path, live: ExitStack) -> Actors | None:
+def actors_of(experiment: Experiment, folder: Path, live: ExitStack) -> Actors | None:
     """Return Ray's actors, which start with the first client, where an experiment wants them.
 
-    An actor has its share of this process's threads, or, in a cluster, as many as this process.
+    A cell of a sweep that is itself a task of Ray has none.
 
     Args:
         experiment: Every choice.
-        site: The site in this process.
         folder: Where clients' memories are.
         live: Ends the actors when it closes.
 
     Raises:
         UserError: The experiment holds what no other process can be given.
     """
-    engine, device = experiment.engine, site.tuned.vlm.device.type
-    if engine.backend != "ray":
+    engine = experiment.engine
+    if engine.backend != "ray" or inside():
         return None
+    require_written(experiment)
+    wanted = wanted_of(experiment, None if engine.workers == "auto" else engine.workers)
+    alone = engine.model_copy(update={"backend": "in-process", "workers": 1, "address": None, "gpus": None})
+    model = experiment.model.model_copy(update={"threads": wanted.threads})
+    there = experiment.model_copy(update={"engine": alone, "model": model})
+    actors = Actors(wanted, _opened, (there.to_json(), str(folder.absolute())))
+    live.callback(actors.close)
+    return actors
+
+
+def wanted_of(experiment: Experiment, count: int | None) -> Wanted:
+    """Return what an experiment asks of Ray for some processes, or for as many as there is room for.
+
+    On this machine a process has its share of this one's threads; in a cluster it has as many as this one.
+    """
+    engine = experiment.engine
+    cuda = experiment.model.device != "cpu" and torch.cuda.is_available()
+    gpus = float(cuda) if engine.gpus is None else engine.gpus
+    threads = torch.get_num_threads()
+    if engine.address is not None:
+        return Wanted(count, threads, gpus, engine.address)
+    if count is None:
+        count = max(1, int(torch.cuda.device_count() / gpus)) if gpus else threads
+    return Wanted(count, threads_each(count), gpus)
+
+
+def require_written(experiment: Experiment) -> None:
+    """Raise UserError where an experiment holds Python values, which no other process can be given."""
     if python := [one for one in experiment.plugins if isinstance(one, Plugins)]:
         raise UserError(
             f"engine.backend: {', '.join(map(str, python[0].names))} came as a Python value, which Ray's actors cannot be "
             "given; put it into a file, and name that under plugins"
         )
-    gpus = (1.0 if device == "cuda" else 0.0) if engine.gpus is None else engine.gpus
-    count = None if engine.workers == "auto" else engine.workers
-    if count is None and engine.address is None:
-        count = int(torch.cuda.device_count() / gpus) if gpus else torch.get_num_threads()
-    threads = threads_each(count or 1) if engine.address is None else torch.get_num_threads()
-    alone = engine.model_copy(update={"backend": "in-process", "workers": 1, "address": None, "gpus": None})
-    model = experiment.model.model_copy(update={"threads": threads})
-    there = experiment.model_copy(update={"engine": alone, "model": model})
-    arguments = (there.to_json(), str(folder.absolute()))
-    actors = Actors(Wanted(count, threads, gpus, engine.address), _opened, arguments)
-    live.callback(actors.close)
-    return actors
 
 
 def _opened(experiment: str, folder: str) -> AbstractContextManager[Site]:

@@ -11,6 +11,7 @@ import typer
 
 from fedloom.cli_options import (
     FAILED,
+    Backend,
     Changes,
     Debug,
     Json,
@@ -19,6 +20,7 @@ from fedloom.cli_options import (
     Recipe,
     complain,
     courteous,
+    on,
     say,
     say_json,
     whoever_listens,
@@ -32,6 +34,7 @@ def sweep(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    backend: Backend = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run the quick form of the recipe.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes that run cells in parallel.")] = 1,
@@ -52,7 +55,8 @@ def sweep(
         from fedloom.report.tables import counted
         from fedloom.sweep import default_sweep_folder, run_sweep
 
-        grid = load_grid(recipe, changes or (), plugins or (), quick=quick)
+        changes = [*(changes or ()), *on(backend)]
+        grid = load_grid(recipe, changes, plugins or (), quick=quick)
         folder = default_sweep_folder(grid) if out is None else out
 
         def tell(line: str) -> None:
@@ -65,7 +69,7 @@ def sweep(
             result = run_sweep(grid, folder, tell, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
         except KeyboardInterrupt as stop:
             again = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
-            again += [word for change in changes or () for word in ("--set", change)]
+            again += [word for change in changes for word in ("--set", change)]
             again += [word for plugin in plugins or () for word in ("--plugin", plugin)]
             again += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
             complain(f"interrupted; `{shlex.join(again)}` continues from there")

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from fedloom import __version__
 from fedloom.experiment import Experiment
-from fedloom.failures import sentence
 from fedloom.folder import alone, discard, finished, temporary
 from fedloom.grid import Cell, Grid
 from fedloom.hashes import file_digest
@@ -25,6 +24,7 @@ from fedloom.record import read_json, read_text
 from fedloom.report.sweep_page import write_sweep_report
 from fedloom.report.sweeps import headline
 from fedloom.report.tables import counted
+from fedloom.sweep_tasks import on_cluster, run_one
 from fedloom.types import UserError
 
 State = Literal["waiting", "begun", "done", "failed"]
@@ -123,7 +123,7 @@ def _run_all(
         if rows[index].state == "waiting":
             put(index, replace(rows[index], state="begun"))
             with closing(make_progress()) as progress:
-                mistake = _run_one((experiment, folder / rows[index].folder), progress, models)
+                mistake = run_one((experiment, folder / rows[index].folder), progress, models)
             row = rows[index]
             put(index, _done(folder, row) if mistake is None else replace(row, state="failed", error=mistake))
 
@@ -220,12 +220,19 @@ def _run_jobs(
     put: Callable[[int, Row], None],
     jobs: int,
 ) -> None:
-    """Run cells in several processes; each takes the next one that waits when it has ended one.
+    """Run cells in several processes, of this machine or of a Ray cluster; each takes the next one that waits when it has ended
+    one.
 
     The cell of a process that is killed has failed; other processes take over what waits.
     """
     from fedloom.processes import can_fork
 
+    if any(one.engine.backend == "ray" for one in cells.values()):
+        placed = {index: (one, folder / rows[index].folder) for index, one in cells.items()}
+        for index, ended, error in on_cluster(placed, jobs):
+            failed = replace(rows[index], state="begun" if error is None else "failed", error=error)
+            put(index, _done(folder, rows[index]) if ended and error is None else failed)
+        return
     if not can_fork():
         raise UserError("--jobs: this system cannot copy a process; leave --jobs out")
     left = dict(cells)
@@ -257,7 +264,7 @@ def _deal(
         while taken := os.read(queue.fileno(), PLACE.size):  # copies share how far the file has been read
             (index,) = PLACE.unpack(taken)
             yield json.dumps([index, "begun", None]).encode()
-            mistake = _run_one((cells[index], folder / rows[index].folder), Progress(None), models)
+            mistake = run_one((cells[index], folder / rows[index].folder), Progress(None), models)
             yield json.dumps([index, "done" if mistake is None else "failed", mistake]).encode()
 
     with TemporaryFile(buffering=0) as queue:
@@ -271,17 +278,6 @@ def _deal(
                 del at[number]
             row = rows[index]
             put(index, _done(folder, row) if state == "done" else replace(row, state=state, error=error))
-
-
-def _run_one(cell: tuple[Experiment, Path], progress: Progress, models: dict[str, Any]) -> str | None:
-    """Run a cell and return the mistake that stopped it, if one did."""
-    from fedloom.runner import run_experiment
-
-    try:
-        run_experiment(*cell, progress, models)
-    except Exception as error:  # the other cells go on
-        return sentence(error)
-    return None
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:

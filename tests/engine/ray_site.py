@@ -49,3 +49,16 @@ def failing(reason: str) -> Iterator[Site]:
     """Fail to open a site."""
     raise UserError(reason)
     yield
+
+
+def piece(loaded: dict[str, int], folder: str, number: int) -> str | None:
+    """Do a piece of work: 1 kills its process once, 2 kills every one, 3 raises; others succeed."""
+    loaded["pieces"] = loaded.get("pieces", 0) + 1
+    file = Path(folder) / f"{number}-{len([*Path(folder).glob(f'{number}-*')])}"
+    file.write_text(str(loaded["pieces"]))
+    if (number == 1 and file.name == "1-0") or number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    if number == 3:
+        raise UserError("it is broken")
+    return None

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedloom.client.site import Profile, Question, Site
 from fedloom.engine.in_process import WINDOW, InProcess
-from fedloom.engine.ray_cluster import Wanted, connected, library
+from fedloom.engine.ray_cluster import Wanted, connected, library, room
 from fedloom.failures import first_line, sentence
 from fedloom.framing import prefixed, split
 from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
@@ -142,7 +142,7 @@ class Actors:
         """Start Ray and the actors, unless they are there; their models are loaded with the first clients."""
         if self._ray is None:
             self._ray = self._live.enter_context(connected(self._wanted))
-            self.handles += [self._actor() for _ in range(self._room())]
+            self.handles += [self._actor() for _ in range(room(self._ray, self._wanted))]
 
     def results(
         self, pieces: Iterator[Sequence[Assignment]], rows: int, recompute: bool
@@ -209,21 +209,6 @@ class Actors:
             num_cpus=self._wanted.threads, num_gpus=self._wanted.gpus, max_restarts=0
         )
         return made.remote(*self._site)
-
-    def _room(self) -> int:
-        """Return how many actors there are to be.
-
-        Raises:
-            UserError: The cluster has no room for one.
-        """
-        there = self._ray.cluster_resources()
-        needed = {"CPU": self._wanted.threads, "GPU": self._wanted.gpus}
-        room = min(int(there.get(name, 0) / each) for name, each in needed.items() if each)
-        if not room:
-            wants = ", ".join(f"{each:g} {name}" for name, each in needed.items() if each)
-            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in needed)
-            raise UserError(f"engine.gpus: an actor needs {wants}, but the Ray cluster has {has} in all")
-        return min(room, self._wanted.actors or room)
 
 
 @dataclass(frozen=True)

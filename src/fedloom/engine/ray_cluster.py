@@ -103,3 +103,25 @@ def _start(ray: Any, wanted: Wanted, folder: Path) -> None:
         logging_level="ERROR",
         _temp_dir=str(folder),
     )
+
+
+def room(ray: Any, wanted: Wanted) -> int:
+    """Return how many actors there are to be in a cluster: those that are wanted, or as many as it has room for.
+
+    Raises:
+        UserError: It has no room for one.
+    """
+    there = ray.cluster_resources()
+    needed = {"CPU": wanted.threads, "GPU": wanted.gpus}
+    found = min(int(there.get(name, 0) / each) for name, each in needed.items() if each)
+    if not found:
+        wants = ", ".join(f"{each:g} {name}" for name, each in needed.items() if each)
+        has = ", ".join(f"{there.get(name, 0):g} {name}" for name in needed)
+        raise UserError(f"engine.gpus: an actor needs {wants}, but the Ray cluster has {has} in all")
+    return min(found, wanted.actors or found)
+
+
+def inside() -> bool:
+    """Return whether this process is one of Ray's actors."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
