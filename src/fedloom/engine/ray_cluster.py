@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +20,9 @@ from typing import Any, NamedTuple
 from fedloom.failures import first_line
 from fedloom.scratch import scratch
 from fedloom.types import UserError
+
+REACHED = 10.0
+"""Seconds in which a cluster must be reached."""
 
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -78,19 +82,32 @@ def connected(wanted: Wanted) -> Iterator[Any]:
     with ExitStack() as live:
         try:
             if wanted.address:
+                _reach(wanted.address)
                 ray.init(address=wanted.address, log_to_driver=False, logging_level="ERROR")
             else:
                 folder = live.enter_context(scratch(Path(tempfile.gettempdir()), "fedloom-ray"))
                 live.callback(ray.shutdown)
                 _start(ray, wanted, folder)
         except Exception as error:
-            where = f"cannot reach a cluster at {wanted.address}" if wanted.address else "Ray does not start"
-            raise UserError(f"engine.backend: {where}: {first_line(error)}") from error
+            where = "engine.backend: Ray does not start"
+            if wanted.address:
+                where = (
+                    f"engine.address: cannot connect to a Ray cluster at {wanted.address}; if it asks for a token, set "
+                    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                )
+            raise UserError(f"{where} ({first_line(error)})") from error
         finally:
             if before is not None:  # Ray takes the signal for itself
                 signal.signal(signal.SIGTERM, before)
         live.callback(ray.shutdown)
         yield ray
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, for which Ray would wait for minutes; other addresses are Ray's own."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
 
 
 def _start(ray: Any, wanted: Wanted, folder: Path) -> None:
