@@ -87,7 +87,9 @@ BACKENDS: dict[str, Callable[[Setting, InProcess, Choice, int], Backend]] = {
 how many there are in a round."""
 
 
-def actors_of(experiment: Experiment, folder: Path, live: ExitStack) -> Actors | None:
+def actors_of(
+    experiment: Experiment, folder: Path, message: Callable[[str], None], live: ExitStack
+) -> Actors | None:
     """Return Ray's actors, which start with the first client, where an experiment wants them.
 
     A cell of a sweep that is itself a task of Ray has none.
@@ -95,6 +97,7 @@ def actors_of(experiment: Experiment, folder: Path, live: ExitStack) -> Actors |
     Args:
         experiment: Every choice.
         folder: Where clients' memories are.
+        message: Shows a line of text.
         live: Ends the actors when it closes.
 
     Raises:
@@ -108,7 +111,7 @@ def actors_of(experiment: Experiment, folder: Path, live: ExitStack) -> Actors |
     alone = engine.model_copy(update={"backend": "in-process", "workers": 1, "address": None, "gpus": None})
     model = experiment.model.model_copy(update={"threads": wanted.threads})
     there = experiment.model_copy(update={"engine": alone, "model": model})
-    actors = Actors(wanted, _opened, (there.to_json(), str(folder.absolute())))
+    actors = Actors(wanted, _opened, (there.to_json(), str(folder.absolute())), message)
     live.callback(actors.close)
     return actors
 

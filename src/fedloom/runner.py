@@ -289,7 +289,7 @@ def set_up(
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return Setting(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation,
-        actors_of(experiment, folder / METHODS, live),
+        actors_of(experiment, folder / METHODS, progress.message, live),
     )  # fmt: skip
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
-from tests.clients import assigned, real_site
+from tests.clients import assigned, real_site, start_of
 from tests.engine.ray_site import CLIENTS, failing, opened, tuned_of
 from tests.engine.test_workers import assert_same_bits, kept
 
 from fedloom.client.memory import Files
+from fedloom.engine import ray_actors as module
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.ray_actors import TRIES, Actors, RayActors
 from fedloom.engine.ray_cluster import Wanted, connected, library
 from fedloom.experiment import Experiment
-from fedloom.messages import Answer, Missing
+from fedloom.messages import Answer, Assignment, Missing
 from fedloom.record import Clock
 from fedloom.types import UserError
 
@@ -140,6 +143,70 @@ def test_what_an_actor_cannot_keep_is_refused(tiny_model: Path) -> None:
 
 
 # Without Ray ------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """Stands in for Ray and for its actors: each call ends as the next of some ends says, after some seconds."""
+
+    class exceptions:
+        RayError = RuntimeError
+
+    def __init__(self, ends: list[Any], seconds: float = 0.0) -> None:
+        self.ends, self.seconds, self.calls, self.killed = iter(ends), seconds, list[list[int]](), 0
+        self.train = self
+
+    def remote(self, shared: Any, own: Any, rows: int, recompute: bool) -> Fake:
+        self.calls.append([client for _, client, _, _ in own])
+        return self
+
+    def future(self) -> Future[Any]:
+        found: Future[Any] = Future()
+        end = next(self.ends)
+        done = found.set_exception if isinstance(end, Exception) else found.set_result
+        Timer(self.seconds, done, (end,)).start()
+        return found
+
+    def put(self, content: bytes) -> bytes:
+        return content
+
+    def kill(self, handle: Any) -> None:
+        self.killed += 1
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, ray: Fake, **fields: Any) -> Actors:
+    actors = Actors(Wanted(1), failing, (), **fields)
+    monkeypatch.setattr(actors, "_ray", ray)
+    monkeypatch.setattr(actors, "_actor", lambda: ray)
+    actors.handles.append(ray)
+    return actors
+
+
+def sent(clients: int) -> Iterator[list[Assignment]]:
+    return iter([[one] for one in (Assignment("m", 0, 0, k, start_of()) for k in range(clients))])
+
+
+def test_a_piece_whose_actors_die_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead, fine = RuntimeError("it was killed\nmore"), ("", [b"answer"])
+    ray = Fake([dead, fine, dead, dead, dead, fine])
+    found = list(faked(monkeypatch, ray).results(sent(3), 1, False))
+    assert ray.calls == [[0], [0], [1], [1], [1], [2]]
+    assert ray.killed == 4
+    assert [answers for _, answers in found] == [
+        [b"answer"], "3 Ray actors died over it, the last one so: it was killed", [b"answer"]
+    ]  # fmt: skip
+
+
+def test_a_mistake_at_an_actor_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no data"):
+        list(faked(monkeypatch, Fake([("no data", [])])).results(sent(2), 1, False))
+
+
+def test_a_long_wait_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    ray = Fake([("", [])] * 3, seconds=0.05)
+    list(faked(monkeypatch, ray, message=seen.append).results(sent(3), 1, False))
+    assert seen == [module.STILL]
 
 
 def test_without_the_library_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

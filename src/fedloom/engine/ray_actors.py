@@ -39,6 +39,11 @@ EACH = 64
 TRIES = 3
 """Actors that may die over the same clients before these are missing."""
 
+PATIENCE = 120.0
+"""Seconds without any client's update after which a message says so, once."""
+
+STILL = "Ray's actors have trained no client yet: they load the model, or wait for processors or GPUs that others use"
+
 SHARED = 8
 """Broadcasts that are kept for further clients."""
 
@@ -92,9 +97,7 @@ class Actor:
     def _site(self) -> Site:
         """Return the site, which the first client opens."""
         if not self._opened:
-            with suppress(
-                OSError
-            ):  # a folder that this node lacks: whatever should be in it is missed below, by name
+            with suppress(OSError):  # this node lacks the folder
                 os.chdir(self._place)
             function, arguments = self._open
             self._opened.append(self._live.enter_context(function(*arguments)))
@@ -111,6 +114,10 @@ class Piece:
     deaths: int = 0
 
 
+def _nowhere(text: str) -> None:
+    pass
+
+
 class Actors:
     """The actors of one run, which start when the first client is to be trained.
 
@@ -118,10 +125,18 @@ class Actors:
         wanted: What is asked of Ray.
         opened: Opens an actor's site.
         arguments: What `opened` is given: plain values.
+        message: Shows a line of text.
     """
 
-    def __init__(self, wanted: Wanted, opened: Opened, arguments: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        opened: Opened,
+        arguments: Sequence[Any],
+        message: Callable[[str], None] = _nowhere,
+    ) -> None:
         self._wanted, self._site = wanted, (opened, tuple(arguments), os.getcwd())
+        self._message, self._patient = message, False
         self._live = ExitStack()
         self._ray: Any = None
         self._numbers = count()
@@ -162,7 +177,13 @@ class Actors:
             if not flying:
                 return
             # Ray's own wait would turn every signal into a Ctrl-C.
-            done = next(iter(wait(flying, return_when=FIRST_COMPLETED).done))
+            found = wait(flying, None if self._patient else PATIENCE, FIRST_COMPLETED).done
+            if not found and not self._patient:
+                self._message(STILL)
+            self._patient = True
+            if not found:
+                continue
+            done = next(iter(found))
             number, piece = flying.pop(done)
             idle.append(number)
             try:
