@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train": SGD,
     },
     "codecs and personal parts": {
-        "methods": ["fedavg", "scaffold", "fednova+median"],
+        "methods": ["fedavg", "scaffold", "fednova"],
         "strategy": {"name": "share-lora"},
         "communication": {"up": "int8", "down": "bf16"},
     },
