@@ -39,6 +39,7 @@ GROUPS = (
     "p13_lora",
     "p14_last_layer",
     "p15_compile",
+    "p16_ray",
     "headline",
 )
 

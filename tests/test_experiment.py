@@ -332,6 +332,8 @@ def test_the_digest_sees_every_key(path):
         base["model"] = {"encoder": "a", "llm": "b"}
     if key == "connector_weights":
         base["model"] = {"connector": "mlp2"}
+    if key in ("address", "gpus"):
+        base["engine"] = {"backend": "ray"}
     if path == ("evaluate", "round"):
         base["data"]["validation"] = 0.1
     if path == ("evaluate", "metrics"):

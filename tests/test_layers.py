@@ -48,6 +48,7 @@ DOORS = {
     "jinja2": {"report"},
     "pickle": set(),
     "flwr": set(),
+    "ray": {"engine"},
 }
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedloom.params import Layout, Params, Part
 from fedloom.wire import compression, framing
-from fedloom.wire.messages import Assignment, Missing, Update, answer_from_bytes
+from fedloom.wire.messages import Assignment, Missing, Update, answer_from_bytes, in_codec
 
 LAYOUT = Layout.of({"connector/w": (3, 2), "llm/q:lora_a": (9,), "llm/q:lora_b": (2,)})
 OTHER = Layout.of({"connector/w": (2, 3), "llm/q:lora_a": (9,), "llm/q:lora_b": (2,)})
@@ -175,12 +175,42 @@ def test_the_length_does_not_depend_on_the_values_of_metrics(one: Update, left: 
 @given(updates(st.floats(-1000, 1000, width=32)))
 def test_codecs_change_the_values_of_the_part_alone(codec: str, one: Update) -> None:
     """These go through the codec; everything else is read as it was."""
-    copy, part = Update.from_bytes(one.to_bytes(codec), LAYOUT), one.up or Part.whole(SIZE)
-    sent = part.take(one.delta.flat)
+    flat, coded = in_codec(one.delta.flat, one.up, codec)
+    encoded = replace(one, delta=Params(LAYOUT, flat), coded=coded)
+    message, part = encoded.to_bytes(), one.up or Part.whole(SIZE)
+    copy, sent = Update.from_bytes(message, LAYOUT), part.take(one.delta.flat)
     expected = compression.decode(compression.encode(sent, codec)) if part.count else sent
     assert torch.equal(part.take(copy.delta.flat), expected)
+    assert torch.equal(copy.delta.flat, flat)
     assert part.is_zero_outside(copy.delta.flat)
     assert content(replace(copy, delta=one.delta)) == content(one)
+    assert encoded.length == len(message) == copy.length
+    assert copy.to_bytes() == message
+
+
+@given(MESSAGES)
+def test_fp32_changes_no_byte(one: Assignment | Update) -> None:
+    if isinstance(one, Assignment):
+        flat, coded = in_codec(one.params.flat, one.down, "fp32")
+        same = replace(one, params=Params(LAYOUT, flat), coded=coded)
+    else:
+        flat, coded = in_codec(one.delta.flat, one.up, "fp32")
+        same = replace(one, delta=Params(LAYOUT, flat), coded=coded)
+    assert same.to_bytes() == one.to_bytes()
+
+
+@pytest.mark.parametrize("codec", compression.CODECS)
+@given(assignments())
+def test_an_assignment_in_a_codec_is_read_as_its_site_in_this_process_has_it(
+    codec: str, one: Assignment
+) -> None:
+    numbers = torch.linspace(-1, 1, SIZE)
+    flat, coded = in_codec(numbers, one.down, codec)
+    encoded = replace(one, params=Params(LAYOUT, flat), coded=coded)
+    message, part = encoded.to_bytes(), one.down or Part.whole(SIZE)
+    copy = Assignment.from_bytes(message, LAYOUT)
+    assert torch.equal(copy.params.flat, part.zero_outside(flat))
+    assert encoded.length == len(message) == copy.length
 
 
 @given(assignments())
@@ -313,13 +343,13 @@ def test_values_that_cannot_be_sent_are_refused() -> None:
     one = EXAMPLES["update"]
     assert isinstance(one, Update)
     with pytest.raises(ValueError, match="there is no codec 'int3'"):
-        one.to_bytes("int3")
+        in_codec(one.delta.flat, None, "int3")
     with pytest.raises(ValueError, match=r"x holds torch\.int16"):
         replace(one, extras={"x": torch.zeros(2, dtype=torch.int16)}).to_bytes()
     with pytest.raises(ValueError, match="at most 64"):
         replace(one, extras={str(k): torch.zeros(1) for k in range(64)}).to_bytes()
     with pytest.raises(ValueError, match="finite"):
-        replace(one, delta=Params(LAYOUT, torch.full((SIZE,), torch.nan))).to_bytes("bf16")
+        in_codec(torch.full((SIZE,), torch.nan), None, "bf16")
 
 
 # Forged messages --------------------------------------------------------------------------------------

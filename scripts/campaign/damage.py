@@ -18,7 +18,7 @@ from fedloom.models.load_model import load_vlm
 from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs import single_run
-from fedloom.runs.single_run import Models
+from fedloom.runs.run_setup import Models
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import prepare, release

@@ -12,7 +12,8 @@ from PIL import Image
 from tests.tiny_model import make_tiny
 
 from fedloom.experiment.experiment import Experiment
-from fedloom.runs.single_run import Models, resume_run, run_experiment
+from fedloom.runs.run_setup import Models
+from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.system.progress import Progress
 
 METHODS = {

@@ -25,7 +25,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.plugins.code_digest import PROCESS, source_digest
 from fedloom.plugins.plugins import Plugins
 from fedloom.run_log import RunLog
-from fedloom.runs import run_folder, run_identity, single_run
+from fedloom.runs import run_folder, run_identity, run_setup, single_run
 from fedloom.runs.run_folder import HELD, begin_run, discard, folder_state
 from fedloom.runs.single_run import resume_run, run_experiment
 from fedloom.runs.verify_files import verify
@@ -125,7 +125,7 @@ def weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run_identity, single_run):
+    for module in (run_identity, run_setup):
         monkeypatch.setattr(module, "__version__", "0.9.0")
 
 

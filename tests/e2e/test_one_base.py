@@ -18,7 +18,7 @@ from torch import Tensor
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.connectors import new_connector
 from fedloom.models.load_model import Vlm
-from fedloom.runs import single_run
+from fedloom.runs import run_setup
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.progress import Progress
 from fedloom.tuning.adapters import Tuned
@@ -80,7 +80,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
 
     models, computed = list[weakref.ref[Any]](), list[str]()
     decoders, towers = set[int](), set[int]()
-    prepare, encoded = single_run.prepare, Vlm.encode_images
+    prepare, encoded = run_setup.prepare, Vlm.encode_images
 
     def noted(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         models.append(weakref.ref(vlm.model))
@@ -92,7 +92,7 @@ def test_cells_of_all_seeds_and_connectors_share_one_base_and_keep_their_bytes(
         computed.extend(one.key for one in pictures)
         return encoded(vlm, pictures)
 
-    monkeypatch.setattr(single_run, "prepare", noted)
+    monkeypatch.setattr(run_setup, "prepare", noted)
     monkeypatch.setattr(Vlm, "encode_images", counted)
     kept: dict[str, Any] = {}
     together = [outcome(one, tmp_path / f"shared-{k}", kept) for k, one in enumerate(cells)]

@@ -97,8 +97,8 @@ def test_several_devices_give_the_same_bytes(
         used.append(1)
         return replica(tuned, device)
 
-    monkeypatch.setattr("fedloom.runs.single_run.other_devices", lambda vlm: [torch.device("cpu")] * 2)
-    monkeypatch.setattr("fedloom.runs.single_run.replica", noted)
+    monkeypatch.setattr("fedloom.runs.run_setup.other_devices", lambda vlm: [torch.device("cpu")] * 2)
+    monkeypatch.setattr("fedloom.runs.run_setup.replica", noted)
     several = run(
         experiment(tiny_model, engine={"workers": workers, "side_by_side": 1}), tmp_path / "several"
     )

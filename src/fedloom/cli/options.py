@@ -86,10 +86,22 @@ PluginFiles = Annotated[
         help="Python file that adds algorithms, data sets, metrics or model families; may be repeated.",
     ),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where clients train: in-process, workers or ray; short for --set engine.backend=NAME.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Discard the run in the folder and run again.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+
+def backend_change(backend: str | None) -> list[str]:
+    """Return the change of an experiment for which the option --backend is short."""
+    return [] if backend is None else [f"engine.backend={backend}"]
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:

@@ -14,6 +14,7 @@ from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
     FAILED,
+    Backend,
     Changes,
     Commands,
     Debug,
@@ -23,11 +24,13 @@ from fedloom.cli.options import (
     Quiet,
     Recipe,
     Rerun,
+    backend_change,
     echo,
     echo_json,
     print_error,
     report_errors,
 )
+from fedloom.cli.parity_command import parity
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
 from fedloom.system.errors import UserError
@@ -71,6 +74,7 @@ def run(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    backend: Backend = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
     rerun: Rerun = False,
     quiet: Quiet = False,
@@ -82,7 +86,7 @@ def run(
         from fedloom.experiment.recipes import load_experiment
         from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
 
-        experiment = load_experiment(recipe, changes or (), plugins or ())
+        experiment = load_experiment(recipe, [*(changes or ()), *backend_change(backend)], plugins or ())
         folder = default_folder(experiment) if out is None else out
         if rerun:
             discard(folder)
@@ -256,6 +260,7 @@ def report(
         echo(f"Report: {page}")
 
 
+app.command()(parity)
 app.command()(split)
 app.command("list")(list_)
 

@@ -11,12 +11,14 @@ import typer
 
 from fedloom.cli.options import (
     FAILED,
+    Backend,
     Changes,
     Debug,
     Json,
     PluginFiles,
     Quiet,
     Recipe,
+    backend_change,
     echo,
     echo_json,
     ignore_closed_output,
@@ -32,6 +34,7 @@ def sweep(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    backend: Backend = None,
     quick: Annotated[bool, typer.Option("--quick", help="Run the quick form of the recipe.")] = False,
     out: Annotated[Path | None, typer.Option(help="Sweep folder; the default is runs/NAME-DIGEST.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes that run cells in parallel.")] = 1,
@@ -52,7 +55,8 @@ def sweep(
         from fedloom.runs.sweep import default_sweep_folder, run_sweep
         from fedloom.system.progress import make_passing_progress
 
-        grid = load_grid(recipe, changes or (), plugins or (), quick=quick)
+        changes = [*(changes or ()), *backend_change(backend)]
+        grid = load_grid(recipe, changes, plugins or (), quick=quick)
         folder = default_sweep_folder(grid) if out is None else out
 
         def show(line: str) -> None:
@@ -65,7 +69,7 @@ def sweep(
             result = run_sweep(grid, folder, show, lambda: make_passing_progress(quiet), jobs, rerun=rerun)
         except KeyboardInterrupt as stop:
             command = ["fedloom", "sweep", recipe, *(["--quick"] if quick else [])]
-            command += [word for change in changes or () for word in ("--set", change)]
+            command += [word for change in changes for word in ("--set", change)]
             command += [word for plugin in plugins or () for word in ("--plugin", plugin)]
             command += ["--out", str(folder), *(["--jobs", str(jobs)] if jobs > 1 else [])]
             print_error(f"interrupted; `{shlex.join(command)}` continues from there")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedloom.algorithms.local_rule import LocalRule, Second
 from fedloom.client.learning_rate import rate_of, steps_of
@@ -47,6 +48,7 @@ class Job:
         name: The pass's name, which is part of the names of its random streams; the first pass has none.
         factor: Factor on the learning rate.
         second: The work of the second pass, or None.
+        lost: The error of a codec in the client's earlier updates, shape [P], or None.
     """
 
     assignment: Assignment
@@ -64,6 +66,7 @@ class Job:
     name: str = ""
     factor: float = 1.0
     second: Job | None = None
+    lost: Tensor | None = None
 
     @property
     def trains_alone(self) -> bool:

@@ -20,6 +20,7 @@ from fedloom.algorithms.local_rule import PLAIN, LocalRule, Second
 from fedloom.client.answer_questions import answer_rows
 from fedloom.client.client_measurements import PROBES
 from fedloom.client.client_memory import InMemory, Memory
+from fedloom.client.error_feedback import encode_update
 from fedloom.client.local_job import Job, second_pass
 from fedloom.client.local_training import Trained, copy_overlapping, to_device
 from fedloom.params import Params, Part
@@ -29,6 +30,7 @@ from fedloom.tuning.adapters import Tuned, side_by_side
 from fedloom.tuning.lora import scale_b
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
+from fedloom.wire.compression import FP32, Codecs
 from fedloom.wire.messages import Assignment, Update, unsendable_reason
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ OWN = "own"
 
 RULE = "rule/"
 """The prefix of the names of the tensors in a client's memory that the algorithm's rule keeps."""
+
+LOST = "lost"
+"""The name of the tensor in a client's memory that holds the error of a codec in its updates."""
 
 CLIENTS_HELD = 1024
 """Number of clients whose profiles and rendered examples are kept from round to round."""
@@ -113,6 +118,7 @@ class SiteMethod:
         second: The second pass of its algorithm; see `fedloom.algorithms.algorithm.FederatedAlgorithm`.
         exchanges: Whether parameters travel; see there.
         budget: Which of the trained values each client holds, trains and reports, and the scale of its adapters.
+        codecs: The codecs of its messages.
     """
 
     rule: LocalRule
@@ -123,6 +129,7 @@ class SiteMethod:
     budget: Budget = EVERYTHING
     second: Second | None = None
     exchanges: bool = True
+    codecs: Codecs = FP32
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +217,10 @@ class Site:
         down = parts.down if sent in (whole, parts.down) else sent & parts.down
         params = _with_own(local.start, parts, assignment.params, down, kept)
         params = _within_budget(local.budget, assignment.client, params)
-        # Control variates and the like start anew with each stage; personal values and models stay.
+        # Control variates, the codec's error and the like start anew with each stage; personal values and models stay.
         rule = {name[len(RULE) :]: value for name, value in kept.items() if name.startswith(RULE)}
-        memory = rule if assignment.since >= self.rounds_before(assignment.method, assignment.stage) else {}
+        same_stage = assignment.since >= self.rounds_before(assignment.method, assignment.stage)
+        memory, lost = (rule, kept.get(LOST)) if same_stage else ({}, None)
         broadcast = Broadcast(params, assignment.extras)
         start = params if local.rule.start is None else params.with_flat(local.rule.start(broadcast, memory))
         job = Job(
@@ -228,6 +236,7 @@ class Site:
             parts.personal if parts.personal.count else None,
             scale=local.budget.scale(assignment.client),
             exchanges=local.exchanges,
+            lost=lost,
         )
         if local.second is None:
             return job
@@ -257,6 +266,9 @@ class Site:
         delta = up.zero_outside(scale_b(trained.end - start.flat, start.layout, job.scale))
         moved = delta if job.exchanges else trained.end - job.start.flat
         norm = float(torch.linalg.vector_norm(moved))
+        encoded = encode_update(delta, up, self.method(assignment.method).codecs, job.lost)
+        if encoded.lost is not None:
+            kept[LOST] = encoded.lost
         if kept:
             if isfinite(norm):  # otherwise the server refuses the update with that reason
                 _require_finite(kept)
@@ -271,12 +283,13 @@ class Site:
         }
         return Update(
             job.client,
-            start.with_flat(delta),
+            start.with_flat(encoded.delta),
             float(len(job.conversations)),
             {name: _on(ruled, value) for name, value in sent.items()},
             metrics,
             assignment.up,
             bool(kept),
+            encoded.coded,
         )
 
     def measure(self, job: Job, probe: str) -> Update:

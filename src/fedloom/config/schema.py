@@ -313,35 +313,6 @@ class Evaluate(Section):
     )
 
 
-class Engine(Section):
-    """How the work is done; changes the speed of a run and the rounding of its numbers, not what it computes."""
-
-    side_by_side: Count | Literal["auto"] = Field(
-        default="auto",
-        description="Number of clients trained at once over the shared model; auto depends on the work and the kind of machine.",
-    )
-    workers: Count | Literal["auto"] = Field(
-        default="auto",
-        description="Processes, or accelerators, that train a cohort's clients at once; auto is one process per "
-        "thread where rounds are long, or every accelerator.",
-    )
-    recompute: Literal["auto", "always", "never"] = Field(
-        default="auto",
-        description="Whether the backward pass recomputes layers to save memory; auto does so where memory is short.",
-    )
-    compile: Flag = Field(
-        default=False,
-        description="Whether layers are compiled for training, which takes about a minute and makes small steps "
-        "faster.",
-    )
-    cache: Flag = Field(
-        default=True, description="Whether the frozen encoder's image features are cached between runs."
-    )
-    cache_gigabytes: Positive = Field(
-        default=4.0, description="Most disk space for the cache, over all models and runs."
-    )
-
-
 class Aggregate(Section):
     """How clients' updates are combined, whatever the algorithm."""
 

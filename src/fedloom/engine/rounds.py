@@ -26,7 +26,8 @@ from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
-from fedloom.wire.messages import Answer, Assignment
+from fedloom.wire.compression import FP32, Codecs
+from fedloom.wire.messages import Answer, Assignment, in_codec
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Limits, Train
@@ -141,6 +142,7 @@ class Training:
         down: Client → the part that is sent to it; None is everything.
         up: Client → the part that it trains and reports; None is everything.
         scale: Client → factor on the scale of its LoRA adapters; see `fedloom.algorithms.algorithm.Budget`.
+        codecs: The codecs of messages.
     """
 
     method: str
@@ -156,6 +158,7 @@ class Training:
     down: Callable[[int], Part | None] = EVERYTHING.down
     up: Callable[[int], Part | None] = EVERYTHING.up
     scale: Callable[[int], float] = EVERYTHING.scale
+    codecs: Codecs = FP32
 
     def parts(self, client: int) -> tuple[Part | None, Part | None]:
         """Return the part that is sent to a client and the part that it reports; both are empty without exchange."""
@@ -219,20 +222,33 @@ def assignments_of(run: Training, cohort: Sequence[int] | None = None) -> Iterat
     """Make the assignment of each client of the next round's cohort, one at a time."""
     standing, broadcast = run.standing, run.algorithm.broadcast(run.standing.state)
     best = standing.best.since if standing.best else {}
+    encoded = dict[Part | None, tuple[Params, bytes | None]]()  # once for all clients that get the same part
     for client in draw_cohort(run.schedule, run.round) if cohort is None else cohort:
         *older, since = standing.kept.get(client, (-1,))
         keep = {*older, *([best[client]] if client in best else [])}
+        down, up = run.parts(client)
+        if down not in encoded:
+            encoded[down] = _encode(broadcast.params, down, run.codecs.down)
+        params, coded = encoded[down]
         yield Assignment(
             run.method,
             run.stage,
             run.round,
             client,
-            broadcast.params,
+            params,
             broadcast.extras,
             since,
             tuple(sorted(keep)),
-            *run.parts(client),
+            down,
+            up,
+            coded,
         )
+
+
+def _encode(params: Params, down: Part | None, codec: str) -> tuple[Params, bytes | None]:
+    """Encode the parameters that clients get; return them as clients decode them, and their bytes."""
+    flat, coded = in_codec(params.flat, down, codec)
+    return params if coded is None else params.with_flat(flat), coded
 
 
 def _admission(run: Training) -> Admission:
@@ -245,6 +261,7 @@ def _admission(run: Training) -> Admission:
         run.profiles,
         lambda client: run.parts(client)[1],
         run.scale,
+        run.codecs,
     )
     return Admission(expected, run.standing.norms, run.limits)
 

@@ -16,6 +16,10 @@ it (SGD without clipping, or under a rule that adds to the clipped gradient; Ada
 be `TIMES` · ‖x‖ + √P: beyond that, nothing of the global parameters is left (with β2 near 0, AdamW divides by single
 gradients and may itself get there; `admission.max_norm` allows it). P, x and the norm are those of the values that are
 exchanged, and of the client's own LoRA factors if they have a scale of their own (`fedloom.algorithms.lora_ranks`).
+
+Codecs raise the bound. Clients start with the decoded x, whose norm is at most 1 + c times that of x, with c the loss of the
+codec (`fedloom.wire.compression`). What they send may include the codec's error in earlier rounds, so the learning rates of
+those rounds count too (`fedloom.wire.compression.Codecs.gain`).
 """
 
 from __future__ import annotations
@@ -30,11 +34,12 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import EVERYTHING, Extra, FederatedAlgorithm, LocalWork
 from fedloom.algorithms.local_rule import PLAIN
-from fedloom.client.learning_rate import rate_of, steps_of
+from fedloom.client.learning_rate import learning_rate, rate_of, steps_of
 from fedloom.client.optimizers import OPTIMIZERS
 from fedloom.client.site import Profile
 from fedloom.params import Params, Part
 from fedloom.tuning.lora import scale_b
+from fedloom.wire.compression import CODECS, FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Train
@@ -89,6 +94,7 @@ class UpdateBounds:
         profiles: The profile of each client.
         up: Client → the part that it reports; None is all.
         scale: Client → factor on the scale of its LoRA adapters.
+        codecs: The codecs of messages.
 
     Attributes:
         layout: Names and shapes of the global parameters.
@@ -103,10 +109,11 @@ class UpdateBounds:
         profiles: Sequence[Profile],
         up: Callable[[int], Part | None],
         scale: Callable[[int], float] = EVERYTHING.scale,
+        codecs: Codecs = FP32,
     ) -> None:
         self.layout = params.layout
         self._algorithm, self._params, self._settings, self._round = algorithm, params, settings, round
-        self._profiles, self._up, self._scale = profiles, up, scale
+        self._profiles, self._up, self._scale, self._codecs = profiles, up, scale, codecs
         self._cached: dict[tuple[int, Part, float], tuple[float, float, Mapping[str, Extra]]] = {}
 
     def of(self, client: int) -> ClientBounds:
@@ -122,12 +129,22 @@ class UpdateBounds:
         free = self._algorithm.local.correct is PLAIN.correct
         gradient = inf if clip is None or not free else clip
         size = norm(part.take(scale_b(self._params.flat, self.layout, 1 / scale)))
+        size *= 1 + CODECS[self._codecs.down].loss
         most, usual = delta_bound(self._settings, self._round, steps, gradient, part.count, size)
         if self._algorithm.local.start is not None:  # then deltas are not measured from where clients start
             most, usual = fallback_bound(part.count, size)
+        elif (fastest := self._fastest_round()) != self._round:
+            most, _ = delta_bound(self._settings, fastest, steps, gradient, part.count, size)
+        most *= self._codecs.gain
         limit = SLACK * (UNCLIPPED if clip is None else clip)
         rate = max(rate_of(self._settings, self._round, step, steps) for step in range(steps))
         return most, usual, self._algorithm.extras(LocalWork(self.layout.size, steps, limit, rate))
+
+    def _fastest_round(self) -> int:
+        """Return the round with the largest learning rate among those whose changes an update may include."""
+        if self._codecs.up == "fp32" or not self._codecs.feedback:
+            return self._round
+        return max(range(self._round + 1), key=lambda round: learning_rate(self._settings, round))
 
 
 def delta_bound(

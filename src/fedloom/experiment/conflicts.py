@@ -50,6 +50,7 @@ def conflicts_of(experiment: ExperimentBase) -> Iterator[Conflict]:
     yield from aggregate_conflicts(experiment)
     yield from part_conflicts(experiment)
     yield from compile_conflicts(experiment)
+    yield from backend_conflicts(experiment)
     yield from validation_conflicts(experiment)
     count = (("scenario", "clients"),)
     if cohort is not None and cohort > clients:
@@ -242,6 +243,26 @@ def compile_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
     if dropout:
         message = f"strategy.dropout is {dropout}, but engine.compile needs 0, because dropout masks drawn by name cannot be compiled"
         yield Conflict(("strategy", "dropout"), message, where)
+
+
+def backend_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
+    """Yield settings that the backend does not have."""
+    engine, where = experiment.engine, (("engine", "backend"),)
+    if engine.backend == "workers" and engine.workers == 1:
+        message = "engine.workers is 1, but engine.backend workers needs at least 2"
+        yield Conflict(("engine", "workers"), message, where)
+    if engine.backend == "in-process" and engine.workers not in ("auto", 1):
+        message = f"engine.workers is {engine.workers}, but engine.backend is in-process, which has 1"
+        yield Conflict(("engine", "workers"), message, where)
+    if engine.backend == "ray" and engine.compile:
+        message = (
+            "engine.compile is true, but engine.backend is ray, whose actors do not compile; leave it out"
+        )
+        yield Conflict(("engine", "compile"), message, where)
+    for key in ("address", "gpus"):
+        if engine.backend != "ray" and (value := getattr(engine, key)) is not None:
+            message = f"engine.{key} is {value}, but engine.backend is {engine.backend}; only ray has {key}"
+            yield Conflict(("engine", key), message, where)
 
 
 def validation_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:

@@ -29,7 +29,12 @@ from fedloom.experiment.plugins_key import unusable_plugins
 from fedloom.scenarios.published_draws import REPAIR
 from fedloom.system.file_hashes import json_digest
 
-LATER = {"data": ("validation",), "evaluate": ("round", "metrics"), "aggregate": ("over",)}
+LATER = {
+    "data": ("validation",),
+    "evaluate": ("round", "metrics"),
+    "aggregate": ("over",),
+    "communication": ("up", "down", "feedback"),
+}
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from fedloom.config.engine_schema import Communication, Engine
 from fedloom.config.old_spellings import KEYS
 from fedloom.config.schema import (
     MOST_NAMES,
@@ -14,7 +15,6 @@ from fedloom.config.schema import (
     Argument,
     Arguments,
     Data,
-    Engine,
     Evaluate,
     FewNames,
     Index,
@@ -64,6 +64,7 @@ class ExperimentBase(Pluggable):
     evaluate: Evaluate = Evaluate()
     aggregate: Aggregate = Aggregate()
     admission: Limits = Limits()
+    communication: Communication = Communication()
     engine: Engine = Engine()
 
     def method(self, name: str) -> Method:

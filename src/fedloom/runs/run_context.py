@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.client.site import Site
+from fedloom.engine.ray_actors import Actors
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import Vlm
 from fedloom.run_log import RunLog
@@ -37,6 +38,7 @@ class RunContext:
     judge: Judge | None = None
     replicas: tuple[Tuned, ...] = ()
     validation: Validation | None = None
+    actors: Actors | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest that files of a method, or of one training of it, carry as proof of their origin."""

@@ -35,6 +35,7 @@ from fedloom.tuning.strategies import Strategy
 from fedloom.tuning.strategy_parts import Parts, parts_of
 from fedloom.tuning.svd_start import svd_start
 from fedloom.types import Conversation, DataSet, Presence
+from fedloom.wire.compression import FP32, Codecs
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Train
@@ -92,6 +93,7 @@ def make_site(
             budget_of(experiment, method, tuned.layout),
             algorithm.second,
             algorithm.exchanges,
+            codecs_of(experiment, method),
         )
 
     def examples_of(question: Question) -> QuestionExamples:
@@ -129,6 +131,12 @@ def _with_layout(
 ) -> V:
     given = replace(experiment.given, layout=layout, stage=stage)
     return make(method.composed, given, experiment.arguments_of(method), experiment.entries)
+
+
+def codecs_of(experiment: Experiment, method: Method) -> Codecs:
+    """Return the codecs of a method's messages; baselines send nothing, so they have the codecs that lose nothing."""
+    chosen = experiment.communication
+    return Codecs(chosen.up, chosen.down, chosen.feedback) if method.federated else FP32
 
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:

@@ -20,7 +20,8 @@ from fedloom.report.sweeps.sweep_results import headline
 from fedloom.report.tables import counted
 from fedloom.runs.run_folder import discard, held_experiment, is_finished
 from fedloom.runs.run_lock import is_temporary, lock_folder
-from fedloom.system.errors import UserError, error_sentence
+from fedloom.runs.sweep_tasks import run_cell, run_on_cluster
+from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, read_text
 from fedloom.system.manifest import LOCK, write_sealed
@@ -123,7 +124,7 @@ def _run_all(
         if rows[index].state == "waiting":
             put(index, replace(rows[index], state="begun"))
             with closing(make_progress()) as progress:
-                mistake = _run_one((experiment, folder / rows[index].folder), progress, models)
+                mistake = run_cell((experiment, folder / rows[index].folder), progress, models)
             row = rows[index]
             put(index, _done(folder, row) if mistake is None else replace(row, state="failed", error=mistake))
 
@@ -225,12 +226,19 @@ def _run_jobs(
     put: Callable[[int, Row], None],
     jobs: int,
 ) -> None:
-    """Run cells in several processes, each of which takes the next waiting cell when it has ended one.
+    """Run cells in several processes, of this machine or of a Ray cluster, each of which takes the next waiting cell when it
+    has ended one.
 
     The cell of a killed process has failed; other processes take the waiting ones.
     """
     from fedloom.system.processes import can_fork
 
+    if any(one.engine.backend == "ray" for one in cells.values()):
+        tasks = {index: (one, folder / rows[index].folder) for index, one in cells.items()}
+        for index, ended, error in run_on_cluster(tasks, jobs):
+            failed = replace(rows[index], state="begun" if error is None else "failed", error=error)
+            put(index, _done(folder, rows[index]) if ended and error is None else failed)
+        return
     if not can_fork():
         raise UserError("--jobs: this system cannot copy a process; leave --jobs out")
     left = dict(cells)
@@ -262,7 +270,7 @@ def _deal(
         while place := os.read(queue.fileno(), PLACE.size):  # copies share the position in the file
             (index,) = PLACE.unpack(place)
             yield json.dumps([index, "begun", None]).encode()
-            mistake = _run_one((cells[index], folder / rows[index].folder), Progress(None), models)
+            mistake = run_cell((cells[index], folder / rows[index].folder), Progress(None), models)
             yield json.dumps([index, "done" if mistake is None else "failed", mistake]).encode()
 
     with TemporaryFile(buffering=0) as queue:
@@ -276,17 +284,6 @@ def _deal(
                 del current[number]
             row = rows[index]
             put(index, _done(folder, row) if state == "done" else replace(row, state=state, error=error))
-
-
-def _run_one(cell: tuple[Experiment, Path], progress: Progress, models: dict[str, Any]) -> str | None:
-    """Run a cell, and return the reason for which it failed, or None."""
-    from fedloom.runs.single_run import run_experiment
-
-    try:
-        run_experiment(*cell, progress, models)
-    except Exception as error:  # the other cells go on
-        return error_sentence(error)
-    return None
 
 
 def _write(grid: Grid, folder: Path, rows: Sequence[Row]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from itertools import chain
@@ -11,7 +11,8 @@ from fedloom.client.local_job import Job
 from fedloom.engine.client_sampling import draw_cohort
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Standing, Training, assignments_of, run_rounds
+from fedloom.engine.ray_actors import RayActors
+from fedloom.engine.rounds import Backend, Standing, Training, assignments_of, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
@@ -48,12 +49,34 @@ def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> 
 
     choice = choice_of(context, runs)
     inner = replace(local_backend(context), rows=choice.rows, trained=trained)
-    several = _clients(runs) > 1 and choice.workers > 1
+    make_backend = BACKENDS[context.experiment.engine.backend]
     with ExitStack() as stack:
         for tuned in (context.tuned, *context.replicas):
             stack.enter_context(compiling(tuned.vlm, context.experiment.engine.compile))
             stack.enter_context(gradient_checkpointing(tuned.vlm, choice.recompute))
-        return run_rounds(runs, Workers(inner, choice.workers, context.replicas) if several else inner)
+        return run_rounds(runs, make_backend(context, inner, choice, _clients(runs)))
+
+
+def _in_process(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    return inner
+
+
+def _workers(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    several = clients > 1 and choice.workers > 1
+    return Workers(inner, choice.workers, context.replicas) if several else inner
+
+
+def _ray(context: RunContext, inner: InProcess, choice: Choice, clients: int) -> Backend:
+    return inner if context.actors is None else RayActors(inner, context.actors, choice.recompute)
+
+
+BACKENDS: dict[str, Callable[[RunContext, InProcess, Choice, int], Backend]] = {
+    "auto": _workers,
+    "in-process": _in_process,
+    "workers": _workers,
+    "ray": _ray,
+}
+"""Value of `engine.backend` → (context, the site in this process, how clients train, clients of a round) → the backend."""
 
 
 def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
@@ -78,6 +101,8 @@ def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
     rows = choice.rows if engine.side_by_side == "auto" else engine.side_by_side
     workers = choice.workers if engine.workers == "auto" and not engine.compile else workers_of(context)
     recompute = choice.recompute if engine.recompute == "auto" else engine.recompute == "always"
+    if engine.backend == "workers" and engine.workers == "auto":
+        workers = max(2, workers_of(context))
     workers = len(context.replicas) + 1 if context.replicas else workers
     return Choice(rows if context.tuned.stackable else 1, workers, recompute)
 
@@ -120,13 +145,15 @@ def _clients(runs: Sequence[Training]) -> int:
 def workers_of(context: RunContext) -> int:
     """Return how many processes may work at once: one if a process cannot be copied, as on an accelerator.
 
-    With compiled layers there is one, too, since a copy would not keep what it compiled.
+    With compiled layers there is one, too, since a copy would not keep what it compiled, and with Ray, since a copy would not
+    have Ray's threads.
 
     Raises:
         UserError: A process cannot be copied, and the experiment sets more workers than there are devices.
     """
-    chosen, devices = context.experiment.engine.workers, len(context.replicas) + 1
-    if context.experiment.engine.compile:
+    engine = context.experiment.engine
+    chosen, devices = engine.workers, len(context.replicas) + 1
+    if engine.compile or engine.backend in ("in-process", "ray"):
         return 1
     machine = this_machine(context.vlm.device)
     if chosen == "auto":

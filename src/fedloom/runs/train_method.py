@@ -19,7 +19,7 @@ from fedloom.runs.evaluation import answer_test, validate
 from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
-from fedloom.runs.site_setup import algorithm_of
+from fedloom.runs.site_setup import algorithm_of, codecs_of
 from fedloom.runs.train_in_backend import local_backend, run_trainings
 from fedloom.tuning.strategy_parts import Parts, part_named
 
@@ -93,6 +93,7 @@ def _training(
         lambda client: intersection(down, budget.down(client)),
         _reported_parts(context, profiles, parts, budget),
         budget.scale,
+        codecs_of(context.experiment, method),
     )
 
 

@@ -130,7 +130,7 @@ def _system_sentence(error: OSError) -> str:
     reason = _MACHINE.get(error.errno or 0) or error.strerror
     where = f"{' → '.join(names)}: " if names else ""
     if reason is None:  # raised by a library with a text of its own
-        return f"{where}{_first_line(error) or type(error).__name__}, {_last_own_line(error)}"
+        return f"{where}{first_line(error) or type(error).__name__}, {_last_own_line(error)}"
     return f"{where}{reason}" if names else f"{reason}, {_last_own_line(error)}"
 
 
@@ -139,11 +139,12 @@ def _type_and_message(error: BaseException) -> str:
 
 
 def _detail(error: BaseException, form: str = " ({})") -> str:
-    text = _first_line(error)
+    text = first_line(error)
     return form.format(text) if text else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that is not blank, cut to 300 characters."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return line if len(line) <= 300 else f"{line[:299]}…"
 

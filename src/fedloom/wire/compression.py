@@ -34,6 +34,8 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +62,42 @@ class Codec:
         size: Function P → bytes of payload.
         pack: Function values [P] → payload, uint8.
         unpack: Function (payload, P) → values [P], float32.
+        loss: Largest norm of the error, as a share of the norm of the values, in [0, 1).
     """
 
     code: int
     size: Callable[[int], int]
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, int], Tensor]
+    loss: float
+
+
+class Codecs(NamedTuple):
+    """The codecs of a method's messages.
+
+    Attributes:
+        up: The codec of updates.
+        down: The codec of the parameters that the server sends.
+        feedback: Whether a client adds to its update the codec's error in its earlier ones.
+    """
+
+    up: str = "fp32"
+    down: str = "fp32"
+    feedback: bool = True
+
+    @property
+    def gain(self) -> float:
+        """The largest norm of what a client sends, as a multiple of the largest norm D of its own changes so far.
+
+        With c the codec's loss, the error that a client keeps has at most the norm c (D + c (D + …)) = D c / (1 − c), and the
+        decoded update at most 1 + c times the norm of the encoded values.
+        """
+        lost = CODECS[self.up].loss
+        return (1 + lost) / (1 - lost) if self.feedback else 1 + lost
+
+
+FP32 = Codecs()
+"""The codecs of messages without loss."""
 
 
 def encode(flat: Tensor, codec: str = "fp32") -> bytes:
@@ -133,6 +165,11 @@ def decode(data: bytes | bytearray | memoryview) -> Tensor:
 def _expect(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(f"the payload is not one that `encode` writes: it holds {otherwise}")
+
+
+def codec_of(data: bytes) -> str:
+    """Return the name of the codec of bytes that `encode` wrote."""
+    return next(name for name, one in CODECS.items() if one.code == data[4])
 
 
 def checksum(payload: Tensor, head: bytes) -> int:
@@ -265,10 +302,16 @@ def _from_top16(payload: Tensor, count: int) -> Tensor:
 
 
 CODECS: dict[str, Codec] = {
-    "fp32": Codec(0, lambda count: 4 * count, _fp32, _from_fp32),
-    "bf16": Codec(1, lambda count: 2 * count, _bf16, _from_bf16),
-    "int8": Codec(2, lambda count: count + 2 * _count(count, INT8), _int8, _from_int8),
-    "int4": Codec(3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4),
-    "top16": Codec(4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16),
+    "fp32": Codec(0, lambda count: 4 * count, _fp32, _from_fp32, 0.0),
+    "bf16": Codec(1, lambda count: 2 * count, _bf16, _from_bf16, 1 / 256),
+    # Every value of a block may be off by the bound of the table, and the block's norm is at least m.
+    "int8": Codec(2, lambda count: count + 2 * _count(count, INT8), _int8, _from_int8, sqrt(INT8) / 252),
+    "int4": Codec(
+        3, lambda count: (INT4 // 2 + 2) * _count(count, INT4), _int4, _from_int4, sqrt(INT4) / 13.8
+    ),
+    # The largest of 16 values has at least a 16th of their sum of squares, and is kept to 1/256.
+    "top16": Codec(
+        4, lambda count: 5 * _count(count, 2 * TOP), _top16, _from_top16, sqrt(1 - (1 - 2**-15) / TOP)
+    ),
 }
 """Name → codec; codes in headers never change their meaning."""

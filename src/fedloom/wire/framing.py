@@ -69,25 +69,26 @@ class Piece(NamedTuple):
         name: Its name.
         value: The tensor.
         part: The part of its values that is sent, if it is a vector as long as the layout; None is all.
-        codec: A key of `fedloom.wire.compression.CODECS`; all but "fp32" need float32 values, and at least one.
+        coded: The bytes of the values that are sent, as `fedloom.wire.compression.encode` returns them; None for "fp32".
     """
 
     name: str
     value: Tensor
     part: Part | None = None
-    codec: str = "fp32"
+    coded: bytes | None = None
 
     @property
     def spec(self) -> Spec:
         """The tensor's entry in the head."""
         shape = tuple(self.value.shape) if self.part is None else (self.part.count,)
-        return Spec(self.name, self.value.dtype, shape, self.codec, self.part is not None)
+        codec = "fp32" if self.coded is None else compression.codec_of(self.coded)
+        return Spec(self.name, self.value.dtype, shape, codec, self.part is not None)
 
     def to_bytes(self) -> bytes | memoryview:
         """Return the values that are sent, as bytes."""
+        if self.coded is not None:
+            return self.coded
         value = self.value if self.part is None else self.part.take(self.value)
-        if self.codec != "fp32":
-            return compression.encode(value, self.codec)
         dense = value.detach().cpu().contiguous()
         if not dense.numel():
             return b""
@@ -96,11 +97,12 @@ class Piece(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A tensor that was read: its name, its values, and whether they are only those of a part."""
+    """A tensor that was read: its name, its values, whether they are only those of a part, and their bytes in a codec."""
 
     name: str
     value: Tensor
     partial: bool
+    coded: bytes | None = None
 
 
 def head_and_payload_sizes(fields: Mapping[str, Any], specs: Sequence[Spec]) -> tuple[int, int]:
@@ -212,14 +214,17 @@ def _tensor(body: Tensor, at: int, entry: Any) -> tuple[Received, int]:
     piece, after = body[at : at + size], at + size + -size % 8
     if body[at + size : after].any():
         raise ValueError("the padding between its tensors is not zero")
-    if codec != "fp32":
-        value = compression.decode(bytearray(piece.numpy().data))
+    coded = None if codec == "fp32" else piece.numpy().tobytes()
+    if coded is not None:
+        value = compression.decode(bytearray(coded))
+        if compression.codec_of(coded) != codec:
+            raise ValueError(f"{short(name)} is in another codec than {codec}")
     else:
         if dtype == torch.bool and (piece > 1).any():
             raise ValueError(f"{short(name)} holds values that are neither true nor false")
         value = piece.view(dtype) if count else torch.empty(0, dtype=dtype)
     try:
-        return Received(name, value.view(shape), partial), after
+        return Received(name, value.view(shape), partial, coded), after
     # The number of values differs, or there are more dimensions than torch has.
     except (RuntimeError, TypeError, OverflowError):
         raise ValueError(f"{short(name)} does not have shape {short(shape)}") from None

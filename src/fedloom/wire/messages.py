@@ -54,6 +54,7 @@ class Assignment:
         keep: Other rounds whose memory the server may still need.
         down: The part that is sent; None is all. Other values are the method's start, or the client's personal ones.
         up: The part that the client trains and reports; None is all.
+        coded: The bytes of the values of `down` in a codec other than "fp32"; `params` holds the values that are decoded from them.
     """
 
     method: str
@@ -66,19 +67,20 @@ class Assignment:
     keep: tuple[int, ...] = ()
     down: Part | None = None
     up: Part | None = None
+    coded: bytes | None = None
 
     @property
     def length(self) -> int:
-        """Bytes of the message in float32."""
-        return _length(self._fields(), self._pieces("fp32"))
+        """Bytes of the message."""
+        return _length(self._fields(), self._pieces())
 
-    def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Return the assignment as bytes, with the parameters in a codec of `fedloom.wire.compression.CODECS`.
+    def to_bytes(self) -> bytes:
+        """Return the assignment as bytes.
 
         Raises:
-            ValueError: The codec is unknown or does not accept these values, or an extra's dtype is not in `DTYPES`.
+            ValueError: An extra's dtype is not in `DTYPES`.
         """
-        return frame(ASSIGNMENT, self._fields(), self._pieces(codec))
+        return frame(ASSIGNMENT, self._fields(), self._pieces())
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Assignment:
@@ -102,6 +104,7 @@ class Assignment:
             head.numbers("keep"),
             down,
             up,
+            tensors[0].coded,
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -115,8 +118,8 @@ class Assignment:
             **_parts(self.params.layout, down=self.down, up=self.up),
         }
 
-    def _pieces(self, codec: str) -> list[Piece]:
-        return _pieces(self.params, self.extras, self.down, codec)
+    def _pieces(self) -> list[Piece]:
+        return _pieces(self.params, self.extras, self.down, self.coded)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Update:
         metrics: Figures for the run's log, by name: loss, steps, norm, seconds.
         up: The part that is reported; None is all.
         keeps: Whether the client keeps a memory of this round at its site.
+        coded: The bytes of the values of `up` in a codec other than "fp32"; `delta` holds the values that are decoded from them.
     """
 
     client: int
@@ -140,19 +144,20 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     up: Part | None = None
     keeps: bool = False
+    coded: bytes | None = None
 
     @property
     def length(self) -> int:
-        """Bytes of the message in float32."""
-        return _length(self._fields(), self._pieces("fp32", counted=True))
+        """Bytes of the message."""
+        return _length(self._fields(), self._pieces(counted=True))
 
-    def to_bytes(self, codec: str = "fp32") -> bytes:
-        """Return the update as bytes, with the delta in a codec of `fedloom.wire.compression.CODECS`.
+    def to_bytes(self) -> bytes:
+        """Return the update as bytes.
 
         Raises:
-            ValueError: The codec is unknown or does not accept these values, or an extra's dtype is not in `DTYPES`.
+            ValueError: An extra's dtype is not in `DTYPES`.
         """
-        return frame(UPDATE, self._fields(), self._pieces(codec))
+        return frame(UPDATE, self._fields(), self._pieces())
 
     @staticmethod
     def from_bytes(message: bytes, layout: Layout) -> Update:
@@ -177,6 +182,7 @@ class Update:
             dict(zip(names, metrics, strict=True)),
             up,
             head.flag("keeps"),
+            tensors[0].coded,
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -187,14 +193,14 @@ class Update:
             **_parts(self.delta.layout, up=self.up),
         }
 
-    def _pieces(self, codec: str, *, counted: bool = False) -> list[Piece]:
+    def _pieces(self, *, counted: bool = False) -> list[Piece]:
         # As float64, so that the number of bytes does not depend on the figures.
         figures = (
             _blank_figures(1 + len(self.metrics))
             if counted
             else torch.tensor([self.weight, *self.metrics.values()], dtype=torch.float64)
         )
-        return _pieces(self.delta, self.extras, self.up, codec, Piece("figures", figures))
+        return _pieces(self.delta, self.extras, self.up, self.coded, Piece("figures", figures))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,30 @@ def answer_from_bytes(message: bytes, layout: Layout) -> Answer:
         return Update.from_bytes(message, layout)
     head, _ = unframe(MISSING, message)
     return Missing(head.number("client"), head.text("reason"))
+
+
+def in_codec(flat: Tensor, part: Part | None, codec: str) -> tuple[Tensor, bytes | None]:
+    """Encode the values of a part in a codec.
+
+    Args:
+        flat: Finite float32 values, shape [P], at most 2¹²⁰ unless the codec is "fp32".
+        part: The part that is sent; None is all.
+        codec: A key of `fedloom.wire.compression.CODECS`.
+
+    Returns:
+        The values as the other end decodes them, shape [P], zero outside the part, and their bytes, which messages take as
+        `coded`. With "fp32", or if no value is sent, the values are returned unchanged, without bytes.
+
+    Raises:
+        ValueError: The codec is unknown or does not accept these values.
+    """
+    if codec not in compression.CODECS:
+        raise ValueError(f"there is no codec {codec!r}; the codecs are {', '.join(compression.CODECS)}")
+    part = part or Part.whole(len(flat))
+    if codec == "fp32" or not part.count:
+        return flat, None
+    coded = compression.encode(part.take(flat), codec)
+    return part.put(compression.decode(bytearray(coded)), torch.zeros_like(flat)), coded
 
 
 def unsendable_reason(extras: Tensors) -> str | None:
@@ -275,16 +305,15 @@ def _check_layout(head: Head, layout: Layout) -> None:
         raise ValueError("the message is for another model or strategy: its names or shapes differ")
 
 
-def _pieces(flat: Params, extras: Tensors, part: Part | None, codec: str, *more: Piece) -> list[Piece]:
-    """List the tensors of a message: the flat buffer first, in a codec, then `more`, then the extras."""
-    if codec not in compression.CODECS:
-        raise ValueError(f"there is no codec {codec!r}; the codecs are {', '.join(compression.CODECS)}")
+def _pieces(
+    flat: Params, extras: Tensors, part: Part | None, coded: bytes | None, *more: Piece
+) -> list[Piece]:
+    """List the tensors of a message: the flat buffer first, then `more`, then the extras."""
     part = None if part is None or part.is_whole else part
-    values = flat.layout.size if part is None else part.count
     others = [
         Piece(name, value, part if part and _blank(value, part) else None) for name, value in extras.items()
     ]
-    return [Piece("", flat.flat, part, codec if values else "fp32"), *more, *others]
+    return [Piece("", flat.flat, part, coded), *more, *others]
 
 
 def _blank(value: Tensor, part: Part) -> bool:
@@ -305,7 +334,7 @@ def _spread(
     first, extras = tensors[0], tensors[1 + more :]
     if first.partial == (part is None or part.is_whole):
         raise ValueError("the message has other parameters than those of its part")
-    named = {name: _whole(value, part, layout) if partial else value for name, value, partial in extras}
+    named = {one.name: _whole(one.value, part, layout) if one.partial else one.value for one in extras}
     if len(named) < len(extras):
         raise ValueError("the message has two extras of one name")
     flat = _whole(first.value, part, layout) if first.partial else first.value

@@ -1,0 +1,274 @@
+"""Set up a run: read its data, load its model, divide the examples, and begin its folder; or open the site of its clients alone."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedloom.algorithms import COMPARED
+from fedloom.client.site import Site
+from fedloom.data import check_usable, load_data
+from fedloom.data.images import read_keys
+from fedloom.engine.checkpoints import recorded_below
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.methods import parse_method
+from fedloom.models.assemble_model import base_digest, load_base, parts_digest, with_connector
+from fedloom.models.example_checks import CheckedData, check_examples
+from fedloom.models.hub import Source
+from fedloom.models.judge_model import load_judge
+from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
+from fedloom.models.sentence_embeddings import sentence_source
+from fedloom.models.text_only import check_pattern
+from fedloom.run_log import RunLog, require_length
+from fedloom.runs.ray_setup import actors_of
+from fedloom.runs.run_context import RunContext
+from fedloom.runs.run_folder import (
+    METHODS,
+    RECORD,
+    begin_run,
+    require_whole,
+)
+from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
+from fedloom.runs.site_setup import clause_of, make_site
+from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
+from fedloom.system.allocator import keep_freed
+from fedloom.system.errors import UserError
+from fedloom.system.file_hashes import cache_folder, combine_digests, json_digest
+from fedloom.system.manifest import Manifest, read_manifest
+from fedloom.system.progress import Progress
+from fedloom.system.timing import Clock
+from fedloom.tasks import TASKS
+from fedloom.tasks.linear_baseline import require_choice
+from fedloom.tuning.adapters import Tuned, prepare, release, replica
+from fedloom.tuning.strategies import LoRA, Strategy, merged_stage, strategy
+from fedloom.types import Conversation, DataSet, Example, Presence
+from fedloom.version import __version__
+
+T = TypeVar("T")
+
+Models = dict[str, Any]
+"""Settings → the base model or judge that was loaded with them; models keep the images and texts that they have encoded."""
+
+BESIDE_BASE = {"connector", "connector_weights", "queries", "max_tokens", "threads"}
+"""Keys of the section `model` that the base model does not depend on."""
+
+SHOWN = 5
+"""Number of skipped records that a run names in its output; the record has all of them."""
+
+
+def set_up_run(
+    experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
+) -> RunContext:
+    """Read the data, load the model, divide the examples; begin the run's folder, or check that it belongs to this run.
+
+    Args:
+        experiment: Every choice.
+        folder: The run folder.
+        progress: Shows messages about data and versions.
+        models: Loaded models and judges; see `run_experiment`.
+        live: Removes the adapters from the model, and ends Ray's actors, when it closes.
+    """
+    _set_threads(experiment)
+    data, manifest = load_run_data(experiment), read_manifest(folder)
+    now = current_identity(experiment, contents_of(data))
+    if manifest is not None:
+        require_same(folder, manifest.identity, now)
+        require_whole(folder, manifest)
+    if "linear" in experiment.methods:
+        require_choice(data.examples)
+    tuned, replicas = live.enter_context(_adapted(experiment, models))
+    vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
+    check_pattern(vlm.family, experiment.scenario.pattern)
+    check = _fitted(experiment, vlm, data)
+    clock.lap("vision")
+    data = check.data
+    plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
+    judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
+    versions = _versions()
+    if manifest is None:
+        began = Manifest(__version__, now, versions)
+        begin_run(folder, experiment, plan_json(plan, data.train, validation), began)
+    elif manifest.versions != versions:
+        before = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
+        progress.message(
+            f"this run began with {before}; with other versions its numbers may round differently"
+        )
+    record = RunLog(folder / RECORD)
+    require_length(record.path, recorded_below(folder / METHODS))
+    _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
+    skipped = [str(record) for record in data.rejected]
+    for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
+        progress.message(f"data: {line}")
+    stages = _stages(experiment)
+    site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
+    return RunContext(
+        experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
+        actors_of(experiment, folder / METHODS, _open_actor_site, progress.message, live),
+    )  # fmt: skip
+
+
+@contextmanager
+def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
+    """Open the site of all clients of an experiment, without a server.
+
+    Args:
+        experiment: Every choice.
+        folder: The folder of the clients' memories.
+    """
+    _set_threads(experiment)
+    with _adapted(experiment, {}) as (tuned, _):
+        data = _fitted(experiment, tuned.vlm, load_run_data(experiment)).data
+        plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
+        yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
+
+
+def _open_actor_site(experiment: str, folder: str) -> AbstractContextManager[Site]:
+    """Open the site of an actor of Ray, which gets the experiment as JSON."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder} is not there; the run's folder must be at the same path on all nodes")
+    return open_site(Experiment.from_json(experiment), Path(folder))
+
+
+def load_run_data(experiment: Experiment) -> DataSet:
+    """Read the data of an experiment; the keys of images are read from the cache of this machine where it has them."""
+    data = load_data(experiment.data, experiment.seed, experiment.datasets)
+    images = [image for example in data.examples for image in (*example.pictures, *example.spare)]
+    read_keys(images, cache_folder() / "hashes" / "images.json")
+    return data
+
+
+def current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
+    """Return the identity that a run would have if it began now."""
+    return identity(experiment, contents, _base(experiment))
+
+
+@contextmanager
+def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
+    """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
+    tuned = prepare(_loaded(experiment, models), merged_stage(_stages(experiment)), experiment.seed)
+    try:
+        workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
+        used = devices if workers == "auto" else devices[: workers - 1]
+        yield tuned, tuple(replica(tuned, device) for device in used)
+    finally:
+        release(tuned)
+
+
+def _set_threads(experiment: Experiment) -> None:
+    import torch
+
+    keep_freed()
+    if experiment.model.threads is not None:
+        torch.set_num_threads(experiment.model.threads)
+
+
+def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
+    """Check the examples against the model, with all modalities and with each of the experiment's prompts."""
+    clauses = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
+    everything, answer = Presence(image=True, text=True), experiment.evaluate.answer
+
+    def shapes(example: Example) -> list[Conversation]:
+        render = TASKS[example.task].render
+        return [render(example, everything, clause=clause, answer_form=answer) for clause in clauses]
+
+    check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
+    return replace(check, data=check_usable(check.data, experiment.data))
+
+
+def _stages(experiment: Experiment) -> Strategy:
+    chosen = experiment.strategy
+    return strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
+
+
+def _loaded(experiment: Experiment, models: Models) -> Vlm:
+    """Return an experiment's model: its connector in a base model, which is loaded unless `models` holds it."""
+    settings, engine = experiment.model, experiment.engine
+
+    def load() -> Vlm:
+        return move_model(load_base(settings, experiment.families), settings.device, settings.precision)
+
+    # The key includes the content of files, which may have changed since another experiment loaded them.
+    code = "".join(family_code(experiment).values())
+    key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
+    vlm = with_connector(_kept(models, key, load), settings, experiment.seed)
+    if not engine.cache or not vlm.family.images:
+        return vlm
+    return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
+
+
+def _base(experiment: Experiment) -> str:
+    """Return a digest of the models that an experiment names: the base model, and the judge if there is one."""
+    digests, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
+    if judge is not None:
+        digests["judge"] = Source("evaluate.judge", judge, network=False).digest
+    if experiment.evaluate.linear_text == "minilm" and "linear" in experiment.methods:
+        digests["linear text"] = sentence_source("evaluate.linear_text").digest
+    return combine_digests(digests)
+
+
+def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
+    """Return what `models` holds under a key; if there is nothing, load it and add it."""
+    if key not in models:
+        models[key] = load()
+    return models[key]
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that last bits may depend on."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _record_start(
+    record: RunLog,
+    experiment: Experiment,
+    tuned: Tuned,
+    check: CheckedData,
+    seconds: float,
+    validation: Validation | None,
+) -> None:
+    """Record the versions, model and data with which a run starts, and the `seconds` that encoding its images took."""
+    import torch
+
+    vlm, data = tuned.vlm, check.data
+    record.append(
+        "start",
+        {
+            "digest": experiment.digest,
+            "version": __version__,
+            "seed": experiment.seed,
+            **_versions(),
+            "threads": torch.get_num_threads(),
+            "model": vlm.digest,
+            "trained": tuned.layout.size,
+            **({} if vlm.family.images else {"images": False}),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
+    counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
+    record.append(
+        "data", {**counts, "rejected": [str(record) for record in data.rejected], **check.for_run_log}
+    )
+    record.append(
+        "vision",
+        {
+            "pictures": len({image.key for example in data.examples for image in example.pictures}),
+            "computed": check.computed,
+            "seconds": seconds,
+            "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
+        },
+    )
