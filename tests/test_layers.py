@@ -38,9 +38,10 @@ LAYERS = {
     4: {"engine", "measure"},
     5: {"report", "conflicts", "answering", "experiment", "axes", "grid", "folder", "identity"}
     | {"plugin_section", "plugins"}
-    | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"},
+    | {"setting", "sites", "backends", "training", "outcomes", "runner", "sweep", "verify"}
+    | {"federated_run", "site_run"},
     6: {"cli", "cli_data", "cli_models", "cli_options", "cli_split", "cli_sweep", "__init__", "__main__"}
-    | {"cli_list", "testing"},
+    | {"cli_list", "cli_federation", "testing"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 
@@ -54,11 +55,20 @@ DOORS = {
     "sklearn": {"tasks"},
     "pydantic": {"mistakes", "sections", "plugin_section", "experiment"},
     "yaml": {"document"},
-    "typer": {"cli", "cli_data", "cli_list", "cli_models", "cli_options", "cli_split", "cli_sweep"},
+    "typer": {
+        "cli",
+        "cli_data",
+        "cli_federation",
+        "cli_list",
+        "cli_models",
+        "cli_options",
+        "cli_split",
+        "cli_sweep",
+    },
     "rich": {"progress"},
     "jinja2": {"report"},
     "pickle": set(),
-    "flwr": set(),
+    "flwr": {"engine"},
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedloom.backends import local_backend
+from fedloom.backends import backend_of
 from fedloom.client.site import Question
 from fedloom.record import Clock
 from fedloom.scenarios.validation import Validation
@@ -37,7 +37,7 @@ def answers_of(
     """
     test, clock = setting.data.test, Clock()
     questions = [replace(one, slice=part) for one in models.values()]
-    judged = local_backend(setting).answer(questions)
+    judged = backend_of(setting, name).answer(questions)
     clock.lap("evaluate")
     for client, found in zip(models, judged, strict=True):
         setting.record.append(
@@ -86,7 +86,7 @@ def validated(
             continue
         clock = Clock()
         examples = [setting.validation.examples[index] for index in share.indices.tolist()]
-        (judged,) = local_backend(setting).answer([replace(question, client=client, test="validation")])
+        (judged,) = backend_of(setting, name).answer([replace(question, client=client, test="validation")])
         clock.lap("validation")
         asked[client], seconds[client] = (examples, judged), clock.seconds["validation"]
     if not asked:

@@ -10,7 +10,7 @@ from itertools import chain
 from fedloom.client.job import Job
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine import MOST, Choice, Machine, choose, this_machine
-from fedloom.engine.rounds import Run, Standing, assignments_of, draw_cohort, run_rounds
+from fedloom.engine.rounds import Backend, Run, Standing, assignments_of, draw_cohort, run_rounds
 from fedloom.engine.workers import Workers
 from fedloom.folder import MACHINE
 from fedloom.manifest import read_sealed, write_sealed
@@ -24,6 +24,13 @@ from fedloom.types import UserError
 def local_backend(setting: Setting) -> InProcess:
     """Return the run's site as a backend that trains one client after the other."""
     return InProcess(setting.site, processes=workers_of(setting))
+
+
+def backend_of(setting: Setting, name: str) -> Backend:
+    """Return where a method's clients are: at sites elsewhere if there are any and it is federated, else here."""
+    if setting.elsewhere is not None and setting.experiment.method(name).federated:
+        return setting.elsewhere
+    return local_backend(setting)
 
 
 def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standing]:
@@ -41,6 +48,8 @@ def train_runs(setting: Setting, label: str, runs: Sequence[Run]) -> list[Standi
     setting.progress.stage(label, left)
     if not left:
         return [run.standing for run in runs]
+    if not isinstance(there := backend_of(setting, runs[0].method), InProcess):
+        return run_rounds(runs, there)
 
     def trained(update: Update) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])

@@ -11,6 +11,7 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
+from fedloom.cli_federation import server, site
 from fedloom.cli_list import list_
 from fedloom.cli_models import models
 from fedloom.cli_options import (
@@ -145,7 +146,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
     result = _work(folder, quiet, experiment)
     if finished:
         complain(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
-    _show(result, folder, as_json)
+    show_result(result, folder, as_json)
 
 
 def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def _check_run(folder: Path) -> None:
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
 
 
-def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+def show_result(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the result of a run."""
     if as_json:
         say_json(result)
         return
@@ -250,6 +252,8 @@ def report(
 
 
 app.command()(split)
+app.command()(server)
+app.command()(site)
 app.command("list")(list_)
 
 

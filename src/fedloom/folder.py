@@ -34,8 +34,8 @@ from fedloom.types import UserError
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
 )  # fmt: skip
-METHODS, ADAPTER, MACHINE = "methods", "adapter", "machine.json"
-HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT)
+METHODS, ADAPTER, MACHINE, FLOWER = "methods", "adapter", "machine.json", "flower"
+HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT, FLOWER)
 """All that a run writes into its folder."""
 
 PLACES = {
@@ -181,7 +181,7 @@ def begin(folder: Path, experiment: Experiment, plan: Mapping[str, Any], manifes
 
 def written(folder: Path) -> Iterator[str]:
     """Yield the paths below a folder of what a run wrote and its manifest lists."""
-    return (name for name in files_in(folder) if name.partition("/")[0] in HELD)
+    return (name for name in files_in(folder) if name.partition("/")[0] in set(HELD) - {FLOWER})
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:

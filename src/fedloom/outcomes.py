@@ -272,6 +272,8 @@ def export(setting: Setting, main: str) -> None:
     for client, question in _chosen(setting, setting.experiment.method(main), main, [(None, standing)])[
         0
     ].items():
+        if client is not None and setting.elsewhere is not None:
+            continue  # it stays at its site
         folder = setting.folder / ADAPTER
         export_adapter(
             setting.tuned,

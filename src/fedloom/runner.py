@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +17,7 @@ from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
+from fedloom.engine.rounds import Backend
 from fedloom.engine.store import recorded_below
 from fedloom.experiment import Experiment
 from fedloom.folder import (
@@ -74,9 +75,16 @@ Cell = tuple[Experiment, Path]
 Result = dict[str, Any]
 """What `result.json` of a run holds."""
 
+Elsewhere = Callable[[Setting], AbstractContextManager[Backend]]
+"""What a run shares → the way to sites on other machines, for as long as the run lasts."""
+
 
 def run_experiment(
-    experiment: Experiment, out: Path, progress: Progress, models: Models | None = None
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    models: Models | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Result:
     """Run an experiment into a new folder, or go on with it.
 
@@ -85,6 +93,7 @@ def run_experiment(
         out: The run folder; made if missing.
         progress: Told how far the run has come.
         models: Models to use again, and where to put one that is loaded; changes no result.
+        elsewhere: Reaches the sites of clients that are on other machines; changes no result either.
 
     Returns:
         What `result.json` holds.
@@ -104,7 +113,7 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             begun = time.perf_counter()
-            result = _results(experiment, out, progress, models)
+            result = _results(experiment, out, progress, models, elsewhere)
             Record(out / RECORD).append("end", {"seconds": time.perf_counter() - begun})
             write_json(out / RESULT, result, out)
             list_files(out, written(out))
@@ -168,15 +177,24 @@ def _data(experiment: Experiment) -> DataSet:
     return data
 
 
+def identity_now(experiment: Experiment) -> dict[str, str]:
+    """Return the identity of an experiment as it would run here and now."""
+    return _now(experiment, contents_of(_data(experiment)))
+
+
 def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
     """Return the identity that a run would have if it began now."""
     return identity(experiment, contents, _base(experiment))
 
 
-def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
+def _results(
+    experiment: Experiment, folder: Path, progress: Progress, models: Models, elsewhere: Elsewhere | None
+) -> Result:
     """Run or read every method, and return what `result.json` holds."""
     with ExitStack() as live:
         setting, main = _prepare(experiment, folder, progress, models, live), experiment.exported
+        if elsewhere is not None:
+            setting = replace(setting, elsewhere=live.enter_context(elsewhere(setting)))
         results = {name: outcome(setting, name) for name in experiment.methods}
         if main is not None:
             export(setting, main)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.client.site import Site
+from fedloom.engine.rounds import Backend
 from fedloom.experiment import Experiment
 from fedloom.hashes import json_digest
 from fedloom.models.load import Vlm
@@ -23,7 +24,10 @@ from fedloom.types import DataSet
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What all methods of a run share: the server's folder and record, the site, and the data that scores need."""
+    """What all methods of a run share: the server's folder and record, the site, and the data that scores need.
+
+    Where clients are at sites elsewhere, `elsewhere` reaches them, and `site` is what the server builds for itself.
+    """
 
     experiment: Experiment
     folder: Path
@@ -37,6 +41,7 @@ class Setting:
     judge: Judge | None = None
     twins: tuple[Tuned, ...] = ()
     validation: Validation | None = None
+    elsewhere: Backend | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest by which files of a method, or of one training of it, prove whose they are."""

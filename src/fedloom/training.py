@@ -9,7 +9,7 @@ from typing import Any
 
 from fedloom.algorithms.base import Budget, FederatedAlgorithm
 from fedloom.answering import answers_of, validated
-from fedloom.backends import local_backend, train_runs
+from fedloom.backends import backend_of, train_runs
 from fedloom.client.schedule import learning_rate
 from fedloom.client.site import Profile, Question
 from fedloom.engine.rounds import Best, Run, Schedule, Standing
@@ -64,7 +64,7 @@ def _training(
     alone, clients = server
     folder, of = _place(setting, name, alone, number)
     algorithm = _algorithm(setting, method, number)
-    train, backend = setting.site.stages(name)[number], local_backend(setting)
+    train, backend = setting.site.stages(name)[number], backend_of(setting, name)
     schedule = Schedule(train.rounds, clients, train.cohort, setting.experiment.seed, train.sampler)
     # Only here, so that a folder that is removed later is not made again.
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,8 @@ def _last(
                 setting.site.memory.read((name, client, rounds[-1]))
 
     last, layout = number == setting.stage_count(name) - 1, setting.tuned.layout
+    if setting.elsewhere is not None:  # sites say themselves what is lost
+        return last_commit(folder, layout, passed_over, of)
     if last or _last(setting, name, alone, number + 1, lambda _: None) is None:
         return last_commit(folder, layout, passed_over, of, remembered)
     return last_commit(folder, layout, passed_over, of)

@@ -52,11 +52,9 @@ class Remote:
     def answer(self, questions: Sequence[Question]) -> list[Judged]:
         """Answer questions, all about the same examples, each with its own model."""
         for one in questions:
-            asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
-            fields = json.dumps([one.client is not None, one.test, one.slice]).encode()
-            self._send(ANSWER, prefixed(fields, asked.to_bytes()))
+            self._send(ANSWER, question_bytes(one))
         self._send(ANSWER, b"")
-        return [_judged(one) for one in json.loads(self._receive())]
+        return [judged_from(one) for one in json.loads(self._receive())]
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Let clients train one after the other; where the site has failed, a client and those after it are `Missing`."""
@@ -118,13 +116,25 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
             )
             _write(replies, answer.to_bytes())
         elif content:
-            questions.append(_question(content, layout))
+            questions.append(question_from(content, layout))
         else:
-            _write(replies, json.dumps([_plain(one) for one in backend.answer(questions)]).encode())
+            _write(replies, json.dumps([judged_plain(one) for one in backend.answer(questions)]).encode())
             questions.clear()
 
 
-def _question(content: bytes, layout: Layout) -> Question:
+def question_bytes(question: Question) -> bytes:
+    """Write a question as bytes."""
+    one = question
+    asked = Assignment(one.method, one.stage, 0, one.client or 0, one.params, since=one.since)
+    return prefixed(json.dumps([one.client is not None, one.test, one.slice]).encode(), asked.to_bytes())
+
+
+def question_from(content: bytes, layout: Layout) -> Question:
+    """Read what `question_bytes` wrote.
+
+    Raises:
+        ValueError: The bytes are damaged, or for another layout.
+    """
     fields, content = split(content)
     has_client, test, slice = json.loads(fields)
     asked = Assignment.from_bytes(content, layout)
@@ -132,7 +142,7 @@ def _question(content: bytes, layout: Layout) -> Question:
     return Question(asked.method, asked.stage, asked.params, client, asked.since, test, slice)
 
 
-def _plain(judged: Judged) -> list[Any]:
+def judged_plain(judged: Judged) -> list[Any]:
     """Write answers as plain values."""
     answers = [
         None if one is UNPARSED else list(one) if isinstance(one, tuple) else one for one in judged.answers
@@ -141,7 +151,8 @@ def _plain(judged: Judged) -> list[Any]:
     return [answers, chances, judged.replies, judged.answer_form]
 
 
-def _judged(plain: list[Any]) -> Judged:
+def judged_from(plain: list[Any]) -> Judged:
+    """Read what `judged_plain` wrote."""
     answers, chances, replies, form = plain
     return Judged(
         tuple(UNPARSED if one is None else tuple(one) if isinstance(one, list) else one for one in answers),

@@ -1,0 +1,94 @@
+"""The two apps that Flower runs: they carry bytes between Flower and fedloom's own processes, and know nothing else.
+
+Flower starts a process for the server's app and one for every message at a site. Neither loads a model. The server's app
+connects to the process of `fedloom server` and does with Flower's grid what it is asked to; the site's app gives each
+message to the process of `fedloom site`, which lives as long as the site takes part, and returns its answer. Rounds,
+clients, deadlines and everything that is learned stay in those two, so that they outlive Flower's processes.
+
+This is the only module that imports Flower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedloom.engine.envelope import Envelope, Stream, connected, read_frame, write_frame
+
+ACTION = "fedloom"
+"""The name of the one action that sites have."""
+
+NAME = "message"
+"""The name of the one array of a Flower message, which holds our bytes; Flower cuts arrays into chunks, but not texts."""
+
+server = ServerApp()
+client = ClientApp()
+
+
+@server.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Do what the server's process asks until it closes the connection."""
+    with connected(str(context.run_config["socket"])) as stream:
+        relay(grid, stream)
+
+
+@client.query(ACTION)
+def proxy(message: Message, context: Context) -> Message:
+    """Give a message to the site's process and return its answer."""
+    with connected(str(context.node_config["socket"])) as stream:
+        write_frame(stream, content_of(message))
+        return Message(record_of(read_frame(stream)), reply_to=message)
+
+
+def relay(grid: Grid, stream: Stream) -> None:
+    """Answer requests about a grid until they end: which nodes there are, what to send, and what has come back."""
+    while True:
+        try:
+            request = Envelope.from_bytes(read_frame(stream))
+        except EOFError:
+            return
+        write_frame(stream, DOES[request.kind](grid, request).to_bytes())
+
+
+def _nodes(grid: Grid, request: Envelope) -> Envelope:
+    return Envelope("nodes", {"nodes": list(grid.get_node_ids())})
+
+
+def _send(grid: Grid, request: Envelope) -> Envelope:
+    message = Message(
+        record_of(request.parts[0]),
+        dst_node_id=request.head["node"],
+        message_type=f"query.{ACTION}",
+        ttl=float(request.head["seconds"]),
+        group_id=request.head["group"],
+    )
+    (found,) = grid.push_messages([message]) or [None]
+    return Envelope("sent", {"id": found})
+
+
+def _collect(grid: Grid, request: Envelope) -> Envelope:
+    replies, parts = list[dict[str, str | None]](), list[bytes]()
+    for reply in grid.pull_messages(request.head["ids"]):
+        error = f"{reply.error.reason} (Flower's code {reply.error.code})" if reply.has_error() else None
+        replies.append({"id": reply.metadata.reply_to_message_id, "error": error})
+        parts.append(b"" if reply.has_error() else content_of(reply))
+    return Envelope("collected", {"replies": replies}, tuple(parts))
+
+
+DOES: dict[str, Callable[[Grid, Envelope], Envelope]] = {"nodes": _nodes, "send": _send, "collect": _collect}
+"""What the server's app does, by the kind of a request."""
+
+
+def record_of(content: bytes) -> RecordDict:
+    """Put bytes into what Flower carries."""
+    return RecordDict({NAME: ArrayRecord({NAME: Array("uint8", (len(content),), "fedloom", content)})})
+
+
+def content_of(message: Message) -> bytes:
+    """Take the bytes out of what Flower carried."""
+    record = message.content[NAME]
+    assert isinstance(record, ArrayRecord)
+    return record[NAME].data

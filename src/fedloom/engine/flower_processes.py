@@ -1,0 +1,261 @@
+"""Start and end Flower's processes: a SuperLink at the server, a SuperNode at each site, and the run between them.
+
+Everything that Flower does on its own is switched off: telemetry, update checks, and the installation of packages when
+a run begins. All its files lie in one folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fedloom.record import write_atomic
+from fedloom.types import UserError
+
+TESTED = ((1, 41), (1, 43))
+"""Versions of Flower that work: from the first, and below the second."""
+
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+}
+
+PATIENCE = 60.0
+"""Seconds that one of Flower's processes has to start."""
+
+POLL = 0.05
+
+APP = {
+    "pyproject.toml": """\
+[project]
+name = "fedloom-run"
+version = "1.0.0"
+description = "Carries messages between fedloom's server and its sites."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedloom"
+
+[tool.flwr.app.components]
+serverapp = "fedloom_run.apps:server"
+clientapp = "fedloom_run.apps:client"
+
+[tool.flwr.app.config]
+socket = ""
+""",
+    "fedloom_run/__init__.py": '"""Carries messages between fedloom\'s server and its sites."""\n',
+    "fedloom_run/apps.py": '"""The apps are in fedloom itself."""\n\nfrom fedloom.engine.flower import client, server\n\n'
+    '__all__ = ["client", "server"]\n',
+}
+"""The app that is submitted to Flower: file → text. It holds no code but the import of what is installed at each end."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """How connections are secured.
+
+    Attributes:
+        authority: Certificate of the authority that both ends trust; None means no TLS, which only loopback may do.
+        certificate: The server's certificate, at the server.
+        key: Private key of the server, or of a site's node.
+        public: Public keys of the sites' nodes, at the server.
+    """
+
+    authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    public: tuple[Path, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no TLS."""
+        return self.authority is None
+
+
+def require_flower() -> None:
+    """Check that a version of Flower is installed that works.
+
+    Raises:
+        UserError: There is none, or another one; how to install it.
+    """
+    low, high = (".".join(map(str, one)) for one in TESTED)
+    try:
+        found = version("flwr")
+    except PackageNotFoundError:
+        raise UserError("this needs Flower; install it with `pip install 'fedloom[flower]'`") from None
+    numbers = tuple(int(one) for one in found.split(".")[:2] if one.isdecimal())
+    if not TESTED[0] <= numbers < TESTED[1]:
+        raise UserError(
+            f"Flower {found} is installed, and fedloom works with {low} up to, not including, {high}; "
+            "install that with `pip install 'fedloom[flower]'`"
+        )
+
+
+def free_port() -> int:
+    """Return a port of the loopback device that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes, whose files lie in `home`."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **SWITCHES, "FLWR_HOME": str(home.absolute()), "PATH": path}
+
+
+def start(command: Sequence[str], home: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a long-lived process that ends when this one does.
+
+    Args:
+        command: What to run.
+        home: Folder of Flower's files.
+        log: The file to which it writes.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    guard = str(Path(__file__).with_name("guard.py"))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-S", guard, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment(home),
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that `start` started, and wait until it has ended."""
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def superlink(port: int, security: Security, home: Path) -> subprocess.Popen[bytes]:
+    """Start a SuperLink on a port of the loopback device, and wait until it listens.
+
+    Raises:
+        UserError: It has ended, with the last lines that it wrote.
+    """
+    log = home / "superlink.log"
+    command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--disable-runtime-dependency-installation"]
+    if security.plain:
+        command += ["--insecure"]
+    else:
+        command += ["--ssl-ca-certfile", str(security.authority), "--ssl-certfile", str(security.certificate)]
+        command += ["--ssl-keyfile", str(security.key), "--enable-supernode-auth"]
+    process = start(command, home, log)
+    end = time.monotonic() + PATIENCE
+    while not _listens(port):
+        if process.poll() is not None or time.monotonic() > end:
+            stop(process)
+            raise UserError(f"Flower's SuperLink did not start{last_lines(log)}")
+        time.sleep(POLL)
+    return process
+
+
+def supernode(
+    server: str, security: Security, config: Mapping[str, str], home: Path
+) -> subprocess.Popen[bytes]:
+    """Start a SuperNode of a site.
+
+    Args:
+        server: HOST:PORT of the server.
+        security: How it connects.
+        config: What its app is given.
+        home: Folder of Flower's files.
+    """
+    values = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    command = ["flower-supernode", "--superlink", server, "--node-config", values]
+    command += ["--host", "127.0.0.1", "--port", str(free_port())]
+    if security.plain:
+        command += ["--insecure"]
+    else:
+        command += ["--root-certificates", str(security.authority)]
+    if security.key is not None:
+        command += ["--auth-supernode-private-key", str(security.key)]
+    return start(command, home, home / "supernode.log")
+
+
+def submit(port: int, security: Security, path: str, home: Path) -> str:
+    """Begin a run of the app at a SuperLink.
+
+    Args:
+        port: The SuperLink's port on the loopback device.
+        security: How to connect to it.
+        path: The Unix socket of the server's process.
+        home: Folder of Flower's files.
+
+    Returns:
+        Flower's number of the run.
+
+    Raises:
+        UserError: Flower refused it.
+    """
+    for name, text in APP.items():
+        write_atomic(home / "app" / name, text.encode())
+    trust = (
+        "insecure = true" if security.plain else f"root-certificates = {json.dumps(str(security.authority))}"
+    )
+    write_atomic(
+        home / "config.toml",
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n{trust}\n'.encode(),
+    )
+    for key in security.public:
+        flwr(["supernode", "register", str(key), "here"], home)
+    done = flwr(["run", str(home / "app"), "here", "--run-config", f"socket={json.dumps(path)}"], home)
+    try:
+        told = json.loads(done[done.index("{") :])
+    except ValueError:
+        told = {}
+    if not told.get("success"):
+        raise UserError(f"Flower did not begin the run: {done.strip()[-500:]}")
+    return str(told["run-id"])
+
+
+def flwr(arguments: Sequence[str], home: Path) -> str:
+    """Run a command of Flower's own, and return what it printed as JSON."""
+    done = subprocess.run(
+        ["flwr", *arguments, "--format", "json"],
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return (done.stdout or done.stderr).decode(errors="replace")
+
+
+def last_lines(log: Path, count: int = 5) -> str:
+    """Return the last lines of a log, to end a sentence with."""
+    with suppress(OSError):
+        lines = [one for one in log.read_text(errors="replace").splitlines() if one.strip()]
+        return f"; {log} ends with:\n  " + "\n  ".join(lines[-count:]) if lines else ""
+    return ""
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as attempt:
+        attempt.settimeout(1)
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
