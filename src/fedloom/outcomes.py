@@ -12,6 +12,7 @@ from fedloom.answering import answers_of, validated, validation_scores
 from fedloom.client.site import Question
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
+from fedloom.experiment import Experiment
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.manifest import read_sealed, write_sealed
 from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
@@ -256,6 +257,15 @@ def validation_of(setting: Setting, results: Mapping[str, dict[str, Any]]) -> di
     value = {"from": part.source, "examples": len(part.plan.indices), "without": part.sizes.count(0)}
     methods = {name: one.get("validation") for name, one in results.items()}
     return {"validation": {**value, "round": setting.experiment.evaluate.round, "methods": methods}}
+
+
+def explained(experiment: Experiment) -> dict[str, str]:
+    """Return what each algorithm and each part of the experiment's methods does, in a sentence."""
+    methods = [experiment.method(name) for name in experiment.methods]
+    names = dict.fromkeys(
+        name for one in methods for name in (*([one.base] if one.federated else []), *one.parts)
+    )
+    return {name: experiment.entries[name].about for name in names}
 
 
 def export(setting: Setting, main: str) -> None:

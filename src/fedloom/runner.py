@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -40,11 +39,11 @@ from fedloom.methods import parse_method
 from fedloom.models.assemble import base_digest, connected, load_base, parts_digest
 from fedloom.models.fitness import Checked, checked
 from fedloom.models.judge import load_judge
-from fedloom.models.load import Vlm, others, placed, with_store
+from fedloom.models.load import Vlm, others, placed, versions, with_store
 from fedloom.models.sentences import sentence_source
 from fedloom.models.source import Source
 from fedloom.models.texts import check_pattern
-from fedloom.outcomes import export, outcome, validation_of
+from fedloom.outcomes import explained, export, outcome, validation_of
 from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
@@ -203,7 +202,7 @@ def _results(
         "digest": experiment.digest,
         "main": main,
         "scores": {name: one["scores"] for name, one in results.items()},
-        "parts": _explained(experiment),
+        "parts": explained(experiment),
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*setting.metrics]} if setting.metrics else {}),
         "comparison": comparison({name: one["scores"] for name, one in results.items()}),
@@ -213,15 +212,6 @@ def _results(
         "adapter": "adapter" if main is not None else None,
         "report": "report.html",
     }
-
-
-def _explained(experiment: Experiment) -> dict[str, str]:
-    """Return what each algorithm and each part of the experiment's methods does, in a sentence."""
-    methods = [experiment.method(name) for name in experiment.methods]
-    names = dict.fromkeys(
-        name for one in methods for name in (*([one.base] if one.federated else []), *one.parts)
-    )
-    return {name: experiment.entries[name].about for name in names}
 
 
 @contextmanager
@@ -289,11 +279,11 @@ def _prepare(
     data = check.data
     plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
     judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
-    versions = _versions()
+    found = versions()
     if manifest is None:
-        began = Manifest(fedloom.__version__, now, versions)
+        began = Manifest(fedloom.__version__, now, found)
         begin(folder, experiment, plan_json(plan, data.train, validation), began)
-    elif manifest.versions != versions:
+    elif manifest.versions != found:
         told = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         progress.message(f"this run began with {told}; with other versions its numbers may round differently")
     record = Record(folder / RECORD)
@@ -307,19 +297,6 @@ def _prepare(
     return Setting(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
     )  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that last bits may depend on."""
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def _record_start(
@@ -342,7 +319,7 @@ def _record_start(
             "digest": experiment.digest,
             "version": fedloom.__version__,
             "seed": experiment.seed,
-            **_versions(),
+            **versions(),
             "threads": torch.get_num_threads(),
             "model": vlm.digest,
             "trained": tuned.layout.size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,3 +274,16 @@ def others(vlm: Vlm) -> list[torch.device]:
         return []
     own = vlm.device.index
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that last bits may depend on."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
