@@ -77,6 +77,8 @@ class Federation:
         terms: How long the server waits.
         noted: Called with what happens to sites: the kind, and figures.
         trained: Called with every update, for progress.
+        now: Seconds from any fixed point, which no change of the clock moves.
+        pause: Waits for so many seconds.
     """
 
     post: Post
@@ -87,11 +89,13 @@ class Federation:
     terms: Terms
     noted: Callable[[str, Mapping[str, Any]], None]
     trained: Callable[[Update], None] = ignore
+    now: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
     members: dict[str, Member] = field(default_factory=dict[str, Member])
     _joining: dict[str, int] = field(default_factory=dict[str, int])
     _known: set[int] = field(default_factory=set[int])
     _sent: dict[str, Letter] = field(default_factory=dict[str, Letter])
-    _looked: float = 0.0
+    _looked: float = float("-inf")
 
     def enroll(self) -> None:
         """Wait until the sites that have joined hold every client.
@@ -99,9 +103,9 @@ class Federation:
         Raises:
             UserError: They have not in time; who is missing.
         """
-        end = time.monotonic() + self.terms.join
+        end = self.now() + self.terms.join
         while missing := sorted(set(range(self.clients)) - set(self._sites())):
-            if time.monotonic() > end:
+            if self.now() > end:
                 there = ", ".join(self.members) or "none"
                 raise UserError(
                     f"no site that holds client {missing[0]} joined within {self.terms.join:g} seconds "
@@ -109,7 +113,7 @@ class Federation:
                 )
             self._look()
             self._taken()
-            time.sleep(POLL)
+            self.pause(POLL)
 
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
@@ -166,13 +170,13 @@ class Federation:
 
     def leave(self) -> None:
         """Let every site know that the run is over; none is waited for longer than `FAREWELL`."""
-        end, content = time.monotonic() + FAREWELL, Envelope("end").to_bytes()
+        end, content = self.now() + FAREWELL, Envelope("end").to_bytes()
         try:
             left = [self.post.send(one.node, content, "end") for one in self.members.values()]
-            while (names := [name for name in left if name is not None]) and time.monotonic() < end:
+            while (names := [name for name in left if name is not None]) and self.now() < end:
                 done = {reply.message for reply in self.post.collect(names)}
                 left = [name for name in names if name not in done]
-                time.sleep(POLL)
+                self.pause(POLL)
         except Renewed:
             return
 
@@ -206,7 +210,7 @@ class Federation:
 
     def _answers(self, letters: Sequence[Letter], group: str) -> Iterator[tuple[int, Envelope | None, str]]:
         """Yield for each letter its number, and its reply or why there is none, as they come."""
-        waiting, begun, got = dict(enumerate(letters)), time.monotonic(), 0
+        waiting, begun, got = dict(enumerate(letters)), self.now(), 0
         limit = self.terms.deadline
         while waiting:
             self._deliver(waiting.values(), group)
@@ -215,7 +219,7 @@ class Federation:
                 letter = waiting.pop(number)
                 got += len(letter.clients) if reply is not None else 0
                 yield number, reply, reason
-            if waiting and limit is not None and time.monotonic() - begun > limit:
+            if waiting and limit is not None and self.now() - begun > limit:
                 lacking = got < min(
                     self.terms.quorum, got + sum(len(one.clients) for one in waiting.values())
                 )
@@ -229,7 +233,7 @@ class Federation:
                         yield number, None, f"site {letter.site} did not answer within {limit:g} seconds"
                     return
             if waiting:
-                time.sleep(POLL)
+                self.pause(POLL)
 
     def _deliver(self, letters: Iterable[Letter], group: str) -> None:
         """Send what has not been sent, or was sent to a node that its site has left."""
@@ -287,9 +291,9 @@ class Federation:
 
     def _look(self) -> None:
         """Look for nodes that have come or gone, and ask new ones to join."""
-        if time.monotonic() - self._looked < LOOK:
+        if self.now() - self._looked < LOOK:
             return
-        self._looked = time.monotonic()
+        self._looked = self.now()
         try:
             there = set(self.post.nodes())
             for node in sorted(there - self._known):
