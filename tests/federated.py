@@ -61,7 +61,8 @@ class FederatedRun:
 
     def wait(self) -> list[int]:
         """Wait until all have ended, and return their exit codes, the server's first."""
-        return [one.wait(PATIENCE) for one in self.processes.values()]
+        order = sorted(self.processes, key=lambda name: name != "server")
+        return [self.processes[name].wait(PATIENCE) for name in order]
 
     def told(self, name: str = "") -> str:
         """Return what one of them wrote, or all."""

@@ -51,9 +51,11 @@ class Mail:
         if self.sends == self.renew:
             self.on_the_way.clear()
             raise Renewed
+        name = f"message {self.sends}"
         if node not in self.nodes_there:
-            return None
-        site, name = self.nodes_there[node], f"message {self.sends}"
+            self.on_the_way[name] = (self.time, node, FlowerReply(name, b"", "the node is unavailable"))
+            return name
+        site = self.nodes_there[node]
         kind = Envelope.from_bytes(content).kind
         self.asked.append((site.name, kind))
         answer = site.answer(content)
@@ -205,6 +207,25 @@ def test_a_site_that_comes_back_under_another_number_goes_on() -> None:
     assert sorted(one.client for one in found) == list(range(CLIENTS))
     assert not any(isinstance(one, Missing) for one in found)
     assert there.members["south"].node == 99
+
+
+def test_a_site_that_is_away_is_waited_for() -> None:
+    """Its node is gone before the server has noticed: that is no failure, and the site answers when it is back."""
+    mail = two_sites()
+    there, noted = federation(mail)
+    there.enroll()
+    south = mail.nodes_there.pop(12)
+
+    def pause(seconds: float) -> None:
+        mail.time += seconds
+        if mail.time > 20:
+            mail.nodes_there[99] = south
+
+    there.pause = pause
+    found = list(there.train(assignments(), Clock()))
+    assert not any(isinstance(one, Missing) for one in found)
+    assert ("site away", {"site": "south"}) in noted
+    assert "failed" not in [kind for kind, _ in noted]
 
 
 def test_a_link_that_begins_anew_loses_nothing() -> None:

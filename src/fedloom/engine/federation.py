@@ -56,10 +56,10 @@ class Terms:
 
 @dataclass
 class Member:
-    """A site that has joined: its name, its node's present number, the clients it holds, and their profiles by method."""
+    """A site that has joined: its name, its node's present number or None while it is away, the clients it holds, and their profiles by method."""
 
     name: str
-    node: int
+    node: int | None
     clients: tuple[int, ...]
     profiles: Mapping[str, Sequence[Sequence[Any]]]
 
@@ -172,7 +172,8 @@ class Federation:
         """Let every site know that the run is over; none is waited for longer than `FAREWELL`."""
         end, content = self.now() + FAREWELL, Envelope("end").to_bytes()
         try:
-            left = [self.post.send(one.node, content, "end") for one in self.members.values()]
+            there = [one.node for one in self.members.values() if one.node is not None]
+            left = [self.post.send(node, content, "end") for node in there]
             while (names := [name for name in left if name is not None]) and self.now() < end:
                 done = {reply.message for reply in self.post.collect(names)}
                 left = [name for name in names if name not in done]
@@ -239,7 +240,7 @@ class Federation:
         """Send what has not been sent, or was sent to a node that its site has left."""
         for letter in letters:
             member = self.members.get(letter.site)
-            if member is None or letter.node == member.node:
+            if member is None or member.node is None or letter.node == member.node:
                 continue
             try:
                 name = self.post.send(member.node, letter.content, group)
@@ -269,13 +270,15 @@ class Federation:
                 del numbers[id(letter)]
                 yield number, None, f"site {letter.site} refused: {found.head.get('reason')}"
             else:
-                letter.reason = f"site {letter.site} failed: {reason}"
+                self._looked = float("-inf")
+                self._look()
+                letter.node = None  # so that it is sent again
+                if self.members[letter.site].node is None:
+                    continue  # it may come back before the deadline
                 self.noted("failed", {"site": letter.site, "reason": reason})
                 if letter.tries >= TRIES:
                     del numbers[id(letter)]
-                    yield number, None, letter.reason
-                else:
-                    letter.node = None  # so that it is sent again
+                    yield number, None, f"site {letter.site} failed: {reason}"
 
     def _taken(self) -> list[Reply]:
         """Return replies to letters that have come, after those of joining sites were dealt with."""
@@ -305,6 +308,10 @@ class Federation:
             self._renewed()
             return
         self._known &= there
+        for member in self.members.values():
+            if member.node is not None and member.node not in there:
+                self.noted("site away", {"site": member.name})
+                member.node = None
 
     def _joined(self, node: int, reply: Reply) -> None:
         """Take in a site, or note why it cannot take part."""
@@ -338,4 +345,4 @@ class Federation:
         self._joining.clear()
         self._known.clear()
         for member in self.members.values():
-            member.node = -1
+            member.node = None

@@ -6,6 +6,7 @@ killed ten seconds later. Flower's long-lived processes have no such option of t
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def guard(command: list[str]) -> int:
             child.kill()
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not through a buffer, whose lock would be held when this process ends
             pass
         end()
 

@@ -61,7 +61,6 @@ class Letter:
     content: bytes
     tries: int = 0
     node: int | None = None
-    reason: str = ""
 
 
 def opened(reply: Reply) -> tuple[Envelope | None, str]:
