@@ -16,6 +16,7 @@ Insecure = Annotated[
     bool, typer.Option("--insecure", help="Use no TLS and no keys; only between processes of one machine.")
 ]
 Policy = Literal["wait", "go-on", "stop"]
+Modalities = Literal["both", "image", "text"]
 
 
 def server(
@@ -34,6 +35,12 @@ def server(
     policy: Annotated[
         Policy, typer.Option(help="What to do where fewer have answered: wait, go-on or stop.")
     ] = "stop",
+    sites: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of sites that bring their own data; without it, sites hold clients."
+        ),
+    ] = None,
     join: Annotated[float, typer.Option(min=1, help="Seconds that sites have to join.")] = 600.0,
     changes: Changes = None,
     plugins: PluginFiles = None,
@@ -57,7 +64,7 @@ def server(
             from fedloom.federated_run import Listening, serve_experiment
 
             terms = Terms(join, deadline, quorum, policy)
-            result = serve_experiment(experiment, out, progress, Listening(port, Security()), terms)
+            result = serve_experiment(experiment, out, progress, Listening(port, Security()), terms, sites)
         finally:
             progress.close()
         show_result(result, out, as_json)
@@ -65,10 +72,18 @@ def server(
 
 def site(
     server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")],
-    clients: Annotated[
-        str, typer.Option(metavar="0,1,…", help="Clients of the experiment that this site holds.")
-    ],
     name: Annotated[str, typer.Option(help="Name of this site.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of this site's own data.")] = None,
+    format: Annotated[
+        str, typer.Option(help="What the folder holds, as listed by `fedloom list datasets`.")
+    ] = "folder",
+    modalities: Annotated[
+        Modalities, typer.Option(help="What of the data is shown: both, image or text.")
+    ] = "both",
+    clients: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,…", help="Clients of the experiment's own data that this site holds."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of this site's files; the default is sites/NAME.")
     ] = None,
@@ -91,14 +106,16 @@ def site(
         require_loopback(host, insecure)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
             raise UserError('--name: use at most 80 letters, digits, ".", "_" and "-"')
-        try:
-            held = tuple(dict.fromkeys(int(one) for one in clients.split(",")))
-        except ValueError:
-            raise UserError(f"--clients: {clients!r} is not a list of numbers such as 0,2") from None
+        if (data is None) == (clients is None):
+            raise UserError("give either --data, this site's own data, or --clients of the experiment's")
         from fedloom.site_run import SiteOptions, run_site
 
         folder = out or Path("sites") / name
-        options = SiteOptions(name, folder, f"{host}:{port}", Security(), held, model, idle, stay)
+        own = None if data is None else (format, data)
+        shown = (modalities != "text", modalities != "image")
+        options = SiteOptions(
+            name, folder, f"{host}:{port}", Security(), _numbers(clients), own, shown, model, idle, stay
+        )
         run_site(options, _silent if quiet else complain)
 
 
@@ -130,6 +147,13 @@ def require_loopback(host: str, insecure: bool) -> None:
         loopback = False
     if not loopback:
         raise UserError(f"--insecure: {host} is not this machine; without TLS, only 127.0.0.1 can be used")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(dict.fromkeys(int(one) for one in text.split(",")))
+    except ValueError:
+        raise UserError(f"--clients: {text!r} is not a list of numbers such as 0,2") from None
 
 
 def _silent(_: str) -> None:

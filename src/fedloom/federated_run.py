@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ import torch
 
 from fedloom import __version__
 from fedloom.backends import local_backend
+from fedloom.data import load_data
 from fedloom.engine.envelope import Envelope
 from fedloom.engine.federation import Federation, Terms
 from fedloom.engine.flower_link import flower_link
 from fedloom.engine.flower_processes import Security, require_flower
 from fedloom.engine.rounds import Backend
 from fedloom.experiment import Experiment
-from fedloom.folder import FLOWER
-from fedloom.manifest import read_manifest
+from fedloom.folder import FLOWER, RESULT, folder_state
 from fedloom.messages import Update
 from fedloom.progress import Progress
-from fedloom.runner import Result, run_experiment
-from fedloom.setting import Setting
+from fedloom.record import read_json
+from fedloom.runner import Result, identity_now, run_experiment
+from fedloom.scenarios.declared import blanks, site_of
+from fedloom.setting import Elsewhere, Setting
+from fedloom.types import DataSet, UserError
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class Listening:
 
 
 def serve_experiment(
-    experiment: Experiment, out: Path, progress: Progress, listening: Listening, terms: Terms
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    listening: Listening,
+    terms: Terms,
+    sites: int | None = None,
 ) -> Result:
     """Run an experiment over sites, or go on with it; see `fedloom.runner.run_experiment`.
 
@@ -46,56 +54,99 @@ def serve_experiment(
         progress: Told how far the run has come, and what happens to sites.
         listening: Where the server listens.
         terms: How long it waits for sites.
+        sites: Number of sites that each bring data of their own and are one client; None where sites hold clients of
+            the experiment's data, which then is also here.
 
     Raises:
         UserError: Flower is not there, or sites did not join or answer as `terms` wants it.
     """
     require_flower()
-    return run_experiment(experiment, out, progress, elsewhere=partial(_sites, listening, terms))
+    experiment = experiment if sites is None else _over_sites(experiment, sites)
+    if folder_state(out, experiment) == "finished":
+        if sites is None:
+            return run_experiment(experiment, out, progress)
+        return read_json(out / RESULT, {"scores": dict})
+    early = list[tuple[str, Mapping[str, Any]]]()
+
+    def noted(kind: str, figures: Mapping[str, Any]) -> None:
+        early.append((kind, figures))
+        progress.message(f"{kind}: {', '.join(f'{key} {value}' for key, value in figures.items())}")
+
+    (out / FLOWER).mkdir(parents=True, exist_ok=True)
+    with flower_link(listening.port, listening.security, out / FLOWER, progress.message) as link:
+        begin = _begin(experiment, own=sites is not None)
+        found = Federation(link, begin, experiment.scenario.clients, terms, noted, own=sites is not None)
+        wanted = f"{sites} sites" if sites else f"sites that hold {found.clients} clients"
+        progress.message(f"waiting for {wanted}")
+        found.enroll()
+        data = None if sites is None else _declared(experiment, found)
+        elsewhere = Elsewhere(partial(_attached, found, early), data)
+        return run_experiment(experiment, out, progress, elsewhere=elsewhere)
 
 
 @contextmanager
-def _sites(listening: Listening, terms: Terms, setting: Setting) -> Iterator[Backend]:
-    """Run Flower, and wait for the sites of a run."""
+def _attached(
+    found: Federation, early: list[tuple[str, Mapping[str, Any]]], setting: Setting
+) -> Iterator[Backend]:
+    """Give sites what the rounds need, and let them know when the run is over."""
+    shown = found.noted
 
     def noted(kind: str, figures: Mapping[str, Any]) -> None:
         setting.record.append(kind, figures)
-        setting.progress.message(f"{kind}: {', '.join(f'{key} {value}' for key, value in figures.items())}")
+        shown(kind, figures)
 
     def trained(update: Update) -> None:
         setting.progress.advance(1, loss=update.metrics["loss"])
 
-    home = setting.folder / FLOWER
-    with flower_link(listening.port, listening.security, home, setting.progress.message) as link:
-        found = Federation(
-            link,
-            local_backend(setting),
-            setting.tuned.layout,
-            _begin(setting),
-            len(setting.plan.clients),
-            terms,
-            noted,
-            trained,
+    for kind, figures in early:
+        setting.record.append(kind, figures)
+    found.noted = noted
+    found.attach(local_backend(setting), setting.tuned.layout, trained)
+    if found.own:
+        found.number(site_of(setting.plan, setting.data.train))
+    yield found
+    found.leave()
+
+
+def _over_sites(experiment: Experiment, sites: int) -> Experiment:
+    """Return an experiment in which each site is a client.
+
+    Raises:
+        UserError: It wants something that needs the data of clients here.
+    """
+    refused = [
+        name for name in experiment.methods if name != "zero-shot" and not experiment.method(name).federated
+    ]
+    if refused:
+        raise UserError(
+            f"methods: {refused[0]} trains on clients' data, which stay at the sites; leave it out of a run over sites"
         )
-        setting.progress.message(f"waiting for sites that hold {found.clients} clients")
-        found.enroll()
-        yield found
-        found.leave()
+    if experiment.data.validation:
+        raise UserError("data.validation: sites keep no validation part for the server; leave it out")
+    scenario = experiment.scenario.model_copy(
+        update={"clients": sites, "partition": "by_group", "pattern": "aligned"}
+    )
+    return experiment.model_copy(update={"scenario": scenario})
 
 
-def _begin(setting: Setting) -> Envelope:
+def _declared(experiment: Experiment, found: Federation) -> DataSet:
+    """Return what the server knows of the sites' data, and its own test part."""
+    here = load_data(experiment.data, experiment.seed, experiment.datasets)
+    train = [one for name in sorted(found.members) for one in blanks(name, found.members[name].counts)]
+    return replace(here, train=tuple(train), drawn=(), validation=())
+
+
+def _begin(experiment: Experiment, *, own: bool) -> Envelope:
     """Return what a site is sent when it joins: the experiment, and digests of all that decides results."""
-    manifest = read_manifest(setting.folder)
-    assert manifest is not None
+    data = None if own else load_data(experiment.data, experiment.seed, experiment.datasets)
     return Envelope(
         "begin",
         {
-            "run": setting.identity,
             "version": __version__,
-            "experiment": setting.experiment.to_json(),
-            "digest": setting.experiment.digest,
-            "identity": dict(manifest.identity),
-            "layout": setting.tuned.layout.digest,
+            "experiment": experiment.to_json(),
+            "digest": experiment.digest,
+            "own": own,
+            "identity": identity_now(experiment, data),
             "threads": torch.get_num_threads(),
         },
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ from fedloom.client.site import Site
 from fedloom.data import load_data, usable
 from fedloom.data.pictures import know_keys
 from fedloom.engine.memory import keep_freed
-from fedloom.engine.rounds import Backend
 from fedloom.engine.store import recorded_below
 from fedloom.experiment import Experiment
 from fedloom.folder import (
@@ -48,8 +46,9 @@ from fedloom.progress import Progress
 from fedloom.record import Clock, Record, read_json, require_length, write_json
 from fedloom.report.gain import comparison
 from fedloom.report.page import write_report
-from fedloom.scenarios.validation import Validation, divided, plan_json
-from fedloom.setting import Setting
+from fedloom.scenarios.plan import Plan
+from fedloom.scenarios.validation import divided, plan_json
+from fedloom.setting import Elsewhere, Setting, record_start
 from fedloom.sites import clause_of, make_site
 from fedloom.tasks import TASKS
 from fedloom.tasks.linear import require_choice
@@ -73,9 +72,6 @@ Cell = tuple[Experiment, Path]
 
 Result = dict[str, Any]
 """What `result.json` of a run holds."""
-
-Elsewhere = Callable[[Setting], AbstractContextManager[Backend]]
-"""What a run shares → the way to sites on other machines, for as long as the run lasts."""
 
 
 def run_experiment(
@@ -102,7 +98,7 @@ def run_experiment(
     """
     models = {} if models is None else models
     if folder_state(out, experiment) == "finished":
-        return finished_result(experiment, out)
+        return finished_result(experiment, out, elsewhere)
     if (
         before := held(out, experiment.plugins)
     ) is not None:  # data and models may have moved; the rest stays as it was begun
@@ -117,7 +113,7 @@ def run_experiment(
             write_json(out / RESULT, result, out)
             list_files(out, written(out))
         else:  # a run that ended before its report was written
-            finished_result(experiment, out)
+            finished_result(experiment, out, elsewhere)
         write_report([out], out / REPORT)  # which also lists it
     return read_json(out / RESULT, {"scores": dict})
 
@@ -133,12 +129,13 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
     return run_experiment(resumable(folder), folder, progress, models)
 
 
-def finished_result(experiment: Experiment, folder: Path) -> Result:
+def finished_result(experiment: Experiment, folder: Path, elsewhere: Elsewhere | None = None) -> Result:
     """Read the result of a finished run, after a check that it is the one that would be run now.
 
     Args:
         experiment: What the folder must hold.
         folder: The run folder.
+        elsewhere: As in `run_experiment`.
 
     Raises:
         UserError: Its data, base model or code changed, or a file is damaged; which one is named.
@@ -146,7 +143,7 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
-    contents = contents_of(_data(experiment))
+    contents = contents_of(_data(experiment, elsewhere))
     require_same(folder, manifest.identity, _now(experiment, contents))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
@@ -169,16 +166,18 @@ def stale(cells: Mapping[int, Cell]) -> dict[int, str]:
     return reasons
 
 
-def _data(experiment: Experiment) -> DataSet:
+def _data(experiment: Experiment, elsewhere: Elsewhere | None = None) -> DataSet:
+    if elsewhere is not None and elsewhere.data is not None:
+        return elsewhere.data
     data = load_data(experiment.data, experiment.seed, experiment.datasets)
     pictures = [image for one in data.examples for image in (*one.pictures, *one.spare)]
     know_keys(pictures, cache_folder() / "hashes" / "images.json")
     return data
 
 
-def identity_now(experiment: Experiment) -> dict[str, str]:
-    """Return the identity of an experiment as it would run here and now."""
-    return _now(experiment, contents_of(_data(experiment)))
+def identity_now(experiment: Experiment, data: DataSet | None = None) -> dict[str, str]:
+    """Return the identity of an experiment as it would run here and now, with what its data say where they are given."""
+    return _now(experiment, {} if data is None else contents_of(data))
 
 
 def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
@@ -191,9 +190,10 @@ def _results(
 ) -> Result:
     """Run or read every method, and return what `result.json` holds."""
     with ExitStack() as live:
-        setting, main = _prepare(experiment, folder, progress, models, live), experiment.exported
+        setting = _prepare(experiment, folder, progress, models, live, elsewhere)
+        main = experiment.exported
         if elsewhere is not None:
-            setting = replace(setting, elsewhere=live.enter_context(elsewhere(setting)))
+            setting = replace(setting, elsewhere=live.enter_context(elsewhere.open(setting)))
         results = {name: outcome(setting, name) for name in experiment.methods}
         if main is not None:
             export(setting, main)
@@ -227,17 +227,24 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
 
 
 @contextmanager
-def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
+def open_site(
+    experiment: Experiment, folder: Path, own: tuple[DataSet, Callable[[DataSet], Plan]] | None = None
+) -> Iterator[Site]:
     """Open the site of all clients of an experiment, without a server.
 
     Args:
         experiment: Every choice.
         folder: Where the site keeps what its clients keep.
+        own: The site's own data, and who holds what of them; None for the data and the plan of the experiment.
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _fitted(experiment, tuned.vlm, _data(experiment)).data
-        plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
+        data = _fitted(experiment, tuned.vlm, own[0] if own else _data(experiment)).data
+        plan, validation = (
+            (own[1](data), None)
+            if own
+            else divided(data, experiment.data, experiment.scenario, experiment.seed)
+        )
         yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
 
 
@@ -250,7 +257,12 @@ def _set_threads(experiment: Experiment) -> None:
 
 
 def _prepare(
-    experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress,
+    models: Models,
+    live: ExitStack,
+    elsewhere: Elsewhere | None,
 ) -> Setting:
     """Read the data, load the model, divide the examples; begin the run's folder, or check that it is this run's.
 
@@ -260,11 +272,12 @@ def _prepare(
         progress: Told what was found.
         models: Models and judges to use again.
         live: Takes the adapters out of the model again when it closes.
+        elsewhere: Sites on other machines.
     """
     import fedloom
 
     _set_threads(experiment)
-    data, manifest = _data(experiment), read_manifest(folder)
+    data, manifest = _data(experiment, elsewhere), read_manifest(folder)
     now = _now(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
@@ -288,7 +301,7 @@ def _prepare(
         progress.message(f"this run began with {told}; with other versions its numbers may round differently")
     record = Record(folder / RECORD)
     require_length(record.path, recorded_below(folder / METHODS))
-    _record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
+    record_start(record, experiment, tuned, check, clock.seconds["vision"], validation)
     rejected = [str(one) for one in data.rejected]
     for line in (*rejected[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
@@ -297,48 +310,6 @@ def _prepare(
     return Setting(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, twins, validation
     )  # fmt: skip
-
-
-def _record_start(
-    record: Record,
-    experiment: Experiment,
-    tuned: Tuned,
-    check: Checked,
-    seconds: float,
-    validation: Validation | None,
-) -> None:
-    """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
-    import torch
-
-    import fedloom
-
-    vlm, data = tuned.vlm, check.data
-    record.append(
-        "start",
-        {
-            "digest": experiment.digest,
-            "version": fedloom.__version__,
-            "seed": experiment.seed,
-            **versions(),
-            "threads": torch.get_num_threads(),
-            "model": vlm.digest,
-            "trained": tuned.layout.size,
-            **({} if vlm.family.images else {"images": False}),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
-    counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
-    counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
-    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.noted})
-    record.append(
-        "vision",
-        {
-            "pictures": len({image.key for one in data.examples for image in one.pictures}),
-            "computed": check.computed,
-            "seconds": seconds,
-            "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
-        },
-    )
 
 
 def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fedloom.client.site import Site
 from fedloom.engine.rounds import Backend
 from fedloom.experiment import Experiment
 from fedloom.hashes import json_digest
-from fedloom.models.load import Vlm
+from fedloom.models.fitness import Checked
+from fedloom.models.load import Vlm, versions
 from fedloom.progress import Progress
 from fedloom.record import Record
 from fedloom.scenarios.plan import Plan
@@ -74,3 +77,58 @@ class Setting:
     def stage_count(self, name: str) -> int:
         """Return the number of stages of a method: those of the strategy, and its own."""
         return len(self.rounds(name))
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Sites on other machines.
+
+    Attributes:
+        open: What all methods share → the way to the sites, for as long as the run lasts.
+        data: What the server knows of their data, and its own test part; None where the experiment's data are theirs.
+    """
+
+    open: Callable[[Setting], AbstractContextManager[Backend]]
+    data: DataSet | None = None
+
+
+def record_start(
+    record: Record,
+    experiment: Experiment,
+    tuned: Tuned,
+    check: Checked,
+    seconds: float,
+    validation: Validation | None,
+) -> None:
+    """Append what a run starts with: versions, model, data, and the `seconds` that encoding its images took."""
+    import torch
+
+    import fedloom
+
+    vlm, data = tuned.vlm, check.data
+    record.append(
+        "start",
+        {
+            "digest": experiment.digest,
+            "version": fedloom.__version__,
+            "seed": experiment.seed,
+            **versions(),
+            "threads": torch.get_num_threads(),
+            "model": vlm.digest,
+            "trained": tuned.layout.size,
+            **({} if vlm.family.images else {"images": False}),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    counts = {"name": data.name, "train": len(data.train), "test": len(data.test)}
+    counts |= {} if validation is None else {"validation": len(validation.plan.indices)}
+    record.append("data", {**counts, "rejected": [str(one) for one in data.rejected], **check.noted})
+    record.append(
+        "vision",
+        {
+            "pictures": len({image.key for one in data.examples for image in one.pictures}),
+            "computed": check.computed,
+            "seconds": seconds,
+            "damaged": vlm.memo.store.damaged if vlm.memo.store else [],
+        },
+    )

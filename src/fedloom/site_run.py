@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fedloom import __version__
+from fedloom.data import load_data
 from fedloom.engine.envelope import Envelope
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
@@ -20,9 +21,11 @@ from fedloom.engine.resident_site import Opened, ResidentSite, listening, serve
 from fedloom.experiment import Experiment
 from fedloom.folder import FLOWER
 from fedloom.models.recompute import recomputing
+from fedloom.models.texts import without_images
 from fedloom.record import write_atomic
 from fedloom.runner import identity_now, open_site
-from fedloom.types import UserError
+from fedloom.scenarios.declared import counts_of, everyone
+from fedloom.types import DataSet, Example, UserError
 
 AGAIN = 2.0
 """Seconds after which a SuperNode that has ended is started again; one whose server is away ends again and again."""
@@ -37,7 +40,9 @@ class SiteOptions:
         folder: Where it keeps what its clients keep, and what it writes down.
         server: HOST:PORT of the server.
         security: How it connects.
-        clients: The clients of the experiment that it holds.
+        clients: The clients of the experiment that it holds; None where it has data of its own.
+        data: The folder of its own data, with their format as `fedloom list datasets` has it.
+        modalities: What of its data it shows to the model: images, texts.
         model: Its own copy of the base model, where that lies elsewhere than the experiment says.
         idle: Seconds without a message after which the model is let go.
         stay: Wait for another run when one is over.
@@ -47,7 +52,9 @@ class SiteOptions:
     folder: Path
     server: str
     security: Security
-    clients: tuple[int, ...]
+    clients: tuple[int, ...] | None
+    data: tuple[str, Path] | None = None
+    modalities: tuple[bool, bool] = (True, True)
     model: str | None = None
     idle: float = 3600.0
     stay: bool = False
@@ -145,28 +152,67 @@ def _opened(options: SiteOptions, begin: Envelope) -> Iterator[Opened]:
             f"the server has fedloom {head.get('version')}, and this site {__version__}; install the same"
         )
     experiment = _experiment(options, head)
-    _require_same(head["identity"], identity_now(experiment))
-    folder = options.folder / "runs" / str(head["run"])[:16]
+    own = _own(options, experiment) if head["own"] else None
+    if own is None and options.clients is None:
+        raise UserError(
+            "the server's run divides the data of its experiment; take part with --clients instead of --data"
+        )
+    data = None if own else load_data(experiment.data, experiment.seed, experiment.datasets)
+    _require_same(head["identity"], identity_now(experiment, data))
+    folder = options.folder / "runs" / experiment.digest[:16]
     write_atomic(folder / "experiment.json", experiment.to_json().encode())
+    plan = partial(everyone, clients=experiment.scenario.clients)
     with (
-        open_site(experiment, folder) as site,
+        open_site(experiment, folder, own and (own, lambda data: plan(data.train))) as site,
         recomputing(site.tuned.vlm, experiment.engine.recompute == "always"),
     ):
-        if site.tuned.layout.digest != head["layout"]:
-            raise UserError("what would be trained here has other names or shapes than at the server")
         if experiment.model.threads is None:
             torch.set_num_threads(int(head["threads"]))
         rows = experiment.engine.side_by_side
         backend = InProcess(site, rows=1 if rows == "auto" or not site.tuned.stackable else rows)
-        methods = [name for name in experiment.methods if experiment.method(name).federated]
-        known = {name: backend.describe(name) for name in methods}
-        if wrong := [one for one in options.clients if not 0 <= one < experiment.scenario.clients]:
-            raise UserError(
-                f"--clients: there is no client {wrong[0]}; there are {experiment.scenario.clients}"
-            )
-        profiles = {name: [list(found[one]) for one in options.clients] for name, found in known.items()}
-        joined = {"site": options.name, "clients": list(options.clients), "profiles": profiles}
+        joined = _joined(options, experiment, backend, own)
         yield Opened(backend, site.tuned.layout, Envelope("joined", joined))
+
+
+def _joined(
+    options: SiteOptions, experiment: Experiment, backend: InProcess, own: DataSet | None
+) -> dict[str, Any]:
+    """Return what the server is told of a site: its name, how many examples it holds, and of which modalities."""
+    clients = () if own else options.clients or ()
+    if wrong := [one for one in clients if not 0 <= one < experiment.scenario.clients]:
+        raise UserError(f"--clients: there is no client {wrong[0]}; there are {experiment.scenario.clients}")
+    methods = [name for name in experiment.methods if experiment.method(name).federated]
+    profiles = {name: [list(backend.describe(name)[one]) for one in clients or (0,)] for name in methods}
+    counts = {"counts": counts_of(own.train)} if own else {}
+    return {"site": options.name, "clients": list(clients), "profiles": profiles, **counts}
+
+
+def _own(options: SiteOptions, experiment: Experiment) -> DataSet:
+    """Load a site's own data, with the modalities that it shows.
+
+    Raises:
+        UserError: The site has none, or none of them has a modality that is shown.
+    """
+    if options.data is None:
+        raise UserError(
+            "in the server's run each site brings its own data; take part with --data instead of --clients"
+        )
+    name, root = options.data
+    settings = experiment.data.model_copy(update={"name": name, "root": str(root), "limit": None})
+    data = load_data(settings, experiment.seed, experiment.datasets)
+    shown = replace(data, train=_shown(data.train, *options.modalities), drawn=())
+    if not shown.train:
+        raise UserError(f"{root}: no training example has a modality that --modalities allows")
+    return shown
+
+
+def _shown(examples: Sequence[Example], images: bool, texts: bool) -> tuple[Example, ...]:
+    """Leave out modalities of examples, and examples of which nothing is left."""
+    kept = [
+        replace(one if images or not one.pictures else without_images(one), text=one.text if texts else None)
+        for one in examples
+    ]
+    return tuple(one for one in kept if one.pictures or one.text is not None)
 
 
 def _experiment(options: SiteOptions, head: Mapping[str, Any]) -> Experiment:

@@ -81,7 +81,9 @@ def resident(name: str, backend: Backend, clients: Sequence[int] | None = None) 
     def opened(begin: Envelope) -> Iterator[Opened]:
         yield Opened(backend, LAYOUT, joined)
 
-    return ResidentSite(name, opened, lambda request, run: None, lambda request, answer: None, lambda text: None)
+    return ResidentSite(
+        name, opened, lambda request, run: None, lambda request, answer: None, lambda text: None
+    )
 
 
 def backend_of(algorithm: str = "fedavg") -> Plain:
@@ -95,9 +97,10 @@ def federation(mail: Mail, terms: Terms = Terms(), **fields: Any) -> tuple[Feder
         noted.append((kind, dict(figures)))
 
     found = Federation(
-        mail, backend_of(), LAYOUT, Envelope("begin", {"run": "r"}), CLIENTS, terms, note,
+        mail, Envelope("begin", {"run": "r"}), CLIENTS, terms, note,
         now=lambda: mail.time, pause=mail.pause, **fields,
     )  # fmt: skip
+    found.attach(backend_of(), LAYOUT)
     return found, noted
 
 
@@ -190,7 +193,7 @@ def test_a_site_that_fails_is_asked_again_and_then_missing() -> None:
 def test_a_site_that_comes_back_under_another_number_goes_on() -> None:
     """Its first node is silent for ever; the answer of the second counts, once."""
     mail = two_sites()
-    there, noted = federation(mail)
+    there, _ = federation(mail)
     there.enroll()
     mail.delay["south"] = 1e9
     moved = list[bool]()

@@ -17,7 +17,8 @@ from tests.federated import PATIENCE, FederatedRun
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("flwr") is None, reason="Flower is not installed; `pip install 'fedloom[flower]'`"
+        importlib.util.find_spec("flwr") is None,
+        reason="Flower is not installed; `pip install 'fedloom[flower]'`",
     ),
     pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc"),
 ]

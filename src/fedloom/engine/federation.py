@@ -56,12 +56,21 @@ class Terms:
 
 @dataclass
 class Member:
-    """A site that has joined: its name, its node's present number or None while it is away, the clients it holds, and their profiles by method."""
+    """A site that has joined.
+
+    Attributes:
+        name: Its name.
+        node: Its node's present number, or None while it is away.
+        clients: The clients that it holds; empty until they are numbered where sites have data of their own.
+        profiles: Method → the profile of each of them.
+        counts: How many examples it holds of each kind, where it has data of its own.
+    """
 
     name: str
     node: int | None
     clients: tuple[int, ...]
     profiles: Mapping[str, Sequence[Sequence[Any]]]
+    counts: Mapping[str, int]
 
 
 @dataclass
@@ -70,54 +79,74 @@ class Federation:
 
     Attributes:
         post: What carries messages.
-        local: What the server does itself: the start of a method, and answers about global models.
-        layout: Names and shapes of what is exchanged.
         begin: The message that a site is sent when it joins.
-        clients: Number of clients of the experiment.
+        clients: Number of clients of the run.
         terms: How long the server waits.
         noted: Called with what happens to sites: the kind, and figures.
-        trained: Called with every update, for progress.
+        own: Whether each site brings data of its own, and is one client.
         now: Seconds from any fixed point, which no change of the clock moves.
         pause: Waits for so many seconds.
     """
 
     post: Post
-    local: Backend
-    layout: Layout
     begin: Envelope
     clients: int
     terms: Terms
     noted: Callable[[str, Mapping[str, Any]], None]
-    trained: Callable[[Update], None] = ignore
+    own: bool = False
     now: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
     members: dict[str, Member] = field(default_factory=dict[str, Member])
+    _local: Backend | None = None
+    _layout: Layout | None = None
+    _trained: Callable[[Update], None] = ignore
     _joining: dict[str, int] = field(default_factory=dict[str, int])
     _known: set[int] = field(default_factory=set[int])
     _sent: dict[str, Letter] = field(default_factory=dict[str, Letter])
     _looked: float = float("-inf")
 
     def enroll(self) -> None:
-        """Wait until the sites that have joined hold every client.
+        """Wait until sites have joined that hold every client, or as many as there are clients.
 
         Raises:
             UserError: They have not in time; who is missing.
         """
         end = self.now() + self.terms.join
-        while missing := sorted(set(range(self.clients)) - set(self._sites())):
+        while missing := self._missing():
             if self.now() > end:
-                there = ", ".join(self.members) or "none"
+                there = ", ".join(sorted(self.members)) or "none"
                 raise UserError(
-                    f"no site that holds client {missing[0]} joined within {self.terms.join:g} seconds "
-                    f"(sites that did: {there}); start one with `fedloom site`, or wait longer with --join"
+                    f"{missing} joined within {self.terms.join:g} seconds (sites that did: {there}); start one with "
+                    "`fedloom site`, or wait longer with --join"
                 )
             self._look()
             self._taken()
             self.pause(POLL)
 
+    def _missing(self) -> str | None:
+        if self.own:
+            return None if len(self.members) >= self.clients else f"fewer than {self.clients} sites have"
+        missing = sorted(set(range(self.clients)) - set(self._sites()))
+        return f"no site that holds client {missing[0]}" if missing else None
+
+    def number(self, clients: Mapping[str, int]) -> None:
+        """Give each site that has data of its own the number of its client."""
+        for name, client in clients.items():
+            self.members[name].clients = (client,)
+
+    def attach(self, local: Backend, layout: Layout, trained: Callable[[Update], None] = ignore) -> None:
+        """Say what the rounds need.
+
+        Args:
+            local: What the server does itself: the start of a method, and answers about global models.
+            layout: Names and shapes of what is exchanged.
+            trained: Called with every update, for progress.
+        """
+        self._local, self._layout, self._trained = local, layout, trained
+
     def start(self, method: str) -> Params:
         """Return the parameters of a method's first round."""
-        return self.local.start(method)
+        return self._here.start(method)
 
     def describe(self, method: str) -> Sequence[Profile]:
         """Return the profile of each client, by its number."""
@@ -131,7 +160,7 @@ class Federation:
         for answer in self._asked("train", {}, assignments):
             clock.lap("site")
             if isinstance(answer, Update):
-                self.trained(answer)
+                self._trained(answer)
             yield answer
 
     def measure(self, assignments: Iterable[Assignment], probe: str) -> Iterator[Answer]:
@@ -146,7 +175,7 @@ class Federation:
         """
         own = [(place, one) for place, one in enumerate(questions) if one.client is not None]
         if not own:
-            return self.local.answer(questions)
+            return self._here.answer(questions)
         letters, places, holder = list[Letter](), dict[int, list[int]](), self._sites()
         for site in self.members:
             mine = [(place, one) for place, one in own if holder[one.client or 0] == site]
@@ -165,8 +194,18 @@ class Federation:
             found |= dict(zip(places[number], judged, strict=True))
         rest = [place for place in range(len(questions)) if place not in found]
         if rest:
-            found |= dict(zip(rest, self.local.answer([questions[place] for place in rest]), strict=True))
+            found |= dict(zip(rest, self._here.answer([questions[place] for place in rest]), strict=True))
         return [found[place] for place in range(len(questions))]
+
+    @property
+    def _here(self) -> Backend:
+        assert self._local is not None, "attach() comes first"
+        return self._local
+
+    @property
+    def _needed(self) -> Layout:
+        assert self._layout is not None, "attach() comes first"
+        return self._layout
 
     def leave(self) -> None:
         """Let every site know that the run is over; none is waited for longer than `FAREWELL`."""
@@ -202,7 +241,7 @@ class Federation:
     def _read(self, reply: Envelope, letter: Letter) -> Iterator[Answer]:
         for client, part in zip(letter.clients, reply.parts, strict=False):
             try:
-                answer = answer_from_bytes(part, self.layout)
+                answer = answer_from_bytes(part, self._needed)
                 if answer.client != client:
                     raise ValueError(f"it answered as client {answer.client}")
                 yield answer
@@ -324,17 +363,27 @@ class Federation:
             if found is None:  # its process may have been starting
                 self._known.discard(node)
             return
-        head = found.head
-        member = Member(head["site"], node, tuple(head["clients"]), head["profiles"])
-        others = {client for client, name in self._sites().items() if name != member.name}
-        if wrong := sorted(others & set(member.clients)):
-            held = self._sites()[wrong[0]]
-            self.noted(
-                "site refused", {"site": member.name, "reason": f"client {wrong[0]} is at site {held}"}
-            )
+        head, held = found.head, self.members.get(found.head["site"])
+        member = Member(head["site"], node, tuple(head["clients"]), head["profiles"], head.get("counts", {}))
+        if why := self._unfit(member, held):
+            self.noted("site refused", {"site": member.name, "reason": why})
             return
+        if held is not None and self.own:
+            member.clients = held.clients
         self.members[member.name] = member
-        self.noted("site joined", {"site": member.name, "clients": list(member.clients)})
+        self.noted("site joined", {"site": member.name, "clients": list(member.clients), **member.counts})
+
+    def _unfit(self, member: Member, held: Member | None) -> str | None:
+        """Return why a site cannot take part, or None."""
+        if self.own:
+            if held is None and len(self.members) >= self.clients:
+                return f"{self.clients} other sites take part already"
+            if held is not None and held.counts != member.counts:
+                return "it came back with other data"
+            return None
+        others = {client: name for client, name in self._sites().items() if name != member.name}
+        taken = sorted(set(others) & set(member.clients))
+        return f"client {taken[0]} is at site {others[taken[0]]}" if taken else None
 
     def _renewed(self) -> None:
         """Forget what was sent, and to which nodes: all sites join anew, and are asked again what they were asked."""
