@@ -20,12 +20,16 @@ class FederatedRun:
     Args:
         folder: Where their folders and logs lie: "there" for the server, and each site's name.
         experiment: The experiment's file.
-        sites: Site → its `--clients`.
+        sites: Site → its `--clients`, or its further arguments.
         server: Further arguments of the server.
     """
 
     def __init__(
-        self, folder: Path, experiment: Path, sites: Mapping[str, str], server: Sequence[str] = ()
+        self,
+        folder: Path,
+        experiment: Path,
+        sites: Mapping[str, str | Sequence[str]],
+        server: Sequence[str] = (),
     ) -> None:
         self.folder, self.port = folder, free_port()
         self._experiment, self._sites, self._server = experiment, sites, server
@@ -51,7 +55,9 @@ class FederatedRun:
 
     def start_site(self, name: str) -> None:
         place = ["--out", str(self.folder / name), "--server", f"127.0.0.1:{self.port}", "--insecure"]
-        self._start(name, ["site", "--name", name, "--clients", self._sites[name], *place])
+        own = self._sites[name]
+        held = ["--clients", own] if isinstance(own, str) else own
+        self._start(name, ["site", "--name", name, *held, *place])
 
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -51,8 +51,8 @@ def server(
     """Run an experiment whose clients are at sites; the same command goes on with it."""
     with courteous(debug, f"the same command goes on from the last round in {out}"):
         from fedloom.cli import show_result
-        from fedloom.engine.federation import Terms
         from fedloom.engine.flower_processes import Security
+        from fedloom.engine.terms import Terms
         from fedloom.experiment import load_experiment
         from fedloom.progress import make_progress
 
@@ -94,6 +94,10 @@ def site(
     idle: Annotated[
         float, typer.Option(min=1, help="Seconds without a message after which the model is let go.")
     ] = 3600.0,
+    allow: Annotated[
+        Path | None,
+        typer.Option(help="What the server may ask for; the default is allow.yaml in the site's folder."),
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for another run when one is over.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -114,7 +118,17 @@ def site(
         own = None if data is None else (format, data)
         shown = (modalities != "text", modalities != "image")
         options = SiteOptions(
-            name, folder, f"{host}:{port}", Security(), _numbers(clients), own, shown, model, idle, stay
+            name,
+            folder,
+            f"{host}:{port}",
+            Security(),
+            _numbers(clients),
+            own,
+            shown,
+            model,
+            idle,
+            stay,
+            allow,
         )
         run_site(options, _silent if quiet else complain)
 

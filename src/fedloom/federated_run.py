@@ -15,10 +15,11 @@ from fedloom import __version__
 from fedloom.backends import local_backend
 from fedloom.data import load_data
 from fedloom.engine.envelope import Envelope
-from fedloom.engine.federation import Federation, Terms
+from fedloom.engine.federation import Federation
 from fedloom.engine.flower_link import flower_link
 from fedloom.engine.flower_processes import Security, require_flower
 from fedloom.engine.rounds import Backend
+from fedloom.engine.terms import Terms
 from fedloom.experiment import Experiment
 from fedloom.folder import FLOWER, RESULT, folder_state
 from fedloom.messages import Update
@@ -27,6 +28,7 @@ from fedloom.record import read_json
 from fedloom.runner import Result, identity_now, run_experiment
 from fedloom.scenarios.declared import blanks, site_of
 from fedloom.setting import Elsewhere, Setting
+from fedloom.sites import algorithm_of
 from fedloom.types import DataSet, UserError
 
 
@@ -103,6 +105,7 @@ def _attached(
     found.noted = noted
     found.attach(local_backend(setting), setting.tuned.layout, trained)
     if found.own:
+        _require_global(setting)
         found.number(site_of(setting.plan, setting.data.train))
     yield found
     found.leave()
@@ -127,6 +130,24 @@ def _over_sites(experiment: Experiment, sites: int) -> Experiment:
         update={"clients": sites, "partition": "by_group", "pattern": "aligned"}
     )
     return experiment.model_copy(update={"scenario": scenario})
+
+
+def _require_global(setting: Setting) -> None:
+    """Refuse methods whose clients keep models of their own: these are answered at sites, where this test part is not.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name in setting.experiment.methods:
+        method = setting.experiment.method(name)
+        personal = any(parts.personal.count for parts in setting.site.local(name).parts)
+        if method.federated and (
+            personal or algorithm_of(setting.experiment, method, setting.tuned.layout).personal
+        ):
+            raise UserError(
+                f"methods: with {name} clients keep models of their own, which cannot be scored on the server's test part "
+                "where sites bring their own data; leave it out"
+            )
 
 
 def _declared(experiment: Experiment, found: Federation) -> DataSet:

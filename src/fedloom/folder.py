@@ -140,7 +140,12 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
     before = held(folder, experiment.plugins)
     if before is None:
         # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
-        others = {one.name for one in folder.iterdir() if not temporary(one)} - {LOCK, EXPERIMENT, PLAN}
+        others = {one.name for one in folder.iterdir() if not temporary(one)} - {
+            LOCK,
+            EXPERIMENT,
+            PLAN,
+            FLOWER,
+        }
         if others:
             raise UserError(
                 f"{folder} is not empty and is not a run folder; choose another folder with --out"

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedloom.answering import answers_of, validated, validation_scores
 from fedloom.client.site import Question
+from fedloom.engine.federation import Federation
 from fedloom.engine.rounds import Standing
 from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
@@ -146,7 +147,10 @@ def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     models, rounds = _chosen(setting, method, name, [(None, standing)])
     validation = validated(setting, models, name, rounds)
     score = _global_scores if None in models else _own_scores
-    return score(setting, models, name, rounds), standing.up, standing.down, validation
+    scores = score(setting, models, name, rounds)
+    if isinstance(there := setting.elsewhere, Federation) and there.own:
+        scores["sites"] = there.evaluate(models)
+    return scores, standing.up, standing.down, validation
 
 
 def _chosen(

@@ -13,18 +13,23 @@ from typing import Any
 import torch
 
 from fedloom import __version__
+from fedloom.allow import Allow, read_allow, require_allowed, require_reported
+from fedloom.client.site import Question, Site
 from fedloom.data import load_data
+from fedloom.departures import Departures
 from fedloom.engine.envelope import Envelope
 from fedloom.engine.flower_processes import Security, last_lines, require_flower, stop, supernode
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.resident_site import Opened, ResidentSite, listening, serve
 from fedloom.experiment import Experiment
 from fedloom.folder import FLOWER
+from fedloom.measure import slices_of
 from fedloom.models.recompute import recomputing
 from fedloom.models.texts import without_images
 from fedloom.record import write_atomic
 from fedloom.runner import identity_now, open_site
 from fedloom.scenarios.declared import counts_of, everyone
+from fedloom.tasks.scoring import score
 from fedloom.types import DataSet, Example, UserError
 
 AGAIN = 2.0
@@ -46,6 +51,7 @@ class SiteOptions:
         model: Its own copy of the base model, where that lies elsewhere than the experiment says.
         idle: Seconds without a message after which the model is let go.
         stay: Wait for another run when one is over.
+        allow: The owner's file of what a server may ask for; None is `allow.yaml` in `folder`, if it is there.
     """
 
     name: str
@@ -58,6 +64,7 @@ class SiteOptions:
     model: str | None = None
     idle: float = 3600.0
     stay: bool = False
+    allow: Path | None = None
 
 
 class _Over(Exception):
@@ -75,8 +82,15 @@ def run_site(options: SiteOptions, told: Callable[[str], None]) -> None:
         UserError: Flower is not there, or its SuperNode does not run.
     """
     require_flower()
+    _allow_of(options)  # a mistake in it is found before anything is asked
     with listening() as (listener, socket):
         over = list[bool]()
+
+        departures = Departures(options.folder, options.name)
+
+        def left(request: Envelope, answer: Envelope, run: Opened | None) -> None:
+            departures.add(request, answer, run.layout if run else None, run.privacy if run else {})
+            departures.write_page()
 
         def said(text: str) -> None:
             over.extend([True] * (text == "the run is over"))
@@ -85,8 +99,7 @@ def run_site(options: SiteOptions, told: Callable[[str], None]) -> None:
         site = ResidentSite(
             options.name,
             partial(_opened, options),
-            _allowed,
-            _left,
+            left,
             said,
         )
         start = partial(
@@ -100,14 +113,6 @@ def run_site(options: SiteOptions, told: Callable[[str], None]) -> None:
         finally:
             node.stop()
             site.close()
-
-
-def _allowed(request: Envelope, run: Opened | None) -> None:
-    del request, run
-
-
-def _left(request: Envelope, answer: Envelope) -> None:
-    del request, answer
 
 
 class _Node:
@@ -151,7 +156,8 @@ def _opened(options: SiteOptions, begin: Envelope) -> Iterator[Opened]:
         raise UserError(
             f"the server has fedloom {head.get('version')}, and this site {__version__}; install the same"
         )
-    experiment = _experiment(options, head)
+    experiment, allow = _experiment(options, head), _allow_of(options)
+    require_allowed(allow, experiment)
     own = _own(options, experiment) if head["own"] else None
     if own is None and options.clients is None:
         raise UserError(
@@ -171,7 +177,46 @@ def _opened(options: SiteOptions, begin: Envelope) -> Iterator[Opened]:
         rows = experiment.engine.side_by_side
         backend = InProcess(site, rows=1 if rows == "auto" or not site.tuned.stackable else rows)
         joined = _joined(options, experiment, backend, own)
-        yield Opened(backend, site.tuned.layout, Envelope("joined", joined))
+        layout = site.tuned.layout
+        yield Opened(
+            backend,
+            layout,
+            Envelope("joined", joined),
+            lambda asked: require_reported(allow, asked, layout),
+            allow.replies or own is None,
+            partial(_evaluated, site, allow) if own else None,
+            _privacy(experiment),
+        )
+
+
+def _allow_of(options: SiteOptions) -> Allow:
+    default = options.folder / "allow.yaml"
+    return read_allow(options.allow or (default if default.exists() else None))
+
+
+def _evaluated(site: Site, allow: Allow, question: Question) -> dict[str, Any]:
+    """Score a model on the site's own held-out part; only scores that the owner allows are returned."""
+    examples = site.asked(question).examples
+    (judged,) = site.answer([replace(question, slice=slices_of(examples)[0])])
+    found = score(examples, judged)
+    tasks = {task: _metrics(allow, scores) for task, scores in found["tasks"].items()}
+    return {"examples": len(examples), "scores": {**_metrics(allow, found), "tasks": tasks}}
+
+
+def _metrics(allow: Allow, scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in scores.items()
+        if name != "tasks" and (allow.metrics is None or name in allow.metrics)
+    }
+
+
+def _privacy(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each method's parts, in which noise and bounds stand."""
+    return {
+        name: {part: dict(experiment.arguments(part)) for part in experiment.method(name).parts}
+        for name in experiment.methods
+    }
 
 
 def _joined(

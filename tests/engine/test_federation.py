@@ -12,11 +12,12 @@ from tests.clients import CLIENTS, LAYOUT, Plain, named, profiles, run_of, same,
 
 from fedloom.client.memory import InMemory
 from fedloom.engine.envelope import Envelope
-from fedloom.engine.federation import Federation, Terms
+from fedloom.engine.federation import Federation
 from fedloom.engine.flower_link import FlowerReply
 from fedloom.engine.post import Renewed
 from fedloom.engine.resident_site import Opened, ResidentSite
 from fedloom.engine.rounds import Backend, Standing, run_rounds
+from fedloom.engine.terms import Terms
 from fedloom.messages import Assignment, Missing
 from fedloom.record import Clock
 from fedloom.types import UserError
@@ -81,9 +82,7 @@ def resident(name: str, backend: Backend, clients: Sequence[int] | None = None) 
     def opened(begin: Envelope) -> Iterator[Opened]:
         yield Opened(backend, LAYOUT, joined)
 
-    return ResidentSite(
-        name, opened, lambda request, run: None, lambda request, answer: None, lambda text: None
-    )
+    return ResidentSite(name, opened, lambda request, answer, run: None, lambda text: None)
 
 
 def backend_of(algorithm: str = "fedavg") -> Plain:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fedloom.client.site import Profile, Question
 from fedloom.engine.envelope import Envelope
@@ -18,6 +18,7 @@ from fedloom.engine.in_process import ignore
 from fedloom.engine.post import Letter, Post, Renewed, Reply, letters_of, opened
 from fedloom.engine.remote import judged_from, question_bytes
 from fedloom.engine.rounds import Backend
+from fedloom.engine.terms import Member, Terms
 from fedloom.messages import Answer, Assignment, Missing, Update, answer_from_bytes
 from fedloom.params import Layout, Params
 from fedloom.record import Clock
@@ -35,42 +36,6 @@ POLL = 0.1
 
 FAREWELL = 15.0
 """Seconds that sites have to hear that the run is over."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How long a server waits, and for whom.
-
-    Attributes:
-        join: Seconds that sites have to join before the first round.
-        deadline: Seconds that clients have to answer in a round; None waits for all.
-        quorum: Clients of a round that must have answered at the deadline.
-        policy: What is done at the deadline where fewer have: wait for more, go on without them, or stop.
-    """
-
-    join: float = 600.0
-    deadline: float | None = 3600.0
-    quorum: int = 1
-    policy: Literal["wait", "go-on", "stop"] = "stop"
-
-
-@dataclass
-class Member:
-    """A site that has joined.
-
-    Attributes:
-        name: Its name.
-        node: Its node's present number, or None while it is away.
-        clients: The clients that it holds; empty until they are numbered where sites have data of their own.
-        profiles: Method → the profile of each of them.
-        counts: How many examples it holds of each kind, where it has data of its own.
-    """
-
-    name: str
-    node: int | None
-    clients: tuple[int, ...]
-    profiles: Mapping[str, Sequence[Sequence[Any]]]
-    counts: Mapping[str, int]
 
 
 @dataclass
@@ -196,6 +161,27 @@ class Federation:
         if rest:
             found |= dict(zip(rest, self._here.answer([questions[place] for place in rest]), strict=True))
         return [found[place] for place in range(len(questions))]
+
+    def evaluate(self, models: Mapping[int | None, Question]) -> dict[str, Mapping[str, Any]]:
+        """Let sites score a model on their own held-out parts.
+
+        Args:
+            models: The models, of which that of None is global.
+
+        Returns:
+            Site → what it says of its scores, or under "reason" why it says nothing.
+        """
+        asked = Envelope("evaluate", {}, (question_bytes(models[None]),)).to_bytes()
+        letters = [Letter(name, self.members[name].clients, asked) for name in sorted(self.members)]
+        found = dict[str, Mapping[str, Any]]()
+        for number, reply, reason in self._answers(letters, "evaluate"):
+            site = letters[number].site
+            held = (
+                {"reason": reason} if reply is None else {k: v for k, v in reply.head.items() if k != "site"}
+            )
+            found[site] = held
+            self.noted("site evaluation", {"site": site, "method": models[None].method, **held})
+        return found
 
     @property
     def _here(self) -> Backend:

@@ -77,9 +77,9 @@ def letters_of(
     kind: str, head: Mapping[str, Any], assignments: Iterable[Assignment], sites: Mapping[int, str]
 ) -> tuple[list[Letter], int]:
     """Put what clients are asked into one letter for each site, or a few where it is much; return the round, too."""
-    parts, round = dict[str, list[list[tuple[int, bytes]]]](), 0
+    parts, round, method = dict[str, list[list[tuple[int, bytes]]]](), 0, ""
     for one in assignments:
-        round, content = one.round, one.to_bytes()
+        round, method, content = one.round, one.method, one.to_bytes()
         mine = parts.setdefault(sites[one.client], [[]])
         if mine[-1] and sum(len(before) for _, before in mine[-1]) + len(content) > CONTENT:
             mine.append([])
@@ -88,7 +88,9 @@ def letters_of(
         Letter(
             site,
             tuple(client for client, _ in some),
-            Envelope(kind, {**head, "round": round}, tuple(content for _, content in some)).to_bytes(),
+            Envelope(
+                kind, {**head, "method": method, "round": round}, tuple(content for _, content in some)
+            ).to_bytes(),
         )
         for site, all_of_it in parts.items()
         for some in all_of_it

@@ -11,12 +11,13 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedloom.client.site import Question
 from fedloom.engine.envelope import Envelope, read_frame, write_frame
 from fedloom.engine.ordering import SILENT
 from fedloom.engine.remote import judged_plain, question_from
@@ -28,6 +29,10 @@ from fedloom.record import Clock
 from fedloom.types import UserError
 
 
+def anything(asked: Sequence[Assignment]) -> None:
+    """Allow whatever is asked."""
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """A run that a site takes part in.
@@ -36,11 +41,19 @@ class Opened:
         backend: How its clients train.
         layout: Names and shapes of what is exchanged.
         joined: What the server is sent when the site joins.
+        allowed: Called with what clients are asked; it raises `UserError` for what the owner does not allow.
+        replies: Whether answers to single examples may leave.
+        evaluate: Scores a model on the site's own held-out part; None where it has none of its own.
+        privacy: Method → what is added to its updates or clipped of them, as arguments of its parts.
     """
 
     backend: Backend
     layout: Layout
     joined: Envelope
+    allowed: Callable[[Sequence[Assignment]], None] = anything
+    replies: bool = True
+    evaluate: Callable[[Question], Mapping[str, Any]] | None = None
+    privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
 Open = Callable[[Envelope], AbstractContextManager[Opened]]
@@ -54,15 +67,13 @@ class ResidentSite:
     Attributes:
         name: The site's name.
         open: How a run is opened.
-        allowed: Called with every request before it is answered; it raises `UserError` to refuse it.
-        left: Called with every request and answer before it leaves.
+        left: Called with every request and answer before it leaves, and with the run if there is one.
         told: Called with a sentence about what happens.
     """
 
     name: str
     open: Open
-    allowed: Callable[[Envelope, Opened | None], None]
-    left: Callable[[Envelope, Envelope], None]
+    left: Callable[[Envelope, Envelope, Opened | None], None]
     told: Callable[[str], None]
     _run: Opened | None = None
     _begun: bytes = b""
@@ -76,13 +87,16 @@ class ResidentSite:
             return self._last[1]
         try:
             request = Envelope.from_bytes(content)
-            self.allowed(request, self._run)
+            run = self._run
             answer = self._answer(request, digest)
-            self.left(request, answer)
         except (Exception, SystemExit) as error:
             reason = client_failure(error)
             self.told(f"refused what the server asked: {reason}")
-            return Envelope("refused", {"site": self.name, "reason": reason}).to_bytes()
+            request, answer = Envelope(""), Envelope("refused", {"site": self.name, "reason": reason})
+            run = None
+        self.left(request, answer, self._run or run)
+        if answer.kind == "refused":
+            return answer.to_bytes()
         reply = answer.to_bytes()
         if answer.kind != "joined":  # that one is kept as long as the run is open
             self._last = (digest, reply)
@@ -105,7 +119,14 @@ class ResidentSite:
             raise UserError("the site has not joined this run; it must be sent the run first")
         if request.kind in ("train", "measure"):
             return self._clients(run, request)
+        if request.kind == "evaluate" and run.evaluate is not None:
+            question = question_from(request.parts[0], run.layout)
+            return Envelope("answered", {"site": self.name, **run.evaluate(question)})
         if request.kind == "answer":
+            if not run.replies:
+                raise UserError(
+                    "answers to single examples do not leave this site; its owner may allow `replies`"
+                )
             questions = [question_from(one, run.layout) for one in request.parts]
             judged = [judged_plain(one) for one in run.backend.answer(questions)]
             return Envelope("answered", {"site": self.name, "judged": judged})
@@ -122,6 +143,7 @@ class ResidentSite:
 
     def _clients(self, run: Opened, request: Envelope) -> Envelope:
         asked = [Assignment.from_bytes(one, run.layout) for one in request.parts]
+        run.allowed(asked)
         found = (
             run.backend.train(asked, Clock())
             if request.kind == "train"
