@@ -163,7 +163,7 @@ def test_what_an_owner_does_not_allow_is_refused(tmp_path: Path) -> None:
     require_allowed(allow, Experiment(train={"rounds": 3, "batch_size": 4}))
     with pytest.raises(UserError, match="allows 3 rounds, and the run has 4"):
         require_allowed(allow, Experiment(train={"rounds": 4, "batch_size": 4}))
-    with pytest.raises(UserError, match="batches of 4 examples and more, and the run has train.batch_size 3"):
+    with pytest.raises(UserError, match=r"batches of 4 examples and more, and the run has train.batch_size 3"):
         require_allowed(allow, Experiment(train={"rounds": 3, "batch_size": 3}))
     layout = Layout.of({"connector/w": (2,), "llm/a": (3,)})
     params = Params.zeros(layout)

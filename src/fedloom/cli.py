@@ -11,7 +11,7 @@ import typer
 
 from fedloom import __version__
 from fedloom.cli_data import data
-from fedloom.cli_federation import server, site
+from fedloom.cli_federation import doctor, keys, server, site
 from fedloom.cli_list import list_
 from fedloom.cli_models import models
 from fedloom.cli_options import (
@@ -254,6 +254,8 @@ def report(
 app.command()(split)
 app.command()(server)
 app.command()(site)
+app.command()(keys)
+app.command()(doctor)
 app.command("list")(list_)
 
 

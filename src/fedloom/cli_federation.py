@@ -5,15 +5,32 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedloom.cli_options import Changes, Debug, Json, PluginFiles, Quiet, Recipe, complain, courteous
+from fedloom.cli_options import (
+    FAILED,
+    Changes,
+    Debug,
+    Json,
+    PluginFiles,
+    Quiet,
+    Recipe,
+    complain,
+    courteous,
+    say,
+)
 from fedloom.types import UserError
+
+if TYPE_CHECKING:
+    from fedloom.engine.flower_processes import Security
 
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Use no TLS and no keys; only between processes of one machine.")
+]
+Keys = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of keys that `fedloom keys` made for this side.")
 ]
 Policy = Literal["wait", "go-on", "stop"]
 Modalities = Literal["both", "image", "text"]
@@ -25,6 +42,7 @@ def server(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where sites connect to.")
     ] = "127.0.0.1:8470",
+    keys: Keys = None,
     insecure: Insecure = False,
     deadline: Annotated[
         float, typer.Option(min=1, help="Seconds that clients have to answer in a round.")
@@ -51,20 +69,21 @@ def server(
     """Run an experiment whose clients are at sites; the same command goes on with it."""
     with courteous(debug, f"the same command goes on from the last round in {out}"):
         from fedloom.cli import show_result
-        from fedloom.engine.flower_processes import Security
         from fedloom.engine.terms import Terms
         from fedloom.experiment import load_experiment
         from fedloom.progress import make_progress
 
         host, port = address(listen, "--listen")
-        require_loopback(host, insecure)
+        security = security_of(host, keys, insecure, at_server=True)
         experiment = load_experiment(recipe, changes or (), plugins or ())
         progress = make_progress(quiet)
         try:
             from fedloom.federated_run import Listening, serve_experiment
 
             terms = Terms(join, deadline, quorum, policy)
-            result = serve_experiment(experiment, out, progress, Listening(port, Security()), terms, sites)
+            result = serve_experiment(
+                experiment, out, progress, Listening(host, port, security), terms, sites
+            )
         finally:
             progress.close()
         show_result(result, out, as_json)
@@ -87,6 +106,7 @@ def site(
     out: Annotated[
         Path | None, typer.Option(help="Folder of this site's files; the default is sites/NAME.")
     ] = None,
+    keys: Keys = None,
     insecure: Insecure = False,
     model: Annotated[
         str | None, typer.Option(help="This site's copy of the base model, if it lies elsewhere.")
@@ -104,10 +124,8 @@ def site(
 ) -> None:
     """Take part in a server's run with the data of this site."""
     with courteous(debug, "the same command takes part again"):
-        from fedloom.engine.flower_processes import Security
-
         host, port = address(server, "--server")
-        require_loopback(host, insecure)
+        security = security_of(host, keys, insecure, at_server=False)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
             raise UserError('--name: use at most 80 letters, digits, ".", "_" and "-"')
         if (data is None) == (clients is None):
@@ -121,7 +139,7 @@ def site(
             name,
             folder,
             f"{host}:{port}",
-            Security(),
+            security,
             _numbers(clients),
             own,
             shown,
@@ -145,22 +163,76 @@ def address(text: str, option: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def require_loopback(host: str, insecure: bool) -> None:
-    """Refuse connections without TLS that leave this machine.
+def security_of(host: str, keys: Path | None, insecure: bool, *, at_server: bool) -> Security:
+    """Return how connections are secured: with keys, or not at all between processes of this machine.
 
     Raises:
-        UserError: `--insecure` was given for another host, or no key was given at all.
+        UserError: Neither or both were asked for, another machine is to be reached without TLS, or keys are missing.
     """
-    if not insecure:
+    from fedloom.engine.flower_processes import Security, require_flower
+
+    if (keys is None) != insecure:
         raise UserError(
-            "give --insecure to use no TLS; that is only possible between processes of one machine"
+            "give either --keys, a folder that `fedloom keys` made, or --insecure, which works on one machine only"
         )
+    if keys is not None:
+        require_flower()
+        from fedloom.engine.keys import server_security, site_security
+
+        return server_security(keys) if at_server else site_security(keys)
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         loopback = False
     if not loopback:
         raise UserError(f"--insecure: {host} is not this machine; without TLS, only 127.0.0.1 can be used")
+    return Security()
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where keys are made.")],
+    sites: Annotated[str, typer.Option(metavar="NAME,…", help="Names of the sites.")],
+    hosts: Annotated[
+        str,
+        typer.Option(
+            "--server", metavar="HOST,…", help="Names or addresses by which sites reach the server."
+        ),
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Make an authority, the server's certificate and a key for each site; sites can be added later."""
+    with courteous(debug):
+        from fedloom.engine.flower_processes import require_flower
+
+        require_flower()
+        from fedloom.engine.keys import make_keys
+
+        split = [[one for one in text.split(",") if one] for text in (hosts, sites)]
+        for place in make_keys(folder, split[0], split[1]):
+            say(str(place))
+        say(
+            f"Hand each site its own folder, and nothing else; keep {folder / 'authority'} away from the server.\n"
+            "`fedloom server` and `fedloom site` take their folder with --keys."
+        )
+
+
+def doctor(
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")],
+    keys: Keys = None,
+    insecure: Insecure = False,
+    debug: Debug = False,
+) -> None:
+    """Check from a site's side that the server is reached, and that only what sites need of it is."""
+    with courteous(debug):
+        host, port = address(server, "--server")
+        security = security_of(host, keys, insecure, at_server=False)
+        from fedloom.engine.checkup import checkup
+
+        found = checkup(host, port, security)
+        for good, what in found:
+            say(f"{'ok  ' if good else 'BAD '} {what}")
+        if not all(good for good, _ in found):
+            raise typer.Exit(FAILED)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from fedloom.data import load_data
 from fedloom.engine.envelope import Envelope
 from fedloom.engine.federation import Federation
 from fedloom.engine.flower_link import flower_link
-from fedloom.engine.flower_processes import Security, require_flower
+from fedloom.engine.flower_processes import Security, free_port, require_flower
+from fedloom.engine.front import front
 from fedloom.engine.rounds import Backend
 from fedloom.engine.terms import Terms
 from fedloom.experiment import Experiment
@@ -36,6 +38,7 @@ from fedloom.types import DataSet, UserError
 class Listening:
     """Where a server listens, and how its connections are secured."""
 
+    host: str
     port: int
     security: Security
 
@@ -75,7 +78,12 @@ def serve_experiment(
         progress.message(f"{kind}: {', '.join(f'{key} {value}' for key, value in figures.items())}")
 
     (out / FLOWER).mkdir(parents=True, exist_ok=True)
-    with flower_link(listening.port, listening.security, out / FLOWER, progress.message) as link:
+    behind, security = free_port(), listening.security
+    identity, trust = (None, None) if security.plain else _contexts(security)
+    with (
+        front(listening.host, listening.port, behind, identity, trust),
+        flower_link(behind, security, out / FLOWER, progress.message) as link,
+    ):
         begin = _begin(experiment, own=sites is not None)
         found = Federation(link, begin, experiment.scenario.clients, terms, noted, own=sites is not None)
         wanted = f"{sites} sites" if sites else f"sites that hold {found.clients} clients"
@@ -109,6 +117,12 @@ def _attached(
         found.number(site_of(setting.plan, setting.data.train))
     yield found
     found.leave()
+
+
+def _contexts(security: Security) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    from fedloom.engine.keys import identity_of, trust_of
+
+    return identity_of(security), trust_of(security)
 
 
 def _over_sites(experiment: Experiment, sites: int) -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from fedloom.scenarios.declared import counts_of, everyone
 from fedloom.tasks.scoring import score
 from fedloom.types import DataSet, Example, UserError
 
-AGAIN = 2.0
+AGAIN = 5.0
 """Seconds after which a SuperNode that has ended is started again; one whose server is away ends again and again."""
 
 
@@ -122,17 +123,17 @@ class _Node:
         self, start: Callable[[], subprocess.Popen[bytes]], home: Path, told: Callable[[str], None]
     ) -> None:
         self._start, self._home, self._told = start, home, told
-        self._process, self._idle = start(), 0.0
+        self._process, self._begun = start(), time.monotonic()
 
     def look(self) -> None:
         """Start it again if it has ended."""
-        if self._process.poll() is None:
+        if self._process.poll() is None or time.monotonic() - self._begun < AGAIN:
             return
         self._told(
             f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 2)}; it is started again"
         )
         stop(self._process)
-        self._process = self._start()
+        self._process, self._begun = self._start(), time.monotonic()
 
     def stop(self) -> None:
         """End it."""

@@ -38,14 +38,15 @@ class Mail:
     nodes_there: dict[int, ResidentSite]
     delay: dict[str, float] = field(default_factory=dict)
     losing: Callable[[str], str | None] = lambda name: None
+    registered: dict[int, str] = field(default_factory=dict)
     time: float = 0.0
     renew: int = -1
     asked: list[tuple[str, str]] = field(default_factory=list)
     on_the_way: dict[str, tuple[float, int, FlowerReply]] = field(default_factory=dict)
     sends: int = 0
 
-    def nodes(self) -> Sequence[int]:
-        return list(self.nodes_there)
+    def nodes(self) -> Mapping[int, str]:
+        return {node: self.registered.get(node, "") for node in self.nodes_there}
 
     def send(self, node: int, content: bytes, group: str) -> str | None:
         self.sends += 1
@@ -142,6 +143,15 @@ def test_a_client_is_at_one_site_only() -> None:
     refused = [what for kind, what in noted if kind == "site refused"]
     assert refused == [{"site": "east", "reason": "client 4 is at site north"}]
     assert "east" not in there.members
+
+
+def test_a_site_has_the_name_that_its_key_is_registered_for() -> None:
+    mail = two_sites()
+    mail.registered = {11: "north", 12: "west"}
+    there, noted = federation(mail, Terms(join=5))
+    with pytest.raises(UserError, match="client 1 joined"):
+        there.enroll()
+    assert ("site refused", {"site": "south", "reason": "its key is that of site west"}) in noted
 
 
 def test_late_answers_are_recorded_and_not_counted() -> None:

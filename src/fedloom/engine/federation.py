@@ -66,6 +66,7 @@ class Federation:
     _layout: Layout | None = None
     _trained: Callable[[Update], None] = ignore
     _joining: dict[str, int] = field(default_factory=dict[str, int])
+    _names: Mapping[int, str] = field(default_factory=dict[int, str])
     _known: set[int] = field(default_factory=set[int])
     _sent: dict[str, Letter] = field(default_factory=dict[str, Letter])
     _looked: float = float("-inf")
@@ -323,7 +324,8 @@ class Federation:
             return
         self._looked = self.now()
         try:
-            there = set(self.post.nodes())
+            self._names = self.post.nodes()
+            there = set(self._names)
             for node in sorted(there - self._known):
                 name = self.post.send(node, self.begin.to_bytes(), "join")
                 if name is not None:
@@ -361,6 +363,8 @@ class Federation:
 
     def _unfit(self, member: Member, held: Member | None) -> str | None:
         """Return why a site cannot take part, or None."""
+        if (registered := self._names.get(member.node or 0)) and registered != member.name:
+            return f"its key is that of site {registered}"
         if self.own:
             if held is None and len(self.members) >= self.clients:
                 return f"{self.clients} other sites take part already"

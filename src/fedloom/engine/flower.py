@@ -54,7 +54,7 @@ def relay(grid: Grid, stream: Stream) -> None:
 
 
 def _nodes(grid: Grid, request: Envelope) -> Envelope:
-    return Envelope("nodes", {"nodes": list(grid.get_node_ids())})
+    return Envelope("nodes", {"nodes": [[node.node_id, node.name] for node in grid.get_nodes()]})
 
 
 def _send(grid: Grid, request: Envelope) -> Envelope:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +87,9 @@ class FlowerLink:
             stop(self._process)
         self._listener.close()
 
-    def nodes(self) -> Sequence[int]:
+    def nodes(self) -> Mapping[int, str]:
         """See `Post`."""
-        return [int(one) for one in self._ask(Envelope("nodes")).head["nodes"]]
+        return {int(node): str(name) for node, name in self._ask(Envelope("nodes")).head["nodes"]}
 
     def send(self, node: int, content: bytes, group: str) -> str | None:
         """See `Post`."""

@@ -71,7 +71,7 @@ class Security:
         authority: Certificate of the authority that both ends trust; None means no TLS, which only loopback may do.
         certificate: The server's certificate, at the server.
         key: Private key of the server, or of a site's node.
-        public: Public keys of the sites' nodes, at the server.
+        public: Public keys of the sites' nodes, at the server; each file is called as its site is.
     """
 
     authority: Path | None = None
@@ -223,7 +223,7 @@ def submit(port: int, security: Security, path: str, home: Path) -> str:
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n{trust}\n'.encode(),
     )
     for key in security.public:
-        flwr(["supernode", "register", str(key), "here"], home)
+        flwr(["supernode", "register", str(key), "here", "--name", key.stem], home)
     done = flwr(["run", str(home / "app"), "here", "--run-config", f"socket={json.dumps(path)}"], home)
     try:
         told = json.loads(done[done.index("{") :])

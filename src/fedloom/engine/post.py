@@ -39,8 +39,8 @@ class Renewed(Exception):
 class Post(Protocol):
     """What carries messages to nodes and back. Every method may raise `Renewed`."""
 
-    def nodes(self) -> Sequence[int]:
-        """Return which nodes are there."""
+    def nodes(self) -> Mapping[int, str]:
+        """Return which nodes are there, with the name of the site that each one's key is registered for; "" for none."""
         ...
 
     def send(self, node: int, content: bytes, group: str) -> str | None:

@@ -1,0 +1,68 @@
+"""Check from a site's side what can be reached of a server."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+
+from fedloom.engine.flower_processes import Security
+
+HIDDEN = (
+    "/v1/control/start-run",
+    "/v1/control/list-runs",
+    "/v1/runtime/pull-task-input",
+    "/v1/fleet/../control/start-run",
+)
+"""Paths that no site may reach: whoever does can let all sites run code."""
+
+SECONDS = 10.0
+
+
+def checkup(host: str, port: int, security: Security) -> list[tuple[bool, str]]:
+    """Try what sites need of a server, and what they must not reach.
+
+    Args:
+        host: The server's name or address.
+        port: Its port.
+        security: How the site connects.
+
+    Returns:
+        For each check whether it is well, and what was found.
+    """
+    trust = None if security.plain else ssl.create_default_context(cafile=str(security.authority))
+    try:
+        status = _status(host, port, trust, "/v1/fleet/ping")
+    except ssl.SSLError as error:
+        return [(False, f"{host}:{port} does not show a certificate that this site trusts: {error.reason}")]
+    except OSError as error:
+        return [(False, f"{host}:{port} cannot be reached: {error.strerror or error}")]
+    found = [
+        (
+            status != 403,
+            f"{host}:{port} is reached{'' if trust is None else ', and its certificate is trusted'}",
+        )
+    ]
+    for path in HIDDEN:
+        try:
+            status = _status(host, port, trust, path)
+        except OSError:
+            status = 403  # nothing answered
+        found.append(
+            (status == 403, f"{path} is {'refused' if status == 403 else f'answered with {status}'}")
+        )
+    return found
+
+
+def _status(host: str, port: int, trust: ssl.SSLContext | None, path: str) -> int:
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=SECONDS)
+        if trust is None
+        else http.client.HTTPSConnection(host, port, timeout=SECONDS, context=trust)
+    )
+    try:
+        connection.request("POST", path, b"")
+        return connection.getresponse().status
+    except http.client.HTTPException:
+        return 0
+    finally:
+        connection.close()
