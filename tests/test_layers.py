@@ -69,6 +69,7 @@ DOORS = {
     "jinja2": {"report"},
     "pickle": set(),
     "flwr": {"engine"},
+    "cryptography": {"engine"},
 }
 
 

@@ -8,6 +8,9 @@ clients, deadlines and everything that is learned stay in those two, so that the
 This is the only module that imports Flower.
 """
 
+# Flower comes with an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -5,6 +5,9 @@ DIR/server/       ca.crt, server.crt, server.key, and sites/NAME.pub of each sit
 DIR/site-NAME/    ca.crt, and node.key; hand this folder, and nothing else, to the site's owner
 """
 
+# Flower comes with an extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import ipaddress
