@@ -71,7 +71,7 @@ def test_only_owners_read_secrets(tmp_path: Path) -> None:
     from fedloom.engine.keys import make_keys
 
     make_keys(tmp_path, [], ["north"])
-    secrets = [one for one in tmp_path.rglob("*.key")]
+    secrets = list(tmp_path.rglob("*.key"))
     assert {one.relative_to(tmp_path).as_posix() for one in secrets} == {
         "authority/ca.key",
         "server/server.key",
@@ -129,6 +129,9 @@ def test_a_checkup_finds_what_a_site_must_not_reach(tmp_path: Path) -> None:
             found = checkup("127.0.0.1", port, security)
             assert all(good for good, _ in found), found
             assert len(found) > 3
+            ((good, told),) = checkup("127.0.0.1", port, Security())
+            assert not good
+            assert "does not answer without TLS" in told
             make_keys(tmp_path / "other", [], ["north"])
             ((good, told),) = checkup("127.0.0.1", port, site_security(tmp_path / "other" / "site-north"))
             assert not good

@@ -36,6 +36,9 @@ def checkup(host: str, port: int, security: Security) -> list[tuple[bool, str]]:
         return [(False, f"{host}:{port} does not show a certificate that this site trusts: {error.reason}")]
     except OSError as error:
         return [(False, f"{host}:{port} cannot be reached: {error.strerror or error}")]
+    if not status:
+        tls = "without TLS" if trust is None else "with TLS"
+        return [(False, f"{host}:{port} does not answer {tls} as a server of fedloom does")]
     found = [
         (
             status != 403,
