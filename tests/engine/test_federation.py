@@ -74,14 +74,16 @@ class Mail:
         self.time += seconds
 
 
-def resident(name: str, backend: Backend, clients: Sequence[int] | None = None) -> ResidentSite:
+def resident(
+    name: str, backend: Backend, clients: Sequence[int] | None = None, **allowing: Any
+) -> ResidentSite:
     held = HELD[name] if clients is None else clients
     told = {"fedavg": [list(profiles()[one]) for one in held]}
     joined = Envelope("joined", {"site": name, "clients": list(held), "profiles": told})
 
     @contextmanager
     def opened(begin: Envelope) -> Iterator[Opened]:
-        yield Opened(backend, LAYOUT, joined)
+        yield Opened(backend, LAYOUT, joined, **allowing)
 
     return ResidentSite(name, opened, lambda request, answer, run: None, lambda text: None)
 
@@ -312,3 +314,81 @@ def test_requests_of_another_version_are_refused() -> None:
     assert answer.kind == "refused"
     assert "another version" in answer.head["reason"]
     assert "joined" in Envelope.from_bytes(site.answer(content)).head["reason"]
+
+
+def test_what_an_owner_refuses_is_recorded_with_the_reason() -> None:
+    def forbidden(asked: Sequence[Assignment]) -> None:
+        raise UserError("the owner of this site does not allow connector/w to be reported")
+
+    mail = two_sites()
+    mail.nodes_there[12] = resident("south", backend_of(), allowed=forbidden)
+    there, _ = federation(mail)
+    there.enroll()
+    rows = list[Mapping[str, Any]]()
+    run = run_of("fedavg", committed=lambda now, log: rows.append(log))
+    (standing,) = run_rounds([run], there)
+    assert standing.state.round == 3
+    reason = "site south refused: the owner of this site does not allow connector/w to be reported"
+    assert [row["missing"] for row in rows] == [[{"client": one, "reason": reason} for one in (1, 3)]] * 3
+    assert mail.asked.count(("south", "train")) == 3, "a refusal is an answer, and not asked for again"
+
+
+def test_answers_to_single_examples_stay_unless_they_may_leave() -> None:
+    site = resident("north", backend_of(), replies=False)
+    site.answer(Envelope("begin").to_bytes())
+    answer = Envelope.from_bytes(site.answer(Envelope("answer").to_bytes()))
+    assert answer.kind == "refused"
+    assert "do not leave this site" in answer.head["reason"]
+
+
+def test_all_that_leaves_is_passed_by_the_list_even_refusals() -> None:
+    listed = list[tuple[str, bytes]]()
+    site = resident("north", backend_of())
+    site.left = lambda request, answer, run: listed.append((answer.kind, answer.to_bytes()))
+    sent = [
+        site.answer(content)
+        for content in (
+            Envelope("train").to_bytes(),
+            Envelope("begin").to_bytes(),
+            Envelope("train", {}, (assignments()[0].to_bytes(),)).to_bytes(),
+            b"nothing of ours",
+        )
+    ]
+    assert [kind for kind, _ in listed] == ["refused", "joined", "answered", "refused"]
+    assert [content for _, content in listed] == sent
+
+
+def test_sites_with_data_of_their_own_are_numbered_by_the_server() -> None:
+    mail = Mail({})
+    for node, name in enumerate(("b", "a", "c", "e", "d")):
+        mail.nodes_there[node + 11] = own_site(name, 2 + node)
+    there, noted = federation(mail, own=True)
+    there.enroll()
+    assert [one.counts["text"] for one in there.members.values()] == [2, 3, 4, 5, 6]
+    there.number({"a": 3, "b": 0, "c": 1, "d": 4, "e": 2})
+    assert not any(isinstance(one, Missing) for one in there.train(assignments(), Clock()))
+    mail.nodes_there[99] = own_site("f", 2)
+    del mail.nodes_there[12]
+    mail.nodes_there[98] = own_site("a", 7)
+    mail.time += 10
+    there._look()
+    there._taken()
+    refused = {what["site"]: what["reason"] for kind, what in noted if kind == "site refused"}
+    assert refused == {"f": "5 other sites take part already", "a": "it came back with other data"}
+    mail.nodes_there[97] = own_site("a", 3)
+    mail.time += 10
+    there._look()
+    there._taken()
+    assert there.members["a"].clients == (3,)
+    assert there.members["a"].node == 97
+
+
+def own_site(name: str, count: int) -> ResidentSite:
+    joined = {"site": name, "clients": [], "profiles": {"fedavg": [[count, False, True]]}}
+    joined["counts"] = {"both": 0, "image": 0, "text": count}
+
+    @contextmanager
+    def opened(begin: Envelope) -> Iterator[Opened]:
+        yield Opened(backend_of(), LAYOUT, Envelope("joined", joined))
+
+    return ResidentSite(name, opened, lambda request, answer, run: None, lambda text: None)
