@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fedloom.allow import Allow, read_allow, require_allowed, require_reported
 from fedloom.departures import Departures
 from fedloom.engine.envelope import Envelope
 from fedloom.experiment import Experiment
+from fedloom.measure import at_sites
 from fedloom.messages import Assignment, Update
 from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.declared import blanks, counts_of, everyone, site_of
@@ -73,7 +75,10 @@ def experiment_of(data: Path, model: Path, file: Path) -> Path:
     reason="Flower is not installed; `pip install 'fedloom[flower]'`",
 )
 @pytest.mark.slow
-def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scores", ["here", "sites"])
+def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(
+    tiny_model: Path, tmp_path: Path, scores: str
+) -> None:
     """One site has only images and one only texts. The pooled folder, divided by site, is trained in one process."""
     pooled = [one for site, (kind, count) in HELD.items() for one in records(site, kind, range(count))]
     server = write(tmp_path / "pooled", pooled, records("north", "both", range(80, 88)))
@@ -85,7 +90,9 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(tiny_model: 
     here = [sys.executable, "-m", "fedloom", "run", str(file), "--out", str(tmp_path / "here"), "--quiet"]
     subprocess.run(here, check=True, capture_output=True)
     own = {site: ["--data", str(tmp_path / f"data-{site}")] for site in HELD}
-    with FederatedRun(tmp_path, file, own, ["--sites", "3"]) as run:
+    if scores == "sites":  # then the server needs no data at all
+        experiment_of(tmp_path / "nowhere", tiny_model, file)
+    with FederatedRun(tmp_path, file, own, ["--sites", "3", "--scores", scores]) as run:
         assert run.wait() == [0] * 4, run.told()
     there = tmp_path / "there"
     adapter = "adapter/adapter_model.safetensors"
@@ -106,6 +113,11 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(tiny_model: 
         assert all(part["tensors"] and part["values"] > 0 for one in trained for part in one["parts"])
         assert all(one["replies"] == 0 for one in left)
         assert f"What left {site}" in (tmp_path / site / "left-this-site.html").read_text()
+    if scores == "sites":
+        whole = json.loads((there / "result.json").read_text())["scores"]["fedavg"]
+        right = sum(one["examples"] * one["scores"]["accuracy"] for one in sites.values())
+        assert whole["accuracy"] == pytest.approx(right / 12)
+        assert (there / "report.html").exists()
     texts = [path for path in there.rglob("*") if path.is_file() and b"of west" in path.read_bytes()]
     assert [path.name for path in texts] == [], "nothing that a site's examples say is at the server"
     log = (there / "record.jsonl").read_text()
@@ -145,6 +157,25 @@ def test_a_plan_of_blanks_is_that_of_the_examples() -> None:
     assert [len(one) for one in there.clients] == [len(one) for one in here.clients]
 
 
+def test_scores_of_sites_count_by_their_examples() -> None:
+    """One right of one, one of three, and a site that is silent: two of four are right."""
+
+    def told(examples: int, accuracy: float, **more: float) -> dict[str, Any]:
+        return {
+            "examples": examples,
+            "scores": {"accuracy": accuracy, "tasks": {"choice": {"accuracy": accuracy, **more}}},
+        }
+
+    sites = {"a": told(1, 1.0, auc=0.25), "b": told(3, 1 / 3), "c": {"reason": "it is away"}}
+    found = at_sites(sites, ["b", "c", "a"])
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["tasks"]["choice"] == {"accuracy": pytest.approx(0.5), "auc": 0.25}
+    assert found["clients"] == [pytest.approx(1 / 3), None, 1.0]
+    assert found["sites"]["c"] == {"reason": "it is away"}
+    with pytest.raises(UserError, match=r"no site sent scores \(c: it is away"):
+        at_sites({"c": {"reason": "it is away"}}, ["c"])
+
+
 def test_whichever_client_a_site_is_asked_as_it_is_this_one() -> None:
     examples = [Example(str(k), "?", "!", text="so" if k % 2 else None) for k in (2, 0, 1)]
     plan = everyone(examples, 4)
@@ -163,7 +194,9 @@ def test_what_an_owner_does_not_allow_is_refused(tmp_path: Path) -> None:
     require_allowed(allow, Experiment(train={"rounds": 3, "batch_size": 4}))
     with pytest.raises(UserError, match="allows 3 rounds, and the run has 4"):
         require_allowed(allow, Experiment(train={"rounds": 4, "batch_size": 4}))
-    with pytest.raises(UserError, match=r"batches of 4 examples and more, and the run has train.batch_size 3"):
+    with pytest.raises(
+        UserError, match=r"batches of 4 examples and more, and the run has train.batch_size 3"
+    ):
         require_allowed(allow, Experiment(train={"rounds": 3, "batch_size": 3}))
     layout = Layout.of({"connector/w": (2,), "llm/a": (3,)})
     params = Params.zeros(layout)

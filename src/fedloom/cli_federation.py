@@ -33,6 +33,7 @@ Keys = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of keys that `fedloom keys` made for this side.")
 ]
 Policy = Literal["wait", "go-on", "stop"]
+Scores = Literal["here", "sites"]
 Modalities = Literal["both", "image", "text"]
 
 
@@ -59,6 +60,12 @@ def server(
             min=1, help="Number of sites that bring their own data; without it, sites hold clients."
         ),
     ] = None,
+    scores: Annotated[
+        Scores,
+        typer.Option(
+            help="here: the test part of the experiment's data; sites: each site's own, with --sites."
+        ),
+    ] = "here",
     join: Annotated[float, typer.Option(min=1, help="Seconds that sites have to join.")] = 600.0,
     changes: Changes = None,
     plugins: PluginFiles = None,
@@ -74,6 +81,10 @@ def server(
         from fedloom.progress import make_progress
 
         host, port = address(listen, "--listen")
+        if scores == "sites" and sites is None:
+            raise UserError(
+                "--scores sites: only sites with data of their own have a test part; give --sites"
+            )
         security = security_of(host, keys, insecure, at_server=True)
         experiment = load_experiment(recipe, changes or (), plugins or ())
         progress = make_progress(quiet)
@@ -82,7 +93,7 @@ def server(
 
             terms = Terms(join, deadline, quorum, policy)
             result = serve_experiment(
-                experiment, out, progress, Listening(host, port, security), terms, sites
+                experiment, out, progress, Listening(host, port, security), terms, sites, scores
             )
         finally:
             progress.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,6 +50,7 @@ def serve_experiment(
     listening: Listening,
     terms: Terms,
     sites: int | None = None,
+    scores: Literal["here", "sites"] = "here",
 ) -> Result:
     """Run an experiment over sites, or go on with it; see `fedloom.runner.run_experiment`.
 
@@ -61,6 +62,7 @@ def serve_experiment(
         terms: How long it waits for sites.
         sites: Number of sites that each bring data of their own and are one client; None where sites hold clients of
             the experiment's data, which then is also here.
+        scores: Whether the server has a test part, that of the experiment's data, or only sites score models.
 
     Raises:
         UserError: Flower is not there, or sites did not join or answer as `terms` wants it.
@@ -89,7 +91,7 @@ def serve_experiment(
         wanted = f"{sites} sites" if sites else f"sites that hold {found.clients} clients"
         progress.message(f"waiting for {wanted}")
         found.enroll()
-        data = None if sites is None else _declared(experiment, found)
+        data = None if sites is None else _declared(experiment, found, here=scores == "here")
         elsewhere = Elsewhere(partial(_attached, found, early), data)
         return run_experiment(experiment, out, progress, elsewhere=elsewhere)
 
@@ -164,11 +166,13 @@ def _require_global(setting: Setting) -> None:
             )
 
 
-def _declared(experiment: Experiment, found: Federation) -> DataSet:
-    """Return what the server knows of the sites' data, and its own test part."""
-    here = load_data(experiment.data, experiment.seed, experiment.datasets)
+def _declared(experiment: Experiment, found: Federation, *, here: bool) -> DataSet:
+    """Return what the server knows of the sites' data, and its own test part, where it has one."""
+    own = (
+        load_data(experiment.data, experiment.seed, experiment.datasets) if here else DataSet("sites", (), ())
+    )
     train = [one for name in sorted(found.members) for one in blanks(name, found.members[name].counts)]
-    return replace(here, train=tuple(train), drawn=(), validation=())
+    return replace(own, train=tuple(train), drawn=(), validation=())
 
 
 def _begin(experiment: Experiment, *, own: bool) -> Envelope:

@@ -13,7 +13,7 @@ from fedloom.scenarios.plan import Plan, Share
 from fedloom.tasks.base import Metric
 from fedloom.tasks.scoring import HEADLINES, NO_METRICS, Judged, each, score, tasks_of
 from fedloom.tasks.verdict import JUDGED_TASKS, Judge, judged_scores
-from fedloom.types import Example, Presence
+from fedloom.types import Example, Presence, UserError
 
 SLICES = {"both": Presence(True, True), "image": Presence(True, False), "text": Presence(False, True)}
 """What of its evidence a test example shows."""
@@ -72,6 +72,66 @@ def figures(
         "clients": clients,
         "client_tasks": by_task,
     }
+
+
+def at_sites(told: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
+    """Gather what sites say of one model, each of its own held-out part.
+
+    Args:
+        told: Site → "examples", how many, and "scores", what `score` returned there; or "reason" why there are none.
+        order: The site of each client.
+
+    Returns:
+        What `figures` returns. A score is the mean over sites, weighted by their numbers of examples, of those sites
+        that sent it; accuracy is thus that over all examples. "sites" holds what each site said.
+
+    Raises:
+        UserError: No site sent scores.
+    """
+    heard = {site: one for site, one in told.items() if one.get("scores", {}).get("tasks")}
+    if not heard:
+        reasons = "; ".join(
+            f"{site}: {one.get('reason', 'it sends no scores')}" for site, one in told.items()
+        )
+        raise UserError(f"no site sent scores ({reasons}), and the server has no test part")
+    tasks = dict.fromkeys(task for one in heard.values() for task in one["scores"]["tasks"])
+    top = _weighted([(one["examples"], one["scores"]) for one in heard.values()])
+    found = {
+        task: _weighted(
+            [
+                (one["examples"], one["scores"]["tasks"][task])
+                for one in heard.values()
+                if task in one["scores"]["tasks"]
+            ]
+        )
+        for task in tasks
+    }
+    by_task = [
+        {
+            task: scores.get(HEADLINES[task])
+            for task, scores in heard.get(site, {"scores": {"tasks": {}}})["scores"]["tasks"].items()
+        }
+        for site in order
+    ]
+    scores = {**top, "tasks": found}
+    return {
+        **scores,
+        "slices": {"both": scores},
+        "clients": [next(iter(one.values()), None) for one in by_task],
+        "client_tasks": by_task,
+        "sites": {site: dict(one) for site, one in told.items()},
+    }
+
+
+def _weighted(told: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
+    """Average scores by numbers of examples; one that no site could compute is left out."""
+    names = dict.fromkeys(name for _, scores in told for name in scores if name != "tasks")
+    found = dict[str, float]()
+    for name in names:
+        some = [(count, scores[name]) for count, scores in told if scores.get(name) is not None]
+        if total := sum(count for count, _ in some):
+            found[name] = sum(count * value for count, value in some) / total
+    return found
 
 
 def with_verdicts(

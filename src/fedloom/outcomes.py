@@ -16,9 +16,10 @@ from fedloom.engine.store import last_commit
 from fedloom.experiment import Experiment
 from fedloom.folder import ADAPTER, METHODS, RESULT
 from fedloom.manifest import read_sealed, write_sealed
-from fedloom.measure import evidence_of, figures, headline, own_figures, slices_of
+from fedloom.measure import at_sites, evidence_of, figures, headline, own_figures, slices_of
 from fedloom.methods import Method
 from fedloom.models.sentences import embed_sentences
+from fedloom.scenarios.declared import site_of
 from fedloom.scenarios.plan import Plan
 from fedloom.setting import Setting
 from fedloom.tasks.linear import linear_reference
@@ -148,7 +149,7 @@ def _federated(setting: Setting, method: Method, name: str) -> Outcome:
     validation = validated(setting, models, name, rounds)
     score = _global_scores if None in models else _own_scores
     scores = score(setting, models, name, rounds)
-    if isinstance(there := setting.elsewhere, Federation) and there.own:
+    if isinstance(there := setting.elsewhere, Federation) and there.own and setting.data.test:
         scores["sites"] = there.evaluate(models)
     return scores, standing.up, standing.down, validation
 
@@ -242,7 +243,15 @@ RUNS: dict[str, Callable[[Setting, Method, str], Outcome]] = {
 def _scores(
     setting: Setting, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> list[dict[str, Any]]:
-    """Score final parameters on every slice, several models at once; a global model's key is None."""
+    """Score final parameters on every slice, several models at once; a global model's key is None.
+
+    Where the server has no test part, the sites score the global model on theirs.
+    """
+    if not setting.data.test and isinstance(setting.elsewhere, Federation):
+        if name == "zero-shot":
+            setting.progress.advance(1)
+        clients = {client: site for site, client in site_of(setting.plan, setting.data.train).items()}
+        return [at_sites(setting.elsewhere.evaluate(models), [clients[one] for one in sorted(clients)])]
     answers: list[dict[str, Judged]] = [{} for _ in models]
     for part in slices_of(setting.data.test):
         judged = answers_of(setting, models, name, rounds, part)

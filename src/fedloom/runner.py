@@ -287,7 +287,7 @@ def _prepare(
     tuned, twins = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = _fitted(experiment, vlm, data)
+    check = _fitted(experiment, vlm, data, complete=elsewhere is None or elsewhere.data is None)
     clock.lap("vision")
     data = check.data
     plan, validation = divided(data, experiment.data, experiment.scenario, experiment.seed)
@@ -312,7 +312,7 @@ def _prepare(
     )  # fmt: skip
 
 
-def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
+def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> Checked:
     """Check the examples against the model, as any of the experiment's prompts shows them with all evidence."""
     wordings = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
     whole, answer = Presence(image=True, text=True), experiment.evaluate.answer
@@ -322,7 +322,7 @@ def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> Checked:
         return [render(example, whole, clause=clause, answer_form=answer) for clause in wordings]
 
     found = checked(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
-    return replace(found, data=usable(found.data, experiment.data))
+    return replace(found, data=usable(found.data, experiment.data)) if complete else found
 
 
 def _stages(experiment: Experiment) -> Strategy:

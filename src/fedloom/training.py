@@ -157,7 +157,7 @@ def _committed(
         if (every and not final and done % every == 0) or (final and best):
             total = done + done_before
             models = questions_of(setting, method, name, now, alone, number)
-            if alone is None and None in models:
+            if alone is None and None in models and setting.data.test:
                 answers_of(setting, models, name, {None: total}, slices_of(setting.data.test)[0])
             now = _validated(setting, method, name, now, alone, number, total)
         commit(folder, now, setting.record.size, of)
