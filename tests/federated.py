@@ -22,6 +22,8 @@ class FederatedRun:
         experiment: The experiment's file.
         sites: Site → its `--clients`, or its further arguments.
         server: Further arguments of the server.
+        keys: Folder of keys; None is no TLS.
+        late: Sites that are not started with the others.
     """
 
     def __init__(
@@ -30,15 +32,19 @@ class FederatedRun:
         experiment: Path,
         sites: Mapping[str, str | Sequence[str]],
         server: Sequence[str] = (),
+        keys: Path | None = None,
+        late: Sequence[str] = (),
     ) -> None:
         self.folder, self.port = folder, free_port()
+        self._keys, self._late = keys, late
         self._experiment, self._sites, self._server = experiment, sites, server
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> FederatedRun:
         self.start_server()
         for name in self._sites:
-            self.start_site(name)
+            if name not in self._late:
+                self.start_site(name)
         return self
 
     def __exit__(
@@ -50,14 +56,29 @@ class FederatedRun:
             one.wait(30)
 
     def start_server(self) -> None:
-        place = ["--out", str(self.folder / "there"), "--listen", f"127.0.0.1:{self.port}", "--insecure"]
+        place = [
+            "--out",
+            str(self.folder / "there"),
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            *self._secured("server"),
+        ]
         self._start("server", ["server", str(self._experiment), *place, *self._server])
 
     def start_site(self, name: str) -> None:
-        place = ["--out", str(self.folder / name), "--server", f"127.0.0.1:{self.port}", "--insecure"]
+        place = [
+            "--out",
+            str(self.folder / name),
+            "--server",
+            f"127.0.0.1:{self.port}",
+            *self._secured(f"site-{name}"),
+        ]
         own = self._sites[name]
         held = ["--clients", own] if isinstance(own, str) else own
         self._start(name, ["site", "--name", name, *held, *place])
+
+    def _secured(self, folder: str) -> list[str]:
+        return ["--insecure"] if self._keys is None else ["--keys", str(self._keys / folder)]
 
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -18,6 +18,7 @@ from tests.federated import FederatedRun
 from fedloom.allow import Allow, read_allow, require_allowed, require_reported
 from fedloom.departures import Departures
 from fedloom.engine.envelope import Envelope
+from fedloom.engine.flower_processes import Security
 from fedloom.experiment import Experiment
 from fedloom.measure import at_sites
 from fedloom.messages import Assignment, Update
@@ -25,6 +26,7 @@ from fedloom.params import Layout, Params, Part
 from fedloom.scenarios.declared import blanks, counts_of, everyone, site_of
 from fedloom.scenarios.plan import build_plan
 from fedloom.sections import Scenario
+from fedloom.site_run import SiteOptions, read_experiment
 from fedloom.types import Example, UserError
 
 HELD = {"east": ("image", 5), "north": ("both", 6), "west": ("text", 4)}
@@ -245,3 +247,33 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "llm/a" in page
+
+
+def begun(experiment: Experiment, **head: Any) -> dict[str, Any]:
+    return {"experiment": experiment.to_json(), "digest": experiment.digest, **head}
+
+
+def test_a_server_cannot_choose_what_code_a_site_loads(tmp_path: Path) -> None:
+    """Not even a file that lies at the site: it would be run when the experiment is read."""
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    value = json.loads(Experiment().to_json()) | {"plugins": [str(trap)]}
+    options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,))
+    head = {"experiment": json.dumps(value), "digest": Experiment().digest}
+    with pytest.raises(UserError, match="has 1 plug-ins, and this site was given 0"):
+        read_experiment(options, head)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_server_cannot_let_a_site_fetch_anything(tmp_path: Path) -> None:
+    experiment = Experiment.from_json(json.dumps({"model": {"path": "some/model", "network": True}}))
+    options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,), model="/models/mine")
+    found = read_experiment(options, begun(experiment))
+    assert (found.model.network, found.model.path) == (False, "/models/mine")
+    assert found.train == experiment.train
+
+
+def test_an_experiment_that_is_not_what_the_server_says_is_refused(tmp_path: Path) -> None:
+    options = SiteOptions("north", tmp_path, "127.0.0.1:1", Security(), (0,))
+    with pytest.raises(UserError, match="another digest than it says"):
+        read_experiment(options, begun(Experiment(), digest=Experiment(seed=1).digest))

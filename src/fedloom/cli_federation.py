@@ -125,6 +125,7 @@ def site(
     idle: Annotated[
         float, typer.Option(min=1, help="Seconds without a message after which the model is let go.")
     ] = 3600.0,
+    plugins: PluginFiles = None,
     allow: Annotated[
         Path | None,
         typer.Option(help="What the server may ask for; the default is allow.yaml in the site's folder."),
@@ -158,6 +159,7 @@ def site(
             idle,
             stay,
             allow,
+            tuple(plugins or ()),
         )
         run_site(options, _silent if quiet else complain)
 

@@ -77,7 +77,8 @@ def serve_experiment(
 
     def noted(kind: str, figures: Mapping[str, Any]) -> None:
         early.append((kind, figures))
-        progress.message(f"{kind}: {', '.join(f'{key} {value}' for key, value in figures.items())}")
+        shown = [f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping)]
+        progress.message(f"{kind}: {', '.join(shown)}")
 
     (out / FLOWER).mkdir(parents=True, exist_ok=True)
     behind, security = free_port(), listening.security

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ class SiteOptions:
         idle: Seconds without a message after which the model is let go.
         stay: Wait for another run when one is over.
         allow: The owner's file of what a server may ask for; None is `allow.yaml` in `folder`, if it is there.
+        plugins: Its own copies of the experiment's plug-ins.
     """
 
     name: str
@@ -66,6 +68,7 @@ class SiteOptions:
     idle: float = 3600.0
     stay: bool = False
     allow: Path | None = None
+    plugins: tuple[str, ...] = ()
 
 
 class _Over(Exception):
@@ -157,7 +160,7 @@ def _opened(options: SiteOptions, begin: Envelope) -> Iterator[Opened]:
         raise UserError(
             f"the server has fedloom {head.get('version')}, and this site {__version__}; install the same"
         )
-    experiment, allow = _experiment(options, head), _allow_of(options)
+    experiment, allow = read_experiment(options, head), _allow_of(options)
     require_allowed(allow, experiment)
     own = _own(options, experiment) if head["own"] else None
     if own is None and options.clients is None:
@@ -261,16 +264,33 @@ def _shown(examples: Sequence[Example], images: bool, texts: bool) -> tuple[Exam
     return tuple(one for one in kept if one.pictures or one.text is not None)
 
 
-def _experiment(options: SiteOptions, head: Mapping[str, Any]) -> Experiment:
-    """Read the server's experiment, with this site's own places."""
-    experiment = Experiment.from_json(str(head["experiment"]), "the server's experiment")
+def read_experiment(options: SiteOptions, head: Mapping[str, Any]) -> Experiment:
+    """Read the server's experiment, with this site's own places.
+
+    A server can neither choose which code is loaded here nor let this site fetch anything: plug-ins are those that the
+    owner gave, and they must have the digests that the experiment names; nothing is downloaded.
+
+    Raises:
+        UserError: It is not the experiment that the server says, or it needs other plug-ins.
+    """
+    value = json.loads(str(head["experiment"]))
+    wanted = len(value.get("plugins") or ())
+    if wanted != len(options.plugins):
+        raise UserError(
+            f"the server's experiment has {wanted} plug-ins, and this site was given {len(options.plugins)}; give the same "
+            "files with --plugin"
+        )
+    value["plugins"] = list(options.plugins)
+    experiment = Experiment.from_json(json.dumps(value), "the server's experiment")
     if experiment.digest != head["digest"]:
-        raise UserError("the experiment that the server sent has another digest than it says")
-    if options.model is None:
-        return experiment
-    return experiment.model_copy(
-        update={"model": experiment.model.model_copy(update={"path": options.model})}
-    )
+        what = (
+            "its plug-ins are others than those given here"
+            if wanted
+            else "it has another digest than it says"
+        )
+        raise UserError(f"the server's experiment is refused: {what}")
+    changes = {"network": False, **({"path": options.model} if options.model else {})}
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update=changes)})
 
 
 def _require_same(there: Mapping[str, str], here: Mapping[str, str]) -> None:
