@@ -71,6 +71,10 @@ class SiteOptions:
     plugins: tuple[str, ...] = ()
 
 
+MOST, LIVED = 60.0, 30.0
+"""Seconds: the longest such pause, to which it grows where a SuperNode lives less than `LIVED` beyond it."""
+
+
 class _Over(Exception):
     """The run is over."""
 
@@ -126,14 +130,16 @@ class _Node:
         self, start: Callable[[], subprocess.Popen[bytes]], home: Path, told: Callable[[str], None]
     ) -> None:
         self._start, self._home, self._told = start, home, told
-        self._process, self._begun = start(), time.monotonic()
+        self._process, self._begun, self._pause = start(), time.monotonic(), AGAIN
 
     def look(self) -> None:
         """Start it again if it has ended."""
-        if self._process.poll() is None or time.monotonic() - self._begun < AGAIN:
+        lived = time.monotonic() - self._begun
+        if self._process.poll() is None or lived < self._pause:
             return
+        self._pause = min(2 * self._pause, MOST) if lived < self._pause + LIVED else AGAIN
         self._told(
-            f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 2)}; it is started again"
+            f"Flower's SuperNode ended{last_lines(self._home / 'supernode.log', 3)}; it is started again"
         )
         stop(self._process)
         self._process, self._begun = self._start(), time.monotonic()

@@ -21,8 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedloom.engine.envelope import Envelope, Stream, connected, read_frame, write_frame
 
-ACTION = "fedloom"
-"""The name of the one action that sites have."""
+ACTION, NOTHING = "fedloom", "nothing"
+"""The names of the actions that sites have: to answer a message of fedloom, and to do nothing."""
 
 NAME = "message"
 """The name of the one array of a Flower message, which holds our bytes; Flower cuts arrays into chunks, but not texts."""
@@ -46,6 +46,12 @@ def proxy(message: Message, context: Context) -> Message:
         return Message(record_of(read_frame(stream)), reply_to=message)
 
 
+@client.query(NOTHING)
+def nothing(message: Message, context: Context) -> Message:
+    """Answer at once: what Flower's own machinery takes is measured by this; see `benchmarks/flower_floor.py`."""
+    return Message(RecordDict(), reply_to=message)
+
+
 def relay(grid: Grid, stream: Stream) -> None:
     """Answer requests about a grid until they end: which nodes there are, what to send, and what has come back."""
     while True:
@@ -64,7 +70,7 @@ def _send(grid: Grid, request: Envelope) -> Envelope:
     message = Message(
         record_of(request.parts[0]),
         dst_node_id=request.head["node"],
-        message_type=f"query.{ACTION}",
+        message_type=f"query.{request.head['action']}",
         ttl=float(request.head["seconds"]),
         group_id=request.head["group"],
     )
@@ -77,7 +83,7 @@ def _collect(grid: Grid, request: Envelope) -> Envelope:
     for reply in grid.pull_messages(request.head["ids"]):
         error = f"{reply.error.reason} (Flower's code {reply.error.code})" if reply.has_error() else None
         replies.append({"id": reply.metadata.reply_to_message_id, "error": error})
-        parts.append(b"" if reply.has_error() else content_of(reply))
+        parts.append(b"" if reply.has_error() or NAME not in reply.content else content_of(reply))
     return Envelope("collected", {"replies": replies}, tuple(parts))
 
 

@@ -91,9 +91,9 @@ class FlowerLink:
         """See `Post`."""
         return {int(node): str(name) for node, name in self._ask(Envelope("nodes")).head["nodes"]}
 
-    def send(self, node: int, content: bytes, group: str) -> str | None:
-        """See `Post`."""
-        head = {"node": node, "group": group, "seconds": LIFE}
+    def send(self, node: int, content: bytes, group: str, action: str = "fedloom") -> str | None:
+        """See `Post`; `action` is one of the site's app."""
+        head = {"node": node, "group": group, "seconds": LIFE, "action": action}
         return self._ask(Envelope("send", head, (content,))).head["id"]
 
     def collect(self, messages: Sequence[str]) -> Sequence[FlowerReply]:

@@ -37,6 +37,9 @@ PATIENCE = 60.0
 
 POLL = 0.05
 
+RECENT = 60
+"""Last lines of a log in which a reason is looked for."""
+
 APP = {
     "pyproject.toml": """\
 [project]
@@ -248,9 +251,10 @@ def flwr(arguments: Sequence[str], home: Path) -> str:
 
 
 def last_lines(log: Path, count: int = 5) -> str:
-    """Return the last lines of a log, to end a sentence with."""
+    """Return the last lines of a log, of those that name errors if there are any, to end a sentence with."""
     with suppress(OSError):
-        lines = [one for one in log.read_text(errors="replace").splitlines() if one.strip()]
+        lines = [one for one in log.read_text(errors="replace").splitlines() if one.strip()][-RECENT:]
+        lines = [one for one in lines if "ERROR" in one or "Exit Code" in one] or lines
         return f"; {log} ends with:\n  " + "\n  ".join(lines[-count:]) if lines else ""
     return ""
 
