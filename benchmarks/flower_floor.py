@@ -36,6 +36,7 @@ def main(sites: int, megabytes: float) -> None:
             place = home / f"site-{number}"
             node = supernode(f"127.0.0.1:{port}", Security(), {"socket": path}, place)
             stack.callback(stop, node)
+        print("linked", flush=True)
         while len(link.nodes()) < sites:
             time.sleep(0.2)
         content = Envelope("echo", {}, (bytes(int(megabytes * 1e6)),)).to_bytes()

@@ -251,10 +251,11 @@ def flwr(arguments: Sequence[str], home: Path) -> str:
 
 
 def last_lines(log: Path, count: int = 5) -> str:
-    """Return the last lines of a log, of those that name errors if there are any, to end a sentence with."""
+    """Return the last lines of a log, from the last error on if there is one, to end a sentence with."""
     with suppress(OSError):
         lines = [one for one in log.read_text(errors="replace").splitlines() if one.strip()][-RECENT:]
-        lines = [one for one in lines if "ERROR" in one or "Exit Code" in one] or lines
+        errors = [place for place, one in enumerate(lines) if "ERROR" in one]
+        lines = lines[errors[-1] :][:count] if errors else lines
         return f"; {log} ends with:\n  " + "\n  ".join(lines[-count:]) if lines else ""
     return ""
 
