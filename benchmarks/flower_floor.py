@@ -7,18 +7,19 @@ processes and back, in one run, so that both meet the same machine. Prints secon
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from fedloom.engine.envelope import Envelope
 from fedloom.engine.flower_link import FlowerLink, flower_link
 from fedloom.engine.flower_processes import Security, free_port, stop, supernode
-from fedloom.engine.resident_site import ResidentSite, listening, serve
+from fedloom.engine.resident_site import Opened, ResidentSite, listening, serve
 
 ROUNDS = 6
 
@@ -32,11 +33,10 @@ def main(sites: int, megabytes: float) -> None:
             listener, path = stack.enter_context(listening())
             site = ResidentSite(str(number), opened, lambda *_: None, lambda _: None)
             site.answer = lambda content: content  # type: ignore[method-assign]
-            threading.Thread(target=serve, args=(site, listener, lambda _: None), daemon=True).start()
+            threading.Thread(target=_answering, args=(site, listener), daemon=True).start()
             place = home / f"site-{number}"
             node = supernode(f"127.0.0.1:{port}", Security(), {"socket": path}, place)
             stack.callback(stop, node)
-        print("linked", flush=True)
         while len(link.nodes()) < sites:
             time.sleep(0.2)
         content = Envelope("echo", {}, (bytes(int(megabytes * 1e6)),)).to_bytes()
@@ -70,8 +70,13 @@ def round_of(link: FlowerLink, action: str, content: bytes) -> float:
     return time.perf_counter() - begun
 
 
-def opened(begin: Envelope):
+def opened(begin: Envelope) -> AbstractContextManager[Opened]:
     raise NotImplementedError
+
+
+def _answering(site: ResidentSite, listener: socket.socket) -> None:
+    with suppress(OSError):  # it is closed at the end
+        serve(site, listener, lambda _: None)
 
 
 if __name__ == "__main__":
