@@ -18,6 +18,7 @@ from fedloom.engine.memory import keep_freed
 from fedloom.engine.store import recorded_below
 from fedloom.experiment import Experiment
 from fedloom.folder import (
+    ADAPTER,
     METHODS,
     RECORD,
     REPORT,
@@ -209,7 +210,7 @@ def _results(
         "bytes": {name: one["bytes"] for name, one in results.items()},
         "seconds": {name: one["seconds"] for name, one in results.items()},
         **validation_of(setting, results),
-        "adapter": "adapter" if main is not None else None,
+        "adapter": "adapter" if main is not None and (folder / ADAPTER).is_dir() else None,
         "report": "report.html",
     }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -25,7 +25,10 @@ ACTION, NOTHING = "fedloom", "nothing"
 """The names of the actions that sites have: to answer a message of fedloom, and to do nothing."""
 
 NAME = "message"
-"""The name of the one array of a Flower message, which holds our bytes; Flower cuts arrays into chunks, but not texts."""
+"""The name under which a Flower message holds our bytes."""
+
+SMALL = 1 << 20
+"""Up to so many bytes go as one object. More go as an array, which Flower cuts into chunks that are fetched one by one."""
 
 server = ServerApp()
 client = ClientApp()
@@ -93,11 +96,16 @@ DOES: dict[str, Callable[[Grid, Envelope], Envelope]] = {"nodes": _nodes, "send"
 
 def record_of(content: bytes) -> RecordDict:
     """Put bytes into what Flower carries."""
+    if len(content) <= SMALL:
+        return RecordDict({NAME: ConfigRecord({NAME: content})})
     return RecordDict({NAME: ArrayRecord({NAME: Array("uint8", (len(content),), "fedloom", content)})})
 
 
 def content_of(message: Message) -> bytes:
     """Take the bytes out of what Flower carried."""
     record = message.content[NAME]
-    assert isinstance(record, ArrayRecord)
-    return record[NAME].data
+    found = record[NAME]
+    if isinstance(found, Array):
+        return found.data
+    assert isinstance(found, bytes)
+    return found
