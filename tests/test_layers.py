@@ -47,7 +47,8 @@ DOORS = {
     "rich": {"system"},
     "jinja2": {"report"},
     "pickle": set(),
-    "flwr": set(),
+    "flwr": {"engine"},
+    "cryptography": {"engine"},
     "ray": {"engine"},
 }
 

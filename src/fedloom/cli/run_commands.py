@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedloom.cli.data_command import data
+from fedloom.cli.federation_commands import doctor, keys, server, site
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
@@ -26,11 +26,11 @@ from fedloom.cli.options import (
     Rerun,
     backend_change,
     echo,
-    echo_json,
     print_error,
     report_errors,
 )
 from fedloom.cli.parity_command import parity
+from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
 from fedloom.system.errors import UserError
@@ -156,7 +156,7 @@ def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment,
     result = _work(folder, quiet, experiment)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
-    _show(result, folder, as_json)
+    show_result(result, folder, as_json)
 
 
 def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
@@ -186,18 +186,6 @@ def _check_run(folder: Path) -> None:
         )
     if not (folder / "experiment.json").is_file():
         raise UserError(f"{folder} is not a run folder: it holds no experiment.json")
-
-
-def _show(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
-    if as_json:
-        echo_json(result)
-        return
-    from fedloom.report.score_tables import terminal_table
-
-    echo(terminal_table(dict(result)))
-    for what in ("report", "adapter"):
-        if isinstance(file := result.get(what), str) and (folder / file).exists():
-            echo(f"{what.capitalize() + ':':9}{folder / file}")
 
 
 app.command()(sweep)
@@ -262,6 +250,10 @@ def report(
 
 app.command()(parity)
 app.command()(split)
+app.command()(server)
+app.command()(site)
+app.command()(keys)
+app.command()(doctor)
 app.command("list")(list_)
 
 

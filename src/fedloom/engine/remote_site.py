@@ -52,18 +52,9 @@ class Remote:
     def answer(self, questions: Sequence[Question]) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model."""
         for question in questions:
-            assignment = Assignment(
-                question.method,
-                question.stage,
-                0,
-                question.client or 0,
-                question.params,
-                since=question.since,
-            )
-            fields = json.dumps([question.client is not None, question.test, question.slice]).encode()
-            self._send(ANSWER, prepend_field(fields, assignment.to_bytes()))
+            self._send(ANSWER, question_to_bytes(question))
         self._send(ANSWER, b"")
-        return [_from_plain(values) for values in json.loads(self._receive())]
+        return [answers_from_plain(values) for values in json.loads(self._receive())]
 
     def train(self, assignments: Iterable[Assignment], clock: Clock) -> Iterator[Answer]:
         """Let clients train one after the other; once the site has failed, all further clients are `Missing`."""
@@ -127,15 +118,30 @@ def serve(backend: Backend, layout: Layout, requests: IO[bytes], replies: IO[byt
             )
             _write(replies, answer.to_bytes())
         elif content:
-            questions.append(_question(content, layout))
+            questions.append(question_from_bytes(content, layout))
         else:
             _write(
-                replies, json.dumps([_to_plain(answers) for answers in backend.answer(questions)]).encode()
+                replies,
+                json.dumps([answers_to_plain(answers) for answers in backend.answer(questions)]).encode(),
             )
             questions.clear()
 
 
-def _question(content: bytes, layout: Layout) -> Question:
+def question_to_bytes(question: Question) -> bytes:
+    """Return a question as bytes."""
+    assignment = Assignment(
+        question.method, question.stage, 0, question.client or 0, question.params, since=question.since
+    )
+    fields = json.dumps([question.client is not None, question.test, question.slice]).encode()
+    return prepend_field(fields, assignment.to_bytes())
+
+
+def question_from_bytes(content: bytes, layout: Layout) -> Question:
+    """Read a question that `question_to_bytes` wrote.
+
+    Raises:
+        ValueError: The bytes are damaged, or for another layout.
+    """
     fields, content = split_field(content)
     has_client, test, slice = json.loads(fields)
     sent = Assignment.from_bytes(content, layout)
@@ -143,7 +149,7 @@ def _question(content: bytes, layout: Layout) -> Question:
     return Question(sent.method, sent.stage, sent.params, client, sent.since, test, slice)
 
 
-def _to_plain(answers: Answers) -> list[Any]:
+def answers_to_plain(answers: Answers) -> list[Any]:
     """Return answers as values that JSON can hold."""
     plain = [
         None if answer is UNPARSED else list(answer) if isinstance(answer, tuple) else answer
@@ -153,8 +159,8 @@ def _to_plain(answers: Answers) -> list[Any]:
     return [plain, chances, answers.replies, answers.answer_form]
 
 
-def _from_plain(values: list[Any]) -> Answers:
-    """Return the answers of which `_to_plain` returned the values."""
+def answers_from_plain(values: list[Any]) -> Answers:
+    """Return the answers of which `answers_to_plain` returned the values."""
     answers, chances, replies, form = values
     return Answers(
         tuple(

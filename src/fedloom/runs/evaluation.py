@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedloom.client.site import Question
-from fedloom.runs.train_in_backend import local_backend
+from fedloom.runs.train_in_backend import backend_of
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import HEADLINES, Answers, concatenate, example_scores, score
@@ -37,7 +37,7 @@ def answer_test(
     """
     test, clock = context.data.test, Clock()
     questions = [replace(question, slice=part) for question in models.values()]
-    answers = local_backend(context).answer(questions)
+    answers = backend_of(context, name).answer(questions)
     clock.lap("evaluate")
     for client, own in zip(models, answers, strict=True):
         context.record.append(
@@ -86,7 +86,7 @@ def validate(
             continue
         clock = Clock()
         examples = [context.validation.examples[index] for index in share.indices.tolist()]
-        (answers,) = local_backend(context).answer([replace(question, client=client, test="validation")])
+        (answers,) = backend_of(context, name).answer([replace(question, client=client, test="validation")])
         clock.lap("validation")
         answered[client], seconds[client] = (examples, answers), clock.seconds["validation"]
     if not answered:

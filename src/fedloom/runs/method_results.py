@@ -10,6 +10,7 @@ from typing import Any
 
 from fedloom.client.site import Question
 from fedloom.engine.checkpoints import last_checkpoint
+from fedloom.engine.federation import Federation
 from fedloom.engine.rounds import Standing
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
@@ -17,7 +18,9 @@ from fedloom.runs.evaluation import answer_test, validate, validation_scores
 from fedloom.runs.modality_slices import headline, modality_of, score_model, score_own_models, slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
+from fedloom.runs.site_scores import combine_site_scores
 from fedloom.runs.train_method import best_questions, questions_of, train_method
+from fedloom.scenarios.declared_examples import clients_by_site
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
@@ -147,7 +150,10 @@ def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     models, rounds = _reported_models(context, method, name, [(None, standing)])
     validation = validate(context, models, name, rounds)
     score = _global_scores if None in models else _own_scores
-    return score(context, models, name, rounds), standing.up, standing.down, validation
+    scores = score(context, models, name, rounds)
+    if isinstance(context.remote, Federation) and context.remote.own_data and context.data.test:
+        scores["sites"] = context.remote.evaluate(models[None])
+    return scores, standing.up, standing.down, validation
 
 
 def _reported_models(
@@ -239,7 +245,19 @@ RUNS: dict[str, Callable[[RunContext, Method, str], Outcome]] = {
 def _scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> list[dict[str, Any]]:
-    """Score final parameters on every slice, several models at once; a global model's key is None."""
+    """Score final parameters on every slice, several models at once; a global model's key is None.
+
+    If the server has no test part, the sites score the global model on their own.
+    """
+    if not context.data.test and isinstance(context.remote, Federation):
+        if name == "zero-shot":
+            context.progress.advance(1)
+        clients = clients_by_site(context.plan, context.data.train)
+        return [
+            combine_site_scores(
+                context.remote.evaluate(models[None]), sorted(clients, key=clients.__getitem__)
+            )
+        ]
     answers: list[dict[str, Answers]] = [{} for _ in models]
     for part in slices_of(context.data.test):
         of_part = answer_test(context, models, name, rounds, part)
@@ -276,6 +294,8 @@ def export(context: RunContext, main: str) -> None:
         )
     models, _ = _reported_models(context, context.experiment.method(main), main, [(None, standing)])
     for client, question in models.items():
+        if client is not None and context.remote is not None:
+            continue  # a client's own adapter stays at its site
         folder = context.folder / ADAPTER
         export_adapter(
             context.tuned,

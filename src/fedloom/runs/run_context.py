@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.client.site import Site
 from fedloom.engine.ray_actors import Actors
+from fedloom.engine.rounds import Backend
 from fedloom.experiment.experiment import Experiment
 from fedloom.models.load_model import Vlm
 from fedloom.run_log import RunLog
@@ -24,7 +26,10 @@ from fedloom.types import DataSet
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """The values that all methods of a run share: the server's folder and record, the site, and the data for scores."""
+    """The values that all methods of a run share: the server's folder and record, the site, and the data for scores.
+
+    If clients are at sites on other machines, `remote` reaches them, and `site` is the one that the server builds itself.
+    """
 
     experiment: Experiment
     folder: Path
@@ -39,6 +44,7 @@ class RunContext:
     replicas: tuple[Tuned, ...] = ()
     validation: Validation | None = None
     actors: Actors | None = None
+    remote: Backend | None = None
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest that files of a method, or of one training of it, carry as proof of their origin."""
@@ -71,3 +77,16 @@ class RunContext:
     def stage_count(self, name: str) -> int:
         """Return the number of stages of a method: those of the strategy, and its own."""
         return len(self.rounds(name))
+
+
+@dataclass(frozen=True)
+class RemoteSites:
+    """Sites on other machines.
+
+    Attributes:
+        connect: Run context → the backend that reaches the sites while the run lasts.
+        data: What the server knows about their data, with its own test part; None if the experiment's data are theirs.
+    """
+
+    connect: Callable[[RunContext], AbstractContextManager[Backend]]
+    data: DataSet | None = None

@@ -34,8 +34,8 @@ from fedloom.system.manifest import (
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
 )  # fmt: skip
-METHODS, ADAPTER, MACHINE = "methods", "adapter", "machine.json"
-HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT)
+METHODS, ADAPTER, MACHINE, FLOWER = "methods", "adapter", "machine.json", "flower"
+HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT, FLOWER)
 """All that a run writes into its folder."""
 
 PLACES = {
@@ -162,7 +162,8 @@ def folder_state(folder: Path, experiment: Experiment) -> State:
     before = held_experiment(folder, experiment.plugins)
     if before is None:
         # Before its manifest is written, a run has begun nothing: a kill may leave the files of its start.
-        others = {file.name for file in folder.iterdir() if not is_temporary(file)} - {LOCK, EXPERIMENT, PLAN}
+        others = {file.name for file in folder.iterdir() if not is_temporary(file)}
+        others -= {LOCK, EXPERIMENT, PLAN, FLOWER}
         if others:
             raise UserError(
                 f"{folder} is not empty and is not a run folder; choose another folder with --out"
@@ -203,7 +204,7 @@ def begin_run(folder: Path, experiment: Experiment, plan: Mapping[str, Any], man
 
 def run_files(folder: Path) -> Iterator[str]:
     """Yield the paths, below a folder, of the files that a run wrote."""
-    return (name for name in files_in(folder) if name.partition("/")[0] in HELD)
+    return (name for name in files_in(folder) if name.partition("/")[0] in set(HELD) - {FLOWER})
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:

@@ -36,6 +36,7 @@ from fedloom.runs.run_folder import (
 )
 from fedloom.runs.run_identity import contents_of, family_code, identity, require_same
 from fedloom.runs.site_setup import clause_of, make_site
+from fedloom.scenarios.plan import Plan
 from fedloom.scenarios.validation_part import Validation, plan_and_validation, plan_json
 from fedloom.system.allocator import keep_freed
 from fedloom.system.errors import UserError
@@ -63,7 +64,12 @@ SHOWN = 5
 
 
 def set_up_run(
-    experiment: Experiment, folder: Path, progress: Progress, models: Models, live: ExitStack
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress,
+    models: Models,
+    live: ExitStack,
+    site_data: DataSet | None = None,
 ) -> RunContext:
     """Read the data, load the model, divide the examples; begin the run's folder, or check that it belongs to this run.
 
@@ -73,9 +79,10 @@ def set_up_run(
         progress: Shows messages about data and versions.
         models: Loaded models and judges; see `run_experiment`.
         live: Removes the adapters from the model, and ends Ray's actors, when it closes.
+        site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
     """
     _set_threads(experiment)
-    data, manifest = load_run_data(experiment), read_manifest(folder)
+    data, manifest = site_data or load_run_data(experiment), read_manifest(folder)
     now = current_identity(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
@@ -85,7 +92,7 @@ def set_up_run(
     tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = _fitted(experiment, vlm, data)
+    check = _fitted(experiment, vlm, data, complete=site_data is None)
     clock.lap("vision")
     data = check.data
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
@@ -114,17 +121,25 @@ def set_up_run(
 
 
 @contextmanager
-def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
+def open_site(
+    experiment: Experiment, folder: Path, own: tuple[DataSet, Callable[[DataSet], Plan]] | None = None
+) -> Iterator[Site]:
     """Open the site of all clients of an experiment, without a server.
 
     Args:
         experiment: Every choice.
         folder: The folder of the clients' memories.
+        own: The site's own data, and the function that plans which client holds what of them; None for the experiment's
+            data and plan.
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _fitted(experiment, tuned.vlm, load_run_data(experiment)).data
-        plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
+        data = _fitted(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
+        plan, validation = (
+            (own[1](data), None)
+            if own
+            else plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
+        )
         yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
 
 
@@ -168,8 +183,11 @@ def _set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.model.threads)
 
 
-def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
-    """Check the examples against the model, with all modalities and with each of the experiment's prompts."""
+def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
+    """Check the examples against the model, with all modalities and with each of the experiment's prompts.
+
+    Data that are not `complete`, because they are at sites, may lack a training or test part.
+    """
     clauses = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
     everything, answer = Presence(image=True, text=True), experiment.evaluate.answer
 
@@ -178,7 +196,7 @@ def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
         return [render(example, everything, clause=clause, answer_form=answer) for clause in clauses]
 
     check = check_examples(vlm, data, shapes, experiment.data.too_long, experiment.model.max_tokens)
-    return replace(check, data=check_usable(check.data, experiment.data))
+    return replace(check, data=check_usable(check.data, experiment.data)) if complete else check
 
 
 def _stages(experiment: Experiment) -> Strategy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from fedloom.report.federation_gain import compare_methods
 from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs.method_results import export, run_method, validation_of
+from fedloom.runs.run_context import RemoteSites
 from fedloom.runs.run_folder import (
+    ADAPTER,
     RECORD,
     REPORT,
     RESULT,
@@ -40,7 +43,11 @@ Result = dict[str, Any]
 
 
 def run_experiment(
-    experiment: Experiment, out: Path, progress: Progress, models: Models | None = None
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    models: Models | None = None,
+    remote: RemoteSites | None = None,
 ) -> Result:
     """Run an experiment into a new folder, or go on with it.
 
@@ -49,6 +56,7 @@ def run_experiment(
         out: The run folder; created if missing.
         progress: Shows the progress of the run.
         models: Loaded models, to which newly loaded ones are added; they change no result.
+        remote: Sites of clients that are on other machines; they change no result either.
 
     Returns:
         The content of `result.json`.
@@ -58,7 +66,7 @@ def run_experiment(
     """
     models = {} if models is None else models
     if folder_state(out, experiment) == "finished":
-        return finished_result(experiment, out)
+        return finished_result(experiment, out, remote)
     # Data and models may have moved since the run began; everything else stays.
     if (before := held_experiment(out, experiment.plugins)) is not None:
         experiment = experiment.model_copy(update={"name": before.name, "engine": before.engine})
@@ -67,12 +75,12 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
-            result = _results(experiment, out, progress, models)
+            result = _results(experiment, out, progress, models, remote)
             RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
-            finished_result(experiment, out)
+            finished_result(experiment, out, remote)
         write_report([out], out / REPORT)  # which also lists it
     return read_json(out / RESULT, {"scores": dict})
 
@@ -88,12 +96,13 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
     return run_experiment(experiment_to_resume(folder), folder, progress, models)
 
 
-def finished_result(experiment: Experiment, folder: Path) -> Result:
+def finished_result(experiment: Experiment, folder: Path, remote: RemoteSites | None = None) -> Result:
     """Read the result of a finished run, after a check that the same run would be made now.
 
     Args:
         experiment: The experiment that the folder must hold.
         folder: The run folder.
+        remote: See `run_experiment`.
 
     Raises:
         UserError: Its data, base model or code changed, or a file is damaged; the message names it.
@@ -101,7 +110,7 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
-    contents = contents_of(load_run_data(experiment))
+    contents = contents_of((remote and remote.data) or load_run_data(experiment))
     require_same(folder, manifest.identity, current_identity(experiment, contents))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
@@ -124,10 +133,15 @@ def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
     return reasons
 
 
-def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
+def _results(
+    experiment: Experiment, folder: Path, progress: Progress, models: Models, remote: RemoteSites | None
+) -> Result:
     """Run every method or read its result, and return the content of `result.json`."""
     with ExitStack() as live:
-        context, main = set_up_run(experiment, folder, progress, models, live), experiment.exported
+        context = set_up_run(experiment, folder, progress, models, live, remote and remote.data)
+        main = experiment.exported
+        if remote is not None:
+            context = replace(context, remote=live.enter_context(remote.connect(context)))
         results = {name: run_method(context, name) for name in experiment.methods}
         if main is not None:
             export(context, main)
@@ -143,7 +157,7 @@ def _results(experiment: Experiment, folder: Path, progress: Progress, models: M
         "bytes": {name: result["bytes"] for name, result in results.items()},
         "seconds": {name: result["seconds"] for name, result in results.items()},
         **validation_of(context, results),
-        "adapter": "adapter" if main is not None else None,
+        "adapter": "adapter" if main is not None and (folder / ADAPTER).is_dir() else None,
         "report": "report.html",
     }
 

@@ -28,6 +28,13 @@ def local_backend(context: RunContext) -> InProcess:
     return InProcess(context.site, processes=workers_of(context))
 
 
+def backend_of(context: RunContext, name: str) -> Backend:
+    """Return the backend of a method's clients: sites on other machines if there are any and it is federated, else this one."""
+    if context.remote is not None and context.experiment.method(name).federated:
+        return context.remote
+    return local_backend(context)
+
+
 def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> list[Standing]:
     """Run the trainings of one stage of a method over the run's model.
 
@@ -43,6 +50,8 @@ def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> 
     context.progress.stage(label, left)
     if not left:
         return [run.standing for run in runs]
+    if not isinstance(backend := backend_of(context, runs[0].method), InProcess):
+        return run_rounds(runs, backend)
 
     def trained(update: Update) -> None:
         context.progress.advance(1, loss=update.metrics["loss"])

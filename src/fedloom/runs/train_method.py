@@ -20,7 +20,7 @@ from fedloom.runs.modality_slices import slices_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
 from fedloom.runs.site_setup import algorithm_of, codecs_of
-from fedloom.runs.train_in_backend import local_backend, run_trainings
+from fedloom.runs.train_in_backend import backend_of, run_trainings
 from fedloom.tuning.strategy_parts import Parts, part_named
 
 
@@ -65,7 +65,7 @@ def _training(
     alone, clients = server
     folder, of = _checkpoint_folder(context, name, alone, number)
     algorithm = _algorithm(context, method, number)
-    local, backend = context.site.method(name), local_backend(context)
+    local, backend = context.site.method(name), backend_of(context, name)
     train, parts = local.stages[number].settings, local.stages[number].parts
     schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
     # Created only here, so that a folder that is removed later does not come back.
@@ -115,7 +115,9 @@ def _last_standing(
     """Return the last standing of a stage, or None if the stage starts anew."""
 
     def check(stage: int, standing: Standing) -> None:
-        """Raise UserError if what clients kept of the last round cannot be read."""
+        """Raise UserError if what clients kept of the last round cannot be read here; sites on other machines check it."""
+        if context.remote is not None:
+            return
         last = context.site.rounds_before(name, stage) + standing.state.round - 1
         for client, rounds in standing.kept.items():
             if rounds[-1] == last:
@@ -158,7 +160,7 @@ def _after_round(
         if (every and not final and done % every == 0) or (final and best):
             total = done + done_before
             models = questions_of(context, method, name, now, alone, number)
-            if alone is None and None in models:
+            if alone is None and None in models and context.data.test:
                 answer_test(context, models, name, {None: total}, slices_of(context.data.test)[0])
             now = _validate(context, method, name, now, alone, number, total)
         write_checkpoint(folder, now, context.record.size, of)

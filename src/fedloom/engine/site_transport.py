@@ -1,0 +1,105 @@
+"""The interface of a transport, which carries messages to nodes and back, and the requests that go to one site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedloom.wire.messages import Assignment
+from fedloom.wire.site_messages import SiteMessage
+
+MESSAGE_BYTES = 2**28
+"""Largest number of bytes of assignments in one message; a site gets further ones in another message."""
+
+
+class Reply(Protocol):
+    """The reply to a message: its content, or the reason why there is none."""
+
+    @property
+    def message(self) -> str:
+        """The identifier of the message that it answers."""
+        ...
+
+    @property
+    def content(self) -> bytes:
+        """The answer, as bytes; empty if there is an error."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """The reason why there is no answer, or None."""
+        ...
+
+
+class TransportRestarted(Exception):
+    """The transport ended and was started again; no message that was sent before is answered."""
+
+
+class Transport(Protocol):
+    """A transport of messages to nodes and back. Every method may raise `TransportRestarted`."""
+
+    def nodes(self) -> Mapping[int, str]:
+        """Return the number of each connected node → the site for which its key is registered, or ""."""
+        ...
+
+    def send(self, node: int, content: bytes, group: str) -> str | None:
+        """Send bytes to a node; return the message's identifier, or None if it cannot be sent."""
+        ...
+
+    def collect(self, messages: Sequence[str]) -> Sequence[Reply]:
+        """Return the replies to messages that arrived since the last call."""
+        ...
+
+
+@dataclass
+class SiteRequest:
+    """A request to one site.
+
+    Attributes:
+        site: The site's name.
+        clients: The clients that it concerns.
+        content: Its bytes.
+        tries: How often it was sent.
+        node: The node to which it was sent last, or None.
+    """
+
+    site: str
+    clients: tuple[int, ...]
+    content: bytes
+    tries: int = 0
+    node: int | None = None
+
+
+def read_reply(reply: Reply) -> tuple[SiteMessage | None, str]:
+    """Return the message of a reply, or None and the reason why there is none."""
+    if reply.error is not None:
+        return None, reply.error
+    try:
+        return SiteMessage.from_bytes(reply.content), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def site_requests(
+    kind: str, head: Mapping[str, Any], assignments: Iterable[Assignment], sites: Mapping[int, str]
+) -> tuple[list[SiteRequest], int]:
+    """Combine assignments into one request for each site, or a few if they are large; return the round as well."""
+    parts, round, method = dict[str, list[list[tuple[int, bytes]]]](), 0, ""
+    for assignment in assignments:
+        round, method, content = assignment.round, assignment.method, assignment.to_bytes()
+        own = parts.setdefault(sites[assignment.client], [[]])
+        if own[-1] and sum(len(before) for _, before in own[-1]) + len(content) > MESSAGE_BYTES:
+            own.append([])
+        own[-1].append((assignment.client, content))
+    return [
+        SiteRequest(
+            site,
+            tuple(client for client, _ in some),
+            SiteMessage(
+                kind, {**head, "method": method, "round": round}, tuple(content for _, content in some)
+            ).to_bytes(),
+        )
+        for site, messages in parts.items()
+        for some in messages
+    ], round

@@ -1,0 +1,127 @@
+"""The list of all that left a site: `left-this-site.jsonl` with a line for each message, and a page to read it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fedloom.params import Layout
+from fedloom.run_log import RunLog
+from fedloom.runs.site_permissions import parameter_names
+from fedloom.system.json_files import write_atomic
+from fedloom.wire.compression import codec_of
+from fedloom.wire.messages import Missing, Update, answer_from_bytes
+from fedloom.wire.site_messages import SiteMessage
+
+NAME = "left-this-site"
+
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>What left this site</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>body{{font-family:sans-serif;margin:2em}}td,th{{text-align:left;padding:.2em 1em .2em 0;vertical-align:top}}
+code{{font-size:85%}}</style></head><body>
+<h1>What left {site}</h1>
+<p>{count} messages with {total:,} bytes left this site. No example, image or text is among them, unless a line below names
+replies. Each message is listed with its SHA-256 in <code>{name}.jsonl</code>.</p>
+<table><tr><th>What</th><th>Round</th><th>Method</th><th>Client</th><th>Bytes</th><th>Holds</th></tr>
+{rows}
+</table></body></html>
+"""
+
+
+class DepartureLog:
+    """The list of the messages that left a site.
+
+    Args:
+        folder: The site's folder.
+        site: Its name.
+    """
+
+    def __init__(self, folder: Path, site: str) -> None:
+        self._folder, self._site = folder, site
+        self._record = RunLog(folder / f"{NAME}.jsonl")
+
+    def add(
+        self, request: SiteMessage, answer: SiteMessage, layout: Layout | None, privacy: Mapping[str, Any]
+    ) -> None:
+        """Append an answer to the list before it leaves.
+
+        Args:
+            request: The server's request.
+            answer: The answer.
+            layout: Names and shapes of the exchanged parameters; None before a run is open.
+            privacy: Method → arguments of its parts, which include noise and clipping bounds.
+        """
+        content = answer.to_bytes()
+        method = str(request.head.get("method", ""))
+        line = {
+            "asked": request.kind,
+            "round": request.head.get("round"),
+            "method": method,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "values": {key: value for key, value in answer.head.items() if key != "judged"},
+            "replies": len(answer.head.get("judged", ())),
+            "parts": [] if layout is None else [_part(one, layout) for one in answer.parts],
+            "privacy": privacy.get(method, {}),
+        }
+        self._record.append("left", line)
+
+    def write_page(self) -> None:
+        """Write the page beside the list."""
+        lines = list(self._record)
+        page = PAGE.format(
+            site=escape(self._site),
+            count=len(lines),
+            total=sum(line["bytes"] for line in lines),
+            name=NAME,
+            rows="\n".join(row for line in lines for row in _rows(line)),
+        )
+        write_atomic(self._folder / f"{NAME}.html", page.encode())
+
+
+def _part(content: bytes, layout: Layout) -> dict[str, Any]:
+    """Describe an update, or the reason why there is none."""
+    size: dict[str, Any] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    answer = answer_from_bytes(content, layout)
+    if isinstance(answer, Missing):
+        return {**size, "client": answer.client, "reason": answer.reason}
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    return {
+        **size,
+        "client": answer.client,
+        "tensors": {name: list(shapes[name]) for name in parameter_names(answer.up, layout)},
+        "values": layout.size if answer.up is None else answer.up.count,
+        "extras": _extras(answer),
+        "figures": {"weight": answer.weight, **answer.metrics},
+        "codec": "fp32" if answer.coded is None else codec_of(answer.coded),
+    }
+
+
+def _extras(update: Update) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in update.extras.items()}
+
+
+def _rows(line: Mapping[str, Any]) -> list[str]:
+    head = [line["asked"], line["round"], line["method"]]
+    if not line["parts"]:
+        content = f"{line['replies']} replies" if line["replies"] else ", ".join(line["values"])
+        return [_row([*head, "", line["bytes"], content])]
+    return [_row([*head, part["client"], part["bytes"], _content(part)]) for part in line["parts"]]
+
+
+def _content(part: Mapping[str, Any]) -> str:
+    if "reason" in part:
+        return f"no update: {part['reason']}"
+    extras = "".join(f", {name} {shape}" for name, shape in part["extras"].items())
+    names = list(part["tensors"])
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{part['values']:,} values of {len(names)} parameters ({shown}){extras} in {part['codec']}; {', '.join(part['figures'])}"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<td>{'' if one is None else escape(str(one))}</td>" for one in cells) + "</tr>"

@@ -1,0 +1,231 @@
+"""Run an experiment whose clients are at sites on other machines: the side of the server."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fedloom.data import load_data
+from fedloom.engine.federation import Federation
+from fedloom.engine.filtering_proxy import filtering_proxy
+from fedloom.engine.flower_link import flower_link
+from fedloom.engine.flower_processes import Security, free_port, require_flower
+from fedloom.engine.participation import WaitingTerms
+from fedloom.engine.rounds import Backend
+from fedloom.experiment.experiment import Experiment
+from fedloom.runs.run_context import RemoteSites, RunContext
+from fedloom.runs.run_folder import FLOWER, RESULT, folder_state
+from fedloom.runs.run_identity import contents_of
+from fedloom.runs.run_setup import current_identity
+from fedloom.runs.single_run import Result, run_experiment
+from fedloom.runs.site_setup import algorithm_of
+from fedloom.runs.train_in_backend import local_backend
+from fedloom.scenarios.declared_examples import blank_examples, clients_by_site
+from fedloom.system.errors import UserError
+from fedloom.system.json_files import read_json
+from fedloom.system.progress import Progress
+from fedloom.types import DataSet
+from fedloom.version import __version__
+from fedloom.wire.messages import Update
+from fedloom.wire.site_messages import SiteMessage
+
+
+@dataclass(frozen=True)
+class ListenAddress:
+    """The address at which sites reach a server, and how its connections are secured."""
+
+    host: str
+    port: int
+    security: Security
+
+
+Events = list[tuple[str, Mapping[str, Any]]]
+"""Events at sites before the run's log is open: their kinds and figures."""
+
+
+def serve_experiment(
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    address: ListenAddress,
+    terms: WaitingTerms,
+    sites: int | None = None,
+    scores: Literal["here", "sites"] = "here",
+) -> Result:
+    """Run an experiment over sites, or go on with it; see `fedloom.runs.single_run.run_experiment`.
+
+    Args:
+        experiment: Every choice.
+        out: The run folder.
+        progress: Shows the progress of the run, and events at sites.
+        address: The address at which sites reach the server.
+        terms: How long the server waits for sites.
+        sites: Number of sites that each bring data of their own and are one client; None if sites hold clients of
+            the experiment's data, which then is here, too.
+        scores: "here" if the server scores models on the test part of the experiment's data, "sites" if only sites do.
+
+    Raises:
+        UserError: Flower is not installed, or sites did not join or answer as `terms` require.
+    """
+    require_flower()
+    experiment = experiment if sites is None else _over_sites(experiment, sites)
+    if folder_state(out, experiment) == "finished":
+        if sites is None:
+            return run_experiment(experiment, out, progress)
+        return read_json(out / RESULT, {"scores": dict})
+    events = Events()
+
+    def note(kind: str, figures: Mapping[str, Any]) -> None:
+        events.append((kind, figures))
+        text = ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, Mapping))
+        progress.message(f"{kind}: {text}")
+
+    with open_federation(
+        experiment, out / FLOWER, address, terms, note, progress.message, own_data=sites is not None
+    ) as federation:
+        awaited = f"{sites} sites" if sites else f"sites that hold {federation.clients} clients"
+        progress.message(f"waiting for {awaited}")
+        federation.enroll()
+        data = None if sites is None else _declared_data(experiment, federation, here=scores == "here")
+        remote = RemoteSites(partial(attach, federation, events), data)
+        return run_experiment(experiment, out, progress, remote=remote)
+
+
+@contextmanager
+def open_federation(
+    experiment: Experiment,
+    folder: Path,
+    address: ListenAddress,
+    terms: WaitingTerms,
+    note: Callable[[str, Mapping[str, Any]], None],
+    message: Callable[[str], None],
+    *,
+    own_data: bool = False,
+) -> Iterator[Federation]:
+    """Start Flower and the proxy in front of it, and yield the federation, which no site has joined yet.
+
+    Args:
+        experiment: Every choice.
+        folder: Folder of Flower's files.
+        address: The address at which sites reach the server.
+        terms: How long the server waits for sites.
+        note: Called with the kind and the figures of each event at sites.
+        message: Shows a line of text.
+        own_data: Whether each site brings data of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port, security = free_port(), address.security
+    identity, trust = (None, None) if security.plain else _tls_contexts(security)
+    with (
+        filtering_proxy(address.host, address.port, port, identity, trust),
+        flower_link(port, security, folder, message) as link,
+    ):
+        begin = _begin_message(experiment, own_data=own_data)
+        yield Federation(link, begin, experiment.scenario.clients, terms, note, own_data=own_data)
+
+
+@contextmanager
+def attach(federation: Federation, events: Events, context: RunContext) -> Iterator[Backend]:
+    """Attach a federation to a run: its events go into the run's log, and sites are told at the end that the run is over.
+
+    Args:
+        federation: The federation, which all sites have joined.
+        events: Events before the run's log was open.
+        context: What all methods share.
+    """
+    show = federation.note
+
+    def note(kind: str, figures: Mapping[str, Any]) -> None:
+        context.record.append(kind, figures)
+        show(kind, figures)
+
+    def trained(update: Update) -> None:
+        context.progress.advance(1, loss=update.metrics["loss"])
+
+    for kind, figures in events:
+        context.record.append(kind, figures)
+    federation.note = note
+    federation.attach(local_backend(context), context.tuned.layout, trained)
+    if federation.own_data:
+        _require_global_models(context)
+        federation.number_clients(clients_by_site(context.plan, context.data.train))
+    yield federation
+    federation.leave()
+
+
+def _tls_contexts(security: Security) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    from fedloom.engine.federation_keys import server_context, trusting_context
+
+    return server_context(security), trusting_context(security)
+
+
+def _over_sites(experiment: Experiment, sites: int) -> Experiment:
+    """Return an experiment in which each site is a client.
+
+    Raises:
+        UserError: The experiment needs clients' data at the server.
+    """
+    refused = [
+        name for name in experiment.methods if name != "zero-shot" and not experiment.method(name).federated
+    ]
+    if refused:
+        raise UserError(
+            f"methods: {refused[0]} trains on clients' data, which stay at the sites; leave it out of a run over sites"
+        )
+    if experiment.data.validation:
+        raise UserError("data.validation: sites keep no validation part for the server; leave it out")
+    scenario = experiment.scenario.model_copy(
+        update={"clients": sites, "partition": "by_group", "pattern": "aligned"}
+    )
+    return experiment.model_copy(update={"scenario": scenario})
+
+
+def _require_global_models(context: RunContext) -> None:
+    """Refuse methods whose clients keep models of their own: only sites can answer with these, and they lack this test part.
+
+    Raises:
+        UserError: There is such a method.
+    """
+    for name in context.experiment.methods:
+        method = context.experiment.method(name)
+        personal = any(stage.parts.personal.count for stage in context.site.method(name).stages)
+        if method.federated and (
+            personal or algorithm_of(context.experiment, method, context.tuned.layout).personal
+        ):
+            raise UserError(
+                f"methods: with {name} clients keep models of their own, which cannot be scored on the server's test part "
+                "if sites bring their own data; leave it out"
+            )
+
+
+def _declared_data(experiment: Experiment, federation: Federation, *, here: bool) -> DataSet:
+    """Return what the server knows about the sites' data, with its own test part if it has one."""
+    own = (
+        load_data(experiment.data, experiment.seed, experiment.datasets) if here else DataSet("sites", (), ())
+    )
+    sites = federation.sites
+    train = [example for name in sorted(sites) for example in blank_examples(name, sites[name].counts)]
+    return replace(own, train=tuple(train), drawn=(), validation=())
+
+
+def _begin_message(experiment: Experiment, *, own_data: bool) -> SiteMessage:
+    """Return the message that a site gets when it joins: the experiment, and digests of all that decides results."""
+    data = None if own_data else load_data(experiment.data, experiment.seed, experiment.datasets)
+    return SiteMessage(
+        "begin",
+        {
+            "version": __version__,
+            "experiment": experiment.to_json(),
+            "digest": experiment.digest,
+            "own": own_data,
+            "identity": current_identity(experiment, {} if data is None else contents_of(data)),
+            "threads": torch.get_num_threads(),
+        },
+    )
