@@ -83,6 +83,9 @@ COMPARED = [
         "workers", marks=pytest.mark.skipif(not can_fork(), reason="this system cannot copy a process")
     ),
     pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
+    pytest.param(
+        "flower", marks=pytest.mark.skipif(find_spec("flwr") is None, reason="Flower is not installed")
+    ),
 ]
 
 
@@ -187,5 +190,6 @@ def test_wrong_backends_are_refused(backends: str, message: str) -> None:
 
 
 def test_a_backend_that_is_not_installed_is_named() -> None:
-    assert set(BACKENDS) >= {"in-process", "workers", "ray"}
-    assert ("ray" in parity.installed()) is (find_spec("ray") is not None)
+    assert set(BACKENDS) >= {"in-process", "workers", "ray", "flower"}
+    for backend, library in (("ray", "ray"), ("flower", "flwr")):
+        assert (backend in parity.installed()) is (find_spec(library) is not None)

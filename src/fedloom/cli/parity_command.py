@@ -28,7 +28,7 @@ def parity(
         str | None,
         typer.Option(
             metavar="NAME,NAME…",
-            help="Backends to compare: in-process, workers, ray; the default is all that are installed.",
+            help="Backends to compare: in-process, workers, ray, flower; the default is all that are installed.",
         ),
     ] = None,
     changes: Changes = None,

@@ -180,7 +180,7 @@ def _open_run(options: SiteOptions, begin: SiteMessage) -> Iterator[OpenRun]:
         )
     data = None if own else load_data(experiment.data, experiment.seed, experiment.datasets)
     _require_same(head["identity"], current_identity(experiment, {} if data is None else contents_of(data)))
-    folder = options.folder / "runs" / experiment.digest[:16]
+    folder = memory_folder(options.folder, experiment)
     write_atomic(folder / "experiment.json", experiment.to_json().encode())
     plan = partial(plan_with_all_examples, clients=experiment.scenario.clients)
     with (
@@ -202,6 +202,11 @@ def _open_run(options: SiteOptions, begin: SiteMessage) -> Iterator[OpenRun]:
             partial(_evaluate, site, allow) if own else None,
             _privacy_arguments(experiment),
         )
+
+
+def memory_folder(folder: Path, experiment: Experiment) -> Path:
+    """Return the folder of clients' memories of an experiment, below that of a site."""
+    return folder / "runs" / experiment.digest[:16]
 
 
 def _read_allow(options: SiteOptions) -> Allow:
