@@ -33,7 +33,8 @@ from fedloom.scenarios.declared_examples import (
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError
 from fedloom.types import Example
-from fedloom.wire.messages import Assignment, Update
+from fedloom.wire.compression import CODECS
+from fedloom.wire.messages import Assignment, Update, in_codec
 from fedloom.wire.site_messages import SiteMessage
 
 HELD = {"east": ("image", 5), "north": ("both", 6), "west": ("text", 4)}
@@ -250,10 +251,24 @@ def test_all_that_left_is_listed(tmp_path: Path) -> None:
     assert (part["client"], part["bytes"]) == (3, len(update))
     assert (part["tensors"], part["values"], part["extras"]) == ({"llm/a": [3]}, 3, {"drift": [2]})
     assert part["figures"] == {"weight": 7.0, "loss": 0.5}
+    assert part["codec"] == "fp32"
     page = (tmp_path / "left-this-site.html").read_text()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "llm/a" in page
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_list_names_the_codec_of_what_left(tmp_path: Path, codec: str) -> None:
+    layout = Layout.of({"llm/a": (40,)})
+    flat, coded = in_codec(torch.linspace(-1, 1, 40), None, codec)
+    update = Update(0, Params(layout, flat), 1.0, coded=coded).to_bytes()
+    log = DepartureLog(tmp_path, "north")
+    log.add(SiteMessage("train", {"round": 0}), SiteMessage("answered", {}, (update,)), layout, {})
+    log.write_page()
+    (part,) = json.loads((tmp_path / "left-this-site.jsonl").read_text())["parts"]
+    assert (part["codec"], part["bytes"]) == (codec, len(update))
+    assert f"in {codec};" in (tmp_path / "left-this-site.html").read_text()
 
 
 def begun(experiment: Experiment, **head: Any) -> dict[str, Any]:
