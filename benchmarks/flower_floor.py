@@ -1,4 +1,4 @@
-"""What a round over Flower takes, and what of it is Flower's own: `python -m benchmarks.flower_floor SITES [MEGABYTES]`.
+"""Measure the time of a round over Flower, and the share that is Flower's own: `python -m benchmarks.flower_floor SITES [MEGABYTES]`.
 
 Rounds of messages that sites' apps answer at once take turns with rounds of messages that go to the sites' resident
 processes and back, in one run, so that both meet the same machine. Prints seconds a round as JSON.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedloom.engine.flower_link import FlowerLink, flower_link
 from fedloom.engine.flower_processes import Security, free_port, stop, supernode
-from fedloom.engine.resident_site import OpenRun, ResidentSite, listening, serve
+from fedloom.engine.resident_site import OpenRun, ResidentSite, listen, serve
 from fedloom.wire.site_messages import SiteMessage
 
 ROUNDS = 6
@@ -30,7 +30,7 @@ def main(sites: int, megabytes: float) -> None:
         port = free_port()
         link = stack.enter_context(flower_link(port, Security(), home / "server", print))
         for number in range(sites):
-            listener, path = stack.enter_context(listening())
+            listener, path = stack.enter_context(listen())
             site = ResidentSite(str(number), opened, lambda *_: None, lambda _: None)
             site.answer = lambda content: content  # type: ignore[method-assign]
             threading.Thread(target=_answering, args=(site, listener), daemon=True).start()

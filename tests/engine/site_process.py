@@ -8,7 +8,7 @@ from pathlib import Path
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import serve
 from fedloom.experiment.recipes import load_experiment
-from fedloom.runs.single_run import open_site
+from fedloom.runs.run_setup import open_site
 
 
 def main(experiment: str, folder: str) -> None:

@@ -19,7 +19,7 @@ from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import Remote
 from fedloom.engine.rounds import Backend, Standing, Training, run_rounds
 from fedloom.experiment.experiment import Experiment
-from fedloom.runs.single_run import open_site
+from fedloom.runs.run_setup import open_site
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.system.timing import Clock
 from fedloom.tuning.strategies import LoRA, strategy

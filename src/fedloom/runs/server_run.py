@@ -133,7 +133,7 @@ def open_federation(
 
 @contextmanager
 def attach(federation: Federation, events: Events, context: RunContext) -> Iterator[Backend]:
-    """Attach a federation to a run: its events go into the run's log, and sites are told at the end that the run is over.
+    """Attach a federation to a run: its events go into the run's log, and sites learn at the end that the run is over.
 
     Args:
         federation: The federation, which all sites have joined.
