@@ -60,13 +60,16 @@ def equal(run: FederatedRun, experiment: Path) -> None:
 
 
 def superlink_of(run: FederatedRun) -> int:
+    """Return the process of the SuperLink whose files are in the server's folder."""
+    home = f"FLWR_HOME={(run.folder / 'there' / 'flower').absolute()}".encode()
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = place.read_bytes().split(b"\0")
+            variables = place.with_name("environ").read_bytes().split(b"\0")
         except OSError:
             continue
         at = next((k for k, word in enumerate(words) if word.endswith(b"flower-superlink")), -1)
-        if at in (0, 1) and str(run.port).encode() in words:  # 1 behind an interpreter, not behind end_with_parent.py
+        if at in (0, 1) and home in variables:  # 1 behind an interpreter, not behind end_with_parent.py
             return int(place.parent.name)
     raise AssertionError("no SuperLink runs")
 
