@@ -344,7 +344,7 @@ def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None
     plain = site.method("fedavg")
     connector = tuned.layout.mask(lambda name: name.startswith("connector"))
     own = Part.of(connector)
-    parts = Parts(own.complement, own.rest, own, own | own.rest)
+    parts = Parts(own.complement, own.complement, own, own | own.complement)
     local = replace(plain, stages=[plain.stages[0]._replace(parts=parts)])
     answers = list(InProcess(replace(site, method=lambda method: local)).train(assigned(tuned), Clock()))
     assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in answers)
