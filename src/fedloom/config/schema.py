@@ -112,7 +112,7 @@ class Data(Section):
     validation: Annotated[Number, Field(ge=0, lt=1)] | Literal["published"] = Field(
         default=0.0,
         description="Share of each client's training examples that is held out to choose rounds, rates and methods; "
-        "published uses the owners' own validation part.",
+        "published uses the owners' own validation set.",
     )
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
@@ -366,7 +366,7 @@ class Limits(Section):
 
 
 class Published(Section):
-    """Published figures of others, which the report of a sweep shows beside ours."""
+    """Published figures of others, which the report of a sweep shows next to ours."""
 
     source: Text = Field(description="Source of the figures.")
     metric: Literal["accuracy", "macro_f1", "auc", "macro_f1_published", "auc_published"] = Field(

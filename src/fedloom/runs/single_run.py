@@ -107,7 +107,7 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
-            result = _results(experiment, out, progress, models)
+            result = _run_methods(experiment, out, progress, models)
             RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
@@ -129,7 +129,7 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
 
 
 def finished_result(experiment: Experiment, folder: Path) -> Result:
-    """Read the result of a finished run, after a check that the same run would be made now.
+    """Return the result of a finished run if its data, model and code are unchanged.
 
     Args:
         experiment: The experiment that the folder must hold.
@@ -142,7 +142,7 @@ def finished_result(experiment: Experiment, folder: Path) -> Result:
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
     contents = contents_of(_data(experiment))
-    require_same(folder, manifest.identity, _now(experiment, contents))
+    require_same(folder, manifest.identity, _current_identity(experiment, contents))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
 
@@ -157,7 +157,7 @@ def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
                 of = [experiment.data.model_dump_json(), experiment.seed, dict(experiment.added.digests)]
                 if (key := json_digest(of)) not in contents:
                     contents[key] = contents_of(_data(experiment))
-                require_same(folder, manifest.identity, _now(experiment, contents[key]))
+                require_same(folder, manifest.identity, _current_identity(experiment, contents[key]))
                 require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)
@@ -171,12 +171,12 @@ def _data(experiment: Experiment) -> DataSet:
     return data
 
 
-def _now(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
+def _current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
     """Return the identity that a run would have if it began now."""
-    return identity(experiment, contents, _base(experiment))
+    return identity(experiment, contents, _models_digest(experiment))
 
 
-def _results(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
+def _run_methods(experiment: Experiment, folder: Path, progress: Progress, models: Models) -> Result:
     """Run every method or read its result, and return the content of `result.json`."""
     with ExitStack() as live:
         context, main = _prepare(experiment, folder, progress, models, live), experiment.exported
@@ -231,7 +231,7 @@ def open_site(experiment: Experiment, folder: Path) -> Iterator[Site]:
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _fitted(experiment, tuned.vlm, _data(experiment)).data
+        data = _checked_data(experiment, tuned.vlm, _data(experiment)).data
         plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
 
@@ -258,7 +258,7 @@ def _prepare(
     """
     _set_threads(experiment)
     data, manifest = _data(experiment), read_manifest(folder)
-    now = _now(experiment, contents_of(data))
+    now = _current_identity(experiment, contents_of(data))
     if manifest is not None:
         require_same(folder, manifest.identity, now)
         require_whole(folder, manifest)
@@ -267,11 +267,11 @@ def _prepare(
     tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = _fitted(experiment, vlm, data)
+    check = _checked_data(experiment, vlm, data)
     clock.lap("vision")
     data = check.data
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
-    judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
+    judge = path and _load_once(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
@@ -349,7 +349,7 @@ def _record_start(
     )
 
 
-def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
+def _checked_data(experiment: Experiment, vlm: Vlm, data: DataSet) -> CheckedData:
     """Check the examples against the model, with all modalities and with each of the experiment's prompts."""
     clauses = {clause_of(experiment, parse_method(name)) for name in (COMPARED, f"{COMPARED}+prompt")}
     everything, answer = Presence(image=True, text=True), experiment.evaluate.answer
@@ -367,7 +367,7 @@ def _stages(experiment: Experiment) -> Strategy:
     return strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
 
 
-def _base(experiment: Experiment) -> str:
+def _models_digest(experiment: Experiment) -> str:
     """Return a digest of the models that an experiment names: the base model, and the judge if there is one."""
     digests, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:
@@ -387,13 +387,13 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
-    vlm = with_connector(_kept(models, key, load), settings, experiment.seed)
+    vlm = with_connector(_load_once(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
     return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
 
 
-def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
+def _load_once(models: Models, key: str, load: Callable[[], T]) -> T:
     """Return what `models` holds under a key; if there is nothing, load it and add it."""
     if key not in models:
         models[key] = load()
