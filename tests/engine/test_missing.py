@@ -47,7 +47,7 @@ from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
-from .test_workers import assert_same_bits
+from .test_worker_processes import assert_same_bits
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
 How = Callable[[Update], Answer | None]
