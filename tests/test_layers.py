@@ -18,9 +18,9 @@ SOURCE = Path(__file__).parent.parent / "src/fedloom"
 PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
 FLOORS = (
-    {"old_module_names", "params", "seeds", "system", "version"},
+    {"params", "seeds", "system", "version"},
     {"config", "run_log", "types"},
-    {"data", "tasks", "wire"},
+    {"data", "old_module_names", "tasks", "wire"},
     {"algorithms", "models", "scenarios"},
     {"plugins", "report", "tuning"},
     {"client", "experiment", "report.sweeps", "testing"},

@@ -375,7 +375,9 @@ RECORDS: dict[str, Case] = {
     "no evidence": Case(lambda: record(text=...), "neither image nor text"),
     "half a character": Case(lambda: b'{"question": "q", "answer": "a", "text": "\\ud83d"}', "surrogate"),
     "one option": Case(lambda: record(options=["yes"]), "options must be at least two"),
-    "options that are the same": Case(lambda: record(options=["yes", "YES "]), "options must be at least two"),
+    "options that are the same": Case(
+        lambda: record(options=["yes", "YES "]), "options must be at least two"
+    ),
     "answer that is no option": Case(lambda: record(options=["no", "maybe"]), "not among the options"),
     "image that is missing": Case(lambda: record(image="none.png"), "is missing"),
     "image outside": Case(lambda: record(image="../x.png"), "leaves the folder"),

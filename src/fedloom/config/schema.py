@@ -81,7 +81,7 @@ Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 
 ModelName = Annotated[PathText, BeforeValidator(current_name)]
-MethodName = Annotated[Text, BeforeValidator(current_name)]
+MethodName = CurrentName = Annotated[Text, BeforeValidator(current_name)]
 
 
 class Section(BaseModel):
@@ -128,7 +128,7 @@ class Data(Section):
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about shapes or emoji-styles."
     )
-    variant: Text | None = Field(
+    variant: CurrentName | None = Field(
         default=None,
         description="Task or language of a published data set, or the style of shapes; null is the first.",
     )

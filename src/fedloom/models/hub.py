@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
 from fedloom.models.check_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
 from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
@@ -46,7 +47,7 @@ class Source:
         if self.path in ADDED:
             folder = find_added(self.key, self.path)
         else:
-            folder = BUNDLED.get(self.path, Path(self.path))
+            folder = BUNDLED.get(current_name(self.path), Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
         files = model_files(self.key, self.path, folder)
