@@ -81,7 +81,7 @@ Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 
 ModelName = Annotated[PathText, BeforeValidator(current_name)]
-MethodName = CurrentName = Annotated[Text, BeforeValidator(current_name)]
+CurrentName = Annotated[Text, BeforeValidator(current_name)]
 
 
 class Section(BaseModel):
@@ -373,6 +373,6 @@ class Published(Section):
         default="accuracy",
         description="Score of the figures, in percent, by fedloom's name for it.",
     )
-    scores: Mapping[Text, Mapping[MethodName, Number]] = Field(
+    scores: Mapping[Text, Mapping[CurrentName, Number]] = Field(
         description="Label of an axis → method → figure in percent."
     )
