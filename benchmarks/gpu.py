@@ -150,7 +150,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the chosen models, print the table and write gpu.json beside the other results."""
+    """Measure the chosen models, print the table and write gpu.json next to the other results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 640])

@@ -32,7 +32,7 @@ from fedloom.algorithms.scaffold import scaffold
 from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.engine.checkpoints import write_checkpoint
 from fedloom.engine.client_sampling import Schedule
-from fedloom.engine.rounds import AfterRound, Standing, Training, run_rounds
+from fedloom.engine.rounds import AfterRound, Training, TrainingState, run_rounds
 from fedloom.params import Layout, Params
 from fedloom.system.json_files import write_json
 from fedloom.system.timing import Clock
@@ -76,7 +76,7 @@ class Trivial(Trainless):
             clock.lap("step")
 
 
-def _standing(now: Standing, log: dict[str, Any]) -> None:
+def _standing(now: TrainingState, log: dict[str, Any]) -> None:
     pass
 
 
@@ -87,7 +87,10 @@ def _round(
     memory: Memory | None = None,
     after_round: AfterRound = _standing,
 ) -> None:
-    start, schedule = Standing(algorithm.init(Params.zeros(LAYOUT))), Schedule(1, range(clients), None, 0)
+    start, schedule = (
+        TrainingState(algorithm.init(Params.zeros(LAYOUT))),
+        Schedule(1, range(clients), None, 0),
+    )
     backend = Trivial(algorithm.local, memory or InMemory())
     known, settings = backend.describe(name), train_settings(1)
     run_rounds([Training(name, algorithm, start, schedule, known, settings, OPEN, after_round)], backend)
@@ -103,7 +106,7 @@ def keep(clients: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def after_round(now: Standing, log: dict[str, Any]) -> None:
+        def after_round(now: TrainingState, log: dict[str, Any]) -> None:
             write_checkpoint(folder, now)
 
         _round("scaffold", scaffold(clients=clients), clients, Files(folder), after_round)

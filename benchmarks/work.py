@@ -20,7 +20,7 @@ from fedloom.config.schema import Limits, Train
 from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, choose, this_machine
-from fedloom.engine.rounds import Backend, Standing, Training, run_rounds
+from fedloom.engine.rounds import Backend, Training, TrainingState, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.batches import encode
 from fedloom.params import Layout, Params, Part
@@ -155,7 +155,7 @@ def run_round(
     run = Training(
         METHOD,
         algorithm,
-        Standing(algorithm.init(start)),
+        TrainingState(algorithm.init(start)),
         Schedule(1, cohort, None, SEED),
         backend.describe(METHOD),
         clients.settings if clients else train_settings(1),

@@ -21,7 +21,7 @@ from fedloom.client.site import Profile, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Limits, Train
 from fedloom.data.drawn_shapes import MAKERS
 from fedloom.engine.client_sampling import Schedule
-from fedloom.engine.rounds import AfterRound, Standing, Training
+from fedloom.engine.rounds import AfterRound, Training, TrainingState
 from fedloom.params import Layout, Params, Part
 from fedloom.seeds import stream, torch_stream
 from fedloom.system.timing import Clock
@@ -201,7 +201,7 @@ def run_of(
     *,
     algorithm: FederatedAlgorithm | None = None,
     after_round: AfterRound = lambda now, log: None,
-    standing: Standing | None = None,
+    training_state: TrainingState | None = None,
     cohort: int | None = None,
     rounds: int | None = None,
     seed: int = 0,
@@ -209,13 +209,13 @@ def run_of(
 ) -> Training:
     """Set up a training of the clients of `site_of`."""
     algorithm = algorithm or named(name)
-    begun = standing or Standing(algorithm.init(start_of()))
+    begun = training_state or TrainingState(algorithm.init(start_of()))
     schedule = Schedule(train.rounds if rounds is None else rounds, clients, cohort, seed)
     known = profiles(max(clients, default=0) + 1)
     return Training(name, algorithm, begun, schedule, known, train, limits, after_round, **fields)
 
 
-def same(left: Standing, right: Standing) -> bool:
+def same(left: TrainingState, right: TrainingState) -> bool:
     """Return whether two servers have equal bits."""
     one, two = ({"params": now.state.params.flat, **now.state.slots} for now in (left, right))
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())

@@ -30,7 +30,7 @@ def experiment(clients: int, methods: list[str], cohort: int | None = None, **al
         (2, None, "fedadam+median", {}, r"median with f = 1 .*= 3 .*there are 2"),
         (6, None, "fedavg+krum+bucketing", {}, "make 3 buckets of 2.*Krum .*= 5"),
         (9, None, "fedavg+median+bucketing", {"bucketing": {"size": 5}}, "make 2 buckets of 5.*median"),
-        (4, None, "fedavg+krum", {"krum": {"f": 0, "keep": 5}}, "Krum keeps 5 updates"),
+        (4, None, "fedavg+krum", {"krum": {"f": 0, "keep": 5}}, "Krum is set to keep 5 updates"),
     ],
 )
 def test_too_small_cohorts(
@@ -96,8 +96,8 @@ def test_each_of_several_mistakes_has_its_place() -> None:
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        ("fedavg+ranks+krum", "krum is stated for whole vectors"),
-        ("fedavg+krum+ranks", "krum is stated for whole vectors"),
+        ("fedavg+ranks+krum", "krum needs every client to report the full vector"),
+        ("fedavg+krum+ranks", "krum needs every client to report the full vector"),
         ("fedavg+dp+median", "the noise of dp fits the largest change of a mean"),
         ("fedavg+bucketing+dp", "the noise of dp fits .* and bucketing mixes them"),
         ("scaffold+median", "the aggregate of scaffold belongs to it"),

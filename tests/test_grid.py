@@ -414,7 +414,7 @@ def test_an_axis_that_does_not_change_validation_can_be_chosen(tmp_path: Path) -
 )
 def test_nothing_is_chosen_without_a_validation_part(text: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"choose needs a validation part, but data\.validation is 0"
+        UserError, match=r"choose needs a validation set, but data\.validation is 0"
     ) as refused:
         load_grid(written(tmp_path, f"{BASE}{text}choose: [train.lr]\n"))
     assert where in str(refused.value)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from fedloom.algorithms import PLACES
+from rooms import arrows_of, imports, modules_of, own_imports, room_of
 
 SOURCE = Path(__file__).parent.parent / "src/fedloom"
 
 PUBLISHED = SOURCE / "scenarios/published_draws.py"  # draws as a published code did, with old generators
 
 FLOORS = (
-    {"old_module_names", "params", "seeds", "system", "version"},
+    {"params", "seeds", "system", "version"},
     {"config", "run_log", "types"},
-    {"data", "tasks", "wire"},
+    {"data", "old_module_names", "tasks", "wire"},
     {"algorithms", "models", "scenarios"},
     {"plugins", "report", "tuning"},
     {"client", "experiment", "report.sweeps", "testing"},
@@ -57,40 +57,12 @@ def files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    """The dotted name of a module below fedloom, such as "engine.rounds"; that of a package is "engine"."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
-
-
-def room_of(name: str) -> str:
-    """The room of a module by its dotted name."""
-    return "report.sweeps" if name.startswith("report.sweeps") else name.split(".")[0]
-
-
 def top(path: Path) -> str:
     """The module or package right below fedloom that a file belongs to."""
-    return name_of(path).split(".")[0]
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Return what a file imports, at the top, inside functions and for types."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-MODULES = {name_of(path): path for path in files()}
-
-
-def own_imports(name: str) -> set[str]:
-    """The modules of fedloom that a module of it imports, by their dotted names; a package counts where it is named alone."""
-    modules = {one.removeprefix("fedloom.") for one in imports(MODULES[name]) if one.startswith("fedloom.")}
-    known = modules & set(MODULES)
-    return {one for one in known if not any(other.startswith(f"{one}.") for other in known)} - {name}
+MODULES = modules_of(SOURCE)
 
 
 def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
@@ -100,22 +72,20 @@ def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down_a_floor(name: str) -> None:
     here = room_of(name)
-    for other in own_imports(name):
+    for other in own_imports(name, MODULES):
         there = room_of(other)
         assert there == here or FLOOR_OF[there] < FLOOR_OF[here], f"{name} imports {other}"
 
 
 def test_every_room_is_right_above_its_imports() -> None:
     """No room could be on a lower floor."""
-    arrows = {(room_of(name), room_of(other)) for name in MODULES for other in own_imports(name)}
-    for room, floor in FLOOR_OF.items():
-        below = [FLOOR_OF[there] for here, there in arrows if here == room and there != room]
-        assert floor == 1 + max(below, default=-1), room
+    for room, below in arrows_of(MODULES).items():
+        assert FLOOR_OF[room] == 1 + max((FLOOR_OF[there] for there in below), default=-1), room
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Circles inside a room and imports for types count too."""
-    left = {name: own_imports(name) for name in MODULES}
+    left = {name: own_imports(name, MODULES) for name in MODULES}
     while free := [name for name, needed in left.items() if not needed & set(left)]:
         for name in free:
             del left[name]

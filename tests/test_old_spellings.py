@@ -14,6 +14,8 @@ from fedloom.config.validation_errors import check_document
 from fedloom.config.yaml_document import read_document
 from fedloom.experiment import Experiment, load_experiment
 from fedloom.experiment.experiment_base import ExperimentBase
+from fedloom.models.folder_checks import BUNDLED
+from fedloom.models.hub import Source
 from fedloom.old_module_names import MODULES
 from fedloom.old_module_names import NAMES as RENAMED
 from fedloom.report.run_results import read_run
@@ -75,6 +77,8 @@ def test_an_old_key_is_the_new_one(old, new, tmp_path):
 def test_an_old_name_is_the_new_one(old, new):
     if new.startswith("bundled"):
         assert Experiment(model={"path": old}).model.path == new
+        assert Source("model.path", old, network=False).files.folder == BUNDLED[new]
+        assert import_module("fedloom.models.load").SHIPPED[old] == BUNDLED[new]
     else:
         experiment = Experiment(methods=["fedavg", old, f"{old}+prompt"])
         assert experiment.methods == ("fedavg", new, f"{new}+prompt")

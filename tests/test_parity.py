@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fedloom.algorithms import ENTRIES, SERVERS
 from fedloom.algorithms.algorithm import ServerState
 from fedloom.cli.run_commands import app
-from fedloom.engine.rounds import Standing
+from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Params
 from fedloom.runs import parity
@@ -119,26 +119,30 @@ def test_two_rounds_of_what_is_federated_are_compared() -> None:
 
 def test_every_bit_of_a_server_and_of_its_clients_counts(tmp_path: Path) -> None:
     flat = start_of()
-    standing = Standing(ServerState(flat, 2, {"momentum": torch.ones(3)}), {0: (1,)}, (0.5,), up=7, down=8)
+    training_state = TrainingState(
+        ServerState(flat, 2, {"momentum": torch.ones(3)}), {0: (1,)}, (0.5,), bytes_up=7, bytes_down=8
+    )
     (tmp_path / "0").mkdir()
     file = tmp_path / "0" / "round-0001.safetensors"
     file.write_bytes(b"kept")
     changed = flat.flat.clone()
     changed[3] = torch.nextafter(changed[3], torch.tensor(9.0))
-    state = standing.state
+    state = training_state.state
     others = [
-        replace(standing, state=replace(state, params=Params(flat.layout, changed))),
-        replace(standing, state=replace(state, slots={"momentum": torch.tensor([1.0, 1.0, 1.0 + 2**-23])})),
-        replace(standing, state=replace(state, slots={"other": torch.ones(3)})),
-        replace(standing, state=replace(state, round=1)),
-        replace(standing, kept={0: (0,)}),
-        replace(standing, norms=(0.25,)),
-        replace(standing, up=6),
-        replace(standing, down=9),
+        replace(training_state, state=replace(state, params=Params(flat.layout, changed))),
+        replace(
+            training_state, state=replace(state, slots={"momentum": torch.tensor([1.0, 1.0, 1.0 + 2**-23])})
+        ),
+        replace(training_state, state=replace(state, slots={"other": torch.ones(3)})),
+        replace(training_state, state=replace(state, round=1)),
+        replace(training_state, kept={0: (0,)}),
+        replace(training_state, norms=(0.25,)),
+        replace(training_state, bytes_up=6),
+        replace(training_state, bytes_down=9),
     ]
-    found = [digest(one, tmp_path) for one in (standing, *others)]
+    found = [digest(one, tmp_path) for one in (training_state, *others)]
     file.write_bytes(b"lost")
-    found.append(digest(standing, tmp_path))
+    found.append(digest(training_state, tmp_path))
     assert len(set(found)) == len(found)
 
 

@@ -435,7 +435,7 @@ BAD_DATA = {
     ),
     "image": (
         lambda settings, seed: DataSet("", (replace(EXAMPLES[0], image="a.png"),), ()),
-        "the image of example '0' of mine is a str; docs/add-a-data-set.md",
+        "the image of example '0' of mine is a str; see docs/add-a-data-set.md",
     ),
     "leaves": (lambda settings, seed: sys.exit(0), "the loader of mine fails: SystemExit"),
     "raises": (lambda settings, seed: [][1], "the loader of mine fails: IndexError.*test_plugins.py, line"),

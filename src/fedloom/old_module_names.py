@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -216,8 +216,18 @@ def _attribute(module: str, replacements: Sequence[str], name: str) -> Any:
         new = import_module(f"fedloom.{replacement}")
         for candidate in (name, NAMES.get(name, name)):
             if candidate in vars(new):
-                return getattr(new, candidate)
+                value = getattr(new, candidate)
+                return value if name == candidate else _with_old_keys(value)
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def _with_old_keys(value: Any) -> Any:
+    """Return a table of models with the old names of its rows too; anything else as it is."""
+    from fedloom.config.old_spellings import NAMES as KEYS
+
+    if not isinstance(value, Mapping):
+        return value
+    return {**value, **{old: value[new] for old, new in KEYS.items() if new in value}}
 
 
 def install() -> None:

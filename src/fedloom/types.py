@@ -185,9 +185,9 @@ class DataSet:
         test: Held-out examples. Where fedloom divides the data, no image of them and no variant of one is also in
             `train`; a published division is kept as it is (`fedloom data check` lists what it repeats).
         rejected: Skipped records, with file, line and reason.
-        drawn: The training part with the skipped records in their places, for replayed draws that count them; empty
+        drawn: The training set with the skipped records in their places, for replayed draws that count them; empty
             where none was skipped or too little is known.
-        validation: The owners' own validation part if `data.validation` is published, else empty.
+        validation: The owners' own validation set if `data.validation` is published, else empty.
     """
 
     name: str

@@ -19,7 +19,7 @@ from fedloom.client.site import Question, Site
 from fedloom.config.schema import Limits, Train
 from fedloom.engine.admission import Admission
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Standing, run_rounds
+from fedloom.engine.rounds import TrainingState, run_rounds
 from fedloom.engine.update_bounds import UpdateBounds
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Layout, Params, Part
@@ -70,15 +70,15 @@ class Bytes(Plain):
 
 def rounds(
     budget: Budget, settings: Train, name: str = "fedavg", **fields: Any
-) -> tuple[Standing, Bytes, list[Any]]:
+) -> tuple[TrainingState, Bytes, list[Any]]:
     """Run rounds of clients with a budget; return where they end, the backend, and what the record would hold."""
     algorithm, logs = make(name, CLIENTS), list[Any]()
     backend = Bytes(with_budget(site_of(algorithm, settings, layout=LAYOUT), budget))
-    begun = Standing(algorithm.init(start_of(LAYOUT)))
+    begun = TrainingState(algorithm.init(start_of(LAYOUT)))
     run = run_of(
         name,
         train=settings,
-        standing=begun,
+        training_state=begun,
         down=budget.down,
         up=budget.up,
         scale=budget.scale,
@@ -105,18 +105,21 @@ def test_honest_updates_are_admitted_and_counted_as_their_messages(
     assert len(logs) == 3
     for log in logs:
         assert log["refused"] == log["missing"] == []
-    assert (end.up, end.down) == (sum(backend.came), sum(backend.sent))
+    assert (end.bytes_up, end.bytes_down) == (sum(backend.came), sum(backend.sent))
     everything, _, _ = rounds(EVERYTHING, settings, name)
-    assert end.up < everything.up
-    assert (end.down < everything.down) == (budget == "ranks")
+    assert end.bytes_up < everything.bytes_up
+    assert (end.bytes_down < everything.bytes_down) == (budget == "ranks")
 
 
 @pytest.mark.parametrize(("name", "values"), [("ranks", [4] * CLIENTS), ("layers", [LAYERS] * CLIENTS)])
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedyogi"])
 def test_full_budgets_give_the_bits_of_no_budgets(name: str, values: list[int], algorithm: str) -> None:
-    standing, backend, _ = rounds(budget_of(name, values), OPTIMIZERS[0], algorithm)
+    training_state, backend, _ = rounds(budget_of(name, values), OPTIMIZERS[0], algorithm)
     plain, beside, _ = rounds(EVERYTHING, OPTIMIZERS[0], algorithm)
-    assert same(standing, plain) and (standing.up, standing.down) == (plain.up, plain.down)
+    assert same(training_state, plain) and (training_state.bytes_up, training_state.bytes_down) == (
+        plain.bytes_up,
+        plain.bytes_down,
+    )
     assert backend.came == beside.came and backend.sent == beside.sent
 
 
@@ -130,7 +133,7 @@ def test_admission_measures_a_clients_own_factors() -> None:
     assert part is not None and allowed.scale == 2.0
     b = LAYOUT.mask(lambda name: name.endswith(":lora_b"))
     own = part.zero_outside(b)
-    own *= allowed.most / own.norm()  # as long as honest work comes to, all of it in B
+    own *= allowed.most / own.norm()  # the largest norm that honest training can produce, all of it in B
     for factor, refused in ((0.99, False), (1.01, True)):
         update = Update(0, Params(LAYOUT, 2 * factor * own), 1.0, up=part)
         ((_, why),) = Admission(expected, (), Limits()).check([update])

@@ -28,7 +28,7 @@ from fedloom.client.client_memory import Files, InMemory, Memory
 from fedloom.client.error_feedback import encode_update
 from fedloom.client.site import LOST, Site
 from fedloom.config.schema import Limits, Train
-from fedloom.engine.rounds import Standing, run_rounds
+from fedloom.engine.rounds import TrainingState, run_rounds
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Params, Part
 from fedloom.runs.site_setup import codecs_of
@@ -198,7 +198,7 @@ class OverBytes(Plain):
             yield Update.from_bytes(answer, LAYOUT)
 
 
-def rounds(name: str, backend: Plain, codecs: Codecs, **fields: object) -> Standing:
+def rounds(name: str, backend: Plain, codecs: Codecs, **fields: object) -> TrainingState:
     (found,) = run_rounds([run_of(name, codecs=codecs, **fields)], backend)
     return found
 

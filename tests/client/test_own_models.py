@@ -36,7 +36,7 @@ from fedloom.client.site import OWN, RULE, Question, Site, SiteMethod, SiteStage
 from fedloom.config.schema import Train
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import Standing, run_rounds
+from fedloom.engine.rounds import TrainingState, run_rounds
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
@@ -219,7 +219,7 @@ def test_own_models_go_back_with_updates_that_are_not_accepted(
     seen: list[dict[int, int]] = []
     models: list[torch.Tensor] = []
 
-    def after_round(now: Standing, log: dict[str, Any]) -> None:
+    def after_round(now: TrainingState, log: dict[str, Any]) -> None:
         seen.append(now.since)
         question = Question(name, 0, now.state.params, 2, now.since[2])
         models.append(site.model(question).flat)
@@ -236,14 +236,16 @@ def test_going_on_from_a_checkpoint_changes_no_bit(name: str, tmp_path: Path) ->
     (folders := [tmp_path / "whole", tmp_path / "cut"])[0].mkdir()
     folders[1].mkdir()
 
-    def go(folder: Path, standing: Standing | None, stop: int | None) -> Standing:
-        def after_round(now: Standing, log: dict[str, Any]) -> None:
+    def go(folder: Path, training_state: TrainingState | None, stop: int | None) -> TrainingState:
+        def after_round(now: TrainingState, log: dict[str, Any]) -> None:
             if now.state.round == stop:
                 raise KeyboardInterrupt
             write_checkpoint(folder, now)
 
         site = site_of(named(name), memory=Files(folder))
-        return run_rounds([run_of(name, after_round=after_round, standing=standing)], Plain(site))[0]
+        return run_rounds(
+            [run_of(name, after_round=after_round, training_state=training_state)], Plain(site)
+        )[0]
 
     whole = go(folders[0], None, None)
     with pytest.raises(KeyboardInterrupt):

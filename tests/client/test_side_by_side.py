@@ -258,7 +258,7 @@ def test_personal_models_answer_side_by_side_as_they_do_alone(scoring: str, tiny
     with side_by_side(tuned, 3) as stack:
         for row, model in enumerate(models):
             stack.write(model, row)
-        together = answer_rows(stack.vlm, stack.connects(3), examples, presence, settings)
+        together = answer_rows(stack.vlm, stack.connectors(3), examples, presence, settings)
     for mine, theirs in zip(together, alone, strict=True):
         assert (mine.answers, mine.replies) == (theirs.answers, theirs.replies)
         compared = [task == "classification" and scoring == "likelihood" for task in asked]

@@ -1,4 +1,4 @@
-"""Laws of the validation part for every data set; small files replace those that are not bundled."""
+"""Laws of the validation set for every data set; small files replace those that are not bundled."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_fashion_mnist(root: Path) -> None:
 
 @pytest.fixture(scope="module", params=NAMES)
 def load(request, tmp_path_factory, encoded, trees, settings) -> Load:
-    """Return a function that loads a data set with a validation part of some kind."""
+    """Return a function that loads a data set with a validation set of some kind."""
     name, _, task = request.param.partition("/")
     root: Path | None = tmp_path_factory.mktemp("data") / "root"
     if name in FOLDERS:

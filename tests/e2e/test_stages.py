@@ -14,7 +14,7 @@ from fedloom.client.client_memory import Files
 from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.engine.checkpoints import write_checkpoint
-from fedloom.engine.rounds import Standing
+from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.experiment import Experiment
 from fedloom.params import Params
 from fedloom.runs.run_folder import stage_folder
@@ -75,7 +75,7 @@ def checkpoints_of(training: Path, stages: Sequence[int], count: int) -> None:
         folder = stage_folder(training, number, count)
         folder.mkdir(parents=True, exist_ok=True)
         state = ServerState(Params.of({"x": torch.zeros(1)}), 1)
-        write_checkpoint(folder, Standing(state, {0: (number,)}))
+        write_checkpoint(folder, TrainingState(state, {0: (number,)}))
 
 
 @pytest.mark.parametrize(("last", "damaged"), [(2, False), (9, False), (10, False), (11, False), (10, True)])

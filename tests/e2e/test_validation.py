@@ -1,4 +1,4 @@
-"""The validation part in whole runs: never trained on, and the best round by it survives an interruption."""
+"""The validation set in whole runs: never trained on, and the best round by it survives an interruption."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_the_best_round_is_the_first_with_the_highest_score_and_survives(
 
     real = train_method.write_checkpoint
 
-    def stopped(folder, standing, *more):
-        real(folder, standing, *more)
-        if folder.name == "fedavg" and standing.state.round == 2:
+    def stopped(folder, training_state, *more):
+        real(folder, training_state, *more)
+        if folder.name == "fedavg" and training_state.state.round == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train_method, "write_checkpoint", stopped)

@@ -51,9 +51,9 @@ def files(folder: Path) -> list[Path]:
 def last_memories(folder: Path) -> list[Path]:
     """The files of clients' memories that the last checkpoint uses."""
     (training,) = {place.parent for place in folder.rglob("memory")}
-    standing, memory = last_checkpoint(training), Files(training.parent)
-    assert standing is not None
-    return [memory.file((training.name, client, round)) for client, round in standing.since.items()]
+    training_state, memory = last_checkpoint(training), Files(training.parent)
+    assert training_state is not None
+    return [memory.file((training.name, client, round)) for client, round in training_state.since.items()]
 
 
 @pytest.mark.parametrize("kind", ["finished", "unfinished"])

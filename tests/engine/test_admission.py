@@ -12,7 +12,7 @@ import torch
 
 from fedloom.algorithms.algorithm import Extra
 from fedloom.config.schema import Limits
-from fedloom.engine.admission import FIRST, REMEMBERED, Admission
+from fedloom.engine.admission import BUFFERED_UPDATES, REMEMBERED, Admission
 from fedloom.engine.update_bounds import ClientBounds
 from fedloom.params import Layout, Params, Part
 from fedloom.wire.messages import Update
@@ -64,9 +64,9 @@ def broken() -> dict[str, tuple[Update, str]]:
         "negative weight": (update(weight=-1.0), "weight -1.0"),
         "weight nan": (update(weight=float("nan")), "weight nan"),
         "weight infinite": (update(weight=float("inf")), "weight inf"),
-        "more examples than it holds": (update(weight=11.0), "holds 10"),
+        "more examples than it holds": (update(weight=11.0), "not between 1 and 10"),
         "less than an example": (update(weight=0.9), "weight 0.9"),
-        "an extra": (replace(update(), extras={"c": torch.ones(1)}), "c is nothing"),
+        "an extra": (replace(update(), extras={"c": torch.ones(1)}), "unexpected extra c"),
     }
 
 
@@ -111,7 +111,7 @@ def test_another_part_than_was_asked_for_is_refused() -> None:
     up = Part(LAYOUT.size, ((0, 2),))
     for part in (None, Part(LAYOUT.size, ((0, 1),))):
         one = Update(0, Params.zeros(LAYOUT), 3.0, up=part)
-        assert "another part" in refuse([one], up=up)[0]
+        assert "not requested" in refuse([one], up=up)[0]
 
 
 def test_honest_updates_pass() -> None:
@@ -123,7 +123,7 @@ def test_an_outsized_update_is_refused_by_ratio_and_by_norm() -> None:
     updates = [update(0), update(1), update(2, value=1e4)]
     assert "times the usual" in refuse(updates, [])[2]
     assert set(refuse(updates, [], Limits(max_norm=0.1))) == {0, 1, 2}
-    assert "the most that honest work comes to" in refuse(updates, most=1e3)[2]
+    assert "the largest norm that honest training can produce" in refuse(updates, most=1e3)[2]
     assert refuse(updates, most=0.1, limits=Limits(max_norm=1e6, max_ratio=1e6)) == {}
 
 
@@ -147,16 +147,16 @@ def test_a_stream_is_checked_as_it_arrives() -> None:
     taken: list[int] = []
 
     def coming():
-        for client in range(3 * FIRST):
+        for client in range(3 * BUFFERED_UPDATES):
             taken.append(client)
             yield update(client)
 
     judged = admission().check(coming())
     next(judged)
-    assert len(taken) == FIRST  # the usual norm needs these, and no more
-    for _ in range(FIRST):
+    assert len(taken) == BUFFERED_UPDATES  # the usual norm needs these, and no more
+    for _ in range(BUFFERED_UPDATES):
         next(judged)
-    assert len(taken) == FIRST + 1
+    assert len(taken) == BUFFERED_UPDATES + 1
 
 
 def test_few_norms_are_remembered() -> None:

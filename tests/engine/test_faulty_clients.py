@@ -26,9 +26,9 @@ def end(method: str, faulty: int | None) -> tuple[torch.Tensor, float]:
     one = run_of(method, tuple(CLIENTS), TRAIN, PERMISSIVE, algorithm=algorithm)
     site = site_of(algorithm, TRAIN, clients=max(CLIENTS) + 1)
     bad = {} if faulty is None else {faulty: scaled(-10.0)}
-    standing = run_rounds([one], Corrupted(site, bad, tuple(range(TRAIN.rounds))))[0]
+    training_state = run_rounds([one], Corrupted(site, bad, tuple(range(TRAIN.rounds))))[0]
     honest = [client for client in CLIENTS if client != faulty]
-    return standing.state.params.flat, sum(honest) / len(honest)
+    return training_state.state.params.flat, sum(honest) / len(honest)
 
 
 @pytest.mark.parametrize("faulty", [20, 23, 26])

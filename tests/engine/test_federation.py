@@ -15,7 +15,7 @@ from fedloom.engine.federation import Federation
 from fedloom.engine.flower_link import FlowerReply
 from fedloom.engine.participation import WaitingTerms
 from fedloom.engine.resident_site import OpenRun, ResidentSite
-from fedloom.engine.rounds import Backend, Standing, run_rounds
+from fedloom.engine.rounds import Backend, TrainingState, run_rounds
 from fedloom.engine.site_transport import TransportRestarted
 from fedloom.system.errors import UserError
 from fedloom.system.timing import Clock
@@ -112,7 +112,7 @@ def two_sites(algorithm: str = "fedavg") -> Mail:
     return Mail({11: resident("north", backend_of(algorithm)), 12: resident("south", backend_of(algorithm))})
 
 
-def ended(backend: Backend, algorithm: str = "fedavg") -> Standing:
+def ended(backend: Backend, algorithm: str = "fedavg") -> TrainingState:
     return run_rounds([run_of(algorithm)], backend)[0]
 
 
@@ -328,8 +328,8 @@ def test_what_an_owner_refuses_is_recorded_with_the_reason() -> None:
     there.enroll()
     rows = list[Mapping[str, Any]]()
     run = run_of("fedavg", after_round=lambda now, log: rows.append(log))
-    (standing,) = run_rounds([run], there)
-    assert standing.state.round == 3
+    (training_state,) = run_rounds([run], there)
+    assert training_state.state.round == 3
     reason = "site south refused: the owner of this site does not allow connector/w to be reported"
     assert [row["missing"] for row in rows] == [[{"client": one, "reason": reason} for one in (1, 3)]] * 3
     assert mail.asked.count(("south", "train")) == 3, "a refusal is an answer, and not asked for again"

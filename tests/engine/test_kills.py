@@ -65,7 +65,7 @@ def at_server(kind: str, folder: Path, requests: int, replies: int) -> None:
         run = run_of(
             METHODS[kind],
             after_round=lambda now, log: write_checkpoint(folder, now),
-            standing=last_checkpoint(folder, LAYOUT),
+            training_state=last_checkpoint(folder, LAYOUT),
             cohort=3,
             **fields,
         )
@@ -113,13 +113,13 @@ def counting(write: int) -> Fault:
 
 def ended(kind: str, folder: Path) -> tuple[bytes, dict[str, bytes]]:
     """Return the bytes of the last checkpoint's tensors, and of the memories that it has accepted."""
-    standing = last_checkpoint(folder / "server", LAYOUT)
-    assert standing is not None
-    assert standing.state.round == TRAIN.rounds
+    training_state = last_checkpoint(folder / "server", LAYOUT)
+    assert training_state is not None
+    assert training_state.state.round == TRAIN.rounds
     memory = Files(folder / "site")
     kept = {
         f"{client} {round}": memory.file((METHODS[kind], client, round)).read_bytes()
-        for client, rounds in standing.kept.items()
+        for client, rounds in training_state.kept.items()
         for round in rounds
     }
     return (folder / "server" / f"round-{TRAIN.rounds:04}.safetensors").read_bytes(), kept

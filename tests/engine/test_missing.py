@@ -34,7 +34,7 @@ from fedloom.client.local_job import Job
 from fedloom.client.site import Site
 from fedloom.engine.client_order import SILENT, in_order
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.rounds import MISSED, Backend, Standing, Training, run_rounds
+from fedloom.engine.rounds import MAX_UNAPPLIED_ROUNDS, Backend, Training, TrainingState, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.load_model import load_vlm
 from fedloom.params import Params, Part
@@ -47,7 +47,7 @@ from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Tensors
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
 
-from .test_workers import assert_same_bits
+from .test_worker_processes import assert_same_bits
 
 LONG = TRAIN.model_copy(update={"rounds": 9})
 How = Callable[[Update], Answer | None]
@@ -71,7 +71,7 @@ def without(name: str, who: Iterable[int], rounds: tuple[int, ...], how: How = s
 
 def go(
     name: str, backend: Backend, rounds: int = 3, clients: Sequence[int] = range(CLIENTS)
-) -> tuple[Standing, list[dict[str, Any]]]:
+) -> tuple[TrainingState, list[dict[str, Any]]]:
     logs: list[dict[str, Any]] = []
     run = run_of(name, clients, LONG, rounds=rounds, after_round=lambda now, log: logs.append(log))
     return run_rounds([run], backend)[0], logs
@@ -81,10 +81,10 @@ def go(
 @pytest.mark.parametrize("how", [silent, broken])
 def test_a_missing_client_leaves_the_round_as_if_it_had_been_refused(name: str, how: How) -> None:
     """The state and the accepted memories are the same; the record gives the reason; no bytes came from the client."""
-    standing, logs = go(name, without(name, [2], (1,), how))
+    training_state, logs = go(name, without(name, [2], (1,), how))
     refused, its = go(name, without(name, [2], (1,), nan))
-    assert same(standing, refused)
-    assert standing.kept == refused.kept
+    assert same(training_state, refused)
+    assert training_state.kept == refused.kept
     reason = SILENT if how is silent else "it broke"
     assert [log["missing"] for log in logs] == [[], [{"client": 2, "reason": reason}], []]
     assert all(log["refused"] == [] for log in logs)
@@ -135,9 +135,9 @@ def test_any_order_of_answers_gives_the_same_bits(name: str) -> None:
             yield from reversed(list(super().train(assignments, clock)))
 
     site = site_of(make(name, CLIENTS), LONG)
-    standing, logs = go(name, Reversed(site))
+    training_state, logs = go(name, Reversed(site))
     plain, its = go(name, Plain(site_of(make(name, CLIENTS), LONG)))
-    assert same(standing, plain)
+    assert same(training_state, plain)
     assert [log["bytes_up"] for log in logs] == [log["bytes_up"] for log in its]
 
 
@@ -175,16 +175,19 @@ def test_a_backend_that_never_reads_its_assignments_is_silent() -> None:
 
 
 def test_a_round_that_nobody_answers_is_not_applied_and_the_next_goes_on() -> None:
-    standing, logs = go("fedadam", without("fedadam", range(CLIENTS), (1,)))
+    training_state, logs = go("fedadam", without("fedadam", range(CLIENTS), (1,)))
     assert "no client's update could be used" in logs[1]["not_applied"]
     assert logs[1]["bytes_up"] == 0
-    assert standing.state.round == 3
-    assert standing.missed == 0
+    assert training_state.state.round == 3
+    assert training_state.missed == 0
 
 
 def test_several_such_rounds_in_a_row_end_the_run_and_give_the_reasons() -> None:
-    everybody, rounds = range(CLIENTS), tuple(range(1, 1 + MISSED))
-    with pytest.raises(UserError, match=rf"round {MISSED}: no client.*client 0: it broke.*last of {MISSED}"):
+    everybody, rounds = range(CLIENTS), tuple(range(1, 1 + MAX_UNAPPLIED_ROUNDS))
+    with pytest.raises(
+        UserError,
+        match=rf"round {MAX_UNAPPLIED_ROUNDS}: no client.*client 0: it broke.*last of {MAX_UNAPPLIED_ROUNDS}",
+    ):
         go("fedavg", without("fedavg", everybody, rounds, broken), rounds=9)
     with pytest.raises(UserError, match=r"round 0: no client.*the only round"):
         go("fedavg", without("fedavg", everybody, (0,)), rounds=1)
@@ -199,7 +202,7 @@ def test_a_client_whose_memory_is_lost_is_missing_and_the_others_go_on() -> None
     memory.memories.update(lost)
     logs: list[dict[str, Any]] = []
     run = run_of(
-        "scaffold", train=LONG, rounds=3, standing=first, after_round=lambda _, log: logs.append(log)
+        "scaffold", train=LONG, rounds=3, training_state=first, after_round=lambda _, log: logs.append(log)
     )
 
     class Guarded(Plain):
@@ -344,7 +347,7 @@ def test_the_server_cannot_ask_for_what_stays_with_clients(tuned: Tuned) -> None
     plain = site.method("fedavg")
     connector = tuned.layout.mask(lambda name: name.startswith("connector"))
     own = Part.of(connector)
-    parts = Parts(own.rest, own.rest, own, own | own.rest)
+    parts = Parts(own.complement, own.complement, own, own | own.complement)
     local = replace(plain, stages=[plain.stages[0]._replace(parts=parts)])
     answers = list(InProcess(replace(site, method=lambda method: local)).train(assigned(tuned), Clock()))
     assert all(isinstance(one, Missing) and "stay with clients" in one.reason for one in answers)
@@ -373,13 +376,13 @@ def test_a_client_that_fails_does_not_change_the_runs_beside_its_own(
 
     def run(clients: tuple[int, ...]) -> Training:
         logs[clients] = []
-        begun = Standing(algorithm.init(tuned.start))
+        begun = TrainingState(algorithm.init(tuned.start))
         return run_of(
             "fedavg",
             clients,
             site.method("fedavg").stages[0].settings,
             algorithm=algorithm,
-            standing=begun,
+            training_state=begun,
             rounds=2,
             after_round=lambda _, log: logs[clients].append(log),
         )
@@ -456,7 +459,8 @@ def test_a_run_that_lags_behind_and_fails_stops_no_more_than_one_in_step() -> No
     three = run_rounds([replace(run, schedule=replace(run.schedule, rounds=3)) for run in runs()], backend)
     two = run_rounds([replace(run, schedule=replace(run.schedule, rounds=2)) for run in runs()], backend)
     behind = [
-        replace(run, standing=standing) for run, standing in zip(runs(), (three[0], two[1]), strict=True)
+        replace(run, training_state=training_state)
+        for run, training_state in zip(runs(), (three[0], two[1]), strict=True)
     ]
     again = run_rounds(behind, backend)
     assert [one.state.round for one in again] == [4, 4]

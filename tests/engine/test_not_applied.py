@@ -18,7 +18,7 @@ from fedloom.algorithms.compose import Given, compose, make
 from fedloom.client.client_memory import Memory
 from fedloom.config.schema import Limits
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
-from fedloom.engine.rounds import MISSED, Standing, run_rounds
+from fedloom.engine.rounds import MAX_UNAPPLIED_ROUNDS, TrainingState, run_rounds
 from fedloom.params import Params
 from fedloom.system.errors import UserError
 from fedloom.wire.messages import Update
@@ -46,14 +46,14 @@ def breaking(
 def go(
     algorithm: FederatedAlgorithm,
     rounds: int,
-    before: Standing | None = None,
+    before: TrainingState | None = None,
     folder: Path | None = None,
     memory: Memory | None = None,
 ):
     """Run up to `rounds` rounds; return where that ends and the figures of each round."""
     logs, train = [], TRAIN.model_copy(update={"rounds": 9})
 
-    def after_round(now: Standing, log: dict) -> None:
+    def after_round(now: TrainingState, log: dict) -> None:
         logs.append(log)
         if folder is not None:
             write_checkpoint(folder, now)
@@ -64,7 +64,7 @@ def go(
         limits=Limits(),
         algorithm=algorithm,
         after_round=after_round,
-        standing=before,
+        training_state=before,
         rounds=rounds,
     )
     return run_rounds([one], Plain(site_of(algorithm, train, memory)))[0], logs
@@ -110,7 +110,7 @@ def test_slots_are_checked_too(name: str, part: str) -> None:
 
 
 def test_the_last_of_several_such_rounds_in_a_row_ends_the_run() -> None:
-    with pytest.raises(UserError, match=rf"round 3: .*not finite.* {MISSED} such rounds"):
+    with pytest.raises(UserError, match=rf"round 3: .*not finite.* {MAX_UNAPPLIED_ROUNDS} such rounds"):
         go(breaking(make("fedavg", CLIENTS), [1, 2, 3]), 9)
     after, logs = go(breaking(make("fedavg", CLIENTS), [1, 2, 4, 5]), 9)  # never three in a row
     assert after.missed == 0
@@ -186,7 +186,9 @@ def test_a_run_goes_on_after_too_few_updates_and_ends_after_three_such_rounds() 
     after, logs = with_silent((1, 2, 4, 5))
     assert [k for k, log in enumerate(logs) if "not_applied" in log] == [1, 2, 4, 5]
     assert after.missed == 0
-    with pytest.raises(UserError, match=rf"round 3: .*Krum.* the last of {MISSED} such rounds in a row"):
+    with pytest.raises(
+        UserError, match=rf"round 3: .*Krum.* the last of {MAX_UNAPPLIED_ROUNDS} such rounds in a row"
+    ):
         with_silent((1, 2, 3))
     with pytest.raises(UserError, match=r"round 0: .*Krum.* the only round"):
         with_silent((0,), count=1)

@@ -33,7 +33,7 @@ from fedloom.config.schema import Limits
 from fedloom.engine import checkpoints
 from fedloom.engine.checkpoints import last_checkpoint, write_checkpoint
 from fedloom.engine.client_sampling import Schedule, draw_cohort
-from fedloom.engine.rounds import Best, Standing, assignments_of, run_rounds
+from fedloom.engine.rounds import Best, TrainingState, assignments_of, run_rounds
 from fedloom.params import Layout, Params, Part
 from fedloom.runs.verify_files import verify
 from fedloom.system.errors import UserError
@@ -49,7 +49,7 @@ LONG = TRAIN.model_copy(update={"rounds": 9})
 def whole_run(
     name: str,
     rounds: int = 4,
-    standing: Standing | None = None,
+    training_state: TrainingState | None = None,
     memory: Memory | None = None,
     after_round: Any = lambda now, log: None,
     cohort: int | None = None,
@@ -57,10 +57,10 @@ def whole_run(
     backend: Plain | None = None,
     clients: Any = range(CLIENTS),
     **fields: Any,
-) -> Standing:
+) -> TrainingState:
     backend = backend or Plain(site_of(make(name, CLIENTS), LONG, memory))
     run = run_of(
-        name, clients, LONG, after_round=after_round, standing=standing, rounds=rounds, cohort=cohort, seed=seed, **fields
+        name, clients, LONG, after_round=after_round, training_state=training_state, rounds=rounds, cohort=cohort, seed=seed, **fields
     )  # fmt: skip
     return run_rounds([run], backend)[0]
 
@@ -71,7 +71,7 @@ def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop:
     """The site is ahead: it keeps memory of a round of which the server wrote no checkpoint."""
     whole = whole_run(name)
 
-    def after_round(now: Standing, log: dict[str, object]) -> None:
+    def after_round(now: TrainingState, log: dict[str, object]) -> None:
         if now.state.round == stop + 1:
             raise KeyboardInterrupt
         write_checkpoint(tmp_path, now)
@@ -81,9 +81,14 @@ def test_stopping_and_going_on_from_a_checkpoint_changes_no_bit(name: str, stop:
     back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == stop
-    rest = whole_run(name, standing=back, memory=Files(tmp_path))
+    rest = whole_run(name, training_state=back, memory=Files(tmp_path))
     assert same(rest, whole)
-    assert (rest.norms, rest.up, rest.down, rest.kept) == (whole.norms, whole.up, whole.down, whole.kept)
+    assert (rest.norms, rest.bytes_up, rest.bytes_down, rest.kept) == (
+        whole.norms,
+        whole.bytes_up,
+        whole.bytes_down,
+        whole.kept,
+    )
 
 
 def test_a_refused_client_leaves_the_round_as_if_it_had_not_come() -> None:
@@ -155,7 +160,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage: str, tmp_pat
     back = last_checkpoint(tmp_path, LAYOUT)
     assert back is not None
     assert back.state.round == 3
-    rest = whole_run("scaffold", standing=back, memory=Files(tmp_path))
+    rest = whole_run("scaffold", training_state=back, memory=Files(tmp_path))
     assert same(rest, whole_run("scaffold"))
 
 
@@ -168,11 +173,11 @@ def test_only_two_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
     """As text, round-10000 comes before round-9999."""
-    standing = Standing(ServerState(start_of()))
+    training_state = TrainingState(ServerState(start_of()))
     for number in range(9_998, 10_003):
         kept = {0: (number - 1, number), 7: (3,)}
-        standing = replace(standing, state=replace(standing.state, round=number), kept=kept)
-        write_checkpoint(tmp_path, standing)
+        training_state = replace(training_state, state=replace(training_state.state, round=number), kept=kept)
+        write_checkpoint(tmp_path, training_state)
         result = last_checkpoint(tmp_path)
         assert result is not None
         assert (result.state.round, result.kept) == (number, kept)
@@ -182,16 +187,20 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 
 def test_the_best_round_is_in_the_checkpoint(tmp_path: Path) -> None:
     best = Best(3, 0.5, Params(LAYOUT, torch.arange(12.0)), {0: 2, 4: 1})
-    write_checkpoint(tmp_path, Standing(ServerState(start_of(), 5), best=best))
-    standing = last_checkpoint(tmp_path, LAYOUT)
-    assert standing is not None
-    assert standing.best is not None
-    assert (standing.best.round, standing.best.score, standing.best.since) == (3, 0.5, {0: 2, 4: 1})
-    assert torch.equal(standing.best.params.flat, torch.arange(12.0))
+    write_checkpoint(tmp_path, TrainingState(ServerState(start_of(), 5), best=best))
+    training_state = last_checkpoint(tmp_path, LAYOUT)
+    assert training_state is not None
+    assert training_state.best is not None
+    assert (training_state.best.round, training_state.best.score, training_state.best.since) == (
+        3,
+        0.5,
+        {0: 2, 4: 1},
+    )
+    assert torch.equal(training_state.best.params.flat, torch.arange(12.0))
 
 
 def test_a_checkpoint_of_another_layout_is_not_read(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, Standing(ServerState(start_of())))
+    write_checkpoint(tmp_path, TrainingState(ServerState(start_of())))
     assert last_checkpoint(tmp_path, Layout.of({"v": (6,)})) is None
 
 
@@ -228,14 +237,14 @@ def test_recorded_bytes_are_the_lengths_of_the_messages(name: str) -> None:
         sites = [site_of(make(name, CLIENTS), LONG, parts=parts if fields else None) for _ in range(2)]
         by_bytes = Bytes(sites[0])
         sent, came = by_bytes.sent, by_bytes.came
-        standing = whole_run(
+        training_state = whole_run(
             name, 3, after_round=lambda now, log, logs=logs: logs.append(log), backend=by_bytes, **fields
         )
         plain = whole_run(name, 3, backend=Plain(sites[1]), **fields)
-        assert same(standing, plain)
+        assert same(training_state, plain)
         assert (
-            (standing.up, standing.down)
-            == (plain.up, plain.down)
+            (training_state.bytes_up, training_state.bytes_down)
+            == (plain.bytes_up, plain.bytes_down)
             == (
                 sum(map(len, came)),
                 sum(map(len, sent)),
@@ -287,7 +296,11 @@ def test_several_runs_in_step_give_what_each_gives_by_itself() -> None:
     for run, result in zip(runs, together, strict=True):
         alone = run_rounds([run], Plain(site))[0]
         assert same(result, alone)
-        assert (result.norms, result.up, result.down) == (alone.norms, alone.up, alone.down)
+        assert (result.norms, result.bytes_up, result.bytes_down) == (
+            alone.norms,
+            alone.bytes_up,
+            alone.bytes_down,
+        )
 
 
 def test_the_timers_explain_the_round() -> None:
@@ -355,11 +368,11 @@ def test_slots_that_are_one_tensor_go_into_a_checkpoint(tmp_path: Path) -> None:
     """An algorithm may remember the parameters themselves, or views of them."""
     params = start_of()
     slots = {"anchor": params.flat, "again": params.flat, "head": params.flat[:2]}
-    write_checkpoint(tmp_path, Standing(ServerState(params, 1, slots)))
-    standing = last_checkpoint(tmp_path)
-    assert standing is not None
-    assert standing.state.slots.keys() == slots.keys()
-    assert all(torch.equal(standing.state.slots[name], value) for name, value in slots.items())
+    write_checkpoint(tmp_path, TrainingState(ServerState(params, 1, slots)))
+    training_state = last_checkpoint(tmp_path)
+    assert training_state is not None
+    assert training_state.state.slots.keys() == slots.keys()
+    assert all(torch.equal(training_state.state.slots[name], value) for name, value in slots.items())
 
 
 def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
@@ -368,7 +381,7 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "methods/scaffold"
     folder.mkdir(parents=True)
 
-    def after_round(now: Standing, log: dict[str, Any]) -> Standing:
+    def after_round(now: TrainingState, log: dict[str, Any]) -> TrainingState:
         if now.state.round in (1, 3):
             now = replace(
                 now, best=Best(now.state.round, float(now.state.round), now.state.params, now.since)
@@ -380,7 +393,7 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
     backend = Plain(site_of(make("scaffold", CLIENTS), memory=files))
     (third,) = run_rounds([run_of("scaffold", after_round=after_round)], backend)
     for client in range(CLIENTS):  # the fourth round begins, and does not end
-        (asked,) = assignments_of(run_of("scaffold", standing=third, rounds=4), [client])
+        (asked,) = assignments_of(run_of("scaffold", training_state=third, rounds=4), [client])
         backend.client(asked)
     checkpoints = sorted(folder.glob("round-*.json"))
     assert [file.name for file in checkpoints] == ["round-0002.json", "round-0003.json"]
@@ -395,8 +408,8 @@ def test_a_run_killed_after_a_better_round_is_whole(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_another_index_of_memories_is_named(tmp_path: Path) -> None:
     """Before a client's last two rounds were kept there was one round for each client."""
-    standing = Standing(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
-    write_checkpoint(tmp_path, standing)
+    training_state = TrainingState(make("fedavg", CLIENTS).init(start_of()), kept={3: (0, 1)})
+    write_checkpoint(tmp_path, training_state)
     file = tmp_path / "round-0000.json"
     content = save(
         {

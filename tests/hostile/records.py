@@ -374,8 +374,10 @@ RECORDS: dict[str, Case] = {
     "answer of a wrong kind": Case(lambda: record(answer=5), "answer is a number"),
     "no evidence": Case(lambda: record(text=...), "neither image nor text"),
     "half a character": Case(lambda: b'{"question": "q", "answer": "a", "text": "\\ud83d"}', "surrogate"),
-    "one option": Case(lambda: record(options=["yes"]), "options are not"),
-    "options that are the same": Case(lambda: record(options=["yes", "YES "]), "options are not"),
+    "one option": Case(lambda: record(options=["yes"]), "options must be at least two"),
+    "options that are the same": Case(
+        lambda: record(options=["yes", "YES "]), "options must be at least two"
+    ),
     "answer that is no option": Case(lambda: record(options=["no", "maybe"]), "not among the options"),
     "image that is missing": Case(lambda: record(image="none.png"), "is missing"),
     "image outside": Case(lambda: record(image="../x.png"), "leaves the folder"),

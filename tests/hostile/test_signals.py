@@ -100,7 +100,7 @@ def test_an_interrupted_run_shows_how_to_continue(
     assert process.returncode == 128 + number, output
     assert output.endswith(f"fedloom: interrupted; `fedloom resume {folder}` continues from there\n")
     assert "Traceback" not in output
-    assert output.count("interrupted") == 1
+    assert output.count("fedloom: interrupted") == 1
     wait(lambda: not alive(process.pid), 30)
     assert not list(folder.rglob("*.tmp"))
 

@@ -22,12 +22,14 @@ CASES = [
 )
 def test_a_bad_update_changes_no_bit(name: str, said: str, corrupt: Corrupt) -> None:
     """From the first round on, before there is a history."""
-    standing, logs = run(name, {BAD_CLIENT: corrupt})
+    training_state, logs = run(name, {BAD_CLIENT: corrupt})
     without, _ = run(name, clients=OTHERS)
-    assert torch.equal(standing.state.params.flat, without.state.params.flat)
-    assert standing.state.slots.keys() == without.state.slots.keys()
-    assert all(torch.equal(value, without.state.slots[key]) for key, value in standing.state.slots.items())
-    assert standing.kept == without.kept
+    assert torch.equal(training_state.state.params.flat, without.state.params.flat)
+    assert training_state.state.slots.keys() == without.state.slots.keys()
+    assert all(
+        torch.equal(value, without.state.slots[key]) for key, value in training_state.state.slots.items()
+    )
+    assert training_state.kept == without.kept
     for log in logs:
         (refused,) = log["refused"]
         assert len(refused["reason"]) > 10
@@ -46,9 +48,9 @@ def test_honest_updates_pass(name: str) -> None:
 def test_neither_one_of_two_nor_two_of_three_bad_updates_are_accepted(name: str, said: str) -> None:
     """Bad updates would decide a median over the norms of their own round."""
     for clients, bad in (((0, 1), (1,)), ((0, 1, 2), (1, 2))):
-        standing, logs = run(name, dict.fromkeys(bad, BAD[said]), clients)
+        training_state, logs = run(name, dict.fromkeys(bad, BAD[said]), clients)
         without, _ = run(name, clients=(0,))
-        assert torch.equal(standing.state.params.flat, without.state.params.flat)
+        assert torch.equal(training_state.state.params.flat, without.state.params.flat)
         assert [[row["client"] for row in log["refused"]] for log in logs] == [list(bad)] * 3
 
 

@@ -15,7 +15,7 @@ from tests.clients import CLIENTS, LAYOUT, TRAIN, Corrupted, run_of, site_of
 
 from fedloom.algorithms.compose import make
 from fedloom.config.schema import Limits, Train
-from fedloom.engine.rounds import Standing, run_rounds
+from fedloom.engine.rounds import TrainingState, run_rounds
 from fedloom.params import Layout, Params, Part
 from fedloom.wire.messages import Update
 
@@ -30,7 +30,7 @@ def run(
     arguments: Mapping[str, Any] | None = None,
     limits: Limits = Limits(),
     rounds: tuple[int, ...] = (0, 1, 2),
-) -> tuple[Standing, list[dict[str, Any]]]:
+) -> tuple[TrainingState, list[dict[str, Any]]]:
     """Train with some bad clients; return the final state and the figures of the rounds."""
     algorithm, logs = make(name, CLIENTS, arguments), list[dict[str, Any]]()
     one = run_of(

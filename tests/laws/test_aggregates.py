@@ -297,11 +297,11 @@ def test_the_cohort_counts_and_not_all_clients() -> None:
 
 
 def test_multi_krum_keeps_no_more_than_are_left_without_the_faulty() -> None:
-    with pytest.raises(UserError, match="keeps 5 updates, but of 5 only 4"):
+    with pytest.raises(UserError, match="set to keep 5 updates, but can keep at most n - f = 4 of 5"):
         make("krum", 5, {"keep": 5})
     with pytest.raises(UserError, match="keep is -1"):
         make("multi-krum", 5, {"keep": -1})
-    with pytest.raises(TooFew, match="keeps 5 updates, but of 5 only 4"):
+    with pytest.raises(TooFew, match="set to keep 5 updates, but can keep at most n - f = 4 of 5"):
         delta(make("krum", 6, {"keep": 5}), cohort(5))
 
 

@@ -318,7 +318,7 @@ def test_clients_side_by_side_have_the_losses_they_have_alone(vlm: Vlm, dropout:
             stack.write(moved(tuned, seed=row), row)
         batch = collate(vlm, groups)
         with adapter_dropout(stack, batch, [masks(row) for row in range(len(groups))]):
-            losses = answer_losses(vlm, batch, stack.connects(len(groups)))
+            losses = answer_losses(vlm, batch, stack.connectors(len(groups)))
             losses.sum().backward()
         results = [(loss.detach(), grad.clone()) for loss, grad in zip(losses, stack.grads, strict=True)]
     for row, (group, (loss, grad)) in enumerate(zip(groups, results, strict=True)):
@@ -351,7 +351,7 @@ def test_the_last_layer_at_answers_only_has_the_gradients_of_the_whole_layer(
             monkeypatch.setattr(batches, "last_layer_at", way)
             stack.grads.zero_()
             with adapter_dropout(stack, batch, [masks(row) for row in range(2)]):
-                losses = answer_losses(vlm, batch, stack.connects(2))
+                losses = answer_losses(vlm, batch, stack.connectors(2))
                 losses.sum().backward()
             results.append((losses.detach(), stack.grads.clone()))
     (losses, grads), (expected, whole) = results

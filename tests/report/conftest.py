@@ -154,7 +154,7 @@ def make_run(
     experiment: dict[str, Any] | None = None,
     validation: str | None = None,
 ) -> Path:
-    """Write a run folder; equal arguments write equal files. With a validation part its round is "last" or "best"."""
+    """Write a run folder; equal arguments write equal files. With a validation set its round is "last" or "best"."""
     draw = random.Random(seed)
     writer = Writer(draw, names, rounds)
     plan = plan_of(draw, names, labels)

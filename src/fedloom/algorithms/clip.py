@@ -1,4 +1,4 @@
-"""Norm clipping: no client's change is longer than a bound when it reaches the aggregate.
+"""Norm clipping: no client's change has a norm above a bound when it reaches the aggregate.
 
     Δ_k ← Δ_k · min(1, C / ‖Δ_k‖)
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import Aggregate, Change, Diagnostics, ServerState, positive
 from fedloom.algorithms.entry import Entry
-from fedloom.algorithms.robust_helpers import length
+from fedloom.algorithms.robust_helpers import float64_norm
 from fedloom.wire.messages import Update
 
 
@@ -54,7 +54,7 @@ def clipping(updates: Iterable[Update], bound: float) -> tuple[Iterator[Update],
     def passing() -> Iterator[Update]:
         for update in updates:
             flat = update.delta.flat
-            size = length(flat)
+            size = float64_norm(flat)
             counts[size > bound] += 1
             yield (
                 replace(update, delta=update.delta.with_flat(flat * (bound / size)))
@@ -70,6 +70,6 @@ ENTRIES = {
         clip,
         "wrapper",
         "clipping",
-        "A client's change that is longer than a bound is shortened to it before changes are aggregated.",
+        "A client's change with a norm above a bound is scaled down to the bound before changes are aggregated.",
     )
 }

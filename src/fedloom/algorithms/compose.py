@@ -68,10 +68,10 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     (
         "whole vectors",
         "kind part",
-        "{one} is stated for whole vectors, which all clients report, and with {other} clients report parts",
+        "{one} needs every client to report the full vector, but with {other} clients report only part of it",
     ),
-    ("no values", "kind aggregate", "with {one} no delta travels that could be aggregated otherwise"),
-    ("no values", "kind wrapper", "with {one} no delta travels that could be changed"),
+    ("no values", "kind aggregate", "{one} sends no parameter deltas, so there is nothing to aggregate"),
+    ("no values", "kind wrapper", "{one} sends no parameter deltas, so there is nothing to change"),
     (
         "no values",
         "kind rule",
@@ -85,7 +85,7 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
 
 @dataclass(frozen=True)
 class Given:
-    """Values that the program, not the user, passes to factories whose arguments name them.
+    """Values that fedloom supplies to a factory that has parameters of these names.
 
     Attributes:
         clients: Number of all clients.

@@ -39,7 +39,7 @@ ENTRIES = {
         ditto,
         "pass",
         "Ditto",
-        "Beside the shared model each client trains one of its own, which is pulled toward the shared one.",
+        "Along with the shared model each client trains one of its own, which is pulled toward the shared one.",
         traits=frozenset({"own model"}),
     )
 }

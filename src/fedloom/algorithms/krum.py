@@ -3,8 +3,8 @@
     score(i) = Σ ‖Δ_i − Δ_j‖² over the n − f − 2 updates j ≠ i that are nearest to Δ_i
     Δ = mean of the m updates with the lowest scores
 
-with n the number of updates, f the largest number of faulty clients (`f`), and m = 1 for Krum (`keep`). Of equal scores
-that of the lower client number goes first. Every client counts alike, whatever its number of examples.
+with n the number of updates, f the largest number of faulty clients (`f`), and m = 1 for Krum (`keep`). Ties are
+broken by the lower client id. All clients count equally, whatever their number of examples.
 
 Reference: P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine Learning with Adversaries: Byzantine
 Tolerant Gradient Descent", NeurIPS 2017 (arXiv 1703.02757v1), section 4; multi-Krum is the variant of its experiments.
@@ -43,11 +43,11 @@ def krum(*, cohort: int, f: int = 1, keep: int = 1) -> Aggregate:
 
     def aggregate(updates: Iterable[Update], state: ServerState) -> tuple[Tensor, Diagnostics]:
         held = gather("Krum", updates, f, more=3)
-        distances = scores(squared_distances(held), f)
-        chosen = smallest(distances, _count(keep, len(held), f))
-        (best,) = smallest(distances, 1)
+        krum_scores = scores(squared_distances(held), f)
+        chosen = smallest(krum_scores, _count(keep, len(held), f))
+        (best,) = smallest(krum_scores, 1)
         delta = mean_delta([held[k] for k in chosen], uniform=True)
-        return delta, {"krum_client": float(held[best].client), "krum_score": float(distances[best])}
+        return delta, {"krum_client": float(held[best].client), "krum_score": float(krum_scores[best])}
 
     return aggregate
 
@@ -74,7 +74,7 @@ def _count(keep: int, clients: int, f: int) -> int:
         raise ValueError(f"keep is {keep}; it must be from 1 to the cohort less f, or 0 for that many")
     if keep > clients - f:
         raise TooFew(
-            f"Krum keeps {keep} updates, but of {clients} only {clients - f} are left without f = {f}"
+            f"Krum is set to keep {keep} updates, but can keep at most n - f = {clients - f} of {clients}"
         )
     return keep or clients - f
 

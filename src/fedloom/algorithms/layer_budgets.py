@@ -4,8 +4,8 @@
     Δ_l           = mean of the reported Δ_{i,l} over the clients of the round that train layer l
 
 with n_i the client's entry of the argument `budgets`. A client is sent all parameters, since its other layers are used as
-they are. A layer that no client of a round trains keeps its value. What has no layer number (the connector, embeddings,
-the head) every client trains. With all layers for everybody this is the algorithm without budgets.
+they are. A layer that no client of a round trains keeps its value. Every client trains the parameters outside numbered layers:
+connector, embeddings, head. If every budget covers all layers, the result equals the algorithm without budgets.
 
 References: P. Saha, F. Wagner, D. Mishra, C. Peng, A. Thakur, D. A. Clifton, K. Kamnitsas, J. A. Noble, "F³OCUS – Federated
 Finetuning of Vision-Language Foundation Models with Optimal Client Layer Updating Strategy via Multi-objective

@@ -121,10 +121,10 @@ def squared_distances(held: Sequence[Update]) -> Tensor:
 
 def distance(one: Tensor, other: Tensor) -> float:
     """Return the Euclidean distance of two flat vectors."""
-    return length(one - other)
+    return float64_norm(one - other)
 
 
-def length(vector: Tensor) -> float:
+def float64_norm(vector: Tensor) -> float:
     """Return the Euclidean norm of a flat vector; its sums are in float64, so that no float32 value overflows."""
     vector_norm = cast("Callable[..., Tensor]", torch.linalg.vector_norm)  # pyright: ignore
     return float(vector_norm(vector, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates that take the clients' disagreement out of every local step.
+"""SCAFFOLD: control variates that correct client drift in every local step.
 
     local step      w ← w − η_l (g − c_i + c)
     client's next   c_i⁺ = mean of its g over the local steps
@@ -15,7 +15,7 @@ Differs from the paper: c_i⁺ is the mean of the client's own gradients along i
 a constant step η_l and K steps that is exactly option II, c_i − c + (x − w) / (K η_l); unlike option II it
 stays a gradient when the local optimizer is AdamW, decays weights or follows a schedule. Gradients are
 those after clipping. Under AdamW the corrected gradient passes through the optimizer's own scaling, which
-the paper's analysis does not cover. With `uniform=False` both means go by number of examples, so that the
+the paper's analysis does not cover. With `uniform=False` both means are weighted by number of examples, so that the
 objective is FedAvg's; with partial cohorts c is then only roughly the weighted mean of all c_i.
 """
 
@@ -82,7 +82,7 @@ def scaffold(*, clients: int, lr: float = 1.0, uniform: bool = True) -> Federate
 
 
 def _extras(work: LocalWork) -> Mapping[str, Extra]:
-    # c_i⁺ and c_i are means of gradients, so their difference is at most twice as long as one.
+    # c_i⁺ and c_i are means of gradients, so the norm of their difference is at most twice that of a gradient.
     return {"control": Extra((work.values,), most=2 * work.gradient)}
 
 

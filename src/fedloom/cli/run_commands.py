@@ -100,7 +100,7 @@ def run(
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
-        _show_work(folder, quiet, as_json, experiment, finished=state == "finished")
+        _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished")
 
 
 @app.command()
@@ -120,7 +120,7 @@ def resume(
         from fedloom.runs.run_folder import experiment_to_resume, is_finished
 
         _check_run(folder)
-        _show_work(
+        _run_and_show(
             folder,
             quiet,
             as_json,
@@ -151,15 +151,17 @@ def verify(
             raise typer.Exit(FAILED)
 
 
-def _show_work(folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool) -> None:
+def _run_and_show(
+    folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool
+) -> None:
     """Run an experiment, or continue it, and show its result."""
-    result = _work(folder, quiet, experiment)
+    result = _run(folder, quiet, experiment)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     show_result(result, folder, as_json)
 
 
-def _work(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
+def _run(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
     """Run an experiment, or continue it if its folder holds a part of it."""
     from fedloom.system.progress import make_progress
 

@@ -90,7 +90,7 @@ class BatchProbe:
     def _evaluated(self, stack: Tuned, batch: Batch) -> Tensor:
         # One stream serves all rows: it goes through the batch's tokens in order, however they are grouped.
         with adapter_dropout(stack, batch, [self.job.dropout_masks(self.step)]):
-            losses = answer_losses(stack.vlm, batch, stack.connects(stack.rows))
+            losses = answer_losses(stack.vlm, batch, stack.connectors(stack.rows))
             self.clock.lap("forward")
             if losses.requires_grad:  # not where only the connector is trained and no image is shown
                 losses.sum().backward()

@@ -170,7 +170,7 @@ def _backpropagate(
     batch = collate(stack.vlm, groups, clock)
     stack.grads[: len(jobs)].zero_()
     with adapter_dropout(stack, batch, [job.dropout_masks(step) for job in jobs]):
-        losses = answer_losses(stack.vlm, batch, stack.connects(len(jobs)))
+        losses = answer_losses(stack.vlm, batch, stack.connectors(len(jobs)))
         clock.lap("forward")
         if losses.requires_grad:  # not where only the connector is trained and no image is shown
             losses.sum().backward()

@@ -1,6 +1,6 @@
 """A site: the owner of clients' data, rendered examples and memory, and of the base model.
 
-A server knows of a site only the profiles of its clients and what it sends. In one process a site is an object beside the
+A server knows of a site only the profiles of its clients and what it sends. In one process a site is an object next to the
 server; elsewhere it is another process or machine, to which assignments go as bytes. Nothing else differs.
 """
 
@@ -96,13 +96,13 @@ class SiteStage(NamedTuple):
     Attributes:
         settings: How clients train: rounds, epochs, batch size, optimizer and so on.
         parts: What is sent, trained and kept.
-        plain: Whether clients train without the algorithm's rule and second pass, as in a stage that a method adds to those
-            of the strategy.
+        without_rule: True for stages that a method adds after the strategy's own, such as `finetune`: clients train without
+            the algorithm's rule and second pass.
     """
 
     settings: Train
     parts: Parts
-    plain: bool = False
+    without_rule: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +143,8 @@ class Question:
         client: The client whose own model or personal values take the place of the global ones, or whose validation
             examples are answered; None for the global model.
         since: Round of the client's memory; see `Assignment.since`.
-        test: "test" for the common test part, or "validation".
-        slice: The modalities of the test part that are shown: "both", "image" or "text".
+        test: "test" for the common test set, or "validation".
+        slice: The modalities of the test set that are shown: "both", "image" or "text".
     """
 
     method: str
@@ -200,7 +200,7 @@ class Site:
         """
         local = self.method(assignment.method)
         stage = local.stages[assignment.stage]
-        if stage.plain:
+        if stage.without_rule:
             local = replace(local, rule=PLAIN, second=None, exchanges=True)
         parts, whole = stage.parts, assignment.params.whole
         up = assignment.up or whole
@@ -212,7 +212,7 @@ class Site:
         trained = parts.trained if everything else up | (parts.trained & parts.personal)
         if (affordable := local.budget.up(assignment.client)) is not None:
             trained = trained & affordable
-        kept = self._kept(assignment.method, assignment.client, assignment.since)
+        kept = self._read_memory(assignment.method, assignment.client, assignment.since)
         sent = assignment.down or whole  # what stays with clients is not taken from it
         down = parts.down if sent in (whole, parts.down) else sent & parts.down
         params = _with_own(local.start, parts, assignment.params, down, kept)
@@ -258,7 +258,9 @@ class Site:
             raise UserError(f"what the algorithm sends cannot be sent: {why}")
         up = assignment.up or start.whole
         ruled = up if job.exchanges else start.whole  # rules act on what is exchanged, or else on everything
-        kept: dict[str, Tensor] = {f"{RULE}{name}": _on(ruled, value) for name, value in rule.items()}
+        kept: dict[str, Tensor] = {
+            f"{RULE}{name}": _zero_unexchanged(ruled, value) for name, value in rule.items()
+        }
         if job.personal is not None:
             kept[PERSONAL] = job.personal.take(scale_b(trained.end, start.layout, job.scale)).clone()
         if (own := _own_model(job, trained)) is not None:
@@ -285,7 +287,7 @@ class Site:
             job.client,
             start.with_flat(encoded.delta),
             float(len(job.conversations)),
-            {name: _on(ruled, value) for name, value in sent.items()},
+            {name: _zero_unexchanged(ruled, value) for name, value in sent.items()},
             metrics,
             assignment.up,
             bool(kept),
@@ -313,7 +315,7 @@ class Site:
         """
         if question.client is None:
             return question.params
-        kept = self._kept(question.method, question.client, question.since)
+        kept = self._read_memory(question.method, question.client, question.since)
         if OWN in kept:
             return question.params.with_flat(kept[OWN])
         local = self.method(question.method)
@@ -332,12 +334,12 @@ class Site:
         with side_by_side(self.tuned, len(questions)) as stack:
             for row, question in enumerate(questions):
                 stack.write(self.model(question), row)
-            connects = stack.connects(len(questions))
+            connects = stack.connectors(len(questions))
             return answer_rows(
                 stack.vlm, connects, examples, presence, self.evaluate, clause=clause, workers=workers
             )
 
-    def _kept(self, method: str, client: int, since: int) -> Tensors:
+    def _read_memory(self, method: str, client: int, since: int) -> Tensors:
         return {} if since < 0 else self.memory.read((method, client, since))
 
 
@@ -349,9 +351,9 @@ def _with_own(start: Params, parts: Parts, sent: Params, down: Part, kept: Tenso
 
 
 def _within_budget(budget: Budget, client: int, params: Params) -> Params:
-    """Return a client's parameters for its own work: zero where it holds no value, and B for adapters of its own scale.
+    """Return the parameters a client trains with: values outside its budget zeroed, B rescaled to the client's LoRA scale.
 
-    Messages, memory and models that are evaluated are for adapters of the plain scale.
+    Messages, memory and evaluated models use the server's scale.
     """
     part = budget.down(client)
     flat = params.flat if part is None else part.zero_outside(params.flat)
@@ -379,6 +381,6 @@ def _require_finite(kept: Tensors) -> None:
             raise UserError(f"what the client keeps as {name} holds values that are not finite")
 
 
-def _on(up: Part, value: Tensor) -> Tensor:
-    """Return a rule's tensor, with zeros outside `up` if it is as long as the layout: rules act on what is exchanged."""
+def _zero_unexchanged(up: Part, value: Tensor) -> Tensor:
+    """Zero a rule's tensor outside `up` if it has one value per parameter."""
     return up.zero_outside(value) if value.shape == (up.size,) else value

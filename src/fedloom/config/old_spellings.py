@@ -11,7 +11,7 @@ KEYS = {"gate": "admission"}
 NAMES = {"centralised": "centralized", "shipped": "bundled", "shipped-free": "bundled-free"}
 """Old → new name of a method, and of a model."""
 
-NAMED_BY = ("method", "methods", "main", "path", "encoder")
+NAMED_BY = ("method", "methods", "main", "path", "encoder", "variant")
 """Keys of experiments and of results whose values are such names."""
 
 

@@ -81,7 +81,7 @@ Arguments = Annotated[Mapping[Text, Argument], Field(max_length=MOST_NAMES)]
 
 
 ModelName = Annotated[PathText, BeforeValidator(current_name)]
-MethodName = Annotated[Text, BeforeValidator(current_name)]
+CurrentName = Annotated[Text, BeforeValidator(current_name)]
 
 
 class Section(BaseModel):
@@ -112,7 +112,7 @@ class Data(Section):
     validation: Annotated[Number, Field(ge=0, lt=1)] | Literal["published"] = Field(
         default=0.0,
         description="Share of each client's training examples that is held out to choose rounds, rates and methods; "
-        "published uses the owners' own validation part.",
+        "published uses the owners' own validation set.",
     )
     limit: Count | None = Field(
         default=None, description="At most this many training examples; null takes all."
@@ -128,7 +128,7 @@ class Data(Section):
     task: Literal["classification", "vqa", "captioning", "grounding", "all"] = Field(
         default="classification", description="Kind of question asked about shapes or emoji-styles."
     )
-    variant: Text | None = Field(
+    variant: CurrentName | None = Field(
         default=None,
         description="Task or language of a published data set, or the style of shapes; null is the first.",
     )
@@ -337,13 +337,13 @@ class Limits(Section):
 
 
 class Published(Section):
-    """Published figures of others, which the report of a sweep shows beside ours."""
+    """Published figures of others, which the report of a sweep shows next to ours."""
 
     source: Text = Field(description="Source of the figures.")
     metric: Literal["accuracy", "macro_f1", "auc", "macro_f1_published", "auc_published"] = Field(
         default="accuracy",
         description="Score of the figures, in percent, by fedloom's name for it.",
     )
-    scores: Mapping[Text, Mapping[MethodName, Number]] = Field(
+    scores: Mapping[Text, Mapping[CurrentName, Number]] = Field(
         description="Label of an axis → method → figure in percent."
     )

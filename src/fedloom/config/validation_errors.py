@@ -15,8 +15,8 @@ from fedloom.config.yaml_document import Document, KeyPath, Mistake, dotted, ren
 from fedloom.system.errors import UserError
 from fedloom.system.terminal import one_line
 
-LISTED = 20
-"""Most mistakes that are listed one by one; the others are counted."""
+MAX_LISTED = 20
+"""Maximum number of mistakes that are listed one by one; the others are counted."""
 GUESSED = 100
 """Most mistakes of a document for which a correction is suggested."""
 LONGEST_WORD = 100
@@ -32,8 +32,8 @@ class Conflict(NamedTuple):
     Attributes:
         path: The key that the user should look at first.
         message: What is wrong and what would be right, with the key.
-        others: Other keys that the rule reads; where one of them is a mistake itself, the conflict is not reported.
-        of_value: Whether the message gives the place of the key's value instead of the key's.
+        others: Other keys that the rule reads; if one of them is itself invalid, the conflict is not reported.
+        of_value: Whether the error points at the value rather than the key.
     """
 
     path: KeyPath
@@ -95,8 +95,8 @@ def error_text(source: str, mistakes: Sequence[Mistake]) -> str:
     # Lines of the file first, from the top; overrides (line 0) after them.
     ordered = sorted(mistakes, key=lambda mistake: (not mistake.place.line, mistake.place[1:]))
     count = "one mistake" if len(ordered) == 1 else f"{len(ordered):,} mistakes"
-    more = [f"and {len(ordered) - LISTED:,} more"] if len(ordered) > LISTED else []
-    return "\n  ".join([f"{count} in {one_line(source)}", *map(str, ordered[:LISTED]), *more])
+    more = [f"and {len(ordered) - MAX_LISTED:,} more"] if len(ordered) > MAX_LISTED else []
+    return "\n  ".join([f"{count} in {one_line(source)}", *map(str, ordered[:MAX_LISTED]), *more])
 
 
 def _mistakes(

@@ -106,7 +106,7 @@ def tasks(name: str) -> tuple[str, ...]:
 
 
 def has_validation(name: str, datasets: Mapping[str, Loader] = DATASETS) -> bool:
-    """Return whether a data set may have a validation part of its owners; for a folder, its files decide."""
+    """Return whether a data set may have a validation set of its owners; for a folder, its files decide."""
     load = datasets[name]
     if isinstance(load, PluginLoader):
         return True

@@ -1,7 +1,7 @@
 """Digits: 1,797 handwritten digits of 8 × 8 pixels, without text; small enough to check an idea in seconds.
 
 Reference: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998 (the test part, as scikit-learn ships it). scripts/make_digits.py makes both files.
+Repository, 1998 (the test set, as scikit-learn ships it). scripts/make_digits.py makes both files.
 """
 
 from __future__ import annotations

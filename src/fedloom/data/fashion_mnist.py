@@ -2,7 +2,7 @@
 
 The folder holds the four files of the owners, compressed with gzip or not: `train-images-idx3-ubyte`,
 `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`. Without `data.root`, the folder of Debian's package
-`dataset-fashion-mnist` is read. The training part and the test part are those of the owners; group and answer are the class.
+`dataset-fashion-mnist` is read. The training set and the test set are those of the owners; group and answer are the class.
 
 Reference: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv 1708.07747v2.

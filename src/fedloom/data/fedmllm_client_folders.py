@@ -9,7 +9,7 @@ Each file is a list of
 A question with options is split again: lines between the instruction and the question are the text,
 and what the question says about modalities is left out, since fedloom adds that itself. Any other record is a
 question with a free answer. `image` is null if the client lacks it. Images are searched in the
-`raw_data` beside or above the folder, by the part of their path after "/raw_data/", else in the folder itself.
+`raw_data` next to or above the folder, by the part of their path after "/raw_data/", else in the folder itself.
 
 The group is the client, "client_0" and so on: the partition by_group with as many clients as files gives
 each client one file. A file `test.json` of the same form is the test set; without one, `data.test_share` of

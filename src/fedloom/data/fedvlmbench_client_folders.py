@@ -1,6 +1,6 @@
 """Folders of clients as FedVLMBench ships them: `train/client_0.json` and so on, and `test`.
 
-The folder is a data set's `clients` (or holds it); the images are in `images` or `image` beside it. Each
+The folder is a data set's `clients` (or holds it); the images are in `images` or `image` next to it. Each
 file is a list of
 
     {"id": 7, "image": "a/7.png", "conversations": [
@@ -118,7 +118,7 @@ CLIENTS = Source(
     home=(
         "Get one of the data sets of https://www.kaggle.com/datasets/robinlin2002/fedvlmbench, and the "
         "images from their owners, as https://github.com/Arise-zwy/FedVLMBench says. The root is its "
-        "folder clients, with train/client_0.json and so on, beside the folder images."
+        "folder clients, with train/client_0.json and so on, next to the folder images."
     ),
     tables=(
         Table("train", ("train/client_*.json", "clients/train/client_*.json"), make, _FOLDERS),

@@ -2,7 +2,7 @@
 
 The folder holds `medical_meadow_wikidoc_medical_flashcards.json`, a list of {"instruction", "input",
 "output"}: input is the question, output the answer. An example has neither image nor text. The owners
-ship a training part only; `data.test_share` of it is held out, with equal questions in one part. Cards without
+ship a training set only; `data.test_share` of it is held out, with equal questions in one part. Cards without
 question or answer are skipped, which may require a `data.max_rejected` above its default.
 
 Reference: T. Han et al., "MedAlpaca: An Open-Source Collection of Medical Conversational AI Models and

@@ -19,23 +19,23 @@ ms-swift or OpenAI-style trainers keep them; see `fedloom.data.conversations`:
 Each answer of a conversation becomes an example with the turns before it. Its id is "17", or "17#1", "17#2" … if there
 are several. A conversation may have neither image nor text.
 
-**Ids** need not be unique: in LLaVA's files they name images. The place is added to an id that was used before
-("17@data.json:5").
+**Ids** need not be unique, because in LLaVA's files they name images. If an id was used before, the record's file and number
+are added to it ("17@data.json:5").
 
-**Answers.** A record with `options` is multiple choice; its label is the position of the answer. If no record
-of the data set has options and there are 2 to 50 distinct answers, these, sorted, are the options of all records.
-Any other record has a free answer: task "vqa", label None. Answers and options are the same if they differ only in
-case, white space or Unicode form; an answer gets the spelling of its option, or else the most frequent one.
+**Answers.** A record with `options` is multiple choice, and its label is the position of the answer. If no record
+of the data set has options and there are 2 to 50 distinct answers, the sorted answers become the options of every record.
+Any other record has a free answer: its task is "vqa" and its label None. Answers and options that differ only in
+case, white space or Unicode form are the same. An answer takes the spelling of its option, or else the most frequent one.
 
 **Division.** The files train and test decide; else the records' `split`, which every record then needs;
 else `data.test_share` of the records is drawn as the test set, with similar answers and without near-duplicates of
-training records: the same image (equal pixels in any file), or, without an image, the same text, or else the same
-question. If files or `split` decide, a test record whose image is also in the training part is skipped, since its score
-would mean nothing; repeated texts and questions are kept, and `fedloom data check` names them.
+training records. Near-duplicates have the same image (equal pixels in any file) or, without an image, the same text or,
+without both, the same question. If files or `split` decide, a test record whose image is also in the training set is
+skipped, since its score would mean nothing; repeated texts and questions are kept, and `fedloom data check` names them.
 
 **Validation.** Records of the file `validation`, and those whose `split` is "validation", are read only if
-`data.validation` is "published". They change nothing in the other two parts: their answers add no options, and a record
-with an image of another part, or with an answer that is not among the options of all records, is skipped.
+`data.validation` is "published". They do not affect the training and test sets: their answers add no options, and a record
+whose image is in one of these sets, or whose answer is not among the options of all records, is skipped.
 
 **Invalid records** are skipped with file, line and reason, and the others are used. A record with a question but without
 image and text is invalid too, since a benchmark of modalities cannot use it; put the information into `text`.
@@ -86,7 +86,7 @@ def load_folder(settings: Data, seed: int) -> DataSet:
 
     Raises:
         UserError: There is no folder or no file of records, the choice of files is ambiguous, a `.json` file cannot be
-            parsed, or the validation part that the settings ask for is missing.
+            parsed, or the validation set that the settings ask for is missing.
     """
     if settings.root is None:
         raise UserError("data.root: the data set folder needs the path of a folder with your records")
@@ -108,16 +108,18 @@ def load_folder(settings: Data, seed: int) -> DataSet:
             else:
                 rows += result
     ids = set[str]()
-    divisible, kept = ([_with_unique_id(row, ids) for row in part] for part in _without_validation(rows))
+    divisible, validation_rows = (
+        [_with_unique_id(row, ids) for row in part] for part in _without_validation(rows)
+    )
     spelling = _common_options(divisible)
     divisible = [_with_options(row, spelling) for row in divisible]
     train, test, repeated = _divide(divisible, settings.test_share, seed)
-    validation, unusable = _validation(kept, spelling, {"training": train, "test": test})
+    validation, unusable = _validation(validation_rows, spelling, {"training": train, "test": test})
     return DataSet("folder", train, test, (*rejected, *repeated, *unusable), validation=validation)
 
 
 def folder_has_validation(root: Path) -> bool:
-    """Return whether a folder holds a validation part: the file, or a record with that split.
+    """Return whether a folder holds a validation set: the file, or a record with that split.
 
     Raises:
         UserError: The files cannot be read, as in `load_folder`.
@@ -131,7 +133,7 @@ def folder_has_validation(root: Path) -> bool:
 
 
 def _without_validation(rows: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
-    """Return the rows for training and test, and those of the validation part."""
+    """Return the rows for training and test, and those of the validation set."""
     return [row for row in rows if row.split != VALIDATION], [row for row in rows if row.split == VALIDATION]
 
 
@@ -153,7 +155,7 @@ def _divide(
 
 
 def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
-    """Return the files of records with their splits (None if records decide), the file of the validation part last."""
+    """Return the files of records with their splits (None if records decide), the file of the validation set last."""
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
     named = {
@@ -173,7 +175,7 @@ def _files(root: Path, *, validation: bool) -> list[tuple[str | None, Path]]:
 
 
 def _single(root: Path) -> Path:
-    """Return the only file of records; a validation part only if there is no other file."""
+    """Return the only file of records; a validation set only if there is no other file."""
     for validates in (False, True):
         for suffix in SUFFIXES:
             paths = sorted(path for path in root.glob(f"*{suffix}") if path.is_file())
@@ -183,7 +185,8 @@ def _single(root: Path) -> Path:
                 files = [path for path in files if path.stem == "data"]
                 if not files:
                     raise UserError(
-                        f"data.root: {root} holds {names}; name one data{suffix}, or two train and test"
+                        f"data.root: {root} holds {names}; rename one to data{suffix}, or two to train{suffix} and "
+                        f"test{suffix}"
                     )
             if files:
                 return files[0]
@@ -302,7 +305,7 @@ def _options(values: dict[str, Any]) -> tuple[str, ...]:
         raise InvalidRecord(f"options is {json_type(value)}, not a list")
     options = tuple(required({"an option": option}, "an option") for option in value)
     if len(options) == 1 or len(set(map(normalized_text, options))) < len(options):
-        raise InvalidRecord("options are not at least two different texts")
+        raise InvalidRecord("options must be at least two distinct strings")
     return options
 
 
@@ -340,7 +343,10 @@ def _spellings(answers: Sequence[str]) -> dict[str, str]:
 
 
 def _checked_splits(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
-    """Return the valid rows, and as invalid those without a split and test rows with an image of the training part."""
+    """Split rows into valid and rejected.
+
+    Rows without a split are rejected, and test rows whose image is also in the training set.
+    """
     keys = [{pixel_key(image) for image in row.example.pictures} for row in rows]
     trained = set().union(*(own for own, row in zip(keys, rows, strict=True) if row.split == "train"))
     kept: list[_Row] = []
@@ -349,7 +355,7 @@ def _checked_splits(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
         if row.split is None:
             rejected.append(row.record.rejected("split is missing, though other records have one"))
         elif row.split == "test" and own & trained:
-            rejected.append(row.record.rejected("its image is also in the training part"))
+            rejected.append(row.record.rejected("its image is also in the training set"))
         else:
             kept.append(row)
     return kept, rejected
@@ -358,7 +364,10 @@ def _checked_splits(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
 def _validation(
     rows: Sequence[_Row], spelling: Mapping[str, str], parts: Mapping[str, Sequence[Example]]
 ) -> tuple[tuple[Example, ...], list[Rejected]]:
-    """Return the validation part, and as invalid its rows with an image of another part or an answer without an option."""
+    """Return the validation examples and the rejected rows.
+
+    Rejected are rows whose image is in the training or test set, or whose answer is not one of the options.
+    """
     keys = {
         part: {pixel_key(image) for example in examples for image in example.pictures}
         for part, examples in parts.items()
@@ -369,11 +378,11 @@ def _validation(
         own, answer = {pixel_key(image) for image in row.example.pictures}, row.example.answer
         shared = next((part for part in parts if own & keys[part]), None)
         if shared is not None:
-            rejected.append(row.record.rejected(f"its image is also in the {shared} part"))
+            rejected.append(row.record.rejected(f"its image is also in the {shared} set"))
         elif row.example.options or not spelling:
             kept.append(row.example)
         elif normalized_text(answer) not in spelling:
-            reason = f"its answer {quoted(answer)} does not occur in the training and test parts"
+            reason = f"its answer {quoted(answer)} does not occur in the training and test sets"
             rejected.append(row.record.rejected(reason))
         else:
             kept.append(_with_options(row, spelling).example)

@@ -62,7 +62,7 @@ class Table:
         make_placeholder: Makes a placeholder of an invalid record, for published draws that count it; its images are
             not read. None stands for `make`.
         dev: Whether records with a part of their own may belong to "dev"; for a training table, whether it is the
-            owners' validation part, which is trained on unless `data.validation` is published.
+            owners' validation set, which is trained on unless `data.validation` is published.
     """
 
     part: str | PartOf
@@ -140,17 +140,17 @@ class Source:
     variants: tuple[str, ...] = ()
 
     def __call__(self, settings: Data, seed: int) -> DataSet:
-        """Load the training and the test part; if the owners ship no test part, hold one out.
+        """Load the training set and the test set; if the owners ship no test set, hold one out.
 
         Valid records are kept in the order of the files. Only the beginning of each image is read: damage further on is
         found by `fedloom data check`, or when the pixels are needed.
 
         Args:
-            settings: `root`, `variant` and `validation` are used, and `test_share` if no test part is shipped.
-            seed: Seed of the draw of the test part.
+            settings: `root`, `variant` and `validation` are used, and `test_share` if no test set is shipped.
+            seed: Seed of the draw of the test set.
 
         Raises:
-            UserError: There is no root, the variant is unknown, a file or folder is missing, or the validation part
+            UserError: There is no root, the variant is unknown, a file or folder is missing, or the validation set
                 that the settings ask for is missing.
         """
         if settings.root is None:
@@ -176,25 +176,25 @@ class Source:
         if len(train) > 1 and not self.has_test_files(root, variant):
             train, test = divide(train, content_keys(train), settings.test_share, seed)
             drawn = []
-        # The validation part comes last: an id that it shares with the other parts costs no example of those.
+        # The validation set comes last: an id that it shares with the other parts costs no example of those.
         dev = self._dev(root, variant, ids, rejected) if published else ()
         placeholders = tuple(drawn) if len(drawn) > len(train) else ()
         return DataSet(self.name, train, test, tuple(rejected), placeholders, dev)
 
     @property
     def has_validation(self) -> bool:
-        """Whether the owners ship a validation part."""
+        """Whether the owners ship a validation set."""
         return any(table.has_validation for table in self.tables)
 
     def _dev(
         self, root: Path, variant: str, ids: dict[str, str], rejected: list[Rejected]
     ) -> tuple[Example, ...]:
-        """Read the validation part, and add invalid records to `rejected`."""
+        """Read the validation set, and add invalid records to `rejected`."""
         tables = [table for table in self.tables_of(variant) if table.has_validation]
         names = " or ".join(name.format(variant=variant) for table in tables for name in table.files)
         if not any(table_files(table, root, variant) for table in tables):
             raise UserError(
-                f"data.validation is published, but {root} holds no {names or 'validation part'}; add it, or give a share "
+                f"data.validation is published, but {root} holds no {names or 'validation set'}; add it, or give a share "
                 "of the training examples, such as 0.1"
             )
         parts = [table.part if isinstance(table.part, str) else "dev" for table in tables]
@@ -224,7 +224,7 @@ class Source:
         return tuple(table for table in self.tables if not table.variants or variant in table.variants)
 
     def has_test_files(self, root: Path, variant: str) -> bool:
-        """Return whether a folder holds files of a test part."""
+        """Return whether a folder holds files of a test set."""
         tables = [table for table in self.tables_of(variant) if table.part not in ("train", "dev")]
         return any(table_files(table, root, variant) for table in tables)
 

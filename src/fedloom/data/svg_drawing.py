@@ -1,6 +1,6 @@
 """Render emoji from SVG at 64 px on white, and write the drawings of several vendors to one archive with a list.
 
-An archive `NAME.zip` holds the images as `VENDOR/CODES.webp`, lossless. The list `NAME.json` beside it has an object
+An archive `NAME.zip` holds the images as `VENDOR/CODES.webp`, lossless. The list `NAME.json` next to it has an object
 for each vendor: `vendor`, `title`, `package`, `version`, `sha256` of the package, `license`, `author`, `home`, and
 `icons`, which maps code points ("1f469-200d-1f680") to the name of the drawing in the vendor's package; and, except in
 lists of earlier versions, `archive`, the SHA-256 of `NAME.zip`.

@@ -21,23 +21,24 @@ from fedloom.wire.messages import Answer, Assignment, Missing, Update
 if TYPE_CHECKING:
     from fedloom.config.schema import Limits
 
-FIRST = 16
+BUFFERED_UPDATES = 16
 """Number of a round's first updates whose norms count toward the usual norm."""
 
 REMEMBERED = 1024
 """Number of norms of accepted updates that are kept from round to round."""
 
-LISTED = 1000
-"""Number of clients of a round whose own figures are recorded; those of the others count only in the totals."""
+MAX_LISTED = 1000
+"""Maximum number of clients of a round whose own figures are recorded; those of the others count only in the totals."""
 
 
 class Admission:
     """The admission of one round's updates, which arrive as a stream in client-id order.
 
-    No admitted update has a larger norm than honest work can lead to (`fedloom.engine.update_bounds`), which needs no
-    history. Nor is its norm many times the usual one: the median over the updates accepted in earlier rounds and the
-    well-formed ones among the first `FIRST` of this round, so that no more than those are held in memory. Where a client's
-    work commonly leads to a larger norm than that median, this norm takes its place.
+    An admitted update has passed two checks of its norm. (1) The norm is at most the largest that honest training can
+    produce (`fedloom.engine.update_bounds`); this needs no history. (2) The norm is at most `max_ratio` times the usual norm:
+    the median over the updates accepted in earlier rounds and the well-formed ones among this round's first
+    `BUFFERED_UPDATES`, so that no more than those are held in memory. If a client's amount of training normally gives a norm
+    above that median, that norm is used instead. `max_norm`, if it is set, replaces the bound of (1).
 
     Args:
         expected: The bounds on updates.
@@ -45,11 +46,11 @@ class Admission:
         settings: Limits on norms.
 
     Attributes:
-        up: Bytes of the updates that arrived.
-        down: Bytes of the assignments that were sent.
+        bytes_up: Bytes of the updates that arrived.
+        bytes_down: Bytes of the assignments that were sent.
         refused: Client → the reason for which its update was refused.
         missing: Client → the reason for which there is no update.
-        kept: Clients whose update was admitted and that keep memory of this round at their site.
+        clients_with_memory: Clients whose update was admitted and that keep memory of this round at their site.
     """
 
     def __init__(self, expected: UpdateBounds, norms: Sequence[float], settings: Limits) -> None:
@@ -58,10 +59,10 @@ class Admission:
         self._loss = self._weight = 0.0
         self._clients: list[dict[str, Any]] = []
         self._reported: dict[Part | None, None] = {}
-        self.up = self.down = 0
+        self.bytes_up = self.bytes_down = 0
         self.refused: dict[Any, str] = {}
         self.missing: dict[int, str] = {}
-        self.kept: list[int] = []
+        self.clients_with_memory: list[int] = []
 
     @property
     def norms(self) -> tuple[float, ...]:
@@ -79,19 +80,19 @@ class Admission:
 
     def count_sent(self, assignment: Assignment) -> Assignment:
         """Count the bytes of an assignment, and return the assignment."""
-        self.down += assignment.length
+        self.bytes_down += assignment.length
         return assignment
 
     def refuse_stray(self, answer: Answer, reason: str) -> None:
         """Count the bytes of an answer that nobody asked for, and note why it is refused."""
         if isinstance(answer, Update):
-            self.up += _length(answer)
+            self.bytes_up += _message_bytes(answer)
         self.refused.setdefault(answer.client, reason)
 
     def admit(self, answers: Iterable[Answer], clock: Clock) -> Iterator[Update]:
         """Yield the updates that are admitted."""
         for update, reason in self.check(self._updates(answers)):
-            if len(self._clients) < LISTED:
+            if len(self._clients) < MAX_LISTED:
                 own = {"client": update.client, "weight": update.weight}
                 self._clients.append(own | {**update.metrics} | own)  # a metric cannot take their names
             if reason is not None:
@@ -101,7 +102,7 @@ class Admission:
                 self._loss += update.weight * loss
                 self._weight += update.weight
             if update.keeps:
-                self.kept.append(update.client)
+                self.clients_with_memory.append(update.client)
             self._reported[update.up] = None
             clock.lap("aggregate")
             yield update
@@ -118,8 +119,8 @@ class Admission:
         loss = self._loss / self._weight if self._weight else None
         return {
             "loss": loss,
-            "bytes_up": self.up,
-            "bytes_down": self.down,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
             "clients": self._clients,
             **unused,
         }
@@ -127,9 +128,9 @@ class Admission:
     def check(self, updates: Iterable[Update]) -> Iterator[tuple[Update, str | None]]:
         """Yield each update with the reason for which it is refused, or None."""
         measured = map(self._measure, updates)
-        first = deque(islice(measured, FIRST))
-        lengths = [*self._norms, *(size for _, size, _, reason in first if reason is None)]
-        usual = median(lengths or [0.0])
+        first = deque(islice(measured, BUFFERED_UPDATES))
+        norms = [*self._norms, *(size for _, size, _, reason in first if reason is None)]
+        usual = median(norms or [0.0])
         # Taken out one by one, so that no reference to a checked update is left.
         waiting = (first.popleft() for _ in range(len(first)))
         for update, size, common, reason in chain(waiting, measured):
@@ -144,7 +145,7 @@ class Admission:
             if isinstance(answer, Missing):
                 self.missing[answer.client] = answer.reason
             else:
-                self.up += _length(answer)
+                self.bytes_up += _message_bytes(answer)
                 yield answer
 
     def _measure(self, update: Update) -> tuple[Update, float, float, str | None]:
@@ -164,7 +165,7 @@ class Admission:
         if most is not None and received > most:
             return f"norm {received:.4g} is above admission.max_norm {most:.4g}"
         if most is None and size > bounds.most:
-            return f"norm {size:.4g} is above {bounds.most:.4g}, the most that honest work comes to"
+            return f"norm {size:.4g} is above {bounds.most:.4g}, the largest norm that honest training can produce"
         return None
 
     def _unusual(self, size: float, usual: float) -> str | None:
@@ -179,7 +180,7 @@ def _by_client(item: tuple[Any, str]) -> tuple[int, str]:
     return (client, "") if isinstance(client, int) else (2**63, str(client))
 
 
-def _length(update: Update) -> int:
+def _message_bytes(update: Update) -> int:
     """Return the number of bytes of an update's message; 0 for an update that no message could hold."""
     try:
         return update.length
@@ -192,16 +193,17 @@ def malformed(update: Update, layout: Layout, bounds: ClientBounds) -> str | Non
     if update.delta.layout.names != layout.names:
         odd = sorted(set(update.delta.layout.names) ^ set(layout.names))
         return (
-            f"names differ from the global model's, first {odd[0]!r}" if odd else "names are in another order"
+            f"parameter names differ from the global model's, starting with {odd[0]!r}"
+            if odd
+            else "parameter names are in another order"
         )
     if update.delta.layout.shapes != layout.shapes or update.delta.flat.shape != (layout.size,):
         return "shapes differ from the global model's"
     requested = bounds.up.is_whole if update.up is None else update.up == bounds.up
     if not requested:
-        return "it reports another part of the parameters than it was asked for"
+        return "it reports parameters that were not requested, or leaves out requested ones"
     if not (_is_number(update.weight) and 1 <= update.weight <= bounds.examples):
-        right = f"the number of examples, of which this client holds {bounds.examples}"
-        return f"weight {update.weight} is not {right}"
+        return f"weight {update.weight} is not between 1 and {bounds.examples}, the number of examples this client holds"
     if not all(_is_number(value) for value in update.metrics.values()):
         return "a metric is not a number"
     return _wrong_extras(update.extras, bounds.extras)
@@ -210,9 +212,7 @@ def malformed(update: Update, layout: Layout, bounds: ClientBounds) -> str | Non
 def _wrong_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None:
     """Return how extras differ from what the algorithm announces, or None."""
     for name in sorted(extras.keys() ^ announced.keys()):
-        return (
-            f"{name} is missing" if name in announced else f"{name} is nothing that this algorithm asks for"
-        )
+        return f"{name} is missing" if name in announced else f"unexpected extra {name}"
     for name, right in announced.items():
         value = extras[name]
         if value.dtype != torch.float32 or tuple(value.shape) != right.shape:
@@ -222,7 +222,7 @@ def _wrong_extras(extras: Tensors, announced: Mapping[str, Extra]) -> str | None
         if not isfinite(size):
             return f"{name} holds values that are not finite"
         if size > right.most:
-            return f"{name} has norm {size:.4g}, above {right.most:.4g}, the most that honest work comes to"
+            return f"{name} has norm {size:.4g}, above {right.most:.4g}, the largest norm that honest training can produce"
         if right.least > -inf and float(value.amin()) < right.least:
             return f"{name} holds values below {right.least:.4g}"
     return None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedloom.algorithms.algorithm import ServerState
 from fedloom.client.client_memory import round_of
-from fedloom.engine.rounds import KEPT, Best, Standing
+from fedloom.engine.rounds import MEMORIES_KEPT, Best, TrainingState
 from fedloom.params import Layout, Params
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
@@ -32,50 +32,50 @@ CHECKPOINTS = 2
 """Number of checkpoints that are kept."""
 
 INDEX = ("memory/clients", "memory/rounds")
-"""Tensors of a checkpoint: the clients that keep memory, [clients], and the rounds of it, [clients, KEPT], -1 for none."""
+"""Tensors of a checkpoint: the clients that keep memory, [clients], and the rounds of it, [clients, MEMORIES_KEPT], -1 for none."""
 
 BEST = "best/"
 """The prefix of the names of the best round's tensors: its parameters, and an index as above."""
 
 
-def write_checkpoint(folder: Path, standing: Standing, recorded: int = 0, of: str = "") -> None:
+def write_checkpoint(folder: Path, training_state: TrainingState, recorded: int = 0, of: str = "") -> None:
     """Write the checkpoint of a round, and delete all but the last two.
 
     Args:
         folder: An existing folder.
-        standing: The standing after the round.
+        training_state: The training's state after the round.
         recorded: Number of bytes of the run's record when the checkpoint is written; see `recorded_below`.
         of: Digest of the training, so that no checkpoint of another one is read in its place.
 
     Raises:
         UserError: The folder was removed.
     """
-    tensors: dict[str, Tensor] = {"params": standing.state.params.flat}
-    tensors |= {f"slots/{name}": value for name, value in standing.state.slots.items()}
-    tensors |= _index(standing.kept)
-    if (best := standing.best) is not None:
+    tensors: dict[str, Tensor] = {"params": training_state.state.params.flat}
+    tensors |= {f"slots/{name}": value for name, value in training_state.state.slots.items()}
+    tensors |= _index(training_state.kept)
+    if (best := training_state.best) is not None:
         tensors[f"{BEST}params"] = best.params.flat
         index = _index({client: (round,) for client, round in best.since.items()})
         tensors |= {f"{BEST}{name}": value for name, value in index.items()}
     # Copies, since a file holds no tensor that shares its memory with another.
     content = save({name: value.contiguous().clone() for name, value in tensors.items()})
-    name = f"round-{standing.state.round:04}"
+    name = f"round-{training_state.state.round:04}"
     write_atomic(folder / f"{name}.safetensors", content, folder)
     figures = {
-        "round": standing.state.round,
+        "round": training_state.state.round,
         "tensors": hashlib.sha256(content).hexdigest(),
-        "layout": json.loads(standing.state.params.layout.to_json()),
-        "norms": list(standing.norms),
-        "missed": standing.missed,
+        "layout": json.loads(training_state.state.params.layout.to_json()),
+        "norms": list(training_state.norms),
+        "missed": training_state.missed,
         "recorded": recorded,
         "of": of,
-        "up": standing.up,
-        "down": standing.down,
-        "seconds": standing.seconds,
+        "up": training_state.bytes_up,
+        "down": training_state.bytes_down,
+        "seconds": training_state.seconds,
         **(
             {}
-            if standing.best is None
-            else {"best": {"round": standing.best.round, "score": standing.best.score}}
+            if training_state.best is None
+            else {"best": {"round": training_state.best.round, "score": training_state.best.score}}
         ),
     }
     write_sealed(folder / f"{name}.json", figures, folder)
@@ -97,7 +97,7 @@ def _index(kept: Mapping[int, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return the tensors that name the accepted memories, by client and round; none where no client keeps any."""
     if not kept:
         return {}
-    rounds = [[-1] * (KEPT - len(numbers)) + list(numbers) for numbers in kept.values()]
+    rounds = [[-1] * (MEMORIES_KEPT - len(numbers)) + list(numbers) for numbers in kept.values()]
     return dict(zip(INDEX, (torch.tensor([*kept]), torch.tensor(rounds)), strict=True))
 
 
@@ -121,7 +121,7 @@ def _ignore(reason: str) -> None:
     pass
 
 
-def _sound(number: int, standing: Standing) -> None:
+def _sound(number: int, training_state: TrainingState) -> None:
     pass
 
 
@@ -130,8 +130,8 @@ def last_checkpoint(
     layout: Layout | None = None,
     passed_over: Callable[[str], None] = _ignore,
     of: str | None = None,
-    check: Callable[[Standing], None] = partial(_sound, 0),
-) -> Standing | None:
+    check: Callable[[TrainingState], None] = partial(_sound, 0),
+) -> TrainingState | None:
     """Read the newest whole checkpoint, or return None if there is none.
 
     A checkpoint is whole if its two files are as they were written, it has the given layout, and `check` accepts it.
@@ -145,9 +145,9 @@ def last_checkpoint(
     """
     for file in reversed(_by_round(folder.glob("round-*.json"))):
         try:
-            standing = read_checkpoint(file, layout, of)
-            check(standing)
-            return standing
+            training_state = read_checkpoint(file, layout, of)
+            check(training_state)
+            return training_state
         except UserError as error:
             passed_over(str(error))
     return None
@@ -162,8 +162,8 @@ def last_of_stage(
     number: int,
     layout: Layout | None = None,
     passed_over: Callable[[str], None] = _ignore,
-    check: Callable[[int, Standing], None] = _sound,
-) -> Standing | None:
+    check: Callable[[int, TrainingState], None] = _sound,
+) -> TrainingState | None:
     """Read the newest whole checkpoint of a stage, or return None if there is none; see `last_checkpoint`.
 
     Args:
@@ -183,7 +183,7 @@ def is_over(
     stages: Stages,
     number: int,
     layout: Layout | None = None,
-    check: Callable[[int, Standing], None] = _sound,
+    check: Callable[[int, TrainingState], None] = _sound,
 ) -> bool:
     """Return whether the next stage has a checkpoint to go on from, so that what clients kept of this one may be gone.
 
@@ -192,7 +192,7 @@ def is_over(
     return number + 1 < len(stages) and last_of_stage(stages, number + 1, layout, check=check) is not None
 
 
-def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = None) -> Standing:
+def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = None) -> TrainingState:
     """Read a checkpoint.
 
     Args:
@@ -203,13 +203,13 @@ def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = N
     Raises:
         UserError: The checkpoint is not whole, or has another layout or belongs to another training; see `last_checkpoint`.
     """
-    figures, beside = read_sealed(file), file.with_suffix(".safetensors")
+    figures, tensor_file = read_sealed(file), file.with_suffix(".safetensors")
     try:
-        content = beside.read_bytes()
+        content = tensor_file.read_bytes()
     except OSError as error:
-        raise UserError(f"{beside} cannot be read: {error.strerror}") from error
+        raise UserError(f"{tensor_file} cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != figures["tensors"]:
-        raise UserError(f"{beside} is damaged: its content does not match the SHA-256 in {file.name}")
+        raise UserError(f"{tensor_file} is damaged: its content does not match the SHA-256 in {file.name}")
     if round_of(file) != figures["round"]:
         raise UserError(f"{file} is the checkpoint of another round")
     if of not in (None, figures["of"]):
@@ -225,7 +225,7 @@ def read_checkpoint(file: Path, layout: Layout | None = None, of: str | None = N
     kept, best = _kept(tensors), _best(figures.get("best"), tensors, own)
     slots = {name[len("slots/") :]: value for name, value in tensors.items() if name.startswith("slots/")}
     state = ServerState(Params(own, tensors["params"]), figures["round"], slots)
-    return Standing(
+    return TrainingState(
         state,
         kept,
         tuple(figures["norms"]),

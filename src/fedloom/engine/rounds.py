@@ -32,13 +32,13 @@ from fedloom.wire.messages import Answer, Assignment, in_codec
 if TYPE_CHECKING:
     from fedloom.config.schema import Limits, Train
 
-MISSED = 3
-"""Number of rounds in a row that may not be applied before the run ends."""
+MAX_UNAPPLIED_ROUNDS = 3
+"""Maximum number of consecutive unapplied rounds before the run ends."""
 
-REASONS = 5
-"""Number of clients whose reasons a message gives."""
+MAX_REASONS = 5
+"""Maximum number of clients whose reasons a message gives."""
 
-KEPT = 2
+MEMORIES_KEPT = 2
 """Number of rounds of accepted updates to which the memory of a client may still go back."""
 
 
@@ -87,16 +87,16 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The state of a training between two rounds: all that a server needs to go on.
+class TrainingState:
+    """What the server needs to continue a training after a round.
 
     Attributes:
         state: The server's state; `state.round` rounds of the stage are done.
-        kept: Client → the rounds, counted over all stages, of the last accepted memories, at most `KEPT`; newest last.
+        kept: Client → the rounds, counted over all stages, of the last accepted memories, at most `MEMORIES_KEPT`; newest last.
         norms: Norms of the last accepted updates, at most `admission.REMEMBERED`.
         missed: Number of the last rounds in a row that were not applied.
-        up: Bytes of all updates so far.
-        down: Bytes of all assignments so far.
+        bytes_up: Bytes of all updates so far.
+        bytes_down: Bytes of all assignments so far.
         seconds: Time spent in rounds so far.
         best: The best round so far; None where none is chosen.
     """
@@ -105,8 +105,8 @@ class Standing:
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     norms: tuple[float, ...] = ()
     missed: int = 0
-    up: int = 0
-    down: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
     seconds: float = 0.0
     best: Best | None = None
 
@@ -116,12 +116,12 @@ class Standing:
         return {client: rounds[-1] for client, rounds in self.kept.items()}
 
 
-def _nothing(standing: Standing, log: dict[str, Any]) -> None:
+def _nothing(training_state: TrainingState, log: dict[str, Any]) -> None:
     pass
 
 
-AfterRound = Callable[[Standing, dict[str, Any]], Standing | None]
-"""(standing after a round, the round's figures) → the standing to go on from; None for the same one."""
+AfterRound = Callable[[TrainingState, dict[str, Any]], TrainingState | None]
+"""(state after a round, the round's figures) → the state from which to continue; None for the same one."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ class Training:
     Attributes:
         method: The method's name in the experiment.
         algorithm: The server half, and what updates carry.
-        standing: The state between two rounds.
+        training_state: The state between two rounds.
         schedule: Rounds and cohorts.
         profiles: The profile of each client, by its number.
         settings: How clients train.
         limits: Limits on updates.
-        after_round: Called after each round with the run's standing and the round's figures; it writes the checkpoint.
+        after_round: Called after each round with the training's state and the round's figures; it writes the checkpoint.
         stage: Number of the strategy's stage.
         before: Number of rounds of the stages before.
         down: Client → the part that is sent to it; None is everything.
@@ -147,7 +147,7 @@ class Training:
 
     method: str
     algorithm: FederatedAlgorithm
-    standing: Standing
+    training_state: TrainingState
     schedule: Schedule
     profiles: Sequence[Profile]
     settings: Train
@@ -164,13 +164,13 @@ class Training:
         """Return the part that is sent to a client and the part that it reports; both are empty without exchange."""
         if self.algorithm.exchanges:
             return self.down(client), self.up(client)
-        nothing = Part(self.standing.state.params.layout.size, ())
+        nothing = Part(self.training_state.state.params.layout.size, ())
         return nothing, nothing
 
     @property
     def round(self) -> int:
         """Number of the next round within its stage."""
-        return self.standing.state.round
+        return self.training_state.state.round
 
     @property
     def left(self) -> int:
@@ -178,16 +178,16 @@ class Training:
         return self.schedule.rounds - self.round
 
 
-def run_rounds(runs: Sequence[Training], backend: Backend) -> list[Standing]:
+def run_rounds(runs: Sequence[Training], backend: Backend) -> list[TrainingState]:
     """Run the remaining rounds of one training, or of several in step over the same frozen model.
 
     Several trainings share nothing but the model; their clients may train side by side. `after_round` is called when all
     trainings have ended a round, so that it may use the model for evaluation.
 
     Raises:
-        UserError: In all trainings every update of a round was refused, or the last of `MISSED` rounds in a row could not
-            be applied; nothing of that round is kept. A training whose rounds cannot be applied does not stop the others,
-            nor does one that is behind stop those that have written the round's checkpoint.
+        UserError: No training can continue, because in each either every update of the round was refused, or
+            `MAX_UNAPPLIED_ROUNDS` rounds in a row could not be applied. Nothing of that round is kept. If any training can
+            continue, or has already written the checkpoint of this round, none is stopped.
         ValueError: Two trainings have a client in common.
     """
     now = list(runs)
@@ -208,23 +208,25 @@ def run_rounds(runs: Sequence[Training], backend: Backend) -> list[Standing]:
         for k in together:
             # The last training reads the stream to its end, so that stray answers after all others are counted.
             own_answers = answers if k == together[-1] else islice(answers, len(cohorts[k]))
-            standing, logs[k], end = _round(now[k], admissions[k], own_answers, len(cohorts[k]), clock)
-            now[k] = replace(now[k], standing=standing)
+            training_state, logs[k], end = _round(now[k], admissions[k], own_answers, len(cohorts[k]), clock)
+            now[k] = replace(now[k], training_state=training_state)
             ends.append(end)
         if len(ends) == len(now) and all(ends):  # a training that cannot go on does not stop the others
             raise UserError(f"{next(iter(ends))}, so the run stops here")
         for k, log in logs.items():
-            now[k] = replace(now[k], standing=now[k].after_round(now[k].standing, log) or now[k].standing)
-    return [run.standing for run in now]
+            now[k] = replace(
+                now[k], training_state=now[k].after_round(now[k].training_state, log) or now[k].training_state
+            )
+    return [run.training_state for run in now]
 
 
 def assignments_of(run: Training, cohort: Sequence[int] | None = None) -> Iterator[Assignment]:
     """Make the assignment of each client of the next round's cohort, one at a time."""
-    standing, broadcast = run.standing, run.algorithm.broadcast(run.standing.state)
-    best = standing.best.since if standing.best else {}
+    training_state, broadcast = run.training_state, run.algorithm.broadcast(run.training_state.state)
+    best = training_state.best.since if training_state.best else {}
     encoded = dict[Part | None, tuple[Params, bytes | None]]()  # once for all clients that get the same part
     for client in draw_cohort(run.schedule, run.round) if cohort is None else cohort:
-        *older, since = standing.kept.get(client, (-1,))
+        *older, since = training_state.kept.get(client, (-1,))
         keep = {*older, *([best[client]] if client in best else [])}
         down, up = run.parts(client)
         if down not in encoded:
@@ -252,7 +254,7 @@ def _encode(params: Params, down: Part | None, codec: str) -> tuple[Params, byte
 
 
 def _admission(run: Training) -> Admission:
-    params = run.algorithm.broadcast(run.standing.state).params
+    params = run.algorithm.broadcast(run.training_state.state).params
     expected = UpdateBounds(
         run.algorithm,
         params,
@@ -263,18 +265,18 @@ def _admission(run: Training) -> Admission:
         run.scale,
         run.codecs,
     )
-    return Admission(expected, run.standing.norms, run.limits)
+    return Admission(expected, run.training_state.norms, run.limits)
 
 
 def _round(
     run: Training, admission: Admission, answers: Iterator[Answer], cohort: int, clock: Clock
-) -> tuple[Standing, dict[str, Any], str | None]:
+) -> tuple[TrainingState, dict[str, Any], str | None]:
     """Admit a round's answers, aggregate them, and take the server step.
 
     Returns:
-        The standing after the round, the round's figures, and why the training should not go on, or None.
+        The state after the round, the round's figures, and why the training should not go on, or None.
     """
-    before, number, end = run.standing, run.round, None
+    before, number, end = run.training_state, run.round, None
     accepted = admission.admit(answers, clock)
     first = next(accepted, None)
     after: ServerState = before.state
@@ -294,7 +296,7 @@ def _round(
             deque(accepted, maxlen=0)  # updates that the aggregate did not read are counted as well
             fault = f"the updates were not aggregated, since {error}{_reasons(admission)}"
     # Without the minimum, a short run of which no round could be applied would end as if it had trained.
-    last = min(MISSED, run.schedule.rounds)
+    last = min(MAX_UNAPPLIED_ROUNDS, run.schedule.rounds)
     if first is None and not admission.missing:
         end = f"round {number}: {fault}"
     elif fault is not None and before.missed + 1 >= last:
@@ -313,8 +315,8 @@ def _round(
     }
     moved = replace(
         before,
-        up=before.up + admission.up,
-        down=before.down + admission.down,
+        bytes_up=before.bytes_up + admission.bytes_up,
+        bytes_down=before.bytes_down + admission.bytes_down,
         seconds=before.seconds + seconds,
     )
     if fault is not None:
@@ -323,7 +325,8 @@ def _round(
         state = replace(before.state, round=number + 1)
         return replace(moved, state=state, missed=before.missed + 1), log, end
     kept = {
-        client: (*before.kept.get(client, ())[1 - KEPT :], run.before + number) for client in admission.kept
+        client: (*before.kept.get(client, ())[1 - MEMORIES_KEPT :], run.before + number)
+        for client in admission.clients_with_memory
     }
     moved = replace(moved, state=after, norms=admission.norms, missed=0, kept={**before.kept, **kept})
     return moved, log, end
@@ -348,8 +351,8 @@ def _reasons(admission: Admission) -> str:
     """List in brackets why updates could not be used: the first clients' reasons, and the number of further ones."""
     reasons = {**admission.refused, **admission.missing}
     listed = [f"client {client}: {reason}" for client, reason in reasons.items()]
-    more = [f"and {len(listed) - REASONS} more"] if len(listed) > REASONS else []
-    return f" ({'; '.join([*listed[:REASONS], *more])})" if listed else ""
+    more = [f"and {len(listed) - MAX_REASONS} more"] if len(listed) > MAX_REASONS else []
+    return f" ({'; '.join([*listed[:MAX_REASONS], *more])})" if listed else ""
 
 
 def _fault(state: ServerState) -> str | None:

@@ -266,14 +266,14 @@ def backend_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
 
 
 def validation_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
-    """Yield a conflict if the validation part does not exist, or if no best round can be chosen."""
+    """Yield a conflict if the validation set does not exist, or if no best round can be chosen."""
     from fedloom.data import DATASETS, has_validation
 
     data, evaluate, path = experiment.data, experiment.evaluate, ("data", "validation")
     if data.validation == "published" and not has_validation(data.name, experiment.datasets):
         names = ", ".join(name for name in DATASETS if has_validation(name) and name != "folder")
         message = (
-            f"data.validation is published, but the data set {data.name} has no published validation part; give a "
+            f"data.validation is published, but the data set {data.name} has no published validation set; give a "
             f"share of each client's training examples, such as 0.1. Data sets with one: {names}, and a folder of your own "
             "with validation.jsonl"
         )

@@ -14,12 +14,12 @@ from fedloom.config.schema import (
     Aggregate,
     Argument,
     Arguments,
+    CurrentName,
     Data,
     Evaluate,
     FewNames,
     Index,
     Limits,
-    MethodName,
     Model,
     Scenario,
     Strategy,
@@ -32,7 +32,7 @@ from fedloom.experiment.plugins_key import Pluggable
 if TYPE_CHECKING:
     from fedloom.algorithms.compose import Given
 
-MethodNames = Annotated[tuple[MethodName, ...], Field(min_length=1), FewNames]
+MethodNames = Annotated[tuple[CurrentName, ...], Field(min_length=1), FewNames]
 
 
 class ExperimentBase(Pluggable):
@@ -55,7 +55,7 @@ class ExperimentBase(Pluggable):
         default_factory=default_methods,
         description="Methods that are compared, as listed by `fedloom list methods`.",
     )
-    main: MethodName | None = Field(
+    main: CurrentName | None = Field(
         default=None, description="Method whose adapter is exported; null is the first federated one."
     )
     algorithms: Annotated[Mapping[Text, Arguments], Field(max_length=MOST_NAMES)] = Field(

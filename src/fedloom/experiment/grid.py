@@ -9,7 +9,7 @@
     quick:                                   # changes for `fedloom sweep --quick`
       train.rounds: 2
       grid: {scenario: [missing-30], seed: [0]}    # values that replace those above; a point is given by its name
-    published:                               # figures of others, shown beside ours
+    published:                               # figures of others, shown next to ours
       source: "their source"
       metric: auc
       scores: {missing-30: {fedadam: 76.82}}
@@ -85,7 +85,7 @@ class Grid:
         quick: Whether this is the quick form.
         axes: Axis → labels.
         cells: All combinations; the last axis changes fastest.
-        published: Figures of others to show beside ours.
+        published: Figures of others to show next to ours.
         choose: Axes whose value is chosen for each method by its validation score.
     """
 
@@ -208,13 +208,13 @@ def _choose(document: Document, axes: Sequence[Axis], mistakes: list[Mistake]) -
 
 
 def _unvalidated(document: Document, cells: Sequence[Cell]) -> list[Mistake]:
-    """Return a mistake if a value is chosen but a cell has no validation part, so that only test scores could choose."""
+    """Return a mistake if a value is chosen but a cell has no validation set, so that only test scores could choose."""
     lacking = [cell.name for cell in cells if not cell.experiment.data.validation]
     if not lacking:
         return []
     where = "" if len(lacking) == len(cells) else f" in {lacking[0]}"
     message = (
-        f"choose needs a validation part, but data.validation is 0{where}, so only test scores could choose; set "
+        f"choose needs a validation set, but data.validation is 0{where}, so only test scores could choose; set "
         "data.validation to a share such as 0.1"
     )
     return [Mistake(document.place((), of_key=True), message)]

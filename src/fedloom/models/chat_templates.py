@@ -99,7 +99,7 @@ def try_template(
         token: The text of an image in a flat content.
     """
     if not isinstance(template, str) or len(template) > TEMPLATE:
-        return f"it is no text of at most {TEMPLATE:,} characters"
+        return f"it is not a string of at most {TEMPLATE:,} characters"
     if template == PLAIN or template in _bundled():
         return None
     counts = (0, 1, 2) if image else (0,)

@@ -36,7 +36,7 @@ BUNDLED_CONNECTORS = {
     name: Path(__file__).parent / "bundled-connectors" / name / "connector.safetensors"
     for name in ("real-laptop",)
 }
-"""Trained connectors that are bundled, name → file; the model card beside it names encoder and language model."""
+"""Trained connectors that are bundled, name → file; the model card next to it names encoder and language model."""
 
 
 class Resampler(nn.Module):

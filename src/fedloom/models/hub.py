@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fedloom.config.old_spellings import current_name
 from fedloom.models.added_models import ADDED, find_added
 from fedloom.models.check_weights import UNUSED, check_finite, check_whole, limited_size, tensors_of
 from fedloom.models.folder_checks import BUNDLED, SETTINGS, VOCABULARY, ModelFiles, check_numbers, model_files
@@ -46,7 +47,7 @@ class Source:
         if self.path in ADDED:
             folder = find_added(self.key, self.path)
         else:
-            folder = BUNDLED.get(self.path, Path(self.path))
+            folder = BUNDLED.get(current_name(self.path), Path(self.path))
         if not folder.is_dir():
             folder = self._snapshot()
         files = model_files(self.key, self.path, folder)
@@ -64,7 +65,7 @@ class Source:
         )
 
     def read(self, kind: Any, **choices: Any) -> Any:
-        """Load a component, such as the configuration or the tokenizer.
+        """Load a component with a transformers class, such as that of the configuration or the tokenizer.
 
         Args:
             kind: A transformers class with `from_pretrained`.
@@ -84,7 +85,7 @@ class Source:
         except UserError:
             raise
         except Exception as error:  # a damaged file may raise any class
-            raise self._wrong(error) from error
+            raise self._load_error(error) from error
 
     def model(self, kind: Any, unused: re.Pattern[str] = UNUSED) -> Any:
         """Load a model in float32, with all of its weights.
@@ -123,7 +124,7 @@ class Source:
         if isinstance(tokenizer.chat_template, dict):  # several templates by name
             tokenizer.chat_template = tokenizer.chat_template.get("default")
         if not isinstance(tokenizer.chat_template, str | None):
-            raise UserError(f"{self.key}: the chat template of {self.path!r} is no text")
+            raise UserError(f"{self.key}: the chat template of {self.path!r} is not a string")
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"{self.key}: the tokenizer of {self.path!r} has no end token; set eos_token in tokenizer_config.json"
@@ -152,14 +153,14 @@ class Source:
         except UserError:
             raise
         except Exception as error:
-            raise self._wrong(error) from error
+            raise self._load_error(error) from error
         return folder
 
     def _offline(self) -> None:
         if not self.network:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    def _wrong(self, error: Exception) -> UserError:
+    def _load_error(self, error: Exception) -> UserError:
         hint = (
             ""
             if self.network or not self.key.startswith("model.") or Path(self.path).is_dir()

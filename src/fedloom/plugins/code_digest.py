@@ -24,7 +24,7 @@ UNKNOWN = f"without source, process {PROCESS}"
 def source_digest(value: Callable[..., Any]) -> str:
     """Return the SHA-256 of the file that defines a function, and of the files of its own that it imports.
 
-    A file's own imports are modules of the same package, or modules beside a file that is in no package. Without such a
+    A file's own imports are modules of the same package, or modules next to a file that is in no package. Without such a
     file, or for a closure, whose values are in no file, the digest is valid in this process only.
     """
     plain = inspect.unwrap(value)
@@ -86,7 +86,7 @@ def _own_imports(file: Path, content: bytes, top: Path) -> Iterator[Path]:
         else:
             continue
         for name in names:
-            # Packages beside an installed one belong to others.
+            # Packages next to an installed one belong to others.
             own = (
                 start
                 for start in dict.fromkeys(starts)

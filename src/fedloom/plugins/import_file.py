@@ -33,14 +33,14 @@ class _Fresh(SourceFileLoader):
 def import_file(path: Path) -> tuple[ModuleType, str]:
     """Import a file, or return the module if the same content was imported before.
 
-    At its top, the file may import modules beside it. These belong to it alone: a module of the same name beside another
+    At its top, the file may import modules next to it. These belong to it alone: a module of the same name next to another
     file is a different one.
 
     Args:
         path: An absolute path.
 
     Returns:
-        The module, and the SHA-256 of the file and of the modules beside it that it imports.
+        The module, and the SHA-256 of the file and of the modules next to it that it imports.
 
     Raises:
         UserError: There is no such file, it is not valid Python, or it raises an exception.

@@ -35,7 +35,7 @@ OTHERS = "other labels"
 PRESENCE = {"both": "both", "image_only": "image only", "text_only": "text only", "none": "neither"}
 LENGTH, DISTANCE = "mean words", "label distance"
 ROW, HEAD = 26.0, 36.0
-CELL = 58.0  # width of a column beside the bars
+CELL = 58.0  # width of a column next to the bars
 
 # ---- who holds what ----------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ def _segment(x: float, y: float, width: float, name: str, count: float, class_: 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures beside the bars, one figure for each client.
+    """A column of figures next to the bars, one figure for each client.
 
     Attributes:
         head: The heading.

@@ -80,10 +80,10 @@ def run_findings(result: Json, questions: float | None = None) -> list[str]:
     if questions and not is_mean_over_clients(result["scores"][method]):
         low, high = interval(value, questions)
         sentences.append(
-            f"On {questions:,.0f} test question{'' if questions == 1 else 's'} the 95 % confidence interval (Wilson) of "
-            f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%; a method that differs from it by "
-            f"less than about {percent(margin(value, value, questions))} points does not differ significantly. Scores "
-            "also vary between seeds; a single run does not show by how much."
+            f"On {questions:,.0f} test question{'' if questions == 1 else 's'} the 95% confidence interval (Wilson) of "
+            f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
+            f"{percent(margin(value, value, questions))} points are not significant. Scores also vary by seed, which one "
+            "run cannot show."
         )
     return sentences
 

@@ -50,8 +50,8 @@ GLOSSARY = {
     "neural network and shows how hard the task is.",
     "local": "Each client trains alone on its own data. Scores on the global test set are means over the "
     "clients' own models; figures in brackets are the best and the worst of them.",
-    "centralized": "Training on the pooled examples of all clients, which the clients are assumed not to allow: "
-    "a baseline for what federation could reach.",
+    "centralized": "Training on all clients' data pooled together. Real clients would not allow this; it shows what federation could "
+    "reach.",
 }
 
 EMBEDDED = (

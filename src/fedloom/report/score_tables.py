@@ -207,7 +207,7 @@ def task_tables(result: Json) -> list[tuple[str, Table]]:
 
 
 def published_tables(result: Json) -> list[tuple[str, Table]]:
-    """Return a table for each task of its scores as published code computes them, beside our scores."""
+    """Return a table for each task of its scores as published code computes them, next to our scores."""
     tables: list[tuple[str, Table]] = []
     for task in compare_methods(result["scores"])["headlines"]:
         ours = _names(result, task)

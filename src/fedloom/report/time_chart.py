@@ -1,4 +1,4 @@
-"""A chart of the time that each method took, by step, beside the time of a bare training loop."""
+"""A chart of the time that each method took, by step, next to the time of a bare training loop."""
 
 from __future__ import annotations
 

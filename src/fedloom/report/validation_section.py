@@ -18,7 +18,7 @@ def validation_text(run: Run) -> str:
         return ""
     count, source, without = number(part, "examples") or 0, part.get("from"), number(part, "without") or 0
     if source == "published":
-        text = f"The owners' validation part of {count:,.0f} examples was not used for training."
+        text = f"The owners' validation set of {count:,.0f} examples was not used for training."
     else:
         text = (
             f"{count:,.0f} training examples, a share of {source} of each client's, were held out for validation, "
@@ -93,7 +93,7 @@ def validation_chart(run: Run, width: float) -> Markup:
         rounds = {method: _rounds(at(methods, method, "rounds")) for method in lines}
         chosen = {method: float(text) for method, text in rounds.items() if text.isdigit()}
     unit = " × 100" if _metric(run) == "cider" else ", %"
-    description = f"{title(_metric(run))} on the validation part after each round"
+    description = f"{title(_metric(run))} on the validation set after each round"
     return round_chart(
         list(run.scores), lines, levels, width, title(_metric(run)) + unit, description, chosen
     )

@@ -1,4 +1,4 @@
-"""Evaluate models on the test part and on the validation part, and record the scores."""
+"""Evaluate models on the test set and on the validation set, and record the scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def answer_test(
     rounds: Mapping[int | None, int],
     part: str,
 ) -> list[Answers]:
-    """Answer the test part with the modalities of one slice, with several models at once, and record the scores.
+    """Answer the test set with the modalities of one slice, with several models at once, and record the scores.
 
     Args:
         context: What all methods share.
@@ -61,7 +61,7 @@ def validate(
     name: str,
     rounds: Mapping[int | None, int],
 ) -> dict[str, Any] | None:
-    """Answer the validation part with models, and record the scores.
+    """Answer the validation set with models, and record the scores.
 
     A global model answers the validation examples of all clients, a client's own model those of this client, or the whole
     part if the data set has one for all clients. The score is the mean over clients, weighted by their numbers of validation
@@ -116,7 +116,7 @@ def _values(
 def validation_scores(
     context: RunContext, values: Mapping[int | None, np.ndarray], rounds: Mapping[int | None, int]
 ) -> dict[str, Any]:
-    """Average the scores of models on the validation part.
+    """Average the scores of models on the validation set.
 
     Args:
         context: What all methods share.

@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.client.site import Question
 from fedloom.engine.checkpoints import last_checkpoint
 from fedloom.engine.federation import Federation
-from fedloom.engine.rounds import Standing
+from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
 from fedloom.runs.evaluation import answer_test, validate, validation_scores
@@ -75,15 +75,19 @@ def _read_result(context: RunContext, name: str, file: Path) -> dict[str, Any]:
     return value
 
 
-def _last(context: RunContext, name: str, damaged: Callable[[str], None]) -> Standing | None:
-    """Return the standing of a finished method, or None if the checkpoint of its last round is damaged."""
-    standing = last_checkpoint(
+def _last(context: RunContext, name: str, damaged: Callable[[str], None]) -> TrainingState | None:
+    """Return the training state of a finished method, or None if the checkpoint of its last round is damaged."""
+    training_state = last_checkpoint(
         context.folder / METHODS / name,
         context.tuned.layout,
         damaged,
         context.of(name, None, context.stage_count(name) - 1),
     )
-    return standing if standing is not None and standing.state.round == context.rounds(name)[-1] else None
+    return (
+        training_state
+        if training_state is not None and training_state.state.round == context.rounds(name)[-1]
+        else None
+    )
 
 
 Outcome = tuple[dict[str, Any], int, int, dict[str, Any] | None]
@@ -113,12 +117,12 @@ def _linear(context: RunContext, method: Method, name: str) -> Outcome:
 
 
 def _validate_linear(context: RunContext, name: str) -> dict[str, Any] | None:
-    """Score the linear baseline on the validation part, each example with the modalities that its client sees."""
+    """Score the linear baseline on the validation set, each example with the modalities that its client sees."""
     if context.validation is None:
         return None
     examples = _visible(context.validation.examples, context.validation.plan)
     chances = linear_baseline(_visible(context.data.train, context.plan), examples, _embedder(context))
-    if not chances:  # no client trains on a modality that is seen of the validation part
+    if not chances:  # no client trains on a modality that is seen of the validation set
         return None
     rows = [chances[modality_of(example, chances)][k] for k, example in enumerate(examples)]
     answers = Answers(tuple(int(row.argmax()) for row in rows), tuple(rows))
@@ -146,34 +150,39 @@ def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
 
 def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     clients = range(len(context.plan.clients))
-    (standing,) = train_method(context, method, name, [(None, clients)])
-    models, rounds = _reported_models(context, method, name, [(None, standing)])
+    (training_state,) = train_method(context, method, name, [(None, clients)])
+    models, rounds = _reported_models(context, method, name, [(None, training_state)])
     validation = validate(context, models, name, rounds)
     score = _global_scores if None in models else _own_scores
     scores = score(context, models, name, rounds)
     if isinstance(context.remote, Federation) and context.remote.own_data and context.data.test:
         scores["sites"] = context.remote.evaluate(models[None])
-    return scores, standing.up, standing.down, validation
+    return scores, training_state.bytes_up, training_state.bytes_down, validation
 
 
 def _reported_models(
-    context: RunContext, method: Method, name: str, standings: Sequence[tuple[int | None, Standing]]
+    context: RunContext,
+    method: Method,
+    name: str,
+    training_states: Sequence[tuple[int | None, TrainingState]],
 ) -> tuple[dict[int | None, Question], dict[int | None, int]]:
     """Return the models that are reported, of the last or the best round, and how many rounds each was trained for."""
     models: dict[int | None, Question] = {}
     rounds: dict[int | None, int] = {}
-    for alone, standing in standings:
-        own = questions_of(context, method, name, standing, alone)
-        if standing.best is not None:
-            own = best_questions(context, name, standing.best, list(own))
+    for alone, training_state in training_states:
+        own = questions_of(context, method, name, training_state, alone)
+        if training_state.best is not None:
+            own = best_questions(context, name, training_state.best, list(own))
         models |= own
-        rounds |= dict.fromkeys(own, standing.best.round if standing.best else sum(context.rounds(name)))
+        rounds |= dict.fromkeys(
+            own, training_state.best.round if training_state.best else sum(context.rounds(name))
+        )
     return models, rounds
 
 
 def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
-    (standing,) = train_method(context, method, name, [(None, range(1))])
-    models, rounds = _reported_models(context, method, name, [(None, standing)])
+    (training_state,) = train_method(context, method, name, [(None, range(1))])
+    models, rounds = _reported_models(context, method, name, [(None, training_state)])
     validation = validate(context, models, name, rounds)
     return _global_scores(context, models, name, rounds), 0, 0, validation
 
@@ -181,11 +190,13 @@ def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
 def _local(context: RunContext, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
     alone = [(client, range(client, client + 1)) for client in range(len(context.plan.clients))]
-    standings = train_method(context, method, name, alone)
+    training_states = train_method(context, method, name, alone)
     clients = [client for client, _ in alone]
-    trained = list(zip(clients, standings, strict=True))
+    trained = list(zip(clients, training_states, strict=True))
     # No round up to the end had an effect, so the model is the one with which its client started.
-    untrained = [client for client, standing in trained if standing.missed >= context.rounds(name)[-1]]
+    untrained = [
+        client for client, training_state in trained if training_state.missed >= context.rounds(name)[-1]
+    ]
     for client in untrained:
         context.progress.message(
             f"{name}: no update of client {client} could be used; its model is untrained"
@@ -273,7 +284,7 @@ def _scores(
 
 
 def validation_of(context: RunContext, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry of the validation part in `result.json`; an empty dict if there is no such part."""
+    """Return the entry of the validation set in `result.json`; an empty dict if there is none."""
     if (part := context.validation) is None:
         return {}
     value = {"from": part.source, "examples": len(part.plan.indices), "without": part.sizes.count(0)}
@@ -287,12 +298,12 @@ def export(context: RunContext, main: str) -> None:
     Raises:
         UserError: The method's last checkpoint is damaged.
     """
-    standing = _last(context, main, context.damaged)
-    if standing is None:
+    training_state = _last(context, main, context.damaged)
+    if training_state is None:
         raise UserError(
             f"{context.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    models, _ = _reported_models(context, context.experiment.method(main), main, [(None, standing)])
+    models, _ = _reported_models(context, context.experiment.method(main), main, [(None, training_state)])
     for client, question in models.items():
         if client is not None and context.remote is not None:
             continue  # a client's own adapter stays at its site

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from fedloom.config.validation_errors import unknown_name
 from fedloom.engine.flower_processes import Security, free_port, require_flower
 from fedloom.engine.participation import WaitingTerms
-from fedloom.engine.rounds import Standing
+from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.ray_setup import require_serializable
 from fedloom.runs.run_context import RunContext
@@ -182,14 +182,14 @@ def _train(context: RunContext, memories: Sequence[Path]) -> Digests:
     digests, clients = dict[str, str](), range(len(context.plan.clients))
     for name in context.experiment.methods:
         method = context.experiment.method(name)
-        (standing,) = train_method(context, method, name, [(None, clients)])
-        digests[name] = digest(standing, *(folder / name / MEMORY for folder in memories))
+        (training_state,) = train_method(context, method, name, [(None, clients)])
+        digests[name] = digest(training_state, *(folder / name / MEMORY for folder in memories))
     return digests
 
 
-def digest(standing: Standing, *memories: Path) -> str:
+def digest(training_state: TrainingState, *memories: Path) -> str:
     """Return the SHA-256 of a server's state, and of clients' memories in files below some folders."""
-    state = standing.state
+    state = training_state.state
     tensors = {"params": state.params.flat, **{f"slot {name}": value for name, value in state.slots.items()}}
     parts = {
         "round": state.round,
@@ -198,9 +198,9 @@ def digest(standing: Standing, *memories: Path) -> str:
             name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
             for name, value in tensors.items()
         },
-        "kept": sorted(standing.kept.items()),
-        "norms": standing.norms,
-        "bytes": [standing.up, standing.down],
+        "kept": sorted(training_state.kept.items()),
+        "norms": training_state.norms,
+        "bytes": [training_state.bytes_up, training_state.bytes_down],
         "memory": {
             file.relative_to(memory).as_posix(): file_digest(file)
             for memory in memories

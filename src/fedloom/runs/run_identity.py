@@ -101,7 +101,7 @@ def code(experiment: Experiment) -> dict[str, str]:
     """Return what identifies the code of an experiment, by name.
 
     This is the version of the package, or a digest of its sources if these can change; the digest of each plug-in with what
-    it imports from beside it; and the digests of the parts of installed packages that the experiment uses.
+    it imports from its folder; and the digests of the parts of installed packages that the experiment uses.
     """
     own = __version__ + (f"+{_sources_digest()[:16]}" if _editable() else "")
     methods, added = [experiment.method(name) for name in experiment.methods], experiment.added

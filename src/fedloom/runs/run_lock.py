@@ -10,9 +10,7 @@ from pathlib import Path
 
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import TEMPORARY
-from fedloom.system.manifest import (
-    LOCK,
-)
+from fedloom.system.manifest import LOCK
 
 
 @contextmanager

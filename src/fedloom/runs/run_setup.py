@@ -92,11 +92,11 @@ def set_up_run(
     tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = _fitted(experiment, vlm, data, complete=site_data is None)
+    check = _checked_data(experiment, vlm, data, complete=site_data is None)
     clock.lap("vision")
     data = check.data
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
-    judge = path and _kept(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
+    judge = path and _load_once(models, f"judge {path} {vlm.device}", partial(load_judge, path, vlm.device))
     versions = _versions()
     if manifest is None:
         began = Manifest(__version__, now, versions)
@@ -134,7 +134,7 @@ def open_site(
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _fitted(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
+        data = _checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
         plan, validation = (
             (own[1](data), None)
             if own
@@ -160,7 +160,7 @@ def load_run_data(experiment: Experiment) -> DataSet:
 
 def current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
     """Return the identity that a run would have if it began now."""
-    return identity(experiment, contents, _base(experiment))
+    return identity(experiment, contents, _models_digest(experiment))
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def _set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.model.threads)
 
 
-def _fitted(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
+def _checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
     """Check the examples against the model, with all modalities and with each of the experiment's prompts.
 
     Data that are not `complete`, because they are at sites, may lack a training or test part.
@@ -214,13 +214,13 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
-    vlm = with_connector(_kept(models, key, load), settings, experiment.seed)
+    vlm = with_connector(_load_once(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
     return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
 
 
-def _base(experiment: Experiment) -> str:
+def _models_digest(experiment: Experiment) -> str:
     """Return a digest of the models that an experiment names: the base model, and the judge if there is one."""
     digests, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:
@@ -230,7 +230,7 @@ def _base(experiment: Experiment) -> str:
     return combine_digests(digests)
 
 
-def _kept(models: Models, key: str, load: Callable[[], T]) -> T:
+def _load_once(models: Models, key: str, load: Callable[[], T]) -> T:
     """Return what `models` holds under a key; if there is nothing, load it and add it."""
     if key not in models:
         models[key] = load()

@@ -75,7 +75,7 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
-            result = _results(experiment, out, progress, models, remote)
+            result = _run_methods(experiment, out, progress, models, remote)
             RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
@@ -97,7 +97,7 @@ def resume_run(folder: Path, progress: Progress, models: Models | None = None) -
 
 
 def finished_result(experiment: Experiment, folder: Path, remote: RemoteSites | None = None) -> Result:
-    """Read the result of a finished run, after a check that the same run would be made now.
+    """Return the result of a finished run if its data, model and code are unchanged.
 
     Args:
         experiment: The experiment that the folder must hold.
@@ -133,7 +133,7 @@ def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
     return reasons
 
 
-def _results(
+def _run_methods(
     experiment: Experiment, folder: Path, progress: Progress, models: Models, remote: RemoteSites | None
 ) -> Result:
     """Run every method or read its result, and return the content of `result.json`."""

@@ -82,7 +82,7 @@ def make_site(
         ]
         if (final := final_of(experiment, method)) is not None:
             parts = _kept(stages[-1].parts)
-            stages.append(SiteStage(_settings_of(experiment.train, final), parts, plain=True))
+            stages.append(SiteStage(_settings_of(experiment.train, final), parts, without_rule=True))
         algorithm = algorithm_of(experiment, method, tuned.layout)
         return SiteMethod(
             algorithm.local,

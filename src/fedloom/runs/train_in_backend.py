@@ -12,7 +12,7 @@ from fedloom.engine.client_sampling import draw_cohort
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.machine_choices import MOST, Choice, Machine, choose, this_machine
 from fedloom.engine.ray_actors import RayActors
-from fedloom.engine.rounds import Backend, Standing, Training, assignments_of, run_rounds
+from fedloom.engine.rounds import Backend, Training, TrainingState, assignments_of, run_rounds
 from fedloom.engine.worker_processes import Workers
 from fedloom.models.compiled_layers import compiling
 from fedloom.models.gradient_checkpointing import gradient_checkpointing
@@ -35,7 +35,7 @@ def backend_of(context: RunContext, name: str) -> Backend:
     return local_backend(context)
 
 
-def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> list[Standing]:
+def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> list[TrainingState]:
     """Run the trainings of one stage of a method over the run's model.
 
     Args:
@@ -44,12 +44,12 @@ def run_trainings(context: RunContext, label: str, runs: Sequence[Training]) -> 
         runs: One training, or several that share nothing but the model (clients that train alone).
 
     Returns:
-        The standing of each at the end.
+        The state of each training at the end.
     """
     left = sum(max(run.left, 0) * len(draw_cohort(run.schedule, 0)) for run in runs)
     context.progress.stage(label, left)
     if not left:
-        return [run.standing for run in runs]
+        return [run.training_state for run in runs]
     if not isinstance(backend := backend_of(context, runs[0].method), InProcess):
         return run_rounds(runs, backend)
 

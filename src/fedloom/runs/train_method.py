@@ -12,7 +12,7 @@ from fedloom.client.learning_rate import learning_rate
 from fedloom.client.site import Profile, Question
 from fedloom.engine.checkpoints import last_of_stage, write_checkpoint
 from fedloom.engine.client_sampling import Schedule
-from fedloom.engine.rounds import Best, Standing, Training
+from fedloom.engine.rounds import Best, Training, TrainingState
 from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, intersection
 from fedloom.runs.evaluation import answer_test, validate
@@ -26,7 +26,7 @@ from fedloom.tuning.strategy_parts import Parts, part_named
 
 def train_method(
     context: RunContext, method: Method, name: str, servers: Sequence[tuple[int | None, range]]
-) -> list[Standing]:
+) -> list[TrainingState]:
     """Train a method's servers, stage by stage.
 
     Args:
@@ -36,21 +36,21 @@ def train_method(
         servers: For each training the client that trains alone, or None, and the training's clients.
 
     Returns:
-        The standing of each training at the end, in the order of `servers`.
+        The state of each training at the end, in the order of `servers`.
 
     Raises:
         UserError: None of the trainings can go on.
     """
-    standings: Sequence[Standing | None] = [None] * len(servers)
+    training_states: Sequence[TrainingState | None] = [None] * len(servers)
     count = context.stage_count(name)
     for number in range(count):
         label = f"{name}, stage {number + 1}" if count > 1 else name
         runs = [
             _training(context, method, name, server, number, before)
-            for server, before in zip(servers, standings, strict=True)
+            for server, before in zip(servers, training_states, strict=True)
         ]
-        standings = run_trainings(context, label, runs)
-    return [standing for standing in standings if standing is not None]
+        training_states = run_trainings(context, label, runs)
+    return [training_state for training_state in training_states if training_state is not None]
 
 
 def _training(
@@ -59,7 +59,7 @@ def _training(
     name: str,
     server: tuple[int | None, range],
     number: int,
-    before: Standing | None,
+    before: TrainingState | None,
 ) -> Training:
     """Set up one stage of one training, which goes on from its last checkpoint, the previous stage, or the start."""
     alone, clients = server
@@ -70,19 +70,21 @@ def _training(
     schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
     # Created only here, so that a folder that is removed later does not come back.
     folder.mkdir(parents=True, exist_ok=True)
-    standing = _last_standing(context, name, alone, number, context.damaged)
-    if standing is None and before is None:
-        standing = Standing(algorithm.init(backend.start(name)))
-    elif standing is None and before is not None:  # a stage has a fresh server; bytes add up over stages
+    training_state = _last_state_of_stage(context, name, alone, number, context.damaged)
+    if training_state is None and before is None:
+        training_state = TrainingState(algorithm.init(backend.start(name)))
+    elif (
+        training_state is None and before is not None
+    ):  # a stage has a fresh server; bytes add up over stages
         params = algorithm.broadcast(before.state).params
-        standing = replace(before, state=algorithm.init(params), norms=(), missed=0)
-    assert standing is not None
+        training_state = replace(before, state=algorithm.init(params), norms=(), missed=0)
+    assert training_state is not None
     profiles, budget = backend.describe(name), local.budget
     down = None if parts.down.is_whole else parts.down
     return Training(
         name,
         algorithm,
-        standing,
+        training_state,
         schedule,
         profiles,
         train,
@@ -109,17 +111,17 @@ def _checkpoint_folder(context: RunContext, name: str, alone: int | None, number
     return stage_folder(training, number, context.stage_count(name)), context.of(name, alone, number)
 
 
-def _last_standing(
+def _last_state_of_stage(
     context: RunContext, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
-) -> Standing | None:
-    """Return the last standing of a stage, or None if the stage starts anew."""
+) -> TrainingState | None:
+    """Return the last training state of a stage, or None if the stage starts anew."""
 
-    def check(stage: int, standing: Standing) -> None:
+    def check(stage: int, training_state: TrainingState) -> None:
         """Raise UserError if what clients kept of the last round cannot be read here; sites on other machines check it."""
         if context.remote is not None:
             return
-        last = context.site.rounds_before(name, stage) + standing.state.round - 1
-        for client, rounds in standing.kept.items():
+        last = context.site.rounds_before(name, stage) + training_state.state.round - 1
+        for client, rounds in training_state.kept.items():
             if rounds[-1] == last:
                 context.site.memory.read((name, client, last))
 
@@ -143,7 +145,7 @@ def _reported_parts(
 
 def _after_round(
     context: RunContext, method: Method, name: str, alone: int | None, number: int, folder: Path, of: str
-) -> Callable[[Standing, dict[str, Any]], Standing]:
+) -> Callable[[TrainingState, dict[str, Any]], TrainingState]:
     """Return the function that is called after each round; it writes the record, the learning curve and the checkpoint."""
     train, done_before = (
         context.site.method(name).stages[number].settings,
@@ -151,7 +153,7 @@ def _after_round(
     )
     last = number == context.stage_count(name) - 1
 
-    def after_round(now: Standing, log: dict[str, Any]) -> Standing:
+    def after_round(now: TrainingState, log: dict[str, Any]) -> TrainingState:
         done, every = now.state.round, context.experiment.evaluate.every
         lr = learning_rate(train, done - 1)
         row = {"method": name, "client": alone, "lr": lr, **log, "round": log["round"] + done_before}
@@ -173,7 +175,7 @@ def questions_of(
     context: RunContext,
     method: Method,
     name: str,
-    standing: Standing,
+    training_state: TrainingState,
     alone: int | None = None,
     stage: int = -1,
 ) -> dict[int | None, Question]:
@@ -183,11 +185,11 @@ def questions_of(
     """
     stage %= context.stage_count(name)
     algorithm = _algorithm(context, method, stage)
-    params = algorithm.broadcast(standing.state).params
+    params = algorithm.broadcast(training_state.state).params
     own = algorithm.personal or context.site.method(name).stages[stage].parts.personal.count
     if not method.federated or not own:
         return {alone: Question(name, stage, params, alone)}
-    since = standing.since
+    since = training_state.since
     return {
         client: Question(name, stage, params, client, since.get(client, -1))
         for client in range(len(context.plan.clients))
@@ -208,9 +210,15 @@ def best_questions(
 
 
 def _validate(
-    context: RunContext, method: Method, name: str, now: Standing, alone: int | None, stage: int, total: int
-) -> Standing:
-    """Validate a round; return the standing, with this round as its best if it is the best of the last stage so far."""
+    context: RunContext,
+    method: Method,
+    name: str,
+    now: TrainingState,
+    alone: int | None,
+    stage: int,
+    total: int,
+) -> TrainingState:
+    """Validate a round; return the training state, with this round as its best if it is the best of the last stage so far."""
     if context.validation is None:
         return now
     models = questions_of(context, method, name, now, alone, stage)

@@ -107,8 +107,8 @@ def _read_memories(methods: Path, method: str, checkpoint: Path) -> None:
     What it kept of the best round is needed by the last checkpoint only: a run that goes on from an older one reaches the
     better rounds after it again.
     """
-    standing, others = read_checkpoint(checkpoint), checkpoint.parent.glob("round-*.json")
+    training_state, others = read_checkpoint(checkpoint), checkpoint.parent.glob("round-*.json")
     last = all(round_of(other) <= round_of(checkpoint) for other in others)
-    best = standing.best.since.items() if standing.best and last else ()
-    for client, round in {*standing.since.items(), *best}:
+    best = training_state.best.since.items() if training_state.best and last else ()
+    for client, round in {*training_state.since.items(), *best}:
         Files(methods).read((method, client, round))

@@ -1,4 +1,4 @@
-"""The validation part: examples whose scores decide between rounds, learning rates and methods.
+"""The validation set: examples whose scores decide between rounds, learning rates and methods.
 
 It is a share of each client's training examples, drawn after these have been divided among the clients, or the owners'
 part, which is the same for all clients. Its examples are neither trained on nor in the test set.
@@ -35,7 +35,7 @@ class Validation:
 
     Attributes:
         examples: The list that the plan's indices point into.
-        plan: The examples of each client, perhaps none; if the part is common, one share with all of them.
+        plan: The examples of each client, perhaps none; if the set is common, one share with all of them.
         source: The share of each client's training examples that is held out, or "published".
     """
 
@@ -56,7 +56,7 @@ class Validation:
 
     @property
     def sizes(self) -> list[int]:
-        """The number of validation examples of each client; a single number if the part is common."""
+        """The number of validation examples of each client; a single number if the set is common."""
         return np.diff(self.plan.offsets).tolist()
 
     @cached_property
@@ -68,13 +68,13 @@ class Validation:
 def plan_and_validation(
     data: DataSet, settings: Data, scenario: Scenario, seed: int
 ) -> tuple[Plan, Validation | None]:
-    """Divide training examples among clients, and hold out the validation part.
+    """Divide training examples among clients, and hold out the validation set.
 
     Args:
-        data: The data set; its `validation` is the owners' part if the settings ask for it.
+        data: The data set; its `validation` is the owners' validation set if the settings ask for it.
         settings: `validation` is used.
         scenario: The scenario.
-        seed: The experiment's seed; each client's validation part is drawn from its stream "validation".
+        seed: The experiment's seed; each client's validation set is drawn from its stream "validation".
 
     Returns:
         (training examples of the clients, validation examples or None).
@@ -161,19 +161,19 @@ def _plan_of_all(examples: Sequence[Example]) -> Plan:
 
 
 def plan_json(plan: Plan, examples: Sequence[Example], validation: Validation | None) -> dict[str, Any]:
-    """Return the contents of `plan.json`: the plan, and the validation part if there is one.
+    """Return the contents of `plan.json`: the plan, and the validation set if there is one.
 
     Args:
         plan: The training examples of each client.
         examples: The training examples.
-        validation: The validation part.
+        validation: The validation set.
     """
     value = plan_to_json(plan, examples)
     return value if validation is None else {**value, "validation": validation_json(validation)}
 
 
 def validation_json(validation: Validation) -> dict[str, Any]:
-    """Return a validation part as plain values; for more than `ROWS` clients, only the first `SHOWN` have a row.
+    """Return a validation set as plain values; for more than `ROWS` clients, only the first `SHOWN` have a row.
 
     Returns:
         "digest" (of each client's held-out example ids and modalities), "from" (the share, or

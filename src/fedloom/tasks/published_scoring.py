@@ -47,7 +47,7 @@ def first_letter(reply: str, options: int) -> int:
 
     The first capital from A to G (or to the letter of the last option, if that is later) decides, even
     inside a word. It is not an answer if there is no such option, or if a space separates it from a bracket
-    beside it. The words "answer" and "Answer" are removed first.
+    next to it. The words "answer" and "Answer" are removed first.
 
     Args:
         reply: The reply of the model.

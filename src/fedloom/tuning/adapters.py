@@ -96,13 +96,13 @@ class Tuned:
         """Return a copy of the live parameters of one row."""
         return Params(self.layout, self.flat[row].cpu().clone())
 
-    def connects(self, rows: int) -> list[Callable[[Tensor], Tensor]]:
+    def connectors(self, rows: int) -> list[Callable[[Tensor], Tensor]]:
         """Return the connectors of the first `rows` rows; call each right before its result is used."""
         return [partial(self._connect, row) for row in range(rows)]
 
     def _connect(self, row: int, features: Tensor) -> Tensor:
         if self.rows > 1:
-            self._place(self._whole(), row)
+            self._place(self._non_adapter_names(), row)
         return self.vlm.connect(features)
 
     def zero_slots(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -114,10 +114,10 @@ class Tuned:
         return {name: self.slots[name] for name in names}
 
     def tie(self, rows: int = 1) -> None:
-        """Make the first `rows` rows the model's own parameters; several rows of adapters are stacked."""
+        """Point the model's parameters at the first `rows` rows; several rows of adapters are stacked."""
         adapters = [name for name in self.layout.names if _is_adapter(name)]
         if rows == 1:
-            self._place([*adapters, *self._whole()], 0)
+            self._place([*adapters, *self._non_adapter_names()], 0)
         else:
             self._place(adapters, slice(0, rows))
         if self.factors:
@@ -130,7 +130,7 @@ class Tuned:
             for layer in self.adapters.values():
                 layer.scale = scale
 
-    def _whole(self) -> list[str]:
+    def _non_adapter_names(self) -> list[str]:
         return [name for name in self.layout.names if not _is_adapter(name)]
 
     def _place(self, names: Sequence[str], rows: int | slice) -> None:
@@ -221,7 +221,7 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
 
 
 def replica(tuned: Tuned, device: torch.device) -> Tuned:
-    """Return a copy of a live model with one row on another device, where it trains beside the first; features are shared."""
+    """Return a copy of a live model with one row on another device, where it trains along with the first; features are shared."""
     vlm = replace(tuned.vlm, model=copy.deepcopy(tuned.vlm.model).to(device))
     flat = tuned.flat.to(device, copy=True)
     other = replace(tuned, vlm=vlm, flat=flat, grads=torch.zeros_like(flat), slots={})

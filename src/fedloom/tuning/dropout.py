@@ -27,7 +27,7 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     An adapter adds (alpha / rank) · B A (m ∘ x) / (1 − p), where each value of m is 0 with probability
     p = `LoRA.dropout` and 1 otherwise; every layer has its own mask, and the frozen layer sees the whole x.
     Unlike in PEFT, masks come from named streams. A client's stream gives a value for each input of each of its tokens,
-    in order and without padding, so its mask does not depend on the clients that train beside it. A layer that is computed
+    in order and without padding, so its mask does not depend on the clients that train along with it. A layer that is computed
     again in the backward pass, which belongs inside the block, gets the same mask.
 
     Args:

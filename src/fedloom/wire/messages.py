@@ -262,7 +262,7 @@ def in_codec(flat: Tensor, part: Part | None, codec: str) -> tuple[Tensor, bytes
 
 def unsendable_reason(extras: Tensors) -> str | None:
     """Return why no message can hold an algorithm's extras, or None if one can."""
-    if len(extras) > MOST - 2:  # beside the parameters and the figures
+    if len(extras) > MOST - 2:  # besides the parameters and the figures
         return f"{len(extras)} tensors; a message holds at most {MOST - 2} besides the parameters"
     for name, value in extras.items():
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]: plug-ins need not obey types

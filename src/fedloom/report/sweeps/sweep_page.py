@@ -1,4 +1,4 @@
-"""The report of a sweep: one self-contained HTML file, and `result.json` beside it."""
+"""The report of a sweep: one self-contained HTML file, and `result.json` next to it."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def _gain(cells: Sequence[CellRun], method: str, other: str) -> str:
 
 
 def published_table(sweep: SweepRun) -> Table | None:
-    """Return the table of our figures beside published ones; None if the recipe has none."""
+    """Return the table of our figures next to published ones; None if the recipe has none."""
     scores, metric = at(sweep.published, "scores") or {}, str(at(sweep.published, "metric") or "accuracy")
     methods = list(dict.fromkeys(method for figures in scores.values() for method in figures))
     cells_of = {name: cells for axis in sweep.settings for name, cells in cells_by_value(sweep, axis).items()}
@@ -297,7 +297,7 @@ def _held_out(sweep: SweepRun) -> str:
     if not kinds:
         return ""
     named = [
-        "the owners' validation part"
+        "the owners' validation set"
         if part == "published"
         else f"a share of {part} of each client's training examples"
         for part in kinds

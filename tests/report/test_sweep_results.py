@@ -214,7 +214,7 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
             [0.1] * 12,
             "In our runs, a share of 0.1 of each client's training examples was held out for validation",
         ),
-        (["published"] * 12, "In our runs, the owners' validation part was held out for validation"),
+        (["published"] * 12, "In our runs, the owners' validation set was held out for validation"),
         ([None] + [0.1] * 11, "In some of our runs, a share of 0.1 of each client's"),
     ],
 )

@@ -58,7 +58,7 @@ def test_one_image_in_two_formats_is_one_image(tmp_path, settings, encoded):
         {**record, "split": "train" if record["image"].endswith("png") else "test"} for record in records
     ]
     data = load(tmp_path, [*split, {"text": "t", "question": "?", "answer": "1", "split": "test"}], settings)
-    assert {one.reason for one in data.rejected} == {"its image is also in the training part"}
+    assert {one.reason for one in data.rejected} == {"its image is also in the training set"}
     assert len(data.rejected) == 20
 
 
@@ -70,7 +70,7 @@ def test_options_and_answers_are_the_same_up_to_spelling(tmp_path, settings):
     data = load(tmp_path, records, settings)
     (example,) = (*data.train, *data.test)
     assert (example.answer, example.label) == ("grün", 1)
-    assert [one.reason for one in data.rejected] == ["options are not at least two different texts"]
+    assert [one.reason for one in data.rejected] == ["options must be at least two distinct strings"]
 
 
 def test_few_answers_are_spelled_as_most_records_spell_them(tmp_path, settings):

@@ -17,7 +17,7 @@ from fedloom.client.site import Question
 from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.in_process import InProcess
 from fedloom.engine.remote_site import Remote
-from fedloom.engine.rounds import Backend, Standing, Training, run_rounds
+from fedloom.engine.rounds import Backend, Training, TrainingState, run_rounds
 from fedloom.experiment.experiment import Experiment
 from fedloom.runs.run_setup import open_site
 from fedloom.runs.site_setup import algorithm_of
@@ -77,10 +77,10 @@ def sides(
         assert process.wait(60) == 0
 
 
-def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[Standing]:
+def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts]) -> list[TrainingState]:
     """Train all stages of a method; return where each ends."""
     algorithm = algorithm_of(value, value.method(name), backend.start(name).layout)
-    results: list[Standing] = []
+    results: list[TrainingState] = []
     rounds = value.train.rounds // len(stages)
     for number, parts in enumerate(stages):
         begun = results[-1].state.params if results else backend.start(name)
@@ -90,7 +90,7 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
         run = Training(
             name,
             algorithm,
-            Standing(algorithm.init(begun), kept),
+            TrainingState(algorithm.init(begun), kept),
             Schedule(rounds, clients, value.train.cohort, value.seed),
             backend.describe(name),
             train,
@@ -116,7 +116,12 @@ def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remo
         mine, theirs = (trained(value, backend, name, parts) for backend in (here, there))
         for one, other in zip(mine, theirs, strict=True):
             assert same(one, other), name
-            assert (one.kept, one.norms, one.up, one.down) == (other.kept, other.norms, other.up, other.down)
+            assert (one.kept, one.norms, one.bytes_up, one.bytes_down) == (
+                other.kept,
+                other.norms,
+                other.bytes_up,
+                other.bytes_down,
+            )
             assert all(torch.isfinite(one.state.params.flat))
         last, stage = mine[-1], len(stages) - 1
         algorithm = algorithm_of(value, value.method(name), here.site.tuned.layout)

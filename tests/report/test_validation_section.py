@@ -1,4 +1,4 @@
-"""The validation part in a report: scores by round, as a chart and as a table."""
+"""The validation set in a report: scores by round, as a chart and as a table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_method_with_rounds_has_a_curve_and_each_other_one_a_level(run_fold
     drawn = validation_chart(run, 760)
     for method in METHODS:
         assert label(method).replace(" (mean)", "") in drawn
-    assert "Accuracy on the validation part after each round" in drawn
+    assert "Accuracy on the validation set after each round" in drawn
 
 
 def test_a_ring_marks_the_chosen_round_of_each_method_with_one_model(run_folder: RunFolder) -> None:
@@ -78,7 +78,7 @@ def test_the_page_shows_the_chart_in_two_widths_and_its_table(run_folder: RunFol
     for chosen, has_ring in (("best", True), ("last", False)):
         write_report([run_folder(chosen, validation=chosen)], tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
-        assert page.count('aria-label="Accuracy on the validation part after each round"') == 2
+        assert page.count('aria-label="Accuracy on the validation set after each round"') == 2
         assert "Validation scores by round" in page
         assert bool(re.search("A ring marks the chosen round", page)) is has_ring
 

@@ -50,7 +50,7 @@ def make_sweep(
     axes: Mapping[str, list[Any]] = AXES,
     choose: tuple[str, ...] = ("train.lr",),
 ) -> Path:
-    """Write a sweep with a validation part; `failed` are places of cells."""
+    """Write a sweep with a validation set; `failed` are places of cells."""
     points: list[dict[str, Any]] = [{}]
     for axis, labels in axes.items():
         points = [{**point, axis: label} for point in points for label in labels]
@@ -190,7 +190,7 @@ def test_the_report_and_its_json_show_the_choices(tmp_path: Path) -> None:
     values = {(one["row"], one["method"]): one["values"] for one in result["choices"]}
     assert values == {place: {"train.lr": rate} for place, rate in BY_HAND.items()}
     page = (tmp_path / "report.html").read_text()
-    assert "Chosen on the validation part" in page
+    assert "Chosen on the validation set" in page
     assert "at its chosen values" in page
 
 

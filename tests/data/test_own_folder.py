@@ -82,8 +82,8 @@ UGLY = [
     (line(text=...), "neither image nor text"),
     (line(text="", image=""), "neither image nor text"),
     (line(options="yes"), "options is text, not a list"),
-    (line(options=["yes"]), "options are not at least two different texts"),
-    (line(options=["yes", "yes"]), "options are not at least two different texts"),
+    (line(options=["yes"]), "options must be at least two distinct strings"),
+    (line(options=["yes", "yes"]), "options must be at least two distinct strings"),
     (line(options=["yes", 1]), "an option is a number, not text"),
     (line(options=["no", "maybe"]), "answer 'yes' is not among the options"),
     (line(image="absent.png"), "image 'absent.png' is missing"),
@@ -98,7 +98,7 @@ UGLY = [
     (line(conversations=[], question=None), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}]), "it has no question with an answer to it"),
     (line(conversations=[{"from": "human"}, {"from": "gpt"}]), "the question is empty"),
-    (line(options=["yes", " YES "]), "options are not at least two different texts"),
+    (line(options=["yes", " YES "]), "options must be at least two distinct strings"),
 ]
 LINK = "leaves the folder through a link; only a link to a whole folder that is directly in it is followed"
 ESCAPES = [
@@ -327,7 +327,7 @@ def test_split_of_records_decides_and_leaks_are_skipped(tmp_path, load, encoded)
     assert [example.id for example in data.train] == ["data.jsonl:1", "data.jsonl:4"]
     assert [example.id for example in data.test] == ["data.jsonl:2"]
     assert data.rejected == (
-        Rejected("data.jsonl", 3, "its image is also in the training part"),
+        Rejected("data.jsonl", 3, "its image is also in the training set"),
         Rejected("data.jsonl", 5, "split is missing, though other records have one"),
     )
 
@@ -422,9 +422,9 @@ def test_validation_records_that_others_share_an_image_with_or_answer_otherwise_
         ("perhaps", ("perhaps", "never")),
     ]
     assert {(bad.line, bad.reason) for bad in data.rejected} == {
-        (1, "its image is also in the training part"),
-        (3, "its image is also in the test part"),
-        (4, "its answer 'perhaps' does not occur in the training and test parts"),
+        (1, "its image is also in the training set"),
+        (3, "its image is also in the test set"),
+        (4, "its answer 'perhaps' does not occur in the training and test sets"),
         (5, "answer is missing"),
         (7, "bad JSON at column 2: Expecting property name enclosed in double quotes"),
     }
@@ -545,7 +545,7 @@ def test_missing_and_ambiguous_files_are_named(tmp_path, settings):
         load_folder(settings(root=tmp_path), 0)
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / name).write_bytes(line(id=name))
-    with pytest.raises(UserError, match=r"holds a\.jsonl, b\.jsonl; name one data\.jsonl"):
+    with pytest.raises(UserError, match=r"holds a\.jsonl, b\.jsonl; rename one to data\.jsonl"):
         load_folder(settings(root=tmp_path), 0)
     (tmp_path / "data.jsonl").write_bytes(line(id="chosen"))
     assert [example.id for example in examples_of(load_folder(settings(root=tmp_path), 0))] == ["chosen"]

@@ -253,7 +253,7 @@ def test_many_classes_without_published_numbers_are_left_to_json(trees, encoded,
     trees.put(tmp_path / "data/images_variant_test.txt", "0000200 class-1\n")
     told, listed = (call("fgvc-aircraft", "--root", tmp_path, *more).stdout for more in ((), ("--json",)))
     assert "class-7" not in told
-    assert "class-1" in told  # of the test part, which has one class
+    assert "class-1" in told  # of the test set, which has one class
     assert '"class-7"' in listed
 
 
