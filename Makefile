@@ -47,11 +47,11 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m benchmarks $(ONLY)
 
-# Flower asks for older typer and rich than constraints.txt, so what benchmarks compare with lives apart.
+# What benchmarks compare with lives apart.
 $(BENCH)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	@echo "Installing what benchmarks compare with; this takes a few minutes."
-	grep -vE '^(typer|rich)==' constraints.txt > $(BENCH)/constraints.txt
+	grep -v '^ray==' constraints.txt > $(BENCH)/constraints.txt
 	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c $(BENCH)/constraints.txt torch
 	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install -c $(BENCH)/constraints.txt -e ".[eval,bench]"
 	@touch $@
