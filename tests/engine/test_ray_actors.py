@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests.clients import assigned, real_site, start_of
 from tests.engine.ray_site import CLIENTS, failing, opened, tuned_of
-from tests.engine.test_workers import assert_same_bits, kept
+from tests.engine.test_worker_processes import assert_same_bits, kept
 
 from fedloom.client.client_memory import Files
 from fedloom.engine import ray_actors as module
