@@ -211,8 +211,8 @@ def test_every_algorithm_has_equal_bits_over_bytes(name: str, codecs: Codecs) ->
     over = OverBytes(with_codecs(site_of(named(name)), codecs))
     there = rounds(name, over, codecs)
     assert same(here, there)
-    assert (here.kept, here.norms, here.up, here.down) == (there.kept, there.norms, there.up, there.down)
-    assert (there.up, there.down) == (sum(over.came), sum(over.sent))
+    assert (here.kept, here.norms, here.bytes_up, here.bytes_down) == (there.kept, there.norms, there.bytes_up, there.bytes_down)
+    assert (there.bytes_up, there.bytes_down) == (sum(over.came), sum(over.sent))
 
 
 def test_fewer_bits_are_fewer_bytes() -> None:
@@ -221,8 +221,8 @@ def test_fewer_bits_are_fewer_bytes() -> None:
         rounds("fedavg", Plain(with_codecs(site_of(named("fedavg")), one)), one) for one in (FP32, Codecs("bf16"))
     )  # fmt: skip
     updates = CLIENTS * TRAIN.rounds
-    assert short.up - whole.up == updates * (24 + 32 - 48)  # "bf16" is as long as "fp32"
-    assert short.down == whole.down
+    assert short.bytes_up - whole.bytes_up == updates * (24 + 32 - 48)  # "bf16" is as long as "fp32"
+    assert short.bytes_down == whole.bytes_down
 
 
 def test_a_refused_round_is_as_if_it_had_not_been() -> None:
