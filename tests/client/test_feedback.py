@@ -211,7 +211,12 @@ def test_every_algorithm_has_equal_bits_over_bytes(name: str, codecs: Codecs) ->
     over = OverBytes(with_codecs(site_of(named(name)), codecs))
     there = rounds(name, over, codecs)
     assert same(here, there)
-    assert (here.kept, here.norms, here.bytes_up, here.bytes_down) == (there.kept, there.norms, there.bytes_up, there.bytes_down)
+    assert (here.kept, here.norms, here.bytes_up, here.bytes_down) == (
+        there.kept,
+        there.norms,
+        there.bytes_up,
+        there.bytes_down,
+    )
     assert (there.bytes_up, there.bytes_down) == (sum(over.came), sum(over.sent))
 
 
