@@ -32,7 +32,7 @@ from fedloom.tuning.export_adapter import export_adapter
 from fedloom.tuning.strategies import LINEARS, LoRA, stage
 from fedloom.types import Conversation, Turn
 
-from .tiny import TINY, Drawn, save
+from .tiny import TINY, Drawn
 
 FUSED = ("query_key_value", "dense", "qkv_proj")  # Persimmon, the decoder of Fuyu; Phi; Phi-3
 SEEING = sorted(name for name, row in FAMILIES.items() if row.images)
@@ -70,19 +70,6 @@ WORDS = {name: one for name, one in CONVERSATIONS.items() if not one.pictures}
 def conversations(vlm: Vlm) -> dict[str, Conversation]:
     """Return the conversations that a model can have."""
     return CONVERSATIONS if vlm.family.images else WORDS
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Write each family's tiny variant once."""
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = save(name, tmp_path_factory.mktemp(name) / "model")
-        return folders[name]
-
-    return get
 
 
 @pytest.fixture(params=sorted(FAMILIES))
