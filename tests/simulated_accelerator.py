@@ -164,7 +164,10 @@ class _Operations(TorchDispatchMode):
         elif len(devices) > 1:
             shapes = [(str(state.device(value)), tuple(value.shape)) for value in inputs]
             raise MixedDevices(f"{name} got tensors of several devices at {_place()}: {shapes}")
-        result = func(*args, **kwargs)
+        if name == "aten::histc" and not args[0].is_floating_point():  # processors have no kernel for it
+            result = func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)
+        else:
+            result = func(*args, **kwargs)
         where = on[0] if on else state.ambient
         if where.type == "cuda":
             before = {value.untyped_storage()._cdata for value in inputs}

@@ -18,29 +18,13 @@ from fedloom.seeds import torch_stream
 from fedloom.tuning.adapters import Tuned, prepare, side_by_side
 from fedloom.tuning.dropout import Masks, adapter_dropout
 from fedloom.tuning.strategies import LoRA, stage
-from fedloom.types import Conversation, Turn
 
-from .tiny import Drawn
+from .conversations import TARGETS, talks
 
 FAST = ("llava", "qwen2_5_vl", "gemma3")
-TARGETS = ("q_proj", "o_proj", "up_proj", "query_key_value", "dense", "qkv_proj")
-OPTIONS = ("yes", "no way")
-WORDS = [
-    Conversation("Which?", "no way", None, OPTIONS),
-    Conversation("And now?", "yes", None, OPTIONS, history=(Turn("Which?", "yes"),), system="Be short."),
-]
-IMAGES = [
-    Conversation("Which of these is it?", "yes", Drawn("a"), OPTIONS),
-    Conversation("Same?", "no way", Drawn("c"), OPTIONS, more=(Drawn("b", 16, 40),)),
-]
-
 
 def families() -> list[Any]:
     return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(FAMILIES)]
-
-
-def talks(vlm: Vlm) -> list[Conversation]:
-    return [*IMAGES, *WORDS] if vlm.family.images else WORDS
 
 
 def masks(client: int) -> Masks:
