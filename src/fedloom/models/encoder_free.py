@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedloom.models.connectors import tokens_out
-from fedloom.models.family_interface import Grid, image_token, plain_head
+from fedloom.models.family_interface import Grid, dtype_of, image_token, plain_head
 
 
 def fuyu_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -25,7 +25,7 @@ def fuyu_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
         rows, columns = (ceil(int(torch.as_tensor(length).flatten()[0]) / size) for length in side)
         pixels = torch.as_tensor(images)[0, :, : rows * size, : columns * size]  # [3, …, …]
         patches = pixels.unfold(1, size, size).unfold(2, size, size)  # [3, R, C, size, size]
-        patches_of_images.append(patches.permute(1, 2, 3, 4, 0).flatten(2).to(model.dtype))
+        patches_of_images.append(patches.permute(1, 2, 3, 4, 0).flatten(2).float())
     return patches_of_images
 
 
@@ -47,7 +47,8 @@ def fuyu_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 def chameleon_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Turn images into token ids, stored as floating-point numbers: [B, T, 1]."""
-    return model.model.get_image_tokens(inputs["pixel_values"].to(model.dtype))[..., None].float()
+    pixels = inputs["pixel_values"].to(dtype_of(model.model.vqmodel))
+    return model.model.get_image_tokens(pixels)[..., None].float()
 
 
 def embed_tokens(model: Any, features: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def emu_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
 
     Images are encoded one by one, because the padding of a batch would change the tokens of its smaller images.
     """
-    ids = []
-    for pixels, size in zip(inputs["pixel_values"].to(model.dtype), inputs["image_sizes"], strict=True):
+    ids, batch = [], inputs["pixel_values"].to(dtype_of(model.model.vqmodel))
+    for pixels, size in zip(batch, inputs["image_sizes"], strict=True):
         height, width = (int(side) for side in size)
         (codes,) = model.model.vqmodel.encode(pixels[None, :, :height, :width], size[None]).image_tokens
         ids.append(model.model.vocabulary_mapping.convert_img2bpe(codes)[..., None].float())

@@ -29,6 +29,11 @@ PLAIN = (
 """The chat template of models that have none: image, question, line break, answer."""
 
 
+def dtype_of(module: Any) -> torch.dtype:
+    """Return the data type of a module's weights; encoder, connector and language model of one model may have different ones."""
+    return next(module.parameters()).dtype
+
+
 def image_token(model: Any, tokenizer: Any) -> str:
     """Return the token that image embeddings replace."""
     return tokenizer.convert_ids_to_tokens(model.config.image_token_id)

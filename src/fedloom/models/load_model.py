@@ -191,9 +191,14 @@ def encoder_identity(vlm: Vlm) -> dict[str, Any]:
         "encoder": sha.hexdigest(),
         "config": vlm.model.config.to_dict(),
         "processor": vlm.processor.image_processor.to_dict(),
-        "dtype": str(vlm.model.dtype),
+        "dtype": str(_encoder_dtype(vlm)),
         "format": 2,
     }
+
+
+def _encoder_dtype(vlm: Vlm) -> torch.dtype:
+    names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())["encoder"]
+    return vlm.model.get_parameter(names[0]).dtype if names else torch.float32
 
 
 def _bytes(value: Tensor) -> bytes:

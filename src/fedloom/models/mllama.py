@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.models.family_interface import Grid, image_token
+from fedloom.models.family_interface import Grid, dtype_of, image_token
 
 
 def crossed_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode the tiles of each image: [tiles, patches, E]."""
     states = model.model.vision_model(
-        inputs["pixel_values"].to(model.dtype),
+        inputs["pixel_values"].to(dtype_of(model.model.vision_model)),
         aspect_ratio_ids=inputs["aspect_ratio_ids"],
         aspect_ratio_mask=inputs["aspect_ratio_mask"],
     ).last_hidden_state[:, 0]  # [B, most tiles, patches, E]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom.models.family_interface import Grid, image_token, scatter
+from fedloom.models.family_interface import Grid, dtype_of, image_token, scatter
 
 MARKS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 """Tokens around and between tiles, in the order of the last words of the table of visual words."""
@@ -20,7 +20,8 @@ MARKS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 
 def ovis_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode R × C tiles and a thumbnail of each image: [R + 1, C, T, E], the thumbnail first in the last row."""
-    states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    tower = model.model.vision_tower
+    states = tower(inputs["pixel_values"].to(dtype_of(tower))).last_hidden_state
     sides = [(int(rows), int(columns)) for rows, columns in inputs["grids"]]
     sides = [side if side != (1, 1) else (0, 1) for side in sides]  # a single tile is the thumbnail
     features = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.models.family_interface import Grid, image_token, scatter
+from fedloom.models.family_interface import Grid, dtype_of, image_token, scatter
 
 
 def idefics2_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -24,7 +24,7 @@ def idefics2_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
         states = []
         for pixels, mask in zip(parts, masks, strict=True):
             height, width = int(mask[:, 0].sum()) // patch * patch, int(mask[0].sum()) // patch * patch
-            own = pixels[None, :, :height, :width].to(model.dtype)
+            own = pixels[None, :, :height, :width].to(dtype_of(model.model.vision_model))
             states.append(model.model.vision_model(own).last_hidden_state[0])
         features.append(pad_sequence(states, batch_first=True))
     return features
@@ -72,9 +72,8 @@ def granite4_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     start = 1 if config.vision_feature_select_strategy == "default" else 0
     for pixels, shape in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         rows, columns = get_anyres_image_grid_shape(shape, config.image_grid_pinpoints, size)
-        outputs = model.model.vision_tower(
-            pixels[: rows * columns + 1].to(model.dtype), output_hidden_states=True
-        )
+        tiles = pixels[: rows * columns + 1].to(dtype_of(model.model.vision_tower))
+        outputs = model.model.vision_tower(tiles, output_hidden_states=True)
         states = torch.cat([outputs.hidden_states[layer][:, start:] for layer in granite4_layers(config)], -1)
         ordered = torch.cat((states[1:], states[:1], states.new_zeros(columns - 1, *states.shape[1:])))
         extra = _cut([int(length) for length in shape], rows * side, columns * side)

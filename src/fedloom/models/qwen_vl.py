@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.family_interface import Grid, scatter
+from fedloom.models.family_interface import Grid, dtype_of, scatter
 
 
 def _mergers(visual: Any) -> list[nn.Module]:
@@ -43,7 +43,7 @@ def _sides(visual: Any, grids: Tensor) -> list[tuple[int, int]]:
 def glm_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode including the convolution that merges patches: [H, W, E] for each image."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
-    pixels = inputs["pixel_values"].to(model.dtype)
+    pixels = inputs["pixel_values"].to(dtype_of(visual))
     (states,) = _inputs_of([visual.merger], lambda: visual(pixels, grid_thw=grids))
     sides = _sides(visual, grids)
     images = states.split([h * w for h, w in sides])
@@ -58,7 +58,7 @@ def glm_connect(model: Any, features: Tensor) -> Tensor:
 def qwen_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode up to the modules that merge patches: [H, W, S · M · E] for each image."""
     visual, grids = model.model.visual, inputs["image_grid_thw"]
-    pixels = inputs["pixel_values"].to(model.dtype)
+    pixels = inputs["pixel_values"].to(dtype_of(visual))
     states = _inputs_of(_mergers(visual), lambda: visual(pixels, grid_thw=grids))
     merged = visual.spatial_merge_size**2
     features = torch.cat([state.reshape(len(state) // merged, -1) for state in states], dim=-1)

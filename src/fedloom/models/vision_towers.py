@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.models.connectors import tokens_out
-from fedloom.models.family_interface import Grid, image_token, one_each, plain_head
+from fedloom.models.family_interface import Grid, dtype_of, image_token, one_each, plain_head
 
 
 def chosen_layers(model: Any, pixel_values: Tensor) -> Tensor:
     """Return the hidden states of the layers in LLaVA's configuration, before the last norm: [N, T, E]."""
     config = model.config
-    states = model.model.vision_tower(pixel_values.to(model.dtype), output_hidden_states=True).hidden_states
+    tower = model.model.vision_tower
+    states = tower(pixel_values.to(dtype_of(tower)), output_hidden_states=True).hidden_states
     layers = config.vision_feature_layer
     # "default" drops the class token; ViP-LLaVA, which has no such key, always does.
     start = 0 if getattr(config, "vision_feature_select_strategy", "default") == "full" else 1
@@ -36,13 +37,13 @@ def llava_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 def last_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the tower's last hidden states, after its last norm: [B, T, E]."""
-    return model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    tower = model.model.vision_tower
+    return tower(inputs["pixel_values"].to(dtype_of(tower))).last_hidden_state
 
 
 def last_map(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Return the last map of a convolutional tower, row by row: [B, T, E]."""
-    states = model.model.vision_tower(inputs["pixel_values"].to(model.dtype)).last_hidden_state
-    return states.flatten(2).transpose(1, 2)  # from [B, E, R, C]
+    return last_states(model, inputs).flatten(2).transpose(1, 2)  # from [B, E, R, C]
 
 
 def project(model: Any, features: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def pixtral_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     layers, patch, features = model.config.vision_feature_layer, model.config.vision_config.patch_size, []
     for pixels, size in zip(inputs["pixel_values"], inputs["image_sizes"], strict=True):
         height, width = (int(side) for side in size)
-        own = pixels[None, :, :height, :width].to(model.dtype)
+        own = pixels[None, :, :height, :width].to(dtype_of(model.model.vision_tower))
         states = model.model.vision_tower(own, output_hidden_states=True).hidden_states
         selected = [states[layer][0] for layer in ([layers] if isinstance(layers, int) else layers)]
         features.append(torch.cat(selected, dim=-1).unflatten(0, (height // patch, width // patch)))
@@ -154,7 +155,8 @@ def anyres_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 def internvl_encode(model: Any, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
     """Encode the tiles of each image and merge neighboring patches: [N, T / 4, 4 · E]."""
     config = model.config
-    outputs = model.model.vision_tower(inputs["pixel_values"].to(model.dtype), output_hidden_states=True)
+    tower = model.model.vision_tower
+    outputs = tower(inputs["pixel_values"].to(dtype_of(tower)), output_hidden_states=True)
     layer = config.vision_feature_layer
     states = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
     if config.vision_feature_select_strategy == "default":
@@ -197,7 +199,7 @@ def aya_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 def idefics_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Encode R × C tiles and a thumbnail of each image: [R + 1, C, T, E], the thumbnail first in the last row."""
-    patch, features = model.config.vision_config.patch_size, []
+    patch, features, tower = model.config.vision_config.patch_size, [], model.model.vision_model
     masks = inputs["pixel_attention_mask"]
     for pixels, mask, rows, columns in zip(
         inputs["pixel_values"], masks, _flat(inputs["rows"]), _flat(inputs["cols"]), strict=True
@@ -205,7 +207,7 @@ def idefics_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
         count = rows * columns + 1
         squares = mask[:count].unfold(1, patch, patch).unfold(2, patch, patch)
         seen = squares.sum((-1, -2)) > 0  # a patch counts if any of it shows the image
-        outputs = model.model.vision_model(pixels[:count].to(model.dtype), patch_attention_mask=seen)
+        outputs = tower(pixels[:count].to(dtype_of(tower)), patch_attention_mask=seen)
         states = outputs.last_hidden_state  # [N, T, E]
         empty = states.new_zeros(max(columns, 1) - 1, *states.shape[1:])
         features.append(torch.cat((states, empty)).unflatten(0, (rows + 1, -1)))
@@ -237,7 +239,8 @@ def idefics_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 def janus_encode(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Encode images of one size: [B, T, E]."""
-    return model.model.vision_model(inputs["pixel_values"].to(model.dtype)).last_hidden_state
+    tower = model.model.vision_model
+    return tower(inputs["pixel_values"].to(dtype_of(tower))).last_hidden_state
 
 
 def janus_connect(model: Any, features: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.linear_layers import linear_shape
 from fedloom.models.load_model import Vlm
 from fedloom.params import Layout, Params
 from fedloom.seeds import torch_stream
@@ -201,8 +202,8 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
             raise UserError("strategy: the encoder stays frozen; its features of an image are computed once")
         if isinstance(how, LoRA):
             for name in _targets(vlm, part, how):
-                layer = vlm.model.get_submodule(name)
-                shapes = {"lora_a": (how.rank, layer.in_features), "lora_b": (layer.out_features, how.rank)}
+                inputs, outputs = linear_shape(vlm.model.get_submodule(name)) or (0, 0)
+                shapes = {"lora_a": (how.rank, inputs), "lora_b": (outputs, how.rank)}
                 for key, shape in shapes.items():
                     tensors[f"{part}/{name}:{key}"] = torch.zeros(shape)
                     spots[f"{part}/{name}:{key}"] = Spot(name, key)
@@ -261,7 +262,7 @@ def _targets(vlm: Vlm, part: str, how: LoRA) -> list[str]:
     linears = [
         name
         for name, module in vlm.model.named_modules()
-        if isinstance(module, nn.Linear)
+        if linear_shape(module) is not None
         and any(name.startswith(prefix + ".") for prefix in getattr(vlm.family.parts, part))
         and vlm.family.parts.part_of(name) == part
     ]

@@ -22,28 +22,34 @@ class LoRALinear(nn.Module):
     each client; W x is one product for all of them.
 
     Args:
-        base: The frozen layer.
+        base: The frozen layer: torch's Linear, or any other layer that computes W x + b, such as a quantized one.
         lora_a: A, shape [R, I] or [K, R, I].
         lora_b: B, shape [O, R] or [K, O, R].
         scale: alpha / rank, a number or one for each client, shape [K, 1, 1].
 
     Attributes:
         drop: A function that is applied to x before A, or None; see `fedloom.tuning.dropout`.
+        cast: A and B in the data type of x, or None; see `fedloom.tuning.adapters.cast_adapters`.
     """
 
     def __init__(
-        self, base: nn.Linear, lora_a: nn.Parameter, lora_b: nn.Parameter, scale: float | Tensor
+        self, base: nn.Module, lora_a: nn.Parameter, lora_b: nn.Parameter, scale: float | Tensor
     ) -> None:
         super().__init__()
         self.base, self.lora_a, self.lora_b = base, lora_a, lora_b
         self.scale: float | Tensor = scale
         self.drop: Callable[[Tensor], Tensor] | None = None
+        self.cast: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., I] → [..., O]
         """Apply layer and update."""
-        a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+        a, b = self.cast or (self.lora_a.to(x.dtype), self.lora_b.to(x.dtype))
         rows = x.reshape(*a.shape[:-2], -1, x.shape[-1])  # [K, tokens, I]
         inside = None if self.drop is None else self.drop(x).view_as(rows)
+        if type(self.base) is not nn.Linear:  # only the layer itself knows how to multiply by its weight
+            y = self.base(x)
+            inner = ((rows if inside is None else inside) @ a.mT) * self.scale
+            return y + (inner.to(a.dtype) @ b.mT).view(*x.shape[:-1], -1).to(y.dtype)
         y = _Adapted.apply(rows, self.base.weight, self.base.bias, inside, a, b, self.scale)
         return y.view(*x.shape[:-1], -1)
 

@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fedloom.models.linear_layers import plain_weight
 from fedloom.params import Params
 from fedloom.system.errors import UserError
 from fedloom.tuning.adapters import Tuned
@@ -32,13 +33,18 @@ def svd_start(tuned: Tuned) -> Params:
     All other tensors keep their values. This costs one singular value decomposition for each adapted layer.
 
     Raises:
-        UserError: The rank is larger than a layer's smaller side.
+        UserError: The rank is larger than a layer's smaller side, or a layer is quantized.
     """
     start = tuned.start.with_flat(tuned.start.flat.clone())
     for name in start.layout.names:
         layer, _, factor = name.partition("/")[2].rpartition(":")
         if factor == "lora_a":
-            weight = tuned.vlm.model.get_submodule(layer).get_parameter("base.weight").detach().float()
+            weight = plain_weight(tuned.vlm.model.get_submodule(f"{layer}.base"))
+            if weight is None:
+                raise UserError(
+                    f"yoco starts from the values of a layer's weight, and {layer} is quantized; use a model that is not"
+                )
+            weight = weight.detach().float()
             rank, most = len(start[name]), min(weight.shape)
             if rank > most:
                 raise UserError(

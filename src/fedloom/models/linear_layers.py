@@ -1,0 +1,28 @@
+"""Linear layers of all kinds that a decoder may have: torch's, quantized ones, and those of GPT-2's relatives."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Return the numbers of inputs and outputs of a linear layer, or None for any other module.
+
+    A quantized layer is one of torch's kind whose weight has another shape, and Conv1D has its weight transposed.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return inputs, outputs
+    return None
+
+
+def plain_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight [O, I] of a linear layer in which its values lie as they are, or None for a quantized layer."""
+    shape, weight = linear_shape(module), module.get_parameter("weight")
+    if shape is None or not weight.is_floating_point() or weight.numel() != shape[0] * shape[1]:
+        return None
+    return weight if isinstance(module, nn.Linear) else weight.mT

@@ -1,0 +1,106 @@
+"""Every family on a simulated accelerator: nothing mixes devices, and all numbers are the processor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.simulated_accelerator import MixedDevices, simulated_accelerator
+
+from fedloom.models.batches import answer_losses, collate, generate, option_scores
+from fedloom.models.family_table import FAMILIES
+from fedloom.models.load_model import Vlm, load_vlm, move_model
+from fedloom.models.teacher_forcing import teacher_forced
+from fedloom.seeds import torch_stream
+from fedloom.tuning.adapters import Tuned, prepare, side_by_side
+from fedloom.tuning.dropout import Masks, adapter_dropout
+from fedloom.tuning.strategies import LoRA, stage
+
+from .conversations import TARGETS, talks
+
+FAST = ("llava", "qwen2_5_vl", "gemma3")
+
+def families() -> list[Any]:
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(FAMILIES)]
+
+
+def masks(client: int) -> Masks:
+    return lambda layer, device: torch_stream(0, layer, client=client, device=device)
+
+
+def tuned_of(vlm: Vlm, dropout: float) -> Tuned:
+    name = "both" if vlm.family.parts.connector else "lora"
+    return prepare(vlm, stage(name, LoRA(rank=2, targets=TARGETS, dropout=dropout)), seed=0)
+
+
+def trained(vlm: Vlm) -> list[torch.Tensor]:
+    """Return losses and gradients of two clients side by side, with dropout."""
+    tuned, every = tuned_of(vlm, 0.3), talks(vlm)
+    with side_by_side(tuned, 2) as stack:
+        for row in range(2):
+            noise = torch.randn(tuned.layout.size, generator=torch_stream(row, "noise"))
+            stack.write(tuned.start.with_flat(tuned.start.flat + 0.1 * noise), row)
+        batch = collate(vlm, [every, every[:1]])
+        with adapter_dropout(stack, batch, [masks(0), masks(1)]):
+            losses = answer_losses(vlm, batch, stack.connectors(2))
+            losses.sum().backward()
+        return [losses.detach().cpu(), stack.grads.cpu()]
+
+
+USES: dict[str, Callable[[Vlm], Any]] = {
+    "train": trained,
+    "score": lambda vlm: [option_scores(vlm, talks(vlm))],
+    "generate": lambda vlm: generate(vlm, talks(vlm), max_tokens=4),
+    "teacher-forced": lambda vlm: teacher_forced(vlm, talks(vlm)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("name", families())
+def test_an_accelerator_computes_what_the_processor_does(
+    name: str, use: str, saved: Callable[[str], Path]
+) -> None:
+    expected = USES[use](load_vlm(str(saved(name))))
+    vlm = load_vlm(str(saved(name)))
+    with simulated_accelerator():
+        move_model(vlm, "cuda", "float32")
+        assert vlm.device.type == "cuda"
+        results = USES[use](vlm)
+    for result, other in zip(results, expected, strict=True):
+        assert torch.equal(result, other) if isinstance(result, torch.Tensor) else result == other
+
+
+def test_the_simulation_refuses_tensors_of_two_devices() -> None:
+    with simulated_accelerator(devices=2):
+        here, there = torch.ones(2), torch.ones(2).to("cuda")
+        for other in (here, torch.ones(2, device="cuda:1")):
+            with pytest.raises(MixedDevices, match="add got tensors of several devices"):
+                there + other
+        assert (there + torch.tensor(1.0)).device == torch.device("cuda", 0)  # a number mixes with everything
+
+
+def test_the_simulation_counts_what_makes_the_processor_wait() -> None:
+    with simulated_accelerator() as device:
+        value = torch.arange(4.0).pin_memory().to("cuda", non_blocking=True)
+        product = (value @ value).requires_grad_()
+        (2 * product).backward()
+        value.index_fill(0, torch.zeros((), dtype=torch.long, device="cuda"), 1.0)
+        assert not device.syncs
+        assert product.grad is not None and product.grad.device.type == "cuda"
+        for wait in (
+            lambda: float(product),
+            lambda: value[value > 1],
+            lambda: value.cpu(),
+            lambda: value.tolist(),
+            lambda: torch.ones(2).to("cuda"),
+            lambda: torch.tensor([1], device="cuda"),
+            lambda: value.new_tensor([1]),
+            lambda: value[[0, 1]],
+            lambda: torch.nonzero(value),
+        ):
+            before = device.syncs.total()
+            wait()
+            assert device.syncs.total() == before + 1
