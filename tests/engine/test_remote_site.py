@@ -16,9 +16,10 @@ from tests.clients import EXCHANGING, same
 from fedloom.client.site import Question
 from fedloom.engine.client_sampling import Schedule
 from fedloom.engine.in_process import InProcess
-from fedloom.engine.remote_site import Remote
+from fedloom.engine.remote_site import Remote, question_from_bytes, question_to_bytes
 from fedloom.engine.rounds import Backend, Training, TrainingState, run_rounds
 from fedloom.experiment.experiment import Experiment
+from fedloom.params import Layout, Params
 from fedloom.runs.run_setup import open_site
 from fedloom.runs.site_setup import algorithm_of
 from fedloom.system.timing import Clock
@@ -102,6 +103,14 @@ def trained(value: Experiment, backend: Backend, name: str, stages: list[Parts])
         )
         results += run_rounds([run], backend)
     return results
+
+
+def test_a_question_survives_its_way_as_bytes() -> None:
+    layout = Layout.of({"w": (2,)})
+    asked = Question("fedavg+finetune", 1, Params(layout, torch.ones(2)), 3, 7, "validation", "text", 0.25)
+    there = question_from_bytes(question_to_bytes(asked), layout)
+    assert {**vars(there), "params": None} == {**vars(asked), "params": None}
+    assert torch.equal(there.params.flat, asked.params.flat)
 
 
 def test_every_algorithm_has_equal_bits(sides: tuple[Experiment, InProcess, Remote], tmp_path: Path) -> None:

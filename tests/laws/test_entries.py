@@ -12,11 +12,22 @@ from fedloom.algorithms.baselines import BASELINES
 from fedloom.algorithms.compose import CONFLICTS, Given, conflicts, make
 from fedloom.algorithms.entry import KINDS, TRAITS
 from fedloom.algorithms.local_rule import Final, LocalRule, Second
+from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
+from fedloom.algorithms.personal_values import PersonalValues
 from fedloom.experiment.experiment import Experiment
 from fedloom.experiment.methods import default_methods, parse_method
 from fedloom.system.errors import UserError
 
-RESULTS = {"server": FederatedAlgorithm, "rule": LocalRule, "pass": Second, "stage": Final, "part": Budget}
+RESULTS = {
+    "server": FederatedAlgorithm,
+    "rule": LocalRule,
+    "pass": Second,
+    "stage": Final,
+    "part": Budget,
+    "personal": PersonalValues,
+    "mix": Interpolation,
+    "answers": OwnAnswers,
+}
 GIVEN = Given(7)
 NEEDED = {"layers": {"budgets": [1] * 7}, "ranks": {"ranks": [1] * 7}}
 
@@ -43,8 +54,9 @@ def test_traits_are_those_of_what_is_made(name: str) -> None:
     if isinstance(rule, LocalRule):
         assert (rule.gradient is not None) == ("gradient" in traits)
         assert (rule.own is not None) == ("own model" in traits)
-    if isinstance(made, Second | Final):
+    if isinstance(made, Second | Final | PersonalValues):
         assert "own model" in traits
+    assert (isinstance(made, OwnAnswers) and made.alone) == ("lone model" in traits)
     if isinstance(made, FederatedAlgorithm):
         assert made.exchanges == ("no values" not in traits)
 
@@ -81,10 +93,13 @@ def test_a_part_can_be_combined_with_an_algorithm_or_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("part", [name for name in PLACES if name not in SERVERS])
 @pytest.mark.parametrize("reference", BASELINES)
-def test_baselines_take_rules_and_prompts_that_leave_no_model_of_its_own(reference: str, part: str) -> None:
+def test_baselines_take_parts_that_leave_no_other_model(reference: str, part: str) -> None:
+    """Only training alone can go on in a further stage, and it is no news to it what a model trained alone answers."""
     entry = ENTRIES[part]
-    takes = entry.kind in ("rule", "prompt") and "own model" not in entry.traits
-    if takes and reference in ("local", "centralized"):
+    kinds = {"local": ("rule", "prompt", "answers"), "centralized": ("rule", "prompt", "answers")}
+    takes = entry.kind in kinds.get(reference, ()) and "own model" not in entry.traits
+    takes = takes and not (reference == "local" and "lone model" in entry.traits)
+    if takes or (reference == "local" and entry.kind == "stage"):
         assert parse_method(f"{reference}+{part}").composed == (COMPARED, part)
     else:
         with pytest.raises(UserError, match=part):

@@ -79,6 +79,7 @@ CONFLICTS: Sequence[tuple[str, str, str]] = (
     ),
     ("no values", "kind pass", "clients of {one} never have a gradient"),
     ("no values", "kind part", "with {one} all values move together along drawn directions"),
+    ("no values", "kind personal", "with {one} all values move together along drawn directions"),
 )
 """(trait of one entry, trait or kind of another, why they cannot be combined); `{one}` and `{other}` are their names."""
 
@@ -271,7 +272,7 @@ def conflicts(names: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> I
 def _conflict(name: str, other: str, entries: Mapping[str, Entry]) -> str | None:
     """Return why two entries cannot be combined, or None."""
     kind = entries[name].kind
-    if kind == entries[other].kind and kind in ("server", "aggregate", "pass", "stage", "prompt"):
+    if kind == entries[other].kind and kind in ("server", "aggregate", "pass", "stage", "mix", "prompt"):
         return f"a method has one {kind}"
     facts = {one: {*entries[one].traits, f"kind {entries[one].kind}"} for one in (name, other)}
     for left, right, reason in CONFLICTS:

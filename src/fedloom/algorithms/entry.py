@@ -14,6 +14,9 @@ KINDS = {
     "pass": "a further pass over each client's data, for a model of its own",
     "stage": "a stage after the last round, in which each client trains a model of its own",
     "part": "which values each client holds, trains and reports",
+    "personal": "which trained values each client keeps to itself",
+    "mix": "a model between each client's own and the shared one, with which the client is evaluated",
+    "answers": "a change of how each client chooses between options; the shared model answers as without it",
     "prompt": "a change of what prompts say",
 }
 """Kind → what an entry of this kind is."""
@@ -26,6 +29,7 @@ TRAITS = {
     "extras": "clients send more than their delta",
     "gradient": "it makes the gradient in its own way",
     "own model": "each client ends with a model of its own",
+    "lone model": "it also uses the model that each client trains alone",
     "no values": "neither parameters nor deltas travel",
     "noise": "it adds noise that hides a single client, or a single example, within a bound on its delta",
 }
@@ -44,7 +48,7 @@ class Entry:
             `clients` (number of all clients), `cohort` (clients in a round), `seed` (of the experiment), `stage` (number of
             the strategy's stage) and `layout` (names and shapes of what is trained); fedloom passes them. It returns a
             `FederatedAlgorithm` (server), an `Aggregate`, a `Change` (wrapper), a `LocalRule` (rule), a `Second` (pass), a
-            `Final` (stage), or a `Budget` (part).
+            `Final` (stage), a `Budget` (part), a `PersonalValues` (personal), an `Interpolation` (mix), or an `OwnAnswers` (answers).
         kind: A key of `KINDS`.
         label: The name of a bundled entry in tables and figures; others are shown with their name in the recipe.
         about: What the entry does, in one sentence for readers of a report.

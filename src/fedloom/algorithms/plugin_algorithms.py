@@ -15,6 +15,8 @@ from torch import Tensor
 from fedloom.algorithms.algorithm import Budget, Extra, FederatedAlgorithm, ServerState, TooFew
 from fedloom.algorithms.entry import GIVEN, Entry
 from fedloom.algorithms.local_rule import Final, LocalRule, Second
+from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
+from fedloom.algorithms.personal_values import PersonalValues
 from fedloom.algorithms.prompt_part import VARIANTS as PROMPT_VARIANTS
 from fedloom.system.errors import UserError, client_failure
 from fedloom.types import Broadcast
@@ -25,6 +27,9 @@ MADE: dict[str, type] = {
     "pass": Second,
     "stage": Final,
     "part": Budget,
+    "personal": PersonalValues,
+    "mix": Interpolation,
+    "answers": OwnAnswers,
     "prompt": str,
 }
 """Kind → the type that its factory returns; the factories of other kinds return a function."""

@@ -145,6 +145,8 @@ class Question:
         since: Round of the client's memory; see `Assignment.since`.
         test: "test" for the common test set, or "validation".
         slice: The modalities of the test set that are shown: "both", "image" or "text".
+        own_share: Share of the client's own model, from 0 to 1; the rest is the global one. Less than 1 is only for clients
+            that keep whole models.
     """
 
     method: str
@@ -154,6 +156,7 @@ class Question:
     since: int = -1
     test: str = "test"
     slice: str = "both"
+    own_share: float = 1.0
 
 
 class QuestionExamples(NamedTuple):
@@ -311,16 +314,21 @@ class Site:
     def model(self, question: Question) -> Params:
         """Return the parameters of a question's model.
 
-        These are the client's own model if it keeps one, or else the global parameters with the client's personal values.
+        These are the client's own model if it keeps one, or else the global parameters with the client's personal values; or a
+        model between these and the global one.
         """
         if question.client is None:
             return question.params
         kept = self._read_memory(question.method, question.client, question.since)
         if OWN in kept:
-            return question.params.with_flat(kept[OWN])
-        local = self.method(question.method)
-        parts = local.stages[question.stage].parts
-        return _with_own(local.start, parts, question.params, parts.down, kept)
+            own = question.params.with_flat(kept[OWN])
+        else:
+            local = self.method(question.method)
+            parts = local.stages[question.stage].parts
+            own = _with_own(local.start, parts, question.params, parts.down, kept)
+        if question.own_share == 1:
+            return own
+        return own.with_flat(torch.lerp(question.params.flat, own.flat, question.own_share))
 
     def answer(self, questions: Sequence[Question], workers: int = 1) -> list[Answers]:
         """Answer questions, all about the same examples, each with its own model.

@@ -132,7 +132,9 @@ def question_to_bytes(question: Question) -> bytes:
     assignment = Assignment(
         question.method, question.stage, 0, question.client or 0, question.params, since=question.since
     )
-    fields = json.dumps([question.client is not None, question.test, question.slice]).encode()
+    fields = json.dumps(
+        [question.client is not None, question.test, question.slice, question.own_share]
+    ).encode()
     return prepend_field(fields, assignment.to_bytes())
 
 
@@ -143,10 +145,10 @@ def question_from_bytes(content: bytes, layout: Layout) -> Question:
         ValueError: The bytes are damaged, or for another layout.
     """
     fields, content = split_field(content)
-    has_client, test, slice = json.loads(fields)
+    has_client, test, slice, own_share = json.loads(fields)
     sent = Assignment.from_bytes(content, layout)
     client = sent.client if has_client else None
-    return Question(sent.method, sent.stage, sent.params, client, sent.since, test, slice)
+    return Question(sent.method, sent.stage, sent.params, client, sent.since, test, slice, own_share)
 
 
 def answers_to_plain(answers: Answers) -> list[Any]:

@@ -190,6 +190,21 @@ def part_conflicts(experiment: ExperimentBase) -> Iterator[Conflict]:
         for part in method.composed:
             for key, reason in _incompatible_settings(experiment, part):
                 yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (key,))
+            if reason := _lacks(experiment, method, part):
+                yield Conflict(("methods", index), f"methods[{index}]: {part} {reason}", (("methods",),))
+
+
+def _lacks(experiment: ExperimentBase, method: Method, part: str) -> str | None:
+    """Return which other model a part of a method uses that the method or the experiment does not have, or None."""
+    entries = experiment.entries
+    if "lone model" in entries[part].traits and "local" not in experiment.methods:
+        return "uses the models that clients train alone, which are those of local; add local to methods"
+    own = [
+        one for one in method.parts if "own model" in entries[one].traits and entries[one].kind != "personal"
+    ]
+    if entries[part].kind == "mix" and not own:
+        return f"mixes the shared model with clients' own ones; add a part that makes these: {method.base}+finetune+{part}"
+    return None
 
 
 def _incompatible_settings(experiment: ExperimentBase, part: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -206,6 +221,17 @@ def _incompatible_settings(experiment: ExperimentBase, part: str) -> Iterator[tu
         )
     if "own model" in entry.traits and entry.kind == "stage" and experiment.evaluate.round == "best":
         yield ("evaluate", "round"), "starts from the last round, but evaluate.round is best; set it to last"
+    if entry.kind == "mix" and not experiment.data.validation:
+        yield (
+            ("data", "validation"),
+            "chooses by clients' validation examples, but data.validation is 0; set it to a share such as 0.15",
+        )
+    if entry.kind == "answers" and experiment.evaluate.scoring != "likelihood":
+        yield (
+            ("evaluate", "scoring"),
+            "changes the probabilities of options, but evaluate.scoring is "
+            f"{experiment.evaluate.scoring}, which gives none; set it to likelihood",
+        )
     if {"gradient", "noise"} <= entry.traits and train.clip is not None:
         yield (
             ("train", "clip"),

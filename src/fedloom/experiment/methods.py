@@ -15,10 +15,28 @@ from fedloom.config.yaml_document import read_document
 from fedloom.system.errors import UserError
 
 _UNTRAINED = ("zero-shot", "linear")
-_ALONE = ("prompt", "rule")
-"""Kinds of parts that can be added to baselines, whose trainings have one client each."""
+_ADDABLE: Mapping[str, tuple[str, ...]] = {
+    "local": ("prompt", "rule", "stage", "answers"),
+    "centralized": ("prompt", "rule", "answers"),
+}
+"""Baseline → the kinds of parts that can be added to it. Its trainings have one client each."""
 
-ORDER = ("prompt", "server", "aggregate", "wrapper", "rule", "pass", "stage", "part")
+AFTER_TRAINING = ("mix", "answers")
+"""The kinds of parts that change how clients are evaluated, and nothing of the training."""
+
+ORDER = (
+    "prompt",
+    "server",
+    "aggregate",
+    "wrapper",
+    "rule",
+    "pass",
+    "stage",
+    "part",
+    "personal",
+    "mix",
+    "answers",
+)
 """The kinds of parts in the order of `Method.parts`."""
 
 
@@ -113,16 +131,29 @@ def _require_fitting(name: str, base: str, parts: Sequence[str], entries: Mappin
     if base not in BASELINES:
         return
     for part in parts:
-        if kind_of(part, entries) not in _ALONE:
+        kind, traits = kind_of(part, entries), entries[part].traits
+        if kind not in _ADDABLE[base]:
             reason = "it has no updates to combine" if base == "centralized" else "each client trains alone"
             raise UserError(f'"{name}": {part} cannot be added to {base}, for {reason}')
-        if "own model" in entries[part].traits:
+        if ("own model" in traits and kind != "stage") or ("lone model" in traits and base == "local"):
             raise UserError(f'"{name}": {part} cannot be added to {base}, whose model is the client\'s own')
 
 
 def _likely(entries: Mapping[str, Entry], *, server: bool) -> list[str]:
     """Return all algorithms, or all parts, and all entries of plug-ins, which are not imported to find out their kind."""
     return [name for name in entries if name not in PLACES or (PLACES[name].kind == "server") is server]
+
+
+def training_of(method: Method, entries: Mapping[str, Entry] = ENTRIES) -> Method:
+    """Return a method without the parts that change nothing of its training.
+
+    Example:
+        >>> training_of(parse_method("fedavg+finetune+prior"))
+        Method(base='fedavg', parts=('finetune',))
+    """
+    return method._replace(
+        parts=tuple(part for part in method.parts if kind_of(part, entries) not in AFTER_TRAINING)
+    )
 
 
 def kind_of(name: str, entries: Mapping[str, Entry] = ENTRIES) -> str:

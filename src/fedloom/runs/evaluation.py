@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
 from fedloom.client.site import Question
+from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
 from fedloom.runs.train_in_backend import backend_of
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
-from fedloom.tasks.score_answers import HEADLINES, Answers, concatenate, example_scores, score
+from fedloom.tasks.score_answers import HEADLINES, Answers, concatenate, example_scores, score, take
 from fedloom.types import Example
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def answer_test(
     name: str,
     rounds: Mapping[int | None, int],
     part: str,
+    kind: str = "evaluation",
 ) -> list[Answers]:
     """Answer the test set with the modalities of one slice, with several models at once, and record the scores.
 
@@ -34,6 +37,7 @@ def answer_test(
         name: The method's name.
         rounds: How many rounds each of these models was trained for.
         part: The slice, a key of `SLICES`.
+        kind: The kind of the record's line.
     """
     test, clock = context.data.test, Clock()
     questions = [replace(question, slice=part) for question in models.values()]
@@ -41,7 +45,7 @@ def answer_test(
     clock.lap("evaluate")
     for client, own in zip(models, answers, strict=True):
         context.record.append(
-            "evaluation",
+            kind,
             {
                 "method": name,
                 "client": client,
@@ -60,37 +64,30 @@ def validate(
     models: Mapping[int | None, Question],
     name: str,
     rounds: Mapping[int | None, int],
+    alone: Mapping[int, Question] | None = None,
 ) -> dict[str, Any] | None:
     """Answer the validation set with models, and record the scores.
 
     A global model answers the validation examples of all clients, a client's own model those of this client, or the whole
-    part if the data set has one for all clients. The score is the mean over clients, weighted by their numbers of validation
-    examples.
+    part if the data set has one for all clients. Where clients choose their own answers, these are scored. The score is the
+    mean over clients, weighted by their numbers of validation examples.
 
     Args:
         context: What all methods share.
         models: Models, by the client they belong to, or None for a global model.
         name: The method's name.
         rounds: How many rounds each of these models was trained for.
+        alone: Client → the model that it trains alone, for parts that use it; None leaves these parts out.
 
     Returns:
         See `validation_scores`; None if no model has anything to answer.
     """
     if context.validation is None:
         return None
-    answered: dict[int | None, tuple[list[Example], Answers]] = {}
-    seconds: dict[int | None, float] = {}
-    for client, question in models.items():
-        share = context.validation.share(client)
-        if not len(share):
-            continue
-        clock = Clock()
-        examples = [context.validation.examples[index] for index in share.indices.tolist()]
-        (answers,) = backend_of(context, name).answer([replace(question, client=client, test="validation")])
-        clock.lap("validation")
-        answered[client], seconds[client] = (examples, answers), clock.seconds["validation"]
+    answered, seconds = _answer_validation(context, context.validation, models, name, alone or {})
     if not answered:
         return None
+    rounds = {client: rounds[client if client in rounds else None] for client in answered}
     values = _values(answered, headline=len(context.validation.tasks) == 1)
     for client, own in values.items():
         summary = _summary(context.validation, own)
@@ -98,6 +95,110 @@ def validate(
         line = {"method": name, "client": client, "round": rounds[client]}
         context.record.append("validation", {**line, **summary, "seconds": seconds[client]})
     return validation_scores(context, values, rounds)
+
+
+def best_shares(
+    context: RunContext,
+    models: Mapping[int | None, Question],
+    name: str,
+    interpolation: Interpolation,
+    alone: Mapping[int, Question],
+) -> dict[int | None, Question]:
+    """Return the models between clients' own ones and the global one that are best on the clients' validation examples.
+
+    Args:
+        context: What all methods share; there are validation examples.
+        models: Clients' own models, by the client.
+        name: The method's name.
+        interpolation: The shares that are tried.
+        alone: See `validate`.
+    """
+    assert context.validation is not None
+    tried = list[dict[int | None, float]]()
+    for share in interpolation.shares:
+        mixed = {client: replace(question, own_share=share) for client, question in models.items()}
+        answered, _ = _answer_validation(context, context.validation, mixed, name, alone)
+        values = _values(answered, headline=len(context.validation.tasks) == 1) if answered else {}
+        tried.append({client: float(own.mean()) for client, own in values.items()})
+    shares = {
+        client: interpolation.best([scores[client] for scores in tried])
+        if client in tried[0]
+        else interpolation.default
+        for client in models
+    }
+    return {client: replace(question, own_share=shares[client]) for client, question in models.items()}
+
+
+Answered = dict[int | None, tuple[Sequence[Example], Answers]]
+"""Client, or None for a global model → the validation examples that its model answered, and the answers."""
+
+
+def _answer_validation(
+    context: RunContext,
+    validation: Validation,
+    models: Mapping[int | None, Question],
+    name: str,
+    alone: Mapping[int, Question],
+) -> tuple[Answered, dict[int | None, float]]:
+    """Answer the validation set with models; return what was answered, and the seconds that it took.
+
+    Where clients choose their own answers, those of a global model are divided among the clients, each of which chooses.
+    """
+    answered, seconds = Answered(), dict[int | None, float]()
+    parts, backend = own_answers_of(context.experiment, name), backend_of(context, name)
+    for client, question in models.items():
+        share, clock = validation.share(client), Clock()
+        if not len(share):
+            continue
+        examples = [validation.examples[index] for index in share.indices.tolist()]
+        (answers,) = backend.answer([replace(question, client=client, test="validation")])
+        of_clients: Answered = {client: (examples, answers)}
+        if parts and client is None:
+            of_clients = _by_holder(validation, len(context.plan.clients), examples, answers)
+        if parts:
+            of_clients = {
+                k: (own, _chosen(context, parts, k, own, given, alone))
+                for k, (own, given) in of_clients.items()
+                if k is not None
+            }
+        answered |= of_clients
+        clock.lap("validation")
+        seconds |= dict.fromkeys(of_clients, clock.seconds["validation"] / len(of_clients))
+    return answered, seconds
+
+
+def _by_holder(
+    validation: Validation, clients: int, examples: Sequence[Example], answers: Answers
+) -> Answered:
+    """Divide a global model's answers to the validation set among the clients that hold the examples, or give all to each."""
+    ends = [0, *(len(validation.share(client)) for client in range(clients))]
+    starts = np.cumsum(ends)
+    pieces = [
+        slice(None) if validation.common else slice(int(starts[client]), int(starts[client + 1]))
+        for client in range(clients)
+    ]
+    return {
+        client: (examples[piece], take(answers, piece))
+        for client, piece in enumerate(pieces)
+        if len(examples[piece])
+    }
+
+
+def _chosen(
+    context: RunContext,
+    parts: Sequence[OwnAnswers],
+    client: int,
+    examples: Sequence[Example],
+    answers: Answers,
+    alone: Mapping[int, Question],
+) -> Answers:
+    """Return the answers to validation examples that a client chooses itself."""
+    lone = None
+    if client in alone:
+        question = replace(alone[client], client=client, test="validation")
+        (lone,) = backend_of(context, question.method).answer([question])
+    counts = label_counts(context.plan, context.data.train, client)
+    return choose_answers(parts, counts, examples, answers, lone)
 
 
 def _values(

@@ -14,13 +14,14 @@ from fedloom.engine.federation import Federation
 from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
-from fedloom.runs.evaluation import answer_test, validate, validation_scores
-from fedloom.runs.modality_slices import headline, modality_of, score_model, score_own_models, slices_of
+from fedloom.runs.evaluation import best_shares, validate, validation_scores
+from fedloom.runs.method_scores import model_scores, own_scores, shared_scores
+from fedloom.runs.modality_slices import modality_of, score_model, slices_of
+from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
-from fedloom.runs.site_scores import combine_site_scores
+from fedloom.runs.site_setup import parts_of_kind
 from fedloom.runs.train_method import best_questions, questions_of, train_method
-from fedloom.scenarios.declared_examples import clients_by_site
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
@@ -28,9 +29,6 @@ from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.tasks.score_answers import Answers, example_scores
 from fedloom.tuning.export_adapter import export_adapter
 from fedloom.types import Example
-
-SCORED_TOGETHER = 4
-"""Number of clients' own models that answer the test questions in one pass."""
 
 
 def run_method(context: RunContext, name: str) -> dict[str, Any]:
@@ -77,6 +75,7 @@ def _read_result(context: RunContext, name: str, file: Path) -> dict[str, Any]:
 
 def _last(context: RunContext, name: str, damaged: Callable[[str], None]) -> TrainingState | None:
     """Return the training state of a finished method, or None if the checkpoint of its last round is damaged."""
+    name = trained_as(context.experiment, name)
     training_state = last_checkpoint(
         context.folder / METHODS / name,
         context.tuned.layout,
@@ -98,7 +97,7 @@ def _zero_shot(context: RunContext, method: Method, name: str) -> Outcome:
     context.progress.stage(name, len(slices_of(context.data.test)))
     models: dict[int | None, Question] = {None: Question(name, 0, context.tuned.start)}
     rounds: dict[int | None, int] = {None: 0}
-    scores = _scores(context, models, name, rounds)[0]
+    scores = model_scores(context, models, name, rounds)[0]
     return scores, 0, 0, validate(context, models, name, rounds)
 
 
@@ -150,14 +149,45 @@ def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
 
 def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     clients = range(len(context.plan.clients))
-    (training_state,) = train_method(context, method, name, [(None, clients)])
+    (training_state,) = train_method(context, method, trained_as(context.experiment, name), [(None, clients)])
     models, rounds = _reported_models(context, method, name, [(None, training_state)])
-    validation = validate(context, models, name, rounds)
-    score = _global_scores if None in models else _own_scores
-    scores = score(context, models, name, rounds)
+    alone = _lone_models(context, method)
+    models = _interpolated(context, method, name, models, alone)
+    validation = validate(context, models, name, rounds, alone)
+    if None in models:
+        scores = model_scores(context, models, name, rounds, alone)[0]
+    else:
+        scores = own_scores(context, models, name, rounds, alone)
+        scores["shared"] = shared_scores(context, models, name, rounds)
+        if any(question.own_share != 1 for question in models.values()):
+            scores["own_shares"] = [question.own_share for question in models.values()]
     if isinstance(context.remote, Federation) and context.remote.own_data and context.data.test:
         scores["sites"] = context.remote.evaluate(models[None])
     return scores, training_state.bytes_up, training_state.bytes_down, validation
+
+
+def _lone_models(context: RunContext, method: Method) -> dict[int, Question]:
+    """Return the model that each client trains alone, if the method uses it; `local` trains it, now or before."""
+    if not any("lone model" in context.experiment.entries[part].traits for part in method.parts):
+        return {}
+    local = context.experiment.method("local")
+    trained = list(
+        zip(_clients(context), train_method(context, local, "local", _alone(context)), strict=True)
+    )
+    models, _ = _reported_models(context, local, "local", trained)
+    return {client: question for client, question in models.items() if client is not None}
+
+
+def _interpolated(
+    context: RunContext,
+    method: Method,
+    name: str,
+    models: dict[int | None, Question],
+    alone: Mapping[int, Question],
+) -> dict[int | None, Question]:
+    """Return the models between clients' own ones and the shared one that clients choose, if the method does so."""
+    mixes = parts_of_kind(context.experiment, method, "mix")
+    return next((best_shares(context, models, name, mix, alone) for mix in mixes), models)
 
 
 def _reported_models(
@@ -170,9 +200,10 @@ def _reported_models(
     models: dict[int | None, Question] = {}
     rounds: dict[int | None, int] = {}
     for alone, training_state in training_states:
-        own = questions_of(context, method, name, training_state, alone)
+        trained = trained_as(context.experiment, name)
+        own = questions_of(context, method, trained, training_state, alone)
         if training_state.best is not None:
-            own = best_questions(context, name, training_state.best, list(own))
+            own = best_questions(context, trained, training_state.best, list(own))
         models |= own
         rounds |= dict.fromkeys(
             own, training_state.best.round if training_state.best else sum(context.rounds(name))
@@ -181,18 +212,28 @@ def _reported_models(
 
 
 def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
-    (training_state,) = train_method(context, method, name, [(None, range(1))])
+    (training_state,) = train_method(
+        context, method, trained_as(context.experiment, name), [(None, range(1))]
+    )
     models, rounds = _reported_models(context, method, name, [(None, training_state)])
-    validation = validate(context, models, name, rounds)
-    return _global_scores(context, models, name, rounds), 0, 0, validation
+    alone = _lone_models(context, method)
+    validation = validate(context, models, name, rounds, alone)
+    return model_scores(context, models, name, rounds, alone)[0], 0, 0, validation
+
+
+def _clients(context: RunContext) -> range:
+    return range(len(context.plan.clients))
+
+
+def _alone(context: RunContext) -> list[tuple[int | None, range]]:
+    """Return the trainings of clients that train alone; see `train_method`."""
+    return [(client, range(client, client + 1)) for client in _clients(context)]
 
 
 def _local(context: RunContext, method: Method, name: str) -> Outcome:
     """Let every client train alone; report the mean over clients, the best and the worst."""
-    alone = [(client, range(client, client + 1)) for client in range(len(context.plan.clients))]
-    training_states = train_method(context, method, name, alone)
-    clients = [client for client, _ in alone]
-    trained = list(zip(clients, training_states, strict=True))
+    training_states = train_method(context, method, trained_as(context.experiment, name), _alone(context))
+    trained = list(zip(_clients(context), training_states, strict=True))
     # No round up to the end had an effect, so the model is the one with which its client started.
     untrained = [
         client for client, training_state in trained if training_state.missed >= context.rounds(name)[-1]
@@ -203,45 +244,8 @@ def _local(context: RunContext, method: Method, name: str) -> Outcome:
         )
     models, rounds = _reported_models(context, method, name, trained)
     validation = validate(context, models, name, rounds)
-    scores = _own_scores(context, models, name, rounds)
+    scores = own_scores(context, models, name, rounds)
     return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
-
-
-Rounds = Mapping[int | None, int]
-"""Client, or None for the global model → the number of rounds that the model was trained for."""
-
-
-def _global_scores(
-    context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
-) -> dict[str, Any]:
-    """Score the global model."""
-    return _scores(context, models, name, rounds)[0]
-
-
-def _own_scores(
-    context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
-) -> dict[str, Any]:
-    """Score each client's own model: the mean over clients, the best and the worst."""
-    scores: list[dict[str, Any]] = []
-    together = SCORED_TOGETHER if context.tuned.stackable else 1
-    for start in range(0, len(models), together):
-        scores += _scores(context, dict(list(models.items())[start : start + together]), name, rounds)
-    headlines = [value for model in scores if (value := headline(model)) is not None]
-    own = score_own_models(scores)
-    mean = _mean_of([{key: value for key, value in model.items() if key not in own} for model in scores])
-    return {**mean, **own, "best": max(headlines, default=None), "worst": min(headlines, default=None)}
-
-
-def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average nested figures entry by entry; an entry that is None anywhere is None."""
-    mean: dict[str, Any] = {}
-    for key, first in values[0].items():
-        entries = [value[key] for value in values]
-        if isinstance(first, dict):
-            mean[key] = _mean_of(entries)
-        else:
-            mean[key] = None if any(entry is None for entry in entries) else sum(entries) / len(entries)
-    return mean
 
 
 RUNS: dict[str, Callable[[RunContext, Method, str], Outcome]] = {
@@ -251,36 +255,6 @@ RUNS: dict[str, Callable[[RunContext, Method, str], Outcome]] = {
     "centralized": _centralized,
 }
 """Name of a baseline → the function that runs it; every other name is a federated algorithm."""
-
-
-def _scores(
-    context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
-) -> list[dict[str, Any]]:
-    """Score final parameters on every slice, several models at once; a global model's key is None.
-
-    If the server has no test part, the sites score the global model on their own.
-    """
-    if not context.data.test and isinstance(context.remote, Federation):
-        if name == "zero-shot":
-            context.progress.advance(1)
-        clients = clients_by_site(context.plan, context.data.train)
-        return [
-            combine_site_scores(
-                context.remote.evaluate(models[None]), sorted(clients, key=clients.__getitem__)
-            )
-        ]
-    answers: list[dict[str, Answers]] = [{} for _ in models]
-    for part in slices_of(context.data.test):
-        of_part = answer_test(context, models, name, rounds, part)
-        for by_slice, own in zip(answers, of_part, strict=True):
-            by_slice[part] = own
-        if name == "zero-shot":
-            context.progress.advance(1)
-    data, plan = context.data, context.plan
-    return [
-        score_model(data.train, data.test, plan, by_slice, context.judge, context.metrics)
-        for by_slice in answers
-    ]
 
 
 def validation_of(context: RunContext, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

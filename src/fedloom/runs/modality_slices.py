@@ -52,26 +52,53 @@ def score_model(
     if judge is not None:
         full = next(iter(scores))
         scores[full] = add_verdicts(judge, test, answers[full], scores[full])
-    headlines = {name: example_scores(test, own, headline=True) for name, own in answers.items()}
-    tasks = tasks_of(test)
-    by_task = [
-        {
-            task: expected_score(share, train, test, headlines, task)
-            for task in tasks_of([train[index] for index in share.indices])
-        }
-        for share in plan.clients
-    ]
-    if len(tasks) > 1:
-        accuracies = {name: example_scores(test, own, headline=False) for name, own in answers.items()}
-        clients = [expected_score(share, train, test, accuracies) for share in plan.clients]
-    else:
-        clients = [next(iter(scores_of_tasks.values()), None) for scores_of_tasks in by_task]
     return {
         **scores[next(iter(scores))],
         "slices": scores,
-        "clients": clients,
-        "client_tasks": by_task,
+        **client_scores(train, test, plan, answers),
     }
+
+
+def client_scores(
+    train: Sequence[Example],
+    test: Sequence[Example],
+    plan: Plan,
+    answers: Mapping[str, Answers],
+    chosen: Mapping[int, Mapping[str, Answers]] | None = None,
+) -> dict[str, Any]:
+    """Return "clients" and "client_tasks" of what `score_model` returns.
+
+    Args:
+        train: Training examples, which the plan divides.
+        test: Test examples.
+        plan: Who holds what.
+        answers: Answers to `test` by slice.
+        chosen: Client → the answers by slice that it chooses itself; for other clients they are `answers`.
+    """
+    several, clients, by_task = len(tasks_of(test)) > 1, list[float | None](), list[dict[str, Any]]()
+    common = _example_scores(test, answers, several=several)
+    for client, share in enumerate(plan.clients):
+        own = chosen.get(client) if chosen else None
+        headlines, accuracies = common if own is None else _example_scores(test, own, several=several)
+        tasks = tasks_of([train[index] for index in share.indices])
+        by_task.append({task: expected_score(share, train, test, headlines, task) for task in tasks})
+        clients.append(
+            expected_score(share, train, test, accuracies)
+            if several
+            else next(iter(by_task[-1].values()), None)
+        )
+    return {"clients": clients, "client_tasks": by_task}
+
+
+def _example_scores(
+    test: Sequence[Example], answers: Mapping[str, Answers], *, several: bool
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Return slice → each test example's headline score, and the same of accuracies if there are several tasks."""
+    headlines, accuracies = (
+        {name: example_scores(test, own, headline=headline) for name, own in answers.items() if wanted}
+        for headline, wanted in ((True, True), (False, several))
+    )
+    return headlines, accuracies
 
 
 def add_verdicts(

@@ -26,6 +26,7 @@ from fedloom.models.load_model import Vlm, move_model, other_devices, with_featu
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.run_log import RunLog, require_length
+from fedloom.runs.own_answers import require_options
 from fedloom.runs.ray_setup import actors_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import (
@@ -89,6 +90,7 @@ def set_up_run(
         require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice(data.examples)
+    require_options(experiment, data, progress.message)
     tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)

@@ -20,6 +20,7 @@ from fedloom.engine.flower_processes import Security, free_port, require_flower
 from fedloom.engine.participation import WaitingTerms
 from fedloom.engine.rounds import Backend
 from fedloom.experiment.experiment import Experiment
+from fedloom.runs.own_answers import own_answers_of
 from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import FLOWER, RESULT, folder_state
 from fedloom.runs.run_identity import contents_of
@@ -188,7 +189,7 @@ def _over_sites(experiment: Experiment, sites: int) -> Experiment:
 
 
 def _require_global_models(context: RunContext) -> None:
-    """Refuse methods whose clients keep models of their own: only sites can answer with these, and they lack this test part.
+    """Refuse methods whose clients have their own models or answers: only sites have these, and they lack this test part.
 
     Raises:
         UserError: There is such a method.
@@ -202,6 +203,11 @@ def _require_global_models(context: RunContext) -> None:
             raise UserError(
                 f"methods: with {name} clients keep models of their own, which cannot be scored on the server's test part "
                 "if sites bring their own data; leave it out"
+            )
+        if own_answers_of(context.experiment, name):
+            raise UserError(
+                f"methods: with {name} clients choose their own answers by data that only their sites have, so the server "
+                "cannot score these on its test part; leave it out"
             )
 
 

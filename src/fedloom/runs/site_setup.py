@@ -28,6 +28,7 @@ from fedloom.params import Layout, Params, Part
 from fedloom.runs.modality_slices import SLICES
 from fedloom.scenarios.plan import Plan, Share, pooled
 from fedloom.scenarios.validation_part import Validation
+from fedloom.system.errors import UserError
 from fedloom.tasks import PROMPTS
 from fedloom.tasks.rendering import render
 from fedloom.tuning.adapters import Tuned
@@ -67,6 +68,7 @@ def make_site(
         name
     ) in experiment.methods:  # methods that do not fit the model are refused before the first one trains
         _with_layout(check_method, experiment, experiment.method(name), tuned.layout)
+        personal_of(experiment, experiment.method(name), tuned.layout)
     together = cache(partial(pooled, plan))
     of_strategy = [
         experiment.train.model_copy(update={"rounds": rounds}) for rounds in rounds_of(experiment, strategy)
@@ -76,12 +78,14 @@ def make_site(
     def method_of(name: str) -> SiteMethod:
         method = experiment.method(name)
         held = together() if method.base == "centralized" else plan
+        alone, personal = not method.federated, personal_of(experiment, method, tuned.layout)
         stages = [
-            SiteStage(settings, parts_of(tuned.layout, strategy, number, alone=not method.federated))
+            SiteStage(settings, parts_of(tuned.layout, strategy, number, alone=alone, personal=personal))
             for number, settings in enumerate(of_strategy)
         ]
         if (final := final_of(experiment, method)) is not None:
-            parts = _kept(stages[-1].parts)
+            # A client that trains alone has its model at its own server, which goes on from stage to stage.
+            parts = stages[-1].parts if alone else _kept(stages[-1].parts)
             stages.append(SiteStage(_settings_of(experiment.train, final), parts, without_rule=True))
         algorithm = algorithm_of(experiment, method, tuned.layout)
         return SiteMethod(
@@ -126,6 +130,19 @@ def budget_of(experiment: Experiment, method: Method, layout: Layout) -> Budget:
     return _with_layout(budgets, experiment, method, layout)
 
 
+def personal_of(experiment: Experiment, method: Method, layout: Layout) -> Part | None:
+    """Return the values that each client of a method keeps to itself, besides those of the strategy; None for no others.
+
+    Raises:
+        UserError: They do not fit what the strategy trains.
+    """
+    chosen = next(parts_of_kind(experiment, method, "personal"), None)
+    try:
+        return None if chosen is None else chosen.part(layout)
+    except ValueError as error:
+        raise UserError(f"methods: {'+'.join(method.composed)}: {error}") from error
+
+
 def _with_layout(
     make: Callable[..., V], experiment: Experiment, method: Method, layout: Layout, stage: int = 0
 ) -> V:
@@ -141,7 +158,7 @@ def codecs_of(experiment: Experiment, method: Method) -> Codecs:
 
 def final_of(experiment: Experiment, method: Method) -> Final | None:
     """Return the stage that a method adds after the last round, or None."""
-    return next(_of_kind(experiment, method, "stage"), None)
+    return next(parts_of_kind(experiment, method, "stage"), None)
 
 
 def _settings_of(train: Train, final: Final) -> Train:
@@ -157,10 +174,10 @@ def _kept(parts: Parts) -> Parts:
 
 def clause_of(experiment: Experiment, method: Method) -> str | None:
     """Return the clause of a method's prompts about an example's modalities; None names those that are present."""
-    return PROMPTS[next(_of_kind(experiment, method, "prompt"), experiment.evaluate.prompt)]
+    return PROMPTS[next(parts_of_kind(experiment, method, "prompt"), experiment.evaluate.prompt)]
 
 
-def _of_kind(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
+def parts_of_kind(experiment: Experiment, method: Method, kind: str) -> Iterator[Any]:
     """Make the parts of one kind that a method has."""
     return make_parts(method.parts, kind, experiment.given, experiment.arguments, experiment.entries)
 

@@ -48,6 +48,13 @@ def concatenate(parts: Sequence[Answers]) -> Answers:
     )
 
 
+def take(answers: Answers, places: slice) -> Answers:
+    """Return the answers to some of the examples."""
+    return Answers(
+        answers.answers[places], answers.probabilities[places], answers.replies[places], answers.answer_form
+    )
+
+
 def tasks_of(examples: Sequence[Example]) -> list[str]:
     """Return the distinct tasks of examples, in order of appearance."""
     return list(dict.fromkeys(example.task for example in examples))

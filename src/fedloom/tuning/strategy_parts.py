@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from fedloom.params import Layout, Part
+from fedloom.system.errors import UserError
 from fedloom.tuning.strategies import Strategy
 
 
@@ -26,7 +27,9 @@ class Parts(NamedTuple):
     trained: Part
 
 
-def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = False) -> Parts:
+def parts_of(
+    layout: Layout, strategy: Strategy, stage: int, *, alone: bool = False, personal: Part | None = None
+) -> Parts:
     """Return the parts of a stage of a strategy.
 
     Args:
@@ -34,6 +37,10 @@ def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = Fa
         strategy: The stages.
         stage: Number of the stage, from 0.
         alone: Whether a client trains alone, or on all data pooled, so that nothing is personal.
+        personal: Further values that stay with each client once they are trained; None for no others.
+
+    Raises:
+        UserError: Everything that the stage trains is personal, so nothing would be exchanged.
 
     Example:
         >>> from fedloom.tuning.strategies import LoRA, strategy
@@ -45,12 +52,23 @@ def parts_of(layout: Layout, strategy: Strategy, stage: int, *, alone: bool = Fa
     here, before = strategy[stage], strategy[: stage + 1]
     trained_so_far = {name for stage_before in before for name in stage_before.train}
     ever_personal = {name for stage_before in before for name in stage_before.personal if not alone}
-    return Parts(
-        _part(layout, trained_so_far - ever_personal),
-        _part(layout, set(here.train) - ever_personal),
-        _part(layout, ever_personal),
-        _part(layout, here.train),
+    down, up, own, trained = (
+        _part(layout, names)
+        for names in (
+            trained_so_far - ever_personal,
+            set(here.train) - ever_personal,
+            ever_personal,
+            here.train,
+        )
     )
+    if personal is None:
+        return Parts(down, up, own, trained)
+    others, kept = personal.complement, personal & _part(layout, trained_so_far)
+    if not (up & others).count:
+        raise UserError(
+            f"clients keep all that stage {stage + 1} of the strategy trains, so nothing is shared"
+        )
+    return Parts(down & others, up & others, own | kept, trained)
 
 
 def part_named(layout: Layout, name: str) -> Part:
