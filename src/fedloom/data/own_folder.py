@@ -117,19 +117,25 @@ def load_records(
     return _data_set(((None, record) for record in records), find_image, settings, seed)
 
 
+def undivided_examples(
+    records: Iterable[Record | Rejected], find_image: FindImage
+) -> tuple[list[Example], list[Rejected]]:
+    """Return the examples of all records in their order, whatever their splits, and the invalid records."""
+    rows, rejected = _read_rows(
+        ((None, record) for record in records), find_image, (None, *SPLITS, VALIDATION)
+    )
+    ids = set[str]()
+    named = [_with_unique_id(row, ids) for row in rows]
+    spelling = _common_options(named)
+    return [_with_options(row, spelling).example for row in named], rejected
+
+
 def _data_set(
     records: Iterable[tuple[str | None, Record | Rejected]], find_image: FindImage, settings: Data, seed: int
 ) -> DataSet:
     """Return the data set of records, each with the part that its file gives, or None."""
     splits = (None, *SPLITS, *([VALIDATION] if settings.validation == "published" else []))
-    rows: list[_Row] = []
-    rejected: list[Rejected] = []
-    for split, record in records:
-        result = _rows(record, split, find_image, splits) if isinstance(record, Record) else record
-        if isinstance(result, Rejected):
-            rejected.append(result)
-        else:
-            rows += result
+    rows, rejected = _read_rows(records, find_image, splits)
     ids = set[str]()
     divisible, validation_rows = (
         [_with_unique_id(row, ids) for row in part] for part in _without_validation(rows)
@@ -139,6 +145,23 @@ def _data_set(
     train, test, repeated = _divide(divisible, settings.test_share, seed)
     validation, unusable = _validation(validation_rows, spelling, {"training": train, "test": test})
     return DataSet("folder", train, test, (*rejected, *repeated, *unusable), validation=validation)
+
+
+def _read_rows(
+    records: Iterable[tuple[str | None, Record | Rejected]],
+    find_image: FindImage,
+    splits: Sequence[str | None],
+) -> tuple[list[_Row], list[Rejected]]:
+    """Return the rows of records whose split is among `splits`, and the invalid records."""
+    rows: list[_Row] = []
+    rejected: list[Rejected] = []
+    for split, record in records:
+        result = _rows(record, split, find_image, splits) if isinstance(record, Record) else record
+        if isinstance(result, Rejected):
+            rejected.append(result)
+        else:
+            rows += result
+    return rows, rejected
 
 
 def folder_has_validation(root: Path) -> bool:

@@ -8,12 +8,15 @@ with "|" between them), `group`, `id` and `split` may be given. From Python, an 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedloom.data.class_folders import class_records, is_class_folder
-from fedloom.data.own_folder import load_folder, load_records
+from fedloom.data.own_folder import load_folder, load_records, undivided_examples
 from fedloom.data.python_images import python_image
 from fedloom.data.record_files import Record, read_records
 from fedloom.system.errors import UserError
@@ -55,19 +58,11 @@ class PythonLoader:
         Raises:
             UserError: The data are of another kind, or a file cannot be read.
         """
-        value = self.value
-        if isinstance(value, str | Path):
-            path = Path(value)
-            if path.is_dir():
-                if not is_class_folder(path):
-                    return load_folder(settings.model_copy(update={"root": str(path)}), seed)
-                value = class_records(path)
-            else:
-                value = _file_rows(path)
+        if (folder := _record_folder(self.value)) is not None:
+            return load_folder(settings.model_copy(update={"root": str(folder)}), seed)
         images = list[LazyImage]()
-        return load_records(
-            _records(_rows(value), images), lambda name: images[int(name.removeprefix(MARK))], settings, seed
-        )
+        records = _records(_rows(self.value), images)
+        return load_records(records, partial(_image_of, images), settings, seed)
 
 
 def examples_of(value: Any) -> DataSet:
@@ -76,21 +71,39 @@ def examples_of(value: Any) -> DataSet:
     Raises:
         UserError: They are of another kind, or a file cannot be read.
     """
-    from fedloom.config.schema import Data
-
     if isinstance(value, DataSet):
         return value
     if isinstance(value, Sequence) and value and all(isinstance(one, Example) for one in value):
         return DataSet("data", (), tuple(value))
-    data = PythonLoader(value)(Data(), 0)
-    return DataSet("data", (), data.examples, data.rejected)
+    if (folder := _record_folder(value)) is not None:
+        from fedloom.config.schema import Data
+
+        data = load_folder(Data(name="folder", root=str(folder)), 0)
+        return DataSet("data", (), data.examples, data.rejected)
+    images = list[LazyImage]()
+    examples, rejected = undivided_examples(_records(_rows(value), images), partial(_image_of, images))
+    return DataSet("data", (), tuple(examples), tuple(rejected))
+
+
+def _image_of(images: Sequence[LazyImage], name: str) -> LazyImage:
+    return images[int(name.removeprefix(MARK))]
+
+
+def _record_folder(value: Any) -> Path | None:
+    """Return the path of a folder with records; None for any other data."""
+    if isinstance(value, str | Path) and (path := Path(value)).is_dir() and not is_class_folder(path):
+        return path
+    return None
 
 
 def _rows(value: Any) -> Iterable[Any]:
     rows = _table_rows(value)
     if rows is not None:
         return rows
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, str | Path):
+        path = Path(value)
+        return class_records(path) if path.is_dir() else _file_rows(path)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return value
     raise UserError(f"data: expected {KINDS}, not a {type(value).__name__}")
 
@@ -111,24 +124,26 @@ def _table_rows(value: Any) -> Iterable[Any] | None:
 def _records(rows: Iterable[Any], images: list[LazyImage]) -> Iterator[Record | Rejected]:
     """Yield rows as records, whose images are numbered and added to `images`."""
     for number, row in enumerate(rows):
-        record = Record("data", "row", number, dict(row) if isinstance(row, Mapping) else {})
-        if not isinstance(row, Mapping):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        record = row if isinstance(row, Record) else Record("data", "row", number, {})
+        values = row.values if isinstance(row, Record) else row
+        if not isinstance(values, Mapping):
             yield record.rejected(f"it is a {type(row).__name__}, not a dict")
             continue
-        values = {name: _plain(value) for name, value in row.items() if isinstance(name, str)}
-        if isinstance(options := values.get("options"), str):  # as a cell of a table holds them
-            values["options"] = [one.strip() for one in options.split("|") if one.strip()]
-        image = row.get("image")
+        plain = {name: _plain(value) for name, value in values.items() if isinstance(name, str)}
+        if isinstance(options := plain.get("options"), str):  # as a cell of a table holds them
+            plain["options"] = [one.strip() for one in options.split("|") if one.strip()]
+        image = plain.pop("image", None)
         try:
             if _is_given(image):
-                values["image"] = f"{MARK}{len(images)}"
                 images.append(python_image(image))
-            else:
-                values.pop("image", None)
+                plain["image"] = f"{MARK}{len(images) - 1}"
         except UserError as error:
             yield record.rejected(str(error))
             continue
-        yield Record("data", "row", number, values)
+        yield replace(record, values=plain)
 
 
 def _is_given(value: Any) -> bool:
@@ -141,11 +156,11 @@ def _is_nan(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a cell as a value of JSON: NaN is null, and a whole number of numpy is an integer."""
+    """Return a cell as a value of JSON: NaN is null, and a number of numpy is one of Python."""
     if _is_nan(value):
         return None
-    if hasattr(value, "tolist") and not hasattr(value, "pixels"):
-        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -156,16 +171,19 @@ def _file_rows(path: Path) -> Iterable[Any]:
     if path.suffix.lower() == ".parquet":
         rows: Iterable[Any] = _parquet_rows(path)
     elif path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json"):
-        rows = (one.values if isinstance(one, Record) else one for one in read_records(path))
+        rows = read_records(path)
     else:
         raise UserError(f"data: {path}: files of this kind are not read; expected {KINDS}")
     return (_beside(path.parent, row) for row in rows)
 
 
 def _beside(folder: Path, row: Any) -> Any:
-    if isinstance(row, Mapping) and isinstance(name := row.get("image"), str) and name:
-        return {**row, "image": folder / name}
-    return row
+    """Return a row in which the name of its image is a path."""
+    values = row.values if isinstance(row, Record) else row
+    if not (isinstance(values, Mapping) and isinstance(name := values.get("image"), str) and name):
+        return row
+    named = {**values, "image": folder / name}
+    return replace(row, values=named) if isinstance(row, Record) else named
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
