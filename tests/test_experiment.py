@@ -351,7 +351,7 @@ def test_an_experiment_is_frozen_and_checked_in_python_too():
     with pytest.raises(ValidationError):
         experiment.train.lr = 3
     for wrong in ({"train": {"rounds": "3"}}, {"train": {"lr": True}}, {"sede": 1}, {"main": "fedprox"}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(UserError, match=r"one mistake in fedloom\.Experiment"):
             Experiment(**wrong)
 
 

@@ -98,7 +98,7 @@ def make_world(place: Path, name: str) -> World:
 
 
 def outcome(out: Path) -> dict[str, object]:
-    """Return the results of a finished run without times: scores, adapters, and the lines of its log by key."""
+    """Return the results of a finished run without times: scores, predictions, adapters, and the lines of its log by key."""
     adapters = {
         file.relative_to(out).as_posix(): file.read_bytes()
         for file in (out / "adapter").rglob("adapter_model.*")
@@ -109,7 +109,9 @@ def outcome(out: Path) -> dict[str, object]:
         for line in lines
         if line["kind"] in ("round", "evaluation")
     }
-    return {"result": _timeless(json.loads((out / "result.json").read_text())), "record": kept, **adapters}
+    predictions = (out / "predictions.jsonl").read_bytes()
+    result = _timeless(json.loads((out / "result.json").read_text()))
+    return {"result": result, "record": kept, "predictions": predictions, **adapters}
 
 
 def _timeless(value: object) -> object:

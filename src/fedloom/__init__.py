@@ -1,7 +1,10 @@
 """Fine-tune vision-language models across clients whose data cannot be pooled.
 
     import fedloom
-    result = fedloom.run(fedloom.Experiment(name="mine", train={"rounds": 2}))
+    run = fedloom.run(fedloom.Experiment(name="mine", train={"rounds": 2}))
+    run.scores, run.rounds, run.clients, run.predictions     # tables
+    run.ask(image="x.png", question="What is it?", options=["a cat", "a dog"])
+    run = fedloom.load_run(run.folder)                       # the same later
 
 Your own algorithms, data sets, metrics and model families are given as `fedloom.Plugins`:
 
@@ -13,6 +16,7 @@ Importing the package loads neither torch nor pydantic; they are loaded with the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +27,20 @@ if TYPE_CHECKING:
     from fedloom.experiment.experiment import Experiment
     from fedloom.experiment.recipes import load_experiment
     from fedloom.plugins.plugins import Plugins
+    from fedloom.runs.evaluate_run import Evaluation
+    from fedloom.runs.finished_run import FinishedRun
+    from fedloom.runs.finished_sweep import FinishedSweep
 
-__all__ = ["Experiment", "Plugins", "__version__", "load_experiment", "run"]
+__all__ = [
+    "Experiment",
+    "Plugins",
+    "__version__",
+    "evaluate",
+    "load_experiment",
+    "load_run",
+    "run",
+    "sweep",
+]
 
 
 install()
@@ -44,7 +60,7 @@ def __getattr__(name: str) -> Any:
 
 def run(
     experiment: Experiment, out: Path | str | None = None, *, quiet: bool = False, rerun: bool = False
-) -> dict[str, Any]:
+) -> FinishedRun:
     """Run an experiment, continue an interrupted run, or read the result of a finished one.
 
     Args:
@@ -54,12 +70,13 @@ def run(
         rerun: Whether to discard a run in the folder and start again.
 
     Returns:
-        The content of `result.json`.
+        The run. As a mapping, it is the content of `result.json`.
 
     Raises:
         UserError: The folder holds something else; the data, base model or code changed since the run began; a file is
             damaged; the disk is full or memory runs out; or the experiment cannot run as it is.
     """
+    from fedloom.runs.finished_run import FinishedRun
     from fedloom.runs.run_folder import default_folder, discard
     from fedloom.runs.single_run import run_experiment
     from fedloom.system.errors import user_errors
@@ -71,6 +88,86 @@ def run(
         with user_errors():
             if rerun:
                 discard(folder)
-            return run_experiment(experiment, folder, progress)
+            return FinishedRun(folder, run_experiment(experiment, folder, progress))
     finally:
         progress.close()
+
+
+def load_run(folder: Path | str) -> FinishedRun:
+    """Load a finished run.
+
+    Raises:
+        UserError: The folder holds no finished run, or a file of it is damaged.
+    """
+    from fedloom.runs.finished_run import load_run
+    from fedloom.system.errors import user_errors
+
+    with user_errors():
+        return load_run(folder)
+
+
+def sweep(
+    recipe: str | Path | Mapping[str, Any],
+    out: Path | str | None = None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    jobs: int = 1,
+    quiet: bool = False,
+    rerun: bool = False,
+) -> FinishedSweep:
+    """Run every experiment of a grid; a finished one is not run again.
+
+    Args:
+        recipe: The name of a recipe, a YAML or JSON file, or the content of one: the keys of an experiment, and `grid`.
+        out: The sweep folder; None is `runs/<name>-<first 8 digits of the digest>`.
+        changes: Key → value, such as {"train.lr": 3e-4}.
+        quick: Whether to run the quick form of the recipe.
+        jobs: Number of processes that run experiments at once, ≥ 1.
+        quiet: Whether to show no progress.
+        rerun: Whether to run experiments again whose data, model or code changed.
+
+    Returns:
+        The sweep with its runs. As a mapping, it is the content of `result.json`.
+
+    Raises:
+        UserError: The grid has mistakes, or the folder holds something else.
+    """
+    from fedloom.runs.finished_sweep import sweep
+    from fedloom.system.errors import user_errors
+
+    with user_errors():
+        return sweep(recipe, out, changes or {}, quick=quick, jobs=jobs, quiet=quiet, rerun=rerun)
+
+
+def evaluate(
+    run: FinishedRun | Path | str,
+    data: Any = None,
+    *,
+    methods: Sequence[str] | None = None,
+    client: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Score the models of a finished run on other data, or compute other metrics from its predictions.
+
+    Args:
+        run: The run, or its folder.
+        data: A folder or file of records, a list of dicts, a pandas DataFrame, a `datasets.Dataset` or a list of examples,
+            all of which are answered; None for the run's test set, of which the predictions are read.
+        methods: The methods; None is all that have a model.
+        client: The client whose own models answer; None for the models of all clients.
+        metrics: Name → a function (example, answer) → 0..1, for scores of your own.
+
+    Returns:
+        Its scores and predictions as tables.
+
+    Raises:
+        UserError: The data cannot be used, or there is no such model.
+    """
+    from fedloom.runs.evaluate_run import evaluate
+    from fedloom.runs.finished_run import FinishedRun, load_run
+    from fedloom.system.errors import user_errors
+
+    with user_errors():
+        finished = run if isinstance(run, FinishedRun) else load_run(run)
+        return evaluate(finished, data, methods, client, metrics or {})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedloom.cli import model_commands
 from fedloom.cli.data_command import data
 from fedloom.cli.federation_commands import doctor, keys, server, site
 from fedloom.cli.list_command import list_
@@ -251,6 +252,9 @@ def report(
 
 
 app.command()(parity)
+app.command()(model_commands.ask)
+app.command("eval")(model_commands.evaluate)
+app.command()(model_commands.export)
 app.command()(split)
 app.command()(server)
 app.command()(site)

@@ -188,9 +188,12 @@ def _replies(
 def _max_tokens(vlm: Vlm, batch: Sequence[Conversation]) -> int:
     """Return the length of the longest right answer plus a half of it and a few tokens, as far as there are positions."""
     longest = max(len(vlm.tokenizer(conversation.answer)["input_ids"]) for conversation in batch)
-    tokens, positions = longest + longest // 2 + 4, max_positions(vlm)
+    return min(max_tokens_after(vlm, conversation, longest + longest // 2 + 4) for conversation in batch)
+
+
+def max_tokens_after(vlm: Vlm, conversation: Conversation, tokens: int) -> int:
+    """Return a number of tokens, or as many as the model has positions for after a prompt if these are fewer; ≥ 1."""
+    positions = max_positions(vlm)
     if positions is None:
         return tokens
-    return max(
-        1, min(tokens, positions - max(len(encode(vlm, conversation, []).prompt) for conversation in batch))
-    )
+    return max(1, min(tokens, positions - len(encode(vlm, conversation, []).prompt)))

@@ -318,6 +318,11 @@ def _orientation(image: Image.Image, content: bytes) -> int:
     return value or 1
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image as upright RGB, as images in files are used: with transparency on white."""
+    return _rgb(image, b"")
+
+
 def _rgb(image: Image.Image, content: bytes) -> Image.Image:
     """Turn an image upright as EXIF says, put transparency on white, and convert every mode to 8-bit RGB."""
     turn = _TURNS.get(_orientation(image, content))

@@ -44,7 +44,7 @@ image and text is invalid too, since a benchmark of modalities cannot use it; pu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,17 +96,46 @@ def load_folder(settings: Data, seed: int) -> DataSet:
             f"data.validation is published, but {root} holds no validation.jsonl, and no record with the split "
             f"{VALIDATION}; add them, or give a share of the training examples, such as 0.1"
         )
-    splits = (None, *SPLITS, *([VALIDATION] if published else []))
-    rows: list[_Row] = []
-    rejected: list[Rejected] = []
     find_image = image_finder(root)
-    for split, path in _files(root, validation=published):
-        for record in read_records(path):
-            result = _rows(record, split, find_image, splits) if isinstance(record, Record) else record
-            if isinstance(result, Rejected):
-                rejected.append(result)
-            else:
-                rows += result
+    records = (
+        (split, record) for split, path in _files(root, validation=published) for record in read_records(path)
+    )
+    return _data_set(records, find_image, settings, seed)
+
+
+def load_records(
+    records: Iterable[Record | Rejected], find_image: FindImage, settings: Data, seed: int
+) -> DataSet:
+    """Load records from anywhere as those of a folder; see this module's docstring.
+
+    Args:
+        records: The records, and those that could not be read.
+        find_image: Name of an image in a record → the image.
+        settings: `test_share` and `validation` are used.
+        seed: Seed of the division, if the records do not decide it.
+    """
+    return _data_set(((None, record) for record in records), find_image, settings, seed)
+
+
+def undivided_examples(
+    records: Iterable[Record | Rejected], find_image: FindImage
+) -> tuple[list[Example], list[Rejected]]:
+    """Return the examples of all records in their order, whatever their splits, and the invalid records."""
+    rows, rejected = _read_rows(
+        ((None, record) for record in records), find_image, (None, *SPLITS, VALIDATION)
+    )
+    ids = set[str]()
+    named = [_with_unique_id(row, ids) for row in rows]
+    spelling = _common_options(named)
+    return [_with_options(row, spelling).example for row in named], rejected
+
+
+def _data_set(
+    records: Iterable[tuple[str | None, Record | Rejected]], find_image: FindImage, settings: Data, seed: int
+) -> DataSet:
+    """Return the data set of records, each with the part that its file gives, or None."""
+    splits = (None, *SPLITS, *([VALIDATION] if settings.validation == "published" else []))
+    rows, rejected = _read_rows(records, find_image, splits)
     ids = set[str]()
     divisible, validation_rows = (
         [_with_unique_id(row, ids) for row in part] for part in _without_validation(rows)
@@ -116,6 +145,23 @@ def load_folder(settings: Data, seed: int) -> DataSet:
     train, test, repeated = _divide(divisible, settings.test_share, seed)
     validation, unusable = _validation(validation_rows, spelling, {"training": train, "test": test})
     return DataSet("folder", train, test, (*rejected, *repeated, *unusable), validation=validation)
+
+
+def _read_rows(
+    records: Iterable[tuple[str | None, Record | Rejected]],
+    find_image: FindImage,
+    splits: Sequence[str | None],
+) -> tuple[list[_Row], list[Rejected]]:
+    """Return the rows of records whose split is among `splits`, and the invalid records."""
+    rows: list[_Row] = []
+    rejected: list[Rejected] = []
+    for split, record in records:
+        result = _rows(record, split, find_image, splits) if isinstance(record, Record) else record
+        if isinstance(result, Rejected):
+            rejected.append(result)
+        else:
+            rows += result
+    return rows, rejected
 
 
 def folder_has_validation(root: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedloom.data.images import FileImage, fully_checked_image
 from fedloom.data.record_files import json_type, quoted
+from fedloom.types import LazyImage
 
 _ESCAPES = (
     (re.compile(r"\0"), "holds a NUL character"),
@@ -21,7 +22,7 @@ _ESCAPES = (
     (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
 )
 
-FindImage = Callable[[str], FileImage]
+FindImage = Callable[[str], LazyImage]
 """Name of an image in a record → the image; raises `InvalidRecord`."""
 
 

@@ -5,6 +5,7 @@ Each invalid record is reported with its place and the reason.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -51,25 +52,25 @@ class Record:
 
 
 def read_records(path: Path, name: str | None = None) -> Iterator[Record | Rejected]:
-    """Yield the records of a `.jsonl` or `.tsv` file, or else of a JSON list, in their order.
+    """Yield the records of a `.jsonl`, `.csv` or `.tsv` file, or else of a JSON list, in their order.
 
     The content decides if a `.jsonl` file is one list of objects, or a `.json` file has an object on every line. Blank
     lines are ignored. A byte-order mark and CRLF line ends are accepted. Unlike Python's own parser, this one does not
-    accept NaN, Infinity, or an object that names a key twice. The first line of a `.tsv` file names the columns;
-    quotation marks have no special meaning.
+    accept NaN, Infinity, or an object that names a key twice. The first line of a `.csv` or `.tsv` file names the columns.
+    In a `.tsv` file quotation marks have no special meaning; columns of a `.csv` file are separated by "," or else by ";".
 
     Args:
         path: The file.
         name: The name of the file in messages; its own name if None.
 
     Raises:
-        UserError: A JSON list as a whole or the columns of a `.tsv` file cannot be read, or the file is UTF-16 text.
+        UserError: A JSON list as a whole or the columns of a table cannot be read, or the file is UTF-16 text.
             An invalid line costs that line only.
     """
     with open(path, "rb") as file:
         if file.read(2) in _UTF_16:
             raise UserError(f"{path}: it is UTF-16 text; save it as UTF-8")
-    read = {".jsonl": _json_lines, ".tsv": _tsv}.get(path.suffix.lower(), _json_list)
+    read = {".jsonl": _json_lines, ".tsv": _tsv, ".csv": _csv}.get(path.suffix.lower(), _json_list)
     if read is _json_lines and _is_list(path):
         read = _json_list
     elif read is _json_list and _is_lines(path):
@@ -214,6 +215,32 @@ def _tsv(path: Path, name: str) -> Iterator[Record | Rejected]:
                 yield Rejected(name, line, f"{len(cells)} columns instead of {len(columns)}")
             else:
                 yield Record(name, "line", line, dict(zip(columns, cells, strict=True)))
+
+
+def _csv(path: Path, name: str) -> Iterator[Record | Rejected]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        columns: list[str] = []
+        head = file.readline(MAX_LINE)
+        file.seek(0)
+        rows = csv.reader(file, delimiter="," if "," in head or ";" not in head else ";")
+        try:
+            for cells in rows:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not columns:
+                    columns = [cell.strip() for cell in cells]
+                    if len(set(columns)) < len(columns):
+                        raise UserError(f"{path}: the first line names a column twice")
+                elif len(cells) != len(columns):
+                    yield Rejected(name, rows.line_num, f"{len(cells)} columns instead of {len(columns)}")
+                else:
+                    yield Record(name, "line", rows.line_num, dict(zip(columns, cells, strict=True)))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text after line {rows.line_num} ({error.reason})") from None
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {rows.line_num}: not a table of comma-separated values ({error})"
+            ) from None
 
 
 def _record(value: Any, name: str, unit: str, number: int) -> Record | Rejected:

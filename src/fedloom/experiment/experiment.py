@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedloom.config.schema import (
     Data,
@@ -18,15 +18,19 @@ from fedloom.config.schema import (
 from fedloom.config.validation_errors import (
     Conflict,
     build_model,
+    check_document,
     choice_error,
     conflict_error,
+    error_text,
 )
-from fedloom.config.yaml_document import read_document
+from fedloom.config.yaml_document import Document, Place, read_document
 from fedloom.experiment.conflicts import conflicts_of, unknown_names
 from fedloom.experiment.experiment_base import ExperimentBase
+from fedloom.experiment.given_data import with_given_data
 from fedloom.experiment.methods import PUBLISHED_SETTINGS, default_methods
 from fedloom.experiment.plugins_key import unusable_plugins
 from fedloom.scenarios.published_draws import REPAIR
+from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 
 LATER = {
@@ -38,14 +42,39 @@ LATER = {
 """Keys, by section, that experiments of version 0.1 did not have."""
 
 
+SOURCE = "fedloom.Experiment"
+"""The name of the values that Python gives, in messages."""
+
+
+class InvalidExperiment(UserError, ValueError):
+    """Mistakes in an experiment that was made in Python; the message lists all of them, one a line."""
+
+
 class Experiment(ExperimentBase):
     """All settings of a run.
+
+    From Python, `data` may also be the data themselves; see `fedloom.data.python_data`.
 
     Example:
         >>> experiment = Experiment(name="mine", train={"rounds": 2})
         >>> Experiment.from_json(experiment.to_json()) == experiment
         True
     """
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            found = check_document(type(self), Document(SOURCE, values, values={(): Place(SOURCE)}))[1]
+            raise InvalidExperiment(error_text(SOURCE, found) if found else str(error)) from None
+
+    # So that pydantic, which validates documents too, does not call it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_as_plugin(cls, value: Any) -> Any:
+        return with_given_data(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="before")
     @classmethod

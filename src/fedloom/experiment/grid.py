@@ -119,12 +119,16 @@ def slug(name: str) -> str:
 
 
 def load_grid(
-    path_or_recipe: str, overrides: Sequence[str] = (), plugins: Sequence[str] = (), *, quick: bool = False
+    path_or_recipe: str | Document,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    *,
+    quick: bool = False,
 ) -> Grid:
     """Read a grid from a recipe or a YAML or JSON file.
 
     Args:
-        path_or_recipe: The name of a bundled recipe, or a path.
+        path_or_recipe: The name of a bundled recipe, a path, or a document that was read before.
         overrides: Changes such as `train.lr=3e-4` or `grid.seed=[0, 1]`, applied in order.
         plugins: Python files that are added to those that the base names.
         quick: Whether to apply the recipe's `quick` section; `overrides` come after it.
@@ -132,7 +136,11 @@ def load_grid(
     Raises:
         UserError: The base, the grid or a cell has mistakes; the message lists each of them once.
     """
-    document = read_document(*experiment_text(path_or_recipe))
+    document = (
+        path_or_recipe
+        if isinstance(path_or_recipe, Document)
+        else read_document(*experiment_text(path_or_recipe))
+    )
     if document.mistakes or not isinstance(document.value, dict):
         raise UserError(error_text(document.source, check_document(Experiment, document)[1]))
     mistakes: list[Mistake] = []
@@ -159,7 +167,7 @@ def load_grid(
     published = _published(document, labels, mistakes)
     if not axes and not mistakes:
         message = "there is no grid in it; add one, for example with --set grid.seed=[0,1,2]"
-        raise UserError(f"{path_or_recipe}: {message}")
+        raise UserError(f"{document.source}: {message}")
     cells = _cells(base, axes, mistakes)
     if choose and choose_document is not None:
         mistakes += _incomparable(choose_document, choose, cells) or _unvalidated(choose_document, cells)

@@ -15,19 +15,20 @@ from fedloom.engine.rounds import TrainingState
 from fedloom.experiment.methods import Method
 from fedloom.models.sentence_embeddings import embed_sentences
 from fedloom.runs.evaluation import best_shares, validate, validation_scores
+from fedloom.runs.export_models import export_model
+from fedloom.runs.method_predictions import check_parts, part_digests, remove_parts, write_part
 from fedloom.runs.method_scores import model_scores, own_scores, shared_scores
 from fedloom.runs.modality_slices import modality_of, score_model, slices_of
 from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import ADAPTER, METHODS, RESULT
 from fedloom.runs.site_setup import parts_of_kind
-from fedloom.runs.train_method import best_questions, questions_of, train_method
+from fedloom.runs.train_method import reported_models, train_method
 from fedloom.scenarios.plan import Plan
 from fedloom.system.errors import UserError
 from fedloom.system.manifest import read_sealed, write_sealed
 from fedloom.tasks.linear_baseline import linear_baseline
 from fedloom.tasks.score_answers import Answers, example_scores
-from fedloom.tuning.export_adapter import export_adapter
 from fedloom.types import Example
 
 
@@ -50,6 +51,7 @@ def run_method(context: RunContext, name: str) -> dict[str, Any]:
         else:
             if name != context.experiment.exported or _last(context, name, context.damaged) is not None:
                 return value
+    remove_parts(context.folder, [name])
     method = context.experiment.method(name)
     started = time.perf_counter()
     scores, up, down, validation = RUNS.get(method.base, _federated)(context, method, name)
@@ -58,6 +60,7 @@ def run_method(context: RunContext, name: str) -> dict[str, Any]:
         "bytes": {"up": up, "down": down},
         "seconds": time.perf_counter() - started,
         **({} if validation is None else {"validation": validation}),
+        "predictions": part_digests(context.folder, name),
         "recorded": context.record.size,
         "of": context.of(name),
     }
@@ -66,10 +69,11 @@ def run_method(context: RunContext, name: str) -> dict[str, Any]:
 
 
 def _read_result(context: RunContext, name: str, file: Path) -> dict[str, Any]:
-    """Read the result of a method; raise `UserError` for a damaged file and for one of another run or method."""
+    """Read the result of a method; raise `UserError` for a damaged file, one of another run or method, and damaged predictions."""
     value = read_sealed(file)
     if value.get("of") != context.of(name):
         raise UserError(f"{file} is the result of another run or method")
+    check_parts(context.folder, name, value["predictions"])
     return value
 
 
@@ -111,6 +115,7 @@ def _linear(context: RunContext, method: Method, name: str) -> Outcome:
     }
     ordered = {part: answers[part] for part in slices_of(data.test) if part in answers}
     scores = score_model(data.train, data.test, context.plan, ordered, metrics=context.metrics)
+    write_part(context.folder, name, data.test, {None: ordered})
     context.progress.advance(1)
     return scores, 0, 0, _validate_linear(context, name)
 
@@ -150,7 +155,7 @@ def _visible(examples: Sequence[Example], plan: Plan) -> list[Example]:
 def _federated(context: RunContext, method: Method, name: str) -> Outcome:
     clients = range(len(context.plan.clients))
     (training_state,) = train_method(context, method, trained_as(context.experiment, name), [(None, clients)])
-    models, rounds = _reported_models(context, method, name, [(None, training_state)])
+    models, rounds = reported_models(context, method, name, [(None, training_state)])
     alone = _lone_models(context, method)
     models = _interpolated(context, method, name, models, alone)
     validation = validate(context, models, name, rounds, alone)
@@ -174,7 +179,7 @@ def _lone_models(context: RunContext, method: Method) -> dict[int, Question]:
     trained = list(
         zip(_clients(context), train_method(context, local, "local", _alone(context)), strict=True)
     )
-    models, _ = _reported_models(context, local, "local", trained)
+    models, _ = reported_models(context, local, "local", trained)
     return {client: question for client, question in models.items() if client is not None}
 
 
@@ -190,32 +195,11 @@ def _interpolated(
     return next((best_shares(context, models, name, mix, alone) for mix in mixes), models)
 
 
-def _reported_models(
-    context: RunContext,
-    method: Method,
-    name: str,
-    training_states: Sequence[tuple[int | None, TrainingState]],
-) -> tuple[dict[int | None, Question], dict[int | None, int]]:
-    """Return the models that are reported, of the last or the best round, and how many rounds each was trained for."""
-    models: dict[int | None, Question] = {}
-    rounds: dict[int | None, int] = {}
-    for alone, training_state in training_states:
-        trained = trained_as(context.experiment, name)
-        own = questions_of(context, method, trained, training_state, alone)
-        if training_state.best is not None:
-            own = best_questions(context, trained, training_state.best, list(own))
-        models |= own
-        rounds |= dict.fromkeys(
-            own, training_state.best.round if training_state.best else sum(context.rounds(name))
-        )
-    return models, rounds
-
-
 def _centralized(context: RunContext, method: Method, name: str) -> Outcome:
     (training_state,) = train_method(
         context, method, trained_as(context.experiment, name), [(None, range(1))]
     )
-    models, rounds = _reported_models(context, method, name, [(None, training_state)])
+    models, rounds = reported_models(context, method, name, [(None, training_state)])
     alone = _lone_models(context, method)
     validation = validate(context, models, name, rounds, alone)
     return model_scores(context, models, name, rounds, alone)[0], 0, 0, validation
@@ -242,7 +226,7 @@ def _local(context: RunContext, method: Method, name: str) -> Outcome:
         context.progress.message(
             f"{name}: no update of client {client} could be used; its model is untrained"
         )
-    models, rounds = _reported_models(context, method, name, trained)
+    models, rounds = reported_models(context, method, name, trained)
     validation = validate(context, models, name, rounds)
     scores = own_scores(context, models, name, rounds)
     return {**scores, **({"untrained": untrained} if untrained else {})}, 0, 0, validation
@@ -277,13 +261,9 @@ def export(context: RunContext, main: str) -> None:
         raise UserError(
             f"{context.folder}: the last checkpoint of {main} is damaged; run the same command again"
         )
-    models, _ = _reported_models(context, context.experiment.method(main), main, [(None, training_state)])
+    models, _ = reported_models(context, context.experiment.method(main), main, [(None, training_state)])
     for client, question in models.items():
         if client is not None and context.remote is not None:
             continue  # a client's own adapter stays at its site
         folder = context.folder / ADAPTER
-        export_adapter(
-            context.tuned,
-            context.site.model(question),
-            folder if client is None else folder / f"client-{client}",
-        )
+        export_model(context, question, folder if client is None else folder / f"client-{client}")

@@ -10,6 +10,7 @@ from fedloom.algorithms.own_answers import OwnAnswers
 from fedloom.client.site import Question
 from fedloom.engine.federation import Federation
 from fedloom.runs.evaluation import answer_test
+from fedloom.runs.method_predictions import write_part
 from fedloom.runs.modality_slices import client_scores, headline, score_model, score_own_models, slices_of
 from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
 from fedloom.runs.run_context import RunContext
@@ -104,9 +105,14 @@ def model_scores(
         score_model(data.train, data.test, plan, by_slice, context.judge, context.metrics)
         for by_slice in answers
     ]
+    predicted: dict[int | None, dict[str, Answers]] = dict(zip(models, answers, strict=True))
     if kind != "evaluation" or not (parts := own_answers_of(context.experiment, name)):
+        write_part(context.folder, name, data.test, predicted)
         return scores
     chosen = _choose(context, parts, models, answers, alone or {})
+    for own in chosen:
+        predicted |= own
+    write_part(context.folder, name, data.test, predicted)
     return [
         {
             **model,

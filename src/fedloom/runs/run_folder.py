@@ -30,12 +30,18 @@ from fedloom.system.manifest import (
     read_sealed,
     write_manifest,
 )
+from fedloom.tasks.predictions import PREDICTIONS
 
 EXPERIMENT, PLAN, RECORD, RESULT, REPORT = (
     "experiment.json", "plan.json", "record.jsonl", "result.json", "report.html"
 )  # fmt: skip
 METHODS, ADAPTER, MACHINE, FLOWER = "methods", "adapter", "machine.json", "flower"
-HELD = (EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, RESULT, REPORT, FLOWER)
+PARTS = "predictions"
+"""Name of the folder, below that of a method, that holds its predictions until the run ends."""
+
+HELD = (
+    EXPERIMENT, PLAN, MANIFEST, RECORD, MACHINE, "engine.json", METHODS, ADAPTER, PREDICTIONS, RESULT, REPORT, FLOWER
+)  # fmt: skip
 """All that a run writes into its folder."""
 
 PLACES = {
@@ -204,7 +210,15 @@ def begin_run(folder: Path, experiment: Experiment, plan: Mapping[str, Any], man
 
 def run_files(folder: Path) -> Iterator[str]:
     """Yield the paths, below a folder, of the files that a run wrote."""
-    return (name for name in files_in(folder) if name.partition("/")[0] in set(HELD) - {FLOWER})
+    for name in files_in(folder):
+        if name.partition("/")[0] in set(HELD) - {FLOWER} and not _is_part(name):
+            yield name
+
+
+def _is_part(name: str) -> bool:
+    """Return whether a path below a run folder is that of a part of predictions, which are joined and then removed."""
+    places = name.split("/")
+    return places[0] == METHODS and PARTS in places[2:-1]
 
 
 def require_whole(folder: Path, manifest: Manifest) -> None:

@@ -94,7 +94,7 @@ def set_up_run(
     tuned, replicas = live.enter_context(_adapted(experiment, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
-    check = _checked_data(experiment, vlm, data, complete=site_data is None)
+    check = checked_data(experiment, vlm, data, complete=site_data is None)
     clock.lap("vision")
     data = check.data
     plan, validation = plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
@@ -114,7 +114,7 @@ def set_up_run(
     skipped = [str(record) for record in data.rejected]
     for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
-    stages = _stages(experiment)
+    stages = stages_of(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
@@ -136,13 +136,13 @@ def open_site(
     """
     _set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
-        data = _checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
+        data = checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
         plan, validation = (
             (own[1](data), None)
             if own
             else plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         )
-        yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
+        yield make_site(experiment, data, plan, tuned, stages_of(experiment), folder, validation)
 
 
 def _open_actor_site(experiment: str, folder: str) -> AbstractContextManager[Site]:
@@ -162,13 +162,13 @@ def load_run_data(experiment: Experiment) -> DataSet:
 
 def current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
     """Return the identity that a run would have if it began now."""
-    return identity(experiment, contents, _models_digest(experiment))
+    return identity(experiment, contents, models_digest(experiment))
 
 
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
     """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
-    tuned = prepare(_loaded(experiment, models), merged_stage(_stages(experiment)), experiment.seed)
+    tuned = prepare(loaded_model(experiment, models), merged_stage(stages_of(experiment)), experiment.seed)
     try:
         workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
         used = devices if workers == "auto" else devices[: workers - 1]
@@ -185,7 +185,7 @@ def _set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.model.threads)
 
 
-def _checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
+def checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: bool = True) -> CheckedData:
     """Check the examples against the model, with all modalities and with each of the experiment's prompts.
 
     Data that are not `complete`, because they are at sites, may lack a training or test part.
@@ -201,12 +201,13 @@ def _checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: 
     return replace(check, data=check_usable(check.data, experiment.data)) if complete else check
 
 
-def _stages(experiment: Experiment) -> Strategy:
+def stages_of(experiment: Experiment) -> Strategy:
+    """Return the stages of an experiment's strategy."""
     chosen = experiment.strategy
     return strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
 
 
-def _loaded(experiment: Experiment, models: Models) -> Vlm:
+def loaded_model(experiment: Experiment, models: Models) -> Vlm:
     """Return an experiment's model: its connector in a base model, which is loaded unless `models` holds it."""
     settings, engine = experiment.model, experiment.engine
 
@@ -222,7 +223,7 @@ def _loaded(experiment: Experiment, models: Models) -> Vlm:
     return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
 
 
-def _models_digest(experiment: Experiment) -> str:
+def models_digest(experiment: Experiment) -> str:
     """Return a digest of the models that an experiment names: the base model, and the judge if there is one."""
     digests, judge = {"model": base_digest(experiment.model, experiment.seed)}, experiment.evaluate.judge
     if judge is not None:

@@ -13,6 +13,7 @@ from fedloom.experiment.experiment import Experiment
 from fedloom.report.federation_gain import compare_methods
 from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
+from fedloom.runs.method_predictions import join_parts, remove_parts
 from fedloom.runs.method_results import export, run_method, validation_of
 from fedloom.runs.run_context import RemoteSites
 from fedloom.runs.run_folder import (
@@ -76,11 +77,13 @@ def run_experiment(
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
             result = _run_methods(experiment, out, progress, models, remote)
+            join_parts(out, experiment.methods)
             RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
             finished_result(experiment, out, remote)
+        remove_parts(out, experiment.methods)
         write_report([out], out / REPORT)  # which also lists it
     return read_json(out / RESULT, {"scores": dict})
 

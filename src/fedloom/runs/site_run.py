@@ -32,6 +32,7 @@ from fedloom.runs.site_permissions import require_allowed, require_reportable
 from fedloom.scenarios.declared_examples import counts_of, plan_with_all_examples
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import write_atomic
+from fedloom.tasks.predictions import PREDICTIONS, write_predictions
 from fedloom.tasks.score_answers import score
 from fedloom.types import DataSet, Example
 from fedloom.version import __version__
@@ -199,7 +200,7 @@ def _open_run(options: SiteOptions, begin: SiteMessage) -> Iterator[OpenRun]:
             SiteMessage("joined", joined),
             lambda asked: require_reportable(allow, asked, layout),
             allow.replies or own is None,
-            partial(_evaluate, site, allow) if own else None,
+            partial(_evaluate, site, allow, folder) if own else None,
             _privacy_arguments(experiment),
         )
 
@@ -214,10 +215,16 @@ def _read_allow(options: SiteOptions) -> Allow:
     return read_allow(options.allow or (default if default.exists() else None))
 
 
-def _evaluate(site: Site, allow: Allow, question: Question) -> dict[str, Any]:
-    """Score a model on the site's own held-out part, and return the scores that the owner allows to leave."""
+def _evaluate(site: Site, allow: Allow, folder: Path, question: Question) -> dict[str, Any]:
+    """Score a model on the site's own held-out part, and return the scores that the owner allows to leave.
+
+    The answers are written to `predictions.jsonl` of the method below `folder`, and do not leave the site.
+    """
     examples = site.examples_of(question).examples
-    (answers,) = site.answer([replace(question, slice=slices_of(examples)[0])])
+    (answers,) = site.answer([replace(question, slice=(part := slices_of(examples)[0]))])
+    write_predictions(
+        folder / question.method / PREDICTIONS, question.method, examples, {None: {part: answers}}
+    )
     scores = score(examples, answers)
     tasks = {task: _allowed_scores(allow, of_task) for task, of_task in scores["tasks"].items()}
     return {"examples": len(examples), "scores": {**_allowed_scores(allow, scores), "tasks": tasks}}

@@ -17,6 +17,7 @@ from fedloom.experiment.methods import ALONE, Method
 from fedloom.params import Part, intersection
 from fedloom.runs.evaluation import answer_test, validate
 from fedloom.runs.modality_slices import slices_of
+from fedloom.runs.own_answers import trained_as
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import METHODS, stage_folder
 from fedloom.runs.site_setup import algorithm_of, codecs_of
@@ -70,7 +71,7 @@ def _training(
     schedule = Schedule(train.rounds, clients, train.cohort, context.experiment.seed, train.sampler)
     # Created only here, so that a folder that is removed later does not come back.
     folder.mkdir(parents=True, exist_ok=True)
-    training_state = _last_state_of_stage(context, name, alone, number, context.damaged)
+    training_state = last_state_of_stage(context, name, alone, number, context.damaged)
     if training_state is None and before is None:
         training_state = TrainingState(algorithm.init(backend.start(name)))
     elif (
@@ -111,7 +112,7 @@ def _checkpoint_folder(context: RunContext, name: str, alone: int | None, number
     return stage_folder(training, number, context.stage_count(name)), context.of(name, alone, number)
 
 
-def _last_state_of_stage(
+def last_state_of_stage(
     context: RunContext, name: str, alone: int | None, number: int, passed_over: Callable[[str], None]
 ) -> TrainingState | None:
     """Return the last training state of a stage, or None if the stage starts anew."""
@@ -196,7 +197,28 @@ def questions_of(
     }
 
 
-def best_questions(
+def reported_models(
+    context: RunContext,
+    method: Method,
+    name: str,
+    training_states: Sequence[tuple[int | None, TrainingState]],
+) -> tuple[dict[int | None, Question], dict[int | None, int]]:
+    """Return the models that are reported, of the last or the best round, and how many rounds each was trained for."""
+    models: dict[int | None, Question] = {}
+    rounds: dict[int | None, int] = {}
+    for alone, training_state in training_states:
+        trained = trained_as(context.experiment, name)
+        own = questions_of(context, method, trained, training_state, alone)
+        if training_state.best is not None:
+            own = _best_questions(context, trained, training_state.best, list(own))
+        models |= own
+        rounds |= dict.fromkeys(
+            own, training_state.best.round if training_state.best else sum(context.rounds(name))
+        )
+    return models, rounds
+
+
+def _best_questions(
     context: RunContext, name: str, best: Best, models: Sequence[int | None]
 ) -> dict[int | None, Question]:
     """Return the models of the best round, by client, or None for a global one."""

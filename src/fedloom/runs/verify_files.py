@@ -11,6 +11,7 @@ from fedloom.client.client_memory import Files, round_of
 from fedloom.engine.checkpoints import is_over, read_checkpoint, recorded_below
 from fedloom.report.sweeps.sweep_results import read_sweep
 from fedloom.run_log import read_lines, require_length
+from fedloom.runs.method_predictions import check_parts
 from fedloom.runs.run_folder import (
     EXPERIMENT,
     MACHINE,
@@ -79,12 +80,19 @@ def _checks_of(folder: Path) -> Iterator[Check]:
             yield partial(_read_all, file)
         elif name.startswith(f"{METHODS}/") and file.name.startswith("round-") and file.suffix == ".json":
             yield partial(read_checkpoint, file)
-        elif name == MACHINE or (name.startswith(f"{METHODS}/") and file.name == RESULT):
+        elif name == MACHINE:
             yield partial(read_sealed, file)
+        elif name.startswith(f"{METHODS}/") and file.name == RESULT:
+            yield partial(_read_method, folder, file)
     for memory in sorted((folder / METHODS).glob(f"*/{MEMORY}")):
         method = memory.parent
         for training in sorted({method, *method.glob("client-*")}):
             yield from _memories_of(folder / METHODS, method.name, training)
+
+
+def _read_method(folder: Path, result: Path) -> None:
+    """Read the result of a method of an unfinished run, and its predictions."""
+    check_parts(folder, result.parent.name, read_sealed(result)["predictions"])
 
 
 def _read_all(record: Path) -> None:

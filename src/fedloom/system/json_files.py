@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ _NO_FILES = {
 }
 
 
-def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
+def write_atomic(path: Path, content: bytes | Iterable[bytes], root: Path | None = None) -> None:
     """Write a file under a temporary name, sync it, rename it, and sync the folder.
 
     The temporary name belongs to this thread: several threads may write the same file at once, and the last one stays.
 
     Args:
         path: The file. Missing folders above it are made.
-        content: Its bytes.
+        content: Its bytes, whole or in pieces, of which one at a time is held.
         root: A folder above the file that must exist; None makes all folders.
 
     Raises:
@@ -52,7 +52,7 @@ def write_atomic(path: Path, content: bytes, root: Path | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

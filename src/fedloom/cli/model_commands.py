@@ -1,0 +1,151 @@
+"""Commands that use the models of a finished run: `fedloom ask`, `fedloom eval` and `fedloom export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedloom.cli.options import Debug, Json, Places, PluginFiles, echo, echo_json, report_errors
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", metavar="NAME", help="The method; the default is the one whose adapter the run exported."
+    ),
+]
+ClientNumber = Annotated[
+    int | None,
+    typer.Option("--client", min=0, help="The client, for methods that give each client its own model."),
+]
+
+
+def ask(
+    folder: RunFolder,
+    question: Annotated[str, typer.Option(help="The question.")],
+    image: Annotated[Path | None, typer.Option(help="An image: PNG, JPEG or WebP.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text that belongs to the question.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--options", metavar="TEXT", help="A possible answer; repeat for each, or separate them by |."
+        ),
+    ] = None,
+    method: MethodName = None,
+    client: ClientNumber = None,
+    changes: Places = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a model of a finished run a question about an image or a text."""
+    with report_errors(debug):
+        from fedloom.runs.saved_models import open_models
+        from fedloom.runs.trained_model import TrainedModel, check_question
+
+        given = [one.strip() for several in options or () for one in several.split("|") if one.strip()]
+        check_question(image, text, question, given)  # before the model is loaded
+        models = open_models(folder, changes or ())
+        reply = TrainedModel(models, models.question(models.method(method), client)).ask(
+            image, text, question, given
+        )
+        if as_json:
+            echo_json(
+                {
+                    "answer": reply.answer,
+                    "scores": reply.scores,
+                    "method": reply.method,
+                    "client": reply.client,
+                }
+            )
+            return
+        echo(reply.answer)
+        for option, score in sorted((reply.scores or {}).items(), key=lambda pair: -pair[1]):
+            echo(f"  {100 * score:5.1f} %  {option}")
+
+
+def evaluate(
+    folder: RunFolder,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder or file of records, or a folder of images by class; the default is the run's own test set, whose "
+            "stored predictions are scored again."
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="A method; may be repeated.")
+    ] = None,
+    client: ClientNumber = None,
+    plugins: PluginFiles = None,
+    out: Annotated[Path | None, typer.Option(help="File of the predictions, as JSON lines.")] = None,
+    changes: Places = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score the models of a finished run on other data, or with other metrics."""
+    with report_errors(debug):
+        from fedloom.runs.evaluate_run import evaluate as run_evaluation
+        from fedloom.runs.finished_run import load_run
+        from fedloom.system.json_files import write_atomic
+        from fedloom.tasks.predictions import prediction_line
+
+        found = run_evaluation(
+            load_run(folder), data, methods, client, {}, plugins=plugins or (), changes=changes or ()
+        )
+        for reason in found.skipped:
+            echo(f"data: {reason}", err=True)
+        if out is not None:
+            write_atomic(out, map(prediction_line, found.predictions))
+        if as_json:
+            echo_json({"scores": found.scores.to_dicts()})
+            return
+        for line in _table(
+            [one for one in found.scores.to_dicts() if not str(one["metric"]).endswith("_published")]
+        ):
+            echo(line)
+
+
+def export(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be missing or empty.")],
+    method: MethodName = None,
+    client: ClientNumber = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write a whole model, in which the adapter is merged.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of the exported adapter, at most that of the run.")
+    ] = None,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Write the base model beside the adapter, too.")
+    ] = False,
+    changes: Places = None,
+    debug: Debug = False,
+) -> None:
+    """Export a model of a finished run: an adapter for PEFT with model card, prompt form and processor."""
+    with report_errors(debug):
+        from fedloom.runs.export_models import export_from_run
+
+        export_from_run(
+            folder,
+            out,
+            method=method,
+            client=client,
+            merged=merged,
+            rank=rank,
+            with_base=with_base,
+            changes=tuple(changes or ()),
+        )
+        echo(f"{'Model' if merged else 'Adapter'}: {out}")
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of scores."""
+    cells = [("method", "modalities", "task", "score", "value")]
+    for row in rows:
+        value = "–" if row["value"] is None else f"{row['value']:.4f}"
+        cells.append((row["method"], row["slice"], row["task"] or "", row["metric"], value))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]

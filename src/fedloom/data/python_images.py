@@ -1,0 +1,81 @@
+"""Images given from Python: a path, a PIL image, or an array of pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedloom.data.images import fully_checked_image, upright_rgb
+from fedloom.system.errors import UserError
+from fedloom.types import LazyImage
+
+
+@dataclass(frozen=True, eq=False)
+class PixelImage:
+    """An image in memory.
+
+    Attributes:
+        values: Its pixels, shape [height, width, 3], uint8.
+    """
+
+    values: NDArray[np.uint8]
+
+    @property
+    def key(self) -> str:
+        """A key that is equal for equal pixels; computed once."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
+        height, width = self.values.shape[:2]
+        return hashlib.sha256(b"%d %d " % (width, height) + self.values.tobytes()).hexdigest()
+
+    @property
+    def pixel_digest(self) -> str:
+        """As that of an image in a file: the `key`."""
+        return self.key
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return a copy of the pixels."""
+        return self.values.copy()
+
+
+def python_image(value: Any, what: str = "image") -> LazyImage:
+    """Return an image from a path, a PIL image of any mode, or an array of shape [height, width, 3] with values 0–255.
+
+    Args:
+        value: One of these, or an image of fedloom's own kind, which is returned unchanged.
+        what: Its name in messages.
+
+    Raises:
+        UserError: It is something else, or the file cannot be used.
+    """
+    if isinstance(value, str | Path):
+        image = fully_checked_image(Path(value))
+        if isinstance(image, str):
+            raise UserError(f"{what}: {value} is {image}")
+        return image
+    if isinstance(value, Image.Image):
+        try:
+            return PixelImage(np.array(upright_rgb(value)))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{what}: the PIL image cannot be decoded ({error})") from None
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or not value.size:
+            raise UserError(
+                f"{what}: an array of pixels must have the shape (height, width, 3) and the type uint8, not "
+                f"{value.shape} and {value.dtype}"
+            )
+        return PixelImage(np.ascontiguousarray(value).copy())
+    if callable(getattr(value, "pixels", None)) and hasattr(value, "key"):
+        return value
+    raise UserError(
+        f"{what}: expected a path, a PIL image or an array of pixels, not a {type(value).__name__}"
+    )

@@ -1,0 +1,192 @@
+"""The model card of an exported model, in the format of model hubs: how it was trained, by whom, and how well it does.
+
+A card holds nothing that depends on the time or on the machine, so that the same run has the same card.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedloom.client.site import Question
+from fedloom.experiment.experiment import Experiment
+from fedloom.report.confidence_intervals import interval
+from fedloom.run_log import read_lines
+from fedloom.runs.run_context import RunContext
+from fedloom.runs.run_folder import METHODS, PLAN, RECORD, RESULT
+from fedloom.system.json_files import read_json
+from fedloom.system.manifest import read_manifest, read_sealed
+from fedloom.system.terminal import one_line
+from fedloom.version import __version__
+
+LISTED = 20
+"""Most clients, and most reasons, that a card lists."""
+
+SHARES = ("accuracy", "unparsed")
+"""Scores that are shares of answers, for which an interval follows from the number of answers."""
+
+LOAD = """\
+```python
+from {module} import {name}
+
+model = {name}.from_pretrained("path/to/this/folder")
+```"""
+
+
+def model_card(
+    context: RunContext, question: Question, base: str, *, merged: bool = False, rank: int | None = None
+) -> str:
+    """Return the model card of a model.
+
+    Args:
+        context: The run; its method has a result.
+        question: Names the model.
+        base: What the base model is loaded from.
+        merged: Whether the folder holds a whole model.
+        rank: The rank of the adapters, if it is not that of the run.
+    """
+    experiment, plan = context.experiment, read_json(context.folder / PLAN)
+    result = read_sealed(context.folder / METHODS / question.method / RESULT)
+    lines = _lines(context.folder / RECORD, question.method)
+    return "\n".join(
+        [
+            *_head(experiment, context, base, merged),
+            *_introduction(context, question, base, merged, rank),
+            *_training(experiment, question, lines),
+            *_clients(plan, lines),
+            *_excluded(lines),
+            *_data(context, plan),
+            *_scores(context, result["scores"], question),
+        ]
+    )
+
+
+def _head(experiment: Experiment, context: RunContext, base: str, merged: bool) -> Iterator[str]:
+    """Yield the front matter; only a model of a hub can be named in it."""
+    images = context.vlm.family.images
+    yield "---"
+    if not Path(base).is_absolute():
+        yield f"base_model: {base}"
+    yield f"library_name: {'transformers' if merged else 'peft'}"
+    yield f"pipeline_tag: {'image-text-to-text' if images else 'text-generation'}"
+    yield f"tags: [fedloom, federated-learning, {experiment.strategy.name}]"
+    yield "---"
+
+
+def _introduction(
+    context: RunContext, question: Question, base: str, merged: bool, rank: int | None
+) -> Iterator[str]:
+    experiment, manifest = context.experiment, read_manifest(context.folder)
+    whose = "the model of all clients" if question.client is None else f"client {question.client}'s own model"
+    identity = manifest.identity if manifest else {}
+    yield f"\n# {experiment.name}: {question.method}\n"
+    yield f"This is {whose} after training with {question.method}, made by fedloom {__version__}.\n"
+    yield f"* **Base model:** `{experiment.model.path}`, SHA-256 `{identity.get('base model', 'unknown')}`"
+    if not merged:
+        yield f"* **Loaded from:** `{base}`; if it has moved, give its place to `from_pretrained` of the base model"
+    lora = context.tuned.stage.lora
+    if lora is not None and not merged:
+        form = f"LoRA of rank {rank or lora.rank}, trained with rank {lora.rank}"
+        yield f"* **Adapter:** {form}; strategy `{experiment.strategy.name}`"
+    yield "* **Prompts:** `prompt.json` has their form with an example; the chat template is in this folder"
+    if merged:
+        name = "AutoModelForImageTextToText" if context.vlm.family.images else "AutoModelForCausalLM"
+        yield f"\n{LOAD.format(module='transformers', name=name)}"
+    elif lora is not None:
+        name = "AutoPeftModel" if context.vlm.family.images else "AutoPeftModelForCausalLM"
+        yield f"\n{LOAD.format(module='peft', name=name)}"
+    else:
+        yield "\nLoad `connector.safetensors` into the base model with `load_state_dict(…, strict=False)`."
+
+
+def _training(
+    experiment: Experiment, question: Question, lines: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    train, method = experiment.train, experiment.method(question.method)
+    names = [name for name in method.composed if name in experiment.entries] if method.federated else []
+    yield "\n## Training\n"
+    for name in names:
+        yield f"* **{name}:** {one_line(experiment.entries[name].about)}"
+    yield f"* **Rounds:** {len({(line.get('client'), line['round']) for line in lines})}"
+    yield (
+        f"* **In each round:** {train.cohort or 'all'} clients, {train.epochs} epoch(s), batches of {train.batch_size}, "
+        f"{train.optimizer}, learning rate {train.lr:g}"
+    )
+    yield f"* **Seed:** {experiment.seed}; experiment digest `{experiment.digest}`"
+
+
+def _clients(plan: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what each client held, and in how many rounds its update was used."""
+    used = Counter(
+        one["client"]
+        for line in lines
+        for one in line.get("clients") or ()
+        if one["client"] not in {refused["client"] for refused in line.get("refused") or ()}
+    )
+    rows = plan.get("clients") or []
+    yield f"\n## Clients\n\n{plan.get('count', len(rows))} clients.\n"
+    yield "| client | examples | image and text | image only | text only | rounds with an accepted update |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for row in rows[:LISTED]:
+        name = f"{row['id']} ({one_line(str(row['group']))})" if row.get("group") else row["id"]
+        counts = " | ".join(str(row.get(key, "")) for key in ("size", "both", "image_only", "text_only"))
+        yield f"| {name} | {counts} | {used[row['id']]} |"
+    if len(rows) > LISTED:
+        yield f"\nAnd {plan.get('count', len(rows)) - LISTED} more clients."
+
+
+def _excluded(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the updates that were refused, and those that never came, with the reasons."""
+    for kind, what in (("refused", "Refused updates"), ("missing", "Missing updates")):
+        found = [(line["round"], one) for line in lines for one in line.get(kind) or ()]
+        yield f"\n**{what}:** {len(found) or 'none'}"
+        for number, one in found[:LISTED]:
+            yield f"* round {number}, client {one['client']}: {one_line(str(one['reason']))}"
+        if len(found) > LISTED:
+            yield f"* and {len(found) - LISTED} more"
+
+
+def _data(context: RunContext, plan: Mapping[str, Any]) -> Iterator[str]:
+    manifest = read_manifest(context.folder)
+    identity = manifest.identity if manifest else {}
+    yield f"\n## Data\n\nData set `{context.experiment.data.name}`, SHA-256 of its parts:\n"
+    for name, digest in identity.items():
+        if name.endswith((" examples", " images")):
+            yield f"* {name}: `{digest}`"
+    yield f"* division among clients: `{plan.get('digest')}`"
+
+
+def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) -> Iterator[str]:
+    """Yield the scores on the test set, with intervals for shares of answers."""
+    counts = [line for _, line in read_lines(context.folder / RECORD) if line["kind"] == "data"]
+    count = int(counts[-1].get("test") or 0) if counts else 0
+    mean = isinstance(scores.get("best"), int | float)
+    yield "\n## Scores\n"
+    yield f"On {count} test examples" + (", mean over the clients' own models." if mean else ".")
+    yield "Intervals are 95 % Wilson intervals of one run, over test examples alone.\n"
+    yield "| modalities | score | value | 95 % interval |\n| --- | --- | ---: | ---: |"
+    for part, values in (scores.get("slices") or {}).items():
+        for name, value in values.items():
+            if isinstance(value, int | float) and not name.endswith("_published"):
+                ends = interval(value, count) if name in SHARES and count and not mean else None
+                shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+                yield f"| {part} | {name} | {value:.3f} | {shown} |"
+    if (
+        question.client is not None
+        and (own := (scores.get("clients") or []))
+        and own[question.client] is not None
+    ):
+        yield f"\nOn test examples like those of client {question.client}: {own[question.client]:.3f}."
+    yield ""
+
+
+def _lines(record: Path, method: str) -> list[Mapping[str, Any]]:
+    """Return the lines of a method's rounds; of a round that was repeated after a crash, only the last line."""
+    rounds = {
+        (line.get("client"), line["round"]): line
+        for _, line in read_lines(record)
+        if line["kind"] == "round" and line["method"] == method
+    }
+    return list(rounds.values())

@@ -1,0 +1,215 @@
+"""Data from Python and from files: every form gives the same examples, and bad ones one message."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedloom
+from fedloom.data import load_data
+from fedloom.data.python_data import PythonLoader, examples_of
+from fedloom.data.python_images import python_image
+from fedloom.system.errors import UserError
+
+COUNT = 8
+
+
+def picture(number: int) -> Image.Image:
+    values = np.random.default_rng(number).integers(0, 256, (12, 13, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+class DataFrame:
+    """A stand-in for that of pandas, which need not be installed; recognized by its name."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return self._rows
+
+
+class Dataset:
+    """A stand-in for that of datasets."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Any:
+        return iter(self._rows)
+
+
+DataFrame.__module__, Dataset.__module__ = "pandas.core.frame", "datasets.arrow_dataset"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of records and images, the same as CSV."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(COUNT):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(None)))
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "image", "text", "question", "answer", "options", "group"])
+        writer.writeheader()
+        writer.writerows({**row, "options": "yes|no"} for row in rows(None))
+    return folder
+
+
+def rows(folder: Path | None) -> list[dict[str, Any]]:
+    """Records with images as names, or, given a folder, as PIL images."""
+    return [
+        {
+            "id": f"r{number}",
+            "image": f"{number}.png" if folder is None else Image.open(folder / f"{number}.png"),
+            "text": f'A note, "{number}"',
+            "question": "Is it?",
+            "answer": ["yes", "no"][number % 2],
+            "options": ["yes", "no"],
+            "group": "north" if number < 3 else "south",
+        }
+        for number in range(COUNT)
+    ]
+
+
+def forms(folder: Path) -> Mapping[str, Any]:
+    plain = rows(folder)
+    gaps = [{**row, "system": float("nan")} for row in plain]
+    return {
+        "dicts": plain,
+        "paths": [{**row, "image": folder / row["image"]} for row in rows(None)],
+        "arrays": [{**row, "image": np.array(row["image"])} for row in plain],
+        "frame": DataFrame(gaps),
+        "dataset": Dataset(plain),
+        "csv": folder / "table.csv",
+        "jsonl": str(folder / "data.jsonl"),
+    }
+
+
+@pytest.mark.parametrize("form", ["dicts", "paths", "arrays", "frame", "dataset", "csv", "jsonl"])
+def test_every_form_gives_the_same_examples(form: str, folder: Path) -> None:
+    found = examples_of(forms(folder)[form])
+    assert found.rejected == ()
+    assert [example.id for example in found.test] == [f"r{number}" for number in range(COUNT)]
+    for number, example in enumerate(found.test):
+        assert example.image is not None and np.array_equal(example.image.pixels(), np.array(picture(number)))
+        assert (example.answer, example.label) == (["yes", "no"][number % 2], number % 2)
+        assert (example.text, example.options) == (f'A note, "{number}"', ("yes", "no"))
+        assert example.group == ("north" if number < 3 else "south")
+
+
+def test_an_experiment_takes_the_data_themselves(folder: Path) -> None:
+    experiment = fedloom.Experiment(
+        data={"records": rows(folder), "test_share": 0.5}, scenario={"clients": 2}
+    )
+    data = load_data(experiment.data, experiment.seed, experiment.datasets)
+    own = fedloom.Experiment(data={"name": "folder", "root": str(folder), "test_share": 0.5})
+    stored = load_data(own.data, own.seed)
+    assert (len(data.train), len(data.test)) == (4, 4)
+    assert [one.id for one in data.test] == [one.id for one in stored.test], "divided as a folder is"
+    assert fedloom.Experiment(data=rows(folder)).data.name == "given"
+
+
+def test_a_folder_of_classes_is_a_data_set(tmp_path: Path) -> None:
+    seeds = list[int]()
+    for part, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            for number in range(count):
+                (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+                picture(len(seeds := [*seeds, 0])).save(tmp_path / part / name / f"{number}.png")
+    experiment = fedloom.Experiment(data=str(tmp_path))
+    data = load_data(experiment.data, 0, experiment.datasets)
+    assert (len(data.train), len(data.test)) == (6, 4)
+    assert {(one.answer, one.options) for one in data.examples} == {
+        ("cat", ("cat", "dog")),
+        ("dog", ("cat", "dog")),
+    }
+    undivided = examples_of(tmp_path / "train")
+    assert sorted(one.answer for one in undivided.test) == ["cat"] * 3 + ["dog"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": "nowhere.png"}, "nowhere.png is missing"),
+        ({"image": 3}, "expected a path, a PIL image or an array"),
+        ({"image": None, "text": None}, "neither image nor text"),
+        ({"answer": "maybe"}, "not among the options"),
+        ({"question": float("nan")}, "question"),
+    ],
+)
+def test_a_bad_record_costs_that_record_only(change: dict[str, Any], reason: str, folder: Path) -> None:
+    data = rows(folder)
+    data[2] |= change
+    found = examples_of(data)
+    assert len(found.test) == COUNT - 1
+    (rejected,) = found.rejected
+    assert reason in str(rejected) and "row 2" in str(rejected)
+
+
+def test_a_damaged_line_of_a_table_costs_that_line_only(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text('text;question;answer\n"a;b";?;x\nonly one\nc;?;y\n', encoding="utf-8-sig")
+    found = examples_of(file)
+    assert [(one.text, one.answer) for one in found.test] == [("a;b", "x"), ("c", "y")]
+    assert [rejected.line for rejected in found.rejected] == [3]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "expected a list of dicts"),
+        ("nowhere.csv", "nowhere.csv does not exist"),
+        (b"bytes", "expected a list of dicts"),
+    ],
+)
+def test_other_values_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        examples_of(value)
+
+
+def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "table.parquet").touch()
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        examples_of(tmp_path / "table.parquet")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_a_pil_image_is_seen_as_the_same_image_in_a_file(mode: str, tmp_path: Path) -> None:
+    image = picture(0).convert("RGB")
+    image = Image.new("I;16", (12, 13), 40_000) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    image.save(path)
+    with Image.open(path) as stored:
+        assert np.array_equal(python_image(stored).pixels(), python_image(path).pixels())
+
+
+def test_mistakes_in_python_are_reported_as_those_in_files() -> None:
+    with pytest.raises(UserError) as caught:
+        fedloom.Experiment(train={"roundz": 2}, methods="fedavg", sede=1)
+    message = str(caught.value)
+    assert "3 mistakes in fedloom.Experiment" in message
+    assert "Did you mean train.rounds?" in message and "Did you mean seed?" in message
+    assert 'methods is "fedavg", but must be a list' in message
+    with pytest.raises(UserError, match=r"expected a list of dicts"):
+        experiment = fedloom.Experiment(data={"records": 3})
+        load_data(experiment.data, 0, experiment.datasets)
+
+
+def test_a_loader_of_python_data_is_found_by_content(folder: Path) -> None:
+    from fedloom.runs.run_identity import contents_of
+
+    settings = fedloom.Experiment().data
+    first, again = (contents_of(PythonLoader(rows(folder))(settings, 0)) for _ in range(2))
+    other = contents_of(PythonLoader(rows(folder)[:-1])(settings, 0))
+    assert first == again and first != other

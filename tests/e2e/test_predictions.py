@@ -1,0 +1,84 @@
+"""What a run writes about its answers: complete, equal to its scores, and the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from fedloom.experiment.experiment import Experiment
+from fedloom.runs.single_run import run_experiment
+from fedloom.runs.verify_files import verify
+from fedloom.system.manifest import read_manifest
+from fedloom.system.progress import Progress
+from fedloom.tasks.predictions import Prediction, read_predictions
+
+VALUES = {
+    "data": {"name": "emoji", "limit": 18, "test_share": 0.03},
+    "scenario": {"clients": 3},
+    "train": {"rounds": 1, "batch_size": 4},
+    "methods": ["zero-shot", "linear", "local", "fedavg+ditto", "fedavg"],
+    "evaluate": {"every": 0},
+    "engine": {"workers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predictions") / "run"
+    values = {**VALUES, "model": {"path": str(tiny_model), "threads": 1}}
+    run_experiment(Experiment.from_json(json.dumps(values)), folder, Progress(None))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_model(folder: Path) -> dict[tuple[str, int | None, str], list[Prediction]]:
+    models = defaultdict[tuple[str, int | None, str], list[Prediction]](list)
+    for row in read_predictions(folder / "predictions.jsonl"):
+        models[row.method, row.client, row.slice].append(row)
+    return models
+
+
+def test_every_model_answers_every_test_example_in_order(
+    by_model: dict[tuple[str, int | None, str], list[Prediction]],
+) -> None:
+    own = {"local", "fedavg+ditto"}
+    wanted = [
+        (method, client, part)
+        for method in VALUES["methods"]
+        for client in (range(3) if method in own else [None])
+        for part in ("both", "image", "text")
+    ]
+    assert list(by_model) == wanted
+    (ids,) = {tuple(row.example for row in rows) for rows in by_model.values()}
+    assert len(ids) == len(set(ids)) > 20
+
+
+def test_scores_are_the_means_of_predictions(
+    folder: Path, by_model: dict[tuple[str, int | None, str], list[Prediction]]
+) -> None:
+    scores = json.loads((folder / "result.json").read_text())["scores"]
+    for method in ("zero-shot", "linear", "fedavg"):
+        for part, values in scores[method]["slices"].items():
+            rows = by_model[method, None, part]
+            assert sum(row.correct for row in rows) / len(rows) == pytest.approx(values["accuracy"])
+            assert all(row.answer == row.options[row.label] for row in rows if row.label is not None)
+            assert all(sum(row.scores or ()) == pytest.approx(1, abs=1e-4) for row in rows)
+    for method in ("local", "fedavg+ditto"):
+        each = [[row.correct for row in by_model[method, client, "both"]] for client in range(3)]
+        means = [sum(rights) / len(rights) for rights in each]
+        assert (max(means), min(means)) == pytest.approx((scores[method]["best"], scores[method]["worst"]))
+
+
+def test_the_file_is_in_the_manifest_and_nothing_else_is_left(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None and "predictions.jsonl" in manifest.files
+    assert not list(folder.glob("methods/*/predictions"))
+    file = folder / "predictions.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"true", b"null", 1))
+    assert any("predictions.jsonl" in fault for fault in verify(folder)[1])
+    file.write_bytes(content)
+    assert verify(folder)[1] == []
