@@ -20,6 +20,7 @@ from fedloom.runs.run_folder import (
     RECORD,
     REPORT,
     RESULT,
+    discard_failed_start,
     experiment_to_resume,
     folder_state,
     held_experiment,
@@ -75,7 +76,12 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
-            result = _run_methods(experiment, out, progress, models, remote)
+            try:
+                result = _run_methods(experiment, out, progress, models, remote)
+            except Exception:
+                if manifest is None and remote is None:
+                    discard_failed_start(out)
+                raise
             RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
