@@ -31,6 +31,7 @@ from fedloom.cli.options import (
     report_errors,
 )
 from fedloom.cli.parity_command import parity
+from fedloom.cli.plan_command import plan
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
@@ -206,6 +207,7 @@ def _check_run(folder: Path) -> None:
 
 
 app.command()(sweep)
+app.command()(plan)
 
 
 @app.command()

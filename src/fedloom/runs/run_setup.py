@@ -81,7 +81,7 @@ def set_up_run(
         live: Removes the adapters from the model, and ends Ray's actors, when it closes.
         site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
     """
-    _set_threads(experiment)
+    set_threads(experiment)
     data, manifest = site_data or load_run_data(experiment), read_manifest(folder)
     now = current_identity(experiment, contents_of(data))
     if manifest is not None:
@@ -112,7 +112,7 @@ def set_up_run(
     skipped = [str(record) for record in data.rejected]
     for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
-    stages = _stages(experiment)
+    stages = stages_of(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
@@ -132,7 +132,7 @@ def open_site(
         own: The site's own data, and the function that plans which client holds what of them; None for the experiment's
             data and plan.
     """
-    _set_threads(experiment)
+    set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
         data = _checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
         plan, validation = (
@@ -140,7 +140,7 @@ def open_site(
             if own
             else plan_and_validation(data, experiment.data, experiment.scenario, experiment.seed)
         )
-        yield make_site(experiment, data, plan, tuned, _stages(experiment), folder, validation)
+        yield make_site(experiment, data, plan, tuned, stages_of(experiment), folder, validation)
 
 
 def _open_actor_site(experiment: str, folder: str) -> AbstractContextManager[Site]:
@@ -166,7 +166,7 @@ def current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dic
 @contextmanager
 def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tuple[Tuned, ...]]]:
     """Insert an experiment's adapters into its model, and into copies on the other devices that it uses."""
-    tuned = prepare(_loaded(experiment, models), merged_stage(_stages(experiment)), experiment.seed)
+    tuned = prepare(_loaded(experiment, models), merged_stage(stages_of(experiment)), experiment.seed)
     try:
         workers, devices = experiment.engine.workers, other_devices(tuned.vlm)
         used = devices if workers == "auto" else devices[: workers - 1]
@@ -175,7 +175,8 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
         release(tuned)
 
 
-def _set_threads(experiment: Experiment) -> None:
+def set_threads(experiment: Experiment) -> None:
+    """Set this process's number of threads as an experiment asks, and let it keep freed memory."""
     import torch
 
     keep_freed()
@@ -199,7 +200,8 @@ def _checked_data(experiment: Experiment, vlm: Vlm, data: DataSet, *, complete: 
     return replace(check, data=check_usable(check.data, experiment.data)) if complete else check
 
 
-def _stages(experiment: Experiment) -> Strategy:
+def stages_of(experiment: Experiment) -> Strategy:
+    """Return the stages of an experiment's strategy."""
     chosen = experiment.strategy
     return strategy(chosen.name, LoRA(chosen.rank, chosen.alpha, chosen.targets, chosen.dropout))
 

@@ -14,6 +14,7 @@ from fedloom.report.federation_gain import compare_methods
 from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs.method_results import export, run_method, validation_of
+from fedloom.runs.record_prediction import record_prediction
 from fedloom.runs.run_context import RemoteSites
 from fedloom.runs.run_folder import (
     ADAPTER,
@@ -34,6 +35,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_json, write_json
 from fedloom.system.manifest import add_to_manifest, read_manifest
+from fedloom.system.memory import forget_peak, peak_bytes
 from fedloom.system.progress import Progress
 
 Cell = tuple[Experiment, Path]
@@ -76,13 +78,15 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
+            forget_peak()
             try:
                 result = _run_methods(experiment, out, progress, models, remote)
             except Exception:
                 if manifest is None and remote is None:
                     discard_failed_start(out)
                 raise
-            RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
+            seconds = time.perf_counter() - started
+            RunLog(out / RECORD).append("end", {"seconds": seconds, "peak_bytes": peak_bytes()})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
@@ -146,6 +150,8 @@ def _run_methods(
     with ExitStack() as live:
         context = set_up_run(experiment, folder, progress, models, live, remote and remote.data)
         main = experiment.exported
+        if remote is None:
+            record_prediction(context)
         if remote is not None:
             context = replace(context, remote=live.enter_context(remote.connect(context)))
         results = {name: run_method(context, name) for name in experiment.methods}
