@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -26,16 +26,31 @@ _Usage: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
-    """A group of commands that escapes the user's text in its error messages."""
+    """A group of commands that escapes the user's text in its error messages, and names keys that options were meant for."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the requested command."""
+        # Parsing consumes the words that are left, under a name that differs between versions of typer.
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
         except _Usage as error:
             attributes = vars(error)
-            attributes["message"] = printable(attributes["message"])
+            advice = _advice(attributes, words)
+            attributes["message"] = printable(f"{attributes['message'].removesuffix('.')}{advice}")
+            if advice:  # keys are nearer to what was meant than options of similar names
+                attributes["possibilities"] = None
             raise
+
+
+def _advice(error: Mapping[str, Any], words: Sequence[str]) -> str:
+    """Return the advice to change a key with --set, where an option is unknown and its command takes changes of keys."""
+    option, command = error.get("option_name"), getattr(error.get("ctx"), "command", None)
+    if option is None or not any(KEYS_HELP == getattr(one, "help", None) for one in command.params):
+        return ""
+    from fedloom.cli.unknown_options import set_instead
+
+    return set_instead(option, words)
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -61,12 +76,14 @@ Recipe = Annotated[
         metavar="RECIPE", help="Name of a recipe, or a YAML or JSON file.", autocompletion=complete_recipe
     ),
 ]
+KEYS_HELP = "Change one key, e.g. train.lr=3e-4; may be repeated."
+
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one key, e.g. train.lr=3e-4; may be repeated.",
+        help=KEYS_HELP,
         autocompletion=complete_key,
     ),
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedloom.cli import model_commands
+from fedloom.cli.cache_command import cache
 from fedloom.cli.data_command import data
 from fedloom.cli.federation_commands import doctor, keys, server, site
 from fedloom.cli.list_command import list_
@@ -31,6 +32,7 @@ from fedloom.cli.options import (
     report_errors,
 )
 from fedloom.cli.parity_command import parity
+from fedloom.cli.plan_command import plan
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
@@ -53,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(data)
 app.add_typer(models)
+app.add_typer(cache)
 
 
 def _print_version(requested: bool) -> None:
@@ -82,11 +85,24 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment and print its results."""
+    """Run an experiment, or all experiments of a grid as `fedloom sweep` does, and print the results."""
     with report_errors(debug, "nothing was begun"):
-        from fedloom.experiment.recipes import load_experiment
+        from fedloom.experiment.recipes import is_grid, load_experiment
         from fedloom.runs.run_folder import default_folder, discard, folder_state, moved_places
 
+        if is_grid(recipe, changes or ()):
+            sweep(
+                recipe,
+                changes,
+                plugins,
+                backend,
+                out=out,
+                rerun=rerun,
+                quiet=quiet,
+                as_json=as_json,
+                debug=debug,
+            )
+            return
         experiment = load_experiment(recipe, [*(changes or ()), *backend_change(backend)], plugins or ())
         folder = default_folder(experiment) if out is None else out
         if rerun:
@@ -192,6 +208,7 @@ def _check_run(folder: Path) -> None:
 
 
 app.command()(sweep)
+app.command()(plan)
 
 
 @app.command()

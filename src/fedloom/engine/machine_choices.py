@@ -97,15 +97,35 @@ def choose(tuned: Tuned, jobs: Sequence[Job], cohort: int, machine: Machine) -> 
 
 def _choose_by(first: Job, tuned: Tuned, cohort: int, machine: Machine) -> Choice:
     """Choose by one job, that of the client with the most steps."""
+    step = _step_bytes(tuned, first) if machine.memory is not None else 0
+    if cohort < 2:
+        return choose_from(tuned, first.steps, 0, 0, step, cohort, machine)
+    counted = _multiplications(tuned, first), saved_bytes(tuned, first)
+    return choose_from(tuned, first.steps, *counted, step, cohort, machine)
+
+
+def choose_from(
+    tuned: Tuned, steps: int, multiplications: int, saved: int, step: int, cohort: int, machine: Machine
+) -> Choice:
+    """Choose from figures about the client with the most steps; see `choose`.
+
+    Args:
+        tuned: The model with one row, of which only shapes are used.
+        steps: The client's steps in a round.
+        multiplications: Multiplications of a forward pass through the decoder's layers over one of its batches.
+        saved: Bytes that such a pass keeps for the backward pass.
+        step: Bytes of a step with its backward pass, if no layer is recomputed.
+        cohort: Number of clients in a round.
+        machine: The kind of machine.
+    """
     room = _free_memory(tuned, machine)
-    recompute = room is not None and _step_bytes(tuned, first) > room
+    recompute = room is not None and step > room
     if cohort < 2:
         return Choice(recompute=recompute)
-    multiplications = _multiplications(tuned, first)
-    many = machine.copies and 3 * multiplications * first.steps >= COPY
+    many = machine.copies and 3 * multiplications * steps >= COPY
     # Twice the tensors that the forward pass saves, since the backward pass needs about as much again; a row's values,
     # gradients and optimizer; and the updates and memories of all jobs of a window.
-    needed = 2 * saved_bytes(tuned, first) + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
+    needed = 2 * saved + (4 + 2 * WINDOW) * tuned.flat.element_size() * tuned.layout.size
     most = MOST * machine.threads if room is None else max(1, room // needed)
     workers = min(machine.threads, cohort, most) if many else 1
     full = FULL if machine.device == "cpu" else FULL_ACCELERATOR

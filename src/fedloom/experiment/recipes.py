@@ -19,6 +19,9 @@ from fedloom.experiment.plugins_key import with_plugins
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_text
 
+FIRST = ("smoke", "quickstart", "own-data")
+"""Recipes that a message about an unknown one names."""
+
 
 def recipes() -> dict[str, Traversable]:
     """Return name → file of the bundled experiments, in alphabetical order; names contain folders."""
@@ -46,9 +49,10 @@ def experiment_text(path_or_recipe: str) -> tuple[str, str]:
         return read_text(Path(path_or_recipe), MAX_BYTES).removeprefix("\ufeff"), path_or_recipe
     except FileNotFoundError:
         hint = did_you_mean(path_or_recipe, list(bundled))
-        names = ", ".join(bundled)
+        first = ", ".join(name for name in FIRST if name in bundled)
         raise UserError(
-            f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes: {names}"
+            f"{path_or_recipe} is neither a file nor a recipe{hint or '.'} Recipes to begin with: {first}; "
+            f"`fedloom list recipes` lists all {len(bundled)}"
         ) from None
 
 
@@ -81,6 +85,11 @@ def load_experiment(
 def sweep_keys(path_or_recipe: str) -> tuple[str, ...]:
     """Return the keys of a recipe that only a sweep reads; none if it is a single experiment."""
     return _sweep_keys(read_document(*experiment_text(path_or_recipe)))
+
+
+def is_grid(path_or_recipe: str, changes: Sequence[str] = ()) -> bool:
+    """Return whether a recipe with changes describes many experiments, which only a sweep runs."""
+    return any(change.startswith("grid.") for change in changes) or bool(sweep_keys(path_or_recipe))
 
 
 def _sweep_keys(document: Document) -> tuple[str, ...]:

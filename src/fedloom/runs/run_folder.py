@@ -259,6 +259,20 @@ def discard(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def discard_failed_start(folder: Path) -> None:
+    """Remove what a run that failed wrote before its first checkpoint or result, so that nothing looks like an interrupted run.
+
+    Args:
+        folder: A folder that this process has locked, and that was new when the run began.
+    """
+    methods = folder / METHODS
+    if any(file.is_file() and not is_temporary(file) for file in methods.rglob("*")):
+        return
+    shutil.rmtree(methods, ignore_errors=True)
+    for name in (MANIFEST, RECORD, MACHINE, PLAN, EXPERIMENT):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _without_manifest(folder: Path) -> str:
     version = next((line.get("version") for _, line in read_lines(folder / RECORD, checked=False)), None)
     if str(version).startswith("0.1."):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedloom.system.errors import UserError
+from fedloom.system.file_locks import OPENED, lock_for_process
 from fedloom.system.json_files import TEMPORARY
 from fedloom.system.manifest import LOCK
 
@@ -40,11 +40,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process is working in it.
     """
-    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | OPENED, 0o666)
     with open(number, "w", encoding="ascii") as file:
         try:
-            # Unlike flock, this is not passed on to copies of the process.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_for_process(file.fileno())
         except (BlockingIOError, PermissionError):
             message = f"{folder}: another process is working in it"
             raise UserError(f"{message}; wait until it ends, or choose another folder with --out") from None

@@ -82,7 +82,7 @@ def set_up_run(
         live: Removes the adapters from the model, and ends Ray's actors, when it closes.
         site_data: What the server knows about the data of sites on other machines; None for the experiment's data.
     """
-    _set_threads(experiment)
+    set_threads(experiment)
     data, manifest = site_data or load_run_data(experiment), read_manifest(folder)
     now = current_identity(experiment, contents_of(data))
     if manifest is not None:
@@ -134,7 +134,7 @@ def open_site(
         own: The site's own data, and the function that plans which client holds what of them; None for the experiment's
             data and plan.
     """
-    _set_threads(experiment)
+    set_threads(experiment)
     with _adapted(experiment, {}) as (tuned, _):
         data = checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
         plan, validation = (
@@ -177,7 +177,8 @@ def _adapted(experiment: Experiment, models: Models) -> Iterator[tuple[Tuned, tu
         release(tuned)
 
 
-def _set_threads(experiment: Experiment) -> None:
+def set_threads(experiment: Experiment) -> None:
+    """Set this process's number of threads as an experiment asks, and let it keep freed memory."""
     import torch
 
     keep_freed()

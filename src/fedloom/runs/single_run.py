@@ -15,12 +15,14 @@ from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs.method_predictions import join_parts, remove_parts
 from fedloom.runs.method_results import export, run_method, validation_of
+from fedloom.runs.record_prediction import record_prediction
 from fedloom.runs.run_context import RemoteSites
 from fedloom.runs.run_folder import (
     ADAPTER,
     RECORD,
     REPORT,
     RESULT,
+    discard_failed_start,
     experiment_to_resume,
     folder_state,
     held_experiment,
@@ -34,6 +36,7 @@ from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.json_files import read_json, write_json
 from fedloom.system.manifest import add_to_manifest, read_manifest
+from fedloom.system.memory import forget_peak, peak_bytes
 from fedloom.system.progress import Progress
 
 Cell = tuple[Experiment, Path]
@@ -76,9 +79,16 @@ def run_experiment(
         manifest = read_manifest(out)
         if manifest is None or RESULT not in manifest.files:
             started = time.perf_counter()
-            result = _run_methods(experiment, out, progress, models, remote)
+            forget_peak()
+            try:
+                result = _run_methods(experiment, out, progress, models, remote)
+            except Exception:
+                if manifest is None and remote is None:
+                    discard_failed_start(out)
+                raise
             join_parts(out, experiment.methods)
-            RunLog(out / RECORD).append("end", {"seconds": time.perf_counter() - started})
+            seconds = time.perf_counter() - started
+            RunLog(out / RECORD).append("end", {"seconds": seconds, "peak_bytes": peak_bytes()})
             write_json(out / RESULT, result, out)
             add_to_manifest(out, run_files(out))
         else:  # a run that ended before its report was written
@@ -143,6 +153,8 @@ def _run_methods(
     with ExitStack() as live:
         context = set_up_run(experiment, folder, progress, models, live, remote and remote.data)
         main = experiment.exported
+        if remote is None:
+            record_prediction(context)
         if remote is not None:
             context = replace(context, remote=live.enter_context(remote.connect(context)))
         results = {name: run_method(context, name) for name in experiment.methods}

@@ -7,6 +7,7 @@ system in between, which has to clear every page before the process gets it agai
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 
 # The C library's names for what `mallopt` sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -30,3 +31,9 @@ def keep_freed() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library, or another system
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def release_freed() -> None:
+    """Return freed memory to the system, where the C library is glibc, so that what is in use can be measured."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.system.errors import UserError, user_message
+from fedloom.system.file_locks import OPENED
 
 TEMPORARY = re.compile(r"\..+\.\d+(-\d+)?\.tmp", re.DOTALL)
 """Names of files that are being written; see `write_atomic`. Version 0.1 wrote the shorter ones."""
@@ -63,11 +64,12 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], root: Path | None
             # The error of a full disk names no file.
             error.filename, error.filename2 = str(path), None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -124,8 +126,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
 
 def _content(path: Path, largest: int) -> bytes:
     """Read a file; of one that is too large, only the first `largest` + 1 bytes."""
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    number = os.open(path, os.O_RDONLY | OPENED)
     try:
         if kind := _NO_FILES.get(stat.S_IFMT(os.fstat(number).st_mode)):
             raise UserError(f"{path} is {kind}; a file is needed")

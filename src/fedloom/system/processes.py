@@ -7,7 +7,6 @@ again. Forking works on Linux only, and not once an accelerator is in use, which
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import selectors
@@ -152,7 +151,7 @@ def _work(part: Work, write: int, threads: int, others: Sequence[int]) -> NoRetu
         ignore_signals()  # the original gets the signals too, and ends its copies
         for other in others:
             os.close(other)
-        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE)
+        _enlarge(write)
         torch.set_num_threads(threads)
         for message in part():
             _send(write, MESSAGE, message)
@@ -165,6 +164,13 @@ def _work(part: Work, write: int, threads: int, others: Sequence[int]) -> NoRetu
         _send(write, FAILURE, json.dumps([mistake, text]).encode())
     finally:
         os._exit(0)
+
+
+def _enlarge(pipe: int) -> None:
+    """Give a pipe a larger buffer."""
+    import fcntl  # here, because this module is imported where nothing can be forked, such as on Windows
+
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
 
 
 def _send(write: int, kind: int, message: bytes) -> None:

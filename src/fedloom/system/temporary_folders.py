@@ -7,7 +7,6 @@ unlocks the file when the process ends, however it ends, and the next process re
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -15,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fedloom.system.file_locks import NO_LINK, OPENED, lock_for_descriptor
 
 LOCK = "lock"
 
@@ -76,12 +77,9 @@ def _lock(folder: Path) -> int:
     Raises:
         BlockingIOError: Another process or thread has locked it.
     """
-    lock = os.open(
-        folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-    )
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK | OPENED, 0o600)
     try:
-        # Unlike lockf, this also keeps threads of one process apart.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_for_descriptor(lock)
     except BaseException:
         os.close(lock)
         raise

@@ -191,7 +191,28 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
     Raises:
         UserError: The stage names a part the model lacks, or no layer matches its targets.
     """
-    tensors: dict[str, Tensor] = {}
+    shapes, spots = trained_shapes(vlm, stage)
+    tensors = {
+        name: torch.zeros(shape)
+        if _is_adapter(name)
+        else vlm.model.get_submodule(spots[name].module).get_parameter(spots[name].attribute).detach().cpu()
+        for name, shape in shapes.items()
+    }
+    start = _draw(Params.of(tensors), spots, seed)
+    flat = start.flat.clone()[None].to(vlm.device)
+    tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
+    _insert(tuned)
+    tuned.tie()
+    return tuned
+
+
+def trained_shapes(vlm: Vlm, stage: Stage) -> tuple[dict[str, tuple[int, ...]], dict[str, Spot]]:
+    """Return the shape and the place of every tensor that a stage trains, by canonical name; no value is read.
+
+    Raises:
+        UserError: The stage names a part the model lacks, or no layer matches its targets.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
     spots: dict[str, Spot] = {}
     for part, how in stage.train.items():
         if not getattr(vlm.family.parts, part):
@@ -203,22 +224,29 @@ def prepare(vlm: Vlm, stage: Stage, seed: int) -> Tuned:
         if isinstance(how, LoRA):
             for name in _targets(vlm, part, how):
                 inputs, outputs = linear_shape(vlm.model.get_submodule(name)) or (0, 0)
-                shapes = {"lora_a": (how.rank, inputs), "lora_b": (outputs, how.rank)}
-                for key, shape in shapes.items():
-                    tensors[f"{part}/{name}:{key}"] = torch.zeros(shape)
-                    spots[f"{part}/{name}:{key}"] = Spot(name, key)
+                for key, shape in {"lora_a": (how.rank, inputs), "lora_b": (outputs, how.rank)}.items():
+                    shapes[f"{part}/{name}:{key}"], spots[f"{part}/{name}:{key}"] = shape, Spot(name, key)
         else:
-            names = vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]
-            for name in names:
+            for name in vlm.family.parts.split(name for name, _ in vlm.model.named_parameters())[part]:
                 module, _, attribute = name.rpartition(".")
-                tensors[f"{part}/{name}"] = vlm.model.get_parameter(name).detach().cpu()
+                shapes[f"{part}/{name}"] = tuple(vlm.model.get_parameter(name).shape)
                 spots[f"{part}/{name}"] = Spot(module, attribute)
-    start = _draw(Params.of(tensors), spots, seed)
-    flat = start.flat.clone()[None].to(vlm.device)
-    tuned = Tuned(vlm, stage, start, spots, flat, torch.zeros_like(flat), {})
-    _insert(tuned)
-    tuned.tie()
-    return tuned
+    return shapes, spots
+
+
+def empty_tuned(vlm: Vlm, stage: Stage) -> Tuned:
+    """Return a model whose trained values are zero and are in no layer, to compute the sizes of what is trained and sent.
+
+    Args:
+        vlm: A model, which is not changed and may have no values.
+        stage: Which parts are trained.
+
+    Raises:
+        UserError: The stage names a part the model lacks, or no layer matches its targets.
+    """
+    shapes, spots = trained_shapes(vlm, stage)
+    start = Params.zeros(Layout.of(shapes))
+    return Tuned(vlm, stage, start, spots, start.flat[None], start.flat[None], {})
 
 
 def replica(tuned: Tuned, device: torch.device) -> Tuned:

@@ -1,0 +1,397 @@
+"""Predict what a run needs, for each class of clients: memory, time of a step, bytes each way, disk, wall time.
+
+Everything follows from the experiment, the examples, the shapes of the model and one short measurement of the machine's
+speed. Bytes are the lengths of real messages, of which the values are zero.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from fedloom.client.learning_rate import steps_of
+from fedloom.client.local_training import Trained
+from fedloom.client.optimizers import OPTIMIZERS
+from fedloom.client.site import Profile, Site
+from fedloom.engine.client_sampling import Schedule, draw_cohort
+from fedloom.engine.machine_choices import Choice, Machine, choose_from
+from fedloom.experiment.experiment import Experiment
+from fedloom.models.batches import encode
+from fedloom.models.empty_model import learn_grids, weight_bytes
+from fedloom.models.load_model import Vlm
+from fedloom.models.step_sizes import SLOWER, step_sizes
+from fedloom.params import Part
+from fedloom.runs.site_setup import algorithm_of
+from fedloom.scenarios.plan import Plan
+from fedloom.system.memory import resident_bytes
+from fedloom.tuning.strategy_parts import Parts
+from fedloom.types import Conversation, DataSet
+from fedloom.wire.messages import Assignment, in_codec
+
+LOOKED_AT = 256
+"""Examples of a class among which the longest is looked for; further ones are skipped evenly."""
+
+COUNTED = 6
+"""Examples with the longest texts, and with an image, whose tokens are counted."""
+
+CHECKPOINTS = 2
+"""Checkpoints of a training that are kept."""
+
+
+@dataclass(frozen=True)
+class ClientClass:
+    """Clients that hold the same modalities and train the same values.
+
+    Attributes:
+        clients: Number of clients.
+        modalities: "both", "image" or "text".
+        examples: Fewest and most training examples of a client.
+        tokens: Tokens of the longest example that was looked at, answer included.
+        steps: Most steps of a client in a round.
+        memory: Bytes by kind: weights, adapter, gradients, optimizer, activations.
+        step_seconds: Time of a step.
+        bytes: Method → bytes of a round's messages: "down" to a client and "up" from it.
+    """
+
+    clients: int
+    modalities: str
+    examples: tuple[int, int]
+    tokens: int
+    steps: int
+    memory: dict[str, int]
+    step_seconds: float
+    bytes: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """What a run needs.
+
+    Attributes:
+        classes: The classes of clients.
+        trained: Number of trained values.
+        weights: Part of the model → bytes of its weights as loaded.
+        program: Bytes of this process without the model: Python and its libraries.
+        rows: Clients side by side in a pass.
+        workers: Processes that train at once.
+        peak_bytes: Memory of the run at its peak.
+        bytes: Method → bytes of all messages: "up" and "down".
+        disk_bytes: Bytes of the run folder.
+        seconds: Wall time by kind: "features", "training" and "evaluation".
+        probed: Whether three steps were run.
+    """
+
+    classes: tuple[ClientClass, ...]
+    trained: int
+    weights: dict[str, int]
+    program: int
+    rows: int
+    workers: int
+    peak_bytes: int
+    bytes: dict[str, dict[str, int]]
+    disk_bytes: int
+    seconds: dict[str, float]
+    probed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON value."""
+        return asdict(self)
+
+
+def machine_speed(device: torch.device) -> float:
+    """Measure the multiplications per second of a float32 matrix product, in about a tenth of a second."""
+    left, right = torch.ones(256, 1024, device=device), torch.ones(1024, 1024, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        float((left @ right)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 256 * 1024 * 1024 / best
+
+
+def predict(
+    experiment: Experiment, site: Site, data: DataSet, plan: Plan, machine: Machine, speed: float
+) -> ResourcePlan:
+    """Predict what a run needs.
+
+    Args:
+        experiment: Every choice.
+        site: The run's site; the values of its model are not used, so it may be an empty one.
+        data: The examples.
+        plan: Which client holds which.
+        machine: The kind of machine.
+        speed: See `machine_speed`.
+    """
+    federated = [name for name in experiment.methods if experiment.method(name).federated]
+    trains = federated or [name for name in experiment.methods if name in ("local", "centralized")]
+    weights = weight_bytes(site.tuned.vlm, experiment.model.precision)
+    program = resident_bytes()
+    groups = _groups(site, trains[0]) if trains else {}
+    classes = [
+        _client_class(experiment, site, trains[0], federated, members, key, weights, speed)
+        for key, members in groups.items()
+    ]
+    choice = _choice(experiment, site, classes, machine)
+    if experiment.engine.recompute == "auto" and choice.recompute:
+        classes = [
+            _client_class(
+                experiment, site, trains[0], federated, members, key, weights, speed, recompute=True
+            )
+            for key, members in groups.items()
+        ]
+    own = max((_own_bytes(one) for one in classes), default=0)
+    class_of = {k: one for one, members in zip(classes, groups.values(), strict=True) for k in members}
+    sent = {name: _sent(experiment, site, name, class_of) for name in federated}
+    return ResourcePlan(
+        tuple(classes),
+        site.tuned.layout.size,
+        weights,
+        program,
+        choice.rows,
+        choice.workers,
+        program + sum(weights.values()) + choice.rows * choice.workers * own,
+        sent,
+        _disk(experiment, site, trains),
+        _seconds(experiment, site, data, plan, class_of, choice, speed),
+    )
+
+
+def _own_bytes(one: ClientClass) -> int:
+    return sum(size for kind, size in one.memory.items() if kind != "weights")
+
+
+def _groups(site: Site, method: str) -> dict[tuple[str, Part | None], list[int]]:
+    """Group clients by modalities and by the values that they train."""
+    local, groups = site.method(method), dict[tuple[str, Part | None], list[int]]()
+    for client, profile in enumerate(local.profiles):
+        groups.setdefault((_modalities(profile), local.budget.up(client)), []).append(client)
+    return groups
+
+
+def _modalities(profile: Profile) -> str:
+    return "both" if profile.images and profile.texts else "image" if profile.images else "text"
+
+
+def _client_class(
+    experiment: Experiment,
+    site: Site,
+    method: str,
+    federated: Sequence[str],
+    members: Sequence[int],
+    key: tuple[str, Part | None],
+    weights: dict[str, int],
+    speed: float,
+    *,
+    recompute: bool = False,
+) -> ClientClass:
+    local, settings, vlm = site.method(method), experiment.train, site.tuned.vlm
+    counts = [local.profiles[client].examples for client in members]
+    largest = members[counts.index(max(counts))]
+    tokens, answer = longest(vlm, local.conversations(largest))
+    rows = min(settings.batch_size, max(counts))
+    trained = key[1].count if key[1] is not None else site.tuned.layout.size
+    sizes = step_sizes(vlm, _adapter_values(site))
+    recompute = recompute or experiment.engine.recompute == "always"
+    width = getattr(torch, experiment.model.precision).itemsize
+    steps = steps_of(settings, max(counts))
+    return ClientClass(
+        len(members),
+        key[0],
+        (min(counts), max(counts)),
+        tokens,
+        steps,
+        {
+            "weights": sum(weights.values()),
+            "adapter": 4 * trained,
+            "gradients": 4 * trained,
+            "optimizer": 4 * trained * len(OPTIMIZERS[settings.optimizer].slots),
+            "activations": sizes.activation_bytes(rows * tokens, rows * answer, width, recompute=recompute),
+        },
+        sizes.multiplications(rows * tokens, rows * answer) * (4 / 3 if recompute else 1) / (speed * SLOWER),
+        {name: message_bytes(experiment, site, name, largest) for name in federated},
+    )
+
+
+def longest(vlm: Vlm, conversations: Sequence[Conversation]) -> tuple[int, int]:
+    """Return the tokens of the longest of some conversations, and those of its answer."""
+    looked_at = conversations[:: max(1, len(conversations) // LOOKED_AT)]
+    by_text = sorted(looked_at, key=lambda one: (len(one.pictures), len(one.user) + len(one.answer)))
+    counted = [_tokens(vlm, one) for one in by_text[-COUNTED:]]
+    return max(counted, default=(1, 1))
+
+
+def _tokens(vlm: Vlm, conversation: Conversation) -> tuple[int, int]:
+    learn_grids(
+        vlm, [image for turn in (*conversation.history, conversation.turn) for image in turn.pictures]
+    )
+    encoded = encode(vlm, conversation, (conversation.answer,))
+    return len(encoded.prompt) + len(encoded.answers[0]), len(encoded.answers[0])
+
+
+def _adapter_values(site: Site) -> int:
+    layout = site.tuned.layout
+    return sum(
+        layout.slice(name).stop - layout.slice(name).start for name in layout.names if ":lora_" in name
+    )
+
+
+def message_bytes(
+    experiment: Experiment, site: Site, name: str, client: int, stage: int = 0
+) -> dict[str, int]:
+    """Return the bytes of the messages of a client's first round in a stage: "down" to it and "up" from it."""
+    local, method = site.method(name), experiment.method(name)
+    parts: Parts = local.stages[stage].parts
+    algorithm = algorithm_of(experiment, method, site.tuned.layout, stage)
+    broadcast = algorithm.broadcast(algorithm.init(local.start))
+    nothing = Part(site.tuned.layout.size, ())
+    down, up = (
+        (_both(parts.down, local.budget.down(client)), _both(parts.up, local.budget.up(client)))
+        if algorithm.exchanges
+        else (nothing, nothing)
+    )
+    flat, coded = in_codec(broadcast.params.flat, down, local.codecs.down)
+    params = broadcast.params.with_flat(flat)
+    assignment = Assignment(name, stage, 0, client, params, broadcast.extras, -1, (), down, up, coded)
+    job = site.job(assignment)
+    # Rules need values to begin with; where they return the same ones, the message has its full length all the same.
+    carry = job.rule.begin(job.broadcast, job.memory)
+    update = site.update(job, Trained(job.start.flat.clone(), carry, 0.0, 0.0))
+    return {"down": assignment.length, "up": update.length}
+
+
+def _both(part: Part, budget: Part | None) -> Part | None:
+    whole = part if budget is None else part & budget
+    return None if whole.is_whole else whole
+
+
+def _sent(experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]) -> dict[str, int]:
+    """Return the bytes of all rounds of a method; later rounds count as the first one of their stage."""
+    total = {"down": 0, "up": 0}
+    local, clients = site.method(name), range(len(site.method(name).profiles))
+    for number, stage in enumerate(local.stages):
+        schedule = _schedule(experiment, stage.settings.rounds, stage.settings.cohort, clients)
+        by_class = dict[int, dict[str, int]]()
+        for round in range(schedule.rounds):
+            for client in draw_cohort(schedule, round):
+                key = id(class_of[client])
+                if key not in by_class:
+                    by_class[key] = (
+                        class_of[client].bytes[name]
+                        if number == 0
+                        else message_bytes(experiment, site, name, client, number)
+                    )
+                for way, size in by_class[key].items():
+                    total[way] += size
+    return total
+
+
+def _schedule(experiment: Experiment, rounds: int, cohort: int | None, clients: Sequence[int]) -> Schedule:
+    return Schedule(rounds, clients, cohort, experiment.seed, experiment.train.sampler)
+
+
+def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], machine: Machine) -> Choice:
+    """Return how clients would train, by the rules of `fedloom.engine.machine_choices`."""
+    engine = experiment.engine
+    most = max(classes, key=lambda one: one.steps, default=None)
+    if most is None:
+        return Choice()
+    sizes = step_sizes(site.tuned.vlm, _adapter_values(site))
+    rows = min(experiment.train.batch_size, most.examples[1])
+    saved = most.memory["activations"]
+    cohort = experiment.train.cohort or experiment.scenario.clients
+    choice = choose_from(
+        site.tuned, most.steps, sizes.weights * rows * most.tokens, saved, 2 * saved, cohort, machine
+    )
+    if engine.side_by_side != "auto":
+        choice = replace(choice, rows=engine.side_by_side)
+    if engine.workers != "auto":
+        choice = replace(choice, workers=engine.workers)
+    if engine.backend == "in-process":
+        choice = replace(choice, workers=1)
+    return choice
+
+
+def _disk(experiment: Experiment, site: Site, methods: Sequence[str]) -> int:
+    """Return the bytes of checkpoints, of clients' memories and of the adapter."""
+    values, total = 4 * site.tuned.layout.size, 0
+    clients = experiment.scenario.clients
+    for name in experiment.methods:
+        method = experiment.method(name)
+        if not method.federated and name not in ("local", "centralized"):
+            continue
+        state = algorithm_of(experiment, method, site.tuned.layout).init(site.tuned.start)
+        slots = 1 + sum(value.numel() for value in state.slots.values()) / max(1, site.tuned.layout.size)
+        total += int(CHECKPOINTS * slots * values * (clients if name == "local" else 1))
+        personal = site.method(name).stages[-1].parts.personal.count
+        total += 2 * 4 * personal * clients if method.federated else 0
+    return total + values * bool(methods)
+
+
+def _seconds(
+    experiment: Experiment,
+    site: Site,
+    data: DataSet,
+    plan: Plan,
+    class_of: dict[int, ClientClass],
+    choice: Choice,
+    speed: float,
+) -> dict[str, float]:
+    """Return the wall time by kind; processes share the machine's threads, so they make a round no faster here."""
+    vlm, training = site.tuned.vlm, 0.0
+    sizes = step_sizes(vlm, _adapter_values(site))
+    forwards = 0
+    for name in experiment.methods:
+        method = experiment.method(name)
+        evaluations, models = 1, 1
+        if method.federated or name in ("local", "centralized"):
+            every = experiment.evaluate.every
+            evaluations += experiment.train.rounds // every if every else 0
+            models = len(class_of) if name == "local" else 1
+            training += _training_seconds(experiment, site, name, class_of)
+        forwards += evaluations * models
+    tokens = max((one.tokens for one in class_of.values()), default=1)
+    encoder = sum(
+        value.numel()
+        for part, names in vlm.family.parts.split(n for n, _ in vlm.model.named_parameters()).items()
+        if part == "encoder"
+        for value in map(vlm.model.get_parameter, names)
+    )
+    images = len({image.key for example in data.examples for image in example.pictures})
+    places = max((_size(grid) for grid in vlm.memo.known_grids.values()), default=1)
+    return {
+        "features": images * encoder * places / (speed * SLOWER),
+        "training": training,
+        "evaluation": forwards * len(data.test) * sizes.weights * tokens / (speed * SLOWER),
+    }
+
+
+def _training_seconds(
+    experiment: Experiment, site: Site, name: str, class_of: dict[int, ClientClass]
+) -> float:
+    local = site.method(name)
+    total, examples = 0.0, sum(profile.examples for profile in local.profiles)
+    for stage in local.stages:
+        settings = stage.settings
+        if name == "centralized":
+            one = max(class_of.values(), key=lambda one: one.step_seconds)
+            steps = steps_of(settings, examples)
+            total += settings.rounds * steps * one.step_seconds
+            continue
+        cohort = None if name == "local" else settings.cohort
+        schedule = _schedule(experiment, settings.rounds, cohort, range(len(local.profiles)))
+        for round in range(schedule.rounds):
+            for client in draw_cohort(schedule, round):
+                steps = steps_of(settings, local.profiles[client].examples)
+                total += steps * class_of[client].step_seconds
+    return total
+
+
+def _size(grid: tuple[int, ...]) -> int:
+    size = 1
+    for side in grid:
+        size *= side
+    return size

@@ -1,0 +1,162 @@
+"""What a run is predicted to need, against what it did need."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.e2e.test_runs import experiment
+from typer.testing import CliRunner
+
+from fedloom.cli.run_commands import app
+from fedloom.client.site import Site
+from fedloom.engine.machine_choices import saved_bytes
+from fedloom.experiment.experiment import Experiment
+from fedloom.experiment.recipes import load_experiment
+from fedloom.models.empty_model import empty_vlm, learn_grids, weight_bytes
+from fedloom.models.load_model import load_vlm
+from fedloom.params import Params
+from fedloom.run_log import RunLog
+from fedloom.runs.plan_run import plan_run
+from fedloom.runs.run_setup import open_site
+from fedloom.runs.single_run import run_experiment
+from fedloom.system.progress import Progress
+from fedloom.tuning.adapters import empty_tuned, prepare, release
+from fedloom.tuning.strategies import LoRA, stage
+from fedloom.wire.messages import Assignment
+
+METHODS = ["fedavg", "scaffold", "fedadam", "fedavg+ranks"]
+STRATEGIES = ["lora", "connector", "both", "two-stage", "share-connector", "share-lora"]
+
+
+def small(tiny_model: Path, **changes: object) -> Experiment:
+    return experiment(tiny_model, **{"methods": ["fedavg"], "algorithms": {}, **changes})
+
+
+@pytest.mark.parametrize("name", ["bundled", "bundled-free"])
+def test_a_model_without_values_has_the_shapes_of_the_real_one(name: str) -> None:
+    settings = load_experiment("smoke", [f"model.path={name}"]).model
+    empty, real = empty_vlm(settings), load_vlm(name)
+    assert {key: value.shape for key, value in empty.model.named_parameters()} == {
+        key: value.shape for key, value in real.model.named_parameters()
+    }
+    assert all(value.device.type == "meta" for value in empty.model.parameters())
+    total = sum(4 * value.numel() for value in real.model.parameters())
+    assert sum(weight_bytes(empty, "float32").values()) == total
+    site_images = [image for example in _shapes() for image in example.pictures]
+    learn_grids(empty, site_images)
+    assert empty.grids(site_images) == real.grids(site_images)
+
+
+def _shapes():
+    from fedloom.config.schema import Data
+    from fedloom.data import load_data
+
+    return load_data(Data(name="shapes", limit=3), 0).train
+
+
+@pytest.mark.parametrize("name", ["lora", "connector", "both"])
+def test_what_is_trained_has_the_layout_of_the_real_model(name: str) -> None:
+    real = load_vlm("bundled")
+    tuned = prepare(real, stage(name, LoRA()), 0)
+    settings = load_experiment("smoke").model
+    assert empty_tuned(empty_vlm(settings), stage(name, LoRA())).layout == tuned.layout
+    release(tuned)
+
+
+def sent(folder: Path, name: str) -> dict[str, int]:
+    return json.loads((folder / "result.json").read_text())["bytes"][name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": ["fedavg"]},
+        {"methods": ["scaffold"]},
+        {"methods": ["fedkseed"], "train": {"rounds": 3, "optimizer": "sgd"}},
+        {"strategy": {"name": "two-stage", "rank": 2}},
+        {"strategy": {"name": "share-connector", "rank": 2}},
+        {"communication": {"up": "int8", "down": "bf16"}},
+        {"train": {"rounds": 3, "cohort": 2}},
+    ],
+    ids=str,
+)
+def test_predicted_bytes_are_the_messages_lengths(
+    changes: dict[str, object], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Heads of later messages have a few more digits, and sampled clients differ by theirs; nothing else differs."""
+    value = small(tiny_model, **changes)
+    run_experiment(value, tmp_path / "run", Progress(None))
+    (name,) = value.methods
+    predicted, real = plan_run(value).bytes[name], sent(tmp_path / "run", name)
+    messages = 3 * (value.train.cohort or 3)
+    for way in ("up", "down"):
+        assert abs(real[way] - predicted[way]) <= 40 * messages, way
+        assert math.isclose(real[way], predicted[way], rel_tol=0.01) or predicted[way] < 4000 * messages
+
+
+def test_a_run_keeps_the_prediction_beside_what_was_measured(tiny_model: Path, tmp_path: Path) -> None:
+    run_experiment(small(tiny_model), tmp_path / "run", Progress(None))
+    lines = {line["kind"]: line for line in RunLog(tmp_path / "run" / "record.jsonl")}
+    assert "failed" not in lines["plan"]
+    assert lines["plan"]["bytes"]["fedavg"]["up"] > 0
+    assert lines["end"]["peak_bytes"] > lines["plan"]["program"] > 0
+    assert lines["end"]["seconds"] > 0
+
+
+def test_clients_are_grouped_by_what_they_see(tiny_model: Path) -> None:
+    plan = plan_run(small(tiny_model, scenario={"clients": 4, "pattern": "cross"}))
+    assert {one.modalities: one.clients for one in plan.classes} == {"image": 2, "text": 2}
+    image, text = sorted(plan.classes, key=lambda one: one.modalities)
+    assert set(image.memory) == {"weights", "adapter", "gradients", "optimizer", "activations"}
+    assert image.memory["adapter"] == 4 * plan.trained
+    assert image.memory["optimizer"] == 2 * image.memory["adapter"], "AdamW has two moments"
+
+
+def job_of(site: Site):
+    return site.job(Assignment("fedavg", 0, 0, 0, site.method("fedavg").start))
+
+
+@pytest.mark.parametrize(
+    "data", [["data.name=emoji"], ["data.name=shapes"], ["data.name=shapes", "data.task=captioning"]], ids=str
+)
+def test_estimated_activations_are_near_the_counted_ones(data: list[str], tmp_path: Path) -> None:
+    """The estimate is for batches of the longest example, so it may be above what an average batch keeps."""
+    value = load_experiment("smoke", [*data, "data.limit=24", "scenario.clients=2"])
+    plan = plan_run(value)
+    with open_site(value, tmp_path) as site:
+        counted = saved_bytes(site.tuned, job_of(site))
+        assert isinstance(site.tuned.start, Params)
+    assert counted * 0.75 <= plan.classes[0].memory["activations"] <= counted * 1.5
+
+
+def test_the_command_prints_every_kind_of_memory_and_reads_no_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("safetensors.torch.load_file", None)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
+    result = CliRunner().invoke(app, ["plan", "smoke"])
+    assert result.exit_code == 0, result.stderr
+    for word in ("weights", "adapter", "gradients", "optimizer", "activations", "bytes down", "on disk"):
+        assert word in result.stdout
+    value = json.loads(CliRunner().invoke(app, ["plan", "smoke", "--json"]).stdout)
+    assert value["probed"] is False
+
+
+def test_a_probe_measures(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(small(tiny_model).to_json())
+    result = CliRunner().invoke(app, ["plan", str(file), "--probe", "--json"])
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert value["probed"] is True
+    assert all(one["step_seconds"] > 0 for one in value["classes"])
+
+
+def test_a_grid_is_refused_with_advice() -> None:
+    result = CliRunner().invoke(app, ["plan", "fedmllm/baseline"])
+    assert result.exit_code == 2
+    assert "is a grid" in result.stderr
