@@ -298,7 +298,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
     page.feed(text)
     assert page.open == []
     assert page.loads == []
-    assert len(page.links) == 12
+    assert len([link for link in page.links if not link.startswith("data:")]) == 12
     assert all((folder / link).parent.is_dir() for link in page.links)
     assert not re.findall(r"url\(|@import|https?://(?!www\.w3\.org)", text)
     for axis in ("scenario", "train.lr"):

@@ -72,6 +72,16 @@ def name_of(client: Json) -> str:
     return f"{client['id']} {group}" if isinstance(group, str) and group else f"Client {client['id']}"
 
 
+def client_names(clients: Sequence[Json]) -> list[str]:
+    """Return the clients' names: their groups, such as sites, if each has one of its own, else those of `name_of`."""
+    groups = [at(client, "group") for client in clients]
+    if len(set(map(str, groups))) == len(groups) and all(
+        isinstance(group, str) and group for group in groups
+    ):
+        return [str(group) for group in groups]
+    return [name_of(client) for client in clients]
+
+
 def _size(client: Json) -> float:
     return number(client, "size") or 0.0
 

@@ -23,12 +23,16 @@ ROUNDING = 1e-9
 """Differences of scores up to this one are rounding errors and count as zero."""
 
 
+SAME = 0.0005
+"""A client whose scores differ by less than this, 0.05 points, is equally well off; tables write it as 0.0."""
+
+
 class ClientCounts(NamedTuple):
     """Numbers of clients that are better off or worse off with one model than with another, each on data like its own.
 
     Attributes:
         better: Clients that are better off.
-        same: Clients that are equally well off, up to rounding.
+        same: Clients that are equally well off: their scores differ by less than `SAME`.
         worse: Clients that are worse off.
         unknown: Clients without a score to compare.
     """
@@ -51,8 +55,8 @@ class ClientCounts(NamedTuple):
         return ClientCounts(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-def count_by_sign(differences: Iterable[float | None]) -> ClientCounts:
-    """Count clients by the sign of their differences.
+def count_by_sign(differences: Iterable[float | None], same: float = SAME) -> ClientCounts:
+    """Count clients by the sign of their differences; a difference below `same` has none.
 
     Example:
         >>> count_by_sign([0.5, -0.25, 1e-12, None])
@@ -60,7 +64,7 @@ def count_by_sign(differences: Iterable[float | None]) -> ClientCounts:
     """
     values = list(differences)
     known = [value for value in values if value is not None]
-    above, below = sum(value > ROUNDING for value in known), sum(value < -ROUNDING for value in known)
+    above, below = sum(value >= same for value in known), sum(value <= -same for value in known)
     return ClientCounts(above, len(known) - above - below, below, len(values) - len(known))
 
 

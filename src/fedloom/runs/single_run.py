@@ -14,6 +14,7 @@ from fedloom.report.federation_gain import compare_methods
 from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs.method_results import export, run_method, validation_of
+from fedloom.runs.modality_slices import independent_questions
 from fedloom.runs.run_context import RemoteSites
 from fedloom.runs.run_folder import (
     ADAPTER,
@@ -143,6 +144,8 @@ def _run_methods(
         if remote is not None:
             context = replace(context, remote=live.enter_context(remote.connect(context)))
         results = {name: run_method(context, name) for name in experiment.methods}
+        data, plan = context.data, context.plan
+        questions = independent_questions(data.train, data.test, plan) if data.test else None
         if main is not None:
             export(context, main)
     return {
@@ -154,6 +157,7 @@ def _run_methods(
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*context.metrics]} if context.metrics else {}),
         "comparison": compare_methods({name: result["scores"] for name, result in results.items()}),
+        **({} if questions is None else {"independent_questions": questions}),
         "bytes": {name: result["bytes"] for name, result in results.items()},
         "seconds": {name: result["seconds"] for name, result in results.items()},
         **validation_of(context, results),

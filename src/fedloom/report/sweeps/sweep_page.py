@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from fedloom.report.introduction import definition, glossary
-from fedloom.report.run_page import SLIM, WIDE, Figure, load_template
 from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons, factors
 from fedloom.report.sweeps.chosen_settings import choice_json, choices, with_chosen_values
 from fedloom.report.sweeps.comparison_tables import (
@@ -33,6 +30,7 @@ from fedloom.report.sweeps.sweep_tables import (
     sweep_findings,
 )
 from fedloom.report.tables import MISSING, counted, title
+from fedloom.report.templates import Figure, figure, load_template
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import write_atomic, write_json
 from fedloom.system.manifest import Manifest, write_manifest
@@ -124,7 +122,7 @@ def _paired(compared: Compared) -> dict[str, Any]:
         "title": factor_title(factor),
         "reference": value_title(factor, factor.reference),
         "table": overall_table(compared),
-        "figure": _figure(lambda width: paired_chart(compared, width)),
+        "figure": figure(lambda width: paired_chart(compared, width)),
         "splits": splits,
         "open": sum(len(table.rows) for _, table in splits) <= MAX_OPEN_ROWS,
     }
@@ -136,11 +134,6 @@ def _unpaired(sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
     return [factor_title(factor) for factor in factors(sweep) if factor.name not in names]
 
 
-def _figure(draw: Callable[[float], Markup]) -> Figure | None:
-    drawn = Figure(draw(WIDE), draw(SLIM))
-    return drawn if drawn.wide else None
-
-
 def _charted(sweep: SweepRun) -> list[str | None]:
     """Return the axes that get a chart: none if means over the other axes would mix scores of several tasks."""
     if sweep.mixed_tasks:
@@ -149,7 +142,7 @@ def _charted(sweep: SweepRun) -> list[str | None]:
 
 
 def _chart(sweep: SweepRun, axis: str | None) -> Figure | None:
-    return _figure(lambda width: axis_chart(sweep, axis, width))
+    return figure(lambda width: axis_chart(sweep, axis, width))
 
 
 def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:
