@@ -23,8 +23,8 @@ from fedloom.report.run_results import read_run
 from fedloom.report.run_settings import facts
 from fedloom.report.score_tables import score_table
 from fedloom.report.significance import ClientCounts, Estimate
+from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_results import headline
-from fedloom.report.sweeps.sweep_tables import estimate_text
 from fedloom.report.tables import percent, signed
 from fedloom.report.terminal_summary import terminal_table
 from fedloom.report.verdict_tables import verdict_tables

@@ -107,10 +107,11 @@ def own_mean(scores: Json, task: str | None = None) -> float | None:
     """
     if task is not None:
         values = list(own_scores(scores, task).values())
+    elif isinstance(clients := scores.get("clients"), list):
+        values = [value for k in range(len(clients)) if (value := number(clients, k)) is not None]
     else:
-        clients = scores.get("clients")
-        count = len(clients) if isinstance(clients, list) else 0
-        values = [value for k in range(count) if (value := number(clients, k)) is not None]
+        single = (by_task for by_task in client_scores(scores) if len(by_task) == 1)
+        values = [value for by_task in single for value in by_task.values() if value is not None]
     return fmean(values) if values else None
 
 

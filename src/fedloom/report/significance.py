@@ -7,10 +7,12 @@ the pairs of a seed first, so that the interval shows the variation between seed
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
+
+from fedloom.report.confidence_intervals import holm, t_p
 
 T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -84,6 +86,24 @@ class Estimate(NamedTuple):
     def all_equal(self) -> bool:
         """Whether all of several seeds gave the same value, so that the interval has zero width."""
         return self.half is not None and self.half <= ROUNDING
+
+    @property
+    def p(self) -> float | None:
+        """The two-sided p-value of the t-test that the mean is zero; None for one seed."""
+        if self.half is None:
+            return None
+        if self.all_equal:
+            return 1.0 if abs(self.mean) <= ROUNDING else 0.0
+        error = self.half / T_975[min(self.seeds - 1, len(T_975)) - 1]
+        return t_p(self.mean / error, self.seeds - 1)
+
+
+def holm_significant(estimates: Sequence[Estimate | None]) -> list[bool]:
+    """Return which estimates are significant at 5 % after Holm's correction over all of them."""
+    known = [k for k, value in enumerate(estimates) if value is not None and value.p is not None]
+    adjusted = holm([p for k in known if (value := estimates[k]) is not None and (p := value.p) is not None])
+    clear = {k for k, p in zip(known, adjusted, strict=True) if p <= 0.05}
+    return [k in clear for k in range(len(estimates))]
 
 
 class Observation(NamedTuple):

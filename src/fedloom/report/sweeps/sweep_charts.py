@@ -21,6 +21,7 @@ from fedloom.report.svg_elements import (
     text_width,
     ticks,
 )
+from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
@@ -28,7 +29,6 @@ from fedloom.report.sweeps.sweep_results import (
     cells_by_value,
     mean_over_seeds,
 )
-from fedloom.report.sweeps.sweep_tables import estimate_text
 from fedloom.report.tables import base, is_federated, label, percent, title
 
 LANE, GAP = 9.0, 14.0  # pixels for one method, and between two values of the axis

@@ -29,6 +29,13 @@ from fedloom.report.sweeps.sweep_tables import (
     published_table,
     sweep_findings,
 )
+from fedloom.report.sweeps.sweep_verdicts import (
+    own_table,
+    sweep_overview,
+    sweep_work_sentence,
+    verdict_table,
+    work_table,
+)
 from fedloom.report.tables import MISSING, counted, title
 from fedloom.report.templates import Figure, figure, load_template
 from fedloom.system.file_hashes import file_digest
@@ -77,9 +84,13 @@ def render_sweep(full_sweep: SweepRun) -> str:
         purpose=definition(sweep.text_only),
         facts=_facts(full_sweep, len(done)),
         choices=choice_table(full_sweep, picked),
-        findings=sweep_findings(sweep),
+        found=_found(sweep),
+        limits=_limits(full_sweep, sweep, groups),
+        overview=figure(lambda width: sweep_overview(sweep, width), 600),
         scores=mean_table(sweep),
-        latex=mean_table(sweep).latex(),
+        own=own_table(sweep),
+        verdicts=verdict_table(sweep),
+        work=work_table(full_sweep),
         metric="Score" if sweep.mixed_tasks else title(sweep.metric),
         metrics=[
             (title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed_tasks else 1 :]
@@ -90,7 +101,7 @@ def render_sweep(full_sweep: SweepRun) -> str:
         explanation=explanation(groups),
         unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
-        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
+        charts=[(axis, drawn) for axis in _charted(sweep) if (drawn := _chart(sweep, axis))],
         glossary_entries=_glossary(sweep),
         cells=[
             (
@@ -113,6 +124,30 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
         for entry in glossary([method], sweep.parts, sweep.text_only, texts)
     )
     return list(dict.fromkeys(entries))
+
+
+def _found(sweep: SweepRun) -> list[str]:
+    """Return the findings, the most important first."""
+    return sweep_findings(sweep) or ["No federated method was compared with training alone."]
+
+
+def _limits(full_sweep: SweepRun, sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
+    """Return what limits the conclusions of a sweep."""
+    missing = [cell for cell in full_sweep.cells if cell.state != "done"]
+    sentences = [
+        f"{counted(len(missing), 'cell')} of {len(full_sweep.cells)} {'is' if len(missing) == 1 else 'are'} not done."
+        if missing
+        else "",
+        explanation(groups) if groups else "",
+        sweep_work_sentence(sweep),
+        "Intervals over seeds do not show how scores vary with other test questions."
+        if SEED in sweep.axes
+        else "",
+        "This is the quick form of the recipe, with fewer cells, less data or fewer rounds."
+        if sweep.quick
+        else "",
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _paired(compared: Compared) -> dict[str, Any]:
