@@ -141,7 +141,10 @@ def test_gains_of_methods_and_parts_are_differences_of_the_means(tmp_path: Path)
     sweep = read_sweep(make_sweep(tmp_path, AXES, list(LEVELS), level))
     gains, added = gain_table(sweep), part_table(sweep)
     assert gains is not None and added is not None
-    assert gains.columns[1:4] == ("FedAvg", "own", "clients") and gains.columns[4::3] == ("FedAvg + prompt", "FedAdam")
+    assert gains.columns[1:4] == ("FedAvg", "own", "clients") and gains.columns[4::3] == (
+        "FedAvg + prompt",
+        "FedAdam",
+    )
     assert {row[1::3] for row in gains.rows} == {("+20.0†*", "+25.0†*", "+10.0†*")}
     assert {row[1:] for row in added.rows} == {("+5.0†*", MISSING, MISSING)}
     without = read_sweep(make_sweep(tmp_path / "b", {"seed": [0]}, ["fedavg", "fedadam"], lambda v, m: 0.5))

@@ -140,14 +140,17 @@ def verdict_on(result: Json, method: str) -> Verdict | None:
 
 def _verdict(result: Json, method: str, alone: str, task: str) -> Verdict | None:
     ours, theirs = (own_scores(result["scores"][name], task) for name in (method, alone))
-    gains = tuple(_gain(result, task, k, ours[k], theirs[k]) for k in ours if k in theirs)
+    gains = tuple(_gain(result, method, task, k, ours[k], theirs[k]) for k in ours if k in theirs)
     if not gains:
         return None
     unknown = len({*ours, *theirs}) - len(gains)
     counts = count_by_sign([*(gain.points for gain in gains), *[None] * unknown], SAME)
     questions = number(result, "independent_questions", "own", task)
     shares = fmean(gain.score for gain in gains), fmean(gain.alone for gain in gains)
-    interval = difference_interval(*shares, questions) if questions and _are_shares(task, *shares) else None
+    interval = None
+    if questions and _are_shares(task, *shares):
+        correlation = number(result, "agreement", method, "own", task) or 0.0
+        interval = difference_interval(*shares, questions, correlation=correlation)
     known = [(gain, gain.p) for gain in gains if gain.p is not None]
     if not known:
         return Verdict(method, task, gains, counts, interval, None, None)
@@ -159,12 +162,14 @@ def _verdict(result: Json, method: str, alone: str, task: str) -> Verdict | None
     return Verdict(method, task, gains, counts, interval, gained, lost)
 
 
-def _gain(result: Json, task: str, client: int, score: float, alone: float) -> Gain:
+def _gain(result: Json, method: str, task: str, client: int, score: float, alone: float) -> Gain:
     questions = number(result, "independent_questions", "clients", client, task)
     if not questions or not _are_shares(task, score, alone):
         return Gain(client, score, alone)
-    interval = difference_interval(score, alone, questions)
-    return Gain(client, score, alone, questions, interval, difference_p(score, alone, questions))
+    correlation = number(result, "agreement", method, "clients", client, task) or 0.0
+    interval = difference_interval(score, alone, questions, correlation=correlation)
+    p = difference_p(score, alone, questions, correlation)
+    return Gain(client, score, alone, questions, interval, p)
 
 
 def _are_shares(task: str, *scores: float) -> bool:

@@ -55,27 +55,41 @@ def margin(first: float, second: float, count: float) -> float:
     return hypot(high - interval(high, count)[0], interval(low, count)[1] - low)
 
 
-def difference_interval(first: float, second: float, count: float, z: float = Z) -> tuple[float, float]:
+def difference_interval(
+    first: float, second: float, count: float, z: float = Z, correlation: float = 0.0
+) -> tuple[float, float]:
     """Return Newcombe's confidence interval of the difference `first` − `second` of two shares; by default that of 95 %.
 
-    The shares are taken as independent, each of `count` trials; see `margin`.
+    Args:
+        first: A share, in [0, 1].
+        second: Another share, in [0, 1].
+        count: Number of trials of each share, > 0.
+        z: The point of the standard normal distribution that sets the level of confidence, > 0.
+        correlation: The correlation of the two outcomes of a trial, in [−1, 1]; 0 for independent shares.
+
+    Reference: R. G. Newcombe, "Improved Confidence Intervals for the Difference between Binomial Proportions Based on
+    Paired Data", Statistics in Medicine 17 (1998), method 10 without the continuity correction of the correlation; with a
+    correlation of 0 it is the interval for independent shares of `margin`.
 
     Example:
         >>> [round(end, 3) for end in difference_interval(1.0, 1.0, 16)]
         [-0.194, 0.194]
     """
-    low, high = interval(first, count, z)
-    other_low, other_high = interval(second, count, z)
+    (low, high), (other_low, other_high) = interval(first, count, z), interval(second, count, z)
     difference = first - second
-    return difference - hypot(first - low, other_high - second), difference + hypot(
-        high - first, second - other_low
-    )
+    below = _combined(first - low, other_high - second, correlation)
+    return difference - below, difference + _combined(high - first, second - other_low, correlation)
 
 
-def difference_p(first: float, second: float, count: float) -> float:
+def _combined(one: float, other: float, correlation: float) -> float:
+    return sqrt(max(one * one - 2 * correlation * one * other + other * other, 0.0))
+
+
+def difference_p(first: float, second: float, count: float, correlation: float = 0.0) -> float:
     """Return the two-sided p-value of a difference of two shares.
 
-    It is the smallest level 1 − c such that Newcombe's interval with confidence c excludes zero, found by bisection.
+    It is the smallest level 1 − c such that Newcombe's interval with confidence c excludes zero, found by bisection. The
+    arguments are those of `difference_interval`.
 
     Example:
         >>> difference_p(0.5, 0.5, 100), round(difference_p(0.7, 0.5, 100), 3)
@@ -87,7 +101,7 @@ def difference_p(first: float, second: float, count: float) -> float:
     least, most = 0.0, 40.0
     for _ in range(60):
         middle = (least + most) / 2
-        if difference_interval(high, low, count, middle)[0] > 0:
+        if difference_interval(high, low, count, middle, correlation)[0] > 0:
             least = middle
         else:
             most = middle

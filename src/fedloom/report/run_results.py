@@ -61,6 +61,7 @@ SHAPES: dict[str, Any] = {
             }
         },
         "independent_questions": {"test": FIGURES, "own": FIGURES, "clients": [FIGURES]},
+        "agreement": {"*": {"own": FIGURES, "clients": [FIGURES]}},
         "bytes": {"*": FIGURES},
         "seconds": FIGURES,
     },

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedloom.report.client_verdicts import LEVEL, Verdict, client_tasks, own_mean, own_scores, verdicts
 from fedloom.report.federation_gain import local_method
-from fedloom.report.run_results import Json, number
+from fedloom.report.run_results import Json, at, number
 from fedloom.report.score_tables import headline_title
 from fedloom.report.significance import SAME
 from fedloom.report.tables import MISSING, Table, label, percent, signed
@@ -20,9 +20,10 @@ ABOUT = (
 )
 INTERVALS = (
     "Brackets: 95 % confidence intervals (Newcombe) that account for the questions, not for the seed; questions about the same "
-    "image count as one, and the two models' answers are taken as independent, which makes intervals too wide rather than too "
-    "narrow."
+    "image count as one."
 )
+INDEPENDENT = " The two models' answers are taken as independent, which makes intervals too wide rather than too narrow."
+PAIRED = " They are paired: both models answered the same questions."
 HOLM = f"after Holm's correction over a method's clients, at {100 * LEVEL:g} %"
 
 
@@ -54,6 +55,10 @@ def _title(task: str) -> str:
     return headline_title(task, HEADLINES.get(task, "accuracy"))
 
 
+def _about_intervals(result: Json) -> str:
+    return INTERVALS + (PAIRED if at(result, "agreement") else INDEPENDENT)
+
+
 def name_in(names: Sequence[str], client: int) -> str:
     """Return a client's name, or its number as a name."""
     return names[client] if client < len(names) else f"Client {client}"
@@ -81,7 +86,7 @@ def _verdict_table(result: Json, task: str, names: Sequence[str]) -> Table | Non
     heads = ("Method", "Own data", "Mean gain", "Bottom fifth", "Worst client", "Better", "Same", "Worse")
     note = f"{ABOUT} {RULE}"
     if marked:
-        note += f" {INTERVALS} Significant: clients that gain / lose significantly {HOLM}."
+        note += f" {_about_intervals(result)} Significant: clients that gain / lose significantly {HOLM}."
     return Table((*heads, *(["Significant"] if marked else [])), tuple(rows), note)
 
 
@@ -118,7 +123,7 @@ def _client_table(result: Json, task: str, names: Sequence[str]) -> Table | None
     columns = ("Client", *(["Questions"] if counted else []), "Alone", *map(label, cells))
     note = "Alone: score of the client's own model, in percent. Others: gain over it, in points."
     if counted:
-        note += f" {INTERVALS} {SIGNIFICANT} significant {HOLM}. Questions: independent test questions behind the client's scores."
+        note += f" {_about_intervals(result)} {SIGNIFICANT} significant {HOLM}. Questions: independent test questions behind the client's scores."
     return Table(columns, rows, note) if rows else None
 
 

@@ -186,23 +186,27 @@ def independent_questions(train: Sequence[Example], test: Sequence[Example], pla
 
     Reference: L. Kish, "Survey Sampling" (1965), sections 8.2 and 11.7.
     """
-    numbers: dict[str, int] = {}
-    group_of = np.array([numbers.setdefault(_dependent(example), len(numbers)) for example in test], int)
-    slices, counts = slices_of(test), len(plan.clients)
-    value: dict[str, Any] = {"test": {}, "own": {}, "clients": [{} for _ in range(counts)]}
+    group_of, slices = dependent_groups(test), slices_of(test)
+    value: dict[str, Any] = {"test": {}, "own": {}, "clients": [{} for _ in plan.clients]}
     for task in tasks_of(test):
         ones = np.array([example.task == task for example in test], float)
         value["test"][task] = _effective(np.bincount(group_of, ones))
-        total = np.zeros(len(numbers))
+        total = np.zeros(group_of.max() + 1)
         for share, own in zip(plan.clients, value["clients"], strict=True):
-            weights = _own_weights(share, train, test, slices, task)
+            weights = own_weights(share, train, test, slices, task)
             if weights is not None:
-                by_group = np.bincount(group_of, weights)
+                by_group = np.bincount(group_of, weights.sum(0), minlength=len(total))
                 own[task] = _effective(by_group)
                 total += by_group
         if total.any():
             value["own"][task] = _effective(total)
     return value
+
+
+def dependent_groups(test: Sequence[Example]) -> NDArray[np.int64]:
+    """Number the groups of test examples whose answers depend on each other; shape [test examples]."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(_dependent(example), len(numbers)) for example in test], np.int64)
 
 
 def _dependent(example: Example) -> str:
@@ -215,15 +219,16 @@ def _effective(weights: NDArray[np.float64]) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def _own_weights(
+def own_weights(
     share: Share, train: Sequence[Example], test: Sequence[Example], slices: Sequence[str], task: str
 ) -> NDArray[np.float64] | None:
-    """Return the weight of every test example in a client's own score of a task; None if it has no such score."""
+    """Return the weights in a client's own score of a task, shape [slices, test examples]; None if it has no such score."""
     counts, indices = _held_and_tested(share, train, test, slices, task)
-    weights, total = np.zeros(len(test)), sum(n for (kind, _), n in counts.items() if kind in indices)
-    for (kind, _), count in sorted(counts.items()):
+    total = sum(count for (kind, _), count in counts.items() if kind in indices)
+    weights = np.zeros((len(slices), len(test)))
+    for (kind, name), count in sorted(counts.items()):
         if kind in indices:
-            weights[indices[kind]] += count / total / len(indices[kind])
+            weights[slices.index(name), indices[kind]] += count / total / len(indices[kind])
     return weights if total else None
 
 

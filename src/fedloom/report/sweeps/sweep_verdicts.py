@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import hypot
 from statistics import fmean
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from fedloom.report.sweeps.sweep_results import (
     local_of,
     mean_over_seeds,
 )
-from fedloom.report.tables import MISSING, Table, is_federated, signed
+from fedloom.report.tables import MISSING, Table, is_federated, percent, signed
 from fedloom.report.training_work import Work, work_cells, work_sentence
 
 
@@ -32,12 +33,15 @@ class SweepVerdict(NamedTuple):
     Attributes:
         own: Mean score on clients' own data, over the cells of a seed and then over seeds.
         gain: Mean gain in the same way.
+        questions: Half of the 95 % interval of a cell's mean gain that accounts for the questions, averaged over cells; None
+            if it is unknown.
         gains: The gain of every client of every cell, with the name of the cell.
         counts: Clients that are better off, the same and worse off.
     """
 
     own: Estimate | None
     gain: Estimate | None
+    questions: float | None
     gains: tuple[tuple[Gain, str], ...]
     counts: ClientCounts
 
@@ -45,6 +49,17 @@ class SweepVerdict(NamedTuple):
     def bottom_fifth(self) -> float | None:
         """The mean gain of the fifth of all clients that gain least."""
         return bottom_fifth([gain.points for gain, _ in self.gains]) if self.gains else None
+
+    @property
+    def both_levels(self) -> float | None:
+        """Half of the 95 % interval of the mean gain that accounts for seeds and questions; None if either is unknown.
+
+        All seeds and cells are taken to have the same questions, so that the part of the questions does not shrink with the
+        number of seeds.
+        """
+        if self.gain is None or self.gain.half is None or self.questions is None:
+            return None
+        return hypot(self.gain.half, self.questions)
 
     @property
     def worst(self) -> tuple[Gain, str] | None:
@@ -72,7 +87,9 @@ def sweep_verdict(cells: Sequence[CellRun], method: str, alone: str | None) -> S
     counts = count_clients_in_cells(cells, method, alone) if alone not in (None, method) else ClientCounts()
     gains = tuple((gain, cell.name) for cell, verdict in found for gain in verdict.gains)
     means = [(cell, verdict.mean) for cell, verdict in found]
-    return SweepVerdict(_over_seeds(own), _over_seeds(means), gains, counts)
+    ends = [verdict.interval for _, verdict in found if verdict.interval is not None]
+    questions = fmean((high - low) / 2 for low, high in ends) if ends else None
+    return SweepVerdict(_over_seeds(own), _over_seeds(means), questions, gains, counts)
 
 
 def _over_seeds(values: Iterable[tuple[CellRun, float | None]]) -> Estimate | None:
@@ -108,18 +125,25 @@ def verdict_table(sweep: SweepRun) -> Table | None:
     alone = local_of(sweep)
     if alone is None or not any(count_clients_in_cells(sweep.cells, name, alone) for name in sweep.methods):
         return None
-    rows = tuple(_verdict_row(sweep, method, alone) for method in sweep.methods)
+    found = {method: sweep_verdict(sweep.cells, method, alone) for method in sweep.methods}
+    levels = not sweep.mixed_tasks and any(verdict.both_levels is not None for verdict in found.values())
+    rows = tuple(_verdict_row(sweep, method, verdict, levels) for method, verdict in found.items())
     note = (
         "Over all cells and seeds, in percent; gains in points over the model that each client trained alone, on data like its own. "
         "Bottom fifth: mean gain of the fifth of clients that gain least. Clients: how many are better off / equally well "
         f"off / worse off; equally means that scores differ by less than {100 * SAME:g} points."
     )
-    heads = ("Method", "Global test", "Own data", "Mean gain", "Bottom fifth", "Worst client", "Clients")
+    if levels:
+        note += (
+            " Both levels: half of the 95 % confidence interval of the mean gain that accounts for seeds and questions, as if "
+            "all seeds had the same questions; ± accounts for seeds alone."
+        )
+    heads = ("Method", "Global test", "Own data", "Mean gain", *(["Both levels"] if levels else []))
+    heads += ("Bottom fifth", "Worst client", "Clients")
     return Table(heads, rows, add_legend(note, rows))
 
 
-def _verdict_row(sweep: SweepRun, method: str, alone: str) -> tuple[str, ...]:
-    verdict = sweep_verdict(sweep.cells, method, alone)
+def _verdict_row(sweep: SweepRun, method: str, verdict: SweepVerdict, levels: bool) -> tuple[str, ...]:
     shared = None if sweep.mixed_tasks else mean_over_seeds(sweep.cells, method)
     own = None if sweep.mixed_tasks else verdict.own
     gain = None if sweep.mixed_tasks else verdict.gain
@@ -129,9 +153,10 @@ def _verdict_row(sweep: SweepRun, method: str, alone: str) -> tuple[str, ...]:
         estimate_text(shared),
         estimate_text(own),
         estimate_text(gain, "+"),
+        *([MISSING if (half := verdict.both_levels) is None else f"±{percent(half)}"] if levels else []),
         MISSING if verdict.bottom_fifth is None or sweep.mixed_tasks else signed(verdict.bottom_fifth),
         MISSING if worst is None or sweep.mixed_tasks else signed(worst[0].points),
-        counts_text(verdict.counts),
+        counts_text(verdict.counts).replace(" ", ""),
     )
 
 
