@@ -15,7 +15,10 @@ from fedloom.scenarios.plan import build_plan
 from fedloom.types import Example
 
 TEST = [Example(f"e{k}", "?", "ab"[k % 2], None, "t", k % 2, None, ("a", "b")) for k in range(8)]
-TRAIN = [Example("t0", "?", "a", None, "t", 0, None, ("a", "b")), Example("t1", "?", "b", None, "t", 1, None, ("a", "b"))]
+TRAIN = [
+    Example("t0", "?", "a", None, "t", 0, None, ("a", "b")),
+    Example("t1", "?", "b", None, "t", 1, None, ("a", "b")),
+]
 PLAN = build_plan(TRAIN, Scenario(clients=1), 0)
 
 

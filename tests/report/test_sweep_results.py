@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedloom.report.significance import T_975, Estimate, estimate
 from fedloom.report.sweeps.estimate_texts import BEST
 from fedloom.report.sweeps.sweep_charts import axis_chart, shape_of
-from fedloom.report.sweeps.sweep_page import render_sweep, sweep_findings, write_sweep_report
+from fedloom.report.sweeps.sweep_page import render_sweep, write_sweep_report
 from fedloom.report.sweeps.sweep_results import (
     cells_by_setting,
     cells_by_value,
@@ -26,7 +26,13 @@ from fedloom.report.sweeps.sweep_results import (
     paired_difference,
     read_sweep,
 )
-from fedloom.report.sweeps.sweep_tables import gain_table, mean_table, part_table, published_table
+from fedloom.report.sweeps.sweep_tables import (
+    gain_table,
+    mean_table,
+    part_table,
+    published_table,
+    sweep_findings,
+)
 from fedloom.report.sweeps.terminal_tables import split_columns, terminal_tables
 from fedloom.report.tables import MISSING
 from fedloom.system.errors import UserError

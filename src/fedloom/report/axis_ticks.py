@@ -8,6 +8,10 @@ from fedloom.report.svg_elements import ticks
 from fedloom.report.tables import percent, signed
 
 
+NARROWEST = 0.001
+"""The shortest axis of scores, a fraction."""
+
+
 def percent_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
     """Return the ticks of scores between `low` and `high` as (fraction, text in percent).
 
@@ -17,7 +21,8 @@ def percent_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, s
         >>> percent_ticks(0.992, 1.0, 3), [text for _, text in percent_ticks(0.4, 1.2, 3)]
         ([(0.99, '99.0'), (0.995, '99.5'), (1.0, '100.0')], ['0', '50', '100', '150'])
     """
-    marks = [mark for mark in ticks(low, high, most) if mark >= 0 and (mark <= 1 or high > 1)]
+    low = max(min(low, high - NARROWEST), 0.0)
+    marks = [mark for mark in ticks(low, max(high, low + NARROWEST), most) if mark >= 0 and (mark <= 1 or high > 1)]
     return list(zip(marks, _distinct(marks, signs=False), strict=True))
 
 

@@ -10,7 +10,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedloom.report import charts, client_charts, findings, introduction, overview_charts, time_chart
+from fedloom.report import (
+    charts,
+    client_charts,
+    findings,
+    introduction,
+    overview_charts,
+    pareto_chart,
+    time_chart,
+)
 from fedloom.report.adapter_loading_code import adapter_loading
 from fedloom.report.client_verdicts import verdict_on
 from fedloom.report.compare_page import render_comparison
@@ -41,6 +49,7 @@ CHARTS: dict[str, Callable[[Run, float], Markup]] = {
     "losses": partial(client_charts.training_panels, "loss"),
     "norms": partial(client_charts.training_panels, "norm"),
     "times": time_chart.time_bars,
+    "pareto": pareto_chart.run_pareto,
 }
 
 

@@ -23,15 +23,16 @@ from fedloom.report.sweeps.sweep_charts import axis_chart
 from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, sweep_summary
 from fedloom.report.sweeps.sweep_tables import (
     choice_table,
+    finding_pairs,
     gain_table,
     mean_table,
     part_table,
     published_table,
-    sweep_findings,
 )
 from fedloom.report.sweeps.sweep_verdicts import (
     own_table,
     sweep_overview,
+    sweep_pareto,
     sweep_work_sentence,
     verdict_table,
     work_table,
@@ -77,20 +78,22 @@ def render_sweep(full_sweep: SweepRun) -> str:
     picked = choices(full_sweep)
     sweep = with_chosen_values(full_sweep, picked)
     done = [cell for cell in full_sweep.cells if cell.state == "done"]
-    groups = group_by_factor(sweep)
+    groups, found = group_by_factor(sweep), finding_pairs(sweep)
     return load_template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
         purpose=definition(sweep.text_only),
         facts=_facts(full_sweep, len(done)),
         choices=choice_table(full_sweep, picked),
-        found=_found(sweep),
+        found=found[0] if found else ["No federated method was compared with training alone."],
+        findings=[f"{shared} {own}" for shared, own in found[1:]],
         limits=_limits(full_sweep, sweep, groups),
         overview=figure(lambda width: sweep_overview(sweep, width), 600),
         scores=mean_table(sweep),
         own=own_table(sweep),
         verdicts=verdict_table(sweep),
         work=work_table(full_sweep),
+        pareto=figure(lambda width: sweep_pareto(sweep, width)),
         metric="Score" if sweep.mixed_tasks else title(sweep.metric),
         metrics=[
             (title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed_tasks else 1 :]
@@ -124,11 +127,6 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
         for entry in glossary([method], sweep.parts, sweep.text_only, texts)
     )
     return list(dict.fromkeys(entries))
-
-
-def _found(sweep: SweepRun) -> list[str]:
-    """Return the findings, the most important first."""
-    return sweep_findings(sweep) or ["No federated method was compared with training alone."]
 
 
 def _limits(full_sweep: SweepRun, sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:

@@ -156,6 +156,11 @@ def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -
 
 def sweep_findings(sweep: SweepRun) -> list[str]:
     """Summarize the gains of federation over local training, and of parts over the methods without them."""
+    return [f"{shared} {own}" for shared, own in finding_pairs(sweep)]
+
+
+def finding_pairs(sweep: SweepRun) -> list[tuple[str, str]]:
+    """Return the findings as a sentence about the global test set and one about the clients, for each comparison."""
     local = local_of(sweep)
     plain = next((method for method in sweep.methods if is_federated(method)), None)
     pairs = [(plain, local)] if plain and local else []
@@ -164,7 +169,7 @@ def sweep_findings(sweep: SweepRun) -> list[str]:
         for method in sweep.methods
         if method != base(method) and base(method) in sweep.methods
     ]
-    return [f"{_test_sentence(sweep, *pair)} {_client_sentence(sweep, *pair)}" for pair in pairs]
+    return [(_test_sentence(sweep, *pair), _client_sentence(sweep, *pair)) for pair in pairs]
 
 
 def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from fedloom.report.charts import short_label
 from fedloom.report.client_verdicts import Gain, bottom_fifth, own_mean, verdict_on
 from fedloom.report.overview_charts import Mark, Row, overview
+from fedloom.report.pareto_chart import pareto_chart
 from fedloom.report.significance import SAME, ClientCounts, Estimate, estimate
 from fedloom.report.sweeps.estimate_texts import add_legend, corner, counts_text, estimate_text
 from fedloom.report.sweeps.sweep_results import (
@@ -23,7 +24,7 @@ from fedloom.report.sweeps.sweep_results import (
     local_of,
     mean_over_seeds,
 )
-from fedloom.report.tables import MISSING, Table, is_federated, percent, signed
+from fedloom.report.tables import MISSING, Table, bytes_sent, is_federated, percent, signed, title
 from fedloom.report.training_work import Work, work_cells, work_sentence
 
 
@@ -180,6 +181,25 @@ def _mark(value: Estimate | None) -> Mark | None:
         return Mark(value.mean)
     most = 1.0 if value.mean <= 1 else float("inf")  # CIDEr may exceed 1
     return Mark(value.mean, max(value.mean - value.half, 0.0), min(value.mean + value.half, most))
+
+
+def sweep_pareto(sweep: SweepRun, width: float) -> Markup:
+    """Draw the methods' mean scores against the bytes that they sent in a cell on average; nothing if tasks differ."""
+    if sweep.mixed_tasks:
+        return Markup()
+    points, levels = dict[str, tuple[float, float]](), dict[str, float]()
+    for method in sweep.methods:
+        value = mean_over_seeds(sweep.cells, method)
+        counts = [
+            bytes_sent(cell.result, method) for cell in sweep.cells if cell.result and method in cell.scores
+        ]
+        if value is None or not counts or any(count is None for count in counts):
+            continue
+        if sent := fmean(count for count in counts if count is not None):
+            points[method] = (sent, value.mean)
+        else:
+            levels[method] = value.mean
+    return pareto_chart(points, levels, sweep.methods, width, f"{title(sweep.metric)}, %")
 
 
 def work_of_sweep(sweep: SweepRun) -> dict[str, Work]:
