@@ -132,7 +132,7 @@ MODULES = {
     "report.paired_tables": "report.sweeps.comparison_tables",
     "report.prose": "report.findings",
     "report.records": "report.run_results",
-    "report.scores": "report.score_tables",
+    "report.scores": "report.score_tables report.terminal_summary",
     "report.split": "report.split_table",
     "report.svg": "report.svg_elements",
     "report.sweep_figures": "report.sweeps.sweep_charts",

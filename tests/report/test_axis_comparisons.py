@@ -205,7 +205,7 @@ def test_the_json_of_a_comparison_has_everything_that_tables_show() -> None:
     assert rows[0] | {"mean": round(rows[0]["mean"], 9), "half": round(rows[0]["half"], 9)} == {
         "factor": "strategy.name", "value": "lora", "reference": "connector", "task": "choice",
         "metric": "accuracy", "by": None, "mean": 0.05, "half": 0.0, "seeds": 3, "better": 3, "same": 0,
-        "worse": 3, "clients": None, "verdict": "better", "missing": [],
+        "worse": 3, "clients": None, "p": 0.0, "verdict": "better", "missing": [],
     }  # fmt: skip
     assert rows[1]["by"] == {"factor": "data.task", "value": "looks"}
 

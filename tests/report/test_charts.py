@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report import charts
+from fedloom.report.axis_ticks import percent_ticks
+from fedloom.report.client_charts import training_panels
 from fedloom.report.confidence_intervals import interval
+from fedloom.report.pareto_chart import pareto_front
 from fedloom.report.run_page import CHARTS
 from fedloom.report.run_results import read_run
 from fedloom.report.svg_elements import clip, legend, scale, spread, tag, text, text_width, thin, ticks
@@ -84,7 +87,52 @@ def test_curves_hold_what_was_recorded(run_folder):
         for entry in run.evaluations
         if entry["method"] == "fedavg" and entry["slice"] == "both"
     ]
-    assert charts.score_curves(run)["fedavg"] == sorted(recorded)
+    assert charts.score_curves(run)["fedavg"][1:] == sorted(recorded)
+
+
+def test_curves_begin_with_the_untrained_model_where_it_was_scored(run_folder):
+    run = read_run(run_folder(methods=("zero-shot", "fedavg")))
+    assert charts.score_curves(run)["fedavg"][0] == (0.0, charts.full_score(run, "zero-shot"))
+    without = read_run(run_folder("without", methods=("fedavg",)))
+    assert charts.score_curves(without)["fedavg"][0][0] == 1
+
+
+def test_training_charts_need_two_rounds(run_folder):
+    one, two = (read_run(run_folder(f"r{rounds}", rounds=rounds)) for rounds in (1, 2))
+    for key in ("loss", "norm"):
+        assert training_panels(key, one, 760) == "" != training_panels(key, two, 760)
+
+
+@LAW
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(3, 8))
+def test_ticks_in_percent_are_distinct_and_at_most_100(one, other, most):
+    marks = percent_ticks(min(one, other), max(one, other), most)
+    texts = [name for _, name in marks]
+    assert len(set(texts)) == len(texts) and all(mark <= 1 for mark, _ in marks)
+    assert all(float(name) == pytest.approx(100 * mark, abs=1e-3) for mark, name in marks)
+
+
+def test_ticks_just_below_100_do_not_repeat():
+    """The axis of a report once read 99, 100, 100, 100, 101."""
+    assert [name for _, name in percent_ticks(0.99, 1.0, 5)] == ["99.0", "99.5", "100.0"]
+
+
+POINTS = st.dictionaries(
+    st.sampled_from("abcdefgh"), st.tuples(st.integers(1, 5).map(float), st.integers(0, 5).map(float))
+)
+
+
+@LAW
+@given(POINTS)
+def test_a_method_is_on_the_front_unless_another_is_at_least_as_good_in_both_and_better_in_one(points):
+    front = pareto_front(points)
+    for name, (sent, score) in points.items():
+        beaten = any(
+            (other[0] <= sent and other[1] > score) or (other[0] < sent and other[1] >= score)
+            for other in points.values()
+        )
+        assert (name in front) != beaten
+    assert [points[name] for name in front] == sorted(points[name] for name in front)
 
 
 def test_learning_curves_need_two_rounds(run_folder):

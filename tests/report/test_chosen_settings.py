@@ -15,7 +15,8 @@ from fedloom.report.sweeps.axis_comparisons import comparisons
 from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
 from fedloom.report.sweeps.sweep_page import render_sweep, write_sweep_report
 from fedloom.report.sweeps.sweep_results import SweepRun, read_sweep
-from fedloom.report.sweeps.sweep_tables import mean_table, terminal_tables
+from fedloom.report.sweeps.sweep_tables import mean_table
+from fedloom.report.sweeps.terminal_tables import terminal_tables
 from fedloom.system.errors import UserError
 
 AXES: dict[str, list[Any]] = {"scenario": ["even", "gaps"], "train.lr": [0.1, 0.2, 0.3], "seed": [0, 1]}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedloom.config.schema import Scenario
 from fedloom.report.run_page import render
 from fedloom.report.run_results import FILES, read_run
-from fedloom.report.score_tables import terminal_table
+from fedloom.report.terminal_summary import terminal_table
 from fedloom.scenarios.heterogeneity_card import card, survey
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError

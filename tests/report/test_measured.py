@@ -18,13 +18,16 @@ from fedloom.report.confidence_intervals import interval, margin
 from fedloom.report.federation_gain import compare_methods, count_clients, worst_client
 from fedloom.report.findings import run_findings, short_summary
 from fedloom.report.introduction import introduction, purpose
-from fedloom.report.run_page import facts, render
+from fedloom.report.run_page import render
 from fedloom.report.run_results import read_run
-from fedloom.report.score_tables import gain_table, score_table, terminal_table
+from fedloom.report.run_settings import facts
+from fedloom.report.score_tables import score_table
 from fedloom.report.significance import ClientCounts, Estimate
+from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_results import headline
-from fedloom.report.sweeps.sweep_tables import estimate_text
 from fedloom.report.tables import percent, signed
+from fedloom.report.terminal_summary import terminal_table
+from fedloom.report.verdict_tables import verdict_tables
 from fedloom.scenarios.plan import build_plan
 from fedloom.scenarios.plan_file import plan_to_json
 from fedloom.types import Example
@@ -271,9 +274,8 @@ def test_rounding_errors_do_not_break_ties():
     local, ours = by_client(0.3, 0.1 + 0.2, 0.3, 0.0), by_client(0.3, 0.3, 0.1 + 0.2, 0.0)
     assert count_clients(ours, local) == ClientCounts(same=3) == count_clients(local, ours)
     result = {"scores": {"local": local, "fedavg": ours}}
-    table = gain_table(result)
-    assert table is not None
-    assert table.rows == (("FedAvg", "0.0", "0.0", "0.0", "0", "3", "0"),)
+    ((_, table),) = verdict_tables(result)
+    assert table.rows[1] == ("FedAvg", "20.0", "0.0", "0.0", "0.0 (Client 0)", "0", "3", "0")
     assert "no client loses" in run_findings(result)[0]
     assert "-0.0" not in json.dumps(compare_methods(result["scores"]))
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.report.compare_runs import experiments_table, group_by_experiment, mean_deviation, seeds_table
 from fedloom.report.run_results import read_run
-from fedloom.report.score_tables import score_table, terminal_table
+from fedloom.report.score_tables import score_table
 from fedloom.report.tables import (
     MISSING,
     Table,
     client_table,
-    cost_table,
     label,
     percent,
     size,
 )
+from fedloom.report.terminal_summary import terminal_table
+from fedloom.report.training_work import cost_table
 
 LAW = settings(max_examples=60, deadline=None)
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30)
@@ -77,6 +82,19 @@ def test_every_method_has_a_row_in_the_order_of_the_result(run_folder):
     result = read_run(run_folder()).result
     for table in (score_table(result), cost_table(result)):
         assert [row[0] for row in table.rows] == [label(method) for method in result["scores"]]
+
+
+@LAW
+@given(tables())
+def test_csv_has_every_cell_and_no_formula(table):
+    rows = list(csv.reader(io.StringIO(table.csv())))
+    assert [len(row) for row in rows] == [len(table.columns)] * (len(table.rows) + 1)
+    assert not any(re.match(r"[=@]|[-+](?!\d)", cell) for row in rows for cell in row)
+
+
+def test_csv_figures_are_numbers():
+    table = Table(("Method", "Gain"), (("FedAvg", "−5.0"), ("local", MISSING), ("=1+1", "+2.5")))
+    assert table.csv() == "Method,Gain\nFedAvg,-5.0\nlocal,\n'=1+1,+2.5\n"
 
 
 def test_missing_figures_stay_missing():

@@ -14,9 +14,10 @@ def show_result(result: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         echo_json(result)
         return
-    from fedloom.report.score_tables import terminal_table
+    from fedloom.report.terminal_summary import terminal_table
+    from fedloom.report.training_work import read_work
 
-    echo(terminal_table(dict(result)))
+    echo(terminal_table(dict(result), read_work(folder)))
     for what in ("report", "adapter"):
         if isinstance(file := result.get(what), str) and (folder / file).exists():
             echo(f"{what.capitalize() + ':':9}{folder / file}")

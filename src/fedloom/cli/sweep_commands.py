@@ -86,7 +86,7 @@ def _show(result: dict[str, Any], folder: Path, as_json: bool) -> None:
         from fedloom.report.sweeps.chosen_settings import choices, with_chosen_values
         from fedloom.report.sweeps.comparison_tables import group_by_factor, terminal_lines
         from fedloom.report.sweeps.sweep_results import read_sweep
-        from fedloom.report.sweeps.sweep_tables import terminal_tables
+        from fedloom.report.sweeps.terminal_tables import terminal_tables
 
         results = read_sweep(folder)
         echo(terminal_tables(results))

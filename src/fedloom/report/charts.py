@@ -11,6 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from fedloom.report.axis_ticks import percent_ticks
 from fedloom.report.confidence_intervals import interval
 from fedloom.report.federation_gain import main_score
 from fedloom.report.findings import is_mean_over_clients, is_share_of_questions
@@ -77,6 +78,7 @@ def full_score(run: Run, method: str) -> float | None:
 def score_curves(run: Run) -> dict[str, Curve]:
     """Return method → (completed rounds, main score with all modalities) for methods that train in rounds.
 
+    A federated method begins with the score of the model that was not trained yet, after 0 rounds, if `zero-shot` was scored.
     The points of `local` are means over its clients. Centralized training and methods that are evaluated only once, such
     as zero-shot, have a level and no curve.
     """
@@ -86,8 +88,10 @@ def score_curves(run: Run) -> dict[str, Curve]:
         value, done = number(entry, "scores", main), number(entry, "round")
         if entry["slice"] == run.fullest_slice and value is not None and done is not None:
             scores.setdefault(entry["method"], {}).setdefault(done, []).append(value)
+    start = full_score(run, "zero-shot") if "zero-shot" in run.scores else None
+    before = {} if start is None else {0.0: [start]}
     return {
-        method: sorted((done, fmean(values)) for done, values in scores[method].items())
+        method: sorted((done, fmean(values)) for done, values in (before | scores[method]).items())
         for method in run.scores
         if method in scores
         and (is_federated(method) or (base(method) == "local" and len(scores[method]) > 1))
@@ -105,7 +109,7 @@ def learning_curves(run: Run, width: float) -> Markup:
     Nothing is drawn if only one round was scored, because the table of final scores shows the same.
     """
     lines = score_curves(run)
-    if len({done for points in lines.values() for done, _ in points}) < 2:
+    if len({done for points in lines.values() for done, _ in points if done}) < 2:
         return Markup()
     finals = {method: full_score(run, method) for method in run.scores if method not in lines}
     levels = {method: value for method, value in finals.items() if value is not None}
@@ -140,13 +144,13 @@ def round_chart(
     head, height = legend(
         [(_legend_key(method, methods), label(method)) for method in methods if method in ends], width, 24
     )
-    left, right = 34.0, width - max(text_width(name, BOLD) for name in names.values()) - 20
+    left, right = 40.0, width - max(text_width(name, BOLD) for name in names.values()) - 20
     top, last = height + 36, max(points[-1][0] for points in lines.values())
     first = min(points[0][0] for points in lines.values())
     bottom = top + (320 if width >= NARROW else 240)
     seen = [value for points in lines.values() for _, value in points] + list(levels.values())
     low, high = _axis_range(seen)
-    marks = [mark for mark in ticks(low, high, 7) if low <= mark <= high]
+    marks = [mark for mark in percent_ticks(low, high) if low <= mark[0] <= high]
     x, y = scale(first if first < last else 0, last, left + 8, right), scale(low, high, bottom, top)
     body = [text(0, top - 14, axis, "muted"), _rows(y, marks, left, right)]
     body.append(_rounds(x, (first, last), (left, right), bottom))
@@ -185,21 +189,30 @@ def _level(method: str, y: float, ends: Point, methods: Sequence[str]) -> Markup
 
 def _curve(method: str, points: Curve, x: Scale, y: Scale, methods: Sequence[str]) -> Markup:
     pixels = [(x(done), y(value)) for done, value in thin(points, 120)]
-    dots = [tag("circle", cx=a, cy=b, r=2.8, class_="dot") for a, b in pixels if len(pixels) <= 20]
+    shown = thin(points, 120)
+    dots = [
+        tag("circle", _tooltip(method, *point), cx=x(point[0]), cy=y(point[1]), r=2.8, class_="dot")
+        for point in (shown if len(shown) <= 20 else thin(points, 20))
+    ]
     drawn = path([pixels], "line", stroke_dasharray=DASHES.get(base(method)))
     return tag("g", drawn, *dots, style=color_style(method, methods))
+
+
+def _tooltip(method: str, done: float, value: float) -> Markup:
+    return tag("title", f"{label(method)}, {done:.0f} rounds: {percent(value)}")
 
 
 def _axis_range(values: Sequence[float]) -> Point:
     """Return the range of an axis for scores, with a margin."""
     more = max(0.06 * (max(values) - min(values)), 0.01)
-    return max(min(values) - more, 0.0), max(values) + more
+    most = 1.0 if max(values) <= 1 else max(values) + more  # CIDEr may exceed 1
+    return max(min(values) - more, 0.0), min(max(values) + more, most)
 
 
-def _rows(y: Scale, marks: Sequence[float], left: float, right: float) -> Markup:
-    lines = [line(left, y(mark), right, y(mark), "grid") for mark in marks]
+def _rows(y: Scale, marks: Sequence[tuple[float, str]], left: float, right: float) -> Markup:
+    lines = [line(left, y(mark), right, y(mark), "grid") for mark, _ in marks]
     return Markup("").join(
-        [*lines, *(text(left - 6, y(mark) + 4, percent(mark, 0), "muted", "end") for mark in marks)]
+        [*lines, *(text(left - 6, y(mark) + 4, name, "muted", "end") for mark, name in marks)]
     )
 
 
@@ -280,7 +293,8 @@ def _panel(
             pieces.append(text(4, top + 15, "—", "muted"))
             continue
         end = x(value)
-        drawn = [rect(0, top + 3, end, row - 9, "bar")]
+        tooltip = tag("title", f"{label(method)}, {SLICES[name].lower()}: {percent(value)}")
+        drawn = [tooltip, rect(0, top + 3, end, row - 9, "bar")]
         count = run.questions(name)
         if (
             count
@@ -289,7 +303,8 @@ def _panel(
             and 0 <= value <= 1
         ):
             low, high = map(x, interval(value, count))
-            drawn.append(line(low, top + row / 2 - 1.5, high, top + row / 2 - 1.5, "whisker"))
+            middle = top + row / 2 - 1.5
+            drawn += [line(low, middle, high, middle, class_) for class_ in ("halo", "whisker")]
             end = high
         pieces += [tag("g", *drawn, style=style), text(end + 6, top + 15, percent(value))]
     return Markup("").join(pieces)
@@ -312,8 +327,8 @@ def client_dots(run: Run, width: float) -> Markup:
     wide = width >= NARROW
     left = min(max(text_width(short_label(method)) for method in rows), 210) + 26 if wide else 14.0
     seen = [value for dots in rows.values() for value, _ in dots]
-    marks = [mark for mark in ticks(min(seen), max(seen)) if mark < max(1.0, *seen) + 0.001]
-    x = scale(marks[0], max(marks[-1], max(seen)), left, width - 16)
+    marks = percent_ticks(min(seen), max(seen), 6)
+    x = scale(marks[0][0], max(marks[-1][0], max(seen)), left, width - 16)
     body, top = [], 8.0
     for method, dots in rows.items():
         name = clip(short_label(method), 210 if wide else width)
@@ -323,10 +338,10 @@ def client_dots(run: Run, width: float) -> Markup:
         row = [line(left, 0, width - 16, 0, "grid"), strip]
         body += [at_side, shift(0, middle, tag("g", *row, style=color_style(method, list(run.scores))))]
         top += height + (0 if wide else 16)
-    axis = [text(x(mark), top + 20, percent(mark, 0), "muted", "middle") for mark in marks]
+    axis = [text(x(mark), top + 20, name, "muted", "middle") for mark, name in marks]
     axis_text = f"{axis_title(run)}; each dot is a client, the bar their mean"
     axis.append(text((left + width - 16) / 2, top + 40, axis_text, "muted", "middle"))
-    grid = [line(x(mark), 4, x(mark), top + 6, "grid") for mark in marks]
+    grid = [line(x(mark), 4, x(mark), top + 6, "grid") for mark, _ in marks]
     description = "; ".join(
         f"{label(method)} {percent(min(dots)[0])} to {percent(max(dots)[0])}" for method, dots in rows.items()
     )

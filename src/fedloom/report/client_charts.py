@@ -72,6 +72,16 @@ def name_of(client: Json) -> str:
     return f"{client['id']} {group}" if isinstance(group, str) and group else f"Client {client['id']}"
 
 
+def client_names(clients: Sequence[Json]) -> list[str]:
+    """Return the clients' names: their groups, such as sites, if each has one of its own, else those of `name_of`."""
+    groups = [at(client, "group") for client in clients]
+    if len(set(map(str, groups))) == len(groups) and all(
+        isinstance(group, str) and group for group in groups
+    ):
+        return [str(group) for group in groups]
+    return [name_of(client) for client in clients]
+
+
 def _size(client: Json) -> float:
     return number(client, "size") or 0.0
 
@@ -220,14 +230,17 @@ def training_panels(key: str, run: Run, width: float) -> Markup:
     panels = training_curves(run, key)
     if not panels:
         return Markup()
-    rows = -(-len(panels) // (3 if width >= NARROW else 2))
-    across = -(-len(panels) // rows)
-    gap, left, tall = 14.0, 34.0, 104.0
-    room = (width - left - gap * (across - 1)) / across
     seen = [value for lines in panels.values() for points in lines.values() for _, value in points]
     last = max(done for lines in panels.values() for points in lines.values() for done, _ in points)
+    if last < 2:  # a point for each client is in record.jsonl, and no curve
+        return Markup()
+    rows = -(-len(panels) // (3 if width >= NARROW else 2))
+    across = -(-len(panels) // rows)
     high = 1.05 * max(seen) or 1.0
     marks = [mark for mark in ticks(0, high, 4) if mark <= high]
+    gap, tall = 14.0, 104.0
+    left = max(text_width(f"{mark:g}") for mark in marks) + 10
+    room = (width - left - gap * (across - 1)) / across
     x, y = scale(1, last, 6, room - 6), scale(0, high, tall, 0)
     body = []
     for index, (method, lines) in enumerate(panels.items()):
@@ -236,11 +249,7 @@ def training_panels(key: str, run: Run, width: float) -> Markup:
         pieces += [line(0, y(mark), room, y(mark), "grid") for mark in marks]
         if column == 0:
             pieces += [text(-6, y(mark) + 4, f"{mark:g}", "muted", "end") for mark in marks]
-        pieces += [
-            text(x(end), tall + 16, f"{end:.0f}", "muted", side)
-            for end, side in ((1, "start"), (last, "end"))
-        ]
-        pieces.append(text(room / 2, tall + 16, "round", "muted", "middle"))
+        pieces.append(_round_axis(last, room, tall))
         pieces.append(_bundle(lines, x, y, color_style(method, list(run.scores))))
         body.append(shift(left + column * (room + gap), 26 + row * (tall + 58), *pieces))
     height = 26 + rows * (tall + 58) - 34
@@ -248,6 +257,14 @@ def training_panels(key: str, run: Run, width: float) -> Markup:
     return drawing(
         f"{what} by round", f"One small chart for each of {len(panels)} methods.", width, height, *body
     )
+
+
+def _round_axis(last: float, room: float, tall: float) -> Markup:
+    """Write the first and the last round at the ends of an axis, and its name where it fits between them."""
+    ends = [text(0, tall + 16, "1", "muted", "start"), text(room, tall + 16, f"{last:.0f}", "muted", "end")]
+    taken = 2 * text_width(f"{last:.0f}") + text_width("round") + 16
+    name = [text(room / 2, tall + 16, "round", "muted", "middle")] if taken <= room else []
+    return Markup("").join([*ends, *name])
 
 
 def _bundle(lines: Mapping[str, Curve], x: Scale, y: Scale, style: str) -> Markup:
@@ -258,6 +275,14 @@ def _bundle(lines: Mapping[str, Curve], x: Scale, y: Scale, style: str) -> Marku
     for points in lines.values():
         for done, value in points:
             together.setdefault(done, []).append(value)
-    mean = [(x(done), y(fmean(values))) for done, values in sorted(together.items())]
     pieces = [path(strands, "strand")] if len(lines) > 1 else []
-    return tag("g", *pieces, path([thin(mean, 60)], "line"), style=style)
+    means = [(done, fmean(values)) for done, values in sorted(together.items())]
+    points = "; ".join(f"{done:.0f}: {value:.3g}" for done, value in thin(means, 12))
+    tooltip = tag("title", f"Mean by round: {points}")
+    return tag(
+        "g",
+        tooltip,
+        *pieces,
+        path([[(x(done), y(value)) for done, value in thin(means, 60)]], "line"),
+        style=style,
+    )

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 
+from fedloom.report.client_verdicts import own_mean, verdict_on
 from fedloom.report.federation_gain import compare_methods, count_clients, local_method, main_score
 from fedloom.report.findings import gap_share
 from fedloom.report.run_results import Json, Run, at, number
-from fedloom.report.score_tables import task_heads
+from fedloom.report.score_tables import OWN, task_heads
 from fedloom.report.significance import ClientCounts
-from fedloom.report.tables import MISSING, Table, is_federated, label, percent, title
+from fedloom.report.tables import MISSING, Table, is_federated, label, percent, signed, title
 
 UNSET = "not set"
 NOT_SETTINGS = ("seed", "name")  # the name is only a label, and scores are averaged over seeds
@@ -49,6 +50,19 @@ def varying_settings(groups: Sequence[Sequence[Run]]) -> list[str]:
     keys = list(dict.fromkeys(key for setting in values for key in setting))
     varying = [key for key in keys if len({setting.get(key, UNSET) for setting in values}) > 1]
     return [", ".join(f"{key} = {setting.get(key, UNSET)}" for key in varying) for setting in values]
+
+
+def varying_table(groups: Sequence[Sequence[Run]]) -> Table | None:
+    """Return the table of the settings in which groups differ, one column for each group; None if there are none."""
+    values = [flat_settings(group[0].experiment) for group in groups]
+    keys = list(dict.fromkeys(key for setting in values for key in setting))
+    rows = tuple(
+        (key, *(setting.get(key, UNSET) for setting in values))
+        for key in keys
+        if len({setting.get(key, UNSET) for setting in values}) > 1
+    )
+    columns = ("Setting", *group_names(groups))
+    return Table(columns, rows, left=len(columns)) if rows else None
 
 
 def mean_deviation(values: Sequence[float | None], write: Callable[[float], str] = percent) -> str:
@@ -107,7 +121,8 @@ def seeds_table(group: Sequence[Run]) -> Table:
         else "Mean rank: over tasks, 1 is best. Gain over local: mean over clients."
     )
     note += (
-        " Clients: how many are better off / equally well off / worse off than alone, each on data like its own, over all "
+        " Own data: mean over clients of the score on data like each client's own; gains over the clients' own models are in points, "
+        "and the bottom fifth is the fifth of clients that gain least. Clients: how many are better off / equally well off / worse off than alone, each on data like its own, over all "
         "runs."
     )
     if len(group) > 1:
@@ -144,13 +159,31 @@ def _of_one_task(group: Sequence[Run]) -> dict[str, Column]:
     def closed(run: Run, method: str) -> float | None:
         return gap_share(run.result, method) if is_federated(method) else None
 
+    def own(run: Run, method: str) -> float | None:
+        return own_mean(run.scores.get(method, {}))
+
+    def gain(run: Run, method: str) -> float | None:
+        verdict = verdict_on(run.result, method)
+        return None if verdict is None else verdict.mean
+
+    def lowest(run: Run, method: str) -> float | None:
+        verdict = verdict_on(run.result, method)
+        return None if verdict is None else verdict.bottom_fifth
+
+    first, *others = paths
     columns = {
-        head: column(*path)
-        for head, path in paths.items()
-        if path == (main,)
-        or any(number(scores, *path) is not None for run in group for scores in run.scores.values())
+        head: column(*paths[head])
+        for head in others
+        if any(number(scores, *paths[head]) is not None for run in group for scores in run.scores.values())
     }
-    return columns | {GAP: (closed, percent)}
+    if any(own(run, method) is not None for run in group for method in run.scores):
+        columns = {
+            OWN: (own, percent),
+            "Mean gain": (gain, signed),
+            "Bottom fifth": (lowest, signed),
+            **columns,
+        }
+    return {first: column(main), **columns, GAP: (closed, percent)}
 
 
 def _by_task(group: Sequence[Run]) -> dict[str, Column]:

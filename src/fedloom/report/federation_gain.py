@@ -123,13 +123,18 @@ def _gain(shared: ByTask, own: ByTask) -> float | None:
 def count_clients(method: Json, other: Json) -> ClientCounts:
     """Count the clients that are better off, equally well off, and worse off with a method than with another one.
 
-    The sign of a client's gain decides. If the other method scores zero in all of the client's tasks, there is no
-    relative gain, and any score above zero is better.
+    The difference of a client's scores decides; if it is below `SAME`, the client is equally well off. A client with
+    several tasks is judged by its mean relative gain; if the other method scores zero in all of them, any score above zero
+    is better.
     """
     return count_by_sign(_difference(ours, theirs) for ours, theirs in _pair_clients(method, other))
 
 
 def _difference(ours: ByTask, theirs: ByTask) -> float | None:
+    if len(theirs) == 1:
+        ((task, alone),) = theirs.items()
+        score = ours.get(task)
+        return None if score is None or alone is None else score - alone
     gain = _gain(ours, theirs)
     if gain is not None:
         return gain

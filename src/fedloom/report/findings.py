@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedloom.algorithms import COMPARED
+from fedloom.report.client_verdicts import Verdict, verdict_on
 from fedloom.report.confidence_intervals import interval, margin
 from fedloom.report.federation_gain import count_clients, local_method, main_score, task_scores, worst_client
 from fedloom.report.run_results import Json, at, number
+from fedloom.report.significance import SAME
 from fedloom.report.tables import base, is_federated, label, percent, signed, title
 
 
@@ -57,7 +61,7 @@ def _tasks(result: Json) -> list[str]:
     return list(next(iter(task_scores(result).values()), {}))
 
 
-def run_findings(result: Json, questions: float | None = None) -> list[str]:
+def run_findings(result: Json, questions: float | None = None, names: Sequence[str] = ()) -> list[str]:
     """Describe what the scores show, and what they cannot show.
 
     The first entry has the shared model's score on the global test set together with the number of clients that are
@@ -67,6 +71,7 @@ def run_findings(result: Json, questions: float | None = None) -> list[str]:
         result: The content of result.json.
         questions: Number of test questions, or None if unknown. If it is known, differences are tested for
             significance.
+        names: The clients' names, for sentences about single clients.
     """
     method = headline_method(result)
     value = number(result["scores"].get(method), main_score(result)) if method else None
@@ -74,28 +79,55 @@ def run_findings(result: Json, questions: float | None = None) -> list[str]:
         return ["No federated method was scored in this run, so there is no gain from federation to report."]
     if not is_share_of_questions(result):
         questions = None
-    sentences = [f"{_gap_sentence(result, method, value, questions)} {client_sentence(result, method)}"]
+    count = independent(result, questions)
+    sentences = [f"{_gap_sentence(result, method, value, count)} {client_sentence(result, method, names)}"]
     sentences += _best_sentence(result, value)
-    sentences += _linear_sentence(result, questions)
-    if questions and not is_mean_over_clients(result["scores"][method]):
-        low, high = interval(value, questions)
-        sentences.append(
-            f"On {questions:,.0f} test question{'' if questions == 1 else 's'} the 95% confidence interval (Wilson) of "
-            f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
-            f"{percent(margin(value, value, questions))} points are not significant. Scores also vary by seed, which one "
-            "run cannot show."
-        )
-    return sentences
+    sentences += _linear_sentence(result, count)
+    return sentences + chance_sentences(result, questions)
 
 
-def short_summary(result: Json) -> str:
-    """Summarize in two sentences the scores of a federated method, on the global test set and for clients; "" without one."""
+def independent(result: Json, questions: float | None) -> float | None:
+    """Return the number of independent test questions, of which there are at most `questions`; None if that is unknown.
+
+    Questions about the same image count as one; results of version 0.1 do not have that number.
+    """
+    tasks = _tasks(result)
+    known = number(result, "independent_questions", "test", tasks[0]) if len(tasks) == 1 else None
+    return questions if known is None or not questions else min(known, questions)
+
+
+def chance_sentences(result: Json, questions: float | None) -> list[str]:
+    """Describe the uncertainty of the headline method's score from the number of questions; empty if it is unknown."""
+    method = headline_method(result)
+    value = number(result["scores"].get(method), main_score(result)) if method else None
+    if method is None or value is None or not questions or not is_share_of_questions(result):
+        return []
+    if is_mean_over_clients(result["scores"][method]):
+        return []
+    count = independent(result, questions) or questions
+    low, high = interval(value, count)
+    fewer = "" if round(count) >= questions else f" (as informative as {count:,.0f} independent ones)"
+    return [
+        f"On {questions:,.0f} test question{'' if questions == 1 else 's'}{fewer} the 95% confidence interval (Wilson) of "
+        f"{label(method)}'s {percent(value)}% is {percent(low)} to {percent(high)}%. Differences below about "
+        f"{percent(margin(value, value, count))} points are not significant. Scores also vary by seed, which one "
+        "run cannot show."
+    ]
+
+
+def short_findings(result: Json, names: Sequence[str] = ()) -> list[str]:
+    """Summarize a federated method in two sentences: on everybody's questions, and for each client; empty without one."""
     method, main = headline_method(result), main_score(result)
     value = number(result["scores"].get(method), main) if method else None
     if method is None or value is None:
-        return ""
+        return []
     sentence = f"On the global test set {label(method)} reaches {_score_name(result)}{_score_text(result, value)}{_local_clause(result)}."
-    return f"{sentence} {client_sentence(result, method)}"
+    return [sentence, client_sentence(result, method, names)]
+
+
+def short_summary(result: Json, names: Sequence[str] = ()) -> str:
+    """Return `short_findings` as one text."""
+    return " ".join(short_findings(result, names))
 
 
 def _local_clause(result: Json) -> str:
@@ -150,8 +182,14 @@ def _share_text(share: float) -> str:
     return "less than 1%" if share < 0.01 else "more than 99%" if share > 0.99 else f"{percent(share, 0)}%"
 
 
-def client_sentence(result: Json, method: str) -> str:
-    """Compare a method with the clients' own models, each client on data like its own."""
+def client_sentence(result: Json, method: str, names: Sequence[str] = ()) -> str:
+    """Compare a method with the clients' own models, each client on data like its own.
+
+    Args:
+        result: The content of result.json.
+        method: The method.
+        names: The clients' names; those that are missing are named by their numbers.
+    """
     scores, name = result["scores"], label(method)
     local = local_method(scores)
     if local is None:
@@ -159,6 +197,7 @@ def client_sentence(result: Json, method: str) -> str:
     counts = count_clients(scores[method], scores[local])
     if not counts:
         return "The scores of single clients, on data like their own, were not recorded."
+    verdict = verdict_on(result, method)
     unknown = f" ({counts.unknown} more cannot be compared)" if counts.unknown else ""
     if counts.known + counts.unknown == 1:
         how = "better" if counts.better else "worse" if counts.worse else "neither better nor worse"
@@ -168,25 +207,49 @@ def client_sentence(result: Json, method: str) -> str:
         sentence = (
             f"On data like their own, {counts.better} of {counts.known} clients{unknown} {verb} better off with {name} than with the "
             f"model that each trained alone, {counts.same} equally well off and {counts.worse} worse off"
+            f"{_gain_clause(verdict)}"
         )
-    return f"{sentence}{_worst_clause(result, worst_client(scores[method], scores[local]), counts.known)}."
+    if verdict is not None:
+        clause = _verdict_clause(result, verdict, counts.known, names)
+    else:
+        clause = _worst_clause(worst_client(scores[method], scores[local]), counts.known)
+    return f"{sentence}{clause}."
 
 
-def _worst_clause(result: Json, worst: Json | None, clients: int) -> str:
-    if worst is None:
+def _gain_clause(verdict: Verdict | None) -> str:
+    """Describe the mean gain in points, with its interval, and that of the bottom fifth of several clients."""
+    if verdict is None or len(verdict.gains) < 2:
         return ""
-    gain, score, alone = worst["gain"], worst["score"], worst["alone"]
-    figures = (
-        f"a mean gain over its tasks of {signed(gain)}%"
-        if score is None or alone is None
-        else f"{_score_text(result, score)} instead of {_score_text(result, alone)}"
+    low, high = verdict.interval or (None, None)
+    bounds = "" if low is None else f" (95% confidence interval {signed(low)} to {signed(high)})"
+    return (
+        f"; the mean gain is {signed(verdict.mean)} points{bounds}, that of the bottom fifth "
+        f"{signed(verdict.bottom_fifth)}"
     )
+
+
+def _verdict_clause(result: Json, verdict: Verdict, clients: int, names: Sequence[str]) -> str:
+    worst = verdict.worst
+    figures = f"{_score_text(result, worst.score)} instead of {_score_text(result, worst.alone)}"
     if clients == 1:
         return f": {figures}"
-    if gain == 0:
+    if not verdict.counts.worse and worst.points < SAME:
         return "; no client loses"
-    what = "loses most" if gain < 0 else "gains least"
-    return f"; client {worst['client']} {what}: {figures}"
+    what = "loses most" if worst.points < 0 else "gains least"
+    who = names[worst.client] if worst.client < len(names) else f"client {worst.client}"
+    return f"; {who.replace('Client', 'client', 1)} {what}: {figures}"
+
+
+def _worst_clause(worst: Json | None, clients: int) -> str:
+    """Describe the worst client of a run of several tasks."""
+    if worst is None:
+        return ""
+    figures = f"a mean gain over its tasks of {signed(worst['gain'])}% of its own score"
+    if clients == 1:
+        return f": {figures}"
+    if worst["gain"] == 0:
+        return "; no client loses"
+    return f"; client {worst['client']} {'loses most' if worst['gain'] < 0 else 'gains least'}: {figures}"
 
 
 def _best_sentence(result: Json, value: float) -> list[str]:

@@ -60,6 +60,8 @@ SHAPES: dict[str, Any] = {
                 "tasks": {"*": FIGURES},
             }
         },
+        "independent_questions": {"test": FIGURES, "own": FIGURES, "clients": [FIGURES]},
+        "agreement": {"*": {"own": FIGURES, "clients": [FIGURES]}},
         "bytes": {"*": FIGURES},
         "seconds": FIGURES,
     },

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from statistics import fmean
 
+from fedloom.report.client_verdicts import own_mean
 from fedloom.report.federation_gain import compare_methods, main_score, tasks_in
-from fedloom.report.findings import short_summary
 from fedloom.report.run_results import Json, at, number
 from fedloom.report.tables import (
     MISSING,
@@ -15,9 +13,7 @@ from fedloom.report.tables import (
     bytes_sent,
     label,
     percent,
-    printable,
     seconds,
-    signed,
     size,
     title,
 )
@@ -113,6 +109,7 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
     if task != "choice":
         paths = {head: path for head, path in paths.items() if _has_score(result, *path)}
     paths |= {_title(task, name): (name,) for name in result.get("metrics", ())}
+    owned = {method: own_mean(entry) for method, entry in scores.items()}
     paths |= {SLICES[name]: ("slices", name, main) for name in _withheld_slices(result)}
     cells = {
         method: tuple(percent(number(entry, *path)) for path in paths.values())
@@ -123,7 +120,10 @@ def _of_one_task(result: Json, compared: Json) -> tuple[tuple[str, ...], Cells]:
         if best is not None and worst is not None and cells[method]:
             first, *others = cells[method]
             cells[method] = (f"{first} ({percent(best)}–{percent(worst)})", *others)
-    return tuple(paths), cells
+    if all(value is None for value in owned.values()):
+        return tuple(paths), cells
+    beside = {method: (row[0], percent(owned[method]), *row[1:]) for method, row in cells.items() if row}
+    return (next(iter(paths)), OWN, *list(paths)[1:]), beside
 
 
 def _task_name(task: str) -> str:
@@ -134,6 +134,9 @@ def _title(task: str, name: str) -> str:
     """Return the display name of a score; the accuracy of boxes is named by its threshold."""
     return title(f"{name}@0.5" if (task, name) == ("grounding", "accuracy") else name)
 
+
+OWN = "Own data"
+"""The column of scores on data like each client's own, which stands beside that of the global test set."""
 
 SLICES = {"image": "Image only", "text": "Text only"}
 
@@ -178,11 +181,16 @@ def _note(result: Json, several: bool) -> str:
     elif withheld := _withheld_slices(result):
         names = " and ".join(SLICES[name] for name in withheld).capitalize()
         sentences.append(f"{names}: {_in_text(main)} if only that modality is shown.")
+    if not several and any(own_mean(entry) is not None for entry in scores.values()):
+        sentences.append(
+            f"{OWN}: the mean over clients of {_in_text(main)} on data like each client's own; all other scores are on the global "
+            "test set."
+        )
     own = [label(method) for method, entry in scores.items() if number(entry, "best") is not None]
     if own:
         brackets = "" if several else ", the best and the worst of them in brackets"
         sentences.append(
-            f"Scores are on the global test set; for {', '.join(own)} they are means over clients' own models{brackets}."
+            f"For {', '.join(own)}, scores on the global test set are means over clients' own models{brackets}."
         )
     sentences += _scoring_sentence(result)
     unread = {method: number(entry, "unparsed") for method, entry in scores.items()}
@@ -238,54 +246,3 @@ def _task_table(result: Json, task: str, names: Sequence[str], note: str) -> Tab
         for method, entry in result["scores"].items()
     )
     return Table(("Method", *(_title(task, name) for name in names)), rows, note)
-
-
-def gain_table(result: Json, clients: Sequence[str] = ()) -> Table | None:
-    """Return the table of each client's gain over local training; None for a run without local training.
-
-    Args:
-        result: The content of result.json.
-        clients: Column headings, one for each client; empty for the summary alone.
-    """
-    compared = compare_methods(result["scores"])
-    gains = compared["gain"]
-    rows = [
-        (
-            label(method),
-            *_summary(client_gains, compared["clients"][method]),
-            *(signed(number(client_gains, index)) for index in range(len(clients))),
-        )
-        for method, client_gains in gains.items()
-        if number(compared, "clients", method, "unknown") != len(client_gains)
-    ]
-    if not rows:
-        return None
-    heads = (
-        "Mean gain",
-        "Best",
-        "Worst",
-        "Helped",
-        "Same",
-        "Hurt",
-        *clients,
-    )
-    note = (
-        "Relative gain over local training, in percent, of each client on data like its own. Helped, same, hurt: number of "
-        "clients that are better off, equally well off, and worse off than with their own models."
-    )
-    return Table(("Method", *heads), tuple(rows), note)
-
-
-def _summary(gains: Sequence[float | None], clients: Json) -> tuple[str, ...]:
-    known = [gain for gain in gains if gain is not None]
-    ends = (fmean(known), max(known), min(known)) if known else (None, None, None)
-    return (*map(signed, ends), *(str(clients[name]) for name in ("better", "same", "worse")))
-
-
-def terminal_table(result: Json) -> str:
-    """Write final scores, gains and a summary for a terminal of 80 columns, without color."""
-    tables = [score_table(result), gain_table(result)]
-    pieces = [table.text(80) for table in tables if table]
-    if summary := short_summary(result):
-        pieces.append(f"{textwrap.fill(printable(summary), 80)}\n")
-    return "\n".join(pieces)

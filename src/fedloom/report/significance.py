@@ -7,10 +7,12 @@ the pairs of a seed first, so that the interval shows the variation between seed
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
+
+from fedloom.report.confidence_intervals import holm, t_p
 
 T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -23,12 +25,16 @@ ROUNDING = 1e-9
 """Differences of scores up to this one are rounding errors and count as zero."""
 
 
+SAME = 0.0005
+"""A client whose scores differ by less than this, 0.05 points, is equally well off; tables write it as 0.0."""
+
+
 class ClientCounts(NamedTuple):
     """Numbers of clients that are better off or worse off with one model than with another, each on data like its own.
 
     Attributes:
         better: Clients that are better off.
-        same: Clients that are equally well off, up to rounding.
+        same: Clients that are equally well off: their scores differ by less than `SAME`.
         worse: Clients that are worse off.
         unknown: Clients without a score to compare.
     """
@@ -51,8 +57,8 @@ class ClientCounts(NamedTuple):
         return ClientCounts(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-def count_by_sign(differences: Iterable[float | None]) -> ClientCounts:
-    """Count clients by the sign of their differences.
+def count_by_sign(differences: Iterable[float | None], same: float = SAME) -> ClientCounts:
+    """Count clients by the sign of their differences; a difference below `same` has none.
 
     Example:
         >>> count_by_sign([0.5, -0.25, 1e-12, None])
@@ -60,7 +66,7 @@ def count_by_sign(differences: Iterable[float | None]) -> ClientCounts:
     """
     values = list(differences)
     known = [value for value in values if value is not None]
-    above, below = sum(value > ROUNDING for value in known), sum(value < -ROUNDING for value in known)
+    above, below = sum(value >= same for value in known), sum(value <= -same for value in known)
     return ClientCounts(above, len(known) - above - below, below, len(values) - len(known))
 
 
@@ -80,6 +86,24 @@ class Estimate(NamedTuple):
     def all_equal(self) -> bool:
         """Whether all of several seeds gave the same value, so that the interval has zero width."""
         return self.half is not None and self.half <= ROUNDING
+
+    @property
+    def p(self) -> float | None:
+        """The two-sided p-value of the t-test that the mean is zero; None for one seed."""
+        if self.half is None:
+            return None
+        if self.all_equal:
+            return 1.0 if abs(self.mean) <= ROUNDING else 0.0
+        error = self.half / T_975[min(self.seeds - 1, len(T_975)) - 1]
+        return t_p(self.mean / error, self.seeds - 1)
+
+
+def holm_significant(estimates: Sequence[Estimate | None]) -> list[bool]:
+    """Return which estimates are significant at 5 % after Holm's correction over all of them."""
+    known = [k for k, value in enumerate(estimates) if value is not None and value.p is not None]
+    adjusted = holm([p for k in known if (value := estimates[k]) is not None and (p := value.p) is not None])
+    clear = {k for k, p in zip(known, adjusted, strict=True) if p <= 0.05}
+    return [k in clear for k in range(len(estimates))]
 
 
 class Observation(NamedTuple):

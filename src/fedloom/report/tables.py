@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,6 +200,14 @@ class Table:
             lines += ["", *_wrap(self.note, width)]
         return "\n".join(lines) + "\n"
 
+    def csv(self) -> str:
+        """Write the table as CSV: ASCII minus signs, missing figures empty, and no cell that a spreadsheet takes for a formula."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(
+            [_csv_cell(cell) for cell in row] for row in (self.columns, *self.rows)
+        )
+        return out.getvalue()
+
     def latex(self) -> str:
         """Write the table as a LaTeX tabular with the rules of the booktabs package."""
 
@@ -207,6 +217,13 @@ class Table:
         kinds = "l" * self.left + "r" * (len(self.columns) - self.left)
         top = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(self.columns), r"\midrule"]
         return "\n".join([*top, *map(line, self.rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _csv_cell(cell: str) -> str:
+    plain = "" if cell == MISSING else printable(cell.replace("−", "-").replace("\u00a0", " "))
+    if plain.startswith(("=", "@")) or (plain.startswith(("+", "-")) and not plain[1:2].isdigit()):
+        return f"'{plain}"
+    return plain
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
@@ -243,22 +260,6 @@ def bytes_sent(result: Json, method: str) -> float | None:
     """Return the bytes that a method sent in both directions; None if they were not recorded."""
     up, down = (number(result, "bytes", method, way) for way in ("up", "down"))
     return None if up is None or down is None else up + down
-
-
-def cost_table(result: Json) -> Table:
-    """Return the table of the bytes that each method sent and the time it took."""
-    columns = ("Method", "Clients to server", "Server to clients", "Total", "Seconds")
-    rows = tuple(
-        (
-            label(method),
-            size(number(result, "bytes", method, "up")),
-            size(number(result, "bytes", method, "down")),
-            size(bytes_sent(result, method)),
-            seconds(number(result, "seconds", method)),
-        )
-        for method in result["scores"]
-    )
-    return Table(columns, rows, "1 MB = 1,000,000 bytes. Seconds are wall-clock time.")
 
 
 def client_table(result: Json, clients: Sequence[str]) -> Table | None:

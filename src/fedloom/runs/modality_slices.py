@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,23 +168,95 @@ def expected_score(
         scores: Slice → each test example's score, shape [test examples].
         task: The only task to look at; None for all.
     """
-    held = _groups(train[index] for index in share.indices)
-    tested = _groups(test)
-    indices: dict[tuple[str, str], list[int]] = {}
-    for k, example in enumerate(test):
-        own = held.get(example.task, set())
-        if len(own) != 1 or not own & tested[example.task] or example.group in own:
-            indices.setdefault(_class(example), []).append(k)
-    counts: Counter[tuple[tuple[str, str], str]] = Counter()
-    for index, image, text in zip(share.indices, share.image, share.text, strict=True):
-        if task in (None, train[index].task):
-            counts[_class(train[index]), _slice(bool(image), bool(text), scores)] += 1
+    counts, indices = _held_and_tested(share, train, test, list(scores), task)
     total, gained = 0, 0.0
     for (kind, name), count in sorted(counts.items()):
         if kind in indices:
             total += count
             gained += count * float(scores[name][indices[kind]].mean())
     return gained / total if total else None
+
+
+Kind = tuple[str, str]
+"""A task and a class within it."""
+
+
+def _held_and_tested(
+    share: Share, train: Sequence[Example], test: Sequence[Example], slices: Sequence[str], task: str | None
+) -> tuple[Counter[tuple[Kind, str]], dict[Kind, list[int]]]:
+    """Count a client's examples by class and slice, and list for each class the test examples that stand for them."""
+    held = _groups(train[index] for index in share.indices)
+    tested = _groups(test)
+    indices: dict[Kind, list[int]] = {}
+    for k, example in enumerate(test):
+        own = held.get(example.task, set())
+        if len(own) != 1 or not own & tested[example.task] or example.group in own:
+            indices.setdefault(_class(example), []).append(k)
+    counts: Counter[tuple[Kind, str]] = Counter()
+    for index, image, text in zip(share.indices, share.image, share.text, strict=True):
+        if task in (None, train[index].task):
+            counts[_class(train[index]), _slice(bool(image), bool(text), slices)] += 1
+    return counts, indices
+
+
+def independent_questions(train: Sequence[Example], test: Sequence[Example], plan: Plan) -> dict[str, Any]:
+    """Count how many independent questions each score is based on, for confidence intervals.
+
+    Questions about the same image, or about variants of the same thing, are not independent, and in a client's own score
+    questions have different weights. A score Σ w_i x_i is as certain as the mean of n = (Σ w)² / Σ_g (Σ_{i in g} w_i)²
+    equally weighted independent questions, where g are the groups of dependent ones, whose answers are taken to agree
+    (Kish's effective sample size).
+
+    Returns:
+        Task → n under "test" (the whole test set) and under "own" (the mean over clients of their own scores); under "clients"
+        the same for each client's own score, as estimated by `expected_score`.
+
+    Reference: L. Kish, "Survey Sampling" (1965), sections 8.2 and 11.7.
+    """
+    group_of, slices = dependent_groups(test), slices_of(test)
+    value: dict[str, Any] = {"test": {}, "own": {}, "clients": [{} for _ in plan.clients]}
+    for task in tasks_of(test):
+        ones = np.array([example.task == task for example in test], float)
+        value["test"][task] = _effective(np.bincount(group_of, ones))
+        total = np.zeros(group_of.max() + 1)
+        for share, own in zip(plan.clients, value["clients"], strict=True):
+            weights = own_weights(share, train, test, slices, task)
+            if weights is not None:
+                by_group = np.bincount(group_of, weights.sum(0), minlength=len(total))
+                own[task] = _effective(by_group)
+                total += by_group
+        if total.any():
+            value["own"][task] = _effective(total)
+    return value
+
+
+def dependent_groups(test: Sequence[Example]) -> NDArray[np.int64]:
+    """Number the groups of test examples whose answers depend on each other; shape [test examples]."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(_dependent(example), len(numbers)) for example in test], np.int64)
+
+
+def _dependent(example: Example) -> str:
+    """Return a name that is equal for examples whose answers depend on each other."""
+    images = example.pictures
+    return f"base {example.base}" if example.base else f"image {images[0].key}" if images else example.id
+
+
+def _effective(weights: NDArray[np.float64]) -> float:
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def own_weights(
+    share: Share, train: Sequence[Example], test: Sequence[Example], slices: Sequence[str], task: str
+) -> NDArray[np.float64] | None:
+    """Return the weights in a client's own score of a task, shape [slices, test examples]; None if it has no such score."""
+    counts, indices = _held_and_tested(share, train, test, slices, task)
+    total = sum(count for (kind, _), count in counts.items() if kind in indices)
+    weights = np.zeros((len(slices), len(test)))
+    for (kind, name), count in sorted(counts.items()):
+        if kind in indices:
+            weights[slices.index(name), indices[kind]] += count / total / len(indices[kind])
+    return weights if total else None
 
 
 def _groups(examples: Iterable[Example]) -> dict[str, set[str | None]]:
@@ -200,11 +272,11 @@ def _class(example: Example) -> tuple[str, str]:
     return example.task, example.answer if example.options else example.group or ""
 
 
-def modality_of(example: Example, slices: Mapping[str, Any]) -> str:
+def modality_of(example: Example, slices: Collection[str]) -> str:
     """Return the slice, one of `slices`, that shows the modalities of an example."""
     return _slice(example.image is not None, example.text is not None, slices)
 
 
-def _slice(image: bool, text: bool, slices: Mapping[str, Any]) -> str:
+def _slice(image: bool, text: bool, slices: Collection[str]) -> str:
     name = "both" if image and text else "image" if image else "text"
     return name if name in slices else next(iter(slices))

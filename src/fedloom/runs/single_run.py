@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from fedloom.report.run_page import write_report
 from fedloom.run_log import RunLog
 from fedloom.runs.method_predictions import join_parts, remove_parts
 from fedloom.runs.method_results import export, run_method, validation_of
+from fedloom.runs.modality_slices import independent_questions
+from fedloom.runs.paired_answers import agreement, read_example_scores
 from fedloom.runs.record_prediction import record_prediction
-from fedloom.runs.run_context import RemoteSites
+from fedloom.runs.run_context import RemoteSites, RunContext
 from fedloom.runs.run_folder import (
     ADAPTER,
     RECORD,
@@ -158,6 +160,7 @@ def _run_methods(
         if remote is not None:
             context = replace(context, remote=live.enter_context(remote.connect(context)))
         results = {name: run_method(context, name) for name in experiment.methods}
+        certainty = _certainty(context, experiment.methods)
         if main is not None:
             export(context, main)
     return {
@@ -169,11 +172,28 @@ def _run_methods(
         "scoring": experiment.evaluate.scoring,
         **({"metrics": [*context.metrics]} if context.metrics else {}),
         "comparison": compare_methods({name: result["scores"] for name, result in results.items()}),
+        **certainty,
         "bytes": {name: result["bytes"] for name, result in results.items()},
         "seconds": {name: result["seconds"] for name, result in results.items()},
         **validation_of(context, results),
         "adapter": "adapter" if main is not None and (folder / ADAPTER).is_dir() else None,
         "report": "report.html",
+    }
+
+
+MAX_CLIENTS = 10_000
+"""Runs of more clients have no intervals for single clients, because each would take a pass over the test set."""
+
+
+def _certainty(context: RunContext, methods: Sequence[str]) -> dict[str, Any]:
+    """Return what intervals of scores need: the numbers of independent questions, and the agreement with models trained alone."""
+    train, test, plan = context.data.train, context.data.test, context.plan
+    if not test or len(plan.clients) > MAX_CLIENTS:
+        return {}
+    scores = read_example_scores(context.folder, methods, test)
+    return {
+        "independent_questions": independent_questions(train, test, plan),
+        "agreement": agreement(train, test, plan, scores),
     }
 
 

@@ -7,10 +7,11 @@ Each task has its own score, and scores of different tasks are never averaged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedloom.algorithms import COMPARED
+from fedloom.report.confidence_intervals import holm
 from fedloom.report.significance import Observation, Pair, PairedResult, compare_pairs, match_pairs
 from fedloom.report.sweeps.observations import Measure, observations_of
 from fedloom.report.sweeps.sweep_results import SweepRun
@@ -52,6 +53,8 @@ class Comparison:
         measure: The score that is compared.
         by: Another factor and its value to which the pairs are restricted; None for all pairs.
         result: The result; differences are value minus reference.
+        p: The p-value of the difference, adjusted for all comparisons of its table: those of the factor over all pairs, or
+            those split by the same other factor. None for one seed.
     """
 
     factor: Factor
@@ -59,6 +62,18 @@ class Comparison:
     measure: Measure
     by: tuple[str, str] | None
     result: PairedResult
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is significant at 5 % after Holm's correction."""
+        return self.p is not None and self.p <= 0.05
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the result; "not significant" if it does not withstand the correction."""
+        verdict = self.result.verdict
+        return "not significant" if verdict in ("better", "worse") and not self.significant else verdict
 
 
 def comparisons(sweep: SweepRun) -> list[Comparison]:
@@ -67,7 +82,22 @@ def comparisons(sweep: SweepRun) -> list[Comparison]:
     Along an axis only federated methods are compared, if there are any. A factor whose values have no score in common,
     such as different tasks, has no comparisons.
     """
-    return [comparison for factor in factors(sweep) for comparison in _compare_factor(factor)]
+    return [
+        comparison for factor in factors(sweep) for comparison in _corrected(list(_compare_factor(factor)))
+    ]
+
+
+def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
+    """Adjust the p-values of a factor's comparisons, those of each of its tables together."""
+    table_of = [None if comparison.by is None else comparison.by[0] for comparison in compared]
+    raw = [comparison.result.estimate and comparison.result.estimate.p for comparison in compared]
+    result = list(compared)
+    for table in dict.fromkeys(table_of):
+        places = [k for k, own in enumerate(table_of) if own == table and raw[k] is not None]
+        adjusted = holm([value for k in places if (value := raw[k]) is not None])
+        for k, p in zip(places, adjusted, strict=True):
+            result[k] = replace(compared[k], p=p)
+    return result
 
 
 def factors(sweep: SweepRun) -> list[Factor]:
@@ -187,6 +217,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "same": paired.same,
         "worse": paired.worse,
         "clients": paired.clients._asdict() if paired.clients else None,
-        "verdict": paired.verdict,
+        "p": comparison.p,
+        "verdict": comparison.verdict,
         "missing": list(paired.missing),
     }

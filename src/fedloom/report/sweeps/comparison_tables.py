@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from fedloom.report.charts import short_label
 from fedloom.report.score_tables import headline_title
-from fedloom.report.significance import PairedResult, interval_half_width
+from fedloom.report.significance import interval_half_width
 from fedloom.report.sweeps.axis_comparisons import Comparison, Factor, comparisons
+from fedloom.report.sweeps.estimate_texts import SIGNIFICANT, add_legend, counts_text, estimate_text
 from fedloom.report.sweeps.observations import Measure
 from fedloom.report.sweeps.sweep_results import SweepRun
-from fedloom.report.sweeps.sweep_tables import BEST, add_legend, counts_text, estimate_text
 from fedloom.report.tables import MISSING, Table, base, counted, part_label, printable
 
 MAX_LINES = 15  # of a terminal
@@ -52,11 +52,9 @@ def overall(compared: Compared) -> list[Comparison]:
     return [comparison for comparison in compared if comparison.by is None]
 
 
-def difference_text(result: PairedResult) -> str:
+def difference_text(comparison: Comparison) -> str:
     """Write the mean difference in percentage points, marked if it is significant."""
-    return estimate_text(result.estimate, "+") + (
-        BEST if result.estimate and result.estimate.significant else ""
-    )
+    return estimate_text(comparison.result.estimate, "+") + (SIGNIFICANT if comparison.significant else "")
 
 
 def overall_table(compared: Compared) -> Table:
@@ -70,8 +68,8 @@ def overall_table(compared: Compared) -> Table:
     rows = tuple(
         (
             f"{value_title(factor, comparison.value)}: {measure_title(comparison.measure)}",
-            difference_text(comparison.result),
-            comparison.result.verdict,
+            difference_text(comparison),
+            comparison.verdict,
             f"{comparison.result.better} / {comparison.result.same} / {comparison.result.worse}",
             *([counts_text(comparison.result.clients)] if with_clients else []),
             str(comparison.result.estimate.seeds if comparison.result.estimate else 0),
@@ -99,7 +97,7 @@ def split_tables(compared: Compared) -> list[tuple[str, Table]]:
     factor = compared[0].factor
     values = list(dict.fromkeys(comparison.value for comparison in compared))
     cells = {
-        (comparison.by, comparison.measure, comparison.value): difference_text(comparison.result)
+        (comparison.by, comparison.measure, comparison.value): difference_text(comparison)
         for comparison in compared
         if comparison.by
     }
@@ -140,7 +138,8 @@ def explanation(groups: Sequence[Compared]) -> str:
     return (
         f"With {seeds} seeds a 95 % confidence interval extends {interval_half_width(seeds):.1f} times the standard deviation of "
         f"the seeds' differences to either side. {_few(seeds)}“Not significant” does not mean equal. "
-        f"Of {counted(count, 'interval')} below, about one in twenty would exclude zero by chance alone."
+        f"Of {counted(count, 'interval')} below, about one in twenty would exclude zero by chance alone; therefore verdicts and the "
+        f"mark {SIGNIFICANT} follow from t-tests with Holm's correction over the differences of a table (5 %)."
     )
 
 
@@ -161,7 +160,7 @@ def terminal_lines(groups: Sequence[Compared], width: int = 80, most: int = MAX_
     ]
     seeds = max((estimate.seeds for estimate in estimates), default=0)
     legend = (
-        f"{BEST} significant: the 95 % confidence interval over {seeds} seeds excludes zero"
+        f"{SIGNIFICANT} significant over {seeds} seeds, Holm's correction, 5 %"
         if seeds > 1
         else "one seed, so no interval"
     )
@@ -182,9 +181,7 @@ def _entries(compared: Compared) -> list[str]:
     measures = dict.fromkeys(comparison.measure for comparison in lines)
     texts = {
         measure: ", ".join(
-            f"{value_title(factor, comparison.value)} {difference_text(comparison.result)}".removeprefix(
-                "with "
-            )
+            f"{value_title(factor, comparison.value)} {difference_text(comparison)}".removeprefix("with ")
             + _clients(comparison)
             for comparison in lines
             if comparison.measure == measure

@@ -17,7 +17,7 @@ from fedloom.report.sweeps.comparison_tables import (
     overall,
     value_title,
 )
-from fedloom.report.sweeps.sweep_tables import estimate_text
+from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.tables import percent
 
 ROW, NAMED, HEAD, FOOT = 22.0, 14.0, 26.0, 30.0  # pixels: a row, its name above it, above and below a panel
@@ -30,7 +30,7 @@ def paired_chart(compared: Compared, width: float) -> Markup:
     """Draw the differences of a factor's values from its reference, a panel for each measure; nothing for one difference.
 
     If there are several panels, zero is in the middle of each, and panels of the same score have the same scale. A dot is
-    filled if its interval excludes zero.
+    filled if the difference is significant.
 
     Args:
         compared: The comparisons of one factor.
@@ -59,7 +59,7 @@ def paired_chart(compared: Compared, width: float) -> Markup:
         body.append(shift(0, top, text(0, 12, f"{measure_title(measure)}, points", "strong"), drawn))
         top += height
     description = "; ".join(
-        f"{names[comparison.value]} {estimate_text(estimate, '+')} by {measure_title(comparison.measure)}, {comparison.result.verdict}"
+        f"{names[comparison.value]} {estimate_text(estimate, '+')} by {measure_title(comparison.measure)}, {comparison.verdict}"
         for comparison, estimate in known
     )
     name = f"{factor_title(factor)}: differences from {value_title(factor, factor.reference)}"
@@ -113,11 +113,11 @@ def _signed(value: float) -> str:
 def _dot(comparison: Comparison, estimate: Estimate, x: Callable[[float], float]) -> Markup:
     value = value_title(comparison.factor, comparison.value)
     tooltip = tag(
-        "title", f"{value}: {estimate_text(estimate, '+')}, n = {estimate.seeds}, {comparison.result.verdict}"
+        "title", f"{value}: {estimate_text(estimate, '+')}, n = {estimate.seeds}, {comparison.verdict}"
     )
     low, high = map(x, _ends(estimate))
     whisker = line(low, 0, high, 0, "whisker") if estimate.half else Markup()
     mark = tag(
-        "circle", cx=x(estimate.mean), cy=0.0, r=4.0, class_="dot" if estimate.significant else "hollow"
+        "circle", cx=x(estimate.mean), cy=0.0, r=4.0, class_="dot" if comparison.significant else "hollow"
     )
     return tag("g", tooltip, whisker, mark, style="--c:var(--accent)")

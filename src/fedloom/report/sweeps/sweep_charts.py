@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from fedloom.algorithms.baselines import BASELINES
+from fedloom.report.axis_ticks import percent_ticks
 from fedloom.report.charts import NARROW, SERIES, color_style, short_label
 from fedloom.report.significance import Estimate
 from fedloom.report.svg_elements import (
@@ -19,8 +20,8 @@ from fedloom.report.svg_elements import (
     tag,
     text,
     text_width,
-    ticks,
 )
+from fedloom.report.sweeps.estimate_texts import estimate_text
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
@@ -28,8 +29,7 @@ from fedloom.report.sweeps.sweep_results import (
     cells_by_value,
     mean_over_seeds,
 )
-from fedloom.report.sweeps.sweep_tables import estimate_text
-from fedloom.report.tables import base, is_federated, label, percent, title
+from fedloom.report.tables import base, is_federated, label, title
 
 LANE, GAP = 9.0, 14.0  # pixels for one method, and between two values of the axis
 
@@ -78,10 +78,8 @@ def axis_chart(sweep: SweepRun, axis: str | None, width: float) -> Markup:
     head, top = legend(keys, width, 12)
     names_beside = width >= NARROW
     left = min(max(text_width(name) for name in rows), 200) + 12 if names_beside else 4.0
-    marks = [
-        mark for mark in ticks(min(ends), max(ends), 7) if mark > -0.001 and (mark < 1.001 or max(ends) > 1)
-    ]
-    x = scale(min(*ends, marks[0]), max(*ends, marks[-1]), left + 8, width - 12)
+    marks = percent_ticks(min(ends), max(ends), 7)
+    x = scale(min(*ends, marks[0][0]), max(*ends, marks[-1][0]), left + 8, width - 12)
     y, body = top + 14, list[Markup]()
     for name, estimates in rows.items():
         y += 0 if names_beside else 14
@@ -95,8 +93,8 @@ def axis_chart(sweep: SweepRun, axis: str | None, width: float) -> Markup:
             if method in estimates
         ]
         y += height + GAP
-    grid = [line(x(mark), top + 8, x(mark), y, "grid") for mark in marks]
-    axis_words = [text(x(mark), y + 16, percent(mark, 0), "muted", "middle") for mark in marks]
+    grid = [line(x(mark), top + 8, x(mark), y, "grid") for mark, _ in marks]
+    axis_words = [text(x(mark), y + 16, name, "muted", "middle") for mark, name in marks]
     axis_words.append(text((left + width) / 2, y + 36, f"{title(sweep.metric)}, %", "muted", "middle"))
     description = "; ".join(
         f"{name}: "

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from fedloom.report.introduction import definition, glossary
-from fedloom.report.run_page import SLIM, WIDE, Figure, load_template
 from fedloom.report.sweeps.axis_comparisons import comparison_json, comparisons, factors
 from fedloom.report.sweeps.chosen_settings import choice_json, choices, with_chosen_values
 from fedloom.report.sweeps.comparison_tables import (
@@ -26,13 +23,22 @@ from fedloom.report.sweeps.sweep_charts import axis_chart
 from fedloom.report.sweeps.sweep_results import SEED, SweepRun, headline, read_sweep, sweep_summary
 from fedloom.report.sweeps.sweep_tables import (
     choice_table,
+    finding_pairs,
     gain_table,
     mean_table,
     part_table,
     published_table,
-    sweep_findings,
+)
+from fedloom.report.sweeps.sweep_verdicts import (
+    own_table,
+    sweep_overview,
+    sweep_pareto,
+    sweep_work_sentence,
+    verdict_table,
+    work_table,
 )
 from fedloom.report.tables import MISSING, counted, title
+from fedloom.report.templates import Figure, figure, load_template
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import write_atomic, write_json
 from fedloom.system.manifest import Manifest, write_manifest
@@ -72,16 +78,22 @@ def render_sweep(full_sweep: SweepRun) -> str:
     picked = choices(full_sweep)
     sweep = with_chosen_values(full_sweep, picked)
     done = [cell for cell in full_sweep.cells if cell.state == "done"]
-    groups = group_by_factor(sweep)
+    groups, found = group_by_factor(sweep), finding_pairs(sweep)
     return load_template("sweep.html.j2").render(
         title=sweep.name,
         level=2,
         purpose=definition(sweep.text_only),
         facts=_facts(full_sweep, len(done)),
         choices=choice_table(full_sweep, picked),
-        findings=sweep_findings(sweep),
+        found=found[0] if found else ["No federated method was compared with training alone."],
+        findings=[f"{shared} {own}" for shared, own in found[1:]],
+        limits=_limits(full_sweep, sweep, groups),
+        overview=figure(lambda width: sweep_overview(sweep, width), 600),
         scores=mean_table(sweep),
-        latex=mean_table(sweep).latex(),
+        own=own_table(sweep),
+        verdicts=verdict_table(sweep),
+        work=work_table(full_sweep),
+        pareto=figure(lambda width: sweep_pareto(sweep, width)),
         metric="Score" if sweep.mixed_tasks else title(sweep.metric),
         metrics=[
             (title(name), mean_table(sweep, name)) for name in sweep.metrics[0 if sweep.mixed_tasks else 1 :]
@@ -92,7 +104,7 @@ def render_sweep(full_sweep: SweepRun) -> str:
         explanation=explanation(groups),
         unpaired=_unpaired(sweep, groups),
         published=published_table(sweep),
-        charts=[(axis, figure) for axis in _charted(sweep) if (figure := _chart(sweep, axis))],
+        charts=[(axis, drawn) for axis in _charted(sweep) if (drawn := _chart(sweep, axis))],
         glossary_entries=_glossary(sweep),
         cells=[
             (
@@ -117,6 +129,25 @@ def _glossary(sweep: SweepRun) -> list[tuple[str, str]]:
     return list(dict.fromkeys(entries))
 
 
+def _limits(full_sweep: SweepRun, sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
+    """Return what limits the conclusions of a sweep."""
+    missing = [cell for cell in full_sweep.cells if cell.state != "done"]
+    sentences = [
+        f"{counted(len(missing), 'cell')} of {len(full_sweep.cells)} {'is' if len(missing) == 1 else 'are'} not done."
+        if missing
+        else "",
+        explanation(groups) if groups else "",
+        sweep_work_sentence(sweep),
+        "Intervals over seeds do not show how scores vary with other test questions."
+        if SEED in sweep.axes
+        else "",
+        "This is the quick form of the recipe, with fewer cells, less data or fewer rounds."
+        if sweep.quick
+        else "",
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
 def _paired(compared: Compared) -> dict[str, Any]:
     """Return the template's values for one factor."""
     splits, factor = split_tables(compared), compared[0].factor
@@ -124,7 +155,7 @@ def _paired(compared: Compared) -> dict[str, Any]:
         "title": factor_title(factor),
         "reference": value_title(factor, factor.reference),
         "table": overall_table(compared),
-        "figure": _figure(lambda width: paired_chart(compared, width)),
+        "figure": figure(lambda width: paired_chart(compared, width)),
         "splits": splits,
         "open": sum(len(table.rows) for _, table in splits) <= MAX_OPEN_ROWS,
     }
@@ -136,11 +167,6 @@ def _unpaired(sweep: SweepRun, groups: Sequence[Compared]) -> list[str]:
     return [factor_title(factor) for factor in factors(sweep) if factor.name not in names]
 
 
-def _figure(draw: Callable[[float], Markup]) -> Figure | None:
-    drawn = Figure(draw(WIDE), draw(SLIM))
-    return drawn if drawn.wide else None
-
-
 def _charted(sweep: SweepRun) -> list[str | None]:
     """Return the axes that get a chart: none if means over the other axes would mix scores of several tasks."""
     if sweep.mixed_tasks:
@@ -149,7 +175,7 @@ def _charted(sweep: SweepRun) -> list[str | None]:
 
 
 def _chart(sweep: SweepRun, axis: str | None) -> Figure | None:
-    return _figure(lambda width: axis_chart(sweep, axis, width))
+    return figure(lambda width: axis_chart(sweep, axis, width))
 
 
 def _facts(sweep: SweepRun, done: int) -> list[tuple[str, str]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedloom.report.client_verdicts import client_tasks, own_scores
 from fedloom.report.federation_gain import count_clients, local_method, main_score, tasks_in
 from fedloom.report.findings import headline_method
 from fedloom.report.run_results import Json, at, number, read_document
 from fedloom.report.significance import ClientCounts, Estimate, estimate
 from fedloom.report.tables import is_federated, percent
+from fedloom.report.training_work import Work, read_work
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import file_digest
 from fedloom.system.json_files import read_json, require_key
@@ -40,6 +42,7 @@ class CellRun:
         result: The content of its result.json; None unless it is done.
         text_only: Whether its model is a language model that sees no images; False unless it is done.
         linear_text: The text features of its linear baseline, `evaluate.linear_text`; "words" unless it is done.
+        work: Method → its work; empty unless the cell is done and has its record.
     """
 
     name: str
@@ -51,6 +54,7 @@ class CellRun:
     result: Json | None
     text_only: bool = False
     linear_text: str = "words"
+    work: Mapping[str, Work] = field(default_factory=dict)
 
     @property
     def scores(self) -> Json:
@@ -157,6 +161,7 @@ def read_sweep(folder: Path) -> SweepRun:
                 result,
                 result is not None and _text_only(folder / cell_folder),
                 _linear_text(folder / cell_folder) if result is not None else "words",
+                read_work(folder / cell_folder) if result is not None else {},
             )
         )
     name, published = require_key(file, value, "name", str), value.get("published")
@@ -252,6 +257,23 @@ def paired_difference(
     return estimate([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
 
 
+def own_difference(cells: Sequence[CellRun], method: str, other: str) -> Estimate | None:
+    """Return the mean difference of two methods on data like each client's own, paired by client and seed.
+
+    It is averaged over the clients of a cell, over the cells of a seed, and then over seeds; None without pairs, and if cells
+    have several tasks.
+    """
+    scores: dict[Any, list[float]] = {}
+    for cell in cells:
+        if cell.result is None or len(tasks := client_tasks(cell.result)) != 1:
+            continue
+        ours, theirs = (own_scores(cell.scores.get(name, {}), tasks[0]) for name in (method, other))
+        differences = [value - theirs[client] for client, value in ours.items() if client in theirs]
+        if differences:
+            scores.setdefault(cell.values.get(SEED), []).append(fmean(differences))
+    return estimate(fmean(values) for values in scores.values())
+
+
 def metric_of(cells: Sequence[CellRun]) -> str | None:
     """Return the name of the main score of cells with one task; None if no cell is done."""
     return next((cell.metric for cell in cells if cell.metric), None)
@@ -299,6 +321,15 @@ def _clients_clause(result: Json, method: str, local: str | None) -> str:
         if counts
         else ""
     )
+
+
+def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str | None) -> ClientCounts:
+    """Count the clients of all cells that are better off and worse off with a method than with another one."""
+    counts = ClientCounts()
+    for cell in cells:
+        if method in cell.scores and other in cell.scores:
+            counts = counts.plus(count_clients(cell.scores[method], cell.scores[other]))
+    return counts
 
 
 def _clients(cells: Sequence[CellRun], sweep: SweepRun) -> dict[str, dict[str, int]]:

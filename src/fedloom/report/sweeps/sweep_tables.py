@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedloom.report.charts import short_label
-from fedloom.report.federation_gain import count_clients, worst_client
+from fedloom.report.federation_gain import worst_client
 from fedloom.report.run_results import at, number
-from fedloom.report.significance import ROUNDING, ClientCounts, Estimate
-from fedloom.report.sweeps.chosen_settings import Choice, choices, with_chosen_values
+from fedloom.report.significance import ROUNDING, holm_significant
+from fedloom.report.sweeps.chosen_settings import Choice
+from fedloom.report.sweeps.estimate_texts import (
+    BEST,
+    SIGNIFICANT,
+    add_legend,
+    corner,
+    counts_text,
+    estimate_text,
+)
 from fedloom.report.sweeps.sweep_results import (
     CellRun,
     SweepRun,
     cells_by_setting,
     cells_by_value,
+    count_clients_in_cells,
     local_of,
     mean_over_seeds,
     metric_of,
+    own_difference,
     paired_difference,
 )
 from fedloom.report.tables import (
@@ -28,43 +37,11 @@ from fedloom.report.tables import (
     is_federated,
     label,
     percent,
-    printable,
-    signed,
     title,
 )
 
-BEST = "*"
+HOLM = f"{SIGNIFICANT} significant: t-test over seeds with Holm's correction over all differences of the table, at 5 %."
 MAX_NAMED = 6  # cells that a note names; result.json has all
-ALIKE = "†"
-"""The mark of an estimate for which all of several seeds gave the same value."""
-
-ALIKE_NOTE = f"{ALIKE} all seeds gave the same value, so the interval over seeds has zero width; that does not make the value exact."
-
-
-def estimate_text(estimate: Estimate | None, sign: str = "") -> str:
-    """Write an estimate in percent, without spaces, so that no table breaks it.
-
-    An interval of zero width is written as a mark, because ±0.0 would look exact.
-
-    Example:
-        >>> estimate_text(Estimate(0.5, 0.012, 3)), estimate_text(Estimate(0.05, None, 1), "+"), estimate_text(None)
-        ('50.0±1.2', '+5.0', '—')
-        >>> estimate_text(Estimate(1.0, 0.0, 3)), estimate_text(Estimate(1.0, 0.0002, 3))
-        ('100.0†', '100.0±<0.1')
-    """
-    if estimate is None:
-        return MISSING
-    mean = signed(estimate.mean) if sign else percent(estimate.mean)
-    if estimate.half is None:
-        return mean
-    if estimate.all_equal:
-        return mean + ALIKE
-    return f"{mean}±{percent(estimate.half) if estimate.half >= 0.0005 else '<0.1'}"
-
-
-def add_legend(note: str, rows: Sequence[Sequence[str]]) -> str:
-    """Add the meaning of `ALIKE` to a table's note if a cell has it."""
-    return f"{note} {ALIKE_NOTE}".strip() if any(ALIKE in cell for row in rows for cell in row) else note
 
 
 def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
@@ -103,7 +80,7 @@ def mean_table(sweep: SweepRun, metric: str | None = None) -> Table:
     if several_federated:
         note += best_note
     heads = [*(["Score"] if named else []), *(short_label(method) for method in sweep.methods)]
-    return Table((_corner(sweep), *heads, "n"), tuple(rows), add_legend(note, rows), left=2 if named else 1)
+    return Table((corner(sweep), *heads, "n"), tuple(rows), add_legend(note, rows), left=2 if named else 1)
 
 
 def choice_table(sweep: SweepRun, picked: Sequence[Choice]) -> Table | None:
@@ -160,41 +137,30 @@ def part_table(sweep: SweepRun) -> Table | None:
 def _differences(sweep: SweepRun, pairs: Sequence[tuple[str, str]], note: str) -> Table | None:
     if not pairs:
         return None
+    groups = cells_by_setting(sweep)
+    clear = _significant_settings(groups, pairs)
     rows = tuple(
         (
             name,
-            *(
-                cell
-                for pair in pairs
-                for cell in (_gain(cells, *pair), counts_text(count_clients_in_cells(cells, *pair)))
-            ),
+            *(cell for pair in pairs for cell in _pair_cells(cells, pair, name in clear[pair])),
         )
-        for name, cells in cells_by_setting(sweep).items()
+        for name, cells in groups.items()
     )
     text = (
-        f"{note} Clients: how many are better off / equally well off / worse off, each on data like its own, over all seeds. {BEST} "
-        "significant: the 95 % confidence interval over seeds excludes zero (no correction for multiple comparisons)."
+        f"{note} Own: the same on data like each client's own. Clients: how many are better off / equally well off / worse off "
+        f"there, over all seeds. ± is half of a 95 % confidence interval over seeds. {HOLM}"
     )
-    heads = (head for method, _ in pairs for head in (short_label(method), "clients"))
-    return Table((_corner(sweep), *heads), rows, add_legend(text, rows))
-
-
-def count_clients_in_cells(cells: Sequence[CellRun], method: str, other: str) -> ClientCounts:
-    """Count the clients of all cells that are better off and worse off with a method than with another one."""
-    counts = ClientCounts()
-    for cell in cells:
-        if method in cell.scores and other in cell.scores:
-            counts = counts.plus(count_clients(cell.scores[method], cell.scores[other]))
-    return counts
-
-
-def counts_text(counts: ClientCounts) -> str:
-    """Write the numbers of clients that are better, equally well and worse off; an em dash if they are unknown."""
-    return f"{counts.better} / {counts.same} / {counts.worse}" if counts else MISSING
+    heads = (head for method, _ in pairs for head in (short_label(method), "own", "clients"))
+    return Table((corner(sweep), *heads), rows, add_legend(text, rows))
 
 
 def sweep_findings(sweep: SweepRun) -> list[str]:
     """Summarize the gains of federation over local training, and of parts over the methods without them."""
+    return [f"{shared} {own}" for shared, own in finding_pairs(sweep)]
+
+
+def finding_pairs(sweep: SweepRun) -> list[tuple[str, str]]:
+    """Return the findings as a sentence about the global test set and one about the clients, for each comparison."""
     local = local_of(sweep)
     plain = next((method for method in sweep.methods if is_federated(method)), None)
     pairs = [(plain, local)] if plain and local else []
@@ -203,7 +169,7 @@ def sweep_findings(sweep: SweepRun) -> list[str]:
         for method in sweep.methods
         if method != base(method) and base(method) in sweep.methods
     ]
-    return [f"{_test_sentence(sweep, *pair)} {_client_sentence(sweep, *pair)}" for pair in pairs]
+    return [(_test_sentence(sweep, *pair), _client_sentence(sweep, *pair)) for pair in pairs]
 
 
 def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
@@ -219,14 +185,13 @@ def _test_sentence(sweep: SweepRun, method: str, other: str) -> str:
     )
     if all(difference.half is None for difference in known):
         return f"{sentence}; with one seed there is no test of significance."
-    significant = [difference.mean > 0 for difference in known if difference.significant]
+    clear = zip(known, holm_significant(known), strict=True)
+    significant = [difference.mean > 0 for difference, yes in clear if yes]
     all_equal = sum(difference.all_equal for difference in known)
-    zero_width_clause = (
-        f"; in {all_equal} all seeds agree exactly, so their intervals have zero width" if all_equal else ""
-    )
+    zero_width_clause = f"; in {all_equal} all seeds agree exactly" if all_equal else ""
     return (
         f"{sentence}: significantly higher in {sum(significant)}, significantly lower in {len(significant) - sum(significant)} "
-        f"(95 % confidence intervals over seeds{zero_width_clause})."
+        f"(t-test over seeds, Holm's correction over settings, 5 %{zero_width_clause})."
     )
 
 
@@ -239,6 +204,7 @@ def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
         f"On data like their own, {counts.better} of {counted(counts.known, 'client')} over all cells {'is' if counts.better == 1 else 'are'} better off with "
         f"{label(method)} than with {own}, {counts.same} equally well off and {counts.worse} worse off"
     )
+    sentence += _gain_clause(sweep, method, other)
     losses = [
         (worst["gain"], cell.name, worst)
         for cell in sweep.cells
@@ -257,13 +223,38 @@ def _client_sentence(sweep: SweepRun, method: str, other: str) -> str:
     return f"{sentence}; client {worst['client']} in {cell} loses most: {figures}."
 
 
+def _gain_clause(sweep: SweepRun, method: str, other: str) -> str:
+    """Describe the mean difference on clients' own data, over the cells of a seed and then over seeds."""
+    gain = None if sweep.mixed_tasks else own_difference(sweep.cells, method, other)
+    if gain is None:
+        return ""
+    return f" (mean difference {estimate_text(gain, '+')} points)"
+
+
 def _baseline_phrase(method: str) -> str:
     return "the clients' own models do on average" if base(method) == "local" else label(method)
 
 
-def _gain(cells: Sequence[CellRun], method: str, other: str) -> str:
-    gain = paired_difference(cells, method, other)
-    return estimate_text(gain, "+") + (BEST if gain and gain.significant else "")
+Pair = tuple[str, str]
+"""A method and the one that it is compared with."""
+
+
+def _significant_settings(
+    groups: Mapping[str, Sequence[CellRun]], pairs: Sequence[Pair]
+) -> dict[Pair, set[str]]:
+    """Return for each pair the settings in which it differs on the global test set, corrected for all of them together."""
+    keys = [(pair, name) for pair in pairs for name in groups]
+    clear = holm_significant([paired_difference(groups[name], *pair) for pair, name in keys])
+    return {
+        pair: {name for (other, name), yes in zip(keys, clear, strict=True) if yes and other == pair}
+        for pair in pairs
+    }
+
+
+def _pair_cells(cells: Sequence[CellRun], pair: Pair, significant: bool) -> tuple[str, str, str]:
+    counts = count_clients_in_cells(cells, *pair)
+    shared = estimate_text(paired_difference(cells, *pair), "+") + (SIGNIFICANT if significant else "")
+    return shared, estimate_text(own_difference(cells, *pair), "+"), counts_text(counts)
 
 
 def published_table(sweep: SweepRun) -> Table | None:
@@ -286,7 +277,7 @@ def published_table(sweep: SweepRun) -> Table | None:
         f"{title(metric)} in percent. Published: {at(sweep.published, 'source')}. Ours come from "
         "the model and data of this sweep; if those differ, compare how scores change, not their level."
     ) + _held_out(sweep)
-    return Table((_corner(sweep), *columns), tuple(rows), note)
+    return Table((corner(sweep), *columns), tuple(rows), note)
 
 
 def _held_out(sweep: SweepRun) -> str:
@@ -304,40 +295,3 @@ def _held_out(sweep: SweepRun) -> str:
     ]
     where = "some of our runs" if None in parts else "our runs"
     return f" In {where}, {' or '.join(named)} was held out for validation."
-
-
-def _corner(sweep: SweepRun) -> str:
-    return ", ".join(axis.rpartition(".")[2] for axis in sweep.settings).capitalize() or "Sweep"
-
-
-def terminal_tables(sweep: SweepRun, width: int = 80) -> str:
-    """Write the table of scores, in blocks that fit the width, and the findings for a terminal.
-
-    If values were chosen on validation, the table of choices comes first and the others are restricted to chosen values.
-    """
-    picked = choices(sweep)
-    reduced, table = with_chosen_values(sweep, picked), choice_table(sweep, picked)
-    blocks = [*([table] if table else []), *split_columns(mean_table(reduced), width)]
-    sentences = [f"{textwrap.fill(printable(sentence), width)}\n" for sentence in sweep_findings(reduced)]
-    return "\n".join([*(block.text(width) for block in blocks), *sentences])
-
-
-def split_columns(table: Table, width: int) -> list[Table]:
-    """Split a table into blocks of columns that fit the width; each block repeats the first column."""
-    columns = list(zip(table.columns, *table.rows, strict=True))
-    needs = [max(*(len(word) for cell in column for word in cell.split()), 1) + 2 for column in columns]
-    first = min(max(map(len, columns[0])) + 2, width // 2)
-    blocks: list[list[int]] = [[]]
-    room = width - first + 2
-    for index, need in list(enumerate(needs))[1:]:
-        if blocks[-1] and sum(needs[other] for other in blocks[-1]) + need > room:
-            blocks.append([])
-        blocks[-1].append(index)
-    tables = [
-        Table(
-            tuple(table.columns[index] for index in (0, *block)),
-            tuple(tuple(row[index] for index in (0, *block)) for row in table.rows),
-        )
-        for block in blocks
-    ]
-    return [*tables[:-1], Table(tables[-1].columns, tables[-1].rows, table.note)]

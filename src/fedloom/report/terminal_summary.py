@@ -1,0 +1,30 @@
+"""What a terminal shows of a finished run: scores, verdicts on the methods, and a summary."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+from fedloom.report.findings import headline_method, short_summary
+from fedloom.report.run_results import Json
+from fedloom.report.score_tables import score_table
+from fedloom.report.tables import printable
+from fedloom.report.training_work import NO_WORK, Work, work_sentence
+from fedloom.report.verdict_tables import verdict_tables
+
+
+def terminal_table(result: Json, work: Mapping[str, Work] = NO_WORK) -> str:
+    """Write final scores, verdicts on the methods and a summary for a terminal of 80 columns, without color.
+
+    Args:
+        result: The content of result.json.
+        work: Method → its work, to say whether methods did equal work.
+    """
+    pieces = [score_table(result).text(80)]
+    tables = verdict_tables(result)
+    for title, table in tables:
+        head = "Clients on data like their own" + (f": {title}" if len(tables) > 1 else "")
+        pieces.append(f"{head}\n{table.text(80)}")
+    sentences = [short_summary(result), work_sentence(work, headline_method(result))]
+    pieces += [f"{textwrap.fill(printable(sentence), 80)}\n" for sentence in sentences if sentence]
+    return "\n".join(pieces)
