@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fedloom.report.svg_elements import ticks
 from fedloom.report.tables import percent, signed
 
-
 NARROWEST = 0.001
 """The shortest axis of scores, a fraction."""
 
