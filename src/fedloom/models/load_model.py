@@ -23,7 +23,7 @@ from fedloom.models.compatibility import (
     check_vocabulary,
     placeholder_of,
 )
-from fedloom.models.family_interface import Family, Grid
+from fedloom.models.family_interface import Family, Grid, send
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.feature_cache import FeatureStore
 from fedloom.models.folder_checks import BUNDLED
@@ -78,13 +78,8 @@ class Vlm:
         return self.model.device
 
     def send(self, value: Tensor) -> Tensor:
-        """Copy a tensor to the model's device; to an accelerator from pinned memory, without waiting.
-
-        So the next batch is built and copied while the device computes the last one.
-        """
-        if self.device.type == "cpu":
-            return value
-        return value.pin_memory().to(self.device, non_blocking=True)
+        """Copy a tensor of the processor to the model's device, without waiting."""
+        return send(value, self.device)
 
     @property
     def precision(self) -> torch.dtype:
