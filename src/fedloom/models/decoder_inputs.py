@@ -76,7 +76,9 @@ def decoder_inputs(
     inputs["attention_mask"] = (
         vlm.send(rows.mask)
         if allowed is None
-        else attention_mask(vlm, *(one if one is None else vlm.send(one) for one in (allowed, position, within)))
+        else attention_mask(
+            vlm, *(one if one is None else vlm.send(one) for one in (allowed, position, within))
+        )
     )
     if family.positions is not None:
         position = _axes(vlm, rows, position)
@@ -100,7 +102,9 @@ def _with_added(where: Tensor, features: Tensor, forward: Forward) -> Forward:
     """Return a layer's forward that first adds features [N, D] to its inputs where `where`, [B, L, 1], is true."""
 
     def with_added(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return forward(torch.where(where, x + torch.zeros_like(x).masked_scatter(where, features), x), *args, **kwargs)
+        return forward(
+            torch.where(where, x + torch.zeros_like(x).masked_scatter(where, features), x), *args, **kwargs
+        )
 
     return with_added
 

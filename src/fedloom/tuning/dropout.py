@@ -43,7 +43,9 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     layers = tuned.adapters if share else {}
     if layers:
         # Computed on the processor and copied once, so that no layer makes an accelerator wait.
-        real = batch.mask.bool() & (torch.tensor(batch.lengths) > 0)[:, None]  # rows of padding have no prompt
+        real = (
+            batch.mask.bool() & (torch.tensor(batch.lengths) > 0)[:, None]
+        )  # rows of padding have no prompt
         counts = real.view(len(masks), -1).sum(1).tolist()
         tokens = _Tokens(real.shape, tuned.vlm.send(real.flatten().nonzero()[:, 0]))
         for name, layer in layers.items():
