@@ -204,7 +204,7 @@ class _Functions(TorchFunctionMode):
         tensors = tensors_in((args, kwargs))
         asked = kwargs.get("device")
         if asked is not None and _normal(asked).type != "meta":
-            where = _normal(kwargs.pop("device"))
+            where, kwargs["device"] = _normal(asked), CPU
             if where.type == "cuda" and name in ("tensor", "as_tensor", "new_tensor", "scalar_tensor"):
                 state.sync("copy to the device")
         else:
