@@ -14,6 +14,7 @@ Kernels, streams, races, speed and limits of memory are not simulated.
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,13 @@ WAITING = {
     "aten::unique_consecutive", "aten::equal", "aten::is_nonzero", "aten::bincount",
 }  # fmt: skip
 """Operations that read a value or a size back from the device."""
-INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+INDEXING = {
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index",
+}
 READING = {"tolist", "__reduce_ex__"}
 """Functions of Python that read values and are no operations below autograd."""
 
@@ -79,12 +86,13 @@ class Accelerator:
     Attributes:
         syncs: How often the processor waited, by kind and place, such as "copy to the host at models/batches.py:356".
         operations: Operations below autograd, by name.
+        capability: The generation of the card.
     """
 
     def __init__(self, devices: int) -> None:
         self.syncs: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
-        self.devices = devices
+        self.devices, self.capability = devices, (9, 0)
         self.live, self.pinned = Storages(), Storages()
         self.ambient = CPU
         """Where an operation without tensors puts its result: torch's own code asks for the device of a tensor that it
@@ -196,7 +204,7 @@ class _Functions(TorchFunctionMode):
         tensors = tensors_in((args, kwargs))
         asked = kwargs.get("device")
         if asked is not None and _normal(asked).type != "meta":
-            where = _normal(kwargs.pop("device"))
+            where, kwargs["device"] = _normal(asked), CPU
             if where.type == "cuda" and name in ("tensor", "as_tensor", "new_tensor", "scalar_tensor"):
                 state.sync("copy to the device")
         else:
@@ -273,9 +281,28 @@ class _Generator(torch.Generator):
         return self.__dict__["where"]
 
 
+def _event_of(state: Accelerator) -> type:
+    class Event:
+        """A mark in the queue of work; nothing queues here, so it is passed at once."""
+
+        def __init__(self, enable_timing: bool = False) -> None:
+            self.moment = 0.0
+
+        def record(self) -> None:
+            self.moment = time.perf_counter()
+
+        def synchronize(self) -> None:
+            state.sync("wait for a mark")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 1000 * (other.moment - self.moment)
+
+    return Event
+
+
 def _of_torch_cuda(state: Accelerator) -> Mapping[str, Any]:
     """What `torch.cuda` says of the devices."""
-    about = SimpleNamespace(name="Simulated", total_memory=MEMORY, major=9, minor=0, multi_processor_count=1)
+    about = SimpleNamespace(name="Simulated", total_memory=MEMORY, multi_processor_count=1)
     return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -283,9 +310,10 @@ def _of_torch_cuda(state: Accelerator) -> Mapping[str, Any]:
         "current_device": lambda: 0,
         "get_device_properties": lambda device=None: about,
         "get_device_name": lambda device=None: about.name,
-        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_capability": lambda device=None: state.capability,
         "is_bf16_supported": lambda *args, **kwargs: True,
         "synchronize": lambda device=None: state.sync("synchronize"),
+        "Event": _event_of(state),
         "empty_cache": lambda: None,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
         "_lazy_init": lambda: None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ import pytest
 import torch
 from tests.simulated_accelerator import MixedDevices, simulated_accelerator
 
+from fedloom.client.backpropagation import backpropagate
+from fedloom.client.optimizers import OPTIMIZERS, clip
 from fedloom.models.batches import answer_losses, collate, generate, option_scores
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.load_model import Vlm, load_vlm, move_model
 from fedloom.models.teacher_forcing import teacher_forced
 from fedloom.seeds import torch_stream
-from fedloom.tuning.adapters import Tuned, prepare, side_by_side
+from fedloom.system.timing import Clock
+from fedloom.tuning.adapters import Tuned, prepare, release, replica, side_by_side
 from fedloom.tuning.dropout import Masks, adapter_dropout
 from fedloom.tuning.strategies import LoRA, stage
 
 from .conversations import TARGETS, talks
 
 FAST = ("llava", "qwen2_5_vl", "gemma3")
+
 
 def families() -> list[Any]:
     return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(FAMILIES)]
@@ -71,6 +76,90 @@ def test_an_accelerator_computes_what_the_processor_does(
         results = USES[use](vlm)
     for result, other in zip(results, expected, strict=True):
         assert torch.equal(result, other) if isinstance(result, torch.Tensor) else result == other
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_training_step_waits_at_most_four_times(name: str, saved: Callable[[str], Path]) -> None:
+    """Whatever the family, with two clients side by side, images of several sizes and dropout in every adapter."""
+    vlm = load_vlm(str(saved(name)))
+    vlm.image_features([image for talk in talks(vlm) for image in talk.pictures])
+    with simulated_accelerator() as device:
+        tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.3)
+        with side_by_side(tuned, 2) as stack:
+            slots = stack.zero_slots(OPTIMIZERS["adamw"].slots)
+            device.syncs.clear()
+            batch = collate(vlm, [talks(vlm), talks(vlm)[:1]])
+            backpropagate(stack, batch, [masks(0), masks(1)], Clock("cuda"))
+            clip(stack.grads, 1.0)
+            OPTIMIZERS["adamw"].step(stack.flat, stack.grads, slots, 1, 0.01, 0.0, 0.999)
+    assert device.syncs.total() <= 4, device.syncs
+
+
+def test_deeper_models_and_more_adapters_add_no_waiting_and_no_conversion(
+    saved: Callable[[str], Path],
+) -> None:
+    """Adapters are converted to the decoder's precision once for all layers, and so are their gradients."""
+    counts = []
+    for targets in (("layers.0.self_attn.q_proj",), ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")):
+        vlm = load_vlm(str(saved("llava")))
+        vlm.image_features([image for talk in talks(vlm) for image in talk.pictures])
+        with simulated_accelerator() as device:
+            move_model(vlm, "cuda", "bfloat16")
+            tuned = prepare(vlm, stage("lora", LoRA(rank=2, targets=targets, dropout=0.3)), seed=0)
+            batch = collate(vlm, [talks(vlm)])
+            device.syncs.clear()
+            device.operations.clear()
+            backpropagate(tuned, batch, [masks(0)], Clock("cuda"))
+            counts.append((device.syncs.total(), device.operations["aten::_to_copy"]))
+            assert tuned.grads.any()
+    assert counts[0] == counts[1]
+
+
+def test_a_model_is_the_same_after_adapters_were_taken_out_on_an_accelerator(
+    saved: Callable[[str], Path],
+) -> None:
+    vlm, expected = (load_vlm(str(saved("llava"))) for _ in range(2))
+    with simulated_accelerator():
+        move_model(vlm, "cuda", "float32")
+        for _ in range(2):
+            tuned = tuned_of(vlm, 0.0)
+            tuned.flat.add_(1.0)
+            release(tuned)
+            assert {value.device for value in vlm.model.parameters()} == {torch.device("cuda", 0)}
+        result = [option_scores(vlm, talks(vlm)), *trained(vlm)]
+    for mine, other in zip(
+        result, [option_scores(expected, talks(expected)), *trained(expected)], strict=True
+    ):
+        assert torch.equal(mine, other)
+
+
+def test_a_copy_on_another_device_trains_as_the_first_does(saved: Callable[[str], Path]) -> None:
+    vlm = load_vlm(str(saved("llava")))
+    with simulated_accelerator(devices=2) as device:
+        tuned = tuned_of(move_model(vlm, "cuda", "float32"), 0.0)
+        other = replica(tuned, torch.device("cuda", 1))
+        grads = []
+        for one in (tuned, other):
+            backpropagate(one, collate(one.vlm, [talks(one.vlm)]), [masks(0)], Clock("cuda"))
+            grads.append(one.grads.cpu())
+        assert device.device(other.grads) == torch.device("cuda", 1)
+    assert grads[0].any() and torch.equal(*grads)
+
+
+def test_laps_on_an_accelerator_are_marks_that_are_read_once() -> None:
+    with simulated_accelerator() as device:
+        clock = Clock("cuda")
+        for name in ("forward", "backward", "forward"):
+            time.sleep(0.01)
+            clock.lap(name)
+        assert not device.syncs
+        seconds = clock.take()
+        assert device.syncs.total() == 1
+        assert (
+            set(seconds) == {"forward", "backward"}
+            and seconds["forward"] >= 0.02 > 0.01 <= seconds["backward"]
+        )
+        assert clock.take() == {}
 
 
 def test_the_simulation_refuses_tensors_of_two_devices() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedloom.models import memory_cache
 from fedloom.models.feature_cache import FeatureStore
 from fedloom.models.load_model import Vlm, encoder_identity, load_vlm, why_not_storable, with_feature_store
 from fedloom.models.memory_cache import Memo
@@ -108,6 +109,36 @@ def test_the_store_stays_within_its_limit(tmp_path: Path) -> None:
         store.write({f"{number}-{k}": torch.full((4, 32), float(k)) for k in range(10)})
         assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) <= limit
         assert torch.equal(store.read(f"{number}-3"), torch.full((4, 32), 3.0))
+
+
+def test_a_full_store_writes_nothing_says_so_once_and_keeps_a_fixed_subset(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image is encoded once if it was stored, and otherwise whenever it is needed; nothing is ever replaced."""
+    monkeypatch.setattr(memory_cache, "MEMORY_LIMIT", 0)
+    size = sum(value.nbytes for value in vlm.image_features(dots(1, left=1)))
+    stored = with_feature_store(replace(vlm, memo=Memo()), tmp_path, 3 * size)
+    images = dots(4, left=2 + 2 * 5)
+    for image in images:
+        stored.image_features([image])
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    store = stored.memo.store
+    assert len(files) == 2 and store is not None and "engine.cache_gigabytes" in (store.full or "")
+    for _ in range(4):
+        for image in images:
+            stored.image_features([image])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == files
+    assert [image.key in store for image in images] == [True, True, False, False]
+    assert images[0].left == [0] and not store.damaged
+
+
+def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:
+    rows = {f"{k}": torch.full((4, 32), float(k)) for k in range(10)}
+    first = FeatureStore(tmp_path, {"encoder": 0}, 10_000)
+    later = FeatureStore(tmp_path, {"encoder": 1}, 10_000)
+    first.write(rows)
+    later.write(rows)
+    assert first.read("3") is not None and later.read("3") is None and later.full
 
 
 def test_features_larger_than_the_limit_are_not_stored(tmp_path: Path) -> None:

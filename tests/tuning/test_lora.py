@@ -119,7 +119,7 @@ def test_a_model_with_quantized_layers_trains_as_one_with_the_values_they_stand_
         assert not tuned.adapters
     assert results[0].any()
     torch.testing.assert_close(*results)
-    with pytest.raises(UserError, match="yoco starts from the values .* is quantized"):
+    with pytest.raises(UserError, match=r"yoco starts from the values .* is quantized"):
         svd_start(prepare(vlms[0], stage("lora", LoRA(rank=2)), seed=0))
 
 

@@ -22,6 +22,7 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
     Returns:
         "norms": shape [number of the layout's names], in their order; zero for what the client does not train.
     """
+    scale = SAFE_SCALE if tuned.vlm.precision == torch.float16 else 1
     layout, size, examples = tuned.layout, job.settings.batch_size, job.conversations
     tuned.write(job.start)
     tuned.grads.zero_()
@@ -30,12 +31,15 @@ def gradient_norms(tuned: Tuned, job: Job) -> Tensors:
             batch = examples[start : start + size]
             loss = answer_losses(tuned.vlm, collate(tuned.vlm, [list(batch)])).sum()
             if loss.requires_grad:  # not where only the connector is trained and no image is shown
-                (loss * len(batch) / len(examples)).backward()
-    flat = tuned.grads[0].cpu()
+                (loss * len(batch) / len(examples) * scale).backward()
+    flat = tuned.grads[0].cpu() / scale
     flat = flat if job.trained is None else job.trained.zero_outside(flat)
     norms = [torch.linalg.vector_norm(flat[layout.slice(name)]) for name in layout.names]
     return {"norms": torch.stack(norms)}
 
+
+SAFE_SCALE = 2**10
+"""Scale of losses whose gradients pass through float16; see `fedloom.client.backpropagation`."""
 
 PROBES: dict[str, Callable[[Tuned, Job], Tensors]] = {"gradient_norms": gradient_norms}
 """The measurements, by name."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedloom.client.backpropagation import backpropagate
 from fedloom.client.local_job import Job
-from fedloom.models.batches import Batch, answer_losses, collate
+from fedloom.models.batches import collate
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.dropout import adapter_dropout
 from fedloom.types import Conversation
 
 
@@ -80,19 +80,10 @@ class BatchProbe:
         try:
             with side_by_side(self.tuned, len(groups), [self.job.scale] * len(groups)) as stack:
                 stack.flat.copy_(flat)
-                stack.grads.zero_()
                 batch = collate(stack.vlm, groups, self.clock)
-                losses = self._evaluated(stack, batch)
-                return losses.detach(), stack.grads * self.trained
+                # One stream serves all rows: it goes through the batch's tokens in order, however they are grouped.
+                masks = [self.job.dropout_masks(self.step)]
+                losses, _ = backpropagate(stack, batch, masks, self.clock)
+                return losses, stack.grads * self.trained
         finally:
             self.tuned.flat.copy_(before)
-
-    def _evaluated(self, stack: Tuned, batch: Batch) -> Tensor:
-        # One stream serves all rows: it goes through the batch's tokens in order, however they are grouped.
-        with adapter_dropout(stack, batch, [self.job.dropout_masks(self.step)]):
-            losses = answer_losses(stack.vlm, batch, stack.connectors(stack.rows))
-            self.clock.lap("forward")
-            if losses.requires_grad:  # not where only the connector is trained and no image is shown
-                losses.sum().backward()
-        self.clock.lap("backward")
-        return losses

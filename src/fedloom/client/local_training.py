@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.local_rule import Correct
+from fedloom.client.backpropagation import LARGEST_SCALE, backpropagate
 from fedloom.client.gradient_probe import BatchProbe
 from fedloom.client.local_job import Job
 from fedloom.client.optimizers import OPTIMIZERS, clip
-from fedloom.models.batches import answer_losses, collate
+from fedloom.models.batches import collate
 from fedloom.system.timing import Clock
 from fedloom.tuning.adapters import Tuned, side_by_side
-from fedloom.tuning.dropout import adapter_dropout
 from fedloom.types import Broadcast, Conversation, Tensors
 
 
@@ -127,6 +127,7 @@ class _Row:
     start: Tensor
     trained: Tensor | None
     carry: Tensors
+    loss_scale: float = LARGEST_SCALE
 
 
 def _start_row(job: Job, stack: Tuned, row: int) -> _Row:
@@ -146,7 +147,7 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     groups = [next(row.batches) for row in rows]
     flat, grads = stack.flat[: len(rows)], stack.grads[: len(rows)]
     if jobs[0].rule.gradient is None:
-        losses = _backpropagate(stack, jobs, groups, step, clock)
+        losses = _write_gradients(stack, rows, groups, step, clock)
     else:
         losses = _write_rule_gradient(stack, rows[0], groups[0], step, clock)
     _change(rows, grads, flat, [job.rule.penalize for job in jobs])
@@ -163,18 +164,15 @@ def _step(stack: Tuned, rows: Sequence[_Row], slots: Tensors, step: int, clock: 
     return losses.detach()
 
 
-def _backpropagate(
-    stack: Tuned, jobs: Sequence[Job], groups: Sequence[list[Conversation]], step: int, clock: Clock
+def _write_gradients(
+    stack: Tuned, rows: Sequence[_Row], groups: Sequence[list[Conversation]], step: int, clock: Clock
 ) -> Tensor:
     """Write the gradient of each client's mean loss into the stack; return the losses, shape [K]."""
     batch = collate(stack.vlm, groups, clock)
-    stack.grads[: len(jobs)].zero_()
-    with adapter_dropout(stack, batch, [job.dropout_masks(step) for job in jobs]):
-        losses = answer_losses(stack.vlm, batch, stack.connectors(len(jobs)))
-        clock.lap("forward")
-        if losses.requires_grad:  # not where only the connector is trained and no image is shown
-            losses.sum().backward()
-    clock.lap("backward")
+    masks, scales = [row.job.dropout_masks(step) for row in rows], [row.loss_scale for row in rows]
+    losses, scales = backpropagate(stack, batch, masks, clock, scales)
+    for row, scale in zip(rows, scales, strict=True):
+        row.loss_scale = scale
     return losses
 
 

@@ -39,7 +39,9 @@ def adamw(
     Reference: I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101v3,
     Algorithm 2, as torch.optim.AdamW takes it.
     """
-    taken = torch.tensor(step - 1.0, device=params.device)
+    taken = torch.full(
+        (), step - 1.0, device=params.device
+    )  # filled on the device, which torch.tensor would wait for
     adamw_of_torch(
         [params],
         [grads],

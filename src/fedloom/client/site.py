@@ -26,7 +26,7 @@ from fedloom.client.local_training import Trained, copy_overlapping, to_device
 from fedloom.params import Params, Part
 from fedloom.system.errors import UserError
 from fedloom.tasks.score_answers import Answers
-from fedloom.tuning.adapters import Tuned, side_by_side
+from fedloom.tuning.adapters import Tuned, cast_adapters, side_by_side
 from fedloom.tuning.lora import scale_b
 from fedloom.tuning.strategy_parts import Parts
 from fedloom.types import Broadcast, Conversation, Example, Presence, Tensors
@@ -343,9 +343,10 @@ class Site:
             for row, question in enumerate(questions):
                 stack.write(self.model(question), row)
             connects = stack.connectors(len(questions))
-            return answer_rows(
-                stack.vlm, connects, examples, presence, self.evaluate, clause=clause, workers=workers
-            )
+            with torch.no_grad(), cast_adapters(stack, len(questions)):
+                return answer_rows(
+                    stack.vlm, connects, examples, presence, self.evaluate, clause=clause, workers=workers
+                )
 
     def _read_memory(self, method: str, client: int, since: int) -> Tensors:
         return {} if since < 0 else self.memory.read((method, client, since))

@@ -212,8 +212,10 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the model; auto is cuda where available."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Precision of the language model; adapters are always float32."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Precision of the frozen language model; adapters are always float32. auto is float32 on processors, and "
+        "on cards bfloat16, or float16 where a card lacks it.",
     )
     threads: Count | None = Field(
         default=None, description="Number of CPU threads; null leaves the choice to torch."

@@ -13,7 +13,7 @@ from fedloom.client.local_job import Job
 from fedloom.client.local_training import can_train_together, train
 from fedloom.client.site import Profile, Question, Site
 from fedloom.params import Params
-from fedloom.system.errors import client_failure, is_out_of_memory
+from fedloom.system.errors import client_failure, is_of_accelerator, is_out_of_memory
 from fedloom.system.timing import Clock
 from fedloom.tasks.score_answers import Answers
 from fedloom.wire.messages import Answer, Assignment, Missing, Update
@@ -68,7 +68,7 @@ class InProcess:
         The time of a block is divided evenly among its clients, and counted when a client's answer is yielded: assignments
         of several trainings may be mixed, and each training counts its own time.
         """
-        remaining, own = iter(assignments), Clock()
+        remaining, own = iter(assignments), Clock(self.site.tuned.flat.device.type)
         while True:
             clock.lap("load")
             own.skip()
@@ -101,7 +101,8 @@ class InProcess:
         """Train clients side by side; if one raises, train each alone to find out which.
 
         Raises:
-            Exception: Memory ran out for several side by side. Fewer rows would round differently, so they are not tried.
+            Exception: Memory ran out for several side by side, or on an accelerator, where every client would lack it. Fewer
+                rows would round differently, so they are not tried.
         """
         try:
             ends = train(self.site.tuned, jobs, clock)
@@ -109,10 +110,10 @@ class InProcess:
             clock.lap("load")
             return updates
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error) and (len(jobs) > 1 or is_of_accelerator(error)):
+                raise
             if len(jobs) == 1:
                 return [Missing(jobs[0].client, client_failure(error))]
-            if is_out_of_memory(error):
-                raise
         return [answer for job in jobs for answer in self._answers([job], clock)]
 
 

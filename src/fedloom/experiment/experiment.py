@@ -129,6 +129,10 @@ class Experiment(ExperimentBase):
                     del value[section][key]
             if not value[section]:
                 del value[section]
+        if (
+            value.get("model", {}).get("precision") == "auto"
+        ):  # as on processors; other machines name it in the identity
+            value["model"]["precision"] = "float32"
         return json_digest(value)
 
     def to_json(self) -> str:

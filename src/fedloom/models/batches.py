@@ -26,6 +26,7 @@ from fedloom.models.decoder_inputs import (
     decoder_inputs,
     has_sliding_window,
     next_positions,
+    run_decoder,
 )
 from fedloom.models.family_interface import Grid
 from fedloom.models.last_layer import last_layer_at
@@ -143,14 +144,15 @@ class Batch:
     """The inputs of one training step of one or several clients.
 
     Attributes:
-        ids: Token ids, shape [K·B, L], padded on the right; a client with fewer than B conversations has
+        ids: Token ids, shape [K·B, L], padded on the right, on the processor; a client with fewer than B conversations has
             rows of padding, which add nothing to the loss.
-        mask: 1 on real tokens, 0 on padding, shape [K·B, L].
+        mask: 1 on real tokens, 0 on padding, shape [K·B, L], on the processor.
         features: Each client's encoder features, [*grid, E] for each image.
         lengths: Tokens of each row's prompt; 0 in rows of padding.
         grids: Grids of each row's images.
         row: Row of each answer token, shape [N].
         column: Position before each answer token, whose hidden state predicts the token, shape [N].
+        target: Each answer token, shape [N].
         weight: Weight of each answer token in its client's loss, shape [N].
         sizes: Number of answer tokens of each client.
         reads: Positions of each client's answer states in the batch, as `last_layer_at` wants them, shape [K, n].
@@ -163,6 +165,7 @@ class Batch:
     grids: tuple[tuple[Grid, ...], ...]
     row: Tensor
     column: Tensor
+    target: Tensor
     weight: Tensor
     sizes: tuple[int, ...]
     answer_positions: Tensor
@@ -204,13 +207,14 @@ def collate(vlm: Vlm, groups: Sequence[Sequence[Conversation]], clock: Clock | N
     positions = (rows_of * ids.shape[1] + columns_of).split(sizes)
     answer_positions = pad_sequence(list(positions), batch_first=True, padding_value=ids.numel())
     batch = Batch(
-        vlm.send(ids),
-        vlm.send(mask),
+        ids,
+        mask,
         features,
         tuple(lengths),
         tuple(grids),
         vlm.send(rows_of),
         vlm.send(columns_of),
+        vlm.send(ids[rows_of, columns_of + 1]),
         vlm.send(torch.tensor(weight)),
         tuple(sizes),
         vlm.send(answer_positions),
@@ -224,7 +228,7 @@ def answer_states(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     tokens = connect_images(vlm, batch.features, connects)
     rows = Rows(batch.ids, batch.mask, batch.lengths, batch.grids)
     with last_layer_at(vlm, batch.answer_positions):
-        states = vlm.decoder(**decoder_inputs(vlm, rows, tokens), use_cache=False)[0]
+        states = run_decoder(vlm, decoder_inputs(vlm, rows, tokens), use_cache=False)
     return states[batch.row, batch.column]
 
 
@@ -234,10 +238,7 @@ def answer_losses(vlm: Vlm, batch: Batch, connects: Sequence[Connect] | None = N
     All conversations of a client have the same weight, whatever the length of their answers. The head is applied at
     answer positions only; question, padding and image tokens add nothing to the loss.
     """
-    states, targets = (
-        answer_states(vlm, batch, connects),
-        batch.ids[batch.row, batch.column + 1],
-    )  # [N, D], [N]
+    states, targets = answer_states(vlm, batch, connects), batch.target  # [N, D], [N]
     size = max(1, MAX_LOGITS // vlm.model.get_input_embeddings().num_embeddings)
     if len(targets) <= size:
         losses = _token_losses(vlm, states, targets)
@@ -319,21 +320,19 @@ def option_scores(
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, L, L]
     allowed = causal & seen & (segment[:, None, :] >= 0)
-    ids, mask, position, segment, before, allowed = (
-        vlm.send(tensor) for tensor in (ids, mask, position, segment, before, allowed)
-    )
+    row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
+    predicting = row * width + before[row, column]
+    used, option = predicting.unique().view(len(connects), -1), segment[row, column] - 1
     padded = _rows(vlm, ids, mask, prompts, conversations)
     tokens = connect_images(vlm, features, connects)
     inputs = decoder_inputs(vlm, padded, tokens, allowed=allowed, position=position)
-    row, column = torch.nonzero(segment > 0, as_tuple=True)  # [N]
-    predicting = row * width + before[row, column]
-    with last_layer_at(vlm, predicting.unique().view(len(connects), -1)):
-        states = vlm.decoder(**inputs, use_cache=False)[0]
-    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[predicting])
-    likelihoods = -F.cross_entropy(logits.float(), ids[row, column], reduction="none")
+    with last_layer_at(vlm, vlm.send(used)):
+        states = run_decoder(vlm, inputs, use_cache=False)
+    logits = vlm.family.head(vlm.model, states.flatten(0, 1)[vlm.send(predicting)])
+    likelihoods = -F.cross_entropy(logits.float(), vlm.send(ids[row, column]), reduction="none")
     most = max(len(options.answers) for options in encoded)
-    scores = torch.zeros(len(rows), most, device=vlm.device)
-    return scores.index_put_((row, segment[row, column] - 1), likelihoods, accumulate=True).cpu()
+    scores = torch.zeros(len(rows), most)
+    return scores.index_put_((row, option), likelihoods.cpu(), accumulate=True)
 
 
 @torch.no_grad()
@@ -356,22 +355,23 @@ def generate(
     features = [vlm.image_features(images)] * len(connects)
     conversations = [*conversations] * len(connects)
     prompts = [encode(vlm, conversation, []).prompt for conversation in conversations]
-    ids, mask = (vlm.send(tensor) for tensor in pad(vlm, prompts))
+    ids, mask = pad(vlm, prompts)
     rows, cache = _rows(vlm, ids, mask, prompts, conversations), DynamicCache()
     inputs = decoder_inputs(vlm, rows, connect_images(vlm, features, connects))
+    mask = vlm.send(mask)
     last = torch.arange(len(prompts), device=vlm.device) * ids.shape[1] + mask.sum(1) - 1
     with last_layer_at(vlm, last.view(len(connects), -1)):
-        states = vlm.decoder(**inputs, past_key_values=cache, use_cache=True)[0]
+        states = run_decoder(vlm, inputs, past_key_values=cache, use_cache=True)
     states = states.flatten(0, 1)[last]  # [B, D]
     later, position = vlm.family.later(inputs), next_positions(vlm, inputs, rows)
     # Positions [B, L], counted in tokens; those of padding have no meaning.
     along = torch.arange(ids.shape[1], device=vlm.device).expand(len(prompts), -1)
-    ends = torch.tensor(_ends(vlm), device=vlm.device)
+    ends = vlm.send(torch.tensor(_ends(vlm)))
     tokens, done = [], torch.zeros(len(prompts), dtype=torch.bool, device=vlm.device)
     while True:
         token = vlm.family.head(vlm.model, states).argmax(1)  # [B]
         done |= torch.isin(token, ends)
-        tokens.append(token.masked_fill(done, int(ends[0])))
+        tokens.append(torch.where(done, ends[0], token))
         if bool(done.all()) or len(tokens) == max_tokens:
             break
         along = torch.cat((along, mask.sum(1, keepdim=True)), 1)

@@ -7,14 +7,18 @@ positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedloom.models.family_interface import Grid
+from fedloom.models.family_interface import ADDED, Grid
+from fedloom.models.last_layer import layers_of
 from fedloom.models.load_model import Vlm
+from fedloom.models.replaced_forwards import Forward, replaced_forwards
 
 Connect = Callable[[Tensor], Tensor]
 """Encoder features [B, *grid, E] → token embeddings [B, T, D]: the model's connector, or one client's."""
@@ -25,8 +29,9 @@ class Rows:
     """Padded token ids of conversations.
 
     Attributes:
-        ids: Prompts and the tokens after them, padded on the right, shape [B, L].
-        mask: 1 on real tokens, 0 on padding, shape [B, L].
+        ids: Prompts and the tokens after them, padded on the right, shape [B, L], on the processor: everything that depends
+            on their values is computed there and copied to the model's device.
+        mask: 1 on real tokens, 0 on padding, shape [B, L], on the processor.
         lengths: Tokens of each row's prompt; only prompts hold images.
         grids: Grids of each row's images.
     """
@@ -51,30 +56,57 @@ def decoder_inputs(
         vlm: The model.
         rows: The conversations.
         tokens: Token embeddings of all images in reading order, shape [T, D] each.
-        allowed: Whether a token (second dimension) sees another (third), shape [B, L, L]; None lets every token see
-            the earlier ones.
-        position: Positions counted in tokens, shape [B, L]; None counts along the row.
+        allowed: Whether a token (second dimension) sees another (third), shape [B, L, L], on the processor; None lets every
+            token see the earlier ones.
+        position: Positions counted in tokens, shape [B, L], on the processor; None counts along the row.
     """
     family, model = vlm.family, vlm.model
-    inputs = family.place(model, rows.ids, model.get_input_embeddings()(rows.ids), tokens)
+    embeddings = model.get_input_embeddings()(vlm.send(rows.ids))
+    inputs = family.place(model, rows.ids, embeddings, tokens)
     within = None
     if family.blocks is not None:
         width = rows.ids.shape[1]
         if allowed is None:
-            before = torch.ones(width, width, dtype=torch.bool, device=vlm.device).tril()
+            before = torch.ones(width, width, dtype=torch.bool).tril()
             allowed = before & rows.mask[:, None, :].bool()
         within = torch.zeros_like(allowed)
         for row, length in enumerate(rows.lengths):
             block = family.blocks(model, rows.ids[row, :length])
             within[row, :length, :length] = (block[:, None] == block) & (block >= 0)
     inputs["attention_mask"] = (
-        rows.mask if allowed is None else attention_mask(vlm, allowed, position, within)
+        vlm.send(rows.mask)
+        if allowed is None
+        else attention_mask(
+            vlm, *(one if one is None else vlm.send(one) for one in (allowed, position, within))
+        )
     )
     if family.positions is not None:
         position = _axes(vlm, rows, position)
     if position is not None:
-        inputs["position_ids"] = position
+        inputs["position_ids"] = vlm.send(position)
     return inputs
+
+
+def run_decoder(vlm: Vlm, inputs: Mapping[str, Any], **more: Any) -> Tensor:
+    """Return the decoder's hidden states, shape [B, L, D], for arguments of `decoder_inputs` and further ones."""
+    added: Mapping[int, tuple[Tensor, Tensor]] = inputs.get(ADDED, {})
+    given = {name: value for name, value in inputs.items() if name != ADDED}
+    with ExitStack() as stack:
+        for number, (where, features) in added.items():
+            change = partial(_with_added, where, features)
+            stack.enter_context(replaced_forwards([layers_of(vlm)[number]], change))
+        return vlm.decoder(**given, **more)[0]
+
+
+def _with_added(where: Tensor, features: Tensor, forward: Forward) -> Forward:
+    """Return a layer's forward that first adds features [N, D] to its inputs where `where`, [B, L, 1], is true."""
+
+    def with_added(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(
+            torch.where(where, x + torch.zeros_like(x).masked_scatter(where, features), x), *args, **kwargs
+        )
+
+    return with_added
 
 
 def connect_images(
@@ -101,20 +133,20 @@ def connect_images(
 def next_positions(vlm: Vlm, inputs: Mapping[str, Any], rows: Rows) -> Tensor:
     """Return the positions of the tokens that follow the prompts: [B, 1], or [A, B, 1]."""
     if vlm.family.positions is None:
-        return torch.tensor(rows.lengths, device=vlm.device)[:, None]
+        return vlm.send(torch.tensor(rows.lengths))[:, None]
     axes = inputs["position_ids"]  # [A, B, L]
     ends = [axes[:, row, :length].max() + 1 for row, length in enumerate(rows.lengths)]
     return torch.stack(ends)[:, None].expand(len(axes), -1, -1)
 
 
 def _axes(vlm: Vlm, rows: Rows, position: Tensor | None) -> Tensor:
-    """Return positions on the family's axes, [A, B, L]; tokens after a prompt continue from its largest position."""
+    """Return positions on the family's axes, [A, B, L], on the processor; tokens after a prompt continue from its largest one."""
     assert vlm.family.positions is not None
     positions = []
     for row, (length, grids) in enumerate(zip(rows.lengths, rows.grids, strict=True)):
         length = max(length, 1)  # a row of padding has a prompt of one token
         axes = vlm.family.positions(vlm.model, rows.ids[row, :length], grids)
-        along = torch.arange(rows.ids.shape[1], device=vlm.device) if position is None else position[row]
+        along = torch.arange(rows.ids.shape[1]) if position is None else position[row]
         following = along[length:] - length + axes.max() + 1
         positions.append(torch.cat((axes, following.expand(len(axes), -1)), dim=1))
     return torch.stack(positions, dim=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedloom.models.connectors import tokens_out
-from fedloom.models.family_interface import Grid, dtype_of, image_token, plain_head
+from fedloom.models.family_interface import Grid, dtype_of, image_token, plain_head, send
 
 
 def fuyu_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -65,7 +65,7 @@ def chameleon_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 def chameleon_head(model: Any, states: Tensor) -> Tensor:
     """Compute logits; image tokens have the lowest one, so that they are never generated."""
-    hidden = torch.tensor(model.model.vocabulary_mapping.image_tokens, device=states.device)
+    hidden = send(torch.tensor(model.model.vocabulary_mapping.image_tokens), states.device)
     logits = plain_head(model, states)
     return logits.index_fill(-1, hidden, torch.finfo(logits.dtype).min)
 

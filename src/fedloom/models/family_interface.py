@@ -21,6 +21,9 @@ from fedloom.system.errors import UserError
 
 Grid = tuple[int, ...]
 
+ADDED = "added before layers"
+"""What `Family.place` calls features that layers of the decoder add to their inputs."""
+
 PLAIN = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{{ image if part['type'] == 'image' else part['text'] }}{% endfor %}"
@@ -32,6 +35,15 @@ PLAIN = (
 def dtype_of(module: Any) -> torch.dtype:
     """Return the data type of a module's weights; encoder, connector and language model of one model may have different ones."""
     return next(module.parameters()).dtype
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the processor to a device; to an accelerator from pinned memory, without waiting.
+
+    So the next batch is built and copied while the device computes the last one. A tensor that is there already is returned
+    itself.
+    """
+    return value if value.device == device else value.pin_memory().to(device, non_blocking=True)
 
 
 def image_token(model: Any, tokenizer: Any) -> str:
@@ -49,8 +61,8 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
 
     Args:
         model: The model.
-        ids: Token ids, shape [B, L].
-        embeddings: Their embeddings, shape [B, L, D].
+        ids: Token ids, shape [B, L]; on the processor, where counting image tokens makes no accelerator wait.
+        embeddings: Their embeddings, shape [B, L, D], on the model's device.
         tokens: Token embeddings of all images in reading order, shape [T, D] each.
 
     Returns:
@@ -67,7 +79,7 @@ def scatter(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor
             f"model: the prompts hold {int(is_image.sum())} image tokens, but encoder and connector give "
             f"{len(images)}; the tokenizer and the image processor belong to another model"
         )
-    replaced = is_image[..., None].expand_as(embeddings)
+    replaced = send(is_image, embeddings.device)[..., None].expand_as(embeddings)
     return {"inputs_embeds": embeddings.masked_scatter(replaced, images.to(embeddings.dtype))}
 
 
@@ -100,10 +112,12 @@ class Family:
         spell: (model, tokenizer, grid) → the text that represents an image in the prompt.
         tidy: (tokenizer, a whole prompt with the text of `spell`) → the prompt that is tokenized.
         placeholder: (model, tokenizer) → the text that the chat template writes for an image; `spell` replaces it.
-        place: (model, ids, embeddings, token embeddings of images) → arguments of the decoder, see `scatter`.
+        place: (model, ids, embeddings, token embeddings of images) → arguments of the decoder, see `scatter`. The value of
+            `ADDED` is no argument: layer → (where [B, L, 1], features [N, D]), which are added to the layer's inputs there.
         later: (these arguments) → those that later tokens need, in generation.
-        positions: (model, ids of a prompt [L], grids of its images) → positions [A, L]; None counts tokens.
-        blocks: (model, ids of a prompt [L]) → block numbers [L]. Tokens of a block see each other in both
+        positions: (model, ids of a prompt [L], grids of its images) → positions [A, L], all on the processor; None counts
+            tokens.
+        blocks: (model, ids of a prompt [L]) → block numbers [L], both on the processor. Tokens of a block see each other in both
             directions; tokens with −1 see only earlier ones. None: every token sees only earlier ones.
         near: Whether blocks apply only in layers with a sliding window, and other layers are causal.
         across: Whether a block's tokens see each other even beyond a sliding window.

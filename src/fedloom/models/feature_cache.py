@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,9 +34,12 @@ class FeatureStore:
     Args:
         folder: Folder of all encoders' shards.
         identity: Everything that the features depend on besides the image, as JSON values.
-        limit: Bytes that all shards in `folder` may take; the least recently used ones are removed first.
+        limit: Bytes that all shards in `folder` may take. Shards that nobody has asked for since this object was made are
+            removed for new ones, the least recently used first. Where that does not make enough room, nothing more is written,
+            so that a fixed subset of the images is stored.
 
     Attributes:
+        full: Why features are not stored that would not fit; None while all fit.
         damaged: Why features could not be stored or read: a damaged shard, a full disk, a folder without access.
     """
 
@@ -45,7 +49,10 @@ class FeatureStore:
         self.damaged: list[str] = []
         self._rows: dict[str, tuple[Path, int, str]] = {}
         self._shapes: dict[Path, tuple[int, ...]] = {}
-        self._full = False
+        self.full: str | None = None
+        self._asked: set[Path] = set()
+        self._opened = time.time()
+        self._failed = False
         try:
             files = sorted(self.folder.glob("*.safetensors"))
         except OSError as error:
@@ -54,16 +61,17 @@ class FeatureStore:
             self._open(file)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows
+        if (row := self._rows.get(key)) is not None:
+            self._use(row[0])
+        return row is not None
 
     def grid(self, key: str) -> tuple[int, ...] | None:
         """Return the shape of an image's features without E, from the file's header; None if they are not stored."""
-        row = self._rows.get(key)
-        return None if row is None else self._shapes[row[0]][1:-1]
+        return self._shapes[self._rows[key][0]][1:-1] if key in self else None
 
     def read(self, key: str) -> Tensor | None:
         """Return an image's features [T, E], or None if they are not stored or are damaged."""
-        if key not in self._rows:
+        if key not in self:
             return None
         file, row, digest = self._rows[key]
         try:
@@ -77,25 +85,29 @@ class FeatureStore:
         return value
 
     def write(self, features: Mapping[str, Tensor]) -> None:
-        """Store the features of images, all of one shape, as one shard, and remove old shards beyond the limit.
+        """Store the features of images, all of one shape, as one shard.
 
-        After a failure, such as a full disk, nothing more is written.
+        When the limit is reached, or after a failure such as a full disk, nothing more is written.
         """
         new = {key: value for key, value in features.items() if key not in self._rows}
-        if not new or self._full:
+        if not new or self._failed or self.full:
             return
         rows = torch.stack([value.cpu() for value in new.values()]).contiguous()
         metadata = {"keys": json.dumps(list(new)), "sha256": json.dumps([_digest(row) for row in rows])}
         content = save({"features": rows}, metadata=metadata)
-        if len(content) > self._limit:
-            return
         file = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
         try:
+            if not self._make_room(len(content)):
+                self.full = (
+                    f"the features of all images need more than engine.cache_gigabytes, {self._limit / 1e9:g}: those that "
+                    "are not stored are computed again whenever they are needed; a larger value stores them"
+                )
+                return
             write_atomic(file, content)
             self._open(file)
-            self._make_room(file)
+            self._use(file)
         except OSError as error:
-            self._full = True
+            self._failed = True
             self.damaged.append(f"{file}: no features are kept ({error.strerror or error})")
 
     def _open(self, file: Path) -> None:
@@ -109,8 +121,6 @@ class FeatureStore:
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             self._drop(file, str(error))
             return
-        with suppress(OSError):  # a cache of another user can still be read
-            os.utime(file)
         self._shapes[file] = shape
         for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
             self._rows[key] = (file, row, digest)
@@ -124,20 +134,34 @@ class FeatureStore:
     def _forget(self, file: Path) -> None:
         self._rows = {key: row for key, row in self._rows.items() if row[0] != file}
 
-    def _make_room(self, newest: Path) -> None:
+    def _use(self, file: Path) -> None:
+        """Note that a shard is used, so that neither this object nor another process removes it."""
+        if file not in self._asked:
+            self._asked.add(file)
+            with suppress(OSError):  # a cache of another user can still be read
+                os.utime(file)
+
+    def _make_room(self, size: int) -> bool:
+        """Remove shards that are not used until another one of some bytes fits; return whether it does."""
         shards = []
         for file in self._root.glob("*/*.safetensors"):
             with suppress(FileNotFoundError):  # another process may make room at the same time
                 state = file.stat()
                 shards.append((state.st_mtime, state.st_size, file))
-        total = sum(size for _, size, _ in shards)
-        for _, size, file in sorted(shards):
+        total = size + sum(one for _, one, _ in shards)
+        unused = [
+            shard for shard in sorted(shards) if shard[0] < self._opened and shard[2] not in self._asked
+        ]
+        if total - sum(one for _, one, _ in unused) > self._limit:
+            return False
+        for _, one, file in unused:
             if total <= self._limit:
-                return
-            if file != newest:
+                break
+            with suppress(OSError):
                 file.unlink(missing_ok=True)
-                self._forget(file)
-                total -= size
+            self._forget(file)
+            total -= one
+        return True
 
 
 def _digest(value: Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedloom.models.family_interface import Grid, image_token, one_each, scatter
+from fedloom.models.family_interface import Grid, image_token, one_each, scatter, send
 
 
 def gemma_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
@@ -62,6 +62,7 @@ def gemma4_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[T
     if not model.config.get_text_config().hidden_size_per_layer_input:
         return arguments
     text = ids.masked_fill(ids == model.config.image_token_id, model.config.get_text_config().pad_token_id)
+    text = send(text, embeddings.device)
     return {**arguments, "per_layer_inputs": decoder.get_per_layer_inputs(text, None)}
 
 

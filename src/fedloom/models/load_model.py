@@ -23,12 +23,13 @@ from fedloom.models.compatibility import (
     check_vocabulary,
     placeholder_of,
 )
-from fedloom.models.family_interface import Family, Grid
+from fedloom.models.family_interface import Family, Grid, send
 from fedloom.models.family_table import FAMILIES
 from fedloom.models.feature_cache import FeatureStore
 from fedloom.models.folder_checks import BUNDLED
 from fedloom.models.hub import Source
 from fedloom.models.memory_cache import Memo
+from fedloom.models.precision import device_of, precision_of
 from fedloom.models.processor import Processor
 from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
@@ -78,13 +79,8 @@ class Vlm:
         return self.model.device
 
     def send(self, value: Tensor) -> Tensor:
-        """Copy a tensor to the model's device; to an accelerator from pinned memory, without waiting.
-
-        So the next batch is built and copied while the device computes the last one.
-        """
-        if self.device.type == "cpu":
-            return value
-        return value.pin_memory().to(self.device, non_blocking=True)
+        """Copy a tensor of the processor to the model's device, without waiting."""
+        return send(value, self.device)
 
     @property
     def precision(self) -> torch.dtype:
@@ -253,23 +249,22 @@ def move_model(vlm: Vlm, device: str, precision: str) -> Vlm:
 
     Args:
         vlm: The model.
-        device: "cpu", "cuda", or "auto" for cuda if there is one.
-        precision: "float32" or "bfloat16". Encoder and connector stay in float32.
+        device: As `model.device`: "cpu", "cuda", or "auto" for cuda if there is one.
+        precision: As `model.precision`; see `fedloom.models.precision`. Encoder and connector stay in float32.
 
     Raises:
         UserError: There is no such device here.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device: there is no cuda device here; choose cpu or auto")
-    modules, dtype = dict(vlm.model.named_modules()), getattr(torch, precision)
+    device = device_of(device)
+    modules, dtype = dict(vlm.model.named_modules()), getattr(torch, precision_of(precision, device))
     for prefix in vlm.family.parts.llm:
         if prefix in modules:
             modules[prefix].to(dtype)
         else:  # a tensor by itself, such as the mark at the end of a row of patches
             parameter = vlm.model.get_parameter(prefix)
             parameter.data = parameter.data.to(dtype)
-    if device != "cpu" and torch.cuda.is_available():
-        vlm.model.to("cuda")
+    if device != "cpu":
+        vlm.model.to(device)
     return vlm
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.models.family_interface import Grid, dtype_of, image_token
+from fedloom.models.family_interface import Grid, dtype_of, image_token, send
 
 
 def crossed_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -53,7 +53,8 @@ def crossed_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[
     seen = ((owner > 0) & (owner <= shown[..., None]))[:, None]  # [B, 1, L, N]
     any_seen = seen.any(-1, keepdim=True)  # [B, 1, L, 1]
     own = (owner > 0)[:, None]  # [B, 1, 1, N]
-    hidden = ~torch.where(any_seen, seen, own) & own.any(-1, keepdim=True)
+    hidden = send(~torch.where(any_seen, seen, own) & own.any(-1, keepdim=True), embeddings.device)
+    any_seen = send(any_seen, embeddings.device)
     lowest = torch.finfo(embeddings.dtype).min
     return {
         "inputs_embeds": embeddings,

@@ -75,5 +75,7 @@ def ovis_spell(model: Any, tokenizer: Any, grid: Grid) -> str:
 
 def ovis_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence[Tensor]) -> dict[str, Any]:
     """Put image embeddings where image tokens and the marks around them are."""
+    if not tokens:
+        return {"inputs_embeds": embeddings}
     marked = torch.isin(ids, ids.new_tensor([*model.config.visual_indicator_token_ids]))
     return scatter(model, ids.masked_fill(marked, model.config.image_token_id), embeddings, tokens)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.models.family_interface import Grid, dtype_of, image_token, scatter
+from fedloom.models.family_interface import ADDED, Grid, dtype_of, image_token, scatter, send
 
 
 def idefics2_encode(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -151,5 +151,8 @@ def granite4_place(model: Any, ids: Tensor, embeddings: Tensor, tokens: Sequence
     parts = torch.cat(list(tokens)).to(embeddings.dtype).split(embeddings.shape[-1], dim=-1)
     into = [*(layer for _, layer in model.config.deepstack_layer_map), *model.config.spatial_target_layers]
     empty = scatter(model, ids, embeddings, [torch.zeros_like(parts[0])])  # raises where the numbers differ
-    shown = (ids == model.config.image_token_id)[..., None]
-    return {**empty, "vision_mask": shown, "deepstack_features": dict(zip(into, parts, strict=True))}
+    shown = send(ids == model.config.image_token_id, embeddings.device)[..., None]
+    return {
+        **empty,
+        ADDED: {layer: (shown, features) for layer, features in zip(into, parts, strict=True)},
+    }

@@ -31,6 +31,7 @@ def teacher_forced(
     """
     connects = connects or [vlm.connect]
     batch = collate(vlm, [conversations] * len(connects))
-    best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1)  # [N]
-    answers = [best[batch.row == row] for row in range(len(batch.ids))]
+    best = vlm.family.head(vlm.model, answer_states(vlm, batch, connects)).argmax(-1).cpu()  # [N]
+    rows = batch.row.cpu()
+    answers = [best[rows == row] for row in range(len(batch.ids))]
     return [text.strip() for text in vlm.tokenizer.batch_decode(answers, skip_special_tokens=True)]

@@ -23,6 +23,7 @@ from fedloom.models.example_checks import CheckedData, check_examples
 from fedloom.models.hub import Source
 from fedloom.models.judge_model import load_judge
 from fedloom.models.load_model import Vlm, move_model, other_devices, with_feature_store
+from fedloom.models.precision import device_of, precision_of
 from fedloom.models.sentence_embeddings import sentence_source
 from fedloom.models.text_only import check_pattern
 from fedloom.run_log import RunLog, require_length
@@ -30,6 +31,7 @@ from fedloom.runs.own_answers import require_options
 from fedloom.runs.ray_setup import actors_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.run_folder import (
+    MACHINE,
     METHODS,
     RECORD,
     begin_run,
@@ -42,7 +44,7 @@ from fedloom.scenarios.validation_part import Validation, plan_and_validation, p
 from fedloom.system.allocator import keep_freed
 from fedloom.system.errors import UserError
 from fedloom.system.file_hashes import cache_folder, combine_digests, json_digest
-from fedloom.system.manifest import Manifest, read_manifest
+from fedloom.system.manifest import Manifest, read_manifest, read_sealed, write_sealed
 from fedloom.system.progress import Progress
 from fedloom.system.timing import Clock
 from fedloom.tasks import TASKS
@@ -59,6 +61,9 @@ Models = dict[str, Any]
 
 BESIDE_BASE = {"connector", "connector_weights", "queries", "max_tokens", "threads"}
 """Keys of the section `model` that the base model does not depend on."""
+
+BASES_HELD = 2**31
+"""Bytes of base models that a process keeps when it loads another one: enough for several small ones, and no real one."""
 
 SHOWN = 5
 """Number of skipped records that a run names in its output; the record has all of them."""
@@ -84,14 +89,15 @@ def set_up_run(
     """
     set_threads(experiment)
     data, manifest = site_data or load_run_data(experiment), read_manifest(folder)
-    now = current_identity(experiment, contents_of(data))
+    now = current_identity(experiment, contents_of(data), folder)
     if manifest is not None:
         require_same(folder, manifest.identity, now)
         require_whole(folder, manifest)
     if "linear" in experiment.methods:
         require_choice(data.examples)
     require_options(experiment, data, progress.message)
-    tuned, replicas = live.enter_context(_adapted(experiment, models))
+    here = with_precision(experiment, folder)
+    tuned, replicas = live.enter_context(_adapted(here, models))
     vlm, path, clock = tuned.vlm, experiment.evaluate.judge, Clock()
     check_pattern(vlm.family, experiment.scenario.pattern)
     check = checked_data(experiment, vlm, data, complete=site_data is None)
@@ -103,6 +109,7 @@ def set_up_run(
     if manifest is None:
         began = Manifest(__version__, now, versions)
         begin_run(folder, experiment, plan_json(plan, data.train, validation), began)
+        write_sealed(folder / MACHINE, {"precision": here.model.precision}, folder)
     elif manifest.versions != versions:
         before = ", ".join(f"{name} {value}" for name, value in manifest.versions.items())
         progress.message(
@@ -114,11 +121,13 @@ def set_up_run(
     skipped = [str(record) for record in data.rejected]
     for line in (*skipped[:SHOWN], *check.messages[:SHOWN]):
         progress.message(f"data: {line}")
+    if vlm.memo.store is not None and vlm.memo.store.full:
+        progress.message(f"engine.cache: {vlm.memo.store.full}")
     stages = stages_of(experiment)
     site = make_site(experiment, data, plan, tuned, stages, folder / METHODS, validation)
     return RunContext(
         experiment, folder, data, plan, site, stages, record, progress, json_digest(now), judge or None, replicas, validation,
-        actors_of(experiment, folder / METHODS, _open_actor_site, progress.message, live),
+        actors_of(here, folder / METHODS, _open_actor_site, progress.message, live),
     )  # fmt: skip
 
 
@@ -135,7 +144,7 @@ def open_site(
             data and plan.
     """
     set_threads(experiment)
-    with _adapted(experiment, {}) as (tuned, _):
+    with _adapted(with_precision(experiment), {}) as (tuned, _):
         data = checked_data(experiment, tuned.vlm, own[0] if own else load_run_data(experiment)).data
         plan, validation = (
             (own[1](data), None)
@@ -160,9 +169,32 @@ def load_run_data(experiment: Experiment) -> DataSet:
     return data
 
 
-def current_identity(experiment: Experiment, contents: Mapping[str, str]) -> dict[str, str]:
-    """Return the identity that a run would have if it began now."""
-    return identity(experiment, contents, models_digest(experiment))
+def current_identity(
+    experiment: Experiment, contents: Mapping[str, str], folder: Path | None = None
+) -> dict[str, str]:
+    """Return the identity that a run would have if it began now.
+
+    Args:
+        experiment: Every choice.
+        contents: The digests of its data.
+        folder: The run's folder, whose precision counts if it is not that of processors; None if there is none.
+    """
+    value = identity(experiment, contents, models_digest(experiment))
+    if folder is None or experiment.model.precision != "auto":
+        return value
+    precision = with_precision(experiment, folder).model.precision
+    return value if precision == "float32" else {**value, "precision": precision}
+
+
+def with_precision(experiment: Experiment, folder: Path | None = None) -> Experiment:
+    """Return an experiment with the precision that "auto" means: that with which the run in a folder began, or this machine's."""
+    if experiment.model.precision != "auto":
+        return experiment
+    machine = read_sealed(folder / MACHINE) if folder is not None and (folder / MACHINE).exists() else {}
+    precision = machine.get("precision") or precision_of("auto", device_of(experiment.model.device))
+    return experiment.model_copy(
+        update={"model": experiment.model.model_copy(update={"precision": precision})}
+    )
 
 
 @contextmanager
@@ -218,10 +250,22 @@ def loaded_model(experiment: Experiment, models: Models) -> Vlm:
     # The key includes the content of files, which may have changed since another experiment loaded them.
     code = "".join(family_code(experiment).values())
     key = f"{settings.model_dump_json(exclude=BESIDE_BASE)} {parts_digest(settings)} {code}"
+    if key not in models:
+        _forget_bases(models)
     vlm = with_connector(_load_once(models, key, load), settings, experiment.seed)
     if not engine.cache or not vlm.family.images:
         return vlm
     return with_feature_store(vlm, cache_folder() / "features", int(engine.cache_gigabytes * 1e9), code)
+
+
+def _forget_bases(models: Models) -> None:
+    """Remove loaded base models, the oldest first, until those that are left take at most `BASES_HELD` bytes."""
+    bases = {key: value for key, value in models.items() if isinstance(value, Vlm)}
+    sizes = {key: sum(one.nbytes for one in vlm.model.parameters()) for key, vlm in bases.items()}
+    for key in bases:
+        if sum(sizes.values()) <= BASES_HELD:
+            return
+        del models[key], sizes[key]
 
 
 def models_digest(experiment: Experiment) -> str:

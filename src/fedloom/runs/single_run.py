@@ -126,7 +126,7 @@ def finished_result(experiment: Experiment, folder: Path, remote: RemoteSites | 
     if manifest is None:
         raise UserError(f"{folder} was removed while it was being written to")
     contents = contents_of((remote and remote.data) or load_run_data(experiment))
-    require_same(folder, manifest.identity, current_identity(experiment, contents))
+    require_same(folder, manifest.identity, current_identity(experiment, contents, folder))
     require_whole(folder, manifest)
     return read_json(folder / RESULT, {"scores": dict})
 
@@ -141,7 +141,7 @@ def unusable_cells(cells: Mapping[int, Cell]) -> dict[int, str]:
                 of = [experiment.data.model_dump_json(), experiment.seed, dict(experiment.added.digests)]
                 if (key := json_digest(of)) not in contents:
                     contents[key] = contents_of(load_run_data(experiment))
-                require_same(folder, manifest.identity, current_identity(experiment, contents[key]))
+                require_same(folder, manifest.identity, current_identity(experiment, contents[key], folder))
                 require_whole(folder, manifest)
         except UserError as error:
             reasons[place] = str(error)

@@ -104,7 +104,8 @@ def choice_of(context: RunContext, runs: Sequence[Training]) -> Choice:
         cohort = _clients(runs)
         choice = choose(context.tuned, _jobs(context, runs), cohort, machine)
         if cohort > 1:
-            value = {"machine": asdict(machine), "choice": asdict(choice)}
+            precision = str(context.vlm.precision).removeprefix("torch.")
+            value = {"machine": asdict(machine), "choice": asdict(choice), "precision": precision}
             write_sealed(context.folder / MACHINE, value, context.folder)
             context.record.append("machine", value)
     rows = choice.rows if engine.side_by_side == "auto" else engine.side_by_side
@@ -122,6 +123,8 @@ def _earlier_choice(context: RunContext, machine: Machine) -> Choice | None:
     if not file.exists():
         return None
     value = read_sealed(file)
+    if "choice" not in value:
+        return None
     before = Machine(**value["machine"])
     if before != machine:
         differences = ", ".join(

@@ -36,6 +36,10 @@ _MACHINE = {
     errno.EAGAIN: "the system allows no more processes or threads; use fewer workers and jobs",
 }
 _MEMORY = "memory ran out; try a smaller train.batch_size, engine.workers=1 and engine.side_by_side=1, or fewer --jobs"
+_CARD_MEMORY = (
+    "the memory of the accelerator ran out; try engine.recompute=always, engine.side_by_side=1, a smaller train.batch_size, "
+    "model.precision=auto where it is float32, a smaller model.max_tokens, or a smaller model"
+)
 _FOREIGN = re.compile(r"\(os error (\d{1,3})\)")
 """The system's error in messages of libraries that are written in Rust, such as safetensors and tokenizers."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -55,7 +59,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
-        return f"{_MEMORY}{_detail(error)}"
+        return f"{_CARD_MEMORY if is_of_accelerator(error) else _MEMORY}{_detail(error)}"
     if isinstance(error, OSError):
         return _system_sentence(error)
     if foreign := _FOREIGN.search(str(error)):
@@ -122,6 +126,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
     )
+
+
+def is_of_accelerator(error: BaseException) -> bool:
+    """Return whether an error says that memory of an accelerator ran out: torch's OutOfMemoryError, without importing torch."""
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def _system_sentence(error: OSError) -> str:

@@ -155,6 +155,37 @@ def adapted_modules(spots: Mapping[str, Spot]) -> list[str]:
 
 
 @contextmanager
+def cast_adapters(tuned: Tuned, rows: int = 1) -> Iterator[None]:
+    """Convert all adapters to the decoder's data type once inside this block, instead of in every layer.
+
+    Gradients reach `tuned.grads` in one piece, too. Values that change inside the block are not seen.
+
+    Args:
+        tuned: The model, whose first rows are tied to it; nothing changes if its decoder computes in float32.
+        rows: The number of these rows.
+    """
+    dtype = tuned.vlm.precision
+    layers = tuned.adapters if dtype != torch.float32 else {}
+    if layers:
+        place = 0 if rows == 1 else slice(0, rows)
+        whole = nn.Parameter(tuned.flat[place])
+        whole.grad = tuned.grads[place]
+        layout = tuned.layout
+        pieces = whole.to(dtype).split([math.prod(layout.shape(name)) for name in layout.names], dim=-1)
+        values = {
+            tuned.spots[name]: piece.unflatten(-1, layout.shape(name))
+            for name, piece in zip(layout.names, pieces, strict=True)
+        }
+        for name, layer in layers.items():
+            layer.cast = values[Spot(name, "lora_a")], values[Spot(name, "lora_b")]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.cast = None
+
+
+@contextmanager
 def side_by_side(tuned: Tuned, rows: int, factors: Sequence[float] = ()) -> Iterator[Tuned]:
     """Give a model room for several clients at once, and restore its single row afterward.
 

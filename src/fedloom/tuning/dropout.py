@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -41,11 +42,14 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
     share = tuned.stage.lora.dropout if tuned.stage.lora else 0.0
     layers = tuned.adapters if share else {}
     if layers:
-        prompts = torch.tensor(batch.lengths, device=batch.mask.device)
-        real = batch.mask.bool() & (prompts > 0)[:, None]  # [K·B, L]; rows of padding have no prompt
+        # Computed on the processor and copied once, so that no layer makes an accelerator wait.
+        real = (
+            batch.mask.bool() & (torch.tensor(batch.lengths) > 0)[:, None]
+        )  # rows of padding have no prompt
         counts = real.view(len(masks), -1).sum(1).tolist()
+        tokens = _Tokens(real.shape, tuned.vlm.send(real.flatten().nonzero()[:, 0]))
         for name, layer in layers.items():
-            layer.drop = partial(_dropped, name, share, real, list(zip(masks, counts, strict=True)))
+            layer.drop = partial(_dropped, name, share, tokens, list(zip(masks, counts, strict=True)))
     try:
         yield
     finally:
@@ -53,21 +57,30 @@ def adapter_dropout(tuned: Tuned, batch: Batch, masks: Sequence[Masks]) -> Itera
             layer.drop = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """The tokens of a batch: its shape [K·B, L], and the real tokens' places in it, counted through."""
+
+    shape: torch.Size
+    places: Tensor
+
+
 def _dropped(
-    name: str, share: float, real: Tensor, draws: Sequence[tuple[Masks, int]], x: Tensor
+    name: str, share: float, tokens: _Tokens, draws: Sequence[tuple[Masks, int]], x: Tensor
 ) -> Tensor:  # [K·B, L, I], or [K·B·L, I] for shared experts → the same
-    if x.shape[:-1] not in (real.shape, (real.numel(),)):
+    if x.shape[:-1] not in (tokens.shape, (tokens.shape.numel(),)):
         raise UserError(
             f"strategy.dropout is {share}, but the layer {name} processes rows other than the batch's tokens, such as "
             "one expert's share of them or the tokens of images, for which there is no mask. Set strategy.dropout "
             "to 0, or leave the layer out of strategy.targets"
         )
     width, device = x.shape[-1], x.device
-    dropped = torch.zeros(*real.shape, width, dtype=torch.bool, device=device)
-    dropped[real] = torch.cat(
+    drawn = torch.cat(
         [
             torch.rand(count, width, generator=masks(name, device), device=device) < share
             for masks, count in draws
         ]
     )
+    dropped = torch.zeros(tokens.shape.numel(), width, dtype=torch.bool, device=device)
+    dropped.index_copy_(0, tokens.places, drawn)
     return x.masked_fill(dropped.view(x.shape), 0.0) / (1 - share)
