@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedloom.client.site import Question, Site
 from fedloom.experiment.experiment import Experiment
 from fedloom.run_log import read_lines
 from fedloom.runs import method_results
@@ -119,6 +120,24 @@ def test_a_run_that_is_interrupted_between_two_methods_with_one_training_goes_on
     scores = go(tiny_model, tmp_path / "run", methods)["scores"]
     assert scores == {name: run[1][name] for name in methods}
     assert verify(tmp_path / "run")[1] == []
+
+
+def test_models_that_several_methods_share_answer_once(
+    run: tuple[Path, dict[str, Any]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models of clients and the shared one, on three slices; the scores are those of a run with other methods."""
+    real, asked = Site.answer, list[Question]()
+
+    def counted(self: Site, questions: Sequence[Question], workers: int = 1) -> Any:
+        asked.extend(question for question in questions if question.test == "test")
+        return real(self, questions, workers)
+
+    monkeypatch.setattr(Site, "answer", counted)
+    methods = ["fedavg+average-alone", "local", "local+prior", "fedavg+prior", "fedavg"]
+    scores = go(tiny_model, tmp_path / "run", methods)["scores"]
+    assert [len([one for one in asked if one.method == name]) for name in ("local", "fedavg")] == [6, 3]
+    assert len(asked) == 9
+    assert scores == {name: run[1][name] for name in methods}
 
 
 def test_a_method_alone_has_the_scores_that_it_has_beside_the_one_it_trains_with(

@@ -105,7 +105,7 @@ def test_answers_are_averaged_with_those_of_the_lone_model() -> None:
         ("interpolate", {"shares": []}),
         ("interpolate", {"shares": [0.5, 2.0]}),
         ("interpolate", {"default": -0.5}),
-        ("personal", {"names": []}),
+        ("personal-layers", {"names": []}),
     ],
 )
 def test_arguments_out_of_range_are_refused(name: str, arguments: Mapping[str, object]) -> None:

@@ -61,7 +61,7 @@ PLACES: Mapping[str, Place] = {
     "interpolate": Place("mix", "interpolate", "interpolation"),
     "fedsa-lora": Place("personal", "fedsa_lora", "FedSA-LoRA"),
     "plora": Place("personal", "plora", "pLoRA"),
-    "personal": Place("personal", "personal_values", "personal layers"),
+    "personal-layers": Place("personal", "personal_values", "personal layers"),
     "layers": Place("part", "layer_budgets", "layer budgets"),
     "ranks": Place("part", "lora_ranks", "unequal ranks"),
     "prompt": Place("prompt", "prompt_part", "prompt"),

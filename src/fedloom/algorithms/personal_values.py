@@ -55,7 +55,7 @@ class PersonalValues(NamedTuple):
         return part
 
 
-def personal(*, names: Sequence[str] = ("connector/*",)) -> PersonalValues:
+def personal_layers(*, names: Sequence[str] = ("connector/*",)) -> PersonalValues:
     """Make the choice of values that clients keep.
 
     Args:
@@ -70,8 +70,8 @@ def personal(*, names: Sequence[str] = ("connector/*",)) -> PersonalValues:
 
 
 ENTRIES = {
-    "personal": Entry(
-        personal,
+    "personal-layers": Entry(
+        personal_layers,
         "personal",
         "personal layers",
         "Each client keeps some of the trained layers to itself, by default the connector, and shares the others.",

@@ -10,7 +10,8 @@ import numpy as np
 
 from fedloom.algorithms.own_answers import Interpolation, OwnAnswers
 from fedloom.client.site import Question
-from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
+from fedloom.runs.modality_slices import SLICES
+from fedloom.runs.own_answers import asked_again, choose_answers, label_counts, own_answers_of
 from fedloom.runs.train_in_backend import backend_of
 from fedloom.scenarios.validation_part import Validation
 from fedloom.system.timing import Clock
@@ -40,8 +41,7 @@ def answer_test(
         kind: The kind of the record's line.
     """
     test, clock = context.data.test, Clock()
-    questions = [replace(question, slice=part) for question in models.values()]
-    answers = backend_of(context, name).answer(questions)
+    answers = answer_once(context, name, [replace(question, slice=part) for question in models.values()])
     clock.lap("evaluate")
     for client, own in zip(models, answers, strict=True):
         context.record.append(
@@ -57,6 +57,31 @@ def answer_test(
             },
         )
     return answers
+
+
+MOST_KEPT = 1_000_000
+"""Largest number of answers of a method that are kept for other methods."""
+
+
+def answer_once(context: RunContext, name: str, questions: Sequence[Question]) -> list[Answers]:
+    """Answer the test set, unless models that other methods ask too have answered it before.
+
+    Args:
+        context: What all methods share.
+        name: The method's name.
+        questions: Questions about the test set; the same models are always asked side by side, since bits depend on that.
+    """
+    backend, known = backend_of(context, name), context.answered
+    count = len(context.data.test) * len(SLICES) * (len(context.plan.clients) + 1)
+    if count > MOST_KEPT or not asked_again(context.experiment, name):
+        return backend.answer(questions)
+    keys = [
+        (one.method, one.stage, one.client, one.since, one.own_share, one.slice, one.params.digest())
+        for one in questions
+    ]
+    if not all(key in known for key in keys):
+        known |= zip(keys, backend.answer(questions), strict=True)
+    return [known[key] for key in keys]
 
 
 def validate(

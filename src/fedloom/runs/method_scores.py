@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fedloom.algorithms.own_answers import OwnAnswers
 from fedloom.client.site import Question
 from fedloom.engine.federation import Federation
-from fedloom.runs.evaluation import answer_test
+from fedloom.runs.evaluation import answer_once, answer_test
 from fedloom.runs.method_predictions import write_part
 from fedloom.runs.modality_slices import client_scores, headline, score_model, score_own_models, slices_of
 from fedloom.runs.own_answers import choose_answers, label_counts, own_answers_of
 from fedloom.runs.run_context import RunContext
 from fedloom.runs.site_scores import combine_site_scores
-from fedloom.runs.train_in_backend import backend_of
 from fedloom.scenarios.declared_examples import clients_by_site
 from fedloom.tasks.score_answers import Answers
 
@@ -45,7 +44,7 @@ def own_scores(
 ) -> dict[str, Any]:
     """Score each client's own model: the mean over clients, the best and the worst."""
     scores: list[dict[str, Any]] = []
-    together = SCORED_TOGETHER if context.tuned.stackable else 1
+    together = _together(context)
     for start in range(0, len(models), together):
         scores += model_scores(
             context, dict(list(models.items())[start : start + together]), name, rounds, alone
@@ -132,20 +131,40 @@ def _choose(
 ) -> list[dict[int, dict[str, Answers]]]:
     """Return for each model the test answers by slice that its client, or each client of a global model, chooses itself."""
     data, chosen = context.data, list[dict[int, dict[str, Answers]]]()
+    holders = [holder for client in models for holder in _holders(context, client) if holder in alone]
+    lone = _lone_answers(context, {holder: alone[holder] for holder in holders}, list(answers[0]))
     for client, by_slice in zip(models, answers, strict=True):
         own = dict[int, dict[str, Answers]]()
-        for holder in range(len(context.plan.clients)) if client is None else (client,):
-            counts = label_counts(context.plan, data.train, holder)
-            lone = _lone_answers(context, alone[holder], by_slice) if holder in alone else {}
+        for holder in _holders(context, client):
+            counts, other = label_counts(context.plan, data.train, holder), lone.get(holder, {})
             own[holder] = {
-                part: choose_answers(parts, counts, data.test, given, lone.get(part))
+                part: choose_answers(parts, counts, data.test, given, other.get(part))
                 for part, given in by_slice.items()
             }
         chosen.append(own)
     return chosen
 
 
-def _lone_answers(context: RunContext, question: Question, slices: Iterable[str]) -> dict[str, Answers]:
-    """Return the test answers by slice of a model that its client trained alone."""
-    backend = backend_of(context, question.method)
-    return {part: backend.answer([replace(question, slice=part)])[0] for part in slices}
+def _holders(context: RunContext, client: int | None) -> Sequence[int]:
+    """Return the clients that are served by a model of a client, or by the global one for None."""
+    return range(len(context.plan.clients)) if client is None else (client,)
+
+
+def _together(context: RunContext) -> int:
+    """Return how many clients' own models answer the test questions in one pass."""
+    return SCORED_TOGETHER if context.tuned.stackable else 1
+
+
+def _lone_answers(
+    context: RunContext, alone: Mapping[int, Question], slices: Sequence[str]
+) -> dict[int, dict[str, Answers]]:
+    """Return client → slice → test answers of the model that it trained alone, asked in groups as `own_scores` does."""
+    answers: dict[int, dict[str, Answers]] = {client: {} for client in alone}
+    clients, together = list(alone), _together(context)
+    for start in range(0, len(clients), together):
+        group = clients[start : start + together]
+        for part in slices:
+            asked = [replace(alone[client], slice=part) for client in group]
+            for client, own in zip(group, answer_once(context, asked[0].method, asked), strict=True):
+                answers[client][part] = own
+    return answers

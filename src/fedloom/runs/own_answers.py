@@ -84,6 +84,15 @@ def trained_as(experiment: Experiment, name: str) -> str:
     return next((other for other, one in methods.items() if one == training), next(alike, name))
 
 
+def asked_again(experiment: Experiment, name: str) -> bool:
+    """Return whether other methods of an experiment are evaluated with the models of a method, too."""
+    owner, entries = trained_as(experiment, name), experiment.entries
+    others = [other for other in experiment.methods if other != name]
+    parts = [part for other in others for part in experiment.method(other).parts]
+    lone = owner == "local" and any("lone model" in entries[part].traits for part in parts)
+    return lone or any(trained_as(experiment, other) == owner for other in others)
+
+
 def require_options(experiment: Experiment, data: DataSet, message: Callable[[str], None]) -> None:
     """Check that the parts of an experiment's methods that change options' probabilities have options to change.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom.client.site import Site
@@ -18,6 +18,7 @@ from fedloom.scenarios.validation_part import Validation
 from fedloom.system.file_hashes import json_digest
 from fedloom.system.progress import Progress
 from fedloom.tasks.llm_judge import Judge
+from fedloom.tasks.score_answers import Answers
 from fedloom.tasks.task import Metric
 from fedloom.tuning.adapters import Tuned
 from fedloom.tuning.strategies import Strategy
@@ -29,6 +30,7 @@ class RunContext:
     """The values that all methods of a run share: the server's folder and record, the site, and the data for scores.
 
     If clients are at sites on other machines, `remote` reaches them, and `site` is the one that the server builds itself.
+    `answered` holds answers to the test set by models that other methods ask too; they change no result.
     """
 
     experiment: Experiment
@@ -45,6 +47,7 @@ class RunContext:
     validation: Validation | None = None
     actors: Actors | None = None
     remote: Backend | None = None
+    answered: dict[Hashable, Answers] = field(default_factory=dict[Hashable, Answers])
 
     def of(self, name: str, client: int | None = None, stage: int | None = None) -> str:
         """Return the digest that files of a method, or of one training of it, carry as proof of their origin."""
