@@ -50,6 +50,8 @@ DOORS = {
     "flwr": {"engine"},
     "cryptography": {"engine"},
     "ray": {"engine"},
+    "pandas": {"runs"},
+    "pyarrow": {"data"},
 }
 
 

@@ -32,6 +32,7 @@ from fedloom.scenarios.declared_examples import (
 )
 from fedloom.scenarios.plan import build_plan
 from fedloom.system.errors import UserError
+from fedloom.tasks.predictions import read_predictions
 from fedloom.types import Example
 from fedloom.wire.compression import CODECS
 from fedloom.wire.messages import Assignment, Update, in_codec
@@ -115,6 +116,10 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(
     assert {site: one["examples"] for site, one in sites.items()} == dict.fromkeys(HELD, 4)
     assert all(0 <= one["scores"]["accuracy"] <= 1 for one in sites.values())
     for site in HELD:
+        (answers,) = (tmp_path / site).rglob("fedavg/predictions.jsonl")
+        assert {row.example for row in read_predictions(answers)} == {
+            f"{site}/{k:07d}" for k in range(50, 54)
+        }
         left = [
             json.loads(line) for line in (tmp_path / site / "left-this-site.jsonl").read_text().splitlines()
         ]
@@ -130,6 +135,8 @@ def test_sites_with_data_of_their_own_give_the_bytes_of_pooled_data(
         assert (there / "report.html").exists()
     texts = [path for path in there.rglob("*") if path.is_file() and b"of west" in path.read_bytes()]
     assert [path.name for path in texts] == [], "nothing that a site's examples say is at the server"
+    at_server = {row.example for row in read_predictions(there / "predictions.jsonl")}
+    assert at_server == ({f"north/{k:07d}" for k in range(80, 88)} if scores == "here" else set())
     log = (there / "record.jsonl").read_text()
     sums = json.loads((there / "result.json").read_text())["bytes"]["fedavg"]["up"]
     parts = [

@@ -201,6 +201,12 @@ def test_mistakes_in_python_are_reported_as_those_in_files() -> None:
     assert "3 mistakes in fedloom.Experiment" in message
     assert "Did you mean train.rounds?" in message and "Did you mean seed?" in message
     assert 'methods is "fedavg", but must be a list' in message
+    with pytest.raises(UserError, match=r"data is \"emoji\", but must be a mapping"):
+        fedloom.Experiment(data="emoji")
+    with pytest.raises(UserError, match=r"train\.rounds is .*object.*, but must be a whole number"):
+        fedloom.Experiment(train={"rounds": object()})
+    with pytest.raises(UserError, match=r"data is a list, but must be a mapping"):
+        fedloom.Experiment.from_json('{"data": [{"question": "?", "answer": "!"}]}')
     with pytest.raises(UserError, match=r"expected a list of dicts"):
         experiment = fedloom.Experiment(data={"records": 3})
         load_data(experiment.data, 0, experiment.datasets)

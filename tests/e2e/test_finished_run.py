@@ -190,8 +190,10 @@ def test_an_exported_adapter_loads_with_stock_peft_alone(
     AutoImageProcessor.from_pretrained(out)
     card, prompt = (out / "README.md").read_text(), json.loads((out / "prompt.json").read_text())
     assert card.startswith("---\n") and "library_name: peft" in card and "federated-learning" in card
-    for part in ("2 clients", "Refused updates:** none", "SHA-256", "95 % interval", method):
+    who = "Client 1 trained alone" if method == "local" else "2 clients"
+    for part in (who, "Rounds:** 2", "Refused updates:** none", "SHA-256", "95 % interval", method):
         assert part in card
+    assert card.count("| 2 |") == (1 if method == "local" else 2), "each client took part in both rounds"
     assert "What is shown?" in prompt["example"]["prompt"]
 
 

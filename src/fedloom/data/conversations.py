@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.data.record_fields import FindImage, InvalidRecord, text
+from fedloom.data.record_fields import FindAnyImage, InvalidRecord, text
 from fedloom.data.record_files import json_type, quoted
 from fedloom.types import LazyImage, Turn
 
@@ -101,7 +101,7 @@ def _empty(value: Any) -> bool:
     return value in (None, "", "[]") if inside is None else all(map(_empty, inside))
 
 
-def read_conversation(record: dict[str, Any], find_image: FindImage) -> ParsedConversation:
+def read_conversation(record: dict[str, Any], find_image: FindAnyImage) -> ParsedConversation:
     """Read a conversation.
 
     Args:
@@ -267,7 +267,7 @@ def _content(turn: dict[str, Any], key: str) -> TurnContent:
 
 
 def _turns_with_images(
-    questions: Sequence[Sequence[TurnContent]], names: Sequence[str], find_image: FindImage
+    questions: Sequence[Sequence[TurnContent]], names: Sequence[str], find_image: FindAnyImage
 ) -> list[Turn]:
     """Return the questions without marks, with each image at the place of its mark."""
     left = list(names)
@@ -295,7 +295,7 @@ def _turns_with_images(
     ]
 
 
-def _turns_with_one_image(texts: Sequence[str], name: str, find_image: FindImage) -> list[Turn]:
+def _turns_with_one_image(texts: Sequence[str], name: str, find_image: FindAnyImage) -> list[Turn]:
     """Return the questions without marks, with a single image at the place of its first mark."""
     turns: list[Turn] = []
     images = [find_image(name)]

@@ -47,15 +47,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedloom.data.conversations import MARK, TURN_LIST_KEYS, image_names, is_conversation, read_conversation
 from fedloom.data.duplicates import content_keys, normalized_text, pixel_key
 from fedloom.data.loading import divide
-from fedloom.data.record_fields import FindImage, InvalidRecord, image_finder, required, text, text_or_integer
-from fedloom.data.record_files import Record, json_type, quoted, read_records
+from fedloom.data.record_examples import examples_of_record
+from fedloom.data.record_fields import FindAnyImage, InvalidRecord, image_finder, text
+from fedloom.data.record_files import Record, quoted, read_records
 from fedloom.system.errors import UserError
-from fedloom.types import DataSet, Example, Rejected, Turn
+from fedloom.types import DataSet, Example, Rejected
 
 if TYPE_CHECKING:
     from fedloom.config.schema import Data
@@ -104,7 +104,7 @@ def load_folder(settings: Data, seed: int) -> DataSet:
 
 
 def load_records(
-    records: Iterable[Record | Rejected], find_image: FindImage, settings: Data, seed: int
+    records: Iterable[Record | Rejected], find_image: FindAnyImage, settings: Data, seed: int
 ) -> DataSet:
     """Load records from anywhere as those of a folder; see this module's docstring.
 
@@ -118,7 +118,7 @@ def load_records(
 
 
 def undivided_examples(
-    records: Iterable[Record | Rejected], find_image: FindImage
+    records: Iterable[Record | Rejected], find_image: FindAnyImage
 ) -> tuple[list[Example], list[Rejected]]:
     """Return the examples of all records in their order, whatever their splits, and the invalid records."""
     rows, rejected = _read_rows(
@@ -131,7 +131,10 @@ def undivided_examples(
 
 
 def _data_set(
-    records: Iterable[tuple[str | None, Record | Rejected]], find_image: FindImage, settings: Data, seed: int
+    records: Iterable[tuple[str | None, Record | Rejected]],
+    find_image: FindAnyImage,
+    settings: Data,
+    seed: int,
 ) -> DataSet:
     """Return the data set of records, each with the part that its file gives, or None."""
     splits = (None, *SPLITS, *([VALIDATION] if settings.validation == "published" else []))
@@ -149,7 +152,7 @@ def _data_set(
 
 def _read_rows(
     records: Iterable[tuple[str | None, Record | Rejected]],
-    find_image: FindImage,
+    find_image: FindAnyImage,
     splits: Sequence[str | None],
 ) -> tuple[list[_Row], list[Rejected]]:
     """Return the rows of records whose split is among `splits`, and the invalid records."""
@@ -240,7 +243,7 @@ def _single(root: Path) -> Path:
 
 
 def _rows(
-    record: Record, split: str | None, find_image: FindImage, splits: Sequence[str | None]
+    record: Record, split: str | None, find_image: FindAnyImage, splits: Sequence[str | None]
 ) -> list[_Row] | Rejected:
     """Return the examples of a record, none if its split is not among `splits`."""
     try:
@@ -249,10 +252,7 @@ def _rows(
             raise InvalidRecord(f'split is {quoted(own)}, not "train", "{VALIDATION}" or "test"')
         if own not in splits:
             return []
-        if is_conversation(record.values):
-            examples = _conversation_examples(record, find_image)
-        else:
-            examples = [_single_example(record, find_image)]
+        examples = examples_of_record(record, find_image)
     except InvalidRecord as reason:
         return record.rejected(str(reason))
     return [_Row(record, example, own) for example in examples]
@@ -266,93 +266,6 @@ def _with_unique_id(row: _Row, ids: set[str]) -> _Row:
         name += "'"
     ids.add(name)
     return row if name == example.id else replace(row, example=replace(example, id=name))
-
-
-def _conversation_examples(record: Record, find_image: FindImage) -> list[Example]:
-    """Return an example for every answer of a conversation that is to be learned."""
-    values = record.values
-    conversation = read_conversation(values, find_image)
-    options, own_text = _options(values), text(values, "text")
-    name = _id(record)
-    images = [image for turn in conversation.turns for image in turn.pictures]
-    simple = _is_simple(conversation.turns)
-    examples: list[Example] = []
-    for number, (turn, learned) in enumerate(zip(conversation.turns, conversation.learned, strict=True), 1):
-        if learned:
-            examples.append(
-                replace(
-                    _bare_example(record, turn.user, turn.answer, options),
-                    id=name if len(conversation.turns) == 1 else f"{name}#{number}",
-                    image=images[0] if images else None,
-                    text=own_text,
-                    turns=() if simple else conversation.turns[:number],
-                    system=conversation.system,
-                )
-            )
-    return examples
-
-
-def _single_example(record: Record, find_image: FindImage) -> Example:
-    values = record.values
-    question, answer = required(values, "question"), required(values, "answer")
-    options, own_text, names = _options(values), text(values, "text"), image_names(values)
-    if not names and own_text is None:
-        raise InvalidRecord("neither image nor text")
-    if len(names) > 1 or (names and MARK.search(question)):
-        others = {key: value for key, value in values.items() if key not in TURN_LIST_KEYS}
-        turns = read_conversation(
-            {**others, "messages": [_message("user", question), _message("assistant", answer)]}, find_image
-        ).turns
-        image, question = turns[0].pictures[0], turns[0].user
-        turns = () if _is_simple(turns) else turns
-    else:
-        turns, image = (), find_image(names[0]) if names else None
-    example = _bare_example(record, question, answer, options)
-    return replace(example, id=_id(record), image=image, text=own_text, turns=turns)
-
-
-def _is_simple(turns: Sequence[Turn]) -> bool:
-    """Return whether a conversation is a single question with at most one image, which comes first."""
-    return len(turns) == 1 and len(turns[0].pictures) < 2 and not any(turns[0].places)
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _id(record: Record) -> str:
-    return text_or_integer(record.values, "id") or f"{record.file}:{record.number}"
-
-
-def _bare_example(record: Record, question: str, answer: str, options: tuple[str, ...]) -> Example:
-    """Return an example without id, image and text; its answer has the spelling of its option."""
-    label = next(
-        (index for index, option in enumerate(options) if normalized_text(option) == normalized_text(answer)),
-        None,
-    )
-    if options and label is None:
-        raise InvalidRecord(f"answer {quoted(answer)} is not among the options")
-    answer = answer if label is None else options[label]
-    return Example(
-        id="",
-        question=question,
-        answer=answer,
-        label=label,
-        group=text_or_integer(record.values, "group") or (answer if options else None),
-        options=options,
-        task="choice" if options else "vqa",
-        place=record.place,
-    )
-
-
-def _options(values: dict[str, Any]) -> tuple[str, ...]:
-    value = values.get("options") or []
-    if not isinstance(value, list):
-        raise InvalidRecord(f"options is {json_type(value)}, not a list")
-    options = tuple(required({"an option": option}, "an option") for option in value)
-    if len(options) == 1 or len(set(map(normalized_text, options))) < len(options):
-        raise InvalidRecord("options must be at least two distinct strings")
-    return options
 
 
 def _common_options(rows: Sequence[_Row]) -> dict[str, str]:

@@ -35,11 +35,15 @@ MARK = "\0image "
 """The beginning of the texts that stand for images in records until they are replaced."""
 
 
+FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+"""Endings of files of records."""
+
+
 def is_python_data(value: Any) -> bool:
-    """Return whether a value is data, and not the settings of data or their name."""
-    return not isinstance(value, Mapping) and (
-        isinstance(value, Sequence | Path) or _table_rows(value) is not None
-    )
+    """Return whether a value is data, and not the settings of data; a text is data if it is a path."""
+    if isinstance(value, str):
+        return value.lower().endswith(FILES) or Path(value).is_dir()
+    return isinstance(value, list | tuple | Path) or _table_rows(value) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +172,9 @@ def _file_rows(path: Path) -> Iterable[Any]:
     """Return the rows of a file; images in it are relative to its folder."""
     if not path.is_file():
         raise UserError(f"data: {path} does not exist; expected {KINDS}")
-    if path.suffix.lower() == ".parquet":
-        rows: Iterable[Any] = _parquet_rows(path)
-    elif path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json"):
-        rows = read_records(path)
-    else:
+    if path.suffix.lower() not in FILES:
         raise UserError(f"data: {path}: files of this kind are not read; expected {KINDS}")
+    rows: Iterable[Any] = _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_records(path)
     return (_beside(path.parent, row) for row in rows)
 
 

@@ -22,8 +22,11 @@ _ESCAPES = (
     (re.compile(r"(^|/)\.\.(/|$)"), "leaves the folder"),
 )
 
-FindImage = Callable[[str], LazyImage]
-"""Name of an image in a record → the image; raises `InvalidRecord`."""
+FindImage = Callable[[str], FileImage]
+"""Name of an image file in a record → the image; raises `InvalidRecord`."""
+
+FindAnyImage = Callable[[str], LazyImage]
+"""Name of an image in a record, whether it is in a file or in memory → the image; raises `InvalidRecord`."""
 
 
 class InvalidRecord(Exception):

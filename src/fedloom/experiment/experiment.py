@@ -62,6 +62,7 @@ class Experiment(ExperimentBase):
     """
 
     def __init__(self, **values: Any) -> None:
+        values = with_given_data(values)
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -70,11 +71,6 @@ class Experiment(ExperimentBase):
 
     # So that pydantic, which validates documents too, does not call it.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _data_as_plugin(cls, value: Any) -> Any:
-        return with_given_data(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -17,11 +17,11 @@ RECORDS = "records"
 """The key of the section `data` under which a value may stand beside settings such as `test_share`."""
 
 
-def with_given_data(value: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_given_data(value: dict[str, Any]) -> dict[str, Any]:
     """Return the values of an experiment in which data that are a Python value have become a plug-in.
 
     Args:
-        value: The values, whose `data` are a section, or data in a form of `fedloom.data.python_data.KINDS`, or a section with
+        value: The values that Python gives, whose `data` are a section, or data in a form of `fedloom.data.python_data.KINDS`, or a section with
             such data under "records".
     """
     data, settings = value.get("data"), dict[str, Any]()

@@ -249,6 +249,8 @@ def _round(line: Mapping[str, Any]) -> RoundFigures:
 
 def _client(row: Mapping[str, Any], methods: Mapping[str, Any]) -> ClientFigures:
     client = int(row["id"])
-    counts = (int(number(row, name) or 0) for name in ("size", "both", "image_only", "text_only"))
+    size, both, image_only, text_only = (
+        int(number(row, name) or 0) for name in ("size", "both", "image_only", "text_only")
+    )
     scores = {method: number(at(scores, "clients"), client) for method, scores in methods.items()}
-    return ClientFigures(client, row.get("group"), *counts, scores)
+    return ClientFigures(client, row.get("group"), size, both, image_only, text_only, scores)

@@ -49,13 +49,13 @@ def model_card(
     """
     experiment, plan = context.experiment, read_json(context.folder / PLAN)
     result = read_sealed(context.folder / METHODS / question.method / RESULT)
-    lines = _lines(context.folder / RECORD, question.method)
+    lines = _lines(context.folder / RECORD, question)
     return "\n".join(
         [
             *_head(experiment, context, base, merged),
             *_introduction(context, question, base, merged, rank),
             *_training(experiment, question, lines),
-            *_clients(plan, lines),
+            *_clients(plan, lines, question.client if _trained_alone(lines) else None),
             *_excluded(lines),
             *_data(context, plan),
             *_scores(context, result["scores"], question),
@@ -85,7 +85,7 @@ def _introduction(
     yield f"This is {whose} after training with {question.method}, made by fedloom {__version__}.\n"
     yield f"* **Base model:** `{experiment.model.path}`, SHA-256 `{identity.get('base model', 'unknown')}`"
     if not merged:
-        yield f"* **Loaded from:** `{base}`; if it has moved, give its place to `from_pretrained` of the base model"
+        yield f"* **Loaded from:** `{base}` (a folder is that of the machine on which the run was made)"
     lora = context.tuned.stage.lora
     if lora is not None and not merged:
         form = f"LoRA of rank {rank or lora.rank}, trained with rank {lora.rank}"
@@ -109,16 +109,18 @@ def _training(
     yield "\n## Training\n"
     for name in names:
         yield f"* **{name}:** {one_line(experiment.entries[name].about)}"
-    yield f"* **Rounds:** {len({(line.get('client'), line['round']) for line in lines})}"
+    clients = "" if _trained_alone(lines) else f"{train.cohort or 'all'} clients, "
+    epochs = f"{train.epochs} epoch{'s' * (train.epochs != 1)}"
+    yield f"* **Rounds:** {len(lines)}"
     yield (
-        f"* **In each round:** {train.cohort or 'all'} clients, {train.epochs} epoch(s), batches of {train.batch_size}, "
+        f"* **In each round:** {clients}{epochs}, batches of {train.batch_size}, "
         f"{train.optimizer}, learning rate {train.lr:g}"
     )
     yield f"* **Seed:** {experiment.seed}; experiment digest `{experiment.digest}`"
 
 
-def _clients(plan: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what each client held, and in how many rounds its update was used."""
+def _clients(plan: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], alone: int | None) -> Iterator[str]:
+    """Yield what each client held, and in how many rounds its update was used; only of the client `alone` if it is given."""
     used = Counter(
         one["client"]
         for line in lines
@@ -126,7 +128,11 @@ def _clients(plan: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Ite
         if one["client"] not in {refused["client"] for refused in line.get("refused") or ()}
     )
     rows = plan.get("clients") or []
-    yield f"\n## Clients\n\n{plan.get('count', len(rows))} clients.\n"
+    if alone is None:
+        yield f"\n## Clients\n\n{plan.get('count', len(rows))} clients.\n"
+    else:
+        rows = [row for row in rows if row["id"] == alone]
+        yield f"\n## Clients\n\nClient {alone} trained alone.\n"
     yield "| client | examples | image and text | image only | text only | rounds with an accepted update |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for row in rows[:LISTED]:
@@ -164,13 +170,15 @@ def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) 
     count = int(counts[-1].get("test") or 0) if counts else 0
     mean = isinstance(scores.get("best"), int | float)
     yield "\n## Scores\n"
-    yield f"On {count} test examples" + (", mean over the clients' own models." if mean else ".")
+    where = f"On {count} test examples" if count else "On the test examples of the sites"
+    yield where + (", mean over the clients' own models." if mean else ".")
     yield "Intervals are 95 % Wilson intervals of one run, over test examples alone.\n"
     yield "| modalities | score | value | 95 % interval |\n| --- | --- | ---: | ---: |"
     for part, values in (scores.get("slices") or {}).items():
+        one_task = len(values.get("tasks") or ()) == 1  # otherwise a score is a mean over tasks
         for name, value in values.items():
             if isinstance(value, int | float) and not name.endswith("_published"):
-                ends = interval(value, count) if name in SHARES and count and not mean else None
+                ends = interval(value, count) if name in SHARES and count and one_task and not mean else None
                 shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
                 yield f"| {part} | {name} | {value:.3f} | {shown} |"
     if (
@@ -182,11 +190,20 @@ def _scores(context: RunContext, scores: Mapping[str, Any], question: Question) 
     yield ""
 
 
-def _lines(record: Path, method: str) -> list[Mapping[str, Any]]:
-    """Return the lines of a method's rounds; of a round that was repeated after a crash, only the last line."""
+def _lines(record: Path, question: Question) -> list[Mapping[str, Any]]:
+    """Return the lines of the rounds in which a model was trained; of a repeated round, only the last line.
+
+    If each client trained alone, these are the rounds of the model's client.
+    """
     rounds = {
         (line.get("client"), line["round"]): line
         for _, line in read_lines(record)
-        if line["kind"] == "round" and line["method"] == method
+        if line["kind"] == "round"
+        and line["method"] == question.method
+        and line.get("client") in (None, question.client)
     }
     return list(rounds.values())
+
+
+def _trained_alone(lines: Sequence[Mapping[str, Any]]) -> bool:
+    return any(line.get("client") is not None for line in lines)

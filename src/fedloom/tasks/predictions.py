@@ -150,7 +150,7 @@ def read_predictions(file: Path) -> Iterator[Prediction]:
                 except (UnicodeDecodeError, TypeError, KeyError):
                     raise UserError(f"{file}, line {number}: not a prediction of a run") from None
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; runs of fedloom before 0.3 wrote no predictions") from None
+        raise UserError(f"{file} is missing; runs of earlier versions have no predictions") from None
 
 
 def _prediction(value: Mapping[str, Any]) -> Prediction:
