@@ -110,7 +110,7 @@ def test_a_run_keeps_the_prediction_beside_what_was_measured(tiny_model: Path, t
 def test_clients_are_grouped_by_what_they_see(tiny_model: Path) -> None:
     plan = plan_run(small(tiny_model, scenario={"clients": 4, "pattern": "cross"}))
     assert {one.modalities: one.clients for one in plan.classes} == {"image": 2, "text": 2}
-    image, text = sorted(plan.classes, key=lambda one: one.modalities)
+    image, _ = sorted(plan.classes, key=lambda one: one.modalities)
     assert set(image.memory) == {"weights", "adapter", "gradients", "optimizer", "activations"}
     assert image.memory["adapter"] == 4 * plan.trained
     assert image.memory["optimizer"] == 2 * image.memory["adapter"], "AdamW has two moments"

@@ -11,6 +11,7 @@ import typer
 from fedloom.cli.cache_command import cache
 from fedloom.cli.data_command import data
 from fedloom.cli.federation_commands import doctor, keys, server, site
+from fedloom.cli.init_command import init
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
 from fedloom.cli.options import (
@@ -32,6 +33,7 @@ from fedloom.cli.options import (
 )
 from fedloom.cli.parity_command import parity
 from fedloom.cli.plan_command import plan
+from fedloom.cli.runs_command import runs
 from fedloom.cli.show_result import show_result
 from fedloom.cli.split_command import split
 from fedloom.cli.sweep_commands import report_sweep, sweep, validate_grid
@@ -208,6 +210,8 @@ def _check_run(folder: Path) -> None:
 
 app.command()(sweep)
 app.command()(plan)
+app.command()(runs)
+app.command()(init)
 
 
 @app.command()
@@ -215,21 +219,29 @@ def validate(
     recipe: Recipe,
     changes: Changes = None,
     plugins: PluginFiles = None,
+    syntax: Annotated[
+        bool,
+        typer.Option("--syntax", help="Check the keys alone, not whether data, model and disk are there."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check an experiment without running it; --json prints it with all defaults."""
+    """Check an experiment, its data, model, device and disk without running it; --json prints it with all defaults."""
     with report_errors(debug):
         from fedloom.experiment.recipes import load_experiment, sweep_keys
         from fedloom.runs.run_folder import default_folder
 
         if keys := sweep_keys(recipe):
-            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys)
+            validate_grid(recipe, changes or (), plugins or (), as_json, quick="quick" in keys, syntax=syntax)
             return
         experiment = load_experiment(recipe, changes or (), plugins or ())
         if as_json:
             echo(experiment.to_json(), nl=False)
         else:
+            if not syntax:
+                from fedloom.runs.check_resources import require_resources
+
+                require_resources([(experiment, default_folder(experiment))])
             echo(f"{recipe} is valid; it would run in {default_folder(experiment)}")
 
 

@@ -155,7 +155,7 @@ def predict(
         choice.workers,
         program + sum(weights.values()) + choice.rows * choice.workers * own,
         sent,
-        _disk(experiment, site, trains),
+        disk_bytes(experiment, site),
         _seconds(experiment, site, data, plan, class_of, choice, speed),
     )
 
@@ -315,7 +315,7 @@ def _choice(experiment: Experiment, site: Site, classes: Iterable[ClientClass], 
     return choice
 
 
-def _disk(experiment: Experiment, site: Site, methods: Sequence[str]) -> int:
+def disk_bytes(experiment: Experiment, site: Site) -> int:
     """Return the bytes of checkpoints, of clients' memories and of the adapter."""
     values, total = 4 * site.tuned.layout.size, 0
     clients = experiment.scenario.clients
@@ -328,7 +328,7 @@ def _disk(experiment: Experiment, site: Site, methods: Sequence[str]) -> int:
         total += int(CHECKPOINTS * slots * values * (clients if name == "local" else 1))
         personal = site.method(name).stages[-1].parts.personal.count
         total += 2 * 4 * personal * clients if method.federated else 0
-    return total + values * bool(methods)
+    return total + values * (experiment.exported is not None)
 
 
 def _seconds(
