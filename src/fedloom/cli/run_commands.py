@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from fedloom.cli.cache_command import cache
 from fedloom.cli.data_command import data
 from fedloom.cli.federation_commands import doctor, keys, server, site
+from fedloom.cli.follow_commands import live, watch
 from fedloom.cli.init_command import init
 from fedloom.cli.list_command import list_
 from fedloom.cli.models_command import models
@@ -41,6 +43,15 @@ from fedloom.system.errors import UserError
 from fedloom.system.garbage_collection import without_garbage_collection
 from fedloom.system.signals import exit_code
 from fedloom.version import __version__
+
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Keep figures with tensorboard, wandb (offline) or mlflow (local files) too; may be repeated.",
+    ),
+]
 
 if TYPE_CHECKING:
     from fedloom.experiment.experiment import Experiment
@@ -82,6 +93,7 @@ def run(
     backend: Backend = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME-DIGEST.")] = None,
     rerun: Rerun = False,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -118,7 +130,7 @@ def run(
             raise UserError(
                 f"{folder} holds this experiment, interrupted or still running; continue it with `fedloom resume {shlex.join(words)}`"
             )
-        _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished")
+        _run_and_show(folder, quiet, as_json, experiment, finished=state == "finished", track=track or ())
 
 
 @app.command()
@@ -170,16 +182,22 @@ def verify(
 
 
 def _run_and_show(
-    folder: Path, quiet: bool, as_json: bool, experiment: Experiment, *, finished: bool
+    folder: Path,
+    quiet: bool,
+    as_json: bool,
+    experiment: Experiment,
+    *,
+    finished: bool,
+    track: Sequence[str] = (),
 ) -> None:
     """Run an experiment, or continue it, and show its result."""
-    result = _run(folder, quiet, experiment)
+    result = _run(folder, quiet, experiment, track)
     if finished:
         print_error(f"{folder} is finished; use --rerun to run it again, or --out to use another folder")
     show_result(result, folder, as_json)
 
 
-def _run(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
+def _run(folder: Path, quiet: bool, experiment: Experiment, track: Sequence[str]) -> dict[str, Any]:
     """Run an experiment, or continue it if its folder holds a part of it."""
     from fedloom.system.progress import make_progress
 
@@ -188,7 +206,13 @@ def _run(folder: Path, quiet: bool, experiment: Experiment) -> dict[str, Any]:
         with without_garbage_collection():
             from fedloom.runs.single_run import run_experiment
 
-        return run_experiment(experiment, folder, progress)
+        if not track:
+            return run_experiment(experiment, folder, progress)
+        from fedloom.runs.followers import open_trackers
+
+        settings = {"seed": experiment.seed, "methods": ", ".join(experiment.methods)}
+        with open_trackers(track, folder, settings) as followers:
+            return run_experiment(experiment, folder, progress, followers=followers)
     except KeyboardInterrupt as stop:
         progress.close()
         started = (folder / "experiment.json").is_file()
@@ -211,6 +235,8 @@ def _check_run(folder: Path) -> None:
 app.command()(sweep)
 app.command()(plan)
 app.command()(runs)
+app.command()(watch)
+app.command()(live)
 app.command()(init)
 
 

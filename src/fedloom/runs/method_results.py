@@ -215,6 +215,7 @@ def _global_scores(
     context: RunContext, models: Mapping[int | None, Question], name: str, rounds: Rounds
 ) -> dict[str, Any]:
     """Score the global model."""
+    _begin_evaluation(context, name, 1)
     return _scores(context, models, name, rounds)[0]
 
 
@@ -224,12 +225,18 @@ def _own_scores(
     """Score each client's own model: the mean over clients, the best and the worst."""
     scores: list[dict[str, Any]] = []
     together = SCORED_TOGETHER if context.tuned.stackable else 1
+    _begin_evaluation(context, name, -(-len(models) // together))
     for start in range(0, len(models), together):
         scores += _scores(context, dict(list(models.items())[start : start + together]), name, rounds)
     headlines = [value for model in scores if (value := headline(model)) is not None]
     own = score_own_models(scores)
     mean = _mean_of([{key: value for key, value in model.items() if key not in own} for model in scores])
     return {**mean, **own, "best": max(headlines, default=None), "worst": min(headlines, default=None)}
+
+
+def _begin_evaluation(context: RunContext, name: str, passes: int) -> None:
+    """Begin the stage in which a method's final models answer the test set, in a number of passes over its slices."""
+    context.progress.stage(f"{name}, evaluation", passes * max(1, len(slices_of(context.data.test))))
 
 
 def _mean_of(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -261,8 +268,7 @@ def _scores(
     If the server has no test part, the sites score the global model on their own.
     """
     if not context.data.test and isinstance(context.remote, Federation):
-        if name == "zero-shot":
-            context.progress.advance(1)
+        context.progress.advance(1)
         clients = clients_by_site(context.plan, context.data.train)
         return [
             combine_site_scores(
@@ -274,8 +280,7 @@ def _scores(
         of_part = answer_test(context, models, name, rounds, part)
         for by_slice, own in zip(answers, of_part, strict=True):
             by_slice[part] = own
-        if name == "zero-shot":
-            context.progress.advance(1)
+        context.progress.advance(1)
     data, plan = context.data, context.plan
     return [
         score_model(data.train, data.test, plan, by_slice, context.judge, context.metrics)
