@@ -239,19 +239,11 @@ def mlflow_value(folder: Path) -> float:
 
 
 def wandb_value(folder: Path) -> float:
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
+    """Its file holds the key and the value as JSON, a few bytes apart."""
     (file,) = folder.rglob("*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            if "fedavg/loss" in (item.key, *item.nested_key):
-                return json.loads(item.value_json)
-    raise AssertionError("the value is not in the file")
+    found = re.search(rb"fedavg/loss.{1,4}?(0\.\d+)", file.read_bytes(), re.DOTALL)
+    assert found is not None
+    return float(found[1])
 
 
 READ = {"tensorboard": tensorboard_value, "wandb": wandb_value, "mlflow": mlflow_value}

@@ -112,7 +112,14 @@ def _wandb(
 ) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would send errors to its makers
     wandb = importlib.import_module("wandb")
-    run = wandb.init(mode="offline", project="fedloom", name=name, dir=str(folder), config=dict(settings))
+    run = wandb.init(
+        mode="offline",
+        project="fedloom",
+        name=name,
+        dir=str(folder),
+        config=dict(settings),
+        settings=wandb.Settings(silent=True),
+    )
 
     def log(figures: dict[str, float], step: int) -> None:
         run.log({**figures, "round": step})  # its own steps only count calls

@@ -38,7 +38,8 @@ def installation_checks(folder: Path) -> list[Check]:
 
 
 def _python() -> list[Check]:
-    wanted = metadata.metadata("fedloom").get("Requires-Python") or ""
+    fields = metadata.metadata("fedloom")
+    wanted = fields["Requires-Python"] if "Requires-Python" in fields else ""
     version = platform.python_version()
     system = f"{platform.system()} {platform.machine()}"
     return [Check(satisfies(version, wanted), f"Python {version} ({system}); needed: {wanted}")]
