@@ -22,7 +22,6 @@ from fedloom.runs.resource_plan import (
     BASELINES_TRAINED,
     ClientClass,
     ResourcePlan,
-    longest,
     machine_speed,
     predict,
 )
