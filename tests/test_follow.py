@@ -21,6 +21,7 @@ from fedloom.cli.run_commands import app
 from fedloom.run_log import RunLog
 from fedloom.runs.follow import progress_of, status_lines
 from fedloom.runs.followers import TRACKERS, figures_of, follow_with, open_trackers
+from fedloom.runs.run_lock import open_run_folder
 from fedloom.runs.single_run import run_experiment
 from fedloom.system.errors import UserError
 from fedloom.system.live_server import live_server
@@ -112,6 +113,13 @@ def test_a_sweep_and_a_site_have_a_state(followed: Any, tmp_path: Path) -> None:
     site.mkdir()
     (site / "left-this-site.jsonl").write_text('{"bytes": 5}\n{"bytes": 7}\n')
     assert (progress_of(site)["messages"], progress_of(site)["bytes"]) == (2, 12)
+
+
+def test_a_run_that_still_loads_its_model_is_shown(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path / "mine"):
+        state = progress_of(tmp_path / "mine")
+    assert not state["finished"] and state["methods"] == {}
+    assert list(status_lines(state)) == ["run mine: not finished"]
 
 
 def test_watch_prints_and_ends_with_the_run(followed: Any, tmp_path: Path) -> None:

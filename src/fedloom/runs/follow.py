@@ -10,8 +10,9 @@ from typing import Any
 
 from fedloom.system.errors import UserError
 from fedloom.system.json_files import read_json
+from fedloom.system.manifest import LOCK
 
-RECORD, SWEEP, DEPARTED = "record.jsonl", "sweep.json", "left-this-site.jsonl"
+RECORD, EXPERIMENT, SWEEP, DEPARTED = "record.jsonl", "experiment.json", "sweep.json", "left-this-site.jsonl"
 RECENT = 8
 """Messages that are shown."""
 
@@ -29,10 +30,11 @@ def progress_of(folder: Path) -> dict[str, Any]:
     """
     if (folder / SWEEP).is_file():
         return _sweep(folder)
-    if (folder / RECORD).is_file() or (folder / "experiment.json").is_file():
-        return _run(folder)
     if (folder / DEPARTED).is_file():
         return _site(folder)
+    # A run that still loads its data and model has locked its folder and written nothing.
+    if any((folder / name).is_file() for name in (RECORD, EXPERIMENT, LOCK)):
+        return _run(folder)
     raise UserError(f"{folder} holds no run, sweep or site; give the folder that --out named")
 
 
@@ -49,7 +51,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _run(folder: Path) -> dict[str, Any]:
     experiment: Mapping[str, Any] = {}
     with suppress(UserError):
-        experiment = read_json(folder / "experiment.json")
+        experiment = read_json(folder / EXPERIMENT)
     methods: dict[str, dict[str, Any]] = {}
     notes, finished = list[str](), False
     for line in _lines(folder / RECORD):

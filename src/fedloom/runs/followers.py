@@ -95,9 +95,7 @@ class Tracker(NamedTuple):
 def _tensorboard(
     folder: Path, name: str, settings: Mapping[str, Any]
 ) -> tuple[Callable[[dict[str, float], int], None], Callable[[], Any]]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder / name))
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder / name))
 
     def log(figures: dict[str, float], step: int) -> None:
         for key, value in figures.items():
